@@ -72,8 +72,6 @@ type Blob struct {
 	Created time.Time         `json:"created"`
 	Updated time.Time         `json:"updated"`
 	Labels  map[string]string `json:"labels,omitempty"`
-	// DiffID is what the blob was seen to decompress to in this root; empty while nobody looked.
-	DiffID digest.Digest `json:"diffID,omitempty"`
 }
 
 // Layer is an unpacked layer or a fix-up under layers/<Dir>.

@@ -1,0 +1,144 @@
+package metadata
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+)
+
+// Check reports every broken invariant of the file: pages, records without holders, holds without records, indexes that
+// disagree, images and snapshots whose closure has gaps. Each fault is of class errdefs.ErrDataLoss.
+func (db *DB) Check(report func(error)) error {
+	fault := func(format string, args ...any) {
+		report(fmt.Errorf("metadata: "+format+": %w", append(args, errdefs.ErrDataLoss)...))
+	}
+	return db.bolt.View(func(btx *bolt.Tx) error {
+		for err := range btx.Check() {
+			fault("%v", err)
+		}
+		tx := &Tx{bolt: btx}
+		tx.checkNodes(fault)
+		tx.checkHolds(fault)
+		tx.checkImages(fault)
+		tx.checkSnapshots(fault)
+		return nil
+	})
+}
+
+type faultFunc func(format string, args ...any)
+
+func (tx *Tx) checkNodes(fault faultFunc) {
+	for _, k := range []Kind{KindBlob, KindLayer, KindRootfs, KindSnapshot} {
+		for _, key := range tx.Keys(k, "", -1) {
+			if len(tx.Holders(Node{k, key})) == 0 {
+				fault("%s %s: record without a holder", k, key)
+			}
+			var err error
+			switch k {
+			case KindBlob:
+				err = tx.get(bucketBlobs, "blob", key, &Blob{})
+			case KindLayer:
+				_, err = tx.Layer(key)
+			case KindRootfs:
+				err = tx.get(bucketRootfs, "rootfs", key, &Rootfs{})
+			case KindSnapshot:
+				_, err = tx.Snapshot(key)
+			}
+			if err != nil {
+				fault("%v", err)
+			}
+		}
+	}
+}
+
+func (tx *Tx) checkHolds(fault faultFunc) {
+	for _, key := range pageOf(tx.bolt.Bucket(bucketHolds), nil, "", -1) {
+		p := strings.SplitN(key, "\x00", 3)
+		if len(p) != 3 {
+			fault("hold %q: malformed", key)
+			continue
+		}
+		n := Node{Kind(p[1]), p[2]}
+		if nodeBuckets[n.Kind] == nil || !tx.has(n) {
+			fault("%s %s: record is lost, held by %s", n.Kind, n.Key, p[0])
+		}
+		if !exists(tx.bolt.Bucket(bucketHeld).Cursor(), join(p[1], p[2], p[0])) {
+			fault("%s %s: hold of %s is not in the index by node", p[1], p[2], p[0])
+		}
+		tx.checkHolder(Holder(p[0]), fault)
+	}
+	for _, key := range pageOf(tx.bolt.Bucket(bucketHeld), nil, "", -1) {
+		p := strings.Split(key, "\x00")
+		if len(p) != 3 || !exists(tx.bolt.Bucket(bucketHolds).Cursor(), join(p[2], p[0], p[1])) {
+			fault("held %q: not in the index by holder", key)
+		}
+	}
+}
+
+// checkHolder reports a holder whose own record is lost.
+func (tx *Tx) checkHolder(h Holder, fault faultFunc) {
+	kind, name, _ := strings.Cut(string(h), "/")
+	var bucket []byte
+	switch kind {
+	case "image":
+		bucket = bucketImages
+	case "snapshot":
+		bucket = bucketSnapshots
+	case "pull":
+		bucket = bucketPulls
+	default:
+		return
+	}
+	if tx.bolt.Bucket(bucket).Get([]byte(name)) == nil {
+		fault("holder %s: record is lost", h)
+	}
+}
+
+func (tx *Tx) checkImages(fault faultFunc) {
+	images, err := tx.Images("", -1)
+	if err != nil {
+		fault("%v", err)
+	}
+	for _, i := range images {
+		h := ImageHolder(i.Ref)
+		want := []Node{BlobNode(i.Target.Digest)}
+		for _, p := range i.Platforms {
+			want = append(want, BlobNode(p.Manifest.Digest), BlobNode(p.Config.Digest))
+			for _, l := range p.Layers {
+				want = append(want, BlobNode(l.Digest))
+			}
+			if p.Rootfs {
+				want = append(want, RootfsNode(p.Manifest.Digest))
+			}
+		}
+		for _, n := range want {
+			if !tx.Holds(h, n) {
+				fault("image %s: does not hold %s %s", i.Ref, n.Kind, n.Key)
+			}
+		}
+	}
+}
+
+func (tx *Tx) checkSnapshots(fault faultFunc) {
+	for _, key := range tx.Keys(KindSnapshot, "", -1) {
+		s, err := tx.Snapshot(key)
+		if err != nil {
+			continue // reported by checkNodes
+		}
+		if s.Parent != "" {
+			if !tx.has(SnapshotNode(s.Parent)) {
+				fault("snapshot %s: parent %s is lost", key, s.Parent)
+			}
+			if !exists(tx.bolt.Bucket(bucketChildren).Cursor(), join(s.Parent, key)) {
+				fault("snapshot %s: not in the index of %s's children", key, s.Parent)
+			}
+		}
+		for _, l := range []string{s.Layer, s.Fixup, s.Root} {
+			if l != "" && l != NoFixup && !tx.Holds(SnapshotHolder(key), LayerNode(l)) {
+				fault("snapshot %s: does not hold layer %s", key, l)
+			}
+		}
+	}
+}

@@ -1,0 +1,177 @@
+package metadata
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Hold keeps n for h; holding twice is holding once. errdefs.ErrNotFound when n has no record.
+func (tx *Tx) Hold(h Holder, n Node) error {
+	if err := checkName("holder", string(h)); err != nil {
+		return err
+	}
+	if !tx.has(n) {
+		return fmt.Errorf("%s %s: %w", n.Kind, n.Key, errdefs.ErrNotFound)
+	}
+	if tx.Holds(h, n) {
+		return nil
+	}
+	if err := tx.bolt.Bucket(bucketHolds).Put(join(string(h), string(n.Kind), n.Key), nil); err != nil {
+		return err
+	}
+	return tx.bolt.Bucket(bucketHeld).Put(join(string(n.Kind), n.Key, string(h)), nil)
+}
+
+// Release ends h's hold of n; the last one deletes the record. errdefs.ErrNotFound when h does not hold n, and
+// errdefs.ErrFailedPrecondition when it is the last hold of a snapshot that has children.
+func (tx *Tx) Release(h Holder, n Node) error {
+	if !tx.Holds(h, n) {
+		return fmt.Errorf("%s %s: not held by %s: %w", n.Kind, n.Key, h, errdefs.ErrNotFound)
+	}
+	if err := tx.bolt.Bucket(bucketHolds).Delete(join(string(h), string(n.Kind), n.Key)); err != nil {
+		return err
+	}
+	if err := tx.bolt.Bucket(bucketHeld).Delete(join(string(n.Kind), n.Key, string(h))); err != nil {
+		return err
+	}
+	if len(tx.Holders(n)) > 0 {
+		return nil
+	}
+	return tx.delete(n)
+}
+
+// delete deletes a record that nobody holds, and what hangs on it.
+func (tx *Tx) delete(n Node) error {
+	if n.Kind == KindSnapshot {
+		if err := tx.unlinkSnapshot(n.Key); err != nil {
+			return err
+		}
+	}
+	if err := tx.bolt.Bucket(nodeBuckets[n.Kind]).Delete([]byte(n.Key)); err != nil {
+		return err
+	}
+	return tx.dropPairs(n)
+}
+
+// ReleaseAll ends all holds of h.
+func (tx *Tx) ReleaseAll(h Holder) error {
+	for _, k := range []Kind{KindSnapshot, KindRootfs, KindLayer, KindBlob} {
+		for _, key := range tx.Held(h, k, "", -1) {
+			if err := tx.Release(h, Node{k, key}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// MoveHolds gives all that from holds to to.
+func (tx *Tx) MoveHolds(from, to Holder) error {
+	for _, k := range []Kind{KindSnapshot, KindRootfs, KindLayer, KindBlob} {
+		for _, key := range tx.Held(from, k, "", -1) {
+			if err := tx.Hold(to, Node{k, key}); err != nil {
+				return err
+			}
+		}
+	}
+	return tx.ReleaseAll(from)
+}
+
+// Holds says whether h holds n.
+func (tx *Tx) Holds(h Holder, n Node) bool {
+	return exists(tx.bolt.Bucket(bucketHolds).Cursor(), join(string(h), string(n.Kind), n.Key))
+}
+
+// exists is needed because bbolt's Get tells an empty value from none only by a nil that Put(nil) also gives back.
+func exists(c interface{ Seek([]byte) ([]byte, []byte) }, key []byte) bool {
+	k, _ := c.Seek(key)
+	return bytes.Equal(k, key)
+}
+
+// Holders lists who holds n.
+func (tx *Tx) Holders(n Node) []Holder {
+	var hs []Holder
+	for _, h := range pageOf(tx.bolt.Bucket(bucketHeld), join(string(n.Kind), n.Key, ""), "", -1) {
+		hs = append(hs, Holder(h))
+	}
+	return hs
+}
+
+// Held returns a page of at most limit (all when negative) keys of the nodes of a kind that h holds, those that follow
+// after; "" is before the first.
+func (tx *Tx) Held(h Holder, k Kind, after string, limit int) []string {
+	return pageOf(tx.bolt.Bucket(bucketHolds), join(string(h), string(k), ""), after, limit)
+}
+
+// AllHolders lists every holder that holds something.
+func (tx *Tx) AllHolders() []Holder {
+	var hs []Holder
+	c := tx.bolt.Bucket(bucketHolds).Cursor()
+	for k, _ := c.First(); k != nil; {
+		h, _, _ := strings.Cut(string(k), "\x00")
+		hs = append(hs, Holder(h))
+		k, _ = c.Seek([]byte(h + "\x01"))
+	}
+	return hs
+}
+
+// PullLife is how long a pull that nobody renews keeps what it gathered.
+const PullLife = 24 * time.Hour
+
+// lapseGrace is how long after it was first found out of time a pull is let go: a clock that jumped shows itself
+// by then, and a pull that runs has renewed itself.
+const lapseGrace = time.Hour
+
+// Renew records that the pull of ref is alive at now.
+func (tx *Tx) Renew(ref string, now time.Time) error {
+	return tx.put(bucketPulls, "pull", ref, Pull{Ref: ref, Renewed: now})
+}
+
+// EndPull forgets the pull of ref and releases all it holds. It is no error when there is none.
+func (tx *Tx) EndPull(ref string) error {
+	if err := tx.bolt.Bucket(bucketPulls).Delete([]byte(ref)); err != nil {
+		return err
+	}
+	return tx.ReleaseAll(PullHolder(ref))
+}
+
+// Pulls lists the pulls that have neither ended nor lapsed.
+func (tx *Tx) Pulls() ([]Pull, error) {
+	var ps []Pull
+	for _, ref := range pageOf(tx.bolt.Bucket(bucketPulls), nil, "", -1) {
+		var p Pull
+		if err := tx.get(bucketPulls, "pull", ref, &p); err != nil {
+			return nil, err
+		}
+		ps = append(ps, p)
+	}
+	return ps, nil
+}
+
+// Lapse ends the pulls that were not renewed for PullLife before now. A jump of the clock ends nothing at once: a pull
+// is only marked the first time, and ended when it is still out of time an hour later.
+func (tx *Tx) Lapse(now time.Time) error {
+	ps, err := tx.Pulls()
+	if err != nil {
+		return err
+	}
+	for _, p := range ps {
+		switch {
+		case now.Sub(p.Renewed) <= PullLife:
+			continue
+		case p.Lapsed.IsZero() || now.Before(p.Lapsed):
+			p.Lapsed = now
+			err = tx.put(bucketPulls, "pull", p.Ref, p)
+		case now.Sub(p.Lapsed) > lapseGrace:
+			err = tx.EndPull(p.Ref)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+package metadata
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	bolt "go.etcd.io/bbolt"
+)
+
+// maxName bounds the names that others choose: snapshot keys and references. bbolt takes keys of 32 KiB.
+const maxName = 8 << 10
+
+// Tx reads and writes records. It is valid only inside View or Update.
+type Tx struct {
+	bolt    *bolt.Tx
+	touched map[Node]bool // nodes that this transaction wrote; nil in a read transaction
+}
+
+// checkName refuses names that can't be keys: empty, too long, or with the NUL that joins index keys.
+func checkName(what, name string) error {
+	if name == "" || len(name) > maxName || strings.IndexByte(name, 0) >= 0 {
+		return fmt.Errorf("%s %.100q: not a name: %w", what, name, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func (tx *Tx) get(bucket []byte, what, key string, into any) error {
+	v := tx.bolt.Bucket(bucket).Get([]byte(key))
+	if v == nil {
+		return fmt.Errorf("%s %s: %w", what, key, errdefs.ErrNotFound)
+	}
+	if err := json.Unmarshal(v, into); err != nil {
+		return fmt.Errorf("%s %s: record: %w: %w", what, key, err, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+func (tx *Tx) put(bucket []byte, what, key string, record any) error {
+	if err := checkName(what, key); err != nil {
+		return err
+	}
+	v, err := json.Marshal(record)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", what, key, err)
+	}
+	return tx.bolt.Bucket(bucket).Put([]byte(key), v)
+}
+
+func (tx *Tx) putNode(n Node, record any) error {
+	tx.touched[n] = true
+	return tx.put(nodeBuckets[n.Kind], string(n.Kind), n.Key, record)
+}
+
+var nodeBuckets = map[Kind][]byte{
+	KindBlob:     bucketBlobs,
+	KindLayer:    bucketLayers,
+	KindRootfs:   bucketRootfs,
+	KindSnapshot: bucketSnapshots,
+}
+
+func (tx *Tx) has(n Node) bool { return tx.bolt.Bucket(nodeBuckets[n.Kind]).Get([]byte(n.Key)) != nil }
+
+// Blob returns the record of a blob, or errdefs.ErrNotFound.
+func (tx *Tx) Blob(d digest.Digest) (b Blob, err error) {
+	return b, tx.get(bucketBlobs, "blob", d.String(), &b)
+}
+
+// PutBlob writes the record of a blob.
+func (tx *Tx) PutBlob(b Blob) error { return tx.putNode(BlobNode(b.Digest), b) }
+
+// Layer returns the record of a layer or fix-up, or errdefs.ErrNotFound.
+func (tx *Tx) Layer(key string) (l Layer, err error) {
+	return l, tx.get(bucketLayers, "layer", key, &l)
+}
+
+// PutLayer writes the record of a layer or fix-up.
+func (tx *Tx) PutLayer(l Layer) error { return tx.putNode(LayerNode(l.Key), l) }
+
+// Rootfs returns the record of an assembled rootfs, or errdefs.ErrNotFound.
+func (tx *Tx) Rootfs(manifest digest.Digest) (r Rootfs, err error) {
+	return r, tx.get(bucketRootfs, "rootfs", manifest.String(), &r)
+}
+
+// PutRootfs writes the record of a rootfs.
+func (tx *Tx) PutRootfs(r Rootfs) error { return tx.putNode(RootfsNode(r.Manifest), r) }
+
+// Image returns the record of a reference, or errdefs.ErrNotFound.
+func (tx *Tx) Image(ref string) (i Image, err error) {
+	return i, tx.get(bucketImages, "image", ref, &i)
+}
+
+// PutImage writes the record of a reference. What it holds is the caller's to Hold.
+func (tx *Tx) PutImage(i Image) error { return tx.put(bucketImages, "image", i.Ref, i) }
+
+// DeleteImage deletes the record of a reference and releases all it holds; errdefs.ErrNotFound when there is none.
+func (tx *Tx) DeleteImage(ref string) error {
+	if _, err := tx.Image(ref); err != nil {
+		return err
+	}
+	if err := tx.bolt.Bucket(bucketImages).Delete([]byte(ref)); err != nil {
+		return err
+	}
+	return tx.ReleaseAll(ImageHolder(ref))
+}
+
+// Images returns a page of at most limit records whose references follow after; "" is before the first.
+func (tx *Tx) Images(after string, limit int) ([]Image, error) {
+	var page []Image
+	for _, ref := range pageOf(tx.bolt.Bucket(bucketImages), nil, after, limit) {
+		i, err := tx.Image(ref)
+		if err != nil {
+			return nil, err
+		}
+		page = append(page, i)
+	}
+	return page, nil
+}
+
+// Keys returns a page of at most limit keys of a kind's nodes that follow after; "" is before the first.
+func (tx *Tx) Keys(k Kind, after string, limit int) []string {
+	return pageOf(tx.bolt.Bucket(nodeBuckets[k]), nil, after, limit)
+}
+
+// NextID returns a number that this root never returned before. It names directories.
+func (tx *Tx) NextID() (uint64, error) { return tx.bolt.Bucket(bucketMeta).NextSequence() }
+
+// Flag returns the value stored under name, "" when there is none.
+func (tx *Tx) Flag(name string) string {
+	return string(tx.bolt.Bucket(bucketMeta).Get([]byte("flag/" + name)))
+}
+
+// SetFlag stores a fact about the root; the value "" removes it.
+func (tx *Tx) SetFlag(name, value string) error {
+	if value == "" {
+		return tx.bolt.Bucket(bucketMeta).Delete([]byte("flag/" + name))
+	}
+	return tx.bolt.Bucket(bucketMeta).Put([]byte("flag/"+name), []byte(value))
+}
+
+// Verified returns the diff ID that the blob was seen to have in this root, "" when nobody looked.
+func (tx *Tx) Verified(blob digest.Digest) digest.Digest {
+	return digest.Digest(tx.bolt.Bucket(bucketVerified).Get([]byte(blob)))
+}
+
+// SetVerified records that the blob decompresses to diffID. The pair lives as long as the blob or the layer does.
+func (tx *Tx) SetVerified(blob, diffID digest.Digest) error {
+	if err := tx.bolt.Bucket(bucketVerified).Put([]byte(blob), []byte(diffID)); err != nil {
+		return err
+	}
+	return tx.bolt.Bucket(bucketDiffs).Put(join(diffID.String(), blob.String()), nil)
+}
+
+// dropPairs forgets the verified pairs of which neither blob nor layer is left, after n was deleted.
+func (tx *Tx) dropPairs(n Node) error {
+	var blobs []string
+	var diffID digest.Digest
+	switch n.Kind {
+	case KindBlob:
+		if diffID = tx.Verified(digest.Digest(n.Key)); diffID == "" {
+			return nil
+		}
+		blobs = []string{n.Key}
+	case KindLayer:
+		diffID = digest.Digest(n.Key)
+		blobs = pageOf(tx.bolt.Bucket(bucketDiffs), join(n.Key, ""), "", -1)
+	default:
+		return nil
+	}
+	if tx.has(LayerNode(LayerKey(diffID))) {
+		return nil
+	}
+	for _, b := range blobs {
+		if tx.has(BlobNode(digest.Digest(b))) {
+			continue
+		}
+		if err := tx.bolt.Bucket(bucketVerified).Delete([]byte(b)); err != nil {
+			return err
+		}
+		if err := tx.bolt.Bucket(bucketDiffs).Delete(join(diffID.String(), b)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pageOf lists at most limit keys (all when negative) below prefix that follow after, without the prefix.
+func pageOf(b *bolt.Bucket, prefix []byte, after string, limit int) []string {
+	c := b.Cursor()
+	seek := append(bytes.Clone(prefix), after...)
+	k, _ := c.Seek(seek)
+	if after != "" && k != nil && bytes.Equal(k, seek) {
+		k, _ = c.Next()
+	}
+	var page []string
+	for ; k != nil && bytes.HasPrefix(k, prefix) && (limit < 0 || len(page) < limit); k, _ = c.Next() {
+		page = append(page, string(k[len(prefix):]))
+	}
+	return page
+}
+
+// join makes an index key.
+func join(parts ...string) []byte { return []byte(strings.Join(parts, "\x00")) }
+
+// Pull says when a pull was last known to be alive.
+type Pull struct {
+	Ref     string    `json:"ref"`
+	Renewed time.Time `json:"renewed"`
+	// Lapsed is when it was first found to be out of time; zero while it is not.
+	Lapsed time.Time `json:"lapsed,omitzero"`
+}

@@ -127,13 +127,11 @@ func (tx *Tx) checkSnapshots(fault faultFunc) {
 		if err != nil {
 			continue // reported by checkNodes
 		}
-		if s.Parent != "" {
-			if !tx.has(SnapshotNode(s.Parent)) {
-				fault("snapshot %s: parent %s is lost", key, s.Parent)
-			}
-			if !exists(tx.bolt.Bucket(bucketChildren).Cursor(), join(s.Parent, key)) {
-				fault("snapshot %s: not in the index of %s's children", key, s.Parent)
-			}
+		if s.Parent != "" && !tx.has(SnapshotNode(s.Parent)) {
+			fault("snapshot %s: parent %s is lost", key, s.Parent)
+		}
+		if !exists(tx.bolt.Bucket(bucketChildren).Cursor(), join(s.Parent, key)) {
+			fault("snapshot %s: not in the index of %q's children", key, s.Parent)
 		}
 		for _, l := range []string{s.Layer, s.Fixup, s.Root} {
 			if l != "" && l != NoFixup && !tx.Holds(SnapshotHolder(key), LayerNode(l)) {

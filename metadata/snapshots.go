@@ -16,18 +16,16 @@ func (tx *Tx) PutSnapshot(s Snapshot) error {
 	if err := checkName("snapshot", s.Key); err != nil {
 		return err
 	}
-	if old, err := tx.Snapshot(s.Key); err == nil && old.Parent != "" && old.Parent != s.Parent {
+	if old, err := tx.Snapshot(s.Key); err == nil && old.Parent != s.Parent {
 		if err := tx.bolt.Bucket(bucketChildren).Delete(join(old.Parent, s.Key)); err != nil {
 			return err
 		}
 	}
-	if s.Parent != "" {
-		if !tx.has(SnapshotNode(s.Parent)) {
-			return fmt.Errorf("snapshot %s: parent %s: %w", s.Key, s.Parent, errdefs.ErrNotFound)
-		}
-		if err := tx.bolt.Bucket(bucketChildren).Put(join(s.Parent, s.Key), nil); err != nil {
-			return err
-		}
+	if s.Parent != "" && !tx.has(SnapshotNode(s.Parent)) {
+		return fmt.Errorf("snapshot %s: parent %s: %w", s.Key, s.Parent, errdefs.ErrNotFound)
+	}
+	if err := tx.bolt.Bucket(bucketChildren).Put(join(s.Parent, s.Key), nil); err != nil {
+		return err
 	}
 	return tx.putNode(SnapshotNode(s.Key), s)
 }
@@ -59,7 +57,8 @@ func (tx *Tx) RenameSnapshot(old string, s Snapshot) error {
 	return nil
 }
 
-// Children lists a page of at most limit (all when negative) of the snapshots that have key as their parent.
+// Children lists at most limit (all when negative) of the snapshots that have key as their parent; those without a
+// parent for the key "".
 func (tx *Tx) Children(key string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(bucketChildren), join(key, ""), "", limit)
 }
@@ -67,16 +66,14 @@ func (tx *Tx) Children(key string, limit int) []string {
 // unlinkSnapshot takes a snapshot out of its parent's children and releases what it stands on.
 func (tx *Tx) unlinkSnapshot(key string) error {
 	if children := tx.Children(key, 1); len(children) > 0 {
-		return fmt.Errorf("snapshot %s: has child %s: %w", key, children[0], errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("snapshot %s: remove: has child %s: %w", key, children[0], errdefs.ErrFailedPrecondition)
 	}
 	s, err := tx.Snapshot(key)
 	if err != nil {
 		return err
 	}
-	if s.Parent != "" {
-		if err := tx.bolt.Bucket(bucketChildren).Delete(join(s.Parent, key)); err != nil {
-			return err
-		}
+	if err := tx.bolt.Bucket(bucketChildren).Delete(join(s.Parent, key)); err != nil {
+		return err
 	}
 	return tx.ReleaseAll(SnapshotHolder(key))
 }

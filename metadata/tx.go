@@ -147,6 +147,15 @@ func (tx *Tx) Verified(blob digest.Digest) digest.Digest {
 	return digest.Digest(tx.bolt.Bucket(bucketVerified).Get([]byte(blob)))
 }
 
+// BlobsOf lists the blobs that were seen to decompress to diffID, whether or not they are still here.
+func (tx *Tx) BlobsOf(diffID digest.Digest) []digest.Digest {
+	var blobs []digest.Digest
+	for _, b := range pageOf(tx.bolt.Bucket(bucketDiffs), join(diffID.String(), ""), "", -1) {
+		blobs = append(blobs, digest.Digest(b))
+	}
+	return blobs
+}
+
 // SetVerified records that the blob decompresses to diffID. The pair lives as long as the blob or the layer does.
 func (tx *Tx) SetVerified(blob, diffID digest.Digest) error {
 	if err := tx.bolt.Bucket(bucketVerified).Put([]byte(blob), []byte(diffID)); err != nil {
@@ -157,17 +166,17 @@ func (tx *Tx) SetVerified(blob, diffID digest.Digest) error {
 
 // dropPairs forgets the verified pairs of which neither blob nor layer is left, after n was deleted.
 func (tx *Tx) dropPairs(n Node) error {
-	var blobs []string
+	var blobs []digest.Digest
 	var diffID digest.Digest
 	switch n.Kind {
 	case KindBlob:
 		if diffID = tx.Verified(digest.Digest(n.Key)); diffID == "" {
 			return nil
 		}
-		blobs = []string{n.Key}
+		blobs = []digest.Digest{digest.Digest(n.Key)}
 	case KindLayer:
 		diffID = digest.Digest(n.Key)
-		blobs = pageOf(tx.bolt.Bucket(bucketDiffs), join(n.Key, ""), "", -1)
+		blobs = tx.BlobsOf(diffID)
 	default:
 		return nil
 	}
@@ -175,13 +184,13 @@ func (tx *Tx) dropPairs(n Node) error {
 		return nil
 	}
 	for _, b := range blobs {
-		if tx.has(BlobNode(digest.Digest(b))) {
+		if tx.has(BlobNode(b)) {
 			continue
 		}
 		if err := tx.bolt.Bucket(bucketVerified).Delete([]byte(b)); err != nil {
 			return err
 		}
-		if err := tx.bolt.Bucket(bucketDiffs).Delete(join(diffID.String(), b)); err != nil {
+		if err := tx.bolt.Bucket(bucketDiffs).Delete(join(diffID.String(), b.String())); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,327 @@
+package resolver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// Image is one platform of what a reference stands for.
+type Image struct {
+	Ref         string             // normalized
+	Target      ocispec.Descriptor // what the reference resolved to: an index or a manifest
+	Manifest    ocispec.Descriptor
+	Config      ocispec.Descriptor
+	Layers      []ocispec.Descriptor // bottom first
+	DiffIDs     []digest.Digest      // of the layers, claimed by the config and not verified here
+	ConfigBytes []byte
+	Platform    ocispec.Platform // as the config says
+	Indexes     []ocispec.Descriptor
+	Fetched     int // blobs that came from the registry: indexes, manifests, configs and layers that the store did not have
+}
+
+// Event tells how far the download of one blob is.
+type Event struct {
+	Descriptor ocispec.Descriptor
+	Offset     int64 // bytes that are here, resumed ones included
+	Done       bool  // the blob is in the store
+	Cached     bool  // it was there before; nothing was downloaded
+}
+
+// FetchOptions configure one Fetch.
+type FetchOptions struct {
+	// OnImage is called once, when manifest and config are known and before any layer is asked for. An error ends the fetch. nil: nobody is told.
+	OnImage func(*Image) error
+	// Progress is called often and by several goroutines at once. nil: nobody is told.
+	Progress func(Event)
+	// Downloads bounds how many blobs are downloaded at once. Zero value: 8.
+	Downloads int
+}
+
+// Fetch brings target, which Resolve answered for ref, into a store: the indexes on the way, the manifest of the platform, its config, then
+// all of its layers at once. A blob that the store has is not asked for; an ingest that was interrupted goes on where it stopped. nil
+// platform means this machine's, exactly.
+//
+// Classes: those of Resolve; ErrNotFound also when no manifest is for the platform; and whatever the store answers with.
+func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference, target ocispec.Descriptor,
+	platform platforms.MatchComparer, opts *FetchOptions,
+) (*Image, error) {
+	if ref.named == nil {
+		return nil, fmt.Errorf("reference \"\": empty: %w", errdefs.ErrInvalidArgument)
+	}
+	if platform == nil {
+		platform = platforms.DefaultStrict()
+	}
+	f := &fetch{into: into, platform: platform}
+	if opts != nil {
+		f.FetchOptions = *opts
+	}
+	if f.Downloads <= 0 {
+		f.Downloads = 8
+	}
+	var err error
+	if f.repo, err = r.repository(ctx, ref); err != nil {
+		return nil, err
+	}
+	image, err := f.image(ctx, target, 0)
+	if err != nil {
+		return nil, fmt.Errorf("reference %s: %w", ref, err)
+	}
+	image.Ref, image.Target = ref.String(), target
+	image.Indexes, image.Fetched = f.indexes, f.fetched
+	if f.OnImage != nil {
+		if err := f.OnImage(image); err != nil {
+			return nil, err
+		}
+	}
+	n, err := f.layers(ctx, image.Layers)
+	image.Fetched += n
+	if err != nil {
+		return nil, fmt.Errorf("reference %s: %w", ref, err)
+	}
+	return image, nil
+}
+
+// fetch is one call of Fetch. Its fields are written before the layers start and only read from then on.
+type fetch struct {
+	FetchOptions
+	repo     *repository
+	into     content.Store
+	platform platforms.MatchComparer
+	indexes  []ocispec.Descriptor
+	fetched  int
+}
+
+// image finds the manifest for the platform at or below desc.
+func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, depth int) (*Image, error) {
+	doc, err := f.document(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	if images.IsManifestType(doc.mediaType) {
+		return f.manifest(ctx, doc)
+	}
+	if depth >= MaxNesting {
+		return nil, fmt.Errorf("index %s: nested deeper than %d: %w", desc.Digest, MaxNesting, errdefs.ErrDataLoss)
+	}
+	f.indexes = append(f.indexes, doc.descriptor())
+	var index ocispec.Index
+	if err := json.Unmarshal(doc.bytes, &index); err != nil {
+		return nil, fmt.Errorf("index %s: %v: %w", desc.Digest, err, errdefs.ErrDataLoss)
+	}
+	mark := len(f.indexes)
+	for _, child := range f.candidates(index.Manifests) {
+		image, err := f.image(ctx, child, depth+1)
+		if !errdefs.IsNotFound(err) || !errors.Is(err, errPlatform) {
+			return image, err
+		}
+		f.indexes = f.indexes[:mark]
+	}
+	return nil, fmt.Errorf("index %s: %w", desc.Digest, errPlatform)
+}
+
+// errPlatform says that everything is in order, but for other platforms than the one that was asked for.
+var errPlatform = fmt.Errorf("no image for this platform: %w", errdefs.ErrNotFound)
+
+// candidates are the entries of an index worth a look: those for the platform, the best first, then those that name no platform.
+func (f *fetch) candidates(all []ocispec.Descriptor) []ocispec.Descriptor {
+	var named, unnamed []ocispec.Descriptor
+	for _, d := range all {
+		switch {
+		case !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType):
+		case d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "":
+			unnamed = append(unnamed, d)
+		case f.platform.Match(*d.Platform):
+			named = append(named, d)
+		}
+	}
+	slices.SortStableFunc(named, func(a, b ocispec.Descriptor) int {
+		switch {
+		case f.platform.Less(*a.Platform, *b.Platform):
+			return -1
+		case f.platform.Less(*b.Platform, *a.Platform):
+			return 1
+		}
+		return 0
+	})
+	return append(named, unnamed...)
+}
+
+// manifest reads the config that a manifest names and makes an Image of both.
+func (f *fetch) manifest(ctx context.Context, doc document) (*Image, error) {
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("manifest %s: %w: %w", doc.digest, fmt.Errorf(format, args...), errdefs.ErrDataLoss)
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(doc.bytes, &m); err != nil {
+		return nil, fail("%v", err)
+	}
+	for _, d := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
+		if d.Digest.Validate() != nil || d.Digest.Algorithm() != digest.SHA256 || d.Size < 0 {
+			return nil, fail("descriptor %q of %d bytes is not valid", d.Digest, d.Size)
+		}
+	}
+	if m.Config.Size > MaxConfigSize {
+		return nil, fail("config of %d bytes is larger than %d", m.Config.Size, MaxConfigSize)
+	}
+	if !images.IsConfigType(m.Config.MediaType) {
+		return nil, fail("%q is no image config", m.Config.MediaType)
+	}
+	data, err := f.small(ctx, m.Config)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkJSON(data); err != nil {
+		return nil, fmt.Errorf("config %s: %w", m.Config.Digest, err)
+	}
+	var config ocispec.Image
+	if err := json.Unmarshal(data, &config); err != nil {
+		return nil, fmt.Errorf("config %s: %v: %w", m.Config.Digest, err, errdefs.ErrDataLoss)
+	}
+	if config.OS != "" && !f.platform.Match(config.Platform) {
+		return nil, fmt.Errorf("manifest %s is for %s: %w", doc.digest, platforms.Format(config.Platform), errPlatform)
+	}
+	if len(config.RootFS.DiffIDs) != len(m.Layers) {
+		return nil, fail("%d layers, but %d diff IDs in config %s", len(m.Layers), len(config.RootFS.DiffIDs), m.Config.Digest)
+	}
+	for _, d := range config.RootFS.DiffIDs {
+		if d.Validate() != nil || d.Algorithm() != digest.SHA256 {
+			return nil, fail("diff ID %q is not valid", d)
+		}
+	}
+	return &Image{
+		Manifest: doc.descriptor(), Config: plain(m.Config), Layers: m.Layers,
+		DiffIDs: config.RootFS.DiffIDs, ConfigBytes: data, Platform: config.Platform,
+	}, nil
+}
+
+// plain drops what only the manifest around a descriptor needs.
+func plain(d ocispec.Descriptor) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+}
+
+// document is the manifest or index desc: from the store, from what Resolve just read, or from the registry; afterwards it is in the store.
+func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor) (document, error) {
+	if desc.Digest.Validate() != nil || desc.Digest.Algorithm() != digest.SHA256 {
+		return document{}, fmt.Errorf("descriptor %q: digest is not a sha256: %w", desc.Digest, errdefs.ErrDataLoss)
+	}
+	if desc.Size > MaxManifestSize {
+		return document{}, fmt.Errorf("manifest %s: larger than %d bytes: %w", desc.Digest, MaxManifestSize, errdefs.ErrDataLoss)
+	}
+	data, err := f.stored(ctx, desc)
+	if err == nil {
+		doc := document{digest: desc.Digest, bytes: data}
+		if doc.mediaType, err = agree(desc.MediaType, data); err != nil {
+			return document{}, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+		}
+		return doc, nil
+	}
+	if !errdefs.IsNotFound(err) {
+		return document{}, err
+	}
+	doc, ok := f.repo.recall(desc.Digest)
+	if !ok {
+		if doc, err = f.repo.manifest(ctx, desc.Digest.String(), desc.Digest, desc.MediaType); err != nil {
+			return document{}, err
+		}
+	}
+	if desc.Size > 0 && int64(len(doc.bytes)) != desc.Size {
+		return document{}, fmt.Errorf("manifest %s: %d bytes where %d were announced: %w", desc.Digest, len(doc.bytes), desc.Size, errdefs.ErrDataLoss)
+	}
+	if desc.MediaType != "" && desc.MediaType != doc.mediaType {
+		return document{}, fmt.Errorf("manifest %s: media type %q where %q was announced: %w", desc.Digest, doc.mediaType, desc.MediaType, errdefs.ErrDataLoss)
+	}
+	f.fetched++
+	return doc, f.store(ctx, doc.descriptor(), doc.bytes)
+}
+
+// stored reads a small blob of the store and hashes it again: what is decided from it decides everything else.
+func (f *fetch) stored(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	info, err := f.into.Info(ctx, desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size > MaxConfigSize {
+		return nil, fmt.Errorf("blob %s: larger than %d bytes: %w", desc.Digest, MaxConfigSize, errdefs.ErrDataLoss)
+	}
+	data, err := content.ReadBlob(ctx, f.into, ocispec.Descriptor{Digest: desc.Digest, Size: info.Size})
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	if digest.FromBytes(data) != desc.Digest {
+		return nil, fmt.Errorf("blob %s: the stored bytes hash to something else, run check: %w", desc.Digest, errdefs.ErrDataLoss)
+	}
+	return data, nil
+}
+
+// small brings a blob that fits into memory, such as a config, into the store and reads it.
+func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	fresh, err := f.blob(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	if fresh {
+		f.fetched++
+	}
+	return f.stored(ctx, desc)
+}
+
+// store writes bytes that are in memory and verified.
+func (f *fetch) store(ctx context.Context, desc ocispec.Descriptor, data []byte) error {
+	w, err := content.OpenWriter(ctx, f.into, content.WithRef(remotes.MakeRefKey(ctx, desc)), content.WithDescriptor(desc))
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	defer w.Close()
+	if err := w.Truncate(0); err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	if _, err := w.Write(data); err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	if err := w.Commit(ctx, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	return nil
+}
+
+// layers downloads every layer once, however often the manifest repeats it. It returns how many were not there before.
+func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(f.Downloads)
+	fresh := make([]bool, len(layers))
+	once := map[digest.Digest]bool{}
+	for i, desc := range layers {
+		if once[desc.Digest] {
+			continue
+		}
+		once[desc.Digest] = true
+		group.Go(func() error {
+			var err error
+			fresh[i], err = f.blob(ctx, desc)
+			return err
+		})
+	}
+	err := group.Wait()
+	n := 0
+	for _, b := range fresh {
+		if b {
+			n++
+		}
+	}
+	return n, err
+}

@@ -182,7 +182,7 @@ func (f *fetch) manifest(ctx context.Context, doc document) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkJSON(data); err != nil {
+	if err := checkJSON(data, configGrammar); err != nil {
 		return nil, fmt.Errorf("config %s: %w", m.Config.Digest, err)
 	}
 	var config ocispec.Image

@@ -132,7 +132,7 @@ func readAtMost(r io.Reader, limit int64) ([]byte, error) {
 // agree returns the media type of a document after comparing what is claimed for it, what it says of itself and what it holds, so that no two
 // programs can take the same bytes for different things (CVE-2021-41190). claimed may be empty.
 func agree(claimed string, data []byte) (string, error) {
-	if err := checkJSON(data); err != nil {
+	if err := checkJSON(data, manifestGrammar); err != nil {
 		return "", err
 	}
 	var d struct {
@@ -173,29 +173,39 @@ func agree(claimed string, data []byte) (string, error) {
 	return "", fmt.Errorf("media type %q is neither an index nor a manifest: %w", t, errdefs.ErrDataLoss)
 }
 
-// structural are the names that decide what a document means, by their lower case. Go's decoder would also take them in another case.
-var structural = byLowerCase(
-	"schemaVersion", "mediaType", "manifests", "layers", "config", "fsLayers", "digest", "size", "platform",
-	"architecture", "os", "variant", "rootfs", "diff_ids",
+// grammar is what checkJSON has to know of a kind of document.
+type grammar struct {
+	names map[string]string // the names that decide what it means, by their lower case; Go's decoder would also take them in another case
+	free  map[string]bool   // the members below which names are data
+}
+
+var (
+	manifestGrammar = newGrammar([]string{
+		"schemaVersion", "mediaType", "manifests", "layers", "config", "fsLayers", "digest", "size", "platform", "architecture", "os", "variant",
+	}, "annotations")
+	configGrammar = newGrammar([]string{"architecture", "os", "variant", "rootfs", "diff_ids"}, "config", "container_config", "history")
 )
 
-func byLowerCase(names ...string) map[string]string {
-	m := map[string]string{}
+func newGrammar(names []string, free ...string) *grammar {
+	g := &grammar{names: map[string]string{}, free: map[string]bool{}}
 	for _, name := range names {
-		m[strings.ToLower(name)] = name
+		g.names[strings.ToLower(name)] = name
 	}
-	return m
+	for _, name := range free {
+		g.free[name] = true
+	}
+	return g
 }
 
 // maxDepth bounds nested JSON values.
 const maxDepth = 64
 
 // checkJSON refuses what two JSON readers may read differently: a name twice in one object, a structural name in another case, and anything
-// behind the document. What lies below "annotations", "labels" and a config's "config" is data and may be named at will, but not twice.
-func checkJSON(data []byte) error {
+// behind the document. Where names are data they may be in any case, but not twice.
+func checkJSON(data []byte, g *grammar) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
-	if err := checkValue(dec, 0, false); err != nil {
+	if err := checkValue(dec, 0, g); err != nil {
 		if errdefs.IsDataLoss(err) {
 			return err
 		}
@@ -207,7 +217,8 @@ func checkJSON(data []byte) error {
 	return nil
 }
 
-func checkValue(dec *json.Decoder, depth int, free bool) error {
+// checkValue reads one value; g is nil where names are data.
+func checkValue(dec *json.Decoder, depth int, g *grammar) error {
 	if depth > maxDepth {
 		return fmt.Errorf("JSON nested deeper than %d: %w", maxDepth, errdefs.ErrDataLoss)
 	}
@@ -218,7 +229,7 @@ func checkValue(dec *json.Decoder, depth int, free bool) error {
 	switch tok {
 	case json.Delim('['):
 		for dec.More() {
-			if err := checkValue(dec, depth+1, free); err != nil {
+			if err := checkValue(dec, depth+1, g); err != nil {
 				return err
 			}
 		}
@@ -230,12 +241,19 @@ func checkValue(dec *json.Decoder, depth int, free bool) error {
 				return err
 			}
 			name := tok.(string)
-			right, known := structural[strings.ToLower(name)]
-			if names[name] || (!free && known && right != name) {
-				return fmt.Errorf("ambiguous JSON name %q: %w", name, errdefs.ErrDataLoss)
+			inner := g
+			if g != nil {
+				if right, ok := g.names[strings.ToLower(name)]; ok && right != name {
+					return fmt.Errorf("ambiguous JSON name %q: %w", name, errdefs.ErrDataLoss)
+				}
+				if g.free[name] {
+					inner = nil
+				}
+			}
+			if names[name] {
+				return fmt.Errorf("JSON name %q twice: %w", name, errdefs.ErrDataLoss)
 			}
 			names[name] = true
-			inner := free || name == "annotations" || (name == "config" && names["rootfs"]) || name == "Labels" || name == "Env"
 			if err := checkValue(dec, depth+1, inner); err != nil {
 				return err
 			}

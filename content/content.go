@@ -1,0 +1,269 @@
+// Package content stores blobs by digest, and the ingests that become blobs.
+//
+// It owns two directories of the root: blobs/<algorithm>/<hex>, verified blobs, read-only files of mode 0444 in
+// directories of mode 0700; and ingest/<hash of a ref>/, downloads in progress, resumable, as containerd's local store lays
+// them out. What is to be deleted it renames to staging/content-*, which is garbage whenever a root is opened.
+//
+// Its invariants (docs/on-disk.md): bytes before record, record away before bytes (I1); a blob is visible only after its
+// digest was verified (I2). Bytes are fsynced, file and directory, before their record. Only Sweep deletes bytes of a blob,
+// and only bytes without a record (I5).
+//
+// The surprising rule: through a View a hit is a hold. Info, ReaderAt, Update and whatever answers AlreadyExists record
+// that the view's holder keeps the blob before they answer, because containerd adopts a blob by one Info and never
+// calls again. Store's own Size, Open and ReaderAt hold nothing.
+package content
+
+import (
+	"context"
+	_ "crypto/sha256" // what digest.Digest.Validate accepts
+	_ "crypto/sha512"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Options of Open.
+type Options struct {
+	// OnIngest is called, outside every lock, when a writer was opened for a blob whose digest is known: from its
+	// descriptor, or because it ends the ref, as in containerd's `<ns>/<seq>/layer-sha256:<hex>`. nil: nobody is told.
+	OnIngest func(digest.Digest)
+	// OnHeld is called, outside every lock, after holder came to hold the blob, by a commit or by a hit. It is not called
+	// when holder held it already. nil: nobody is told.
+	OnHeld func(holder metadata.Holder, d digest.Digest, size int64)
+	// OnGarbage is called, outside every lock, after a Delete released the last hold of a blob: a Sweep would free
+	// its bytes now. nil: nobody is told.
+	OnGarbage func(d digest.Digest)
+	// LiveHolder says whether an unfinished ingest of holder is worth keeping; Sweep removes the others. It is called outside
+	// every lock and never for metadata.Containerd, which aborts its own. nil: all are kept.
+	LiveHolder func(holder metadata.Holder) bool
+}
+
+// Stats counts blobs and ingests.
+type Stats struct {
+	Blobs, Ingests int
+	Bytes          int64 // of both
+}
+
+// Store is the blobs and ingests of one root. Its methods may be called at any time by anybody.
+type Store struct {
+	root  string
+	db    *metadata.DB
+	opts  Options
+	local func() (content.Store, error)
+	hooks hooks
+	trash trash
+
+	// gate is held for reading from when bytes get their name under blobs/ until they are recorded and held, and while a
+	// hit becomes a hold; Sweep holds it for writing while it looks for bytes without a record and renames them.
+	gate sync.RWMutex
+
+	// mu guards what follows, and the names below ingest/ against being taken away from under an opening writer.
+	mu      sync.Mutex
+	closed  bool
+	writers map[string]*writer // open writers by stored ref
+	ingests map[digest.Digest][]*ingest
+}
+
+// hooks are what tests observe.
+type hooks struct {
+	syncFile func(*os.File) error
+	syncDir  func(path string) error
+}
+
+// Open opens blobs/ and ingest/ under root, and creates them when they are missing. root exists; db is its open
+// metadata and stays the caller's to close. It returns errdefs.ErrFailedPrecondition when something else than a directory
+// has the name of one. nil opts are the defaults.
+func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
+	s := &Store{
+		root:    root,
+		db:      db,
+		hooks:   hooks{syncFile: (*os.File).Sync, syncDir: syncDir},
+		writers: map[string]*writer{},
+		ingests: map[digest.Digest][]*ingest{},
+	}
+	if opts != nil {
+		s.opts = *opts
+	}
+	s.trash.dir = filepath.Join(root, "staging")
+	// The local store probes the filesystem, with a directory and perhaps a warning, so it waits for the first writer.
+	s.local = sync.OnceValues(func() (content.Store, error) { return local.NewStore(root) })
+	for _, dir := range []string{"blobs", "blobs/sha256", "ingest", "staging"} {
+		if err := s.makeDir(filepath.Join(root, dir)); err != nil {
+			return nil, fmt.Errorf("content: %w", err)
+		}
+	}
+	if err := s.trash.empty(); err != nil {
+		return nil, fmt.Errorf("content: staging: %w", err)
+	}
+	return s, nil
+}
+
+// makeDir makes one directory, durably, unless it is there.
+func (s *Store) makeDir(path string) error {
+	err := os.Mkdir(path, 0o700)
+	if err == nil {
+		return s.hooks.syncDir(filepath.Dir(path))
+	}
+	fi, statErr := os.Lstat(path)
+	switch {
+	case statErr != nil:
+		return err
+	case !fi.IsDir():
+		return fmt.Errorf("%s: not a directory: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// Close ends what the store does in the background. Writers and readers that are still open are their owners' to close;
+// no new writer is opened.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.trash.wait()
+	return nil
+}
+
+// For returns the store as h sees it.
+func (s *Store) For(h metadata.Holder) *View { return &View{s: s, holder: h} }
+
+// Path returns where the blob is or would be. d must be valid.
+func (s *Store) Path(d digest.Digest) string {
+	return filepath.Join(s.root, "blobs", d.Algorithm().String(), d.Encoded())
+}
+
+// Size returns the bytes of a recorded blob, and whether its file is there with that size. It holds nothing.
+func (s *Store) Size(d digest.Digest) (int64, bool) {
+	b, err := s.blob(d)
+	return b.Size, err == nil
+}
+
+// ReaderAt reads a recorded blob without holding it. Only desc.Digest counts. It returns errdefs.ErrNotFound when the
+// blob is not recorded, or its file is missing or of another size.
+func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	b, err := s.blob(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.openBlob(b)
+	if err != nil {
+		return nil, err
+	}
+	return &readerAt{f, b.Size}, nil
+}
+
+type readerAt struct {
+	*os.File
+	size int64
+}
+
+func (r *readerAt) Size() int64 { return r.size }
+
+// blob returns the record of a blob whose file is there: errdefs.ErrNotFound otherwise, errdefs.ErrInvalidArgument when d
+// is not a digest.
+func (s *Store) blob(d digest.Digest) (b metadata.Blob, err error) {
+	if err := validate(d); err != nil {
+		return b, err
+	}
+	err = s.db.View(func(tx *metadata.Tx) (err error) {
+		b, err = tx.Blob(d)
+		return err
+	})
+	if err != nil {
+		return metadata.Blob{}, err
+	}
+	return b, s.present(b)
+}
+
+// present returns errdefs.ErrNotFound unless the blob's file is there and can be what the record says.
+func (s *Store) present(b metadata.Blob) error {
+	fi, err := os.Lstat(s.Path(b.Digest))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("blob %s: file is missing: %w", b.Digest, errdefs.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("blob %s: %w", b.Digest, err)
+	}
+	return plausible(b, fi)
+}
+
+func plausible(b metadata.Blob, fi fs.FileInfo) error {
+	if !fi.Mode().IsRegular() {
+		return fmt.Errorf("blob %s: not a regular file: %w", b.Digest, errdefs.ErrNotFound)
+	}
+	if fi.Size() != b.Size {
+		return fmt.Errorf("blob %s: %d bytes instead of %d: %w", b.Digest, fi.Size(), b.Size, errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+// openBlob opens the file of a recorded blob, under present's conditions.
+func (s *Store) openBlob(b metadata.Blob) (*os.File, error) {
+	f, err := openFile(s.Path(b.Digest))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("blob %s: %w: %w", b.Digest, err, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", b.Digest, err)
+	}
+	fi, err := f.Stat()
+	if err == nil {
+		err = plausible(b, fi)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// openFile opens a file for reading and follows no symlink in its last component, nor waits on a FIFO.
+func openFile(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+}
+
+// validate refuses what is not exactly <algorithm>:<hex> of an algorithm that can be computed here.
+func validate(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("digest %.100q: %w: %w", string(d), err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// digestOf returns the digest that ends an ingest ref, as in `default/7/layer-sha256:<hex>`, and "" when none does.
+func digestOf(ref string) digest.Digest {
+	i := strings.LastIndexByte(ref, ':')
+	if i < 0 {
+		return ""
+	}
+	start := i
+	for start > 0 && (ref[start-1] >= 'a' && ref[start-1] <= 'z' || ref[start-1] >= '0' && ref[start-1] <= '9') {
+		start--
+	}
+	d := digest.Digest(ref[start:])
+	if d.Validate() != nil {
+		return ""
+	}
+	return d
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

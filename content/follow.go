@@ -1,0 +1,226 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// ingest is what followers see of an open writer, from its opening or its last truncation on. Growing it never waits for
+// a follower.
+type ingest struct {
+	digest digest.Digest // what the blob is said to be; "" when nobody said
+
+	mu    sync.Mutex
+	f     *os.File // the writer's; nil once the ingest ended
+	size  int64
+	state ingestState
+	cause string        // why it is gone
+	wait  chan struct{} // closed at the next change; nil while nobody waits
+}
+
+type ingestState int
+
+const (
+	growing ingestState = iota
+	committed
+	gone
+)
+
+// grow tells followers that size bytes are there.
+func (in *ingest) grow(size int64) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.size = size
+	in.wake()
+}
+
+// end ends the ingest; only the first end counts.
+func (in *ingest) end(state ingestState, cause string) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.state == growing {
+		in.state, in.cause, in.f = state, cause, nil
+		in.wake()
+	}
+}
+
+// wake is called with mu held.
+func (in *ingest) wake() {
+	if in.wait != nil {
+		close(in.wait)
+		in.wait = nil
+	}
+}
+
+// look returns the size and the state, and, while the ingest grows, what is closed at the next change.
+func (in *ingest) look() (size int64, state ingestState, changed <-chan struct{}) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.wait == nil {
+		in.wait = make(chan struct{})
+	}
+	return in.size, in.state, in.wait
+}
+
+// follow returns a reader of the ingest, nil when it does not grow any more.
+func (in *ingest) follow(ctx context.Context) (*follower, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.state != growing {
+		return nil, nil
+	}
+	// A descriptor of its own stays valid when the file gets its name under blobs/, and when the writer closes.
+	fd, err := unix.FcntlInt(in.f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("ingest of blob %s: %w", in.digest, err)
+	}
+	f := &follower{in: in, f: os.NewFile(uintptr(fd), in.f.Name()), stopped: make(chan struct{})}
+	f.release = context.AfterFunc(ctx, func() { f.stop(context.Cause(ctx)) })
+	return f, nil
+}
+
+// Open reads a blob from its beginning without holding it: the recorded blob, or else the ingest that is furthest of those
+// that say they will be this blob, as it grows. Then Read waits for bytes; it returns io.EOF after the ingest was committed
+// as d, and errdefs.ErrUnavailable when it was truncated, aborted, committed as something else or closed without a commit.
+// Until io.EOF nobody has verified the bytes of an ingest. The end of ctx and Close end a Read that waits.
+//
+// It returns errdefs.ErrNotFound when the blob is neither recorded nor being written.
+func (s *Store) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	for range 2 { // the second look is for an ingest that was committed between both parts of the first
+		b, err := s.blob(d)
+		if err == nil {
+			var f *os.File
+			if f, err = s.openBlob(b); err == nil {
+				return f, nil
+			}
+		}
+		if !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		if in := s.furthest(d); in != nil {
+			f, err := in.follow(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if f != nil {
+				return f, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("blob %s: neither here nor on its way: %w", d, errdefs.ErrNotFound)
+}
+
+func (s *Store) furthest(d digest.Digest) (best *ingest) {
+	s.mu.Lock()
+	ins := slices.Clone(s.ingests[d])
+	s.mu.Unlock()
+	size := int64(-1)
+	for _, in := range ins {
+		in.mu.Lock()
+		if in.state == growing && in.size > size {
+			best, size = in, in.size
+		}
+		in.mu.Unlock()
+	}
+	return best
+}
+
+// register lets followers find next, in the place of old. Either may be nil.
+func (s *Store) register(old, next *ingest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old != nil && old.digest != "" {
+		s.ingests[old.digest] = slices.DeleteFunc(s.ingests[old.digest], func(in *ingest) bool { return in == old })
+		if len(s.ingests[old.digest]) == 0 {
+			delete(s.ingests, old.digest)
+		}
+	}
+	if next != nil && next.digest != "" {
+		s.ingests[next.digest] = append(s.ingests[next.digest], next)
+	}
+}
+
+// follower reads an ingest as it grows. One goroutine reads; any may close.
+type follower struct {
+	in      *ingest
+	f       *os.File
+	off     int64
+	release func() bool // ends the watch over the context
+
+	once    sync.Once
+	stopped chan struct{}
+	cause   error // set before stopped is closed
+}
+
+func (f *follower) stop(cause error) {
+	f.once.Do(func() {
+		f.cause = cause
+		close(f.stopped)
+	})
+}
+
+func (f *follower) Close() error {
+	f.release()
+	f.stop(fs.ErrClosed)
+	return f.f.Close()
+}
+
+func (f *follower) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		select {
+		case <-f.stopped:
+			return 0, f.fault(f.cause.Error(), f.cause)
+		default:
+		}
+		size, state, changed := f.in.look()
+		switch {
+		case state == gone:
+			return 0, f.fault(f.in.cause, errdefs.ErrUnavailable)
+		case f.off < size:
+			return f.read(p[:min(int64(len(p)), size-f.off)])
+		case state == committed:
+			return 0, io.EOF
+		}
+		select {
+		case <-changed:
+		case <-f.stopped:
+		}
+	}
+}
+
+// read reads bytes that were there when it was called. A truncation ends the ingest before it touches the file, so that an
+// ingest which has not ended after reading had not been truncated before.
+func (f *follower) read(p []byte) (int, error) {
+	n, err := f.f.ReadAt(p, f.off)
+	if _, state, _ := f.in.look(); state == gone {
+		return 0, f.fault(f.in.cause, errdefs.ErrUnavailable)
+	}
+	if n == 0 {
+		if errors.Is(err, fs.ErrClosed) {
+			return 0, f.fault("closed", fs.ErrClosed)
+		}
+		return 0, f.fault(fmt.Sprintf("read at %d: %v", f.off, err), errdefs.ErrUnavailable)
+	}
+	f.off += int64(n)
+	return n, nil
+}
+
+func (f *follower) fault(cause string, class error) error {
+	if cause == class.Error() {
+		return fmt.Errorf("ingest of blob %s: %w", f.in.digest, class)
+	}
+	return fmt.Errorf("ingest of blob %s: %s: %w", f.in.digest, cause, class)
+}

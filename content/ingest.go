@@ -1,0 +1,240 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/filters"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// stored returns the name under which a holder's ref is kept, so that refs of two holders never meet. No holder contains
+// NUL, so the first one ends it.
+func (v *View) stored(ref string) string { return string(v.holder) + "\x00" + ref }
+
+// splitRef undoes stored.
+func splitRef(stored string) (h metadata.Holder, ref string, ok bool) {
+	holder, ref, ok := strings.Cut(stored, "\x00")
+	return metadata.Holder(holder), ref, ok && holder != "" && ref != ""
+}
+
+// ingestDir returns the directory of an ingest. A ref is hashed, so whatever is in it names one directory here.
+func (s *Store) ingestDir(stored string) string {
+	return filepath.Join(s.root, "ingest", digest.FromString(stored).Encoded())
+}
+
+// Status returns the state of an ingest of the holder, errdefs.ErrNotFound when there is none.
+func (v *View) Status(_ context.Context, ref string) (content.Status, error) {
+	stored := v.stored(ref)
+	st, err := readIngest(v.s.ingestDir(stored))
+	if err == nil && st.Ref != stored {
+		err = fs.ErrNotExist
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return content.Status{}, fmt.Errorf("ingest %.200q: %w", ref, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return content.Status{}, fmt.Errorf("ingest %.200q: %w", ref, err)
+	}
+	return v.status(st), nil
+}
+
+// status fills in what only the open writer knows.
+func (v *View) status(st content.Status) content.Status {
+	v.s.mu.Lock()
+	if w := v.s.writers[st.Ref]; w != nil {
+		st.Expected = w.in().digest
+		st.Total = max(st.Total, w.total)
+	}
+	v.s.mu.Unlock()
+	_, st.Ref, _ = splitRef(st.Ref)
+	return st
+}
+
+// ListStatuses lists the ingests of the holder. Filters are over "ref".
+func (v *View) ListStatuses(_ context.Context, fs ...string) ([]content.Status, error) {
+	filter, err := filters.ParseAll(fs...)
+	if err != nil {
+		return nil, err
+	}
+	dirs, err := v.s.ingestDirs()
+	if err != nil {
+		return nil, err
+	}
+	var sts []content.Status
+	for _, dir := range dirs {
+		st, err := readIngest(dir)
+		if err != nil {
+			continue // it ended meanwhile, or a crash left a part of it, which Sweep removes
+		}
+		if h, _, ok := splitRef(st.Ref); !ok || h != v.holder {
+			continue
+		}
+		if st = v.status(st); filter.Match(adaptStatus(st)) {
+			sts = append(sts, st)
+		}
+	}
+	return sts, nil
+}
+
+// WalkStatusRefs calls fn for the ref of each ingest of the holder. fn may abort it.
+func (v *View) WalkStatusRefs(ctx context.Context, fn func(string) error) error {
+	dirs, err := v.s.ingestDirs()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		stored, err := readSmall(filepath.Join(dir, "ref"))
+		if err != nil {
+			continue
+		}
+		if h, ref, ok := splitRef(stored); ok && h == v.holder && v.s.ingestDir(stored) == dir {
+			if err := fn(ref); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Abort forgets an ingest of the holder, also while its writer is open: then the writer can only be closed. It returns
+// errdefs.ErrNotFound when there is none.
+func (v *View) Abort(_ context.Context, ref string) error {
+	err := v.s.abort(v.stored(ref))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("ingest %.200q: %w", ref, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("ingest %.200q: %w", ref, err)
+	}
+	return nil
+}
+
+func (s *Store) abort(stored string) error {
+	s.mu.Lock()
+	w := s.writers[stored]
+	moved, err := s.trash.move(s.ingestDir(stored))
+	if err == nil && w != nil {
+		w.aborted.Store(true)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if w != nil {
+		// Followers first: they must not take the bytes that are cut off here for bytes that are still to come. The
+		// writer's Close would otherwise force them to disk, though nobody will ever read them.
+		w.in().end(gone, "aborted")
+		if err := os.Truncate(filepath.Join(moved, "data"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.trash.remove(moved)
+			return err
+		}
+	}
+	s.trash.remove(moved)
+	return nil
+}
+
+// ingestDirs lists the paths below ingest/.
+func (s *Store) ingestDirs() ([]string, error) {
+	dir := filepath.Join(s.root, "ingest")
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("content: %w", err)
+	}
+	paths := make([]string, len(es))
+	for i, e := range es {
+		paths[i] = filepath.Join(dir, e.Name())
+	}
+	return paths, nil
+}
+
+// readIngest returns the state that an ingest's directory shows, with the stored ref. It returns fs.ErrNotExist when a part
+// is missing. What it accepts the local store can resume; whether Ref belongs to dir is the caller's to compare.
+func readIngest(dir string) (st content.Status, err error) {
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return st, err
+	}
+	if !fi.IsDir() {
+		return st, fmt.Errorf("%s: not a directory: %w", dir, errdefs.ErrFailedPrecondition)
+	}
+	es, err := os.ReadDir(dir)
+	if err != nil {
+		return st, err
+	}
+	for _, e := range es {
+		if !e.Type().IsRegular() {
+			return st, fmt.Errorf("%s/%s: not a regular file: %w", dir, e.Name(), errdefs.ErrFailedPrecondition)
+		}
+	}
+	if fi, err = os.Lstat(filepath.Join(dir, "data")); err != nil {
+		return st, err
+	}
+	if st.Ref, err = readSmall(filepath.Join(dir, "ref")); err != nil {
+		return st, err
+	}
+	for name, t := range map[string]*time.Time{"startedat": &st.StartedAt, "updatedat": &st.UpdatedAt} {
+		text, err := readSmall(filepath.Join(dir, name))
+		if err != nil {
+			return st, err
+		}
+		if err := t.UnmarshalText([]byte(text)); err != nil {
+			return st, fmt.Errorf("%s/%s: %w: %w", dir, name, err, errdefs.ErrDataLoss)
+		}
+	}
+	if text, err := readSmall(filepath.Join(dir, "total")); err == nil {
+		st.Total, _ = strconv.ParseInt(text, 10, 64) // without it the total is unknown
+	}
+	st.Offset = fi.Size()
+	if fi.ModTime().After(st.UpdatedAt) {
+		st.UpdatedAt = fi.ModTime()
+	}
+	return st, nil
+}
+
+// maxSmall bounds what is read of a ref: gRPC messages, in which refs come, are at most this long.
+const maxSmall = 16 << 20
+
+func readSmall(path string) (string, error) {
+	f, err := openFile(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > maxSmall {
+		return "", fmt.Errorf("%s: not a small regular file: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	b := make([]byte, fi.Size())
+	n, err := f.ReadAt(b, 0)
+	if n == len(b) {
+		err = nil
+	}
+	return string(b[:n]), err
+}
+
+func adaptStatus(st content.Status) filters.Adaptor {
+	return filters.AdapterFunc(func(fieldpath []string) (string, bool) {
+		if len(fieldpath) == 1 && fieldpath[0] == "ref" {
+			return st.Ref, true
+		}
+		return "", false
+	})
+}

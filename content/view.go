@@ -1,0 +1,252 @@
+package content
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/filters"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// View is the store as one holder sees it: a containerd content.Store. What it lists and deletes is the holder's own;
+// what it finds becomes the holder's. Labels belong to the blob, so all of its holders see them.
+type View struct {
+	s      *Store
+	holder metadata.Holder
+}
+
+var _ content.Store = (*View)(nil)
+
+// pageSize is how many records one transaction of a walk reads.
+const pageSize = 256
+
+// Info returns what is recorded of a blob, and holds it. It returns errdefs.ErrNotFound when the blob is not recorded, or
+// its file is missing or of another size.
+func (v *View) Info(_ context.Context, d digest.Digest) (content.Info, error) {
+	b, err := v.hit(d)
+	if err != nil {
+		return content.Info{}, err
+	}
+	return info(b), nil
+}
+
+// ReaderAt reads a blob, and holds it. Errors are those of Info; of desc only the digest counts.
+func (v *View) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	b, err := v.hit(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	f, err := v.s.openBlob(b)
+	if err != nil {
+		return nil, err
+	}
+	return &readerAt{f, b.Size}, nil
+}
+
+// hit holds a blob that is here. It writes only when the holder does not hold it yet.
+func (v *View) hit(d digest.Digest) (b metadata.Blob, err error) {
+	if err := validate(d); err != nil {
+		return b, err
+	}
+	b, came, err := v.hold(d)
+	if err != nil {
+		return metadata.Blob{}, err
+	}
+	if came {
+		v.held(b)
+	}
+	return b, nil
+}
+
+func (v *View) hold(d digest.Digest) (b metadata.Blob, came bool, err error) {
+	v.s.gate.RLock()
+	defer v.s.gate.RUnlock()
+	var holds bool
+	err = v.s.db.View(func(tx *metadata.Tx) (err error) {
+		b, err = tx.Blob(d)
+		holds = tx.Holds(v.holder, metadata.BlobNode(d))
+		return err
+	})
+	if err == nil {
+		err = v.s.present(b)
+	}
+	if err != nil || holds {
+		return b, false, err
+	}
+	err = v.s.db.Update(func(tx *metadata.Tx) (err error) {
+		if b, err = tx.Blob(d); err != nil {
+			return err // released meanwhile
+		}
+		came = !tx.Holds(v.holder, metadata.BlobNode(d))
+		return tx.Hold(v.holder, metadata.BlobNode(d))
+	})
+	return b, came, err
+}
+
+// held tells that the holder came to hold b. No lock may be held.
+func (v *View) held(b metadata.Blob) {
+	if v.s.opts.OnHeld != nil {
+		v.s.opts.OnHeld(v.holder, b.Digest, b.Size)
+	}
+}
+
+// record records a blob whose bytes are in place, or adopts the record that is there, and holds it. existed says that
+// there was one.
+func (v *View) record(d digest.Digest, size int64, labels map[string]string) (b metadata.Blob, existed, came bool, err error) {
+	n := metadata.BlobNode(d)
+	err = v.s.db.Update(func(tx *metadata.Tx) (err error) {
+		b, err = tx.Blob(d)
+		switch existed = err == nil; {
+		case existed && b.Size == size:
+		case existed: // a record that was never right
+			b.Size = size
+			err = tx.PutBlob(b)
+		case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
+			now := time.Now().UTC()
+			b = metadata.Blob{Digest: d, Size: size, Created: now, Updated: now, Labels: labels}
+			err = tx.PutBlob(b)
+		}
+		if err != nil {
+			return err
+		}
+		came = !tx.Holds(v.holder, n)
+		return tx.Hold(v.holder, n)
+	})
+	return b, existed, came, err
+}
+
+// Update sets labels of a blob, and holds it. Fields are "labels" and "labels.<key>"; a label without a value is removed.
+// Other fields and labels over containerd's limit are errdefs.ErrInvalidArgument.
+func (v *View) Update(_ context.Context, in content.Info, fields ...string) (content.Info, error) {
+	if len(fields) == 0 {
+		fields = []string{"labels"}
+	}
+	for _, f := range fields {
+		if f != "labels" && !strings.HasPrefix(f, "labels.") {
+			return content.Info{}, fmt.Errorf("blob %s: field %q can't be changed: %w", in.Digest, f, errdefs.ErrInvalidArgument)
+		}
+	}
+	if _, err := v.hit(in.Digest); err != nil {
+		return content.Info{}, err
+	}
+	var b metadata.Blob
+	err := v.s.db.Update(func(tx *metadata.Tx) (err error) {
+		if b, err = tx.Blob(in.Digest); err != nil {
+			return err
+		}
+		b.Labels = maps.Clone(b.Labels)
+		for _, f := range fields {
+			if f == "labels" {
+				b.Labels = maps.Clone(in.Labels)
+				continue
+			}
+			if b.Labels == nil {
+				b.Labels = map[string]string{}
+			}
+			key := strings.TrimPrefix(f, "labels.")
+			b.Labels[key] = in.Labels[key]
+		}
+		if b.Labels, err = checkLabels(b.Labels); err != nil {
+			return fmt.Errorf("blob %s: %w", b.Digest, err)
+		}
+		b.Updated = time.Now().UTC()
+		return tx.PutBlob(b)
+	})
+	if err != nil {
+		return content.Info{}, err
+	}
+	return info(b), nil
+}
+
+// checkLabels drops the labels without a value, from a map of its own, and refuses those that containerd would.
+func checkLabels(in map[string]string) (map[string]string, error) {
+	var out map[string]string
+	for k, val := range in {
+		if val == "" {
+			continue
+		}
+		if err := labels.Validate(k, val); err != nil {
+			return nil, fmt.Errorf("labels: %w", err)
+		}
+		if out == nil {
+			out = make(map[string]string, len(in))
+		}
+		out[k] = val
+	}
+	return out, nil
+}
+
+// Walk calls fn for what the holder holds, in the order of digests. fn may call the view, Delete included.
+func (v *View) Walk(ctx context.Context, fn content.WalkFunc, fs ...string) error {
+	filter, err := filters.ParseAll(fs...)
+	if err != nil {
+		return err
+	}
+	for after := ""; ; {
+		var page []content.Info
+		var keys []string
+		err := v.s.db.View(func(tx *metadata.Tx) error {
+			keys = tx.Held(v.holder, metadata.KindBlob, after, pageSize)
+			for _, key := range keys {
+				b, err := tx.Blob(digest.Digest(key))
+				if err != nil {
+					return err
+				}
+				page = append(page, info(b))
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, i := range page {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if !filter.Match(content.AdaptInfo(i)) {
+				continue
+			}
+			if err := fn(i); err != nil {
+				return err
+			}
+		}
+		if len(keys) < pageSize {
+			return nil
+		}
+		after = keys[len(keys)-1]
+	}
+}
+
+// Delete releases the holder's hold. The bytes stay, for other holders or for Sweep. It returns errdefs.ErrNotFound when the
+// holder does not hold the blob.
+func (v *View) Delete(_ context.Context, d digest.Digest) error {
+	if err := validate(d); err != nil {
+		return err
+	}
+	var last bool
+	err := v.s.db.Update(func(tx *metadata.Tx) error {
+		if err := tx.Release(v.holder, metadata.BlobNode(d)); err != nil {
+			return err
+		}
+		_, err := tx.Blob(d)
+		last = errdefs.IsNotFound(err)
+		return nil
+	})
+	if err == nil && last && v.s.opts.OnGarbage != nil {
+		v.s.opts.OnGarbage(d)
+	}
+	return err
+}
+
+func info(b metadata.Blob) content.Info {
+	return content.Info{Digest: b.Digest, Size: b.Size, CreatedAt: b.Created, UpdatedAt: b.Updated, Labels: maps.Clone(b.Labels)}
+}

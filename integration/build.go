@@ -1,0 +1,100 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+)
+
+// programs are the packages that Build makes, pinned by go.mod through tools.go.
+var programs = map[string]string{
+	"containerd":              "github.com/containerd/containerd/v2/cmd/containerd",
+	"ctr":                     "github.com/containerd/containerd/v2/cmd/ctr",
+	"containerd-shim-runc-v2": "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+	"registry":                "github.com/distribution/distribution/v3/cmd/registry",
+}
+
+// Build returns the absolute directory of the programs and builds those that are missing there: $TANK_TEST_BIN, else .bin beside
+// this file. What is there is taken as it is; its name carries the versions in go.mod, so that a new pin is a new directory.
+var Build = sync.OnceValues(func() (string, error) { return BuildInto(binDir()) })
+
+// BuildInto is Build with another directory.
+func BuildInto(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	for name, pkg := range programs {
+		out := filepath.Join(dir, name)
+		if _, err := os.Stat(out); err == nil {
+			continue
+		}
+		if err := goBuild(moduleDir(), out, pkg, "-tags", "no_btrfs no_devmapper no_zfs"); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+// Tank builds Tank's own binary from the parent directory, unless $TANK_BINARY names one, and returns its path.
+var Tank = sync.OnceValues(func() (string, error) {
+	if b := os.Getenv("TANK_BINARY"); b != "" {
+		return filepath.Abs(b)
+	}
+	out := filepath.Join(moduleDir(), ".bin", "tank-snapshotter")
+	return out, goBuild(filepath.Dir(moduleDir()), out, "./cmd/tank-snapshotter")
+})
+
+// testProgram builds testdata/hello, the program inside the tests' own image: static and the same bytes on every machine.
+var testProgram = sync.OnceValues(func() ([]byte, error) {
+	out := filepath.Join(moduleDir(), ".bin", "hello")
+	if err := goBuild(moduleDir(), out, "./testdata/hello", "-ldflags", "-s -w -buildid="); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(out)
+})
+
+// goBuild builds pkg, as seen from the module in dir, into out, by a rename, so that a running program is never overwritten.
+func goBuild(dir, out, pkg string, flags ...string) error {
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return err
+	}
+	tmp := fmt.Sprintf("%s.%d", out, os.Getpid())
+	args := append([]string{"build", "-trimpath", "-o", tmp}, flags...)
+	cmd := exec.Command("go", append(args, pkg)...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		_ = os.Remove(tmp)
+		return fmt.Errorf("go build %s: %w\n%s", pkg, err, b)
+	}
+	return os.Rename(tmp, out)
+}
+
+func binDir() string {
+	if d := os.Getenv("TANK_TEST_BIN"); d != "" {
+		return d
+	}
+	return filepath.Join(moduleDir(), ".bin", "containerd-2.4.2-registry-3.1.2")
+}
+
+// moduleDir is where this module's go.mod lies.
+func moduleDir() string {
+	_, file, _, ok := runtime.Caller(0)
+	if ok {
+		if _, err := os.Stat(file); err == nil {
+			return filepath.Dir(file)
+		}
+	}
+	wd, err := os.Getwd() // built with -trimpath: go test runs in the package's directory
+	if err != nil {
+		panic(err)
+	}
+	return wd
+}

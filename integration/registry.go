@@ -1,0 +1,83 @@
+package integration
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Registry is the distribution registry with a filesystem store, behind a Proxy of ours.
+type Registry struct {
+	*Proxy
+	Backend string // host:port of the real one; images are pushed there
+	proc    *Process
+}
+
+// NewRegistry starts a registry and the proxy before it.
+func (e *Env) NewRegistry() *Registry {
+	e.t.Helper()
+	backend := freeAddr(e)
+	config := fmt.Sprintf(`version: 0.1
+log: {level: warn, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}
+http: {addr: %s}
+`, e.Path("registry"), backend)
+	if err := os.WriteFile(e.Path("registry.yml"), []byte(config), 0o644); err != nil {
+		e.t.Fatal(err)
+	}
+	r := &Registry{Backend: backend, proc: e.Start("registry", "registry", "serve", e.Path("registry.yml"))}
+	Eventually(e.t, 20*time.Second, "the registry answers", func() bool {
+		if !r.proc.Running() {
+			e.t.Fatalf("registry ended: %s", tail(r.proc.Log, 4000))
+		}
+		resp, err := http.Get("http://" + backend + "/v2/")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	r.Proxy = NewProxy(e.t, backend)
+	return r
+}
+
+func freeAddr(e *Env) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// Push pushes the image that an OCI layout calls ref as name (repository:tag) and returns what it is.
+func (r *Registry) Push(layout, ref, name string) Image {
+	r.t.Helper()
+	img, err := ReadImage(layout, ref)
+	if err == nil {
+		err = Push(layout, ref, "http://"+r.Backend, name)
+	}
+	if err != nil {
+		r.t.Fatalf("push %s: %v", name, err)
+	}
+	return img
+}
+
+// HoldLayers holds the second half of every layer of img.
+func (r *Registry) HoldLayers(img Image) {
+	for _, l := range img.Layers {
+		r.Hold(l.Digest, l.Size/2)
+	}
+}
+
+// Image is what a test needs to know about an image in a layout or registry.
+type Image struct {
+	Manifest, Config ocispec.Descriptor
+	Layers           []ocispec.Descriptor
+	DiffIDs          []digest.Digest
+}

@@ -1,0 +1,165 @@
+package unpack
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// opener opens directories below a root. Their paths have no symlinks any more; if one is found nevertheless, somebody else
+// is at work in the directory and the open fails.
+type opener struct {
+	root int
+	dev  uint64
+	walk bool // component by component, for kernels and sandboxes without openat2
+}
+
+const dirFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
+var resolveHow = unix.OpenHow{
+	Flags:   dirFlags,
+	Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+}
+
+func newOpener(root int, walk bool) (*opener, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(root, &st); err != nil {
+		return nil, err
+	}
+	o := &opener{root: root, dev: uint64(st.Dev), walk: walk}
+	if walk {
+		return o, nil
+	}
+	fd, err := o.openat2(root, ".")
+	switch {
+	case err == nil:
+		unix.Close(fd)
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM), errors.Is(err, unix.EINVAL):
+		o.walk = true // missing, forbidden by a seccomp filter, or without these flags
+	default:
+		return nil, err
+	}
+	return o, nil
+}
+
+// dir opens the directory rel below at, which is the root or a directory below it.
+func (o *opener) dir(at int, rel string) (int, error) {
+	if !o.walk {
+		return o.openat2(at, rel)
+	}
+	fd := at
+	for rel != "" {
+		var c string
+		c, rel, _ = strings.Cut(rel, "/")
+		next, err := o.step(fd, c)
+		if fd != at {
+			unix.Close(fd)
+		}
+		if err != nil {
+			return -1, err
+		}
+		fd = next
+	}
+	return fd, nil
+}
+
+func (o *opener) openat2(at int, rel string) (fd int, err error) {
+	for tries := 0; ; {
+		how := resolveHow
+		fd, err = unix.Openat2(at, rel, &how)
+		if err == unix.EINTR {
+			continue
+		}
+		if tries++; err == unix.EAGAIN && tries < 100 {
+			continue
+		}
+		return fd, err
+	}
+}
+
+// step opens one directory and refuses mount points of other filesystems.
+func (o *opener) step(at int, name string) (int, error) {
+	fd, err := openat(at, name, dirFlags, 0)
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	if uint64(st.Dev) != o.dev {
+		unix.Close(fd)
+		return -1, fmt.Errorf("%q is another filesystem: %w", name, unix.EXDEV)
+	}
+	return fd, nil
+}
+
+func openat(at int, name string, flags int, mode uint32) (fd int, err error) {
+	err = ignoringEINTR(func() error {
+		fd, err = unix.Openat(at, name, flags, mode)
+		return err
+	})
+	return fd, err
+}
+
+// dirCache keeps the descriptors of the directories used last: entries of a tar come directory by directory.
+type dirCache struct {
+	open  *opener
+	slots [16]dirSlot
+	tick  uint64
+}
+
+type dirSlot struct {
+	n    *node
+	fd   int
+	used uint64
+}
+
+// fd is valid until fifteen other directories were asked for.
+func (c *dirCache) fd(n *node) (int, error) {
+	if n.parent == nil {
+		return c.open.root, nil
+	}
+	c.tick++
+	oldest := &c.slots[0]
+	at, rel := c.open.root, ""
+	for i := range c.slots {
+		s := &c.slots[i]
+		if s.n == n {
+			s.used = c.tick
+			return s.fd, nil
+		}
+		if s.n != nil && s.n == n.parent {
+			at, rel = s.fd, n.name
+			s.used = c.tick // not the one to close
+		}
+		if s.used < oldest.used {
+			oldest = s
+		}
+	}
+	if rel == "" {
+		rel = n.path()
+	}
+	fd, err := c.open.dir(at, rel)
+	if err != nil {
+		return -1, fmt.Errorf("directory %q: %w", clip(n.path()), err)
+	}
+	if oldest.n != nil {
+		unix.Close(oldest.fd)
+	}
+	*oldest = dirSlot{n, fd, c.tick}
+	return fd, nil
+}
+
+// purge forgets every directory; some of them are about to be removed.
+func (c *dirCache) purge() {
+	for i := range c.slots {
+		if c.slots[i].n != nil {
+			unix.Close(c.slots[i].fd)
+		}
+		c.slots[i] = dirSlot{}
+	}
+}

@@ -1,0 +1,243 @@
+package unpack
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"path"
+	"strings"
+
+	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	symlinkMode = 0o777 // what Linux says of every symlink
+	xattrRecord = "SCHILY.xattr."
+	holeSize    = 4096
+)
+
+// inode makes an inode of a header: type and attributes as they will be on disk.
+func (x *extractor) inode(hdr *tar.Header) (*inode, error) {
+	ino := &inode{}
+	if err := x.setType(hdr, ino); err != nil {
+		return nil, err
+	}
+	e := &ino.Entry
+	e.Mode = uint32(hdr.Mode) & 0o7777
+	if e.Type == Symlink {
+		e.Mode = symlinkMode
+	}
+	// 4294967295 is "no change" for chown.
+	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) >= math.MaxUint32 || int64(hdr.Gid) >= math.MaxUint32 {
+		return nil, invalid(hdr.Name, "owner %d:%d is out of range", hdr.Uid, hdr.Gid)
+	}
+	e.UID, e.GID = uint32(hdr.Uid), uint32(hdr.Gid)
+	e.Sec, e.Nsec = hdr.ModTime.Unix(), int64(hdr.ModTime.Nanosecond())
+	if x.opts.Unprivileged {
+		e.UID, e.GID = x.uid, x.gid
+		e.Mode &^= unix.S_ISUID
+	}
+	return ino, x.setXattrs(hdr, e)
+}
+
+func (x *extractor) setType(hdr *tar.Header, ino *inode) error {
+	switch hdr.Typeflag {
+	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // old archives have TypeRegA
+		ino.Type, ino.Size = File, hdr.Size
+	case tar.TypeDir:
+		ino.Type = Dir
+	case tar.TypeSymlink:
+		ino.Type, ino.Target = Symlink, hdr.Linkname
+		if n := len(hdr.Linkname); n == 0 || n > x.limits.Path {
+			return invalid(hdr.Name, "symlink target of %d bytes", n)
+		}
+	case tar.TypeLink:
+		ino.Type, ino.Target = Link, path.Clean("/" + hdr.Linkname)[1:]
+		switch {
+		case ino.Target == "":
+			return invalid(hdr.Name, "hard link to the root directory")
+		case len(ino.Target) > x.limits.Path:
+			return invalid(hdr.Name, "hard link to a path of %d bytes", len(ino.Target))
+		case strings.HasPrefix(ino.Target, whiteoutPrefix), strings.Contains(ino.Target, "/"+whiteoutPrefix):
+			return invalid(hdr.Name, "hard link to a whiteout")
+		}
+	case tar.TypeFifo:
+		ino.Type = Fifo
+	case tar.TypeChar, tar.TypeBlock:
+		return x.setDevice(hdr, ino)
+	default:
+		return invalid(hdr.Name, "unknown type %q", hdr.Typeflag)
+	}
+	return nil
+}
+
+// setDevice refuses numbers that the kernel would cut, and with that every way to character device 0:0, which is overlay's
+// whiteout.
+func (x *extractor) setDevice(hdr *tar.Header, ino *inode) error {
+	const maxMajor, maxMinor = 1<<12 - 1, 1<<20 - 1
+	major, minor := hdr.Devmajor, hdr.Devminor
+	if major < 0 || major > maxMajor || minor < 0 || minor > maxMinor {
+		return invalid(hdr.Name, "device number %d:%d is out of range", major, minor)
+	}
+	ino.Type, ino.Rdev = Block, unix.Mkdev(uint32(major), uint32(minor))
+	if hdr.Typeflag == tar.TypeChar {
+		ino.Type = Char
+		if ino.Rdev == 0 {
+			return invalid(hdr.Name, "character device 0:0 is a whiteout on disk")
+		}
+	}
+	ino.omitted = x.opts.Unprivileged
+	return nil
+}
+
+func (x *extractor) setXattrs(hdr *tar.Header, e *Entry) error {
+	for record, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(record, xattrRecord)
+		if !ok || !keepXattr(name, e.Type) {
+			continue
+		}
+		if x.opts.Unprivileged && (strings.HasPrefix(name, "security.") || strings.HasPrefix(name, "trusted.")) {
+			continue
+		}
+		if len(name) > maxName {
+			return invalid(hdr.Name, "xattr name of %d bytes", len(name))
+		}
+		if len(value) > x.limits.Xattr {
+			return invalid(hdr.Name, "xattr %q of %d bytes, more than %d", name, len(value), x.limits.Xattr)
+		}
+		if x.metadata += int64(len(name) + len(value)); x.metadata > x.limits.Metadata {
+			return invalid(hdr.Name, "more than %d bytes of paths, link targets and xattrs", x.limits.Metadata)
+		}
+		if e.Xattrs == nil {
+			e.Xattrs = make(map[string]string)
+		}
+		e.Xattrs[name] = value
+	}
+	return nil
+}
+
+// file creates a regular file and fills it.
+func (x *extractor) file(
+	ctx context.Context, hdr *tar.Header, dir *node, base string, ino *inode, body io.Reader, src *source,
+) error {
+	if x.contents += ino.Size; x.contents > x.limits.Bytes || x.contents < 0 {
+		return invalid(hdr.Name, "more than %d bytes of files", x.limits.Bytes)
+	}
+	if _, err := x.clear(hdr.Name, dir, base); err != nil {
+		return err
+	}
+	if _, err := x.add(hdr.Name, dir, base, ino); err != nil {
+		return err
+	}
+	at, err := x.dirs.fd(dir)
+	if err != nil {
+		return err
+	}
+	fd, err := openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return ioError(hdr.Name, "create", err)
+	}
+	err = x.fill(ctx, hdr, fd, ino, body, src)
+	if err == nil {
+		err = x.apply(hdr.Name, target{fd: fd}, ino)
+	}
+	if cerr := unix.Close(fd); cerr != nil && err == nil {
+		err = ioError(hdr.Name, "close", cerr)
+	}
+	return err
+}
+
+// fill writes the content and hashes it on the way.
+func (x *extractor) fill(ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *source) error {
+	if ino.Size <= int64(len(x.buf)) && !sparse(hdr) {
+		buf := x.buf[:ino.Size]
+		if err := readFull(body, buf); err != nil {
+			return src.blame(fmt.Sprintf("tar entry %q", clip(hdr.Name)), err)
+		}
+		ino.Hash = xxh3.Hash128(buf).Bytes()
+		return x.write(hdr.Name, fd, buf, -1)
+	}
+	x.hash.Reset()
+	for off := int64(0); off < ino.Size; {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("tar entry %q: %w", clip(hdr.Name), err)
+		}
+		buf := x.buf[:min(int64(len(x.buf)), ino.Size-off)]
+		if err := readFull(body, buf); err != nil {
+			return src.blame(fmt.Sprintf("tar entry %q", clip(hdr.Name)), err)
+		}
+		x.hash.Write(buf)
+		var err error
+		if sparse(hdr) {
+			err = x.writeSparse(hdr.Name, fd, buf, off)
+		} else {
+			err = x.write(hdr.Name, fd, buf, -1)
+		}
+		if err != nil {
+			return err
+		}
+		off += int64(len(buf))
+	}
+	ino.Hash = x.hash.Sum128().Bytes()
+	if sparse(hdr) {
+		if err := unix.Ftruncate(fd, ino.Size); err != nil {
+			return ioError(hdr.Name, "truncate", err)
+		}
+	}
+	return nil
+}
+
+// sparse tells whether the archiver found holes in the file.
+func sparse(hdr *tar.Header) bool {
+	if hdr.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for record := range hdr.PAXRecords {
+		if strings.HasPrefix(record, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+var zeros [holeSize]byte
+
+// writeSparse leaves out the blocks of zeros.
+func (x *extractor) writeSparse(name string, fd int, buf []byte, off int64) error {
+	for len(buf) > 0 {
+		n := min(holeSize, len(buf))
+		if !bytes.Equal(buf[:n], zeros[:n]) {
+			if err := x.write(name, fd, buf[:n], off); err != nil {
+				return err
+			}
+		}
+		buf, off = buf[n:], off+int64(n)
+	}
+	return nil
+}
+
+// write writes all of buf at off, or at the descriptor's own offset when off is negative.
+func (x *extractor) write(name string, fd int, buf []byte, off int64) error {
+	for len(buf) > 0 {
+		var n int
+		err := ignoringEINTR(func() (err error) {
+			if off < 0 {
+				n, err = unix.Write(fd, buf)
+			} else {
+				n, err = unix.Pwrite(fd, buf, off)
+			}
+			return err
+		})
+		if err != nil {
+			return ioError(name, "write", err)
+		}
+		if buf = buf[n:]; off >= 0 {
+			off += int64(n)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,229 @@
+package unpack
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+// maxWindow is how far back a zstd frame may refer, which is memory that it makes the decoder take.
+const maxWindow = 128 << 20
+
+type compression string
+
+const (
+	plain   compression = "plain"
+	gzipped compression = "gzip"
+	zstded  compression = "zstd"
+)
+
+// mediaTypes of layers. The empty one is for callers that have none: the bytes decide.
+var mediaTypes = map[string]compression{
+	"":                                       "",
+	"application/vnd.oci.image.layer.v1.tar": plain,
+	"application/vnd.oci.image.layer.v1.tar+gzip":                  gzipped,
+	"application/vnd.oci.image.layer.v1.tar+zstd":                  zstded,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar":      plain,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": gzipped,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": zstded,
+	"application/vnd.docker.image.rootfs.diff.tar":                 plain,
+	"application/vnd.docker.image.rootfs.diff.tar.gzip":            gzipped,
+	"application/vnd.docker.image.rootfs.diff.tar.zstd":            zstded,
+	"application/vnd.docker.image.rootfs.foreign.diff.tar":         plain,
+	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":    gzipped,
+	"application/vnd.docker.image.rootfs.foreign.diff.tar.zstd":    zstded,
+	"application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted":  "refused",
+	"application/vnd.oci.image.layer.v1.tar+gzip+encrypted":        "refused",
+	"application/vnd.oci.image.layer.v1.tar+zstd+encrypted":        "refused",
+	"application/vnd.oci.image.layer.v1.tar+encrypted":             "refused",
+}
+
+// Decompress returns the tar stream in a layer's blob. What the blob is, gzip of several members, zstd of several frames
+// with skippable ones between them, or a plain tar, is recognised by its first bytes and has to agree with the media type:
+// a gzip or zstd type also takes a plain tar, as other clients do, but nothing else; a plain type takes no compressed
+// bytes; an empty media type takes all three. A blob of no bytes is an empty tar. Zeros or garbage after the last member
+// of gzip are read and ignored: the diff ID covers what was decompressed, and decides.
+//
+// Close the reader to free its memory; r is not closed. It is read to its end before the reader returns io.EOF. Errors are
+// of class ErrInvalidLayer when the bytes are to blame; those of r are wrapped as they are.
+func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
+	want, known := mediaTypes[mediaType]
+	if !known || want == "refused" {
+		return nil, fmt.Errorf("media type %q is not one of layers: %w", clip(mediaType), ErrInvalidLayer)
+	}
+	src := newBlobSource(r)
+	got, err := sniff(src.Reader, want)
+	if err != nil {
+		return nil, src.blame("blob", err)
+	}
+	switch got {
+	case gzipped:
+		return &gzipReader{src: src}, nil
+	case zstded:
+		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, src.blame("zstd", err)
+		}
+		return &zstdReader{z, src}, nil
+	}
+	return io.NopCloser(src), nil
+}
+
+func newBlobSource(r io.Reader) *source { return newSource(r, 1<<63-1) }
+
+// sniff looks at the first bytes and compares them with what the media type promises.
+func sniff(r *bufio.Reader, want compression) (compression, error) {
+	head, err := r.Peek(blockSize)
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	got := plain
+	switch {
+	case len(head) == 0:
+		return plain, nil
+	case want != gzipped && want != zstded && isTar(head):
+		// also when a name in it looks like the magic of something else
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+		got = gzipped
+	case isZstd(head):
+		got = zstded
+	case want != plain && !isTar(head):
+		return "", fmt.Errorf("starts with % x, which is neither gzip nor zstd nor tar", head[:min(len(head), 6)])
+	}
+	if want == "" || got == want || got == plain {
+		return got, nil
+	}
+	return "", fmt.Errorf("%s bytes under a media type for %s", got, want)
+}
+
+// isZstd recognises a frame, or a skippable frame before it.
+func isZstd(head []byte) bool {
+	if len(head) < 4 {
+		return false
+	}
+	magic := binary.LittleEndian.Uint32(head)
+	return magic == 0xfd2fb528 || magic&^0xf == 0x184d2a50
+}
+
+const blockSize = 512
+
+// isTar recognises a block of zeros, which ends an archive, or a header by its checksum.
+func isTar(head []byte) bool {
+	if len(head) < blockSize {
+		return false
+	}
+	var sum, signed int64
+	zero := true
+	for i, b := range head {
+		zero = zero && b == 0
+		if i >= 148 && i < 156 {
+			b = ' ' // the checksum itself
+		}
+		sum += int64(b)
+		signed += int64(int8(b)) // as some old tars had it
+	}
+	if zero {
+		return true
+	}
+	field := strings.Trim(string(head[148:156]), " \x00")
+	n, err := strconv.ParseInt(field, 8, 64)
+	return err == nil && (n == sum || n == signed)
+}
+
+// gzipReader reads one member after the other and stops where something else follows.
+type gzipReader struct {
+	src  *source
+	z    *gzip.Reader
+	done error
+}
+
+func (g *gzipReader) Read(p []byte) (int, error) {
+	if g.done != nil {
+		return 0, g.done
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if g.z == nil {
+			if g.done = g.begin(nil); g.done != nil {
+				return 0, g.done
+			}
+		}
+		n, err := g.z.Read(p)
+		switch {
+		case err == io.EOF:
+			g.done = g.next()
+		case err != nil:
+			g.done = g.src.blame("gzip", err)
+		}
+		if n > 0 {
+			return n, nil
+		}
+		if g.done != nil {
+			return 0, g.done
+		}
+	}
+}
+
+// begin reads the header of a member.
+func (g *gzipReader) begin(z *gzip.Reader) (err error) {
+	if z == nil {
+		z, err = gzip.NewReader(g.src)
+	} else {
+		err = z.Reset(g.src)
+	}
+	if err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return g.src.blame("gzip header", err)
+	}
+	z.Multistream(false)
+	g.z = z
+	return nil
+}
+
+// next goes to the following member, or reads what is no member to the end of the blob.
+func (g *gzipReader) next() error {
+	magic, err := g.src.Peek(2)
+	if err == nil && magic[0] == 0x1f && magic[1] == 0x8b {
+		return g.begin(g.z)
+	}
+	if _, err := io.Copy(io.Discard, g.src); err != nil {
+		return g.src.blame("blob", err)
+	}
+	return io.EOF
+}
+
+func (g *gzipReader) Close() error {
+	g.done = fmt.Errorf("gzip: closed reader: %w", io.ErrClosedPipe)
+	g.z = nil
+	return nil
+}
+
+type zstdReader struct {
+	z   *zstd.Decoder
+	src *source
+}
+
+func (z *zstdReader) Read(p []byte) (int, error) {
+	n, err := z.z.Read(p)
+	if err != nil && err != io.EOF {
+		err = z.src.blame("zstd", err)
+	}
+	return n, err
+}
+
+func (z *zstdReader) Close() error {
+	z.z.Close()
+	return nil
+}

@@ -1,0 +1,442 @@
+package unpack
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	whiteoutPrefix = ".wh."
+	opaqueMarker   = ".wh..wh..opq"
+	aufsPrefix     = ".wh..wh."
+	maxName        = 255
+	bufferSize     = 256 << 10
+)
+
+// extractor applies the entries of one tar to one directory.
+type extractor struct {
+	opts   Options
+	limits Limits
+	prefix string // of overlay's own xattrs
+	root   *node
+	dirs   dirCache
+	// uid and gid are what new inodes get without a chown.
+	uid, gid uint32
+	// coarse: the filesystem does not keep every nanosecond, so that times have to be read back.
+	coarse bool
+
+	seq      int // of the current entry
+	count    int // entries and implied directories so far
+	metadata int64
+	contents int64
+	rooted   bool // the tar has an entry for the root
+
+	// Entries come directory by directory: the last parent path and where it led. Only a removal can change that.
+	lastPath string
+	last     *node
+
+	buf  []byte
+	hash *xxh3.Hasher
+}
+
+// newExtractor takes over the empty directory: its attributes are set as those of every other one, at the end.
+func newExtractor(fd int, opts Options) (*extractor, error) {
+	opener, err := newOpener(fd, opts.walk)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkEmpty(fd); err != nil {
+		return nil, err
+	}
+	opts.UserXattr = opts.UserXattr || opts.Unprivileged
+	x := &extractor{
+		opts:   opts,
+		limits: opts.Limits.withDefaults(),
+		prefix: overlayPrefix(opts.UserXattr),
+		dirs:   dirCache{open: opener},
+		uid:    uint32(os.Geteuid()),
+		gid:    uint32(os.Getegid()),
+		buf:    make([]byte, bufferSize),
+		hash:   xxh3.New(),
+	}
+	x.root = &node{ino: &inode{Entry: x.implied()}, implied: true}
+	// Nothing may be inherited: no group from a setgid directory, no default ACL.
+	root := target{fd: fd}
+	var st unix.Stat_t
+	if err := root.stat(&st); err != nil {
+		return nil, err
+	}
+	if st.Uid != x.uid || st.Gid != x.gid {
+		if err := root.chown(x.uid, x.gid); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range []string{aclDefault, aclAccess} {
+		if err := root.removeXattr(name); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
+			return nil, err
+		}
+	}
+	if err := root.chmod(0o700); err != nil {
+		return nil, err
+	}
+	const probe = 123456789
+	if err := root.setTimes(1, probe); err != nil {
+		return nil, err
+	}
+	if err := root.stat(&st); err != nil {
+		return nil, err
+	}
+	x.coarse = int64(st.Mtim.Nsec) != probe
+	return x, nil
+}
+
+func checkEmpty(fd int) error {
+	dup, err := openat(fd, ".", dirFlags, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(dup), ".")
+	defer f.Close()
+	switch _, err := f.Readdirnames(1); err {
+	case io.EOF:
+		return nil
+	case nil:
+		return fmt.Errorf("not empty: %w", errdefs.ErrFailedPrecondition)
+	default:
+		return err
+	}
+}
+
+func (x *extractor) close() { x.dirs.purge() }
+
+// implied are the attributes of directories without an entry.
+func (x *extractor) implied() Entry {
+	e := Entry{Type: Dir, Mode: 0o755}
+	if x.opts.Unprivileged {
+		e.UID, e.GID = x.uid, x.gid
+	}
+	return e
+}
+
+// entry applies one entry of the tar.
+func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, src *source) error {
+	x.seq++
+	if err := x.charge(hdr.Name, len(hdr.Name)+len(hdr.Linkname)); err != nil {
+		return err
+	}
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil // says something about all entries, and nothing that belongs into a layer
+	}
+	if len(hdr.Name) > x.limits.Path {
+		return invalid(hdr.Name, "path of %d bytes, more than %d", len(hdr.Name), x.limits.Path)
+	}
+	name := path.Clean("/" + hdr.Name)[1:]
+	if name == "" {
+		return x.rootEntry(hdr)
+	}
+	parent, base := path.Split(name)
+	parent = strings.TrimSuffix(parent, "/")
+	if ignored, err := reserved(hdr.Name, parent); ignored || err != nil {
+		return err
+	}
+	if strings.HasPrefix(base, whiteoutPrefix) {
+		return x.whiteout(hdr.Name, parent, base)
+	}
+	ino, err := x.inode(hdr)
+	if err != nil {
+		return err
+	}
+	dir, err := x.parent(hdr.Name, parent)
+	if err != nil {
+		return err
+	}
+	switch ino.Type {
+	case Dir:
+		return x.directory(hdr.Name, dir, base, ino)
+	case Link:
+		return x.link(hdr.Name, dir, base, ino)
+	case File:
+		return x.file(ctx, hdr, dir, base, ino, body, src)
+	}
+	return x.special(hdr.Name, dir, base, ino)
+}
+
+// charge counts an entry or implied directory, and the bytes that are kept in memory for it.
+func (x *extractor) charge(name string, bytes int) error {
+	if x.count++; x.count > x.limits.Entries {
+		return invalid(name, "more than %d entries", x.limits.Entries)
+	}
+	if x.metadata += int64(bytes); x.metadata > x.limits.Metadata {
+		return invalid(name, "more than %d bytes of paths, link targets and xattrs", x.limits.Metadata)
+	}
+	return nil
+}
+
+// rootEntry gives the root directory its attributes. It can't become anything else.
+func (x *extractor) rootEntry(hdr *tar.Header) error {
+	if hdr.Typeflag != tar.TypeDir {
+		return invalid(hdr.Name, "the root of a layer is a directory")
+	}
+	ino, err := x.inode(hdr)
+	if err != nil {
+		return err
+	}
+	x.root.ino, x.root.implied, x.root.seq, x.rooted = ino, false, x.seq, true
+	return nil
+}
+
+// reserved looks for components that only whiteouts may have: what lies in AUFS's own directories is ignored.
+func reserved(name, parent string) (ignored bool, err error) {
+	if !strings.Contains(parent, whiteoutPrefix) {
+		return false, nil
+	}
+	for c := range strings.SplitSeq(parent, "/") {
+		if strings.HasPrefix(c, aufsPrefix) {
+			return true, nil
+		}
+		if strings.HasPrefix(c, whiteoutPrefix) {
+			return false, invalid(name, "below a whiteout")
+		}
+	}
+	return false, nil
+}
+
+// whiteout notes what a marker asks for. What comes of it is decided at the end: it must not depend on the order.
+func (x *extractor) whiteout(name, parent, base string) error {
+	hidden := strings.TrimPrefix(base, whiteoutPrefix)
+	switch {
+	case base == opaqueMarker:
+	case strings.HasPrefix(base, aufsPrefix):
+		return nil
+	case hidden == "", hidden == ".", hidden == "..":
+		return invalid(name, "a whiteout of nothing")
+	}
+	at, reason := resolve(x.root, parent)
+	if reason != "" {
+		return invalid(name, "%s", reason)
+	}
+	if at.blocked != nil && at.blocked.ino.Type != Link {
+		return nil // there is nothing in it
+	}
+	dir, err := x.makeDirs(name, at)
+	if err != nil {
+		return err
+	}
+	if base == opaqueMarker {
+		dir.marked = true
+		return nil
+	}
+	if dir.whiteouts == nil {
+		dir.whiteouts = make(map[string]int)
+	}
+	if dir.length+1+len(hidden) > x.limits.Path {
+		return invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
+	}
+	if len(base) > maxName {
+		return invalid(name, "a component of more than %d bytes", maxName)
+	}
+	dir.whiteouts[hidden] = x.seq
+	return nil
+}
+
+// parent is the directory that a path's last component lies in.
+func (x *extractor) parent(name, parent string) (*node, error) {
+	if x.last != nil && parent == x.lastPath {
+		return x.last, nil
+	}
+	at, reason := resolve(x.root, parent)
+	if reason != "" {
+		return nil, invalid(name, "%s", reason)
+	}
+	dir, err := x.makeDirs(name, at)
+	if err != nil {
+		return nil, err
+	}
+	x.last, x.lastPath = dir, parent
+	return dir, nil
+}
+
+// makeDirs creates the implied directories of a place.
+func (x *extractor) makeDirs(name string, at place) (*node, error) {
+	dir := at.dir
+	for _, c := range at.missing {
+		if old := dir.children[c]; old != nil && old.ino.Type == Link {
+			return nil, invalid(name, "below the hard link %q, which leads to a lower layer", clip(old.path()))
+		}
+		if err := x.charge(name, 0); err != nil {
+			return nil, err
+		}
+		n, err := x.mkdir(name, dir, c, &inode{Entry: x.implied()})
+		if err != nil {
+			return nil, err
+		}
+		n.implied = !n.fresh
+		dir = n
+	}
+	return dir, nil
+}
+
+// mkdir creates a directory in the place of anything else. Its attributes are set when its content is complete.
+func (x *extractor) mkdir(name string, dir *node, base string, ino *inode) (*node, error) {
+	replaced, err := x.clear(name, dir, base)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := x.dirs.fd(dir)
+	if err != nil {
+		return nil, err
+	}
+	n, err := x.add(name, dir, base, ino)
+	if err != nil {
+		return nil, err
+	}
+	n.fresh = replaced
+	if err := unix.Mkdirat(fd, base, 0o700); err != nil {
+		return nil, ioError(name, "mkdir", err)
+	}
+	return n, nil
+}
+
+// add puts an inode into the tree.
+func (x *extractor) add(name string, dir *node, base string, ino *inode) (*node, error) {
+	switch {
+	case strings.HasPrefix(base, whiteoutPrefix):
+		return nil, invalid(name, "%q is a name of whiteouts", clip(base))
+	case len(base) > maxName:
+		return nil, invalid(name, "a component of more than %d bytes", maxName)
+	}
+	n := dir.child(base, ino)
+	if n.length > x.limits.Path {
+		return nil, invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
+	}
+	n.seq = x.seq
+	return n, nil
+}
+
+// clear removes what is at a path, if anything.
+func (x *extractor) clear(name string, dir *node, base string) (bool, error) {
+	old := dir.children[base]
+	if old == nil {
+		return false, nil
+	}
+	x.last = nil
+	if old.ino.onDisk() {
+		fd, err := x.dirs.fd(dir)
+		if err != nil {
+			return false, err
+		}
+		if old.isDir() {
+			x.dirs.purge()
+			if fd, err = x.dirs.fd(dir); err == nil {
+				err = removeAll(fd, base)
+			}
+		} else {
+			err = unix.Unlinkat(fd, base, 0)
+		}
+		if err != nil {
+			return false, ioError(name, "replace", err)
+		}
+	}
+	delete(dir.children, base)
+	return true, nil
+}
+
+func (x *extractor) directory(name string, dir *node, base string, ino *inode) error {
+	if old := dir.children[base]; old != nil && old.isDir() {
+		old.ino, old.implied, old.seq = ino, false, x.seq
+		return nil
+	}
+	_, err := x.mkdir(name, dir, base, ino)
+	return err
+}
+
+// special makes symlinks, fifos and devices.
+func (x *extractor) special(name string, dir *node, base string, ino *inode) error {
+	if _, err := x.clear(name, dir, base); err != nil {
+		return err
+	}
+	if _, err := x.add(name, dir, base, ino); err != nil || ino.omitted {
+		return err
+	}
+	fd, err := x.dirs.fd(dir)
+	if err != nil {
+		return err
+	}
+	switch ino.Type {
+	case Symlink:
+		err = unix.Symlinkat(ino.Target, fd, base)
+	case Fifo:
+		err = unix.Mknodat(fd, base, unix.S_IFIFO|0o600, 0)
+	case Char:
+		err = unix.Mknodat(fd, base, unix.S_IFCHR|0o600, int(ino.Rdev))
+	case Block:
+		err = unix.Mknodat(fd, base, unix.S_IFBLK|0o600, int(ino.Rdev))
+	}
+	if err != nil {
+		return ioError(name, "create "+string(ino.Type), err)
+	}
+	return x.apply(name, target{fd, base}, ino)
+}
+
+// apply sets the attributes of a new inode and corrects in ino what the filesystem made of them.
+func (x *extractor) apply(name string, t target, ino *inode) error {
+	if err := t.apply(&ino.Entry, x.uid, x.gid); err != nil {
+		return attrError(name, err)
+	}
+	return x.settle(name, t, ino)
+}
+
+// settle reads back what filesystems are known to change: times out of their range or finer than their grain, and ACLs,
+// which share bits with the mode.
+func (x *extractor) settle(name string, t target, ino *inode) error {
+	_, access := ino.Xattrs[aclAccess]
+	_, dflt := ino.Xattrs[aclDefault]
+	times := x.coarse && ino.Nsec != 0 || ino.Sec < 0 || ino.Sec >= 1<<31
+	if !times && !access && !dflt {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := t.stat(&st); err != nil {
+		return ioError(name, "stat", err)
+	}
+	ino.Sec, ino.Nsec = int64(st.Mtim.Sec), int64(st.Mtim.Nsec)
+	if access || dflt {
+		ino.Mode = st.Mode & 0o7777
+		var err error
+		if ino.Xattrs, err = t.xattrs(ino.Type); err != nil {
+			return ioError(name, "xattrs", err)
+		}
+	}
+	return nil
+}
+
+// ioError is about the machine, not about the layer.
+func ioError(name, op string, err error) error {
+	return fmt.Errorf("tar entry %q: %s: %w", clip(name), op, err)
+}
+
+func attrError(name string, err error) error {
+	if malformedXattr(err) {
+		return invalid(name, "%v", err)
+	}
+	return fmt.Errorf("tar entry %q: %w", clip(name), err)
+}
+
+// readFull is io.ReadFull for content that the header promised.
+func readFull(r io.Reader, buf []byte) error {
+	_, err := io.ReadFull(r, buf)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}

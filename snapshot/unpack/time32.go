@@ -1,0 +1,10 @@
+//go:build 386 || arm || mips || mipsle
+
+package unpack
+
+import "math"
+
+// timespec clamps to what the system call of this architecture takes.
+func timespec(sec, nsec int64) (int32, int32) {
+	return int32(min(max(sec, math.MinInt32), math.MaxInt32)), int32(nsec)
+}

@@ -1,0 +1,5 @@
+//go:build !(386 || arm || mips || mipsle)
+
+package unpack
+
+func timespec(sec, nsec int64) (int64, int64) { return sec, nsec }

@@ -1,0 +1,139 @@
+package unpack
+
+import (
+	"strings"
+)
+
+// inode is what names lead to. Entry.Path, Inode, Implied, Opaque and Seq are not used here.
+type inode struct {
+	Entry
+	omitted bool // a device that an unprivileged extraction leaves out, with all its names
+	names   int  // in the final tree
+}
+
+// onDisk tells whether the inode was created.
+func (i *inode) onDisk() bool { return i.Type != Link && !i.omitted }
+
+// node is one path of the layer. The tree of nodes mirrors what is on disk, so that paths are resolved by what this layer
+// holds; the kernel is then asked for the resolved path and told to refuse any symlink in it.
+type node struct {
+	name     string
+	parent   *node // nil for the root
+	length   int   // of the path
+	ino      *inode
+	children map[string]*node
+	// whiteouts of names in this directory, with their position in the tar
+	whiteouts map[string]int
+	implied   bool
+	marked    bool // has an opaque marker
+	fresh     bool // the layer had something else at this path before, which hid all below it
+	seq       int
+}
+
+func (n *node) isDir() bool { return n.ino.Type == Dir }
+
+// path of the node, "." for the root.
+func (n *node) path() string {
+	if n.parent == nil {
+		return "."
+	}
+	buf := make([]byte, n.length)
+	end := n.length
+	for ; n.parent != nil; n = n.parent {
+		end -= len(n.name)
+		copy(buf[end:], n.name)
+		if end > 0 {
+			end--
+			buf[end] = '/'
+		}
+	}
+	return string(buf)
+}
+
+// child adds a node under n, replacing any of that name.
+func (n *node) child(name string, ino *inode) *node {
+	c := &node{name: name, parent: n, length: len(name), ino: ino}
+	if n.parent != nil {
+		c.length += n.length + 1
+	}
+	if n.children == nil {
+		n.children = make(map[string]*node)
+	}
+	n.children[name] = c
+	return c
+}
+
+// below tells whether n is top or lies in it.
+func (n *node) below(top *node) bool {
+	for ; n != nil; n = n.parent {
+		if n == top {
+			return true
+		}
+	}
+	return false
+}
+
+// place is where a path leads: an existing directory and the components below it that the layer does not have.
+type place struct {
+	dir     *node
+	missing []string
+	// blocked: the first missing component is there, but neither a directory nor a symlink.
+	blocked *node
+}
+
+// Path resolution is bounded as in the kernel: by the number of symlinks, and, because their targets may be long, by the
+// number of components.
+const (
+	maxSymlinks   = 40
+	maxComponents = 8192
+)
+
+// resolve follows p, clean and relative to the root, through the symlinks of this layer. ".." of the root is the root, and
+// absolute targets begin there. A ".." after a missing component takes that component back.
+func resolve(root *node, p string) (place, string) {
+	at := place{dir: root}
+	links, steps := 0, 0
+	for p != "" {
+		var c string
+		c, p, _ = strings.Cut(p, "/")
+		if steps++; steps > maxComponents {
+			return at, "too many components in symlinks"
+		}
+		switch c {
+		case "", ".":
+			continue
+		case "..":
+			if n := len(at.missing); n > 0 {
+				if at.missing = at.missing[:n-1]; n == 1 {
+					at.blocked = nil
+				}
+			} else if at.dir.parent != nil {
+				at.dir = at.dir.parent
+			}
+			continue
+		}
+		if len(at.missing) > 0 {
+			at.missing = append(at.missing, c)
+			continue
+		}
+		next := at.dir.children[c]
+		switch {
+		case next == nil:
+			at.missing = append(at.missing, c)
+		case next.isDir():
+			at.dir = next
+		case next.ino.Type == Symlink:
+			if links++; links > maxSymlinks {
+				return at, "too many levels of symlinks"
+			}
+			target := next.ino.Target
+			if strings.HasPrefix(target, "/") {
+				at.dir = root
+			}
+			p = target + "/" + p
+		default:
+			at.missing, at.blocked = append(at.missing, c), next
+		}
+	}
+	return at, ""
+}

@@ -1,0 +1,164 @@
+// Package unpack turns the tar stream of one image layer into one directory, in the form of overlay's upper directories.
+//
+// On disk it owns only the directory that it is given, by descriptor, and only until Extract returns. It knows no store,
+// no database, and not where the bytes come from.
+//
+// Its invariant: whatever the stream holds, nothing outside that directory is created, changed, opened or read, and the
+// entries that Extract returns are what ReadTree finds in the directory afterwards.
+//
+// The surprising rule: whiteouts never remove what the same layer adds, in whatever order they come. A whiteout of a name
+// that the layer has as a directory makes that directory opaque; see docs/adr/0003-layer-application.md for every case.
+package unpack
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// ErrInvalidLayer is the class of every error that the content of a layer is to blame for: hostile, malformed or
+// contradictory entries, damaged compression, a mismatch of media type and bytes, and content beyond Limits. It is of
+// class errdefs.ErrInvalidArgument. Errors of the reader and of the filesystem do not have it; they are passed with
+// context.
+var ErrInvalidLayer = fmt.Errorf("invalid layer: %w", errdefs.ErrInvalidArgument)
+
+// Options say for whom a layer is unpacked.
+type Options struct {
+	// Unprivileged is for a process that is an ordinary user: everything belongs to that user, setuid bits are cleared,
+	// device nodes, security.* and trusted.* attributes are left out. It implies UserXattr. false: the process has root's
+	// rights.
+	Unprivileged bool
+	// UserXattr writes overlay's own attributes as user.overlay.*, for mounts with the option userxattr. false:
+	// trusted.overlay.*.
+	UserXattr bool
+	// Limits bound what a layer may hold. Zero fields: the defaults.
+	Limits Limits
+
+	walk bool // do as if openat2 were missing
+}
+
+// Limits bound what a layer may hold. The zero value of each field stands for its default.
+type Limits struct {
+	// Entries of the tar and directories that they imply. 0: 2,000,000.
+	Entries int
+	// Path is the length of a path in bytes, as the tar has it and as it resolves. 0, and at most: 4095.
+	Path int
+	// Xattr is the size of the value of one extended attribute in bytes. 0, and at most: 65536.
+	Xattr int
+	// Metadata is the sum of the bytes of all paths, link targets and extended attributes. 0: 512 MiB.
+	Metadata int64
+	// Bytes of the stream, and separately of the contents of all files, holes included. 0: 256 GiB.
+	Bytes int64
+}
+
+func (l Limits) withDefaults() Limits {
+	const maxPath, maxXattr = 4095, 65536 // PATH_MAX without its NUL, XATTR_SIZE_MAX
+	if l.Entries <= 0 {
+		l.Entries = 2_000_000
+	}
+	if l.Path <= 0 || l.Path > maxPath {
+		l.Path = maxPath
+	}
+	if l.Xattr <= 0 || l.Xattr > maxXattr {
+		l.Xattr = maxXattr
+	}
+	if l.Metadata <= 0 {
+		l.Metadata = 512 << 20
+	}
+	if l.Bytes <= 0 {
+		l.Bytes = 256 << 30
+	}
+	return l
+}
+
+// Result is what a layer was unpacked to.
+type Result struct {
+	// Entries are sorted by the bytes of Path; "." is the first.
+	Entries []Entry
+	// Size is what the layer takes on disk in bytes: contents in units of 4 KiB, and 4 KiB for each directory; every inode
+	// counts once. It is computed from the entries, so that it does not depend on the filesystem.
+	Size int64
+	// Inodes on disk, the root directory and whiteouts included.
+	Inodes int64
+	// Empty: the layer has nothing but, maybe, attributes of the root directory.
+	Empty bool
+	// Root: the tar has an entry for the root directory itself.
+	Root bool
+	// Needs: a part of the layer depends on its parent: an implied directory other than the root, or a Link.
+	Needs bool
+	// Whiteouts: there are whiteouts or opaque directories.
+	Whiteouts bool
+}
+
+// Extract unpacks an uncompressed tar stream into dir, an open and empty directory, in the form of overlay's upper
+// directories, and reads r to its end: what follows the end of the archive is read and ignored. After an error the
+// directory holds anything; it has to be removed.
+//
+// Errors are of class ErrInvalidLayer when the content is to blame, errdefs.ErrFailedPrecondition when dir is not empty;
+// errors of r, of the context and of the filesystem are wrapped as they are.
+func Extract(ctx context.Context, dir *os.File, r io.Reader, opts *Options) (*Result, error) {
+	if opts == nil {
+		opts = &Options{}
+	}
+	x, err := newExtractor(int(dir.Fd()), *opts)
+	defer runtime.KeepAlive(dir)
+	if err != nil {
+		return nil, fmt.Errorf("layer directory %q: %w", dir.Name(), err)
+	}
+	defer x.close()
+	if err := x.readAll(ctx, r); err != nil {
+		return nil, err
+	}
+	return x.finish(ctx)
+}
+
+// readAll applies every entry of the stream and reads it to its end.
+func (x *extractor) readAll(ctx context.Context, r io.Reader) error {
+	src := newSource(r, x.limits.Bytes)
+	tr := tar.NewReader(src)
+	for {
+		hdr, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil && !(errors.Is(err, tar.ErrInsecurePath) && hdr != nil) {
+			return src.blame(fmt.Sprintf("tar entry %d", x.seq+1), err)
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("layer: %w", err)
+		}
+		if err := x.entry(ctx, hdr, tr, src); err != nil {
+			return err
+		}
+	}
+	return src.drain(ctx)
+}
+
+// invalid is an error of class ErrInvalidLayer about the entry with this name.
+func invalid(name, format string, args ...any) error {
+	return fmt.Errorf("tar entry %q: %s: %w", clip(name), fmt.Sprintf(format, args...), ErrInvalidLayer)
+}
+
+// clip keeps hostile names from flooding messages.
+func clip(s string) string {
+	if len(s) > 300 {
+		return s[:300] + "..."
+	}
+	return s
+}
+
+// ignoringEINTR repeats a system call that a signal interrupted.
+func ignoringEINTR(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}

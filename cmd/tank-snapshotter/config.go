@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Where things are unless somebody says otherwise.
+const (
+	systemConfig   = "/etc/tank-snapshotter/config.toml"
+	defaultRoot    = "/var/lib/tank-snapshotter"
+	defaultAddress = "/run/tank-snapshotter/tank-snapshotter.sock"
+	defaultHosts   = "/etc/containerd/certs.d"
+)
+
+// settings are the keys of the config file. An empty one means the default.
+type settings struct {
+	Root       string `toml:"root"`
+	Address    string `toml:"address"`
+	LogLevel   string `toml:"log_level"`
+	HostsDir   string `toml:"hosts_dir"`
+	ImageCache string `toml:"image_cache"`
+}
+
+// defaultConfig is what `config default` prints: every key, with its default.
+const defaultConfig = `# Configuration of tank-snapshotter. Every key is here, with its default.
+# serve reads --config or ` + systemConfig + `; the other commands read
+# --config, $XDG_CONFIG_HOME/tank/config.toml or ` + systemConfig + `.
+
+# Directory that holds everything of the daemon (serve).
+root = "` + defaultRoot + `"
+
+# Socket that the daemon listens on, for containerd and for the commands (serve).
+address = "` + defaultAddress + `"
+
+# trace, debug, info, warn, error or fatal.
+log_level = "info"
+
+# Directory of <registry>/hosts.toml files: mirrors and certificates, as containerd has them.
+hosts_dir = "` + defaultHosts + `"
+
+# Root of the commands other than serve, when neither --root nor $TANK_CACHE names one.
+# Empty: the running daemon's root for uid 0, else $XDG_CACHE_HOME/tank, else ~/.cache/tank.
+image_cache = ""
+`
+
+// readSettings reads the first of these files that exists. A key that nobody knows is an error: it is a setting that would be ignored.
+func readSettings(files ...string) (settings, error) {
+	var s settings
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return s, usageError{fmt.Errorf("config: %w", err)}
+		}
+		dec := toml.NewDecoder(strings.NewReader(string(data))).DisallowUnknownFields()
+		if err := dec.Decode(&s); err != nil {
+			var strict *toml.StrictMissingError
+			if errors.As(err, &strict) && len(strict.Errors) > 0 {
+				err = fmt.Errorf("unknown key %s", strings.Join(strict.Errors[0].Key(), "."))
+			}
+			return s, usageError{fmt.Errorf("config %s: %w", name, err)}
+		}
+		return s, nil
+	}
+	return s, nil
+}
+
+// settingsFor reads the config of a command. serve reads no user's file: who may write that must not decide where the daemon keeps things.
+func (c *cli) settingsFor(serve bool) (settings, error) {
+	if c.configFile != "" {
+		if _, err := os.Stat(c.configFile); err != nil {
+			return settings{}, usageError{fmt.Errorf("--config: %w", err)}
+		}
+		return readSettings(c.configFile)
+	}
+	if serve {
+		return readSettings(systemConfig)
+	}
+	var files []string
+	if dir, err := os.UserConfigDir(); err == nil {
+		files = append(files, filepath.Join(dir, "tank", "config.toml"))
+	}
+	return readSettings(append(files, systemConfig)...)
+}
+
+// first is the first string that is not empty.
+func first(choices ...string) string {
+	for _, s := range choices {
+		if s != "" {
+			return s
+		}
+	}
+	return ""
+}

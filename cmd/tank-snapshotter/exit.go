@@ -1,0 +1,54 @@
+package main
+
+import (
+	"errors"
+	"os"
+
+	"github.com/containerd/errdefs"
+)
+
+// The exit codes that scripts rely on.
+const (
+	exitOK       = 0
+	exitOther    = 1
+	exitUsage    = 2
+	exitNotFound = 3 // not found, or not cached
+	exitDenied   = 4
+	exitNetwork  = 5
+	exitContent  = 6 // content that fails verification or is not allowed, and faults found by check
+)
+
+// usageError is an error of the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// localError is about this machine's processes and sockets: whatever class it has, the network is not to blame.
+type localError struct{ error }
+
+func (e localError) Unwrap() error { return e.error }
+
+// exitCode maps an error to the code that the process ends with.
+func exitCode(err error) int {
+	var usage usageError
+	var local localError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &local):
+		return exitOther
+	case errdefs.IsDataLoss(err), errdefs.IsFailedPrecondition(err):
+		return exitContent // first: a fault stays one, whatever it was found on the way to
+	case errdefs.IsInvalidArgument(err):
+		return exitUsage
+	case errdefs.IsNotFound(err):
+		return exitNotFound
+	case errdefs.IsPermissionDenied(err), errdefs.IsUnauthorized(err), errors.Is(err, os.ErrPermission):
+		return exitDenied
+	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
+		return exitNetwork
+	}
+	return exitOther
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+)
+
+func (c *cli) imagesCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "images",
+		Short: "List the pulled images",
+		Args:  cobra.NoArgs,
+		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
+			var images []imageInfo
+			err := c.with(cmd.Context(), func(svc service) (err error) {
+				images, err = svc.Images(cmd.Context())
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(append([]imageInfo{}, images...))
+			}
+			if len(images) == 0 {
+				return nil
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "REF\tDIGEST\tPLATFORM\tSIZE\tPULLED")
+			for _, i := range images {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", i.Ref, short(i.Digest), i.Platform, bytesOf(i.Size), i.Created.UTC().Format(time.RFC3339))
+			}
+			return w.Flush()
+		}),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
+	return cmd
+}
+
+func (c *cli) removeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm REF...",
+		Short: "Forget images; gc takes back the space of what nobody else holds",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: c.do(func(cmd *cobra.Command, args []string) error {
+			removed := make([]bool, len(args))
+			return c.with(cmd.Context(), func(svc service) error {
+				var errs []error
+				for i, ref := range args {
+					if removed[i] {
+						continue
+					}
+					err := svc.Remove(cmd.Context(), ref)
+					removed[i] = err == nil
+					errs = append(errs, err)
+				}
+				return errors.Join(errs...)
+			})
+		}),
+	}
+}
+
+func (c *cli) gcCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "gc",
+		Short: "Delete what nothing holds, and images that their tag has left",
+		Args:  cobra.NoArgs,
+		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
+			var r reclaimed
+			err := c.with(cmd.Context(), func(svc service) (err error) {
+				r, err = svc.GC(cmd.Context())
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "reclaimed %s: %d images, %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
+				bytesOf(r.Bytes), r.Images, r.Blobs, r.Ingests, r.Layers, r.Rootfs, r.Snapshots)
+			return nil
+		}),
+	}
+}
+
+func (c *cli) checkCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Compare everything on the disk with what it should be",
+		Args:  cobra.NoArgs,
+		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
+			var faults []fault
+			err := c.with(cmd.Context(), func(svc service) (err error) {
+				faults, err = svc.Check(cmd.Context())
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(append([]fault{}, faults...)); err != nil {
+					return err
+				}
+			} else {
+				for _, f := range faults {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %s\n", f.What, f.Name, f.Message)
+				}
+			}
+			if len(faults) > 0 {
+				return fmt.Errorf("check: faults found: %d: %w", len(faults), errdefs.ErrDataLoss)
+			}
+			return nil
+		}),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
+	return cmd
+}

@@ -1,0 +1,91 @@
+// Command tank-snapshotter keeps OCI images on one machine: it pulls them, alone or for containerd.
+//
+// It owns nothing on disk but the socket under a root while it owns that root. What lies in the root is the tank package's.
+//
+// Its invariant: stdout has what was asked for and nothing else; progress, logs and errors go to stderr; the exit code says what kind of
+// error it was (exit.go).
+//
+// The surprising rule: a command may be done by another process. One process owns a root at a time, and whoever comes second hands its
+// request over (owner.go): to a daemon, or to another command that is just working there.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/containerd/log"
+	"github.com/spf13/cobra"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run runs one command and returns its exit code.
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// The first signal ends the command in order; a second one, meanwhile, ends it at once.
+	context.AfterFunc(ctx, stop)
+	c := &cli{}
+	root := c.command()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err != nil && !c.began {
+		// cobra found the arguments wrong before any of our code ran.
+		err = usageError{err}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tank-snapshotter:", err)
+		if c.hint != "" {
+			fmt.Fprintln(os.Stderr, c.hint)
+		}
+	}
+	return exitCode(err)
+}
+
+// cli holds the flags that every command has.
+type cli struct {
+	root       string
+	address    string
+	configFile string
+	logLevel   string
+
+	began bool   // a command of ours runs, so that an error is no longer one of usage
+	hint  string // what to do about the error
+}
+
+// command builds the tree of commands.
+func (c *cli) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "tank-snapshotter",
+		Short:         "Keep OCI images on one machine, for any program and for containerd",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if err := log.SetLevel(c.logLevel); err != nil {
+				return fmt.Errorf("--log-level %q: %w", c.logLevel, err)
+			}
+			return nil
+		},
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's image_cache, the running daemon's for root, ~/.cache/tank)")
+	flags.StringVar(&c.root, "cache", "", "the same as --root")
+	_ = flags.MarkHidden("cache")
+	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask (serve: to listen on)")
+	flags.StringVar(&c.configFile, "config", "", "config file (default $XDG_CONFIG_HOME/tank/config.toml, else "+systemConfig+")")
+	flags.StringVar(&c.logLevel, "log-level", "info", "trace, debug, info, warn, error or fatal")
+	root.AddCommand(c.pullCommand(), c.imagesCommand(), c.removeCommand(), c.gcCommand(), c.checkCommand(), c.serveCommand(),
+		c.configCommand(), c.versionCommand())
+	return root
+}
+
+// do makes f a command's function, and takes note that the arguments were in order.
+func (c *cli) do(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c.began = true
+		return f(cmd, args)
+	}
+}

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/userns"
+	"github.com/pelletier/go-toml/v2"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"tank-snapshotter": main})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits,
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "userns" {
+				return userns.RunningInUserNS(), nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+	})
+}
+
+// exits runs `exits CODE PROGRAM ARG...` and compares the exit code, which testscript's own exec only tells from zero.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG...")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	var exit interface{ ExitCode() int }
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if fmt.Sprint(code) != args[0] {
+		ts.Fatalf("%s: exit code %d, want %s", strings.Join(args[1:], " "), code, args[0])
+	}
+}
+
+func TestExitCode(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{errors.New("x"), 1},
+		{context.Canceled, 1},
+		{fmt.Errorf("x: %w", errdefs.ErrInternal), 1},
+		{localError{errdefs.ErrUnavailable}, 1},
+		{usageError{errors.New("x")}, 2},
+		{usageError{errdefs.ErrNotFound}, 2},
+		{fmt.Errorf("x: %w", errdefs.ErrInvalidArgument), 2},
+		{fmt.Errorf("x: %w", errdefs.ErrNotFound), 3},
+		{errors.Join(nil, fmt.Errorf("x: %w", errdefs.ErrNotFound)), 3},
+		{fmt.Errorf("x: %w", errdefs.ErrPermissionDenied), 4},
+		{fmt.Errorf("x: %w", errdefs.ErrUnauthenticated), 4},
+		{&os.PathError{Op: "open", Path: "x", Err: os.ErrPermission}, 4},
+		{fmt.Errorf("x: %w", errdefs.ErrUnavailable), 5},
+		{context.DeadlineExceeded, 5},
+		{fmt.Errorf("x: %w", errdefs.ErrDataLoss), 6},
+		{fmt.Errorf("x: %w", errdefs.ErrFailedPrecondition), 6},
+		{fmt.Errorf("%w: %w", errdefs.ErrUnavailable, errdefs.ErrDataLoss), 6},
+	} {
+		if got := exitCode(tc.err); got != tc.want {
+			t.Errorf("%v: %d, want %d", tc.err, got, tc.want)
+		}
+	}
+}
+
+// TestDefaultConfig keeps the documented config and the one that is read the same.
+func TestDefaultConfig(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(file, []byte(defaultConfig), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := readSettings(filepath.Join(t.TempDir(), "none"), file)
+	want := settings{Root: defaultRoot, Address: defaultAddress, LogLevel: "info", HostsDir: defaultHosts}
+	if err != nil || got != want {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for name := range toMap(t, settings{}) {
+		if !strings.Contains(defaultConfig, "\n"+name+" = ") {
+			t.Errorf("key %s is not documented", name)
+		}
+	}
+	if err := os.WriteFile(file, []byte("nonsense = 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readSettings(file); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "nonsense") {
+		t.Errorf("unknown key: %v", err)
+	}
+}
+
+func toMap(t *testing.T, v any) map[string]any {
+	t.Helper()
+	data, err := toml.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]any
+	if err := toml.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// TestDropIn reads what is printed as containerd would, with paths that want to break out of their quotes.
+func TestDropIn(t *testing.T) {
+	for _, path := range []string{"/a", "/a b", `/a"b`, `/a\b`, "/a\nb", "/ä\x7f"} {
+		for _, withContent := range []bool{true, false} {
+			for _, userNS := range []bool{true, false} {
+				text, err := dropIn(path, path+".sock", withContent, userNS)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var m struct {
+					Version         int
+					DisabledPlugins []string `toml:"disabled_plugins"`
+					ProxyPlugins    map[string]struct {
+						Type, Address string
+						Capabilities  []string
+						Exports       map[string]string
+					} `toml:"proxy_plugins"`
+					Plugins map[string]any
+				}
+				if err := toml.NewDecoder(strings.NewReader(text)).DisallowUnknownFields().Decode(&m); err != nil {
+					t.Fatalf("%s\n%v", text, err)
+				}
+				_, proxied := m.ProxyPlugins["tank-content"]
+				if proxied != withContent || (len(m.DisabledPlugins) == 1) != withContent {
+					t.Errorf("content %v: %+v", withContent, m)
+				}
+				tank := m.ProxyPlugins["tank"]
+				if tank.Address != path+".sock" || tank.Exports["root"] != path || strings.Contains(fmt.Sprint(tank.Capabilities), "rebase") == userNS {
+					t.Errorf("%q: %+v", path, tank)
+				}
+			}
+		}
+	}
+	if _, err := dropIn("/\xff", "/x", true, false); exitCode(err) != exitUsage {
+		t.Errorf("a path that is not UTF-8: %v", err)
+	}
+}
+
+// TestListen: sockets below long directories work, are private, and replace what nobody answers on, but nothing else.
+func TestListen(t *testing.T) {
+	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), strings.Repeat("x", 120))} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		// A socket whose process is gone.
+		path, release, err := socketPath(dir, socketName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dead, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dead.(*net.UnixListener).SetUnlinkOnClose(false)
+		dead.Close()
+		release()
+
+		l, release, err := listen(t.Context(), dir, socketName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi, err := os.Stat(filepath.Join(dir, socketName)); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("mode: %v, %v", fi, err)
+		}
+		if _, _, err := listen(t.Context(), dir, socketName); !errdefs.IsUnavailable(err) {
+			t.Errorf("a socket that answers was taken: %v", err)
+		}
+		l.Close()
+		release()
+		if _, err := os.Stat(filepath.Join(dir, socketName)); !os.IsNotExist(err) {
+			t.Errorf("the socket was left: %v", err)
+		}
+	}
+}
+
+func TestPlainProgress(t *testing.T) {
+	var b strings.Builder
+	show, err := progressTo(&b, "plain")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := "sha256:" + strings.Repeat("ab", 32)
+	show(progressEvent{Digest: d, Offset: 0, Total: 1234})
+	show(progressEvent{Digest: d, Offset: 100, Total: 1234})
+	show(progressEvent{Digest: d, Offset: 1234, Total: 1234, Done: true})
+	show(progressEvent{Digest: d, Offset: 999, Total: 999, Done: true, Cached: true})
+	if want := "sha256:abababababab fetched (1.2 kB)\nsha256:abababababab is here (999 B)\n"; b.String() != want {
+		t.Errorf("got %q", b.String())
+	}
+}

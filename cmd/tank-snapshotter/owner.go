@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// patience is how long a command waits between the two ways to a root: owning it, and asking the process that owns it. Neither works while
+// that process starts or ends.
+const patience = 10 * time.Second
+
+// socketName is the admin socket of the process that owns a root, below it.
+const socketName = "tank.sock"
+
+// with runs f with the service of the right root: this process's own, or that of the process that owns the root or listens on --address.
+// f is called again when that process ended before it answered.
+func (c *cli) with(ctx context.Context, f func(service) error) error {
+	if c.address != "" {
+		return c.withAddress(ctx, f)
+	}
+	root, err := c.chooseRoot(ctx)
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(patience); ; {
+		again, err := c.attempt(ctx, root, f)
+		if !again || ctx.Err() != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			c.hint = "Another process owns this root and does not answer. Is it hanging?"
+			return localError{fmt.Errorf("root %s: %w", root, err)}
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// attempt runs f once, in whichever of the two ways is open just now. It says whether neither was, or f's owner went away.
+func (c *cli) attempt(ctx context.Context, root string, f func(service) error) (again bool, err error) {
+	own, err := openLocal(root, false)
+	if err == nil {
+		return false, c.asOwner(ctx, own, f)
+	}
+	if !errdefs.IsUnavailable(err) {
+		return false, err
+	}
+	other, derr := dial(ctx, filepath.Join(root, socketName))
+	if derr != nil {
+		return true, err
+	}
+	defer other.Close()
+	err = f(other)
+	// The answer may be that a registry is unavailable; the process that gave it is there then.
+	if errdefs.IsUnavailable(err) && !other.alive(ctx) {
+		return true, err
+	}
+	return false, err
+}
+
+// asOwner runs f on a root that this process owns, and meanwhile does for others what they ask for.
+func (c *cli) asOwner(ctx context.Context, own *local, f func(service) error) (err error) {
+	defer func() {
+		if e := own.Close(); err == nil {
+			err = e
+		}
+	}()
+	listener, release, err := listen(ctx, own.root, socketName)
+	if err != nil {
+		return localError{err}
+	}
+	defer release()
+	// What others asked for is finished even when this command was interrupted.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	served := make(chan error, 1)
+	go func() { served <- serveAdmin(serving, own, listener) }()
+	err = f(own)
+	stop()
+	if e := <-served; err == nil && e != nil {
+		err = localError{e}
+	}
+	return err
+}
+
+// withAddress runs f at the daemon that --address names, which has to be the one of --root if that is given as well.
+func (c *cli) withAddress(ctx context.Context, f func(service) error) error {
+	other, err := dial(ctx, c.address)
+	if err != nil {
+		c.hint = "Is the daemon running? Start it with: tank-snapshotter serve"
+		return localError{fmt.Errorf("address %s: %w", c.address, err)}
+	}
+	defer other.Close()
+	if c.root != "" {
+		root, err := filepath.Abs(c.root)
+		if err != nil {
+			return err
+		}
+		if !sameDirectory(root, other.root) {
+			return usageError{fmt.Errorf("--root %s: the daemon at %s has the root %s", root, c.address, other.root)}
+		}
+	}
+	return f(other)
+}
+
+func sameDirectory(a, b string) bool {
+	if a == b {
+		return true
+	}
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
+}
+
+// chooseRoot finds the root of the commands other than serve.
+func (c *cli) chooseRoot(ctx context.Context) (string, error) {
+	s, err := c.settingsFor(false)
+	if err != nil {
+		return "", err
+	}
+	if root := first(c.root, os.Getenv("TANK_CACHE"), s.ImageCache); root != "" {
+		return filepath.Abs(root)
+	}
+	if os.Geteuid() == 0 {
+		if daemon, err := dial(ctx, defaultAddress); err == nil {
+			defer daemon.Close()
+			return daemon.root, nil
+		}
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", usageError{fmt.Errorf("no --root and no place for one: %w", err)}
+	}
+	return filepath.Join(dir, "tank"), nil
+}
+
+// maxSocketPath is what fits into a sockaddr_un, with the zero byte at its end.
+const maxSocketPath = 107
+
+// socketPath is a path to the socket name in dir that the kernel takes, however long dir is. It is good until release is called.
+func socketPath(dir, name string) (path string, release func(), err error) {
+	if path = filepath.Join(dir, name); len(path) <= maxSocketPath {
+		return path, func() {}, nil
+	}
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", nil, fmt.Errorf("directory %s: %w", dir, err)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name), func() { _ = unix.Close(fd) }, nil
+}
+
+// listen makes the socket name in dir, which nobody but this user may open. One that nobody answers on is replaced.
+// release is called after the listener was closed.
+func listen(ctx context.Context, dir, name string) (net.Listener, func(), error) {
+	path, release, err := socketPath(dir, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := listenPath(ctx, path)
+	if err != nil {
+		release()
+		return nil, nil, fmt.Errorf("socket %s: %w", filepath.Join(dir, name), err)
+	}
+	return l, release, nil
+}
+
+func listenPath(ctx context.Context, path string) (net.Listener, error) {
+	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("another process answers there: %w", errdefs.ErrUnavailable)
+	} else if errors.Is(err, unix.ECONNREFUSED) {
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	// Linux gives the file the mode that the socket has when it is bound, so it is nobody else's from its first moment.
+	private := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		if e := raw.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	return private.Listen(ctx, "unix", path)
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// progressTo makes the function that shows a pull's progress on w, or nil when nothing is to be shown.
+func progressTo(w io.Writer, kind string) (func(progressEvent), error) {
+	switch kind {
+	case "none":
+		return nil, nil
+	case "auto", "plain":
+		p := &plainProgress{w: w, last: map[string]time.Time{}}
+		return p.event, nil
+	}
+	return nil, fmt.Errorf("--progress %q is none of auto, plain, none", kind)
+}
+
+// plainEvery is how often a download that goes on is mentioned.
+const plainEvery = 5 * time.Second
+
+// plainProgress writes a line when a download ends, and every few seconds until then.
+type plainProgress struct {
+	mu   sync.Mutex // guards both, since several downloads tell at once
+	w    io.Writer
+	last map[string]time.Time
+}
+
+func (p *plainProgress) event(e progressEvent) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last, known := p.last[e.Digest]
+	switch {
+	case e.Cached:
+		fmt.Fprintf(p.w, "%s is here (%s)\n", short(e.Digest), bytesOf(e.Total))
+	case e.Done:
+		fmt.Fprintf(p.w, "%s fetched (%s)\n", short(e.Digest), bytesOf(e.Total))
+	case !known:
+		p.last[e.Digest] = time.Now()
+	case time.Since(last) >= plainEvery:
+		p.last[e.Digest] = time.Now()
+		fmt.Fprintf(p.w, "%s %s of %s\n", short(e.Digest), bytesOf(e.Offset), bytesOf(e.Total))
+	}
+}
+
+// short is a digest as people tell it apart.
+func short(digest string) string { return digest[:min(len(digest), len("sha256:")+12)] }
+
+// bytesOf writes a number of bytes in decimal units, as registries and disks are sold.
+func bytesOf(n int64) string {
+	const units = "kMGTPE"
+	if n < 1000 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, i := float64(n)/1000, 0
+	for f >= 1000 && i < len(units)-1 {
+		f, i = f/1000, i+1
+	}
+	return fmt.Sprintf("%.1f %cB", f, units[i])
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+func (c *cli) pullCommand() *cobra.Command {
+	var (
+		req      pullRequest
+		asJSON   bool
+		progress string
+		to       string
+	)
+	cmd := &cobra.Command{
+		Use:   "pull [flags] REF",
+		Short: "Bring an image here and print the path of its root filesystem",
+		Args:  cobra.ExactArgs(1),
+		RunE: c.do(func(cmd *cobra.Command, args []string) error {
+			req.Ref = args[0]
+			switch {
+			case req.Offline && req.Refresh:
+				return usageError{errors.New("--offline and --refresh exclude each other")}
+			case to != "" && req.NoRootfs:
+				return usageError{errors.New("--to and --no-rootfs exclude each other")}
+			case to != "":
+				return errors.New("--to is not implemented yet; copy the printed directory, for example with cp -a --reflink=auto")
+			}
+			show, err := progressTo(os.Stderr, progress)
+			if err != nil {
+				return usageError{err}
+			}
+			return c.pull(cmd, req, show, asJSON)
+		}),
+	}
+	f := cmd.Flags()
+	f.BoolVar(&req.Offline, "offline", false, "answer from what is here, without the network")
+	f.BoolVar(&req.Refresh, "refresh", false, "trust nothing that is here")
+	f.StringVar(&req.Platform, "platform", "", "OS/ARCH[/VARIANT] (default this machine's)")
+	f.StringVar(&to, "to", "", "write a root filesystem of one's own to this directory")
+	f.BoolVar(&req.NoRootfs, "no-rootfs", false, "fetch and unpack only, and print the manifest's digest")
+	f.BoolVar(&req.Plain, "plain-http", false, "speak HTTP with the registry")
+	f.StringVar(&req.HostsDir, "hosts-dir", "", "directory of hosts.toml files (default "+defaultHosts+")")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object")
+	f.BoolVar(&req.NoSync, "no-sync", false, "do not wait until everything is on the disk")
+	f.StringVar(&progress, "progress", "auto", "auto, plain or none")
+	return cmd
+}
+
+func (c *cli) pull(cmd *cobra.Command, req pullRequest, show func(progressEvent), asJSON bool) error {
+	s, err := c.settingsFor(false)
+	if err != nil {
+		return err
+	}
+	explicit := req.HostsDir != ""
+	req.HostsDir = first(req.HostsDir, s.HostsDir, defaultHosts)
+	var image *pulledImage
+	err = c.with(cmd.Context(), func(svc service) error {
+		if _, own := svc.(*local); !own && explicit {
+			return usageError{errors.New("--hosts-dir: the process that owns the root reads its own; set hosts_dir in its config")}
+		}
+		var err error
+		image, err = svc.Pull(cmd.Context(), req, show)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return printImage(cmd.OutOrStdout(), image, asJSON)
+}
+
+// printImage writes what scripts read: the rootfs, without one the manifest's digest, or all of it as JSON.
+func printImage(w io.Writer, image *pulledImage, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(w).Encode(image)
+	}
+	_, err := fmt.Fprintln(w, first(image.Rootfs, image.Manifest))
+	return err
+}

@@ -1,0 +1,202 @@
+package content
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// TestFollowEnds follows an ingest of which half is there, and says how what happens to it ends the follower.
+func TestFollowEnds(t *testing.T) {
+	const data = "first half, second half"
+	d := digest.FromString(data)
+	half := len(data) / 2
+	for name, tc := range map[string]struct {
+		then func(t *testing.T, r *root, w *writer) error
+		want string
+		is   func(error) bool // nil: EOF
+	}{
+		"commit": {func(t *testing.T, r *root, w *writer) error {
+			write(t, w, data[half:])
+			return w.Commit(t.Context(), 0, d)
+		}, data, nil},
+		"commit without digest": {func(t *testing.T, r *root, w *writer) error {
+			write(t, w, data[half:])
+			return w.Commit(t.Context(), 0, "")
+		}, data, nil},
+		"commit of what exists": {func(t *testing.T, r *root, w *writer) error {
+			put(t, r.For(bob), data)
+			write(t, w, data[half:])
+			if err := w.Commit(t.Context(), 0, d); !errdefs.IsAlreadyExists(err) {
+				return fmt.Errorf("commit: %w", err)
+			}
+			return nil
+		}, data, nil},
+		"commit as something else": {func(t *testing.T, r *root, w *writer) error {
+			write(t, w, "something else")
+			return w.Commit(t.Context(), 0, "")
+		}, data[:half], errdefs.IsUnavailable},
+		"commit fails": {func(t *testing.T, r *root, w *writer) error {
+			if err := w.Commit(t.Context(), 0, d); !errdefs.IsFailedPrecondition(err) {
+				return fmt.Errorf("commit: %w", err)
+			}
+			return nil
+		}, data[:half], errdefs.IsUnavailable},
+		"truncate": {func(t *testing.T, r *root, w *writer) error {
+			if err := w.Truncate(0); err != nil {
+				return err
+			}
+			write(t, w, "other bytes of a longer length")
+			return nil
+		}, data[:half], errdefs.IsUnavailable},
+		"abort": {func(t *testing.T, r *root, w *writer) error { return r.For(alice).Abort(t.Context(), w.ref) },
+			data[:half], errdefs.IsUnavailable},
+		"close": {func(t *testing.T, r *root, w *writer) error { return w.Close() }, data[:half], errdefs.IsUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := open(t, t.TempDir(), nil)
+			w := start(t, r.For(alice), "default/1/layer-"+d.String(), ocispec.Descriptor{Size: int64(len(data))})
+			write(t, w, data[:half])
+			waits, err := r.Open(t.Context(), d)
+			must(t, err)
+			defer waits.Close()
+			late, err := r.Open(t.Context(), d)
+			must(t, err)
+			defer late.Close()
+
+			head := make([]byte, half)
+			_, err = io.ReadFull(waits, head)
+			must(t, err)
+			done := make(chan error, 1)
+			go func() {
+				time.Sleep(20 * time.Millisecond) // so that the follower waits
+				done <- tc.then(t, r, w)
+			}()
+			rest, err := io.ReadAll(waits)
+			must(t, <-done)
+			if got := string(head) + string(rest); got != tc.want && (tc.is == nil || got != data[:half]+"something else") {
+				t.Errorf("read %q", got)
+			}
+			if tc.is == nil {
+				must(t, err)
+			} else {
+				class(t, tc.is, err)
+			}
+			// One that reads only afterwards never gets bytes of what came after a truncation.
+			got, err := io.ReadAll(late)
+			if tc.is == nil {
+				must(t, err)
+				if string(got) != data {
+					t.Errorf("late follower read %q", got)
+				}
+			} else {
+				class(t, tc.is, err)
+				if len(got) > 0 {
+					t.Errorf("late follower read %q", got)
+				}
+			}
+		})
+	}
+}
+
+// TestFollowSlowWriter follows from several goroutines, before and after bytes came, through a resumption.
+func TestFollowSlowWriter(t *testing.T) {
+	data := make([]byte, 3<<20)
+	rand.New(rand.NewSource(1)).Read(data)
+	d := digest.FromBytes(data)
+	opened := make(chan digest.Digest, 2)
+	r := open(t, t.TempDir(), &Options{OnIngest: func(d digest.Digest) { opened <- d }})
+	v := r.For(alice)
+	desc := ocispec.Descriptor{Size: int64(len(data)), Digest: d}
+
+	w := start(t, v, "ref", desc)
+	write(t, w, string(data[:1<<20]))
+	must(t, w.Close())
+	_, err := r.Open(t.Context(), d)
+	class(t, errdefs.IsNotFound, err) // nobody writes
+
+	w = start(t, v, "ref", desc)
+	for range 2 {
+		if got := <-opened; got != d {
+			t.Errorf("told of %s", got)
+		}
+	}
+	var wg sync.WaitGroup
+	follow := func() {
+		f, err := r.Open(t.Context(), d)
+		must(t, err)
+		wg.Go(func() {
+			defer f.Close()
+			got, err := io.ReadAll(f)
+			if err != nil || !bytes.Equal(got, data) {
+				t.Errorf("follower read %d bytes, %v", len(got), err)
+			}
+		})
+	}
+	for off := 1 << 20; off < len(data); off += 256 << 10 {
+		follow()
+		write(t, w, string(data[off:off+256<<10]))
+		time.Sleep(time.Millisecond)
+	}
+	follow()
+	must(t, w.Commit(t.Context(), desc.Size, d))
+	follow()
+	wg.Wait()
+	if len(r.ingests) > 0 {
+		t.Errorf("ingests still known: %v", r.ingests)
+	}
+}
+
+func TestFollowPrefersTheFurthest(t *testing.T) {
+	d := digest.FromString("the whole blob")
+	r := open(t, t.TempDir(), nil)
+	for h, part := range map[*View]string{r.For(alice): "the", r.For(bob): "the whole"} {
+		write(t, start(t, h, "layer-"+d.String(), ocispec.Descriptor{}), part)
+	}
+	f, err := r.Open(t.Context(), d)
+	must(t, err)
+	defer f.Close()
+	p := make([]byte, 9)
+	if n, err := io.ReadFull(f, p); err != nil || string(p[:n]) != "the whole" {
+		t.Errorf("read %q, %v", p[:n], err)
+	}
+}
+
+func TestFollowUnblocks(t *testing.T) {
+	d := digest.FromString("never written")
+	r := open(t, t.TempDir(), nil)
+	start(t, r.For(alice), d.String(), ocispec.Descriptor{})
+	gone := errors.New("gone home")
+	for name, tc := range map[string]struct {
+		unblock func(io.Closer, context.CancelCauseFunc)
+		want    error
+	}{
+		"context": {func(_ io.Closer, cancel context.CancelCauseFunc) { cancel(gone) }, gone},
+		"close":   {func(f io.Closer, _ context.CancelCauseFunc) { f.Close() }, fs.ErrClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			f, err := r.Open(ctx, d)
+			must(t, err)
+			defer f.Close()
+			time.AfterFunc(10*time.Millisecond, func() { tc.unblock(f, cancel) })
+			for range 2 {
+				if _, err := f.Read(make([]byte, 1)); !errors.Is(err, tc.want) {
+					t.Errorf("read: %v", err)
+				}
+			}
+		})
+	}
+}

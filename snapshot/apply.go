@@ -1,0 +1,233 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// labelLayerDigest comes with the Prepare of a layer when containerd is told to pass annotations.
+const labelLayerDigest = "containerd.io/snapshot/cri.layer-digest"
+
+// Apply unpacks the layer desc into the snapshot that the mounts belong to, or only attaches it when it was unpacked
+// while it arrived, and returns its diff ID as a descriptor. errdefs.ErrNotImplemented for mounts that are not the
+// store's or whose snapshot holds something already: another differ serves them.
+func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {
+	if dir, ok := s.owned(mounts, "layers"); ok {
+		return s.applyStaged(ctx, desc, dir)
+	}
+	dir, ok := s.owned(mounts, "snapshots")
+	if !ok {
+		return ocispec.Descriptor{}, fmt.Errorf("apply: mounts of somebody else: %w", errdefs.ErrNotImplemented)
+	}
+	s.mu.Lock()
+	key, ok := s.dirs[dir]
+	s.mu.Unlock()
+	if !ok {
+		return ocispec.Descriptor{}, fmt.Errorf("apply: no snapshot has the directory %s: %w", dir, errdefs.ErrNotFound)
+	}
+	if pristine, err := s.pristine(dir); err != nil {
+		return ocispec.Descriptor{}, err
+	} else if !pristine {
+		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it holds something: %w", key, errdefs.ErrNotImplemented)
+	}
+	rec, err := s.claim(ctx, Layer{Blob: desc}, func(tx *metadata.Tx, rec metadata.Layer) error {
+		sn, err := tx.Snapshot(key)
+		if err != nil {
+			return err
+		}
+		if sn.Kind != metadata.Active {
+			return fmt.Errorf("snapshot %s: not active: %w", key, errdefs.ErrFailedPrecondition)
+		}
+		if sn.Layer != "" && sn.Layer != rec.Key {
+			return fmt.Errorf("snapshot %s: another layer was applied: %w", key, errdefs.ErrFailedPrecondition)
+		}
+		sn.Layer = rec.Key
+		if err := tx.PutSnapshot(sn); err != nil {
+			return err
+		}
+		return tx.Hold(metadata.SnapshotHolder(key), metadata.LayerNode(rec.Key))
+	})
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return applied(rec), nil
+}
+
+func applied(rec metadata.Layer) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: rec.DiffID, Size: rec.Size}
+}
+
+// applyStaged is for a containerd that applies although the mount says that there is nothing to apply (2.3).
+func (s *Store) applyStaged(ctx context.Context, desc ocispec.Descriptor, dir string) (ocispec.Descriptor, error) {
+	rec, err := s.claim(ctx, Layer{Blob: desc}, func(_ *metadata.Tx, rec metadata.Layer) error {
+		if rec.Dir != dir {
+			return fmt.Errorf("layer %s: staged as another: %w", desc.Digest, errdefs.ErrFailedPrecondition)
+		}
+		return nil
+	})
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return applied(rec), nil
+}
+
+// owned returns the name of the store's directory, below layers/ or snapshots/, that mounts write to or show. It
+// compares paths as they were given out, and resolves none.
+func (s *Store) owned(mounts []mount.Mount, kind string) (name string, ok bool) {
+	if len(mounts) != 1 {
+		return "", false
+	}
+	path := ""
+	switch m := mounts[0]; m.Type {
+	case "bind":
+		path = m.Source
+	case "overlay":
+		for _, o := range m.Options {
+			if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
+				path = upper
+			}
+		}
+	}
+	rest, ok := strings.CutPrefix(path, s.path(kind)+"/")
+	name, tail, _ := strings.Cut(rest, "/")
+	return name, ok && tail == "fs" && filepath.IsLocal(name)
+}
+
+func (s *Store) pristine(dir string) (bool, error) {
+	f, err := os.Open(s.path("snapshots", dir, "fs"))
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(1)
+	return len(names) == 0, ignoreEOF(err)
+}
+
+// prepareKnown answers the extraction of a layer that is known, while its blob is not in the store: containerd would
+// fetch it for nothing. When the blob is there, an ordinary snapshot is better: containerd then takes the blob into its own
+// records without fetching it, and applying costs nothing. See docs/adr/0004. Any mismatch is a miss, never an error.
+func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target string, labels map[string]string) (m []mount.Mount, done bool, err error) {
+	rec, ok := n.s.expected(ctx, labels)
+	if !ok {
+		return nil, false, nil
+	}
+	if labels[labelParentChainID] != "" && parent == "" {
+		m, err = n.createStaged(ctx, key, labels, rec)
+		if errdefs.IsNotFound(err) {
+			return nil, false, nil
+		}
+		return m, err == nil, err
+	}
+	done, err = n.commitKnown(key, parent, target, labels, rec)
+	if err != nil || !done {
+		return nil, false, err
+	}
+	return nil, true, fmt.Errorf("snapshot %s: target %s: %w", key, target, errdefs.ErrAlreadyExists)
+}
+
+// expected finds the known layer that the labels of an extraction ask for, unless its blob is here. Labels may come from the
+// image and are not to be trusted: the pair of blob and diff ID must have been verified in this root.
+func (s *Store) expected(ctx context.Context, labels map[string]string) (rec metadata.Layer, ok bool) {
+	diffID, blob := digestOf(labels[snapshots.LabelSnapshotDiffID]), digestOf(labels[labelLayerDigest])
+	if blob == "" {
+		return rec, false
+	}
+	if _, here := s.blobs.Size(blob); here {
+		return rec, false
+	}
+	err := s.db.View(func(tx *metadata.Tx) (err error) {
+		verified := tx.Verified(blob)
+		if verified == "" || verified != diffID {
+			return errdefs.ErrNotFound
+		}
+		rec, err = tx.Layer(metadata.LayerKey(diffID))
+		return err
+	})
+	if err != nil {
+		return rec, false
+	}
+	rec, err = s.trustLayer(ctx, rec)
+	return rec, err == nil
+}
+
+// createStaged makes an active snapshot for which a layer stands already.
+func (n *Snapshotter) createStaged(ctx context.Context, key string, labels map[string]string, rec metadata.Layer) ([]mount.Mount, error) {
+	now := time.Now().UTC()
+	sn := metadata.Snapshot{Key: key, Kind: metadata.Active, Labels: labels, Layer: rec.Key, Created: now, Updated: now}
+	if err := n.s.db.Update(func(tx *metadata.Tx) error { return n.putOn(tx, sn, rec) }); err != nil {
+		return nil, err
+	}
+	return n.s.stagedMounts(ctx, sn)
+}
+
+// putOn records a snapshot that stands on a layer.
+func (n *Snapshotter) putOn(tx *metadata.Tx, sn metadata.Snapshot, rec metadata.Layer) error {
+	if _, err := tx.Snapshot(sn.Key); err == nil {
+		return fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
+	}
+	if err := n.checkParent(tx, sn.Parent); err != nil {
+		return err
+	}
+	if err := tx.Hold(metadata.SnapshotHolder(sn.Key), metadata.LayerNode(rec.Key)); err != nil {
+		return err
+	}
+	if err := tx.PutSnapshot(sn); err != nil {
+		return err
+	}
+	return tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
+}
+
+// commitKnown makes sure of the committed snapshot that containerd looks for after AlreadyExists: the label snapshot.ref
+// is the target, and the parent is the one that was asked for.
+func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]string, rec metadata.Layer) (done bool, err error) {
+	now := time.Now().UTC()
+	sn := metadata.Snapshot{
+		Key: key, Kind: metadata.Committed, Parent: parent, Labels: labels, Layer: rec.Key,
+		Created: now, Updated: now, Size: rec.Size, Inodes: rec.Inodes,
+	}
+	if !rec.Needs {
+		sn.Fixup = metadata.NoFixup
+	}
+	err = n.s.db.Update(func(tx *metadata.Tx) error {
+		for _, child := range tx.Children(parent, -1) {
+			c, err := n.held(tx, child)
+			if err == nil && c.Kind == metadata.Committed && c.Labels[snapshots.LabelSnapshotRef] == target {
+				return nil
+			}
+		}
+		return n.putOn(tx, sn, rec)
+	})
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		return false, nil // the layer or the parent went away meanwhile
+	}
+	if err == nil && sn.Fixup == "" {
+		n.s.background("fix-up", func(ctx context.Context) error {
+			_, err := n.s.stack(ctx, key)
+			if errdefs.IsNotFound(err) {
+				return nil
+			}
+			return err
+		})
+	}
+	return err == nil, err
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}

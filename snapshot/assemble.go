@@ -1,0 +1,302 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// AssembleOptions of Assemble. nil means the zero value.
+type AssembleOptions struct {
+	// Consume lets Assemble move layers that nobody but the holder holds, instead of copying them. They are recorded as
+	// gone first, and would be unpacked again from their blobs. For roots that no containerd uses.
+	Consume bool
+	// NoSync leaves the rootfs provisional instead of waiting until it is on disk.
+	NoSync bool
+}
+
+// Rootfs returns the path of the assembled rootfs of a manifest, which holder holds from then on; errdefs.ErrNotFound
+// when there is none or it is not what its seal says.
+func (s *Store) Rootfs(_ context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
+	n := metadata.RootfsNode(manifest)
+	if s.suspect(n) {
+		err := s.intact(s.rootfsPath(manifest), s.rootfsPath(manifest)+".seal")
+		if err != nil {
+			return "", fmt.Errorf("rootfs %s: %w: %w", manifest, err, errdefs.ErrNotFound)
+		}
+		s.trusted(n, true)
+	}
+	if _, err := os.Stat(s.rootfsPath(manifest)); err != nil {
+		return "", fmt.Errorf("rootfs %s: directory: %w", manifest, errdefs.ErrNotFound)
+	}
+	holds := false
+	err := s.db.View(func(tx *metadata.Tx) error {
+		holds = tx.Holds(holder, n)
+		_, err := tx.Rootfs(manifest)
+		return err
+	})
+	if err == nil && !holds {
+		err = s.db.Update(func(tx *metadata.Tx) error { return tx.Hold(holder, n) })
+	}
+	return s.rootfsPath(manifest), err
+}
+
+func (s *Store) rootfsPath(manifest digest.Digest) string {
+	return s.path("rootfs", manifest.Algorithm().String(), manifest.Encoded())
+}
+
+// Assemble makes the rootfs of a manifest from its layers, lowest first, all of which holder holds, and returns its path.
+// An intact one that is there already is held and returned.
+func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest digest.Digest, layers []metadata.Layer, opts *AssembleOptions) (string, error) {
+	if opts == nil {
+		opts = &AssembleOptions{}
+	}
+	defer s.fixups.lock("rootfs/" + manifest.String())()
+	if path, err := s.Rootfs(ctx, holder, manifest); err == nil || !errdefs.IsNotFound(err) {
+		return path, err
+	}
+	staged := s.stage("rootfs")
+	rec, err := s.assemble(ctx, holder, staged, layers, opts)
+	if err == nil {
+		rec.Manifest = manifest
+		err = s.placeRootfs(holder, staged, rec)
+	}
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("rootfs %s: %w", manifest, err), s.trash(staged))
+	}
+	return s.rootfsPath(manifest), s.trash(staged)
+}
+
+// assemble builds the rootfs in a directory of staging, and its seal beside it.
+func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, opts *AssembleOptions) (metadata.Rootfs, error) {
+	rec := metadata.Rootfs{Created: time.Now().UTC()}
+	fs := filepath.Join(staged, "fs")
+	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+		return rec, err
+	}
+	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume)
+	if err != nil {
+		return rec, err
+	}
+	entries := flatten(seals)
+	if err := s.finishRoot(fs, &entries[0]); err != nil {
+		return rec, err
+	}
+	for _, e := range entries {
+		if e.Inode == "" || e.Inode == e.Path {
+			rec.Size += e.Size
+			rec.Inodes++
+		}
+	}
+	if err := writeSeal(filepath.Join(staged, "seal"), entries, !opts.NoSync); err != nil {
+		return rec, err
+	}
+	if opts.NoSync {
+		return rec, nil
+	}
+	rec.Durable = true
+	return rec, s.syncfs()
+}
+
+// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged.
+func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) ([][]unpack.Entry, error) {
+	fs := filepath.Join(staged, "fs")
+	last := map[string]int{}
+	for i, l := range layers {
+		last[l.Key] = i
+	}
+	sources, err := s.sources(ctx, holder, staged, layers, consume)
+	if err != nil {
+		return nil, err
+	}
+	var seals [][]unpack.Entry
+	for i, l := range layers {
+		src := sources[l.Key]
+		entries, err := readSeal(filepath.Join(src.dir, "seal"))
+		if err != nil {
+			return nil, err
+		}
+		fixup, fixEntries, err := s.fixupFor(src, l, fs)
+		if err != nil {
+			return nil, err
+		}
+		m := merge{root: fs, move: src.move && last[l.Key] == i, whiteouts: l.Whiteouts}
+		if err := m.run(ctx, filepath.Join(src.dir, "fs")); err != nil {
+			return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
+		}
+		seals = append(seals, entries)
+		if fixup == "" {
+			continue
+		}
+		m = merge{root: fs, move: true, whiteouts: true}
+		if err := m.run(ctx, filepath.Join(fixup, "fs")); err != nil {
+			return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
+		}
+		seals = append(seals, fixEntries)
+		if err := s.trash(fixup); err != nil {
+			return nil, err
+		}
+	}
+	return seals, nil
+}
+
+// layerSource is where a layer is taken from.
+type layerSource struct {
+	dir  string
+	move bool
+}
+
+// sources says where each layer is taken from. Those to be consumed lose their record first, then move to staging.
+func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) (map[string]layerSource, error) {
+	sources := map[string]layerSource{}
+	var consumed []metadata.Layer
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	for _, l := range layers {
+		rec, err := s.layer(l.Key)
+		if err == nil {
+			rec, err = s.trustLayer(ctx, rec)
+		}
+		if err != nil {
+			return nil, err
+		}
+		sources[l.Key] = layerSource{dir: s.path("layers", rec.Dir)}
+	}
+	if !consume {
+		return sources, nil
+	}
+	err := s.db.Update(func(tx *metadata.Tx) error {
+		for key := range sources {
+			n := metadata.LayerNode(key)
+			if hs := tx.Holders(n); len(hs) != 1 || hs[0] != holder {
+				continue
+			}
+			rec, err := tx.Layer(key)
+			if err != nil {
+				return err
+			}
+			if err := tx.Release(holder, n); err != nil {
+				return err
+			}
+			consumed = append(consumed, rec)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, rec := range consumed {
+		dir := filepath.Join(staged, "layer-"+rec.Dir)
+		if err := os.Rename(s.path("layers", rec.Dir), dir); err != nil {
+			return nil, err
+		}
+		sources[rec.Key] = layerSource{dir: dir, move: true}
+		s.trusted(metadata.LayerNode(rec.Key), false)
+	}
+	return sources, nil
+}
+
+// fixupFor makes what the layer needs above what is assembled so far; "" when nothing.
+func (s *Store) fixupFor(src layerSource, l metadata.Layer, fs string) (staged string, entries []unpack.Entry, err error) {
+	if !l.Needs {
+		return "", nil, nil
+	}
+	p, err := openPlanOf(src.dir, l.Key, []stackDir{{"rootfs", fs}})
+	if err != nil {
+		return "", nil, err
+	}
+	defer p.close()
+	if p.empty() {
+		return "", nil, nil
+	}
+	if staged, _, err = s.build(p.plan); err != nil {
+		return "", nil, err
+	}
+	entries, err = readSeal(filepath.Join(staged, "seal"))
+	return staged, entries, err
+}
+
+// finishRoot gives the root directory the attributes that the layers say, or those of a directory nobody says anything of.
+func (s *Store) finishRoot(fs string, root *unpack.Entry) error {
+	f, err := os.Open(fs)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if root.Implied && s.opts.Unpack.Unprivileged {
+		root.UID, root.GID = uint32(os.Geteuid()), uint32(os.Getegid())
+	}
+	return unpack.SetAttrsOf(f, root)
+}
+
+// placeRootfs moves a finished rootfs into its place and records it. What lies there without a record is moved aside.
+func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.Rootfs) error {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	path := s.rootfsPath(rec.Manifest)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	// A broken rootfs may still have its record: the record goes first.
+	n := metadata.RootfsNode(rec.Manifest)
+	var holders []metadata.Holder
+	err := s.db.Update(func(tx *metadata.Tx) error {
+		holders = tx.Holders(n)
+		for _, h := range holders {
+			if err := tx.Release(h, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.trash(path, path+".seal"); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Rename(filepath.Join(staged, "seal"), path+".seal"), os.Rename(filepath.Join(staged, "fs"), path)); err != nil {
+		return err
+	}
+	if rec.Durable {
+		if err := syncDir(filepath.Dir(path)); err != nil {
+			return err
+		}
+	}
+	err = s.db.Update(func(tx *metadata.Tx) error {
+		if err := tx.PutRootfs(rec); err != nil {
+			return err
+		}
+		for _, h := range append(holders, holder) {
+			if err := tx.Hold(h, n); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return errors.Join(err, s.trash(path, path+".seal"))
+	}
+	s.trusted(n, false)
+	if !rec.Durable {
+		s.syncer.add(n)
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,98 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Check compares every layer, fix-up and rootfs with its seal, both ways, and looks for the directories of snapshots. It
+// reports each fault, of class errdefs.ErrDataLoss, with the path.
+func (s *Store) Check(ctx context.Context, report func(error)) error {
+	layers, rootfs, snapshots, err := s.recorded()
+	if err != nil {
+		return err
+	}
+	for _, l := range layers {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		dir := s.path("layers", l.Dir)
+		s.checkSealed("layer "+l.Key, dir+"/fs", dir+"/seal", report, func() bool {
+			now, err := s.layer(l.Key)
+			return err == nil && now.Dir == l.Dir
+		})
+	}
+	for _, d := range rootfs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		dir := s.rootfsPath(d)
+		s.checkSealed("rootfs "+d.String(), dir, dir+".seal", report, func() bool {
+			return s.db.View(func(tx *metadata.Tx) error { _, err := tx.Rootfs(d); return err }) == nil
+		})
+	}
+	for _, sn := range snapshots {
+		dir := s.path("snapshots", sn.Dir, "fs")
+		if _, err := os.Lstat(dir); err != nil {
+			if now, gone := s.snapshot(sn.Key); gone == nil && now.Dir == sn.Dir {
+				report(fmt.Errorf("snapshot %s: directory %s: missing: %w", sn.Key, dir, errdefs.ErrDataLoss))
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) recorded() (layers []metadata.Layer, rootfs []digest.Digest, snapshots []metadata.Snapshot, err error) {
+	err = s.db.View(func(tx *metadata.Tx) error {
+		for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
+			l, err := tx.Layer(key)
+			if err != nil {
+				return err
+			}
+			layers = append(layers, l)
+		}
+		for _, key := range tx.Keys(metadata.KindRootfs, "", -1) {
+			rootfs = append(rootfs, digest.Digest(key))
+		}
+		for _, key := range tx.Keys(metadata.KindSnapshot, "", -1) {
+			sn, err := tx.Snapshot(key)
+			if err != nil {
+				return err
+			}
+			if sn.Dir != "" {
+				snapshots = append(snapshots, sn)
+			}
+		}
+		return nil
+	})
+	return layers, rootfs, snapshots, err
+}
+
+// checkSealed reports how a directory differs from its seal, unless it was removed meanwhile.
+func (s *Store) checkSealed(what, dir, seal string, report func(error), still func() bool) {
+	var faults []error
+	sealed, err := readSeal(seal)
+	if err == nil {
+		found, ferr := readTree(dir)
+		if err = ferr; err == nil {
+			compareSeal(sealed, found, func(path, diff string) {
+				faults = append(faults, fmt.Errorf("%s: %s/%s: %s: %w", what, dir, path, diff, errdefs.ErrDataLoss))
+			})
+		}
+	}
+	if err != nil {
+		faults = append(faults, fmt.Errorf("%s: %w: %w", what, err, errdefs.ErrDataLoss))
+	}
+	if len(faults) > 0 && !still() {
+		return
+	}
+	for _, f := range faults {
+		report(f)
+	}
+}

@@ -1,0 +1,363 @@
+package snapshot
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show differently above
+// this parent so that the stack is what applying the tars one after the other gives (docs/adr/0003-layer-application.md).
+type plan struct {
+	layer  *tree
+	parent *merged
+	out    *tree             // nodes that were not emitted are directories on the way to those that were
+	copies map[string]source // by path in out: where a node's content comes from
+	links  map[inode]*linkGroup
+}
+
+// source is a node to copy.
+type source struct {
+	elem *element
+	path string
+}
+
+// inode is one inode of the parent's stack.
+type inode struct {
+	elem int
+	ino  uint64
+}
+
+// linkGroup is an inode of the parent to which the layer links.
+type linkGroup struct {
+	names []string     // in the merged view
+	from  string       // the name that the layer links to
+	attrs unpack.Entry // the last link's header
+	node  unpack.Entry // as the parent has it
+}
+
+// planFixup finds out what the layer, with these entries, needs above the parent. self is the layer's own directory.
+// The plan is empty when it needs nothing.
+func planFixup(entries []unpack.Entry, self *element, parent *merged) (*plan, error) {
+	x := &plan{
+		layer: newTree(entries), parent: parent, out: newTree(nil),
+		copies: map[string]source{}, links: map[inode]*linkGroup{},
+	}
+	if err := x.walk(self, x.layer, ".", where{}); err != nil {
+		return nil, err
+	}
+	if err := x.emitLinks(); err != nil {
+		return nil, err
+	}
+	return x, x.carry(x.out)
+}
+
+// where says how a directory of the layer relates to the parent.
+type where struct {
+	moved bool // a symbolic link of the parent leads its content to another path
+	bare  bool // nothing of the parent is below
+}
+
+func (x *plan) empty() bool { return len(x.out.kids) == 0 }
+
+// facts is the digest over all that decides the fix-up's content.
+func (x *plan) facts(diffID digest.Digest) digest.Digest {
+	d := digest.SHA256.Digester()
+	fmt.Fprintf(d.Hash(), "%s\n", diffID)
+	for _, e := range x.out.entries() {
+		e.Hash, e.Seq = [16]byte{}, 0
+		d.Hash().Write(appendEntry(nil, &e))
+		if s, ok := x.copies[e.Path]; ok {
+			fmt.Fprintf(d.Hash(), "\n%q %q\n", s.elem.name, s.path)
+		}
+	}
+	return d.Digest()
+}
+
+// walk looks at what the layer has in a directory; at is where that lands.
+func (x *plan) walk(self *element, n *tree, at string, w where) error {
+	for _, name := range n.names() {
+		kid, here := n.kids[name], path.Join(at, name)
+		var err error
+		switch {
+		case kid.entry.Type == unpack.Dir:
+			err = x.dir(self, kid, here, w)
+		case kid.entry.Type == unpack.Link:
+			err = x.link(kid.entry, here)
+		case !w.moved:
+		case kid.entry.Type == unpack.Whiteout:
+			err = x.moveWhiteout(kid.entry, here)
+		default:
+			x.emitCopy(kid.entry, here, source{self, kid.entry.Path})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *plan) moveWhiteout(e unpack.Entry, here string) error {
+	below, err := x.parent.lookup(here)
+	if err == nil && below != nil {
+		x.emit(e, here)
+	}
+	return err
+}
+
+// dir looks at one directory of the layer.
+func (x *plan) dir(self *element, n *tree, here string, w where) error {
+	var below *found
+	if !w.bare && !n.entry.Opaque {
+		var err error
+		if below, err = x.parent.lookup(here); err != nil {
+			return err
+		}
+	}
+	kind := unpack.Type("")
+	if below != nil {
+		kind = below.entry.Type
+	}
+	if !n.entry.Implied {
+		if w.moved {
+			x.emit(n.entry, here)
+		}
+		w.bare = kind != unpack.Dir
+		return x.walk(self, n, here, w)
+	}
+	switch {
+	case kind == unpack.Dir:
+		if !w.moved && difference(below.entry, &n.entry) != "" {
+			x.emit(*below.entry, here)
+		}
+		return x.walk(self, n, here, w)
+	case kind == unpack.Symlink:
+		to, ok, err := x.leadsTo(here)
+		if err != nil {
+			return err
+		}
+		if ok {
+			if !w.moved {
+				x.emitCopy(*below.entry, here, source{&x.parent.elems[below.elem], here})
+			}
+			return x.walk(self, n, to, where{moved: true})
+		}
+	case onlyWhiteouts(n):
+		// It removes what is not there: no directory comes of that (E13), and what is no directory stays.
+		switch {
+		case w.moved:
+		case below == nil:
+			x.emit(unpack.Entry{Type: unpack.Whiteout}, here)
+		default:
+			x.emitCopy(*below.entry, here, source{&x.parent.elems[below.elem], here})
+		}
+		return nil
+	}
+	if w.moved {
+		x.emit(n.entry, here)
+	}
+	w.bare = true
+	return x.walk(self, n, here, w)
+}
+
+// leadsTo resolves a symbolic link of the parent; ok says that a directory is there, or can be made there.
+func (x *plan) leadsTo(link string) (to string, ok bool, err error) {
+	if to, err = x.parent.resolve(link); err != nil {
+		if errdefs.IsInvalidArgument(err) {
+			return "", false, nil // a loop leads nowhere: the directory replaces it
+		}
+		return "", false, err
+	}
+	f, err := x.parent.lookup(to)
+	return to, err == nil && (f == nil || f.entry.Type == unpack.Dir), err
+}
+
+// onlyWhiteouts says that nothing below the directory adds anything.
+func onlyWhiteouts(n *tree) bool {
+	for _, k := range n.kids {
+		switch {
+		case k.entry.Type == unpack.Whiteout:
+		case k.entry.Type == unpack.Dir && k.entry.Implied && !k.entry.Opaque && onlyWhiteouts(k):
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// emit puts a node into the fix-up, unless the layer itself put something there later.
+func (x *plan) emit(e unpack.Entry, at string) bool {
+	if own := x.layer.find(at); own != nil && e.Path != at && e.Seq > 0 && own.entry.Seq > e.Seq {
+		return false
+	}
+	e.Path, e.Implied, e.Inode = at, false, ""
+	x.out.make(at).entry = e
+	return true
+}
+
+func (x *plan) emitCopy(e unpack.Entry, at string, from source) {
+	group := e.Inode
+	if x.emit(e, at) {
+		x.copies[at] = from
+		if group != "" {
+			x.out.make(at).entry.Inode = from.elem.name + "/" + group // regrouped when it is built
+		}
+	}
+}
+
+// link notes a hard link to a path that only the parent has.
+func (x *plan) link(e unpack.Entry, here string) error {
+	dir, err := x.parent.resolve(path.Dir(e.Target))
+	if err != nil {
+		return err
+	}
+	target := path.Join(dir, path.Base(e.Target))
+	f, err := x.parent.lookup(target)
+	if err != nil {
+		return err
+	}
+	if f == nil || f.entry.Type == unpack.Dir {
+		return fmt.Errorf("hard link %q: no file %q in the layers below: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
+	}
+	id := inode{f.elem, f.stat.Ino}
+	g := x.links[id]
+	if g == nil {
+		g = &linkGroup{from: target, node: *f.entry}
+		if g.names, err = x.namesOf(f, target); err != nil {
+			return err
+		}
+		x.links[id] = g
+	}
+	g.names = append(g.names, here)
+	if e.Seq >= g.attrs.Seq {
+		g.attrs = e
+	}
+	return nil
+}
+
+// namesOf lists the names that the inode of f has in the parent's view and that the layer leaves alone.
+func (x *plan) namesOf(f *found, target string) ([]string, error) {
+	all := []string{target}
+	if f.stat.Nlink > 1 {
+		var err error
+		if all, err = namesOfInode(x.parent.elems[f.elem].root, f.stat.Ino); err != nil {
+			return nil, err
+		}
+	}
+	var names []string
+	for _, n := range all {
+		if own := x.layer.find(n); own != nil && own.entry.Type != unpack.Link {
+			continue
+		}
+		seen, err := x.parent.lookup(n)
+		if err != nil {
+			return nil, err
+		}
+		if seen != nil && seen.elem == f.elem && seen.stat.Ino == f.stat.Ino {
+			names = append(names, n)
+		}
+	}
+	return names, nil
+}
+
+// emitLinks puts the groups of links into the fix-up: every name of the inode, with the attributes of the last header.
+func (x *plan) emitLinks() error {
+	for id, g := range x.links {
+		e := g.node
+		e.Mode, e.UID, e.GID, e.Sec, e.Nsec = g.attrs.Mode, g.attrs.UID, g.attrs.GID, g.attrs.Sec, g.attrs.Nsec
+		if len(g.attrs.Xattrs) > 0 {
+			e.Xattrs = g.attrs.Xattrs
+		}
+		slices.Sort(g.names)
+		g.names = slices.Compact(g.names)
+		for _, n := range g.names {
+			x.emit(e, n)
+			x.copies[n] = source{&x.parent.elems[id.elem], g.from}
+			x.out.make(n).entry.Inode = g.names[0]
+		}
+	}
+	return nil
+}
+
+// carry gives the directories that are only on the way the attributes that they have without the fix-up.
+func (x *plan) carry(n *tree) error {
+	for _, k := range n.kids {
+		if k.entry.Type != unpack.Dir {
+			continue
+		}
+		if k.entry.Implied {
+			e, err := x.shown(k.entry.Path)
+			if err != nil {
+				return err
+			}
+			k.entry = e
+		}
+		if err := x.carry(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shown is the directory that layer and parent show at a path.
+func (x *plan) shown(at string) (unpack.Entry, error) {
+	e := defaultDir(at)
+	own := x.layer.find(at)
+	if own != nil && own.entry.Type == unpack.Dir && !own.entry.Implied {
+		e = own.entry
+	} else if f, err := x.parent.lookup(at); err != nil {
+		return e, err
+	} else if f != nil && f.entry.Type == unpack.Dir {
+		e = *f.entry
+	}
+	e.Implied, e.Opaque = false, false
+	return e, nil
+}
+
+// namesOfInode walks a directory for the names of one inode.
+func namesOfInode(root *os.File, ino uint64) ([]string, error) {
+	var names []string
+	var walk func(dir *os.File, at string) error
+	walk = func(dir *os.File, at string) error {
+		list, err := dir.Readdirnames(-1)
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(list, cmp.Compare)
+		for _, n := range list {
+			var st unix.Stat_t
+			if err := unix.Fstatat(int(dir.Fd()), n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return err
+			}
+			switch {
+			case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+				sub, err := openDir(dir, n)
+				if err != nil {
+					return err
+				}
+				err = walk(sub, path.Join(at, n))
+				sub.Close()
+				if err != nil {
+					return err
+				}
+			case st.Ino == ino:
+				names = append(names, path.Join(at, n))
+			}
+		}
+		return nil
+	}
+	top, err := openDir(root, ".")
+	if err != nil {
+		return nil, err
+	}
+	defer top.Close()
+	return names, walk(top, "")
+}

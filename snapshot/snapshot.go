@@ -1,0 +1,226 @@
+// Package snapshot owns the directories: unpacked layers and fix-ups, assembled rootfs, and what containers write. It
+// serves containerd's snapshots.Snapshotter over them and mounts nothing itself.
+//
+// On disk it owns layers/<id>/{fs,seal}, rootfs/<alg>/<hex> with <hex>.seal, snapshots/<id>/{fs,work}, and its part of
+// staging/, where things are built and where they go to be deleted.
+//
+// Its invariants (I1 to I4 and I6 in docs/on-disk.md): a directory is in its place before its record is, and its record is gone
+// before it is; a layer is visible only after its diff ID was verified, and never modified afterwards; what is recorded
+// as provisional is compared with its seal before it is served, once this process did not write it itself.
+//
+// The surprising rule: a layer is unpacked once, keyed by diff ID, without looking at its parents. All that depends on a
+// parent (directories that the tar only implies, links to lower files) goes into a fix-up, a small directory that is
+// stacked right above the layer; most layers need none.
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// Blobs is where a Store reads layers from.
+type Blobs interface {
+	// Open reads a blob's bytes from the beginning, and follows it while it is still being written.
+	Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error)
+	// Size says whether the whole blob is here.
+	Size(d digest.Digest) (int64, bool)
+}
+
+// Layer is one layer of an image: its blob, and the diff ID that the image's config claims for it.
+type Layer struct {
+	Blob   ocispec.Descriptor
+	DiffID digest.Digest // empty when nobody claims one
+}
+
+// Options of Open.
+type Options struct {
+	// Unpack is how layers are extracted. The zero value is right for root with root's rights.
+	Unpack unpack.Options
+	// Unpacks is how many layers are unpacked at once; most of them wait for their download. 0 means 16.
+	Unpacks int
+	// UserXattr marks overlay's directories in user.overlay.*, for mounts inside a user namespace.
+	UserXattr bool
+}
+
+// Store is the directories of one root.
+type Store struct {
+	root    string
+	db      *metadata.DB
+	blobs   Blobs
+	opts    Options
+	staged  atomic.Uint64 // numbers the names in staging/
+	unpacks *unpacks
+	syncer  *syncer
+	fixups  keyLock
+	wg      sync.WaitGroup         // background work: fix-ups, deletions
+	ctx     func() context.Context // of background work, which outlives the calls that begin it
+	stop    context.CancelFunc     // ends background work
+
+	// gate keeps a sweep away from directories that are in place but not recorded yet.
+	gate sync.RWMutex
+
+	// mu guards dirs and suspects.
+	mu       sync.Mutex
+	dirs     map[string]string          // name under snapshots/ -> snapshot key
+	suspects map[metadata.Node]struct{} // provisional records that another process left
+}
+
+// Open opens the directories under root, an existing directory. Errors are of errdefs' classes.
+func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, error) {
+	s := &Store{root: root, db: db, blobs: blobs, dirs: map[string]string{}, suspects: map[metadata.Node]struct{}{}}
+	if opts != nil {
+		s.opts = *opts
+	}
+	if s.opts.Unpacks == 0 {
+		s.opts.Unpacks = 16
+	}
+	s.opts.Unpack.UserXattr = s.opts.UserXattr
+	for _, dir := range []string{"layers", "rootfs", "snapshots", "staging"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			return nil, fmt.Errorf("root %s: %w", root, err)
+		}
+	}
+	if err := s.load(); err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.ctx, s.stop = func() context.Context { return ctx }, stop
+	s.unpacks = newUnpacks(s)
+	s.syncer = newSyncer(s)
+	return s, nil
+}
+
+// load reads which snapshot owns which directory, and what another process left provisional.
+func (s *Store) load() error {
+	return s.db.View(func(tx *metadata.Tx) error {
+		for _, key := range tx.Keys(metadata.KindSnapshot, "", -1) {
+			sn, err := tx.Snapshot(key)
+			if err != nil {
+				return err
+			}
+			if sn.Dir != "" {
+				s.dirs[sn.Dir] = key
+			}
+		}
+		for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
+			if l, err := tx.Layer(key); err != nil {
+				return err
+			} else if !l.Durable {
+				s.suspects[metadata.LayerNode(key)] = struct{}{}
+			}
+		}
+		for _, key := range tx.Keys(metadata.KindRootfs, "", -1) {
+			if r, err := tx.Rootfs(digest.Digest(key)); err != nil {
+				return err
+			} else if !r.Durable {
+				s.suspects[metadata.RootfsNode(r.Manifest)] = struct{}{}
+			}
+		}
+		return nil
+	})
+}
+
+// Close waits for background work and closes the store. What is provisional stays so.
+func (s *Store) Close() error {
+	s.stop()
+	s.unpacks.wg.Wait()
+	s.wg.Wait()
+	return s.syncer.close()
+}
+
+// background runs fn outside the caller's time; Close waits for it.
+func (s *Store) background(what string, fn func(context.Context) error) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		if err := fn(s.ctx()); err != nil && !errors.Is(err, context.Canceled) {
+			log.L.WithError(err).Warn(what)
+		}
+	}()
+}
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.root}, elem...)...)
+}
+
+// stage returns the path of a new name under staging/.
+func (s *Store) stage(what string) string {
+	return s.path("staging", what+"-"+strconv.FormatUint(s.staged.Add(1), 36))
+}
+
+// trash moves a directory, whose record is gone, into staging and deletes it in the background.
+func (s *Store) trash(paths ...string) error {
+	var moved []string
+	var errs []error
+	for _, p := range paths {
+		to := s.stage("trash")
+		switch err := os.Rename(p, to); {
+		case err == nil:
+			moved = append(moved, to)
+		case !errors.Is(err, os.ErrNotExist):
+			errs = append(errs, err)
+		}
+	}
+	if len(moved) > 0 {
+		s.background("deletion", func(context.Context) error {
+			var errs []error
+			for _, p := range moved {
+				errs = append(errs, removeAll(p))
+			}
+			return errors.Join(errs...)
+		})
+	}
+	return errors.Join(errs...)
+}
+
+// keyLock is a lock for each key in use.
+type keyLock struct {
+	mu    sync.Mutex // guards locks
+	locks map[string]*keyLockEntry
+}
+
+type keyLockEntry struct {
+	mu    sync.Mutex
+	users int // guarded by keyLock.mu
+}
+
+// lock locks key and returns what unlocks it.
+func (k *keyLock) lock(key string) func() {
+	k.mu.Lock()
+	if k.locks == nil {
+		k.locks = map[string]*keyLockEntry{}
+	}
+	e := k.locks[key]
+	if e == nil {
+		e = &keyLockEntry{}
+		k.locks[key] = e
+	}
+	e.users++
+	k.mu.Unlock()
+	e.mu.Lock()
+	return func() {
+		e.mu.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if e.users--; e.users == 0 {
+			delete(k.locks, key)
+		}
+	}
+}
+
+var errLost = fmt.Errorf("directory differs from its seal: %w", errdefs.ErrDataLoss)

@@ -1,0 +1,126 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Stats is what a sweep removed.
+type Stats struct {
+	Layers    int // layers and fix-ups
+	Rootfs    int
+	Snapshots int
+}
+
+// Sweep deletes the directories that have no record, and finished unpacks that nobody wants any more. It moves them
+// aside under the gate and deletes them after it.
+func (s *Store) Sweep(ctx context.Context) (Stats, error) {
+	if err := s.unpacks.dropUnclaimed(time.Now(), false); err != nil {
+		return Stats{}, err
+	}
+	stats, moved, err := s.moveUnrecorded()
+	errs := []error{err}
+	for _, p := range moved {
+		if ctx.Err() != nil {
+			errs = append(errs, ctx.Err()) // the next open deletes the rest
+			break
+		}
+		errs = append(errs, removeAll(p))
+	}
+	return stats, errors.Join(errs...)
+}
+
+func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	var gone []string
+	err = s.db.View(func(tx *metadata.Tx) error {
+		layers, err := s.unrecorded("layers", func() map[string]bool { return layerDirs(tx) })
+		if err != nil {
+			return err
+		}
+		snapshots, err := s.unrecorded("snapshots", func() map[string]bool { return snapshotDirs(tx) })
+		if err != nil {
+			return err
+		}
+		rootfs, err := s.unrecordedRootfs(tx)
+		stats = Stats{Layers: len(layers), Snapshots: len(snapshots), Rootfs: len(rootfs) / 2}
+		gone = append(append(layers, snapshots...), rootfs...)
+		return err
+	})
+	if err != nil {
+		return stats, nil, err
+	}
+	for _, p := range gone {
+		to := s.stage("swept")
+		if err := os.Rename(p, to); err != nil {
+			return stats, moved, err
+		}
+		moved = append(moved, to)
+	}
+	return stats, moved, nil
+}
+
+// unrecorded lists the directories below kind/ that have no record.
+func (s *Store) unrecorded(kind string, recorded func() map[string]bool) ([]string, error) {
+	names, err := os.ReadDir(s.path(kind))
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	known := recorded()
+	var gone []string
+	for _, n := range names {
+		if !known[n.Name()] {
+			gone = append(gone, s.path(kind, n.Name()))
+		}
+	}
+	return gone, nil
+}
+
+func layerDirs(tx *metadata.Tx) map[string]bool {
+	dirs := map[string]bool{}
+	for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
+		if l, err := tx.Layer(key); err == nil {
+			dirs[l.Dir] = true
+		}
+	}
+	return dirs
+}
+
+func snapshotDirs(tx *metadata.Tx) map[string]bool {
+	dirs := map[string]bool{}
+	for _, key := range tx.Keys(metadata.KindSnapshot, "", -1) {
+		if sn, err := tx.Snapshot(key); err == nil {
+			dirs[sn.Dir] = true
+		}
+	}
+	return dirs
+}
+
+func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
+	algs, err := os.ReadDir(s.path("rootfs"))
+	if err != nil {
+		return nil, err
+	}
+	var gone []string
+	for _, alg := range algs {
+		names, err := os.ReadDir(s.path("rootfs", alg.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range names {
+			d := digest.NewDigestFromEncoded(digest.Algorithm(alg.Name()), strings.TrimSuffix(n.Name(), ".seal"))
+			if _, err := tx.Rootfs(d); err != nil {
+				gone = append(gone, s.path("rootfs", alg.Name(), n.Name()))
+			}
+		}
+	}
+	return gone, nil
+}

@@ -1,0 +1,385 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// unclaimedLife is how long a finished unpack waits in staging for somebody who wants it.
+const unclaimedLife = 10 * time.Minute
+
+// maxAnnounced bounds what is remembered of announcements; a pull has at most a few hundred layers.
+const maxAnnounced = 8192
+
+// unpacks runs one unpack for each blob that somebody wants, while the blob is being downloaded.
+type unpacks struct {
+	s     *Store
+	slots chan struct{}
+	wg    sync.WaitGroup
+
+	// mu guards jobs and announced.
+	mu        sync.Mutex
+	jobs      map[digest.Digest]*unpackJob // by blob
+	announced map[digest.Digest]Layer      // by blob: what an ingest of it is good for
+}
+
+// unpackJob is the unpack of one blob, running or finished and waiting to be claimed.
+type unpackJob struct {
+	layer  Layer
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the fields below are set
+
+	err      error
+	diffID   digest.Digest
+	dir      string // under staging/, with fs and seal; empty when the blob was only verified
+	record   metadata.Layer
+	finished time.Time
+}
+
+func newUnpacks(s *Store) *unpacks {
+	return &unpacks{
+		s: s, slots: make(chan struct{}, s.opts.Unpacks),
+		jobs: map[digest.Digest]*unpackJob{}, announced: map[digest.Digest]Layer{},
+	}
+}
+
+// Announce says which layers will be unpacked. Each is begun as soon as its blob is here or begins to arrive.
+func (s *Store) Announce(layers []Layer) {
+	u := s.unpacks
+	for _, l := range layers {
+		if known, err := s.known(l); err != nil || known {
+			continue
+		}
+		u.mu.Lock()
+		if len(u.announced) >= maxAnnounced {
+			clear(u.announced)
+		}
+		u.announced[l.Blob.Digest] = l
+		u.mu.Unlock()
+		s.Ingested(l.Blob.Digest)
+	}
+}
+
+// Ingested says that a blob begins to arrive. It begins the unpack of an announced layer and returns at once.
+func (s *Store) Ingested(blob digest.Digest) {
+	u := s.unpacks
+	u.mu.Lock()
+	l, ok := u.announced[blob]
+	u.mu.Unlock()
+	if !ok {
+		return
+	}
+	u.start(l)
+}
+
+// start returns the blob's job, a new one when there is none, or when the last one ended with an error.
+func (u *unpacks) start(l Layer) *unpackJob {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if j := u.jobs[l.Blob.Digest]; j != nil && !j.failed() {
+		return j
+	}
+	ctx, cancel := context.WithCancel(u.s.ctx())
+	j := &unpackJob{layer: l, cancel: cancel, done: make(chan struct{})}
+	u.jobs[l.Blob.Digest] = j
+	u.wg.Add(1)
+	go func() {
+		defer u.wg.Done()
+		defer cancel()
+		u.run(ctx, j)
+	}()
+	return j
+}
+
+func (j *unpackJob) failed() bool {
+	select {
+	case <-j.done:
+		return j.err != nil
+	default:
+		return false
+	}
+}
+
+// forget drops a job from the table, unless another has taken its place.
+func (u *unpacks) forget(j *unpackJob) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.jobs[j.layer.Blob.Digest] == j {
+		delete(u.jobs, j.layer.Blob.Digest)
+	}
+}
+
+// run does the job. A job that did not get its bytes is forgotten; the next ingest or claim begins a new one.
+func (u *unpacks) run(ctx context.Context, j *unpackJob) {
+	defer close(j.done)
+	select {
+	case u.slots <- struct{}{}:
+		defer func() { <-u.slots }()
+	case <-ctx.Done():
+		j.err = ctx.Err()
+		u.forget(j)
+		return
+	}
+	j.err = u.s.unpack(ctx, j)
+	j.finished = time.Now()
+	if j.err != nil {
+		u.forget(j)
+		if j.dir != "" {
+			if err := removeAll(j.dir); err != nil {
+				log.G(ctx).WithError(err).Warn("unpack: staging is left")
+			}
+		}
+	}
+}
+
+// unpack reads the job's blob to its end and extracts it into staging, or only hashes it when its layer is here.
+func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
+	blob := j.layer.Blob
+	src, err := s.blobs.Open(ctx, blob.Digest)
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", blob.Digest, err)
+	}
+	defer src.Close()
+	tar, err := unpack.Decompress(blob.MediaType, src)
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", blob.Digest, err)
+	}
+	defer tar.Close()
+	digester := digest.SHA256.Digester()
+	stream := io.TeeReader(tar, digester.Hash())
+	if have, err := s.hasLayer(j.layer.DiffID); err != nil {
+		return err
+	} else if have {
+		_, err = io.Copy(io.Discard, stream)
+	} else {
+		err = s.extract(ctx, j, stream)
+	}
+	if err == nil {
+		// The digest of the blob is the ingest's to verify, and that ends only when it did: so read to the end.
+		_, err = io.Copy(io.Discard, src)
+	}
+	if err != nil {
+		return fmt.Errorf("layer %s: %w", blob.Digest, err)
+	}
+	j.diffID = digester.Digest()
+	j.record.DiffID, j.record.Key = j.diffID, metadata.LayerKey(j.diffID)
+	return nil
+}
+
+// hasLayer says whether an intact layer with this diff ID is recorded.
+func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
+	if diffID == "" {
+		return false, nil
+	}
+	err = s.db.View(func(tx *metadata.Tx) error {
+		switch _, err := tx.Layer(metadata.LayerKey(diffID)); {
+		case err == nil:
+			have = true
+			return nil
+		case errdefs.IsNotFound(err):
+			return nil
+		default:
+			return err
+		}
+	})
+	return have, err
+}
+
+// extract unpacks a tar stream into a new directory of staging and seals it.
+func (s *Store) extract(ctx context.Context, j *unpackJob, tar io.Reader) error {
+	name := j.layer.DiffID
+	if name == "" {
+		name = j.layer.Blob.Digest
+	}
+	j.dir = s.stage("layer-" + name.Encoded()[:12])
+	res, err := s.extractTo(ctx, j.dir, tar)
+	if err != nil {
+		return err
+	}
+	j.record = metadata.Layer{
+		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
+		Empty: res.Empty, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts,
+	}
+	return writeSeal(filepath.Join(j.dir, "seal"), res.Entries, true)
+}
+
+func (s *Store) extractTo(ctx context.Context, dir string, tar io.Reader) (*unpack.Result, error) {
+	fs := filepath.Join(dir, "fs")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(fs)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return unpack.Extract(ctx, f, tar, &s.opts.Unpack)
+}
+
+// known says whether the layer is here and was verified for its blob: any config may claim any diff ID.
+func (s *Store) known(l Layer) (known bool, err error) {
+	err = s.db.View(func(tx *metadata.Tx) error {
+		d := tx.Verified(l.Blob.Digest)
+		if d == "" || (l.DiffID != "" && d != l.DiffID) {
+			return nil
+		}
+		_, err := tx.Layer(metadata.LayerKey(d))
+		known = err == nil
+		return nil
+	})
+	return known, err
+}
+
+// Unpack makes the layer's directory and has holder hold it; a layer that is known costs nothing. It waits for a
+// blob that is still arriving. It returns the layer's record, errdefs.ErrFailedPrecondition when the blob does not have
+// the diff ID that is claimed for it, and errdefs.ErrNotFound or ErrUnavailable when the blob is not (all) here.
+func (s *Store) Unpack(ctx context.Context, holder metadata.Holder, l Layer) (metadata.Layer, error) {
+	return s.claim(ctx, l, func(tx *metadata.Tx, rec metadata.Layer) error {
+		return tx.Hold(holder, metadata.LayerNode(rec.Key))
+	})
+}
+
+// claim gets the layer unpacked and calls hold in the transaction in which it is recorded.
+func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, metadata.Layer) error) (metadata.Layer, error) {
+	for {
+		rec, ok, err := s.claimKnown(ctx, l, hold)
+		if err != nil || ok {
+			return rec, err
+		}
+		j := s.unpacks.start(l)
+		select {
+		case <-j.done:
+		case <-ctx.Done():
+			return rec, fmt.Errorf("layer %s: %w", l.Blob.Digest, ctx.Err())
+		}
+		if j.err != nil {
+			return rec, j.err
+		}
+		if err := s.record(j); err != nil {
+			return rec, err
+		}
+		if l.DiffID != "" && l.DiffID != j.diffID {
+			return rec, fmt.Errorf("layer %s: diff ID is %s, the config claims %s: %w",
+				l.Blob.Digest, j.diffID, l.DiffID, errdefs.ErrFailedPrecondition)
+		}
+		rec, ok, err = s.settle(j, hold)
+		if err != nil || ok {
+			return rec, err
+		}
+		// The layer that was here while the blob was only hashed has gone: once more, with extraction.
+	}
+}
+
+// claimKnown holds a layer that is here already.
+func (s *Store) claimKnown(ctx context.Context, l Layer, hold func(*metadata.Tx, metadata.Layer) error) (rec metadata.Layer, ok bool, err error) {
+	if known, err := s.known(l); err != nil || !known {
+		return rec, false, err
+	}
+	err = s.db.Update(func(tx *metadata.Tx) error {
+		d := tx.Verified(l.Blob.Digest)
+		if rec, err = tx.Layer(metadata.LayerKey(d)); errdefs.IsNotFound(err) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		ok = true
+		return hold(tx, rec)
+	})
+	if err != nil || !ok {
+		return rec, false, err
+	}
+	rec, err = s.trustLayer(ctx, rec)
+	return rec, err == nil, err
+}
+
+// record is the moment a blob is known to have a diff ID.
+func (s *Store) record(j *unpackJob) error {
+	return s.db.Update(func(tx *metadata.Tx) error {
+		if tx.Verified(j.layer.Blob.Digest) == j.diffID {
+			return nil
+		}
+		return tx.SetVerified(j.layer.Blob.Digest, j.diffID)
+	})
+}
+
+// settle puts a finished job's directory into its place, unless another with the same diff ID came first, and records it.
+func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) error) (rec metadata.Layer, ok bool, err error) {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	defer s.unpacks.forget(j)
+	moved := false
+	err = s.db.Update(func(tx *metadata.Tx) error {
+		if rec, err = tx.Layer(metadata.LayerKey(j.diffID)); err == nil {
+			ok = true
+			return hold(tx, rec)
+		}
+		if j.dir == "" {
+			return nil
+		}
+		id, err := tx.NextID()
+		if err != nil {
+			return err
+		}
+		rec = j.record
+		rec.Dir = strconv.FormatUint(id, 10)
+		if err := os.Rename(j.dir, s.path("layers", rec.Dir)); err != nil {
+			if errors.Is(err, os.ErrNotExist) {
+				return nil // another claimer of the job was quicker, and its layer has gone since
+			}
+			return err
+		}
+		moved, ok = true, true
+		if err := tx.PutLayer(rec); err != nil {
+			return err
+		}
+		return hold(tx, rec)
+	})
+	switch {
+	case err != nil && moved:
+		err = errors.Join(err, s.trash(s.path("layers", rec.Dir)))
+	case moved:
+		s.syncer.add(metadata.LayerNode(rec.Key))
+	case j.dir != "":
+		err = errors.Join(err, s.trash(j.dir))
+	}
+	return rec, ok && err == nil, err
+}
+
+// dropUnclaimed forgets finished jobs that nobody claimed for a while, or whose blob is gone.
+func (u *unpacks) dropUnclaimed(now time.Time, all bool) error {
+	u.mu.Lock()
+	var drop []*unpackJob
+	for d, j := range u.jobs {
+		select {
+		case <-j.done:
+		default:
+			continue
+		}
+		if _, here := u.s.blobs.Size(d); all || !here || now.Sub(j.finished) > unclaimedLife {
+			delete(u.jobs, d)
+			drop = append(drop, j)
+		}
+	}
+	u.mu.Unlock()
+	var errs []error
+	for _, j := range drop {
+		if j.dir != "" {
+			errs = append(errs, u.s.trash(j.dir))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -81,9 +81,8 @@ func containerdConfig(dir string, o ContainerdOptions) string {
 	if o.Sandbox != "" {
 		fmt.Fprintf(&b, "[plugins.'io.containerd.cri.v1.images'.pinned_images]\n  sandbox = %q\n", o.Sandbox)
 	}
-	fmt.Fprintf(&b, "[plugins.'io.containerd.transfer.v1.local']\n  config_path = %q\n", dir+"/hosts")
 	if o.Snapshotter == "native" { // not among containerd's defaults
-		b.WriteString("  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n    platform = \"linux\"\n    snapshotter = \"native\"\n")
+		b.WriteString("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n    platform = \"linux\"\n    snapshotter = \"native\"\n")
 	}
 	fmt.Fprintf(&b, "[plugins.'io.containerd.nri.v1.nri']\n  disable = true\n")
 	return b.String()

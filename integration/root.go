@@ -1,0 +1,108 @@
+package integration
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// Leftovers lists what lies in the directories of a root that are empty when nothing is kept.
+func (k *TankRoot) Leftovers() []string {
+	var left []string
+	for _, d := range []string{"blobs/sha256", "ingest", "layers", "rootfs/sha256", "snapshots", "staging"} {
+		entries, err := os.ReadDir(filepath.Join(k.Root, d))
+		if err != nil && !os.IsNotExist(err) {
+			left = append(left, fmt.Sprintf("%s: %v", d, err))
+		}
+		for _, e := range entries {
+			left = append(left, d+"/"+e.Name())
+		}
+	}
+	return left
+}
+
+// LayerInodes gives the inode number of each directory and file in layers/, by its path there.
+func (k *TankRoot) LayerInodes(t testing.TB) map[string]uint64 {
+	t.Helper()
+	base := filepath.Join(k.Root, "layers")
+	inodes := map[string]uint64{}
+	err := filepath.WalkDir(base, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(base, p)
+		inodes[rel] = st.Ino
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inodes
+}
+
+// unpackBegan says whether the layer is being unpacked: there is staging/layer-<12 digits of the diff ID>-<n>/fs, and, when
+// withFile, something lies in it.
+func (k *TankRoot) unpackBegan(diffID digest.Digest, withFile bool) bool {
+	dirs, _ := filepath.Glob(filepath.Join(k.Root, "staging", "*"+diffID.Encoded()[:12]+"*", "fs"))
+	for _, d := range dirs {
+		entries, err := os.ReadDir(d)
+		if err == nil && (!withFile || len(entries) > 0) {
+			return true
+		}
+	}
+	return false
+}
+
+// watchStaging returns a function that tells which names appeared in staging/ since.
+func (k *TankRoot) watchStaging(t testing.TB) func() []string {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if _, err := unix.InotifyAddWatch(fd, filepath.Join(k.Root, "staging"), unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		t.Fatal(err)
+	}
+	return func() []string {
+		var names []string
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := unix.Read(fd, buf)
+			if err != nil || n == 0 {
+				sort.Strings(names)
+				return names
+			}
+			for at := 0; at+unix.SizeofInotifyEvent <= n; {
+				size := int(buf[at+12]) | int(buf[at+13])<<8 // inotify_event.len, after wd, mask and cookie
+				name := buf[at+unix.SizeofInotifyEvent : at+unix.SizeofInotifyEvent+size]
+				names = append(names, strings.TrimRight(string(name), "\x00"))
+				at += unix.SizeofInotifyEvent + size
+			}
+		}
+	}
+}
+
+// unpackedAmong picks those names in staging/ that are unpacks of the image's layers.
+func unpackedAmong(names []string, img Image) []string {
+	var found []string
+	for _, n := range names {
+		for _, d := range img.DiffIDs {
+			if strings.Contains(n, d.Encoded()[:12]) {
+				found = append(found, n)
+			}
+		}
+	}
+	return found
+}

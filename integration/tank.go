@@ -1,0 +1,129 @@
+package integration
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// TankRoot is Tank's binary with a root of its own: a private one until Serve makes it a daemon's.
+type TankRoot struct {
+	env    *Env
+	Root   string
+	Socket string // of the daemon
+	bin    string
+	daemon *Process
+	broken bool
+}
+
+// NewTank makes an empty root. When the test has passed, `check` has to find the root without a fault.
+func (e *Env) NewTank() *TankRoot {
+	e.t.Helper()
+	bin, err := Tank()
+	if err != nil {
+		e.t.Fatalf("Tank: %v", err)
+	}
+	name := "t" + randomHex(2)
+	k := &TankRoot{env: e, Root: e.Path(name), Socket: e.Path(name + ".sock"), bin: bin}
+	t := e.t
+	t.Cleanup(func() {
+		if t.Failed() || k.broken {
+			return
+		}
+		if _, err := os.Stat(k.Root); err != nil {
+			return
+		}
+		if r := k.Run("check"); r.Code != 0 {
+			t.Errorf("after the test: %s", r)
+		}
+	})
+	return k
+}
+
+// Args are the arguments of Tank's binary for a command on this root.
+func (k *TankRoot) Args(command string, args ...string) []string {
+	return append([]string{k.bin, command, "--root", k.Root}, args...)
+}
+
+// Run runs a command of Tank on this root.
+func (k *TankRoot) Run(command string, args ...string) Result {
+	k.env.t.Helper()
+	return k.env.Run(k.Args(command, args...)...)
+}
+
+// MustRun is Run for commands that have to succeed; it returns stdout.
+func (k *TankRoot) MustRun(command string, args ...string) string {
+	k.env.t.Helper()
+	return mustSucceed(k.env.t, k.Run(command, args...))
+}
+
+// Pull pulls ref and returns the path of its root filesystem.
+func (k *TankRoot) Pull(ref string, flags ...string) string {
+	k.env.t.Helper()
+	out := k.MustRun("pull", append(flags, "--progress", "none", ref)...)
+	path := strings.TrimSuffix(out, "\n")
+	if strings.Contains(path, "\n") || !filepath.IsAbs(path) || !strings.HasPrefix(path, k.Root+"/rootfs/") {
+		k.env.t.Fatalf("pull printed %q and not just a path below %s/rootfs", out, k.Root)
+	}
+	return path
+}
+
+// StartPull starts a pull and does not wait for it.
+func (k *TankRoot) StartPull(ref string, flags ...string) *Process {
+	k.env.t.Helper()
+	return k.env.Start("pull", k.Args("pull", append(flags, "--progress", "none", ref)...)...)
+}
+
+// Serve starts the daemon, or starts it again, and waits until it answers.
+func (k *TankRoot) Serve() *Process {
+	k.env.t.Helper()
+	k.daemon = k.env.Start("tank", k.bin, "serve", "--root", k.Root, "--address", k.Socket, "--log-level", "debug",
+		"--config", k.emptyConfig())
+	Eventually(k.env.t, 20*time.Second, "the daemon answers", func() bool {
+		if !k.daemon.Running() {
+			k.env.t.Fatalf("the daemon ended: %s", tail(k.daemon.Log, 4000))
+		}
+		c, err := net.Dial("unix", k.Socket)
+		if err != nil {
+			return false
+		}
+		_ = c.Close()
+		return true
+	})
+	return k.daemon
+}
+
+// emptyConfig keeps serve from a configuration that the machine has.
+func (k *TankRoot) emptyConfig() string {
+	name := k.env.Path("tank-config.toml")
+	if err := os.WriteFile(name, nil, 0o644); err != nil {
+		k.env.t.Fatal(err)
+	}
+	return name
+}
+
+// Daemon is the running daemon.
+func (k *TankRoot) Daemon() *Process { return k.daemon }
+
+// DropIn writes what `config containerd` prints for this root and returns the file's name.
+func (k *TankRoot) DropIn() string {
+	k.env.t.Helper()
+	text := mustSucceed(k.env.t, k.env.Run(k.bin, "config", "containerd", "--root", k.Root, "--address", k.Socket))
+	name := k.env.Path("tank-dropin.toml")
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		k.env.t.Fatal(err)
+	}
+	return name
+}
+
+// NewNode is a daemon with a containerd that uses it, as on a node, and a registry that both reach.
+func (e *Env) NewNode() (*TankRoot, *Containerd, *Registry) {
+	e.t.Helper()
+	r := e.NewRegistry()
+	k := e.NewTank()
+	k.Serve()
+	c := e.NewContainerd(ContainerdOptions{Import: k.DropIn(), Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef})
+	return k, c, r
+}

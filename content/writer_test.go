@@ -376,6 +376,27 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
+// TestFailedOpen says that a writer which could not be opened gives its ref back.
+func TestFailedOpen(t *testing.T) {
+	r := open(t, t.TempDir(), nil)
+	v := r.For(alice)
+	local := r.local
+	for name, fail := range map[string]func() (content.Store, error){
+		"store":   func() (content.Store, error) { return nil, unix.EIO },
+		"aborted": func() (content.Store, error) { must(t, v.Abort(t.Context(), "ref")); return nil, errdefs.ErrAborted },
+	} {
+		t.Run(name, func(t *testing.T) {
+			must(t, start(t, v, "ref", ocispec.Descriptor{}).Close())
+			r.local = fail
+			if _, err := v.Writer(t.Context(), content.WithRef("ref")); err == nil {
+				t.Error("opened")
+			}
+			r.local = local
+			must(t, start(t, v, "ref", ocispec.Descriptor{}).Close())
+		})
+	}
+}
+
 // TestResumeAfterKill kills a process in the middle of a write.
 func TestResumeAfterKill(t *testing.T) {
 	if dir := os.Getenv("CONTENT_TEST_WRITE"); dir != "" {

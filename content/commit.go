@@ -1,0 +1,160 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Commit verifies and records what was written, holds it, and ends the writer. size and expected may be zero when unknown.
+// errdefs.ErrFailedPrecondition says that the bytes are not those: they stay, and the ref can be opened again.
+// errdefs.ErrAlreadyExists says that the blob was here before; it is held as well, and the verified bytes took the place of
+// the old ones, whatever had become of these.
+func (w *writer) Commit(_ context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	b, came, err := w.commit(size, expected, opts)
+	if came {
+		w.v.held(b)
+	}
+	if err != nil && !errdefs.IsAlreadyExists(err) { // which names the blob
+		return fmt.Errorf("ingest %.200q: %w", w.ref, err)
+	}
+	return err
+}
+
+func (w *writer) commit(size int64, expected digest.Digest, opts []content.Opt) (b metadata.Blob, came bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.done {
+		return b, false, fmt.Errorf("writer is closed: %w", errdefs.ErrFailedPrecondition)
+	}
+	state, cause := gone, "not committed"
+	defer func() { _ = w.close(state, cause) }() // the bytes are on disk by then, or the error is known
+	d, labels, err := w.verify(size, expected, opts)
+	if err != nil {
+		return b, false, err
+	}
+	if err := w.sync(); err != nil {
+		return b, false, err
+	}
+	b, existed, came, err := w.publish(d, labels)
+	if err != nil {
+		return b, false, err
+	}
+	w.digest = d
+	if state = committed; w.in().digest != d {
+		state, cause = gone, "committed as "+d.String()
+	}
+	if existed {
+		err = fmt.Errorf("blob %s: %w", d, errdefs.ErrAlreadyExists)
+	}
+	return b, came, err
+}
+
+// verify returns the digest that the bytes have, if that and their number are as expected.
+func (w *writer) verify(size int64, expected digest.Digest, opts []content.Opt) (digest.Digest, map[string]string, error) {
+	if w.aborted.Load() {
+		return "", nil, errdefs.ErrAborted
+	}
+	if w.broken != nil {
+		return "", nil, w.broken
+	}
+	var given content.Info
+	for _, opt := range opts {
+		if err := opt(&given); err != nil {
+			return "", nil, err
+		}
+	}
+	labels, err := checkLabels(given.Labels)
+	if err != nil {
+		return "", nil, err
+	}
+	d := w.local.Digest()
+	if expected != "" {
+		if err := validate(expected); err != nil {
+			return "", nil, err
+		}
+	}
+	if size > 0 && size != w.offset {
+		return "", nil, fmt.Errorf("%d bytes instead of %d: %w", w.offset, size, errdefs.ErrFailedPrecondition)
+	}
+	if expected != "" && expected.Algorithm() != d.Algorithm() {
+		h := expected.Algorithm().Digester()
+		if _, err := io.Copy(h.Hash(), io.NewSectionReader(w.f, 0, w.offset)); err != nil {
+			return "", nil, err
+		}
+		d = h.Digest()
+	}
+	if expected != "" && expected != d {
+		return "", nil, fmt.Errorf("digest is %s instead of %s: %w", d, expected, errdefs.ErrFailedPrecondition)
+	}
+	return d, labels, nil
+}
+
+// publish gives the verified bytes their name, then records and holds them.
+func (w *writer) publish(d digest.Digest, labels map[string]string) (b metadata.Blob, existed, came bool, err error) {
+	s := w.v.s
+	target := s.Path(d)
+	if err := s.makeDir(filepath.Dir(target)); err != nil {
+		return b, false, false, err
+	}
+	if err := w.f.Chmod(0o444); err != nil {
+		return b, false, false, err
+	}
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	if err := w.same(); err != nil {
+		return b, false, false, err
+	}
+	if fi, err := os.Lstat(target); err == nil && fi.IsDir() {
+		if err := s.discard(target); err != nil { // nothing of ours, but in the way
+			return b, false, false, err
+		}
+	}
+	if err := os.Rename(w.data(), target); err != nil {
+		if w.aborted.Load() {
+			err = errdefs.ErrAborted
+		}
+		return b, false, false, err
+	}
+	if err := s.hooks.syncDir(filepath.Dir(target)); err != nil {
+		return b, false, false, err
+	}
+	b, existed, came, err = w.v.record(d, w.offset, labels)
+	if err != nil {
+		return b, false, false, err
+	}
+	// What is left of the ingest goes before the ref is given up. An Abort may have been faster.
+	if err := s.discard(s.ingestDir(w.stored)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		log.L.WithError(err).WithField("digest", d).Warn("ingest of a committed blob is left to the next sweep")
+	}
+	return b, existed, came, nil
+}
+
+// same returns an error unless the data file is still the one that was written, of that size.
+func (w *writer) same() error {
+	fi, err := os.Lstat(w.data())
+	if w.aborted.Load() {
+		return errdefs.ErrAborted
+	}
+	if err != nil {
+		return err
+	}
+	own, err := w.f.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(fi, own) || fi.Size() != w.offset {
+		return fmt.Errorf("data was replaced: %w", errdefs.ErrDataLoss)
+	}
+	return nil
+}

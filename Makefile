@@ -1,0 +1,60 @@
+# Every target with a comment behind ## is listed by `make help`.
+
+GO              ?= go
+GOLANGCI        ?= v2.15.0
+VERSION         ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS         := -s -w -X main.version=$(VERSION)
+FUZZTIME        ?= 30s
+TESTFLAGS       ?=
+INTEGRATION_TIMEOUT ?= 15m
+
+# Go's own tarball puts it there without telling the PATH. The tests start go as well.
+export PATH := $(PATH):/usr/local/go/bin
+
+.DEFAULT_GOAL := help
+.PHONY: build test unit integration race fuzz lint fmt demo clean help
+
+build: ## build bin/tank-snapshotter, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
+
+test: ## run every test that can run here; those that need root or mounts skip elsewhere, with a reason
+	@status=0; \
+	$(MAKE) --no-print-directory unit || status=1; \
+	$(MAKE) --no-print-directory integration || status=1; \
+	exit $$status
+
+unit: ## run the tests of the packages
+	$(GO) test $(TESTFLAGS) ./...
+
+integration: build ## run the tests with real containerd, runc and registry (the first run builds them)
+	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) test -timeout $(INTEGRATION_TIMEOUT) $(TESTFLAGS) ./...
+
+race: ## run the tests of the packages under the race detector (needs cgo)
+	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
+
+fuzz: ## run every fuzz target for FUZZTIME
+	@grep -rlE '^func Fuzz' --include='*_test.go' --exclude-dir=integration . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | sed 's/^func //' | while read -r name; do \
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
+		done || exit 1; \
+	done
+
+lint: bin/golangci-lint-$(GOLANGCI) ## run the linters, which also hold who may import whom
+	bin/golangci-lint-$(GOLANGCI) run ./...
+
+fmt: ## format the code
+	$(GO) fmt ./... && cd integration && $(GO) fmt ./...
+
+# Installed from the Go module proxy into bin/, not a tool of go.mod: the product's dependencies stay its own.
+bin/golangci-lint-$(GOLANGCI):
+	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	mv bin/golangci-lint $@
+
+demo: ## pull and run an image alone and under containerd, on private paths, and leave nothing running
+	demo/demo.sh
+
+clean: ## remove what was built
+	rm -rf bin integration/.bin
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | awk -F'\t' '{ printf "  %-12s %s\n", $$1, $$2 }'

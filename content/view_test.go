@@ -149,6 +149,39 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestOverSocket says the same through containerd's own server and client.
+func TestOverSocket(t *testing.T) {
+	r := open(t, t.TempDir(), nil)
+	d := put(t, r.For(alice), "shared")
+	desc := ocispec.Descriptor{Digest: d, Size: 6}
+	cs, stop, err := serve(r.For(bob), t.TempDir()+"/s")
+	must(t, err)
+	defer stop()
+	if list := digests(t, cs); len(list) > 0 {
+		t.Errorf("sees %v", list)
+	}
+	w, err := cs.Writer(t.Context(), content.WithRef("ref"))
+	must(t, err)
+	write(t, w, "shared")
+	class(t, errdefs.IsAlreadyExists, w.Commit(t.Context(), 6, d))
+	w.Close()
+	if sts, err := cs.ListStatuses(t.Context()); err != nil || len(sts) > 0 {
+		t.Errorf("ingests %v, %v", sts, err)
+	}
+	if list := digests(t, cs); !slices.Equal(list, []digest.Digest{d}) {
+		t.Errorf("sees %v", list)
+	}
+	must(t, r.For(alice).Delete(t.Context(), d))
+	if b, err := content.ReadBlob(t.Context(), cs, desc); err != nil || string(b) != "shared" {
+		t.Errorf("read %q, %v", b, err)
+	}
+	must(t, cs.Delete(t.Context(), d))
+	class(t, errdefs.IsNotFound, cs.Delete(t.Context(), d))
+	_, err = cs.Info(t.Context(), d)
+	class(t, errdefs.IsNotFound, err)
+	class(t, errdefs.IsNotFound, cs.Abort(t.Context(), "ref"))
+}
+
 // TestDeleteInWalk does what containerd's collector does.
 func TestDeleteInWalk(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
@@ -184,7 +217,7 @@ func TestDeleteInWalk(t *testing.T) {
 	}
 }
 
-func digests(t *testing.T, v *View, filters ...string) (ds []digest.Digest) {
+func digests(t *testing.T, v content.Manager, filters ...string) (ds []digest.Digest) {
 	t.Helper()
 	must(t, v.Walk(t.Context(), func(i content.Info) error {
 		ds = append(ds, i.Digest)

@@ -287,17 +287,17 @@ func (p *Proxy) Ref(name string) string { return p.Addr + "/" + name }
 // TestRegistry is the name that leads containerd here through hosts.toml.
 const TestRegistry = "registry.test"
 
-// writeHosts points the proxy's own address and registry.test to it.
-func (p *Proxy) writeHosts(t testing.TB, hosts string) {
-	t.Helper()
-	for _, name := range []string{TestRegistry, p.Addr} {
+// WriteHosts points the registry's own address and registry.test to it in a directory of hosts.toml files.
+func WriteHosts(hosts, addr string) error {
+	for _, name := range []string{TestRegistry, addr} {
 		dir := filepath.Join(hosts, name)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
+			return err
 		}
-		text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", p.Addr)
+		text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", addr)
 		if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
+	return nil
 }

@@ -22,12 +22,7 @@ type Registry struct {
 func (e *Env) NewRegistry() *Registry {
 	e.t.Helper()
 	backend := freeAddr(e)
-	config := fmt.Sprintf(`version: 0.1
-log: {level: warn, accesslog: {disabled: true}}
-storage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}
-http: {addr: %s}
-`, e.Path("registry"), backend)
-	if err := os.WriteFile(e.Path("registry.yml"), []byte(config), 0o644); err != nil {
+	if err := os.WriteFile(e.Path("registry.yml"), []byte(RegistryConfig(e.Path("registry"), backend)), 0o644); err != nil {
 		e.t.Fatal(err)
 	}
 	r := &Registry{Backend: backend, proc: e.Start("registry", "registry", "serve", e.Path("registry.yml"))}
@@ -44,6 +39,15 @@ http: {addr: %s}
 	})
 	r.Proxy = NewProxy(e.t, backend)
 	return r
+}
+
+// RegistryConfig is the configuration of a registry that keeps its files in dir and listens on addr.
+func RegistryConfig(dir, addr string) string {
+	return fmt.Sprintf(`version: 0.1
+log: {level: warn, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}
+http: {addr: %s}
+`, dir, addr)
 }
 
 func freeAddr(e *Env) string {

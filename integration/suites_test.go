@@ -122,7 +122,8 @@ func TestSuiteChild(t *testing.T) {
 	dial := func() (*grpc.ClientConn, func() error, error) {
 		k := e.NewTank()
 		d := k.Serve()
-		conn, err := grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20))) // as containerd's
 		if err != nil {
 			return nil, nil, err
 		}
@@ -135,7 +136,7 @@ func TestSuiteChild(t *testing.T) {
 	t.Run(suite, func(t *testing.T) {
 		switch suite {
 		case "snapshots":
-			snapshotssuite.SnapshotterSuite(t, "tank", func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
+			snapshotssuite.SnapshotterSuite(t, "overlayfs", func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
 				conn, done, err := dial()
 				if err != nil {
 					return nil, nil, err

@@ -1,0 +1,402 @@
+package tank
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/snapshot"
+)
+
+// renewEvery is how often a running pull says that it is alive.
+const renewEvery = time.Minute
+
+// PullOptions of Pull. nil means the zero value.
+type PullOptions struct {
+	// Offline answers from what is here and opens no network socket; errdefs.ErrNotFound names what is missing.
+	Offline bool
+	// NoRootfs fetches and unpacks only: the way to have an image ready for containerd.
+	NoRootfs bool
+	// NoSync returns before the result is on the disk. What a power cut then breaks is found out before it is served.
+	NoSync bool
+	// PlainHTTP speaks HTTP with the registry. false: only with localhost.
+	PlainHTTP bool
+	// HostsDir has <registry>/hosts.toml files. "": none are read.
+	HostsDir string
+	// Platform is OS/ARCH[/VARIANT]. "": this machine's.
+	Platform string
+	// Progress is called often, by several goroutines. nil: nobody is told.
+	Progress func(Event)
+	// Log gets the lines "using cached REF (DIGEST)" and "pulling REF". nil: nobody is told.
+	Log func(line string)
+}
+
+// Event tells how far the download of one blob is.
+type Event = resolver.Event
+
+// Image is what Pull returns: one platform of a reference.
+type Image struct {
+	Ref      string          `json:"ref"`              // normalized
+	Digest   digest.Digest   `json:"digest"`           // what the reference resolved to
+	Manifest digest.Digest   `json:"manifest"`         // of the platform
+	Rootfs   string          `json:"rootfs,omitempty"` // absolute path
+	Config   json.RawMessage `json:"config"`           // as it is
+	Cached   bool            `json:"cached"`           // no blob was fetched
+}
+
+// pull is one call of Pull.
+type pull struct {
+	t      *Tank
+	ref    resolver.Reference
+	opts   PullOptions
+	want   platforms.MatchComparer
+	holder metadata.Holder
+}
+
+// Pull brings an image here and assembles its root filesystem. A tag is always followed, unless Offline.
+//
+// Classes: errdefs.ErrInvalidArgument (the reference or the platform), ErrNotFound (no such image, or not cached),
+// ErrUnauthenticated and ErrPermissionDenied, ErrUnavailable (the network), ErrDataLoss and ErrFailedPrecondition (content
+// that fails verification or is not acceptable).
+func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image, error) {
+	p := &pull{t: t}
+	if opts != nil {
+		p.opts = *opts
+	}
+	var err error
+	if p.ref, err = resolver.ParseReference(ref); err != nil {
+		return nil, err
+	}
+	if p.want, err = matcher(p.opts.Platform); err != nil {
+		return nil, err
+	}
+	p.holder = metadata.PullHolder(p.ref.String())
+	return p.run(ctx)
+}
+
+func matcher(platform string) (platforms.MatchComparer, error) {
+	if platform == "" {
+		return platforms.DefaultStrict(), nil
+	}
+	p, err := platforms.Parse(platform)
+	if err != nil {
+		return nil, fmt.Errorf("platform %s: %w: %w", platform, err, errdefs.ErrInvalidArgument)
+	}
+	return platforms.OnlyStrict(p), nil
+}
+
+func (p *pull) log(format string, args ...any) {
+	if p.opts.Log != nil {
+		p.opts.Log(fmt.Sprintf(format, args...))
+	}
+}
+
+func (p *pull) run(ctx context.Context) (*Image, error) {
+	rec, err := p.recorded()
+	if err != nil && !errdefs.IsNotFound(err) {
+		return nil, err
+	}
+	found := err == nil
+	missing := p.missing(rec)
+	if p.opts.Offline {
+		if !found {
+			return nil, fmt.Errorf("image %s: not cached: %w", p.ref, errdefs.ErrNotFound)
+		}
+		if missing != nil {
+			return nil, fmt.Errorf("image %s: not cached: %w", p.ref, missing)
+		}
+		return p.cached(ctx, rec)
+	}
+	if found && missing == nil && p.ref.Digest() != "" {
+		return p.cached(ctx, rec) // a digest does not move
+	}
+	r, err := resolver.New(&resolver.Options{PlainHTTP: p.opts.PlainHTTP, HostsDir: p.opts.HostsDir})
+	if err != nil {
+		return nil, err
+	}
+	target, err := r.Resolve(ctx, p.ref)
+	if err != nil {
+		return nil, err
+	}
+	if found && missing == nil && target.Digest == rec.Target.Digest {
+		return p.cached(ctx, rec)
+	}
+	return p.fetch(ctx, r, target)
+}
+
+// recorded returns the record of the reference.
+func (p *pull) recorded() (rec metadata.Image, err error) {
+	err = p.t.db.View(func(tx *metadata.Tx) error {
+		rec, err = tx.Image(p.ref.String())
+		return err
+	})
+	return rec, err
+}
+
+// platform finds the recorded platform that is asked for.
+func (p *pull) platform(rec metadata.Image) *metadata.Platform {
+	var best *metadata.Platform
+	for i := range rec.Platforms {
+		c := &rec.Platforms[i]
+		if p.want.Match(c.Platform) && (best == nil || p.want.Less(c.Platform, best.Platform)) {
+			best = c
+		}
+	}
+	return best
+}
+
+// missing names what of the image's closure is not here; nil when nothing.
+func (p *pull) missing(rec metadata.Image) error {
+	c := p.platform(rec)
+	if c == nil {
+		return fmt.Errorf("platform %s: %w", platformName(p.opts.Platform), errdefs.ErrNotFound)
+	}
+	closure := append([]ocispec.Descriptor{rec.Target, c.Manifest, c.Config}, c.Layers...)
+	for _, d := range closure {
+		if size, ok := p.t.content.Size(d.Digest); !ok || size != d.Size {
+			return fmt.Errorf("blob %s: %w", d.Digest, errdefs.ErrNotFound)
+		}
+	}
+	return nil
+}
+
+func platformName(s string) string {
+	if s == "" {
+		return platforms.Format(platforms.DefaultSpec())
+	}
+	return s
+}
+
+// cached answers from a complete record. A rootfs that is not there, or not intact, is assembled from the blobs.
+func (p *pull) cached(ctx context.Context, rec metadata.Image) (*Image, error) {
+	p.log("using cached %s (%s)", p.ref, rec.Target.Digest)
+	c := p.platform(rec)
+	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
+	var err error
+	if img.Config, err = content.ReadBlob(ctx, p.t.content, c.Config); err != nil {
+		return nil, fmt.Errorf("image %s: config: %w", p.ref, err)
+	}
+	if p.opts.NoRootfs {
+		return img, nil
+	}
+	if img.Rootfs, err = p.t.snapshots.Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest); err == nil || !errdefs.IsNotFound(err) {
+		return img, err
+	}
+	err = p.alive(func() error {
+		layers, err := p.unpack(ctx, *c)
+		if err != nil {
+			return err
+		}
+		if img.Rootfs, err = p.assemble(ctx, *c, layers); err != nil {
+			return err
+		}
+		return p.record(rec.Target, nil, *c)
+	})
+	return img, err
+}
+
+// alive runs fn while the pull's holder is renewed. The holder ends with success, and keeps what was gathered otherwise.
+func (p *pull) alive(fn func() error) error {
+	ref := p.ref.String()
+	renew := func() error {
+		return p.t.db.Update(func(tx *metadata.Tx) error { return tx.Renew(ref, time.Now()) })
+	}
+	p.t.mu.Lock()
+	p.t.pulls[ref]++
+	p.t.mu.Unlock()
+	defer func() {
+		p.t.mu.Lock()
+		defer p.t.mu.Unlock()
+		if p.t.pulls[ref]--; p.t.pulls[ref] == 0 {
+			delete(p.t.pulls, ref)
+		}
+	}()
+	if err := renew(); err != nil {
+		return err
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(renewEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				if err := renew(); err != nil {
+					log.L.WithError(err).Warnf("pull %s: renewal", ref)
+				}
+			}
+		}
+	}()
+	err := fn()
+	close(stop)
+	<-done
+	return err
+}
+
+// fetch downloads what is not here, unpacks it meanwhile, and records the image.
+func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.Descriptor) (*Image, error) {
+	p.log("pulling %s", p.ref)
+	var img *Image
+	err := p.alive(func() error {
+		fetched, err := r.Fetch(ctx, p.t.content.For(p.holder), p.ref, target, p.want, &resolver.FetchOptions{
+			Progress: p.opts.Progress,
+			OnImage: func(i *resolver.Image) error {
+				p.t.snapshots.Announce(layersOf(i.Layers, i.DiffIDs))
+				return nil
+			},
+		})
+		if err != nil {
+			return err
+		}
+		c := metadata.Platform{
+			Platform: fetched.Platform, Manifest: fetched.Manifest, Config: fetched.Config,
+			Layers: fetched.Layers, DiffIDs: fetched.DiffIDs,
+		}
+		layers, err := p.unpack(ctx, c)
+		if err != nil {
+			return err
+		}
+		img = &Image{
+			Ref: p.ref.String(), Digest: target.Digest, Manifest: fetched.Manifest.Digest,
+			Config: fetched.ConfigBytes, Cached: fetched.Fetched == 0,
+		}
+		if !p.opts.NoRootfs {
+			if img.Rootfs, err = p.assemble(ctx, c, layers); err != nil {
+				return err
+			}
+		}
+		return p.record(target, fetched.Indexes, c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if p.t.daemon && !p.opts.NoSync {
+		if err := p.t.snapshots.Sync(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return img, p.t.writeLayout()
+}
+
+func layersOf(blobs []ocispec.Descriptor, diffIDs []digest.Digest) []snapshot.Layer {
+	layers := make([]snapshot.Layer, len(blobs))
+	for i, b := range blobs {
+		layers[i] = snapshot.Layer{Blob: b, DiffID: diffIDs[i]}
+	}
+	return layers
+}
+
+// unpack has the pull hold the unpacked layers. Those that were announced are mostly there.
+func (p *pull) unpack(ctx context.Context, c metadata.Platform) ([]metadata.Layer, error) {
+	recs := make([]metadata.Layer, len(c.Layers))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, l := range layersOf(c.Layers, c.DiffIDs) {
+		g.Go(func() (err error) {
+			recs[i], err = p.t.snapshots.Unpack(ctx, p.holder, l)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("image %s: %w", p.ref, err)
+	}
+	return recs, nil
+}
+
+func (p *pull) assemble(ctx context.Context, c metadata.Platform, layers []metadata.Layer) (string, error) {
+	path, err := p.t.snapshots.Assemble(ctx, p.holder, c.Manifest.Digest, layers, &snapshot.AssembleOptions{
+		Consume: !p.t.daemon, NoSync: p.opts.NoSync,
+	})
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", p.ref, err)
+	}
+	return path, nil
+}
+
+// record is the moment the pull happened: the image's record holds its closure, and the pull's holder is gone.
+func (p *pull) record(target ocispec.Descriptor, indexes []ocispec.Descriptor, c metadata.Platform) error {
+	ref := p.ref.String()
+	c.Rootfs = !p.opts.NoRootfs
+	return p.t.db.Update(func(tx *metadata.Tx) error {
+		now := time.Now().UTC()
+		rec, err := tx.Image(ref)
+		switch {
+		case errdefs.IsNotFound(err):
+			rec = metadata.Image{Ref: ref, Created: now}
+		case err != nil:
+			return err
+		case rec.Target.Digest != target.Digest:
+			if err := untag(tx, rec); err != nil {
+				return err
+			}
+			rec = metadata.Image{Ref: ref, Created: now}
+		}
+		rec.Target, rec.Updated = target, now
+		all := []metadata.Platform{c}
+		for _, old := range rec.Platforms {
+			if old.Manifest.Digest == c.Manifest.Digest {
+				all[0].Rootfs = all[0].Rootfs || old.Rootfs
+			} else {
+				all = append(all, old)
+			}
+		}
+		rec.Platforms = all
+		if err := tx.PutImage(rec); err != nil {
+			return err
+		}
+		if err := holdClosure(tx, ref, target, indexes, c); err != nil {
+			return err
+		}
+		if err := tx.MoveHolds(p.holder, metadata.ImageHolder(ref)); err != nil {
+			return err
+		}
+		p.t.mu.Lock()
+		others := p.t.pulls[ref] > 1
+		p.t.mu.Unlock()
+		if others {
+			return nil // another pull of the reference goes on under the same holder
+		}
+		return tx.EndPull(ref)
+	})
+}
+
+// holdClosure has the image hold every blob of a platform. What the pull came to hold beyond that moves with MoveHolds.
+func holdClosure(tx *metadata.Tx, ref string, target ocispec.Descriptor, indexes []ocispec.Descriptor, c metadata.Platform) error {
+	h := metadata.ImageHolder(ref)
+	blobs := append([]ocispec.Descriptor{target, c.Manifest, c.Config}, c.Layers...)
+	for _, d := range append(blobs, indexes...) {
+		if err := tx.Hold(h, metadata.BlobNode(d.Digest)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// untag keeps an image that its tag has left under a name of its own, until gc: somebody may be using its rootfs.
+func untag(tx *metadata.Tx, rec metadata.Image) error {
+	old := rec.Ref
+	rec.Ref, rec.Untagged = old+"@"+rec.Target.Digest.String(), true
+	if _, err := tx.Image(rec.Ref); err == nil {
+		return tx.DeleteImage(old) // it was left behind before, and came back, and holds the same
+	}
+	if err := tx.PutImage(rec); err != nil {
+		return err
+	}
+	if err := tx.MoveHolds(metadata.ImageHolder(old), metadata.ImageHolder(rec.Ref)); err != nil {
+		return err
+	}
+	return tx.DeleteImage(old)
+}

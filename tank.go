@@ -1,0 +1,242 @@
+// Package tank keeps OCI images on one machine: it pulls them, keeps their blobs by digest, and serves each as one plain
+// directory, its root filesystem.
+//
+// It owns a root: the directory that holds everything (docs/on-disk.md), with the files lock, oci-layout and index.json
+// right in it and the directories of its packages: metadata, content and snapshot. One process owns a root at a time.
+//
+// Its invariant: what Pull has returned is there, verified and, unless NoSync asked otherwise, on the disk, until
+// Remove; whatever happens to the process or the machine.
+//
+// The surprising rule: a rootfs is a template that several may read, not a container's own. Who wants to write clones it;
+// see PullOptions.To.
+package tank
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/content"
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// Options of Open.
+type Options struct {
+	// Daemon marks the root as a daemon's, for good: layers are kept beside the rootfs, because containerd uses them.
+	// false: the root is what it was.
+	Daemon bool
+}
+
+// Tank is an open root.
+type Tank struct {
+	root      string
+	daemon    bool
+	lock      *os.File
+	db        *metadata.DB
+	content   *content.Store
+	snapshots *snapshot.Store
+	sweeper   *sweeper
+
+	// mu guards pulls: how many pulls of a reference run.
+	mu    sync.Mutex
+	pulls map[string]int
+
+	// layout serializes the writing of index.json.
+	layout sync.Mutex
+}
+
+// Open opens the root, and makes it when there is none. It returns errdefs.ErrUnavailable while another process owns it,
+// errdefs.ErrFailedPrecondition when it was made for another user, and errdefs.ErrDataLoss when its database is damaged.
+func Open(root string, opts *Options) (_ *Tank, err error) {
+	if opts == nil {
+		opts = &Options{}
+	}
+	if root, err = filepath.Abs(root); err != nil {
+		return nil, fmt.Errorf("root: %w", err)
+	}
+	t := &Tank{root: root, pulls: map[string]int{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.Close())
+		}
+	}()
+	if err := t.own(); err != nil {
+		return nil, fmt.Errorf("root %s: %w", root, err)
+	}
+	if t.db, err = metadata.Open(filepath.Join(root, "metadata.db"), nil); err != nil {
+		return nil, err
+	}
+	if err := t.recordMode(opts.Daemon); err != nil {
+		return nil, fmt.Errorf("root %s: %w", root, err)
+	}
+	t.sweeper = newSweeper(func(ctx context.Context) error {
+		_, err := t.content.Sweep(ctx)
+		return err
+	})
+	t.content, err = content.Open(root, t.db, &content.Options{
+		OnIngest:   func(d digest.Digest) { t.snapshots.Ingested(d) },
+		OnGarbage:  func(digest.Digest) { t.sweeper.soon() },
+		LiveHolder: t.live,
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.snapshots, err = snapshot.Open(root, t.db, t.content, &snapshot.Options{
+		Unpack: unpack.Options{Unprivileged: os.Geteuid() != 0},
+	})
+	return t, err
+}
+
+// own makes the root's directory and locks it.
+func (t *Tank) own() error {
+	if err := os.MkdirAll(filepath.Dir(t.root), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(t.root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(t.root, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("another process owns it: %w", errdefs.ErrUnavailable)
+		}
+		return err
+	}
+	t.lock = f
+	return nil
+}
+
+// recordMode refuses a root that was made with other rights: its files would have the wrong owners.
+func (t *Tank) recordMode(daemon bool) error {
+	mode := "privileged"
+	if uid := os.Geteuid(); uid != 0 {
+		mode = "uid " + strconv.Itoa(uid)
+	}
+	was := ""
+	if err := t.db.View(func(tx *metadata.Tx) error {
+		was, t.daemon = tx.Flag("mode"), tx.Flag("daemon") != ""
+		return nil
+	}); err != nil {
+		return err
+	}
+	if was != "" && was != mode {
+		return fmt.Errorf("made by %s, this process is %s: %w", was, mode, errdefs.ErrFailedPrecondition)
+	}
+	if was == mode && (t.daemon || !daemon) {
+		return nil
+	}
+	t.daemon = t.daemon || daemon
+	return t.db.Update(func(tx *metadata.Tx) error {
+		if t.daemon {
+			if err := tx.SetFlag("daemon", "yes"); err != nil {
+				return err
+			}
+		}
+		return tx.SetFlag("mode", mode)
+	})
+}
+
+// Root returns the absolute path of the root.
+func (t *Tank) Root() string { return t.root }
+
+// Content returns the blobs of the root, for who serves them.
+func (t *Tank) Content() *content.Store { return t.content }
+
+// Snapshots returns the layers and snapshots of the root, for who serves them.
+func (t *Tank) Snapshots() *snapshot.Store { return t.snapshots }
+
+// Close ends background work and gives the root up.
+func (t *Tank) Close() error {
+	var errs []error
+	if t.sweeper != nil {
+		t.sweeper.close()
+	}
+	if t.snapshots != nil {
+		if t.daemon {
+			errs = append(errs, t.snapshots.Sync(context.Background()))
+		}
+		errs = append(errs, t.snapshots.Close())
+	}
+	if t.content != nil {
+		errs = append(errs, t.content.Close())
+	}
+	if t.db != nil {
+		errs = append(errs, t.db.Close())
+	}
+	if t.lock != nil {
+		errs = append(errs, t.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// live says whether an unfinished download of a holder may still be resumed.
+func (t *Tank) live(h metadata.Holder) bool {
+	live := true
+	if err := t.db.View(func(tx *metadata.Tx) error {
+		pulls, err := tx.Pulls()
+		if err != nil {
+			return err
+		}
+		live = false
+		for _, p := range pulls {
+			live = live || metadata.PullHolder(p.Ref) == h
+		}
+		return nil
+	}); err != nil {
+		return true
+	}
+	return live
+}
+
+// sweeper frees in the background what containerd let go of: kubelet looks at the free space right after.
+type sweeper struct {
+	kick chan struct{} // has room for one
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+func newSweeper(sweep func(context.Context) error) *sweeper {
+	ctx, stop := context.WithCancel(context.Background())
+	s := &sweeper{kick: make(chan struct{}, 1), stop: stop, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-s.kick:
+				if err := sweep(ctx); err != nil && ctx.Err() == nil {
+					log.G(ctx).WithError(err).Warn("sweep")
+				}
+			}
+		}
+	}()
+	return s
+}
+
+func (s *sweeper) soon() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (s *sweeper) close() {
+	s.stop()
+	<-s.done
+}

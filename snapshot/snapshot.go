@@ -21,8 +21,10 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -100,9 +102,46 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.ctx, s.stop = func() context.Context { return ctx }, stop
+	s.staged.Store(uint64(time.Now().UnixNano())) // no name of an earlier process comes again
 	s.unpacks = newUnpacks(s)
 	s.syncer = newSyncer(s)
-	return s, nil
+	return s, s.emptyStaging()
+}
+
+// emptyStaging deletes what an earlier process left (I4), in the background.
+func (s *Store) emptyStaging() error {
+	left, err := s.stagedNames("")
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	s.background("staging", func(ctx context.Context) error { return removeEach(ctx, left) })
+	return nil
+}
+
+// stagedNames lists what is in staging with this prefix, except what other packages put there.
+func (s *Store) stagedNames(prefix string) ([]string, error) {
+	names, err := os.ReadDir(s.path("staging"))
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, n := range names {
+		if strings.HasPrefix(n.Name(), prefix) && !strings.HasPrefix(n.Name(), "content-") {
+			paths = append(paths, s.path("staging", n.Name()))
+		}
+	}
+	return paths, nil
+}
+
+func removeEach(ctx context.Context, paths []string) error {
+	var errs []error
+	for _, p := range paths {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		errs = append(errs, removeAll(p))
+	}
+	return errors.Join(errs...)
 }
 
 // load reads which snapshot owns which directory, and what another process left provisional.
@@ -177,13 +216,7 @@ func (s *Store) trash(paths ...string) error {
 		}
 	}
 	if len(moved) > 0 {
-		s.background("deletion", func(context.Context) error {
-			var errs []error
-			for _, p := range moved {
-				errs = append(errs, removeAll(p))
-			}
-			return errors.Join(errs...)
-		})
+		s.background("deletion", func(ctx context.Context) error { return removeEach(ctx, moved) })
 	}
 	return errors.Join(errs...)
 }

@@ -26,15 +26,8 @@ func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 		return Stats{}, err
 	}
 	stats, moved, err := s.moveUnrecorded()
-	errs := []error{err}
-	for _, p := range moved {
-		if ctx.Err() != nil {
-			errs = append(errs, ctx.Err()) // the next open deletes the rest
-			break
-		}
-		errs = append(errs, removeAll(p))
-	}
-	return stats, errors.Join(errs...)
+	trash, terr := s.stagedNames("trash-") // of deletions that go on in the background: who sweeps wants the space now
+	return stats, errors.Join(err, terr, removeEach(ctx, append(moved, trash...)))
 }
 
 func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {

@@ -19,10 +19,10 @@ var programs = map[string]string{
 
 // Build returns the absolute directory of the programs and builds those that are missing there: $TANK_TEST_BIN, else .bin beside
 // this file. What is there is taken as it is; its name carries the versions in go.mod, so that a new pin is a new directory.
-var Build = sync.OnceValues(func() (string, error) { return BuildInto(binDir()) })
+var Build = sync.OnceValues(func() (string, error) { return buildInto(binDir()) })
 
-// BuildInto is Build with another directory.
-func BuildInto(dir string) (string, error) {
+// buildInto is Build with another directory.
+func buildInto(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err

@@ -42,20 +42,20 @@ func (e *Env) NewContainerd(o ContainerdOptions) *Containerd {
 		e.t.Fatal(err)
 	}
 	for _, r := range o.Registries {
-		if err := WriteHosts(filepath.Join(c.Dir, "hosts"), r.Addr); err != nil {
+		if err := writeHosts(filepath.Join(c.Dir, "hosts"), r.Addr); err != nil {
 			e.t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(c.Dir, "config.toml"), []byte(ContainerdConfig(c.Dir, o)), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(c.Dir, "config.toml"), []byte(containerdConfig(c.Dir, o)), 0o644); err != nil {
 		e.t.Fatal(err)
 	}
 	c.Start()
 	return c
 }
 
-// ContainerdConfig is the configuration of a containerd below dir. It keeps every path private. restrict_oom_score_adj: without CAP_SYS_RESOURCE no process may lower its score,
+// containerdConfig is the configuration of a containerd below dir. It keeps every path private. restrict_oom_score_adj: without CAP_SYS_RESOURCE no process may lower its score,
 // and pods ask for that. A test machine has neither CNI nor AppArmor profiles of containerd's.
-func ContainerdConfig(dir string, o ContainerdOptions) string {
+func containerdConfig(dir string, o ContainerdOptions) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version = 3\nroot = %q\nstate = %q\n", dir+"/root", dir+"/state")
 	if o.Import != "" {

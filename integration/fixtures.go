@@ -104,7 +104,7 @@ var ownLayout = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return layout, WriteOwnImages(layout)
+	return layout, writeOwnImages(layout)
 })
 
 // removeOwnLayout is for TestMain.
@@ -112,8 +112,8 @@ func removeOwnLayout() {
 	_ = os.RemoveAll(filepath.Join(moduleDir(), ".bin", fmt.Sprintf("own-images-%d", os.Getpid())))
 }
 
-// WriteOwnImages writes the tests' own images into an OCI layout: own:1, own:corner and pause:1.
-func WriteOwnImages(layout string) error {
+// writeOwnImages writes the tests' own images into an OCI layout: own:1, own:corner and pause:1.
+func writeOwnImages(layout string) error {
 	own, err := OwnLayers()
 	if err != nil {
 		return err

@@ -170,17 +170,3 @@ func noise(seed uint64, size int) string {
 	}
 	return b.String()[:size]
 }
-
-// BusyboxImage is an image of two layers with a static busybox, for the demo: it prints hello from tank.
-func BusyboxImage(busybox []byte) (BuiltImage, error) {
-	base := []Entry{
-		dir("bin", 0o755), file("bin/busybox", 0o755, string(busybox)),
-		dir("proc", 0o555), dir("sys", 0o555), dir("dev", 0o755), dir("tmp", 0o1777), dir("etc", 0o755),
-		file("etc/passwd", 0o644, "root:x:0:0:root:/:/bin/sh\n"), file("etc/motd", 0o644, "replaced above\n"),
-	}
-	for _, name := range []string{"sh", "ls", "cat", "echo", "mount", "grep", "id", "sleep", "touch"} {
-		base = append(base, symlink("bin/"+name, "busybox"))
-	}
-	top := []Entry{dir("app", 0o755), file("app/main.sh", 0o755, "#!/bin/sh\necho hello from tank\n"), file("etc/.wh.motd", 0, "")}
-	return BuildImage([][]Entry{base, top}, ocispec.ImageConfig{Cmd: []string{"/app/main.sh"}, Env: []string{"PATH=/bin"}})
-}

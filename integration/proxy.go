@@ -287,8 +287,8 @@ func (p *Proxy) Ref(name string) string { return p.Addr + "/" + name }
 // TestRegistry is the name that leads containerd here through hosts.toml.
 const TestRegistry = "registry.test"
 
-// WriteHosts points the registry's own address and registry.test to it in a directory of hosts.toml files.
-func WriteHosts(hosts, addr string) error {
+// writeHosts points the registry's own address and registry.test to it in a directory of hosts.toml files.
+func writeHosts(hosts, addr string) error {
 	for _, name := range []string{TestRegistry, addr} {
 		dir := filepath.Join(hosts, name)
 		if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -22,7 +22,7 @@ type Registry struct {
 func (e *Env) NewRegistry() *Registry {
 	e.t.Helper()
 	backend := freeAddr(e)
-	if err := os.WriteFile(e.Path("registry.yml"), []byte(RegistryConfig(e.Path("registry"), backend)), 0o644); err != nil {
+	if err := os.WriteFile(e.Path("registry.yml"), []byte(registryConfig(e.Path("registry"), backend)), 0o644); err != nil {
 		e.t.Fatal(err)
 	}
 	r := &Registry{Backend: backend, proc: e.Start("registry", "registry", "serve", e.Path("registry.yml"))}
@@ -41,8 +41,8 @@ func (e *Env) NewRegistry() *Registry {
 	return r
 }
 
-// RegistryConfig is the configuration of a registry that keeps its files in dir and listens on addr.
-func RegistryConfig(dir, addr string) string {
+// registryConfig is the configuration of a registry that keeps its files in dir and listens on addr.
+func registryConfig(dir, addr string) string {
 	return fmt.Sprintf(`version: 0.1
 log: {level: warn, accesslog: {disabled: true}}
 storage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}

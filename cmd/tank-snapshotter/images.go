@@ -109,7 +109,7 @@ func (c *cli) checkCommand() *cobra.Command {
 				}
 			} else {
 				for _, f := range faults {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %s\n", f.What, f.Name, f.Message)
+					fmt.Fprintln(cmd.OutOrStdout(), f.Message)
 				}
 			}
 			if len(faults) > 0 {

@@ -31,6 +31,9 @@ func (c *cli) pullCommand() *cobra.Command {
 			case to != "":
 				return errors.New("--to is not implemented yet; copy the printed directory, for example with cp -a --reflink=auto")
 			}
+			if req.Refresh {
+				return errors.New("--refresh is not implemented yet; rm, gc and pull again")
+			}
 			show, err := progressTo(os.Stderr, progress)
 			if err != nil {
 				return usageError{err}

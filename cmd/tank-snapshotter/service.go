@@ -52,19 +52,12 @@ type imageInfo struct {
 
 // reclaimed is what a gc took away.
 type reclaimed struct {
-	Images    int   `json:"images"`
-	Blobs     int   `json:"blobs"`
-	Ingests   int   `json:"ingests"`
-	Layers    int   `json:"layers"`
-	Rootfs    int   `json:"rootfs"`
-	Snapshots int   `json:"snapshots"`
-	Bytes     int64 `json:"bytes"`
+	Images, Blobs, Ingests, Layers, Rootfs, Snapshots int
+	Bytes                                             int64
 }
 
 // fault is something that check found.
 type fault struct {
-	What    string `json:"what"` // blob, layer, rootfs, …
-	Name    string `json:"name"`
 	Message string `json:"message"`
 }
 

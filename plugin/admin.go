@@ -1,0 +1,270 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+)
+
+// Admin is what Tank's commands ask of the process that owns a root.
+type Admin interface {
+	// Root returns the root's absolute path.
+	Root() string
+	// Pull pulls an image and reports how far it is, from several goroutines at once.
+	Pull(ctx context.Context, req PullRequest, report func(Progress)) (*PulledImage, error)
+	Images(ctx context.Context) ([]ImageInfo, error)
+	Remove(ctx context.Context, ref string) error
+	GC(ctx context.Context) (Reclaimed, error)
+	Check(ctx context.Context) ([]Fault, error)
+}
+
+// PullRequest is one pull. It names no path: the process that owns the root opens nothing that a client names.
+type PullRequest struct {
+	Ref      string `json:"ref"`
+	Platform string `json:"platform,omitempty"`
+	Offline  bool   `json:"offline,omitempty"`
+	Refresh  bool   `json:"refresh,omitempty"`
+	NoRootfs bool   `json:"noRootfs,omitempty"`
+	NoSync   bool   `json:"noSync,omitempty"`
+	Plain    bool   `json:"plainHTTP,omitempty"`
+	// HostsDir is only for a root of this process.
+	HostsDir string `json:"-"`
+}
+
+// Progress is how far the download of one blob is, or a line of text.
+type Progress struct {
+	Line   string `json:"line,omitempty"`
+	Digest string `json:"digest,omitempty"`
+	Offset int64  `json:"offset,omitempty"` // bytes
+	Total  int64  `json:"total,omitempty"`  // bytes
+	Done   bool   `json:"done,omitempty"`
+	Cached bool   `json:"cached,omitempty"`
+}
+
+// PulledImage is what `pull --json` prints: its names are a contract.
+type PulledImage struct {
+	Ref      string          `json:"ref"`
+	Digest   string          `json:"digest"`
+	Manifest string          `json:"manifest"`
+	Rootfs   string          `json:"rootfs,omitempty"`
+	Config   json.RawMessage `json:"config"`
+	Cached   bool            `json:"cached"`
+}
+
+// ImageInfo is one pulled platform of an image.
+type ImageInfo struct {
+	Ref      string    `json:"ref"`
+	Digest   string    `json:"digest"`
+	Manifest string    `json:"manifest,omitempty"`
+	Platform string    `json:"platform,omitempty"`
+	Rootfs   string    `json:"rootfs,omitempty"`
+	Size     int64     `json:"size"` // bytes of its blobs
+	Untagged bool      `json:"untagged,omitempty"`
+	Created  time.Time `json:"created"`
+}
+
+// Reclaimed is what a collection took away.
+type Reclaimed struct {
+	Images    int   `json:"images"`
+	Blobs     int   `json:"blobs"`
+	Ingests   int   `json:"ingests"`
+	Layers    int   `json:"layers"`
+	Rootfs    int   `json:"rootfs"`
+	Snapshots int   `json:"snapshots"`
+	Bytes     int64 `json:"bytes"` // of blobs and ingests
+}
+
+// Fault is something that check found.
+type Fault struct {
+	What    string `json:"what"` // blob, layer, rootfs, ...
+	Name    string `json:"name"`
+	Message string `json:"message"`
+}
+
+// codec is JSON, on the wire "application/grpc+tank-json": the admin endpoint needs no generated code.
+type codec struct{}
+
+func (codec) Marshal(v any) ([]byte, error)      { return json.Marshal(v) }
+func (codec) Unmarshal(data []byte, v any) error { return json.Unmarshal(data, v) }
+func (codec) Name() string                       { return "tank-json" }
+
+func init() { encoding.RegisterCodec(codec{}) }
+
+const serviceName = "tank.admin.v1.Admin"
+
+type empty struct{}
+
+type rootReply struct {
+	Root string `json:"root"`
+}
+
+type refRequest struct {
+	Ref string `json:"ref"`
+}
+
+// pullReply is one message of a Pull's stream: progress, or at last the image.
+type pullReply struct {
+	Progress *Progress    `json:"progress,omitempty"`
+	Image    *PulledImage `json:"image,omitempty"`
+}
+
+// adminService describes the methods to gRPC. Check and Images answer in one message: a root has thousands of them at
+// the most.
+var adminService = grpc.ServiceDesc{
+	ServiceName: serviceName,
+	HandlerType: (*Admin)(nil),
+	Methods: []grpc.MethodDesc{
+		unary("Root", func(a Admin, _ context.Context, _ *empty) (any, error) { return rootReply{a.Root()}, nil }),
+		unary("Images", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.Images(ctx) }),
+		unary("Remove", func(a Admin, ctx context.Context, r *refRequest) (any, error) { return empty{}, a.Remove(ctx, r.Ref) }),
+		unary("GC", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.GC(ctx) }),
+		unary("Check", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.Check(ctx) }),
+	},
+	Streams: []grpc.StreamDesc{{StreamName: "Pull", Handler: servePull, ServerStreams: true, ClientStreams: true}},
+}
+
+// unary is a method with one request and one answer.
+func unary[Req any](name string, call func(Admin, context.Context, *Req) (any, error)) grpc.MethodDesc {
+	return grpc.MethodDesc{
+		MethodName: name,
+		Handler: func(srv any, ctx context.Context, dec func(any) error, via grpc.UnaryServerInterceptor) (any, error) {
+			req := new(Req)
+			if err := dec(req); err != nil {
+				return nil, err
+			}
+			do := func(ctx context.Context, req any) (any, error) {
+				v, err := call(srv.(Admin), ctx, req.(*Req))
+				return v, errgrpc.ToGRPC(err)
+			}
+			if via == nil {
+				return do(ctx, req)
+			}
+			return via(ctx, req, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + serviceName + "/" + name}, do)
+		},
+	}
+}
+
+// servePull answers with progress and at last the image. Progress is dropped while the client does not take it.
+func servePull(srv any, stream grpc.ServerStream) error {
+	var req PullRequest
+	if err := stream.RecvMsg(&req); err != nil {
+		return err
+	}
+	events := make(chan Progress, 64)
+	sent := make(chan error, 1)
+	go func() {
+		var err error
+		for e := range events {
+			if err == nil {
+				err = stream.SendMsg(pullReply{Progress: &e})
+			}
+		}
+		sent <- err
+	}()
+	img, err := srv.(Admin).Pull(stream.Context(), req, func(p Progress) {
+		if p.Line != "" || p.Done {
+			events <- p
+			return
+		}
+		select {
+		case events <- p:
+		default:
+		}
+	})
+	close(events)
+	if serr := <-sent; err == nil {
+		err = serr
+	}
+	if err != nil {
+		return errgrpc.ToGRPC(err)
+	}
+	return stream.SendMsg(pullReply{Image: img})
+}
+
+// Client asks the process that owns a root. It is an Admin itself.
+type Client struct {
+	conn *grpc.ClientConn
+	root string
+}
+
+var _ Admin = (*Client)(nil)
+
+// Dial connects to a socket and asks which root is behind it. Errors have the class that gRPC gives them,
+// errdefs.ErrUnavailable when nobody answers.
+func Dial(ctx context.Context, socket string) (*Client, error) {
+	conn, err := grpc.NewClient("unix:"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.CallContentSubtype(codec{}.Name()), grpc.MaxCallRecvMsgSize(1<<30)))
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", socket, err)
+	}
+	c := &Client{conn: conn}
+	var reply rootReply
+	if err := c.call(ctx, "Root", empty{}, &reply); err != nil {
+		return nil, errors.Join(fmt.Errorf("socket %s: %w", socket, err), conn.Close())
+	}
+	c.root = reply.Root
+	return c, nil
+}
+
+func (c *Client) call(ctx context.Context, method string, req, reply any) error {
+	return errgrpc.ToNative(c.conn.Invoke(ctx, "/"+serviceName+"/"+method, req, reply))
+}
+
+// Root returns the root that the process told of when it was dialed.
+func (c *Client) Root() string { return c.root }
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Images lists what was pulled.
+func (c *Client) Images(ctx context.Context) (images []ImageInfo, err error) {
+	return images, c.call(ctx, "Images", empty{}, &images)
+}
+
+// Remove forgets an image.
+func (c *Client) Remove(ctx context.Context, ref string) error {
+	return c.call(ctx, "Remove", refRequest{ref}, &empty{})
+}
+
+// GC has what nobody holds deleted.
+func (c *Client) GC(ctx context.Context) (r Reclaimed, err error) {
+	return r, c.call(ctx, "GC", empty{}, &r)
+}
+
+// Check has the root checked.
+func (c *Client) Check(ctx context.Context) (faults []Fault, err error) {
+	return faults, c.call(ctx, "Check", empty{}, &faults)
+}
+
+// Pull has an image pulled.
+func (c *Client) Pull(ctx context.Context, req PullRequest, report func(Progress)) (*PulledImage, error) {
+	stream, err := c.conn.NewStream(ctx, &adminService.Streams[0], "/"+serviceName+"/Pull")
+	if err != nil {
+		return nil, errgrpc.ToNative(err)
+	}
+	if err := stream.SendMsg(req); err != nil && !errors.Is(err, io.EOF) {
+		return nil, errgrpc.ToNative(err)
+	}
+	for {
+		var reply pullReply
+		switch err := stream.RecvMsg(&reply); {
+		case errors.Is(err, io.EOF):
+			return nil, fmt.Errorf("pull %s: no answer: %w", req.Ref, io.ErrUnexpectedEOF)
+		case err != nil:
+			return nil, errgrpc.ToNative(err)
+		case reply.Image != nil:
+			return reply.Image, nil
+		case reply.Progress != nil && report != nil:
+			report(*reply.Progress)
+		}
+	}
+}

@@ -1,0 +1,135 @@
+// Package plugin serves a root on sockets: to containerd its content, snapshots and diff services, as proxy plugins; to
+// Tank's own commands the admin endpoint.
+//
+// It owns nothing on disk; the sockets are the caller's.
+//
+// Its invariant: containerd sees only what containerd holds, because the store and the snapshotter that New gets are those of
+// that holder. No call of containerd waits for the network, and a panic in one call ends that call alone.
+//
+// The surprising rule: layers are unpacked while containerd still downloads them. containerd names one layer at a time,
+// so the first Prepare of a pull announces all of them, from the manifest that lies in the store by then.
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"runtime/debug"
+	"time"
+
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/diffservice"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
+	"github.com/containerd/log"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+)
+
+// drainTime is how long calls may go on after Serve was told to stop.
+const drainTime = 10 * time.Second
+
+// Options of New: what is served. What is nil is not.
+type Options struct {
+	// Content is the blobs, as containerd holds them.
+	Content content.Store
+	// Snapshotter is the snapshots, as containerd holds them.
+	Snapshotter snapshots.Snapshotter
+	// Layers unpacks for Snapshotter.
+	Layers Layers
+	// Admin is the root, for Tank's own commands.
+	Admin Admin
+	// Drain is how long calls may go on after Serve was told to stop. 0 means 10 seconds, less than none means forever.
+	Drain time.Duration
+}
+
+// Server serves a root.
+type Server struct {
+	grpc  *grpc.Server
+	drain time.Duration
+}
+
+// New makes a server. It does not listen yet.
+func New(opts *Options) *Server {
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
+		grpc.UnaryInterceptor(containUnary),
+		grpc.StreamInterceptor(containStream),
+	)
+	s := &Server{grpc: g, drain: opts.Drain}
+	if s.drain == 0 {
+		s.drain = drainTime
+	}
+	var recent *recentBlobs
+	if opts.Content != nil {
+		recent = &recentBlobs{Store: opts.Content}
+		contentapi.RegisterContentServer(g, contentserver.New(recent))
+	}
+	if opts.Snapshotter != nil {
+		a := &announcer{Snapshotter: opts.Snapshotter, layers: opts.Layers, recent: recent}
+		snapshotsapi.RegisterSnapshotsServer(g, snapshotservice.FromSnapshotter(a))
+		diffapi.RegisterDiffServer(g, diffservice.FromApplierAndComparer(applier{opts.Layers}, nil))
+	}
+	if opts.Admin != nil {
+		g.RegisterService(&adminService, opts.Admin)
+	}
+	healthapi.RegisterHealthServer(g, health.NewServer())
+	reflection.Register(g)
+	return s
+}
+
+// Serve answers on the listeners until ctx ends, then lets calls that run come to their end. It closes the listeners.
+func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
+	stop := context.AfterFunc(ctx, s.stop)
+	defer stop()
+	g, _ := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		g.Go(func() error {
+			err := s.grpc.Serve(l)
+			if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				s.grpc.Stop()
+				return fmt.Errorf("socket %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (s *Server) stop() {
+	if s.drain > 0 {
+		force := time.AfterFunc(s.drain, s.grpc.Stop)
+		defer force.Stop()
+	}
+	s.grpc.GracefulStop()
+}
+
+func containUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+	defer contain(ctx, info.FullMethod, &err)
+	return next(ctx, req)
+}
+
+func containStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer contain(stream.Context(), info.FullMethod, &err)
+	return next(srv, stream)
+}
+
+// contain turns a panic into an error of the call.
+func contain(ctx context.Context, method string, err *error) {
+	if p := recover(); p != nil {
+		log.G(ctx).WithField("method", method).Errorf("panic: %v\n%s", p, debug.Stack())
+		*err = status.Errorf(codes.Internal, "%s: panic: %v", method, p)
+	}
+}

@@ -109,8 +109,8 @@ func (x *extractor) setXattrs(hdr *tar.Header, e *Entry) error {
 		if len(value) > x.limits.Xattr {
 			return invalid(hdr.Name, "xattr %q of %d bytes, more than %d", name, len(value), x.limits.Xattr)
 		}
-		if x.metadata += int64(len(name) + len(value)); x.metadata > x.limits.Metadata {
-			return invalid(hdr.Name, "more than %d bytes of paths, link targets and xattrs", x.limits.Metadata)
+		if err := x.keep(hdr.Name, len(name)+len(value)); err != nil {
+			return err
 		}
 		if e.Xattrs == nil {
 			e.Xattrs = make(map[string]string)
@@ -142,6 +142,9 @@ func (x *extractor) file(
 		return ioError(hdr.Name, "create", err)
 	}
 	err = x.fill(ctx, hdr, fd, ino, body, src)
+	if err == nil && x.uid != 0 && len(ino.Xattrs) > 0 {
+		err = unix.Fchmod(fd, 0o600) // user.* wants the right to write, which a umask may have taken
+	}
 	if err == nil {
 		err = x.apply(hdr.Name, target{fd: fd}, ino)
 	}

@@ -39,10 +39,6 @@ var mediaTypes = map[string]compression{
 	"application/vnd.docker.image.rootfs.foreign.diff.tar":         plain,
 	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":    gzipped,
 	"application/vnd.docker.image.rootfs.foreign.diff.tar.zstd":    zstded,
-	"application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted":  "refused",
-	"application/vnd.oci.image.layer.v1.tar+gzip+encrypted":        "refused",
-	"application/vnd.oci.image.layer.v1.tar+zstd+encrypted":        "refused",
-	"application/vnd.oci.image.layer.v1.tar+encrypted":             "refused",
 }
 
 // Decompress returns the tar stream in a layer's blob. What the blob is, gzip of several members, zstd of several frames
@@ -55,7 +51,7 @@ var mediaTypes = map[string]compression{
 // of class ErrInvalidLayer when the bytes are to blame; those of r are wrapped as they are.
 func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
 	want, known := mediaTypes[mediaType]
-	if !known || want == "refused" {
+	if !known {
 		return nil, fmt.Errorf("media type %q is not one of layers: %w", clip(mediaType), ErrInvalidLayer)
 	}
 	src := newBlobSource(r)

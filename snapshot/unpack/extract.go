@@ -41,7 +41,8 @@ type extractor struct {
 	contents int64
 	rooted   bool // the tar has an entry for the root
 
-	// Entries come directory by directory: the last parent path and where it led. Only a removal can change that.
+	// Entries come directory by directory: the last parent path without symlinks, and where it led. Only a removal can
+	// change that.
 	lastPath string
 	last     *node
 
@@ -131,7 +132,7 @@ func (x *extractor) implied() Entry {
 // entry applies one entry of the tar.
 func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, src *source) error {
 	x.seq++
-	if err := x.charge(hdr.Name, len(hdr.Name)+len(hdr.Linkname)); err != nil {
+	if err := x.charge(hdr.Name, len(hdr.Linkname)); err != nil {
 		return err
 	}
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
@@ -176,6 +177,11 @@ func (x *extractor) charge(name string, bytes int) error {
 	if x.count++; x.count > x.limits.Entries {
 		return invalid(name, "more than %d entries", x.limits.Entries)
 	}
+	return x.keep(name, bytes)
+}
+
+// keep counts what is kept in memory.
+func (x *extractor) keep(name string, bytes int) error {
 	if x.metadata += int64(bytes); x.metadata > x.limits.Metadata {
 		return invalid(name, "more than %d bytes of paths, link targets and xattrs", x.limits.Metadata)
 	}
@@ -246,7 +252,7 @@ func (x *extractor) whiteout(name, parent, base string) error {
 		return invalid(name, "a component of more than %d bytes", maxName)
 	}
 	dir.whiteouts[hidden] = x.seq
-	return nil
+	return x.keep(name, dir.length+len(hidden))
 }
 
 // parent is the directory that a path's last component lies in.
@@ -262,7 +268,9 @@ func (x *extractor) parent(name, parent string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	x.last, x.lastPath = dir, parent
+	if !at.followed {
+		x.last, x.lastPath = dir, parent
+	}
 	return dir, nil
 }
 
@@ -304,6 +312,11 @@ func (x *extractor) mkdir(name string, dir *node, base string, ino *inode) (*nod
 	if err := unix.Mkdirat(fd, base, 0o700); err != nil {
 		return nil, ioError(name, "mkdir", err)
 	}
+	if x.uid != 0 { // a umask that takes rights from the owner
+		if err := (target{fd, base}).chmod(0o700); err != nil {
+			return nil, ioError(name, "mode", err)
+		}
+	}
 	return n, nil
 }
 
@@ -320,7 +333,7 @@ func (x *extractor) add(name string, dir *node, base string, ino *inode) (*node,
 		return nil, invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
 	}
 	n.seq = x.seq
-	return n, nil
+	return n, x.keep(name, n.length)
 }
 
 // clear removes what is at a path, if anything.

@@ -18,13 +18,8 @@ import (
 // calls, with the path.
 func ReadTree(dir *os.File) ([]Entry, error) {
 	defer runtime.KeepAlive(dir)
-	// A descriptor of its own: the offset of dir is not to move.
-	fd, err := openat(int(dir.Fd()), ".", dirFlags, 0)
-	if err != nil {
-		return nil, fmt.Errorf("directory %q: %w", dir.Name(), err)
-	}
 	r := &treeReader{
-		at:    climber{fd: fd, owned: true},
+		at:    climber{fd: int(dir.Fd())},
 		buf:   make([]byte, bufferSize),
 		hash:  xxh3.New(),
 		links: make(map[[2]uint64][]int),
@@ -203,22 +198,25 @@ func (r *treeReader) list() error {
 }
 
 // file adds what is not a directory.
-func (r *treeReader) file(path string, t target, st *unix.Stat_t) error {
+func (r *treeReader) file(path string, t target, st *unix.Stat_t) (err error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return r.add(path, t, t)
 	}
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := openat(t.fd, t.name, flags, 0)
+	var fd int
+	fd, err = openat(t.fd, t.name, flags, 0)
 	if err == unix.EACCES && int(st.Uid) == os.Geteuid() {
 		mode := st.Mode & 0o7777
 		if err := t.chmod(mode | 0o400); err != nil {
 			return err
 		}
+		defer func() {
+			if err == nil {
+				r.entries[len(r.entries)-1].Mode = mode
+			}
+			err = errors.Join(err, t.chmod(mode))
+		}()
 		fd, err = openat(t.fd, t.name, flags, 0)
-		if merr := t.chmod(mode); merr != nil && err == nil {
-			unix.Close(fd)
-			return merr
-		}
 	}
 	if err != nil {
 		return err

@@ -79,6 +79,8 @@ type place struct {
 	missing []string
 	// blocked: the first missing component is there, but neither a directory nor a symlink.
 	blocked *node
+	// followed: a symlink was on the way.
+	followed bool
 }
 
 // Path resolution is bounded as in the kernel: by the number of symlinks, and, because their targets may be long, by the
@@ -126,6 +128,7 @@ func resolve(root *node, p string) (place, string) {
 			if links++; links > maxSymlinks {
 				return at, "too many levels of symlinks"
 			}
+			at.followed = true
 			target := next.ino.Target
 			if strings.HasPrefix(target, "/") {
 				at.dir = root

@@ -1,0 +1,147 @@
+package unpack_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+const (
+	ociTar     = "application/vnd.oci.image.layer.v1.tar"
+	dockerTar  = "application/vnd.docker.image.rootfs.diff.tar"
+	foreignTar = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	nondistTar = "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+)
+
+func zstdBytes(t testing.TB, data []byte, opts ...zstd.EOption) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w, err := zstd.NewWriter(&buf, opts...)
+	must(t, err)
+	_, err = w.Write(data)
+	must(t, err)
+	must(t, w.Close())
+	return buf.Bytes()
+}
+
+// skippable is a zstd frame that decoders skip.
+func skippable(data string) []byte {
+	out := binary.LittleEndian.AppendUint32(nil, 0x184d2a53)
+	out = binary.LittleEndian.AppendUint32(out, uint32(len(data)))
+	return append(out, data...)
+}
+
+func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+func TestDecompress(t *testing.T) {
+	tarBytes := u.Tar(t, u.F("a", strings.Repeat("data", 5000)))
+	half := len(tarBytes) / 2
+	gz, zs := u.Gzip(t, tarBytes), zstdBytes(t, tarBytes)
+	polyglot := u.Tar(t, u.F("\x1f\x8b\x08", "1"))
+	badSum := append([]byte{}, zs...)
+	badSum[len(badSum)-1] ^= 1
+	badCRC := append([]byte{}, gz...)
+	badCRC[len(badCRC)-8] ^= 1
+	for _, tc := range []struct {
+		id, mediaType string
+		blob, want    []byte
+		err           string
+	}{
+		{"gzip", ociTar + "+gzip", gz, tarBytes, ""},
+		{"docker gzip", dockerTar + ".gzip", gz, tarBytes, ""},
+		{"foreign", foreignTar, gz, tarBytes, ""},
+		{"nondistributable", nondistTar, zs, tarBytes, ""},
+		{"zstd", ociTar + "+zstd", zs, tarBytes, ""},
+		{"plain", ociTar, tarBytes, tarBytes, ""},
+		{"no media type", "", gz, tarBytes, ""},
+		{"no media type, zstd", "", zs, tarBytes, ""},
+		{"no media type, plain", "", tarBytes, tarBytes, ""},
+		{"E45 members", ociTar + "+gzip", join(u.Gzip(t, tarBytes[:half]), u.Gzip(t, tarBytes[half:])), tarBytes, ""},
+		{"E45 empty members", ociTar + "+gzip", join(u.Gzip(t, nil), gz, bytes.Repeat(u.Gzip(t, nil), 1000)), tarBytes, ""},
+		{"E45 trailing zeros", ociTar + "+gzip", join(gz, make([]byte, 1000)), tarBytes, ""},
+		{"E45 trailing garbage", ociTar + "+gzip", join(gz, []byte("garbage")), tarBytes, ""},
+		{"E45 one trailing byte", ociTar + "+gzip", join(gz, []byte{0x1f}), tarBytes, ""},
+		{"E45 a damaged second member", ociTar + "+gzip", join(gz, gz[:20]), nil, "ends in its middle"},
+		{"gzip cut", ociTar + "+gzip", gz[:len(gz)-1], nil, "ends in its middle"},
+		{"gzip header cut", ociTar + "+gzip", gz[:5], nil, "ends in its middle"},
+		{"gzip checksum", ociTar + "+gzip", badCRC, nil, "gzip"},
+		{"E46 frames", ociTar + "+zstd", join(skippable("x"), zstdBytes(t, tarBytes[:half]), skippable(""), zstdBytes(t, tarBytes[half:]),
+			skippable("end")), tarBytes, ""},
+		{"E46 checksum", ociTar + "+zstd", badSum, nil, "zstd"},
+		{"E46 trailing garbage", ociTar + "+zstd", join(zs, []byte("garbage!")), nil, "zstd"},
+		{"zstd cut", ociTar + "+zstd", zs[:len(zs)-5], nil, "zstd"},
+		{"B6 window", ociTar + "+zstd", windowFrame(28), nil, "window"},
+		{"B7 skippable frame of 4 GiB", ociTar + "+zstd", []byte{0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 0}, nil, "zstd"},
+		{"B14 xz", ociTar + "+gzip", append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 1000)...), nil, "neither gzip nor zstd nor tar"},
+		{"B14 gzip bytes as tar", ociTar, gz, nil, "gzip bytes under a media type for plain"},
+		{"B14 zstd bytes as tar", dockerTar, zs, nil, "zstd bytes under a media type for plain"},
+		{"B14 zstd bytes as gzip", ociTar + "+gzip", zs, nil, "zstd bytes under a media type for gzip"},
+		{"B14 gzip bytes as zstd", ociTar + "+zstd", gz, nil, "gzip bytes under a media type for zstd"},
+		{"B15 polyglot", ociTar, polyglot, polyglot, ""},
+		{"E47 tar as gzip", dockerTar + ".gzip", tarBytes, tarBytes, ""},
+		{"E47 tar as zstd", ociTar + "+zstd", tarBytes, tarBytes, ""},
+		{"E47 short junk as gzip", ociTar + "+gzip", []byte("junk"), nil, "neither"},
+		{"E43 no bytes", ociTar + "+gzip", nil, nil, ""},
+		{"E43 gzip of no bytes", ociTar + "+gzip", u.Gzip(t, nil), nil, ""},
+		{"E43 zeros", ociTar, make([]byte, 1024), make([]byte, 1024), ""},
+		{"C10", "application/vnd.erofs.layer.v1", nil, nil, "not one of layers"},
+		{"encrypted", ociTar + "+gzip+encrypted", gz, nil, "not one of layers"},
+	} {
+		t.Run(tc.id, func(t *testing.T) {
+			for _, wrap := range []func(io.Reader) io.Reader{func(r io.Reader) io.Reader { return r }, iotest.OneByteReader} {
+				in := bytes.NewReader(tc.blob)
+				got, err := decompress(tc.mediaType, wrap(in))
+				if tc.err != "" {
+					if !errors.Is(err, unpack.ErrInvalidLayer) || !strings.Contains(err.Error(), tc.err) {
+						t.Errorf("error %v, want %q", err, tc.err)
+					}
+					continue
+				}
+				if err != nil || !bytes.Equal(got, tc.want) {
+					t.Errorf("%d bytes and %v, want %d", len(got), err, len(tc.want))
+				}
+				if in.Len() != 0 {
+					t.Errorf("%d bytes of the blob were not read", in.Len())
+				}
+			}
+		})
+	}
+}
+
+func decompress(mediaType string, r io.Reader) ([]byte, error) {
+	z, err := unpack.Decompress(mediaType, r)
+	if err != nil {
+		return nil, err
+	}
+	got, err := io.ReadAll(z)
+	return got, errors.Join(err, z.Close())
+}
+
+// windowFrame is the header of a frame with this window and one empty last block.
+func windowFrame(log byte) []byte {
+	return []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, (log - 10) << 3, 0x01, 0x00, 0x00}
+}
+
+// TestDecompressFaults: a fault of the reader keeps its own class.
+func TestDecompressFaults(t *testing.T) {
+	fault := errors.New("connection lost")
+	for _, blob := range [][]byte{
+		u.Gzip(t, u.Tar(t, u.F("a", "1"))), zstdBytes(t, u.Tar(t, u.F("a", "1"))), u.Tar(t, u.F("a", "1")),
+	} {
+		for _, cut := range []int{0, 1, 12, len(blob) - 1, len(blob)} {
+			_, err := decompress("", io.MultiReader(bytes.NewReader(blob[:cut]), iotest.ErrReader(fault)))
+			if !errors.Is(err, fault) || errors.Is(err, unpack.ErrInvalidLayer) {
+				t.Errorf("cut at %d of %d: %v", cut, len(blob), err)
+			}
+		}
+	}
+}

@@ -1,0 +1,434 @@
+package unpack_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// nobody is the ordinary user of these tests.
+const nobody = 65534
+
+// childEnv names the directory of prepared cases, for the test binary run again as that user.
+const childEnv = "UNPACK_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childEnv); dir != "" {
+		if err := runChild(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// row is one case of the tables.
+type row struct {
+	id    string
+	items []u.Item
+	raw   []byte // in place of items
+	// want are the lines of the tree, as root; user those as an ordinary user, where they are not want without owners,
+	// setuid bits and the attributes that are left out.
+	want, user []string
+	// notes are what Result says beyond the tree: flags, implied directories and links to lower layers.
+	notes string
+	// err is a part of the message of an error of class ErrInvalidLayer; of root's only, when there is a tree for the user.
+	err string
+	// safe: the result may be anything, as long as it is inside and consistent.
+	safe bool
+	// limits to extract with
+	limits unpack.Limits
+}
+
+// outcome is what one extraction gave.
+type outcome struct {
+	Err      string
+	Invalid  bool
+	Disagree string
+	Notes    string
+}
+
+// mode is a way to run every row.
+type mode struct {
+	name string
+	walk bool
+	user bool
+}
+
+var modes = []mode{
+	{"root openat2", false, false},
+	{"root walk", true, false},
+	{"user openat2", false, true},
+	{"user walk", true, true},
+}
+
+func (m mode) options(l unpack.Limits) *unpack.Options {
+	o := unpack.Options{Unprivileged: m.user, Limits: l}
+	if m.walk {
+		return o.WithoutOpenat2()
+	}
+	return &o
+}
+
+// skipOrFail skips what can't run here, except in CI.
+func skipOrFail(t *testing.T, reason string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
+
+// TestRows runs every row of the tables in every mode. Beside the root of each lies a canary that nothing may touch.
+func TestRows(t *testing.T) {
+	if os.Geteuid() != 0 {
+		skipOrFail(t, "needs root, to be root and an ordinary user in turn")
+	}
+	var rows []row
+	for _, table := range tables {
+		rows = append(rows, table...)
+	}
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) { runRows(t, m, rows) })
+	}
+}
+
+func runRows(t *testing.T, m mode, rows []row) {
+	base := publicTempDir(t)
+	before := make([][]string, len(rows))
+	for i, r := range rows {
+		before[i] = prepare(t, base, i, m, r)
+	}
+	outcomes := make([]outcome, len(rows))
+	if m.user {
+		outcomes = runAsUser(t, base, len(rows))
+	} else {
+		for i := range rows {
+			var err error
+			if outcomes[i], err = extractCase(caseDir(base, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i, r := range rows {
+		t.Run(r.id, func(t *testing.T) {
+			dir := caseDir(base, i)
+			if after := u.List(t, filepath.Join(dir, "canary")); !reflect.DeepEqual(after, before[i]) {
+				t.Errorf("the canary was touched:\n%s", strings.Join(after, "\n"))
+			}
+			judge(t, m, r, outcomes[i], dir)
+		})
+	}
+}
+
+// judge compares what came out with the row.
+func judge(t *testing.T, m mode, r row, o outcome, dir string) {
+	t.Helper()
+	if o.Disagree != "" {
+		t.Errorf("Extract and ReadTree disagree: %s", o.Disagree)
+	}
+	if o.Err != "" && !o.Invalid {
+		t.Errorf("error of another class: %s", o.Err)
+	}
+	if r.safe {
+		return
+	}
+	if r.err != "" && !(m.user && r.user != nil) {
+		if !strings.Contains(o.Err, r.err) {
+			t.Errorf("error %q, want %q", o.Err, r.err)
+		}
+		return
+	}
+	if o.Err != "" {
+		t.Fatal(o.Err)
+	}
+	want := r.want
+	if m.user {
+		if want = r.user; want == nil {
+			want = asUser(r.want)
+		}
+	}
+	got := u.List(t, filepath.Join(dir, "root"))
+	if m.user {
+		got = withoutOwner(got)
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("tree:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if r.notes != "" && o.Notes != r.notes && r.user == nil {
+		t.Errorf("notes %q, want %q", o.Notes, r.notes)
+	}
+}
+
+var (
+	ownerField   = regexp.MustCompile(` \d+:\d+( |$)`)
+	setuidField  = regexp.MustCompile(` ([4-7])(\d{3})( |$)`)
+	rootsOnly    = regexp.MustCompile(` (?:trusted|security)\.\S+="(?:[^"\\]|\\.)*"`)
+	nobodysField = fmt.Sprintf(" %d:%d", nobody, nobody)
+)
+
+// asUser turns a tree of root's into an ordinary user's.
+func asUser(lines []string) []string {
+	var out []string
+	for _, l := range lines {
+		path, rest, _ := strings.Cut(l, " ")
+		if strings.HasPrefix(rest, "char") || strings.HasPrefix(rest, "block") {
+			out = append(out, path+" whiteout")
+			continue
+		}
+		l = ownerField.ReplaceAllString(l, "$1")
+		l = setuidField.ReplaceAllStringFunc(l, func(s string) string {
+			s = " " + string(s[1]-4) + s[2:]
+			return strings.NewReplacer(" 0755 ", " ", " 0644 ", " ").Replace(s)
+		})
+		l = rootsOnly.ReplaceAllString(l, "")
+		out = append(out, l)
+	}
+	return out
+}
+
+func withoutOwner(lines []string) []string {
+	var out []string
+	for _, l := range lines {
+		if l = strings.Replace(l, nobodysField, "", 1); l != ". dir @0" {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// publicTempDir is a temporary directory that an ordinary user can reach.
+func publicTempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "unpack-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func caseDir(base string, i int) string { return filepath.Join(base, fmt.Sprint(i)) }
+
+// job is what a case's directory says about it.
+type job struct {
+	Walk, User bool
+	Limits     unpack.Limits
+}
+
+// prepare lays out one case: root/, canary/, the tar and the job. It returns the canary's listing.
+func prepare(t *testing.T, base string, i int, m mode, r row) []string {
+	t.Helper()
+	dir := caseDir(base, i)
+	canary := filepath.Join(dir, "canary")
+	for _, d := range []string{dir, filepath.Join(dir, "root"), canary} {
+		must(t, os.Mkdir(d, 0o755))
+	}
+	must(t, os.WriteFile(filepath.Join(canary, "secret"), []byte("secret"), 0o400))
+	must(t, os.WriteFile(filepath.Join(canary, "private"), []byte("private"), 0o600))
+	must(t, os.WriteFile(filepath.Join(canary, "su"), []byte("su"), 0o755))
+	must(t, os.Mkdir(filepath.Join(canary, "etc"), 0o755))
+	must(t, os.WriteFile(filepath.Join(canary, "etc", "passwd"), []byte("passwd"), 0o644))
+	raw := r.raw
+	if raw == nil {
+		raw = u.Tar(t, aimed(r.items, canary)...)
+	}
+	must(t, os.WriteFile(filepath.Join(dir, "tar"), raw, 0o644))
+	text, err := json.Marshal(job{m.walk, m.user, r.limits})
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "job"), text, 0o644))
+	if m.user {
+		must(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			must(t, err)
+			return os.Lchown(path, nobody, nobody)
+		}))
+	}
+	must(t, os.Chmod(filepath.Join(canary, "su"), 0o4755))
+	return u.List(t, canary)
+}
+
+// aimed puts the path of the canary into the items.
+func aimed(items []u.Item, canary string) []u.Item {
+	aim := func(s string) string { return strings.ReplaceAll(s, "/CANARY", canary) }
+	out := make([]u.Item, len(items))
+	for i, it := range items {
+		it.Header.Name, it.Header.Linkname = aim(it.Header.Name), aim(it.Header.Linkname)
+		out[i] = it
+	}
+	return out
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runAsUser runs the prepared cases in the test binary as an ordinary user, with a umask that takes everything.
+func runAsUser(t *testing.T, base string, n int) []outcome {
+	t.Helper()
+	self, err := os.Open("/proc/self/exe")
+	must(t, err)
+	defer self.Close()
+	exe := filepath.Join(base, "test")
+	out, err := os.OpenFile(exe, os.O_CREATE|os.O_WRONLY, 0o755)
+	must(t, err)
+	_, err = io.Copy(out, self)
+	must(t, err)
+	must(t, out.Close())
+	must(t, os.Chmod(exe, 0o755))
+	cmd := exec.Command(exe)
+	cmd.Dir = base
+	cmd.Env = []string{childEnv + "=" + base, "PATH=/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("as user %d: %v\n%s", nobody, err, text)
+	}
+	outcomes := make([]outcome, n)
+	for i := range outcomes {
+		text, err := os.ReadFile(filepath.Join(caseDir(base, i), "outcome"))
+		must(t, err)
+		must(t, json.Unmarshal(text, &outcomes[i]))
+	}
+	return outcomes
+}
+
+func runChild(base string) error {
+	for i := 0; ; i++ {
+		dir := caseDir(base, i)
+		if _, err := os.Stat(dir); err != nil {
+			return nil
+		}
+		o, err := extractCase(dir)
+		if err != nil {
+			return err
+		}
+		text, err := json.Marshal(o)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "outcome"), text, 0o644); err != nil {
+			return err
+		}
+	}
+}
+
+// extractCase extracts a prepared case.
+func extractCase(dir string) (outcome, error) {
+	var j job
+	text, err := os.ReadFile(filepath.Join(dir, "job"))
+	if err != nil {
+		return outcome{}, err
+	}
+	if err := json.Unmarshal(text, &j); err != nil {
+		return outcome{}, err
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "tar"))
+	if err != nil {
+		return outcome{}, err
+	}
+	root, err := os.Open(filepath.Join(dir, "root"))
+	if err != nil {
+		return outcome{}, err
+	}
+	defer root.Close()
+	umask := 0o027
+	if j.User {
+		umask = 0o777
+	}
+	old := syscall.Umask(umask)
+	defer syscall.Umask(old)
+	return extractAndCompare(root, raw, mode{walk: j.Walk, user: j.User}.options(j.Limits)), nil
+}
+
+// extractAndCompare extracts into root and reads the tree back.
+func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome {
+	in := bytes.NewReader(raw)
+	res, err := unpack.Extract(context.Background(), root, in, opts)
+	if err != nil {
+		o := outcome{Err: err.Error(), Invalid: errors.Is(err, unpack.ErrInvalidLayer)}
+		if o.Invalid != errdefs.IsInvalidArgument(err) {
+			o.Disagree = "class of " + o.Err
+		}
+		return o
+	}
+	o := outcome{Notes: notes(res)}
+	if in.Len() != 0 {
+		o.Disagree = fmt.Sprintf("%d bytes were not read", in.Len())
+	}
+	tree, err := unpack.ReadTree(root)
+	if err != nil {
+		o.Disagree = err.Error()
+		return o
+	}
+	if d := difference(res.Entries, tree); d != "" {
+		o.Disagree = d
+	}
+	return o
+}
+
+// difference compares what was extracted with what is there.
+func difference(extracted, tree []unpack.Entry) string {
+	var want []unpack.Entry
+	for _, e := range extracted {
+		if e.Type != unpack.Link {
+			e.Implied, e.Seq = false, 0
+			want = append(want, e)
+		}
+	}
+	for i := range min(len(want), len(tree)) {
+		if !reflect.DeepEqual(want[i], tree[i]) {
+			return fmt.Sprintf("extracted %+v\nthere is %+v", want[i], tree[i])
+		}
+	}
+	if len(want) != len(tree) {
+		return fmt.Sprintf("%d entries extracted, %d there", len(want), len(tree))
+	}
+	return ""
+}
+
+func notes(r *unpack.Result) string {
+	var n []string
+	if r.Empty {
+		n = append(n, "empty")
+	}
+	if r.Root {
+		n = append(n, "root")
+	}
+	if r.Needs {
+		n = append(n, "needs")
+	}
+	if r.Whiteouts {
+		n = append(n, "whiteouts")
+	}
+	for _, e := range r.Entries {
+		switch {
+		case e.Type == unpack.Link:
+			n = append(n, fmt.Sprintf("link:%s=>%s:%o", e.Path, e.Target, e.Mode))
+		case e.Implied && e.Path != ".":
+			n = append(n, "implied:"+e.Path)
+		}
+	}
+	return strings.Join(n, " ")
+}

@@ -1,19 +1,27 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/moby/sys/userns"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
 func TestMain(m *testing.M) {
@@ -21,7 +29,13 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
+	reg, layer := registry(t)
 	testscript.Run(t, testscript.Params{
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("REGISTRY", reg.Host)
+			env.Setenv("LAYER", layer.Encoded())
+			return nil
+		},
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
@@ -35,6 +49,37 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 	})
+}
+
+// registry has hello:1, which is right, and lie:1, whose layer is not what its digest says; secret may not be read.
+func registry(t *testing.T) (*registrytest.Registry, digest.Digest) {
+	t.Helper()
+	var raw bytes.Buffer
+	w := tar.NewWriter(&raw)
+	if err := w.WriteHeader(&tar.Header{Name: "greeting", Mode: 0o644, Size: 6}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("hello\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	reg := registrytest.New(t)
+	layer := reg.Blob(ocispec.MediaTypeImageLayer, raw.Bytes())
+	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{layer.Digest})
+	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/v2/secret/"):
+			w.WriteHeader(http.StatusForbidden)
+			return true
+		case strings.HasPrefix(r.URL.Path, "/v2/lie/blobs/"+layer.Digest.String()):
+			_, _ = w.Write(bytes.Repeat([]byte("x"), int(layer.Size)))
+			return true
+		}
+		return false
+	}
+	return reg, layer.Digest
 }
 
 // exits runs `exits CODE PROGRAM ARG...` and compares the exit code, which testscript's own exec only tells from zero.

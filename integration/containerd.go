@@ -93,7 +93,7 @@ func containerdConfig(dir string, o ContainerdOptions) string {
 // Start starts containerd again after its end and waits until it answers.
 func (c *Containerd) Start() {
 	c.env.t.Helper()
-	c.proc = c.env.Start("containerd", "containerd", "--config", filepath.Join(c.Dir, "config.toml"), "--log-level", "debug")
+	c.proc = c.env.Start("containerd", "containerd", "--config", filepath.Join(c.Dir, "config.toml"), "--log-level", logLevel())
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		if !c.proc.Running() {

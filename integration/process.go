@@ -78,6 +78,14 @@ func (e *Env) lookPath(name string) (string, error) {
 	return exec.LookPath(name)
 }
 
+// logLevel is that of the daemons, whose logs are printed when a test fails.
+func logLevel() string {
+	if l := os.Getenv("TANK_TEST_LOG"); l != "" {
+		return l
+	}
+	return "info"
+}
+
 // Pid is the process's own id.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 

@@ -44,7 +44,7 @@ func (e *Env) NewRegistry() *Registry {
 // registryConfig is the configuration of a registry that keeps its files in dir and listens on addr.
 func registryConfig(dir, addr string) string {
 	return fmt.Sprintf(`version: 0.1
-log: {level: warn, accesslog: {disabled: true}}
+log: {level: fatal, accesslog: {disabled: true}}
 storage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}
 http: {addr: %s}
 `, dir, addr)

@@ -45,12 +45,14 @@ func releaseAsUnpacked(t *testing.T, k *TankRoot, r *Registry, img Image, pull *
 	for i, d := range img.DiffIDs {
 		pending[d] = i
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	const patience = 10 * time.Second // without any layer seen
+	deadline := time.Now().Add(patience)
 	for len(pending) > 0 {
 		for d, i := range pending {
 			if k.unpackBegan(d, img.Layers[i].Size > big) {
 				r.Release(img.Layers[i].Digest)
 				delete(pending, d)
+				deadline = time.Now().Add(patience)
 			}
 		}
 		switch {

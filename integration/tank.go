@@ -79,7 +79,7 @@ func (k *TankRoot) StartPull(ref string, flags ...string) *Process {
 // Serve starts the daemon, or starts it again, and waits until it answers.
 func (k *TankRoot) Serve() *Process {
 	k.env.t.Helper()
-	k.daemon = k.env.Start("tank", k.bin, "serve", "--root", k.Root, "--address", k.Socket, "--log-level", "debug",
+	k.daemon = k.env.Start("tank", k.bin, "serve", "--root", k.Root, "--address", k.Socket, "--log-level", logLevel(),
 		"--config", k.emptyConfig())
 	Eventually(k.env.t, 20*time.Second, "the daemon answers", func() bool {
 		if !k.daemon.Running() {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/log"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -74,22 +75,35 @@ func readSettings(files ...string) (settings, error) {
 	return s, nil
 }
 
-// settingsFor reads the config of a command. serve reads no user's file: who may write that must not decide where the daemon keeps things.
+// settingsFor reads the config of a command, and takes the log level from it when no flag gives one.
 func (c *cli) settingsFor(serve bool) (settings, error) {
+	files, err := c.configFiles(serve)
+	if err != nil {
+		return settings{}, err
+	}
+	s, err := readSettings(files...)
+	if err == nil && c.logLevel == "" && s.LogLevel != "" {
+		if e := log.SetLevel(s.LogLevel); e != nil {
+			err = usageError{fmt.Errorf("config: log_level %q: %w", s.LogLevel, e)}
+		}
+	}
+	return s, err
+}
+
+// configFiles are the places of the config, of which the first that exists counts. serve looks at no user's file: who may write that must not
+// decide where the daemon keeps things.
+func (c *cli) configFiles(serve bool) ([]string, error) {
 	if c.configFile != "" {
 		if _, err := os.Stat(c.configFile); err != nil {
-			return settings{}, usageError{fmt.Errorf("--config: %w", err)}
+			return nil, usageError{fmt.Errorf("--config: %w", err)}
 		}
-		return readSettings(c.configFile)
-	}
-	if serve {
-		return readSettings(systemConfig)
+		return []string{c.configFile}, nil
 	}
 	var files []string
-	if dir, err := os.UserConfigDir(); err == nil {
+	if dir, err := os.UserConfigDir(); err == nil && !serve {
 		files = append(files, filepath.Join(dir, "tank", "config.toml"))
 	}
-	return readSettings(append(files, systemConfig)...)
+	return append(files, systemConfig), nil
 }
 
 // first is the first string that is not empty.

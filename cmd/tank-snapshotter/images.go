@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+
+	"github.com/tank-snapshotter/tank/plugin"
 )
 
 func (c *cli) imagesCommand() *cobra.Command {
@@ -18,8 +20,8 @@ func (c *cli) imagesCommand() *cobra.Command {
 		Short: "List the pulled images",
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			var images []imageInfo
-			err := c.with(cmd.Context(), func(svc service) (err error) {
+			var images []plugin.ImageInfo
+			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
 				images, err = svc.Images(cmd.Context())
 				return err
 			})
@@ -27,7 +29,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(append([]imageInfo{}, images...))
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(append([]plugin.ImageInfo{}, images...))
 			}
 			if len(images) == 0 {
 				return nil
@@ -51,7 +53,7 @@ func (c *cli) removeCommand() *cobra.Command {
 		Args:  cobra.MinimumNArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			removed := make([]bool, len(args))
-			return c.with(cmd.Context(), func(svc service) error {
+			return c.with(cmd.Context(), func(svc plugin.Admin) error {
 				var errs []error
 				for i, ref := range args {
 					if removed[i] {
@@ -73,8 +75,8 @@ func (c *cli) gcCommand() *cobra.Command {
 		Short: "Delete what nothing holds, and images that their tag has left",
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			var r reclaimed
-			err := c.with(cmd.Context(), func(svc service) (err error) {
+			var r plugin.Reclaimed
+			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
 				r, err = svc.GC(cmd.Context())
 				return err
 			})
@@ -95,8 +97,8 @@ func (c *cli) checkCommand() *cobra.Command {
 		Short: "Compare everything on the disk with what it should be",
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			var faults []fault
-			err := c.with(cmd.Context(), func(svc service) (err error) {
+			var faults []plugin.Fault
+			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
 				faults, err = svc.Check(cmd.Context())
 				return err
 			})
@@ -104,7 +106,7 @@ func (c *cli) checkCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(append([]fault{}, faults...)); err != nil {
+				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(append([]plugin.Fault{}, faults...)); err != nil {
 					return err
 				}
 			} else {

@@ -2,23 +2,24 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/plugin"
 )
 
-// local is the service of a root that this process owns.
+// local is the service of a root that this process owns, for itself and for the commands that come second.
 type local struct {
-	tank *tank.Tank
-	root string
+	tank     *tank.Tank
+	hostsDir string // for pulls that name none, as those of others do
 }
 
-var _ service = (*local)(nil)
+var _ plugin.Admin = (*local)(nil)
 
 // openLocal owns the root. errdefs.ErrUnavailable while another process does.
-func openLocal(root string, daemon bool) (*local, error) {
+func openLocal(root, hostsDir string, daemon bool) (*local, error) {
 	t, err := tank.Open(root, &tank.Options{Daemon: daemon})
 	if errdefs.IsFailedPrecondition(err) {
 		return nil, localError{err} // somebody else's root: no content is at fault
@@ -26,41 +27,47 @@ func openLocal(root string, daemon bool) (*local, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &local{tank: t, root: t.Root()}, nil
+	return &local{tank: t, hostsDir: hostsDir}, nil
 }
 
 // Close gives the root up.
 func (l *local) Close() error { return l.tank.Close() }
 
-func (l *local) Pull(ctx context.Context, req pullRequest, progress func(progressEvent)) (*pulledImage, error) {
-	opts := &tank.PullOptions{
-		Offline: req.Offline, NoRootfs: req.NoRootfs, NoSync: req.NoSync, PlainHTTP: req.Plain, HostsDir: req.HostsDir, Platform: req.Platform,
-		Log: func(line string) { log.G(ctx).Info(line) },
+// Root is the root's absolute path.
+func (l *local) Root() string { return l.tank.Root() }
+
+// Pull pulls an image.
+func (l *local) Pull(ctx context.Context, req plugin.PullRequest, report func(plugin.Progress)) (*plugin.PulledImage, error) {
+	if req.Refresh {
+		return nil, fmt.Errorf("pull %s: refresh: %w", req.Ref, errdefs.ErrNotImplemented)
 	}
-	if progress != nil {
-		opts.Progress = func(e tank.Event) {
-			progress(progressEvent{
+	i, err := l.tank.Pull(ctx, req.Ref, &tank.PullOptions{
+		Offline: req.Offline, NoRootfs: req.NoRootfs, NoSync: req.NoSync, Platform: req.Platform,
+		PlainHTTP: req.Plain, HostsDir: first(req.HostsDir, l.hostsDir),
+		Log: func(line string) { report(plugin.Progress{Line: line}) },
+		Progress: func(e tank.Event) {
+			report(plugin.Progress{
 				Digest: e.Descriptor.Digest.String(), Total: e.Descriptor.Size, Offset: e.Offset, Done: e.Done, Cached: e.Cached,
 			})
-		}
-	}
-	i, err := l.tank.Pull(ctx, req.Ref, opts)
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
-	return &pulledImage{
+	return &plugin.PulledImage{
 		Ref: i.Ref, Digest: i.Digest.String(), Manifest: i.Manifest.String(), Rootfs: i.Rootfs, Config: i.Config, Cached: i.Cached,
 	}, nil
 }
 
-func (l *local) Images(ctx context.Context) ([]imageInfo, error) {
+// Images lists what was pulled.
+func (l *local) Images(ctx context.Context) ([]plugin.ImageInfo, error) {
 	images, err := l.tank.Images(ctx)
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]imageInfo, len(images))
+	infos := make([]plugin.ImageInfo, len(images))
 	for n, i := range images {
-		infos[n] = imageInfo{
+		infos[n] = plugin.ImageInfo{
 			Ref: i.Ref, Digest: i.Digest.String(), Manifest: i.Manifest.String(), Platform: i.Platform, Rootfs: i.Rootfs,
 			Size: i.Size, Untagged: i.Untagged, Created: i.Created,
 		}
@@ -68,15 +75,18 @@ func (l *local) Images(ctx context.Context) ([]imageInfo, error) {
 	return infos, nil
 }
 
+// Remove forgets an image.
 func (l *local) Remove(ctx context.Context, ref string) error { return l.tank.Remove(ctx, ref) }
 
-func (l *local) GC(ctx context.Context) (reclaimed, error) {
+// GC deletes what nobody holds.
+func (l *local) GC(ctx context.Context) (plugin.Reclaimed, error) {
 	r, err := l.tank.GC(ctx)
-	return reclaimed(r), err
+	return plugin.Reclaimed(r), err
 }
 
-func (l *local) Check(ctx context.Context) ([]fault, error) {
-	var faults []fault
-	err := l.tank.Check(ctx, func(err error) { faults = append(faults, fault{Message: err.Error()}) })
+// Check compares the disk with the records.
+func (l *local) Check(ctx context.Context) ([]plugin.Fault, error) {
+	var faults []plugin.Fault
+	err := l.tank.Check(ctx, func(err error) { faults = append(faults, plugin.Fault{Message: err.Error()}) })
 	return faults, err
 }

@@ -64,7 +64,7 @@ func (c *cli) command() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if err := log.SetLevel(c.logLevel); err != nil {
+			if err := log.SetLevel(first(c.logLevel, "info")); err != nil {
 				return fmt.Errorf("--log-level %q: %w", c.logLevel, err)
 			}
 			return nil
@@ -76,7 +76,7 @@ func (c *cli) command() *cobra.Command {
 	_ = flags.MarkHidden("cache")
 	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask (serve: to listen on)")
 	flags.StringVar(&c.configFile, "config", "", "config file (default $XDG_CONFIG_HOME/tank/config.toml, else "+systemConfig+")")
-	flags.StringVar(&c.logLevel, "log-level", "info", "trace, debug, info, warn, error or fatal")
+	flags.StringVar(&c.logLevel, "log-level", "", "trace, debug, info, warn, error or fatal (default info)")
 	root.AddCommand(c.pullCommand(), c.imagesCommand(), c.removeCommand(), c.gcCommand(), c.checkCommand(), c.serveCommand(),
 		c.configCommand(), c.versionCommand())
 	return root

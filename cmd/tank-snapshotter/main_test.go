@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -21,6 +22,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -41,6 +43,7 @@ func TestScripts(t *testing.T) {
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits,
+			"await": await,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "userns" {
@@ -51,7 +54,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// registry has hello:1, which is right, and lie:1, whose layer is not what its digest says; secret may not be read.
+// registry has hello:1, which is right, and hello:lie, whose layer is not what its digest says; secret may not be read.
 func registry(t *testing.T) (*registrytest.Registry, digest.Digest) {
 	t.Helper()
 	var raw bytes.Buffer
@@ -68,13 +71,15 @@ func registry(t *testing.T) (*registrytest.Registry, digest.Digest) {
 	reg := registrytest.New(t)
 	layer := reg.Blob(ocispec.MediaTypeImageLayer, raw.Bytes())
 	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{layer.Digest})
+	lie := reg.Blob(ocispec.MediaTypeImageLayer, append(raw.Bytes(), 0))
+	reg.Image("lie", platforms.DefaultSpec(), []ocispec.Descriptor{lie}, []digest.Digest{lie.Digest})
 	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
 		case strings.HasPrefix(r.URL.Path, "/v2/secret/"):
 			w.WriteHeader(http.StatusForbidden)
 			return true
-		case strings.HasPrefix(r.URL.Path, "/v2/lie/blobs/"+layer.Digest.String()):
-			_, _ = w.Write(bytes.Repeat([]byte("x"), int(layer.Size)))
+		case strings.HasSuffix(r.URL.Path, lie.Digest.String()):
+			_, _ = w.Write(bytes.Repeat([]byte("x"), int(lie.Size)))
 			return true
 		}
 		return false
@@ -98,6 +103,20 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(code) != args[0] {
 		ts.Fatalf("%s: exit code %d, want %s", strings.Join(args[1:], " "), code, args[0])
 	}
+}
+
+// await runs `await FILE` and waits until the file is there.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: await FILE")
+	}
+	for range 1000 {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("%s does not appear", args[0])
 }
 
 func TestExitCode(t *testing.T) {
@@ -249,10 +268,10 @@ func TestPlainProgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := "sha256:" + strings.Repeat("ab", 32)
-	show(progressEvent{Digest: d, Offset: 0, Total: 1234})
-	show(progressEvent{Digest: d, Offset: 100, Total: 1234})
-	show(progressEvent{Digest: d, Offset: 1234, Total: 1234, Done: true})
-	show(progressEvent{Digest: d, Offset: 999, Total: 999, Done: true, Cached: true})
+	show(plugin.Progress{Digest: d, Offset: 0, Total: 1234})
+	show(plugin.Progress{Digest: d, Offset: 100, Total: 1234})
+	show(plugin.Progress{Digest: d, Offset: 1234, Total: 1234, Done: true})
+	show(plugin.Progress{Digest: d, Offset: 999, Total: 999, Done: true, Cached: true})
 	if want := "sha256:abababababab fetched (1.2 kB)\nsha256:abababababab is here (999 B)\n"; b.String() != want {
 		t.Errorf("got %q", b.String())
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/plugin"
 )
 
 // patience is how long a command waits between the two ways to a root: owning it, and asking the process that owns it. Neither works while
@@ -23,16 +25,20 @@ const socketName = "tank.sock"
 
 // with runs f with the service of the right root: this process's own, or that of the process that owns the root or listens on --address.
 // f is called again when that process ended before it answered.
-func (c *cli) with(ctx context.Context, f func(service) error) error {
+func (c *cli) with(ctx context.Context, f func(plugin.Admin) error) error {
 	if c.address != "" {
 		return c.withAddress(ctx, f)
 	}
-	root, err := c.chooseRoot(ctx)
+	s, err := c.settingsFor(false)
+	if err != nil {
+		return err
+	}
+	root, err := c.chooseRoot(ctx, s)
 	if err != nil {
 		return err
 	}
 	for deadline := time.Now().Add(patience); ; {
-		again, err := c.attempt(ctx, root, f)
+		again, err := c.attempt(ctx, root, first(s.HostsDir, defaultHosts), f)
 		if !again || ctx.Err() != nil {
 			return err
 		}
@@ -49,8 +55,8 @@ func (c *cli) with(ctx context.Context, f func(service) error) error {
 }
 
 // attempt runs f once, in whichever of the two ways is open just now. It says whether neither was, or f's owner went away.
-func (c *cli) attempt(ctx context.Context, root string, f func(service) error) (again bool, err error) {
-	own, err := openLocal(root, false)
+func (c *cli) attempt(ctx context.Context, root, hostsDir string, f func(plugin.Admin) error) (again bool, err error) {
+	own, err := openLocal(root, hostsDir, false)
 	if err == nil {
 		return false, c.asOwner(ctx, own, f)
 	}
@@ -71,13 +77,13 @@ func (c *cli) attempt(ctx context.Context, root string, f func(service) error) (
 }
 
 // asOwner runs f on a root that this process owns, and meanwhile does for others what they ask for.
-func (c *cli) asOwner(ctx context.Context, own *local, f func(service) error) (err error) {
+func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) error) (err error) {
 	defer func() {
 		if e := own.Close(); err == nil {
 			err = e
 		}
 	}()
-	listener, release, err := listen(ctx, own.root, socketName)
+	listener, release, err := listen(ctx, own.Root(), socketName)
 	if err != nil {
 		return localError{err}
 	}
@@ -86,7 +92,8 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(service) error) (e
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	served := make(chan error, 1)
-	go func() { served <- serveAdmin(serving, own, listener) }()
+	server := plugin.New(&plugin.Options{Admin: own, Drain: -1})
+	go func() { served <- server.Serve(serving, listener) }()
 	err = f(own)
 	stop()
 	if e := <-served; err == nil && e != nil {
@@ -96,7 +103,7 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(service) error) (e
 }
 
 // withAddress runs f at the daemon that --address names, which has to be the one of --root if that is given as well.
-func (c *cli) withAddress(ctx context.Context, f func(service) error) error {
+func (c *cli) withAddress(ctx context.Context, f func(plugin.Admin) error) error {
 	other, err := dial(ctx, c.address)
 	if err != nil {
 		c.hint = "Is the daemon running? Start it with: tank-snapshotter serve"
@@ -108,8 +115,8 @@ func (c *cli) withAddress(ctx context.Context, f func(service) error) error {
 		if err != nil {
 			return err
 		}
-		if !sameDirectory(root, other.root) {
-			return usageError{fmt.Errorf("--root %s: the daemon at %s has the root %s", root, c.address, other.root)}
+		if !sameDirectory(root, other.Root()) {
+			return usageError{fmt.Errorf("--root %s: the daemon at %s has the root %s", root, c.address, other.Root())}
 		}
 	}
 	return f(other)
@@ -125,18 +132,14 @@ func sameDirectory(a, b string) bool {
 }
 
 // chooseRoot finds the root of the commands other than serve.
-func (c *cli) chooseRoot(ctx context.Context) (string, error) {
-	s, err := c.settingsFor(false)
-	if err != nil {
-		return "", err
-	}
+func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 	if root := first(c.root, os.Getenv("TANK_CACHE"), s.ImageCache); root != "" {
 		return filepath.Abs(root)
 	}
 	if os.Geteuid() == 0 {
 		if daemon, err := dial(ctx, defaultAddress); err == nil {
 			defer daemon.Close()
-			return daemon.root, nil
+			return daemon.Root(), nil
 		}
 	}
 	dir, err := os.UserCacheDir()

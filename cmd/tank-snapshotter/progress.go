@@ -5,10 +5,12 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/tank-snapshotter/tank/plugin"
 )
 
 // progressTo makes the function that shows a pull's progress on w, or nil when nothing is to be shown.
-func progressTo(w io.Writer, kind string) (func(progressEvent), error) {
+func progressTo(w io.Writer, kind string) (func(plugin.Progress), error) {
 	switch kind {
 	case "none":
 		return nil, nil
@@ -29,7 +31,7 @@ type plainProgress struct {
 	last map[string]time.Time
 }
 
-func (p *plainProgress) event(e progressEvent) {
+func (p *plainProgress) event(e plugin.Progress) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	last, known := p.last[e.Digest]

@@ -7,12 +7,15 @@ import (
 	"io"
 	"os"
 
+	"github.com/containerd/log"
 	"github.com/spf13/cobra"
+
+	"github.com/tank-snapshotter/tank/plugin"
 )
 
 func (c *cli) pullCommand() *cobra.Command {
 	var (
-		req      pullRequest
+		req      plugin.PullRequest
 		asJSON   bool
 		progress string
 		to       string
@@ -55,20 +58,22 @@ func (c *cli) pullCommand() *cobra.Command {
 	return cmd
 }
 
-func (c *cli) pull(cmd *cobra.Command, req pullRequest, show func(progressEvent), asJSON bool) error {
-	s, err := c.settingsFor(false)
-	if err != nil {
-		return err
+func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, show func(plugin.Progress), asJSON bool) error {
+	report := func(p plugin.Progress) {
+		switch {
+		case p.Line != "":
+			log.G(cmd.Context()).Info(p.Line)
+		case show != nil:
+			show(p)
+		}
 	}
-	explicit := req.HostsDir != ""
-	req.HostsDir = first(req.HostsDir, s.HostsDir, defaultHosts)
-	var image *pulledImage
-	err = c.with(cmd.Context(), func(svc service) error {
-		if _, own := svc.(*local); !own && explicit {
+	var image *plugin.PulledImage
+	err := c.with(cmd.Context(), func(svc plugin.Admin) error {
+		if _, own := svc.(*local); !own && req.HostsDir != "" {
 			return usageError{errors.New("--hosts-dir: the process that owns the root reads its own; set hosts_dir in its config")}
 		}
 		var err error
-		image, err = svc.Pull(cmd.Context(), req, show)
+		image, err = svc.Pull(cmd.Context(), req, report)
 		return err
 	})
 	if err != nil {
@@ -78,7 +83,7 @@ func (c *cli) pull(cmd *cobra.Command, req pullRequest, show func(progressEvent)
 }
 
 // printImage writes what scripts read: the rootfs, without one the manifest's digest, or all of it as JSON.
-func printImage(w io.Writer, image *pulledImage, asJSON bool) error {
+func printImage(w io.Writer, image *plugin.PulledImage, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(w).Encode(image)
 	}

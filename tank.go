@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -64,6 +65,9 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	}
 	if root, err = filepath.Abs(root); err != nil {
 		return nil, fmt.Errorf("root: %w", err)
+	}
+	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
+		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
 	}
 	t := &Tank{root: root, pulls: map[string]int{}}
 	defer func() {

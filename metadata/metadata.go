@@ -88,6 +88,8 @@ type Layer struct {
 	Empty bool `json:"empty,omitempty"`
 	// Root says that the layer's tar has an entry for the root directory itself.
 	Root bool `json:"root,omitempty"`
+	// OpaqueRoot says that the layer hides all that is below it: overlay ignores the marker on a root directory.
+	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
 	// Needs says that a part of the layer depends on its parent, so that a fix-up may be due.
 	Needs bool `json:"needs,omitempty"`
 	// Whiteouts says that the directory holds whiteouts or opaque markers, so that it can't be shown without overlay.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -42,10 +43,14 @@ type announcer struct {
 	layers Layers
 	recent *recentBlobs // nil without a content store
 
-	// mu guards last, the manifest that was announced last: a pull prepares each of its layers.
+	// mu guards the manifest that was announced last and when: a pull prepares each of its layers.
 	mu   sync.Mutex
 	last digest.Digest
+	when time.Time
 }
+
+// announceAgain is how long after an announcement the same manifest is not looked at again.
+const announceAgain = time.Second
 
 // Cleanup passes containerd's call on; embedding would hide that the snapshotter can do it.
 func (a *announcer) Cleanup(ctx context.Context) error {
@@ -85,10 +90,7 @@ func (a *announcer) announce(ctx context.Context, key string, labels map[string]
 		candidates = a.recent.list()
 	}
 	for _, d := range candidates {
-		a.mu.Lock()
-		again := a.last == d && labels[labelManifest] != ""
-		a.mu.Unlock()
-		if again {
+		if a.announced(d) && labels[labelManifest] != "" {
 			return
 		}
 		layers := a.recent.image(ctx, d, target)
@@ -97,10 +99,16 @@ func (a *announcer) announce(ctx context.Context, key string, labels map[string]
 		}
 		a.layers.Announce(layers)
 		a.mu.Lock()
-		a.last = d
+		a.last, a.when = d, time.Now()
 		a.mu.Unlock()
 		return
 	}
+}
+
+func (a *announcer) announced(d digest.Digest) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last == d && time.Since(a.when) < announceAgain
 }
 
 // extractionTarget is the chain ID in the key of an extraction ("<ns>/<seq>/extract-<unique> <chain ID>"), for pulls

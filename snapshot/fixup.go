@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -51,7 +52,7 @@ func planFixup(entries []unpack.Entry, self *element, parent *merged) (*plan, er
 		layer: newTree(entries), parent: parent, out: newTree(nil),
 		copies: map[string]source{}, links: map[inode]*linkGroup{},
 	}
-	if err := x.walk(self, x.layer, ".", where{}); err != nil {
+	if err := x.walk(self, x.layer, ".", where{bare: x.layer.entry.Opaque}); err != nil {
 		return nil, err
 	}
 	if err := x.emitLinks(); err != nil {
@@ -224,7 +225,7 @@ func (x *plan) link(e unpack.Entry, here string) error {
 	if err != nil {
 		return err
 	}
-	if f == nil || f.entry.Type == unpack.Dir {
+	if f == nil || f.entry.Type == unpack.Dir || x.hides(target) {
 		return fmt.Errorf("hard link %q: no file %q in the layers below: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
 	}
 	id := inode{f.elem, f.stat.Ino}
@@ -241,6 +242,19 @@ func (x *plan) link(e unpack.Entry, here string) error {
 		g.attrs = e
 	}
 	return nil
+}
+
+// hides says whether the layer itself makes a directory on the way to the path opaque.
+func (x *plan) hides(target string) bool {
+	for t, rest := x.layer, target; t != nil; {
+		if t.entry.Opaque {
+			return true
+		}
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		t = t.kids[name]
+	}
+	return false
 }
 
 // namesOf lists the names that the inode of f has in the parent's view and that the layer leaves alone.

@@ -321,6 +321,7 @@ type stackBuilder struct {
 	st       *stack
 	seen     map[string]bool
 	rootPath string // the directory whose root directory counts; empty while none was found
+	hidden   bool   // a layer above hides the rest
 }
 
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
@@ -328,7 +329,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 		b.push("snapshot/"+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, true)
 		return nil
 	}
-	if sn.Fixup != metadata.NoFixup {
+	if sn.Fixup != metadata.NoFixup && !b.hidden {
 		rec, err := b.s.layer(sn.Fixup)
 		if err != nil {
 			return err
@@ -353,6 +354,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 		return nil
 	}
 	b.push(rec.Key, dir, rec.Root, rec.Whiteouts)
+	b.hidden = b.hidden || rec.OpaqueRoot
 	return nil
 }
 
@@ -360,11 +362,11 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
 	if root && b.rootPath == "" {
 		b.rootPath = dir
-		if !b.seen[dir] {
+		if !b.seen[dir] && !b.hidden {
 			b.st.rootFrom = len(b.st.dirs)
 		}
 	}
-	if b.seen[dir] {
+	if b.seen[dir] || b.hidden {
 		return
 	}
 	b.seen[dir] = true

@@ -34,7 +34,27 @@ func (m *merge) run(ctx context.Context, dir string) error {
 	}
 	defer m.into.Close()
 	m.links = map[uint64]string{}
+	if opaque, err := unpack.IsOpaque(src); err != nil {
+		return err
+	} else if opaque {
+		if err := removeContent(m.into); err != nil {
+			return err
+		}
+	}
 	return m.dir(ctx, src, m.into, "")
+}
+
+func removeContent(dir *os.File) error {
+	names, err := readNames(dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := unpack.RemoveAll(dir, n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dir merges what is in src into dst. The caller sets dst's own attributes.

@@ -256,12 +256,7 @@ func makeUpper(dir string, root *unpack.Entry) error {
 		return err
 	}
 	defer f.Close()
-	e := *root
-	if e.Implied { // nobody says when the image's root directory was changed
-		now := time.Now()
-		e.Sec, e.Nsec = now.Unix(), int64(now.Nanosecond())
-	}
-	return unpack.SetAttrsOf(f, &e)
+	return unpack.SetAttrsOf(f, root)
 }
 
 // put records a new snapshot; its directory is moved into place inside the transaction, before the record is durable.

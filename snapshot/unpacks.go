@@ -161,11 +161,13 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 	defer tar.Close()
 	digester := digest.SHA256.Digester()
 	stream := io.TeeReader(tar, digester.Hash())
-	if have, err := s.hasLayer(j.layer.DiffID); err != nil {
+	have, err := s.hasLayer(j.layer.DiffID)
+	switch {
+	case err != nil:
 		return err
-	} else if have {
+	case have:
 		_, err = io.Copy(io.Discard, stream)
-	} else {
+	default:
 		err = s.extract(ctx, j, stream)
 	}
 	if err == nil {
@@ -212,7 +214,8 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, tar io.Reader) error 
 	}
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
-		Empty: res.Empty, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts,
+		Empty: res.Empty && !res.Whiteouts, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts,
+		OpaqueRoot: res.Entries[0].Opaque,
 	}
 	return writeSeal(filepath.Join(j.dir, "seal"), res.Entries, true)
 }

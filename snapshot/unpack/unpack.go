@@ -25,9 +25,9 @@ import (
 
 // ErrInvalidLayer is the class of every error that the content of a layer is to blame for: hostile, malformed or
 // contradictory entries, damaged compression, a mismatch of media type and bytes, and content beyond Limits. It is of
-// class errdefs.ErrInvalidArgument. Errors of the reader and of the filesystem do not have it; they are passed with
+// class errdefs.ErrFailedPrecondition. Errors of the reader and of the filesystem do not have it; they are passed with
 // context.
-var ErrInvalidLayer = fmt.Errorf("invalid layer: %w", errdefs.ErrInvalidArgument)
+var ErrInvalidLayer = fmt.Errorf("invalid layer: %w", errdefs.ErrFailedPrecondition)
 
 // Options say for whom a layer is unpacked.
 type Options struct {

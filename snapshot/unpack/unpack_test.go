@@ -368,7 +368,7 @@ func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome 
 	res, err := unpack.Extract(context.Background(), root, in, opts)
 	if err != nil {
 		o := outcome{Err: err.Error(), Invalid: errors.Is(err, unpack.ErrInvalidLayer)}
-		if o.Invalid != errdefs.IsInvalidArgument(err) {
+		if o.Invalid != errdefs.IsFailedPrecondition(err) {
 			o.Disagree = "class of " + o.Err
 		}
 		return o

@@ -1,0 +1,299 @@
+package snapshot_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// memory is the blobs of a test.
+type memory map[digest.Digest][]byte
+
+func (m memory) Open(_ context.Context, d digest.Digest) (io.ReadCloser, error) {
+	b, ok := m[d]
+	if !ok {
+		return nil, fmt.Errorf("blob %s: %w", d, errdefs.ErrNotFound)
+	}
+	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
+func (m memory) Size(d digest.Digest) (int64, bool) {
+	b, ok := m[d]
+	return int64(len(b)), ok
+}
+
+func (m memory) add(t *testing.T, tar []byte) snapshot.Layer {
+	gz := Gzip(t, tar)
+	d := digest.FromBytes(gz)
+	m[d] = gz
+	return snapshot.Layer{
+		Blob:   ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: d, Size: int64(len(gz))},
+		DiffID: digest.FromBytes(tar),
+	}
+}
+
+// world is an open root. It is checked when the test ends.
+type world struct {
+	*snapshot.Store
+	root  string
+	db    *metadata.DB
+	blobs memory
+}
+
+func open(t *testing.T) *world {
+	t.Helper()
+	return openAt(t, t.TempDir(), memory{})
+}
+
+func openAt(t *testing.T, root string, blobs memory) *world {
+	t.Helper()
+	db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
+	must(t, err)
+	s, err := snapshot.Open(root, db, blobs, nil)
+	must(t, err)
+	w := &world{s, root, db, blobs}
+	t.Cleanup(func() {
+		if w.Store == nil {
+			return
+		}
+		report := func(err error) { t.Error(err) }
+		must(t, errors.Join(db.Check(report), w.Check(context.Background(), report), w.close()))
+	})
+	return w
+}
+
+func (w *world) close() error {
+	s := w.Store
+	w.Store = nil
+	return errors.Join(s.Close(), w.db.Close())
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+const holder = metadata.Holder("test")
+
+// stackRows say what lists of layers have to look like, whichever way they are put together. Rows are named by the case
+// of the design's tables that they show.
+var stackRows = []struct {
+	testName string
+	layers   [][]Item
+	want     []string
+	wantErr  error
+}{
+	{"E1 whiteout of a file", [][]Item{{F("a", "1"), F("b", "1")}, {W(".wh.a")}}, []string{`b file "1"`}, nil},
+	{"E2 whiteout of a tree", [][]Item{{D("d"), F("d/x", "1")}, {W(".wh.d")}}, nil, nil},
+	{"E5 whiteout then a new directory", [][]Item{{D("d"), F("d/old", "1")}, {W(".wh.d"), D("d"), F("d/new", "2")}},
+		[]string{"d dir", `d/new file "2"`}, nil},
+	{"E6 whiteout of an implied directory's name", [][]Item{{D("d").Mode(0o700), F("d/old", "1")}, {F("d/new", "2"), W(".wh.d")}},
+		[]string{"d dir @0", `d/new file "2"`}, nil},
+	{"E7 opaque", [][]Item{{D("d"), F("d/old", "1")}, {D("d").Mode(0o750), W("d/.wh..wh..opq"), F("d/n", "2")}},
+		[]string{"d dir 0750", `d/n file "2"`}, nil},
+	{"E10 opaque and whiteouts in one directory", [][]Item{{D("d"), F("d/a", "1"), F("d/b", "1")},
+		{D("d"), W("d/.wh.a"), W("d/.wh..wh..opq"), F("d/c", "2")}}, []string{"d dir", `d/c file "2"`}, nil},
+	{"E11 opaque root", [][]Item{{F("a", "1")}, {W(".wh..wh..opq"), F("b", "2")}}, []string{`b file "2"`}, nil},
+	{"E11 opaque root above two layers", [][]Item{{D("./").Mode(0o700).At(5, 0), F("a", "1")}, {F("x/b", "2")}, {W(".wh..wh..opq"), F("c", "3")}, {F("x/d", "4")}},
+		[]string{". dir 0700 @5", `c file "3"`, "x dir @0", `x/d file "4"`}, nil},
+	{"a link to what an opaque directory hides", [][]Item{{D("d"), F("d/a", "1")}, {W("d/.wh..wh..opq"), H("b", "d/a")}}, nil, errdefs.ErrFailedPrecondition},
+	{"E13 whiteout of what is not there", [][]Item{{F("a", "1")}, {W(".wh.b"), W("x/y/.wh.z")}}, []string{`a file "1"`}, nil},
+	{"E13 whiteout below a file", [][]Item{{F("n", "1")}, {W("n/.wh.z")}}, []string{`n file "1"`}, nil},
+	{"a lone whiteout in an implied directory", [][]Item{{D("d").Mode(0o700).Owner(3, 4), F("d/x", "1"), F("d/y", "1")}, {W("d/.wh.x")}},
+		[]string{"d dir 0700 3:4", `d/y file "1"`}, nil},
+	{"E17 removed and back and removed", [][]Item{{F("a", "1")}, {W(".wh.a")}, {F("a", "3")}, {W(".wh.a")}}, nil, nil},
+	{"E18 links within a layer", [][]Item{{F("a", "1"), H("b", "a")}}, []string{`a file "1"`, `b file "1" = a`}, nil},
+	{"E19 link to a lower file", [][]Item{{D("d"), F("d/a", "1")}, {H("b", "d/a")}},
+		[]string{`b file "1"`, "d dir", `d/a file "1" = b`}, nil},
+	{"E19 link to a lower file with names", [][]Item{{F("a", "1"), H("c", "a")}, {H("b", "c")}},
+		[]string{`a file "1"`, `b file "1" = a`, `c file "1" = a`}, nil},
+	{"E19 two links and the mode of the header", [][]Item{{F("a", "1").Mode(0o600)}, {H("b", "a"), H("c", "a").Mode(0o640).Owner(7, 8)}},
+		[]string{`a file 0640 7:8 "1"`, `b file 0640 7:8 "1" = a`, `c file 0640 7:8 "1" = a`}, nil},
+	{"E19 link whose lower name is replaced too", [][]Item{{F("a", "1"), H("c", "a")}, {H("b", "c"), F("a", "2")}},
+		[]string{`a file "2"`, `b file "1"`, `c file "1" = b`}, nil},
+	{"E20 replace one of two links", [][]Item{{F("a", "1"), H("b", "a")}, {F("a", "2")}}, []string{`a file "2"`, `b file "1"`}, nil},
+	{"E22 link to nothing", [][]Item{{F("a", "1")}, {H("b", "none")}}, nil, errdefs.ErrFailedPrecondition},
+	{"E25 directory to file", [][]Item{{D("n"), F("n/x", "1")}, {F("n", "2")}}, []string{`n file "2"`}, nil},
+	{"E25 file to directory", [][]Item{{F("n", "1")}, {D("n"), F("n/x", "2")}}, []string{"n dir", `n/x file "2"`}, nil},
+	{"E25 directory to symlink", [][]Item{{D("n"), F("n/x", "1")}, {S("n", "/y")}}, []string{"n symlink -> /y"}, nil},
+	{"E25 symlink to directory", [][]Item{{D("y"), S("n", "y")}, {D("n"), F("n/x", "2")}},
+		[]string{"n dir", `n/x file "2"`, "y dir"}, nil},
+	{"E26 implied directory over a symlink", [][]Item{{D("usr"), D("usr/lib").Mode(0o711).Owner(1, 2), S("lib", "usr/lib")}, {F("lib/x", "2")}},
+		[]string{"lib symlink -> usr/lib", "usr dir", "usr/lib dir 0711 1:2", `usr/lib/x file "2"`}, nil},
+	{"E26 absolute symlink and deeper and a whiteout", [][]Item{
+		{D("usr"), D("usr/lib"), D("usr/lib/p").Mode(0o700), F("usr/lib/p/old", "1"), S("lib", "/usr/lib")},
+		{F("lib/p/q/x", "2"), W("lib/p/.wh.old")}},
+		[]string{"lib symlink -> /usr/lib", "usr dir", "usr/lib dir", "usr/lib/p dir 0700", "usr/lib/p/q dir @0", `usr/lib/p/q/x file "2"`}, nil},
+	{"E26 an explicit directory below the symlink", [][]Item{{D("r"), D("r/d").Mode(0o700), F("r/d/o", "1"), S("l", "r")},
+		{D("l/d").Mode(0o750), F("l/d/x", "2")}},
+		[]string{"l symlink -> r", "r dir", "r/d dir 0750", `r/d/o file "1"`, `r/d/x file "2"`}, nil},
+	{"E26 dangling symlink", [][]Item{{S("l", "new/dir")}, {F("l/x", "2")}},
+		[]string{"l symlink -> new/dir", "new dir @0", "new/dir dir @0", `new/dir/x file "2"`}, nil},
+	{"E26 symlink out of the root", [][]Item{{S("l", "../../../etc"), D("etc").Mode(0o700)}, {F("l/x", "2")}},
+		[]string{"etc dir 0700", `etc/x file "2"`, "l symlink -> ../../../etc"}, nil},
+	{"E26 chain of symlinks", [][]Item{{S("a", "b"), S("b", "/c"), D("c")}, {F("a/x", "2")}},
+		[]string{"a symlink -> b", "b symlink -> /c", "c dir", `c/x file "2"`}, nil},
+	{"E26 a loop of symlinks is replaced", [][]Item{{S("l", "l")}, {F("l/x", "2")}}, []string{"l dir @0", `l/x file "2"`}, nil},
+	{"E27 implied directory over a file", [][]Item{{F("n", "1")}, {F("n/a/b", "2")}}, []string{"n dir @0", "n/a dir @0", `n/a/b file "2"`}, nil},
+	{"E28 attributes of a directory are replaced", [][]Item{{D("d").Mode(0o700).Owner(5, 5).Xattr("user.x", "1"), F("d/x", "1")}, {D("d")}},
+		[]string{"d dir", `d/x file "1"`}, nil},
+	{"E33 implied directories keep everything of the parent", [][]Item{
+		{D("p").Mode(0o1777).Owner(1, 2).At(1234567890, 987654321).Xattr("user.k", "v"), D("p/q").At(5, 0)}, {F("p/q/x", "2")}},
+		[]string{`p dir 1777 1:2 @1234567890.987654321 user.k="v"`, "p/q dir @5", `p/q/x file "2"`}, nil},
+	{"E33 over two layers that imply", [][]Item{{D("p").Mode(0o700)}, {F("p/a", "2")}, {F("p/b", "3")}},
+		[]string{"p dir 0700", `p/a file "2"`, `p/b file "3"`}, nil},
+	{"implied where nothing was", [][]Item{{F("a/b/c", "1")}}, []string{"a dir @0", "a/b dir @0", `a/b/c file "1"`}, nil},
+	{"a repeated layer", [][]Item{{D("d").Mode(0o700), F("d/x", "1")}, {F("d/y", "2"), W("d/.wh.x")}, {D("d").Mode(0o700), F("d/x", "1")}},
+		[]string{"d dir 0700", `d/x file "1"`, `d/y file "2"`}, nil},
+	{"a repeated layer that implies", [][]Item{{D("d").Mode(0o700)}, {F("d/x", "1")}, {D("d").Mode(0o711)}, {F("d/x", "1")}},
+		[]string{"d dir 0711", `d/x file "1"`}, nil},
+	{"empty layers", [][]Item{{}, {F("a", "1")}, {}}, []string{`a file "1"`}, nil},
+	{"nothing but empty layers", [][]Item{{}, {}}, nil, nil},
+	{"E29 the root directory", [][]Item{{D("./").Mode(0o1777).Owner(3, 3).At(77, 0), F("a", "1")}, {F("b", "2")}},
+		[]string{". dir 1777 3:3 @77", `a file "1"`, `b file "2"`}, nil},
+	{"E29 the root directory of an empty layer", [][]Item{{F("a", "1")}, {D("./").Mode(0o700).At(77, 0)}},
+		[]string{". dir 0700 @77", `a file "1"`}, nil},
+	{"E37 capabilities and setuid", [][]Item{{F("c", "1").Xattr("security.capability", "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
+		F("s", "1").Mode(0o4755).Owner(1, 1)}, {F("x", "2")}},
+		[]string{`c file "1" security.capability="\x01\x00\x00\x02\x00 \x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"`, `s file 4755 1:1 "1"`, `x file "2"`}, nil},
+}
+
+func TestStacks(t *testing.T) {
+	requireMounts(t)
+	for _, row := range stackRows {
+		t.Run(row.testName, func(t *testing.T) {
+			w := open(t)
+			layers := make([]snapshot.Layer, len(row.layers))
+			for i, items := range row.layers {
+				layers[i] = w.blobs.add(t, Tar(t, items...))
+			}
+			t.Run("mounted sequential", func(t *testing.T) {
+				got, err := mounted(t, w, layers, false)
+				compare(t, got, err, row.want, row.wantErr)
+			})
+			t.Run("mounted parallel", func(t *testing.T) {
+				got, err := mounted(t, w, layers, true)
+				compare(t, got, err, row.want, row.wantErr)
+			})
+			t.Run("copied", func(t *testing.T) {
+				got, err := assembled(t, w, layers, false)
+				compare(t, got, err, row.want, row.wantErr)
+			})
+			t.Run("moved", func(t *testing.T) {
+				w := openAt(t, t.TempDir(), w.blobs)
+				got, err := assembled(t, w, layers, true)
+				compare(t, got, err, row.want, row.wantErr)
+			})
+		})
+	}
+}
+
+func compare(t *testing.T, got []string, err error, want []string, wantErr error) {
+	t.Helper()
+	if !errors.Is(err, wantErr) {
+		t.Fatalf("error %v, want %v", err, wantErr)
+	}
+	if wantErr == nil && err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// mounted unpacks the layers as containerd does, and lists what a view of the topmost shows.
+func mounted(t *testing.T, w *world, layers []snapshot.Layer, parallel bool) ([]string, error) {
+	t.Helper()
+	ctx := context.Background()
+	sn := w.For(metadata.Holder(t.Name()))
+	top, err := extract(ctx, sn, w, layers, parallel, t.Name())
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := sn.View(ctx, "view "+t.Name(), top)
+	if err != nil {
+		return nil, err
+	}
+	dir := t.TempDir()
+	must(t, mount.All(mounts, dir))
+	defer func() { must(t, mount.UnmountAll(dir, 0)) }()
+	return List(t, dir), nil
+}
+
+func extract(ctx context.Context, sn *snapshot.Snapshotter, w *world, layers []snapshot.Layer, parallel bool, ns string) (string, error) {
+	diffs := make([]digest.Digest, len(layers))
+	for i, l := range layers {
+		diffs[i] = l.DiffID
+	}
+	chains := identity.ChainIDs(diffs)
+	names := func(i int) string { return ns + "/" + chains[i].String() }
+	for i, l := range layers {
+		labels := map[string]string{
+			snapshots.LabelSnapshotRef:    chains[i].String(),
+			snapshots.LabelSnapshotDiffID: l.DiffID.String(),
+		}
+		parent, opts := "", []snapshots.Opt{}
+		if i > 0 {
+			labels["containerd.io/snapshot/parent-chain-id"] = chains[i-1].String()
+			if parallel {
+				opts = append(opts, snapshots.WithParent(names(i-1)))
+			} else {
+				parent = names(i - 1)
+			}
+		}
+		key := fmt.Sprintf("%s/extract-%d %s", ns, i, chains[i])
+		mounts, err := sn.Prepare(ctx, key, parent, snapshots.WithLabels(labels))
+		if err != nil {
+			return "", err
+		}
+		got, err := w.Apply(ctx, l.Blob, mounts)
+		if err != nil {
+			return "", err
+		}
+		if got.Digest != l.DiffID {
+			return "", fmt.Errorf("diff ID %s, want %s", got.Digest, l.DiffID)
+		}
+		if err := sn.Commit(ctx, names(i), key, opts...); err != nil {
+			return "", err
+		}
+	}
+	return names(len(layers) - 1), nil
+}
+
+// assembled lists the rootfs that the layers are assembled to.
+func assembled(t *testing.T, w *world, layers []snapshot.Layer, consume bool) ([]string, error) {
+	t.Helper()
+	ctx := context.Background()
+	var recs []metadata.Layer
+	for _, l := range layers {
+		rec, err := w.Unpack(ctx, holder, l)
+		if err != nil {
+			return nil, err
+		}
+		recs = append(recs, rec)
+	}
+	path, err := w.Assemble(ctx, holder, digest.FromString(t.Name()), recs, &snapshot.AssembleOptions{Consume: consume})
+	if err != nil {
+		return nil, err
+	}
+	return List(t, path), nil
+}

@@ -1,0 +1,215 @@
+package unpack_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+func openDir(t testing.TB, path string) *os.File {
+	t.Helper()
+	dir, err := os.Open(path)
+	must(t, err)
+	t.Cleanup(func() { dir.Close() })
+	return dir
+}
+
+func userOptions() *unpack.Options { return &unpack.Options{Unprivileged: os.Geteuid() != 0} }
+
+// TestTruncated cuts a layer at every byte (B13). What may be missing without an error is padding, the end-of-archive blocks,
+// and whole entries at the end, which a tar does not count: the diff ID tells.
+func TestTruncated(t *testing.T) {
+	raw := u.Tar(t, u.D("d"), u.F("d/a", strings.Repeat("x", 700)), u.S("s", "d"), u.H("h", "d/a"), u.W("d/.wh.b"),
+		u.F("p", "1").Xattr("user.x", strings.Repeat("y", 300)))
+	padding := func(cut int) bool { // of d/a, and of the record of p
+		return cut >= 2*512+700 && cut < 4*512 || cut >= 8*512+300 && cut < 9*512
+	}
+	for cut := range raw {
+		if cut > 1600 && cut%512 > 2 && cut%512 < 510 {
+			continue // the same over again
+		}
+		o := extractAndCompare(openDir(t, t.TempDir()), raw[:cut], userOptions())
+		if o.Disagree != "" || o.Err != "" && !o.Invalid {
+			t.Errorf("cut at %d: %+v", cut, o)
+		}
+		if o.Err == "" && cut%512 != 0 && !padding(cut) && cut < len(raw)-1024-511 {
+			t.Errorf("cut at %d: no error", cut)
+		}
+	}
+}
+
+func TestExtractFaults(t *testing.T) {
+	raw := u.Tar(t, u.F("a", strings.Repeat("x", 600)))
+	fault := errors.New("connection lost")
+	for cut := 0; cut <= len(raw); cut += 100 {
+		in := io.MultiReader(bytes.NewReader(raw[:cut]), iotest.ErrReader(fault))
+		_, err := unpack.Extract(context.Background(), openDir(t, t.TempDir()), in, userOptions())
+		if !errors.Is(err, fault) || errors.Is(err, unpack.ErrInvalidLayer) {
+			t.Errorf("cut at %d: %v", cut, err)
+		}
+	}
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "x"), nil, 0o600))
+	if _, err := unpack.Extract(context.Background(), openDir(t, dir), bytes.NewReader(raw), nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("directory that is not empty: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := unpack.Extract(ctx, openDir(t, t.TempDir()), bytes.NewReader(raw), userOptions()); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestExtractResult(t *testing.T) {
+	dir := t.TempDir()
+	res := extractTo(t, dir, u.Tar(t, u.F("b", strings.Repeat("x", 5000)), u.H("a", "b"), u.F("d/c", "1"), u.W("d/.wh.x"), u.H("l", "lower/f")))
+	var paths []string
+	for _, e := range res.Entries {
+		paths = append(paths, e.Path)
+	}
+	if want := []string{".", "a", "b", "d", "d/c", "d/x", "l"}; !reflect.DeepEqual(paths, want) {
+		t.Errorf("paths %q, want %q", paths, want)
+	}
+	if a, b := res.Entries[1], res.Entries[2]; a.Inode != "a" || b.Inode != "a" || a.Hash != b.Hash || a.Size != 5000 || a.Seq != 2 || b.Seq != 1 {
+		t.Errorf("hard links %+v and %+v", a, b)
+	}
+	// the root, d; b of two blocks, c of one; the whiteout
+	if res.Inodes != 5 || res.Size != 2*4096+8192+4096 {
+		t.Errorf("%d bytes in %d inodes", res.Size, res.Inodes)
+	}
+	if res.Empty || res.Root || !res.Needs || !res.Whiteouts {
+		t.Errorf("%+v", res)
+	}
+}
+
+// TestSparse keeps holes.
+func TestSparse(t *testing.T) {
+	text := "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n33 GNU.sparse.realsize=104857600\n21 GNU.sparse.name=f\n"
+	text = strings.Replace(text, "33 ", fmt.Sprint(len("33 GNU.sparse.realsize=104857600\n"))+" ", 1)
+	raw := header("x", 'x', len(text), nil)
+	raw = append(append(raw, text...), make([]byte, 512-len(text))...)
+	raw = append(raw, header("f", '0', 514, nil)...)
+	block := make([]byte, 1024)
+	copy(block, "1\n104857598\n2\n")
+	copy(block[512:], "ab")
+	raw = append(append(raw, block...), make([]byte, 1024)...)
+	dir := t.TempDir()
+	res := extractTo(t, dir, raw)
+	var st unix.Stat_t
+	must(t, unix.Lstat(filepath.Join(dir, "f"), &st))
+	if st.Size != 100<<20 || st.Blocks > 64 || res.Entries[1].Size != st.Size {
+		t.Errorf("size %d in %d blocks", st.Size, st.Blocks)
+	}
+	tree, err := unpack.ReadTree(openDir(t, dir))
+	must(t, err)
+	if d := difference(res.Entries, tree); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestLinear: opaque markers and whiteouts at every level of a wide and deep layer take no more than their share (B9).
+func TestLinear(t *testing.T) {
+	build := func(n int) []byte {
+		var list []u.Item
+		for i := range n {
+			d := fmt.Sprintf("d%d/s", i)
+			list = append(list, u.W(d+"/.wh..wh..opq"), u.F(d+"/f", ""), u.W(fmt.Sprintf("d%d/.wh.x", i)), u.F(fmt.Sprintf("d%d/g", i), ""),
+				u.W(".wh..wh..opq"))
+		}
+		return u.Tar(t, list...)
+	}
+	measure := func(n int) time.Duration {
+		raw := build(n)
+		dir := t.TempDir()
+		start := time.Now()
+		extractTo(t, dir, raw)
+		return time.Since(start)
+	}
+	measure(100)
+	small, large := measure(200), measure(2000)
+	if large > 40*small+200*time.Millisecond {
+		t.Errorf("%v for 1,000 entries, %v for 10,000", small, large)
+	}
+}
+
+// TestSwapped exchanges a directory of the layer with a symlink to the canary while a layer is extracted (A10): Extract may
+// fail, the canary may not change.
+func TestSwapped(t *testing.T) {
+	var list []u.Item
+	for i := range 400 {
+		// other directories in between, so that d is opened again and again
+		list = append(list, u.F(fmt.Sprintf("d/f%d", i%7), "x"), u.F(fmt.Sprintf("o%d/f", i%20), "x"), u.D("d").Mode(0o777))
+	}
+	raw := u.Tar(t, list...)
+	for _, opts := range []*unpack.Options{userOptions(), userOptions().WithoutOpenat2()} {
+		failed, swaps := 0, 0
+		for range 10 {
+			n, err := swapped(t, raw, opts)
+			if swaps += n; err != nil {
+				failed++
+			}
+		}
+		t.Logf("%d swaps, %d of 10 extractions failed", swaps, failed)
+	}
+}
+
+func swapped(t *testing.T, raw []byte, opts *unpack.Options) (swaps int, err error) {
+	base := t.TempDir()
+	canary, root, link := filepath.Join(base, "canary"), filepath.Join(base, "root"), filepath.Join(base, "link")
+	must(t, os.Mkdir(canary, 0o700))
+	must(t, os.Mkdir(root, 0o700))
+	must(t, os.WriteFile(filepath.Join(canary, "f0"), []byte("secret"), 0o600))
+	must(t, os.Symlink(canary, link))
+	before := u.List(t, canary)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if unix.Renameat2(unix.AT_FDCWD, root+"/d", unix.AT_FDCWD, link, unix.RENAME_EXCHANGE) == nil {
+					swaps++
+				}
+				time.Sleep(20 * time.Microsecond)
+			}
+		}
+	}()
+	_, err = unpack.Extract(context.Background(), openDir(t, root), bytes.NewReader(raw), opts)
+	close(stop)
+	<-done
+	if after := u.List(t, canary); !reflect.DeepEqual(after, before) {
+		t.Errorf("the canary was touched:\n%s", strings.Join(after, "\n"))
+	}
+	return swaps, err
+}
+
+// TestInRoot looks at where an absolute symlink leads that exists outside, too.
+func TestInRoot(t *testing.T) {
+	dir := t.TempDir()
+	outside := t.TempDir()
+	target := filepath.Join(outside, "away")
+	extractTo(t, dir, u.Tar(t, u.S("o", outside), u.S("e", target), u.F("e/pwn", "1"), u.F("o/x", "2")))
+	if data, err := os.ReadFile(filepath.Join(dir, target, "pwn")); err != nil || string(data) != "1" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if names, err := os.ReadDir(outside); err != nil || len(names) != 0 {
+		t.Errorf("outside: %v, %v", names, err)
+	}
+}

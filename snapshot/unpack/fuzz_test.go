@@ -1,0 +1,56 @@
+package unpack_test
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// FuzzExtract: whatever the bytes are, nothing outside the root changes, every error blames the layer, and what was extracted
+// is what is there.
+func FuzzExtract(f *testing.F) {
+	for _, table := range tables {
+		for _, r := range table {
+			raw := r.raw
+			if raw == nil {
+				raw = u.Tar(f, r.items...)
+			}
+			if len(raw) < 16<<10 {
+				f.Add(raw)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		base := t.TempDir()
+		root, canary := filepath.Join(base, "root"), filepath.Join(base, "CANARY")
+		must(t, os.Mkdir(root, 0o700))
+		must(t, os.Mkdir(canary, 0o700))
+		must(t, os.WriteFile(filepath.Join(canary, "secret"), []byte("secret"), 0o400))
+		before := u.List(t, canary)
+		opts := userOptions()
+		opts.Limits = unpack.Limits{Bytes: 4 << 20, Entries: 1000}
+		o := extractAndCompare(openDir(t, root), raw, opts)
+		if o.Disagree != "" {
+			t.Errorf("Extract and ReadTree disagree: %s", o.Disagree)
+		}
+		if o.Err != "" && !o.Invalid && !fromFilesystem(o.Err) {
+			t.Errorf("error of another class: %s", o.Err)
+		}
+		if after := u.List(t, canary); !reflect.DeepEqual(after, before) {
+			t.Errorf("the canary was touched:\n%s", strings.Join(after, "\n"))
+		}
+		if names, err := os.ReadDir(base); err != nil || len(names) != 2 {
+			t.Errorf("beside the root: %v, %v", names, err)
+		}
+	})
+}
+
+// fromFilesystem: limits that are the filesystem's own.
+func fromFilesystem(err string) bool {
+	return strings.HasSuffix(err, "no space left on device") || strings.HasSuffix(err, "argument list too long")
+}

@@ -52,7 +52,7 @@ bin/golangci-lint-$(GOLANGCI):
 	mv bin/golangci-lint $@
 
 demo: ## pull and run an image alone and under containerd, on private paths, and leave nothing running
-	demo/demo.sh
+	@demo/demo.sh
 
 clean: ## remove what was built
 	rm -rf bin integration/.bin

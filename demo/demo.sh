@@ -53,6 +53,7 @@ finish() {
 	done
 	awk -v d="$dir/" 'index($5, d) == 1 { print $5 }' /proc/self/mountinfo | sort -r | while read -r m; do umount -l "$m"; done
 	rm -rf "$dir"
+	[ "$status" -ne 0 ] || say "done; what was started is ended, and $dir is gone"
 	exit "$status"
 }
 trap finish EXIT
@@ -101,7 +102,7 @@ echo "$ref"
 
 say "alone: a directory with the image's files, without a daemon"
 show tank-snapshotter pull --root "$dir/alone" "$ref" | tee "$dir/rootfs"
-show ls "$(tail -n 1 "$dir/rootfs")"
+show ls -C "$(tail -n 1 "$dir/rootfs")"
 say "again, without the network"
 show tank-snapshotter pull --root "$dir/alone" --offline --progress none "$ref"
 show tank-snapshotter images --root "$dir/alone"
@@ -126,17 +127,18 @@ state = "$dir/containerd/state"
   disable = true
 TOML
 start containerd containerd --config "$dir/containerd.toml"
-ctr() { command ctr --address "$dir/containerd.sock" --namespace demo "$@"; }
-await containerd command ctr --address "$dir/containerd.sock" --connect-timeout 1s version
-run() { ctr run --rm --snapshotter tank --runc-root "$dir/runc" --fifo-dir "$dir/fifo" "$@"; }
+# What ctr says beside its answers (on cgroup v1 that it is old, each time) goes to a log, which is shown when something fails.
+ctr() { command ctr --address "$dir/containerd.sock" --namespace demo "$@" 2>>"$dir/ctr.log"; }
+await containerd ctr --connect-timeout 1s version
+private=(--runc-root "$dir/runc" --fifo-dir "$dir/fifo")
 
 say "pull with Tank first: containerd will find everything here"
 show tank-snapshotter pull --address "$dir/tank.sock" --no-rootfs "$ref"
-show ctr images pull --plain-http --snapshotter tank "$ref"
+show ctr images pull --plain-http --snapshotter tank "$ref" | tail -n 1
 say "a container that prints something"
-show run "$ref" hello
+show ctr run --rm --snapshotter tank "${private[@]}" "$ref" hello
 say "what it sees as its root: an overlay of Tank's layers"
-show run "$ref" mounts head -n 1 /proc/mounts
+show ctr run --rm --snapshotter tank "${private[@]}" "$ref" mounts head -n 1 /proc/mounts
 say "what is here"
 show tank-snapshotter images --address "$dir/tank.sock"
 show ctr images ls -q
@@ -145,4 +147,3 @@ show ctr images rm --sync "$ref"
 show tank-snapshotter gc --address "$dir/tank.sock"
 show tank-snapshotter check --address "$dir/tank.sock"
 show tank-snapshotter pull --address "$dir/tank.sock" --offline --no-rootfs --progress none "$ref"
-say "done; everything that was started is ended"

@@ -151,9 +151,11 @@ func TestLinear(t *testing.T) {
 // fail, the canary may not change.
 func TestSwapped(t *testing.T) {
 	var list []u.Item
-	for i := range 400 {
-		// other directories in between, so that d is opened again and again
-		list = append(list, u.F(fmt.Sprintf("d/f%d", i%7), "x"), u.F(fmt.Sprintf("o%d/f", i%20), "x"), u.D("d").Mode(0o777))
+	for i := range 50 {
+		list = append(list, u.F(fmt.Sprintf("d/f%d", i%7), "x"), u.D("d").Mode(0o777))
+		for j := range 20 { // so many that d is opened again
+			list = append(list, u.F(fmt.Sprintf("o%d/f", j), "x"))
+		}
 	}
 	raw := u.Tar(t, list...)
 	for _, opts := range []*unpack.Options{userOptions(), userOptions().WithoutOpenat2()} {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,19 +32,30 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
-	reg, layer := registry(t)
+	reg, layer, slow, release := registry(t)
 	testscript.Run(t, testscript.Params{
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REGISTRY", reg.Host)
 			env.Setenv("LAYER", layer.Encoded())
+			env.Setenv("SLOW", slow.Encoded())
 			return nil
 		},
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
-			"await": await,
+			"exits":   exits,
+			"await":   await,
+			"release": func(*testscript.TestScript, bool, []string) { release() },
+			"requests": func(ts *testscript.TestScript, _ bool, args []string) {
+				for range 1000 {
+					if fmt.Sprint(reg.Count(args[1])) == args[0] {
+						return
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				ts.Fatalf("%d requests for %s, want %s", reg.Count(args[1]), args[1], args[0])
+			},
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "userns" {
@@ -54,8 +66,9 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// registry has hello:1, which is right, and hello:lie, whose layer is not what its digest says; secret may not be read.
-func registry(t *testing.T) (*registrytest.Registry, digest.Digest) {
+// registry has hello:1, which is right; hello:lie, whose layer is not what its digest says; and hello:slow, whose layer waits for release.
+// secret may not be read.
+func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer digest.Digest, release func()) {
 	t.Helper()
 	var raw bytes.Buffer
 	w := tar.NewWriter(&raw)
@@ -68,11 +81,16 @@ func registry(t *testing.T) (*registrytest.Registry, digest.Digest) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	reg := registrytest.New(t)
-	layer := reg.Blob(ocispec.MediaTypeImageLayer, raw.Bytes())
-	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{layer.Digest})
-	lie := reg.Blob(ocispec.MediaTypeImageLayer, append(raw.Bytes(), 0))
-	reg.Image("lie", platforms.DefaultSpec(), []ocispec.Descriptor{lie}, []digest.Digest{lie.Digest})
+	reg = registrytest.New(t)
+	image := func(tag string, data []byte) ocispec.Descriptor {
+		l := reg.Blob(ocispec.MediaTypeImageLayer, data)
+		reg.Image(tag, platforms.DefaultSpec(), []ocispec.Descriptor{l}, []digest.Digest{l.Digest})
+		return l
+	}
+	right := image("1", raw.Bytes())
+	lie := image("lie", append(bytes.Clone(raw.Bytes()), 0))
+	slow := image("slow", append(bytes.Clone(raw.Bytes()), 0, 0))
+	released := make(chan struct{})
 	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
 		case strings.HasPrefix(r.URL.Path, "/v2/secret/"):
@@ -81,10 +99,15 @@ func registry(t *testing.T) (*registrytest.Registry, digest.Digest) {
 		case strings.HasSuffix(r.URL.Path, lie.Digest.String()):
 			_, _ = w.Write(bytes.Repeat([]byte("x"), int(lie.Size)))
 			return true
+		case strings.HasSuffix(r.URL.Path, slow.Digest.String()):
+			select {
+			case <-released:
+			case <-r.Context().Done():
+			}
 		}
 		return false
 	}
-	return reg, layer.Digest
+	return reg, right.Digest, slow.Digest, sync.OnceFunc(func() { close(released) })
 }
 
 // exits runs `exits CODE PROGRAM ARG...` and compares the exit code, which testscript's own exec only tells from zero.

@@ -109,6 +109,14 @@ func (c *Containerd) Start() {
 	}
 }
 
+// AwaitPlugin waits until containerd reaches the plugin again after this was down: it tries every few seconds only.
+func (c *Containerd) AwaitPlugin() {
+	c.env.t.Helper()
+	Eventually(c.env.t, 15*time.Second, "containerd reaches the plugin", func() bool {
+		return c.ctr("content", "ls").Code == 0 && c.ctr("snapshots", "--snapshotter", c.Snapshotter, "ls").Code == 0
+	})
+}
+
 // Process is the running containerd.
 func (c *Containerd) Process() *Process { return c.proc }
 

@@ -64,6 +64,7 @@ func TestKillDaemon(t *testing.T) {
 		}
 		r.SetRate(0)
 		k.Serve()
+		c.AwaitPlugin()
 		c.Pull(ref)
 		dir := c.Mount(ref)
 		CheckTree(t, "ctr images mount", f.Tree, dir)
@@ -73,10 +74,10 @@ func TestKillDaemon(t *testing.T) {
 
 		pull = startSlowly(t, r, f.Image, func() *Process { return k.StartPull(r.Ref(f.Name)) })
 		k.Daemon().Kill9()
-		if code, err := pull.Wait(time.Minute); err != nil || code == 0 {
-			t.Errorf("pull whose daemon was killed: exit %d, %v", code, err)
-		}
 		r.SetRate(0)
+		if _, err := pull.Wait(time.Minute); err != nil { // it may go on by itself, as the root is free now
+			t.Error(err)
+		}
 		k.Serve()
 		CheckTree(t, "pull", f.Tree, k.Pull(r.Ref(f.Name)))
 		k.MustRun("check")
@@ -128,6 +129,7 @@ func TestContainerSurvives(t *testing.T) {
 	k.Daemon().Kill9()
 	counts("without the daemon")
 	k.Serve()
+	c.AwaitPlugin()
 	counts("with a new daemon")
 	c.Kill9()
 	counts("without containerd")

@@ -83,7 +83,7 @@ func logLevel() string {
 	if l := os.Getenv("TANK_TEST_LOG"); l != "" {
 		return l
 	}
-	return "info"
+	return "warn"
 }
 
 // Pid is the process's own id.

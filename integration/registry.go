@@ -44,7 +44,7 @@ func (e *Env) NewRegistry() *Registry {
 // registryConfig is the configuration of a registry that keeps its files in dir and listens on addr.
 func registryConfig(dir, addr string) string {
 	return fmt.Sprintf(`version: 0.1
-log: {level: fatal, accesslog: {disabled: true}}
+log: {level: error, accesslog: {disabled: true}}
 storage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}
 http: {addr: %s}
 `, dir, addr)
@@ -72,10 +72,14 @@ func (r *Registry) Push(layout, ref, name string) Image {
 	return img
 }
 
-// HoldLayers holds the second half of every layer of img.
+// heldTail is how much HoldLayers holds of a big blob. containerd hands a blob on in pieces of 1 MiB, so that the rest of what it
+// has got is not seen by anybody; the half of a small blob is held.
+const heldTail = 32 << 10
+
+// HoldLayers holds the last bytes of every layer of img.
 func (r *Registry) HoldLayers(img Image) {
 	for _, l := range img.Layers {
-		r.Hold(l.Digest, l.Size/2)
+		r.Hold(l.Digest, l.Size-min(l.Size/2, heldTail))
 	}
 }
 

@@ -154,25 +154,18 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 		return fmt.Errorf("layer %s: %w", blob.Digest, err)
 	}
 	defer src.Close()
-	tar, err := unpack.Decompress(blob.MediaType, src)
-	if err != nil {
-		return fmt.Errorf("layer %s: %w", blob.Digest, err)
-	}
-	defer tar.Close()
-	digester := digest.SHA256.Digester()
-	stream := io.TeeReader(tar, digester.Hash())
 	have, err := s.hasLayer(j.layer.DiffID)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case have:
-		_, err = io.Copy(io.Discard, stream)
-	default:
-		err = s.extract(ctx, j, stream)
 	}
-	if err == nil {
-		// The digest of the blob is the ingest's to verify, and that ends only when it did: so read to the end.
-		_, err = io.Copy(io.Discard, src)
+	digester := digest.SHA256.Digester()
+	if have {
+		err = readTar(blob.MediaType, src, digester.Hash(), func(tar io.Reader) error {
+			_, err := io.Copy(io.Discard, tar)
+			return err
+		})
+	} else {
+		err = s.extract(ctx, j, src, digester.Hash())
 	}
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", blob.Digest, err)
@@ -180,6 +173,21 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 	j.diffID = digester.Digest()
 	j.record.DiffID, j.record.Key = j.diffID, metadata.LayerKey(j.diffID)
 	return nil
+}
+
+// readTar has read the tar stream of a blob while it is hashed. The digest of the blob itself is the ingest's to verify,
+// and its stream ends only when that did: so the blob is read to its end.
+func readTar(mediaType string, blob io.Reader, hash io.Writer, read func(tar io.Reader) error) error {
+	tar, err := unpack.Decompress(mediaType, blob)
+	if err != nil {
+		return err
+	}
+	defer tar.Close()
+	if err := read(io.TeeReader(tar, hash)); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, blob)
+	return err
 }
 
 // hasLayer says whether an intact layer with this diff ID is recorded.
@@ -201,14 +209,27 @@ func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
 	return have, err
 }
 
-// extract unpacks a tar stream into a new directory of staging and seals it.
-func (s *Store) extract(ctx context.Context, j *unpackJob, tar io.Reader) error {
+// extract unpacks a blob into a new directory of staging and seals it.
+func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.Reader, hash io.Writer) error {
 	name := j.layer.DiffID
 	if name == "" {
 		name = j.layer.Blob.Digest
 	}
 	j.dir = s.stage("layer-" + name.Encoded()[:12])
-	res, err := s.extractTo(ctx, j.dir, tar)
+	fs := filepath.Join(j.dir, "fs")
+	if err := errors.Join(os.Mkdir(j.dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+		return err
+	}
+	dir, err := os.Open(fs)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var res *unpack.Result
+	err = readTar(j.layer.Blob.MediaType, blob, hash, func(tar io.Reader) error {
+		res, err = unpack.Extract(ctx, dir, tar, &s.opts.Unpack)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -218,19 +239,6 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, tar io.Reader) error 
 		OpaqueRoot: res.Entries[0].Opaque,
 	}
 	return writeSeal(filepath.Join(j.dir, "seal"), res.Entries, true)
-}
-
-func (s *Store) extractTo(ctx context.Context, dir string, tar io.Reader) (*unpack.Result, error) {
-	fs := filepath.Join(dir, "fs")
-	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
-		return nil, err
-	}
-	f, err := os.Open(fs)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return unpack.Extract(ctx, f, tar, &s.opts.Unpack)
 }
 
 // known says whether the layer is here and was verified for its blob: any config may claim any diff ID.

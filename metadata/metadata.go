@@ -53,11 +53,17 @@ type Node struct {
 	Key  string
 }
 
-// Nodes, by what names them.
-func BlobNode(d digest.Digest) Node          { return Node{KindBlob, d.String()} }
-func LayerNode(key string) Node              { return Node{KindLayer, key} }
+// BlobNode names a blob.
+func BlobNode(d digest.Digest) Node { return Node{KindBlob, d.String()} }
+
+// LayerNode names a layer or a fix-up.
+func LayerNode(key string) Node { return Node{KindLayer, key} }
+
+// RootfsNode names the rootfs of a manifest.
 func RootfsNode(manifest digest.Digest) Node { return Node{KindRootfs, manifest.String()} }
-func SnapshotNode(key string) Node           { return Node{KindSnapshot, key} }
+
+// SnapshotNode names a snapshot.
+func SnapshotNode(key string) Node { return Node{KindSnapshot, key} }
 
 // LayerKey is the key of the layer with this diff ID.
 func LayerKey(diffID digest.Digest) string { return diffID.String() }

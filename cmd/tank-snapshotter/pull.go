@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
@@ -76,6 +77,9 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, show func(plugin.
 		image, err = svc.Pull(cmd.Context(), req, report)
 		return err
 	})
+	if req.Offline && errdefs.IsNotFound(err) {
+		c.hint = "Pull it once without --offline."
+	}
 	if err != nil {
 		return err
 	}

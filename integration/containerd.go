@@ -109,12 +109,15 @@ func (c *Containerd) Start() {
 	}
 }
 
-// AwaitPlugin waits until containerd reaches the plugin again after this was down: it tries every few seconds only.
+// AwaitPlugin waits until containerd reaches the plugin again after this was down: it tries every few seconds only, and
+// answers for it until then. What its own database answers would not tell.
 func (c *Containerd) AwaitPlugin() {
 	c.env.t.Helper()
+	key := c.env.Name("reach")
 	Eventually(c.env.t, 15*time.Second, "containerd reaches the plugin", func() bool {
-		return c.ctr("content", "ls").Code == 0 && c.ctr("snapshots", "--snapshotter", c.Snapshotter, "ls").Code == 0
+		return c.ctr("snapshots", "--snapshotter", c.Snapshotter, "prepare", key).Code == 0
 	})
+	c.Ctr("snapshots", "--snapshotter", c.Snapshotter, "rm", key)
 }
 
 // Process is the running containerd.

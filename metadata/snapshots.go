@@ -8,7 +8,8 @@ import (
 
 // Snapshot returns the record of a snapshot, or errdefs.ErrNotFound.
 func (tx *Tx) Snapshot(key string) (s Snapshot, err error) {
-	return s, tx.get(bucketSnapshots, "snapshot", key, &s)
+	err = tx.get(bucketSnapshots, "snapshot", key, &s)
+	return s, err
 }
 
 // PutSnapshot writes the record of a snapshot. Its parent must exist (errdefs.ErrNotFound).

@@ -67,7 +67,8 @@ func (tx *Tx) has(n Node) bool { return tx.bolt.Bucket(nodeBuckets[n.Kind]).Get(
 
 // Blob returns the record of a blob, or errdefs.ErrNotFound.
 func (tx *Tx) Blob(d digest.Digest) (b Blob, err error) {
-	return b, tx.get(bucketBlobs, "blob", d.String(), &b)
+	err = tx.get(bucketBlobs, "blob", d.String(), &b)
+	return b, err
 }
 
 // PutBlob writes the record of a blob.
@@ -75,7 +76,8 @@ func (tx *Tx) PutBlob(b Blob) error { return tx.putNode(BlobNode(b.Digest), b) }
 
 // Layer returns the record of a layer or fix-up, or errdefs.ErrNotFound.
 func (tx *Tx) Layer(key string) (l Layer, err error) {
-	return l, tx.get(bucketLayers, "layer", key, &l)
+	err = tx.get(bucketLayers, "layer", key, &l)
+	return l, err
 }
 
 // PutLayer writes the record of a layer or fix-up.
@@ -83,7 +85,8 @@ func (tx *Tx) PutLayer(l Layer) error { return tx.putNode(LayerNode(l.Key), l) }
 
 // Rootfs returns the record of an assembled rootfs, or errdefs.ErrNotFound.
 func (tx *Tx) Rootfs(manifest digest.Digest) (r Rootfs, err error) {
-	return r, tx.get(bucketRootfs, "rootfs", manifest.String(), &r)
+	err = tx.get(bucketRootfs, "rootfs", manifest.String(), &r)
+	return r, err
 }
 
 // PutRootfs writes the record of a rootfs.
@@ -91,7 +94,8 @@ func (tx *Tx) PutRootfs(r Rootfs) error { return tx.putNode(RootfsNode(r.Manifes
 
 // Image returns the record of a reference, or errdefs.ErrNotFound.
 func (tx *Tx) Image(ref string) (i Image, err error) {
-	return i, tx.get(bucketImages, "image", ref, &i)
+	err = tx.get(bucketImages, "image", ref, &i)
+	return i, err
 }
 
 // PutImage writes the record of a reference. What it holds is the caller's to Hold.

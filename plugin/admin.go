@@ -227,7 +227,8 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // Images lists what was pulled.
 func (c *Client) Images(ctx context.Context) (images []ImageInfo, err error) {
-	return images, c.call(ctx, "Images", empty{}, &images)
+	err = c.call(ctx, "Images", empty{}, &images)
+	return images, err
 }
 
 // Remove forgets an image.
@@ -237,12 +238,14 @@ func (c *Client) Remove(ctx context.Context, ref string) error {
 
 // GC has what nobody holds deleted.
 func (c *Client) GC(ctx context.Context) (r Reclaimed, err error) {
-	return r, c.call(ctx, "GC", empty{}, &r)
+	err = c.call(ctx, "GC", empty{}, &r)
+	return r, err
 }
 
 // Check has the root checked.
 func (c *Client) Check(ctx context.Context) (faults []Fault, err error) {
-	return faults, c.call(ctx, "Check", empty{}, &faults)
+	err = c.call(ctx, "Check", empty{}, &faults)
+	return faults, err
 }
 
 // Pull has an image pulled.

@@ -234,7 +234,7 @@ func (x *extractor) whiteout(name, parent, base string) error {
 	if at.blocked != nil && at.blocked.ino.Type != Link {
 		return nil // there is nothing in it
 	}
-	dir, err := x.makeDirs(name, at)
+	dir, err := x.makeDirs(name, at, true)
 	if err != nil {
 		return err
 	}
@@ -242,16 +242,13 @@ func (x *extractor) whiteout(name, parent, base string) error {
 		dir.marked = true
 		return nil
 	}
-	if dir.whiteouts == nil {
-		dir.whiteouts = make(map[string]int)
-	}
 	if dir.length+1+len(hidden) > x.limits.Path {
 		return invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
 	}
 	if len(base) > maxName {
 		return invalid(name, "a component of more than %d bytes", maxName)
 	}
-	dir.whiteouts[hidden] = x.seq
+	dir.hide(hidden, x.seq)
 	return x.keep(name, dir.length+len(hidden))
 }
 
@@ -264,7 +261,7 @@ func (x *extractor) parent(name, parent string) (*node, error) {
 	if reason != "" {
 		return nil, invalid(name, "%s", reason)
 	}
-	dir, err := x.makeDirs(name, at)
+	dir, err := x.makeDirs(name, at, false)
 	if err != nil {
 		return nil, err
 	}
@@ -274,8 +271,8 @@ func (x *extractor) parent(name, parent string) (*node, error) {
 	return dir, nil
 }
 
-// makeDirs creates the implied directories of a place.
-func (x *extractor) makeDirs(name string, at place) (*node, error) {
+// makeDirs creates the implied directories of a place, for a whiteout in it or for an entry.
+func (x *extractor) makeDirs(name string, at place, bare bool) (*node, error) {
 	dir := at.dir
 	for _, c := range at.missing {
 		if old := dir.children[c]; old != nil && old.ino.Type == Link {
@@ -288,7 +285,7 @@ func (x *extractor) makeDirs(name string, at place) (*node, error) {
 		if err != nil {
 			return nil, err
 		}
-		n.implied = !n.fresh
+		n.implied, n.bare = !n.fresh, bare
 		dir = n
 	}
 	return dir, nil
@@ -366,7 +363,7 @@ func (x *extractor) clear(name string, dir *node, base string) (bool, error) {
 
 func (x *extractor) directory(name string, dir *node, base string, ino *inode) error {
 	if old := dir.children[base]; old != nil && old.isDir() {
-		old.ino, old.implied, old.seq = ino, false, x.seq
+		old.ino, old.implied, old.bare, old.seq = ino, false, false, x.seq
 		return nil
 	}
 	_, err := x.mkdir(name, dir, base, ino)

@@ -11,7 +11,7 @@ import (
 
 // finish decides what comes of the whiteouts, sets the attributes of the directories, and lists the entries.
 func (x *extractor) finish(ctx context.Context) (*Result, error) {
-	x.omit(x.root)
+	x.review(x.root)
 	if err := x.checkLinks(x.root); err != nil {
 		return nil, err
 	}
@@ -22,21 +22,19 @@ func (x *extractor) finish(ctx context.Context) (*Result, error) {
 	return f.result(), nil
 }
 
-// omit turns devices that are left out into whiteouts: what the layers below have at their path must not show through.
-func (x *extractor) omit(dir *node) {
-	if !x.opts.Unprivileged {
-		return
-	}
+// review looks at every directory after its content: what devices were left out of it, and whether it is still bare.
+func (x *extractor) review(dir *node) {
 	for name, n := range dir.children {
-		switch {
-		case n.isDir():
-			x.omit(n)
-		case n.ino.omitted:
+		if n.isDir() {
+			x.review(n)
+		}
+		if !n.bare {
+			dir.bare = false
+		}
+		if n.ino.omitted {
+			// What the layers below have at its path must not show through.
 			delete(dir.children, name)
-			if dir.whiteouts == nil {
-				dir.whiteouts = make(map[string]int)
-			}
-			dir.whiteouts[name] = n.seq
+			dir.hide(name, n.seq)
 		}
 	}
 }
@@ -78,7 +76,13 @@ func (f *finisher) dir(ctx context.Context, n *node, hidden bool) error {
 	}
 	path := n.path()
 	f.items = append(f.items, item{path: path, n: n})
+	if hidden {
+		n.marked, n.fresh = false, false // said above it already
+	}
 	hidden = hidden || n.isOpaque()
+	if err := f.prune(n, hidden); err != nil {
+		return err
+	}
 	markers := f.markers(n, hidden)
 	for _, c := range n.children {
 		if !c.isDir() {
@@ -101,6 +105,20 @@ func (f *finisher) dir(ctx context.Context, n *node, hidden bool) error {
 		f.items = append(f.items, item{path: prefix + name, seq: n.whiteouts[name]})
 	}
 	return f.seal(n, path, markers)
+}
+
+// prune removes bare directories where nothing of the layers below is left for their whiteouts: a whiteout of nothing makes
+// no directory.
+func (f *finisher) prune(n *node, hidden bool) error {
+	for name, c := range n.children {
+		if _, gone := n.whiteouts[name]; !c.bare || !hidden && !gone {
+			continue
+		}
+		if _, err := f.clear(c.path(), n, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // isOpaque: the layers below are not to be seen in it.

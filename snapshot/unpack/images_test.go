@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -84,5 +83,5 @@ func checkLayer(t *testing.T, blob, mediaType string, diffID digest.Digest) {
 	if d := difference(res.Entries, tree); d != "" {
 		t.Error(d)
 	}
-	t.Log(fmt.Sprintf("%d entries, %d bytes, %d inodes: %s", len(res.Entries), res.Size, res.Inodes, notes(res)))
+	t.Logf("%d entries, %d bytes, %d inodes: %s", len(res.Entries), res.Size, res.Inodes, notes(res))
 }

@@ -231,29 +231,14 @@ func (r *treeReader) add(path string, t, named target) error {
 	if err := t.stat(&st); err != nil {
 		return err
 	}
-	e := Entry{Path: path}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		e.Type = Dir
-	case unix.S_IFREG:
-		e.Type, e.Size = File, st.Size
-	case unix.S_IFLNK:
-		e.Type = Symlink
-	case unix.S_IFIFO:
-		e.Type = Fifo
-	case unix.S_IFCHR:
-		e.Type, e.Rdev = Char, uint64(st.Rdev)
-	case unix.S_IFBLK:
-		e.Type, e.Rdev = Block, uint64(st.Rdev)
-	default:
-		return fmt.Errorf("type %#o is not one of a layer", st.Mode&unix.S_IFMT)
+	e, err := statEntry(path, &st)
+	if err != nil {
+		return err
 	}
-	if IsWhiteout(&st) {
-		r.entries = append(r.entries, Entry{Path: path, Type: Whiteout})
+	if e.Type == Whiteout {
+		r.entries = append(r.entries, e)
 		return nil
 	}
-	e.Mode, e.UID, e.GID = st.Mode&0o7777, st.Uid, st.Gid
-	e.Sec, e.Nsec = int64(st.Mtim.Sec), int64(st.Mtim.Nsec)
 	if e.Type == Dir && len(r.todo) > 0 && r.todo[len(r.todo)-1].opened {
 		e.Mode = r.todo[len(r.todo)-1].mode
 	}
@@ -261,7 +246,7 @@ func (r *treeReader) add(path string, t, named target) error {
 		key := [2]uint64{uint64(st.Dev), st.Ino}
 		r.links[key] = append(r.links[key], len(r.entries))
 	}
-	err := r.details(&e, t, named)
+	err = r.details(&e, t, named)
 	r.entries = append(r.entries, e)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -299,6 +300,8 @@ var whiteoutRows = []row{
 		want: []string{`d symlink -> ../t`, `t dir opaque`}},
 	{id: "E13 missing parent", items: items(u.W("p/q/.wh.x")),
 		want: []string{`p dir @0`, `p/q dir @0 origin`, `p/q/x whiteout`}, notes: "needs whiteouts implied:p implied:p/q"},
+	{id: "E13 below what is removed", items: items(u.W("p/q/.wh.x"), u.W(".wh.p"), u.D("d"), u.W("d/e/.wh..wh..opq"), u.W("d/.wh..wh..opq")),
+		want: []string{`. dir @0 origin`, `d dir opaque`, `p whiteout`}, notes: "whiteouts"},
 	{id: "E14 non-empty", items: items(u.F(".wh.a", "data"), u.F("b", "2")), want: []string{`. dir @0 origin`, `a whiteout`, `b file "2"`}},
 	{id: "E14 directory", items: items(u.D(".wh.a")), want: []string{`. dir @0 origin`, `a whiteout`}},
 	{id: "E14 symlink", items: items(u.S(".wh.a", "/CANARY"), u.D("o"), u.S("o/.wh..wh..opq", "/CANARY")),
@@ -308,6 +311,8 @@ var whiteoutRows = []row{
 	{id: "E15 through a symlink", items: items(u.S("s", ".wh.etc"), u.F("s/x", "1")), err: "name of whiteouts"},
 	{id: "E16", items: items(u.D(".wh..wh.plnk"), u.F(".wh..wh.plnk/12.34", "x"), u.F(".wh..wh.aufs", ""), u.F("a", "1")),
 		want: []string{`a file "1"`}},
+	{id: "opaque in opaque", items: items(u.D("d"), u.D("d/e"), u.W("d/e/.wh..wh..opq"), u.W("d/.wh..wh..opq"), u.F("d/g", ""), u.D("d/g")),
+		want: []string{`d dir opaque`, `d/e dir`, `d/g dir`}},
 	{id: "whiteouts of one directory's names", items: items(u.F("d/a", "1"), u.W("d/.wh.a"), u.W("d/.wh.b")),
 		want: []string{`d dir @0 origin`, `d/a file "1"`, `d/b whiteout`}},
 }
@@ -447,7 +452,7 @@ var attrRows = []row{
 			`w file 0666 ""`},
 		user: []string{`all file 3777 ""`, `g dir 2775`, `g/d dir`, `g/f file ""`, `sg file 2755 ""`, `su file 0755 ""`, `t dir 1777`,
 			`w file 0666 ""`}},
-	{id: "E36", items: items(u.F("a", "").Owner(65534, 65534), u.F("b", "").Owner(4294967294, 4294967294), u.S("s", "t").Owner(7, 8)),
+	{id: "E36", items: items(u.F("a", "").Owner(65534, 65534), u.F("b", "").Owner(math.MaxUint32-1, math.MaxUint32-1), u.S("s", "t").Owner(7, 8)),
 		want: []string{`a file 65534:65534 ""`, `b file 4294967294:4294967294 ""`, `s symlink 7:8 -> t`}},
 	{id: "E36 uid -1", items: items(u.F("a", "").Owner(4294967295, 0)), err: "owner 4294967295:0 is out of range"},
 	{id: "E36 gid -1", items: items(u.F("a", "").Owner(0, 4294967295)), err: "owner 0:4294967295 is out of range"},

@@ -27,7 +27,10 @@ type node struct {
 	implied   bool
 	marked    bool // has an opaque marker
 	fresh     bool // the layer had something else at this path before, which hid all below it
-	seq       int
+	// bare: an implied directory that only whiteouts asked for. While the layer is read this says what made the directory; at
+	// the end, that nothing else came into it.
+	bare bool
+	seq  int
 }
 
 func (n *node) isDir() bool { return n.ino.Type == Dir }
@@ -61,6 +64,14 @@ func (n *node) child(name string, ino *inode) *node {
 	}
 	n.children[name] = c
 	return c
+}
+
+// hide notes a whiteout of a name in the directory n.
+func (n *node) hide(name string, seq int) {
+	if n.whiteouts == nil {
+		n.whiteouts = make(map[string]int)
+	}
+	n.whiteouts[name] = seq
 }
 
 // below tells whether n is top or lies in it.

@@ -112,6 +112,10 @@ func TestRows(t *testing.T) {
 
 func runRows(t *testing.T, m mode, rows []row) {
 	base := publicTempDir(t)
+	if m.walk { // one of the two on disk is enough
+		base = memoryDir(t)
+		must(t, os.Chmod(base, 0o755))
+	}
 	before := make([][]string, len(rows))
 	for i, r := range rows {
 		before[i] = prepare(t, base, i, m, r)
@@ -291,7 +295,7 @@ func runAsUser(t *testing.T, base string, n int) []outcome {
 	self, err := os.Open("/proc/self/exe")
 	must(t, err)
 	defer self.Close()
-	exe := filepath.Join(base, "test")
+	exe := filepath.Join(publicTempDir(t), "test")
 	out, err := os.OpenFile(exe, os.O_CREATE|os.O_WRONLY, 0o755)
 	must(t, err)
 	_, err = io.Copy(out, self)

@@ -284,7 +284,7 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 	if err != nil {
 		return nil, err
 	}
-	if p.t.daemon && !p.opts.NoSync {
+	if !p.opts.NoSync {
 		if err := p.t.snapshots.Sync(ctx); err != nil {
 			return nil, err
 		}

@@ -33,7 +33,7 @@ func (s *Store) Rootfs(_ context.Context, holder metadata.Holder, manifest diges
 		if err != nil {
 			return "", fmt.Errorf("rootfs %s: %w: %w", manifest, err, errdefs.ErrNotFound)
 		}
-		s.trusted(n, true)
+		s.trusted(n)
 	}
 	if _, err := os.Stat(s.rootfsPath(manifest)); err != nil {
 		return "", fmt.Errorf("rootfs %s: directory: %w", manifest, errdefs.ErrNotFound)
@@ -60,7 +60,7 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	if opts == nil {
 		opts = &AssembleOptions{}
 	}
-	defer s.fixups.lock("rootfs/" + manifest.String())()
+	defer s.locks.lock("rootfs/" + manifest.String())()
 	if path, err := s.Rootfs(ctx, holder, manifest); err == nil || !errdefs.IsNotFound(err) {
 		return path, err
 	}
@@ -200,7 +200,7 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 			return nil, err
 		}
 		sources[rec.Key] = layerSource{dir: dir, move: true}
-		s.trusted(metadata.LayerNode(rec.Key), false)
+		s.replaced(metadata.LayerNode(rec.Key))
 	}
 	return sources, nil
 }
@@ -286,7 +286,7 @@ func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.
 	if err != nil {
 		return errors.Join(err, s.trash(path, path+".seal"))
 	}
-	s.trusted(n, false)
+	s.replaced(n)
 	if !rec.Durable {
 		s.syncer.add(n)
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -21,9 +22,10 @@ import (
 
 // syncer turns provisional records durable: one syncfs for all that were recorded before it.
 type syncer struct {
-	s    *Store
-	kick chan struct{} // has room for one
-	done chan struct{}
+	s     *Store
+	kick  chan struct{} // begins a round; has room for one
+	hurry chan struct{} // the round waits for nobody else; has room for one
+	done  chan struct{}
 
 	// mu guards the fields below; cond is signalled when a round is over.
 	mu      sync.Mutex
@@ -35,7 +37,7 @@ type syncer struct {
 }
 
 func newSyncer(s *Store) *syncer {
-	y := &syncer{s: s, kick: make(chan struct{}, 1), done: make(chan struct{}), pending: map[metadata.Node]struct{}{}}
+	y := &syncer{s: s, kick: make(chan struct{}, 1), hurry: make(chan struct{}, 1), done: make(chan struct{}), pending: map[metadata.Node]struct{}{}}
 	y.cond = sync.NewCond(&y.mu)
 	go y.loop()
 	return y
@@ -48,10 +50,19 @@ func (y *syncer) add(n metadata.Node) {
 	y.mu.Unlock()
 }
 
-// Settle begins to turn durable what is provisional, without waiting for it.
-func (s *Store) Settle() {
+// settleSoon has what is provisional turned durable soon, without waiting for it.
+func (s *Store) settleSoon() {
+	if s.opts.SyncDelay >= 0 {
+		s.syncer.wake()
+	}
+}
+
+func (y *syncer) wake() { signal(y.kick) }
+
+// signal sends, unless one is there that nobody took yet.
+func signal(c chan<- struct{}) {
 	select {
-	case s.syncer.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -72,7 +83,8 @@ func (s *Store) Sync(ctx context.Context) error {
 	}
 	// The round that runs may have begun before the last record: wait for the one after it.
 	for until := y.rounds + 2; y.rounds < until && len(y.pending) > 0 && !y.closed; {
-		s.Settle()
+		signal(y.hurry)
+		y.wake()
 		y.cond.Wait()
 		if ctx.Err() != nil {
 			return fmt.Errorf("sync: %w", ctx.Err())
@@ -87,6 +99,10 @@ func (s *Store) Sync(ctx context.Context) error {
 func (y *syncer) loop() {
 	defer close(y.done)
 	for range y.kick {
+		select {
+		case <-time.After(y.s.opts.SyncDelay):
+		case <-y.hurry:
+		}
 		y.mu.Lock()
 		nodes := make([]metadata.Node, 0, len(y.pending))
 		for n := range y.pending {
@@ -171,15 +187,23 @@ func (s *Store) suspect(n metadata.Node) bool {
 	return ok
 }
 
-// trusted records that the node was found to be what its seal says, or is gone.
-func (s *Store) trusted(n metadata.Node, settle bool) {
+// trusted says that the node was found to be what its seal says. Nothing says yet that it is on the disk.
+func (s *Store) trusted(n metadata.Node) {
 	s.mu.Lock()
 	delete(s.suspects, n)
 	s.mu.Unlock()
-	if settle {
-		s.syncer.add(n)
-		s.Settle()
-	}
+	s.syncer.add(n)
+	s.settleSoon()
+}
+
+// replaced says that the node is not what it was: it is gone, or durable from the start.
+func (s *Store) replaced(n metadata.Node) {
+	s.mu.Lock()
+	delete(s.suspects, n)
+	s.mu.Unlock()
+	s.syncer.mu.Lock()
+	delete(s.syncer.pending, n)
+	s.syncer.mu.Unlock()
 }
 
 // trustLayer compares a suspect layer with its seal before it is served, and unpacks it again when it differs. It
@@ -189,7 +213,7 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 	if !s.suspect(n) {
 		return rec, nil
 	}
-	defer s.fixups.lock("trust/" + rec.Key)()
+	defer s.locks.lock("trust/" + rec.Key)()
 	if !s.suspect(n) {
 		return s.layer(rec.Key) // another call was quicker
 	}
@@ -201,7 +225,7 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 	if err != nil {
 		return rec, fmt.Errorf("layer %s: %w", rec.Key, err)
 	}
-	s.trusted(n, true)
+	s.trusted(n)
 	return rec, nil
 }
 

@@ -21,7 +21,7 @@ import (
 // ensureFixup finds out what a committed snapshot's layer needs above its parent, makes it, and records it. The
 // snapshots below must have theirs. It returns the record as it is then.
 func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
-	defer s.fixups.lock(key)()
+	defer s.locks.lock(key)()
 	sn, err := s.snapshot(key)
 	if err != nil || sn.Fixup != "" || sn.Layer == "" {
 		return sn, err

@@ -55,6 +55,9 @@ type Options struct {
 	Unpack unpack.Options
 	// Unpacks is how many layers are unpacked at once; most of them wait for their download. 0 means 16.
 	Unpacks int
+	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with. 0 means
+	// 100 ms, less than 0 that nothing is synced but by Sync.
+	SyncDelay time.Duration
 	// UserXattr marks overlay's directories in user.overlay.*, for mounts inside a user namespace.
 	UserXattr bool
 }
@@ -68,7 +71,7 @@ type Store struct {
 	staged  atomic.Uint64 // numbers the names in staging/
 	unpacks *unpacks
 	syncer  *syncer
-	fixups  keyLock
+	locks   keyLock
 	wg      sync.WaitGroup         // background work: fix-ups, deletions
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
@@ -90,6 +93,9 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	}
 	if s.opts.Unpacks == 0 {
 		s.opts.Unpacks = 16
+	}
+	if s.opts.SyncDelay == 0 {
+		s.opts.SyncDelay = 100 * time.Millisecond
 	}
 	s.opts.Unpack.UserXattr = s.opts.UserXattr
 	for _, dir := range []string{"layers", "rootfs", "snapshots", "staging"} {
@@ -114,7 +120,7 @@ func (s *Store) emptyStaging() error {
 	if err != nil || len(left) == 0 {
 		return err
 	}
-	s.background("staging", func(ctx context.Context) error { return removeEach(ctx, left) })
+	s.background("staging", func(ctx context.Context) error { return s.removeEach(ctx, left) })
 	return nil
 }
 
@@ -133,13 +139,16 @@ func (s *Store) stagedNames(prefix string) ([]string, error) {
 	return paths, nil
 }
 
-func removeEach(ctx context.Context, paths []string) error {
+// removeEach deletes trees below staging. A sweep and the background may be at the same one.
+func (s *Store) removeEach(ctx context.Context, paths []string) error {
 	var errs []error
 	for _, p := range paths {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
+		unlock := s.locks.lock(p)
 		errs = append(errs, removeAll(p))
+		unlock()
 	}
 	return errors.Join(errs...)
 }
@@ -216,7 +225,7 @@ func (s *Store) trash(paths ...string) error {
 		}
 	}
 	if len(moved) > 0 {
-		s.background("deletion", func(ctx context.Context) error { return removeEach(ctx, moved) })
+		s.background("deletion", func(ctx context.Context) error { return s.removeEach(ctx, moved) })
 	}
 	return errors.Join(errs...)
 }

@@ -316,7 +316,7 @@ func (s *Store) ensureViewRoot(sn metadata.Snapshot, st *stack) (metadata.Snapsh
 	if key == "" {
 		return sn, nil
 	}
-	defer s.fixups.lock(key)()
+	defer s.locks.lock(key)()
 	staged, made := "", metadata.Layer{}
 	if _, err := s.layer(key); err != nil {
 		if staged, made, err = s.buildTree(newTree([]unpack.Entry{st.root}), nil); err != nil {
@@ -374,7 +374,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 			return err
 		})
 	}
-	n.s.Settle()
+	n.s.settleSoon()
 	return err
 }
 

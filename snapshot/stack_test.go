@@ -66,7 +66,7 @@ func openAt(t *testing.T, root string, blobs memory) *world {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
 	must(t, err)
-	s, err := snapshot.Open(root, db, blobs, nil)
+	s, err := snapshot.Open(root, db, blobs, &snapshot.Options{SyncDelay: -1})
 	must(t, err)
 	w := &world{s, root, db, blobs}
 	t.Cleanup(func() {

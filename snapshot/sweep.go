@@ -27,7 +27,7 @@ func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	}
 	stats, moved, err := s.moveUnrecorded()
 	trash, terr := s.stagedNames("trash-") // of deletions that go on in the background: who sweeps wants the space now
-	return stats, errors.Join(err, terr, removeEach(ctx, append(moved, trash...)))
+	return stats, errors.Join(err, terr, s.removeEach(ctx, append(moved, trash...)))
 }
 
 func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {

@@ -1,0 +1,354 @@
+package snapshot_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+var ctx = context.Background()
+
+// again closes the root and opens it once more, as the next process does.
+func (w *world) again(t *testing.T) *world {
+	t.Helper()
+	must(t, w.close())
+	return openAt(t, w.root, w.blobs)
+}
+
+// layerDir returns where the only layer with this diff ID lies.
+func (w *world) layerDir(t *testing.T, key string) string {
+	t.Helper()
+	var dir string
+	must(t, w.db.View(func(tx *metadata.Tx) error {
+		l, err := tx.Layer(key)
+		dir = filepath.Join(w.root, "layers", l.Dir)
+		return err
+	}))
+	return dir
+}
+
+// TestProvisional shows that what was not known to be on the disk is compared before another process serves it.
+func TestProvisional(t *testing.T) {
+	requireMounts(t)
+	base := []Item{D("d").Mode(0o700), F("d/a", "1"), F("f", "content")}
+	over := []Item{F("d/b", "2"), H("g", "f")}
+	want := []string{"d dir 0700", `d/a file "1"`, `d/b file "2"`, `f file "content"`, `g file "content" = f`}
+	for _, row := range []struct {
+		testName string
+		sync     bool
+		damage   func(dir string) error // of the base layer, or of the fix-up
+		fixup    bool
+		want     error
+	}{
+		{"an empty file", false, func(dir string) error { return os.Truncate(dir+"/fs/f", 0) }, false, nil},
+		{"a file that is gone", false, func(dir string) error { return os.Remove(dir + "/fs/d/a") }, false, nil},
+		{"another mode", false, func(dir string) error { return os.Chmod(dir+"/fs/d", 0o755) }, false, nil},
+		{"one more file", false, func(dir string) error { return os.WriteFile(dir+"/fs/x", nil, 0o600) }, false, nil},
+		{"a seal that is gone", false, func(dir string) error { return os.Remove(dir + "/seal") }, false, nil},
+		{"a seal that was cut", false, func(dir string) error { return os.Truncate(dir+"/seal", 20) }, false, nil},
+		{"a directory that is gone", false, os.RemoveAll, false, nil},
+		{"a fix-up", false, func(dir string) error { return os.Truncate(dir+"/fs/g", 0) }, true, nil},
+		{"intact", false, func(string) error { return nil }, false, nil},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			w := open(t)
+			layers := []snapshot.Layer{w.blobs.add(t, Tar(t, base...)), w.blobs.add(t, Tar(t, over...))}
+			top, err := extract(ctx, w.For(holder), w, layers, true, "ns")
+			must(t, err)
+			_, err = w.For(holder).View(ctx, "first", top)
+			must(t, err)
+			key := metadata.LayerKey(layers[0].DiffID)
+			if row.fixup {
+				key = w.fixupOf(t, top)
+			}
+			must(t, row.damage(w.layerDir(t, key)))
+			w = w.again(t)
+			mounts, err := w.For(holder).Mounts(ctx, "first")
+			must(t, err)
+			if got := show(t, mounts); !slices.Equal(got, want) {
+				t.Errorf("got:\n%s", strings.Join(got, "\n"))
+			}
+			must(t, w.Sync(ctx))
+		})
+	}
+}
+
+func (w *world) fixupOf(t *testing.T, key string) (fixup string) {
+	t.Helper()
+	must(t, w.db.View(func(tx *metadata.Tx) error {
+		sn, err := tx.Snapshot(key)
+		fixup = sn.Fixup
+		return err
+	}))
+	return fixup
+}
+
+// show mounts and lists.
+func show(t *testing.T, mounts []mount.Mount) []string {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, mount.All(mounts, dir))
+	defer func() { must(t, mount.UnmountAll(dir, 0)) }()
+	return List(t, dir)
+}
+
+// TestDurable shows that after a Sync nothing is compared any more, and nothing needs to be.
+func TestDurable(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	l := w.blobs.add(t, Tar(t, F("f", "1")))
+	rec, err := w.Unpack(ctx, holder, l)
+	must(t, err)
+	must(t, w.Sync(ctx))
+	must(t, w.db.View(func(tx *metadata.Tx) error {
+		rec, err = tx.Layer(rec.Key)
+		return err
+	}))
+	if !rec.Durable {
+		t.Error("the layer is provisional after a sync")
+	}
+}
+
+// TestCheckFinds shows that check finds every kind of damage, and names the path.
+func TestCheckFinds(t *testing.T) {
+	requireRoot(t)
+	for _, row := range []struct {
+		testName string
+		damage   func(w *world, layer, rootfs string) error
+		want     string
+	}{
+		{"a byte of a layer", func(_ *world, layer, _ string) error { return os.WriteFile(layer+"/fs/f", []byte("2"), 0o644) }, "/fs/f: "},
+		{"a byte of a rootfs", func(_ *world, _, rootfs string) error { return os.WriteFile(rootfs+"/f", []byte("2"), 0o644) }, "/f: "},
+		{"a missing file", func(_ *world, layer, _ string) error { return os.Remove(layer + "/fs/d/x") }, "d/x: missing"},
+		{"an owner", func(_ *world, layer, _ string) error { return os.Lchown(layer+"/fs/s", 1, 1) }, "s: owner"},
+		{"a link", func(_ *world, layer, _ string) error {
+			return errors.Join(os.Remove(layer+"/fs/h"), os.WriteFile(layer+"/fs/h", []byte("1"), 0o644), os.Chtimes(layer+"/fs/h", time.Unix(Time, 0), time.Unix(Time, 0)))
+		}, "links"},
+		{"a seal", func(_ *world, layer, _ string) error { return os.Truncate(layer+"/seal", 3) }, "damaged"},
+		{"a layer's directory", func(_ *world, layer, _ string) error { return os.RemoveAll(layer) }, "seal"},
+		{"a rootfs's directory", func(_ *world, _, rootfs string) error { return os.RemoveAll(rootfs) }, "missing"},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			w := open(t)
+			l := w.blobs.add(t, Tar(t, D("d"), F("d/x", "1"), F("f", "1"), H("h", "f"), S("s", "f")))
+			rec, err := w.Unpack(ctx, holder, l)
+			must(t, err)
+			rootfs, err := w.Assemble(ctx, holder, l.DiffID, []metadata.Layer{rec}, nil)
+			must(t, err)
+			must(t, w.Check(ctx, func(err error) { t.Errorf("before: %v", err) }))
+			must(t, row.damage(w, w.layerDir(t, rec.Key), rootfs))
+			var faults []string
+			must(t, w.Check(ctx, func(err error) {
+				if !errdefs.IsDataLoss(err) {
+					t.Errorf("class of %v", err)
+				}
+				faults = append(faults, err.Error())
+			}))
+			if !slices.ContainsFunc(faults, func(f string) bool { return strings.Contains(f, row.want) }) {
+				t.Errorf("faults %q, want one with %q", faults, row.want)
+			}
+			must(t, w.close()) // without the checks of the cleanup
+		})
+	}
+}
+
+// TestKnownWithoutBlob shows how containerd learns that a layer is here of which nobody needs the blob.
+func TestKnownWithoutBlob(t *testing.T) {
+	requireRoot(t)
+	type answer struct {
+		exists, staged bool
+	}
+	for _, row := range []struct {
+		testName string
+		parallel bool
+		blobHere bool
+		blob     func(l snapshot.Layer) digest.Digest // that the label names
+		diffID   func(l snapshot.Layer) digest.Digest
+		want     answer
+	}{
+		{"sequential", false, false, blobOf, diffOf, answer{exists: true}},
+		{"parallel", true, false, blobOf, diffOf, answer{staged: true}},
+		{"the blob is here: containerd shall adopt it", true, true, blobOf, diffOf, answer{}},
+		{"a blob that was never seen to have the diff ID", true, false, otherBlob, diffOf, answer{}},
+		{"another diff ID", true, false, blobOf, otherBlob, answer{}},
+		{"no digest", true, false, func(snapshot.Layer) digest.Digest { return "sha256:../../x" }, diffOf, answer{}},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			w := open(t)
+			sn := w.For(metadata.Containerd)
+			lower, upper := w.blobs.add(t, Tar(t, F("a", "1"))), w.blobs.add(t, Tar(t, F("b", "2")))
+			parent, err := extract(ctx, sn, w, []snapshot.Layer{lower}, false, "ns")
+			must(t, err)
+			_, err = w.Unpack(ctx, holder, upper)
+			must(t, err)
+			if !row.blobHere {
+				delete(w.blobs, upper.Blob.Digest)
+			}
+			target := identity.ChainID([]digest.Digest{lower.DiffID, upper.DiffID}).String()
+			labels := map[string]string{
+				snapshots.LabelSnapshotRef:                target,
+				snapshots.LabelSnapshotDiffID:             row.diffID(upper).String(),
+				"containerd.io/snapshot/cri.layer-digest": row.blob(upper).String(),
+			}
+			under := parent
+			if row.parallel {
+				labels["containerd.io/snapshot/parent-chain-id"], under = lower.DiffID.String(), ""
+			}
+			mounts, err := sn.Prepare(ctx, "key", under, snapshots.WithLabels(labels))
+			if row.want.exists != errdefs.IsAlreadyExists(err) || (err != nil && !row.want.exists) {
+				t.Fatal(err)
+			}
+			if row.want.exists {
+				if n := found(t, sn, target, parent); n != 1 {
+					t.Fatalf("%d snapshots to adopt", n)
+				}
+				if _, err := sn.Prepare(ctx, "key 2", under, snapshots.WithLabels(labels)); !errdefs.IsAlreadyExists(err) || found(t, sn, target, parent) != 1 {
+					t.Fatalf("the second time: %v", err)
+				}
+				return
+			}
+			if staged := mounts[len(mounts)-1].ReadOnly(); staged != row.want.staged {
+				t.Fatalf("mounts %v", mounts)
+			}
+			if row.want.staged {
+				must(t, sn.Commit(ctx, "name", "key", snapshots.WithParent(parent)))
+				view, err := sn.View(ctx, "view", "name")
+				must(t, err)
+				if got := show(t, view); !slices.Equal(got, []string{`a file "1"`, `b file "2"`}) {
+					t.Errorf("got %q", got)
+				}
+			} else if mounts[0].Type != "overlay" {
+				t.Errorf("mounts %v", mounts)
+			}
+		})
+	}
+}
+
+func blobOf(l snapshot.Layer) digest.Digest  { return l.Blob.Digest }
+func diffOf(l snapshot.Layer) digest.Digest  { return l.DiffID }
+func otherBlob(snapshot.Layer) digest.Digest { return digest.FromString("another") }
+
+// found counts what containerd's filter finds after AlreadyExists.
+func found(t *testing.T, sn *snapshot.Snapshotter, target, parent string) (n int) {
+	t.Helper()
+	must(t, sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+		if i.Kind == snapshots.KindCommitted {
+			n++
+		}
+		return nil
+	}, fmt.Sprintf(`labels.%q==%s,parent==%q`, snapshots.LabelSnapshotRef, target, parent)))
+	return n
+}
+
+// TestUnpackedOnce shows that the same layer in another compression is hashed, not extracted, and that a false claim
+// about it is refused.
+func TestUnpackedOnce(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	tar := Tar(t, F("a", "1"))
+	l := w.blobs.add(t, tar)
+	first, err := w.Unpack(ctx, holder, l)
+	must(t, err)
+	plain := snapshot.Layer{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(tar), Size: int64(len(tar))}, DiffID: l.DiffID}
+	w.blobs[plain.Blob.Digest] = tar
+	second, err := w.Unpack(ctx, holder, plain)
+	must(t, err)
+	if first.Dir != second.Dir {
+		t.Errorf("unpacked to %s and to %s", first.Dir, second.Dir)
+	}
+	liar := w.blobs.add(t, Tar(t, F("evil", "1")))
+	liar.DiffID = l.DiffID
+	for range 2 {
+		if _, err := w.Unpack(ctx, holder, liar); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("a false claim: %v", err)
+		}
+	}
+}
+
+// TestRemoveInsideWalk removes snapshots from inside Walk while others are made, as containerd's collector may.
+func TestRemoveInsideWalk(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	sn := w.For(metadata.Containerd)
+	const n = 250
+	for i := range n {
+		_, err := sn.Prepare(ctx, fmt.Sprintf("key %03d", i), "")
+		must(t, err)
+	}
+	removed := 0
+	must(t, sn.Walk(ctx, func(ctx context.Context, i snapshots.Info) error {
+		removed++
+		if _, err := sn.Prepare(ctx, fmt.Sprintf("a new %d", removed), ""); err != nil {
+			return err
+		}
+		return sn.Remove(ctx, i.Name)
+	}))
+	if removed != n {
+		t.Errorf("%d of %d were seen", removed, n)
+	}
+}
+
+// TestNothingLeft shows that the last release of everything leaves no directory.
+func TestNothingLeft(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	sn := w.For(metadata.Containerd)
+	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, D("d").Mode(0o700), F("f", "1"))), w.blobs.add(t, Tar(t, F("d/x", "2"), H("g", "f")))}
+	top, err := extract(ctx, sn, w, layers, true, "ns")
+	must(t, err)
+	_, err = sn.View(ctx, "view", top)
+	must(t, err)
+	_, err = sn.Prepare(ctx, "active", top)
+	must(t, err)
+	bottom := "ns/" + layers[0].DiffID.String()
+	if err := sn.Remove(ctx, top); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("removal of a parent: %v", err)
+	}
+	for _, key := range []string{"view", "active", top, bottom} {
+		must(t, sn.Remove(ctx, key))
+	}
+	must(t, sn.Cleanup(ctx))
+	for _, dir := range []string{"layers", "snapshots", "staging", "rootfs"} {
+		left, err := os.ReadDir(filepath.Join(w.root, dir))
+		must(t, err)
+		if len(left) > 0 {
+			t.Errorf("%s: %v", dir, left)
+		}
+	}
+}
+
+// TestLongChain mounts 128 layers, each with its fix-up.
+func TestLongChain(t *testing.T) {
+	requireMounts(t)
+	w := open(t)
+	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, D("d").Mode(0o700)))}
+	want := []string{"d dir 0700"}
+	for i := 1; i < 128; i++ {
+		layers = append(layers, w.blobs.add(t, Tar(t, F(fmt.Sprintf("d/%03d", i), "x"))))
+		want = append(want, fmt.Sprintf(`d/%03d file "x"`, i))
+	}
+	top, err := extract(ctx, w.For(holder), w, layers, true, "ns")
+	must(t, err)
+	mounts, err := w.For(holder).View(ctx, "view", top)
+	must(t, err)
+	if got := show(t, mounts); !slices.Equal(got, want) {
+		t.Errorf("got %d lines of %d", len(got), len(want))
+	}
+}

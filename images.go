@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/snapshot"
 )
 
 // ImageInfo is one pulled platform of one image.
@@ -49,18 +52,70 @@ func (t *Tank) Images(context.Context) ([]ImageInfo, error) {
 		for _, p := range i.Platforms {
 			info := ImageInfo{
 				Ref: i.Ref, Digest: i.Target.Digest, Manifest: p.Manifest.Digest, Platform: platforms.Format(p.Platform),
-				Untagged: i.Untagged, Created: i.Created, Size: p.Manifest.Size + p.Config.Size,
+				Untagged: i.Untagged, Created: i.Created, Size: p.Manifest.Size + p.Config.Size, Rootfs: t.rootfsOf(p),
 			}
 			for _, l := range p.Layers {
 				info.Size += l.Size
-			}
-			if p.Rootfs {
-				info.Rootfs = filepath.Join(t.root, "rootfs", p.Manifest.Digest.Algorithm().String(), p.Manifest.Digest.Encoded())
 			}
 			infos = append(infos, info)
 		}
 	}
 	return infos, nil
+}
+
+// ImageDetails is all that is recorded of an image.
+type ImageDetails struct {
+	Ref       string             `json:"ref"`
+	Target    ocispec.Descriptor `json:"target"` // what the reference resolved to
+	Untagged  bool               `json:"untagged,omitempty"`
+	Created   time.Time          `json:"created"`
+	Updated   time.Time          `json:"updated"`
+	Platforms []PlatformDetails  `json:"platforms"` // the latest pulled first
+}
+
+// PlatformDetails is one pulled platform of an image.
+type PlatformDetails struct {
+	Platform string               `json:"platform"`
+	Manifest ocispec.Descriptor   `json:"manifest"`
+	Layers   []ocispec.Descriptor `json:"layers"`  // bottom first
+	DiffIDs  []digest.Digest      `json:"diffIDs"` // of the layers
+	Rootfs   string               `json:"rootfs,omitempty"`
+	Config   json.RawMessage      `json:"config"`
+}
+
+// Inspect returns all that is recorded of an image; errdefs.ErrNotFound when there is none.
+func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
+	parsed, err := resolver.ParseReference(ref)
+	if err != nil {
+		return nil, err
+	}
+	var rec metadata.Image
+	if err := t.db.View(func(tx *metadata.Tx) error {
+		rec, err = tx.Image(parsed.String())
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	d := &ImageDetails{Ref: rec.Ref, Target: rec.Target, Untagged: rec.Untagged, Created: rec.Created, Updated: rec.Updated}
+	for _, p := range rec.Platforms {
+		config, err := content.ReadBlob(ctx, t.content, p.Config)
+		if err != nil {
+			return nil, fmt.Errorf("image %s: config: %w", rec.Ref, err)
+		}
+		d.Platforms = append(d.Platforms, PlatformDetails{
+			Platform: platforms.Format(p.Platform), Manifest: p.Manifest, Layers: p.Layers, DiffIDs: p.DiffIDs,
+			Rootfs: t.rootfsOf(p), Config: config,
+		})
+	}
+	return d, nil
+}
+
+// rootfsOf is where the rootfs of a platform lies, "" when none was assembled.
+func (t *Tank) rootfsOf(p metadata.Platform) string {
+	if !p.Rootfs {
+		return ""
+	}
+	return filepath.Join(t.root, "rootfs", p.Manifest.Digest.Algorithm().String(), p.Manifest.Digest.Encoded())
 }
 
 // Remove forgets an image, and what an unfinished pull of it gathered unless that pull runs. The space comes back with GC.
@@ -135,9 +190,34 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 	return r, err
 }
 
-// Check compares everything on the disk with its records and seals, and reports each fault (errdefs.ErrDataLoss).
-func (t *Tank) Check(ctx context.Context, report func(error)) error {
-	return errors.Join(t.db.Check(report), t.content.Check(ctx, report), t.snapshots.Check(ctx, report))
+// Fault is something that Check found. It is an error of class errdefs.ErrDataLoss.
+type Fault struct {
+	What string // blob, layer, rootfs, snapshot, metadata
+	Name string // of what is broken
+	Err  error
+}
+
+func (f Fault) Error() string { return f.Err.Error() }
+func (f Fault) Unwrap() error { return f.Err }
+
+// Check compares everything on the disk with its records and seals, and reports each fault.
+func (t *Tank) Check(ctx context.Context, report func(Fault)) error {
+	each := func(err error) {
+		// Messages are "noun identifier: cause" everywhere.
+		subject, _, _ := strings.Cut(err.Error(), ": ")
+		what, name, _ := strings.Cut(subject, " ")
+		report(Fault{What: what, Name: name, Err: err})
+	}
+	return errors.Join(t.db.Check(each), t.content.Check(ctx, each), t.snapshots.Check(ctx, each))
+}
+
+// Clone copies a rootfs into a directory of the caller's own, which must be missing or empty (errdefs.ErrFailedPrecondition).
+// It shares extents where the file system can, and no inode.
+func Clone(ctx context.Context, rootfs, dir string) error {
+	if err := snapshot.Clone(ctx, rootfs, dir); err != nil {
+		return fmt.Errorf("clone %s: %w", dir, err)
+	}
+	return nil
 }
 
 // writeLayout writes oci-layout and index.json, so that the root is an OCI image layout of the pulled references.

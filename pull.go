@@ -55,6 +55,19 @@ type Image struct {
 	Cached   bool            `json:"cached"`           // no blob was fetched
 }
 
+// NotCached says that Offline can't answer, and what is missing. It is of class errdefs.ErrNotFound.
+type NotCached struct {
+	Ref     string // normalized
+	Missing string // "image", "platform OS/ARCH" or "blob DIGEST"
+}
+
+func (e *NotCached) Error() string {
+	return fmt.Sprintf("image %s: not cached: %s is missing", e.Ref, e.Missing)
+}
+
+// Is makes it one of errdefs.ErrNotFound.
+func (e *NotCached) Is(target error) bool { return target == errdefs.ErrNotFound }
+
 // pull is one call of Pull.
 type pull struct {
 	t      *Tank
@@ -108,17 +121,17 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	found := err == nil
-	missing := p.missing(rec)
+	missing := "image"
+	if found {
+		missing = p.missing(rec)
+	}
 	if p.opts.Offline {
-		if !found {
-			return nil, fmt.Errorf("image %s: not cached: %w", p.ref, errdefs.ErrNotFound)
-		}
-		if missing != nil {
-			return nil, fmt.Errorf("image %s: not cached: %w", p.ref, missing)
+		if missing != "" {
+			return nil, &NotCached{Ref: p.ref.String(), Missing: missing}
 		}
 		return p.cached(ctx, rec)
 	}
-	if found && missing == nil && p.ref.Digest() != "" {
+	if missing == "" && p.ref.Digest() != "" {
 		return p.cached(ctx, rec) // a digest does not move
 	}
 	r, err := resolver.New(&resolver.Options{PlainHTTP: p.opts.PlainHTTP, HostsDir: p.opts.HostsDir})
@@ -129,7 +142,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if found && missing == nil && target.Digest == rec.Target.Digest {
+	if missing == "" && target.Digest == rec.Target.Digest {
 		return p.cached(ctx, rec)
 	}
 	return p.fetch(ctx, r, target)
@@ -156,19 +169,19 @@ func (p *pull) platform(rec metadata.Image) *metadata.Platform {
 	return best
 }
 
-// missing names what of the image's closure is not here; nil when nothing.
-func (p *pull) missing(rec metadata.Image) error {
+// missing names what of the image's closure is not here; "" when nothing.
+func (p *pull) missing(rec metadata.Image) string {
 	c := p.platform(rec)
 	if c == nil {
-		return fmt.Errorf("platform %s: %w", platformName(p.opts.Platform), errdefs.ErrNotFound)
+		return "platform " + platformName(p.opts.Platform)
 	}
 	closure := append([]ocispec.Descriptor{rec.Target, c.Manifest, c.Config}, c.Layers...)
 	for _, d := range closure {
 		if size, ok := p.t.content.Size(d.Digest); !ok || size != d.Size {
-			return fmt.Errorf("blob %s: %w", d.Digest, errdefs.ErrNotFound)
+			return "blob " + d.Digest.String()
 		}
 	}
-	return nil
+	return ""
 }
 
 func platformName(s string) string {

@@ -8,7 +8,7 @@
 // Remove; whatever happens to the process or the machine.
 //
 // The surprising rule: a rootfs is a template that several may read, not a container's own. Who wants to write clones it;
-// see PullOptions.To.
+// see Clone.
 package tank
 
 import (

@@ -45,7 +45,7 @@ func newRoot(t *testing.T, daemon bool) *root {
 	t.Helper()
 	r := &root{filepath.Join(t.TempDir(), "root"), daemon}
 	t.Cleanup(func() {
-		r.with(t, func(tk *tank.Tank) { must(t, tk.Check(context.Background(), func(err error) { t.Error(err) })) })
+		r.with(t, func(tk *tank.Tank) { must(t, tk.Check(context.Background(), func(f tank.Fault) { t.Error(f) })) })
 	})
 	return r
 }
@@ -218,10 +218,12 @@ func TestNotCached(t *testing.T) {
 	push(t, reg, "1", base)
 	r := newRoot(t, false)
 	offline := &tank.PullOptions{Offline: true}
-	if _, err := r.pull(t, ref, offline); !errdefs.IsNotFound(err) {
+	_, err := r.pull(t, ref, offline)
+	var nc *tank.NotCached
+	if !errdefs.IsNotFound(err) || !errors.As(err, &nc) || nc.Missing != "image" || nc.Ref != ref {
 		t.Errorf("nothing here: %v", err)
 	}
-	_, err := r.pull(t, ref, nil)
+	_, err = r.pull(t, ref, nil)
 	must(t, err)
 	if _, err := r.pull(t, ref, &tank.PullOptions{Offline: true, Platform: "linux/s390x"}); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "s390x") {
 		t.Errorf("another platform: %v", err)

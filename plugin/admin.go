@@ -21,6 +21,8 @@ type Admin interface {
 	// Pull pulls an image and reports how far it is, from several goroutines at once.
 	Pull(ctx context.Context, req PullRequest, report func(Progress)) (*PulledImage, error)
 	Images(ctx context.Context) ([]ImageInfo, error)
+	// Inspect returns all that is recorded of an image; errdefs.ErrNotFound when there is none.
+	Inspect(ctx context.Context, ref string) (json.RawMessage, error)
 	Remove(ctx context.Context, ref string) error
 	GC(ctx context.Context) (Reclaimed, error)
 	Check(ctx context.Context) ([]Fault, error)
@@ -124,6 +126,7 @@ var adminService = grpc.ServiceDesc{
 	Methods: []grpc.MethodDesc{
 		unary("Root", func(a Admin, _ context.Context, _ *empty) (any, error) { return rootReply{a.Root()}, nil }),
 		unary("Images", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.Images(ctx) }),
+		unary("Inspect", func(a Admin, ctx context.Context, r *refRequest) (any, error) { return a.Inspect(ctx, r.Ref) }),
 		unary("Remove", func(a Admin, ctx context.Context, r *refRequest) (any, error) { return empty{}, a.Remove(ctx, r.Ref) }),
 		unary("GC", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.GC(ctx) }),
 		unary("Check", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.Check(ctx) }),
@@ -229,6 +232,12 @@ func (c *Client) Close() error { return c.conn.Close() }
 func (c *Client) Images(ctx context.Context) (images []ImageInfo, err error) {
 	err = c.call(ctx, "Images", empty{}, &images)
 	return images, err
+}
+
+// Inspect returns all that is recorded of an image.
+func (c *Client) Inspect(ctx context.Context, ref string) (record json.RawMessage, err error) {
+	err = c.call(ctx, "Inspect", refRequest{ref}, &record)
+	return record, err
 }
 
 // Remove forgets an image.

@@ -2,6 +2,7 @@ package plugin_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -313,6 +314,9 @@ func (a fakeAdmin) Pull(_ context.Context, req plugin.PullRequest, report func(p
 }
 func (a fakeAdmin) Images(context.Context) ([]plugin.ImageInfo, error) {
 	return []plugin.ImageInfo{{Ref: "x"}}, nil
+}
+func (a fakeAdmin) Inspect(context.Context, string) (json.RawMessage, error) {
+	return []byte(`{}`), nil
 }
 func (a fakeAdmin) Remove(context.Context, string) error { panic("hostile") }
 func (a fakeAdmin) GC(context.Context) (plugin.Reclaimed, error) {

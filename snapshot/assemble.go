@@ -210,7 +210,7 @@ func (s *Store) fixupFor(src layerSource, l metadata.Layer, fs string) (staged s
 	if !l.Needs {
 		return "", nil, nil
 	}
-	p, err := openPlanOf(src.dir, l.Key, []stackDir{{"rootfs", fs}})
+	p, err := s.openPlanOf(src.dir, l.Key, []stackDir{{"rootfs", fs}})
 	if err != nil {
 		return "", nil, err
 	}

@@ -23,6 +23,8 @@ type plan struct {
 	out    *tree             // nodes that were not emitted are directories on the way to those that were
 	copies map[string]source // by path in out: where a node's content comes from
 	links  map[inode]*linkGroup
+	// lenient plans leave out links to what is not below: an ordinary user's layers have no devices.
+	lenient bool
 }
 
 // source is a node to copy.
@@ -47,10 +49,10 @@ type linkGroup struct {
 
 // planFixup finds out what the layer, with these entries, needs above the parent. self is the layer's own directory.
 // The plan is empty when it needs nothing.
-func planFixup(entries []unpack.Entry, self *element, parent *merged) (*plan, error) {
+func planFixup(entries []unpack.Entry, self *element, parent *merged, lenient bool) (*plan, error) {
 	x := &plan{
 		layer: newTree(entries), parent: parent, out: newTree(nil),
-		copies: map[string]source{}, links: map[inode]*linkGroup{},
+		copies: map[string]source{}, links: map[inode]*linkGroup{}, lenient: lenient,
 	}
 	if err := x.walk(self, x.layer, ".", where{bare: x.layer.entry.Opaque}); err != nil {
 		return nil, err
@@ -117,39 +119,40 @@ func (x *plan) moveWhiteout(e unpack.Entry, here string) error {
 // dir looks at one directory of the layer.
 func (x *plan) dir(self *element, n *tree, here string, w where) error {
 	var below *found
-	if !w.bare && !n.entry.Opaque {
+	if !w.bare {
 		var err error
 		if below, err = x.parent.lookup(here); err != nil {
 			return err
 		}
 	}
-	kind := unpack.Type("")
-	if below != nil {
-		kind = below.entry.Type
+	if n.entry.Implied {
+		return x.implied(self, n, here, w, below)
 	}
-	if !n.entry.Implied {
-		if w.moved {
-			x.emit(n.entry, here)
-		}
-		w.bare = kind != unpack.Dir
-		return x.walk(self, n, here, w)
+	if w.moved {
+		x.emit(n.entry, here)
 	}
+	w.bare = n.entry.Opaque || below == nil || below.entry.Type != unpack.Dir
+	return x.walk(self, n, here, w)
+}
+
+// implied looks at a directory that the tar has no entry for: it is what the parent has there.
+func (x *plan) implied(self *element, n *tree, here string, w where, below *found) error {
 	switch {
-	case kind == unpack.Dir:
-		if !w.moved && difference(below.entry, &n.entry) != "" {
-			x.emit(*below.entry, here)
+	case below != nil && below.entry.Type == unpack.Dir:
+		e := *below.entry
+		e.Opaque = n.entry.Opaque
+		if w.moved && e.Opaque || !w.moved && difference(&e, &n.entry) != "" {
+			e.Opaque = e.Opaque && w.moved // where it is not moved, the layer's own directory hides what is below
+			x.emit(e, here)
 		}
+		w.bare = n.entry.Opaque
 		return x.walk(self, n, here, w)
-	case kind == unpack.Symlink:
-		to, ok, err := x.leadsTo(here)
-		if err != nil {
-			return err
-		}
-		if ok {
-			if !w.moved {
-				x.emitCopy(*below.entry, here, source{&x.parent.elems[below.elem], here})
+	case below != nil && below.entry.Type == unpack.Symlink:
+		if to, ok, err := x.leadsTo(here); err != nil || ok {
+			if err != nil {
+				return err
 			}
-			return x.walk(self, n, to, where{moved: true})
+			return x.follow(self, n, here, to, w, below)
 		}
 	case onlyWhiteouts(n):
 		// It removes what is not there: no directory comes of that (E13), and what is no directory stays.
@@ -169,6 +172,22 @@ func (x *plan) dir(self *element, n *tree, here string, w where) error {
 	return x.walk(self, n, here, w)
 }
 
+// follow puts what the layer has in a directory to where a symbolic link of the parent, which stays, leads.
+func (x *plan) follow(self *element, n *tree, link, to string, w where, below *found) error {
+	if !w.moved {
+		x.emitCopy(*below.entry, link, source{&x.parent.elems[below.elem], link})
+	}
+	if n.entry.Opaque {
+		e, err := x.shown(to)
+		if err != nil {
+			return err
+		}
+		e.Opaque = true
+		x.emit(e, to)
+	}
+	return x.walk(self, n, to, where{moved: true, bare: n.entry.Opaque})
+}
+
 // leadsTo resolves a symbolic link of the parent; ok says that a directory is there, or can be made there.
 func (x *plan) leadsTo(link string) (to string, ok bool, err error) {
 	if to, err = x.parent.resolve(link); err != nil {
@@ -186,7 +205,7 @@ func onlyWhiteouts(n *tree) bool {
 	for _, k := range n.kids {
 		switch {
 		case k.entry.Type == unpack.Whiteout:
-		case k.entry.Type == unpack.Dir && k.entry.Implied && !k.entry.Opaque && onlyWhiteouts(k):
+		case k.entry.Type == unpack.Dir && k.entry.Implied && onlyWhiteouts(k):
 		default:
 			return false
 		}
@@ -224,6 +243,9 @@ func (x *plan) link(e unpack.Entry, here string) error {
 	f, err := x.parent.lookup(target)
 	if err != nil {
 		return err
+	}
+	if f == nil && x.lenient {
+		return nil
 	}
 	if f == nil || f.entry.Type == unpack.Dir || x.hides(target) {
 		return fmt.Errorf("hard link %q: no file %q in the layers below: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)

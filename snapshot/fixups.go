@@ -111,10 +111,10 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot, rec metadata.
 	if rec, err = s.trustLayer(ctx, rec); err != nil {
 		return nil, err
 	}
-	return openPlanOf(s.path("layers", rec.Dir), rec.Key, st.dirs)
+	return s.openPlanOf(s.path("layers", rec.Dir), rec.Key, st.dirs)
 }
 
-func openPlanOf(layerDir, key string, below []stackDir) (*openPlan, error) {
+func (s *Store) openPlanOf(layerDir, key string, below []stackDir) (*openPlan, error) {
 	entries, err := readSeal(filepath.Join(layerDir, "seal"))
 	if err != nil {
 		return nil, err
@@ -128,7 +128,7 @@ func openPlanOf(layerDir, key string, below []stackDir) (*openPlan, error) {
 		self.Close()
 		return nil, err
 	}
-	p, err := planFixup(entries, &element{key, self}, parent)
+	p, err := planFixup(entries, &element{key, self}, parent, s.opts.Unpack.Unprivileged)
 	if err != nil {
 		parent.close()
 		self.Close()

@@ -46,6 +46,27 @@ func (c *cli) imagesCommand() *cobra.Command {
 	return cmd
 }
 
+func (c *cli) inspectCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect REF",
+		Short: "Print all that is recorded of an image as one JSON object",
+		Args:  cobra.ExactArgs(1),
+		RunE: c.do(func(cmd *cobra.Command, args []string) error {
+			var record json.RawMessage
+			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+				record, err = svc.Inspect(cmd.Context(), args[0])
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			enc := json.NewEncoder(cmd.OutOrStdout())
+			enc.SetIndent("", "  ")
+			return enc.Encode(record)
+		}),
+	}
+}
+
 func (c *cli) removeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm REF...",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -75,6 +76,15 @@ func (l *local) Images(ctx context.Context) ([]plugin.ImageInfo, error) {
 	return infos, nil
 }
 
+// Inspect returns all that is recorded of an image.
+func (l *local) Inspect(ctx context.Context, ref string) (json.RawMessage, error) {
+	details, err := l.tank.Inspect(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(details)
+}
+
 // Remove forgets an image.
 func (l *local) Remove(ctx context.Context, ref string) error { return l.tank.Remove(ctx, ref) }
 
@@ -87,6 +97,8 @@ func (l *local) GC(ctx context.Context) (plugin.Reclaimed, error) {
 // Check compares the disk with the records.
 func (l *local) Check(ctx context.Context) ([]plugin.Fault, error) {
 	var faults []plugin.Fault
-	err := l.tank.Check(ctx, func(err error) { faults = append(faults, plugin.Fault{Message: err.Error()}) })
+	err := l.tank.Check(ctx, func(f tank.Fault) {
+		faults = append(faults, plugin.Fault{What: f.What, Name: f.Name, Message: f.Error()})
+	})
 	return faults, err
 }

@@ -1,16 +1,19 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
+	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -32,8 +35,9 @@ func (c *cli) pullCommand() *cobra.Command {
 				return usageError{errors.New("--offline and --refresh exclude each other")}
 			case to != "" && req.NoRootfs:
 				return usageError{errors.New("--to and --no-rootfs exclude each other")}
-			case to != "":
-				return errors.New("--to is not implemented yet; copy the printed directory, for example with cp -a --reflink=auto")
+			}
+			if err := writable(to); err != nil {
+				return err
 			}
 			if req.Refresh {
 				return errors.New("--refresh is not implemented yet; rm, gc and pull again")
@@ -42,7 +46,7 @@ func (c *cli) pullCommand() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return c.pull(cmd, req, show, asJSON)
+			return c.pull(cmd, req, show, to, asJSON)
 		}),
 	}
 	f := cmd.Flags()
@@ -59,7 +63,7 @@ func (c *cli) pullCommand() *cobra.Command {
 	return cmd
 }
 
-func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, show func(plugin.Progress), asJSON bool) error {
+func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, show func(plugin.Progress), to string, asJSON bool) error {
 	report := func(p plugin.Progress) {
 		switch {
 		case p.Line != "":
@@ -83,7 +87,39 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, show func(plugin.
 	if err != nil {
 		return err
 	}
+	if to != "" {
+		if image.Rootfs, err = cloneTo(cmd.Context(), image.Rootfs, to); err != nil {
+			return err
+		}
+	}
 	return printImage(cmd.OutOrStdout(), image, asJSON)
+}
+
+// writable refuses early a directory for --to that holds something.
+func writable(to string) error {
+	if to == "" {
+		return nil
+	}
+	names, err := os.ReadDir(to)
+	if err == nil && len(names) > 0 {
+		return usageError{fmt.Errorf("--to %s: the directory is not empty", to)}
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return usageError{fmt.Errorf("--to: %w", err)}
+	}
+	return nil
+}
+
+// cloneTo writes a rootfs of the caller's own. This process does it, with the rights of who asked for it.
+func cloneTo(ctx context.Context, rootfs, to string) (string, error) {
+	to, err := filepath.Abs(to)
+	if err != nil {
+		return "", err
+	}
+	if err := tank.Clone(ctx, rootfs, to); err != nil {
+		return "", localError{err}
+	}
+	return to, nil
 }
 
 // printImage writes what scripts read: the rootfs, without one the manifest's digest, or all of it as JSON.

@@ -100,7 +100,7 @@ func (f *fetch) download(ctx context.Context, w content.Writer, desc ocispec.Des
 			if n > 0 {
 				attempt = 1
 			}
-			if !errdefs.IsUnavailable(err) || attempt >= f.repo.opts.Attempts || (!last && n == 0) {
+			if !temporary(err) || attempt >= f.repo.opts.Attempts || (!last && n == 0) {
 				break
 			}
 			if err := f.repo.pause(ctx, attempt, err); err != nil {
@@ -123,8 +123,8 @@ func (e sourceError) Unwrap() error { return e.error }
 func isSource(err error) bool { return errors.As(err, new(sourceError)) }
 
 // copyFrom writes desc's bytes from offset on and returns how many it wrote.
-func (f *fetch) copyFrom(ctx context.Context, host docker.RegistryHost, w content.Writer, desc ocispec.Descriptor, offset int64) (int64, error) {
-	resp, err := f.repo.get(ctx, host, "blobs", desc.Digest.String(), "*/*", offset)
+func (f *fetch) copyFrom(ctx context.Context, host *endpoint, w content.Writer, desc ocispec.Descriptor, offset int64) (int64, error) {
+	resp, err := f.repo.get(ctx, host, "blobs", desc.Digest.String(), "*/*", span{start: offset})
 	if err != nil {
 		if errdefs.IsOutOfRange(err) { // the registry has fewer bytes than we do
 			err = fmt.Errorf("%v: %w", err, errdefs.ErrDataLoss)

@@ -59,7 +59,7 @@ func (p *repository) manifest(ctx context.Context, object string, want digest.Di
 			if first == nil || errdefs.IsNotFound(first) {
 				first = err
 			}
-			if !last || !errdefs.IsUnavailable(err) || attempt >= p.opts.Attempts {
+			if !last || !temporary(err) || attempt >= p.opts.Attempts {
 				break
 			}
 			if err := p.pause(ctx, attempt, err); err != nil {
@@ -73,8 +73,8 @@ func (p *repository) manifest(ctx context.Context, object string, want digest.Di
 	return document{}, first
 }
 
-func (p *repository) manifestFrom(ctx context.Context, host docker.RegistryHost, object string, want digest.Digest, mediaType string) (document, error) {
-	resp, err := p.get(ctx, host, "manifests", object, acceptManifests, 0)
+func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object string, want digest.Digest, mediaType string) (document, error) {
+	resp, err := p.get(ctx, host, "manifests", object, acceptManifests, span{})
 	if err != nil {
 		return document{}, err
 	}
@@ -84,7 +84,7 @@ func (p *repository) manifestFrom(ctx context.Context, host docker.RegistryHost,
 		if errdefs.IsDataLoss(err) {
 			return document{}, fmt.Errorf("manifest %s from %s: %w", object, host.Host, err)
 		}
-		return document{}, networkError(host.Host, err)
+		return document{}, networkError("registry "+host.Host, err)
 	}
 	doc := document{bytes: data, digest: digest.FromBytes(data)}
 	if want != "" && doc.digest != want {

@@ -15,13 +15,9 @@ package resolver
 import (
 	"context"
 	"fmt"
-	"net"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -48,20 +44,30 @@ type Options struct {
 	Attempts int
 	// Backoff is the wait before the second attempt; it doubles for each further one. Zero value: 200 milliseconds.
 	Backoff time.Duration
+	// Credentials finds out who we are when a registry asks. Zero value: nobody, which is anonymous.
+	Credentials Credentials
+	// Tokens keeps access tokens; share it to spare other pulls the handshake. Zero value: a cache of the resolver's own.
+	Tokens *TokenCache
+	// Realms lists, by registry (docker.io, or host:port), the token servers (host or host:port) that may be sent its credentials although
+	// they are of another site. Zero value: none but those that are known.
+	Realms map[string][]string
 }
 
 // Resolver asks registries. It may be used by several goroutines; hosts, connections and tokens are shared by all of its calls.
 type Resolver struct {
-	opts Options
+	opts   Options
+	tokens *TokenCache
+	wallet wallet
+	sleep  func(context.Context, time.Duration) error // tests don't wait
 
 	mu    sync.Mutex
-	hosts map[string][]docker.RegistryHost // by registry name, as hosts.toml describes them
-	seen  map[digest.Digest]document       // what Resolve read and Fetch need not ask for again
+	hosts map[string][]*endpoint     // by registry name, as hosts.toml describes them
+	seen  map[digest.Digest]document // what Resolve read and Fetch need not ask for again
 }
 
 // New makes a resolver. It opens nothing, and returns no error yet but for options out of range (errdefs.ErrInvalidArgument).
 func New(opts *Options) (*Resolver, error) {
-	r := &Resolver{hosts: map[string][]docker.RegistryHost{}, seen: map[digest.Digest]document{}}
+	r := &Resolver{hosts: map[string][]*endpoint{}, seen: map[digest.Digest]document{}, sleep: sleep}
 	if opts != nil {
 		r.opts = *opts
 	}
@@ -80,6 +86,11 @@ func New(opts *Options) (*Resolver, error) {
 	if r.opts.Backoff == 0 {
 		r.opts.Backoff = 200 * time.Millisecond
 	}
+	r.tokens = r.opts.Tokens
+	if r.tokens == nil {
+		r.tokens = NewTokenCache()
+	}
+	r.wallet.ask = r.opts.Credentials
 	return r, nil
 }
 
@@ -126,23 +137,16 @@ func (r *Resolver) recall(d digest.Digest) (document, bool) {
 	return doc, ok
 }
 
-// repository finds the hosts of ref's registry, once for the life of the resolver: their clients keep connections, their authorizers tokens.
+// repository finds the hosts of ref's registry, once for the life of the resolver: their clients keep connections.
 func (r *Resolver) repository(ctx context.Context, ref Reference) (*repository, error) {
 	name := ref.Domain()
 	r.mu.Lock()
 	hosts, ok := r.hosts[name]
 	r.mu.Unlock()
 	if !ok {
-		opts := config.HostOptions{}
-		if r.opts.HostsDir != "" {
-			opts.HostDir = config.HostDirFromRoot(r.opts.HostsDir)
-		}
-		if r.opts.PlainHTTP || isLoopback(name) {
-			opts.DefaultScheme = "http"
-		}
 		var err error
-		if hosts, err = config.ConfigureHosts(ctx, opts)(name); err != nil {
-			return nil, fmt.Errorf("hosts of %s in %s: %v: %w", name, r.opts.HostsDir, err, errdefs.ErrInvalidArgument)
+		if hosts, err = r.endpoints(ctx, name); err != nil {
+			return nil, err
 		}
 		r.mu.Lock()
 		if other, ok := r.hosts[name]; ok {
@@ -153,14 +157,4 @@ func (r *Resolver) repository(ctx context.Context, ref Reference) (*repository, 
 		r.mu.Unlock()
 	}
 	return &repository{Resolver: r, registry: name, path: ref.Path(), hosts: hosts}, nil
-}
-
-// isLoopback says whether a registry name is this machine's own, so that HTTP is no risk.
-func isLoopback(name string) bool {
-	host := name
-	if h, _, err := net.SplitHostPort(name); err == nil {
-		host = h
-	}
-	host = strings.Trim(host, "[]")
-	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }

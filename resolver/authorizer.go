@@ -1,0 +1,138 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// authorizer answers the challenges of one endpoint. containerd's does not fit: it sends credentials to whatever realm it is told, and keeps
+// tokens without regard to who they were given to.
+type authorizer struct {
+	endpoint *endpoint
+	resolver *Resolver
+}
+
+// proof is what a request was authorized with.
+type proof struct {
+	used  bool
+	fresh bool // got for this request, so that a refusal is final
+	key   tokenKey
+	token string // empty for basic authentication
+	note  string // why credentials that exist were not used
+}
+
+// host is the name that credentials are looked up by.
+func (a *authorizer) host() string { return hubName(a.endpoint.Host) }
+
+func (a *authorizer) place(repository string) place {
+	return place{origin: a.endpoint.origin().String(), repository: repository}
+}
+
+// authorize sets the Authorization that the endpoint is known to want for a repository; none when nothing is known.
+func (a *authorizer) authorize(ctx context.Context, h http.Header, repository string) (proof, error) {
+	if h.Get("Authorization") != "" { // hosts.toml has the last word
+		return proof{}, nil
+	}
+	d, ok := a.resolver.tokens.demand(a.place(repository))
+	if !ok {
+		return proof{}, nil
+	}
+	cred, err := a.resolver.wallet.get(ctx, a.host())
+	if err != nil {
+		return proof{}, err
+	}
+	if d.scheme == "basic" {
+		if cred.Username == "" {
+			return proof{}, nil
+		}
+		req := http.Request{Header: h}
+		req.SetBasicAuth(cred.Username, cred.Password)
+		return proof{used: true}, nil
+	}
+	if cred.RegistryToken != "" {
+		h.Set("Authorization", "Bearer "+cred.RegistryToken)
+		return proof{used: true}, nil
+	}
+	realm, err := realmURL(a.endpoint.origin(), d.realm)
+	if err != nil {
+		return proof{}, fmt.Errorf("registry %s: %w: %w", a.endpoint.Host, err, errdefs.ErrUnauthenticated)
+	}
+	var p proof
+	if cred != (Credential{}) && !trusted(a.endpoint.origin(), realm, a.resolver.opts.Realms[a.host()]) {
+		p.note = fmt.Sprintf("credentials of %s were not sent to the token server %s, which is of another site", a.host(), realm.Host)
+		cred = Credential{}
+	}
+	p.key = tokenKey{origin: a.endpoint.origin().String(), realm: d.realm, service: d.service, scope: d.scope, identity: cred.identity()}
+	p.token, p.fresh, err = a.resolver.tokens.token(ctx, p.key, func() (token string, life time.Duration, err error) {
+		return a.fetchToken(ctx, realm, d, cred)
+	})
+	if err != nil {
+		if errdefs.IsUnauthorized(err) {
+			a.resolver.wallet.forget(a.host())
+		}
+		return p, fmt.Errorf("registry %s: %w", a.endpoint.Host, p.explain(err))
+	}
+	p.used = true
+	h.Set("Authorization", "Bearer "+p.token)
+	return p, nil
+}
+
+func (p proof) explain(err error) error {
+	if p.note == "" {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, p.note)
+}
+
+// challenged learns from the answer 401 to a request that p was sent with. It says whether the request is worth another try.
+func (a *authorizer) challenged(ctx context.Context, h http.Header, repository string, p proof) (bool, error) {
+	if p.used {
+		if p.token != "" {
+			a.resolver.tokens.drop(p.key, p.token)
+		} else {
+			a.resolver.wallet.forget(a.host())
+		}
+		if p.fresh {
+			return false, nil
+		}
+	}
+	cred, err := a.resolver.wallet.get(ctx, a.host())
+	if err != nil {
+		return false, err
+	}
+	var basic bool
+	var refused error
+	for _, c := range challenges(h) {
+		switch c.scheme {
+		case "basic":
+			basic = true
+		case "bearer":
+			d := demand{scheme: "bearer", realm: c.params["realm"], service: c.params["service"], scope: c.params["scope"]}
+			if d.scope == "" {
+				d.scope = "repository:" + repository + ":pull"
+			}
+			if cred.RegistryToken == "" {
+				if _, err := realmURL(a.endpoint.origin(), d.realm); err != nil {
+					refused = errors.Join(refused, err)
+					continue
+				}
+			}
+			a.resolver.tokens.setDemand(a.place(repository), d)
+			return true, nil
+		}
+	}
+	if basic && cred.Username != "" {
+		a.resolver.tokens.setDemand(a.place(repository), demand{scheme: "basic"})
+		return true, nil
+	}
+	if refused != nil {
+		return false, fmt.Errorf("%s: %w", strings.ReplaceAll(refused.Error(), "\n", "; "), errdefs.ErrUnauthenticated)
+	}
+	return false, nil
+}

@@ -1,0 +1,60 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+)
+
+// stallBytes is the least that a body has to bring per StallTimeout. A byte now and then is no download.
+const stallBytes = 1 << 10
+
+var errStalled = errors.New("body stalled")
+
+// watched is a body that is given up when it sends next to nothing for a while.
+type watched struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	limit  time.Duration
+	left   time.Duration // of limit, to wait for the next stallBytes in
+	got    int           // bytes of those
+	fired  atomic.Bool
+}
+
+func watch(body io.ReadCloser, cancel context.CancelCauseFunc, limit time.Duration) *watched {
+	w := &watched{ReadCloser: body, cancel: cancel, limit: limit, left: limit}
+	w.timer = time.AfterFunc(limit, func() {
+		w.fired.Store(true)
+		cancel(errStalled)
+	})
+	w.timer.Stop()
+	return w
+}
+
+// Read counts only the time spent waiting for the registry: a slow writer at our side must not end the download.
+func (w *watched) Read(p []byte) (int, error) {
+	start := time.Now()
+	w.timer.Reset(w.left)
+	n, err := w.ReadCloser.Read(p)
+	w.timer.Stop()
+	if w.got += n; w.got >= stallBytes {
+		w.got, w.left = 0, w.limit
+	} else {
+		w.left = max(w.left-time.Since(start), time.Millisecond)
+	}
+	if err != nil && !errors.Is(err, io.EOF) && w.fired.Load() {
+		err = fmt.Errorf("%w for %v", errStalled, w.limit)
+	}
+	return n, err
+}
+
+func (w *watched) Close() error {
+	w.timer.Stop()
+	err := w.ReadCloser.Close()
+	w.cancel(nil)
+	return err
+}

@@ -159,8 +159,6 @@ type layerSource struct {
 func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) (map[string]layerSource, error) {
 	sources := map[string]layerSource{}
 	var consumed []metadata.Layer
-	s.gate.RLock()
-	defer s.gate.RUnlock()
 	for _, l := range layers {
 		rec, err := s.layer(l.Key)
 		if err == nil {
@@ -174,6 +172,8 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 	if !consume {
 		return sources, nil
 	}
+	s.gate.RLock()
+	defer s.gate.RUnlock()
 	err := s.db.Update(func(tx *metadata.Tx) error {
 		for key := range sources {
 			n := metadata.LayerNode(key)

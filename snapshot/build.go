@@ -1,0 +1,144 @@
+package snapshot
+
+import (
+	"errors"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"golang.org/x/sys/unix"
+)
+
+// build makes a planned fix-up in staging and seals it.
+func (s *Store) build(p *plan) (staged string, rec metadata.Layer, err error) {
+	return s.buildTree(p.out, p.copies)
+}
+
+func (s *Store) buildTree(t *tree, copies map[string]source) (staged string, rec metadata.Layer, err error) {
+	staged = s.stage("fixup")
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.trash(staged))
+			staged = ""
+		}
+	}()
+	fs := filepath.Join(staged, "fs")
+	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+		return staged, rec, err
+	}
+	root, err := os.Open(fs)
+	if err != nil {
+		return staged, rec, err
+	}
+	defer root.Close()
+	b := builder{copies: copies, userXattr: s.opts.UserXattr, made: map[string]*unpack.Entry{}, rec: &rec, root: root}
+	if err := b.fill(root, t); err != nil {
+		return staged, rec, err
+	}
+	entries := t.entries()
+	regroup(entries)
+	rec.Created = time.Now().UTC()
+	return staged, rec, writeSeal(filepath.Join(staged, "seal"), entries, true)
+}
+
+// builder makes a tree on disk.
+type builder struct {
+	root      *os.File
+	copies    map[string]source
+	userXattr bool
+	made      map[string]*unpack.Entry // group of hard links -> the first that was made
+	rec       *metadata.Layer          // what was made is counted here
+}
+
+// fill makes what is in a directory, then sets the directory's own attributes.
+func (b *builder) fill(dir *os.File, t *tree) error {
+	whiteouts := false
+	for _, name := range t.names() {
+		k := t.kids[name]
+		whiteouts = whiteouts || k.entry.Type == unpack.Whiteout
+		if err := b.make(dir, name, k); err != nil {
+			return err
+		}
+	}
+	if whiteouts {
+		b.rec.Whiteouts = true
+		if err := unpack.SetOrigin(dir, b.userXattr); err != nil {
+			return err
+		}
+	}
+	if t.entry.Opaque {
+		b.rec.Whiteouts = true
+		if err := unpack.SetOpaque(dir, b.userXattr); err != nil {
+			return err
+		}
+	}
+	b.rec.Inodes++
+	return unpack.SetAttrsOf(dir, &t.entry)
+}
+
+func (b *builder) make(dir *os.File, name string, t *tree) error {
+	if first := b.made[t.entry.Inode]; first != nil {
+		t.entry.Hash, t.entry.Size = first.Hash, first.Size
+		return linkAt(b.root, first.Path, dir, name)
+	}
+	var content *os.File
+	if src, ok := b.copies[t.entry.Path]; ok && t.entry.Type == unpack.File {
+		f, err := openFile(src.elem.root, src.path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		content = f
+		if t.entry.Hash, err = hashFile(f); err != nil {
+			return err
+		}
+	}
+	if err := makeNode(dir, name, &t.entry, content); err != nil {
+		return err
+	}
+	b.rec.Size += t.entry.Size
+	if t.entry.Inode != "" {
+		b.made[t.entry.Inode] = &t.entry
+	}
+	if t.entry.Type != unpack.Dir {
+		b.rec.Inodes++
+		return nil
+	}
+	sub, err := openDir(dir, name)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	return b.fill(sub, t)
+}
+
+// linkAt links the path from below root to name in dir.
+func linkAt(root *os.File, from string, dir *os.File, name string) error {
+	d, err := openDirPath(root, path.Dir(from))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return pathError("link", from, unix.Linkat(int(d.Fd()), path.Base(from), int(dir.Fd()), name, 0))
+}
+
+// openDirPath opens a directory below root component by component.
+func openDirPath(root *os.File, p string) (*os.File, error) {
+	d, err := openDir(root, ".")
+	if err != nil || p == "." {
+		return d, err
+	}
+	for c := range strings.SplitSeq(p, "/") {
+		next, err := openDir(d, c)
+		d.Close()
+		if err != nil {
+			return nil, err
+		}
+		d = next
+	}
+	return d, nil
+}

@@ -1,0 +1,151 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Commit turns the active snapshot key into the committed snapshot name: one record, and no directory moves. With a
+// parent among opts a snapshot that was prepared without one gets it ("rebase").
+func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	var base snapshots.Info
+	for _, o := range opts {
+		if err := o(&base); err != nil {
+			return err
+		}
+	}
+	sn, err := n.get(key)
+	if err != nil {
+		return err
+	}
+	var usage snapshots.Usage
+	if sn.Kind == metadata.Active && sn.Layer == "" {
+		if usage, err = n.s.du(ctx, sn); err != nil {
+			return err
+		}
+	}
+	var committed metadata.Snapshot
+	left := ""
+	err = n.s.db.Update(func(tx *metadata.Tx) error {
+		if sn, err = n.held(tx, key); err != nil {
+			return err
+		}
+		committed, left, err = n.committed(tx, sn, name, base, usage)
+		if err != nil {
+			return err
+		}
+		return tx.RenameSnapshot(key, committed)
+	})
+	if err != nil {
+		return err
+	}
+	n.s.own(committed)
+	if left != "" {
+		err = n.s.disown(left)
+	}
+	if committed.Layer != "" && committed.Fixup == "" {
+		n.s.background("fix-up", func(ctx context.Context) error {
+			_, err := n.s.stack(ctx, committed.Key)
+			if errdefs.IsNotFound(err) {
+				return nil // removed meanwhile
+			}
+			return err
+		})
+	}
+	n.s.settleSoon()
+	return err
+}
+
+// committed is the record that a commit writes; left is the directory that it no longer needs.
+func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name string, base snapshots.Info, usage snapshots.Usage,
+) (c metadata.Snapshot, left string, err error) {
+	if sn.Kind != metadata.Active {
+		return c, "", fmt.Errorf("snapshot %s: not active: %w", sn.Key, errdefs.ErrFailedPrecondition)
+	}
+	c = sn
+	if base.Parent != "" && c.Parent != base.Parent {
+		if c.Parent != "" {
+			return c, "", fmt.Errorf("snapshot %s: has another parent: %w", sn.Key, errdefs.ErrInvalidArgument)
+		}
+		c.Parent = base.Parent
+		if err := n.checkParent(tx, c.Parent); err != nil {
+			return c, "", err
+		}
+	}
+	c.Key, c.Kind, c.Labels = name, metadata.Committed, base.Labels
+	c.Created = time.Now().UTC()
+	c.Updated = c.Created
+	c.Size, c.Inodes = usage.Size, usage.Inodes
+	if c.Layer == "" {
+		return c, "", nil
+	}
+	rec, err := tx.Layer(c.Layer)
+	if err != nil {
+		return c, "", err
+	}
+	c.Size, c.Inodes = rec.Size, rec.Inodes
+	if !rec.Needs {
+		c.Fixup = metadata.NoFixup
+	}
+	left, c.Dir = c.Dir, ""
+	return c, left, nil
+}
+
+// disown deletes a snapshot's directory, whose record no longer names it.
+func (s *Store) disown(dir string) error {
+	s.mu.Lock()
+	delete(s.dirs, dir)
+	s.mu.Unlock()
+	return s.trash(s.path("snapshots", dir))
+}
+
+// Remove ends the holder's hold of a snapshot; errdefs.ErrFailedPrecondition while it has children. What it wrote, and
+// what only it stood on, is moved aside at once and deleted in the background.
+func (n *Snapshotter) Remove(_ context.Context, key string) error {
+	var sn metadata.Snapshot
+	var layers []metadata.Layer
+	err := n.s.db.Update(func(tx *metadata.Tx) (err error) {
+		if sn, err = n.held(tx, key); err != nil {
+			return err
+		}
+		for _, l := range tx.Held(metadata.SnapshotHolder(key), metadata.KindLayer, "", -1) {
+			rec, err := tx.Layer(l)
+			if err != nil {
+				return err
+			}
+			layers = append(layers, rec)
+		}
+		return tx.Release(n.holder, metadata.SnapshotNode(key))
+	})
+	if err != nil {
+		return err
+	}
+	if sn.Dir != "" {
+		err = n.s.disown(sn.Dir)
+	}
+	return errors.Join(err, n.s.trashLayers(layers))
+}
+
+// trashLayers deletes those of the layers that have no record any more.
+func (s *Store) trashLayers(layers []metadata.Layer) error {
+	var gone []string
+	err := s.db.View(func(tx *metadata.Tx) error {
+		for _, l := range layers {
+			if now, err := tx.Layer(l.Key); err != nil || now.Dir != l.Dir {
+				gone = append(gone, s.path("layers", l.Dir))
+			}
+		}
+		return nil
+	})
+	if err != nil || len(gone) == 0 {
+		return err
+	}
+	return s.trash(gone...)
+}

@@ -1,0 +1,189 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// Prepare makes an active snapshot above parent. For an extraction (a label names the target) of a layer that is known
+// while its blob is not here, it answers with a read-only mount, which containerd commits without fetching or applying
+// anything, or with errdefs.ErrAlreadyExists after it committed the target itself.
+func (n *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	labels, err := labelsOf(opts)
+	if err != nil {
+		return nil, err
+	}
+	if target := labels[snapshots.LabelSnapshotRef]; target != "" {
+		m, done, err := n.prepareKnown(ctx, key, parent, target, labels)
+		if err != nil || done {
+			return m, err
+		}
+	}
+	return n.create(ctx, metadata.Snapshot{Key: key, Kind: metadata.Active, Parent: parent, Labels: labels})
+}
+
+// View makes a read-only snapshot of parent.
+func (n *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	labels, err := labelsOf(opts)
+	if err != nil {
+		return nil, err
+	}
+	return n.create(ctx, metadata.Snapshot{Key: key, Kind: metadata.View, Parent: parent, Labels: labels})
+}
+
+func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
+	var base snapshots.Info
+	for _, o := range opts {
+		if err := o(&base); err != nil {
+			return nil, err
+		}
+	}
+	return base.Labels, nil
+}
+
+// create makes the snapshot's directory, then its record.
+func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount.Mount, error) {
+	if err := n.checkNew(sn.Key, sn.Parent); err != nil {
+		return nil, err
+	}
+	st, err := n.s.stack(ctx, sn.Parent)
+	if err != nil {
+		return nil, err
+	}
+	staged := n.s.stage("snapshot")
+	if sn.Kind == metadata.Active || len(st.dirs) == 0 {
+		if err := makeUpper(staged, &st.root); err != nil {
+			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", sn.Key, err), n.s.trash(staged))
+		}
+	} else {
+		staged = ""
+	}
+	if sn, err = n.put(sn, staged); err != nil {
+		if staged != "" {
+			err = errors.Join(err, n.s.trash(staged))
+		}
+		return nil, err
+	}
+	if sn, err = n.s.ensureViewRoot(sn, st); err != nil {
+		return nil, err
+	}
+	return n.s.mounts(ctx, sn, st)
+}
+
+// checkNew refuses early what the transaction would refuse, before any directory is made.
+func (n *Snapshotter) checkNew(key, parent string) error {
+	return n.s.db.View(func(tx *metadata.Tx) error {
+		if _, err := tx.Snapshot(key); err == nil {
+			return fmt.Errorf("snapshot %s: %w", key, errdefs.ErrAlreadyExists)
+		}
+		return n.checkParent(tx, parent)
+	})
+}
+
+func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) error {
+	if parent == "" {
+		return nil
+	}
+	p, err := n.held(tx, parent)
+	if err != nil {
+		return fmt.Errorf("parent: %w", err)
+	}
+	if p.Kind != metadata.Committed {
+		return fmt.Errorf("snapshot %s: parent is not committed: %w", parent, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// makeUpper makes fs and work; fs, and with it the root directory that a container sees, gets the parent's attributes.
+func makeUpper(dir string, root *unpack.Entry) error {
+	fs := filepath.Join(dir, "fs")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755), os.Mkdir(filepath.Join(dir, "work"), 0o711)); err != nil {
+		return err
+	}
+	f, err := os.Open(fs)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unpack.SetAttrsOf(f, root)
+}
+
+// put records a new snapshot; its directory is moved into place inside the transaction, before the record is durable.
+func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapshot, error) {
+	n.s.gate.RLock()
+	defer n.s.gate.RUnlock()
+	sn.Created = time.Now().UTC()
+	sn.Updated = sn.Created
+	err := n.s.db.Update(func(tx *metadata.Tx) error {
+		if _, err := tx.Snapshot(sn.Key); err == nil {
+			return fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
+		}
+		if err := n.checkParent(tx, sn.Parent); err != nil {
+			return err
+		}
+		if staged != "" {
+			id, err := tx.NextID()
+			if err != nil {
+				return err
+			}
+			sn.Dir = strconv.FormatUint(id, 10)
+			if err := os.Rename(staged, n.s.path("snapshots", sn.Dir)); err != nil {
+				return err
+			}
+		}
+		if err := tx.PutSnapshot(sn); err != nil {
+			return err
+		}
+		return tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
+	})
+	if err != nil {
+		if sn.Dir != "" {
+			err = errors.Join(err, n.s.trash(n.s.path("snapshots", sn.Dir)))
+		}
+		return sn, err
+	}
+	n.s.own(sn)
+	return sn, nil
+}
+
+// own remembers which snapshot a directory belongs to.
+func (s *Store) own(sn metadata.Snapshot) {
+	if sn.Dir == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirs[sn.Dir] = sn.Key
+}
+
+// ensureViewRoot makes the directory that a view has on top, if it needs one.
+func (s *Store) ensureViewRoot(sn metadata.Snapshot, st *stack) (metadata.Snapshot, error) {
+	if sn.Kind != metadata.View || len(st.dirs) == 0 {
+		return sn, nil
+	}
+	key := st.viewRoot()
+	if key == "" {
+		return sn, nil
+	}
+	defer s.locks.lock(key)()
+	staged, made := "", metadata.Layer{}
+	if _, err := s.layer(key); err != nil {
+		if staged, made, err = s.buildTree(newTree([]unpack.Entry{st.root}), nil); err != nil {
+			return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
+		}
+	}
+	made.Key = key
+	return s.recordFixup(sn.Key, key, staged, made, func(sn *metadata.Snapshot) { sn.Root = key })
+}

@@ -1,0 +1,219 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// suspect says whether another process left the record provisional and nobody has compared it yet.
+func (s *Store) suspect(n metadata.Node) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.suspects[n]
+	return ok
+}
+
+// trusted says that the node was found to be what its seal says. Nothing says yet that it is on the disk.
+func (s *Store) trusted(n metadata.Node) {
+	s.mu.Lock()
+	delete(s.suspects, n)
+	s.mu.Unlock()
+	s.syncer.add(n)
+	s.settleSoon()
+}
+
+// replaced says that the node is not what it was: it is gone, or durable from the start.
+func (s *Store) replaced(n metadata.Node) {
+	s.mu.Lock()
+	delete(s.suspects, n)
+	s.mu.Unlock()
+	s.syncer.mu.Lock()
+	delete(s.syncer.pending, n)
+	s.syncer.mu.Unlock()
+}
+
+// trustLayer compares a suspect layer with its seal before it is served, and unpacks it again when it differs. It
+// returns the record as it is then. errdefs.ErrDataLoss when the layer is broken and its blob is not here.
+func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.Layer, error) {
+	n := metadata.LayerNode(rec.Key)
+	if !s.suspect(n) {
+		return rec, nil
+	}
+	defer s.locks.lock("trust/" + rec.Key)()
+	if !s.suspect(n) {
+		return s.layer(rec.Key) // another call was quicker
+	}
+	err := s.intact(s.path("layers", rec.Dir, "fs"), s.path("layers", rec.Dir, "seal"))
+	if errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
+		log.G(ctx).WithError(err).WithField("layer", rec.Key).Warn("layer was not written out before the last stop: unpacking it again")
+		rec, err = s.unpackAgain(ctx, rec)
+	}
+	if err != nil {
+		return rec, fmt.Errorf("layer %s: %w", rec.Key, err)
+	}
+	s.trusted(n)
+	return rec, nil
+}
+
+func (s *Store) layer(key string) (rec metadata.Layer, err error) {
+	err = s.db.View(func(tx *metadata.Tx) error {
+		rec, err = tx.Layer(key)
+		return err
+	})
+	return rec, err
+}
+
+// intact compares a directory with its seal; errdefs.ErrDataLoss names the first difference.
+func (s *Store) intact(dir, seal string) error {
+	sealed, err := readSeal(seal)
+	if err != nil {
+		return err
+	}
+	found, err := readTree(dir)
+	if err != nil {
+		return err
+	}
+	compareSeal(sealed, found, func(path, what string) {
+		if err == nil {
+			err = fmt.Errorf("%s: %s: %w", path, what, errLost)
+		}
+	})
+	return err
+}
+
+func readTree(dir string) ([]unpack.Entry, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("directory %s: missing: %w", dir, errdefs.ErrDataLoss)
+		}
+		return nil, err
+	}
+	defer f.Close()
+	return unpack.ReadTree(f)
+}
+
+// unpackAgain makes a broken layer's directory anew from its blob and puts it into the record; mounts that are made
+// later use it. A fix-up is made anew from the layer and the parent it belongs to.
+func (s *Store) unpackAgain(ctx context.Context, rec metadata.Layer) (metadata.Layer, error) {
+	if strings.HasPrefix(rec.Key, "fixup/") {
+		return s.fixAgain(ctx, rec)
+	}
+	var blobs []digest.Digest
+	if err := s.db.View(func(tx *metadata.Tx) error { blobs = tx.BlobsOf(rec.DiffID); return nil }); err != nil {
+		return rec, err
+	}
+	for _, b := range blobs {
+		if _, here := s.blobs.Size(b); !here {
+			continue
+		}
+		if _, err := s.repair(ctx, &rec, b); err != nil {
+			return rec, err
+		}
+		return rec, nil
+	}
+	return rec, fmt.Errorf("broken, and its blob is not here: %w", errdefs.ErrDataLoss)
+}
+
+// repair extracts the blob once more and gives the layer the new directory.
+func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Digest) (metadata.Layer, error) {
+	j := &unpackJob{layer: Layer{Blob: ocispec.Descriptor{Digest: blob}}}
+	defer func() {
+		if j.dir != "" {
+			if err := s.trash(j.dir); err != nil {
+				log.G(ctx).WithError(err).Warn("repair: staging is left")
+			}
+		}
+	}()
+	if err := s.unpack(ctx, j); err != nil {
+		return *rec, err
+	}
+	if j.diffID != rec.DiffID {
+		return *rec, fmt.Errorf("blob %s has diff ID %s now: %w", blob, j.diffID, errdefs.ErrDataLoss)
+	}
+	return *rec, s.swap(rec, j.dir)
+}
+
+// swap gives a layer's record a new directory from staging, and deletes the old one.
+func (s *Store) swap(rec *metadata.Layer, staged string) error {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	old := rec.Dir
+	err := s.db.Update(func(tx *metadata.Tx) error {
+		now, err := tx.Layer(rec.Key)
+		if err != nil {
+			return err
+		}
+		id, err := tx.NextID()
+		if err != nil {
+			return err
+		}
+		now.Dir, now.Durable = strconv.FormatUint(id, 10), false
+		if err := os.Rename(staged, s.path("layers", now.Dir)); err != nil {
+			return err
+		}
+		*rec = now
+		return tx.PutLayer(now)
+	})
+	if err != nil {
+		return err
+	}
+	return s.trash(s.path("layers", old))
+}
+
+// fixAgain makes a broken fix-up anew for a snapshot that stands on it.
+func (s *Store) fixAgain(ctx context.Context, rec metadata.Layer) (metadata.Layer, error) {
+	sn, err := s.standsOn(rec.Key)
+	if err != nil {
+		return rec, err
+	}
+	staged, err := s.stageFixup(ctx, sn, rec.Key)
+	if err != nil {
+		return rec, err
+	}
+	return rec, s.swap(&rec, staged)
+}
+
+// standsOn finds the snapshot with the shortest chain that stands on a fix-up. None of its ancestors does: their stack
+// can be looked at while the fix-up is broken.
+func (s *Store) standsOn(fixup string) (sn metadata.Snapshot, err error) {
+	var keys []string
+	if err := s.db.View(func(tx *metadata.Tx) error {
+		for _, h := range tx.Holders(metadata.LayerNode(fixup)) {
+			if key, ok := strings.CutPrefix(string(h), string(metadata.SnapshotHolder(""))); ok {
+				keys = append(keys, key)
+			}
+		}
+		return nil
+	}); err != nil {
+		return sn, err
+	}
+	shortest := 0
+	for _, key := range keys {
+		chain, err := s.chain(key)
+		if errdefs.IsNotFound(err) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return sn, err
+		}
+		if shortest == 0 || len(chain) < shortest {
+			shortest, sn = len(chain), chain[0]
+		}
+	}
+	if shortest == 0 {
+		err = fmt.Errorf("broken, and no snapshot stands on it: %w", errdefs.ErrDataLoss)
+	}
+	return sn, err
+}

@@ -1,0 +1,155 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// stackDir is one directory of a stack, and the name that stands for its content.
+type stackDir struct {
+	name string
+	path string
+}
+
+// stack is what a snapshot's children stand on: directories, topmost first, and the attributes of the root directory.
+type stack struct {
+	dirs      []stackDir
+	root      unpack.Entry
+	rootFrom  int  // which of dirs shows the root directory as it has to be; -1: none
+	whiteouts bool // the only directory holds whiteouts
+}
+
+// stack returns what stands below a child of the committed snapshot key, after its fix-ups were made. No stack for "".
+func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
+	chain, err := s.chain(key)
+	if err != nil {
+		return nil, err
+	}
+	for i := len(chain) - 1; i >= 0; i-- { // from the bottom up: a fix-up looks at the stack below
+		if chain[i].Layer != "" && chain[i].Fixup == "" {
+			if chain[i], err = s.ensureFixup(ctx, chain[i].Key); err != nil {
+				return nil, err
+			}
+		}
+	}
+	b := stackBuilder{s: s, st: &stack{root: defaultDir("."), rootFrom: -1}, seen: map[string]bool{}}
+	for _, sn := range chain {
+		if err := b.add(ctx, sn); err != nil {
+			return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
+		}
+	}
+	return b.st, b.readRoot()
+}
+
+// chain lists a snapshot and its ancestors.
+func (s *Store) chain(key string) (chain []metadata.Snapshot, err error) {
+	err = s.db.View(func(tx *metadata.Tx) error {
+		for key != "" {
+			sn, err := tx.Snapshot(key)
+			if err != nil {
+				return err
+			}
+			chain = append(chain, sn)
+			key = sn.Parent
+		}
+		return nil
+	})
+	return chain, err
+}
+
+// stackBuilder gathers a stack from the topmost snapshot down.
+type stackBuilder struct {
+	s        *Store
+	st       *stack
+	seen     map[string]bool
+	rootPath string // the directory whose root directory counts; empty while none was found
+	hidden   bool   // a layer above hides the rest
+}
+
+func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
+	if sn.Layer == "" {
+		b.push("snapshot/"+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, true)
+		return nil
+	}
+	if sn.Fixup != metadata.NoFixup && !b.hidden {
+		rec, err := b.s.layer(sn.Fixup)
+		if err != nil {
+			return err
+		}
+		if rec, err = b.s.trustLayer(ctx, rec); err != nil {
+			return err
+		}
+		b.push(rec.Key, b.s.path("layers", rec.Dir, "fs"), false, rec.Whiteouts)
+	}
+	rec, err := b.s.layer(sn.Layer)
+	if err != nil {
+		return err
+	}
+	if rec, err = b.s.trustLayer(ctx, rec); err != nil {
+		return err
+	}
+	dir := b.s.path("layers", rec.Dir, "fs")
+	if rec.Empty {
+		if rec.Root && b.rootPath == "" {
+			b.rootPath = dir
+		}
+		return nil
+	}
+	b.push(rec.Key, dir, rec.Root, rec.Whiteouts)
+	b.hidden = b.hidden || rec.OpaqueRoot
+	return nil
+}
+
+// push adds a directory below the others. One that is there already adds nothing, and overlay refuses it.
+func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
+	if root && b.rootPath == "" {
+		b.rootPath = dir
+		if !b.seen[dir] && !b.hidden {
+			b.st.rootFrom = len(b.st.dirs)
+		}
+	}
+	if b.seen[dir] || b.hidden {
+		return
+	}
+	b.seen[dir] = true
+	b.st.dirs = append(b.st.dirs, stackDir{name, dir})
+	b.st.whiteouts = len(b.st.dirs) == 1 && whiteouts
+}
+
+// readRoot reads the attributes of the root directory.
+func (b *stackBuilder) readRoot() error {
+	if b.rootPath == "" {
+		return nil
+	}
+	f, err := os.Open(b.rootPath)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	e, err := unpack.ReadEntry(f, ".")
+	if err != nil {
+		return err
+	}
+	b.st.root = *e
+	return nil
+}
+
+// viewRoot makes the record of the directory that a view needs on top for the root directory's attributes, or because
+// overlay shows a single directory's whiteouts; "" when it needs none.
+func (st *stack) viewRoot() string {
+	e := st.root
+	shown := st.rootFrom == 0 || (st.rootFrom < 0 && difference(&e, &defaultRoot) == "")
+	if shown && !(len(st.dirs) == 1 && st.whiteouts) {
+		return ""
+	}
+	e.Implied, e.Opaque, e.Seq = false, false, 0
+	return metadata.FixupKey(digest.FromBytes(append([]byte("root\n"), appendEntry(nil, &e)...)))
+}
+
+var defaultRoot = defaultDir(".")

@@ -26,12 +26,12 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 			return err
 		}
 		for _, key := range keys {
-			fault, err := s.checkBlob(ctx, digest.Digest(key))
-			if err != nil {
+			err := s.checkBlob(ctx, digest.Digest(key))
+			switch {
+			case errdefs.IsDataLoss(err):
+				report(fmt.Errorf("blob %s: %w", key, err))
+			case err != nil:
 				return err
-			}
-			if fault != "" {
-				report(fmt.Errorf("blob %s: %s: %w", key, fault, errdefs.ErrDataLoss))
 			}
 		}
 		if len(keys) < pageSize {
@@ -41,10 +41,10 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 	}
 }
 
-// checkBlob returns what is wrong with a blob, "" when nothing is, or when it was released meanwhile.
-func (s *Store) checkBlob(ctx context.Context, d digest.Digest) (fault string, err error) {
+// checkBlob returns nil also when the blob was released meanwhile. Faults are of class errdefs.ErrDataLoss.
+func (s *Store) checkBlob(ctx context.Context, d digest.Digest) error {
 	if err := validate(d); err != nil {
-		return err.Error(), nil
+		return fault(err)
 	}
 	record := func() (b metadata.Blob, err error) {
 		err = s.db.View(func(tx *metadata.Tx) (err error) {
@@ -54,53 +54,56 @@ func (s *Store) checkBlob(ctx context.Context, d digest.Digest) (fault string, e
 		return b, err
 	}
 	b, err := record()
-	if errdefs.IsNotFound(err) {
-		return "", nil
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fault(err)
 	}
+	err = s.hash(ctx, b)
 	if err != nil {
-		return err.Error(), nil
+		if _, gone := record(); errdefs.IsNotFound(gone) {
+			return nil
+		}
 	}
-	if fault, err = s.hash(ctx, b); fault == "" || err != nil {
-		return "", err
-	}
-	if _, err := record(); errdefs.IsNotFound(err) {
-		return "", nil
-	}
-	return fault, nil
+	return err
 }
 
-func (s *Store) hash(ctx context.Context, b metadata.Blob) (fault string, err error) {
+// fault makes err a fault, and nothing else than that.
+func fault(err error) error { return fmt.Errorf("%v: %w", err, errdefs.ErrDataLoss) }
+
+func (s *Store) hash(ctx context.Context, b metadata.Blob) error {
 	if b.Digest == "" {
-		return "record is empty", nil
+		return fault(errors.New("record is empty"))
 	}
 	f, err := openFile(s.Path(b.Digest))
 	if errors.Is(err, fs.ErrNotExist) {
-		return "file is missing", nil
+		return fault(errors.New("file is missing"))
 	}
 	if err != nil {
-		return err.Error(), nil
+		return fault(err)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	switch {
 	case err != nil:
-		return err.Error(), nil
+		return fault(err)
 	case !fi.Mode().IsRegular():
-		return "not a regular file", nil
+		return fault(errors.New("not a regular file"))
 	case fi.Size() != b.Size:
-		return fmt.Sprintf("%d bytes instead of %d", fi.Size(), b.Size), nil
+		return fault(fmt.Errorf("%d bytes instead of %d", fi.Size(), b.Size))
 	}
 	h := b.Digest.Algorithm().Digester()
 	if _, err := io.Copy(h.Hash(), ctxReader{ctx.Err, f}); err != nil {
 		if cerr := ctx.Err(); cerr != nil {
-			return "", cerr
+			return cerr
 		}
-		return err.Error(), nil
+		return fault(err)
 	}
 	if d := h.Digest(); d != b.Digest {
-		return "content is " + d.String(), nil
+		return fault(fmt.Errorf("content is %s", d))
 	}
-	return "", nil
+	return nil
 }
 
 // ctxReader ends when ended says so.

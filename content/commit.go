@@ -32,7 +32,7 @@ func (w *writer) Commit(_ context.Context, size int64, expected digest.Digest, o
 }
 
 func (w *writer) commit(size int64, expected digest.Digest, opts []content.Opt) (b metadata.Blob, came bool, err error) {
-	w.mu.Lock()
+	w.lockSummed()
 	defer w.mu.Unlock()
 	if w.done {
 		return b, false, fmt.Errorf("writer is closed: %w", errdefs.ErrFailedPrecondition)
@@ -78,7 +78,7 @@ func (w *writer) verify(size int64, expected digest.Digest, opts []content.Opt) 
 	if err != nil {
 		return "", nil, err
 	}
-	d := w.local.Digest()
+	d := w.sum.Load().digest()
 	if expected != "" {
 		if err := validate(expected); err != nil {
 			return "", nil, err
@@ -107,9 +107,6 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (b metadata.
 	if err := s.makeDir(filepath.Dir(target)); err != nil {
 		return b, false, false, err
 	}
-	if err := w.f.Chmod(0o444); err != nil {
-		return b, false, false, err
-	}
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	if err := w.same(); err != nil {
@@ -120,7 +117,11 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (b metadata.
 			return b, false, false, err
 		}
 	}
+	if err := w.f.Chmod(0o444); err != nil {
+		return b, false, false, err
+	}
 	if err := os.Rename(w.data(), target); err != nil {
+		_ = w.f.Chmod(0o600) // or its owner could not resume it
 		if w.aborted.Load() {
 			err = errdefs.ErrAborted
 		}

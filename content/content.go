@@ -1,8 +1,8 @@
 // Package content stores blobs by digest, and the ingests that become blobs.
 //
 // It owns two directories of the root: blobs/<algorithm>/<hex>, verified blobs, read-only files of mode 0444 in
-// directories of mode 0700; and ingest/<hash of a ref>/, downloads in progress, resumable, as containerd's local store lays
-// them out. What is to be deleted it renames to staging/content-*, which is garbage whenever a root is opened.
+// directories of mode 0700; and ingest/<hash of a ref>/{data,state}, downloads in progress, resumable. What is to be deleted
+// it renames to staging/content-*, which is garbage whenever a root is opened.
 //
 // Its invariants (docs/on-disk.md): bytes before record, record away before bytes (I1); a blob is visible only after its
 // digest was verified (I2). Bytes are fsynced, file and directory, before their record. Only Sweep deletes bytes of a blob,
@@ -19,6 +19,7 @@ import (
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -26,7 +27,6 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -62,7 +62,6 @@ type Store struct {
 	root  string
 	db    *metadata.DB
 	opts  Options
-	local func() (content.Store, error)
 	hooks hooks
 	trash trash
 
@@ -81,6 +80,19 @@ type Store struct {
 type hooks struct {
 	syncFile func(*os.File) error
 	syncDir  func(path string) error
+	openData func(path string, flag int) (*os.File, error)
+	writeAt  func(f *os.File, p []byte, off int64) (int, error)
+	rehash   func(io.Reader) io.Reader // between bytes that an earlier writer left and their hash
+}
+
+func noHooks() hooks {
+	return hooks{
+		syncFile: (*os.File).Sync,
+		syncDir:  syncDir,
+		openData: func(path string, flag int) (*os.File, error) { return os.OpenFile(path, flag, 0o600) },
+		writeAt:  (*os.File).WriteAt,
+		rehash:   func(r io.Reader) io.Reader { return r },
+	}
 }
 
 // Open opens blobs/ and ingest/ under root, and creates them when they are missing. root exists; db is its open
@@ -90,7 +102,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 	s := &Store{
 		root:    root,
 		db:      db,
-		hooks:   hooks{syncFile: (*os.File).Sync, syncDir: syncDir},
+		hooks:   noHooks(),
 		writers: map[string]*writer{},
 		ingests: map[digest.Digest][]*ingest{},
 	}
@@ -98,8 +110,6 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		s.opts = *opts
 	}
 	s.trash.dir = filepath.Join(root, "staging")
-	// The local store probes the filesystem, with a directory and perhaps a warning, so it waits for the first writer.
-	s.local = sync.OnceValues(func() (content.Store, error) { return local.NewStore(root) })
 	for _, dir := range []string{"blobs", "blobs/sha256", "ingest", "staging"} {
 		if err := s.makeDir(filepath.Join(root, dir)); err != nil {
 			return nil, fmt.Errorf("content: %w", err)

@@ -7,9 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/filters"
@@ -38,9 +36,6 @@ func (s *Store) ingestDir(stored string) string {
 func (v *View) Status(_ context.Context, ref string) (content.Status, error) {
 	stored := v.stored(ref)
 	st, err := readIngest(v.s.ingestDir(stored))
-	if err == nil && st.Ref != stored {
-		err = fs.ErrNotExist
-	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return content.Status{}, fmt.Errorf("ingest %.200q: %w", ref, errdefs.ErrNotFound)
 	}
@@ -98,11 +93,11 @@ func (v *View) WalkStatusRefs(ctx context.Context, fn func(string) error) error 
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		stored, err := readSmall(filepath.Join(dir, "ref"))
+		st, err := readState(dir)
 		if err != nil {
 			continue
 		}
-		if h, ref, ok := splitRef(stored); ok && h == v.holder && v.s.ingestDir(stored) == dir {
+		if h, ref, ok := splitRef(st.Ref); ok && h == v.holder {
 			if err := fn(ref); err != nil {
 				return err
 			}
@@ -136,8 +131,11 @@ func (s *Store) abort(stored string) error {
 		return err
 	}
 	if w != nil {
+		if m := w.sum.Load(); m != nil {
+			m.stop()
+		}
 		// Followers first: they must not take the bytes that are cut off here for bytes that are still to come. The
-		// writer's Close would otherwise force them to disk, though nobody will ever read them.
+		// writer has the file open, which would keep their space until its Close.
 		w.in().end(gone, "aborted")
 		if err := os.Truncate(filepath.Join(moved, "data"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.trash.remove(moved)
@@ -160,74 +158,6 @@ func (s *Store) ingestDirs() ([]string, error) {
 		paths[i] = filepath.Join(dir, e.Name())
 	}
 	return paths, nil
-}
-
-// readIngest returns the state that an ingest's directory shows, with the stored ref. It returns fs.ErrNotExist when a part
-// is missing. What it accepts the local store can resume; whether Ref belongs to dir is the caller's to compare.
-func readIngest(dir string) (st content.Status, err error) {
-	fi, err := os.Lstat(dir)
-	if err != nil {
-		return st, err
-	}
-	if !fi.IsDir() {
-		return st, fmt.Errorf("%s: not a directory: %w", dir, errdefs.ErrFailedPrecondition)
-	}
-	es, err := os.ReadDir(dir)
-	if err != nil {
-		return st, err
-	}
-	for _, e := range es {
-		if !e.Type().IsRegular() {
-			return st, fmt.Errorf("%s/%s: not a regular file: %w", dir, e.Name(), errdefs.ErrFailedPrecondition)
-		}
-	}
-	if fi, err = os.Lstat(filepath.Join(dir, "data")); err != nil {
-		return st, err
-	}
-	if st.Ref, err = readSmall(filepath.Join(dir, "ref")); err != nil {
-		return st, err
-	}
-	for name, t := range map[string]*time.Time{"startedat": &st.StartedAt, "updatedat": &st.UpdatedAt} {
-		text, err := readSmall(filepath.Join(dir, name))
-		if err != nil {
-			return st, err
-		}
-		if err := t.UnmarshalText([]byte(text)); err != nil {
-			return st, fmt.Errorf("%s/%s: %w: %w", dir, name, err, errdefs.ErrDataLoss)
-		}
-	}
-	if text, err := readSmall(filepath.Join(dir, "total")); err == nil {
-		st.Total, _ = strconv.ParseInt(text, 10, 64) // without it the total is unknown
-	}
-	st.Offset = fi.Size()
-	if fi.ModTime().After(st.UpdatedAt) {
-		st.UpdatedAt = fi.ModTime()
-	}
-	return st, nil
-}
-
-// maxSmall bounds what is read of a ref: gRPC messages, in which refs come, are at most this long.
-const maxSmall = 16 << 20
-
-func readSmall(path string) (string, error) {
-	f, err := openFile(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	if !fi.Mode().IsRegular() || fi.Size() > maxSmall {
-		return "", fmt.Errorf("%s: not a small regular file: %w", path, errdefs.ErrFailedPrecondition)
-	}
-	b := make([]byte, fi.Size())
-	n, err := f.ReadAt(b, 0)
-	if n == len(b) {
-		err = nil
-	}
-	return string(b[:n]), err
 }
 
 func adaptStatus(st content.Status) filters.Adaptor {

@@ -157,7 +157,7 @@ func (s *Store) sweepIngests(stats *Stats) (moved []string, err error) {
 // abort one without.
 func (s *Store) keep(dir string) (stored string, keep bool) {
 	st, err := readIngest(dir)
-	if err != nil || s.ingestDir(st.Ref) != dir {
+	if err != nil {
 		return "", false
 	}
 	h, _, ok := splitRef(st.Ref)

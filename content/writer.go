@@ -1,6 +1,7 @@
 package content
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -20,8 +22,11 @@ import (
 // at the end finds little to do.
 const writeback = 8 << 20
 
-// writer writes one ingest. It lets the local store lock the ref, resume, write and hash, and commits by itself: the local
-// store's Commit would adopt bytes without a record and know nothing of holders.
+// digestWait is how long Digest waits for the hash of what an earlier writer left.
+const digestWait = 200 * time.Millisecond
+
+// writer writes one ingest. Bytes that an earlier writer left are hashed in the background; what needs their hash waits without
+// mu, so that Status, Truncate and Close do not.
 type writer struct {
 	v       *View
 	ref     string
@@ -29,11 +34,13 @@ type writer struct {
 	total   int64 // announced bytes; 0 when unknown
 	aborted atomic.Bool
 	current atomic.Pointer[ingest]
+	sum     atomic.Pointer[sum] // its hash is guarded by mu, once it is ready; nil until the data file is open
 
 	mu      sync.Mutex
-	local   content.Writer
-	f       *os.File // the data file, for reading
+	f       *os.File // the data file
 	offset  int64
+	started time.Time
+	updated time.Time
 	flushed int64 // bytes of which writing out was started
 	dirty   bool  // an fsync is due
 	broken  error // of a write; Truncate heals it
@@ -47,8 +54,9 @@ var _ content.Syncer = (*writer)(nil)
 // descriptor's digest is that of a blob that is here, errdefs.ErrUnavailable while another writer has the ref, and
 // errdefs.ErrInvalidArgument without a ref or with a malformed digest.
 //
-// The Write that reaches the descriptor's size, when there is one, fsyncs before it returns, so that Commit is quick.
-func (v *View) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+// The Write that reaches the descriptor's size, when there is one, fsyncs before it returns, so that Commit is quick. Bytes
+// that an earlier writer left are hashed after Writer returned: Write, Sync and Commit wait for that; Status never does.
+func (v *View) Writer(_ context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
 		if err := opt(&o); err != nil {
@@ -67,7 +75,7 @@ func (v *View) Writer(ctx context.Context, opts ...content.WriterOpt) (content.W
 			return nil, err
 		}
 	}
-	w, err := v.openWriter(ctx, o.Ref, o.Desc)
+	w, err := v.openWriter(o.Ref, o.Desc)
 	if err != nil {
 		return nil, fmt.Errorf("ingest %.200q: %w", o.Ref, err)
 	}
@@ -77,7 +85,7 @@ func (v *View) Writer(ctx context.Context, opts ...content.WriterOpt) (content.W
 	return w, nil
 }
 
-func (v *View) openWriter(ctx context.Context, ref string, desc ocispec.Descriptor) (_ *writer, err error) {
+func (v *View) openWriter(ref string, desc ocispec.Descriptor) (_ *writer, err error) {
 	w := &writer{v: v, ref: ref, stored: v.stored(ref), total: max(desc.Size, 0)}
 	d := desc.Digest
 	if d == "" {
@@ -92,36 +100,25 @@ func (v *View) openWriter(ctx context.Context, ref string, desc ocispec.Descript
 			w.close(gone, "not opened")
 		}
 	}()
-	if err := v.s.prepare(w.stored, w.total); err != nil {
-		return nil, err
+	f, st, err := v.s.openData(w.stored, w.total)
+	if w.aborted.Load() {
+		err = errdefs.ErrAborted
+		_ = v.s.discard(v.s.ingestDir(w.stored)) // Abort may have come before the directory
+	} else if err != nil {
+		err = classify(err)
 	}
-	ls, err := v.s.local()
 	if err != nil {
+		if f != nil {
+			f.Close()
+		}
 		return nil, err
-	}
-	// The digest is withheld: with it the local store would answer AlreadyExists for bytes without a record.
-	w.local, err = ls.Writer(ctx, content.WithRef(w.stored), content.WithDescriptor(ocispec.Descriptor{Size: w.total}))
-	if err != nil {
-		return nil, err
-	}
-	st, err := w.local.Status()
-	if err != nil {
-		return nil, err
-	}
-	if w.f, err = openFile(w.data()); err != nil {
-		return nil, err
-	}
-	fi, err := w.f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() || fi.Size() != st.Offset {
-		return nil, fmt.Errorf("data changed while it was read: %w", errdefs.ErrUnavailable)
 	}
 	v.s.mu.Lock() // Status may be asked about w already
 	w.total = max(w.total, st.Total)
 	v.s.mu.Unlock()
+	w.f, w.started, w.updated = f, st.StartedAt, st.UpdatedAt
 	w.offset, w.flushed, w.dirty = st.Offset, st.Offset, true
+	w.sum.Store(v.s.sum(f, st.Offset))
 	w.follow(d)
 	if w.aborted.Load() {
 		return nil, errdefs.ErrAborted
@@ -143,20 +140,6 @@ func (s *Store) lock(w *writer) error {
 	return nil
 }
 
-// prepare takes away what the local store could not resume but would write into: parts that a crash left, what was announced
-// with another size, what is not made of regular files.
-func (s *Store) prepare(stored string, total int64) error {
-	dir := s.ingestDir(stored)
-	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	st, err := readIngest(dir)
-	if err == nil && st.Ref == stored && (total == 0 || st.Total == 0 || total == st.Total) {
-		return nil
-	}
-	return s.discard(dir)
-}
-
 // in returns what followers of w see.
 func (w *writer) in() *ingest { return w.current.Load() }
 
@@ -176,19 +159,44 @@ func (w *writer) follow(d digest.Digest) {
 func (w *writer) Status() (content.Status, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	st, err := w.local.Status()
-	st.Ref, st.Offset, st.Total, st.Expected = w.ref, w.offset, w.total, w.in().digest
-	return st, err
+	return content.Status{
+		Ref: w.ref, Offset: w.offset, Total: w.total, Expected: w.in().digest, StartedAt: w.started, UpdatedAt: w.updated,
+	}, nil
 }
 
-// Digest returns the digest of what was written so far, by SHA-256; after a commit the blob's.
+// Digest returns the digest of what was written so far, by SHA-256; after a commit the blob's. While the hash of what an
+// earlier writer left is still behind it waits for that, but at most 200 ms, and then returns "".
 func (w *writer) Digest() digest.Digest {
+	w.sum.Load().wait(digestWait)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.digest != "" {
 		return w.digest
 	}
-	return w.local.Digest()
+	return w.sum.Load().digest()
+}
+
+// lockSummed locks mu, once the hash has all bytes that were there or w can't be used any more.
+func (w *writer) lockSummed() {
+	for {
+		w.mu.Lock()
+		m := w.sum.Load()
+		select {
+		case <-m.ready:
+			if m.err != nil && w.broken == nil {
+				w.broken = fmt.Errorf("ingest %.200q: hash: %w", w.ref, classify(m.err))
+			}
+			return
+		case <-m.stopped: // by Close or Abort
+			return
+		default:
+		}
+		w.mu.Unlock()
+		select {
+		case <-m.ready:
+		case <-m.stopped:
+		}
+	}
 }
 
 // usable says why w can't be written or committed. Called with mu held.
@@ -203,14 +211,15 @@ func (w *writer) usable() error {
 }
 
 func (w *writer) Write(p []byte) (int, error) {
-	w.mu.Lock()
+	w.lockSummed()
 	defer w.mu.Unlock()
-	if err := errors.Join(w.usable(), w.broken); err != nil {
+	if err := cmp.Or(w.usable(), w.broken); err != nil {
 		return 0, err
 	}
-	n, err := w.local.Write(p)
+	n, err := w.v.s.hooks.writeAt(w.f, p, w.offset)
+	w.sum.Load().hash.Write(p[:n])
 	w.offset += int64(n)
-	w.dirty = true
+	w.updated, w.dirty = time.Now(), true
 	w.in().grow(w.offset)
 	if err != nil {
 		w.broken = fmt.Errorf("ingest %.200q: write at %d: %w", w.ref, w.offset, classify(err))
@@ -227,9 +236,9 @@ func (w *writer) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Sync forces what was written to disk.
+// Sync forces what was written to disk, and waits for its hash, so that Commit is quick.
 func (w *writer) Sync() error {
-	w.mu.Lock()
+	w.lockSummed()
 	defer w.mu.Unlock()
 	if err := w.usable(); err != nil {
 		return err
@@ -265,9 +274,11 @@ func (w *writer) Truncate(size int64) error {
 		w.offset = 0
 		w.follow(w.in().digest)
 	}
-	w.flushed, w.dirty = 0, true
+	w.flushed, w.updated, w.dirty = 0, time.Now(), true
 	w.broken = nil
-	if err := w.local.Truncate(0); err != nil {
+	old := w.sum.Swap(w.v.s.sum(w.f, 0))
+	old.stop()
+	if err := w.f.Truncate(0); err != nil {
 		w.broken = fmt.Errorf("ingest %.200q: %w", w.ref, classify(err))
 	}
 	return w.broken
@@ -290,11 +301,16 @@ func (w *writer) close(state ingestState, cause string) error {
 	w.in().end(state, cause)
 	s.register(w.in(), nil)
 	var err error
-	if w.f != nil {
-		w.f.Close()
+	if m := w.sum.Load(); m != nil {
+		m.stop()
 	}
-	if w.local != nil {
-		err = w.local.Close()
+	if w.f != nil {
+		if state == gone && !w.aborted.Load() {
+			// The kernel's time of the last write may be some milliseconds old. It is worth no more than a try.
+			ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(w.updated.UnixNano())}
+			_ = unix.UtimesNanoAt(unix.AT_FDCWD, w.data(), ts, unix.AT_SYMLINK_NOFOLLOW)
+		}
+		err = w.f.Close()
 	}
 	s.mu.Lock()
 	delete(s.writers, w.stored)

@@ -167,7 +167,7 @@ func TestFullDisk(t *testing.T) {
 	v := r.For(alice)
 	w := start(t, v, "ref", ocispec.Descriptor{Size: 8})
 	write(t, w, "ab")
-	w.local = full{w.local}
+	r.hooks.writeAt = full
 	n, err := w.Write([]byte("cdefgh"))
 	if n != 2 {
 		t.Errorf("wrote %d", n)
@@ -181,21 +181,18 @@ func TestFullDisk(t *testing.T) {
 	if st, err := w.Status(); err != nil || st.Offset != 4 || w.Digest() != digest.FromString("abcd") {
 		t.Errorf("resumed at %d with %s, %v", st.Offset, w.Digest(), err)
 	}
-	w.local = full{w.local}
 	if _, err = w.Write([]byte("cdefgh")); err == nil {
 		t.Fatal("no error")
 	}
-	w.local = w.local.(full).Writer
+	r.hooks.writeAt = (*os.File).WriteAt
 	must(t, w.Truncate(0))
 	write(t, w, "abcdefgh")
 	must(t, w.Commit(t.Context(), 8, digest.FromString("abcdefgh")))
 }
 
 // full writes two bytes of anything.
-type full struct{ content.Writer }
-
-func (f full) Write(p []byte) (int, error) {
-	n, err := f.Writer.Write(p[:2])
+func full(f *os.File, p []byte, off int64) (int, error) {
+	n, err := f.WriteAt(p[:2], off)
 	return n, errors.Join(err, unix.ENOSPC)
 }
 
@@ -314,36 +311,68 @@ func TestAbortedWriter(t *testing.T) {
 	must(t, w.Commit(t.Context(), 0, digest.FromString("others")))
 }
 
-// TestPrepare has writers of a ref whose directory is not as one was left. Local's own resumption would keep the tail of old
-// data, or follow a symlink.
-func TestPrepare(t *testing.T) {
-	const old = "0123456789 bytes of an earlier writer"
+// TestUnreadable has writers of a ref whose directory is not as one was left: nothing of it is kept, and no link followed.
+func TestUnreadable(t *testing.T) {
+	const (
+		old    = "0123456789 bytes of an earlier writer"
+		stored = "pull/alice\x00ref"
+		head   = `{"total":99,"started":"2026-01-02T03:04:05Z"}`
+	)
+	type damage = func(t *testing.T, dir string)
+	without := func(name string) damage {
+		return func(t *testing.T, dir string) { must(t, os.Remove(filepath.Join(dir, name))) }
+	}
+	instead := func(name string, make func(path string) error) damage {
+		return func(t *testing.T, dir string) {
+			without(name)(t, dir)
+			must(t, make(filepath.Join(dir, name)))
+		}
+	}
+	fifo := func(name string) damage {
+		return instead(name, func(path string) error { return unix.Mkfifo(path, 0o600) })
+	}
+	folder := func(name string) damage {
+		return instead(name, func(path string) error { return os.Mkdir(path, 0o700) })
+	}
+	link := func(name, to string) damage {
+		return instead(name, func(path string) error { return os.Symlink(to, path) })
+	}
+	state := func(text string) damage {
+		return instead("state", func(path string) error { return os.WriteFile(path, []byte(text), 0o600) })
+	}
 	secret := filepath.Join(t.TempDir(), "secret")
 	for name, tc := range map[string]struct {
-		damage func(t *testing.T, dir string)
+		damage damage
 		total  int64
 	}{
-		"no time":     {func(t *testing.T, dir string) { must(t, os.Remove(dir+"/startedat")) }, 0},
-		"cut time":    {func(t *testing.T, dir string) { must(t, os.WriteFile(dir+"/updatedat", []byte("20"), 0o600)) }, 0},
-		"no ref":      {func(t *testing.T, dir string) { must(t, os.Remove(dir+"/ref")) }, 0},
-		"cut ref":     {func(t *testing.T, dir string) { must(t, os.Truncate(dir+"/ref", 3)) }, 0},
-		"no data":     {func(t *testing.T, dir string) { must(t, os.Remove(dir+"/data")) }, 0},
 		"other total": {func(*testing.T, string) {}, 5},
 		"empty":       {func(t *testing.T, dir string) { must(t, os.RemoveAll(dir)); must(t, os.Mkdir(dir, 0o700)) }, 0},
 		"file":        {func(t *testing.T, dir string) { must(t, os.RemoveAll(dir)); must(t, os.WriteFile(dir, nil, 0o600)) }, 0},
 		"link":        {func(t *testing.T, dir string) { must(t, os.Rename(dir, dir+"0")); must(t, os.Symlink(dir+"0", dir)) }, 0},
-		"data is link": {func(t *testing.T, dir string) {
-			must(t, os.Remove(dir+"/data"))
-			must(t, os.Symlink(secret, dir+"/data"))
+
+		"no data":        {without("data"), 0},
+		"data is link":   {link("data", secret), 0},
+		"data is FIFO":   {fifo("data"), 0},
+		"data is folder": {folder("data"), 0},
+
+		"no state": {without("state"), 0},
+		"state is link": {func(t *testing.T, dir string) { // to a right one
+			must(t, os.Rename(dir+"/state", dir+"/other"))
+			must(t, os.Symlink("other", dir+"/state"))
 		}, 0},
-		"ref is link": {func(t *testing.T, dir string) {
-			must(t, os.Remove(dir+"/ref"))
-			must(t, os.Symlink(secret, dir+"/ref"))
-		}, 0},
-		"total is FIFO": {func(t *testing.T, dir string) {
-			must(t, os.Remove(dir+"/total"))
-			must(t, unix.Mkfifo(dir+"/total", 0o600))
-		}, 0},
+		"state is FIFO":   {fifo("state"), 0},
+		"state is folder": {folder("state"), 0},
+		"state is large":  {func(t *testing.T, dir string) { must(t, os.Truncate(dir+"/state", maxSmall+1)) }, 0},
+		"empty state":     {state(""), 0},
+		"cut in the head": {state(`{"total":99,"star`), 0},
+		"cut ref":         {state(head + "\npull/ali"), 0},
+		"other ref":       {state(head + "\npull/alice\x00other"), 0},
+		"longer ref":      {state(head + "\n" + stored + "\n"), 0},
+		"no line":         {state(stored), 0},
+		"no JSON":         {state("99\n" + stored), 0},
+		"no time":         {state(`{"total":99}` + "\n" + stored), 0},
+		"no such time":    {state(`{"total":99,"started":"20"}` + "\n" + stored), 0},
+		"no such total":   {state(strings.Replace(head, "99", "-9", 1) + "\n" + stored), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			must(t, os.WriteFile(secret, []byte("secret"), 0o600))
@@ -354,7 +383,7 @@ func TestPrepare(t *testing.T) {
 			must(t, w.Close())
 			tc.damage(t, r.ingestDir(w.stored))
 			if name != "other total" {
-				if sts, err := v.ListStatuses(t.Context()); err != nil || len(sts) > 0 && sts[0].Offset != int64(len(old)) {
+				if sts, err := v.ListStatuses(t.Context()); err != nil || len(sts) > 0 {
 					t.Errorf("listed %v, %v", sts, err)
 				}
 			}
@@ -380,20 +409,46 @@ func TestPrepare(t *testing.T) {
 func TestFailedOpen(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	v := r.For(alice)
-	local := r.local
-	for name, fail := range map[string]func() (content.Store, error){
-		"store":   func() (content.Store, error) { return nil, unix.EIO },
-		"aborted": func() (content.Store, error) { must(t, v.Abort(t.Context(), "ref")); return nil, errdefs.ErrAborted },
+	openData := r.hooks.openData
+	for name, tc := range map[string]struct {
+		open func(path string, flag int) (*os.File, error)
+		is   func(error) bool
+	}{
+		"disk": {func(string, int) (*os.File, error) { return nil, unix.EIO }, errdefs.IsInternal},
+		"full": {func(string, int) (*os.File, error) { return nil, unix.ENOSPC }, errdefs.IsResourceExhausted},
+		"aborted before": {func(path string, flag int) (*os.File, error) {
+			must(t, v.Abort(t.Context(), "ref"))
+			return openData(path, flag)
+		}, errdefs.IsAborted},
+		"aborted after": {func(path string, flag int) (*os.File, error) {
+			f, err := openData(path, flag)
+			must(t, v.Abort(t.Context(), "ref"))
+			return f, err
+		}, errdefs.IsAborted},
 	} {
 		t.Run(name, func(t *testing.T) {
 			must(t, start(t, v, "ref", ocispec.Descriptor{}).Close())
-			r.local = fail
-			if _, err := v.Writer(t.Context(), content.WithRef("ref")); err == nil {
-				t.Error("opened")
+			r.hooks.openData = tc.open
+			_, err := v.Writer(t.Context(), content.WithRef("ref"))
+			class(t, tc.is, err)
+			if names := r.names("ingest"); len(names) > 0 && errdefs.IsAborted(err) {
+				t.Errorf("left %v", names)
 			}
-			r.local = local
+			r.hooks.openData = openData
 			must(t, start(t, v, "ref", ocispec.Descriptor{}).Close())
 		})
+	}
+	// Out of descriptors: that says nothing about what is there.
+	w := start(t, v, "ref", ocispec.Descriptor{})
+	write(t, w, "kept")
+	must(t, w.Close())
+	r.hooks.openData = func(string, int) (*os.File, error) { return nil, unix.EMFILE }
+	if _, err := v.Writer(t.Context(), content.WithRef("ref")); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("opened: %v", err)
+	}
+	r.hooks.openData = openData
+	if st, err := start(t, v, "ref", ocispec.Descriptor{}).Status(); err != nil || st.Offset != 4 {
+		t.Errorf("resumed at %d, %v", st.Offset, err)
 	}
 }
 

@@ -1,0 +1,208 @@
+package content
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// An ingest's directory holds two files: data, the bytes so far, and state, which is written once, before data is made, and
+// not synced. The state is a line of JSON and then the stored ref as it is, to the end. The directory is named after the hash
+// of that ref, so a state that was cut is found out. When bytes came last is the time of data.
+type stateHead struct {
+	Total   int64     `json:"total,omitempty"` // announced bytes; 0 when unknown
+	Started time.Time `json:"started"`
+}
+
+// openData opens the data file of an ingest for reading and writing: the one that is there, or a new one when there is none,
+// when it can't be resumed, or when it was announced with another total. st is its state, with the stored ref.
+func (s *Store) openData(stored string, total int64) (f *os.File, st content.Status, err error) {
+	dir := s.ingestDir(stored)
+	f, st, err = s.resumeData(dir)
+	switch {
+	case err == nil && (total == 0 || st.Total == 0 || total == st.Total):
+		return f, st, nil
+	case err == nil:
+		f.Close()
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
+		return nil, st, err // says nothing about the ingest
+	}
+	if err := s.discard(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, st, err
+	}
+	return s.createData(dir, stored, total)
+}
+
+func (s *Store) resumeData(dir string) (*os.File, content.Status, error) {
+	st, err := readIngest(dir)
+	if err != nil {
+		return nil, st, err
+	}
+	f, err := s.hooks.openData(filepath.Join(dir, "data"), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, st, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file: %w", f.Name(), errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		f.Close()
+		return nil, st, err
+	}
+	st.Offset = fi.Size()
+	return f, st, nil
+}
+
+func (s *Store) createData(dir, stored string, total int64) (*os.File, content.Status, error) {
+	now := time.Now().UTC()
+	st := content.Status{Ref: stored, Total: total, StartedAt: now, UpdatedAt: now}
+	head, err := json.Marshal(stateHead{total, now})
+	if err != nil {
+		return nil, st, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, st, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "state"), append(append(head, '\n'), stored...), 0o600); err != nil {
+		return nil, st, err
+	}
+	f, err := s.hooks.openData(filepath.Join(dir, "data"), os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	return f, st, err
+}
+
+// readIngest returns the state that an ingest's directory shows, with the stored ref. It returns fs.ErrNotExist when a part
+// is missing, errdefs.ErrFailedPrecondition when one is not what it should be, and errdefs.ErrDataLoss when the state is
+// damaged. What it accepts can be resumed.
+func readIngest(dir string) (st content.Status, err error) {
+	if st, err = readState(dir); err != nil {
+		return st, err
+	}
+	fi, err := os.Lstat(filepath.Join(dir, "data"))
+	if err != nil {
+		return st, err
+	}
+	if !fi.Mode().IsRegular() {
+		return st, fmt.Errorf("%s/data: not a regular file: %w", dir, errdefs.ErrFailedPrecondition)
+	}
+	st.Offset = fi.Size()
+	if fi.ModTime().After(st.UpdatedAt) {
+		st.UpdatedAt = fi.ModTime()
+	}
+	return st, nil
+}
+
+func readState(dir string) (st content.Status, err error) {
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return st, err
+	}
+	if !fi.IsDir() {
+		return st, fmt.Errorf("%s: not a directory: %w", dir, errdefs.ErrFailedPrecondition)
+	}
+	path := filepath.Join(dir, "state")
+	text, err := readSmall(path)
+	if err != nil {
+		return st, err
+	}
+	line, stored, ok := strings.Cut(text, "\n")
+	if !ok || digest.FromString(stored).Encoded() != filepath.Base(dir) {
+		return st, fmt.Errorf("%s: not of this ingest: %w", path, errdefs.ErrDataLoss)
+	}
+	var head stateHead
+	if err := json.Unmarshal([]byte(line), &head); err != nil {
+		return st, fmt.Errorf("%s: %w: %w", path, err, errdefs.ErrDataLoss)
+	}
+	if head.Total < 0 || head.Started.IsZero() {
+		return st, fmt.Errorf("%s: total %d, started %s: %w", path, head.Total, head.Started, errdefs.ErrDataLoss)
+	}
+	return content.Status{Ref: stored, Total: head.Total, StartedAt: head.Started, UpdatedAt: head.Started}, nil
+}
+
+// maxSmall bounds what is read of a state: gRPC messages, in which refs come, are at most this long.
+const maxSmall = 16<<20 + 4<<10
+
+func readSmall(path string) (string, error) {
+	f, err := openFile(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > maxSmall {
+		return "", fmt.Errorf("%s: not a small regular file: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	b := make([]byte, fi.Size())
+	n, err := f.ReadAt(b, 0)
+	if n == len(b) {
+		err = nil
+	}
+	return string(b[:n]), err
+}
+
+// sum is the SHA-256 of a data file. Bytes that an earlier writer left are hashed in the background.
+type sum struct {
+	ready   chan struct{}   // closed when hash is that of all bytes that were there, or err is set
+	stopped <-chan struct{} // closed when nobody needs it any more; ready may never be
+	stop    context.CancelFunc
+
+	hash hash.Hash // not to be used before ready
+	err  error
+}
+
+// sum begins to hash the first size bytes of f.
+func (s *Store) sum(f *os.File, size int64) *sum {
+	ctx, stop := context.WithCancel(context.Background())
+	m := &sum{ready: make(chan struct{}), stopped: ctx.Done(), stop: stop, hash: sha256.New()}
+	if size == 0 {
+		close(m.ready)
+		return m
+	}
+	r := s.hooks.rehash(io.NewSectionReader(f, 0, size))
+	go func() {
+		defer close(m.ready)
+		n, err := io.CopyBuffer(m.hash, ctxReader{ctx.Err, r}, make([]byte, 256<<10))
+		if err == nil && n < size {
+			err = io.ErrUnexpectedEOF
+		}
+		m.err = err
+	}()
+	return m
+}
+
+// wait returns when the hash is ready or nobody needs it any more, or after at most d.
+func (m *sum) wait(d time.Duration) {
+	select {
+	case <-m.ready:
+	case <-m.stopped:
+	case <-time.After(d):
+	}
+}
+
+// digest returns "" when the hash is not ready. Called with the writer's mu held.
+func (m *sum) digest() digest.Digest {
+	select {
+	case <-m.ready:
+		if m.err == nil {
+			return digest.NewDigest(digest.SHA256, m.hash)
+		}
+	default:
+	}
+	return ""
+}

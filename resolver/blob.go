@@ -2,25 +2,31 @@ package resolver
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // blob downloads desc into the store unless it is there, and says whether it did.
 func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
-	fresh, resumed, err := f.ingest(ctx, desc)
-	if errdefs.IsDataLoss(err) && resumed {
-		// An older download's bytes may be to blame. They are gone now, so the registry deserves one more chance.
-		fresh, _, err = f.ingest(ctx, desc)
+	done, err := f.repo.flights.take(ctx, desc.Digest)
+	if err != nil {
+		return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	defer done()
+	d := &download{repo: f.repo, desc: desc, buffers: f.buffers}
+	fresh, err := f.ingest(ctx, d)
+	if errdefs.IsDataLoss(err) && ctx.Err() == nil {
+		// Bytes of an older download, or badly joined ranges, or one host of several may be to blame. The bytes are gone now, so the registry
+		// deserves one more chance: from the beginning, in one piece, and from another host than the last if there is one.
+		next := 0
+		if d.host+1 < len(f.repo.hosts) {
+			next = d.host + 1
+		}
+		fresh, err = f.ingest(ctx, &download{repo: f.repo, desc: desc, host: next, whole: true})
 	}
 	if err != nil {
 		return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
@@ -28,17 +34,41 @@ func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (bool, error)
 	return fresh, nil
 }
 
-// ingest runs one ingest of desc to its commit. It says whether it was needed, and whether it began with bytes of an earlier one.
-func (f *fetch) ingest(ctx context.Context, desc ocispec.Descriptor) (fresh, resumed bool, err error) {
-	// The ref ends with the digest: that is what the store recognises a layer in progress by. Annotations of the manifest must not get into it.
-	ref := remotes.MakeRefKey(ctx, plain(desc))
-	w, err := content.OpenWriter(ctx, f.into, content.WithRef(ref), content.WithDescriptor(plain(desc)))
+// open opens the ingest of desc at its present end, under a ref that ends with the digest: by that the store recognises a layer in progress.
+// Annotations of the manifest must not get into the ref.
+//
+// A refresh has a ref of its own, so that it begins with nothing, and keeps the digest from the descriptor: with it the store would answer
+// that the blob is there. Commit, which is told the digest, then compares, and heals what the store has.
+func (f *fetch) open(ctx context.Context, desc ocispec.Descriptor) (content.Writer, string, error) {
+	desc = plain(desc)
+	ref := remotes.MakeRefKey(ctx, desc)
+	if f.Refresh {
+		ref = "refresh-" + ref
+		desc = ocispec.Descriptor{MediaType: desc.MediaType, Size: desc.Size}
+	}
+	w, err := content.OpenWriter(ctx, f.into, content.WithRef(ref), content.WithDescriptor(desc))
+	if err != nil {
+		return nil, ref, err
+	}
+	if f.Refresh {
+		if err := w.Truncate(0); err != nil {
+			w.Close()
+			return nil, ref, err
+		}
+	}
+	return w, ref, nil
+}
+
+// ingest runs one ingest to its commit, and says whether it was needed.
+func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error) {
+	desc := d.desc
+	w, ref, err := f.open(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {
 		f.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true, Cached: true})
-		return false, false, nil
+		return false, nil
 	}
 	if err != nil {
-		return false, false, err
+		return false, err
 	}
 	defer func() {
 		w.Close()
@@ -49,136 +79,41 @@ func (f *fetch) ingest(ctx context.Context, desc ocispec.Descriptor) (fresh, res
 	}()
 	status, err := w.Status()
 	if err != nil {
-		return false, false, err
+		return false, err
 	}
-	resumed = status.Offset > 0
-	if err := f.download(ctx, w, desc, status.Offset); err != nil {
-		return false, resumed, err
-	}
-	if err := w.Commit(ctx, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
-		if errdefs.IsFailedPrecondition(err) { // what stores answer a wrong digest or size with
-			err = fmt.Errorf("%v: %w", err, errdefs.ErrDataLoss)
+	d.offset = status.Offset
+	d.write = func(p []byte) error {
+		if _, err := w.Write(p); err != nil {
+			return err
 		}
-		return false, resumed, fmt.Errorf("from %s: %w", f.repo.registry, err)
+		f.progress(Event{Descriptor: desc, Offset: d.offset + int64(len(p))})
+		return nil
+	}
+	f.progress(Event{Descriptor: desc, Offset: d.offset})
+	if err := d.run(ctx); err != nil {
+		return false, err
+	}
+	if err := commit(ctx, w, desc); err != nil {
+		return false, fmt.Errorf("from %s: %w", f.repo.registry, err)
 	}
 	f.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true})
-	return true, resumed, nil
+	return true, nil
+}
+
+// commit ends an ingest. That the store had the blob meanwhile is as good.
+func commit(ctx context.Context, w content.Writer, desc ocispec.Descriptor) error {
+	err := w.Commit(ctx, desc.Size, desc.Digest)
+	switch {
+	case err == nil || errdefs.IsAlreadyExists(err):
+		return nil
+	case errdefs.IsFailedPrecondition(err): // what stores answer a wrong digest or size with
+		return fmt.Errorf("%v: %w", err, errdefs.ErrDataLoss)
+	}
+	return err
 }
 
 func (f *fetch) progress(e Event) {
 	if f.Progress != nil {
 		f.Progress(e)
 	}
-}
-
-// download writes what the ingest lacks, from the first host that gives it. As long as every attempt brings new bytes it goes on.
-func (f *fetch) download(ctx context.Context, w content.Writer, desc ocispec.Descriptor, offset int64) error {
-	if offset > desc.Size {
-		return fmt.Errorf("ingest has %d of %d bytes: %w", offset, desc.Size, errdefs.ErrDataLoss)
-	}
-	f.progress(Event{Descriptor: desc, Offset: offset})
-	var first error
-	hosts := f.repo.hosts
-	for i := 0; offset < desc.Size && i < len(hosts); {
-		if !hosts[i].Capabilities.Has(docker.HostCapabilityPull) {
-			i++
-			continue
-		}
-		last := i == len(hosts)-1
-		for attempt := 1; ; attempt++ {
-			n, err := f.copyFrom(ctx, hosts[i], w, desc, offset)
-			offset += n
-			if err == nil {
-				return nil
-			}
-			if ctx.Err() != nil || errdefs.IsDataLoss(err) || !isSource(err) {
-				return err
-			}
-			if first == nil || errdefs.IsNotFound(first) {
-				first = err
-			}
-			if n > 0 {
-				attempt = 1
-			}
-			if !temporary(err) || attempt >= f.repo.opts.Attempts || (!last && n == 0) {
-				break
-			}
-			if err := f.repo.pause(ctx, attempt, err); err != nil {
-				return err
-			}
-		}
-		i++
-	}
-	if offset < desc.Size && first == nil {
-		first = fmt.Errorf("registry %s: no host is configured to be pulled from: %w", f.repo.registry, errdefs.ErrNotFound)
-	}
-	return first
-}
-
-// sourceError came from a registry; other errors of copyFrom are the store's, and another host or attempt can't help against them.
-type sourceError struct{ error }
-
-func (e sourceError) Unwrap() error { return e.error }
-
-func isSource(err error) bool { return errors.As(err, new(sourceError)) }
-
-// copyFrom writes desc's bytes from offset on and returns how many it wrote.
-func (f *fetch) copyFrom(ctx context.Context, host *endpoint, w content.Writer, desc ocispec.Descriptor, offset int64) (int64, error) {
-	resp, err := f.repo.get(ctx, host, "blobs", desc.Digest.String(), "*/*", span{start: offset})
-	if err != nil {
-		if errdefs.IsOutOfRange(err) { // the registry has fewer bytes than we do
-			err = fmt.Errorf("%v: %w", err, errdefs.ErrDataLoss)
-		}
-		return 0, sourceError{err}
-	}
-	defer resp.Body.Close()
-	if err := position(resp, desc, offset); err != nil {
-		return 0, sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
-	}
-	var written int64
-	buf := make([]byte, 256<<10)
-	for {
-		n, err := resp.Body.Read(buf)
-		if offset+written+int64(n) > desc.Size {
-			return written, sourceError{fmt.Errorf("registry %s: more than the announced %d bytes: %w", host.Host, desc.Size, errdefs.ErrDataLoss)}
-		}
-		if n > 0 {
-			if _, err := w.Write(buf[:n]); err != nil {
-				return written, err
-			}
-			written += int64(n)
-			f.progress(Event{Descriptor: desc, Offset: offset + written})
-		}
-		switch {
-		case err == nil:
-		case offset+written == desc.Size: // complete, however the connection ended
-			return written, nil
-		case ctx.Err() != nil:
-			return written, fmt.Errorf("registry %s: %w", host.Host, ctx.Err())
-		case errors.Is(err, io.EOF):
-			return written, sourceError{fmt.Errorf("registry %s: the body ended at %d of %d bytes: %w", host.Host, offset+written, desc.Size, errdefs.ErrUnavailable)}
-		default:
-			return written, sourceError{fmt.Errorf("registry %s: the body broke at %d of %d bytes: %v: %w", host.Host, offset+written, desc.Size, err, errdefs.ErrUnavailable)}
-		}
-	}
-}
-
-// position makes the body start at offset: a 206 has to say that it does, and of a 200 the beginning is skipped.
-func position(resp *http.Response, desc ocispec.Descriptor, offset int64) error {
-	if resp.StatusCode == http.StatusPartialContent {
-		var start, end int64
-		var total string
-		n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%s", &start, &end, &total)
-		if n != 3 || offset == 0 || start != offset || end != desc.Size-1 || (total != "*" && total != fmt.Sprint(desc.Size)) {
-			return fmt.Errorf("asked for bytes from %d on, got %q: %w", offset, strings.TrimSpace(resp.Header.Get("Content-Range")), errdefs.ErrDataLoss)
-		}
-		return nil
-	}
-	if resp.ContentLength >= 0 && resp.ContentLength != desc.Size {
-		return fmt.Errorf("%d bytes where %d were announced: %w", resp.ContentLength, desc.Size, errdefs.ErrDataLoss)
-	}
-	if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
-		return fmt.Errorf("the body broke before byte %d: %v: %w", offset, err, errdefs.ErrUnavailable)
-	}
-	return nil
 }

@@ -3,13 +3,10 @@ package resolver
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -47,6 +44,11 @@ type FetchOptions struct {
 	Progress func(Event)
 	// Downloads bounds how many blobs are downloaded at once. Zero value: 8.
 	Downloads int
+	// Refresh downloads every blob again, manifests included, whatever the store has. What the store has is only replaced by what was verified.
+	Refresh bool
+	// OnLayer is called after each layer is in the store, once for each blob, also when it was there before; by several goroutines at once. An
+	// error ends the fetch. nil: nobody is told.
+	OnLayer func(ocispec.Descriptor) error
 }
 
 // Fetch brings target, which Resolve answered for ref, into a store: the indexes on the way, the manifest of the platform, its config, then
@@ -58,12 +60,12 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	platform platforms.MatchComparer, opts *FetchOptions,
 ) (*Image, error) {
 	if ref.named == nil {
-		return nil, fmt.Errorf("reference \"\": empty: %w", errdefs.ErrInvalidArgument)
+		return nil, errNoReference
 	}
 	if platform == nil {
 		platform = platforms.DefaultStrict()
 	}
-	f := &fetch{into: into, platform: platform}
+	f := &fetch{into: into, platform: platform, buffers: newBuffers(&r.opts)}
 	if opts != nil {
 		f.FetchOptions = *opts
 	}
@@ -99,63 +101,11 @@ type fetch struct {
 	repo     *repository
 	into     content.Store
 	platform platforms.MatchComparer
+	buffers  *buffers
 	indexes  []ocispec.Descriptor
 	fetched  int
-}
 
-// image finds the manifest for the platform at or below desc.
-func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, depth int) (*Image, error) {
-	doc, err := f.document(ctx, desc)
-	if err != nil {
-		return nil, err
-	}
-	if images.IsManifestType(doc.mediaType) {
-		return f.manifest(ctx, doc)
-	}
-	if depth >= MaxNesting {
-		return nil, fmt.Errorf("index %s: nested deeper than %d: %w", desc.Digest, MaxNesting, errdefs.ErrDataLoss)
-	}
-	f.indexes = append(f.indexes, doc.descriptor())
-	var index ocispec.Index
-	if err := json.Unmarshal(doc.bytes, &index); err != nil {
-		return nil, fmt.Errorf("index %s: %v: %w", desc.Digest, err, errdefs.ErrDataLoss)
-	}
-	mark := len(f.indexes)
-	for _, child := range f.candidates(index.Manifests) {
-		image, err := f.image(ctx, child, depth+1)
-		if !errdefs.IsNotFound(err) || !errors.Is(err, errPlatform) {
-			return image, err
-		}
-		f.indexes = f.indexes[:mark]
-	}
-	return nil, fmt.Errorf("index %s: %w", desc.Digest, errPlatform)
-}
-
-// errPlatform says that everything is in order, but for other platforms than the one that was asked for.
-var errPlatform = fmt.Errorf("no image for this platform: %w", errdefs.ErrNotFound)
-
-// candidates are the entries of an index worth a look: those for the platform, the best first, then those that name no platform.
-func (f *fetch) candidates(all []ocispec.Descriptor) []ocispec.Descriptor {
-	var named, unnamed []ocispec.Descriptor
-	for _, d := range all {
-		switch {
-		case !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType):
-		case d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "":
-			unnamed = append(unnamed, d)
-		case f.platform.Match(*d.Platform):
-			named = append(named, d)
-		}
-	}
-	slices.SortStableFunc(named, func(a, b ocispec.Descriptor) int {
-		switch {
-		case f.platform.Less(*a.Platform, *b.Platform):
-			return -1
-		case f.platform.Less(*b.Platform, *a.Platform):
-			return 1
-		}
-		return 0
-	})
-	return append(named, unnamed...)
+	documents int // looked at
 }
 
 // manifest reads the config that a manifest names and makes an Image of both.
@@ -219,19 +169,22 @@ func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor) (document
 	if desc.Size > MaxManifestSize {
 		return document{}, fmt.Errorf("manifest %s: larger than %d bytes: %w", desc.Digest, MaxManifestSize, errdefs.ErrDataLoss)
 	}
-	data, err := f.stored(ctx, desc)
-	if err == nil {
-		doc := document{digest: desc.Digest, bytes: data}
-		if doc.mediaType, err = agree(desc.MediaType, data); err != nil {
-			return document{}, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	if !f.Refresh {
+		data, err := f.stored(ctx, desc)
+		if err == nil {
+			doc := document{digest: desc.Digest, bytes: data}
+			if doc.mediaType, err = agree(desc.MediaType, data); err != nil {
+				return document{}, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+			}
+			return doc, nil
 		}
-		return doc, nil
-	}
-	if !errdefs.IsNotFound(err) {
-		return document{}, err
+		if !errdefs.IsNotFound(err) {
+			return document{}, err
+		}
 	}
 	doc, ok := f.repo.recall(desc.Digest)
 	if !ok {
+		var err error
 		if doc, err = f.repo.manifest(ctx, desc.Digest.String(), desc.Digest, desc.MediaType); err != nil {
 			return document{}, err
 		}
@@ -279,7 +232,12 @@ func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 
 // store writes bytes that are in memory and verified.
 func (f *fetch) store(ctx context.Context, desc ocispec.Descriptor, data []byte) error {
-	w, err := content.OpenWriter(ctx, f.into, content.WithRef(remotes.MakeRefKey(ctx, desc)), content.WithDescriptor(desc))
+	done, err := f.repo.flights.take(ctx, desc.Digest)
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	defer done()
+	w, _, err := f.open(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}
@@ -293,7 +251,7 @@ func (f *fetch) store(ctx context.Context, desc ocispec.Descriptor, data []byte)
 	if _, err := w.Write(data); err != nil {
 		return fmt.Errorf("blob %s: %w", desc.Digest, err)
 	}
-	if err := w.Commit(ctx, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+	if err := commit(ctx, w, desc); err != nil {
 		return fmt.Errorf("blob %s: %w", desc.Digest, err)
 	}
 	return nil
@@ -312,8 +270,10 @@ func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, e
 		once[desc.Digest] = true
 		group.Go(func() error {
 			var err error
-			fresh[i], err = f.blob(ctx, desc)
-			return err
+			if fresh[i], err = f.blob(ctx, desc); err != nil || f.OnLayer == nil {
+				return err
+			}
+			return f.OnLayer(desc)
 		})
 	}
 	err := group.Wait()

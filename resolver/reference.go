@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -28,6 +29,29 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{}, fmt.Errorf("reference %q: digest is not sha256: %w", s, errdefs.ErrInvalidArgument)
 	}
 	return ref, nil
+}
+
+// NewReference makes a reference of its parts: a registry such as localhost:5000 or, for Docker Hub, docker.io; a repository, where Docker Hub's
+// own images may leave library/ out; and a tag or a digest, or empty for the tag latest.
+//
+// Class: ErrInvalidArgument.
+func NewReference(registry, repo, ref string) (Reference, error) {
+	s := registry + "/" + repo
+	switch {
+	case ref == "":
+	case strings.Contains(ref, ":"):
+		s += "@" + ref
+	default:
+		s += ":" + ref
+	}
+	r, err := ParseReference(s)
+	if err != nil {
+		return Reference{}, err
+	}
+	if r.Domain() != registry && (r.Domain() != "docker.io" || registry != "index.docker.io") || r.Path() != repo && r.Path() != "library/"+repo {
+		return Reference{}, fmt.Errorf("reference: registry %q or repository %q: not a name: %w", registry, repo, errdefs.ErrInvalidArgument)
+	}
+	return r, nil
 }
 
 // String is the normalized form, for example docker.io/library/alpine:latest.

@@ -28,6 +28,8 @@ const (
 	MaxManifestSize = 4 << 20 // bytes of one manifest or index
 	MaxConfigSize   = 8 << 20 // bytes of an image config
 	MaxNesting      = 4       // indexes inside one another
+	MaxIndexWidth   = 4096    // entries of one index
+	maxDocuments    = 32      // manifests and indexes that one Fetch looks at to find its platform
 )
 
 // Options configure a Resolver.
@@ -51,14 +53,23 @@ type Options struct {
 	// Realms lists, by registry (docker.io, or host:port), the token servers (host or host:port) that may be sent its credentials although
 	// they are of another site. Zero value: none but those that are known.
 	Realms map[string][]string
+	// Ranges is how many parts of one large blob are downloaded at once. Zero value: 4; 1 downloads every blob in one piece.
+	Ranges int
+	// ChunkSize is the size of such a part in bytes; blobs of less than two are not worth it. One Fetch holds at most 32 MiB of parts in
+	// memory, or Ranges parts if that is more. Zero value: 4 MiB.
+	ChunkSize int64
+	// Flights keeps concurrent fetches from downloading the same blob twice; share it among resolvers that write to the same store. Zero value:
+	// the resolver's own.
+	Flights *Flights
 }
 
 // Resolver asks registries. It may be used by several goroutines; hosts, connections and tokens are shared by all of its calls.
 type Resolver struct {
-	opts   Options
-	tokens *TokenCache
-	wallet wallet
-	sleep  func(context.Context, time.Duration) error // tests don't wait
+	opts    Options
+	tokens  *TokenCache
+	wallet  wallet
+	flights *Flights
+	sleep   func(context.Context, time.Duration) error // tests don't wait
 
 	mu    sync.Mutex
 	hosts map[string][]*endpoint     // by registry name, as hosts.toml describes them
@@ -71,7 +82,7 @@ func New(opts *Options) (*Resolver, error) {
 	if opts != nil {
 		r.opts = *opts
 	}
-	if r.opts.StallTimeout < 0 || r.opts.Attempts < 0 || r.opts.Backoff < 0 {
+	if r.opts.StallTimeout < 0 || r.opts.Attempts < 0 || r.opts.Backoff < 0 || r.opts.Ranges < 0 || r.opts.ChunkSize < 0 {
 		return nil, fmt.Errorf("resolver options: negative limit: %w", errdefs.ErrInvalidArgument)
 	}
 	if r.opts.UserAgent == "" {
@@ -86,6 +97,15 @@ func New(opts *Options) (*Resolver, error) {
 	if r.opts.Backoff == 0 {
 		r.opts.Backoff = 200 * time.Millisecond
 	}
+	if r.opts.Ranges == 0 {
+		r.opts.Ranges = 4
+	}
+	if r.opts.ChunkSize == 0 {
+		r.opts.ChunkSize = 4 << 20
+	}
+	if r.flights = r.opts.Flights; r.flights == nil {
+		r.flights = NewFlights()
+	}
 	r.tokens = r.opts.Tokens
 	if r.tokens == nil {
 		r.tokens = NewTokenCache()
@@ -99,12 +119,23 @@ func New(opts *Options) (*Resolver, error) {
 // Classes: ErrNotFound (no such repository, tag or digest), ErrUnauthenticated and ErrPermissionDenied, ErrUnavailable (the network or the
 // registry), ErrDataLoss (the answer fails verification), ErrInvalidArgument (a zero Reference or a hosts.toml that cannot be read).
 func (r *Resolver) Resolve(ctx context.Context, ref Reference) (ocispec.Descriptor, error) {
+	doc, err := r.resolve(ctx, ref)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	r.remember(doc)
+	return doc.descriptor(), nil
+}
+
+var errNoReference = fmt.Errorf("reference \"\": empty: %w", errdefs.ErrInvalidArgument)
+
+func (r *Resolver) resolve(ctx context.Context, ref Reference) (document, error) {
 	if ref.named == nil {
-		return ocispec.Descriptor{}, fmt.Errorf("reference \"\": empty: %w", errdefs.ErrInvalidArgument)
+		return document{}, errNoReference
 	}
 	repo, err := r.repository(ctx, ref)
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return document{}, err
 	}
 	object := ref.Tag()
 	if d := ref.Digest(); d != "" {
@@ -112,10 +143,9 @@ func (r *Resolver) Resolve(ctx context.Context, ref Reference) (ocispec.Descript
 	}
 	doc, err := repo.manifest(ctx, object, ref.Digest(), "")
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("reference %s: %w", ref, err)
+		return document{}, fmt.Errorf("reference %s: %w", ref, err)
 	}
-	r.remember(doc)
-	return doc.descriptor(), nil
+	return doc, nil
 }
 
 // remembered bounds how many documents wait for a Fetch; a resolver that lives long must not grow.

@@ -9,7 +9,10 @@ package registrytest
 import (
 	"bytes"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -28,7 +31,11 @@ type Registry struct {
 	// Host is its name in references, for example 127.0.0.1:40001.
 	Host string
 	// Fault, when set, sees every request first and says whether it answered. Set it before the first request.
-	Fault func(http.ResponseWriter, *http.Request) bool
+	Fault Fault
+	// Guard, when set, sees what Fault let pass and says whether it refused; see TokenServer. Set it before the first request.
+	Guard Fault
+	// CA is the certificate of a registry with TLS, in PEM.
+	CA []byte
 
 	server *httptest.Server
 
@@ -54,9 +61,29 @@ func New(tb testing.TB) *Registry {
 func Start() *Registry {
 	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}}
 	r.server = httptest.NewServer(r)
+	r.server.Config.ErrorLog = quiet
 	r.Host = strings.TrimPrefix(r.server.URL, "http://")
 	return r
 }
+
+// NewTLS starts a registry with HTTPS and HTTP/2. configure, unless nil, sees the server before it starts.
+func NewTLS(tb testing.TB, configure func(*httptest.Server)) *Registry {
+	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}}
+	r.server = httptest.NewUnstartedServer(r)
+	r.server.EnableHTTP2 = true
+	r.server.Config.ErrorLog = quiet
+	if configure != nil {
+		configure(r.server)
+	}
+	r.server.StartTLS()
+	tb.Cleanup(r.Close)
+	r.Host = strings.TrimPrefix(r.server.URL, "https://")
+	r.CA = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.server.Certificate().Raw})
+	return r
+}
+
+// quiet takes what a server says about connections that tests break.
+var quiet = log.New(io.Discard, "", 0)
 
 // Close ends the registry and waits for what it is answering.
 func (r *Registry) Close() { r.server.Close() }
@@ -138,7 +165,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.log = append(r.log, strings.TrimSpace(fmt.Sprintf("%s %s %s", req.Method, req.URL.Path, req.Header.Get("Range"))))
 	r.mu.Unlock()
-	if r.Fault != nil && r.Fault(w, req) {
+	if r.Fault != nil && r.Fault(w, req) || r.Guard != nil && r.Guard(w, req) {
 		return
 	}
 	m := route.FindStringSubmatch(req.URL.Path)

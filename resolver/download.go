@@ -1,0 +1,206 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// download brings the bytes of one blob to write, in order and each once.
+type download struct {
+	repo    *repository
+	desc    ocispec.Descriptor
+	write   func([]byte) error // its errors are the store's, and end the download
+	buffers *buffers           // for ranges; nil: one stream
+	offset  int64              // how many bytes were written
+	host    int                // the host that is asked now; those before it are not asked
+	whole   bool               // ranges are not to be trusted
+}
+
+// sourceError came from a registry; other errors are the store's, and another host or attempt can't help against them.
+type sourceError struct{ error }
+
+func (e sourceError) Unwrap() error { return e.error }
+
+func isSource(err error) bool { return errors.As(err, new(sourceError)) }
+
+// errRange says that a host does not do with ranges what it should.
+var errRange = errors.New("bad answer to a range")
+
+// progress is how many new bytes make an attempt count as one that went well.
+const progress = 64 << 10
+
+// run writes what is lacking, from the first host that gives it. As long as attempts bring new bytes it goes on.
+func (d *download) run(ctx context.Context) error {
+	if d.offset > d.desc.Size {
+		return fmt.Errorf("ingest has %d of %d bytes: %w", d.offset, d.desc.Size, errdefs.ErrDataLoss)
+	}
+	var first error
+	for ; d.offset < d.desc.Size && d.host < len(d.repo.hosts); d.host++ {
+		host := d.repo.hosts[d.host]
+		if !host.Capabilities.Has(docker.HostCapabilityPull) {
+			continue
+		}
+		err, final := d.fromHost(ctx, host, d.host == len(d.repo.hosts)-1)
+		if err == nil || final {
+			return err
+		}
+		if first == nil || errdefs.IsNotFound(first) {
+			first = err
+		}
+	}
+	if d.offset < d.desc.Size && first == nil {
+		first = fmt.Errorf("registry %s: no host is configured to be pulled from: %w", d.repo.registry, errdefs.ErrNotFound)
+	}
+	d.host = min(d.host, len(d.repo.hosts)-1)
+	return first
+}
+
+// fromHost tries one host until it has given everything or nothing new for as many attempts as there are. final says that no other host is
+// to be asked.
+func (d *download) fromHost(ctx context.Context, host *endpoint, last bool) (err error, final bool) { //nolint:revive,staticcheck // final qualifies the error
+	for attempt := 1; ; attempt++ {
+		before := d.offset
+		err := d.attempt(ctx, host)
+		switch {
+		case err == nil:
+			return nil, true
+		case ctx.Err() != nil || !isSource(err):
+			return err, true
+		case errors.Is(err, errRange) && !d.whole:
+			d.whole = true
+			continue // at once, for it is another request
+		case errdefs.IsDataLoss(err):
+			return err, last || d.offset > before
+		case !temporary(err):
+			return err, false
+		}
+		if d.offset-before >= progress {
+			attempt = 1
+		}
+		if attempt >= d.repo.opts.Attempts || !last && d.offset == before {
+			return err, false
+		}
+		if err := d.repo.pause(ctx, attempt, err); err != nil {
+			return err, true
+		}
+	}
+}
+
+func (d *download) attempt(ctx context.Context, host *endpoint) error {
+	if d.buffers != nil && !d.whole && d.desc.Size-d.offset > 2*d.repo.opts.ChunkSize {
+		return d.parallel(ctx, host)
+	}
+	want := span{}
+	if !d.whole {
+		want.start = d.offset
+	}
+	resp, err := d.get(ctx, host, want)
+	if err != nil {
+		return err
+	}
+	return d.stream(ctx, host, resp, want)
+}
+
+// get asks for a part of the blob. 416 means that the registry has fewer bytes than the manifest says, or trouble with ranges; to ask for
+// everything will tell.
+func (d *download) get(ctx context.Context, host *endpoint, want span) (*http.Response, error) {
+	resp, err := d.repo.get(ctx, host, "blobs", d.desc.Digest.String(), "*/*", want)
+	if errdefs.IsOutOfRange(err) {
+		err = fmt.Errorf("%w: %w: %v", errdefs.ErrDataLoss, errRange, err)
+	}
+	if err != nil {
+		return nil, sourceError{err}
+	}
+	return resp, nil
+}
+
+// stream writes the body of an answer to want, whose start is at most offset, as it comes.
+func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Response, want span) error {
+	defer resp.Body.Close()
+	if err := d.position(resp, want); err != nil {
+		return sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
+	}
+	buf := make([]byte, 128<<10)
+	for {
+		n, err := resp.Body.Read(buf)
+		if d.offset+int64(n) > d.desc.Size {
+			return sourceError{fmt.Errorf("registry %s: more than the announced %d bytes: %w", host.Host, d.desc.Size, errdefs.ErrDataLoss)}
+		}
+		if n > 0 {
+			if err := d.write(buf[:n]); err != nil {
+				return err
+			}
+			d.offset += int64(n)
+		}
+		if err == nil {
+			continue
+		}
+		if d.offset == d.desc.Size { // complete, however the connection ended
+			return nil
+		}
+		return broken(ctx, host, d.offset, d.desc.Size, err)
+	}
+}
+
+// broken is the error of a body that ended before its time.
+func broken(ctx context.Context, host *endpoint, at, size int64, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("registry %s: %w", host.Host, ctx.Err())
+	case errors.Is(err, io.EOF):
+		return sourceError{fmt.Errorf("registry %s: the body ended at %d of %d bytes: %w", host.Host, at, size, errdefs.ErrUnavailable)}
+	}
+	return sourceError{fmt.Errorf("registry %s: the body broke at %d of %d bytes: %v: %w", host.Host, at, size, err, errdefs.ErrUnavailable)}
+}
+
+// position makes the body begin at offset: a 206 has to say that it does, and of a 200 the beginning is skipped.
+func (d *download) position(resp *http.Response, want span) error {
+	if resp.StatusCode == http.StatusPartialContent {
+		_, err := partial(resp, want, d.desc.Size)
+		return err
+	}
+	if resp.ContentLength >= 0 && resp.ContentLength != d.desc.Size {
+		return fmt.Errorf("%d bytes where %d were announced: %w", resp.ContentLength, d.desc.Size, errdefs.ErrDataLoss)
+	}
+	if _, err := io.CopyN(io.Discard, resp.Body, d.offset); err != nil {
+		return fmt.Errorf("the body broke before byte %d: %v: %w", d.offset, err, errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// partial checks that a 206 is a beginning of what was asked for, of an object of that size, and returns where it ends.
+func partial(resp *http.Response, want span, size int64) (end int64, err error) {
+	fail := func() (int64, error) {
+		return 0, fmt.Errorf("asked for %q of %d bytes, got %.100q as %.50q: %w: %w", want.header(), size,
+			strings.TrimSpace(resp.Header.Get("Content-Range")), resp.Header.Get("Content-Type"), errRange, errdefs.ErrDataLoss)
+	}
+	if t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); strings.HasPrefix(t, "multipart/") || want == (span{}) {
+		return fail()
+	}
+	var start, last int64
+	var total string
+	if n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%s", &start, &last, &total); n != 3 {
+		return fail()
+	}
+	limit := size
+	if want.end > 0 {
+		limit = want.end
+	}
+	// A server may give less than was asked for, but not something else.
+	if start != want.start || last < start || last >= limit || total != "*" && total != fmt.Sprint(size) {
+		return fail()
+	}
+	if resp.ContentLength >= 0 && resp.ContentLength != last+1-start {
+		return fail()
+	}
+	return last + 1, nil
+}

@@ -1,0 +1,258 @@
+package resolver
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// maxBuffered bounds the bytes of ranges that one Fetch holds in memory, all its blobs together.
+const maxBuffered = 32 << 20
+
+// buffers is the memory that the ranges of one Fetch share. Every blob takes its buffers in the order of its bytes, so who has any has the
+// next bytes to be written in one of them, and whoever waits waits for somebody who goes on.
+type buffers struct {
+	size int64
+	free chan []byte // nil ones are not made yet
+}
+
+func newBuffers(opts *Options) *buffers {
+	if opts.Ranges < 2 {
+		return nil
+	}
+	b := &buffers{size: opts.ChunkSize, free: make(chan []byte, max(int64(opts.Ranges), maxBuffered/opts.ChunkSize))}
+	for range cap(b.free) {
+		b.free <- nil
+	}
+	return b
+}
+
+func (b *buffers) get(ctx context.Context) ([]byte, error) {
+	select {
+	case buf := <-b.free:
+		if buf == nil {
+			buf = make([]byte, b.size)
+		}
+		return buf, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (b *buffers) put(buf []byte) { b.free <- buf }
+
+// chunk is a range on its way. The one who downloads appends; the one who writes follows.
+type chunk struct {
+	span
+	more chan struct{} // holds one: look again
+	done chan struct{} // closed when nothing is appended any more
+
+	buf []byte
+	err error // of the download, once done is closed
+
+	mu     sync.Mutex
+	filled int64 // bytes of buf; only the one who downloads changes it
+}
+
+func newChunk(s span, buf []byte) *chunk {
+	return &chunk{span: s, buf: buf[:s.end-s.start], more: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+func (c *chunk) grow(n int) {
+	c.mu.Lock()
+	c.filled += int64(n)
+	c.mu.Unlock()
+	select {
+	case c.more <- struct{}{}:
+	default:
+	}
+}
+
+func (c *chunk) end(err error) {
+	c.err = err
+	close(c.done)
+}
+
+// drop gives the memory back once nothing is appended any more.
+func (c *chunk) drop(b *buffers) {
+	<-c.done
+	b.put(c.buf[:cap(c.buf)])
+}
+
+// after waits for bytes behind written. None and no error means that the chunk is complete.
+func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
+	for {
+		var ended bool
+		select {
+		case <-c.done:
+			ended = true
+		default:
+		}
+		c.mu.Lock()
+		filled := c.filled
+		c.mu.Unlock()
+		if filled > written {
+			return c.buf[written:filled], nil
+		}
+		if ended {
+			return nil, c.err
+		}
+		select {
+		case <-c.more:
+		case <-c.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// parallel downloads what is lacking in several ranges at once and writes them in order, the first one as it comes. A cut range goes on where
+// it was cut. A host that answers the first range with everything is taken at its word: that answer becomes the one stream.
+func (d *download) parallel(ctx context.Context, host *endpoint) error {
+	buf, err := d.buffers.get(ctx)
+	if err != nil {
+		return err
+	}
+	head := newChunk(d.span(d.offset), buf)
+	resp, err := d.get(ctx, host, head.span)
+	if err != nil || resp.StatusCode != http.StatusPartialContent {
+		d.buffers.put(buf)
+		if err != nil {
+			return err
+		}
+		d.whole = true
+		return d.stream(ctx, host, resp, span{})
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	order := make(chan *chunk, d.repo.opts.Ranges)
+	var lanes sync.WaitGroup
+	lanes.Go(func() {
+		defer close(order)
+		d.dispatch(ctx, host, head, resp, order, &lanes)
+	})
+	err = d.inOrder(ctx, order)
+	cancel()
+	for c := range order {
+		c.drop(d.buffers)
+	}
+	lanes.Wait()
+	return err
+}
+
+// span is the range that begins at start.
+func (d *download) span(start int64) span {
+	return span{start: start, end: min(start+d.repo.opts.ChunkSize, d.desc.Size)}
+}
+
+// dispatch starts the ranges one after another, as many at once as there may be. next is the first, and resp its answer.
+func (d *download) dispatch(ctx context.Context, host *endpoint, next *chunk, resp *http.Response, order chan<- *chunk, lanes *sync.WaitGroup) {
+	free := make(chan struct{}, d.repo.opts.Ranges)
+	for {
+		free <- struct{}{} // lanes end when ctx does, so this does not wait for long
+		c, first := next, resp
+		lanes.Go(func() {
+			c.end(d.fill(ctx, host, c, first))
+			<-free
+		})
+		select {
+		case order <- c:
+		case <-ctx.Done():
+			c.drop(d.buffers)
+			return
+		}
+		if c.span.end == d.desc.Size {
+			return
+		}
+		buf, err := d.buffers.get(ctx)
+		if err != nil {
+			return
+		}
+		next, resp = newChunk(d.span(c.span.end), buf), nil
+	}
+}
+
+// inOrder writes the chunks.
+func (d *download) inOrder(ctx context.Context, order <-chan *chunk) error {
+	for c := range order {
+		err := d.writeChunk(ctx, c)
+		c.drop(d.buffers)
+		if err != nil {
+			return err
+		}
+	}
+	if d.offset < d.desc.Size {
+		return ctx.Err() // nothing else ends the order early
+	}
+	return nil
+}
+
+func (d *download) writeChunk(ctx context.Context, c *chunk) error {
+	for {
+		p, err := c.after(ctx, d.offset-c.start)
+		if err != nil || len(p) == 0 {
+			return err
+		}
+		if err := d.write(p); err != nil {
+			return err
+		}
+		d.offset += int64(len(p))
+	}
+}
+
+// fill downloads one chunk, going on where it was cut. resp is an answer that is already there, or nil.
+func (d *download) fill(ctx context.Context, host *endpoint, c *chunk, resp *http.Response) error {
+	for attempt := 1; ; attempt++ {
+		before := c.filled
+		err := d.fillOnce(ctx, host, c, resp)
+		resp = nil
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !temporary(err):
+			return err
+		}
+		if c.filled-before >= progress {
+			attempt = 1
+		}
+		if attempt >= d.repo.opts.Attempts {
+			return err
+		}
+		if err := d.repo.pause(ctx, attempt, err); err != nil {
+			return err
+		}
+	}
+}
+
+func (d *download) fillOnce(ctx context.Context, host *endpoint, c *chunk, resp *http.Response) error {
+	want := span{start: c.start + c.filled, end: c.span.end}
+	if resp == nil {
+		var err error
+		if resp, err = d.get(ctx, host, want); err != nil {
+			return err
+		}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusPartialContent {
+		return sourceError{fmt.Errorf("registry %s: asked for %q, got all: %w: %w", host.Host, want.header(), errRange, errdefs.ErrDataLoss)}
+	}
+	end, err := partial(resp, want, d.desc.Size)
+	if err != nil {
+		return sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
+	}
+	for c.start+c.filled < end {
+		n, err := resp.Body.Read(c.buf[c.filled : end-c.start])
+		c.grow(n)
+		if at := c.start + c.filled; err != nil && at < end {
+			return broken(ctx, host, at, d.desc.Size, err)
+		}
+	}
+	if end < c.span.end {
+		return sourceError{fmt.Errorf("registry %s: the range ended at %d of %d bytes: %w", host.Host, end, c.span.end, errdefs.ErrUnavailable)}
+	}
+	return nil
+}

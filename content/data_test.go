@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -316,6 +318,37 @@ func TestState(t *testing.T) {
 	if names := r.names("ingest/" + filepath.Base(dir)); len(names) != 2 {
 		t.Errorf("names %v", names)
 	}
+}
+
+// TestResumeWithoutRoot has a commit fail at its last step, as a user who is bound by the modes of files: the data file, which
+// was about to become a read-only blob, can be written again.
+func TestResumeWithoutRoot(t *testing.T) {
+	const nobody = 65534
+	r := open(t, t.TempDir(), nil)
+	if os.Geteuid() == 0 {
+		must(t, os.Chmod(filepath.Dir(r.path), 0o711))
+		must(t, filepath.WalkDir(r.path, func(path string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(path, nobody, nobody))
+		}))
+		runtime.LockOSThread() // what follows is of this thread only
+		defer runtime.UnlockOSThread()
+		must(t, unix.Setfsuid(nobody))
+		defer func() { must(t, unix.Setfsuid(0)) }()
+	}
+	must(t, closed(t, r.For(alice), "left"))
+	w := start(t, r.For(alice), "ref", ocispec.Descriptor{})
+	blobs := filepath.Join(r.path, "blobs/sha256")
+	must(t, os.Chmod(blobs, 0o500))
+	if err := w.Commit(t.Context(), 4, ""); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("commit: %v", err)
+	}
+	must(t, os.Chmod(blobs, 0o700))
+	w = start(t, r.For(alice), "ref", ocispec.Descriptor{})
+	if st, err := w.Status(); err != nil || st.Offset != 4 {
+		t.Errorf("resumed at %d, %v", st.Offset, err)
+	}
+	write(t, w, " over")
+	must(t, w.Commit(t.Context(), 9, digest.FromString("left over")))
 }
 
 // TestQuiet says that a root on any filesystem is used without a word on stderr.

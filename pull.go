@@ -34,6 +34,11 @@ type PullOptions struct {
 	PlainHTTP bool
 	// HostsDir has <registry>/hosts.toml files. "": none are read.
 	HostsDir string
+	// HostsFiles stand for HostsDir: its files by relative path. For a client whose paths are not to be opened: a
+	// hosts.toml among them may name certificates only beside itself.
+	HostsFiles map[string][]byte
+	// Credentials finds out who we are when a registry asks. nil: nobody, which is anonymous.
+	Credentials resolver.Credentials
 	// Platform is OS/ARCH[/VARIANT]. "": this machine's.
 	Platform string
 	// Progress is called often, by several goroutines. nil: nobody is told.
@@ -134,7 +139,14 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	if missing == "" && p.ref.Digest() != "" {
 		return p.cached(ctx, rec) // a digest does not move
 	}
-	r, err := resolver.New(&resolver.Options{PlainHTTP: p.opts.PlainHTTP, HostsDir: p.opts.HostsDir})
+	hostsDir, remove, err := p.t.hostsDir(&p.opts)
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	r, err := resolver.New(&resolver.Options{
+		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials, Tokens: p.t.tokens,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -48,6 +49,7 @@ type Tank struct {
 	content   *content.Store
 	snapshots *snapshot.Store
 	sweeper   *sweeper
+	tokens    *resolver.TokenCache // shared by all pulls
 
 	// mu guards pulls: how many pulls of a reference run.
 	mu    sync.Mutex
@@ -69,7 +71,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
 		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
 	}
-	t := &Tank{root: root, pulls: map[string]int{}}
+	t := &Tank{root: root, pulls: map[string]int{}, tokens: resolver.NewTokenCache()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())

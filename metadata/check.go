@@ -14,10 +14,10 @@ func (db *DB) Check(report func(error)) error {
 	fault := func(format string, args ...any) {
 		report(fmt.Errorf("metadata: "+format+": %w", append(args, errdefs.ErrDataLoss)...))
 	}
+	if err := db.checkPages(fault); err != nil {
+		return err
+	}
 	return db.bolt.View(func(btx *bolt.Tx) error {
-		for err := range btx.Check() {
-			fault("%v", err)
-		}
 		tx := &Tx{bolt: btx}
 		tx.checkNodes(fault)
 		tx.checkHolds(fault)
@@ -25,6 +25,19 @@ func (db *DB) Check(report func(error)) error {
 		tx.checkSnapshots(fault)
 		return nil
 	})
+}
+
+// checkPages takes the write transaction: beside a writer, bbolt's check takes pages that are just freed for faults.
+func (db *DB) checkPages(fault faultFunc) error {
+	btx, err := db.bolt.Begin(true)
+	if err != nil {
+		return fmt.Errorf("metadata: check: %w", err)
+	}
+	defer func() { _ = btx.Rollback() }() // nothing was changed
+	for err := range btx.Check() {
+		fault("%v", err)
+	}
+	return nil
 }
 
 type faultFunc func(format string, args ...any)

@@ -5,21 +5,22 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
+
+	"github.com/tank-snapshotter/tank/resolver"
 )
 
 // Admin is what Tank's commands ask of the process that owns a root.
 type Admin interface {
 	// Root returns the root's absolute path.
 	Root() string
-	// Pull pulls an image and reports how far it is, from several goroutines at once.
-	Pull(ctx context.Context, req PullRequest, report func(Progress)) (*PulledImage, error)
+	// Pull pulls an image for a client.
+	Pull(ctx context.Context, req PullRequest, client PullClient) (*PulledImage, error)
 	Images(ctx context.Context) ([]ImageInfo, error)
 	// Inspect returns all that is recorded of an image; errdefs.ErrNotFound when there is none.
 	Inspect(ctx context.Context, ref string) (json.RawMessage, error)
@@ -37,8 +38,18 @@ type PullRequest struct {
 	NoRootfs bool   `json:"noRootfs,omitempty"`
 	NoSync   bool   `json:"noSync,omitempty"`
 	Plain    bool   `json:"plainHTTP,omitempty"`
-	// HostsDir is only for a root of this process.
-	HostsDir string `json:"-"`
+	// HostsFiles are the files of the client's hosts directory, by path relative to it.
+	HostsFiles map[string][]byte `json:"hostsFiles,omitempty"`
+}
+
+// PullClient is who a pull is for. The functions may be called by several goroutines at once.
+type PullClient struct {
+	// Report is told how far the pull is. nil: nobody is told.
+	Report func(Progress)
+	// HostsDir is the hosts directory of a client in this process. A remote one sends HostsFiles.
+	HostsDir string
+	// Credentials are the client's own: it reads its files and runs its helpers itself. nil: anonymous.
+	Credentials resolver.Credentials
 }
 
 // Progress is how far the download of one blob is, or a line of text.
@@ -112,12 +123,6 @@ type refRequest struct {
 	Ref string `json:"ref"`
 }
 
-// pullReply is one message of a Pull's stream: progress, or at last the image.
-type pullReply struct {
-	Progress *Progress    `json:"progress,omitempty"`
-	Image    *PulledImage `json:"image,omitempty"`
-}
-
 // adminService describes the methods to gRPC. Check and Images answer in one message: a root has thousands of them at
 // the most.
 var adminService = grpc.ServiceDesc{
@@ -153,43 +158,6 @@ func unary[Req any](name string, call func(Admin, context.Context, *Req) (any, e
 			return via(ctx, req, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + serviceName + "/" + name}, do)
 		},
 	}
-}
-
-// servePull answers with progress and at last the image. Progress is dropped while the client does not take it.
-func servePull(srv any, stream grpc.ServerStream) error {
-	var req PullRequest
-	if err := stream.RecvMsg(&req); err != nil {
-		return err
-	}
-	events := make(chan Progress, 64)
-	sent := make(chan error, 1)
-	go func() {
-		var err error
-		for e := range events {
-			if err == nil {
-				err = stream.SendMsg(pullReply{Progress: &e})
-			}
-		}
-		sent <- err
-	}()
-	img, err := srv.(Admin).Pull(stream.Context(), req, func(p Progress) {
-		if p.Line != "" || p.Done {
-			events <- p
-			return
-		}
-		select {
-		case events <- p:
-		default:
-		}
-	})
-	close(events)
-	if serr := <-sent; err == nil {
-		err = serr
-	}
-	if err != nil {
-		return errgrpc.ToGRPC(err)
-	}
-	return stream.SendMsg(pullReply{Image: img})
 }
 
 // Client asks the process that owns a root. It is an Admin itself.
@@ -255,28 +223,4 @@ func (c *Client) GC(ctx context.Context) (r Reclaimed, err error) {
 func (c *Client) Check(ctx context.Context) (faults []Fault, err error) {
 	err = c.call(ctx, "Check", empty{}, &faults)
 	return faults, err
-}
-
-// Pull has an image pulled.
-func (c *Client) Pull(ctx context.Context, req PullRequest, report func(Progress)) (*PulledImage, error) {
-	stream, err := c.conn.NewStream(ctx, &adminService.Streams[0], "/"+serviceName+"/Pull")
-	if err != nil {
-		return nil, errgrpc.ToNative(err)
-	}
-	if err := stream.SendMsg(req); err != nil && !errors.Is(err, io.EOF) {
-		return nil, errgrpc.ToNative(err)
-	}
-	for {
-		var reply pullReply
-		switch err := stream.RecvMsg(&reply); {
-		case errors.Is(err, io.EOF):
-			return nil, fmt.Errorf("pull %s: no answer: %w", req.Ref, io.ErrUnexpectedEOF)
-		case err != nil:
-			return nil, errgrpc.ToNative(err)
-		case reply.Image != nil:
-			return reply.Image, nil
-		case reply.Progress != nil && report != nil:
-			report(*reply.Progress)
-		}
-	}
 }

@@ -35,6 +35,7 @@ import (
 	tankcontent "github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -305,11 +306,15 @@ func TestHealth(t *testing.T) {
 type fakeAdmin struct{ root string }
 
 func (a fakeAdmin) Root() string { return a.root }
-func (a fakeAdmin) Pull(_ context.Context, req plugin.PullRequest, report func(plugin.Progress)) (*plugin.PulledImage, error) {
+func (a fakeAdmin) Pull(ctx context.Context, req plugin.PullRequest, client plugin.PullClient) (*plugin.PulledImage, error) {
 	if req.Ref == "none" {
 		return nil, fmt.Errorf("image none: %w", errdefs.ErrNotFound)
 	}
-	report(plugin.Progress{Line: "pulling " + req.Ref})
+	cred, err := client.Credentials(ctx, "registry.test")
+	if err != nil {
+		return nil, err
+	}
+	client.Report(plugin.Progress{Line: "pulling " + req.Ref + " as " + cred.Username})
 	return &plugin.PulledImage{Ref: req.Ref, Config: []byte(`{"a": 1}`)}, nil
 }
 func (a fakeAdmin) Images(context.Context) ([]plugin.ImageInfo, error) {
@@ -336,16 +341,23 @@ func TestAdmin(t *testing.T) {
 	}
 	var mu sync.Mutex
 	var lines []string
-	img, err := c.Pull(ctx, plugin.PullRequest{Ref: "r"}, func(p plugin.Progress) {
+	report := func(p plugin.Progress) {
 		mu.Lock()
 		defer mu.Unlock()
 		lines = append(lines, p.Line)
-	})
+	}
+	credentials := func(_ context.Context, host string) (resolver.Credential, error) {
+		if host != "registry.test" {
+			return resolver.Credential{}, errors.New("nobody")
+		}
+		return resolver.Credential{Username: "me", Password: "secret"}, nil
+	}
+	img, err := c.Pull(ctx, plugin.PullRequest{Ref: "r"}, plugin.PullClient{Report: report, Credentials: credentials})
 	must(t, err)
-	if img.Ref != "r" || string(img.Config) != `{"a":1}` || len(lines) != 1 || lines[0] != "pulling r" {
+	if img.Ref != "r" || string(img.Config) != `{"a":1}` || len(lines) != 1 || lines[0] != "pulling r as me" {
 		t.Errorf("image %+v, lines %q", img, lines)
 	}
-	if _, err := c.Pull(ctx, plugin.PullRequest{Ref: "none"}, nil); !errdefs.IsNotFound(err) {
+	if _, err := c.Pull(ctx, plugin.PullRequest{Ref: "none"}, plugin.PullClient{}); !errdefs.IsNotFound(err) {
 		t.Errorf("class is lost: %v", err)
 	}
 	if images, err := c.Images(ctx); err != nil || len(images) != 1 {
@@ -353,6 +365,12 @@ func TestAdmin(t *testing.T) {
 	}
 	if err := c.Remove(ctx, "x"); !errdefs.IsInternal(err) {
 		t.Errorf("a panic: %v", err)
+	}
+	failing := func(context.Context, string) (resolver.Credential, error) {
+		return resolver.Credential{}, errors.New("locked")
+	}
+	if _, err := c.Pull(ctx, plugin.PullRequest{Ref: "r"}, plugin.PullClient{Credentials: failing}); !errdefs.IsUnauthorized(err) {
+		t.Errorf("a helper that fails: %v", err)
 	}
 	if r, err := c.GC(ctx); err != nil || r.Blobs != 3 {
 		t.Errorf("after the panic: %+v, %v", r, err)

@@ -72,6 +72,7 @@ type Store struct {
 	unpacks *unpacks
 	syncer  *syncer
 	locks   keyLock
+	left    []string               // in staging when the store was opened
 	wg      sync.WaitGroup         // background work: fix-ups, deletions
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
@@ -120,6 +121,7 @@ func (s *Store) emptyStaging() error {
 	if err != nil || len(left) == 0 {
 		return err
 	}
+	s.left = left
 	s.background("staging", func(ctx context.Context) error { return s.removeEach(ctx, left) })
 	return nil
 }

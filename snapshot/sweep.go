@@ -27,6 +27,7 @@ func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	}
 	stats, moved, err := s.moveUnrecorded()
 	trash, terr := s.stagedNames("trash-") // of deletions that go on in the background: who sweeps wants the space now
+	trash = append(trash, s.left...)
 	return stats, errors.Join(err, terr, s.removeEach(ctx, append(moved, trash...)))
 }
 

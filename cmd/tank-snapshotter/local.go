@@ -38,13 +38,17 @@ func (l *local) Close() error { return l.tank.Close() }
 func (l *local) Root() string { return l.tank.Root() }
 
 // Pull pulls an image.
-func (l *local) Pull(ctx context.Context, req plugin.PullRequest, report func(plugin.Progress)) (*plugin.PulledImage, error) {
+func (l *local) Pull(ctx context.Context, req plugin.PullRequest, client plugin.PullClient) (*plugin.PulledImage, error) {
+	report := client.Report
+	if report == nil {
+		report = func(plugin.Progress) {}
+	}
 	if req.Refresh {
 		return nil, fmt.Errorf("pull %s: refresh: %w", req.Ref, errdefs.ErrNotImplemented)
 	}
 	i, err := l.tank.Pull(ctx, req.Ref, &tank.PullOptions{
 		Offline: req.Offline, NoRootfs: req.NoRootfs, NoSync: req.NoSync, Platform: req.Platform,
-		PlainHTTP: req.Plain, HostsDir: first(req.HostsDir, l.hostsDir),
+		PlainHTTP: req.Plain, HostsDir: first(client.HostsDir, l.hostsDir), HostsFiles: req.HostsFiles, Credentials: client.Credentials,
 		Log: func(line string) { report(plugin.Progress{Line: line}) },
 		Progress: func(e tank.Event) {
 			report(plugin.Progress{

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank/resolver"
 )
 
 func (c *cli) pullCommand() *cobra.Command {
@@ -23,6 +24,7 @@ func (c *cli) pullCommand() *cobra.Command {
 		asJSON   bool
 		progress string
 		to       string
+		hostsDir string
 	)
 	cmd := &cobra.Command{
 		Use:   "pull [flags] REF",
@@ -46,7 +48,7 @@ func (c *cli) pullCommand() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return c.pull(cmd, req, show, to, asJSON)
+			return c.pull(cmd, req, hostsDir, show, to, asJSON)
 		}),
 	}
 	f := cmd.Flags()
@@ -56,14 +58,14 @@ func (c *cli) pullCommand() *cobra.Command {
 	f.StringVar(&to, "to", "", "write a root filesystem of one's own to this directory")
 	f.BoolVar(&req.NoRootfs, "no-rootfs", false, "fetch and unpack only, and print the manifest's digest")
 	f.BoolVar(&req.Plain, "plain-http", false, "speak HTTP with the registry")
-	f.StringVar(&req.HostsDir, "hosts-dir", "", "directory of hosts.toml files (default "+defaultHosts+")")
+	f.StringVar(&hostsDir, "hosts-dir", "", "directory of hosts.toml files (default "+defaultHosts+")")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	f.BoolVar(&req.NoSync, "no-sync", false, "do not wait until everything is on the disk")
 	f.StringVar(&progress, "progress", "auto", "auto, plain or none")
 	return cmd
 }
 
-func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, show func(plugin.Progress), to string, asJSON bool) error {
+func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, show func(plugin.Progress), to string, asJSON bool) error {
 	report := func(p plugin.Progress) {
 		switch {
 		case p.Line != "":
@@ -72,13 +74,23 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, show func(plugin.
 			show(p)
 		}
 	}
+	s, err := c.settingsFor(false)
+	if err != nil {
+		return err
+	}
+	client := plugin.PullClient{
+		Report: report, Credentials: resolver.DockerConfig(""), HostsDir: first(hostsDir, s.HostsDir, defaultHosts),
+	}
 	var image *plugin.PulledImage
-	err := c.with(cmd.Context(), func(svc plugin.Admin) error {
-		if _, own := svc.(*local); !own && req.HostsDir != "" {
-			return usageError{errors.New("--hosts-dir: the process that owns the root reads its own; set hosts_dir in its config")}
+	err = c.with(cmd.Context(), func(svc plugin.Admin) error {
+		if _, own := svc.(*local); !own {
+			// Whoever owns the root opens no path of this command's: what it needs of our files, it is sent.
+			if req.HostsFiles, err = readHostsFiles(client.HostsDir, hostsDir != ""); err != nil {
+				return err
+			}
 		}
 		var err error
-		image, err = svc.Pull(cmd.Context(), req, report)
+		image, err = svc.Pull(cmd.Context(), req, client)
 		return err
 	})
 	if req.Offline && errdefs.IsNotFound(err) {

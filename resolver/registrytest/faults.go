@@ -17,7 +17,9 @@ type Fault func(http.ResponseWriter, *http.Request) bool
 
 // On confines a fault to requests whose path contains part.
 func On(part string, f Fault) Fault {
-	return func(w http.ResponseWriter, r *http.Request) bool { return strings.Contains(r.URL.Path, part) && f(w, r) }
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		return strings.Contains(r.URL.Path, part) && f(w, r)
+	}
 }
 
 // Times lets a fault answer n times, and what is behind it from then on.

@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
@@ -26,6 +25,9 @@ const renewEvery = time.Minute
 type PullOptions struct {
 	// Offline answers from what is here and opens no network socket; errdefs.ErrNotFound names what is missing.
 	Offline bool
+	// Refresh trusts nothing that is here: every blob is downloaded again, layers and rootfs are compared with their
+	// seals. An image that is here stays until the new one is whole, and an intact rootfs stays as it is.
+	Refresh bool
 	// NoRootfs fetches and unpacks only: the way to have an image ready for containerd.
 	NoRootfs bool
 	// NoSync returns before the result is on the disk. What a power cut then breaks is found out before it is served.
@@ -99,6 +101,9 @@ func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image,
 	if p.want, err = matcher(p.opts.Platform); err != nil {
 		return nil, err
 	}
+	if p.opts.Offline && p.opts.Refresh {
+		return nil, fmt.Errorf("image %s: offline and refresh exclude each other: %w", p.ref, errdefs.ErrInvalidArgument)
+	}
 	p.holder = metadata.PullHolder(p.ref.String())
 	return p.run(ctx)
 }
@@ -136,7 +141,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 		}
 		return p.cached(ctx, rec)
 	}
-	if missing == "" && p.ref.Digest() != "" {
+	if missing == "" && p.ref.Digest() != "" && !p.opts.Refresh {
 		return p.cached(ctx, rec) // a digest does not move
 	}
 	hostsDir, remove, err := p.t.hostsDir(&p.opts)
@@ -154,7 +159,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if missing == "" && target.Digest == rec.Target.Digest {
+	if missing == "" && target.Digest == rec.Target.Digest && !p.opts.Refresh {
 		return p.cached(ctx, rec)
 	}
 	return p.fetch(ctx, r, target)
@@ -277,30 +282,20 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 	p.log("pulling %s", p.ref)
 	var img *Image
 	err := p.alive(func() error {
-		fetched, err := r.Fetch(ctx, p.t.content.For(p.holder), p.ref, target, p.want, &resolver.FetchOptions{
-			Progress: p.opts.Progress,
-			OnImage: func(i *resolver.Image) error {
-				p.t.snapshots.Announce(layersOf(i.Layers, i.DiffIDs))
-				return nil
-			},
+		u := newUnpacking(ctx, p)
+		fetched, err := r.Fetch(u.ctx, p.t.content.For(p.holder), p.ref, target, p.want, &resolver.FetchOptions{
+			Progress: p.opts.Progress, Refresh: p.opts.Refresh, OnImage: u.image, OnLayer: u.layer,
 		})
-		if err != nil {
+		if err := u.wait(err); err != nil {
 			return err
 		}
-		c := metadata.Platform{
-			Platform: fetched.Platform, Manifest: fetched.Manifest, Config: fetched.Config,
-			Layers: fetched.Layers, DiffIDs: fetched.DiffIDs,
-		}
-		layers, err := p.unpack(ctx, c)
-		if err != nil {
-			return err
-		}
+		c := platformOf(fetched)
 		img = &Image{
 			Ref: p.ref.String(), Digest: target.Digest, Manifest: fetched.Manifest.Digest,
-			Config: fetched.ConfigBytes, Cached: fetched.Fetched == 0,
+			Config: fetched.ConfigBytes, Cached: fetched.Fetched == 0, Rootfs: u.rootfs,
 		}
-		if !p.opts.NoRootfs {
-			if img.Rootfs, err = p.assemble(ctx, c, layers); err != nil {
+		if !p.opts.NoRootfs && img.Rootfs == "" {
+			if img.Rootfs, err = p.assemble(ctx, c, u.records(c)); err != nil {
 				return err
 			}
 		}
@@ -317,28 +312,8 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 	return img, p.t.writeLayout()
 }
 
-func layersOf(blobs []ocispec.Descriptor, diffIDs []digest.Digest) []snapshot.Layer {
-	layers := make([]snapshot.Layer, len(blobs))
-	for i, b := range blobs {
-		layers[i] = snapshot.Layer{Blob: b, DiffID: diffIDs[i]}
-	}
-	return layers
-}
-
-// unpack has the pull hold the unpacked layers. Those that were announced are mostly there.
-func (p *pull) unpack(ctx context.Context, c metadata.Platform) ([]metadata.Layer, error) {
-	recs := make([]metadata.Layer, len(c.Layers))
-	g, ctx := errgroup.WithContext(ctx)
-	for i, l := range layersOf(c.Layers, c.DiffIDs) {
-		g.Go(func() (err error) {
-			recs[i], err = p.t.snapshots.Unpack(ctx, p.holder, l)
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, fmt.Errorf("image %s: %w", p.ref, err)
-	}
-	return recs, nil
+func platformOf(i *resolver.Image) metadata.Platform {
+	return metadata.Platform{Platform: i.Platform, Manifest: i.Manifest, Config: i.Config, Layers: i.Layers, DiffIDs: i.DiffIDs}
 }
 
 func (p *pull) assemble(ctx context.Context, c metadata.Platform, layers []metadata.Layer) (string, error) {

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -305,4 +307,72 @@ func TestLayersAreKept(t *testing.T) {
 	if count() != 3 {
 		t.Errorf("%d layers after an image that has one of them", count())
 	}
+}
+
+// TestRefresh shows that a refresh downloads everything again, mends what is broken, leaves an intact rootfs alone, and
+// leaves the old image alone when it fails.
+func TestRefresh(t *testing.T) {
+	for _, daemon := range []bool{false, true} {
+		t.Run(fmt.Sprintf("daemon=%v", daemon), func(t *testing.T) {
+			reg := registrytest.New(t)
+			ref := reg.Host + "/x:1"
+			push(t, reg, "1", base)
+			r := newRoot(t, daemon)
+			refresh := &tank.PullOptions{Refresh: true}
+			first, err := r.pull(t, ref, nil)
+			must(t, err)
+			inode := inodeOf(t, first.Rootfs)
+			blobs := reg.Count("/blobs/")
+			again, err := r.pull(t, ref, refresh)
+			must(t, err)
+			if n := reg.Count("/blobs/") - blobs; again.Cached || n != 2 || inodeOf(t, again.Rootfs) != inode {
+				t.Errorf("refresh of an intact image: %+v, %d blobs", again, n)
+			}
+
+			var config string
+			r.with(t, func(tk *tank.Tank) {
+				d, err := tk.Inspect(context.Background(), ref)
+				must(t, err)
+				config = tk.Content().Path(d.Platforms[0].Layers[0].Digest)
+			})
+			must(t, os.Chmod(config, 0o600))
+			must(t, os.WriteFile(config, make([]byte, size(t, config)), 0o600))
+			must(t, os.WriteFile(filepath.Join(first.Rootfs, "b"), []byte("broken"), 0o644))
+			mended, err := r.pull(t, ref, refresh)
+			must(t, err)
+			if got := list(t, mended.Rootfs); !slices.Equal(got, wantBase) {
+				t.Errorf("mended:\n%s", strings.Join(got, "\n"))
+			}
+
+			reg.Fault = func(w http.ResponseWriter, req *http.Request) bool {
+				if strings.Contains(req.URL.Path, "/blobs/") {
+					http.Error(w, "", http.StatusNotFound)
+					return true
+				}
+				return false
+			}
+			if _, err := r.pull(t, ref, refresh); !errdefs.IsNotFound(err) {
+				t.Errorf("refresh without blobs: %v", err)
+			}
+			offline, err := r.pull(t, ref, &tank.PullOptions{Offline: true})
+			must(t, err)
+			if got := list(t, offline.Rootfs); !slices.Equal(got, wantBase) {
+				t.Errorf("after a failed refresh:\n%s", strings.Join(got, "\n"))
+			}
+		})
+	}
+}
+
+func inodeOf(t *testing.T, path string) uint64 {
+	t.Helper()
+	fi, err := os.Stat(path)
+	must(t, err)
+	return fi.Sys().(*syscall.Stat_t).Ino
+}
+
+func size(t *testing.T, path string) int64 {
+	t.Helper()
+	fi, err := os.Stat(path)
+	must(t, err)
+	return fi.Size()
 }

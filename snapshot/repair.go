@@ -24,6 +24,31 @@ func (s *Store) suspect(n metadata.Node) bool {
 	return ok
 }
 
+// Doubt has the rootfs of a manifest and the layers with these diff IDs compared with their seals before they are
+// served again, although this process may have made them.
+func (s *Store) Doubt(manifest digest.Digest, diffIDs []digest.Digest) error {
+	var nodes []metadata.Node
+	if err := s.db.View(func(tx *metadata.Tx) error {
+		if _, err := tx.Rootfs(manifest); err == nil {
+			nodes = append(nodes, metadata.RootfsNode(manifest))
+		}
+		for _, d := range diffIDs {
+			if l, err := tx.Layer(metadata.LayerKey(d)); err == nil {
+				nodes = append(nodes, metadata.LayerNode(l.Key))
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range nodes {
+		s.suspects[n] = struct{}{}
+	}
+	return nil
+}
+
 // trusted says that the node was found to be what its seal says. Nothing says yet that it is on the disk.
 func (s *Store) trusted(n metadata.Node) {
 	s.mu.Lock()

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 
 	"github.com/containerd/errdefs"
 
@@ -43,11 +42,8 @@ func (l *local) Pull(ctx context.Context, req plugin.PullRequest, client plugin.
 	if report == nil {
 		report = func(plugin.Progress) {}
 	}
-	if req.Refresh {
-		return nil, fmt.Errorf("pull %s: refresh: %w", req.Ref, errdefs.ErrNotImplemented)
-	}
 	i, err := l.tank.Pull(ctx, req.Ref, &tank.PullOptions{
-		Offline: req.Offline, NoRootfs: req.NoRootfs, NoSync: req.NoSync, Platform: req.Platform,
+		Offline: req.Offline, Refresh: req.Refresh, NoRootfs: req.NoRootfs, NoSync: req.NoSync, Platform: req.Platform,
 		PlainHTTP: req.Plain, HostsDir: first(client.HostsDir, l.hostsDir), HostsFiles: req.HostsFiles, Credentials: client.Credentials,
 		Log: func(line string) { report(plugin.Progress{Line: line}) },
 		Progress: func(e tank.Event) {

@@ -41,9 +41,6 @@ func (c *cli) pullCommand() *cobra.Command {
 			if err := writable(to); err != nil {
 				return err
 			}
-			if req.Refresh {
-				return errors.New("--refresh is not implemented yet; rm, gc and pull again")
-			}
 			show, err := progressTo(os.Stderr, progress)
 			if err != nil {
 				return usageError{err}

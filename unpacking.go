@@ -1,0 +1,137 @@
+package tank
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/snapshot"
+)
+
+// unpacking is what happens to the layers of one pull while they are fetched. What fails ends the fetch.
+type unpacking struct {
+	p      *pull
+	ctx    context.Context //nolint:containedctx // lives as long as the one call of fetch that made it
+	cancel context.CancelCauseFunc
+	group  sync.WaitGroup
+	rootfs string // an intact one that is here, so that nothing has to be unpacked
+
+	mu   sync.Mutex // guards the fields below
+	want map[digest.Digest][]snapshot.Layer
+	recs map[digest.Digest]metadata.Layer // by diff ID
+}
+
+func newUnpacking(ctx context.Context, p *pull) *unpacking {
+	ctx, cancel := context.WithCancelCause(ctx)
+	return &unpacking{
+		p: p, ctx: ctx, cancel: cancel, want: map[digest.Digest][]snapshot.Layer{}, recs: map[digest.Digest]metadata.Layer{},
+	}
+}
+
+// image is called when it is known which layers there are.
+func (u *unpacking) image(i *resolver.Image) error {
+	t := u.p.t
+	if u.p.opts.Refresh {
+		if err := t.snapshots.Doubt(i.Manifest.Digest, i.DiffIDs); err != nil {
+			return err
+		}
+	}
+	if !u.p.opts.NoRootfs && !t.daemon {
+		// Layers are not kept here, so an intact rootfs saves all the work; with layers it is the cheaper to look at last.
+		path, err := t.snapshots.Rootfs(u.ctx, u.p.holder, i.Manifest.Digest)
+		if err == nil || !errdefs.IsNotFound(err) {
+			u.rootfs = path
+			return err
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var announce []snapshot.Layer
+	for _, l := range layersOf(i.Layers, i.DiffIDs) {
+		u.want[l.Blob.Digest] = append(u.want[l.Blob.Digest], l)
+		if _, here := t.content.Size(l.Blob.Digest); !here || !u.p.opts.Refresh {
+			announce = append(announce, l) // with Refresh a blob that is here is not believed until it came again
+		}
+	}
+	t.snapshots.Announce(announce)
+	return nil
+}
+
+// layer is called when a blob is whole; by then most of it is unpacked.
+func (u *unpacking) layer(blob ocispec.Descriptor) error {
+	u.mu.Lock()
+	layers := u.want[blob.Digest]
+	u.mu.Unlock()
+	for _, l := range layers {
+		u.group.Add(1)
+		go func() {
+			defer u.group.Done()
+			rec, err := u.p.t.snapshots.Unpack(u.ctx, u.p.holder, l)
+			if err != nil {
+				u.cancel(fmt.Errorf("image %s: %w", u.p.ref, err))
+				return
+			}
+			u.mu.Lock()
+			u.recs[l.DiffID] = rec
+			u.mu.Unlock()
+		}()
+	}
+	return nil
+}
+
+// wait returns when all layers are unpacked, with the error that ended the work, if one did. err is the fetch's.
+func (u *unpacking) wait(err error) error {
+	if err != nil {
+		u.cancel(err)
+	}
+	u.group.Wait()
+	if cause := context.Cause(u.ctx); cause != nil {
+		if err == nil || errors.Is(err, context.Canceled) {
+			return cause // what ended the fetch, or came after it
+		}
+		return err
+	}
+	u.cancel(nil)
+	return nil
+}
+
+// records are the layers of the platform, lowest first.
+func (u *unpacking) records(c metadata.Platform) []metadata.Layer {
+	recs := make([]metadata.Layer, len(c.DiffIDs))
+	for i, d := range c.DiffIDs {
+		recs[i] = u.recs[d]
+	}
+	return recs
+}
+
+func layersOf(blobs []ocispec.Descriptor, diffIDs []digest.Digest) []snapshot.Layer {
+	layers := make([]snapshot.Layer, len(blobs))
+	for i, b := range blobs {
+		layers[i] = snapshot.Layer{Blob: b, DiffID: diffIDs[i]}
+	}
+	return layers
+}
+
+// unpack has the pull hold the unpacked layers. Those that were announced are mostly there.
+func (p *pull) unpack(ctx context.Context, c metadata.Platform) ([]metadata.Layer, error) {
+	recs := make([]metadata.Layer, len(c.Layers))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, l := range layersOf(c.Layers, c.DiffIDs) {
+		g.Go(func() (err error) {
+			recs[i], err = p.t.snapshots.Unpack(ctx, p.holder, l)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("image %s: %w", p.ref, err)
+	}
+	return recs, nil
+}

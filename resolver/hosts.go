@@ -92,6 +92,7 @@ func (r *Resolver) tune(t *http.Transport, local *atomic.Bool) {
 	t.DisableCompression = true
 	t.MaxResponseHeaderBytes = maxHeaderBytes
 	t.ResponseHeaderTimeout = r.opts.StallTimeout
+	t.TLSHandshakeTimeout = min(10*time.Second, r.opts.StallTimeout)
 	t.MaxIdleConns, t.MaxIdleConnsPerHost = 4*maxIdleConns, maxIdleConns
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: http2PingAfter, PingTimeout: http2PingAnswer}
 	dial := t.DialContext

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -21,6 +22,7 @@ type plan struct {
 	layer  *tree
 	parent *merged
 	out    *tree             // nodes that were not emitted are directories on the way to those that were
+	drops  []*tree           // directories of the layer that are not to be seen, unless something of the fix-up lands in them
 	copies map[string]source // by path in out: where a node's content comes from
 	links  map[inode]*linkGroup
 	// lenient plans leave out links to what is not below: an ordinary user's layers have no devices.
@@ -60,6 +62,7 @@ func planFixup(entries []unpack.Entry, self *element, parent *merged, lenient bo
 	if err := x.emitLinks(); err != nil {
 		return nil, err
 	}
+	x.drop(x.drops)
 	return x, x.carry(x.out)
 }
 
@@ -148,20 +151,20 @@ func (x *plan) implied(self *element, n *tree, here string, w where, below *foun
 		w.bare = n.entry.Opaque
 		return x.walk(self, n, here, w)
 	case below != nil && below.entry.Type == unpack.Symlink:
-		if to, ok, err := x.leadsTo(here); err != nil || ok {
+		if to, ok, err := x.leadsTo(here, n); err != nil || ok {
 			if err != nil {
 				return err
 			}
 			return x.follow(self, n, here, to, w, below)
 		}
-	case onlyWhiteouts(n):
+	}
+	if onlyWhiteouts(n) {
 		// It removes what is not there: no directory comes of that (E13), and what is no directory stays.
 		switch {
-		case w.moved:
-		case below == nil:
-			x.emit(unpack.Entry{Type: unpack.Whiteout}, here)
-		default:
+		case below != nil && !w.moved:
 			x.emitCopy(*below.entry, here, source{&x.parent.elems[below.elem], here})
+		case !w.moved:
+			x.drops = append(x.drops, n)
 		}
 		return nil
 	}
@@ -172,24 +175,48 @@ func (x *plan) implied(self *element, n *tree, here string, w where, below *foun
 	return x.walk(self, n, here, w)
 }
 
+// drop hides directories, or those inside them where something is.
+func (x *plan) drop(dirs []*tree) {
+	for _, n := range dirs {
+		switch there := x.out.find(n.entry.Path); {
+		case n.entry.Type != unpack.Dir:
+		case there == nil:
+			x.emit(unpack.Entry{Type: unpack.Whiteout}, n.entry.Path)
+		case there.entry.Type == unpack.Dir:
+			x.drop(slices.Collect(maps.Values(n.kids)))
+		}
+	}
+}
+
 // follow puts what the layer has in a directory to where a symbolic link of the parent, which stays, leads.
 func (x *plan) follow(self *element, n *tree, link, to string, w where, below *found) error {
 	if !w.moved {
 		x.emitCopy(*below.entry, link, source{&x.parent.elems[below.elem], link})
 	}
-	if n.entry.Opaque {
+	there, err := x.parent.lookup(to)
+	if err != nil {
+		return err
+	}
+	isDir := there != nil && there.entry.Type == unpack.Dir
+	if n.entry.Opaque && isDir {
 		e, err := x.shown(to)
 		if err != nil {
 			return err
 		}
 		e.Opaque = true
 		x.emit(e, to)
+		if own := x.layer.find(to); own != nil { // it would hide what the layer itself has there
+			if err := x.walk(self, own, to, where{moved: true, bare: true}); err != nil {
+				return err
+			}
+		}
 	}
-	return x.walk(self, n, to, where{moved: true, bare: n.entry.Opaque})
+	return x.walk(self, n, to, where{moved: true, bare: n.entry.Opaque || !isDir})
 }
 
-// leadsTo resolves a symbolic link of the parent; ok says that a directory is there, or can be made there.
-func (x *plan) leadsTo(link string) (to string, ok bool, err error) {
+// leadsTo resolves a symbolic link of the parent; ok says that a directory is there, or that what the layer has in it
+// makes one there.
+func (x *plan) leadsTo(link string, n *tree) (to string, ok bool, err error) {
 	if to, err = x.parent.resolve(link); err != nil {
 		if errdefs.IsInvalidArgument(err) {
 			return "", false, nil // a loop leads nowhere: the directory replaces it
@@ -197,7 +224,7 @@ func (x *plan) leadsTo(link string) (to string, ok bool, err error) {
 		return "", false, err
 	}
 	f, err := x.parent.lookup(to)
-	return to, err == nil && (f == nil || f.entry.Type == unpack.Dir), err
+	return to, err == nil && (f == nil || f.entry.Type == unpack.Dir || !onlyWhiteouts(n)), err
 }
 
 // onlyWhiteouts says that nothing below the directory adds anything.
@@ -215,7 +242,7 @@ func onlyWhiteouts(n *tree) bool {
 
 // emit puts a node into the fix-up, unless the layer itself put something there later.
 func (x *plan) emit(e unpack.Entry, at string) bool {
-	if own := x.layer.find(at); own != nil && e.Path != at && e.Seq > 0 && own.entry.Seq > e.Seq {
+	if own := x.layer.find(at); own != nil && own.entry.Type != unpack.Whiteout && e.Path != at && e.Seq > 0 && own.entry.Seq > e.Seq {
 		return false
 	}
 	e.Path, e.Implied, e.Inode = at, false, ""
@@ -235,19 +262,19 @@ func (x *plan) emitCopy(e unpack.Entry, at string, from source) {
 
 // link notes a hard link to a path that only the parent has.
 func (x *plan) link(e unpack.Entry, here string) error {
+	var f *found
 	dir, err := x.parent.resolve(path.Dir(e.Target))
-	if err != nil {
-		return err
-	}
 	target := path.Join(dir, path.Base(e.Target))
-	f, err := x.parent.lookup(target)
-	if err != nil {
+	if err == nil {
+		f, err = x.parent.lookup(target)
+	}
+	if err != nil && !errdefs.IsInvalidArgument(err) { // a loop leads to no file
 		return err
 	}
 	if f == nil && x.lenient {
 		return nil
 	}
-	if f == nil || f.entry.Type == unpack.Dir || x.hides(target) {
+	if f == nil || f.entry.Type == unpack.Dir || x.hides(target) || strings.HasPrefix(target, here+"/") {
 		return fmt.Errorf("hard link %q: no file %q in the layers below: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
 	}
 	id := inode{f.elem, f.stat.Ino}
@@ -309,8 +336,14 @@ func (x *plan) emitLinks() error {
 	for id, g := range x.links {
 		e := g.node
 		e.Mode, e.UID, e.GID, e.Sec, e.Nsec = g.attrs.Mode, g.attrs.UID, g.attrs.GID, g.attrs.Sec, g.attrs.Nsec
-		if len(g.attrs.Xattrs) > 0 {
-			e.Xattrs = g.attrs.Xattrs
+		e.Xattrs = maps.Clone(e.Xattrs)
+		for k, v := range g.attrs.Xattrs {
+			if e.Type == unpack.File || !strings.HasPrefix(k, "user.") { // Linux has none there
+				if e.Xattrs == nil {
+					e.Xattrs = map[string]string{}
+				}
+				e.Xattrs[k] = v
+			}
 		}
 		slices.Sort(g.names)
 		g.names = slices.Compact(g.names)

@@ -1,0 +1,287 @@
+package snapshot_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/model"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// TestModelRows holds the model itself against the table.
+func TestModelRows(t *testing.T) {
+	for _, row := range stackRows {
+		t.Run(row.testName, func(t *testing.T) {
+			got, err := model.Apply(row.layers)
+			if errors.Is(err, model.ErrInvalid) {
+				err = errdefs.ErrFailedPrecondition
+			}
+			compare(t, got, err, row.want, row.wantErr)
+		})
+	}
+}
+
+// ways are all ways of putting layers together.
+var ways = []string{"mounted sequential", "mounted parallel", "copied", "moved"}
+
+// outcome is what one way gave.
+type outcome struct {
+	lines   []string
+	refused bool
+	err     error // another one
+}
+
+func (o outcome) String() string {
+	switch {
+	case o.err != nil:
+		return "error: " + o.err.Error()
+	case o.refused:
+		return "refused"
+	}
+	return strings.Join(o.lines, "\n")
+}
+
+// workshop puts many lists of layers together, one after the other, on one store for each kind.
+type workshop struct {
+	kept, moved *world
+	n           int
+}
+
+func newWorkshop(t *testing.T) *workshop {
+	t.Helper()
+	return &workshop{kept: openAt(t, memoryDir(t), memory{}), moved: openAt(t, memoryDir(t), memory{})}
+}
+
+// memoryDir is a directory on tmpfs where there is one.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "tank-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+func (s *workshop) run(t *testing.T, way string, lists [][]Item) outcome {
+	t.Helper()
+	s.n++
+	name := fmt.Sprintf("%s %d", t.Name(), s.n)
+	w := s.kept
+	if way == "moved" {
+		w = s.moved
+	}
+	layers := make([]snapshot.Layer, len(lists))
+	for i, items := range lists {
+		layers[i] = w.blobs.add(t, Tar(t, items...))
+	}
+	var lines []string
+	var err error
+	switch way {
+	case "copied", "moved":
+		lines, err = assembledAs(t, w, layers, way == "moved", name)
+	default:
+		lines, err = mountedAs(t, w, layers, way == "mounted parallel", name)
+	}
+	switch {
+	case errdefs.IsFailedPrecondition(err):
+		return outcome{refused: true, err: nil}
+	case err != nil:
+		return outcome{err: err}
+	}
+	return outcome{lines: lines}
+}
+
+// assembledAs is what assembled does, and lets go of everything.
+func assembledAs(t *testing.T, w *world, layers []snapshot.Layer, consume bool, name string) ([]string, error) {
+	t.Helper()
+	h := metadata.Holder(name)
+	defer func() {
+		must(t, w.db.Update(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) }))
+		_, err := w.Sweep(ctx)
+		must(t, err)
+	}()
+	var recs []metadata.Layer
+	for _, l := range layers {
+		rec, err := w.Unpack(ctx, h, l)
+		if err != nil {
+			return nil, err
+		}
+		recs = append(recs, rec)
+	}
+	path, err := w.Assemble(ctx, h, layers[0].DiffID, recs, &snapshot.AssembleOptions{Consume: consume, NoSync: true})
+	if err != nil {
+		return nil, err
+	}
+	return List(t, path), nil
+}
+
+func mountedAs(t *testing.T, w *world, layers []snapshot.Layer, parallel bool, name string) ([]string, error) {
+	t.Helper()
+	sn := w.For(metadata.Holder(name))
+	top, err := extract(ctx, sn, w, layers, parallel, name)
+	defer func() { must(t, release(w, metadata.Holder(name))) }()
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := sn.View(ctx, "view "+name, top)
+	if err != nil {
+		return nil, err
+	}
+	dir := t.TempDir()
+	if err := mount.All(mounts, dir); err != nil {
+		return nil, err
+	}
+	defer func() { must(t, mount.UnmountAll(dir, 0)) }()
+	return List(t, dir), nil
+}
+
+// check compares all ways with the model; it returns what differs, and whether the model had an answer.
+func (s *workshop) check(t *testing.T, lists [][]Item) (fault string, decided bool) {
+	t.Helper()
+	want := outcome{}
+	var err error
+	want.lines, err = model.Apply(lists)
+	name := "the model"
+	switch decided = !errors.Is(err, model.ErrUndecided); {
+	case !decided:
+		name = ways[0]
+		want = s.run(t, name, lists)
+	case err != nil:
+		want.refused = true
+	}
+	for _, way := range ways {
+		got := s.run(t, way, lists)
+		if got.err != nil || got.refused != want.refused || !slices.Equal(got.lines, want.lines) {
+			note := ""
+			if err != nil {
+				note = " (" + err.Error() + ")"
+			}
+			return fmt.Sprintf("%s:\n%s\n%s%s:\n%s\n", way, got, name, note, want), decided
+		}
+	}
+	return "", decided
+}
+
+// minimise drops layers and items while the list still fails.
+func (s *workshop) minimise(t *testing.T, lists [][]Item) [][]Item {
+	t.Helper()
+	_, decided := s.check(t, lists)
+	fails := func(l [][]Item) bool {
+		fault, d := s.check(t, l)
+		return fault != "" && d == decided
+	}
+	for again := true; again; {
+		again = false
+		for i := 0; i < len(lists) && len(lists) > 1; i++ {
+			if less := slices.Delete(slices.Clone(lists), i, i+1); fails(less) {
+				lists, again = less, true
+				i--
+			}
+		}
+		for i := range lists {
+			for j := 0; j < len(lists[i]); j++ {
+				less := slices.Clone(lists)
+				if less[i] = slices.Delete(slices.Clone(lists[i]), j, j+1); fails(less) {
+					lists, again = less, true
+					j--
+				}
+			}
+		}
+		again = s.simplify(lists, fails) || again
+	}
+	return lists
+}
+
+// simplify takes away what is special about items.
+func (s *workshop) simplify(lists [][]Item, fails func([][]Item) bool) (changed bool) {
+	for i := range lists {
+		for j := range lists[i] {
+			usual := plain(lists[i][j])
+			if bytes.Equal([]byte(show1(usual)), []byte(show1(lists[i][j]))) {
+				continue
+			}
+			less := slices.Clone(lists)
+			less[i] = slices.Clone(lists[i])
+			less[i][j] = usual
+			if fails(less) {
+				lists[i] = less[i]
+				changed = true
+			}
+		}
+	}
+	return changed
+}
+
+// TestModel compares generated lists of layers with the model.
+func TestModel(t *testing.T) {
+	requireMounts(t)
+	s := newWorkshop(t)
+	undecided, refused, n := 0, 0, 0
+	end := time.Now().Add(modelTime())
+	for seed := uint64(1); seed <= modelSeeds() && time.Now().Before(end); seed++ {
+		lists := generate(rand.New(rand.NewPCG(seed, 7)))
+		fault, decided := s.check(t, lists)
+		if !decided {
+			undecided++
+		}
+		if _, err := model.Apply(lists); errors.Is(err, model.ErrInvalid) {
+			refused++
+		}
+		n++
+		if fault != "" {
+			lists = s.minimise(t, lists)
+			fault, _ = s.check(t, lists)
+			t.Errorf("seed %d:\n%s%s", seed, program(lists), fault)
+		}
+	}
+	t.Logf("%d lists, %d undecided, %d refused", n, undecided, refused)
+	if undecided > n/4 || refused > n/2 {
+		t.Errorf("of %d lists %d are undecided, %d refused", n, undecided, refused)
+	}
+}
+
+// FuzzModel does the same with fresh seeds. A failing one is printed, minimised, as a row of a table.
+func FuzzModel(f *testing.F) {
+	f.Add(uint64(0))
+	f.Fuzz(func(t *testing.T, seed uint64) {
+		requireMounts(t)
+		s := newWorkshop(t)
+		lists := generate(rand.New(rand.NewPCG(seed, 8)))
+		if fault, _ := s.check(t, lists); fault != "" {
+			lists = s.minimise(t, lists)
+			fault, _ = s.check(t, lists)
+			t.Errorf("seed %d:\n%s%s", seed, program(lists), fault)
+		}
+	})
+}
+
+// release removes all snapshots of a holder, leaves first.
+func release(w *world, h metadata.Holder) error {
+	sn := w.For(h)
+	for range 100 {
+		left, err := names(sn)
+		if err != nil || len(left) == 0 {
+			return err
+		}
+		for _, n := range left {
+			if err := sn.Remove(context.Background(), n); err != nil && !errdefs.IsFailedPrecondition(err) {
+				return err
+			}
+		}
+	}
+	return errors.New("snapshots are left")
+}

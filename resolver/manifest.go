@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -132,6 +133,9 @@ func readAtMost(r io.Reader, limit int64) ([]byte, error) {
 // agree returns the media type of a document after comparing what is claimed for it, what it says of itself and what it holds, so that no two
 // programs can take the same bytes for different things (CVE-2021-41190). claimed may be empty.
 func agree(claimed string, data []byte) (string, error) {
+	if !utf8.Valid(data) {
+		return "", fmt.Errorf("not UTF-8: %w", errdefs.ErrDataLoss)
+	}
 	if err := checkJSON(data, manifestGrammar); err != nil {
 		return "", err
 	}

@@ -127,18 +127,16 @@ func (d *download) parallel(ctx context.Context, host *endpoint) error {
 		return d.stream(ctx, host, resp, span{})
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	order := make(chan *chunk, d.repo.opts.Ranges)
-	var lanes sync.WaitGroup
-	lanes.Go(func() {
-		defer close(order)
-		d.dispatch(ctx, host, head, resp, order, &lanes)
-	})
-	err = d.inOrder(ctx, order)
+	slots, order := make(chan struct{}, d.repo.opts.Ranges), make(chan *chunk, d.repo.opts.Ranges)
+	go func() {
+		defer close(order) // after the last lane has ended
+		d.dispatch(ctx, host, head, resp, slots, order)
+	}()
+	err = d.inOrder(ctx, slots, order)
 	cancel()
 	for c := range order {
 		c.drop(d.buffers)
 	}
-	lanes.Wait()
 	return err
 }
 
@@ -147,41 +145,42 @@ func (d *download) span(start int64) span {
 	return span{start: start, end: min(start+d.repo.opts.ChunkSize, d.desc.Size)}
 }
 
-// dispatch starts the ranges one after another, as many at once as there may be. next is the first, and resp its answer.
-func (d *download) dispatch(ctx context.Context, host *endpoint, next *chunk, resp *http.Response, order chan<- *chunk, lanes *sync.WaitGroup) {
-	free := make(chan struct{}, d.repo.opts.Ranges)
+// dispatch starts the ranges one after another; slots has room for those that may be on their way or wait to be written. c is the first, and resp
+// its answer.
+func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, resp *http.Response, slots chan struct{}, order chan<- *chunk) {
+	var lanes sync.WaitGroup
+	defer lanes.Wait()
+	slots <- struct{}{}
 	for {
-		free <- struct{}{} // lanes end when ctx does, so this does not wait for long
-		c, first := next, resp
-		lanes.Go(func() {
-			c.end(d.fill(ctx, host, c, first))
-			<-free
-		})
-		select {
-		case order <- c:
-		case <-ctx.Done():
-			c.drop(d.buffers)
+		lanes.Go(func(c *chunk, first *http.Response) func() {
+			return func() { c.end(d.fill(ctx, host, c, first)) }
+		}(c, resp))
+		order <- c // has room for as many as slots
+		if c.span.end == d.desc.Size {
 			return
 		}
-		if c.span.end == d.desc.Size {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
 			return
 		}
 		buf, err := d.buffers.get(ctx)
 		if err != nil {
 			return
 		}
-		next, resp = newChunk(d.span(c.span.end), buf), nil
+		c, resp = newChunk(d.span(c.span.end), buf), nil
 	}
 }
 
 // inOrder writes the chunks.
-func (d *download) inOrder(ctx context.Context, order <-chan *chunk) error {
+func (d *download) inOrder(ctx context.Context, slots <-chan struct{}, order <-chan *chunk) error {
 	for c := range order {
 		err := d.writeChunk(ctx, c)
 		c.drop(d.buffers)
 		if err != nil {
 			return err
 		}
+		<-slots
 	}
 	if d.offset < d.desc.Size {
 		return ctx.Err() // nothing else ends the order early

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -249,55 +251,55 @@ func TestRefused(t *testing.T) {
 		{"blob 404", status("/blobs/", 404), "", errdefs.ErrNotFound},
 		{"blob 403", status("/blobs/", 403), "", errdefs.ErrPermissionDenied},
 		{"blob 429", status("/blobs/", 429), "", errdefs.ErrUnavailable},
-		{"wrong header digest", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
+		{"D06 wrong header digest", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Docker-Content-Digest", digest.FromString("other").String())
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
 			fmt.Fprint(w, `{"schemaVersion":2,"manifests":[]}`)
 		}), "", errdefs.ErrDataLoss},
-		{"malformed header digest", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
+		{"D06 malformed header digest", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Docker-Content-Digest", "sha256:..")
 			fmt.Fprint(w, `{"schemaVersion":2,"manifests":[]}`)
 		}), "", errdefs.ErrDataLoss},
-		{"by-digest lie", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
+		{"D05 by-digest lie", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Docker-Content-Digest", digest.FromString("asked").String())
 			fmt.Fprint(w, `{"schemaVersion":2,"manifests":[]}`)
 		}), "/x@" + digest.FromString("asked").String(), errdefs.ErrDataLoss},
-		{"endless manifest", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
+		{"D12 endless manifest", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
 			chunk := bytes.Repeat([]byte(" "), 1<<20)
 			for range 6 {
 				_, _ = w.Write(chunk)
 			}
 		}), "", errdefs.ErrDataLoss},
-		{"both", replace(`"layers"`, `"manifests":[],"layers"`), "", errdefs.ErrDataLoss},
-		{"type outside", replace(ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex), "", errdefs.ErrDataLoss},
-		{"layers twice", replace(`"layers"`, `"layers":[],"layers"`), "", errdefs.ErrDataLoss},
-		{"Layers", replace(`"layers"`, `"Layers":[],"layers"`), "", errdefs.ErrDataLoss},
-		{"trailing", func(reg *registrytest.Registry) {
+		{"D10 both", replace(`"layers"`, `"manifests":[],"layers"`), "", errdefs.ErrDataLoss},
+		{"D10 type outside", replace(ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex), "", errdefs.ErrDataLoss},
+		{"D11 layers twice", replace(`"layers"`, `"layers":[],"layers"`), "", errdefs.ErrDataLoss},
+		{"D11 Layers", replace(`"layers"`, `"Layers":[],"layers"`), "", errdefs.ErrDataLoss},
+		{"D11 trailing", func(reg *registrytest.Registry) {
 			manifestOf(reg, func(s string) string { return s + "{}" })
 		}, "", errdefs.ErrDataLoss},
-		{"schema 1", replace(`"schemaVersion":2`, `"schemaVersion":1`), "", errdefs.ErrDataLoss},
-		{"no image config", replace(ocispec.MediaTypeImageConfig, "application/x"), "", errdefs.ErrDataLoss},
-		{"too many layers", replace(`"layers":[`, `"layers":[{"mediaType":"a/b","digest":"`+digest.FromString("").String()+`","size":1},`), "", errdefs.ErrDataLoss},
+		{"D14 schema 1", replace(`"schemaVersion":2`, `"schemaVersion":1`), "", errdefs.ErrDataLoss},
+		{"D10 no image config", replace(ocispec.MediaTypeImageConfig, "application/x"), "", errdefs.ErrDataLoss},
+		{"D15 too many layers", replace(`"layers":[`, `"layers":[{"mediaType":"a/b","digest":"`+digest.FromString("").String()+`","size":1},`), "", errdefs.ErrDataLoss},
 		{"sha512 layer", replace(`"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayerGzip+`","digest":"`,
 			`"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayerGzip+`","digest":"sha512:`), "", errdefs.ErrDataLoss},
-		{"huge config", replace(`"size":`, `"size":99999999`), "", errdefs.ErrDataLoss},
-		{"other platform", func(reg *registrytest.Registry) {
+		{"D15 huge config", replace(`"size":`, `"size":99999999`), "", errdefs.ErrDataLoss},
+		{"D15 other platform", func(reg *registrytest.Registry) {
 			reg.Image("1", ocispec.Platform{OS: "linux", Architecture: "s390x"}, nil, nil)
 		}, "", errdefs.ErrNotFound},
 		{"index of others", func(reg *registrytest.Registry) {
 			reg.Index("1", reg.Image("", ocispec.Platform{OS: "linux", Architecture: "s390x"}, nil, nil))
 		}, "", errdefs.ErrNotFound},
-		{"nested", func(reg *registrytest.Registry) {
+		{"D13 nested", func(reg *registrytest.Registry) {
 			d := reg.Image("", amd64, nil, nil)
 			for range MaxNesting + 1 {
 				d.Platform = nil
 				d = reg.Index("1", d)
 			}
 		}, "", errdefs.ErrDataLoss},
-		{"longer blob", answer("/blobs/", func(w http.ResponseWriter, _ *http.Request) {
+		{"D07 longer blob", answer("/blobs/", func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write(random(2_000_000))
 		}), "", errdefs.ErrDataLoss},
-		{"other blob", func(reg *registrytest.Registry) {
+		{"D07 other blob", func(reg *registrytest.Registry) {
 			_, data := image(reg)
 			evil := bytes.Clone(data[0])
 			evil[5] ^= 1
@@ -309,7 +311,69 @@ func TestRefused(t *testing.T) {
 				return false
 			}
 		}, "", errdefs.ErrDataLoss},
-		{"content encoding", answer("/blobs/", func(w http.ResponseWriter, _ *http.Request) {
+		{"D05 by-digest lie, with the digest of the lie", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
+			body := `{"schemaVersion":2,"manifests":[]}`
+			w.Header().Set("Docker-Content-Digest", digest.FromString(body).String())
+			fmt.Fprint(w, body)
+		}), "/x@" + digest.FromString("asked").String(), errdefs.ErrDataLoss},
+		{"D09 manifest", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			w.WriteHeader(200)
+		}), "", errdefs.ErrDataLoss},
+		{"D09 double", answer("/blobs/", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip, gzip")
+			w.WriteHeader(200)
+		}), "", errdefs.ErrDataLoss},
+		{"D10 index with a config", replace(`"layers"`, `"manifests":[],"x"`), "", errdefs.ErrDataLoss},
+		{"D10 header", func(reg *registrytest.Registry) {
+			l := reg.Blob(ocispec.MediaTypeImageConfig, []byte(`{}`))
+			reg.Manifest("1", ocispec.MediaTypeImageIndex, fmt.Appendf(nil, `{"schemaVersion":2,"config":%s,"layers":[]}`, registrytest.JSON(l)))
+		}, "", errdefs.ErrDataLoss},
+		{"D11 number", replace(`"size":`, `"size":1e400,"x":`), "", errdefs.ErrDataLoss},
+		{"D11 deep", replace(`"layers":`, `"x":`+strings.Repeat("[", 1e5)+strings.Repeat("]", 1e5)+`,"layers":`), "", errdefs.ErrDataLoss},
+		{"D11 not UTF-8", replace(`"layers":`, "\"\xff\":1,\"layers\":"), "", errdefs.ErrDataLoss},
+		{"D12 length of 8 EiB", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
+			conn, rw, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			_, _ = rw.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775807\r\n\r\n" + strings.Repeat(" ", MaxManifestSize+1))
+			rw.Flush()
+		}), "", errdefs.ErrDataLoss},
+		{"D12 negative size", replace(`"size":`, `"size":-1,"x":`), "", errdefs.ErrDataLoss},
+		{"D12 size of 2^63", replace(`"size":`, `"size":9223372036854775808,"x":`), "", errdefs.ErrDataLoss},
+		{"D13 wide", func(reg *registrytest.Registry) {
+			d := reg.Image("", amd64, nil, nil)
+			reg.Index("1", slices.Repeat([]ocispec.Descriptor{d}, MaxIndexWidth+1)...)
+		}, "", errdefs.ErrDataLoss},
+		{"D13 many documents", func(reg *registrytest.Registry) {
+			var all []ocispec.Descriptor
+			for i := range maxDocuments {
+				d := reg.Image("", ocispec.Platform{OS: "linux", Architecture: fmt.Sprint("a", i)}, nil, nil)
+				d.Platform = nil
+				all = append(all, d)
+			}
+			reg.Index("1", all...)
+		}, "", errdefs.ErrDataLoss},
+		{"D13 attestations only", func(reg *registrytest.Registry) {
+			d := reg.Image("", amd64, nil, nil)
+			d.Platform = &ocispec.Platform{OS: "unknown", Architecture: "unknown"}
+			e := reg.Image("", amd64, nil, nil)
+			e.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest"}
+			reg.Index("1", d, e)
+		}, "", errdefs.ErrNotFound},
+		{"D14 schema 1, signed", func(reg *registrytest.Registry) {
+			reg.Manifest("1", "application/vnd.docker.distribution.manifest.v1+prettyjws", []byte(`{"schemaVersion":1,"fsLayers":[],"signatures":[]}`))
+		}, "", errdefs.ErrDataLoss},
+		{"D14 schema 1 typed as 2", func(reg *registrytest.Registry) {
+			reg.Manifest("1", images.MediaTypeDockerSchema2Manifest, []byte(`{"schemaVersion":1,"fsLayers":[]}`))
+		}, "", errdefs.ErrDataLoss},
+		{"D15 diff ID", func(reg *registrytest.Registry) {
+			l := reg.Blob(ocispec.MediaTypeImageLayerGzip, []byte("layer"))
+			reg.Image("1", amd64, []ocispec.Descriptor{l}, []digest.Digest{"sha256:12"})
+		}, "", errdefs.ErrDataLoss},
+		{"D09 blob", answer("/blobs/", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			w.WriteHeader(200)
 		}), "", errdefs.ErrDataLoss},
@@ -325,7 +389,7 @@ func TestRefused(t *testing.T) {
 			if !errors.Is(err, tc.class) {
 				t.Fatalf("got %+v, %v", img, err)
 			}
-			if tc.testName != "other blob" {
+			if tc.testName != "D07 other blob" {
 				return
 			}
 			poisoned := "layer-" + digest.FromBytes(random(700_000)).String()

@@ -41,12 +41,13 @@ func First(faults ...Fault) Fault {
 	}
 }
 
-// Answer is a status, headers as pairs of name and value, and a body.
+// Answer is a status, headers as pairs of name and value, and a body whose length is told.
 func Answer(status int, body []byte, headers ...string) Fault {
 	return func(w http.ResponseWriter, _ *http.Request) bool {
 		for i := 0; i+1 < len(headers); i += 2 {
 			w.Header().Add(headers[i], headers[i+1])
 		}
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		w.WriteHeader(status)
 		_, _ = w.Write(body)
 		return true

@@ -150,12 +150,13 @@ func (d *download) span(start int64) span {
 func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, resp *http.Response, slots chan struct{}, order chan<- *chunk) {
 	var lanes sync.WaitGroup
 	defer lanes.Wait()
+	start := func(c *chunk, first *http.Response) {
+		lanes.Go(func() { c.end(d.fill(ctx, host, c, first)) })
+		order <- c // has room for as many as slots has
+	}
 	slots <- struct{}{}
 	for {
-		lanes.Go(func(c *chunk, first *http.Response) func() {
-			return func() { c.end(d.fill(ctx, host, c, first)) }
-		}(c, resp))
-		order <- c // has room for as many as slots
+		start(c, resp)
 		if c.span.end == d.desc.Size {
 			return
 		}

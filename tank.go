@@ -50,6 +50,7 @@ type Tank struct {
 	snapshots *snapshot.Store
 	sweeper   *sweeper
 	tokens    *resolver.TokenCache // shared by all pulls
+	flights   *resolver.Flights    // so that two pulls download nothing twice
 
 	// mu guards pulls: how many pulls of a reference run.
 	mu    sync.Mutex
@@ -71,7 +72,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
 		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
 	}
-	t := &Tank{root: root, pulls: map[string]int{}, tokens: resolver.NewTokenCache()}
+	t := &Tank{root: root, pulls: map[string]int{}, tokens: resolver.NewTokenCache(), flights: resolver.NewFlights()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())

@@ -1,6 +1,7 @@
 package tank_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -375,4 +376,50 @@ func size(t *testing.T, path string) int64 {
 	fi, err := os.Stat(path)
 	must(t, err)
 	return fi.Size()
+}
+
+// TestRebuild shows that the database can be thrown away.
+func TestRebuild(t *testing.T) {
+	for _, daemon := range []bool{false, true} {
+		for _, damage := range []struct {
+			testName string
+			do       func(path string) error
+		}{
+			{"missing", os.Remove},
+			{"garbage", func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("x"), 1<<16), 0o600) }},
+			{"intact", func(string) error { return nil }},
+		} {
+			t.Run(fmt.Sprintf("%s daemon=%v", damage.testName, daemon), func(t *testing.T) {
+				reg := registrytest.New(t)
+				push(t, reg, "1", base)
+				push(t, reg, "2", base, []Item{F("d/n", "3")})
+				r := newRoot(t, daemon)
+				one, err := r.pull(t, reg.Host+"/x:1", nil)
+				must(t, err)
+				two, err := r.pull(t, reg.Host+"/x:2", nil)
+				must(t, err)
+				must(t, os.WriteFile(filepath.Join(two.Rootfs, "b"), nil, 0o644)) // not what its seal says
+				must(t, damage.do(filepath.Join(r.dir, "metadata.db")))
+				rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+				must(t, err)
+				if rebuilt.Images != 2 || rebuilt.Rootfs != 1 {
+					t.Errorf("rebuilt %+v", rebuilt)
+				}
+				requests := len(reg.Requests())
+				for ref, was := range map[string]*tank.Image{reg.Host + "/x:1": one, reg.Host + "/x:2": two} {
+					img, err := r.pull(t, ref, &tank.PullOptions{Offline: true})
+					must(t, err)
+					if img.Rootfs != was.Rootfs {
+						t.Errorf("%s: rootfs %s, was %s", ref, img.Rootfs, was.Rootfs)
+					}
+				}
+				if got := list(t, two.Rootfs); !slices.Equal(got, append(slices.Clone(wantBase), `d/n file "3"`)) {
+					t.Errorf("assembled again:\n%s", strings.Join(got, "\n"))
+				}
+				if len(reg.Requests()) != requests {
+					t.Error("the registry was asked")
+				}
+			})
+		}
+	}
 }

@@ -133,6 +133,15 @@ func (tx *Tx) Keys(k Kind, after string, limit int) []string {
 // NextID returns a number that this root never returned before. It names directories.
 func (tx *Tx) NextID() (uint64, error) { return tx.bolt.Bucket(bucketMeta).NextSequence() }
 
+// SkipIDs has NextID return only numbers after last.
+func (tx *Tx) SkipIDs(last uint64) error {
+	b := tx.bolt.Bucket(bucketMeta)
+	if b.Sequence() >= last {
+		return nil
+	}
+	return b.SetSequence(last)
+}
+
 // Flag returns the value stored under name, "" when there is none.
 func (tx *Tx) Flag(name string) string {
 	return string(tx.bolt.Bucket(bucketMeta).Get([]byte("flag/" + name)))

@@ -65,9 +65,9 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 		return path, err
 	}
 	staged := s.stage("rootfs")
-	rec, err := s.assemble(ctx, holder, staged, layers, opts)
+	rec := metadata.Rootfs{Manifest: manifest, Durable: !opts.NoSync, Created: time.Now().UTC()}
+	err := s.assemble(ctx, holder, staged, layers, opts, &rec)
 	if err == nil {
-		rec.Manifest = manifest
 		err = s.placeRootfs(holder, staged, rec)
 	}
 	if err != nil {
@@ -77,19 +77,20 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 }
 
 // assemble builds the rootfs in a directory of staging, and its seal beside it.
-func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, opts *AssembleOptions) (metadata.Rootfs, error) {
-	rec := metadata.Rootfs{Created: time.Now().UTC()}
+func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer,
+	opts *AssembleOptions, rec *metadata.Rootfs,
+) error {
 	fs := filepath.Join(staged, "fs")
 	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
-		return rec, err
+		return err
 	}
 	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume)
 	if err != nil {
-		return rec, err
+		return err
 	}
 	entries := flatten(seals)
 	if err := s.finishRoot(fs, &entries[0]); err != nil {
-		return rec, err
+		return err
 	}
 	for _, e := range entries {
 		if e.Inode == "" || e.Inode == e.Path {
@@ -97,14 +98,10 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 			rec.Inodes++
 		}
 	}
-	if err := writeSeal(filepath.Join(staged, "seal"), entries, !opts.NoSync); err != nil {
-		return rec, err
+	if err := writeSeal(filepath.Join(staged, "seal"), rec, entries, !opts.NoSync); err != nil || opts.NoSync {
+		return err
 	}
-	if opts.NoSync {
-		return rec, nil
-	}
-	rec.Durable = true
-	return rec, s.syncfs()
+	return s.syncfs()
 }
 
 // stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged.

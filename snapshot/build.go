@@ -42,7 +42,7 @@ func (s *Store) buildTree(t *tree, copies map[string]source) (staged string, rec
 	entries := t.entries()
 	regroup(entries)
 	rec.Created = time.Now().UTC()
-	return staged, rec, writeSeal(filepath.Join(staged, "seal"), entries, true)
+	return staged, rec, writeSeal(filepath.Join(staged, "seal"), rec, entries, true)
 }
 
 // builder makes a tree on disk.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,12 +18,18 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// sealMagic begins a seal: what it is and its version. Then come the entries, sorted by path, each a sequence of varints
+// sealMagic begins a seal: what it is and its version. Then comes the record as JSON, from which a lost database can be
+// made again, then the entries, sorted by path, each a sequence of varints
 // and length-prefixed strings, and XXH3-64 of everything before it.
 const sealMagic = "tank seal 1\n"
 
-// writeSeal writes a new seal and makes it durable, unless sync is false.
-func writeSeal(path string, entries []unpack.Entry, sync bool) error {
+// writeSeal writes a new seal and makes it durable, unless sync is false. record is what the database will say, as far as
+// it is known: where the directory lies is not.
+func writeSeal(path string, record any, entries []unpack.Entry, sync bool) error {
+	header, err := json.Marshal(record)
+	if err != nil {
+		return err
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -31,7 +38,8 @@ func writeSeal(path string, entries []unpack.Entry, sync bool) error {
 	h := xxh3.New()
 	w := bufio.NewWriterSize(io.MultiWriter(f, h), 1<<18)
 	w.WriteString(sealMagic)
-	buf := binary.AppendUvarint(nil, uint64(len(entries)))
+	buf := append(binary.AppendUvarint(nil, uint64(len(header))), header...)
+	buf = binary.AppendUvarint(buf, uint64(len(entries)))
 	for i := range entries {
 		buf = appendEntry(buf, &entries[i])
 		if _, err := w.Write(buf); err != nil {
@@ -85,28 +93,35 @@ func appendEntry(b []byte, e *unpack.Entry) []byte {
 
 // readSeal reads a seal; errdefs.ErrDataLoss when it is damaged, errdefs.ErrNotFound when it is missing.
 func readSeal(path string) ([]unpack.Entry, error) {
+	entries, _, err := readSealed(path)
+	return entries, err
+}
+
+// readSealed returns the record as well.
+func readSealed(path string) (_ []unpack.Entry, record []byte, err error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("seal %s: %w", path, errdefs.ErrNotFound)
+		return nil, nil, fmt.Errorf("seal %s: %w", path, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	damaged := fmt.Errorf("seal %s: damaged: %w", path, errdefs.ErrDataLoss)
 	body := len(b) - 8
 	if body < 0 || !bytes.HasPrefix(b, []byte(sealMagic)) || binary.BigEndian.Uint64(b[body:]) != xxh3.Hash(b[:body]) {
-		return nil, damaged
+		return nil, nil, damaged
 	}
 	d := sealDecoder{b: b[len(sealMagic):body]}
+	record = []byte(d.str())
 	n := d.uvarint()
 	entries := make([]unpack.Entry, 0, min(n, uint64(body)))
 	for ; n > 0 && !d.bad; n-- {
 		entries = append(entries, d.entry())
 	}
 	if d.bad || len(d.b) > 0 {
-		return nil, damaged
+		return nil, nil, damaged
 	}
-	return entries, nil
+	return entries, record, nil
 }
 
 // sealDecoder takes values off b; bad is set when there are none left.

@@ -165,13 +165,12 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 			return err
 		})
 	} else {
-		err = s.extract(ctx, j, src, digester.Hash())
+		err = s.extract(ctx, j, src, digester)
 	}
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", blob.Digest, err)
 	}
 	j.diffID = digester.Digest()
-	j.record.DiffID, j.record.Key = j.diffID, metadata.LayerKey(j.diffID)
 	return nil
 }
 
@@ -210,7 +209,7 @@ func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
 }
 
 // extract unpacks a blob into a new directory of staging and seals it.
-func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.Reader, hash io.Writer) error {
+func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.Reader, digester digest.Digester) error {
 	name := j.layer.DiffID
 	if name == "" {
 		name = j.layer.Blob.Digest
@@ -226,7 +225,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.Reader, hash 
 	}
 	defer dir.Close()
 	var res *unpack.Result
-	err = readTar(j.layer.Blob.MediaType, blob, hash, func(tar io.Reader) error {
+	err = readTar(j.layer.Blob.MediaType, blob, digester.Hash(), func(tar io.Reader) error {
 		res, err = unpack.Extract(ctx, dir, tar, &s.opts.Unpack)
 		return err
 	})
@@ -236,9 +235,10 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.Reader, hash 
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
 		Empty: res.Empty && !res.Whiteouts, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts,
-		OpaqueRoot: res.Entries[0].Opaque,
+		OpaqueRoot: res.Entries[0].Opaque, DiffID: digester.Digest(),
 	}
-	return writeSeal(filepath.Join(j.dir, "seal"), res.Entries, true)
+	j.record.Key = metadata.LayerKey(j.record.DiffID)
+	return writeSeal(filepath.Join(j.dir, "seal"), j.record, res.Entries, true)
 }
 
 // known says whether the layer is here and was verified for its blob: any config may claim any diff ID.

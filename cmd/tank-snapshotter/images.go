@@ -7,7 +7,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/tank-snapshotter/tank/plugin"
@@ -109,38 +108,4 @@ func (c *cli) gcCommand() *cobra.Command {
 			return nil
 		}),
 	}
-}
-
-func (c *cli) checkCommand() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "check",
-		Short: "Compare everything on the disk with what it should be",
-		Args:  cobra.NoArgs,
-		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			var faults []plugin.Fault
-			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
-				faults, err = svc.Check(cmd.Context())
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				if err := json.NewEncoder(cmd.OutOrStdout()).Encode(append([]plugin.Fault{}, faults...)); err != nil {
-					return err
-				}
-			} else {
-				for _, f := range faults {
-					fmt.Fprintln(cmd.OutOrStdout(), f.Message)
-				}
-			}
-			if len(faults) > 0 {
-				return fmt.Errorf("check: faults found: %d: %w", len(faults), errdefs.ErrDataLoss)
-			}
-			return nil
-		}),
-	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
-	return cmd
 }

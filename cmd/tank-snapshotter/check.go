@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/plugin"
+)
+
+func (c *cli) checkCommand() *cobra.Command {
+	var asJSON, rebuild bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Compare everything on the disk with what it should be",
+		Args:  cobra.NoArgs,
+		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
+			if rebuild {
+				if err := c.rebuild(cmd.Context()); err != nil {
+					return err
+				}
+			}
+			return c.check(cmd, asJSON)
+		}),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
+	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "make the database again from the directories first; no daemon may be running")
+	return cmd
+}
+
+func (c *cli) check(cmd *cobra.Command, asJSON bool) error {
+	var faults []plugin.Fault
+	err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+		faults, err = svc.Check(cmd.Context())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		if err := json.NewEncoder(cmd.OutOrStdout()).Encode(append([]plugin.Fault{}, faults...)); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range faults {
+			fmt.Fprintln(cmd.OutOrStdout(), f.Message)
+		}
+	}
+	if len(faults) > 0 {
+		c.hint = "Pull the images of what is broken again with --refresh. If the database itself is broken: check --rebuild."
+		return fmt.Errorf("check: faults found: %d: %w", len(faults), errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+// rebuild makes the database of a root again that no process owns.
+func (c *cli) rebuild(ctx context.Context) error {
+	if c.address != "" {
+		return usageError{errors.New("--rebuild and --address exclude each other: a daemon has its database open")}
+	}
+	s, err := c.settingsFor(false)
+	if err != nil {
+		return err
+	}
+	root, err := c.chooseRoot(ctx, s)
+	if err != nil {
+		return err
+	}
+	r, err := tank.Rebuild(ctx, root)
+	if errdefs.IsUnavailable(err) {
+		c.hint = "Stop the process that owns the root first."
+		return localError{err}
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "rebuilt from the directories: %d images, %d blobs, %d layers, %d rootfs\n", r.Images, r.Blobs, r.Layers, r.Rootfs)
+	if r.Lost > 0 {
+		fmt.Fprintf(os.Stderr, "%d directories that containers wrote are below lost/: only the old database, metadata.db.old, knew whose they were\n", r.Lost)
+	}
+	return nil
+}

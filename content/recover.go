@@ -1,0 +1,63 @@
+package content
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Recover lists the blobs below blobs/ of a root whose database is to be made again: those that hash to their name. It
+// changes nothing.
+func Recover(ctx context.Context, root string) ([]metadata.Blob, error) {
+	var blobs []metadata.Blob
+	dir := filepath.Join(root, "blobs")
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(filepath.Dir(path))), e.Name())
+		b, err := recoverBlob(path, d)
+		if err != nil {
+			log.G(ctx).WithError(err).Warnf("recover: %s is left out", path)
+			return nil //nolint:nilerr // what can't be recovered is reported and left
+		}
+		blobs = append(blobs, b)
+		return nil
+	})
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	return blobs, err
+}
+
+func recoverBlob(path string, d digest.Digest) (metadata.Blob, error) {
+	if err := validate(d); err != nil {
+		return metadata.Blob{}, err
+	}
+	f, err := openFile(path)
+	if err != nil {
+		return metadata.Blob{}, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return metadata.Blob{}, err
+	}
+	got, err := d.Algorithm().FromReader(f)
+	if err != nil {
+		return metadata.Blob{}, err
+	}
+	if got != d {
+		return metadata.Blob{}, fs.ErrInvalid
+	}
+	return metadata.Blob{Digest: d, Size: fi.Size(), Created: fi.ModTime(), Updated: fi.ModTime()}, nil
+}

@@ -1,0 +1,103 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Recovered is what the directories say when the database is lost: records of what is intact, and what no record can be
+// made of.
+type Recovered struct {
+	Layers []metadata.Layer
+	Rootfs []metadata.Rootfs
+	// Snapshots are the directories that containers wrote, below snapshots/. Whose they were only the database knew.
+	Snapshots []string
+	// LastID is the largest number that names a directory.
+	LastID uint64
+}
+
+// Recover reads layers/, rootfs/ and snapshots/ of a root whose database is to be made again. Each directory is compared
+// with its seal, which has its record; what differs is left out. It changes nothing.
+func Recover(ctx context.Context, root string) (*Recovered, error) {
+	s := &Store{root: root}
+	r := &Recovered{}
+	names, err := s.recoverable("layers", r)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		var l metadata.Layer
+		if s.recover(ctx, s.path("layers", name, "fs"), s.path("layers", name, "seal"), &l) && l.DiffID != "" {
+			l.Dir, l.Durable = name, false
+			r.Layers = append(r.Layers, l)
+		}
+	}
+	if r.Snapshots, err = s.recoverable("snapshots", r); err != nil {
+		return nil, err
+	}
+	algorithms, err := s.recoverable("rootfs", r)
+	if err != nil {
+		return nil, err
+	}
+	for _, algorithm := range algorithms {
+		names, err := s.recoverable("rootfs/"+algorithm, r)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if strings.HasSuffix(name, ".seal") {
+				continue
+			}
+			dir := s.path("rootfs", algorithm, name)
+			var f metadata.Rootfs
+			if s.recover(ctx, dir, dir+".seal", &f) && f.Manifest == digest.NewDigestFromEncoded(digest.Algorithm(algorithm), name) {
+				f.Durable = false
+				r.Rootfs = append(r.Rootfs, f)
+			}
+		}
+	}
+	return r, nil
+}
+
+func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
+	entries, err := os.ReadDir(s.path(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("recover: %w", err)
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+		if id, err := strconv.ParseUint(e.Name(), 10, 64); err == nil && dir != "rootfs" {
+			r.LastID = max(r.LastID, id)
+		}
+	}
+	return names, nil
+}
+
+// recover reads the record in a seal, if the directory is what the seal says.
+func (s *Store) recover(ctx context.Context, dir, seal string, record any) bool {
+	_, header, err := readSealed(seal)
+	if err == nil {
+		err = s.intact(dir, seal)
+	}
+	if err == nil {
+		err = json.Unmarshal(header, record)
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Warnf("recover: %s is left out", dir)
+	}
+	return err == nil
+}

@@ -21,7 +21,8 @@ type authorizer struct {
 // proof is what a request was authorized with.
 type proof struct {
 	used  bool
-	fresh bool // got for this request, so that a refusal is final
+	fresh bool   // got for this request, so that a refusal is final
+	whose string // identity of the credential
 	key   tokenKey
 	token string // empty for basic authentication
 	note  string // why credentials that exist were not used
@@ -53,15 +54,15 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 		}
 		req := http.Request{Header: h}
 		req.SetBasicAuth(cred.Username, cred.Password)
-		return proof{used: true}, nil
+		return proof{used: true, whose: cred.identity()}, nil
 	}
 	if cred.RegistryToken != "" {
 		h.Set("Authorization", "Bearer "+cred.RegistryToken)
-		return proof{used: true}, nil
+		return proof{used: true, whose: cred.identity()}, nil
 	}
 	realm, err := realmURL(a.endpoint.origin(), d.realm)
 	if err != nil {
-		return proof{}, fmt.Errorf("registry %s: %w: %w", a.endpoint.Host, err, errdefs.ErrUnauthenticated)
+		return proof{}, nil //nolint:nilerr // it was of use to another credential; the registry's answer will tell
 	}
 	var p proof
 	if cred != (Credential{}) && !trusted(a.endpoint.origin(), realm, a.resolver.opts.Realms[a.host()]) {
@@ -76,6 +77,7 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 		if errdefs.IsUnauthorized(err) {
 			a.resolver.wallet.forget(a.host())
 		}
+		a.resolver.tokens.dropDemand(a.place(repository)) // the registry may have moved to another token server
 		return p, fmt.Errorf("registry %s: %w", a.endpoint.Host, p.explain(err))
 	}
 	p.used = true
@@ -105,6 +107,9 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 	cred, err := a.resolver.wallet.get(ctx, a.host())
 	if err != nil {
 		return false, err
+	}
+	if p.used && p.token == "" && p.whose == cred.identity() {
+		return false, nil
 	}
 	var basic bool
 	var refused error

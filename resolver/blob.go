@@ -72,8 +72,8 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 	}
 	defer func() {
 		w.Close()
-		if errdefs.IsDataLoss(err) {
-			// Whatever lies in the ingest is not the beginning of this blob. The caller's context may be over already.
+		if errdefs.IsDataLoss(err) || err != nil && f.Refresh {
+			// What lies in the ingest is not the beginning of this blob, or nobody will go on with it. The caller's context may be over already.
 			_ = f.into.Abort(context.WithoutCancel(ctx), ref)
 		}
 	}()

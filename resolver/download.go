@@ -66,7 +66,7 @@ func (d *download) run(ctx context.Context) error {
 
 // fromHost tries one host until it has given everything or nothing new for as many attempts as there are. final says that no other host is
 // to be asked.
-func (d *download) fromHost(ctx context.Context, host *endpoint, last bool) (err error, final bool) { //nolint:staticcheck // final qualifies the error
+func (d *download) fromHost(ctx context.Context, host *endpoint, last bool) (err error, final bool) {
 	for attempt := 1; ; attempt++ {
 		before := d.offset
 		err := d.attempt(ctx, host)

@@ -8,8 +8,9 @@
 //
 // New opens no socket and reads no file: both wait for the first Resolve or Fetch, so that a program that stays offline stays so.
 //
-// The surprising rule: the client is not containerd's fetcher but only its host configuration and its authorizer. containerd's fetcher takes
-// the digest of a tag from a header, asks for compressed transfer, believes a 206 without looking where it starts, and authorizes redirects.
+// The surprising rule: of containerd's client only the host configuration (hosts.toml) is used. Its fetcher takes the digest of a tag from a
+// header, believes a 206 without looking where it starts, and waits for nobody's Retry-After; its authorizer sends credentials to whatever
+// token server a registry names. docs/adr/0006-registry-client.md has the rules that are followed here.
 package resolver
 
 import (

@@ -75,6 +75,12 @@ func (c *TokenCache) setDemand(p place, d demand) {
 	c.demands[p] = d
 }
 
+func (c *TokenCache) dropDemand(p place) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.demands, p)
+}
+
 // token returns the token of key: a cached one, or what ask gets. Several callers ask once. fresh says that it was not cached.
 func (c *TokenCache) token(ctx context.Context, key tokenKey, ask func() (string, time.Duration, error)) (token string, fresh bool, err error) {
 	e := c.entry(key)

@@ -286,10 +286,7 @@ func TestListen(t *testing.T) {
 
 func TestPlainProgress(t *testing.T) {
 	var b strings.Builder
-	show, err := progressTo(&b, "plain")
-	if err != nil {
-		t.Fatal(err)
-	}
+	show := (&plainProgress{w: &b, last: map[string]time.Time{}}).event
 	d := "sha256:" + strings.Repeat("ab", 32)
 	show(plugin.Progress{Digest: d, Offset: 0, Total: 1234})
 	show(plugin.Progress{Digest: d, Offset: 100, Total: 1234})

@@ -3,22 +3,37 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/term"
 
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
-// progressTo makes the function that shows a pull's progress on w, or nil when nothing is to be shown.
-func progressTo(w io.Writer, kind string) (func(plugin.Progress), error) {
+// show is how a pull's progress is shown: downloads, and lines of text between them.
+type show struct {
+	event func(plugin.Progress) // nil: downloads are not shown
+	text  func(line string)     // nil: lines go to the log
+}
+
+// progressTo decides how progress is shown on f.
+func progressTo(f *os.File, kind string) (show, error) {
 	switch kind {
 	case "none":
-		return nil, nil
-	case "auto", "plain":
-		p := &plainProgress{w: w, last: map[string]time.Time{}}
-		return p.event, nil
+		return show{}, nil
+	case "auto":
+		if term.IsTerminal(int(f.Fd())) {
+			b := newBars(f)
+			return show{b.event, b.text}, nil
+		}
+	case "plain":
+	default:
+		return show{}, fmt.Errorf("--progress %q is none of auto, plain, none", kind)
 	}
-	return nil, fmt.Errorf("--progress %q is none of auto, plain, none", kind)
+	p := &plainProgress{w: f, last: map[string]time.Time{}}
+	return show{event: p.event}, nil
 }
 
 // plainEvery is how often a download that goes on is mentioned.

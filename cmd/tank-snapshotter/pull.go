@@ -41,11 +41,11 @@ func (c *cli) pullCommand() *cobra.Command {
 			if err := writable(to); err != nil {
 				return err
 			}
-			show, err := progressTo(os.Stderr, progress)
+			display, err := progressTo(os.Stderr, progress)
 			if err != nil {
 				return usageError{err}
 			}
-			return c.pull(cmd, req, hostsDir, show, to, asJSON)
+			return c.pull(cmd, req, hostsDir, display, to, asJSON)
 		}),
 	}
 	f := cmd.Flags()
@@ -62,13 +62,15 @@ func (c *cli) pullCommand() *cobra.Command {
 	return cmd
 }
 
-func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, show func(plugin.Progress), to string, asJSON bool) error {
+func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, display show, to string, asJSON bool) error {
 	report := func(p plugin.Progress) {
 		switch {
+		case p.Line != "" && display.text != nil:
+			display.text(p.Line)
 		case p.Line != "":
 			log.G(cmd.Context()).Info(p.Line)
-		case show != nil:
-			show(p)
+		case display.event != nil:
+			display.event(p)
 		}
 	}
 	s, err := c.settingsFor(false)

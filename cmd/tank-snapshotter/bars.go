@@ -1,0 +1,128 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/tank-snapshotter/tank/plugin"
+)
+
+// redrawEvery is how often bars are drawn at the most.
+const redrawEvery = 100 * time.Millisecond
+
+// bars shows a line for each download on a terminal and redraws them in place.
+type bars struct {
+	mu    sync.Mutex // guards the fields below
+	w     io.Writer
+	width func() int
+	now   func() time.Time
+	order []string
+	lines map[string]*bar
+	drawn int       // lines on the screen
+	last  time.Time // of a drawing
+}
+
+// bar is one download.
+type bar struct {
+	offset, total int64
+	began         time.Time
+	first         int64 // where it stood when it began: what was resumed counts for no speed
+	done, cached  bool
+}
+
+func newBars(f *os.File) *bars {
+	return &bars{w: f, now: time.Now, lines: map[string]*bar{}, width: func() int {
+		width, _, err := term.GetSize(int(f.Fd()))
+		if err != nil || width <= 0 {
+			return 80
+		}
+		return width
+	}}
+}
+
+// event takes in how far a download is.
+func (b *bars) event(e plugin.Progress) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.lines[e.Digest]
+	if l == nil {
+		l = &bar{began: b.now(), first: e.Offset}
+		b.lines[e.Digest] = l
+		b.order = append(b.order, e.Digest)
+	}
+	l.offset, l.total = max(l.offset, e.Offset), e.Total
+	l.done, l.cached = l.done || e.Done || e.Cached, l.cached || e.Cached
+	if l.done {
+		l.offset = l.total
+	}
+	if e.Done || b.now().Sub(b.last) >= redrawEvery {
+		b.draw()
+	}
+}
+
+// text writes a line above the bars.
+func (b *bars) text(line string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clear()
+	fmt.Fprintln(b.w, line)
+	b.draw()
+}
+
+func (b *bars) clear() {
+	if b.drawn > 0 {
+		fmt.Fprintf(b.w, "\x1b[%dA\x1b[J", b.drawn)
+		b.drawn = 0
+	}
+}
+
+func (b *bars) draw() {
+	b.last = b.now()
+	b.clear()
+	width := b.width()
+	for _, d := range b.order {
+		fmt.Fprintln(b.w, b.lines[d].line(d, width, b.last))
+		b.drawn++
+	}
+}
+
+// line is what one download looks like in so many columns.
+func (l *bar) line(digest string, width int, now time.Time) string {
+	name := strings.TrimPrefix(short(digest), "sha256:")
+	var state string
+	switch {
+	case l.cached:
+		state = "is here"
+	case l.done:
+		state = "done"
+	default:
+		state = l.speed(now)
+	}
+	size := fmt.Sprintf("%8s of %8s", bytesOf(l.offset), bytesOf(l.total))
+	room := width - len(name) - len(size) - len("  [] ") - len("000.0 MB/s 00m00s left") - 1
+	if room < 4 {
+		return fmt.Sprintf("%s %s %s", name, size, state)
+	}
+	filled := room
+	if l.total > 0 {
+		filled = int(min(int64(room), int64(room)*l.offset/l.total))
+	}
+	return fmt.Sprintf("%s [%s%s] %s %s", name, strings.Repeat("=", filled), strings.Repeat(" ", room-filled), size, state)
+}
+
+// speed is how fast a download goes and how long it will take.
+func (l *bar) speed(now time.Time) string {
+	seconds := now.Sub(l.began).Seconds()
+	if seconds < 0.5 || l.offset <= l.first {
+		return ""
+	}
+	perSecond := float64(l.offset-l.first) / seconds
+	left := time.Duration(float64(l.total-l.offset) / perSecond * float64(time.Second)).Round(time.Second)
+	return fmt.Sprintf("%s/s %s left", bytesOf(int64(perSecond)), left)
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tank-snapshotter/tank/plugin"
+)
+
+func TestBars(t *testing.T) {
+	var out strings.Builder
+	now := time.Unix(0, 0)
+	b := &bars{w: &out, lines: map[string]*bar{}, width: func() int { return 100 }, now: func() time.Time { return now }}
+	at := func(seconds int, e plugin.Progress) {
+		now = time.Unix(int64(seconds), 0)
+		b.event(e)
+	}
+	const one, two = "sha256:111111111111aaaa", "sha256:222222222222bbbb"
+	at(1, plugin.Progress{Digest: one, Total: 1000})
+	at(2, plugin.Progress{Digest: two, Total: 500, Cached: true})
+	b.text("pulling x")
+	at(3, plugin.Progress{Digest: one, Offset: 500, Total: 1000})
+	screen := out.String()[strings.LastIndex(out.String(), "\x1b[J")+3:]
+	lines := strings.Split(strings.TrimSpace(screen), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], "250 B/s 2s left") || !strings.Contains(lines[1], "is here") {
+		t.Errorf("screen:\n%s", screen)
+	}
+	if n := strings.Count(lines[0], "="); n*2 < strings.Count(lines[1], "=")-1 || n*2 > strings.Count(lines[1], "=")+1 {
+		t.Errorf("half of a bar:\n%s", screen)
+	}
+	for _, l := range lines {
+		if len(l) > 99 {
+			t.Errorf("%d columns: %s", len(l), l)
+		}
+	}
+	if !strings.Contains(out.String(), "pulling x\n") {
+		t.Error("text is lost")
+	}
+	at(4, plugin.Progress{Digest: one, Offset: 1000, Total: 1000, Done: true})
+	if !strings.HasSuffix(strings.Split(out.String()[strings.LastIndex(out.String(), "\x1b[J"):], "\n")[0], "done") {
+		t.Errorf("the end:\n%q", out.String())
+	}
+}

@@ -21,12 +21,19 @@ import (
 type plan struct {
 	layer  *tree
 	parent *merged
-	out    *tree             // nodes that were not emitted are directories on the way to those that were
-	drops  []*tree           // directories of the layer that are not to be seen, unless something of the fix-up lands in them
-	copies map[string]source // by path in out: where a node's content comes from
+	out    *tree               // nodes that were not emitted are directories on the way to those that were
+	drops  []dropped           // directories of the layer that are not to be seen, unless something of the fix-up lands in them
+	copies map[string]source   // by path in out: where a node's content comes from
+	moved  map[string][]string // by inode of the layer: its names that landed elsewhere
 	links  map[inode]*linkGroup
 	// lenient plans leave out links to what is not below: an ordinary user's layers have no devices.
 	lenient bool
+}
+
+// dropped is a directory of the layer, and what the parent, where there is something, has in its place.
+type dropped struct {
+	dir   *tree
+	below *found
 }
 
 // source is a node to copy.
@@ -54,16 +61,31 @@ type linkGroup struct {
 func planFixup(entries []unpack.Entry, self *element, parent *merged, lenient bool) (*plan, error) {
 	x := &plan{
 		layer: newTree(entries), parent: parent, out: newTree(nil),
-		copies: map[string]source{}, links: map[inode]*linkGroup{}, lenient: lenient,
+		copies: map[string]source{}, moved: map[string][]string{}, links: map[inode]*linkGroup{}, lenient: lenient,
 	}
 	if err := x.walk(self, x.layer, ".", where{bare: x.layer.entry.Opaque}); err != nil {
 		return nil, err
 	}
+	x.keepTogether(entries, self)
 	if err := x.emitLinks(); err != nil {
 		return nil, err
 	}
 	x.drop(x.drops)
-	return x, x.carry(x.out)
+	if err := x.carry(x.out); err != nil {
+		return nil, err
+	}
+	if lenient {
+		x.out.ownAll(uint32(os.Geteuid()), uint32(os.Getegid()))
+	}
+	return x, nil
+}
+
+// ownAll gives all nodes to an ordinary user.
+func (t *tree) ownAll(uid, gid uint32) {
+	t.entry.UID, t.entry.GID = uid, gid
+	for _, k := range t.kids {
+		k.ownAll(uid, gid)
+	}
 }
 
 // where says how a directory of the layer relates to the parent.
@@ -100,9 +122,12 @@ func (x *plan) walk(self *element, n *tree, at string, w where) error {
 			err = x.link(kid.entry, here)
 		case !w.moved:
 		case kid.entry.Type == unpack.Whiteout:
-			err = x.moveWhiteout(kid.entry, here)
+			err = x.moveWhiteout(self, kid.entry, here)
 		default:
 			x.emitCopy(kid.entry, here, source{self, kid.entry.Path})
+			if kid.entry.Inode != "" {
+				x.moved[kid.entry.Inode] = append(x.moved[kid.entry.Inode], kid.entry.Path)
+			}
 		}
 		if err != nil {
 			return err
@@ -111,12 +136,32 @@ func (x *plan) walk(self *element, n *tree, at string, w where) error {
 	return nil
 }
 
-func (x *plan) moveWhiteout(e unpack.Entry, here string) error {
-	below, err := x.parent.lookup(here)
-	if err == nil && below != nil {
-		x.emit(e, here)
+// keepTogether has names of an inode of the layer come along with those that a symbolic link led elsewhere.
+func (x *plan) keepTogether(entries []unpack.Entry, self *element) {
+	for _, e := range entries {
+		if moved := x.moved[e.Inode]; moved != nil && !slices.Contains(moved, e.Path) {
+			x.emitCopy(e, e.Path, source{self, e.Path})
+		}
 	}
-	return err
+}
+
+// moveWhiteout removes what the parent has at a path, not what the layer has there.
+func (x *plan) moveWhiteout(self *element, e unpack.Entry, here string) error {
+	below, err := x.parent.lookup(here)
+	if err != nil || below == nil {
+		return err
+	}
+	own := x.layer.find(here)
+	switch {
+	case own == nil || own.entry.Type == unpack.Whiteout || own.entry.Type == unpack.Dir && onlyWhiteouts(own):
+		x.emit(e, here)
+	case own.entry.Type == unpack.Dir:
+		dir := own.entry
+		dir.Path, dir.Opaque = "", true
+		x.emit(dir, here)
+		return x.walk(self, own, here, where{moved: true, bare: true})
+	}
+	return nil
 }
 
 // dir looks at one directory of the layer.
@@ -160,11 +205,8 @@ func (x *plan) implied(self *element, n *tree, here string, w where, below *foun
 	}
 	if onlyWhiteouts(n) {
 		// It removes what is not there: no directory comes of that (E13), and what is no directory stays.
-		switch {
-		case below != nil && !w.moved:
-			x.emitCopy(*below.entry, here, source{&x.parent.elems[below.elem], here})
-		case !w.moved:
-			x.drops = append(x.drops, n)
+		if !w.moved {
+			x.drops = append(x.drops, dropped{n, below})
 		}
 		return nil
 	}
@@ -176,14 +218,19 @@ func (x *plan) implied(self *element, n *tree, here string, w where, below *foun
 }
 
 // drop hides directories, or those inside them where something is.
-func (x *plan) drop(dirs []*tree) {
-	for _, n := range dirs {
-		switch there := x.out.find(n.entry.Path); {
-		case n.entry.Type != unpack.Dir:
+func (x *plan) drop(dirs []dropped) {
+	for _, d := range dirs {
+		at := d.dir.entry.Path
+		switch there := x.out.find(at); {
+		case d.dir.entry.Type != unpack.Dir:
+		case there == nil && d.below != nil:
+			x.emitCopy(*d.below.entry, at, source{&x.parent.elems[d.below.elem], at})
 		case there == nil:
-			x.emit(unpack.Entry{Type: unpack.Whiteout}, n.entry.Path)
+			x.emit(unpack.Entry{Type: unpack.Whiteout}, at)
 		case there.entry.Type == unpack.Dir:
-			x.drop(slices.Collect(maps.Values(n.kids)))
+			for _, k := range d.dir.kids {
+				x.drop([]dropped{{dir: k}})
+			}
 		}
 	}
 }

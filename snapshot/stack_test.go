@@ -94,14 +94,17 @@ func must(t *testing.T, err error) {
 
 const holder = metadata.Holder("test")
 
-// stackRows say what lists of layers have to look like, whichever way they are put together. Rows are named by the case
-// of the design's tables that they show.
-var stackRows = []struct {
+// stackRow is a list of layers and what it is together, the lines of List, or the class of the error.
+type stackRow struct {
 	testName string
 	layers   [][]Item
 	want     []string
 	wantErr  error
-}{
+}
+
+// stackRows say what lists of layers have to look like, whichever way they are put together. Rows are named by the case
+// of the design's tables that they show.
+var stackRows = []stackRow{
 	{"E1 whiteout of a file", [][]Item{{F("a", "1"), F("b", "1")}, {W(".wh.a")}}, []string{`b file "1"`}, nil},
 	{"E2 whiteout of a tree", [][]Item{{D("d"), F("d/x", "1")}, {W(".wh.d")}}, nil, nil},
 	{"E5 whiteout then a new directory", [][]Item{{D("d"), F("d/old", "1")}, {W(".wh.d"), D("d"), F("d/new", "2")}},
@@ -176,6 +179,12 @@ var stackRows = []struct {
 		[]string{"f dir @0", `f/x file "2"`, "l symlink -> f"}, nil},
 	{"E26 a whiteout of what a symlink leads to", [][]Item{{S("c", "../a"), F("a/b", "1")}, {F("c/b", "2"), W("a/.wh.b")}},
 		[]string{"a dir @0", `a/b file "2"`, "c symlink -> ../a"}, nil},
+	{"E26 a whiteout behind a symlink and a directory where it leads", [][]Item{{D("a"), D("a/c"), F("a/c/o", "1"), S("c", "/a")}, {D("a/c/c"), W("c/.wh.c")}},
+		[]string{"a dir", "a/c dir @0", "a/c/c dir", "c symlink -> /a"}, nil},
+	{"E26 a whiteout below a file where a symlink leads", [][]Item{{F("b", "1"), S("c", "../../b")}, {D("c/a"), W("b/.wh.a")}},
+		[]string{"b dir @0", "b/a dir", "c symlink -> ../../b"}, nil},
+	{"E26 links of which one is behind a symlink", [][]Item{{S("lib", "usr/lib"), D("usr"), D("usr/lib")}, {F("lib/x", "1"), H("usr/lib/y", "lib/x"), H("z", "lib/x")}},
+		[]string{"lib symlink -> usr/lib", "usr dir", "usr/lib dir", `usr/lib/x file "1"`, `usr/lib/y file "1" = usr/lib/x`, `z file "1" = usr/lib/x`}, nil},
 	{"E27 implied directory over a file", [][]Item{{F("n", "1")}, {F("n/a/b", "2")}}, []string{"n dir @0", "n/a dir @0", `n/a/b file "2"`}, nil},
 	{"E28 attributes of a directory are replaced", [][]Item{{D("d").Mode(0o700).Owner(5, 5).Xattr("user.x", "1"), F("d/x", "1")}, {D("d")}},
 		[]string{"d dir", `d/x file "1"`}, nil},
@@ -203,31 +212,34 @@ var stackRows = []struct {
 func TestStacks(t *testing.T) {
 	requireMounts(t)
 	for _, row := range stackRows {
-		t.Run(row.testName, func(t *testing.T) {
-			w := open(t)
-			layers := make([]snapshot.Layer, len(row.layers))
-			for i, items := range row.layers {
-				layers[i] = w.blobs.add(t, Tar(t, items...))
-			}
-			t.Run("mounted sequential", func(t *testing.T) {
-				got, err := mounted(t, w, layers, false)
-				compare(t, got, err, row.want, row.wantErr)
-			})
-			t.Run("mounted parallel", func(t *testing.T) {
-				got, err := mounted(t, w, layers, true)
-				compare(t, got, err, row.want, row.wantErr)
-			})
-			t.Run("copied", func(t *testing.T) {
-				got, err := assembled(t, w, layers, false)
-				compare(t, got, err, row.want, row.wantErr)
-			})
-			t.Run("moved", func(t *testing.T) {
-				w := openAt(t, t.TempDir(), w.blobs)
-				got, err := assembled(t, w, layers, true)
-				compare(t, got, err, row.want, row.wantErr)
-			})
-		})
+		t.Run(row.testName, row.run)
 	}
+}
+
+// run puts the layers together in every way.
+func (row stackRow) run(t *testing.T) {
+	w := open(t)
+	layers := make([]snapshot.Layer, len(row.layers))
+	for i, items := range row.layers {
+		layers[i] = w.blobs.add(t, Tar(t, items...))
+	}
+	t.Run("mounted sequential", func(t *testing.T) {
+		got, err := mounted(t, w, layers, false)
+		compare(t, got, err, row.want, row.wantErr)
+	})
+	t.Run("mounted parallel", func(t *testing.T) {
+		got, err := mounted(t, w, layers, true)
+		compare(t, got, err, row.want, row.wantErr)
+	})
+	t.Run("copied", func(t *testing.T) {
+		got, err := assembled(t, w, layers, false)
+		compare(t, got, err, row.want, row.wantErr)
+	})
+	t.Run("moved", func(t *testing.T) {
+		w := openAt(t, t.TempDir(), w.blobs)
+		got, err := assembled(t, w, layers, true)
+		compare(t, got, err, row.want, row.wantErr)
+	})
 }
 
 func compare(t *testing.T, got []string, err error, want []string, wantErr error) {

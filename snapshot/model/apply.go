@@ -18,14 +18,16 @@ type spot struct {
 
 // applier changes the tree by the entries of one layer.
 type applier struct {
-	root     *name
-	layer    int
-	followed map[*name]bool // symlinks of the layers below that led to somewhere
-	gone     map[spot]bool  // where markers removed something
-	reached  map[*name]bool // directories behind symlinks of the layers below
-	entered  map[*name]bool // files of the layers below with markers below them
-	targets  map[*name]bool // names of the layers below that hard links of this layer name
-	dangling bool           // there was a hard link to nothing
+	root      *name
+	layer     int
+	followed  map[*name]bool // symlinks of the layers below that led to somewhere
+	gone      map[spot]bool  // where something of the layers below was taken away
+	reached   map[*name]bool // directories behind symlinks of the layers below
+	aliased   map[*name]bool // made behind them
+	lastLower bool           // the last parent is behind one
+	entered   map[*name]bool // files of the layers below with markers below them
+	targets   map[*name]bool // names of the layers below that hard links of this layer name
+	dangling  bool           // there was a hard link to nothing
 }
 
 // nothing is the kind of a hard link to what is not there.
@@ -56,6 +58,8 @@ func (a *applier) item(i unpacktest.Item) error {
 		}
 	}
 	switch {
+	case h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0:
+		return invalid("a whiteout as a device")
 	case base == "":
 		if h.Typeflag != tar.TypeDir {
 			return invalid("the root as no directory")
@@ -84,6 +88,7 @@ func (a *applier) item(i unpacktest.Item) error {
 	}
 	a.describe(made, i)
 	parent.kids[base] = made
+	a.aliased[made] = a.lastLower
 	return nil
 }
 
@@ -116,7 +121,11 @@ func (n *name) header(i unpacktest.Item) {
 		n.mode = 0o777
 	}
 	for k, v := range h.PAXRecords {
-		if k, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok && (n.kind == "file" || n.kind == "dir" || !strings.HasPrefix(k, "user.")) {
+		k, ok := strings.CutPrefix(k, "SCHILY.xattr.")
+		if strings.HasPrefix(k, "trusted.overlay.") || strings.HasPrefix(k, "user.overlay.") {
+			continue
+		}
+		if ok && (n.kind == "file" || n.kind == "dir" || !strings.HasPrefix(k, "user.")) {
 			n.xattrs = maps.Clone(n.xattrs)
 			n.xattrs[k] = v
 		}
@@ -147,6 +156,7 @@ func (a *applier) remove(parent *name, base string) error {
 	if err := a.forget(old, "replaces"); err != nil {
 		return err
 	}
+	a.gone[spot{parent, base}] = old.layer != a.layer || a.gone[spot{parent, base}]
 	delete(parent.kids, base)
 	return nil
 }
@@ -252,7 +262,7 @@ func (a *applier) link(dir, base string, i unpacktest.Item) error {
 	if len(w.missing) == 0 {
 		target = w.dir.kids[path.Base(to)]
 	}
-	if target == nil { // refused at the end, if it is still there
+	if target == nil || target.isDir() && target.layer != a.layer { // refused at the end, if it is still there
 		target = &name{node: &node{kind: nothing}, layer: a.layer, lower: true}
 		a.dangling = true
 	}
@@ -272,6 +282,8 @@ func (a *applier) link(dir, base string, i unpacktest.Item) error {
 		// the same link once more
 	case parent.kids[base] != nil && parent.kids[base].node == target.node:
 		return undecided("a hard link in place of another name of the inode")
+	case parent.kids[base] != nil && parent.kids[base].has(target) && target.layer != a.layer:
+		target, a.dangling = &name{node: &node{kind: nothing}, layer: a.layer, lower: true}, true
 	case parent.kids[base] != nil && parent.kids[base].has(target):
 		return invalid("a hard link into what it replaces")
 	}

@@ -59,7 +59,7 @@ func Apply(layers [][]unpacktest.Item) ([]string, error) {
 	for i, items := range layers {
 		a := applier{
 			root: root, layer: i, followed: map[*name]bool{}, gone: map[spot]bool{}, reached: map[*name]bool{},
-			entered: map[*name]bool{}, targets: map[*name]bool{},
+			aliased: map[*name]bool{}, entered: map[*name]bool{}, targets: map[*name]bool{},
 		}
 		for _, item := range items {
 			if err := a.item(item); err != nil {

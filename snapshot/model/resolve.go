@@ -17,12 +17,13 @@ type where struct {
 type part struct {
 	text string
 	own  bool // from a symlink of this layer
+	path bool // of the path itself
 }
 
-func parts(text string, own bool) (list []part) {
+func parts(text string, own, path bool) (list []part) {
 	for c := range strings.SplitSeq(text, "/") {
 		if c != "" && c != "." {
-			list = append(list, part{c, own})
+			list = append(list, part{c, own, path})
 		}
 	}
 	return list
@@ -36,15 +37,15 @@ type walk struct {
 	stack  []*name // the directories from the root to here
 	where          // missing, blocked and lower so far
 	links  int
-	own    bool // all symlinks so far are of this layer
-	first  *name
-	at     where // where the first symlink is, a component of the path itself, with what the path has after it
+	own    bool  // all symlinks so far are of this layer
+	first  *name // the last symlink that is a component of the path itself
+	at     where // where that is, with what the path has after it
 }
 
 // resolve follows a path of directories inside the root. Components that are not there, or are no directories, end in
 // missing.
 func (a *applier) resolve(dir string, marker bool) (where, error) {
-	w := walk{applier: a, marker: marker, todo: parts(dir, false), stack: []*name{a.root}, own: true}
+	w := walk{applier: a, marker: marker, todo: parts(dir, false, true), stack: []*name{a.root}, own: true}
 	for len(w.todo) > 0 {
 		c := w.todo[0]
 		w.todo = w.todo[1:]
@@ -96,13 +97,16 @@ func (w *walk) down(c part) error {
 		}
 		w.reached[next] = true
 	}
+	if next != nil && !next.isDir() && w.aliased[next] {
+		return undecided("a path to what was made behind a symlink of the layers below")
+	}
 	switch {
 	case next == nil:
 		w.missing = append(w.missing, c.text)
 	case next.lower && next.layer == w.layer:
 		return invalid("below a hard link to the layers below")
 	case next.kind == "symlink":
-		return w.follow(here, next, c.text)
+		return w.follow(here, next, c)
 	case next.isDir():
 		w.stack = append(w.stack, next)
 	default:
@@ -117,9 +121,9 @@ func (w *walk) down(c part) error {
 	return nil
 }
 
-func (w *walk) follow(here, link *name, base string) error {
-	if w.first == nil {
-		w.first, w.at = link, where{dir: here, missing: []string{base}, blocked: link}
+func (w *walk) follow(here, link *name, c part) error {
+	if c.path {
+		w.first, w.at = link, where{dir: here, missing: []string{c.text}, blocked: link}
 		for _, rest := range w.todo {
 			w.at.missing = append(w.at.missing, rest.text)
 		}
@@ -137,7 +141,7 @@ func (w *walk) follow(here, link *name, base string) error {
 	if strings.HasPrefix(link.target, "/") {
 		w.stack = w.stack[:1]
 	}
-	w.todo = append(parts(link.target, link.layer == w.layer), w.todo...)
+	w.todo = append(parts(link.target, link.layer == w.layer, false), w.todo...)
 	return nil
 }
 
@@ -151,6 +155,7 @@ func (a *applier) loop(own bool, first *name, at where) (where, error) {
 		return where{}, undecided("a loop of symlinks of several layers")
 	}
 	delete(a.followed, first)
+	a.entered[first] = true
 	return at, nil
 }
 
@@ -166,6 +171,7 @@ func (a *applier) makeParent(dir string) (*name, error) {
 			return nil, err
 		}
 	}
+	a.lastLower = w.lower
 	at := w.dir
 	for _, c := range w.missing {
 		made := newDir(a.layer)

@@ -1,0 +1,87 @@
+package snapshot_test
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/log"
+)
+
+// childEnv says, to the test binary run again by a test, which child it is; what it works on follows the colon.
+const (
+	childEnv   = "SNAPSHOT_TEST_CHILD"
+	worldChild = "world:"
+	userChild  = "user:"
+)
+
+// TestMain keeps the warnings of background work, which foreground calls report as errors, out of the output, and puts the
+// child of TestWorld into its world.
+func TestMain(m *testing.M) {
+	if err := log.SetLevel("error"); err != nil {
+		panic(err)
+	}
+	dir, ok := childOf(worldChild)
+	if !ok {
+		os.Exit(m.Run())
+	}
+	world, err := enterWorld(dir)
+	if err == nil {
+		err = world.judge(m)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func childOf(kind string) (arg string, ok bool) {
+	v := os.Getenv(childEnv)
+	if len(v) < len(kind) || v[:len(kind)] != kind {
+		return "", false
+	}
+	return v[len(kind):], true
+}
+
+// again is the test binary, to be run again with these tests, from a copy that everybody may run.
+func again(t *testing.T, kind, arg, tests string) *exec.Cmd {
+	t.Helper()
+	dir := publicDir(t)
+	exe := filepath.Join(dir, "test")
+	from, err := os.Open("/proc/self/exe")
+	must(t, err)
+	defer from.Close()
+	to, err := os.OpenFile(exe, os.O_CREATE|os.O_WRONLY, 0o755)
+	must(t, err)
+	_, err = io.Copy(to, from)
+	must(t, err)
+	must(t, to.Close())
+	must(t, os.Chmod(exe, 0o755))
+	cmd := exec.Command(exe, "-test.run="+tests, "-test.timeout=120s")
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), childEnv+"="+kind+arg)
+	return cmd
+}
+
+// publicDir is a temporary directory that every user can reach.
+func publicDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "snapshot-test-")
+	must(t, err)
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	must(t, os.Chmod(dir, 0o755))
+	return dir
+}
+
+// requireChildren skips a test that can't make its child, except in CI.
+func requireChildren(t *testing.T, err error) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(err)
+	}
+	t.Skip(err)
+}

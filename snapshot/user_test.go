@@ -1,0 +1,180 @@
+package snapshot_test
+
+import (
+	"archive/tar"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// nobody is the ordinary user.
+const nobody = 65534
+
+// userLeavesOut says whether the row is refused for a hard link to nothing, which an ordinary user's layers may hold.
+func (row stackRow) userLeavesOut() bool {
+	if row.wantErr == nil {
+		return false
+	}
+	for _, items := range row.layers {
+		for _, i := range items {
+			if i.Header.Typeflag == tar.TypeLink {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// rootfsOf is what the child says of one rootfs.
+type rootfsOf struct {
+	Path    string
+	Refused bool
+	Err     string
+}
+
+// userRows are the rows that an ordinary user's rootfs are made of.
+func userRows() []stackRow { return slices.Concat(stackRows, breakoutRows, hostileRows) }
+
+// TestUser assembles every row as an ordinary user, in a process of that user, copied and moved.
+func TestUser(t *testing.T) {
+	requireRoot(t)
+	base := publicDir(t)
+	must(t, os.Chown(base, nobody, nobody))
+	cmd := again(t, userChild, base, "^TestUserChild$")
+	cmd.Env = append(cmd.Env, "TMPDIR="+base, "HOME="+base)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("as user %d: %v\n%s", nobody, err, out)
+	}
+	text, err := os.ReadFile(filepath.Join(base, "answers"))
+	must(t, err)
+	var answers map[string]rootfsOf
+	must(t, json.Unmarshal(text, &answers))
+	for i, row := range userRows() {
+		for _, way := range []string{"copied", "moved"} {
+			t.Run(row.testName+"/"+way, func(t *testing.T) {
+				a := answers[fmt.Sprintf("%d %s", i, way)]
+				switch {
+				case a.Err != "":
+					t.Fatal(a.Err)
+				case !a.Refused && row.userLeavesOut(): // what a hard link names may be a device that was left out
+					return
+				case a.Refused != (row.wantErr != nil):
+					t.Fatalf("refused: %v", a.Refused)
+				case a.Refused:
+					return
+				}
+				compare(t, withoutOwner(List(t, a.Path)), nil, asUser(row.want), nil)
+			})
+		}
+	}
+}
+
+// TestUserChild is the child of TestUser.
+func TestUserChild(t *testing.T) {
+	base, ok := childOf(userChild)
+	if !ok {
+		t.Skip("TestUser runs it")
+	}
+	syscall.Umask(0o077)
+	answers := map[string]rootfsOf{}
+	for i, row := range userRows() {
+		for _, way := range []string{"copied", "moved"} {
+			name := fmt.Sprintf("%d %s", i, way)
+			root := filepath.Join(base, name)
+			must(t, os.Mkdir(root, 0o700))
+			path, err := userRootfs(t, root, row.layers, way == "moved")
+			switch {
+			case errdefs.IsFailedPrecondition(err):
+				answers[name] = rootfsOf{Refused: true}
+			case err != nil:
+				answers[name] = rootfsOf{Err: err.Error()}
+			default:
+				answers[name] = rootfsOf{Path: path}
+			}
+		}
+	}
+	text, err := json.Marshal(answers)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(base, "answers"), text, 0o644))
+}
+
+func userRootfs(t *testing.T, root string, lists [][]Item, move bool) (path string, err error) {
+	db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
+	if err != nil {
+		return "", err
+	}
+	blobs := memory{}
+	s, err := snapshot.Open(root, db, blobs, &snapshot.Options{SyncDelay: -1, Unpack: unpack.Options{Unprivileged: true}, UserXattr: true})
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		report := func(err error) { t.Errorf("%s: %v", root, err) }
+		err = errors.Join(err, s.Check(ctx, report), db.Check(report), s.Close(), db.Close())
+	}()
+	var recs []metadata.Layer
+	for _, items := range lists {
+		rec, err := s.Unpack(ctx, holder, blobs.add(t, Tar(t, items...)))
+		if err != nil {
+			return "", err
+		}
+		recs = append(recs, rec)
+	}
+	return s.Assemble(ctx, holder, digest.FromString("m"), recs, &snapshot.AssembleOptions{Consume: move, NoSync: true})
+}
+
+var (
+	ownerField  = regexp.MustCompile(` \d+:\d+( |$)`)
+	setuidField = regexp.MustCompile(` ([4-7])(\d{3})( |$)`)
+	rootsOnly   = regexp.MustCompile(` (?:trusted|security)\.\S+="(?:[^"\\]|\\.)*"`)
+)
+
+// asUser turns a tree of root's into an ordinary user's: the user owns everything, setuid is cleared, devices and what
+// only root may have are left out.
+func asUser(lines []string) (out []string) {
+	for _, l := range lines {
+		_, rest, _ := strings.Cut(l, " ")
+		if strings.HasPrefix(rest, "char") || strings.HasPrefix(rest, "block") {
+			continue
+		}
+		l = ownerField.ReplaceAllString(l, "$1")
+		l = setuidField.ReplaceAllStringFunc(l, func(s string) string { return fmt.Sprintf(" %c%s", s[1]-4, s[2:]) })
+		l = rootsOnly.ReplaceAllString(l, "")
+		if l = usualMode(l); l != ". dir @0" {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// usualMode leaves out the modes that List leaves out.
+func usualMode(line string) string {
+	path, rest, _ := strings.Cut(line, " ")
+	rest = strings.Replace(strings.Replace(rest, "dir 0755", "dir", 1), "file 0644", "file", 1)
+	return path + " " + rest
+}
+
+func withoutOwner(lines []string) (out []string) {
+	for _, l := range lines {
+		if l = strings.Replace(l, fmt.Sprintf(" %d:%d", nobody, nobody), "", 1); l != ". dir @0" {
+			out = append(out, l)
+		}
+	}
+	return out
+}

@@ -1,0 +1,140 @@
+package snapshot_test
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestWorld runs the rows of TestStacks, TestBreakouts and TestHostile in a world of their own: an overlay over the whole file system,
+// so that whatever they change outside of their directory shows up in its upper directory. The paths that the
+// hostile rows aim at are there.
+func TestWorld(t *testing.T) {
+	requireMounts(t)
+	if testing.Short() {
+		t.Skip("runs the rows of other tests once more")
+	}
+	cmd := again(t, worldChild, t.TempDir(), "^(TestStacks|TestBreakouts|TestHostile)$")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, unix.EPERM) {
+		requireChildren(t, err)
+	}
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// theWorld is the child's: an open upper directory to look at.
+type theWorld struct{ upper *os.Root }
+
+// enterWorld makes a world below dir and makes it the root of the process; /stage in it is for the tests.
+func enterWorld(dir string) (*theWorld, error) {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return nil, fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("world", dir, "tmpfs", 0, ""); err != nil {
+		return nil, fmt.Errorf("tmpfs: %w", err)
+	}
+	upper, work, root := filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "root")
+	for _, d := range []string{upper, work, root} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if err := unix.Mount("overlay", root, "overlay", 0, "lowerdir=/,upperdir="+upper+",workdir="+work); err != nil {
+		return nil, fmt.Errorf("overlay over /: %w", err)
+	}
+	if err := layCanary(root); err != nil {
+		return nil, err
+	}
+	for _, m := range []struct{ kind, at string }{{"tmpfs", "stage"}, {"proc", "proc"}} {
+		at := filepath.Join(root, m.at)
+		if err := errors.Join(os.MkdirAll(at, 0o755), unix.Mount(m.kind, at, m.kind, 0, "")); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.at, err)
+		}
+	}
+	w, err := os.OpenRoot(upper)
+	if err != nil {
+		return nil, err
+	}
+	return &theWorld{w}, errors.Join(unix.Chroot(root), os.Chdir("/stage"), os.Setenv("TMPDIR", "/stage"))
+}
+
+// layCanary makes what hostile layers aim at.
+func layCanary(root string) error {
+	canary := filepath.Join(root, "canary")
+	err := os.MkdirAll(filepath.Join(canary, "etc"), 0o755)
+	for name, mode := range map[string]os.FileMode{"secret": 0o400, "private": 0o600, "su": 0o755 | os.ModeSetuid, "victim": 0o644, "etc/passwd": 0o644} {
+		path := filepath.Join(canary, name)
+		err = errors.Join(err, os.WriteFile(path, []byte(name), 0o600), os.Chmod(path, mode))
+	}
+	return err
+}
+
+// judge runs the tests and compares what is outside /stage before and afterwards.
+func (w *theWorld) judge(m interface{ Run() int }) error {
+	before, err := w.list()
+	if err != nil {
+		return err
+	}
+	code := m.Run()
+	after, err := w.list()
+	if err != nil {
+		return err
+	}
+	if !maps.Equal(before, after) {
+		var lines []string
+		for _, p := range slices.Sorted(maps.Keys(after)) {
+			if before[p] != after[p] {
+				lines = append(lines, fmt.Sprintf("%s: %s, was %s", p, after[p], before[p]))
+			}
+		}
+		for p := range before {
+			if after[p] == "" {
+				lines = append(lines, p+": removed")
+			}
+		}
+		return fmt.Errorf("outside of /stage:\n%s", strings.Join(lines, "\n"))
+	}
+	if code != 0 {
+		return fmt.Errorf("exit code %d", code)
+	}
+	return nil
+}
+
+// list is all that is in the upper directory.
+func (w *theWorld) list() (map[string]string, error) {
+	list := map[string]string{}
+	err := fs.WalkDir(w.upper.FS(), ".", func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := w.upper.Lstat(path)
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		line := fmt.Sprintf("%v %d:%d %v %d", info.Mode(), st.Uid, st.Gid, info.ModTime(), st.Nlink)
+		if e.Type().IsRegular() {
+			data, err := w.upper.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			line += fmt.Sprintf(" %x", sha256.Sum256(data))
+		}
+		list[path] = line
+		return nil
+	})
+	return list, err
+}

@@ -19,7 +19,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// modelTime is how long TestModel may run; modelSeeds how many lists it takes at most.
+// modelTime is how long TestModel may run; modelSeeds are the first of its lists and how many it takes at most. The environment
+// asks for longer runs.
 func modelTime() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("TANK_MODEL_TIME")); err == nil {
 		return d
@@ -27,11 +28,11 @@ func modelTime() time.Duration {
 	return 20 * time.Second
 }
 
-func modelSeeds() uint64 {
-	if n, err := strconv.ParseUint(os.Getenv("TANK_MODEL_SEEDS"), 10, 64); err == nil {
-		return n
+func modelSeeds() (first, count uint64) {
+	if _, err := fmt.Sscanf(os.Getenv("TANK_MODEL_SEEDS"), "%d,%d", &first, &count); err == nil {
+		return first, count
 	}
-	return 350
+	return 1, 350
 }
 
 func names(sn *snapshot.Snapshotter) (list []string, err error) {

@@ -7,7 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/pelletier/go-toml/v2"
+
+	"github.com/tank-snapshotter/tank/resolver"
 )
 
 // hostsDir returns the directory of hosts files for a pull, and what removes it again if it was made for the pull.
@@ -37,11 +38,7 @@ func writeHostsFile(dir, name string, data []byte) error {
 		return fmt.Errorf("not a path below the hosts directory: %w", errdefs.ErrInvalidArgument)
 	}
 	if filepath.Base(name) == "hosts.toml" {
-		var doc map[string]any
-		if err := toml.Unmarshal(data, &doc); err != nil {
-			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-		}
-		if err := localPaths(doc); err != nil {
+		if err := resolver.CheckHosts(data); err != nil {
 			return err
 		}
 	}
@@ -50,43 +47,4 @@ func writeHostsFile(dir, name string, data []byte) error {
 		return err
 	}
 	return os.WriteFile(path, data, 0o600)
-}
-
-// localPaths refuses certificates, of which containerd's format knows "ca" and "client", that lie elsewhere.
-func localPaths(v any) error {
-	switch v := v.(type) {
-	case map[string]any:
-		for key, sub := range v {
-			check := localPaths
-			if key == "ca" || key == "client" {
-				check = localPath
-			}
-			if err := check(sub); err != nil {
-				return err
-			}
-		}
-	case []any:
-		for _, sub := range v {
-			if err := localPaths(sub); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func localPath(v any) error {
-	switch v := v.(type) {
-	case string:
-		if v != "" && !filepath.IsLocal(v) {
-			return fmt.Errorf("certificate %.100q: not beside the hosts.toml that names it: %w", v, errdefs.ErrInvalidArgument)
-		}
-	case []any:
-		for _, sub := range v {
-			if err := localPath(sub); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

@@ -28,7 +28,7 @@ func Recover(ctx context.Context, root string) ([]metadata.Blob, error) {
 		b, err := recoverBlob(path, d)
 		if err != nil {
 			log.G(ctx).WithError(err).Warnf("recover: %s is left out", path)
-			return nil //nolint:nilerr // what can't be recovered is reported and left
+			return nil
 		}
 		blobs = append(blobs, b)
 		return nil

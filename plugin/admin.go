@@ -11,8 +11,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
-
-	"github.com/tank-snapshotter/tank/resolver"
 )
 
 // Admin is what Tank's commands ask of the process that owns a root.
@@ -49,7 +47,15 @@ type PullClient struct {
 	// HostsDir is the hosts directory of a client in this process. A remote one sends HostsFiles.
 	HostsDir string
 	// Credentials are the client's own: it reads its files and runs its helpers itself. nil: anonymous.
-	Credentials resolver.Credentials
+	Credentials func(ctx context.Context, host string) (Credential, error)
+}
+
+// Credential is what a registry knows its user by. The zero value is anonymous.
+type Credential struct {
+	Username      string
+	Password      string
+	IdentityToken string
+	RegistryToken string
 }
 
 // Progress is how far the download of one blob is, or a line of text.

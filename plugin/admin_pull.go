@@ -10,8 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
-
-	"github.com/tank-snapshotter/tank/resolver"
 )
 
 // A Pull is a conversation: the client says what it wants; the server tells of progress and asks for credentials, which
@@ -37,9 +35,9 @@ type ask struct {
 }
 
 type credentialAnswer struct {
-	ID         int                 `json:"id"`
-	Credential resolver.Credential `json:"credential"`
-	Error      string              `json:"error,omitempty"`
+	ID         int        `json:"id"`
+	Credential Credential `json:"credential"`
+	Error      string     `json:"error,omitempty"`
 }
 
 // pullServer is the server's side of one conversation.
@@ -125,7 +123,7 @@ func (p *pullServer) report(e Progress) {
 }
 
 // credential asks the client for its credential for a registry.
-func (p *pullServer) credential(ctx context.Context, host string) (resolver.Credential, error) {
+func (p *pullServer) credential(ctx context.Context, host string) (Credential, error) {
 	c := make(chan credentialAnswer, 1)
 	p.mu.Lock()
 	p.next++
@@ -140,13 +138,13 @@ func (p *pullServer) credential(ctx context.Context, host string) (resolver.Cred
 	select {
 	case a := <-c:
 		if a.Error != "" {
-			return resolver.Credential{}, fmt.Errorf("credentials of %s: %s: %w", host, a.Error, errdefs.ErrUnauthenticated)
+			return Credential{}, fmt.Errorf("credentials of %s: %s: %w", host, a.Error, errdefs.ErrUnauthenticated)
 		}
 		return a.Credential, nil
 	case <-p.done:
 	case <-ctx.Done():
 	}
-	return resolver.Credential{}, fmt.Errorf("credentials of %s: the client has gone: %w", host, errdefs.ErrAborted)
+	return Credential{}, fmt.Errorf("credentials of %s: the client has gone: %w", host, errdefs.ErrAborted)
 }
 
 // Pull has an image pulled.

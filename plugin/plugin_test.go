@@ -35,7 +35,6 @@ import (
 	tankcontent "github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
-	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -346,11 +345,11 @@ func TestAdmin(t *testing.T) {
 		defer mu.Unlock()
 		lines = append(lines, p.Line)
 	}
-	credentials := func(_ context.Context, host string) (resolver.Credential, error) {
+	credentials := func(_ context.Context, host string) (plugin.Credential, error) {
 		if host != "registry.test" {
-			return resolver.Credential{}, errors.New("nobody")
+			return plugin.Credential{}, errors.New("nobody")
 		}
-		return resolver.Credential{Username: "me", Password: "secret"}, nil
+		return plugin.Credential{Username: "me", Password: "secret"}, nil
 	}
 	img, err := c.Pull(ctx, plugin.PullRequest{Ref: "r"}, plugin.PullClient{Report: report, Credentials: credentials})
 	must(t, err)
@@ -366,8 +365,8 @@ func TestAdmin(t *testing.T) {
 	if err := c.Remove(ctx, "x"); !errdefs.IsInternal(err) {
 		t.Errorf("a panic: %v", err)
 	}
-	failing := func(context.Context, string) (resolver.Credential, error) {
-		return resolver.Credential{}, errors.New("locked")
+	failing := func(context.Context, string) (plugin.Credential, error) {
+		return plugin.Credential{}, errors.New("locked")
 	}
 	if _, err := c.Pull(ctx, plugin.PullRequest{Ref: "r"}, plugin.PullClient{Credentials: failing}); !errdefs.IsUnauthorized(err) {
 		t.Errorf("a helper that fails: %v", err)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank/resolver"
 )
 
 // local is the service of a root that this process owns, for itself and for the commands that come second.
@@ -44,7 +45,7 @@ func (l *local) Pull(ctx context.Context, req plugin.PullRequest, client plugin.
 	}
 	i, err := l.tank.Pull(ctx, req.Ref, &tank.PullOptions{
 		Offline: req.Offline, Refresh: req.Refresh, NoRootfs: req.NoRootfs, NoSync: req.NoSync, Platform: req.Platform,
-		PlainHTTP: req.Plain, HostsDir: first(client.HostsDir, l.hostsDir), HostsFiles: req.HostsFiles, Credentials: client.Credentials,
+		PlainHTTP: req.Plain, HostsDir: first(client.HostsDir, l.hostsDir), HostsFiles: req.HostsFiles, Credentials: credentialsOf(client),
 		Log: func(line string) { report(plugin.Progress{Line: line}) },
 		Progress: func(e tank.Event) {
 			report(plugin.Progress{
@@ -58,6 +59,17 @@ func (l *local) Pull(ctx context.Context, req plugin.PullRequest, client plugin.
 	return &plugin.PulledImage{
 		Ref: i.Ref, Digest: i.Digest.String(), Manifest: i.Manifest.String(), Rootfs: i.Rootfs, Config: i.Config, Cached: i.Cached,
 	}, nil
+}
+
+// credentialsOf asks the client; without one, nobody is known.
+func credentialsOf(client plugin.PullClient) resolver.Credentials {
+	if client.Credentials == nil {
+		return nil
+	}
+	return func(ctx context.Context, host string) (resolver.Credential, error) {
+		c, err := client.Credentials(ctx, host)
+		return resolver.Credential(c), err
+	}
 }
 
 // Images lists what was pulled.

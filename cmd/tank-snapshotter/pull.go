@@ -77,8 +77,13 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 	if err != nil {
 		return err
 	}
+	docker := resolver.DockerConfig("")
+	credentials := func(ctx context.Context, host string) (plugin.Credential, error) {
+		cred, err := docker(ctx, host)
+		return plugin.Credential(cred), err
+	}
 	client := plugin.PullClient{
-		Report: report, Credentials: resolver.DockerConfig(""), HostsDir: first(hostsDir, s.HostsDir, defaultHosts),
+		Report: report, Credentials: credentials, HostsDir: first(hostsDir, s.HostsDir, defaultHosts),
 	}
 	var image *plugin.PulledImage
 	err = c.with(cmd.Context(), func(svc plugin.Admin) error {

@@ -7,12 +7,14 @@ LDFLAGS         := -s -w -X main.version=$(VERSION)
 FUZZTIME        ?= 30s
 TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 15m
+BENCHFLAGS      ?=
+IMAGE           ?=
 
 # Go's own tarball puts it there without telling the PATH. The tests start go as well.
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build test unit integration race fuzz lint fmt demo clean help
+.PHONY: build test unit integration race fuzz bench-crane bench-pull lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -38,6 +40,14 @@ fuzz: ## run every fuzz target for FUZZTIME
 			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
 		done || exit 1; \
 	done
+
+# Both run as root, build the peers at their first run, and say what each flag is with BENCHFLAGS=-help.
+bench-crane: build ## pull a generated image of 300 MB in turn with crane export, tar x
+	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) run ./bench -size 300 -rounds 5 \
+		-only tank,crane -goals tank/crane=0.65:1 -image '' $(BENCHFLAGS)
+
+bench-pull: build ## pull an image (IMAGE=oci:DIR:TAG, or a generated one of 700 MB) in turn with every peer
+	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) run ./bench -image '$(IMAGE)' $(BENCHFLAGS)
 
 lint: bin/golangci-lint-$(GOLANGCI) ## run the linters, which also hold who may import whom
 	bin/golangci-lint-$(GOLANGCI) run ./...

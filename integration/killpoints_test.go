@@ -1,0 +1,285 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// random is size bytes that do not compress, the same for the same seed.
+func random(seed byte, size int) string {
+	b := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(b)
+	return string(b)
+}
+
+// blobFixture is an image whose blobs take different times: one that is downloaded in several ranges, some in one piece, small ones.
+type blobFixture struct {
+	BuiltImage
+	tree  []Node
+	total int64 // bytes of the layers
+}
+
+// digests are those of the blobs that a registry is asked for.
+func (f blobFixture) digests() []digest.Digest {
+	all := []digest.Digest{f.Config.Digest}
+	for _, l := range f.Layers {
+		all = append(all, l.Digest)
+	}
+	return all
+}
+
+var blobImage = sync.OnceValues(func() (blobFixture, error) {
+	var layers [][]Entry
+	for i, size := range []int{3 << 20, 13 << 20, 1 << 20, 400 << 10, 50 << 10, 100} {
+		layer := []Entry{dir("shared", 0o755), file("shared/last", 0o644, fmt.Sprintln(i)), dir(fmt.Sprintf("d%d", i), 0o750, at(1600000000+int64(i)))}
+		for n := range 8 {
+			layer = append(layer, file(fmt.Sprintf("d%d/f%d", i, n), 0o640, random(byte(i*8+n), size/8)))
+		}
+		layers = append(layers, layer)
+	}
+	var f blobFixture
+	var err error
+	if f.BuiltImage, err = BuildImage(layers, helloConfig); err != nil {
+		return f, err
+	}
+	for _, l := range f.Layers {
+		f.total += l.Size
+	}
+	f.tree, err = ExpectedTree(layers)
+	return f, err
+})
+
+// newBlobRegistry is a registry that has the image as test/blobs:1.
+func newBlobRegistry(t *testing.T, e *Env) (*Registry, blobFixture) {
+	t.Helper()
+	f, err := blobImage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := e.NewRegistry()
+	r.PushBuilt(f.BuiltImage, "test/blobs:1")
+	return r, f
+}
+
+// slowRate makes a pull of the image take about a second.
+const slowRate = 4 << 20
+
+// ingests are how many bytes of which blob lie in ingest/.
+func ingests(t testing.TB, k *TankRoot) map[digest.Digest]int64 {
+	t.Helper()
+	found := map[digest.Digest]int64{}
+	dirs, err := filepath.Glob(filepath.Join(k.Root, "ingest", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		st, err := os.Stat(filepath.Join(dir, "data"))
+		if err != nil {
+			continue
+		}
+		ref, err := os.ReadFile(filepath.Join(dir, "ref"))
+		if err != nil {
+			continue
+		}
+		if d := ingestDigest.Find(ref); d != nil {
+			found[digest.Digest(d)] = st.Size()
+		}
+	}
+	return found
+}
+
+var ingestDigest = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// state is what a pull that came to a sudden end has left.
+type state struct {
+	complete map[digest.Digest]bool
+	partial  map[digest.Digest]int64
+}
+
+func stateOf(t testing.TB, k *TankRoot) state {
+	return state{blobsOf(t, k.Root), ingests(t, k)}
+}
+
+// checkResumed reads in the registry's log that no complete blob was fetched again, and of the others only what was not there.
+func (s state) checkResumed(t testing.TB, r *Registry) {
+	t.Helper()
+	for _, g := range r.BlobGets() {
+		d := g.Blob()
+		if s.complete[d] {
+			t.Errorf("complete before, and fetched again: %s %s", d, g.Range)
+		}
+		first, _, _ := strings.Cut(strings.TrimPrefix(g.Range, "bytes="), "-")
+		start, _ := strconv.ParseInt(first, 10, 64)
+		if start < s.partial[d] {
+			t.Errorf("%d bytes were there, and fetched again: %s from byte %d", s.partial[d], d, start)
+		}
+	}
+}
+
+// killPoint says when to kill: when so much of the layers was sent, and then so much later.
+type killPoint struct {
+	sent  float64
+	later time.Duration
+}
+
+func (p killPoint) String() string { return fmt.Sprintf("%.0f%%+%v", p.sent*100, p.later) }
+
+// await waits for the point, or for the end of the pull.
+func (p killPoint) await(t testing.TB, r *Registry, total int64, pull *Process) {
+	t.Helper()
+	Eventually(t, 30*time.Second, "so much is sent: "+p.String(), func() bool {
+		return !pull.Running() || float64(r.Sent()) >= p.sent*float64(total)
+	})
+	time.Sleep(p.later)
+}
+
+var (
+	manyPoints = []killPoint{{0, 0}, {0, 30 * time.Millisecond}, {0.05, 0}, {0.15, 0}, {0.3, 0}, {0.45, 0}, {0.6, 0}, {0.75, 0}, {0.9, 0}, {0.97, 0},
+		{1, 0}, {1, 10 * time.Millisecond}, {1, 25 * time.Millisecond}, {1, 50 * time.Millisecond}, {1, 100 * time.Millisecond}}
+	fewPoints = []killPoint{{0.1, 0}, {0.5, 0}, {0.9, 0}, {1, 20 * time.Millisecond}}
+)
+
+// TestKillPoints: kill -9 of the command at many moments, then a pull: the right tree, check finds nothing, and nothing that was there is
+// fetched again.
+func TestKillPoints(t *testing.T) {
+	eachUser(t, func(t *testing.T, tank func(*Env) *TankRoot) {
+		e := New(t)
+		r, f := newBlobRegistry(t, e)
+		ref := r.Ref("test/blobs:1")
+		points := manyPoints
+		if t.Name() != "TestKillPoints/root" {
+			points = fewPoints
+		}
+		resumed := 0
+		for _, p := range points {
+			t.Run(p.String(), func(t *testing.T) {
+				e.Use(t)
+				k := tank(e)
+				r.SetRate(slowRate)
+				r.ResetLog()
+				pull := k.StartPull(ref)
+				p.await(t, r, f.total, pull)
+				pull.Kill9()
+				was := stateOf(t, k)
+				resumed += len(was.partial)
+				k.MustRun("check") // finds nothing either before it is pulled again
+				r.SetRate(0)
+				r.ResetLog()
+				CheckTree(t, "pull again", k.expect(f.tree), k.Pull(ref))
+				was.checkResumed(t, r)
+				k.MustRun("check")
+				CheckLayout(t, k)
+			})
+		}
+		if resumed == 0 {
+			t.Error("no kill left a part of a blob, so this shows nothing of them")
+		}
+	})
+}
+
+// TestKillTwice: a pull that is killed again and again comes to its end, and fetches little more than the image.
+func TestKillTwice(t *testing.T) {
+	e := New(t)
+	r, f := newBlobRegistry(t, e)
+	ref := r.Ref("test/blobs:1")
+	k := e.NewTank()
+	r.SetRate(slowRate)
+	kills := 0
+	for sent := 0.1; ; sent += 0.1 {
+		pull := k.StartPull(ref)
+		killPoint{sent: sent}.await(t, r, f.total, pull)
+		if !pull.Running() || sent > 3 {
+			break
+		}
+		pull.Kill9()
+		kills++
+	}
+	CheckTree(t, "pull", f.tree, k.Pull(ref))
+	// Lost with each kill: what a range ahead of the others, in memory, or a pipe on the way here had.
+	if sent := r.Sent(); kills > 12 || sent > 3*f.total {
+		t.Errorf("%d kills, and %d bytes for an image of %d", kills, sent, f.total)
+	}
+	k.MustRun("check")
+}
+
+// TestKillDaemonPoints: kill -9 of the daemon while the command pulls through it: the command goes on by itself, with what the daemon had.
+func TestKillDaemonPoints(t *testing.T) {
+	e := New(t)
+	r, f := newBlobRegistry(t, e)
+	ref := r.Ref("test/blobs:1")
+	for _, p := range fewPoints {
+		t.Run(p.String(), func(t *testing.T) {
+			e.Use(t)
+			k := e.NewTank()
+			k.Serve()
+			r.SetRate(slowRate)
+			r.ResetLog()
+			pull := k.StartPull(ref)
+			p.await(t, r, f.total, pull)
+			_ = syscall.Kill(pull.Pid(), syscall.SIGSTOP)
+			k.Daemon().Kill9()
+			was := stateOf(t, k)
+			r.SetRate(0)
+			r.ResetLog()
+			_ = syscall.Kill(pull.Pid(), syscall.SIGCONT)
+			if code, err := pull.Wait(30 * time.Second); err != nil || code != 0 {
+				t.Errorf("the command whose daemon was killed: exit %d, %v: %s", code, err, tail(pull.Log, 4000))
+			}
+			k.Serve()
+			CheckTree(t, "pull again", f.tree, k.Pull(ref))
+			was.checkResumed(t, r)
+			k.MustRun("check")
+			k.Daemon().Stop()
+		})
+	}
+}
+
+// TestInterrupt: Ctrl-C ends a pull soon, with an exit code that is not 0, and leaves nothing broken; the next pull goes on from there.
+func TestInterrupt(t *testing.T) {
+	e := New(t)
+	r, f := newBlobRegistry(t, e)
+	ref := r.Ref("test/blobs:1")
+	for _, daemon := range []bool{false, true} {
+		for _, p := range []killPoint{{0, 20 * time.Millisecond}, {0.3, 0}, {0.8, 0}} {
+			t.Run(fmt.Sprintf("daemon=%v/%v", daemon, p), func(t *testing.T) {
+				e.Use(t)
+				k := e.NewTank()
+				if daemon {
+					k.Serve()
+					defer func() { k.Daemon().Stop() }()
+				}
+				r.SetRate(slowRate / 2)
+				r.ResetLog()
+				pull := k.StartPull(ref)
+				p.await(t, r, f.total, pull)
+				_ = syscall.Kill(pull.Pid(), syscall.SIGINT)
+				if code, err := pull.Wait(2 * time.Second); err != nil || code == 0 {
+					t.Errorf("after Ctrl-C: exit %d, %v: %s", code, err, tail(pull.Log, 4000))
+				}
+				k.MustRun("check")
+				var was state
+				Eventually(t, 10*time.Second, "the daemon stops the download too", func() bool {
+					was = stateOf(t, k)
+					time.Sleep(100 * time.Millisecond)
+					return fmt.Sprint(was) == fmt.Sprint(stateOf(t, k))
+				})
+				r.SetRate(0)
+				r.ResetLog()
+				CheckTree(t, "pull again", f.tree, k.Pull(ref))
+				was.checkResumed(t, r)
+				k.MustRun("check")
+			})
+		}
+	}
+}

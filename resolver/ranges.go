@@ -44,6 +44,9 @@ func (b *buffers) get(ctx context.Context) ([]byte, error) {
 
 func (b *buffers) put(buf []byte) { b.free <- buf }
 
+// tellAfter is how many new bytes wake the one who writes: a wakeup for every packet costs more than the download.
+const tellAfter = 256 << 10
+
 // chunk is a range on its way. The one who downloads appends; the one who writes follows.
 type chunk struct {
 	span
@@ -55,6 +58,7 @@ type chunk struct {
 
 	mu     sync.Mutex
 	filled int64 // bytes of buf; only the one who downloads changes it
+	told   int64 // bytes that the one who writes was woken for
 }
 
 func newChunk(s span, buf []byte) *chunk {
@@ -64,10 +68,16 @@ func newChunk(s span, buf []byte) *chunk {
 func (c *chunk) grow(n int) {
 	c.mu.Lock()
 	c.filled += int64(n)
+	tell := c.filled-c.told >= tellAfter
+	if tell {
+		c.told = c.filled
+	}
 	c.mu.Unlock()
-	select {
-	case c.more <- struct{}{}:
-	default:
+	if tell {
+		select {
+		case c.more <- struct{}{}:
+		default:
+		}
 	}
 }
 

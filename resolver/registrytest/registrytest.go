@@ -48,6 +48,7 @@ type Registry struct {
 type entry struct {
 	mediaType string
 	data      []byte
+	digest    digest.Digest
 }
 
 // New starts a registry that ends with the test.
@@ -102,9 +103,9 @@ func (r *Registry) Manifest(tag, mediaType string, data []byte) ocispec.Descript
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d := digest.FromBytes(data)
-	r.manifests[d.String()] = entry{mediaType, data}
+	r.manifests[d.String()] = entry{mediaType, data, d}
 	if tag != "" {
-		r.manifests[tag] = entry{mediaType, data}
+		r.manifests[tag] = entry{mediaType, data, d}
 	}
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 }
@@ -176,7 +177,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	e, ok := r.manifests[m[3]]
 	if m[2] == "blobs" {
-		e = entry{mediaType: "application/octet-stream"}
+		e = entry{mediaType: "application/octet-stream", digest: digest.Digest(m[3])}
 		e.data, ok = r.blobs[digest.Digest(m[3])]
 	}
 	r.mu.Unlock()
@@ -185,6 +186,6 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", e.mediaType)
-	w.Header().Set("Docker-Content-Digest", digest.FromBytes(e.data).String())
+	w.Header().Set("Docker-Content-Digest", e.digest.String())
 	http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(e.data))
 }

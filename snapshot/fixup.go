@@ -1,17 +1,12 @@
 package snapshot
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
 	"os"
 	"path"
-	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -19,13 +14,15 @@ import (
 // plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show differently above
 // this parent so that the stack is what applying the tars one after the other gives (docs/adr/0003-layer-application.md).
 type plan struct {
-	layer  *tree
-	parent *merged
-	out    *tree               // nodes that were not emitted are directories on the way to those that were
-	drops  []dropped           // directories of the layer that are not to be seen, unless something of the fix-up lands in them
-	copies map[string]source   // by path in out: where a node's content comes from
-	moved  map[string][]string // by inode of the layer: its names that landed elsewhere
-	links  map[inode]*linkGroup
+	layer    *tree
+	parent   *merged
+	out      *tree                       // nodes that were not emitted are directories on the way to those that were
+	repeated map[string]bool             // paths of opaque directories with all that the layer has in them
+	drops    []dropped                   // directories of the layer that are not to be seen, unless something of the fix-up lands in them
+	copies   map[string]source           // by path in out: where a node's content comes from
+	names    map[int]map[uint64][]string // by element and inode: the names, found out when the first is needed
+	moved    map[string]map[string]bool  // by inode of the layer: its names that landed elsewhere
+	links    map[inode]*linkGroup
 	// lenient plans leave out links to what is not below: an ordinary user's layers have no devices.
 	lenient bool
 }
@@ -42,26 +39,13 @@ type source struct {
 	path string
 }
 
-// inode is one inode of the parent's stack.
-type inode struct {
-	elem int
-	ino  uint64
-}
-
-// linkGroup is an inode of the parent to which the layer links.
-type linkGroup struct {
-	names []string     // in the merged view
-	from  string       // the name that the layer links to
-	attrs unpack.Entry // the last link's header
-	node  unpack.Entry // as the parent has it
-}
-
 // planFixup finds out what the layer, with these entries, needs above the parent. self is the layer's own directory.
 // The plan is empty when it needs nothing.
 func planFixup(entries []unpack.Entry, self *element, parent *merged, lenient bool) (*plan, error) {
 	x := &plan{
 		layer: newTree(entries), parent: parent, out: newTree(nil),
-		copies: map[string]source{}, moved: map[string][]string{}, links: map[inode]*linkGroup{}, lenient: lenient,
+		copies: map[string]source{}, moved: map[string]map[string]bool{}, repeated: map[string]bool{},
+		names: map[int]map[uint64][]string{}, links: map[inode]*linkGroup{}, lenient: lenient,
 	}
 	if err := x.walk(self, x.layer, ".", where{bare: x.layer.entry.Opaque}); err != nil {
 		return nil, err
@@ -126,7 +110,10 @@ func (x *plan) walk(self *element, n *tree, at string, w where) error {
 		default:
 			x.emitCopy(kid.entry, here, source{self, kid.entry.Path})
 			if kid.entry.Inode != "" {
-				x.moved[kid.entry.Inode] = append(x.moved[kid.entry.Inode], kid.entry.Path)
+				if x.moved[kid.entry.Inode] == nil {
+					x.moved[kid.entry.Inode] = map[string]bool{}
+				}
+				x.moved[kid.entry.Inode][kid.entry.Path] = true
 			}
 		}
 		if err != nil {
@@ -134,15 +121,6 @@ func (x *plan) walk(self *element, n *tree, at string, w where) error {
 		}
 	}
 	return nil
-}
-
-// keepTogether has names of an inode of the layer come along with those that a symbolic link led elsewhere.
-func (x *plan) keepTogether(entries []unpack.Entry, self *element) {
-	for _, e := range entries {
-		if moved := x.moved[e.Inode]; moved != nil && !slices.Contains(moved, e.Path) {
-			x.emitCopy(e, e.Path, source{self, e.Path})
-		}
-	}
 }
 
 // moveWhiteout removes what the parent has at a path, not what the layer has there.
@@ -159,7 +137,7 @@ func (x *plan) moveWhiteout(self *element, e unpack.Entry, here string) error {
 		dir := own.entry
 		dir.Path, dir.Opaque = "", true
 		x.emit(dir, here)
-		return x.walk(self, own, here, where{moved: true, bare: true})
+		return x.repeat(self, own, here)
 	}
 	return nil
 }
@@ -217,6 +195,16 @@ func (x *plan) implied(self *element, n *tree, here string, w where, below *foun
 	return x.walk(self, n, here, w)
 }
 
+// repeat puts what the layer itself has in a directory into the fix-up, where an opaque directory would hide it. Once is
+// enough, however many symbolic links lead there.
+func (x *plan) repeat(self *element, own *tree, at string) error {
+	if own == nil || x.repeated[at] {
+		return nil
+	}
+	x.repeated[at] = true
+	return x.walk(self, own, at, where{moved: true, bare: true})
+}
+
 // drop hides directories, or those inside them where something is.
 func (x *plan) drop(dirs []dropped) {
 	for _, d := range dirs {
@@ -252,10 +240,8 @@ func (x *plan) follow(self *element, n *tree, link, to string, w where, below *f
 		}
 		e.Opaque = true
 		x.emit(e, to)
-		if own := x.layer.find(to); own != nil { // it would hide what the layer itself has there
-			if err := x.walk(self, own, to, where{moved: true, bare: true}); err != nil {
-				return err
-			}
+		if err := x.repeat(self, x.layer.find(to), to); err != nil {
+			return err
 		}
 	}
 	return x.walk(self, n, to, where{moved: true, bare: n.entry.Opaque || !isDir})
@@ -307,102 +293,6 @@ func (x *plan) emitCopy(e unpack.Entry, at string, from source) {
 	}
 }
 
-// link notes a hard link to a path that only the parent has.
-func (x *plan) link(e unpack.Entry, here string) error {
-	var f *found
-	dir, err := x.parent.resolve(path.Dir(e.Target))
-	target := path.Join(dir, path.Base(e.Target))
-	if err == nil {
-		f, err = x.parent.lookup(target)
-	}
-	if err != nil && !errdefs.IsInvalidArgument(err) { // a loop leads to no file
-		return err
-	}
-	if f == nil && x.lenient {
-		return nil
-	}
-	if f == nil || f.entry.Type == unpack.Dir || x.hides(target) || strings.HasPrefix(target, here+"/") {
-		return fmt.Errorf("hard link %q: no file %q in the layers below: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
-	}
-	id := inode{f.elem, f.stat.Ino}
-	g := x.links[id]
-	if g == nil {
-		g = &linkGroup{from: target, node: *f.entry}
-		if g.names, err = x.namesOf(f, target); err != nil {
-			return err
-		}
-		x.links[id] = g
-	}
-	g.names = append(g.names, here)
-	if e.Seq >= g.attrs.Seq {
-		g.attrs = e
-	}
-	return nil
-}
-
-// hides says whether the layer itself makes a directory on the way to the path opaque.
-func (x *plan) hides(target string) bool {
-	for t, rest := x.layer, target; t != nil; {
-		if t.entry.Opaque {
-			return true
-		}
-		var name string
-		name, rest, _ = strings.Cut(rest, "/")
-		t = t.kids[name]
-	}
-	return false
-}
-
-// namesOf lists the names that the inode of f has in the parent's view and that the layer leaves alone.
-func (x *plan) namesOf(f *found, target string) ([]string, error) {
-	all := []string{target}
-	if f.stat.Nlink > 1 {
-		var err error
-		if all, err = namesOfInode(x.parent.elems[f.elem].root, f.stat.Ino); err != nil {
-			return nil, err
-		}
-	}
-	var names []string
-	for _, n := range all {
-		if own := x.layer.find(n); own != nil && own.entry.Type != unpack.Link {
-			continue
-		}
-		seen, err := x.parent.lookup(n)
-		if err != nil {
-			return nil, err
-		}
-		if seen != nil && seen.elem == f.elem && seen.stat.Ino == f.stat.Ino {
-			names = append(names, n)
-		}
-	}
-	return names, nil
-}
-
-// emitLinks puts the groups of links into the fix-up: every name of the inode, with the attributes of the last header.
-func (x *plan) emitLinks() error {
-	for id, g := range x.links {
-		e := g.node
-		e.Mode, e.UID, e.GID, e.Sec, e.Nsec = g.attrs.Mode, g.attrs.UID, g.attrs.GID, g.attrs.Sec, g.attrs.Nsec
-		e.Xattrs = maps.Clone(e.Xattrs)
-		for k, v := range g.attrs.Xattrs {
-			if e.Type == unpack.File || !strings.HasPrefix(k, "user.") { // Linux has none there
-				if e.Xattrs == nil {
-					e.Xattrs = map[string]string{}
-				}
-				e.Xattrs[k] = v
-			}
-		}
-		slices.Sort(g.names)
-		g.names = slices.Compact(g.names)
-		for _, n := range g.names {
-			x.emit(e, n)
-			x.copies[n] = source{&x.parent.elems[id.elem], g.from}
-			x.out.make(n).entry.Inode = g.names[0]
-		}
-	}
-	return nil
-}
-
 // carry gives the directories that are only on the way the attributes that they have without the fix-up.
 func (x *plan) carry(n *tree) error {
 	for _, k := range n.kids {
@@ -436,44 +326,4 @@ func (x *plan) shown(at string) (unpack.Entry, error) {
 	}
 	e.Implied, e.Opaque = false, false
 	return e, nil
-}
-
-// namesOfInode walks a directory for the names of one inode.
-func namesOfInode(root *os.File, ino uint64) ([]string, error) {
-	var names []string
-	var walk func(dir *os.File, at string) error
-	walk = func(dir *os.File, at string) error {
-		list, err := dir.Readdirnames(-1)
-		if err != nil {
-			return err
-		}
-		slices.SortFunc(list, cmp.Compare)
-		for _, n := range list {
-			var st unix.Stat_t
-			if err := unix.Fstatat(int(dir.Fd()), n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-				return err
-			}
-			switch {
-			case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-				sub, err := openDir(dir, n)
-				if err != nil {
-					return err
-				}
-				err = walk(sub, path.Join(at, n))
-				sub.Close()
-				if err != nil {
-					return err
-				}
-			case st.Ino == ino:
-				names = append(names, path.Join(at, n))
-			}
-		}
-		return nil
-	}
-	top, err := openDir(root, ".")
-	if err != nil {
-		return nil, err
-	}
-	defer top.Close()
-	return names, walk(top, "")
 }

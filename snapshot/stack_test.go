@@ -144,6 +144,8 @@ var stackRows = []stackRow{
 	{"E19 xattrs of the header are added", [][]Item{{F("a", "1").Xattr("user.a", "1"), S("s", "a")}, {H("b", "a").Xattr("user.b", "2"), H("z", "s").Xattr("user.b", "2")}},
 		[]string{`a file "1" user.a="1" user.b="2"`, `b file "1" = a user.a="1" user.b="2"`, "s symlink -> a", "z symlink -> a = s"}, nil},
 	{"E23 a link into what it replaces", [][]Item{{F("c/c", "1")}, {H("c", "c/c")}}, nil, errdefs.ErrFailedPrecondition},
+	{"E19 xattrs of two headers", [][]Item{{F("a", "1")}, {H("c", "a").Xattr("user.a", "1").Mode(0o600), H("b", "a").Xattr("user.b", "2").Mode(0o640)}},
+		[]string{`a file 0640 "1" user.a="1" user.b="2"`, `b file 0640 "1" = a user.a="1" user.b="2"`, `c file 0640 "1" = a user.a="1" user.b="2"`}, nil},
 	{"E20 replace one of two links", [][]Item{{F("a", "1"), H("b", "a")}, {F("a", "2")}}, []string{`a file "2"`, `b file "1"`}, nil},
 	{"E22 link to nothing", [][]Item{{F("a", "1")}, {H("b", "none")}}, nil, errdefs.ErrFailedPrecondition},
 	{"E25 directory to file", [][]Item{{D("n"), F("n/x", "1")}, {F("n", "2")}}, []string{`n file "2"`}, nil},

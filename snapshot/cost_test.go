@@ -1,0 +1,60 @@
+package snapshot_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// TestCost puts together layers that make every entry of the upper one look at many of the lower one (B9), and fails when
+// the time for that is not in proportion.
+func TestCost(t *testing.T) {
+	requireRoot(t)
+	const n = 4000
+	for _, row := range []struct {
+		testName string
+		lower    func(i int) []Item
+		upper    func(i int) []Item
+	}{
+		{"hard links to lower files with names", func(i int) []Item { return []Item{F(at("a", i), "1"), H(at("b", i), at("a", i))} },
+			func(i int) []Item { return []Item{H(at("c", i), at("a", i))} }},
+		{"opaque markers behind symlinks to one directory", func(i int) []Item { return []Item{D("t"), S(at("s", i), "t")} },
+			func(i int) []Item { return []Item{F(at("t/x", i), "1"), W(at("s", i) + "/.wh..wh..opq")} }},
+		{"links with one name behind a symlink", func(int) []Item { return []Item{D("t"), S("s", "t")} },
+			func(i int) []Item { return []Item{F("s/x", "1"), H(at("s/y", i), "s/x"), H(at("z", i), "s/x")} }},
+		{"whiteouts behind symlinks", func(i int) []Item { return []Item{D("t"), F(at("t/x", i), "1"), S(at("s", i), "t")} },
+			func(i int) []Item { return []Item{W(at("s", i) + "/.wh.x" + fmt.Sprint(i))} }},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			took := func(n int) time.Duration {
+				w := openAt(t, memoryDir(t), memory{})
+				var lower, upper []Item
+				for i := range n {
+					lower, upper = append(lower, row.lower(i)...), append(upper, row.upper(i)...)
+				}
+				var recs []metadata.Layer
+				for _, items := range [][]Item{lower, upper} {
+					rec, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
+					must(t, err)
+					recs = append(recs, rec)
+				}
+				start := time.Now()
+				_, err := w.Assemble(ctx, holder, digest.FromString("m"), recs, nil)
+				must(t, err)
+				return time.Since(start)
+			}
+			few, many := took(n/8), took(n)
+			t.Logf("%d: %v, %d: %v", n/8, few, n, many)
+			if many > 24*few && many > 2*time.Second {
+				t.Errorf("8 times the entries took %v, not %v", many, 8*few)
+			}
+		})
+	}
+}
+
+func at(name string, i int) string { return fmt.Sprintf("%s%d", name, i) }

@@ -88,11 +88,11 @@ func ingests(t testing.TB, k *TankRoot) map[digest.Digest]int64 {
 		if err != nil {
 			continue
 		}
-		ref, err := os.ReadFile(filepath.Join(dir, "ref"))
+		text, err := os.ReadFile(filepath.Join(dir, "state"))
 		if err != nil {
 			continue
 		}
-		if d := ingestDigest.Find(ref); d != nil {
+		if d := ingestDigest.Find(text); d != nil {
 			found[digest.Digest(d)] = st.Size()
 		}
 	}
@@ -188,8 +188,8 @@ func TestKillPoints(t *testing.T) {
 	})
 }
 
-// TestKillTwice: a pull that is killed again and again comes to its end, and fetches little more than the image.
-func TestKillTwice(t *testing.T) {
+// TestKillAgain: a pull that is killed again and again comes to its end, and fetches little more than the image.
+func TestKillAgain(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
 	ref := r.Ref("test/blobs:1")
@@ -206,8 +206,8 @@ func TestKillTwice(t *testing.T) {
 		kills++
 	}
 	CheckTree(t, "pull", f.tree, k.Pull(ref))
-	// Lost with each kill: what a range ahead of the others, in memory, or a pipe on the way here had.
-	if sent := r.Sent(); kills > 12 || sent > 3*f.total {
+	// Lost with each kill is what ranges ahead of the others had in memory, and what was on its way here.
+	if sent := r.Sent(); kills < 3 || float64(sent) > 2.5*float64(f.total) {
 		t.Errorf("%d kills, and %d bytes for an image of %d", kills, sent, f.total)
 	}
 	k.MustRun("check")
@@ -281,5 +281,58 @@ func TestInterrupt(t *testing.T) {
 				k.MustRun("check")
 			})
 		}
+	}
+}
+
+// TestKilledBeforeRecord: what a kill leaves between the renaming of a blob or a layer and its record does not stand in the way of the next
+// pull: a directory in layers/ that is recorded nowhere is passed by, a blob that is whole is not fetched again, and one that is not is.
+func TestKilledBeforeRecord(t *testing.T) {
+	e := New(t)
+	r, f := newBlobRegistry(t, e)
+	ref := r.Ref("test/blobs:1")
+	whole, broken := f.Layers[1], f.Layers[2]
+	rows := []struct {
+		name  string
+		leave func(t *testing.T, k *TankRoot)
+		not   digest.Digest // must not be fetched
+	}{
+		{"layers", func(t *testing.T, k *TankRoot) {
+			for id := range 20 {
+				fs := filepath.Join(k.Root, "layers", strconv.Itoa(id), "fs")
+				if err := os.MkdirAll(filepath.Join(fs, "left"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, ""},
+		{"whole blob", func(t *testing.T, k *TankRoot) { leaveBlob(t, k, whole.Digest, f.Blobs[whole.Digest]) }, whole.Digest},
+		{"broken blob", func(t *testing.T, k *TankRoot) { leaveBlob(t, k, broken.Digest, make([]byte, broken.Size)) }, ""},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			e.Use(t)
+			k := e.NewTank()
+			k.MustRun("images")
+			row.leave(t, k)
+			r.ResetLog()
+			res := k.Run("pull", "--progress", "none", ref)
+			if res.Code != 0 {
+				t.Fatalf("%s", res)
+			}
+			CheckTree(t, "pull", f.tree, strings.TrimSuffix(res.Stdout, "\n"))
+			for _, g := range r.BlobGets() {
+				if g.Blob() == row.not {
+					t.Errorf("fetched, though it was there: %s %s", g.Blob(), g.Range)
+				}
+			}
+			k.MustRun("check")
+		})
+	}
+}
+
+// leaveBlob puts a file where a blob belongs, as a commit does before the record.
+func leaveBlob(t *testing.T, k *TankRoot, d digest.Digest, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(blobFile(k.Root, d), b, 0o444); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -13,6 +13,18 @@ import (
 
 // mounts says how to mount a snapshot that stands on st. Nothing here mounts: containerd does.
 func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
+	ids, err := idOptions(sn.Key, sn.Labels)
+	if err != nil {
+		return nil, err
+	}
+	ms, err := s.plainMounts(ctx, sn, st)
+	for i := range ms {
+		ms[i].Options = append(ids, ms[i].Options...)
+	}
+	return ms, err
+}
+
+func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
 	fs := s.path("snapshots", sn.Dir, "fs")
 	lower := st.paths()
 	switch {

@@ -62,9 +62,13 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	if err != nil {
 		return nil, err
 	}
+	root, err := remapped(st.root, sn.Key, sn.Labels)
+	if err != nil {
+		return nil, err
+	}
 	staged := n.s.stage("snapshot")
 	if sn.Kind == metadata.Active || len(st.dirs) == 0 {
-		if err := makeUpper(staged, &st.root); err != nil {
+		if err := makeUpper(staged, &root); err != nil {
 			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", sn.Key, err), n.s.trash(staged))
 		}
 	} else {

@@ -54,10 +54,13 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	}
 	for _, p := range gone {
 		to := s.stage("swept")
-		if err := os.Rename(p, to); err != nil {
+		switch err := os.Rename(p, to); {
+		case errors.Is(err, os.ErrNotExist): // a removal was quicker: it waits for no sweep
+		case err != nil:
 			return stats, moved, err
+		default:
+			moved = append(moved, to)
 		}
-		moved = append(moved, to)
 	}
 	return stats, moved, nil
 }

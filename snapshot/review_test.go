@@ -1,0 +1,49 @@
+package snapshot_test
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// TestSweepBesideRemovals shows that a sweep is not troubled by removals, which move directories aside without waiting for it:
+// what it saw without a record may be gone when it comes to move it.
+func TestSweepBesideRemovals(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	sn := w.For(metadata.Containerd)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for n := range 4 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				key := fmt.Sprintf("%d-%d", n, i)
+				if _, err := sn.Prepare(ctx, key, ""); err != nil {
+					t.Error(err)
+					return
+				}
+				if err := sn.Remove(ctx, key); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}()
+	}
+	for range 300 {
+		if _, err := w.Sweep(ctx); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	wg.Wait()
+}

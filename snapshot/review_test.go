@@ -38,7 +38,7 @@ func TestSweepBesideRemovals(t *testing.T) {
 			}
 		}()
 	}
-	for range 300 {
+	for range 50 {
 		if _, err := w.Sweep(ctx); err != nil {
 			t.Error(err)
 			break

@@ -1,8 +1,8 @@
 package resolver
 
 // The rows of the table of what a registry may do to its client, D1 to D27, are tests that bear their number, in this file and in the others of
-// this package: D01, D03 and D21 in redirect_test.go, D02 and D18 in auth_test.go, D04 in redirect_test.go, D05, D06 and D09 to D15 in
-// resolver_test.go, D07, D08 and D20 in download_test.go, D25 in resolver_test.go (TestParseReference) and dockerconfig_test.go.
+// this package: D01, D03 and D21 in redirect_test.go, D02 in realm_test.go, D18 in token_test.go, D04 in redirect_test.go, D05, D06 and D09 to D15 in
+// resolver_test.go, D07 and D08 in download_test.go, D20 in slow_test.go, D25 in resolver_test.go (TestParseReference) and dockerconfig_test.go.
 //
 // Not the client's, and tested where they belong:
 //   - D16, an image that names a blob which was not served to it: package content, where a holder sees what it holds;

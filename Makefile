@@ -34,7 +34,8 @@ integration: build ## run the tests with real containerd, runc and registry (the
 race: ## run the tests of the packages under the race detector (needs cgo)
 	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
 
-fuzz: ## run every fuzz target for FUZZTIME
+fuzz: ## run every fuzz target, and the model of layers with fresh seeds, for FUZZTIME each
+	TANK_MODEL_SEEDS=$$(date +%s)000,1000000 TANK_MODEL_TIME=$(FUZZTIME) $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./snapshot
 	@grep -rlE '^func Fuzz' --include='*_test.go' --exclude-dir=integration . | xargs -n1 dirname | sort -u | while read -r dir; do \
 		grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | sed 's/^func //' | while read -r name; do \
 			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \

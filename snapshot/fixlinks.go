@@ -60,10 +60,10 @@ func (x *plan) link(e unpack.Entry, here string) error {
 	return nil
 }
 
-// hides says whether the layer itself makes a directory on the way to the path opaque.
+// hides says whether the layer itself takes away what the parent has at the path, by what it has on the way there.
 func (x *plan) hides(target string) bool {
-	for t, rest := x.layer, target; t != nil; {
-		if t.entry.Opaque {
+	for t, rest := x.layer, target; t != nil && rest != ""; {
+		if t.entry.Opaque || t.entry.Type != unpack.Dir {
 			return true
 		}
 		var name string
@@ -87,7 +87,7 @@ func (x *plan) namesOf(f *found, target string) ([]string, error) {
 	}
 	var names []string
 	for _, n := range all {
-		if own := x.layer.find(n); own != nil && own.entry.Type != unpack.Link {
+		if own := x.layer.find(n); own != nil && own.entry.Type != unpack.Link || x.hides(n) {
 			continue
 		}
 		seen, err := x.parent.lookup(n)

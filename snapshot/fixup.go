@@ -189,7 +189,7 @@ func (x *plan) implied(self *element, n *tree, here string, w where, below *foun
 		return nil
 	}
 	if w.moved {
-		x.emit(n.entry, here)
+		x.out.make(here) // carry knows its attributes
 	}
 	w.bare = true
 	return x.walk(self, n, here, w)

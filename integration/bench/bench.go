@@ -38,6 +38,7 @@ type options struct {
 	write   string
 	section string
 	goals   string
+	builds  string
 }
 
 // inner marks the process that works, in a mount namespace of its own; its value is the temporary directory.
@@ -57,6 +58,7 @@ func main() {
 	flag.StringVar(&o.write, "write", "", "`file` that gets the table, between the markers of the section")
 	flag.StringVar(&o.section, "section", "bench-pull", "`name` in the file's markers")
 	flag.StringVar(&o.goals, "goals", "", "ratio lines to print: comma-separated `ours/peer=time:cpu`, cpu may be empty")
+	flag.StringVar(&o.builds, "builds", "", "other builds of Tank to compare with: comma-separated `name=binary`")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -127,7 +129,7 @@ func work(dir string, o options) error {
 	if err != nil {
 		return err
 	}
-	all, err := selectContenders(o.only, progs)
+	all, err := selectContenders(o, progs)
 	if err != nil {
 		return err
 	}

@@ -54,10 +54,23 @@ func contenders() []contender {
 	}
 }
 
-// selectContenders returns those that are named, or all that can run here.
-func selectContenders(names string, p programs) ([]contender, error) {
+// selectContenders returns those that are named, or all that can run here. Other builds of Tank are named by their name.
+func selectContenders(o options, p programs) ([]contender, error) {
 	var picked []contender
-	all := contenders()
+	all, names := contenders(), o.only
+	for build := range strings.SplitSeq(o.builds, ",") {
+		name, path, ok := strings.Cut(build, "=")
+		if !ok {
+			continue
+		}
+		p[name] = path
+		all = append(all, contender{
+			name, "Tank `--no-sync`, " + name, []string{name}, func(*run) error { return nil }, pullWith(name, "--no-sync"), checkTank,
+		})
+		if names != "" {
+			names += "," + name
+		}
+	}
 	for _, c := range all {
 		if names != "" && !slices.Contains(strings.Split(names, ","), c.name) {
 			continue
@@ -116,10 +129,12 @@ func (r *run) endDaemons() {
 	}
 }
 
-func tankPull(flags ...string) func(*run, *meter) error {
+func tankPull(flags ...string) func(*run, *meter) error { return pullWith("tank", flags...) }
+
+func pullWith(build string, flags ...string) func(*run, *meter) error {
 	return func(r *run, m *meter) error {
 		args := append([]string{"pull", "--root", r.path("root"), "--progress", "none"}, flags...)
-		return m.pipe(r.command("tank", append(args, r.ref())...))
+		return m.pipe(r.command(build, append(args, r.ref())...))
 	}
 }
 

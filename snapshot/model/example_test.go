@@ -1,0 +1,21 @@
+package model_test
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/tank-snapshotter/tank/snapshot/model"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// What the parent has stays where a layer only implies it.
+func Example() {
+	lines, err := model.Apply([][]unpacktest.Item{
+		{unpacktest.D("d").Mode(0o700), unpacktest.F("d/old", "1")},
+		{unpacktest.F("d/new", "2"), unpacktest.W("d/.wh.old")},
+	})
+	fmt.Println(strings.Join(lines, "\n"), err)
+	// Output:
+	// d dir 0700
+	// d/new file "2" <nil>
+}

@@ -194,7 +194,6 @@ func TestExitCodes(t *testing.T) {
 		{"refused", 5, nil, []string{"pull", "127.0.0.1:1/test/x:1"}, []string{"127.0.0.1:1/test/x:1"}},
 		{"cut", 5, cutAll, []string{"pull", "REF"}, []string{"REF"}},
 		{"cut blob", 5, onBlob(layer.Digest, cut), []string{"pull", "REF"}, []string{"REF", short(layer.Digest)}},
-		{"503", 5, status(503), []string{"pull", "REF"}, []string{"REF"}},
 		{"lying digest header", 6, lying, []string{"pull", "REF"}, []string{"REF"}},
 		{"other bytes in a layer", 6, onBlob(layer.Digest, garbage(layer.Size)), []string{"pull", "REF"}, []string{"REF", short(layer.Digest)}},
 		{"other bytes in the config", 6, onBlob(config.Digest, garbage(config.Size)), []string{"pull", "REF"}, []string{"REF", short(config.Digest)}},
@@ -271,6 +270,40 @@ func runFailure(t *testing.T, k *TankRoot, faulty *Faulty, f Fixture, images map
 	}
 	if _, err := os.Lstat(dir); err == nil {
 		t.Errorf("%s was made", dir)
+	}
+}
+
+// TestWhatToDo: after its error a command says what to do about it, on a line of its own.
+func TestWhatToDo(t *testing.T) {
+	e := New(t)
+	r := e.NewRegistry()
+	f := OwnFixture(t)
+	r.Push(f.Layout, f.Ref, f.Name)
+	faulty := NewFaulty(t, r)
+	k := e.NewTank()
+	layer := f.Image.Layers[0]
+	for _, row := range []failure{
+		{"offline", 3, nil, []string{"pull", "--offline", "HOST/none:1"}, nil},
+		{"no such tag", 3, nil, []string{"pull", "HOST/none:1"}, nil},
+		{"inspect of nothing", 3, nil, []string{"inspect", "HOST/none:1"}, nil},
+		{"denied", 4, status(401), []string{"pull", "REF"}, nil},
+		{"network", 5, nil, []string{"pull", "127.0.0.1:1/test/x:1"}, nil},
+		{"other bytes", 6, onBlob(layer.Digest, garbage(layer.Size)), []string{"pull", "REF"}, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			e.Use(t)
+			var args []string
+			for _, a := range row.args[1:] {
+				args = append(args, strings.NewReplacer("REF", faulty.Ref(f.Name), "HOST", faulty.Addr+"/test").Replace(a))
+			}
+			faulty.Answer(row.fault)
+			res := k.Run(row.args[0], args...)
+			faulty.Answer(nil)
+			_, after, _ := strings.Cut(res.Stderr, "tank-snapshotter: ")
+			if lines := strings.Split(strings.TrimSpace(after), "\n"); res.Code != row.code || len(lines) < 2 {
+				t.Errorf("want exit %d and a line that says what to do: %s", row.code, res)
+			}
+		})
 	}
 }
 

@@ -73,7 +73,7 @@ func newBlobRegistry(t *testing.T, e *Env) (*Registry, blobFixture) {
 }
 
 // slowRate makes a pull of the image take about a second.
-const slowRate = 4 << 20
+const slowRate = 6 << 20
 
 // ingests are how many bytes of which blob lie in ingest/.
 func ingests(t testing.TB, k *TankRoot) map[digest.Digest]int64 {
@@ -145,8 +145,8 @@ func (p killPoint) await(t testing.TB, r *Registry, total int64, pull *Process) 
 }
 
 var (
-	manyPoints = []killPoint{{0, 0}, {0, 30 * time.Millisecond}, {0.05, 0}, {0.15, 0}, {0.3, 0}, {0.45, 0}, {0.6, 0}, {0.75, 0}, {0.9, 0}, {0.97, 0},
-		{1, 0}, {1, 10 * time.Millisecond}, {1, 25 * time.Millisecond}, {1, 50 * time.Millisecond}, {1, 100 * time.Millisecond}}
+	manyPoints = []killPoint{{0, 30 * time.Millisecond}, {0.05, 0}, {0.2, 0}, {0.4, 0}, {0.6, 0}, {0.75, 0}, {0.9, 0}, {0.97, 0},
+		{1, 10 * time.Millisecond}, {1, 25 * time.Millisecond}, {1, 50 * time.Millisecond}, {1, 100 * time.Millisecond}}
 	fewPoints = []killPoint{{0.1, 0}, {0.5, 0}, {0.9, 0}, {1, 20 * time.Millisecond}}
 )
 

@@ -1,6 +1,7 @@
 package tank
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -180,6 +181,9 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 	if err != nil {
 		return r, err
 	}
+	if err := t.writeLayout(); err != nil { // before the blobs of what it named are gone
+		return r, err
+	}
 	blobs, err := t.content.Sweep(ctx)
 	if err != nil {
 		return r, err
@@ -241,11 +245,15 @@ func (t *Tank) writeLayout() error {
 	return t.writeJSON(ocispec.ImageIndexFile, index)
 }
 
-// writeJSON replaces a file of the root. It is not synced: the next change writes it again from the records.
+// writeJSON replaces a file of the root, if it says something else. It is not synced: whoever opens the root next writes it
+// again from the records.
 func (t *Tank) writeJSON(name string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
+	}
+	if old, err := os.ReadFile(filepath.Join(t.root, name)); err == nil && bytes.Equal(old, b) {
+		return nil
 	}
 	tmp := filepath.Join(t.root, "staging", name)
 	if err := os.WriteFile(tmp, b, 0o644); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -389,8 +390,13 @@ func holdClosure(tx *metadata.Tx, ref string, target ocispec.Descriptor, indexes
 func untag(tx *metadata.Tx, rec metadata.Image) error {
 	old := rec.Ref
 	rec.Ref, rec.Untagged = old+"@"+rec.Target.Digest.String(), true
-	if _, err := tx.Image(rec.Ref); err == nil {
-		return tx.DeleteImage(old) // it was left behind before, and came back, and holds the same
+	if before, err := tx.Image(rec.Ref); err == nil { // it was left before, and came back
+		rec.Untagged = before.Untagged
+		for _, p := range before.Platforms {
+			if !slices.ContainsFunc(rec.Platforms, func(q metadata.Platform) bool { return q.Manifest.Digest == p.Manifest.Digest }) {
+				rec.Platforms = append(rec.Platforms, p)
+			}
+		}
 	}
 	if err := tx.PutImage(rec); err != nil {
 		return err

@@ -102,7 +102,10 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	t.snapshots, err = snapshot.Open(root, t.db, t.content, &snapshot.Options{
 		Unpack: unpack.Options{Unprivileged: os.Geteuid() != 0},
 	})
-	return t, err
+	if err != nil {
+		return nil, err
+	}
+	return t, t.writeLayout()
 }
 
 // own makes the root's directory and locks it.

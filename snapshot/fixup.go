@@ -278,6 +278,9 @@ func (x *plan) emit(e unpack.Entry, at string) bool {
 	if own := x.layer.find(at); own != nil && own.entry.Type != unpack.Whiteout && e.Path != at && e.Seq > 0 && own.entry.Seq > e.Seq {
 		return false
 	}
+	if other := x.out.find(at); other != nil && e.Seq > 0 && other.entry.Seq > e.Seq {
+		return false // two symbolic links lead there, and this came first
+	}
 	e.Path, e.Implied, e.Inode = at, false, ""
 	x.out.make(at).entry = e
 	return true

@@ -192,6 +192,8 @@ var stackRows = []stackRow{
 		[]string{"lib symlink -> usr/lib", "usr dir", "usr/lib dir", `usr/lib/x file "1"`, `usr/lib/y file "1" = usr/lib/x`, `z file "1" = usr/lib/x`}, nil},
 	{"E26 a directory that is only implied behind a symlink", [][]Item{{S("b", "/a")}, {F("b/a/b", "1"), D("a/a").Mode(0o700)}},
 		[]string{"a dir @0", "a/a dir 0700", `a/a/b file "1"`, "b symlink -> /a"}, nil},
+	{"E26 a file behind two symlinks", [][]Item{{D("a"), S("c", "a"), S("d", "a")}, {F("d/x", "1"), F("c/x", "2"), F("c/y", "3"), F("d/y", "4")}},
+		[]string{"a dir", `a/x file "2"`, `a/y file "4"`, "c symlink -> a", "d symlink -> a"}, nil},
 	{"E27 implied directory over a file", [][]Item{{F("n", "1")}, {F("n/a/b", "2")}}, []string{"n dir @0", "n/a dir @0", `n/a/b file "2"`}, nil},
 	{"E28 attributes of a directory are replaced", [][]Item{{D("d").Mode(0o700).Owner(5, 5).Xattr("user.x", "1"), F("d/x", "1")}, {D("d")}},
 		[]string{"d dir", `d/x file "1"`}, nil},

@@ -270,6 +270,8 @@ func (a *applier) link(dir, base string, i unpacktest.Item) error {
 	switch {
 	case err != nil:
 		return err
+	case w.lower && target.layer == a.layer && target.kind != nothing:
+		return undecided("a hard link that a symlink of the layers below leads to what this one has")
 	case a.entered[target]:
 		return undecided("a hard link to a file with markers below it")
 	case a.followed[target]:

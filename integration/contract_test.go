@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -304,6 +305,28 @@ func TestWhatToDo(t *testing.T) {
 				t.Errorf("want exit %d and a line that says what to do: %s", row.code, res)
 			}
 		})
+	}
+}
+
+// TestBadLayerBesideOthers: a bad layer ends the pull at once with its own exit code and message, whatever else is on its way then.
+func TestBadLayerBesideOthers(t *testing.T) {
+	e := New(t)
+	r := e.NewRegistry()
+	bad := blobLayer{gzipped(t, bytes.Repeat([]byte("no tar "), 1000)), digest.FromBytes(bytes.Repeat([]byte("no tar "), 1000))}
+	slow := gzipLayer(t, file("slow", 0o644, random(1, 2<<20)))
+	large := gzipLayer(t, file("large", 0o644, random(2, 13<<20)))
+	img := rawImage(t, slow, large, bad)
+	r.PushBuilt(img, "test/bad:1")
+	for i := range 12 {
+		k := e.NewTank()
+		r.SetRate(int64(i%4) << 20) // the failure meets the others at other moments
+		start := time.Now()
+		res := k.Run("pull", "--progress", "none", r.Ref("test/bad:1"))
+		if took := time.Since(start); res.Code != 6 || !strings.Contains(res.Stderr, img.Layers[2].Digest.Encoded()[:12]) || took > 2*time.Second {
+			t.Errorf("%d, after %v: want exit 6 and %s named: %s", i, took, img.Layers[2].Digest, res)
+		}
+		r.SetRate(0)
+		k.MustRun("check")
 	}
 }
 

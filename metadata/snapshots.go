@@ -14,8 +14,8 @@ func (tx *Tx) Snapshot(key string) (s Snapshot, err error) {
 
 // PutSnapshot writes the record of a snapshot. Its parent must exist (errdefs.ErrNotFound).
 func (tx *Tx) PutSnapshot(s Snapshot) error {
-	if err := checkName("snapshot", s.Key); err != nil {
-		return err
+	if err := checkName("snapshot", s.Key+string(SnapshotHolder(""))); err != nil {
+		return err // also when only its holder would be too long
 	}
 	if old, err := tx.Snapshot(s.Key); err == nil && old.Parent != s.Parent {
 		if err := tx.bolt.Bucket(bucketChildren).Delete(join(old.Parent, s.Key)); err != nil {

@@ -130,10 +130,15 @@ func (tx *Tx) Keys(k Kind, after string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(nodeBuckets[k]), nil, after, limit)
 }
 
-// NextID returns a number that this root never returned before. It names directories.
-func (tx *Tx) NextID() (uint64, error) { return tx.bolt.Bucket(bucketMeta).NextSequence() }
+// TakeIDs returns the first of n numbers that nobody took before. They name directories, so they have to be taken in a
+// transaction of their own: one that fails would give them back while a directory has the name.
+func (tx *Tx) TakeIDs(n uint64) (first uint64, err error) {
+	b := tx.bolt.Bucket(bucketMeta)
+	first = b.Sequence() + 1
+	return first, b.SetSequence(b.Sequence() + n)
+}
 
-// SkipIDs has NextID return only numbers after last.
+// SkipIDs has TakeIDs return only numbers after last.
 func (tx *Tx) SkipIDs(last uint64) error {
 	b := tx.bolt.Bucket(bucketMeta)
 	if b.Sequence() >= last {

@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // labelLayerDigest comes with the Prepare of a layer when containerd is told to pass annotations.
@@ -25,6 +26,9 @@ const labelLayerDigest = "containerd.io/snapshot/cri.layer-digest"
 // while it arrived, and returns its diff ID as a descriptor. errdefs.ErrNotImplemented for mounts that are not the
 // store's or whose snapshot holds something already: another differ serves them.
 func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {
+	if !unpack.Supported(desc.MediaType) {
+		return ocispec.Descriptor{}, fmt.Errorf("apply: media type %.100q: %w", desc.MediaType, errdefs.ErrNotImplemented)
+	}
 	if dir, ok := s.owned(mounts, "layers"); ok {
 		return s.applyStaged(ctx, desc, dir)
 	}
@@ -52,7 +56,7 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 			return fmt.Errorf("snapshot %s: not active: %w", key, errdefs.ErrFailedPrecondition)
 		}
 		if sn.Layer != "" && sn.Layer != rec.Key {
-			return fmt.Errorf("snapshot %s: another layer was applied: %w", key, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("snapshot %s: another layer was applied: %w", key, errdefs.ErrNotImplemented)
 		}
 		sn.Layer = rec.Key
 		if err := tx.PutSnapshot(sn); err != nil {

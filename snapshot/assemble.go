@@ -28,26 +28,30 @@ type AssembleOptions struct {
 // when there is none or it is not what its seal says.
 func (s *Store) Rootfs(_ context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
 	n := metadata.RootfsNode(manifest)
-	if s.suspect(n) {
-		err := s.intact(s.rootfsPath(manifest), s.rootfsPath(manifest)+".seal")
-		if err != nil {
-			return "", fmt.Errorf("rootfs %s: %w: %w", manifest, err, errdefs.ErrNotFound)
-		}
-		s.trusted(n)
-	}
-	if _, err := os.Stat(s.rootfsPath(manifest)); err != nil {
-		return "", fmt.Errorf("rootfs %s: directory: %w", manifest, errdefs.ErrNotFound)
-	}
 	holds := false
-	err := s.db.View(func(tx *metadata.Tx) error {
+	var rec metadata.Rootfs
+	err := s.db.View(func(tx *metadata.Tx) (err error) {
 		holds = tx.Holds(holder, n)
-		_, err := tx.Rootfs(manifest)
+		rec, err = tx.Rootfs(manifest)
 		return err
 	})
-	if err == nil && !holds {
+	if err != nil {
+		return "", err
+	}
+	path := s.rootfsPath(manifest)
+	if s.suspect(n) {
+		if err := s.intact(path, path+".seal"); err != nil {
+			return "", fmt.Errorf("rootfs %s: %w: %w", manifest, err, errdefs.ErrNotFound)
+		}
+		s.trusted(n, rootfsVersion(rec))
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("rootfs %s: directory: %w", manifest, errdefs.ErrNotFound)
+	}
+	if !holds {
 		err = s.db.Update(func(tx *metadata.Tx) error { return tx.Hold(holder, n) })
 	}
-	return s.rootfsPath(manifest), err
+	return path, err
 }
 
 func (s *Store) rootfsPath(manifest digest.Digest) string {
@@ -243,17 +247,15 @@ func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	// A broken rootfs may still have its record: the record goes first.
+	// A broken rootfs may still have its record, which says from now on that nobody knows what is there.
 	n := metadata.RootfsNode(rec.Manifest)
-	var holders []metadata.Holder
 	err := s.db.Update(func(tx *metadata.Tx) error {
-		holders = tx.Holders(n)
-		for _, h := range holders {
-			if err := tx.Release(h, n); err != nil {
-				return err
-			}
+		old, err := tx.Rootfs(rec.Manifest)
+		if errdefs.IsNotFound(err) {
+			return nil
 		}
-		return nil
+		old.Durable = false
+		return errors.Join(err, tx.PutRootfs(old))
 	})
 	if err != nil {
 		return err
@@ -273,19 +275,14 @@ func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.
 		if err := tx.PutRootfs(rec); err != nil {
 			return err
 		}
-		for _, h := range append(holders, holder) {
-			if err := tx.Hold(h, n); err != nil {
-				return err
-			}
-		}
-		return nil
+		return tx.Hold(holder, n)
 	})
 	if err != nil {
 		return errors.Join(err, s.trash(path, path+".seal"))
 	}
 	s.replaced(n)
 	if !rec.Durable {
-		s.syncer.add(n)
+		s.syncer.add(n, rootfsVersion(rec))
 	}
 	return nil
 }

@@ -25,11 +25,9 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
-	var usage snapshots.Usage
-	if sn.Kind == metadata.Active && sn.Layer == "" {
-		if usage, err = n.s.du(ctx, sn); err != nil {
-			return err
-		}
+	usage, written, err := n.s.written(ctx, sn)
+	if err != nil {
+		return err
 	}
 	var committed metadata.Snapshot
 	left := ""
@@ -37,7 +35,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		if sn, err = n.held(tx, key); err != nil {
 			return err
 		}
-		committed, left, err = n.committed(tx, sn, name, base, usage)
+		committed, left, err = n.committed(tx, sn, name, base, usage, written)
 		if err != nil {
 			return err
 		}
@@ -65,6 +63,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 
 // committed is the record that a commit writes; left is the directory that it no longer needs.
 func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name string, base snapshots.Info, usage snapshots.Usage,
+	written bool,
 ) (c metadata.Snapshot, left string, err error) {
 	if sn.Kind != metadata.Active {
 		return c, "", fmt.Errorf("snapshot %s: not active: %w", sn.Key, errdefs.ErrFailedPrecondition)
@@ -90,12 +89,31 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 	if err != nil {
 		return c, "", err
 	}
-	c.Size, c.Inodes = rec.Size, rec.Inodes
 	if !rec.Needs {
 		c.Fixup = metadata.NoFixup
 	}
+	if written {
+		c.Size, c.Inodes = usage.Size+rec.Size, usage.Inodes+rec.Inodes
+		return c, "", nil
+	}
+	c.Size, c.Inodes = rec.Size, rec.Inodes
 	left, c.Dir = c.Dir, ""
 	return c, left, nil
+}
+
+// written looks at what an active snapshot's own directory holds: everything, unless a layer was applied; then, as a rule,
+// nothing.
+func (s *Store) written(ctx context.Context, sn metadata.Snapshot) (u snapshots.Usage, written bool, err error) {
+	if sn.Kind != metadata.Active || sn.Dir == "" {
+		return u, false, nil
+	}
+	if sn.Layer != "" {
+		if pristine, err := s.pristine(sn.Dir); err != nil || pristine {
+			return u, false, err
+		}
+	}
+	u, err = s.du(ctx, sn)
+	return u, true, err
 }
 
 // disown deletes a snapshot's directory, whose record no longer names it.

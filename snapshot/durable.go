@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -25,23 +26,23 @@ type syncer struct {
 	// mu guards the fields below; cond is signalled when a round is over.
 	mu      sync.Mutex
 	cond    *sync.Cond
-	pending map[metadata.Node]struct{}
+	pending map[metadata.Node]string // which version of it: a layer's directory, a rootfs's time
 	rounds  int
 	err     error // of the last round
 	closed  bool
 }
 
 func newSyncer(s *Store) *syncer {
-	y := &syncer{s: s, kick: make(chan struct{}, 1), hurry: make(chan struct{}, 1), done: make(chan struct{}), pending: map[metadata.Node]struct{}{}}
+	y := &syncer{s: s, kick: make(chan struct{}, 1), hurry: make(chan struct{}, 1), done: make(chan struct{}), pending: map[metadata.Node]string{}}
 	y.cond = sync.NewCond(&y.mu)
 	go y.loop()
 	return y
 }
 
 // add says that a record is provisional. Nobody waits.
-func (y *syncer) add(n metadata.Node) {
+func (y *syncer) add(n metadata.Node, version string) {
 	y.mu.Lock()
-	y.pending[n] = struct{}{}
+	y.pending[n] = version
 	y.mu.Unlock()
 }
 
@@ -99,10 +100,7 @@ func (y *syncer) loop() {
 		case <-y.hurry:
 		}
 		y.mu.Lock()
-		nodes := make([]metadata.Node, 0, len(y.pending))
-		for n := range y.pending {
-			nodes = append(nodes, n)
-		}
+		nodes := maps.Clone(y.pending)
 		y.mu.Unlock()
 		err := y.s.makeDurable(nodes)
 		if err != nil {
@@ -111,8 +109,10 @@ func (y *syncer) loop() {
 		y.mu.Lock()
 		y.rounds++
 		if y.err = err; err == nil {
-			for _, n := range nodes {
-				delete(y.pending, n)
+			for n, version := range nodes {
+				if y.pending[n] == version {
+					delete(y.pending, n)
+				}
 			}
 		}
 		y.cond.Broadcast()
@@ -130,8 +130,8 @@ func (y *syncer) close() error {
 	return nil
 }
 
-// makeDurable syncs the file system and then says so in the records that are still there.
-func (s *Store) makeDurable(nodes []metadata.Node) error {
+// makeDurable syncs the file system and then says so in the records that are still there and still of that version.
+func (s *Store) makeDurable(nodes map[metadata.Node]string) error {
 	if len(nodes) == 0 {
 		return nil
 	}
@@ -139,17 +139,17 @@ func (s *Store) makeDurable(nodes []metadata.Node) error {
 		return err
 	}
 	return s.db.Update(func(tx *metadata.Tx) error {
-		for _, n := range nodes {
+		for n, version := range nodes {
 			var err error
 			if n.Kind == metadata.KindRootfs {
 				var r metadata.Rootfs
-				if r, err = tx.Rootfs(digest.Digest(n.Key)); err == nil {
+				if r, err = tx.Rootfs(digest.Digest(n.Key)); err == nil && rootfsVersion(r) == version {
 					r.Durable = true
 					err = tx.PutRootfs(r)
 				}
 			} else {
 				var l metadata.Layer
-				if l, err = tx.Layer(n.Key); err == nil {
+				if l, err = tx.Layer(n.Key); err == nil && l.Dir == version {
 					l.Durable = true
 					err = tx.PutLayer(l)
 				}
@@ -161,6 +161,9 @@ func (s *Store) makeDurable(nodes []metadata.Node) error {
 		return nil
 	})
 }
+
+// rootfsVersion tells a rootfs from one that was assembled in its place.
+func rootfsVersion(r metadata.Rootfs) string { return r.Created.Format(time.RFC3339Nano) }
 
 func (s *Store) syncfs() error {
 	f, err := os.Open(s.root)

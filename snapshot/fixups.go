@@ -6,16 +6,26 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
+// errReleased says that a fix-up that was there when it was looked for has lost its last holder since.
+var errReleased = errors.New("released meanwhile")
+
 // ensureFixup finds out what a committed snapshot's layer needs above its parent, makes it, and records it. The
 // snapshots below must have theirs. It returns the record as it is then.
 func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
-	defer s.locks.lock(key)()
+	defer s.locks.lock("snapshot/" + key)()
+	for {
+		if sn, err := s.makeFixup(ctx, key); !errors.Is(err, errReleased) {
+			return sn, err
+		}
+	}
+}
+
+func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
 	sn, err := s.snapshot(key)
 	if err != nil || sn.Fixup != "" || sn.Layer == "" {
 		return sn, err
@@ -49,6 +59,10 @@ func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot,
 func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer, set func(*metadata.Snapshot)) (sn metadata.Snapshot, err error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
+	dir, err := s.newDir()
+	if err != nil {
+		return sn, err
+	}
 	moved := ""
 	err = s.db.Update(func(tx *metadata.Tx) error {
 		if sn, err = tx.Snapshot(key); err != nil {
@@ -59,11 +73,10 @@ func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer, set 
 			return err
 		}
 		if _, err := tx.Layer(fixup); err != nil {
-			id, err := tx.NextID()
-			if err != nil {
-				return err
+			if staged == "" {
+				return errReleased
 			}
-			made.Dir = strconv.FormatUint(id, 10)
+			made.Dir = dir
 			moved = s.path("layers", made.Dir)
 			if err := os.Rename(staged, moved); err != nil {
 				return err
@@ -78,7 +91,7 @@ func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer, set 
 	case err != nil && moved != "":
 		err = errors.Join(err, s.trash(moved))
 	case moved != "":
-		s.syncer.add(metadata.LayerNode(fixup))
+		s.syncer.add(metadata.LayerNode(fixup), dir)
 	case staged != "":
 		err = errors.Join(err, s.trash(staged))
 	}

@@ -27,6 +27,18 @@ func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]
 func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
 	fs := s.path("snapshots", sn.Dir, "fs")
 	lower := st.paths()
+	if sn.Kind == metadata.Active && sn.Dir != "" && sn.Layer != "" { // a layer was applied
+		rec, err := s.layer(sn.Layer)
+		if err != nil {
+			return nil, err
+		}
+		if rec, err = s.trustLayer(ctx, rec); err != nil {
+			return nil, err
+		}
+		if !rec.Empty {
+			lower = append([]string{s.path("layers", rec.Dir, "fs")}, lower...)
+		}
+	}
 	switch {
 	case sn.Kind == metadata.Active && sn.Dir == "":
 		return s.stagedMounts(ctx, sn)

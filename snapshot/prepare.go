@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -130,7 +129,13 @@ func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapsho
 	defer n.s.gate.RUnlock()
 	sn.Created = time.Now().UTC()
 	sn.Updated = sn.Created
-	err := n.s.db.Update(func(tx *metadata.Tx) error {
+	var err error
+	if staged != "" {
+		if sn.Dir, err = n.s.newDir(); err != nil {
+			return sn, err
+		}
+	}
+	err = n.s.db.Update(func(tx *metadata.Tx) error {
 		if _, err := tx.Snapshot(sn.Key); err == nil {
 			return fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
 		}
@@ -138,11 +143,6 @@ func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapsho
 			return err
 		}
 		if staged != "" {
-			id, err := tx.NextID()
-			if err != nil {
-				return err
-			}
-			sn.Dir = strconv.FormatUint(id, 10)
 			if err := os.Rename(staged, n.s.path("snapshots", sn.Dir)); err != nil {
 				return err
 			}
@@ -181,13 +181,18 @@ func (s *Store) ensureViewRoot(sn metadata.Snapshot, st *stack) (metadata.Snapsh
 	if key == "" {
 		return sn, nil
 	}
-	defer s.locks.lock(key)()
-	staged, made := "", metadata.Layer{}
-	if _, err := s.layer(key); err != nil {
-		if staged, made, err = s.buildTree(newTree([]unpack.Entry{st.root}), nil); err != nil {
-			return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
+	defer s.locks.lock("root/" + key)()
+	for {
+		staged, made := "", metadata.Layer{}
+		if _, err := s.layer(key); err != nil {
+			if staged, made, err = s.buildTree(newTree([]unpack.Entry{st.root}), nil); err != nil {
+				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
+			}
+		}
+		made.Key = key
+		now, err := s.recordFixup(sn.Key, key, staged, made, func(sn *metadata.Snapshot) { sn.Root = key })
+		if !errors.Is(err, errReleased) {
+			return now, err
 		}
 	}
-	made.Key = key
-	return s.recordFixup(sn.Key, key, staged, made, func(sn *metadata.Snapshot) { sn.Root = key })
 }

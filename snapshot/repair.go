@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -50,11 +49,11 @@ func (s *Store) Doubt(manifest digest.Digest, diffIDs []digest.Digest) error {
 }
 
 // trusted says that the node was found to be what its seal says. Nothing says yet that it is on the disk.
-func (s *Store) trusted(n metadata.Node) {
+func (s *Store) trusted(n metadata.Node, version string) {
 	s.mu.Lock()
 	delete(s.suspects, n)
 	s.mu.Unlock()
-	s.syncer.add(n)
+	s.syncer.add(n, version)
 	s.settleSoon()
 }
 
@@ -87,7 +86,7 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 	if err != nil {
 		return rec, fmt.Errorf("layer %s: %w", rec.Key, err)
 	}
-	s.trusted(n)
+	s.trusted(n, rec.Dir)
 	return rec, nil
 }
 
@@ -175,16 +174,16 @@ func (s *Store) swap(rec *metadata.Layer, staged string) error {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	old := rec.Dir
-	err := s.db.Update(func(tx *metadata.Tx) error {
+	dir, err := s.newDir()
+	if err != nil {
+		return err
+	}
+	err = s.db.Update(func(tx *metadata.Tx) error {
 		now, err := tx.Layer(rec.Key)
 		if err != nil {
 			return err
 		}
-		id, err := tx.NextID()
-		if err != nil {
-			return err
-		}
-		now.Dir, now.Durable = strconv.FormatUint(id, 10), false
+		now.Dir, now.Durable = dir, false
 		if err := os.Rename(staged, s.path("layers", now.Dir)); err != nil {
 			return err
 		}

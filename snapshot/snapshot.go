@@ -37,7 +37,8 @@ import (
 
 // Blobs is where a Store reads layers from.
 type Blobs interface {
-	// Open reads a blob's bytes from the beginning, and follows it while it is still being written.
+	// Open reads a blob's bytes from the beginning, and follows it while it is still being written. Close, which may come twice, ends a
+	// Read that waits.
 	Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error)
 	// Size says whether the whole blob is here.
 	Size(d digest.Digest) (int64, bool)
@@ -53,7 +54,8 @@ type Layer struct {
 type Options struct {
 	// Unpack is how layers are extracted. The zero value is right for root with root's rights.
 	Unpack unpack.Options
-	// Unpacks is how many layers are unpacked at once; most of them wait for their download. 0 means 16.
+	// Unpacks is how many layers whose blobs are here are unpacked at once. Those that are being downloaded come on top. 0
+	// means 16.
 	Unpacks int
 	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with. 0 means
 	// 100 ms, less than 0 that nothing is synced but by Sync.
@@ -72,7 +74,7 @@ type Store struct {
 	unpacks *unpacks
 	syncer  *syncer
 	locks   keyLock
-	left    []string               // in staging when the store was opened
+	ids     ids
 	wg      sync.WaitGroup         // background work: fix-ups, deletions
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
@@ -80,8 +82,9 @@ type Store struct {
 	// gate keeps a sweep away from directories that are in place but not recorded yet.
 	gate sync.RWMutex
 
-	// mu guards dirs and suspects.
+	// mu guards what follows.
 	mu       sync.Mutex
+	left     []string                   // in staging when the store was opened, and not deleted by a sweep yet
 	dirs     map[string]string          // name under snapshots/ -> snapshot key
 	suspects map[metadata.Node]struct{} // provisional records that another process left
 }

@@ -27,7 +27,10 @@ func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	}
 	stats, moved, err := s.moveUnrecorded()
 	trash, terr := s.stagedNames("trash-") // of deletions that go on in the background: who sweeps wants the space now
+	s.mu.Lock()
 	trash = append(trash, s.left...)
+	s.left = nil
+	s.mu.Unlock()
 	return stats, errors.Join(err, terr, s.removeEach(ctx, append(moved, trash...)))
 }
 

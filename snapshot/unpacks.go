@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -126,13 +125,16 @@ func (u *unpacks) forget(j *unpackJob) {
 // run does the job. A job that did not get its bytes is forgotten; the next ingest or claim begins a new one.
 func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	defer close(j.done)
-	select {
-	case u.slots <- struct{}{}:
-		defer func() { <-u.slots }()
-	case <-ctx.Done():
-		j.err = ctx.Err()
-		u.forget(j)
-		return
+	// What follows a download mostly waits for it, and must not keep from their work those whose blobs are here.
+	if _, here := u.s.blobs.Size(j.layer.Blob.Digest); here {
+		select {
+		case u.slots <- struct{}{}:
+			defer func() { <-u.slots }()
+		case <-ctx.Done():
+			j.err = ctx.Err()
+			u.forget(j)
+			return
+		}
 	}
 	j.err = u.s.unpack(ctx, j)
 	j.finished = time.Now()
@@ -174,21 +176,6 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 	return nil
 }
 
-// readTar has read the tar stream of a blob while it is hashed. The digest of the blob itself is the ingest's to verify,
-// and its stream ends only when that did: so the blob is read to its end.
-func readTar(mediaType string, blob io.Reader, hash io.Writer, read func(tar io.Reader) error) error {
-	tar, err := unpack.Decompress(mediaType, blob)
-	if err != nil {
-		return err
-	}
-	defer tar.Close()
-	if err := read(io.TeeReader(tar, hash)); err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, blob)
-	return err
-}
-
 // hasLayer says whether an intact layer with this diff ID is recorded.
 func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
 	if diffID == "" {
@@ -209,7 +196,7 @@ func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
 }
 
 // extract unpacks a blob into a new directory of staging and seals it.
-func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.Reader, digester digest.Digester) error {
+func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, digester digest.Digester) error {
 	name := j.layer.DiffID
 	if name == "" {
 		name = j.layer.Blob.Digest
@@ -332,6 +319,10 @@ func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) err
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	defer s.unpacks.forget(j)
+	dir, err := s.newDir()
+	if err != nil {
+		return rec, false, err
+	}
 	moved := false
 	err = s.db.Update(func(tx *metadata.Tx) error {
 		if rec, err = tx.Layer(metadata.LayerKey(j.diffID)); err == nil {
@@ -341,12 +332,8 @@ func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) err
 		if j.dir == "" {
 			return nil
 		}
-		id, err := tx.NextID()
-		if err != nil {
-			return err
-		}
 		rec = j.record
-		rec.Dir = strconv.FormatUint(id, 10)
+		rec.Dir = dir
 		if err := os.Rename(j.dir, s.path("layers", rec.Dir)); err != nil {
 			if errors.Is(err, os.ErrNotExist) {
 				return nil // another claimer of the job was quicker, and its layer has gone since
@@ -361,9 +348,9 @@ func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) err
 	})
 	switch {
 	case err != nil && moved:
-		err = errors.Join(err, s.trash(s.path("layers", rec.Dir)))
+		err = errors.Join(err, s.trash(s.path("layers", dir)))
 	case moved:
-		s.syncer.add(metadata.LayerNode(rec.Key))
+		s.syncer.add(metadata.LayerNode(rec.Key), rec.Dir)
 	case j.dir != "":
 		err = errors.Join(err, s.trash(j.dir))
 	}

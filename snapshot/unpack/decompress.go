@@ -41,6 +41,12 @@ var mediaTypes = map[string]compression{
 	"application/vnd.docker.image.rootfs.foreign.diff.tar.zstd":    zstded,
 }
 
+// Supported tells whether blobs of the media type are layers that Decompress can read.
+func Supported(mediaType string) bool {
+	_, known := mediaTypes[mediaType]
+	return known
+}
+
 // Decompress returns the tar stream in a layer's blob. What the blob is, gzip of several members, zstd of several frames
 // with skippable ones between them, or a plain tar, is recognised by its first bytes and has to agree with the media type:
 // a gzip or zstd type also takes a plain tar, as other clients do, but nothing else; a plain type takes no compressed

@@ -39,6 +39,7 @@ type options struct {
 	section string
 	goals   string
 	builds  string
+	quiet   float64
 }
 
 // inner marks the process that works, in a mount namespace of its own; its value is the temporary directory.
@@ -59,6 +60,7 @@ func main() {
 	flag.StringVar(&o.section, "section", "bench-pull", "`name` in the file's markers")
 	flag.StringVar(&o.goals, "goals", "", "ratio lines to print: comma-separated `ours/peer=time:cpu`, cpu may be empty")
 	flag.StringVar(&o.builds, "builds", "", "other builds of Tank to compare with: comma-separated `name=binary`")
+	flag.Float64Var(&o.quiet, "quiet", 0, "repeat, at most ten times, a run during which others took more than this `percent` of the CPUs; 0: never")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -175,7 +177,7 @@ func (b *bench) rounds(all []contender) (map[string][]sample, error) {
 	for round := range b.opts.rounds {
 		for i := range all {
 			c := all[(i+round)%len(all)]
-			s, err := b.once(c)
+			s, err := b.quietly(c)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
@@ -185,6 +187,23 @@ func (b *bench) rounds(all []contender) (map[string][]sample, error) {
 		}
 	}
 	return res, nil
+}
+
+// quietly is once, repeated while others use the machine too much, if that is asked for. The quietest run counts.
+func (b *bench) quietly(c contender) (best sample, err error) {
+	for try := range 11 {
+		s, err := b.once(c)
+		if err != nil {
+			return s, err
+		}
+		if try == 0 || s.noise() < best.noise() {
+			best = s
+		}
+		if b.opts.quiet == 0 || best.noise() <= b.opts.quiet {
+			break
+		}
+	}
+	return best, nil
 }
 
 // once makes a file system, has the contender pull into it, and drops it.

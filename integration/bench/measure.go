@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,11 @@ type sample struct {
 	rss       int64         // peaks in bytes, the sum over its processes
 	disk      int64         // bytes, blobs included
 	elsewhere time.Duration // CPU time of the machine that neither the contender nor the registry took
+}
+
+// noise is the share of the CPUs that others took, in percent.
+func (s sample) noise() float64 {
+	return 100 * s.elsewhere.Seconds() / (s.wall.Seconds() * float64(runtime.NumCPU()))
 }
 
 // tick is USER_HZ, which is the same on every Linux that Go runs on.

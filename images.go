@@ -127,10 +127,12 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 		return err
 	}
 	name := parsed.String()
-	t.mu.Lock()
-	running := t.pulls[name] > 0
-	t.mu.Unlock()
+	t.images.Lock()
+	defer t.images.Unlock()
 	err = t.db.Update(func(tx *metadata.Tx) error {
+		t.mu.Lock()
+		running := t.pulls[name]
+		t.mu.Unlock()
 		err := tx.DeleteImage(name)
 		if running || (err != nil && !errdefs.IsNotFound(err)) {
 			return err
@@ -161,6 +163,8 @@ type Reclaimed struct {
 // GC deletes the images that their tags have left, and then every byte that nothing holds.
 func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 	var r Reclaimed
+	t.images.Lock()
+	defer t.images.Unlock()
 	err := t.db.Update(func(tx *metadata.Tx) error {
 		r.Images = 0
 		images, err := tx.Images("", -1)

@@ -3,6 +3,7 @@ package tank
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -83,6 +84,8 @@ type pull struct {
 	opts   PullOptions
 	want   platforms.MatchComparer
 	holder metadata.Holder
+	// hasTurn says that no other pull of the reference runs: the pull's holder is this pull's own.
+	hasTurn bool
 }
 
 // Pull brings an image here and assembles its root filesystem. A tag is always followed, unless Offline.
@@ -127,23 +130,17 @@ func (p *pull) log(format string, args ...any) {
 }
 
 func (p *pull) run(ctx context.Context) (*Image, error) {
-	rec, err := p.recorded()
-	if err != nil && !errdefs.IsNotFound(err) {
-		return nil, err
-	}
-	found := err == nil
-	missing := "image"
-	if found {
-		missing = p.missing(rec)
-	}
 	if p.opts.Offline {
+		img, missing, err := p.cachedInTurn(ctx, "")
 		if missing != "" {
 			return nil, &NotCached{Ref: p.ref.String(), Missing: missing}
 		}
-		return p.cached(ctx, rec)
+		return img, err
 	}
-	if missing == "" && p.ref.Digest() != "" && !p.opts.Refresh {
-		return p.cached(ctx, rec) // a digest does not move
+	if d := p.ref.Digest(); d != "" && !p.opts.Refresh { // a digest does not move
+		if img, missing, err := p.cachedInTurn(ctx, d); missing == "" {
+			return img, err
+		}
 	}
 	hostsDir, remove, err := p.t.hostsDir(&p.opts)
 	if err != nil {
@@ -160,10 +157,26 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if missing == "" && target.Digest == rec.Target.Digest && !p.opts.Refresh {
-		return p.cached(ctx, rec)
+	unlock, err := p.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	p.hasTurn = true
+	if !p.opts.Refresh {
+		if img, missing, err := p.cached(ctx, target.Digest); missing == "" {
+			return img, err
+		}
 	}
 	return p.fetch(ctx, r, target)
+}
+
+// turn waits until no other pull of the reference runs.
+func (p *pull) turn(ctx context.Context) (unlock func(), err error) {
+	if unlock, err = p.t.refs.lock(ctx, p.ref.String()); err != nil {
+		return nil, fmt.Errorf("image %s: %w", p.ref, err)
+	}
+	return unlock, nil
 }
 
 // recorded returns the record of the reference.
@@ -202,6 +215,16 @@ func (p *pull) missing(rec metadata.Image) string {
 	return ""
 }
 
+// asked is the platform that was asked for.
+func (p *pull) asked() ocispec.Platform {
+	if p.opts.Platform != "" {
+		if spec, err := platforms.Parse(p.opts.Platform); err == nil {
+			return spec
+		}
+	}
+	return platforms.DefaultSpec()
+}
+
 func platformName(s string) string {
 	if s == "" {
 		return platforms.Format(platforms.DefaultSpec())
@@ -209,8 +232,52 @@ func platformName(s string) string {
 	return s
 }
 
-// cached answers from a complete record. A rootfs that is not there, or not intact, is assembled from the blobs.
-func (p *pull) cached(ctx context.Context, rec metadata.Image) (*Image, error) {
+// errTurn says that an answer takes work for which no other pull of the reference may run.
+var errTurn = errors.New("not this pull's turn")
+
+// cachedInTurn is cached, and waits for other pulls of the reference only if there is something to do. It does not wait
+// while it keeps images from being removed: the pull that it waits for may need that too.
+func (p *pull) cachedInTurn(ctx context.Context, target digest.Digest) (*Image, string, error) {
+	img, missing, err := p.cached(ctx, target)
+	if !errors.Is(err, errTurn) {
+		return img, missing, err
+	}
+	unlock, err := p.turn(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	defer unlock()
+	p.hasTurn = true
+	defer func() { p.hasTurn = false }()
+	return p.cached(ctx, target)
+}
+
+// cached answers from the record, if that is complete and, unless target is "", for target; else it says what is missing. A
+// rootfs that is not there, or not intact, is assembled from the blobs. No image is removed meanwhile.
+func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, missing string, err error) {
+	p.t.images.RLock()
+	defer p.t.images.RUnlock()
+	rec, err := p.recorded()
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, "image", nil
+	case err != nil:
+		return nil, "", err
+	case target != "" && target != rec.Target.Digest:
+		return nil, "image " + target.String(), nil
+	}
+	if missing := p.missing(rec); missing != "" {
+		return nil, missing, nil
+	}
+	img, err = p.answer(ctx, rec)
+	if err == nil && !p.opts.NoSync {
+		err = p.t.snapshots.Sync(ctx) // what an earlier pull did not wait for
+	}
+	return img, "", err
+}
+
+// answer makes the answer from a complete record.
+func (p *pull) answer(ctx context.Context, rec metadata.Image) (*Image, error) {
 	p.log("using cached %s (%s)", p.ref, rec.Target.Digest)
 	c := p.platform(rec)
 	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
@@ -218,19 +285,27 @@ func (p *pull) cached(ctx context.Context, rec metadata.Image) (*Image, error) {
 	if img.Config, err = content.ReadBlob(ctx, p.t.content, c.Config); err != nil {
 		return nil, fmt.Errorf("image %s: config: %w", p.ref, err)
 	}
-	if p.opts.NoRootfs {
+	if !p.opts.NoRootfs {
+		img.Rootfs, err = p.t.snapshots.Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest)
+	}
+	if err == nil && !rec.Untagged && (p.opts.NoRootfs || c.Rootfs) {
 		return img, nil
 	}
-	if img.Rootfs, err = p.t.snapshots.Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest); err == nil || !errdefs.IsNotFound(err) {
-		return img, err
+	if err != nil && !errdefs.IsNotFound(err) {
+		return nil, err
+	}
+	if !p.hasTurn {
+		return nil, errTurn
 	}
 	err = p.alive(func() error {
-		layers, err := p.unpack(ctx, *c)
-		if err != nil {
-			return err
-		}
-		if img.Rootfs, err = p.assemble(ctx, *c, layers); err != nil {
-			return err
+		if !p.opts.NoRootfs && img.Rootfs == "" {
+			layers, err := p.unpack(ctx, *c)
+			if err != nil {
+				return err
+			}
+			if img.Rootfs, err = p.assemble(ctx, *c, layers); err != nil {
+				return err
+			}
 		}
 		return p.record(rec.Target, nil, *c)
 	})
@@ -244,14 +319,12 @@ func (p *pull) alive(fn func() error) error {
 		return p.t.db.Update(func(tx *metadata.Tx) error { return tx.Renew(ref, time.Now()) })
 	}
 	p.t.mu.Lock()
-	p.t.pulls[ref]++
+	p.t.pulls[ref] = true
 	p.t.mu.Unlock()
 	defer func() {
 		p.t.mu.Lock()
 		defer p.t.mu.Unlock()
-		if p.t.pulls[ref]--; p.t.pulls[ref] == 0 {
-			delete(p.t.pulls, ref)
-		}
+		delete(p.t.pulls, ref)
 	}()
 	if err := renew(); err != nil {
 		return err
@@ -294,6 +367,9 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 		img = &Image{
 			Ref: p.ref.String(), Digest: target.Digest, Manifest: fetched.Manifest.Digest,
 			Config: fetched.ConfigBytes, Cached: fetched.Fetched == 0, Rootfs: u.rootfs,
+		}
+		if c.Platform.OS == "" { // the config does not say, so it is what was asked for
+			c.Platform = p.asked()
 		}
 		if !p.opts.NoRootfs && img.Rootfs == "" {
 			if img.Rootfs, err = p.assemble(ctx, c, u.records(c)); err != nil {
@@ -345,7 +421,7 @@ func (p *pull) record(target ocispec.Descriptor, indexes []ocispec.Descriptor, c
 			}
 			rec = metadata.Image{Ref: ref, Created: now}
 		}
-		rec.Target, rec.Updated = target, now
+		rec.Target, rec.Updated, rec.Untagged = target, now, false
 		all := []metadata.Platform{c}
 		for _, old := range rec.Platforms {
 			if old.Manifest.Digest == c.Manifest.Digest {
@@ -358,28 +434,37 @@ func (p *pull) record(target ocispec.Descriptor, indexes []ocispec.Descriptor, c
 		if err := tx.PutImage(rec); err != nil {
 			return err
 		}
-		if err := holdClosure(tx, ref, target, indexes, c); err != nil {
+		if err := p.holdClosure(tx, target, indexes, all[0]); err != nil {
 			return err
 		}
-		if err := tx.MoveHolds(p.holder, metadata.ImageHolder(ref)); err != nil {
-			return err
-		}
-		p.t.mu.Lock()
-		others := p.t.pulls[ref] > 1
-		p.t.mu.Unlock()
-		if others {
-			return nil // another pull of the reference goes on under the same holder
-		}
-		return tx.EndPull(ref)
+		return tx.EndPull(ref) // with what it gathered of other images, before the tag moved
 	})
 }
 
-// holdClosure has the image hold every blob of a platform. What the pull came to hold beyond that moves with MoveHolds.
-func holdClosure(tx *metadata.Tx, ref string, target ocispec.Descriptor, indexes []ocispec.Descriptor, c metadata.Platform) error {
-	h := metadata.ImageHolder(ref)
+// holdClosure has the image hold what belongs to a platform: its blobs, its rootfs, and its layers where they are kept.
+func (p *pull) holdClosure(tx *metadata.Tx, target ocispec.Descriptor, indexes []ocispec.Descriptor, c metadata.Platform) error {
+	h := metadata.ImageHolder(p.ref.String())
 	blobs := append([]ocispec.Descriptor{target, c.Manifest, c.Config}, c.Layers...)
 	for _, d := range append(blobs, indexes...) {
 		if err := tx.Hold(h, metadata.BlobNode(d.Digest)); err != nil {
+			return err
+		}
+	}
+	if c.Rootfs {
+		if err := tx.Hold(h, metadata.RootfsNode(c.Manifest.Digest)); err != nil {
+			return err
+		}
+	}
+	for _, d := range c.DiffIDs {
+		n := metadata.LayerNode(metadata.LayerKey(d))
+		var err error
+		switch {
+		case c.Rootfs && !p.t.daemon && tx.Holds(h, n):
+			err = tx.Release(h, n) // a rootfs takes their place
+		case (!c.Rootfs || p.t.daemon) && tx.Holds(p.holder, n):
+			err = tx.Hold(h, n)
+		}
+		if err != nil {
 			return err
 		}
 	}

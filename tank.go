@@ -52,9 +52,15 @@ type Tank struct {
 	tokens    *resolver.TokenCache // shared by all pulls
 	flights   *resolver.Flights    // so that two pulls download nothing twice
 
-	// mu guards pulls: how many pulls of a reference run.
+	// refs has one pull of a reference run at a time.
+	refs refLocks
+
+	// images is held for reading while an answer is made from a record, and for writing while records are removed.
+	images sync.RWMutex
+
+	// mu guards pulls: the references of which a pull runs.
 	mu    sync.Mutex
-	pulls map[string]int
+	pulls map[string]bool
 
 	// layout serializes the writing of index.json.
 	layout sync.Mutex
@@ -72,7 +78,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
 		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
 	}
-	t := &Tank{root: root, pulls: map[string]int{}, tokens: resolver.NewTokenCache(), flights: resolver.NewFlights()}
+	t := &Tank{root: root, pulls: map[string]bool{}, tokens: resolver.NewTokenCache(), flights: resolver.NewFlights()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())

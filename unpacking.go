@@ -2,7 +2,6 @@ package tank
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -20,17 +19,18 @@ import (
 type unpacking struct {
 	p      *pull
 	ctx    context.Context //nolint:containedctx // lives as long as the one call of fetch that made it
-	cancel context.CancelCauseFunc
+	cancel context.CancelFunc
 	group  sync.WaitGroup
 	rootfs string // an intact one that is here, so that nothing has to be unpacked
 
 	mu   sync.Mutex // guards the fields below
 	want map[digest.Digest][]snapshot.Layer
 	recs map[digest.Digest]metadata.Layer // by diff ID
+	err  error                            // what ended the work
 }
 
 func newUnpacking(ctx context.Context, p *pull) *unpacking {
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancel(ctx)
 	return &unpacking{
 		p: p, ctx: ctx, cancel: cancel, want: map[digest.Digest][]snapshot.Layer{}, recs: map[digest.Digest]metadata.Layer{},
 	}
@@ -76,7 +76,7 @@ func (u *unpacking) layer(blob ocispec.Descriptor) error {
 			defer u.group.Done()
 			rec, err := u.p.t.snapshots.Unpack(u.ctx, u.p.holder, l)
 			if err != nil {
-				u.cancel(fmt.Errorf("image %s: %w", u.p.ref, err))
+				u.fail(fmt.Errorf("image %s: %w", u.p.ref, err))
 				return
 			}
 			u.mu.Lock()
@@ -87,20 +87,24 @@ func (u *unpacking) layer(blob ocispec.Descriptor) error {
 	return nil
 }
 
+// fail ends the fetch. The first cause counts; what others then fail with comes of it.
+func (u *unpacking) fail(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.err == nil {
+		u.err = err
+	}
+	u.cancel()
+}
+
 // wait returns when all layers are unpacked, with the error that ended the work, if one did. err is the fetch's.
 func (u *unpacking) wait(err error) error {
 	if err != nil {
-		u.cancel(err)
+		u.fail(err)
 	}
 	u.group.Wait()
-	if cause := context.Cause(u.ctx); cause != nil {
-		if err == nil || errors.Is(err, context.Canceled) {
-			return cause // what ended the fetch, or came after it
-		}
-		return err
-	}
-	u.cancel(nil)
-	return nil
+	u.cancel()
+	return u.err
 }
 
 // records are the layers of the platform, lowest first.

@@ -68,6 +68,9 @@ func (v *View) Writer(_ context.Context, opts ...content.WriterOpt) (content.Wri
 	}
 	if o.Desc.Digest != "" {
 		_, err := v.hit(o.Desc.Digest)
+		if errdefs.IsNotFound(err) {
+			err = v.adopt(o.Desc.Digest)
+		}
 		if err == nil {
 			return nil, fmt.Errorf("blob %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
 		}

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/status"
 )
 
 // Admin is what Tank's commands ask of the process that owns a root.
@@ -177,7 +179,10 @@ var _ Admin = (*Client)(nil)
 // Dial connects to a socket and asks which root is behind it. Errors have the class that gRPC gives them,
 // errdefs.ErrUnavailable when nobody answers.
 func Dial(ctx context.Context, socket string) (*Client, error) {
-	conn, err := grpc.NewClient("unix:"+socket,
+	conn, err := grpc.NewClient("passthrough:///tank", // a path is not to be read as a URL
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.CallContentSubtype(codec{}.Name()), grpc.MaxCallRecvMsgSize(1<<30)))
 	if err != nil {
@@ -193,8 +198,24 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 }
 
 func (c *Client) call(ctx context.Context, method string, req, reply any) error {
-	return errgrpc.ToNative(c.conn.Invoke(ctx, "/"+serviceName+"/"+method, req, reply))
+	return native(c.conn.Invoke(ctx, "/"+serviceName+"/"+method, req, reply))
 }
+
+// native gives an error the class that it had on the other side, and the message, which names the class already.
+func native(err error) error {
+	if err == nil {
+		return nil
+	}
+	return remoteError{status.Convert(err).Message(), errgrpc.ToNative(err)}
+}
+
+type remoteError struct {
+	message string
+	class   error
+}
+
+func (e remoteError) Error() string { return e.message }
+func (e remoteError) Unwrap() error { return e.class }
 
 // Root returns the root that the process told of when it was dialed.
 func (c *Client) Root() string { return c.root }

@@ -153,7 +153,7 @@ func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (
 	defer cancel()
 	stream, err := c.conn.NewStream(ctx, &adminService.Streams[0], "/"+serviceName+"/Pull")
 	if err != nil {
-		return nil, errgrpc.ToNative(err)
+		return nil, native(err)
 	}
 	var mu sync.Mutex // one message at a time
 	say := func(m pullMessage) {
@@ -168,7 +168,7 @@ func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (
 		case errors.Is(err, io.EOF):
 			return nil, fmt.Errorf("pull %s: no answer: %w", req.Ref, io.ErrUnexpectedEOF)
 		case err != nil:
-			return nil, errgrpc.ToNative(err)
+			return nil, native(err)
 		case reply.Image != nil:
 			return reply.Image, nil
 		case reply.Ask != nil:

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
@@ -58,17 +59,20 @@ type Options struct {
 type Server struct {
 	grpc  *grpc.Server
 	drain time.Duration
+	calls calls
 }
 
 // New makes a server. It does not listen yet.
 func New(opts *Options) *Server {
+	s := &Server{drain: opts.Drain}
+	s.calls.idle.L = &s.calls.mu
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
-		grpc.UnaryInterceptor(containUnary),
-		grpc.StreamInterceptor(containStream),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
 	)
-	s := &Server{grpc: g, drain: opts.Drain}
+	s.grpc = g
 	if s.drain == 0 {
 		s.drain = drainTime
 	}
@@ -105,8 +109,13 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 			return nil
 		})
 	}
-	return g.Wait()
+	err := g.Wait()
+	s.calls.wait() // also for those that were cut off: what they work on is closed next
+	return err
 }
+
+// Idle returns when no call runs. More are answered meanwhile.
+func (s *Server) Idle() { s.calls.wait() }
 
 func (s *Server) stop() {
 	if s.drain > 0 {
@@ -116,12 +125,45 @@ func (s *Server) stop() {
 	s.grpc.GracefulStop()
 }
 
-func containUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+// calls counts the calls that run.
+type calls struct {
+	mu   sync.Mutex // guards n
+	n    int
+	idle sync.Cond // signalled when n is 0
+}
+
+func (c *calls) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+}
+
+func (c *calls) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n--; c.n == 0 {
+		c.idle.Broadcast()
+	}
+}
+
+func (c *calls) wait() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.n > 0 {
+		c.idle.Wait()
+	}
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
+	s.calls.begin()
+	defer s.calls.end()
 	defer contain(ctx, info.FullMethod, &err)
 	return next(ctx, req)
 }
 
-func containStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	s.calls.begin()
+	defer s.calls.end()
 	defer contain(stream.Context(), info.FullMethod, &err)
 	return next(srv, stream)
 }

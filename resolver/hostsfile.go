@@ -3,6 +3,7 @@ package resolver
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
@@ -24,7 +25,7 @@ func localPaths(v any) error {
 	case map[string]any:
 		for key, sub := range v {
 			check := localPaths
-			if key == "ca" || key == "client" {
+			if strings.EqualFold(key, "ca") || strings.EqualFold(key, "client") { // as TOML's decoder matches fields
 				check = localPath
 			}
 			if err := check(sub); err != nil {

@@ -101,6 +101,7 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	if s.opts.SyncDelay == 0 {
 		s.opts.SyncDelay = 100 * time.Millisecond
 	}
+	s.opts.UserXattr = s.opts.UserXattr || s.opts.Unpack.Unprivileged // who may not write trusted.*
 	s.opts.Unpack.UserXattr = s.opts.UserXattr
 	for _, dir := range []string{"layers", "rootfs", "snapshots", "staging"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {

@@ -18,6 +18,14 @@ const (
 	exitContent  = 6 // content that fails verification or is not allowed, and faults found by check
 )
 
+// hints say what to do, where the command does not know it better.
+var hints = map[int]string{
+	exitNotFound: "Is the name right? `images` lists what is here.",
+	exitDenied:   "Log in to the registry with `docker login`, whose credentials are used, or ask its owner for access.",
+	exitNetwork:  "Check the network and the registry's name. --plain-http is for registries without TLS, --offline for what is here.",
+	exitContent:  "Nothing of what failed verification was kept. Try again later, or tell who serves the image.",
+}
+
 // usageError is an error of the command line.
 type usageError struct{ error }
 

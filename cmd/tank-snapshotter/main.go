@@ -38,8 +38,8 @@ func run(args []string) int {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tank-snapshotter:", err)
-		if c.hint != "" {
-			fmt.Fprintln(os.Stderr, c.hint)
+		if hint := first(c.hint, hints[exitCode(err)]); hint != "" {
+			fmt.Fprintln(os.Stderr, hint)
 		}
 	}
 	return exitCode(err)

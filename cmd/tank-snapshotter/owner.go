@@ -37,10 +37,14 @@ func (c *cli) with(ctx context.Context, f func(plugin.Admin) error) error {
 	if err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := (time.Time{}); ; {
+		began := time.Now()
 		again, err := c.attempt(ctx, root, first(s.HostsDir, defaultHosts), f)
 		if !again || ctx.Err() != nil {
 			return err
+		}
+		if deadline.IsZero() || time.Since(began) > patience/2 { // it was served until just now
+			deadline = time.Now().Add(patience)
 		}
 		if time.Now().After(deadline) {
 			c.hint = "Another process owns this root and does not answer. Is it hanging?"
@@ -95,6 +99,7 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 	server := plugin.New(&plugin.Options{Admin: own, Drain: -1})
 	go func() { served <- server.Serve(serving, listener) }()
 	err = f(own)
+	server.Idle()
 	stop()
 	if e := <-served; err == nil && e != nil {
 		err = localError{e}

@@ -85,7 +85,6 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 	client := plugin.PullClient{
 		Report: report, Credentials: credentials, HostsDir: first(hostsDir, s.HostsDir, defaultHosts),
 	}
-	var image *plugin.PulledImage
 	err = c.with(cmd.Context(), func(svc plugin.Admin) error {
 		if _, own := svc.(*local); !own {
 			// Whoever owns the root opens no path of this command's: what it needs of our files, it is sent.
@@ -93,22 +92,21 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 				return err
 			}
 		}
-		var err error
-		image, err = svc.Pull(cmd.Context(), req, client)
-		return err
+		image, err := svc.Pull(cmd.Context(), req, client)
+		if err != nil {
+			return err
+		}
+		if to != "" {
+			if image.Rootfs, err = cloneTo(cmd.Context(), image.Rootfs, to); err != nil {
+				return err
+			}
+		}
+		return printImage(cmd.OutOrStdout(), image, asJSON) // before what others asked of this process keeps it
 	})
 	if req.Offline && errdefs.IsNotFound(err) {
 		c.hint = "Pull it once without --offline."
 	}
-	if err != nil {
-		return err
-	}
-	if to != "" {
-		if image.Rootfs, err = cloneTo(cmd.Context(), image.Rootfs, to); err != nil {
-			return err
-		}
-	}
-	return printImage(cmd.OutOrStdout(), image, asJSON)
+	return err
 }
 
 // writable refuses early a directory for --to that holds something.

@@ -1,0 +1,61 @@
+package content
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// adopt records and holds a blob whose bytes lie in their place without a record, as a kill leaves them right before the
+// record is written. They are hashed again, because nothing says whether they ever reached the disk. errdefs.ErrNotFound
+// when there are none, or others.
+func (v *View) adopt(d digest.Digest) error {
+	b, came, err := v.adoptFile(d)
+	if err == nil && came {
+		v.held(b)
+	}
+	return err
+}
+
+func (v *View) adoptFile(d digest.Digest) (b metadata.Blob, came bool, err error) {
+	v.s.gate.RLock()
+	defer v.s.gate.RUnlock()
+	path := v.s.Path(d)
+	f, err := openFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return b, false, fmt.Errorf("blob %s: %w", d, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return b, false, fmt.Errorf("blob %s: %w: %w", d, err, errdefs.ErrNotFound)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return b, false, err
+	}
+	if !fi.Mode().IsRegular() {
+		return b, false, fmt.Errorf("blob %s: not a file: %w", d, errdefs.ErrNotFound)
+	}
+	got, err := d.Algorithm().FromReader(f)
+	if err != nil || got != d {
+		return b, false, fmt.Errorf("blob %s: what lies there is something else: %w", d, errdefs.ErrNotFound)
+	}
+	if err := v.s.hooks.syncFile(f); err != nil {
+		return b, false, err
+	}
+	if err := v.s.hooks.syncDir(filepath.Dir(path)); err != nil {
+		return b, false, err
+	}
+	if now, err := os.Lstat(path); err != nil || !os.SameFile(fi, now) {
+		return b, false, fmt.Errorf("blob %s: replaced meanwhile: %w", d, errdefs.ErrNotFound)
+	}
+	b, _, came, err = v.record(d, fi.Size(), nil)
+	return b, came, err
+}

@@ -164,7 +164,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	defer unlock()
 	p.hasTurn = true
 	if !p.opts.Refresh {
-		if img, missing, err := p.cached(ctx, target.Digest); missing == "" {
+		if img, missing, err := p.cachedInTurn(ctx, target.Digest); missing == "" {
 			return img, err
 		}
 	}
@@ -239,17 +239,20 @@ var errTurn = errors.New("not this pull's turn")
 // while it keeps images from being removed: the pull that it waits for may need that too.
 func (p *pull) cachedInTurn(ctx context.Context, target digest.Digest) (*Image, string, error) {
 	img, missing, err := p.cached(ctx, target)
-	if !errors.Is(err, errTurn) {
-		return img, missing, err
+	if errors.Is(err, errTurn) {
+		unlock, terr := p.turn(ctx)
+		if terr != nil {
+			return nil, "", terr
+		}
+		defer unlock()
+		p.hasTurn = true
+		defer func() { p.hasTurn = false }()
+		img, missing, err = p.cached(ctx, target)
 	}
-	unlock, err := p.turn(ctx)
-	if err != nil {
-		return nil, "", err
+	if err == nil && missing == "" {
+		p.log("using cached %s (%s)", p.ref, img.Digest) // outside the lock, since the caller may do anything in it
 	}
-	defer unlock()
-	p.hasTurn = true
-	defer func() { p.hasTurn = false }()
-	return p.cached(ctx, target)
+	return img, missing, err
 }
 
 // cached answers from the record, if that is complete and, unless target is "", for target; else it says what is missing. A
@@ -278,7 +281,6 @@ func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, mi
 
 // answer makes the answer from a complete record.
 func (p *pull) answer(ctx context.Context, rec metadata.Image) (*Image, error) {
-	p.log("using cached %s (%s)", p.ref, rec.Target.Digest)
 	c := p.platform(rec)
 	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
 	var err error

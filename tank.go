@@ -111,6 +111,9 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.daemon {
+		t.snapshots.CompareAll()
+	}
 	return t, t.writeLayout()
 }
 

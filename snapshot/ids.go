@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"os"
 	"strconv"
 	"sync"
 
@@ -17,20 +18,35 @@ type ids struct {
 	next, end uint64
 }
 
-// newDir returns a name below layers/ or snapshots/ that nothing ever had. Not to be called inside a transaction.
+// newDir returns a name below layers/ and snapshots/ that nothing has. Not to be called inside a transaction.
 func (s *Store) newDir() (string, error) {
 	s.ids.mu.Lock()
 	defer s.ids.mu.Unlock()
-	if s.ids.next == s.ids.end {
-		if err := s.db.Update(func(tx *metadata.Tx) (err error) {
-			s.ids.next, err = tx.TakeIDs(idBlock)
-			return err
-		}); err != nil {
-			s.ids.next, s.ids.end = 0, 0
-			return "", err
+	for {
+		if s.ids.next == s.ids.end {
+			if err := s.takeIDs(); err != nil {
+				return "", err
+			}
 		}
-		s.ids.end = s.ids.next + idBlock
+		s.ids.next++
+		name := strconv.FormatUint(s.ids.next-1, 10)
+		if !exists(s.path("layers", name)) && !exists(s.path("snapshots", name)) { // as after the loss of the database
+			return name, nil
+		}
 	}
-	s.ids.next++
-	return strconv.FormatUint(s.ids.next-1, 10), nil
+}
+
+func (s *Store) takeIDs() error {
+	return s.db.Update(func(tx *metadata.Tx) error {
+		first, err := tx.TakeIDs(idBlock)
+		if err == nil {
+			s.ids.next, s.ids.end = first, first+idBlock
+		}
+		return err
+	})
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }

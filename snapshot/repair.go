@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -46,6 +48,32 @@ func (s *Store) Doubt(manifest digest.Digest, diffIDs []digest.Digest) error {
 		s.suspects[n] = struct{}{}
 	}
 	return nil
+}
+
+// CompareAll compares in the background what another process left provisional, so that a Prepare need not wait for it.
+func (s *Store) CompareAll() {
+	s.mu.Lock()
+	suspects := slices.Collect(maps.Keys(s.suspects))
+	s.mu.Unlock()
+	if len(suspects) == 0 {
+		return
+	}
+	s.background("comparison", func(ctx context.Context) error {
+		var errs []error
+		for _, n := range suspects {
+			if ctx.Err() != nil || n.Kind != metadata.KindLayer {
+				continue
+			}
+			rec, err := s.layer(n.Key)
+			if err == nil {
+				_, err = s.trustLayer(ctx, rec)
+			}
+			if !errdefs.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // trusted says that the node was found to be what its seal says. Nothing says yet that it is on the disk.

@@ -74,7 +74,7 @@ type stackBuilder struct {
 
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	if sn.Dir != "" { // with a layer, what was written after it was applied
-		b.push("snapshot/"+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), sn.Layer == "", true)
+		b.push("snapshot/"+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, true)
 	}
 	if sn.Layer == "" {
 		return nil

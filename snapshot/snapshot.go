@@ -54,8 +54,8 @@ type Layer struct {
 type Options struct {
 	// Unpack is how layers are extracted. The zero value is right for root with root's rights.
 	Unpack unpack.Options
-	// Unpacks is how many layers whose blobs are here are unpacked at once. Those that are being downloaded come on top. 0
-	// means 16.
+	// Unpacks is how many layers whose blobs are here are unpacked at once. Four times as many that are being downloaded
+	// come on top. 0 means 16.
 	Unpacks int
 	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with. 0 means
 	// 100 ms, less than 0 that nothing is synced but by Sync.

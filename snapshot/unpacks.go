@@ -21,14 +21,19 @@ import (
 // unclaimedLife is how long a finished unpack waits in staging for somebody who wants it.
 const unclaimedLife = 10 * time.Minute
 
+// followFactor is how many more layers are unpacked while they are downloaded than when they are here.
+const followFactor = 4
+
 // maxAnnounced bounds what is remembered of announcements; a pull has at most a few hundred layers.
 const maxAnnounced = 8192
 
 // unpacks runs one unpack for each blob that somebody wants, while the blob is being downloaded.
 type unpacks struct {
 	s     *Store
-	slots chan struct{}
-	wg    sync.WaitGroup
+	slots chan struct{} // for layers whose blobs are here
+	// following are the slots for layers that are being downloaded, each of which takes up to 2 MB.
+	following chan struct{}
+	wg        sync.WaitGroup
 
 	// mu guards jobs and announced.
 	mu        sync.Mutex
@@ -51,7 +56,7 @@ type unpackJob struct {
 
 func newUnpacks(s *Store) *unpacks {
 	return &unpacks{
-		s: s, slots: make(chan struct{}, s.opts.Unpacks),
+		s: s, slots: make(chan struct{}, s.opts.Unpacks), following: make(chan struct{}, followFactor*s.opts.Unpacks),
 		jobs: map[digest.Digest]*unpackJob{}, announced: map[digest.Digest]Layer{},
 	}
 }
@@ -126,15 +131,17 @@ func (u *unpacks) forget(j *unpackJob) {
 func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	defer close(j.done)
 	// What follows a download mostly waits for it, and must not keep from their work those whose blobs are here.
+	slots := u.following
 	if _, here := u.s.blobs.Size(j.layer.Blob.Digest); here {
-		select {
-		case u.slots <- struct{}{}:
-			defer func() { <-u.slots }()
-		case <-ctx.Done():
-			j.err = ctx.Err()
-			u.forget(j)
-			return
-		}
+		slots = u.slots
+	}
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+		j.err = ctx.Err()
+		u.forget(j)
+		return
 	}
 	j.err = u.s.unpack(ctx, j)
 	j.finished = time.Now()

@@ -179,9 +179,9 @@ func (g *gzipReader) Read(p []byte) (int, error) {
 // begin reads the header of a member.
 func (g *gzipReader) begin(z *gzip.Reader) (err error) {
 	if z == nil {
-		z, err = gzip.NewReader(g.src)
+		z, err = gzip.NewReader(g.src.Reader)
 	} else {
-		err = z.Reset(g.src)
+		err = z.Reset(g.src.Reader)
 	}
 	if err != nil {
 		if err == io.EOF {

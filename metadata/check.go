@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"fmt"
+	"runtime/debug"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -10,7 +11,14 @@ import (
 
 // Check reports every broken invariant of the file: pages, records without holders, holds without records, indexes that
 // disagree, images and snapshots whose closure has gaps. Each fault is of class errdefs.ErrDataLoss.
-func (db *DB) Check(report func(error)) error {
+func (db *DB) Check(report func(error)) (err error) {
+	defer func() { // pages so damaged that they can't be walked are a fault as well
+		if errdefs.IsDataLoss(err) {
+			report(err)
+			err = nil
+		}
+	}()
+	defer guard(debug.SetPanicOnFault(true), &err)
 	fault := func(format string, args ...any) {
 		report(fmt.Errorf("metadata: "+format+": %w", append(args, errdefs.ErrDataLoss)...))
 	}

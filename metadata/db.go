@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -77,8 +78,9 @@ func Open(path string, opts *Options) (*DB, error) {
 	return db, nil
 }
 
-func openFile(path string, o Options) (*bolt.DB, error) {
-	b, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: o.Timeout, FreelistType: bolt.FreelistMapType, NoSync: o.NoSync})
+func openFile(path string, o Options) (b *bolt.DB, err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
+	b, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: o.Timeout, FreelistType: bolt.FreelistMapType, NoSync: o.NoSync})
 	switch {
 	case err == nil:
 		return b, nil
@@ -122,7 +124,8 @@ func syncDir(path string) error {
 }
 
 // migrate brings the file to this schema: so far only from nothing.
-func (db *DB) migrate() error {
+func (db *DB) migrate() (err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
 	return db.bolt.Update(func(tx *bolt.Tx) error {
 		for _, name := range buckets {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -144,14 +147,25 @@ func (db *DB) migrate() error {
 // Close closes the file. It waits for open transactions.
 func (db *DB) Close() error { return db.bolt.Close() }
 
+// guard turns what bbolt does about a damaged file, which is to panic or to read where nothing is mapped, into an error of
+// class errdefs.ErrDataLoss. It is deferred, with the value that debug.SetPanicOnFault had.
+func guard(old bool, err *error) {
+	debug.SetPanicOnFault(old)
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("metadata: damaged: %v: %w", p, errdefs.ErrDataLoss)
+	}
+}
+
 // View runs fn in a read transaction. fn must not call anybody else's code; see the package comment.
-func (db *DB) View(fn func(*Tx) error) error {
+func (db *DB) View(fn func(*Tx) error) (err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
 	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }
 
 // Update runs fn in the write transaction, of which there is one at a time, and makes it durable. Nothing is changed
 // when fn fails, or when it would leave a record without a holder (errdefs.ErrFailedPrecondition).
-func (db *DB) Update(fn func(*Tx) error) error {
+func (db *DB) Update(fn func(*Tx) error) (err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
 	return db.bolt.Update(func(btx *bolt.Tx) error {
 		tx := &Tx{bolt: btx, touched: map[Node]bool{}}
 		if err := fn(tx); err != nil {

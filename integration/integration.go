@@ -25,7 +25,7 @@ import (
 // Env is the surroundings of one test: a short private directory, the programs, and what runs below it.
 type Env struct {
 	t   testing.TB
-	Dir string // /tmp/tkXXXXXXXX: unix socket paths have 108 bytes
+	Dir string // short, below /tmp: unix socket paths have 108 bytes
 	Bin string // directory with the programs; first in the PATH of everything that is started
 
 	mu    sync.Mutex

@@ -22,7 +22,7 @@ type Stats struct {
 // Sweep deletes the directories that have no record, and finished unpacks that nobody wants any more. It moves them
 // aside under the gate and deletes them after it.
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
-	if err := s.unpacks.dropUnclaimed(time.Now(), false); err != nil {
+	if err := s.unpacks.dropUnclaimed(time.Now()); err != nil {
 		return Stats{}, err
 	}
 	stats, moved, err := s.moveUnrecorded()

@@ -365,7 +365,7 @@ func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) err
 }
 
 // dropUnclaimed forgets finished jobs that nobody claimed for a while, or whose blob is gone.
-func (u *unpacks) dropUnclaimed(now time.Time, all bool) error {
+func (u *unpacks) dropUnclaimed(now time.Time) error {
 	u.mu.Lock()
 	var drop []*unpackJob
 	for d, j := range u.jobs {
@@ -374,7 +374,7 @@ func (u *unpacks) dropUnclaimed(now time.Time, all bool) error {
 		default:
 			continue
 		}
-		if _, here := u.s.blobs.Size(d); all || !here || now.Sub(j.finished) > unclaimedLife {
+		if _, here := u.s.blobs.Size(d); !here || now.Sub(j.finished) > unclaimedLife {
 			delete(u.jobs, d)
 			drop = append(drop, j)
 		}

@@ -22,12 +22,21 @@ const (
 
 // settings are the keys of the config file. An empty one means the default.
 type settings struct {
-	Root       string `toml:"root"`
-	Address    string `toml:"address"`
-	LogLevel   string `toml:"log_level"`
-	HostsDir   string `toml:"hosts_dir"`
-	ImageCache string `toml:"image_cache"`
+	Root              string `toml:"root"`
+	Address           string `toml:"address"`
+	Group             string `toml:"group"`
+	Mode              string `toml:"mode"`
+	ContainerdAddress string `toml:"containerd_address"`
+	LogLevel          string `toml:"log_level"`
+	HostsDir          string `toml:"hosts_dir"`
+	ImageCache        string `toml:"image_cache"`
 }
+
+// The values of the key mode.
+const (
+	modeOverlay   = "overlay"
+	modeDirectory = "directory"
+)
 
 // defaultConfig is what `config default` prints: every key, with its default.
 const defaultConfig = `# Configuration of tank-snapshotter. Every key is here, with its default.
@@ -39,6 +48,19 @@ root = "` + defaultRoot + `"
 
 # Socket that the daemon listens on, for containerd and for the commands (serve).
 address = "` + defaultAddress + `"
+
+# Group whose members may open that socket, by name or number; its directory opens to them as well. Empty: only the user
+# that serve runs as. Who may open the socket can read every image and act as root on what containers run from.
+group = ""
+
+# "overlay": snapshots are overlay mounts. "directory": each is a writable copy of its parent, for where nothing may mount
+# overlay. Print containerd's config again when it changes: the capabilities differ.
+mode = "overlay"
+
+# Socket of the containerd whose content store Tank reads blobs from, for the install that leaves containerd its own content
+# store (config containerd --without-content), as "/run/containerd/containerd.sock".
+# Empty: Tank is containerd's content store.
+containerd_address = ""
 
 # trace, debug, info, warn, error or fatal.
 log_level = "info"
@@ -69,6 +91,9 @@ func readSettings(files ...string) (settings, error) {
 				err = fmt.Errorf("unknown key %s", strings.Join(strict.Errors[0].Key(), "."))
 			}
 			return s, usageError{fmt.Errorf("config %s: %w", name, err)}
+		}
+		if s.Mode != "" && s.Mode != modeOverlay && s.Mode != modeDirectory {
+			return s, usageError{fmt.Errorf("config %s: mode %q: neither %q nor %q", name, s.Mode, modeOverlay, modeDirectory)}
 		}
 		return s, nil
 	}

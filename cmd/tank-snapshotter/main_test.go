@@ -179,7 +179,7 @@ func TestDefaultConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := readSettings(filepath.Join(t.TempDir(), "none"), file)
-	want := settings{Root: defaultRoot, Address: defaultAddress, LogLevel: "info", HostsDir: defaultHosts}
+	want := settings{Root: defaultRoot, Address: defaultAddress, Mode: modeOverlay, LogLevel: "info", HostsDir: defaultHosts}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v", got, err)
 	}

@@ -1,13 +1,18 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"sync"
 )
+
+// Pinned is the version of containerd in go.mod, with which every test runs that names no other.
+const Pinned = "2.4.2"
 
 // programs are the packages that Build makes, pinned by go.mod through tools.go.
 var programs = map[string]string{
@@ -35,12 +40,56 @@ func buildInto(dir string) (string, error) {
 		if _, err := os.Stat(out); err == nil {
 			continue
 		}
-		if err := goBuild(moduleDir(), out, pkg, "-tags", "no_btrfs no_devmapper no_zfs"); err != nil {
+		if err := goBuild(moduleDir(), out, pkg, "-tags", containerdTags); err != nil {
 			return "", err
 		}
 	}
 	return dir, nil
 }
+
+// containerdTags leave out what containerd needs cgo for, and what nobody tests here.
+const containerdTags = "no_btrfs no_devmapper no_zfs"
+
+// BuildContainerd returns the absolute directory of containerd, ctr and the shim of a version, as "2.3.7". Those of another
+// version than Pinned come from the Go module proxy with what their own go.mod pins, all at once or not at all.
+func BuildContainerd(version string) (string, error) {
+	pinned, err := Build()
+	if err != nil || version == Pinned {
+		return pinned, err
+	}
+	building.Lock()
+	defer building.Unlock()
+	dir := filepath.Join(filepath.Dir(pinned), "containerd-"+version)
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), "containerd-"+version+".")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	args := []string{"install", "-trimpath", "-tags", containerdTags}
+	for name, pkg := range programs {
+		if name != "registry" {
+			args = append(args, pkg+"@v"+version)
+		}
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(buildEnv(), "GOBIN="+tmp)
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go install containerd %s: %w\n%s", version, err, b)
+	}
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return "", err
+	}
+	if err := os.Rename(tmp, dir); err != nil && !errors.Is(err, fs.ErrExist) { // of another process meanwhile
+		return "", err
+	}
+	return dir, nil
+}
+
+// building is held while a version of containerd is built.
+var building sync.Mutex
 
 // Tank builds Tank's own binary from the parent directory, unless $TANK_BINARY names one, and returns its path.
 var Tank = sync.OnceValues(func() (string, error) {
@@ -69,7 +118,7 @@ func goBuild(dir, out, pkg string, flags ...string) error {
 	args := append([]string{"build", "-trimpath", "-o", tmp}, flags...)
 	cmd := exec.Command("go", append(args, pkg)...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
+	cmd.Env = buildEnv()
 	if b, err := cmd.CombinedOutput(); err != nil {
 		_ = os.Remove(tmp)
 		return fmt.Errorf("go build %s: %w\n%s", pkg, err, b)
@@ -77,11 +126,15 @@ func goBuild(dir, out, pkg string, flags ...string) error {
 	return os.Rename(tmp, out)
 }
 
+func buildEnv() []string {
+	return append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
+}
+
 func binDir() string {
 	if d := os.Getenv("TANK_TEST_BIN"); d != "" {
 		return d
 	}
-	return filepath.Join(moduleDir(), ".bin", "containerd-2.4.2-registry-3.1.2")
+	return filepath.Join(moduleDir(), ".bin", "containerd-"+Pinned+"-registry-3.1.2")
 }
 
 // moduleDir is where this module's go.mod lies.

@@ -27,16 +27,26 @@ type ContainerdOptions struct {
 	Name        string   // of its directory; empty: c
 }
 
-// NewContainerd writes the configuration and starts containerd.
-func (e *Env) NewContainerd(o ContainerdOptions) *Containerd {
-	e.t.Helper()
+func (o *ContainerdOptions) setName() {
 	if o.Name == "" {
 		o.Name = "c"
 	}
+}
+
+// containerdSocket is where the containerd will listen.
+func (e *Env) containerdSocket(o ContainerdOptions) string {
+	o.setName()
+	return e.Path(o.Name, "c.sock")
+}
+
+// NewContainerd writes the configuration and starts containerd.
+func (e *Env) NewContainerd(o ContainerdOptions) *Containerd {
+	e.t.Helper()
+	o.setName()
 	if o.Snapshotter == "" {
 		o.Snapshotter = "overlayfs"
 	}
-	c := &Containerd{env: e, Dir: e.Path(o.Name), Socket: e.Path(o.Name, "c.sock"), Namespace: filepath.Base(e.Dir),
+	c := &Containerd{env: e, Dir: e.Path(o.Name), Socket: e.containerdSocket(o), Namespace: filepath.Base(e.Dir),
 		Snapshotter: o.Snapshotter}
 	if err := os.MkdirAll(filepath.Join(c.Dir, "hosts"), 0o755); err != nil {
 		e.t.Fatal(err)

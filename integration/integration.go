@@ -26,7 +26,9 @@ import (
 type Env struct {
 	t   testing.TB
 	Dir string // short, below /tmp: unix socket paths have 108 bytes
-	Bin string // directory with the programs; first in the PATH of everything that is started
+	Bin string // directory with containerd's programs; first in the PATH of everything that is started
+
+	tools string // directory with the programs that are the same for every version of containerd
 
 	mu    sync.Mutex
 	procs []*Process
@@ -35,8 +37,18 @@ type Env struct {
 // New makes the surroundings for t, which is skipped (or, with CI=true, failed) where they can't work.
 func New(t testing.TB) *Env {
 	t.Helper()
+	return NewWith(t, Pinned)
+}
+
+// NewWith is New with another version of containerd.
+func NewWith(t testing.TB, containerd string) *Env {
+	t.Helper()
 	Require(t)
-	bin, err := Build()
+	tools, err := Build()
+	if err != nil {
+		t.Fatalf("test programs: %v", err)
+	}
+	bin, err := BuildContainerd(containerd)
 	if err != nil {
 		t.Fatalf("test programs: %v", err)
 	}
@@ -44,7 +56,7 @@ func New(t testing.TB) *Env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Env{t: t, Dir: dir, Bin: bin}
+	e := &Env{t: t, Dir: dir, Bin: bin, tools: tools}
 	for _, d := range []string{"tmp", "log"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)

@@ -66,14 +66,16 @@ func (e *Env) start(name string, argv ...string) (*Process, error) {
 	return p, nil
 }
 
-// lookPath finds a program in Bin, else in the PATH.
+// lookPath finds a program in Bin or tools, else in the PATH.
 func (e *Env) lookPath(name string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, nil
 	}
-	own := filepath.Join(e.Bin, name)
-	if _, err := os.Stat(own); err == nil {
-		return own, nil
+	for _, dir := range []string{e.Bin, e.tools} {
+		own := filepath.Join(dir, name)
+		if _, err := os.Stat(own); err == nil {
+			return own, nil
+		}
 	}
 	return exec.LookPath(name)
 }

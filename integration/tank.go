@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ type TankRoot struct {
 	env    *Env
 	Root   string
 	Socket string // of the daemon
+	Config string // text of the daemon's config file
 	bin    string
 	daemon *Process
 	broken bool
@@ -80,7 +82,7 @@ func (k *TankRoot) StartPull(ref string, flags ...string) *Process {
 func (k *TankRoot) Serve() *Process {
 	k.env.t.Helper()
 	k.daemon = k.env.Start("tank", k.bin, "serve", "--root", k.Root, "--address", k.Socket, "--log-level", logLevel(),
-		"--config", k.emptyConfig())
+		"--config", k.configFile())
 	Eventually(k.env.t, 20*time.Second, "the daemon answers", func() bool {
 		if !k.daemon.Running() {
 			k.env.t.Fatalf("the daemon ended: %s", tail(k.daemon.Log, 4000))
@@ -95,10 +97,10 @@ func (k *TankRoot) Serve() *Process {
 	return k.daemon
 }
 
-// emptyConfig keeps serve from a configuration that the machine has.
-func (k *TankRoot) emptyConfig() string {
-	name := k.env.Path("tank-config.toml")
-	if err := os.WriteFile(name, nil, 0o644); err != nil {
+// configFile writes Config, empty or not: it keeps serve from a configuration that the machine has.
+func (k *TankRoot) configFile() string {
+	name := k.Root + ".toml"
+	if err := os.WriteFile(name, []byte(k.Config), 0o644); err != nil {
 		k.env.t.Fatal(err)
 	}
 	return name
@@ -108,22 +110,73 @@ func (k *TankRoot) emptyConfig() string {
 func (k *TankRoot) Daemon() *Process { return k.daemon }
 
 // DropIn writes what `config containerd` prints for this root and returns the file's name.
-func (k *TankRoot) DropIn() string {
+func (k *TankRoot) DropIn(flags ...string) string {
 	k.env.t.Helper()
-	text := mustSucceed(k.env.t, k.env.Run(k.bin, "config", "containerd", "--root", k.Root, "--address", k.Socket))
+	args := append([]string{k.bin, "config", "containerd", "--config", k.configFile(), "--root", k.Root, "--address", k.Socket}, flags...)
 	name := k.env.Path("tank-dropin.toml")
-	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(name, []byte(k.env.MustRun(args...)), 0o644); err != nil {
 		k.env.t.Fatal(err)
 	}
 	return name
 }
 
+// Setup says in which way a node uses Tank; the zero value is the printed drop-in: full install, parallel, overlay.
+type Setup struct {
+	WithoutContent bool // the second install: containerd keeps its own content store
+	Sequential     bool // one layer of a pull is unpacked at a time
+	Directory      bool // Tank's mode = "directory"
+	NoLabels       bool // containerd does not tell which image an extraction belongs to
+}
+
 // NewNode is a daemon with a containerd that uses it, as on a node, and a registry that both reach.
 func (e *Env) NewNode() (*TankRoot, *Containerd, *Registry) {
 	e.t.Helper()
+	return e.NewNodeAs(Setup{})
+}
+
+// NewNodeAs is NewNode in another way.
+func (e *Env) NewNodeAs(s Setup) (*TankRoot, *Containerd, *Registry) {
+	e.t.Helper()
 	r := e.NewRegistry()
-	k := e.NewTank()
-	k.Serve()
-	c := e.NewContainerd(ContainerdOptions{Import: k.DropIn(), Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef})
+	k, c := e.startNode(s, r)
 	return k, c, r
+}
+
+// startNode starts a daemon and a containerd that reach a registry.
+func (e *Env) startNode(s Setup, r *Registry) (*TankRoot, *Containerd) {
+	e.t.Helper()
+	o := ContainerdOptions{Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef}
+	k := e.NewTank()
+	var flags []string
+	if s.WithoutContent {
+		k.Config += fmt.Sprintf("containerd_address = %q\n", e.containerdSocket(o))
+		flags = append(flags, "--without-content")
+	}
+	if s.Directory {
+		k.Config += "mode = \"directory\"\n"
+	}
+	o.Import = k.DropIn(flags...)
+	if s.Sequential {
+		k.replaceIn(o.Import, "max_concurrent_unpacks = 4", "max_concurrent_unpacks = 1")
+	}
+	if s.NoLabels {
+		k.replaceIn(o.Import, "enable_remote_snapshot_annotations = \"true\"", "")
+	}
+	k.Serve()
+	return k, e.NewContainerd(o)
+}
+
+// replaceIn changes a line that has to be in the file.
+func (k *TankRoot) replaceIn(name, old, now string) {
+	k.env.t.Helper()
+	b, err := os.ReadFile(name)
+	if err == nil && strings.Count(string(b), old) != 1 {
+		err = fmt.Errorf("%q is not there once", old)
+	}
+	if err == nil {
+		err = os.WriteFile(name, []byte(strings.Replace(string(b), old, now, 1)), 0o644)
+	}
+	if err != nil {
+		k.env.t.Fatalf("%s: %v", name, err)
+	}
 }

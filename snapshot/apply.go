@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/metadata"
@@ -120,9 +121,9 @@ func (s *Store) pristine(dir string) (bool, error) {
 	return len(names) == 0, ignoreEOF(err)
 }
 
-// prepareKnown answers the extraction of a layer that is known, while its blob is not in the store: containerd would
-// fetch it for nothing. When the blob is there, an ordinary snapshot is better: containerd then takes the blob into its own
-// records without fetching it, and applying costs nothing. See docs/adr/0004. Any mismatch is a miss, never an error.
+// prepareKnown answers the extraction of a layer that is known, while containerd would have to fetch its blob, for nothing. When
+// it would not, an ordinary snapshot is better: containerd then takes the blob into its own records, and applying costs
+// nothing. See docs/adr/0004 and 0009. Any mismatch is a miss, never an error.
 func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target string, labels map[string]string) (m []mount.Mount, done bool, err error) {
 	rec, ok := n.s.expected(ctx, labels)
 	if !ok {
@@ -142,14 +143,11 @@ func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target stri
 	return nil, true, fmt.Errorf("snapshot %s: target %s: %w", key, target, errdefs.ErrAlreadyExists)
 }
 
-// expected finds the known layer that the labels of an extraction ask for, unless its blob is here. Labels may come from the
+// expected finds the known layer that the labels of an extraction ask for, unless its blob is to be adopted. Labels may come from the
 // image and are not to be trusted: the pair of blob and diff ID must have been verified in this root.
 func (s *Store) expected(ctx context.Context, labels map[string]string) (rec metadata.Layer, ok bool) {
 	diffID, blob := digestOf(labels[snapshots.LabelSnapshotDiffID]), digestOf(labels[labelLayerDigest])
 	if blob == "" {
-		return rec, false
-	}
-	if _, here := s.blobs.Size(blob); here {
 		return rec, false
 	}
 	err := s.db.View(func(tx *metadata.Tx) (err error) {
@@ -160,11 +158,19 @@ func (s *Store) expected(ctx context.Context, labels map[string]string) (rec met
 		rec, err = tx.Layer(metadata.LayerKey(diffID))
 		return err
 	})
-	if err != nil {
+	if err != nil || s.adoptable(ctx, blob) {
 		return rec, false
 	}
 	rec, err = s.trustLayer(ctx, rec)
 	return rec, err == nil
+}
+
+func (s *Store) adoptable(ctx context.Context, blob digest.Digest) bool {
+	if s.opts.Adoptable != nil {
+		return s.opts.Adoptable(ctx, blob)
+	}
+	_, here := s.blobs.Size(blob)
+	return here
 }
 
 // createStaged makes an active snapshot for which a layer stands already.

@@ -63,7 +63,7 @@ func readTar(mediaType string, blob io.ReadCloser, sum hash.Hash, read func(tar 
 			p.release(c)
 		}
 	})
-	if err = read(p); err == nil {
+	if err = contained("tar", func() error { return read(p) }); err == nil {
 		_, err = io.Copy(io.Discard, p)
 	}
 	if err != nil {
@@ -81,6 +81,7 @@ func readTar(mediaType string, blob io.ReadCloser, sum hash.Hash, read func(tar 
 func (p *tarPipe) decompress(tar io.Reader) {
 	defer close(p.sums)
 	defer close(p.chunks)
+	defer contain("decompress", &p.err)
 	for size := firstChunk; p.err == nil; size = min(2*size, chunkSize) {
 		select {
 		case p.places <- struct{}{}:

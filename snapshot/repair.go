@@ -188,7 +188,11 @@ func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Dig
 			}
 		}
 	}()
-	if err := s.unpack(ctx, j); err != nil {
+	// The layer is everybody's, and whoever has the blob will do: the call's values stay behind.
+	reading, cancel := context.WithCancel(s.ctx())
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	if err := s.unpack(reading, j); err != nil {
 		return *rec, err
 	}
 	if j.diffID != rec.DiffID {

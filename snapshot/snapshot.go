@@ -38,9 +38,9 @@ import (
 // Blobs is where a Store reads layers from.
 type Blobs interface {
 	// Open reads a blob's bytes from the beginning, and follows it while it is still being written. Close, which may come twice, ends a
-	// Read that waits.
+	// Read that waits. io.EOF says that the bytes are those of the digest. ctx carries the values of the call that wants the blob.
 	Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error)
-	// Size says whether the whole blob is here.
+	// Size says whether the whole blob is here. No lock is held meanwhile.
 	Size(d digest.Digest) (int64, bool)
 }
 
@@ -60,6 +60,9 @@ type Options struct {
 	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with. 0 means
 	// 100 ms, less than 0 that nothing is synced but by Sync.
 	SyncDelay time.Duration
+	// Adoptable says whether containerd would take a blob into its records without fetching it. nil: it would take those that
+	// Blobs has.
+	Adoptable func(ctx context.Context, blob digest.Digest) bool
 	// UserXattr marks overlay's directories in user.overlay.*, for mounts inside a user namespace.
 	UserXattr bool
 }
@@ -202,7 +205,7 @@ func (s *Store) background(what string, fn func(context.Context) error) {
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
-		if err := fn(s.ctx()); err != nil && !errors.Is(err, context.Canceled) {
+		if err := contained(what, func() error { return fn(s.ctx()) }); err != nil && !errors.Is(err, context.Canceled) {
 			log.L.WithError(err).Warn(what)
 		}
 	}()

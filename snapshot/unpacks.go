@@ -87,26 +87,29 @@ func (s *Store) Ingested(blob digest.Digest) {
 	if !ok {
 		return
 	}
-	u.start(l)
+	u.start(u.s.ctx(), l)
 }
 
-// start returns the blob's job, a new one when there is none, or when the last one ended with an error.
-func (u *unpacks) start(l Layer) *unpackJob {
+// start returns the blob's job, a new one when there is none, or when the last one ended with an error. The job outlives the
+// call, whose values go with it: where blobs are read from depends on who wants them.
+func (u *unpacks) start(ctx context.Context, l Layer) (j *unpackJob, began bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if j := u.jobs[l.Blob.Digest]; j != nil && !j.failed() {
-		return j
+		return j, false
 	}
-	ctx, cancel := context.WithCancel(u.s.ctx())
-	j := &unpackJob{layer: l, cancel: cancel, done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(u.s.ctx(), cancel)
+	j = &unpackJob{layer: l, cancel: cancel, done: make(chan struct{})}
 	u.jobs[l.Blob.Digest] = j
 	u.wg.Add(1)
 	go func() {
 		defer u.wg.Done()
 		defer cancel()
+		defer stop()
 		u.run(ctx, j)
 	}()
-	return j
+	return j, true
 }
 
 func (j *unpackJob) failed() bool {
@@ -143,7 +146,7 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 		u.forget(j)
 		return
 	}
-	j.err = u.s.unpack(ctx, j)
+	j.err = contained("unpack", func() error { return u.s.unpack(ctx, j) })
 	j.finished = time.Now()
 	if j.err != nil {
 		u.forget(j)
@@ -265,11 +268,14 @@ func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, meta
 		if err != nil || ok {
 			return rec, err
 		}
-		j := s.unpacks.start(l)
+		j, began := s.unpacks.start(ctx, l)
 		select {
 		case <-j.done:
 		case <-ctx.Done():
 			return rec, fmt.Errorf("layer %s: %w", l.Blob.Digest, ctx.Err())
+		}
+		if errdefs.IsNotFound(j.err) && !began {
+			continue // it was read for somebody else, who may not see what this caller sees
 		}
 		if j.err != nil {
 			return rec, j.err
@@ -366,25 +372,29 @@ func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) err
 
 // dropUnclaimed forgets finished jobs that nobody claimed for a while, or whose blob is gone.
 func (u *unpacks) dropUnclaimed(now time.Time) error {
-	u.mu.Lock()
-	var drop []*unpackJob
-	for d, j := range u.jobs {
-		select {
-		case <-j.done:
-		default:
+	var errs []error
+	for _, j := range u.unclaimed() {
+		if _, here := u.s.blobs.Size(j.layer.Blob.Digest); here && now.Sub(j.finished) <= unclaimedLife {
 			continue
 		}
-		if _, here := u.s.blobs.Size(d); !here || now.Sub(j.finished) > unclaimedLife {
-			delete(u.jobs, d)
-			drop = append(drop, j)
-		}
-	}
-	u.mu.Unlock()
-	var errs []error
-	for _, j := range drop {
+		u.forget(j)
 		if j.dir != "" {
 			errs = append(errs, u.s.trash(j.dir))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unclaimed lists the jobs that have finished.
+func (u *unpacks) unclaimed() (finished []*unpackJob) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, j := range u.jobs {
+		select {
+		case <-j.done:
+			finished = append(finished, j)
+		default:
+		}
+	}
+	return finished
 }

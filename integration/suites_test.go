@@ -12,9 +12,11 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	contentsuite "github.com/containerd/containerd/v2/core/content/testsuite"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
 	snapshotssuite "github.com/containerd/containerd/v2/core/snapshots/testsuite"
@@ -23,22 +25,30 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// suiteVariable tells a child process of this test binary which suite to run. The suites run in a child because a subtest that
-// fails can't be forgiven in the same process, and those in testdata/known-failures.txt are.
+// suiteVariable tells a child process of this test binary which suite to run, as depth/suite/mode. The suites run in a child
+// because a subtest that fails can't be forgiven in the same process, and those in testdata/known-failures.txt are.
 const suiteVariable = "TANK_TEST_SUITE"
 
 // fewest is how many subtests of each suite of containerd 2.4.2 have to run, so that a suite that skips shows.
 var fewest = map[string]int{"snapshots": 21, "content": 12}
 
-// TestSuites runs containerd's own conformance suites against a real daemon's socket, with containerd's proxy clients.
+// suites are the rows of TestSuites. The depth socket is Tank's own, with containerd's proxy clients; containerd is containerd's
+// client against a containerd whose plugin Tank is. What is stored has no mode, so content has one only.
+var suites = []string{
+	"socket/snapshots/overlay", "socket/content/overlay",
+	"containerd/snapshots/overlay", "containerd/content/overlay",
+}
+
+// TestSuites runs containerd's own conformance suites against a real daemon.
 func TestSuites(t *testing.T) {
 	if os.Getenv(suiteVariable) != "" {
 		t.Skip("the child runs TestSuiteChild only")
 	}
-	for _, suite := range []string{"snapshots", "content"} {
+	known := knownFailures(t)
+	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
+			t.Parallel()
 			e := New(t)
-			known := knownFailures(t)
 			cmd := exec.Command(os.Args[0], "-test.run=^TestSuiteChild$", "-test.v", "-test.root", "-test.timeout=5m")
 			cmd.Env = append(os.Environ(), suiteVariable+"="+suite, "TMPDIR="+e.Path("tmp"))
 			out, err := cmd.CombinedOutput()
@@ -60,8 +70,8 @@ func TestSuites(t *testing.T) {
 					ran++
 				}
 			}
-			if ran < fewest[suite] {
-				t.Errorf("%d subtests ran, not %d: %v", ran, fewest[suite], err)
+			if _, rest, _ := strings.Cut(suite, "/"); ran < fewest[strings.Split(rest, "/")[0]] {
+				t.Errorf("%d subtests ran: %v", ran, err)
 			}
 			if t.Failed() {
 				t.Logf("the suite's output:\n%s", out)
@@ -72,11 +82,11 @@ func TestSuites(t *testing.T) {
 
 var resultLine = regexp.MustCompile(`(?m)^\s*--- (PASS|FAIL|SKIP): TestSuiteChild/(\S+)`)
 
-// suiteResults maps suite/subtest to its result; the suite itself is left out.
+// suiteResults maps depth/suite/mode/case to its result; what is above the cases is left out.
 func suiteResults(out string) map[string]string {
 	results := map[string]string{}
 	for _, m := range resultLine.FindAllStringSubmatch(out, -1) {
-		if strings.Contains(m[2], "/") {
+		if strings.Count(m[2], "/") == 3 {
 			results[m[2]] = m[1]
 		}
 	}
@@ -84,7 +94,7 @@ func suiteResults(out string) map[string]string {
 }
 
 // neverKnown are the cases that may not be on the list.
-var neverKnown = regexp.MustCompile(`(?i)basic|remove|walk|view|holder|adopt`)
+var neverKnown = regexp.MustCompile(`(?i)/[^/]*(basic|remove|walk|view|holder|adopt)[^/]*$`)
 
 // knownFailures reads the list: a test's name and, after it, the reason.
 func knownFailures(t *testing.T) map[string]string {
@@ -112,48 +122,90 @@ func knownFailures(t *testing.T) map[string]string {
 	return known
 }
 
-// TestSuiteChild runs one suite; each of its cases gets a daemon with an empty root.
+// TestSuiteChild runs one suite.
 func TestSuiteChild(t *testing.T) {
-	suite := os.Getenv(suiteVariable)
-	if suite == "" {
+	name := os.Getenv(suiteVariable)
+	if name == "" {
 		t.Skip("is run by TestSuites")
 	}
+	part := strings.Split(name, "/")
+	setup := Setup{Directory: part[2] == "directory"}
 	e := New(t)
-	dial := func() (*grpc.ClientConn, func() error, error) {
-		k := e.NewTank()
-		d := k.Serve()
-		conn, err := grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20))) // as containerd's
-		if err != nil {
-			return nil, nil, err
-		}
-		return conn, func() error {
-			err := conn.Close()
-			d.Stop()
-			return err
-		}, nil
+	connect := func(context.Context) (stores, error) { return tankStores(e, setup) }
+	if part[0] == "containerd" {
+		_, c, _ := e.NewNodeAs(setup)
+		connect = c.stores
 	}
-	t.Run(suite, func(t *testing.T) {
-		switch suite {
+	t.Run(name, func(t *testing.T) {
+		switch part[1] {
 		case "snapshots":
-			snapshotssuite.SnapshotterSuite(t, "overlayfs", func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
-				conn, done, err := dial()
-				if err != nil {
-					return nil, nil, err
-				}
-				return snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank"), done, nil
+			// the name tells the suite whether it meets overlayfs, whose renames of directories differ
+			snapshotter := map[bool]string{false: "overlayfs", true: "native"}[setup.Directory]
+			snapshotssuite.SnapshotterSuite(t, snapshotter, func(ctx context.Context, _ string) (snapshots.Snapshotter, func() error, error) {
+				s, err := connect(ctx)
+				return s.snapshots, s.close, err
 			})
 		case "content":
 			contentsuite.ContentSuite(t, "tank", func(ctx context.Context, _ string) (context.Context, content.Store, func() error, error) {
-				conn, done, err := dial()
-				if err != nil {
-					return nil, nil, nil, err
-				}
-				ctx = namespaces.WithNamespace(ctx, "testsuite")
-				return ctx, contentproxy.NewContentStore(contentapi.NewContentClient(conn)), done, nil
+				s, err := connect(ctx)
+				return namespaces.WithNamespace(ctx, "testsuite"), s.content, s.close, err
 			})
 		default:
-			t.Fatal(fmt.Errorf("no suite %q", suite))
+			t.Fatal(fmt.Errorf("no suite %q", name))
 		}
 	})
+}
+
+// stores are what one case of a suite runs on.
+type stores struct {
+	snapshots snapshots.Snapshotter
+	content   content.Store
+	close     func() error
+}
+
+// tankStores starts a daemon with an empty root.
+func tankStores(e *Env, setup Setup) (stores, error) {
+	k := e.NewTank()
+	if setup.Directory {
+		k.Config = directoryMode
+	}
+	d := k.Serve()
+	conn, err := grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20))) // as containerd's
+	return stores{
+		snapshots: snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank"),
+		content:   contentproxy.NewContentStore(contentapi.NewContentClient(conn)),
+		close: func() error {
+			err := conn.Close()
+			d.Stop()
+			return err
+		},
+	}, err
+}
+
+// stores connects with a namespace and a lease of their own, whatever the calls' contexts say: what one case leaves, no other
+// sees, and containerd's collector takes nothing that a case still uses.
+func (c *Containerd) stores(ctx context.Context) (stores, error) {
+	own := func(ctx context.Context) context.Context { return ctx }
+	cl, err := client.New(c.Socket, client.WithExtraDialOpts([]grpc.DialOption{
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn,
+			invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+		) error {
+			return invoke(own(ctx), method, req, reply, conn, opts...)
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
+			stream grpc.Streamer, opts ...grpc.CallOption,
+		) (grpc.ClientStream, error) {
+			return stream(own(ctx), desc, conn, method, opts...)
+		}),
+	}))
+	if err != nil {
+		return stores{}, err
+	}
+	namespace := "suite-" + randomHex(4)
+	lease, err := cl.LeasesService().Create(namespaces.WithNamespace(ctx, namespace), leases.WithID("suite"))
+	own = func(ctx context.Context) context.Context {
+		return leases.WithLease(namespaces.WithNamespace(ctx, namespace), lease.ID)
+	}
+	return stores{cl.SnapshotService(c.Snapshotter), cl.ContentStore(), cl.Close}, err
 }

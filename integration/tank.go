@@ -120,6 +120,9 @@ func (k *TankRoot) DropIn(flags ...string) string {
 	return name
 }
 
+// directoryMode is Tank's config for it.
+const directoryMode = "mode = \"directory\"\n"
+
 // Setup says in which way a node uses Tank; the zero value is the printed drop-in: full install, parallel, overlay.
 type Setup struct {
 	WithoutContent bool // the second install: containerd keeps its own content store
@@ -153,7 +156,7 @@ func (e *Env) startNode(s Setup, r *Registry) (*TankRoot, *Containerd) {
 		flags = append(flags, "--without-content")
 	}
 	if s.Directory {
-		k.Config += "mode = \"directory\"\n"
+		k.Config += directoryMode
 	}
 	o.Import = k.DropIn(flags...)
 	if s.Sequential {

@@ -38,6 +38,9 @@ type Options struct {
 	// Daemon marks the root as a daemon's, for good: layers are kept beside the rootfs, because containerd uses them.
 	// false: the root is what it was.
 	Daemon bool
+	// Directory has snapshots served as directories of their own, without overlay. false: as overlay mounts. A root may be opened
+	// the one way and the other.
+	Directory bool
 }
 
 // Tank is an open root.
@@ -106,7 +109,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 		return nil, err
 	}
 	t.snapshots, err = snapshot.Open(root, t.db, t.content, &snapshot.Options{
-		Unpack: unpack.Options{Unprivileged: os.Geteuid() != 0},
+		Unpack: unpack.Options{Unprivileged: os.Geteuid() != 0}, Directory: opts.Directory,
 	})
 	if err != nil {
 		return nil, err

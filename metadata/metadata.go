@@ -132,6 +132,9 @@ type Snapshot struct {
 	Updated time.Time         `json:"updated"`
 	// Dir names the snapshot's own directory under snapshots/; empty once a layer took its place.
 	Dir string `json:"dir,omitempty"`
+	// Whole says that Dir holds everything that the snapshot shows, and not what it adds to its parent: what lies below does not
+	// count. Snapshots of directory mode are made so.
+	Whole bool `json:"whole,omitempty"`
 	// Layer is the key of the layer that stands for the snapshot's content; empty when that is Dir.
 	Layer string `json:"layer,omitempty"`
 	// Fixup is the state of the fix-up above Layer: "" not looked at yet, NoFixup, or the key of its layer record.

@@ -65,6 +65,9 @@ type Options struct {
 	Adoptable func(ctx context.Context, blob digest.Digest) bool
 	// UserXattr marks overlay's directories in user.overlay.*, for mounts inside a user namespace.
 	UserXattr bool
+	// Directory serves snapshots without overlay: what a container writes to is a copy of all that its parent shows. Extractions stay
+	// in overlay's form, which nobody mounts. A root may be opened the one way and the other (docs/adr/0008).
+	Directory bool
 }
 
 // Store is the directories of one root.
@@ -104,7 +107,7 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	if s.opts.SyncDelay == 0 {
 		s.opts.SyncDelay = 100 * time.Millisecond
 	}
-	s.opts.UserXattr = s.opts.UserXattr || s.opts.Unpack.Unprivileged // who may not write trusted.*
+	s.opts.UserXattr = s.opts.UserXattr || s.opts.Unpack.Unprivileged || s.opts.Unpack.Confined // who may not write trusted.*
 	s.opts.Unpack.UserXattr = s.opts.UserXattr
 	for _, dir := range []string{"layers", "rootfs", "snapshots", "staging"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {

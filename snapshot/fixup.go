@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"fmt"
-	"os"
 	"path"
 
 	"github.com/containerd/errdefs"
@@ -23,7 +22,7 @@ type plan struct {
 	names    map[int]map[uint64][]string // by element and inode: the names, found out when the first is needed
 	moved    map[string]map[string]bool  // by inode of the layer: its names that landed elsewhere
 	links    map[inode]*linkGroup
-	// lenient plans leave out links to what is not below: an ordinary user's layers have no devices.
+	// lenient plans leave out links to what is not below: without root's full rights layers have no devices.
 	lenient bool
 }
 
@@ -57,9 +56,6 @@ func planFixup(entries []unpack.Entry, self *element, parent *merged, lenient bo
 	x.drop(x.drops)
 	if err := x.carry(x.out); err != nil {
 		return nil, err
-	}
-	if lenient {
-		x.out.ownAll(uint32(os.Geteuid()), uint32(os.Getegid()))
 	}
 	return x, nil
 }

@@ -135,11 +135,15 @@ func (s *Store) openPlanOf(layerDir, key string, below []stackDir) (*openPlan, e
 		self.Close()
 		return nil, err
 	}
-	p, err := planFixup(entries, &element{key, self}, parent, s.opts.Unpack.Unprivileged)
+	rights := s.opts.Unpack
+	p, err := planFixup(entries, &element{key, self}, parent, rights.Unprivileged || rights.Confined)
 	if err != nil {
 		parent.close()
 		self.Close()
 		return nil, err
+	}
+	if rights.Unprivileged {
+		p.out.ownAll(uint32(os.Geteuid()), uint32(os.Getegid()))
 	}
 	return &openPlan{p, self}, nil
 }

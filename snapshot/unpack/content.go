@@ -41,6 +41,11 @@ func (x *extractor) inode(hdr *tar.Header) (*inode, error) {
 		e.UID, e.GID = x.uid, x.gid
 		e.Mode &^= unix.S_ISUID
 	}
+	if !ino.omitted {
+		if err := x.checkOwner(hdr.Name, e); err != nil {
+			return nil, err
+		}
+	}
 	return ino, x.setXattrs(hdr, e)
 }
 
@@ -90,7 +95,7 @@ func (x *extractor) setDevice(hdr *tar.Header, ino *inode) error {
 			return invalid(hdr.Name, "character device 0:0 is a whiteout on disk")
 		}
 	}
-	ino.omitted = x.opts.Unprivileged
+	ino.omitted = x.opts.Unprivileged || x.opts.Confined
 	return nil
 }
 
@@ -100,7 +105,7 @@ func (x *extractor) setXattrs(hdr *tar.Header, e *Entry) error {
 		if !ok || !keepXattr(name, e.Type) {
 			continue
 		}
-		if x.opts.Unprivileged && (strings.HasPrefix(name, "security.") || strings.HasPrefix(name, "trusted.")) {
+		if !x.permitted(name) {
 			continue
 		}
 		if len(name) > maxName {
@@ -108,6 +113,11 @@ func (x *extractor) setXattrs(hdr *tar.Header, e *Entry) error {
 		}
 		if len(value) > x.limits.Xattr {
 			return invalid(hdr.Name, "xattr %q of %d bytes, more than %d", name, len(value), x.limits.Xattr)
+		}
+		if keep, err := x.checkXattr(hdr.Name, name, value); err != nil {
+			return err
+		} else if !keep {
+			continue
 		}
 		if err := x.keep(hdr.Name, len(name)+len(value)); err != nil {
 			return err

@@ -59,7 +59,7 @@ func newExtractor(fd int, opts Options) (*extractor, error) {
 	if err := checkEmpty(fd); err != nil {
 		return nil, err
 	}
-	opts.UserXattr = opts.UserXattr || opts.Unprivileged
+	opts.UserXattr = opts.UserXattr || opts.Unprivileged || opts.Confined
 	x := &extractor{
 		opts:   opts,
 		limits: opts.Limits.withDefaults(),
@@ -406,13 +406,14 @@ func (x *extractor) apply(name string, t target, ino *inode) error {
 	return x.settle(name, t, ino)
 }
 
-// settle reads back what filesystems are known to change: times out of their range or finer than their grain, and ACLs,
-// which share bits with the mode.
+// settle reads back what filesystems are known to change: times out of their range or finer than their grain, ACLs, which
+// share bits with the mode, and capabilities of revision 3, which are shown as revision 2 to the root that they are bound to.
 func (x *extractor) settle(name string, t target, ino *inode) error {
 	_, access := ino.Xattrs[aclAccess]
 	_, dflt := ino.Xattrs[aclDefault]
+	_, caps := capabilityRoot(ino.Xattrs[capabilityAttr])
 	times := x.coarse && ino.Nsec != 0 || ino.Sec < 0 || ino.Sec >= 1<<31
-	if !times && !access && !dflt {
+	if !times && !access && !dflt && !caps {
 		return nil
 	}
 	var st unix.Stat_t
@@ -420,7 +421,7 @@ func (x *extractor) settle(name string, t target, ino *inode) error {
 		return ioError(name, "stat", err)
 	}
 	ino.Sec, ino.Nsec = int64(st.Mtim.Sec), int64(st.Mtim.Nsec)
-	if access || dflt {
+	if access || dflt || caps {
 		ino.Mode = st.Mode & 0o7777
 		var err error
 		if ino.Xattrs, err = t.xattrs(ino.Type); err != nil {

@@ -35,6 +35,13 @@ type Options struct {
 	// device nodes, security.* and trusted.* attributes are left out. It implies UserXattr. false: the process has root's
 	// rights.
 	Unprivileged bool
+	// Confined is for a process that is root, but only in a user namespace or without CAP_SYS_ADMIN: device nodes, trusted.*
+	// attributes and those of security.* that are not file capabilities are left out. It implies UserXattr. false: the
+	// process has all of root's rights.
+	Confined bool
+	// UIDs and GIDs are the ids that the process's user namespace has, as ProcessIDMaps returns them. Others can't be set:
+	// they are an error, and an ordinary user's ACLs that name them are left out. nil: all.
+	UIDs, GIDs IDMap
 	// UserXattr writes overlay's own attributes as user.overlay.*, for mounts with the option userxattr. false:
 	// trusted.overlay.*.
 	UserXattr bool
@@ -101,7 +108,8 @@ type Result struct {
 // directories, and reads r to its end: what follows the end of the archive is read and ignored. After an error the
 // directory holds anything; it has to be removed.
 //
-// Errors are of class ErrInvalidLayer when the content is to blame, errdefs.ErrFailedPrecondition when dir is not empty;
+// Errors are of class ErrInvalidLayer when the content is to blame, errdefs.ErrFailedPrecondition when dir is not empty or
+// an id has no place in the user namespace;
 // errors of r, of the context and of the filesystem are wrapped as they are.
 func Extract(ctx context.Context, dir *os.File, r io.Reader, opts *Options) (*Result, error) {
 	if opts == nil {

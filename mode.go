@@ -1,0 +1,125 @@
+package tank
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// mode is with whose rights a root is made: what its files are, and what their owners mean, depends on it. The root keeps it
+// in the file lock, so that it outlives the database.
+type mode struct {
+	who string
+	// uids and gids are those of the user namespace whose root the process is; nil elsewhere.
+	uids, gids unpack.IDMap
+}
+
+// What mode.who may be, beside "uid <n>" for an ordinary user.
+const (
+	privileged  = "privileged"
+	withoutCaps = "root without CAP_SYS_ADMIN" // in a container, for example
+	userNS      = "root of a user namespace"
+	// oneID is root of a namespace that has but one id, so that all files belong to it: an ordinary user in all but name.
+	oneID = "the one user of a user namespace"
+)
+
+// currentMode finds out what this process is. f is a file of its own in the root: whether trusted.* attributes can be written is
+// asked of the kernel, because a container's root may look like the machine's.
+func currentMode(f *os.File) (mode, error) {
+	if uid := os.Geteuid(); uid != 0 {
+		return mode{who: fmt.Sprintf("uid %d", uid)}, nil
+	}
+	uids, gids, err := unpack.ProcessIDMaps()
+	switch {
+	case err != nil:
+		return mode{}, err
+	case uids.Len() == 1 || gids.Len() == 1:
+		return mode{oneID, uids, gids}, nil
+	case uids != nil:
+		return mode{userNS, uids, gids}, nil
+	}
+	const attr = "trusted.tank"
+	switch err := unix.Fsetxattr(int(f.Fd()), attr, nil, 0); {
+	case errors.Is(err, unix.EPERM):
+		return mode{who: withoutCaps}, nil
+	case err == nil:
+		return mode{who: privileged}, unix.Fremovexattr(int(f.Fd()), attr)
+	}
+	return mode{who: privileged}, nil // the file system has no attributes: the first layer that needs one says so
+}
+
+// options are how layers are unpacked in this mode.
+func (m mode) options() unpack.Options {
+	return unpack.Options{
+		Unprivileged: m.who == oneID || strings.HasPrefix(m.who, "uid "),
+		Confined:     m.who == userNS || m.who == withoutCaps,
+		UIDs:         m.uids,
+		GIDs:         m.gids,
+	}
+}
+
+// continues tells whether a root that was made as was means the same to m: the namespace may have got more ids since.
+func (m mode) continues(was mode) bool {
+	if m.who != was.who {
+		return false
+	}
+	if m.who == userNS {
+		return m.uids.Includes(was.uids) && m.gids.Includes(was.gids)
+	}
+	return m.String() == was.String()
+}
+
+func (m mode) String() string {
+	if m.uids == nil {
+		return m.who
+	}
+	return fmt.Sprintf("%s, uids %s, gids %s", m.who, m.uids, m.gids)
+}
+
+// parseMode reads what String wrote.
+func parseMode(text string) (m mode, err error) {
+	who, ids, ok := strings.Cut(text, ", uids ")
+	m.who = who
+	if !ok {
+		return m, nil
+	}
+	uids, gids, _ := strings.Cut(ids, ", gids ")
+	if m.uids, err = unpack.ParseIDMap(uids); err == nil {
+		m.gids, err = unpack.ParseIDMap(gids)
+	}
+	return m, err
+}
+
+// recordMode refuses a root that was made with other rights, and remembers those of this one. The file is locked.
+func recordMode(lock *os.File) (mode, error) {
+	now, err := currentMode(lock)
+	if err != nil {
+		return now, err
+	}
+	text, err := io.ReadAll(io.NewSectionReader(lock, 0, 1<<20))
+	if err != nil {
+		return now, err
+	}
+	line, _, whole := strings.Cut(string(text), "\n")
+	if whole {
+		was, err := parseMode(line)
+		if err != nil || !now.continues(was) {
+			return now, fmt.Errorf("made by %s, this process is %s: %w", line, now, errdefs.ErrFailedPrecondition)
+		}
+		if line == now.String() {
+			return now, nil
+		}
+	}
+	n, err := lock.WriteAt([]byte(now.String()+"\n"), 0)
+	if err != nil {
+		return now, err
+	}
+	return now, errors.Join(lock.Truncate(int64(n)), lock.Sync())
+}

@@ -1,0 +1,91 @@
+package unpack
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+const capabilityAttr = "security.capability"
+
+// permitted tells whether this process can write an attribute that is part of a layer.
+func (x *extractor) permitted(name string) bool {
+	switch {
+	case x.opts.Unprivileged:
+		return !strings.HasPrefix(name, "trusted.") && !strings.HasPrefix(name, "security.")
+	case x.opts.Confined:
+		return !strings.HasPrefix(name, "trusted.") && (!strings.HasPrefix(name, "security.") || name == capabilityAttr)
+	}
+	return true
+}
+
+// checkOwner refuses ids that chown could not set in this user namespace.
+func (x *extractor) checkOwner(name string, e *Entry) error {
+	if !x.opts.UIDs.Has(e.UID) {
+		return x.unmapped(name, "uid", e.UID)
+	}
+	if !x.opts.GIDs.Has(e.GID) {
+		return x.unmapped(name, "gid", e.GID)
+	}
+	return nil
+}
+
+// unmapped is about the namespace, not about the layer: elsewhere it can be unpacked.
+func (x *extractor) unmapped(name, kind string, id uint32) error {
+	m := x.opts.UIDs
+	if kind == "gid" {
+		m = x.opts.GIDs
+	}
+	return fmt.Errorf("tar entry %q: %s %d has no place in this user namespace, which maps %s (give its user more ids in /etc/sub%s): %w",
+		clip(name), kind, id, m, kind, errdefs.ErrFailedPrecondition)
+}
+
+// checkXattr looks at the ids that an attribute's value names. What the kernel finds malformed is left to the kernel. keep
+// is false where the attribute is to be left out: an ordinary user's files lose what that user can't express.
+func (x *extractor) checkXattr(name, attr, value string) (keep bool, err error) {
+	kind, id, ok := x.unmappedIn(attr, value)
+	switch {
+	case !ok:
+		return true, nil
+	case x.opts.Unprivileged:
+		return false, nil
+	}
+	return false, x.unmapped(name, kind, id)
+}
+
+// unmappedIn finds an id in an attribute's value that the namespace does not map.
+func (x *extractor) unmappedIn(attr, value string) (kind string, id uint32, found bool) {
+	v := []byte(value)
+	switch attr {
+	case aclAccess, aclDefault:
+		const header, entry, user, group = 4, 8, 0x02, 0x08 // linux/posix_acl_xattr.h
+		for at := header; at+entry <= len(v); at += entry {
+			id = binary.LittleEndian.Uint32(v[at+4:])
+			switch binary.LittleEndian.Uint16(v[at:]) {
+			case user:
+				kind, found = "uid", !x.opts.UIDs.Has(id)
+			case group:
+				kind, found = "gid", !x.opts.GIDs.Has(id)
+			}
+			if found {
+				return kind, id, true
+			}
+		}
+	case capabilityAttr:
+		if root, ok := capabilityRoot(value); ok && !x.opts.UIDs.Has(root) {
+			return "uid", root, true
+		}
+	}
+	return "", 0, false
+}
+
+// capabilityRoot is the root user that file capabilities of revision 3 are bound to.
+func capabilityRoot(value string) (uid uint32, ok bool) {
+	const size, revision = 24, 3 // linux/capability.h: vfs_ns_cap_data
+	if len(value) != size || value[3] != revision {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint32([]byte(value)[size-4:]), true
+}

@@ -1,0 +1,235 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// How long containerd may take.
+const (
+	answerTime = time.Second      // to say whether it has a blob: a Prepare waits for that
+	stallTime  = 15 * time.Second // to send the next bytes of one
+)
+
+// Memory of one blob that is read from containerd: what is on its way, and what waits for the reader.
+const (
+	streamWindow   = 2 << 20
+	messagesAhead  = 2 // of up to 1 MiB
+	reconnectDelay = 500 * time.Millisecond
+)
+
+// ContainerdOptions of DialContainerd.
+type ContainerdOptions struct {
+	// Answer is how long containerd may take to say whether it has a blob. 0 means 1 second.
+	Answer time.Duration
+	// Stall is how long it may take to begin to send a blob, and to send more of it. 0 means 15 seconds.
+	Stall time.Duration
+}
+
+// Containerd is the content store of a containerd that keeps its own: the second install. Every call ends, whatever containerd
+// does; errdefs.ErrUnavailable says that it does not answer.
+//
+// Its calls only read what containerd's database says, so that they may be made while containerd waits for a Prepare or an Apply;
+// they are never made from a Commit or a Remove.
+type Containerd struct {
+	conn       *grpc.ClientConn
+	blobs      contentapi.ContentClient
+	namespaces namespacesapi.NamespacesClient
+	opts       ContainerdOptions
+}
+
+// DialContainerd makes a client of the containerd at that unix socket. It connects with the first call, and again after
+// containerd was away. nil opts are the defaults.
+func DialContainerd(address string, opts *ContainerdOptions) (*Containerd, error) {
+	c := &Containerd{}
+	if opts != nil {
+		c.opts = *opts
+	}
+	if c.opts.Answer == 0 {
+		c.opts.Answer = answerTime
+	}
+	if c.opts.Stall == 0 {
+		c.opts.Stall = stallTime
+	}
+	socket := strings.TrimPrefix(address, "unix://")
+	delays := backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectDelay}
+	conn, err := grpc.NewClient("passthrough:///containerd",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: delays, MinConnectTimeout: time.Second}),
+		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(4*streamWindow),
+		// Who was called by containerd a moment ago need not fail because the last attempt to connect did.
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
+	if err != nil {
+		return nil, fmt.Errorf("containerd %s: %w", address, err)
+	}
+	c.conn, c.blobs, c.namespaces = conn, contentapi.NewContentClient(conn), namespacesapi.NewNamespacesClient(conn)
+	return c, nil
+}
+
+// Close ends the connection, and with it what is being read.
+func (c *Containerd) Close() error { return c.conn.Close() }
+
+// Size returns the bytes of a blob that any of containerd's namespaces has, which with its default policy is one that it takes
+// into every other without fetching it. errdefs.ErrNotFound when none has it.
+func (c *Containerd) Size(ctx context.Context, d digest.Digest) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Answer)
+	defer cancel()
+	_, size, err := c.find(ctx, d)
+	return size, c.fault(d, err)
+}
+
+// Open reads a blob from the namespace of the call that ctx belongs to, or, when it belongs to none, from any that has it. Read
+// returns io.EOF after all bytes were read and are those of the digest, and errdefs.ErrDataLoss when they are not. errdefs.ErrNotFound
+// when the blob is not there.
+func (c *Containerd) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	if err := d.Validate(); err != nil {
+		return nil, fmt.Errorf("digest %.100q: %w: %w", string(d), err, errdefs.ErrInvalidArgument)
+	}
+	asked, cancel := context.WithTimeout(ctx, c.opts.Stall)
+	defer cancel()
+	var size int64
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err == nil {
+		size, err = c.size(asked, ns, d)
+	} else {
+		ns, size, err = c.find(asked, d)
+	}
+	if err != nil {
+		return nil, c.fault(d, err)
+	}
+	return c.read(ctx, ns, d, size), nil
+}
+
+// find looks for a namespace that has a blob.
+func (c *Containerd) find(ctx context.Context, d digest.Digest) (ns string, size int64, err error) {
+	all, err := c.namespaces.List(ctx, &namespacesapi.ListNamespacesRequest{})
+	if err != nil {
+		return "", 0, errgrpc.ToNative(err)
+	}
+	for _, n := range all.GetNamespaces() {
+		if size, err = c.size(ctx, n.GetName(), d); !errdefs.IsNotFound(err) {
+			return n.GetName(), size, err
+		}
+	}
+	return "", 0, errdefs.ErrNotFound
+}
+
+func (c *Containerd) size(ctx context.Context, ns string, d digest.Digest) (int64, error) {
+	reply, err := c.blobs.Info(namespaces.WithNamespace(ctx, ns), &contentapi.InfoRequest{Digest: d.String()})
+	return reply.GetInfo().GetSize(), errgrpc.ToNative(err)
+}
+
+// fault gives an error its name, and that of a containerd which does not answer its class.
+func (c *Containerd) fault(d digest.Digest, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errdefs.IsDeadlineExceeded(err), errors.Is(err, errStalled):
+		return fmt.Errorf("blob %s: containerd does not answer: %w", d, errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("blob %s: containerd: %w", d, err)
+}
+
+var errStalled = errors.New("stalled")
+
+// blobStream is a blob as it comes from containerd. It is received and hashed ahead of its reader.
+type blobStream struct {
+	messages <-chan []byte
+	rest     []byte // of the message that is being read
+	err      error  // set before messages is closed; io.EOF when all is well
+	cancel   context.CancelCauseFunc
+	done     sync.WaitGroup
+}
+
+// read asks for the whole blob in one stream: a request for each piece, as containerd's own client makes them, waits for
+// each of them.
+func (c *Containerd) read(ctx context.Context, ns string, d digest.Digest, size int64) *blobStream {
+	messages := make(chan []byte, messagesAhead)
+	ctx, cancel := context.WithCancelCause(namespaces.WithNamespace(ctx, ns))
+	b := &blobStream{messages: messages, cancel: cancel}
+	b.done.Go(func() {
+		defer close(messages)
+		defer cancel(nil)
+		sum := d.Algorithm().Hash()
+		n, err := c.receive(ctx, cancel, d, sum, messages)
+		switch {
+		case err != nil:
+			b.err = c.fault(d, err)
+		case n != size || digest.NewDigest(d.Algorithm(), sum) != d:
+			b.err = fmt.Errorf("blob %s: containerd gave other bytes: %w", d, errdefs.ErrDataLoss)
+		default:
+			b.err = io.EOF
+		}
+	})
+	return b
+}
+
+// receive hands the messages on until the stream ends.
+func (c *Containerd) receive(ctx context.Context, cancel context.CancelCauseFunc, d digest.Digest, sum hash.Hash, to chan<- []byte) (n int64, err error) {
+	stall := time.AfterFunc(c.opts.Stall, func() { cancel(errStalled) })
+	defer stall.Stop()
+	stream, err := c.blobs.Read(ctx, &contentapi.ReadContentRequest{Digest: d.String()})
+	for err == nil {
+		var m *contentapi.ReadContentResponse
+		stall.Reset(c.opts.Stall)
+		if m, err = stream.Recv(); err != nil {
+			break
+		}
+		stall.Stop() // the reader may take its time
+		sum.Write(m.GetData())
+		n += int64(len(m.GetData()))
+		select {
+		case to <- m.GetData():
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	switch cause := context.Cause(ctx); {
+	case errors.Is(err, io.EOF):
+		return n, nil
+	case cause != nil:
+		return n, cause
+	}
+	return n, errgrpc.ToNative(err)
+}
+
+func (b *blobStream) Read(p []byte) (int, error) {
+	for len(b.rest) == 0 {
+		m, ok := <-b.messages
+		if !ok {
+			return 0, b.err
+		}
+		b.rest = m
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
+}
+
+// Close ends a Read that waits. It may come twice.
+func (b *blobStream) Close() error {
+	b.cancel(context.Canceled)
+	b.done.Wait()
+	return nil
+}

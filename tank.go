@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -30,7 +29,6 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // Options of Open.
@@ -50,6 +48,7 @@ type Options struct {
 type Tank struct {
 	root      string
 	daemon    bool
+	mode      mode
 	lock      *os.File
 	db        *metadata.DB
 	content   *content.Store
@@ -96,7 +95,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	if t.db, err = metadata.Open(filepath.Join(root, "metadata.db"), nil); err != nil {
 		return nil, err
 	}
-	if err := t.recordMode(opts.Daemon); err != nil {
+	if err := t.recordDaemon(opts.Daemon); err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
 	t.sweeper = newSweeper(func(ctx context.Context) error {
@@ -114,7 +113,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	blobs, adoptable := layersFrom(t.content, opts.Containerd)
 	t.snapshots, err = snapshot.Open(root, t.db, blobs, &snapshot.Options{
 		Adoptable: adoptable,
-		Unpack:    unpack.Options{Unprivileged: os.Geteuid() != 0}, Directory: opts.Directory,
+		Unpack:    t.mode.options(), Directory: opts.Directory,
 	})
 	if err != nil {
 		return nil, err
@@ -125,8 +124,8 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	return t, t.writeLayout()
 }
 
-// own makes the root's directory and locks it.
-func (t *Tank) own() error {
+// own makes the root's directory, locks it, and refuses one that was made with other rights.
+func (t *Tank) own() (err error) {
 	if err := os.MkdirAll(filepath.Dir(t.root), 0o755); err != nil {
 		return err
 	}
@@ -134,6 +133,9 @@ func (t *Tank) own() error {
 		return err
 	}
 	f, err := os.OpenFile(filepath.Join(t.root, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("another user's: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
 	if err != nil {
 		return err
 	}
@@ -145,37 +147,20 @@ func (t *Tank) own() error {
 		return err
 	}
 	t.lock = f
-	return nil
+	t.mode, err = recordMode(f)
+	return err
 }
 
-// recordMode refuses a root that was made with other rights: its files would have the wrong owners.
-func (t *Tank) recordMode(daemon bool) error {
-	mode := "privileged"
-	if uid := os.Geteuid(); uid != 0 {
-		mode = "uid " + strconv.Itoa(uid)
-	}
-	was := ""
+// recordDaemon marks the root as a daemon's, or finds that it is one.
+func (t *Tank) recordDaemon(daemon bool) error {
 	if err := t.db.View(func(tx *metadata.Tx) error {
-		was, t.daemon = tx.Flag("mode"), tx.Flag("daemon") != ""
+		t.daemon = tx.Flag("daemon") != ""
 		return nil
-	}); err != nil {
+	}); err != nil || t.daemon || !daemon {
 		return err
 	}
-	if was != "" && was != mode {
-		return fmt.Errorf("made by %s, this process is %s: %w", was, mode, errdefs.ErrFailedPrecondition)
-	}
-	if was == mode && (t.daemon || !daemon) {
-		return nil
-	}
-	t.daemon = t.daemon || daemon
-	return t.db.Update(func(tx *metadata.Tx) error {
-		if t.daemon {
-			if err := tx.SetFlag("daemon", "yes"); err != nil {
-				return err
-			}
-		}
-		return tx.SetFlag("mode", mode)
-	})
+	t.daemon = true
+	return t.db.Update(func(tx *metadata.Tx) error { return tx.SetFlag("daemon", "yes") })
 }
 
 // Root returns the absolute path of the root.

@@ -64,6 +64,7 @@ type Store struct {
 	opts  Options
 	hooks hooks
 	trash trash
+	wg    sync.WaitGroup // deletions that are not durable yet
 
 	// gate is held for reading from when bytes get their name under blobs/ until they are recorded and held, and while a
 	// hit becomes a hold; Sweep holds it for writing while it looks for bytes without a record and renames them.
@@ -143,6 +144,7 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.wg.Wait()
 	s.trash.wait()
 	return nil
 }

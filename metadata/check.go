@@ -25,6 +25,7 @@ func (db *DB) Check(report func(error)) (err error) {
 	if err := db.checkPages(fault); err != nil {
 		return err
 	}
+	db.settle(nil)
 	return db.bolt.View(func(btx *bolt.Tx) error {
 		tx := &Tx{bolt: btx}
 		tx.checkNodes(fault)
@@ -37,6 +38,9 @@ func (db *DB) Check(report func(error)) (err error) {
 
 // checkPages takes the write transaction: beside a writer, bbolt's check takes pages that are just freed for faults.
 func (db *DB) checkPages(fault faultFunc) error {
+	db.soon.mu.Lock()
+	defer db.soon.mu.Unlock()
+	db.settleBatch()
 	btx, err := db.bolt.Begin(true)
 	if err != nil {
 		return fmt.Errorf("metadata: check: %w", err)

@@ -50,6 +50,7 @@ type Options struct {
 // DB is the open database.
 type DB struct {
 	bolt *bolt.DB
+	soon soon
 }
 
 // Open opens the database at path, creates it when there is none, and migrates it when it is older. It returns
@@ -144,8 +145,26 @@ func (db *DB) migrate() (err error) {
 	})
 }
 
-// Close closes the file. It waits for open transactions.
-func (db *DB) Close() error { return db.bolt.Close() }
+// Close closes the file. It waits for open transactions, and makes durable what UpdateSoon was given.
+func (db *DB) Close() error {
+	db.settle(nil)
+	return db.bolt.Close()
+}
+
+// Probe returns when a reader and a writer had their turn. It writes nothing.
+func (db *DB) Probe() (err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
+	for _, write := range []bool{false, true} {
+		tx, err := db.bolt.Begin(write)
+		if err != nil {
+			return fmt.Errorf("metadata: probe: %w", err)
+		}
+		if err := tx.Rollback(); err != nil {
+			return fmt.Errorf("metadata: probe: %w", err)
+		}
+	}
+	return nil
+}
 
 // guard turns what bbolt does about a damaged file, which is to panic or to read where nothing is mapped, into an error of
 // class errdefs.ErrDataLoss. It is deferred, with the value that debug.SetPanicOnFault had.
@@ -159,6 +178,7 @@ func guard(old bool, err *error) {
 // View runs fn in a read transaction. fn must not call anybody else's code; see the package comment.
 func (db *DB) View(fn func(*Tx) error) (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
+	db.settle(nil)
 	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }
 
@@ -166,16 +186,22 @@ func (db *DB) View(fn func(*Tx) error) (err error) {
 // when fn fails, or when it would leave a record without a holder (errdefs.ErrFailedPrecondition).
 func (db *DB) Update(fn func(*Tx) error) (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
-	return db.bolt.Update(func(btx *bolt.Tx) error {
-		tx := &Tx{bolt: btx, touched: map[Node]bool{}}
-		if err := fn(tx); err != nil {
-			return err
+	db.soon.mu.Lock() // nobody writes between the two, or while a batch is replayed
+	defer db.soon.mu.Unlock()
+	db.settleBatch()
+	return db.bolt.Update(func(tx *bolt.Tx) error { return apply(tx, fn) })
+}
+
+// apply runs fn in a write transaction and holds the invariant.
+func apply(btx *bolt.Tx, fn func(*Tx) error) error {
+	tx := &Tx{bolt: btx, touched: map[Node]bool{}}
+	if err := fn(tx); err != nil {
+		return err
+	}
+	for n := range tx.touched {
+		if tx.has(n) && len(tx.Holders(n)) == 0 {
+			return fmt.Errorf("%s %s: record without a holder: %w", n.Kind, n.Key, errdefs.ErrFailedPrecondition)
 		}
-		for n := range tx.touched {
-			if tx.has(n) && len(tx.Holders(n)) == 0 {
-				return fmt.Errorf("%s %s: record without a holder: %w", n.Kind, n.Key, errdefs.ErrFailedPrecondition)
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }

@@ -124,15 +124,17 @@ func (s *Store) disown(dir string) error {
 	return s.trash(s.path("snapshots", dir))
 }
 
-// Remove ends the holder's hold of a snapshot; errdefs.ErrFailedPrecondition while it has children. What it wrote, and
-// what only it stood on, is moved aside at once and deleted in the background.
+// Remove ends the holder's hold of a snapshot; errdefs.ErrFailedPrecondition while it has children. It waits for no disk:
+// containerd's collector removes by the hundred under a lock that every Prepare needs. What the snapshot wrote, and what only it stood
+// on, is deleted in the background, after its record is away for good.
 func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	var sn metadata.Snapshot
 	var layers []metadata.Layer
-	err := n.s.db.Update(func(tx *metadata.Tx) (err error) {
+	removed, err := n.s.db.UpdateSoon(func(tx *metadata.Tx) (err error) {
 		if sn, err = n.held(tx, key); err != nil {
 			return err
 		}
+		layers = layers[:0] // it may run again
 		for _, l := range tx.Held(metadata.SnapshotHolder(key), metadata.KindLayer, "", -1) {
 			rec, err := tx.Layer(l)
 			if err != nil {
@@ -145,10 +147,19 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	if sn.Dir != "" {
-		err = n.s.disown(sn.Dir)
-	}
-	return errors.Join(err, n.s.trashLayers(layers))
+	n.s.mu.Lock()
+	delete(n.s.dirs, sn.Dir)
+	n.s.mu.Unlock()
+	n.s.background("snapshot "+key+": remove", func(context.Context) error {
+		if err := removed(); err != nil {
+			return err
+		}
+		if sn.Dir != "" {
+			err = n.s.trash(n.s.path("snapshots", sn.Dir))
+		}
+		return errors.Join(err, n.s.trashLayers(layers))
+	})
+	return nil
 }
 
 // trashLayers deletes those of the layers that have no record any more.

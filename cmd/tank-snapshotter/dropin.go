@@ -45,7 +45,8 @@ func (c *cli) configCommand() *cobra.Command {
 	return cmd
 }
 
-// dropIn is the TOML of DESIGN section 8. Inside a user namespace "rebase" is left out: there containerd can't unpack in parallel.
+// dropIn is the TOML of DESIGN section 8. Inside a user namespace "rebase" is left out, because there containerd can't unpack in
+// parallel, and "remap-ids", because nobody can mount a file system of the outside with remapped ids from there.
 func dropIn(root, address string, content, userNS bool) (string, error) {
 	var err error
 	if root, err = quotePath(root); err != nil {
@@ -56,7 +57,7 @@ func dropIn(root, address string, content, userNS bool) (string, error) {
 	}
 	capabilities := `["rebase", "remap-ids"]`
 	if userNS {
-		capabilities = `["remap-ids"]`
+		capabilities = `[]`
 	}
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }

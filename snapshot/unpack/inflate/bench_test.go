@@ -1,0 +1,127 @@
+package inflate_test
+
+import (
+	"bytes"
+	stdgzip "compress/gzip"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"testing"
+	"time"
+
+	kpgzip "github.com/klauspost/compress/gzip"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
+)
+
+// layers are the gzip blobs below the directory TANK_INFLATE_LAYERS, an OCI layout for example, the largest first.
+func layers(tb testing.TB) (blobs [][]byte, names []string) {
+	dir := os.Getenv("TANK_INFLATE_LAYERS")
+	if dir == "" {
+		tb.Skip("TANK_INFLATE_LAYERS names no directory of layers")
+	}
+	must(tb, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		blob, err := os.ReadFile(path)
+		if err == nil && len(blob) > 1<<20 && bytes.HasPrefix(blob, []byte{0x1f, 0x8b}) {
+			blobs = append(blobs, blob)
+		}
+		return err
+	}))
+	sort.Slice(blobs, func(i, j int) bool { return len(blobs[i]) > len(blobs[j]) })
+	for i, blob := range blobs {
+		names = append(names, fmt.Sprintf("layer%d-%dk", i, len(blob)>>10))
+	}
+	return blobs, names
+}
+
+var decodersUnderTest = []struct {
+	name string
+	run  func(w io.Writer, blob []byte) (int64, error)
+}{
+	{"std", func(w io.Writer, blob []byte) (int64, error) {
+		z, err := stdgzip.NewReader(bytes.NewReader(blob))
+		if err != nil {
+			return 0, err
+		}
+		return io.CopyBuffer(struct{ io.Writer }{w}, z, make([]byte, 256<<10))
+	}},
+	{"klauspost", func(w io.Writer, blob []byte) (int64, error) {
+		z, err := kpgzip.NewReader(bytes.NewReader(blob))
+		if err != nil {
+			return 0, err
+		}
+		return z.WriteTo(w)
+	}},
+	{"inflate", func(w io.Writer, blob []byte) (int64, error) {
+		z := inflate.New(bytes.NewReader(blob), nil)
+		defer z.Close()
+		return z.WriteTo(w)
+	}},
+}
+
+// TestRatios decodes each layer with each decoder in turn, and prints the medians of the ratios within one round.
+func TestRatios(t *testing.T) {
+	blobs, names := layers(t)
+	const rounds = 7
+	for i, blob := range blobs {
+		var seconds [3][rounds]float64
+		var size int64
+		for round := range rounds {
+			for d := range decodersUnderTest {
+				begin := cpuTime(t)
+				n, err := decodersUnderTest[d].run(io.Discard, blob)
+				must(t, err)
+				seconds[d][round] = (cpuTime(t) - begin).Seconds()
+				size = n
+			}
+		}
+		var byStd, byKlauspost, speed []float64
+		for round := range rounds {
+			byStd = append(byStd, seconds[0][round]/seconds[2][round])
+			byKlauspost = append(byKlauspost, seconds[1][round]/seconds[2][round])
+			speed = append(speed, float64(size)/1e6/seconds[2][round])
+		}
+		t.Logf("%s: %d MB of output, %.0f MB/s, %.2f times klauspost, %.2f times compress/gzip", names[i], size>>20,
+			median(speed), median(byKlauspost), median(byStd))
+	}
+}
+
+func median(v []float64) float64 {
+	sort.Float64s(v)
+	return v[len(v)/2]
+}
+
+// BenchmarkLayers measures output.
+func BenchmarkLayers(b *testing.B) {
+	blobs, names := layers(b)
+	for i, blob := range blobs {
+		for _, d := range decodersUnderTest {
+			b.Run(names[i]+"/"+d.name, func(b *testing.B) {
+				for b.Loop() {
+					n, err := d.run(io.Discard, blob)
+					must(b, err)
+					b.SetBytes(n)
+				}
+			})
+		}
+	}
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// cpuTime is what the process used.
+func cpuTime(tb testing.TB) time.Duration {
+	tb.Helper()
+	return time.Duration(processTime(tb))
+}

@@ -27,7 +27,7 @@ func TestContainerdTree(t *testing.T) {
 }
 
 // mountOf is the line of /proc/mounts about a mount point.
-func mountOf(t *testing.T, dir string) string {
+func mountOf(t testing.TB, dir string) string {
 	b, err := os.ReadFile("/proc/mounts")
 	if err != nil {
 		t.Fatal(err)

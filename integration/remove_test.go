@@ -10,7 +10,7 @@ import (
 )
 
 // checkEmpty waits until nothing is left of any image.
-func checkEmpty(t *testing.T, k *TankRoot) {
+func checkEmpty(t testing.TB, k *TankRoot) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for left := k.Leftovers(); len(left) > 0; left = k.Leftovers() {

@@ -1,0 +1,251 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// matrixVariable selects what TestMatrix runs: a regular expression on version/install/mode/unpack/row. Only the whole matrix, ".",
+// writes docs/compatibility.md.
+const matrixVariable = "TANK_MATRIX"
+
+// matrixVersions are the versions of containerd, the latest of each line that the module proxy has, newest first.
+var matrixVersions = []string{Pinned, "2.3.7", "2.2.9"}
+
+// column is one way to run a node.
+type column struct {
+	version string
+	setup   Setup
+}
+
+func (c column) String() string {
+	return c.version + "/" + c.title("full", "second", "/")
+}
+
+// title names the way in words.
+func (c column) title(full, second, separator string) string {
+	words := []string{full, "overlay", "parallel"}
+	if c.setup.WithoutContent {
+		words[0] = second
+	}
+	if c.setup.Directory {
+		words[1] = "directory"
+	}
+	if c.setup.Sequential {
+		words[2] = "sequential"
+	}
+	return strings.Join(words, separator)
+}
+
+// columns are all of a version, in the order of the table. Directory mode has no parallel unpack: there the drop-in leaves out the
+// capability, and containerd unpacks one layer after the other.
+func columns(version string) []column {
+	var all []column
+	for _, without := range []bool{false, true} {
+		all = append(all,
+			column{version, Setup{WithoutContent: without}},
+			column{version, Setup{WithoutContent: without, Sequential: true}},
+			column{version, Setup{WithoutContent: without, Sequential: true, Directory: true}})
+	}
+	return all
+}
+
+// limit is a cell that is known to fail, or to hold in part: what of is about it.
+type limit struct {
+	cells  *regexp.Regexp // on column/row
+	reason string
+}
+
+// limits says why cells fail. A cell that fails and is not here fails the test, and so does one that is here and passes.
+var limits = []limit{}
+
+// outcome is what became of a cell.
+type outcome struct {
+	faults []string
+	notes  []string
+}
+
+// cell is the test in which one operation runs: what fails there is kept and judged afterwards.
+type cell struct {
+	testing.TB
+
+	mu  sync.Mutex // guards out
+	out outcome
+}
+
+func (c *cell) Errorf(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.out.faults = append(c.out.faults, fmt.Sprintf(format, args...))
+}
+
+func (c *cell) Error(args ...any) { c.Errorf("%s", strings.TrimSpace(fmt.Sprintln(args...))) }
+
+func (c *cell) Fatalf(format string, args ...any) {
+	c.Errorf(format, args...)
+	runtime.Goexit()
+}
+
+func (c *cell) Fatal(args ...any) {
+	c.Error(args...)
+	runtime.Goexit()
+}
+
+func (c *cell) FailNow() { c.Fatal("failed") }
+
+func (c *cell) Failed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.out.faults) > 0 || c.TB.Failed()
+}
+
+// note says in the table what holds here in another way than elsewhere.
+func (c *cell) note(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.out.notes = append(c.out.notes, text)
+}
+
+// TestMatrix runs each row of the table of docs/compatibility.md in each column, on a node of its own.
+func TestMatrix(t *testing.T) {
+	selected := os.Getenv(matrixVariable)
+	if selected == "" {
+		t.Skipf("takes long and is run by `make matrix`, which sets %s", matrixVariable)
+	}
+	want, err := regexp.Compile(selected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	results := map[string]outcome{}
+	t.Run("cells", func(t *testing.T) {
+		for _, version := range matrixVersions {
+			for _, col := range columns(version) {
+				for _, r := range matrixRows {
+					name := col.String() + "/" + r.id
+					if !want.MatchString(name) {
+						continue
+					}
+					t.Run(name, func(t *testing.T) {
+						t.Parallel()
+						c := &cell{TB: t}
+						t.Cleanup(func() { // registered first: after what cleanups found
+							judge(t, name, c.out)
+							mu.Lock()
+							results[name] = c.out
+							mu.Unlock()
+						})
+						done := make(chan struct{})
+						go func() {
+							defer close(done)
+							r.run(newMatrixNode(c, col))
+						}()
+						<-done
+					})
+				}
+			}
+		}
+	})
+	table := compatibility(results)
+	if selected != "." || t.Failed() {
+		t.Logf("docs/compatibility.md is not written, as this is not the whole matrix without faults\n%s", table)
+		return
+	}
+	if err := os.WriteFile(filepath.Join(moduleDir(), "..", "docs", "compatibility.md"), []byte(table), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// judge compares a cell's outcome with limits.
+func judge(t *testing.T, name string, o outcome) {
+	reason := limitOf(name)
+	switch {
+	case len(o.faults) > 0 && reason == "":
+		t.Errorf("fails: %s", strings.Join(o.faults, "\n"))
+	case len(o.faults) > 0:
+		t.Logf("fails, as known (%s): %s", reason, strings.Join(o.faults, "\n"))
+	case reason != "":
+		t.Errorf("passes, though limits has: %s", reason)
+	}
+}
+
+func limitOf(name string) string {
+	for _, l := range limits {
+		if l.cells.MatchString(name) {
+			return l.reason
+		}
+	}
+	return ""
+}
+
+// compatibility is the text of docs/compatibility.md.
+func compatibility(results map[string]outcome) string {
+	var b strings.Builder
+	b.WriteString(compatibilityHead)
+	var notes []string
+	mark := func(text string) string {
+		i := slices.Index(notes, text)
+		if i < 0 {
+			i = len(notes)
+			notes = append(notes, text)
+		}
+		return fmt.Sprintf(" [%d]", i+1)
+	}
+	for _, version := range matrixVersions {
+		cols := columns(version)
+		fmt.Fprintf(&b, "\n## containerd %s\n\n|", version)
+		for _, col := range cols {
+			fmt.Fprintf(&b, " | %s", col.title("full install", "second install", "<br>"))
+		}
+		b.WriteString(" |\n|---" + strings.Repeat("|---", len(cols)) + "|\n")
+		for _, r := range matrixRows {
+			fmt.Fprintf(&b, "| %s", r.title)
+			for _, col := range cols {
+				name := col.String() + "/" + r.id
+				o, ran := results[name]
+				text := "yes"
+				switch {
+				case !ran:
+					text = "not run"
+				case len(o.faults) > 0:
+					text = "no" + mark(limitOf(name))
+				}
+				for _, n := range o.notes {
+					text += mark(n)
+				}
+				fmt.Fprintf(&b, " | %s", text)
+			}
+			b.WriteString(" |\n")
+		}
+	}
+	if len(notes) > 0 {
+		b.WriteString("\n## Notes\n\n")
+	}
+	for i, n := range notes {
+		fmt.Fprintf(&b, "%d. %s\n", i+1, n)
+	}
+	b.WriteString("\n## What each row asserts\n\nEach cell runs on a node of its own, with the tests' own image, which has what real images rarely show " +
+		"(`integration/README.md`).\n\n")
+	for _, r := range matrixRows {
+		fmt.Fprintf(&b, "- %s: %s\n", r.title, r.asserts)
+	}
+	return b.String()
+}
+
+const compatibilityHead = `# Compatibility with containerd
+
+Written by ` + "`make matrix`" + `, which runs every cell; do not edit. How to set a node up: docs/containerd.md.
+
+- *full install*: the drop-in that ` + "`tank-snapshotter config containerd`" + ` prints; containerd proxies snapshots, diffs and content.
+- *second install*: ` + "`config containerd --without-content`" + ` and the key ` + "`containerd_address`" + ` in Tank's config; containerd keeps its own content store.
+- *parallel*: as printed, ` + "`max_concurrent_unpacks = 4`" + `; *sequential*: 1. Tank's mode *directory* has no parallel unpack.
+
+The versions are the latest of their lines in the Go module proxy when this was made.
+`

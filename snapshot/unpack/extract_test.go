@@ -41,7 +41,9 @@ func memoryDir(t testing.TB) string {
 	return dir
 }
 
-func userOptions() *unpack.Options { return &unpack.Options{Unprivileged: os.Geteuid() != 0} }
+func userOptions() *unpack.Options {
+	return &unpack.Options{Unprivileged: os.Geteuid() != 0, Confined: inNamespace()}
+}
 
 // TestTruncated cuts a layer at every byte (B13). What may be missing without an error is padding, the end-of-archive blocks,
 // and whole entries at the end, which a tar does not count: the diff ID tells.

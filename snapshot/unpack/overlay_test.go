@@ -61,7 +61,11 @@ func TestOverlay(t *testing.T) {
 			}
 			mnt := filepath.Join(tmp, "mnt")
 			must(t, os.Mkdir(mnt, 0o755))
-			if err := unix.Mount("overlay", mnt, "overlay", unix.MS_RDONLY, "lowerdir="+strings.Join(dirs, ":")); err != nil {
+			options := "lowerdir=" + strings.Join(dirs, ":")
+			if inNamespace() {
+				options = "userxattr," + options
+			}
+			if err := unix.Mount("overlay", mnt, "overlay", unix.MS_RDONLY, options); err != nil {
 				skipOrFail(t, "mount overlay: "+err.Error())
 			}
 			defer unix.Unmount(mnt, unix.MNT_DETACH)
@@ -79,7 +83,7 @@ func extractTo(t testing.TB, path string, raw []byte) *unpack.Result {
 	dir, err := os.Open(path)
 	must(t, err)
 	defer dir.Close()
-	res, err := unpack.Extract(context.Background(), dir, bytes.NewReader(raw), &unpack.Options{Unprivileged: os.Geteuid() != 0})
+	res, err := unpack.Extract(context.Background(), dir, bytes.NewReader(raw), userOptions())
 	must(t, err)
 	return res
 }

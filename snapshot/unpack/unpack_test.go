@@ -51,6 +51,8 @@ type row struct {
 	notes string
 	// err is a part of the message of an error of class ErrInvalidLayer; of root's only, when there is a tree for the user.
 	err string
+	// confined is a part of the message of the error in a user namespace only.
+	confined string
 	// safe: the result may be anything, as long as it is inside and consistent.
 	safe bool
 	// limits to extract with
@@ -63,24 +65,31 @@ type outcome struct {
 	Invalid  bool
 	Disagree string
 	Notes    string
+	Tree     []string // as it looks from inside the user namespace
 }
 
 // mode is a way to run every row.
 type mode struct {
-	name string
-	walk bool
-	user bool
+	name   string
+	walk   bool
+	user   bool
+	userNS bool // root of a user namespace
 }
 
 var modes = []mode{
-	{"root openat2", false, false},
-	{"root walk", true, false},
-	{"user openat2", false, true},
-	{"user walk", true, true},
+	{name: "root openat2"},
+	{name: "root walk", walk: true},
+	{name: "user openat2", user: true},
+	{name: "user walk", user: true, walk: true},
+	{name: "namespace openat2", userNS: true},
+	{name: "namespace walk", userNS: true, walk: true},
 }
 
 func (m mode) options(l unpack.Limits) *unpack.Options {
-	o := unpack.Options{Unprivileged: m.user, Limits: l}
+	o := unpack.Options{Unprivileged: m.user, Confined: m.userNS, Limits: l}
+	if m.userNS {
+		o.UIDs, o.GIDs = theIDs, theIDs
+	}
 	if m.walk {
 		return o.WithoutOpenat2()
 	}
@@ -121,8 +130,8 @@ func runRows(t *testing.T, m mode, rows []row) {
 		before[i] = prepare(t, base, i, m, r)
 	}
 	outcomes := make([]outcome, len(rows))
-	if m.user {
-		outcomes = runAsUser(t, base, len(rows))
+	if m.user || m.userNS {
+		outcomes = runElsewhere(t, base, len(rows), m)
 	} else {
 		for i := range rows {
 			var err error
@@ -148,6 +157,12 @@ func judge(t *testing.T, m mode, r row, o outcome, dir string) {
 	if o.Disagree != "" {
 		t.Errorf("Extract and ReadTree disagree: %s", o.Disagree)
 	}
+	if m.userNS && r.confined != "" {
+		if o.Invalid || !strings.Contains(o.Err, r.confined) {
+			t.Errorf("error %q, invalid %v, want %q", o.Err, o.Invalid, r.confined)
+		}
+		return
+	}
 	if o.Err != "" && !o.Invalid {
 		t.Errorf("error of another class: %s", o.Err)
 	}
@@ -169,14 +184,19 @@ func judge(t *testing.T, m mode, r row, o outcome, dir string) {
 			want = asUser(r.want)
 		}
 	}
-	got := u.List(t, filepath.Join(dir, "root"))
+	got := o.Tree
+	if m.userNS {
+		want = confined(r.want)
+	} else {
+		got = u.List(t, filepath.Join(dir, "root"))
+	}
 	if m.user {
 		got = withoutOwner(got)
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("tree:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if r.notes != "" && o.Notes != r.notes && r.user == nil {
+	if r.notes != "" && o.Notes != r.notes && (r.user == nil || !m.user) {
 		t.Errorf("notes %q, want %q", o.Notes, r.notes)
 	}
 }
@@ -236,8 +256,8 @@ func caseDir(base string, i int) string { return filepath.Join(base, fmt.Sprint(
 
 // job is what a case's directory says about it.
 type job struct {
-	Walk, User bool
-	Limits     unpack.Limits
+	Walk, User, UserNS bool
+	Limits             unpack.Limits
 }
 
 // prepare lays out one case: root/, canary/, the tar and the job. It returns the canary's listing.
@@ -258,10 +278,10 @@ func prepare(t *testing.T, base string, i int, m mode, r row) []string {
 		raw = u.Tar(t, aimed(r.items, canary)...)
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "tar"), raw, 0o644))
-	text, err := json.Marshal(job{m.walk, m.user, r.limits})
+	text, err := json.Marshal(job{m.walk, m.user, m.userNS, r.limits})
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(dir, "job"), text, 0o644))
-	if m.user {
+	if m.user || m.userNS {
 		must(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 			must(t, err)
 			return os.Lchown(path, nobody, nobody)
@@ -289,8 +309,35 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// runAsUser runs the prepared cases in the test binary as an ordinary user, with a umask that takes everything.
-func runAsUser(t *testing.T, base string, n int) []outcome {
+// runElsewhere runs the prepared cases in the test binary as an ordinary user, with a umask that takes everything, or as root
+// of a user namespace.
+func runElsewhere(t *testing.T, base string, n int, m mode) []outcome {
+	t.Helper()
+	cmd := again(t)
+	cmd.Dir = base
+	cmd.Env = append(cmd.Env, childEnv+"="+base)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	if m.userNS {
+		cmd.SysProcAttr = namespaceOf(theIDs)
+	}
+	text, err := cmd.CombinedOutput()
+	if m.userNS && len(text) == 0 && err != nil {
+		skipOrFail(t, "user namespace: "+err.Error())
+	}
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", m.name, err, text)
+	}
+	outcomes := make([]outcome, n)
+	for i := range outcomes {
+		text, err := os.ReadFile(filepath.Join(caseDir(base, i), "outcome"))
+		must(t, err)
+		must(t, json.Unmarshal(text, &outcomes[i]))
+	}
+	return outcomes
+}
+
+// again is the test binary, to be run again, from a copy that everybody may run.
+func again(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Open("/proc/self/exe")
 	must(t, err)
@@ -302,20 +349,9 @@ func runAsUser(t *testing.T, base string, n int) []outcome {
 	must(t, err)
 	must(t, out.Close())
 	must(t, os.Chmod(exe, 0o755))
-	cmd := exec.Command(exe)
-	cmd.Dir = base
-	cmd.Env = []string{childEnv + "=" + base, "PATH=/bin"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("as user %d: %v\n%s", nobody, err, text)
-	}
-	outcomes := make([]outcome, n)
-	for i := range outcomes {
-		text, err := os.ReadFile(filepath.Join(caseDir(base, i), "outcome"))
-		must(t, err)
-		must(t, json.Unmarshal(text, &outcomes[i]))
-	}
-	return outcomes
+	cmd := exec.Command(exe, args...)
+	cmd.Env = []string{"PATH=/bin", "CI=" + os.Getenv("CI")}
+	return cmd
 }
 
 func runChild(base string) error {
@@ -363,7 +399,11 @@ func extractCase(dir string) (outcome, error) {
 	}
 	old := syscall.Umask(umask)
 	defer syscall.Umask(old)
-	return extractAndCompare(root, raw, mode{walk: j.Walk, user: j.User}.options(j.Limits)), nil
+	o := extractAndCompare(root, raw, mode{walk: j.Walk, user: j.User, userNS: j.UserNS}.options(j.Limits))
+	if j.UserNS && o.Err == "" {
+		o.Tree = u.List(fatalTB{}, filepath.Join(dir, "root"))
+	}
+	return o, nil
 }
 
 // extractAndCompare extracts into root and reads the tree back.
@@ -372,7 +412,7 @@ func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome 
 	res, err := unpack.Extract(context.Background(), root, in, opts)
 	if err != nil {
 		o := outcome{Err: err.Error(), Invalid: errors.Is(err, unpack.ErrInvalidLayer)}
-		if o.Invalid != errdefs.IsFailedPrecondition(err) {
+		if o.Invalid != errdefs.IsFailedPrecondition(err) && !(opts.UIDs != nil && errdefs.IsFailedPrecondition(err)) {
 			o.Disagree = "class of " + o.Err
 		}
 		return o

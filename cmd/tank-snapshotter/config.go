@@ -49,8 +49,8 @@ root = "` + defaultRoot + `"
 # Socket that the daemon listens on, for containerd and for the commands (serve).
 address = "` + defaultAddress + `"
 
-# Group whose members may open that socket, by name or number; its directory opens to them as well. Empty: only the user
-# that serve runs as. Who may open the socket can read every image and act as root on what containers run from.
+# Group whose members may open that socket, by its name in /etc/group or by number. Empty: only the user that serve runs as.
+# Who may open the socket can read every image and change what containers run from.
 group = ""
 
 # "overlay": snapshots are overlay mounts. "directory": each is a writable copy of its parent, for where nothing may mount

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
@@ -20,8 +22,8 @@ type local struct {
 var _ plugin.Admin = (*local)(nil)
 
 // openLocal owns the root. errdefs.ErrUnavailable while another process does.
-func openLocal(root, hostsDir string, daemon bool) (*local, error) {
-	t, err := tank.Open(root, &tank.Options{Daemon: daemon})
+func openLocal(root, hostsDir string, opts *tank.Options) (*local, error) {
+	t, err := tank.Open(root, opts)
 	if errdefs.IsFailedPrecondition(err) {
 		return nil, localError{err} // somebody else's root: no content is at fault
 	}
@@ -36,6 +38,15 @@ func (l *local) Close() error { return l.tank.Close() }
 
 // Root is the root's absolute path.
 func (l *local) Root() string { return l.tank.Root() }
+
+// alive says whether the root is served: its socket answers, and its database lets a reader and a writer have their turn.
+func (l *local) alive(ctx context.Context) error {
+	self, err := dial(ctx, filepath.Join(l.Root(), socketName))
+	if err != nil {
+		return err
+	}
+	return errors.Join(self.Close(), l.tank.Probe(ctx))
+}
 
 // Pull pulls an image.
 func (l *local) Pull(ctx context.Context, req plugin.PullRequest, client plugin.PullClient) (*plugin.PulledImage, error) {

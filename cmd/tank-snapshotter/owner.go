@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/plugin"
 )
@@ -60,7 +56,7 @@ func (c *cli) with(ctx context.Context, f func(plugin.Admin) error) error {
 
 // attempt runs f once, in whichever of the two ways is open just now. It says whether neither was, or f's owner went away.
 func (c *cli) attempt(ctx context.Context, root, hostsDir string, f func(plugin.Admin) error) (again bool, err error) {
-	own, err := openLocal(root, hostsDir, false)
+	own, err := openLocal(root, hostsDir, nil)
 	if err == nil {
 		return false, c.asOwner(ctx, own, f)
 	}
@@ -87,7 +83,7 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 			err = e
 		}
 	}()
-	listener, release, err := listen(ctx, own.Root(), socketName)
+	listener, release, err := listen(ctx, own.Root(), socketName, noGroup)
 	if err != nil {
 		return localError{err}
 	}
@@ -152,53 +148,4 @@ func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 		return "", usageError{fmt.Errorf("no --root and no place for one: %w", err)}
 	}
 	return filepath.Join(dir, "tank"), nil
-}
-
-// maxSocketPath is what fits into a sockaddr_un, with the zero byte at its end.
-const maxSocketPath = 107
-
-// socketPath is a path to the socket name in dir that the kernel takes, however long dir is. It is good until release is called.
-func socketPath(dir, name string) (path string, release func(), err error) {
-	if path = filepath.Join(dir, name); len(path) <= maxSocketPath {
-		return path, func() {}, nil
-	}
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", nil, fmt.Errorf("directory %s: %w", dir, err)
-	}
-	return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name), func() { _ = unix.Close(fd) }, nil
-}
-
-// listen makes the socket name in dir, which nobody but this user may open. One that nobody answers on is replaced.
-// release is called after the listener was closed.
-func listen(ctx context.Context, dir, name string) (net.Listener, func(), error) {
-	path, release, err := socketPath(dir, name)
-	if err != nil {
-		return nil, nil, err
-	}
-	l, err := listenPath(ctx, path)
-	if err != nil {
-		release()
-		return nil, nil, fmt.Errorf("socket %s: %w", filepath.Join(dir, name), err)
-	}
-	return l, release, nil
-}
-
-func listenPath(ctx context.Context, path string) (net.Listener, error) {
-	if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("another process answers there: %w", errdefs.ErrUnavailable)
-	} else if errors.Is(err, unix.ECONNREFUSED) {
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-	}
-	// Linux gives the file the mode that the socket has when it is bound, so it is nobody else's from its first moment.
-	private := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
-		if e := raw.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); e != nil {
-			return e
-		}
-		return err
-	}}
-	return private.Listen(ctx, "unix", path)
 }

@@ -5,45 +5,70 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
+// stopWithin is how long serve may take to stop. What it then leaves undone, the next start finds out.
+const stopWithin = time.Minute
+
 func (c *cli) serveCommand() *cobra.Command {
-	return &cobra.Command{
+	var group string
+	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve containerd and the other commands until a signal comes",
 		Long: "Serve containerd and the other commands until a signal comes.\n\nReads --config, else " + systemConfig +
-			".\nThe root is --root, else the config's, else " + defaultRoot + ".\nThe socket is --address, else the config's, else " + defaultAddress + ".",
+			".\nThe root is --root, else the config's, else " + defaultRoot + ".\nThe socket is --address, else the config's, else " + defaultAddress +
+			";\na socket that systemd passes is served in its place.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			s, err := c.settingsFor(true)
 			if err != nil {
 				return err
 			}
-			root, err := filepath.Abs(first(c.root, s.Root, defaultRoot))
-			if err != nil {
+			s.Group = first(group, s.Group)
+			s.HostsDir = first(s.HostsDir, defaultHosts)
+			if s.Root, err = filepath.Abs(first(c.root, s.Root, defaultRoot)); err != nil {
 				return err
 			}
-			address, err := filepath.Abs(first(c.address, s.Address, defaultAddress))
-			if err != nil {
+			if s.Address, err = filepath.Abs(first(c.address, s.Address, defaultAddress)); err != nil {
 				return err
 			}
-			return c.serve(cmd.Context(), root, address, first(s.HostsDir, defaultHosts))
+			return serve(cmd.Context(), s)
 		}),
 	}
+	cmd.Flags().StringVar(&group, "group", "", "group whose members may open the socket, by name or number (default: nobody else may)")
+	return cmd
 }
 
-func (c *cli) serve(ctx context.Context, root, address, hostsDir string) (err error) {
-	own, err := awaitRoot(ctx, root, hostsDir)
+// serve serves the root of s until ctx ends.
+func serve(ctx context.Context, s settings) (err error) {
+	gid, err := groupID(s.Group)
+	if err != nil {
+		return err
+	}
+	passed, err := activated()
+	if err != nil {
+		return localError{err}
+	}
+	opts, release, err := s.options()
+	if err != nil {
+		return err
+	}
+	defer release()
+	own, err := awaitRoot(ctx, s, opts)
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -52,42 +77,116 @@ func (c *cli) serve(ctx context.Context, root, address, hostsDir string) (err er
 			err = e
 		}
 	}()
-	if err := os.MkdirAll(filepath.Dir(address), 0o711); err != nil {
-		return localError{fmt.Errorf("address: %w", err)}
+	listeners, unlisten, err := listeners(ctx, s, gid, passed)
+	if err != nil {
+		return localError{err}
 	}
-	var listeners []net.Listener
-	sockets := []string{filepath.Join(root, socketName)}
-	if address != sockets[0] {
-		sockets = append(sockets, address)
+	defer unlisten()
+	served := &plugin.Options{Snapshotter: own.tank.Snapshots().For(metadata.Containerd), Layers: own.tank.Snapshots(), Admin: own}
+	if opts.Containerd == nil {
+		served.Content = own.tank.Content().For(metadata.Containerd)
 	}
-	for _, socket := range sockets {
-		l, release, err := listen(ctx, filepath.Dir(socket), filepath.Base(socket))
-		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-			return localError{err}
-		}
-		defer release()
-		listeners = append(listeners, l)
-	}
-	server := plugin.New(&plugin.Options{
-		Content:     own.tank.Content().For(metadata.Containerd),
-		Snapshotter: own.tank.Snapshots().For(metadata.Containerd),
-		Layers:      own.tank.Snapshots(),
-		Admin:       own,
+	server := plugin.New(served)
+	told := make(chan struct{})
+	never := context.AfterFunc(ctx, func() {
+		defer close(told)
+		stopping(ctx)
 	})
-	log.G(ctx).WithFields(log.Fields{"root": root, "address": address}).Info("serving")
+	defer func() {
+		if !never() {
+			<-told // before the process is gone
+		}
+	}()
+	watch, done := context.WithCancel(ctx)
+	defer done()
+	go watchdog(watch, own.alive)
+	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": listeners[len(listeners)-1].Addr()}).Info("serving")
+	// The sockets are bound, and what comes before the server accepts waits in their backlogs.
+	tellSystemd(ctx, daemon.SdNotifyReady)
 	if err := server.Serve(ctx, listeners...); err != nil {
 		return localError{err}
 	}
 	return nil
 }
 
+// stopping tells that a signal came, and ends the process when stopping in order takes too long.
+func stopping(ctx context.Context) {
+	log.G(ctx).Info("stopping")
+	tellSystemd(ctx, daemon.SdNotifyStopping)
+	extendTimeout(ctx, stopWithin+stopWithin/2)
+	time.AfterFunc(stopWithin, func() { log.G(ctx).Fatalf("not stopped within %s: giving up", stopWithin) })
+}
+
+// listeners opens the admin socket below the root and, unless passed stands for it, the one at the address, which comes last.
+// release is called after they were closed.
+func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (opened []net.Listener, release func(), err error) {
+	var releases []func()
+	releaseAll := func() {
+		for _, r := range releases {
+			r()
+		}
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, l := range opened {
+			l.Close()
+		}
+		releaseAll()
+	}()
+	open := func(socket string, gid int) error {
+		l, r, err := listen(ctx, filepath.Dir(socket), filepath.Base(socket), gid)
+		if err != nil {
+			return err
+		}
+		opened, releases = append(opened, l), append(releases, r)
+		return nil
+	}
+	admin := filepath.Join(s.Root, socketName)
+	if err := open(admin, noGroup); err != nil {
+		return opened, nil, err
+	}
+	if passed != nil {
+		if gid != noGroup {
+			log.G(ctx).WithField("group", s.Group).Warn("systemd opened the socket: set SocketGroup= in the socket unit instead of a group here")
+		}
+		return append(opened, passed), releaseAll, nil
+	}
+	if s.Address == admin {
+		if gid != noGroup {
+			return opened, nil, fmt.Errorf("socket %s: the root's own socket is not for a group: %w", admin, errdefs.ErrInvalidArgument)
+		}
+		return opened, releaseAll, nil
+	}
+	if err := socketDir(ctx, filepath.Dir(s.Address), gid); err != nil {
+		return opened, nil, fmt.Errorf("address: %w", err)
+	}
+	if err := open(s.Address, gid); err != nil {
+		return opened, nil, err
+	}
+	return opened, releaseAll, nil
+}
+
+// options are those of the daemon's root. release ends what they hold, after the root was closed.
+func (s settings) options() (opts *tank.Options, release func(), err error) {
+	opts = &tank.Options{Daemon: true, Directory: s.Mode == modeDirectory}
+	if s.ContainerdAddress == "" {
+		return opts, func() {}, nil
+	}
+	c, err := plugin.DialContainerd(s.ContainerdAddress, nil) // which may start later than this daemon
+	if err != nil {
+		return nil, nil, usageError{fmt.Errorf("config: containerd_address: %w", err)}
+	}
+	opts.Containerd = c
+	return opts, func() { c.Close() }, nil
+}
+
 // awaitRoot owns the root for a daemon, and gives a command that is working there time to end.
-func awaitRoot(ctx context.Context, root, hostsDir string) (*local, error) {
+func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*local, error) {
+	extendTimeout(ctx, 2*patience)
 	for deadline := time.Now().Add(patience); ; {
-		own, err := openLocal(root, hostsDir, true)
+		own, err := openLocal(s.Root, s.HostsDir, opts)
 		if !errdefs.IsUnavailable(err) {
 			return own, err
 		}
@@ -97,7 +196,7 @@ func awaitRoot(ctx context.Context, root, hostsDir string) (*local, error) {
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, errors.Join(err, ctx.Err())
+			return nil, ctx.Err()
 		}
 	}
 }

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// unitDir has the systemd units.
+const unitDir = "../../contrib/systemd"
+
+// readUnit reads the settings of a unit: all values of "Section.Key", in their order.
+func readUnit(t *testing.T, name string) map[string][]string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(unitDir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, section := map[string][]string{}, ""
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			section = strings.Trim(line, "[]")
+		} else if key, value, ok := strings.Cut(line, "="); ok && !strings.HasPrefix(line, "#") {
+			settings[section+"."+key] = append(settings[section+"."+key], value)
+		}
+	}
+	return settings
+}
+
+// TestUnit: what the daemon promises to systemd and to containers is what the units ask for.
+func TestUnit(t *testing.T) {
+	service, socket := readUnit(t, "tank-snapshotter.service"), readUnit(t, "tank-snapshotter.socket")
+	for key, want := range map[string]string{
+		"Unit.Before":              "containerd.service",
+		"Service.Type":             "notify",
+		"Service.ExecStart":        "/usr/local/bin/tank-snapshotter serve",
+		"Service.Restart":          "always",
+		"Service.KillMode":         "process",
+		"Service.OOMScoreAdjust":   "-999",
+		"Service.LimitNOFILE":      "infinity",
+		"Service.RuntimeDirectory": filepath.Base(filepath.Dir(defaultAddress)),
+	} {
+		if got := service[key]; !slices.Equal(got, []string{want}) {
+			t.Errorf("%s=%q, want %q", key, got, want)
+		}
+	}
+	if service["Service.WatchdogSec"] == nil {
+		t.Error("no WatchdogSec=")
+	}
+	if got := socket["Socket.ListenStream"]; !slices.Equal(got, []string{defaultAddress}) {
+		t.Errorf("ListenStream=%q", got)
+	}
+	// Each would break setuid files, device nodes or whiteouts of images, the sight of containers' mounts, or the start without a network.
+	for _, forbidden := range []string{
+		"RestrictSUIDSGID", "PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "ProtectSystem", "ProtectHome", "PrivateTmp",
+		"PrivateMounts", "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups", "ProtectKernelLogs", "ReadOnlyPaths",
+		"PrivateUsers", "DynamicUser", "User", "SystemCallFilter", "CapabilityBoundingSet", "RestrictFileSystems",
+	} {
+		if got := service["Service."+forbidden]; got != nil {
+			t.Errorf("%s=%q", forbidden, got)
+		}
+	}
+	for _, key := range []string{"Unit.After", "Unit.Wants", "Unit.Requires"} {
+		if got := service[key]; got != nil {
+			t.Errorf("%s=%q: what does the start wait for?", key, got)
+		}
+	}
+}
+
+// TestUnitVerify has systemd itself read the units as `make install` leaves them.
+func TestUnitVerify(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skipf("needs systemd-analyze, of Debian's package systemd: %v", err)
+	}
+	dest := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dest, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dest, "bin", "tank-snapshotter")
+	if err := os.WriteFile(program, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var units []string
+	for _, name := range []string{"tank-snapshotter.service", "tank-snapshotter.socket"} {
+		data, err := os.ReadFile(filepath.Join(unitDir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		unit := filepath.Join(dest, name)
+		if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(data), "/usr/local/bin/tank-snapshotter", program)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		units = append(units, unit)
+	}
+	cmd := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...)
+	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dest+":")
+	// It warns about keys that it does not know, and ends with 0 all the same.
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

@@ -8,16 +8,28 @@ FUZZTIME        ?= 30s
 TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 15m
 BENCHFLAGS      ?=
+PREFIX          ?= /usr/local
+UNITDIR         ?= $(PREFIX)/lib/systemd/system
+DESTDIR         ?=
 IMAGE           ?=
 
 # Go's own tarball puts it there without telling the PATH. The tests start go as well.
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build test unit integration race fuzz bench-crane bench-pull lint fmt demo clean help
+.PHONY: build install test unit integration race fuzz bench-crane bench-pull lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
+
+# UNITDIR is where systemd looks for units of PREFIX. A config that is there stays.
+install: build ## install the program, its units for systemd and its default config below DESTDIR
+	install -D -m 0755 bin/tank-snapshotter '$(DESTDIR)$(PREFIX)/bin/tank-snapshotter'
+	install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)/etc/tank-snapshotter'
+	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' contrib/systemd/tank-snapshotter.service > '$(DESTDIR)$(UNITDIR)/tank-snapshotter.service'
+	install -m 0644 contrib/systemd/tank-snapshotter.socket '$(DESTDIR)$(UNITDIR)/tank-snapshotter.socket'
+	test -e '$(DESTDIR)/etc/tank-snapshotter/config.toml' || \
+		bin/tank-snapshotter config default > '$(DESTDIR)/etc/tank-snapshotter/config.toml'
 
 test: ## run every test that can run here; those that need root or mounts skip elsewhere, with a reason
 	@status=0; \

@@ -7,6 +7,7 @@ LDFLAGS         := -s -w -X main.version=$(VERSION)
 FUZZTIME        ?= 30s
 TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 15m
+MATRIX          ?= .
 BENCHFLAGS      ?=
 PREFIX          ?= /usr/local
 UNITDIR         ?= $(PREFIX)/lib/systemd/system
@@ -17,7 +18,7 @@ IMAGE           ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration race fuzz bench-crane bench-pull lint fmt demo clean help
+.PHONY: build install test unit integration matrix race fuzz bench-crane bench-pull lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -42,6 +43,10 @@ unit: ## run the tests of the packages
 
 integration: build ## run the tests with real containerd, runc and registry (the first run builds them)
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) test -timeout $(INTEGRATION_TIMEOUT) $(TESTFLAGS) ./...
+
+matrix: build ## run every operation under each containerd, install and mode (MATRIX=2.3.7/second: some), write docs/compatibility.md
+	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_MATRIX='$(MATRIX)' $(GO) test -count=1 -timeout 40m -parallel 3 \
+		-run '^TestMatrix$$' $(TESTFLAGS) .
 
 race: ## run the tests of the packages under the race detector (needs cgo)
 	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...

@@ -43,6 +43,11 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 	if !ok {
 		return ocispec.Descriptor{}, fmt.Errorf("apply: no snapshot has the directory %s: %w", dir, errdefs.ErrNotFound)
 	}
+	if sn, err := s.snapshot(key); err != nil {
+		return ocispec.Descriptor{}, err
+	} else if sn.Whole {
+		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it is a directory of its own: %w", key, errdefs.ErrNotImplemented)
+	}
 	if pristine, err := s.pristine(dir); err != nil {
 		return ocispec.Descriptor{}, err
 	} else if !pristine {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -116,6 +117,9 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 		last[l.Key] = i
 	}
 	sources, err := s.sources(ctx, holder, staged, layers, consume)
+	if err == nil && !consume {
+		err = s.settled(ctx, slices.ContainsFunc(layers, func(l metadata.Layer) bool { return !l.Durable }))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +130,7 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 		if err != nil {
 			return nil, err
 		}
-		fixup, fixEntries, err := s.fixupFor(src, l, fs)
+		fixup, fixEntries, err := s.fixupFor(ctx, src, l, fs)
 		if err != nil {
 			return nil, err
 		}
@@ -207,7 +211,7 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 }
 
 // fixupFor makes what the layer needs above what is assembled so far; "" when nothing.
-func (s *Store) fixupFor(src layerSource, l metadata.Layer, fs string) (staged string, entries []unpack.Entry, err error) {
+func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer, fs string) (staged string, entries []unpack.Entry, err error) {
 	if !l.Needs {
 		return "", nil, nil
 	}
@@ -219,7 +223,7 @@ func (s *Store) fixupFor(src layerSource, l metadata.Layer, fs string) (staged s
 	if p.empty() {
 		return "", nil, nil
 	}
-	if staged, _, err = s.build(p.plan); err != nil {
+	if staged, _, err = s.build(ctx, p.plan); err != nil {
 		return "", nil, err
 	}
 	entries, err = readSeal(filepath.Join(staged, "seal"))
@@ -228,15 +232,10 @@ func (s *Store) fixupFor(src layerSource, l metadata.Layer, fs string) (staged s
 
 // finishRoot gives the root directory the attributes that the layers say, or those of a directory nobody says anything of.
 func (s *Store) finishRoot(fs string, root *unpack.Entry) error {
-	f, err := os.Open(fs)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	if root.Implied && s.opts.Unpack.Unprivileged {
 		root.UID, root.GID = uint32(os.Geteuid()), uint32(os.Getegid())
 	}
-	return unpack.SetAttrsOf(f, root)
+	return setAttrs(fs, root)
 }
 
 // placeRootfs moves a finished rootfs into its place and records it. What lies there without a record is moved aside.

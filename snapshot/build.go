@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path"
@@ -14,11 +15,11 @@ import (
 )
 
 // build makes a planned fix-up in staging and seals it.
-func (s *Store) build(p *plan) (staged string, rec metadata.Layer, err error) {
-	return s.buildTree(p.out, p.copies)
+func (s *Store) build(ctx context.Context, p *plan) (staged string, rec metadata.Layer, err error) {
+	return s.buildTree(ctx, p.out, p.copies)
 }
 
-func (s *Store) buildTree(t *tree, copies map[string]source) (staged string, rec metadata.Layer, err error) {
+func (s *Store) buildTree(ctx context.Context, t *tree, copies map[string]source) (staged string, rec metadata.Layer, err error) {
 	staged = s.stage("fixup")
 	defer func() {
 		if err != nil {
@@ -36,7 +37,7 @@ func (s *Store) buildTree(t *tree, copies map[string]source) (staged string, rec
 	}
 	defer root.Close()
 	b := builder{copies: copies, userXattr: s.opts.UserXattr, made: map[string]*unpack.Entry{}, rec: &rec, root: root}
-	if err := b.fill(root, t); err != nil {
+	if err := b.fill(ctx, root, t); err != nil {
 		return staged, rec, err
 	}
 	entries := t.entries()
@@ -55,12 +56,12 @@ type builder struct {
 }
 
 // fill makes what is in a directory, then sets the directory's own attributes.
-func (b *builder) fill(dir *os.File, t *tree) error {
+func (b *builder) fill(ctx context.Context, dir *os.File, t *tree) error {
 	whiteouts := false
 	for _, name := range t.names() {
 		k := t.kids[name]
 		whiteouts = whiteouts || k.entry.Type == unpack.Whiteout
-		if err := b.make(dir, name, k); err != nil {
+		if err := b.make(ctx, dir, name, k); err != nil {
 			return err
 		}
 	}
@@ -80,7 +81,7 @@ func (b *builder) fill(dir *os.File, t *tree) error {
 	return unpack.SetAttrsOf(dir, &t.entry)
 }
 
-func (b *builder) make(dir *os.File, name string, t *tree) error {
+func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) error {
 	if first := b.made[t.entry.Inode]; first != nil {
 		t.entry.Hash, t.entry.Size = first.Hash, first.Size
 		return linkAt(b.root, first.Path, dir, name)
@@ -97,7 +98,7 @@ func (b *builder) make(dir *os.File, name string, t *tree) error {
 			return err
 		}
 	}
-	if err := makeNode(dir, name, &t.entry, content); err != nil {
+	if err := makeNode(ctx, dir, name, &t.entry, content); err != nil {
 		return err
 	}
 	b.rec.Size += t.entry.Size
@@ -113,7 +114,7 @@ func (b *builder) make(dir *os.File, name string, t *tree) error {
 		return err
 	}
 	defer sub.Close()
-	return b.fill(sub, t)
+	return b.fill(ctx, sub, t)
 }
 
 // linkAt links the path from below root to name in dir.

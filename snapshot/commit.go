@@ -77,6 +77,7 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 		if err := n.checkParent(tx, c.Parent); err != nil {
 			return c, "", err
 		}
+		c.Whole = false // what was made on nothing is what it adds
 	}
 	c.Key, c.Kind, c.Labels = name, metadata.Committed, base.Labels
 	c.Created = time.Now().UTC()

@@ -45,7 +45,7 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 		if !p.empty() {
 			fixup = metadata.FixupKey(p.facts(rec.DiffID))
 			if _, err := s.layer(fixup); err != nil {
-				if staged, made, err = s.build(p.plan); err != nil {
+				if staged, made, err = s.build(ctx, p.plan); err != nil {
 					return sn, fmt.Errorf("snapshot %s: fix-up: %w", key, err)
 				}
 			}
@@ -155,7 +155,7 @@ func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string
 		if err != nil {
 			return "", err
 		}
-		staged, _, err := s.buildTree(newTree([]unpack.Entry{st.root}), nil)
+		staged, _, err := s.buildTree(ctx, newTree([]unpack.Entry{st.root}), nil)
 		return staged, err
 	}
 	rec, err := s.layer(sn.Layer)
@@ -167,6 +167,6 @@ func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string
 		return "", err
 	}
 	defer p.close()
-	staged, _, err := s.build(p.plan)
+	staged, _, err := s.build(ctx, p.plan)
 	return staged, err
 }

@@ -6,22 +6,24 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // idMaps reads the labels that ask for remapped ids. They count only outside extraction, because there they may come from
-// the image. ok is false when nothing is to be remapped; errdefs.ErrInvalidArgument when a label is malformed: it becomes a
-// mount option, so nothing of it is passed on that is not understood.
-func idMaps(key string, labels map[string]string) (uids, gids unpack.IDMap, ok bool, err error) {
-	u, g := labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]
-	if (u == "" && g == "") || labels[snapshots.LabelSnapshotRef] != "" || isExtraction(key) {
+// the image; and not inside a user namespace, where nobody can mount with remapped ids, so that containerd is not told that Tank
+// does it and has changed the owners itself when the labels come. ok is false when nothing is to be remapped;
+// errdefs.ErrInvalidArgument when a label is malformed: it becomes a mount option, so nothing of it is passed on that is not understood.
+func (s *Store) idMaps(sn metadata.Snapshot) (uids, gids unpack.IDMap, ok bool, err error) {
+	u, g := sn.Labels[snapshots.LabelSnapshotUIDMapping], sn.Labels[snapshots.LabelSnapshotGIDMapping]
+	if (u == "" && g == "") || s.opts.UserXattr || sn.Labels[snapshots.LabelSnapshotRef] != "" || isExtraction(sn.Key) {
 		return nil, nil, false, nil
 	}
 	if uids, err = unpack.ParseIDMap(u); err == nil {
 		gids, err = unpack.ParseIDMap(g)
 	}
 	if err != nil {
-		return nil, nil, false, fmt.Errorf("snapshot %s: %w", key, err)
+		return nil, nil, false, fmt.Errorf("snapshot %s: %w", sn.Key, err)
 	}
 	return uids, gids, true, nil
 }
@@ -42,17 +44,23 @@ func hostID(m unpack.IDMap, id uint32) uint32 {
 }
 
 // remapped is the root directory of a snapshot's own directory, which is not remapped by the mount.
-func remapped(root unpack.Entry, key string, labels map[string]string) (unpack.Entry, error) {
-	uids, gids, ok, err := idMaps(key, labels)
+func (s *Store) remapped(root unpack.Entry, sn metadata.Snapshot) (unpack.Entry, error) {
+	uids, gids, ok, err := s.idMaps(sn)
 	if err == nil && ok {
 		root.UID, root.GID = hostID(uids, root.UID), hostID(gids, root.GID)
 	}
 	return root, err
 }
 
+// remaps says whether the labels of a snapshot, which were read before, ask for remapped ids.
+func (s *Store) remaps(sn metadata.Snapshot) bool {
+	_, _, ok, err := s.idMaps(sn)
+	return ok && err == nil
+}
+
 // idOptions are the options that have containerd mount with remapped ids.
-func idOptions(key string, labels map[string]string) ([]string, error) {
-	uids, gids, ok, err := idMaps(key, labels)
+func (s *Store) idOptions(sn metadata.Snapshot) ([]string, error) {
+	uids, gids, ok, err := s.idMaps(sn)
 	if err != nil || !ok {
 		return nil, err
 	}

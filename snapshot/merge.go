@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"runtime"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -13,13 +15,21 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
+// mergeWorkers is how many directories of a tree are copied at once: on a file system that clones, most of it is the kernel's
+// work on inodes.
+const mergeWorkers = 8
+
 // merge lays a directory in overlay's form over a plain one, as a mount of the two would show them.
 type merge struct {
 	root      string // the plain directory
 	move      bool   // take inodes away from the source by renames, instead of copying them
 	whiteouts bool   // the source may hold whiteouts and opaque directories
 
-	into  *os.File
+	into    *os.File
+	workers chan struct{}           // a place for each that copies beside the first; nil: none
+	fail    context.CancelCauseFunc // ends all workers
+
+	mu    sync.Mutex        // guards links, and is held while the first name of an inode is made
 	links map[uint64]string // copies of inodes with several names: where the first copy is
 }
 
@@ -34,6 +44,11 @@ func (m *merge) run(ctx context.Context, dir string) error {
 	}
 	defer m.into.Close()
 	m.links = map[uint64]string{}
+	if !m.move {
+		m.workers = make(chan struct{}, min(runtime.GOMAXPROCS(0), mergeWorkers)-1)
+	}
+	ctx, m.fail = context.WithCancelCause(ctx)
+	defer m.fail(nil)
 	if opaque, err := unpack.IsOpaque(src); err != nil {
 		return err
 	} else if opaque {
@@ -41,7 +56,11 @@ func (m *merge) run(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	return m.dir(ctx, src, m.into, "")
+	below, err := readNames(m.into)
+	if err != nil {
+		return err
+	}
+	return m.dir(ctx, src, m.into, "", len(below) == 0)
 }
 
 func removeContent(dir *os.File) error {
@@ -57,46 +76,77 @@ func removeContent(dir *os.File) error {
 	return nil
 }
 
-// dir merges what is in src into dst. The caller sets dst's own attributes.
-func (m *merge) dir(ctx context.Context, src, dst *os.File, at string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
+// dir merges what is in src into dst, in which nothing is when it is fresh. The caller sets dst's own attributes.
+func (m *merge) dir(ctx context.Context, src, dst *os.File, at string, fresh bool) error {
 	names, err := readNames(src)
 	if err != nil {
 		return err
 	}
+	var others sync.WaitGroup
 	for _, name := range names {
-		var st unix.Stat_t
-		if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return pathError("stat", path.Join(at, name), err)
+		if ctx.Err() != nil {
+			break
 		}
-		switch {
-		case unpack.IsWhiteout(&st):
-			err = unpack.RemoveAll(dst, name)
-		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-			err = m.subdir(ctx, src, dst, name, path.Join(at, name))
+		select {
+		case m.workers <- struct{}{}:
 		default:
-			err = m.node(src, dst, name, path.Join(at, name), &st)
+			if err := m.entry(ctx, src, dst, name, path.Join(at, name), fresh); err != nil {
+				m.fail(err)
+			}
+			continue
 		}
-		if err != nil {
+		others.Add(1)
+		go func() {
+			defer others.Done()
+			defer func() { <-m.workers }()
+			if err := m.entry(ctx, src, dst, name, path.Join(at, name), fresh); err != nil {
+				m.fail(err)
+			}
+		}()
+	}
+	others.Wait()
+	return context.Cause(ctx)
+}
+
+// entry merges one name.
+func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return pathError("stat", at, err)
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if !isDir && !fresh {
+		if err := unpack.RemoveAll(dst, name); err != nil {
 			return err
 		}
 	}
-	return nil
+	switch {
+	case unpack.IsWhiteout(&st):
+		return nil
+	case isDir:
+		return m.subdir(ctx, src, dst, name, at, fresh)
+	case m.move:
+		return pathError("move", at, unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name))
+	case st.Nlink > 1:
+		return m.linked(ctx, src, dst, name, at, st.Ino)
+	}
+	return copyNode(ctx, src, dst, name, at, &st)
 }
 
 // subdir merges one directory of the source.
-func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string) error {
+func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
 	e, err := unpack.ReadEntry(src, name)
 	if err != nil {
 		return err
 	}
 	var below unix.Stat_t
-	err = unix.Fstatat(int(dst.Fd()), name, &below, unix.AT_SYMLINK_NOFOLLOW)
-	exists := err == nil
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return pathError("stat", at, err)
+	exists := false
+	if !fresh {
+		err = unix.Fstatat(int(dst.Fd()), name, &below, unix.AT_SYMLINK_NOFOLLOW)
+		exists = err == nil
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return pathError("stat", at, err)
+		}
 	}
 	if exists && (e.Opaque || below.Mode&unix.S_IFMT != unix.S_IFDIR) {
 		if err := unpack.RemoveAll(dst, name); err != nil {
@@ -108,21 +158,24 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string) 
 		return m.moveDir(src, dst, name, at, e)
 	}
 	if !exists {
-		if err := makeNode(dst, name, e, nil); err != nil {
+		if err := makeNode(ctx, dst, name, e, nil); err != nil {
 			return err
 		}
 	}
-	from, err := openOwn(src, name, m.move)
+	from, restore, err := openOwn(src, name, m.move)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	to, err := openOwn(dst, name, true)
+	if !m.move {
+		defer restore()
+	}
+	to, _, err := openOwn(dst, name, true)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	if err := m.dir(ctx, from, to, at); err != nil {
+	if err := m.dir(ctx, from, to, at, !exists); err != nil {
 		return err
 	}
 	return unpack.SetAttrsOf(to, e)
@@ -142,48 +195,52 @@ func (m *merge) moveDir(src, dst *os.File, name, at string, e *unpack.Entry) err
 	return pathError("move", at, err)
 }
 
-// node moves or copies what is not a directory over whatever is there.
-func (m *merge) node(src, dst *os.File, name, at string, st *unix.Stat_t) error {
-	if err := unpack.RemoveAll(dst, name); err != nil {
-		return err
-	}
-	if m.move {
-		return pathError("move", at, unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name))
-	}
-	if first, ok := m.links[st.Ino]; ok && st.Nlink > 1 {
+// linked copies the first name of an inode, and links the others to it.
+func (m *merge) linked(ctx context.Context, src, dst *os.File, name, at string, ino uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if first, ok := m.links[ino]; ok {
 		return linkAt(m.into, first, dst, name)
 	}
-	if err := copyNode(src, dst, name, at); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return pathError("stat", at, err)
+	}
+	if err := copyNode(ctx, src, dst, name, at, &st); err != nil {
 		return err
 	}
-	if st.Nlink > 1 {
-		m.links[st.Ino] = at
-	}
+	m.links[ino] = at
 	return nil
 }
 
-func copyNode(src, dst *os.File, name, at string) error {
-	e, err := unpack.ReadEntry(src, name)
-	if err != nil {
-		return err
-	}
+// copyNode copies what is not a directory.
+func copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.Stat_t) error {
+	from, path := src, name
 	var content *os.File
-	if e.Type == unpack.File {
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		var err error
 		if content, err = openFile(src, name); err != nil {
 			return err
 		}
 		defer content.Close()
+		from, path = content, "" // the open file itself
+	}
+	e, err := unpack.ReadEntry(from, path)
+	if err != nil {
+		return pathError("read", at, err)
 	}
 	e.Path = at
-	return makeNode(dst, name, e, content)
+	return makeNode(ctx, dst, name, e, content)
 }
 
-// openOwn opens a directory; one that its owner, an ordinary user, can't use is opened up first if need be.
-func openOwn(dir *os.File, name string, write bool) (*os.File, error) {
+// openOwn opens a directory; one that its owner, an ordinary user, can't use is opened up first if need be, and restore gives it
+// its mode back.
+func openOwn(dir *os.File, name string, write bool) (f *os.File, restore func(), err error) {
+	restore = func() {}
 	if os.Geteuid() != 0 {
 		var st unix.Stat_t
 		if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return nil, pathError("stat", name, err)
+			return nil, nil, pathError("stat", name, err)
 		}
 		need := uint32(0o500)
 		if write {
@@ -191,11 +248,13 @@ func openOwn(dir *os.File, name string, write bool) (*os.File, error) {
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&need != need {
 			if err := unix.Fchmodat(int(dir.Fd()), name, st.Mode&0o7777|0o700, 0); err != nil {
-				return nil, pathError("chmod", name, err)
+				return nil, nil, pathError("chmod", name, err)
 			}
+			restore = func() { _ = unix.Fchmod(int(f.Fd()), st.Mode&0o7777) }
 		}
 	}
-	return openDir(dir, name)
+	f, err = openDir(dir, name)
+	return f, restore, err
 }
 
 func readNames(dir *os.File) ([]string, error) {

@@ -13,7 +13,7 @@ import (
 
 // mounts says how to mount a snapshot that stands on st. Nothing here mounts: containerd does.
 func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
-	ids, err := idOptions(sn.Key, sn.Labels)
+	ids, err := s.idOptions(sn)
 	if err != nil {
 		return nil, err
 	}
@@ -23,14 +23,26 @@ func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]
 		ids = nil
 	}
 	ms, err := s.plainMounts(ctx, sn, st)
-	for i := range ms {
-		ms[i].Options = append(ids, ms[i].Options...)
+	if err != nil || len(ids) == 0 {
+		return ms, err
 	}
-	return ms, err
+	if sn.Kind == metadata.View && sn.Dir != "" {
+		// containerd remaps no read-only bind: this one becomes read-only when it is remapped.
+		fs := s.path("snapshots", sn.Dir, "fs")
+		ms = append(bind(fs, "rw"), mount.Mount{Type: "bind", Source: fs, Options: []string{"remount", "bind", "ro"}})
+	}
+	ms[0].Options = append(ids, ms[0].Options...)
+	return ms, nil
 }
 
 func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
 	fs := s.path("snapshots", sn.Dir, "fs")
+	switch {
+	case sn.Whole && sn.Kind == metadata.View:
+		return bind(fs, "ro"), nil
+	case sn.Whole:
+		return bind(fs, "rw"), nil
+	}
 	lower := st.paths()
 	if sn.Kind == metadata.Active && sn.Dir != "" && sn.Layer != "" { // a layer was applied
 		rec, err := s.layer(sn.Layer)

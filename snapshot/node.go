@@ -1,12 +1,14 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
@@ -53,7 +55,7 @@ func openUnreadable(dirfd int, name string, flags int) (int, error) {
 
 // makeNode makes what e describes as name in dir, with all its attributes; of a directory the attributes are for
 // later, when it is full. content is a file's.
-func makeNode(dir *os.File, name string, e *unpack.Entry, content *os.File) error {
+func makeNode(ctx context.Context, dir *os.File, name string, e *unpack.Entry, content *os.File) error {
 	fd := int(dir.Fd())
 	var err error
 	switch e.Type {
@@ -70,7 +72,7 @@ func makeNode(dir *os.File, name string, e *unpack.Entry, content *os.File) erro
 	case unpack.Whiteout:
 		return pathError("whiteout", e.Path, unix.Mknodat(fd, name, unix.S_IFCHR, 0))
 	case unpack.File:
-		err = makeFile(fd, name, content)
+		return pathError("create", e.Path, makeFile(ctx, fd, name, e, content))
 	default:
 		err = fmt.Errorf("type %q", e.Type)
 	}
@@ -80,24 +82,103 @@ func makeNode(dir *os.File, name string, e *unpack.Entry, content *os.File) erro
 	return unpack.SetAttrs(dir, name, e)
 }
 
-func makeFile(dirfd int, name string, content *os.File) error {
+func makeFile(ctx context.Context, dirfd int, name string, e *unpack.Entry, content *os.File) error {
 	fd, err := unix.Openat(dirfd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
 	to := os.NewFile(uintptr(fd), name)
 	if content != nil {
-		err = clone(to, content)
+		err = clone(ctx, to, content)
+	}
+	if err == nil {
+		err = unpack.SetAttrsOf(to, e)
 	}
 	return errors.Join(err, to.Close())
 }
 
-// clone copies a file's content: by sharing its extents where the file system can, else in the kernel, else by hand.
-func clone(to, from *os.File) error {
+// clone copies a file's content into a new one: by sharing its extents where the file system can, else its data, without the
+// holes.
+func clone(ctx context.Context, to, from *os.File) error {
 	if err := unix.IoctlFileClone(int(to.Fd()), int(from.Fd())); err == nil {
 		return nil
 	}
-	_, err := io.Copy(to, from) // copy_file_range, where it is possible
+	var st unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Blocks*512 >= st.Size {
+		return copyRange(ctx, to, from, 0, st.Size)
+	}
+	if err := unix.Ftruncate(int(to.Fd()), st.Size); err != nil {
+		return err
+	}
+	for at := int64(0); at < st.Size; {
+		data, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // nothing but a hole is left
+		}
+		if err != nil {
+			return err
+		}
+		if at, err = unix.Seek(int(from.Fd()), data, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		if err := copyRange(ctx, to, from, data, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyStep is how many bytes are copied before somebody who gave up is noticed.
+const copyStep = 64 << 20
+
+// copyRange copies the bytes from at to end, in the kernel where that is possible.
+func copyRange(ctx context.Context, to, from *os.File, at, end int64) error {
+	for at < end {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		r, w, size := at, at, min(end-at, copyStep)
+		n, err := unix.CopyFileRange(int(from.Fd()), &r, int(to.Fd()), &w, int(size), 0)
+		if err != nil || n == 0 {
+			var copied int64
+			copied, err = io.Copy(io.NewOffsetWriter(to, at), io.NewSectionReader(from, at, size))
+			if n = int(copied); err == nil && copied == 0 {
+				err = io.ErrUnexpectedEOF
+			}
+		}
+		if err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return nil
+}
+
+// canClone says whether files in dir can share extents.
+func canClone(dir string) bool {
+	var files [2]*os.File
+	for i := range files {
+		f, err := os.CreateTemp(dir, "clone-")
+		if err != nil {
+			return false
+		}
+		defer f.Close()
+		if err := os.Remove(f.Name()); err != nil {
+			return false
+		}
+		files[i] = f
+	}
+	return unix.IoctlFileClone(int(files[0].Fd()), int(files[1].Fd())) == nil
+}
+
+// classed gives the want of space its class.
+func classed(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
 	return err
 }
 

@@ -61,17 +61,13 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	if err != nil {
 		return nil, err
 	}
-	root, err := remapped(st.root, sn.Key, sn.Labels)
-	if err != nil {
+	if _, _, _, err := n.s.idMaps(sn); err != nil {
 		return nil, err
 	}
-	staged := n.s.stage("snapshot")
-	if sn.Kind == metadata.Active || len(st.dirs) == 0 {
-		if err := makeUpper(staged, &root); err != nil {
-			return nil, errors.Join(fmt.Errorf("snapshot %s: %w", sn.Key, err), n.s.trash(staged))
-		}
-	} else {
-		staged = ""
+	sn.Whole = n.s.whole(sn, st)
+	staged, err := n.s.stageSnapshot(ctx, sn, st)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
 	}
 	if sn, err = n.put(sn, staged); err != nil {
 		if staged != "" {
@@ -79,7 +75,7 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 		}
 		return nil, err
 	}
-	if sn, err = n.s.ensureViewRoot(sn, st); err != nil {
+	if sn, err = n.s.ensureViewRoot(ctx, sn, st); err != nil {
 		return nil, err
 	}
 	return n.s.mounts(ctx, sn, st)
@@ -109,18 +105,35 @@ func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) error {
 	return nil
 }
 
+// stageSnapshot makes the directory of a new snapshot in staging; "" when it needs none of its own.
+func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *stack) (string, error) {
+	switch {
+	case sn.Whole:
+		return s.stageWhole(ctx, sn.Parent, st)
+	case sn.Kind == metadata.View && len(st.dirs) > 0:
+		return "", nil
+	}
+	root := st.root
+	if len(st.dirs) > 0 { // overlay remaps what is below, but not this
+		var err error
+		if root, err = s.remapped(root, sn); err != nil {
+			return "", err
+		}
+	}
+	staged := s.stage("snapshot")
+	if err := makeUpper(staged, &root); err != nil {
+		return "", errors.Join(err, s.trash(staged))
+	}
+	return staged, nil
+}
+
 // makeUpper makes fs and work; fs, and with it the root directory that a container sees, gets the parent's attributes.
 func makeUpper(dir string, root *unpack.Entry) error {
 	fs := filepath.Join(dir, "fs")
 	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755), os.Mkdir(filepath.Join(dir, "work"), 0o711)); err != nil {
 		return err
 	}
-	f, err := os.Open(fs)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return unpack.SetAttrsOf(f, root)
+	return setAttrs(fs, root)
 }
 
 // put records a new snapshot; its directory is moved into place inside the transaction, before the record is durable.
@@ -173,11 +186,11 @@ func (s *Store) own(sn metadata.Snapshot) {
 }
 
 // ensureViewRoot makes the directory that a view has on top, if it needs one.
-func (s *Store) ensureViewRoot(sn metadata.Snapshot, st *stack) (metadata.Snapshot, error) {
-	if sn.Kind != metadata.View || len(st.dirs) == 0 {
+func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *stack) (metadata.Snapshot, error) {
+	if sn.Kind != metadata.View || sn.Dir != "" {
 		return sn, nil
 	}
-	key := st.viewRoot()
+	key := st.viewRoot(s.remaps(sn))
 	if key == "" {
 		return sn, nil
 	}
@@ -185,7 +198,7 @@ func (s *Store) ensureViewRoot(sn metadata.Snapshot, st *stack) (metadata.Snapsh
 	for {
 		staged, made := "", metadata.Layer{}
 		if _, err := s.layer(key); err != nil {
-			if staged, made, err = s.buildTree(newTree([]unpack.Entry{st.root}), nil); err != nil {
+			if staged, made, err = s.buildTree(ctx, newTree([]unpack.Entry{st.root}), nil); err != nil {
 				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
 			}
 		}

@@ -82,6 +82,7 @@ type Store struct {
 	locks   keyLock
 	ids     ids
 	wg      sync.WaitGroup         // background work: fix-ups, deletions
+	clones  func() bool            // whether files can share extents
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
 
@@ -120,6 +121,7 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	ctx, stop := context.WithCancel(context.Background())
 	s.ctx, s.stop = func() context.Context { return ctx }, stop
 	s.staged.Store(uint64(time.Now().UnixNano())) // no name of an earlier process comes again
+	s.clones = sync.OnceValue(func() bool { return canClone(s.path("staging")) })
 	s.unpacks = newUnpacks(s)
 	s.syncer = newSyncer(s)
 	return s, s.emptyStaging()

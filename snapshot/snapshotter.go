@@ -115,13 +115,14 @@ func updatedLabels(old, new map[string]string, fieldpaths []string) (map[string]
 	return labels, nil
 }
 
-// Usage returns what a snapshot takes on disk without its parents: from the record once it is committed.
+// Usage returns what a snapshot takes on disk without its parents: from the record once it is committed. What is copied counts
+// as if nothing were shared.
 func (n *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	sn, err := n.get(key)
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
-	if sn.Kind == metadata.Active && sn.Layer == "" {
+	if sn.Kind == metadata.Active && sn.Layer == "" || sn.Kind == metadata.View && sn.Whole {
 		return n.s.du(ctx, sn)
 	}
 	return snapshots.Usage{Size: sn.Size, Inodes: sn.Inodes}, nil
@@ -144,9 +145,11 @@ func (n *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if sn.Kind == metadata.Committed {
 		return nil, fmt.Errorf("snapshot %s: committed, has no mounts: %w", key, errdefs.ErrFailedPrecondition)
 	}
-	st, err := n.s.stack(ctx, sn.Parent)
-	if err != nil {
-		return nil, err
+	var st *stack
+	if !sn.Whole {
+		if st, err = n.s.stack(ctx, sn.Parent); err != nil {
+			return nil, err
+		}
 	}
 	return n.s.mounts(ctx, sn, st)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -23,6 +24,8 @@ type stack struct {
 	root      unpack.Entry
 	rootFrom  int  // which of dirs shows the root directory as it has to be; -1: none
 	whiteouts bool // the only directory holds whiteouts
+	// provisional says that some of it may not be on the disk yet.
+	provisional bool
 }
 
 // stack returns what stands below a child of the committed snapshot key, after its fix-ups were made. No stack for "".
@@ -30,6 +33,9 @@ func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
 	chain, err := s.chain(key)
 	if err != nil {
 		return nil, err
+	}
+	if i := slices.IndexFunc(chain, func(sn metadata.Snapshot) bool { return sn.Whole }); i >= 0 {
+		chain = chain[:i+1] // which shows nothing of what is below it
 	}
 	for i := len(chain) - 1; i >= 0; i-- { // from the bottom up: a fix-up looks at the stack below
 		if chain[i].Layer != "" && chain[i].Fixup == "" {
@@ -74,7 +80,7 @@ type stackBuilder struct {
 
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	if sn.Dir != "" { // with a layer, what was written after it was applied
-		b.push("snapshot/"+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, true)
+		b.push("snapshot/"+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, !sn.Whole)
 	}
 	if sn.Layer == "" {
 		return nil
@@ -88,6 +94,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 			return err
 		}
 		b.push(rec.Key, b.s.path("layers", rec.Dir, "fs"), false, rec.Whiteouts)
+		b.st.provisional = b.st.provisional || !rec.Durable
 	}
 	rec, err := b.s.layer(sn.Layer)
 	if err != nil {
@@ -104,6 +111,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 		return nil
 	}
 	b.push(rec.Key, dir, rec.Root, rec.Whiteouts)
+	b.st.provisional = b.st.provisional || !rec.Durable
 	b.hidden = b.hidden || rec.OpaqueRoot
 	return nil
 }
@@ -142,12 +150,12 @@ func (b *stackBuilder) readRoot() error {
 	return nil
 }
 
-// viewRoot makes the record of the directory that a view needs on top for the root directory's attributes, or because
-// overlay shows a single directory's whiteouts; "" when it needs none.
-func (st *stack) viewRoot() string {
+// viewRoot makes the record of the directory that a view needs on top for the root directory's attributes, because overlay
+// shows a single directory's whiteouts, or because containerd remaps no read-only bind; "" when it needs none.
+func (st *stack) viewRoot(remap bool) string {
 	e := st.root
 	shown := st.rootFrom == 0 || (st.rootFrom < 0 && difference(&e, &defaultRoot) == "")
-	if shown && !(len(st.dirs) == 1 && st.whiteouts) {
+	if shown && (len(st.dirs) != 1 || !st.whiteouts && !remap) {
 		return ""
 	}
 	e.Implied, e.Opaque, e.Seq = false, false, 0

@@ -1,0 +1,83 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// whole says whether a new snapshot is to have a copy of all that its parent shows. An extraction never is: a layer that is
+// applied to it takes its place, or what somebody else's differ writes in overlay's form. Nor is a view of what one
+// directory shows already.
+func (s *Store) whole(sn metadata.Snapshot, st *stack) bool {
+	switch {
+	case !s.opts.Directory, sn.Labels[snapshots.LabelSnapshotRef] != "", sn.Labels[labelParentChainID] != "", isExtraction(sn.Key):
+		return false
+	case sn.Kind == metadata.View:
+		return len(st.dirs) != 1 || st.viewRoot(s.remaps(sn)) != ""
+	}
+	return true
+}
+
+// stageWhole copies what the snapshot parent shows into a new directory of staging. No inode of it is a layer's.
+func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (string, error) {
+	for {
+		staged := s.stage("snapshot")
+		err := s.copyStack(ctx, staged, st)
+		// What was read may have been on its way to be deleted: neither a removal nor a repair waits for who copies. Names of
+		// directories never come again, so that a stack that is still the same was there all the time.
+		now, gone := s.stack(ctx, parent)
+		same := gone == nil && slices.Equal(st.dirs, now.dirs)
+		if err == nil && same {
+			return staged, nil
+		}
+		if trashed := s.trash(staged); same || gone != nil || trashed != nil {
+			return "", errors.Join(gone, err, trashed)
+		}
+		st = now
+	}
+}
+
+// copyStack puts what a stack shows into dir/fs, from the bottom up.
+func (s *Store) copyStack(ctx context.Context, dir string, st *stack) error {
+	if err := s.settled(ctx, st.provisional); err != nil {
+		return err
+	}
+	fs := filepath.Join(dir, "fs")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+		return classed(err)
+	}
+	for _, d := range slices.Backward(st.dirs) {
+		m := merge{root: fs}
+		if err := m.run(ctx, d.path); err != nil {
+			return fmt.Errorf("copy of %s: %w", d.name, classed(err))
+		}
+	}
+	return setAttrs(fs, &st.root)
+}
+
+// settled waits until what was unpacked just now is on the disk, where a clone would force it out file by file: four times
+// slower.
+func (s *Store) settled(ctx context.Context, provisional bool) error {
+	if !provisional || !s.clones() {
+		return nil
+	}
+	return s.Sync(ctx)
+}
+
+func setAttrs(dir string, e *unpack.Entry) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unpack.SetAttrsOf(f, e)
+}

@@ -11,7 +11,7 @@ const (
 	window   = 1 << 15 // how far back a match may refer (RFC 1951, 2)
 	maxMatch = 258
 
-	inSize  = 1 << 17
+	inSize  = 1 << 16
 	outSize = 1 << 18
 	inMask  = inSize - 1
 	outMask = outSize - 1

@@ -5,7 +5,7 @@
 // Its invariant: bytes and verdict are those of compress/gzip. It accepts what compress/gzip accepts, gives the same bytes
 // before it gives up, and returns the same errors, the offset in flate.CorruptInputError included.
 //
-// The surprising rule: it reads ahead, up to 128 KiB, and delivers nothing before a buffer is full or the stream ends. That is
+// The surprising rule: it reads ahead, up to 64 KiB, and delivers nothing before a buffer is full or the stream ends. That is
 // right for files, and wrong for a connection on which somebody waits for an answer. See docs/performance.md for what it gives.
 //
 // A limit that is wrong here can give wrong bytes, which the checksum finds, but cannot reach memory outside of the buffers:
@@ -78,7 +78,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteTo writes all that is left to w in pieces of up to 224 KiB, without a copy. A piece that w did not take is still there
+// WriteTo writes all that is left to w in pieces of up to 256 KiB, without a copy. A piece that w did not take is still there
 // for the next Read or WriteTo.
 func (r *Reader) WriteTo(w io.Writer) (int64, error) {
 	if r.d == nil {

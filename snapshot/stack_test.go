@@ -66,7 +66,7 @@ func openAt(t *testing.T, root string, blobs memory) *world {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
 	must(t, err)
-	s, err := snapshot.Open(root, db, blobs, &snapshot.Options{SyncDelay: -1})
+	s, err := snapshot.Open(root, db, blobs, &snapshot.Options{SyncDelay: -1, Unpack: rights()})
 	must(t, err)
 	w := &world{s, root, db, blobs}
 	t.Cleanup(func() {
@@ -234,25 +234,37 @@ func (row stackRow) run(t *testing.T) {
 	}
 	t.Run("mounted sequential", func(t *testing.T) {
 		got, err := mounted(t, w, layers, false)
-		compare(t, got, err, row.want, row.wantErr)
+		row.compare(t, got, err)
 	})
 	t.Run("mounted parallel", func(t *testing.T) {
 		got, err := mounted(t, w, layers, true)
-		compare(t, got, err, row.want, row.wantErr)
+		row.compare(t, got, err)
 	})
 	t.Run("copied", func(t *testing.T) {
 		got, err := assembled(t, w, layers, false)
-		compare(t, got, err, row.want, row.wantErr)
+		row.compare(t, got, err)
 	})
 	t.Run("moved", func(t *testing.T) {
 		w := openAt(t, t.TempDir(), w.blobs)
 		got, err := assembled(t, w, layers, true)
-		compare(t, got, err, row.want, row.wantErr)
+		row.compare(t, got, err)
 	})
+}
+
+// compare allows root of a user namespace links to nothing: what they name may be a device that was left out.
+func (row stackRow) compare(t *testing.T, got []string, err error) {
+	t.Helper()
+	if inNamespace() && err == nil && row.userLeavesOut() {
+		return
+	}
+	compare(t, got, err, row.want, row.wantErr)
 }
 
 func compare(t *testing.T, got []string, err error, want []string, wantErr error) {
 	t.Helper()
+	if inNamespace() {
+		want = confined(want)
+	}
 	if !errors.Is(err, wantErr) {
 		t.Fatalf("error %v, want %v", err, wantErr)
 	}

@@ -27,7 +27,7 @@ func TestSnapshotterSuite(t *testing.T) {
 		if err != nil {
 			return nil, nil, err
 		}
-		s, err := snapshot.Open(root, db, blobs, nil)
+		s, err := snapshot.Open(root, db, blobs, &snapshot.Options{Unpack: rights()})
 		if err != nil {
 			return nil, nil, err
 		}

@@ -52,15 +52,25 @@ func enterWorld(dir string) (*theWorld, error) {
 			return nil, err
 		}
 	}
-	if err := unix.Mount("overlay", root, "overlay", 0, "lowerdir=/,upperdir="+upper+",workdir="+work); err != nil {
+	lower, options := "/", "upperdir="+upper+",workdir="+work
+	if inNamespace() { // may not look below the mounts that the namespace was made with
+		lower, options = filepath.Join(dir, "lower"), "userxattr,"+options
+		if err := errors.Join(os.MkdirAll(filepath.Join(lower, "etc"), 0o755), os.Mkdir(filepath.Join(lower, "tmp"), 0o777)); err != nil {
+			return nil, err
+		}
+	}
+	if err := unix.Mount("overlay", root, "overlay", 0, "lowerdir="+lower+","+options); err != nil {
 		return nil, fmt.Errorf("overlay over /: %w", err)
 	}
 	if err := layCanary(root); err != nil {
 		return nil, err
 	}
-	for _, m := range []struct{ kind, at string }{{"tmpfs", "stage"}, {"proc", "proc"}} {
+	for _, m := range []struct {
+		source, kind, at string
+		flags            uintptr
+	}{{"stage", "tmpfs", "stage", 0}, {"/proc", "", "proc", unix.MS_BIND | unix.MS_REC}} {
 		at := filepath.Join(root, m.at)
-		if err := errors.Join(os.MkdirAll(at, 0o755), unix.Mount(m.kind, at, m.kind, 0, "")); err != nil {
+		if err := errors.Join(os.MkdirAll(at, 0o755), unix.Mount(m.source, at, m.kind, m.flags, "")); err != nil {
 			return nil, fmt.Errorf("%s: %w", m.at, err)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -222,6 +223,9 @@ type sweeper struct {
 	done chan struct{}
 }
 
+// sweepDelay is how long a sweep waits for more to sweep.
+const sweepDelay = 200 * time.Millisecond
+
 func newSweeper(sweep func(context.Context) error) *sweeper {
 	ctx, stop := context.WithCancel(context.Background())
 	s := &sweeper{kick: make(chan struct{}, 1), stop: stop, done: make(chan struct{})}
@@ -232,6 +236,11 @@ func newSweeper(sweep func(context.Context) error) *sweeper {
 			case <-ctx.Done():
 				return
 			case <-s.kick:
+				select { // containerd's collector deletes by the hundred
+				case <-time.After(sweepDelay):
+				case <-ctx.Done():
+					return
+				}
 				if err := sweep(ctx); err != nil && ctx.Err() == nil {
 					log.G(ctx).WithError(err).Warn("sweep")
 				}

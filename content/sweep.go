@@ -18,6 +18,7 @@ import (
 // and hits wait while it renames what it found to staging/, not while it deletes. It returns what it removed.
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	var stats Stats
+	s.db.Settle()
 	blobs, err := s.sweepBlobs(&stats)
 	if err != nil {
 		return stats, fmt.Errorf("content: sweep: %w", err)
@@ -106,9 +107,9 @@ func (s *Store) listBlobs() ([]candidate, error) {
 	return all, nil
 }
 
-// unrecorded returns those of cs that no record stands for.
+// unrecorded returns those of cs that no durable record stands for.
 func (s *Store) unrecorded(cs []candidate) (out []candidate, err error) {
-	err = s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.ViewDurable(func(tx *metadata.Tx) error {
 		for _, c := range cs {
 			if c.digest != "" {
 				_, err := tx.Blob(c.digest)

@@ -177,8 +177,14 @@ func guard(old bool, err *error) {
 
 // View runs fn in a read transaction. fn must not call anybody else's code; see the package comment.
 func (db *DB) View(fn func(*Tx) error) (err error) {
-	defer guard(debug.SetPanicOnFault(true), &err)
 	db.settle(nil)
+	return db.ViewDurable(fn)
+}
+
+// ViewDurable is View of what is on the disk, without what UpdateSoon still gathers: for who deletes bytes in the background,
+// and would have a batch end early by looking.
+func (db *DB) ViewDurable(fn func(*Tx) error) (err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
 	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }
 

@@ -31,7 +31,7 @@ type batch struct {
 
 // UpdateSoon is Update for releases that come by the hundred, one after another, while somebody holds a lock: it returns
 // without waiting for the disk. Whoever begins a transaction after that sees the change. wait returns when it is durable,
-// in a tenth of a second or when the next transaction begins, with the error if that failed; until then no bytes may be
+// in a tenth of a second or when another transaction begins, with the error if that failed; until then no bytes may be
 // deleted, since a crash undoes the change. fn is run again when another one of the same batch fails.
 func (db *DB) UpdateSoon(fn func(*Tx) error) (wait func() error, err error) {
 	db.soon.mu.Lock()
@@ -91,6 +91,9 @@ func (db *DB) replay(b *batch) (err error) {
 	}
 	return nil
 }
+
+// Settle makes durable what UpdateSoon gathered so far.
+func (db *DB) Settle() { db.settle(nil) }
 
 // settle makes a batch durable; nil means the one that is open.
 func (db *DB) settle(b *batch) {

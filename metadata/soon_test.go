@@ -67,6 +67,12 @@ func TestUpdateSoon(t *testing.T) {
 		return wait
 	}
 	wait := soon(0)
+	if err := db.ViewDurable(func(tx *metadata.Tx) error {
+		_, err := tx.Blob(blobOf(0)) // not long after, so that it is not on the disk yet
+		return err
+	}); err != nil {
+		t.Errorf("bytes would be deleted before the record is: %v", err)
+	}
 	if got := left(t, db, 4); len(got) != 3 {
 		t.Errorf("a reader sees %v", got)
 	}
@@ -80,6 +86,12 @@ func TestUpdateSoon(t *testing.T) {
 	wait = soon(2)
 	if err := wait(); err != nil { // nobody else does anything
 		t.Error(err)
+	}
+	if err := db.ViewDurable(func(tx *metadata.Tx) error {
+		_, err := tx.Blob(blobOf(2))
+		return err
+	}); !errdefs.IsNotFound(err) {
+		t.Errorf("waited for, and not durable: %v", err)
 	}
 	soon(3)
 	if err := db.Close(); err != nil {

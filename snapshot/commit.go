@@ -166,7 +166,7 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 // trashLayers deletes those of the layers that have no record any more.
 func (s *Store) trashLayers(layers []metadata.Layer) error {
 	var gone []string
-	err := s.db.View(func(tx *metadata.Tx) error {
+	err := s.db.ViewDurable(func(tx *metadata.Tx) error {
 		for _, l := range layers {
 			if now, err := tx.Layer(l.Key); err != nil || now.Dir != l.Dir {
 				gone = append(gone, s.path("layers", l.Dir))

@@ -86,6 +86,9 @@ type Store struct {
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
 
+	// deletion is held while a tree is deleted: many at once would keep everybody from the disk's journal.
+	deletion sync.Mutex
+
 	// gate keeps a sweep away from directories that are in place but not recorded yet.
 	gate sync.RWMutex
 
@@ -153,16 +156,16 @@ func (s *Store) stagedNames(prefix string) ([]string, error) {
 	return paths, nil
 }
 
-// removeEach deletes trees below staging. A sweep and the background may be at the same one.
+// removeEach deletes trees below staging, one at a time. A sweep and the background may both want the same one gone.
 func (s *Store) removeEach(ctx context.Context, paths []string) error {
 	var errs []error
 	for _, p := range paths {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		unlock := s.locks.lock(p)
+		s.deletion.Lock()
 		errs = append(errs, removeAll(p))
-		unlock()
+		s.deletion.Unlock()
 	}
 	return errors.Join(errs...)
 }

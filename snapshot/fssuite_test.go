@@ -42,7 +42,11 @@ type series struct {
 type seriesKey struct{}
 
 func (a layerApplier) TestContext(ctx context.Context) (context.Context, func(), error) {
-	s := &series{w: open(a.t), dir: filepath.Join(a.t.TempDir(), "tree")}
+	open := openAt
+	if a.way == "prepared" {
+		open = openDirectory
+	}
+	s := &series{w: open(a.t, a.t.TempDir(), memory{}), dir: filepath.Join(a.t.TempDir(), "tree")}
 	return context.WithValue(ctx, seriesKey{}, s), func() {}, os.Mkdir(s.dir, 0o755)
 }
 
@@ -83,6 +87,13 @@ func (a layerApplier) mount(ctx context.Context, s *series) (string, func(), err
 	top, err := extract(ctx, sn, s.w, s.layers, a.way == "mounted parallel", ns)
 	if err != nil {
 		return "", nil, err
+	}
+	if a.way == "prepared" {
+		mounts, err := sn.Prepare(ctx, "active "+ns, top)
+		if err != nil {
+			return "", nil, err
+		}
+		return bound(a.t, mounts, "rw"), nil, nil
 	}
 	mounts, err := sn.View(ctx, "view "+ns, top)
 	if err != nil {

@@ -38,7 +38,7 @@ func TestModelRows(t *testing.T) {
 }
 
 // ways are all ways of putting layers together.
-var ways = []string{"mounted sequential", "mounted parallel", "copied", "moved"}
+var ways = []string{"mounted sequential", "mounted parallel", "copied", "moved", "prepared"}
 
 // outcome is what one way gave.
 type outcome struct {
@@ -59,13 +59,13 @@ func (o outcome) String() string {
 
 // workshop puts many lists of layers together, one after the other, on one store for each kind.
 type workshop struct {
-	kept, moved *world
-	n           int
+	kept, moved, directory *world
+	n                      int
 }
 
 func newWorkshop(t *testing.T) *workshop {
 	t.Helper()
-	return &workshop{kept: openAt(t, memoryDir(t), memory{}), moved: openAt(t, memoryDir(t), memory{})}
+	return &workshop{kept: openAt(t, memoryDir(t), memory{}), moved: openAt(t, memoryDir(t), memory{}), directory: openDirectory(t, memoryDir(t), memory{})}
 }
 
 // memoryDir is a directory on tmpfs where there is one.
@@ -84,8 +84,11 @@ func (s *workshop) run(t *testing.T, way string, lists [][]Item) outcome {
 	s.n++
 	name := fmt.Sprintf("%s %d", t.Name(), s.n)
 	w := s.kept
-	if way == "moved" {
+	switch way {
+	case "moved":
 		w = s.moved
+	case "prepared":
+		w = s.directory
 	}
 	layers := make([]snapshot.Layer, len(lists))
 	for i, items := range lists {
@@ -96,6 +99,8 @@ func (s *workshop) run(t *testing.T, way string, lists [][]Item) outcome {
 	switch way {
 	case "copied", "moved":
 		lines, err = assembledAs(t, w, layers, way == "moved", name)
+	case "prepared":
+		lines, err = prepared(t, w, layers, name)
 	default:
 		lines, err = mountedAs(t, w, layers, way == "mounted parallel", name)
 	}

@@ -64,9 +64,14 @@ func open(t *testing.T) *world {
 
 func openAt(t *testing.T, root string, blobs memory) *world {
 	t.Helper()
+	return openWith(t, root, blobs, &snapshot.Options{SyncDelay: -1, Unpack: rights()})
+}
+
+func openWith(t *testing.T, root string, blobs memory, opts *snapshot.Options) *world {
+	t.Helper()
 	db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
 	must(t, err)
-	s, err := snapshot.Open(root, db, blobs, &snapshot.Options{SyncDelay: -1, Unpack: rights()})
+	s, err := snapshot.Open(root, db, blobs, opts)
 	must(t, err)
 	w := &world{s, root, db, blobs}
 	t.Cleanup(func() {

@@ -14,11 +14,20 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot"
 )
 
-// TestSnapshotterSuite runs containerd's conformance suite. It is called overlayfs because the suite knows by that name
-// that a directory of a lower layer can't be renamed.
+// TestSnapshotterSuite runs containerd's conformance suite in both modes. The names are those by which the suite knows what a
+// snapshotter can do: as overlayfs, not to rename a directory of a lower layer; as native, everything.
 func TestSnapshotterSuite(t *testing.T) {
 	requireMounts(t)
-	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+	t.Run("overlay", func(t *testing.T) {
+		testsuite.SnapshotterSuite(t, "overlayfs", openSuite(&snapshot.Options{Unpack: rights()}))
+	})
+	t.Run("directory", func(t *testing.T) {
+		testsuite.SnapshotterSuite(t, "native", openSuite(&snapshot.Options{Unpack: rights(), Directory: true}))
+	})
+}
+
+func openSuite(opts *snapshot.Options) testsuite.SnapshotterFunc {
+	return func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 		db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
 		if err != nil {
 			return nil, nil, err
@@ -27,7 +36,7 @@ func TestSnapshotterSuite(t *testing.T) {
 		if err != nil {
 			return nil, nil, err
 		}
-		s, err := snapshot.Open(root, db, blobs, &snapshot.Options{Unpack: rights()})
+		s, err := snapshot.Open(root, db, blobs, opts)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -38,5 +47,5 @@ func TestSnapshotterSuite(t *testing.T) {
 			return errors.Join(append(faults, err, s.Close(), blobs.Close(), db.Close())...)
 		}
 		return s.For(metadata.Containerd), closeAll, nil
-	})
+	}
 }

@@ -11,6 +11,7 @@
 package integration
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -37,7 +38,7 @@ type Env struct {
 // New makes the surroundings for t, which is skipped (or, with CI=true, failed) where they can't work.
 func New(t testing.TB) *Env {
 	t.Helper()
-	return NewWith(t, Pinned)
+	return NewWith(t, cmp.Or(os.Getenv("TANK_TEST_CONTAINERD"), Pinned))
 }
 
 // NewWith is New with another version of containerd.

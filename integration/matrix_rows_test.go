@@ -230,8 +230,12 @@ func rowPullAfterCLI(n *matrixNode) {
 	appeared := n.k.watchStaging(n)
 	n.r.ResetLog()
 	n.c.Pull(n.ref)
-	if gets := n.r.BlobGets(); len(gets) > 0 {
-		n.Errorf("containerd fetched: %+v", gets)
+	for _, g := range n.r.BlobGets() {
+		if g.Blob() == n.f.Image.Config.Digest {
+			n.Errorf("fetched again: the config")
+		} else {
+			n.Errorf("fetched again: layer %s", g.Blob())
+		}
 	}
 	if again := unpackedAmong(appeared(), n.f.Image); len(again) > 0 {
 		n.Errorf("unpacked again: %v", again)

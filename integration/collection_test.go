@@ -27,33 +27,35 @@ func (c *Containerd) client() (context.Context, *containerd.Client) {
 	return namespaces.WithNamespace(context.Background(), c.Namespace), client
 }
 
-// prober prepares and removes snapshots all the time, and remembers how long each Prepare took.
+// prober prepares snapshots all the time, and remembers how long each Prepare took.
 type prober struct {
-	stop func()
-	wg   sync.WaitGroup
-	took []time.Duration
-	errs []error
+	remove func(key string) error
+	stop   func()
+	wg     sync.WaitGroup
+	keys   []string
+	took   []time.Duration
+	errs   []error
 }
 
-// probePrepare starts a prober on the snapshotter tank; parent may be empty.
+// probePrepare starts a prober on the snapshotter tank. It removes nothing before its end: a Remove waits for the same locks.
 func (c *Containerd) probePrepare(parent string) *prober {
 	c.env.t.Helper()
 	ctx, client := c.client()
 	s := client.SnapshotService("tank")
 	running, cancel := context.WithCancel(ctx)
-	p := &prober{stop: cancel}
+	p := &prober{stop: cancel, remove: func(key string) error { return s.Remove(ctx, key) }}
 	kept := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "true"})
 	p.wg.Go(func() {
-		for n := 0; running.Err() == nil; n++ {
-			key := fmt.Sprintf("probe-%d", n)
+		for running.Err() == nil {
+			key := c.env.Name("probe")
 			begin := time.Now()
-			_, err := s.Prepare(ctx, key, parent, kept)
-			p.took = append(p.took, time.Since(begin))
-			p.errs = append(p.errs, err)
-			if err == nil {
-				p.errs = append(p.errs, s.Remove(ctx, key))
+			if _, err := s.Prepare(ctx, key, parent, kept); err != nil {
+				p.errs = append(p.errs, err)
+				return
 			}
-			time.Sleep(5 * time.Millisecond) // a node starts containers, not nothing else
+			p.took = append(p.took, time.Since(begin))
+			p.keys = append(p.keys, key)
+			time.Sleep(10 * time.Millisecond) // containers are not all that a node does
 		}
 	})
 	return p
@@ -64,6 +66,9 @@ func (p *prober) end(t *testing.T, what string) time.Duration {
 	t.Helper()
 	p.stop()
 	p.wg.Wait()
+	for _, key := range p.keys {
+		p.errs = append(p.errs, p.remove(key))
+	}
 	if err := errors.Join(p.errs...); err != nil {
 		t.Errorf("%s: %v", what, err)
 	}

@@ -113,13 +113,6 @@ func BenchmarkLayers(b *testing.B) {
 	}
 }
 
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
-}
-
 // cpuTime is what the process used.
 func cpuTime(tb testing.TB) time.Duration {
 	tb.Helper()

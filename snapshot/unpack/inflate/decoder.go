@@ -87,6 +87,7 @@ type state struct {
 	crc, size uint32
 	final     bool // the block is the member's last
 	stored    int  // bytes left of a stored block
+	scratch   [10]byte
 	// What compress/flate wants to see before it looks for a code.
 	litLeast, distLeast uint
 }

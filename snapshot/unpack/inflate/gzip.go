@@ -48,14 +48,14 @@ func (d *decoder) discard() error {
 }
 
 func (d *decoder) header() error {
-	var head [10]byte
-	if _, err := d.readFull(head[:]); err != nil {
+	head := d.scratch[:10]
+	if _, err := d.readFull(head); err != nil {
 		return err
 	}
-	if binary.LittleEndian.Uint16(head[:]) != magic || head[2] != deflate {
+	if binary.LittleEndian.Uint16(head) != magic || head[2] != deflate {
 		return gzip.ErrHeader
 	}
-	flags, sum := head[3], crc32.ChecksumIEEE(head[:])
+	flags, sum := head[3], crc32.ChecksumIEEE(head)
 	if flags&flagExtra != 0 {
 		var err error
 		if sum, err = d.extra(sum); err != nil {
@@ -74,7 +74,7 @@ func (d *decoder) header() error {
 		if _, err := d.readFull(head[:2]); err != nil {
 			return d.cut()
 		}
-		if binary.LittleEndian.Uint16(head[:]) != uint16(sum) {
+		if binary.LittleEndian.Uint16(head) != uint16(sum) {
 			return gzip.ErrHeader
 		}
 	}
@@ -86,12 +86,12 @@ func (d *decoder) header() error {
 
 // extra passes over the extra field and adds it to sum.
 func (d *decoder) extra(sum uint32) (uint32, error) {
-	var size [2]byte
-	if _, err := d.readFull(size[:]); err != nil {
+	size := d.scratch[:2]
+	if _, err := d.readFull(size); err != nil {
 		return 0, d.cut()
 	}
-	sum = crc32.Update(sum, crc32.IEEETable, size[:])
-	for left := int(binary.LittleEndian.Uint16(size[:])); left > 0; {
+	sum = crc32.Update(sum, crc32.IEEETable, size)
+	for left := int(binary.LittleEndian.Uint16(size)); left > 0; {
 		if d.next == d.end && !d.fill() {
 			return 0, d.cut()
 		}
@@ -105,12 +105,12 @@ func (d *decoder) extra(sum uint32) (uint32, error) {
 
 // text passes over a string that ends in NUL and adds it to sum.
 func (d *decoder) text(sum uint32) (uint32, error) {
-	var b [1]byte
+	b := d.scratch[:1]
 	for range maxString {
-		if _, err := d.readFull(b[:]); err != nil {
+		if _, err := d.readFull(b); err != nil {
 			return 0, d.cut()
 		}
-		sum = crc32.Update(sum, crc32.IEEETable, b[:])
+		sum = crc32.Update(sum, crc32.IEEETable, b)
 		if b[0] == 0 {
 			return sum, nil
 		}
@@ -122,11 +122,11 @@ func (d *decoder) text(sum uint32) (uint32, error) {
 func (d *decoder) trailer() error {
 	d.align()
 	d.sum()
-	var tail [8]byte
-	if _, err := d.readFull(tail[:]); err != nil {
+	tail := d.scratch[:8]
+	if _, err := d.readFull(tail); err != nil {
 		return d.cut()
 	}
-	if binary.LittleEndian.Uint32(tail[:]) != d.crc || binary.LittleEndian.Uint32(tail[4:]) != d.size {
+	if binary.LittleEndian.Uint32(tail) != d.crc || binary.LittleEndian.Uint32(tail[4:]) != d.size {
 		return gzip.ErrChecksum
 	}
 	d.step = stepMember

@@ -71,6 +71,7 @@ func (c *Containerd) greets(t testing.TB, when, ref string) {
 // TestCollector: whatever makes containerd's collector run, an image that the CLI pulled stays as it is, and containerd then takes it
 // over without fetching a blob or unpacking a layer.
 func TestCollector(t *testing.T) {
+	t.Parallel()
 	e := New(t)
 	k, c, r := e.NewNode()
 	img, tree := smallImage(t, []Entry{file("etc/one", 0o644, "one\n")}, []Entry{file("etc/two", 0o644, "two\n")})
@@ -142,6 +143,7 @@ func TestCollector(t *testing.T) {
 func TestNamespaces(t *testing.T) {
 	for _, policy := range []string{"shared", "isolated"} {
 		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
 			e := New(t)
 			r := e.NewRegistry()
 			k := e.NewTank()

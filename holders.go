@@ -2,8 +2,302 @@ package tank
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
 )
+
+// HolderInfo is a name that keeps things alive, and what it keeps. What a snapshot stands on counts for who holds the snapshot.
+type HolderInfo struct {
+	// Holder is "containerd", "image/REF", or "pull/REF" for a pull that is not finished.
+	Holder    string
+	Blobs     int
+	Ingests   int // unfinished downloads
+	Layers    int // and fix-ups
+	Rootfs    int
+	Snapshots int
+	Bytes     int64 // of all these on the disk; blobs as they are, the rest unpacked
+	Alone     int64 // bytes that nobody else keeps, which a release gives back
+	Running   bool  // a pull that runs just now
+}
+
+// Holders lists who holds what, by name. The holders of snapshots are not listed: what they hold is counted for the snapshots' own.
+func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
+	names := map[metadata.Holder]bool{metadata.Containerd: true}
+	err := t.db.View(func(tx *metadata.Tx) error {
+		for _, h := range tx.AllHolders() {
+			names[h] = !isSnapshotHolder(h)
+		}
+		pulls, err := tx.Pulls()
+		for _, p := range pulls {
+			names[metadata.PullHolder(p.Ref)] = true
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var infos []HolderInfo
+	for h, listed := range names {
+		if !listed {
+			continue
+		}
+		switch info, err := t.holder(ctx, h); {
+		case errdefs.IsNotFound(err): // containerd never was here, or it is gone meanwhile
+		case err != nil:
+			return nil, err
+		default:
+			infos = append(infos, info)
+		}
+	}
+	slices.SortFunc(infos, func(a, b HolderInfo) int { return strings.Compare(a.Holder, b.Holder) })
+	return infos, nil
+}
+
+func isSnapshotHolder(h metadata.Holder) bool {
+	return strings.HasPrefix(string(h), string(metadata.SnapshotHolder("")))
+}
+
+// holder tells what h keeps; errdefs.ErrNotFound when there is no such holder.
+func (t *Tank) holder(ctx context.Context, h metadata.Holder) (HolderInfo, error) {
+	info := HolderInfo{Holder: string(h)}
+	var written map[string]bool // snapshots whose size only a look at their directories tells, and whether nobody else holds them
+	ref, known := strings.CutPrefix(string(h), string(metadata.PullHolder("")))
+	if err := t.db.View(func(tx *metadata.Tx) (err error) {
+		pulls, err := tx.Pulls()
+		if err != nil {
+			return err
+		}
+		known = known && slices.ContainsFunc(pulls, func(p metadata.Pull) bool { return p.Ref == ref })
+		written, err = count(tx, h, &info)
+		return err
+	}); err != nil {
+		return info, err
+	}
+	for key, alone := range written {
+		u, err := t.snapshots.For(h).Usage(ctx, key)
+		if errdefs.IsNotFound(err) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return info, err
+		}
+		info.keep(u.Size, alone)
+	}
+	ingests, err := t.content.For(h).ListStatuses(ctx)
+	if err != nil {
+		return info, err
+	}
+	for _, i := range ingests {
+		info.Ingests++
+		info.keep(i.Offset, true)
+	}
+	if !known && info == (HolderInfo{Holder: info.Holder}) {
+		return info, fmt.Errorf("holder %s: %w", h, errdefs.ErrNotFound)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	info.Running = known && t.pulls[ref]
+	return info, nil
+}
+
+func (i *HolderInfo) keep(size int64, alone bool) {
+	i.Bytes += size
+	if alone {
+		i.Alone += size
+	}
+}
+
+// count adds up what the records say that h holds.
+func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[string]bool, err error) {
+	// Layers are held by snapshots, so whose they are depends on whose the snapshots are.
+	own := map[metadata.Holder]bool{h: true}
+	aloneIs := func(n metadata.Node) bool {
+		return !slices.ContainsFunc(tx.Holders(n), func(other metadata.Holder) bool { return !own[other] })
+	}
+	layers := map[string]bool{}
+	for _, key := range tx.Held(h, metadata.KindLayer, "", -1) {
+		layers[key] = true
+	}
+	written = map[string]bool{}
+	for _, key := range tx.Held(h, metadata.KindSnapshot, "", -1) {
+		s, err := tx.Snapshot(key)
+		if err != nil {
+			return nil, err
+		}
+		info.Snapshots++
+		alone := aloneIs(metadata.SnapshotNode(key))
+		own[metadata.SnapshotHolder(key)] = alone
+		for _, l := range tx.Held(metadata.SnapshotHolder(key), metadata.KindLayer, "", -1) {
+			layers[l] = true
+		}
+		switch {
+		case s.Kind != metadata.Committed:
+			written[key] = alone
+		case s.Dir != "":
+			info.keep(s.Size, alone)
+		}
+	}
+	for key := range layers {
+		l, err := tx.Layer(key)
+		if err != nil {
+			return nil, err
+		}
+		info.Layers++
+		info.keep(l.Size, aloneIs(metadata.LayerNode(key)))
+	}
+	for _, key := range tx.Held(h, metadata.KindBlob, "", -1) {
+		b, err := tx.Blob(digest.Digest(key))
+		if err != nil {
+			return nil, err
+		}
+		info.Blobs++
+		info.keep(b.Size, aloneIs(metadata.BlobNode(b.Digest)))
+	}
+	for _, key := range tx.Held(h, metadata.KindRootfs, "", -1) {
+		r, err := tx.Rootfs(digest.Digest(key))
+		if err != nil {
+			return nil, err
+		}
+		info.Rootfs++
+		info.keep(r.Size, aloneIs(metadata.RootfsNode(r.Manifest)))
+	}
+	return written, nil
+}
+
+// Release gives up all that a holder holds, deletes what nobody else does, and tells what it held. It is for what an uninstalled
+// containerd left; an image is also forgotten by Remove, and an unfinished pull is forgotten a day after its end.
+//
+// errdefs.ErrNotFound when there is no such holder, errdefs.ErrInvalidArgument for a snapshot's, and errdefs.ErrFailedPrecondition for a
+// pull that runs and, without force, for containerd while its snapshots are mounted.
+func (t *Tank) Release(ctx context.Context, holder string, force bool) (HolderInfo, error) {
+	h := metadata.Holder(holder)
+	if isSnapshotHolder(h) {
+		return HolderInfo{}, fmt.Errorf("holder %s: it goes with its snapshot: %w", h, errdefs.ErrInvalidArgument)
+	}
+	info, err := t.holder(ctx, h)
+	if err != nil {
+		return info, err
+	}
+	image, isImage := strings.CutPrefix(holder, string(metadata.ImageHolder("")))
+	ref, isPull := strings.CutPrefix(holder, string(metadata.PullHolder("")))
+	switch {
+	case isImage:
+		err = t.releaseImage(image)
+	case isPull:
+		err = t.releasePull(ref)
+	default:
+		if !force {
+			err = t.notMounted()
+		}
+		if err == nil {
+			err = t.releaseStore(ctx, h)
+		}
+	}
+	if err != nil {
+		return info, fmt.Errorf("holder %s: %w", h, err)
+	}
+	_, err = t.content.Sweep(ctx)
+	if err == nil {
+		_, err = t.snapshots.Sweep(ctx)
+	}
+	return info, err
+}
+
+func (t *Tank) releaseImage(ref string) error {
+	t.images.Lock()
+	defer t.images.Unlock()
+	if err := t.db.Update(func(tx *metadata.Tx) error { return tx.DeleteImage(ref) }); err != nil {
+		return err
+	}
+	return t.writeLayout()
+}
+
+func (t *Tank) releasePull(ref string) error {
+	return t.db.Update(func(tx *metadata.Tx) error {
+		t.mu.Lock()
+		running := t.pulls[ref]
+		t.mu.Unlock()
+		if running {
+			return fmt.Errorf("the pull runs: %w", errdefs.ErrFailedPrecondition)
+		}
+		return tx.EndPull(ref)
+	})
+}
+
+// releaseStore gives up what h holds as a store: ingests, snapshots, blobs. It may be called again after it was interrupted.
+func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
+	ingests, err := t.content.For(h).ListStatuses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range ingests {
+		if err := t.content.For(h).Abort(ctx, i.Ref); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	var keys []string
+	if err := t.db.View(func(tx *metadata.Tx) (err error) {
+		keys, err = tx.HeldSnapshots(h)
+		return err
+	}); err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := t.snapshots.For(h).Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return t.db.Update(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) })
+}
+
+// notMounted returns errdefs.ErrFailedPrecondition while something of the root is mounted: below it run containers. A mount names the
+// root's directories as its source, or in overlay's options.
+func (t *Tank) notMounted() error {
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return fmt.Errorf("mounts: %w", err)
+	}
+	root, err := filepath.EvalSymlinks(t.root)
+	if err != nil {
+		return err
+	}
+	// The mount that the root lies on tells its path inside its filesystem, as bind mounts have it.
+	var on *mountinfo.Info
+	for _, m := range mounts {
+		if below(root, m.Mountpoint) && (on == nil || len(m.Mountpoint) >= len(on.Mountpoint)) {
+			on = m
+		}
+	}
+	for _, m := range mounts {
+		for _, dir := range []string{"snapshots", "layers"} {
+			bind := on != nil && m.Major == on.Major && m.Minor == on.Minor &&
+				below(m.Root, filepath.Join(on.Root, strings.TrimPrefix(root, on.Mountpoint), dir))
+			overlay := m.FSType == "overlay" && (strings.Contains(m.VFSOptions, filepath.Join(t.root, dir)+"/") ||
+				strings.Contains(m.VFSOptions, filepath.Join(root, dir)+"/"))
+			if bind || overlay {
+				return fmt.Errorf("mounted at %s: %w", m.Mountpoint, errdefs.ErrFailedPrecondition)
+			}
+		}
+	}
+	return nil
+}
+
+// below says whether path is dir or below it.
+func below(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
 
 // Probe returns nil when the database answers readers and writers, and ctx's error when it does not in time.
 func (t *Tank) Probe(ctx context.Context) error {
@@ -13,6 +307,6 @@ func (t *Tank) Probe(ctx context.Context) error {
 	case err := <-answer:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("metadata: no answer: %w", ctx.Err())
+		return errors.Join(errors.New("metadata: no answer"), ctx.Err())
 	}
 }

@@ -2,7 +2,9 @@ package metadata
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,9 +59,18 @@ func (tx *Tx) delete(n Node) error {
 	return tx.dropPairs(n)
 }
 
-// ReleaseAll ends all holds of h.
+// ReleaseAll ends all holds of h. errdefs.ErrFailedPrecondition when a snapshot that only h holds has a child of somebody else's.
 func (tx *Tx) ReleaseAll(h Holder) error {
-	for _, k := range []Kind{KindSnapshot, KindRootfs, KindLayer, KindBlob} {
+	snapshots, err := tx.HeldSnapshots(h)
+	if err != nil {
+		return err
+	}
+	for _, key := range snapshots {
+		if err := tx.Release(h, SnapshotNode(key)); err != nil {
+			return err
+		}
+	}
+	for _, k := range []Kind{KindRootfs, KindLayer, KindBlob} {
 		for _, key := range tx.Held(h, k, "", -1) {
 			if err := tx.Release(h, Node{k, key}); err != nil {
 				return err
@@ -105,6 +116,34 @@ func (tx *Tx) Holders(n Node) []Holder {
 // after; "" is before the first.
 func (tx *Tx) Held(h Holder, k Kind, after string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(bucketHolds), join(string(h), string(k), ""), after, limit)
+}
+
+// HeldSnapshots lists the snapshots that h holds, children before their parents: the order in which they can be released.
+func (tx *Tx) HeldSnapshots(h Holder) ([]string, error) {
+	keys := tx.Held(h, KindSnapshot, "", -1)
+	depths := make(map[string]int, len(keys))
+	var depth func(key string) (int, error)
+	depth = func(key string) (int, error) {
+		if d, known := depths[key]; known || key == "" {
+			return d, nil
+		}
+		s, err := tx.Snapshot(key)
+		if err != nil {
+			return 0, err
+		}
+		d, err := depth(s.Parent)
+		depths[key] = d + 1
+		return d + 1, err
+	}
+	for _, key := range keys {
+		if _, err := depth(key); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(keys, func(a, b string) int {
+		return cmp.Or(depths[b]-depths[a], strings.Compare(a, b))
+	})
+	return keys, nil
 }
 
 // AllHolders lists every holder that holds something.

@@ -27,6 +27,10 @@ type Admin interface {
 	Remove(ctx context.Context, ref string) error
 	GC(ctx context.Context) (Reclaimed, error)
 	Check(ctx context.Context) ([]Fault, error)
+	Holders(ctx context.Context) ([]Holder, error)
+	// Release gives up all that a holder holds, and tells what that was. errdefs.ErrNotFound when there is none,
+	// errdefs.ErrFailedPrecondition while it is used.
+	Release(ctx context.Context, req ReleaseRequest) (Holder, error)
 }
 
 // PullRequest is one pull. It names no path: the process that owns the root opens nothing that a client names.
@@ -110,6 +114,26 @@ type Fault struct {
 	Message string `json:"message"`
 }
 
+// Holder is a name that keeps things alive, and what it keeps. `holders --json` prints it: its names are a contract.
+type Holder struct {
+	Holder    string `json:"holder"`
+	Blobs     int    `json:"blobs"`
+	Ingests   int    `json:"ingests"` // unfinished downloads
+	Layers    int    `json:"layers"`
+	Rootfs    int    `json:"rootfs"`
+	Snapshots int    `json:"snapshots"`
+	Bytes     int64  `json:"bytes"` // of all these on the disk
+	Alone     int64  `json:"alone"` // bytes that nobody else keeps
+	Running   bool   `json:"running,omitempty"`
+}
+
+// ReleaseRequest names a holder to release.
+type ReleaseRequest struct {
+	Holder string `json:"holder"`
+	// Force releases containerd although it is connected or its snapshots are mounted.
+	Force bool `json:"force,omitempty"`
+}
+
 // codec is JSON, on the wire "application/grpc+tank-json": the admin endpoint needs no generated code.
 type codec struct{}
 
@@ -143,6 +167,8 @@ var adminService = grpc.ServiceDesc{
 		unary("Remove", func(a Admin, ctx context.Context, r *refRequest) (any, error) { return empty{}, a.Remove(ctx, r.Ref) }),
 		unary("GC", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.GC(ctx) }),
 		unary("Check", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.Check(ctx) }),
+		unary("Holders", func(a Admin, ctx context.Context, _ *empty) (any, error) { return a.Holders(ctx) }),
+		unary("Release", func(a Admin, ctx context.Context, r *ReleaseRequest) (any, error) { return a.Release(ctx, *r) }),
 	},
 	Streams: []grpc.StreamDesc{{StreamName: "Pull", Handler: servePull, ServerStreams: true, ClientStreams: true}},
 }
@@ -250,4 +276,16 @@ func (c *Client) GC(ctx context.Context) (r Reclaimed, err error) {
 func (c *Client) Check(ctx context.Context) (faults []Fault, err error) {
 	err = c.call(ctx, "Check", empty{}, &faults)
 	return faults, err
+}
+
+// Holders lists who holds what.
+func (c *Client) Holders(ctx context.Context) (holders []Holder, err error) {
+	err = c.call(ctx, "Holders", empty{}, &holders)
+	return holders, err
+}
+
+// Release has all given up that a holder holds.
+func (c *Client) Release(ctx context.Context, req ReleaseRequest) (released Holder, err error) {
+	err = c.call(ctx, "Release", req, &released)
+	return released, err
 }

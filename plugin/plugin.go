@@ -60,6 +60,8 @@ type Server struct {
 	grpc  *grpc.Server
 	drain time.Duration
 	calls calls
+
+	containerds containerds
 }
 
 // New makes a server. It does not listen yet.
@@ -71,6 +73,7 @@ func New(opts *Options) *Server {
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
+		grpc.StatsHandler(&s.containerds),
 	)
 	s.grpc = g
 	if s.drain == 0 {

@@ -327,6 +327,15 @@ func (a fakeAdmin) GC(context.Context) (plugin.Reclaimed, error) {
 	return plugin.Reclaimed{Blobs: 3}, nil
 }
 func (a fakeAdmin) Check(context.Context) ([]plugin.Fault, error) { return nil, nil }
+func (a fakeAdmin) Holders(context.Context) ([]plugin.Holder, error) {
+	return []plugin.Holder{{Holder: "containerd", Blobs: 2, Alone: 7}}, nil
+}
+func (a fakeAdmin) Release(_ context.Context, req plugin.ReleaseRequest) (plugin.Holder, error) {
+	if !req.Force {
+		return plugin.Holder{}, fmt.Errorf("holder %s: in use: %w", req.Holder, errdefs.ErrFailedPrecondition)
+	}
+	return plugin.Holder{Holder: req.Holder}, nil
+}
 
 func TestAdmin(t *testing.T) {
 	requireRoot(t)
@@ -373,5 +382,14 @@ func TestAdmin(t *testing.T) {
 	}
 	if r, err := c.GC(ctx); err != nil || r.Blobs != 3 {
 		t.Errorf("after the panic: %+v, %v", r, err)
+	}
+	if hs, err := c.Holders(ctx); err != nil || len(hs) != 1 || hs[0] != (plugin.Holder{Holder: "containerd", Blobs: 2, Alone: 7}) {
+		t.Errorf("holders %+v, %v", hs, err)
+	}
+	if _, err := c.Release(ctx, plugin.ReleaseRequest{Holder: "containerd"}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("release without force: %v", err)
+	}
+	if h, err := c.Release(ctx, plugin.ReleaseRequest{Holder: "containerd", Force: true}); err != nil || h.Holder != "containerd" {
+		t.Errorf("release %+v, %v", h, err)
 	}
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver"
 )
@@ -17,6 +19,8 @@ import (
 type local struct {
 	tank     *tank.Tank
 	hostsDir string // for pulls that name none, as those of others do
+
+	containerds func() int // how many are connected to the daemon that this is; nil for another command
 }
 
 var _ plugin.Admin = (*local)(nil)
@@ -124,4 +128,25 @@ func (l *local) Check(ctx context.Context) ([]plugin.Fault, error) {
 		faults = append(faults, plugin.Fault{What: f.What, Name: f.Name, Message: f.Error()})
 	})
 	return faults, err
+}
+
+// Holders lists who holds what.
+func (l *local) Holders(ctx context.Context) ([]plugin.Holder, error) {
+	holders, err := l.tank.Holders(ctx)
+	infos := make([]plugin.Holder, len(holders))
+	for n, h := range holders {
+		infos[n] = plugin.Holder(h)
+	}
+	return infos, err
+}
+
+// Release gives up what a holder holds: containerd's only when no containerd is connected, or by force.
+func (l *local) Release(ctx context.Context, req plugin.ReleaseRequest) (plugin.Holder, error) {
+	if l.containerds != nil && metadata.Holder(req.Holder) == metadata.Containerd && !req.Force {
+		if l.containerds() > 0 {
+			return plugin.Holder{}, fmt.Errorf("holder %s: connected to this daemon: %w", req.Holder, errdefs.ErrFailedPrecondition)
+		}
+	}
+	h, err := l.tank.Release(ctx, req.Holder, req.Force)
+	return plugin.Holder(h), err
 }

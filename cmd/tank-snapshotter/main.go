@@ -77,7 +77,8 @@ func (c *cli) command() *cobra.Command {
 	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask (serve: to listen on)")
 	flags.StringVar(&c.configFile, "config", "", "config file (default $XDG_CONFIG_HOME/tank/config.toml, else "+systemConfig+")")
 	flags.StringVar(&c.logLevel, "log-level", "", "trace, debug, info, warn, error or fatal (default info)")
-	root.AddCommand(c.pullCommand(), c.imagesCommand(), c.inspectCommand(), c.removeCommand(), c.gcCommand(), c.checkCommand(), c.serveCommand(),
+	root.AddCommand(c.pullCommand(), c.imagesCommand(), c.inspectCommand(), c.removeCommand(), c.gcCommand(), c.checkCommand(), c.holdersCommand(),
+		c.releaseCommand(), c.serveCommand(),
 		c.configCommand(), c.versionCommand())
 	return root
 }

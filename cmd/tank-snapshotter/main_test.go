@@ -32,12 +32,13 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
-	reg, layer, slow, release := registry(t)
+	reg, layer, slow, held, release := registry(t)
 	testscript.Run(t, testscript.Params{
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REGISTRY", reg.Host)
 			env.Setenv("LAYER", layer.Encoded())
 			env.Setenv("SLOW", slow.Encoded())
+			env.Setenv("HELD", held.Encoded())
 			return nil
 		},
 		Dir:                 "testdata/script",
@@ -66,9 +67,9 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// registry has hello:1, which is right; hello:lie, whose layer is not what its digest says; and hello:slow, whose layer waits for release.
-// secret may not be read.
-func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer digest.Digest, release func()) {
+// registry has hello:1, which is right; hello:lie, whose layer is not what its digest says; hello:slow, whose layer waits for release; and
+// hello:held, whose layer never comes. secret may not be read.
+func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldLayer digest.Digest, release func()) {
 	t.Helper()
 	var raw bytes.Buffer
 	w := tar.NewWriter(&raw)
@@ -90,6 +91,7 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer digest
 	right := image("1", raw.Bytes())
 	lie := image("lie", append(bytes.Clone(raw.Bytes()), 0))
 	slow := image("slow", append(bytes.Clone(raw.Bytes()), 0, 0))
+	held := image("held", append(bytes.Clone(raw.Bytes()), 0, 0, 0))
 	released := make(chan struct{})
 	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
@@ -104,10 +106,12 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer digest
 			case <-released:
 			case <-r.Context().Done():
 			}
+		case strings.HasSuffix(r.URL.Path, held.Digest.String()):
+			<-r.Context().Done()
 		}
 		return false
 	}
-	return reg, right.Digest, slow.Digest, sync.OnceFunc(func() { close(released) })
+	return reg, right.Digest, slow.Digest, held.Digest, sync.OnceFunc(func() { close(released) })
 }
 
 // exits runs `exits CODE PROGRAM ARG...` and compares the exit code, which testscript's own exec only tells from zero.

@@ -87,6 +87,7 @@ func serve(ctx context.Context, s settings) (err error) {
 		served.Content = own.tank.Content().For(metadata.Containerd)
 	}
 	server := plugin.New(served)
+	own.containerds = server.Containerds
 	told := make(chan struct{})
 	never := context.AfterFunc(ctx, func() {
 		defer close(told)

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/tank-snapshotter/tank/plugin"
+)
+
+func (c *cli) holdersCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "holders",
+		Short: "List who keeps what: containerd, images, unfinished pulls",
+		Long: "List who keeps what: containerd, images, unfinished pulls.\n\nBYTES is what a holder keeps, ALONE what of that nobody else keeps: " +
+			"the space that comes back with its release.",
+		Args: cobra.NoArgs,
+		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
+			var holders []plugin.Holder
+			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+				holders, err = svc.Holders(cmd.Context())
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(append([]plugin.Holder{}, holders...))
+			}
+			if len(holders) == 0 {
+				return nil
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "HOLDER\tBLOBS\tINGESTS\tLAYERS\tROOTFS\tSNAPSHOTS\tBYTES\tALONE")
+			for _, h := range holders {
+				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", h.Holder, h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots,
+					bytesOf(h.Bytes), bytesOf(h.Alone))
+			}
+			return w.Flush()
+		}),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array, with sizes in bytes")
+	return cmd
+}
+
+func (c *cli) releaseCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "release HOLDER",
+		Short: "Give up all that a holder keeps, as `holders` names it",
+		Long: "Give up all that a holder keeps, as `holders` names it, and delete what nobody else keeps.\n\n" +
+			"\"containerd\" is for what an uninstalled containerd left: it is refused while a containerd is connected or a snapshot is mounted.\n" +
+			"\"image/REF\" is the same as rm, with the space. \"pull/REF\" forgets what an unfinished pull gathered.",
+		Args: cobra.ExactArgs(1),
+		RunE: c.do(func(cmd *cobra.Command, args []string) error {
+			var released plugin.Holder
+			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+				released, err = svc.Release(cmd.Context(), plugin.ReleaseRequest{Holder: args[0], Force: force})
+				return err
+			})
+			switch {
+			case errdefs.IsFailedPrecondition(err):
+				c.hint = "Stop what uses it. For containerd that is its service and all containers; --force releases it all the same, and breaks them."
+				return localError{err}
+			case errdefs.IsNotFound(err):
+				c.hint = "Is the name right? `holders` lists them."
+			}
+			if err != nil {
+				return err
+			}
+			h := released
+			fmt.Fprintf(cmd.OutOrStdout(), "released %s, reclaimed %s: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
+				h.Holder, bytesOf(h.Alone), h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
+			return nil
+		}),
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "release containerd although it is connected or its snapshots are mounted: its containers break")
+	return cmd
+}

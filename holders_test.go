@@ -1,0 +1,288 @@
+package tank_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/resolver/registrytest"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("needs root, and in CI nothing may skip")
+	}
+	t.Skip("needs root, for overlay mounts")
+}
+
+// layerOf builds a layer's tar, its blob and the descriptor of that.
+func layerOf(t *testing.T, items ...Item) (raw, blob []byte, desc ocispec.Descriptor) {
+	t.Helper()
+	raw = Tar(t, items...)
+	blob = Gzip(t, raw)
+	return raw, blob, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+}
+
+// unpackAs does what containerd does with an image: it writes the blobs, unpacks a chain of them, and makes a container on top, whose
+// mounts are returned.
+func unpackAs(t *testing.T, tk *tank.Tank, layers ...[]Item) []mount.Mount {
+	t.Helper()
+	ctx := context.Background()
+	sn := tk.Snapshots().For(metadata.Containerd)
+	parent := ""
+	for i, items := range layers {
+		raw, blob, desc := layerOf(t, items...)
+		err := content.WriteBlob(ctx, tk.Content().For(metadata.Containerd), "layer-"+desc.Digest.String(), strings.NewReader(string(blob)), desc)
+		must(t, err)
+		key := fmt.Sprintf("default/%d/extract-1 layer", i)
+		mounts, err := sn.Prepare(ctx, key, parent, snapshots.WithLabels(map[string]string{"containerd.io/snapshot.ref": "x"}))
+		must(t, err)
+		applied, err := tk.Snapshots().Apply(ctx, desc, mounts)
+		must(t, err)
+		if applied.Digest != digest.FromBytes(raw) {
+			t.Fatalf("diff ID %s", applied.Digest)
+		}
+		// The names go down the alphabet, so that parents do not sort before their children.
+		name := fmt.Sprintf("default/%d/%c", i, 'z'-rune(i))
+		must(t, sn.Commit(ctx, name, key))
+		parent = name
+	}
+	mounts, err := sn.Prepare(ctx, "default/9/container", parent)
+	must(t, err)
+	return mounts
+}
+
+func holderOf(t *testing.T, tk *tank.Tank, name string) tank.HolderInfo {
+	t.Helper()
+	holders, err := tk.Holders(context.Background())
+	must(t, err)
+	i := slices.IndexFunc(holders, func(h tank.HolderInfo) bool { return h.Holder == name })
+	if i < 0 {
+		t.Fatalf("%s is not among %+v", name, holders)
+	}
+	return holders[i]
+}
+
+// TestRelease: each holder tells what it keeps, and its release gives back what it kept alone, and no more.
+func TestRelease(t *testing.T) {
+	requireRoot(t)
+	ctx := context.Background()
+	reg := registrytest.New(t)
+	shared := []Item{F("shared", strings.Repeat("s", 10000))}
+	own := []Item{F("own", strings.Repeat("o", 20000))}
+	_, sharedBlob, _ := layerOf(t, shared...)
+	raw, ownBlob, _ := layerOf(t, own...)
+	push(t, reg, "1", shared)
+	ref := reg.Host + "/x:1"
+	r := newRoot(t, true)
+	pulled, err := r.pull(t, ref, nil)
+	must(t, err)
+	r.with(t, func(tk *tank.Tank) {
+		if _, err := tk.Release(ctx, "containerd", false); !errdefs.IsNotFound(err) {
+			t.Errorf("containerd never was here: %v", err)
+		}
+		unpackAs(t, tk, shared, own)
+		must(t, os.WriteFile(filepath.Join(r.dir, "snapshots", newestDir(t, r.dir), "fs", "written"), make([]byte, 5000), 0o600))
+		before := holderOf(t, tk, "image/"+ref)
+		if before.Blobs != 3 || before.Layers != 1 || before.Rootfs != 1 || before.Snapshots != 0 || before.Alone >= before.Bytes || before.Alone < 10000 {
+			t.Errorf("image: %+v", before)
+		}
+		c := holderOf(t, tk, "containerd")
+		if c.Blobs != 2 || c.Layers < 2 || c.Rootfs != 0 || c.Snapshots != 3 || c.Ingests != 0 ||
+			c.Alone < int64(len(ownBlob))+20000+5000 || c.Bytes < c.Alone+10000+int64(len(sharedBlob)) {
+			t.Errorf("containerd: %+v", c)
+		}
+		holders, err := tk.Holders(ctx)
+		must(t, err)
+		if len(holders) != 2 {
+			t.Errorf("%d holders: %+v", len(holders), holders)
+		}
+		for name, want := range map[string]error{
+			"nonsense": errdefs.ErrNotFound, "image/none": errdefs.ErrNotFound, "pull/none": errdefs.ErrNotFound, "": errdefs.ErrNotFound,
+			"snapshot/default/9/container": errdefs.ErrInvalidArgument,
+		} {
+			if _, err := tk.Release(ctx, name, true); !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
+				t.Errorf("release %q: %v, want %v", name, err, want)
+			}
+		}
+		// A download that did not end.
+		w, err := tk.Content().For(metadata.Containerd).Writer(ctx, content.WithRef("default/1/layer-sha256:half"))
+		must(t, err)
+		_, err = w.Write([]byte("half"))
+		must(t, err)
+		must(t, w.Close())
+		if c := holderOf(t, tk, "containerd"); c.Ingests != 1 {
+			t.Errorf("with an ingest: %+v", c)
+		}
+		released, err := tk.Release(ctx, "containerd", false)
+		must(t, err)
+		if released.Snapshots != 3 || released.Blobs != 2 || released.Ingests != 1 {
+			t.Errorf("released: %+v", released)
+		}
+		if _, err := tk.Release(ctx, "containerd", false); !errdefs.IsNotFound(err) {
+			t.Errorf("released twice: %v", err)
+		}
+		if after := holderOf(t, tk, "image/"+ref); after.Alone != after.Bytes || after.Bytes != before.Bytes {
+			t.Errorf("the image has now %+v, before %+v", after, before)
+		}
+	})
+	for _, name := range r.left(t) {
+		if strings.HasPrefix(name, "snapshots/") || strings.HasPrefix(name, "ingest/") || strings.Contains(name, digest.FromBytes(ownBlob).Encoded()) {
+			t.Errorf("left: %s", name)
+		}
+	}
+	offline, err := r.pull(t, ref, &tank.PullOptions{Offline: true})
+	must(t, err)
+	if offline.Rootfs != pulled.Rootfs {
+		t.Errorf("the image has another rootfs: %s", offline.Rootfs)
+	}
+	r.with(t, func(tk *tank.Tank) {
+		_, err := tk.Release(ctx, "image/"+ref, false)
+		must(t, err)
+	})
+	if left := r.left(t); len(left) > 0 {
+		t.Errorf("left of %d bytes: %q", len(raw), left)
+	}
+}
+
+// newestDir is the snapshots directory that was made last.
+func newestDir(t *testing.T, root string) string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
+	must(t, err)
+	if len(entries) == 0 {
+		t.Fatal("no snapshot has a directory")
+	}
+	return slices.MaxFunc(entries, func(a, b os.DirEntry) int {
+		return len(a.Name())*1000 + strings.Compare(a.Name(), b.Name()) - len(b.Name())*1000
+	}).Name()
+}
+
+// TestReleaseMounted: containerd is not released under its containers, unless by force.
+func TestReleaseMounted(t *testing.T) {
+	requireRoot(t)
+	ctx := context.Background()
+	for _, how := range []string{"overlay", "bind"} {
+		t.Run(how, func(t *testing.T) {
+			r := newRoot(t, true)
+			r.with(t, func(tk *tank.Tank) {
+				mounts := unpackAs(t, tk, []Item{F("a", "1")}, []Item{F("b", "2")})
+				if how == "bind" { // as in directory mode, or for a snapshot without parents
+					mounts = []mount.Mount{{Type: "bind", Source: filepath.Join(r.dir, "snapshots", newestDir(t, r.dir), "fs"), Options: []string{"rbind", "rw"}}}
+				}
+				target := t.TempDir()
+				must(t, mount.All(mounts, target))
+				_, err := tk.Release(ctx, "containerd", false)
+				if !errdefs.IsFailedPrecondition(err) || !strings.Contains(fmt.Sprint(err), target) {
+					t.Errorf("released under a mount: %v", err)
+				}
+				if c := holderOf(t, tk, "containerd"); c.Snapshots != 3 {
+					t.Errorf("something went all the same: %+v", c)
+				}
+				must(t, mount.UnmountAll(target, 0))
+				_, err = tk.Release(ctx, "containerd", false)
+				must(t, err)
+			})
+			if left := r.left(t); len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+		})
+	}
+	t.Run("force", func(t *testing.T) {
+		r := newRoot(t, true)
+		r.with(t, func(tk *tank.Tank) {
+			target := t.TempDir()
+			must(t, mount.All(unpackAs(t, tk, []Item{F("a", "1")}), target))
+			defer func() { must(t, mount.UnmountAll(target, 0)) }()
+			_, err := tk.Release(ctx, "containerd", true)
+			must(t, err)
+		})
+	})
+}
+
+// TestReleasePull: what an unfinished pull gathered is given up once the pull has ended.
+func TestReleasePull(t *testing.T) {
+	ctx := context.Background()
+	reg := registrytest.New(t)
+	good, bad := reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, Tar(t, base...))), reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, Tar(t, F("x", "y"))))
+	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{good, bad}, []digest.Digest{
+		digest.FromBytes(Tar(t, base...)), digest.FromBytes(Tar(t, F("x", "y"))),
+	})
+	asked, answer := make(chan bool), make(chan bool)
+	reg.Fault = func(w http.ResponseWriter, req *http.Request) bool {
+		if !strings.HasSuffix(req.URL.Path, bad.Digest.String()) {
+			return false
+		}
+		select {
+		case asked <- true:
+			<-answer
+		default:
+		}
+		w.WriteHeader(http.StatusNotFound)
+		return true
+	}
+	ref := reg.Host + "/x:1"
+	r := newRoot(t, false)
+	r.with(t, func(tk *tank.Tank) {
+		done := make(chan error, 1)
+		go func() {
+			_, err := tk.Pull(ctx, ref, nil)
+			done <- err
+		}()
+		<-asked
+		if h := holderOf(t, tk, "pull/"+ref); !h.Running {
+			t.Errorf("running: %+v", h)
+		}
+		if _, err := tk.Release(ctx, "pull/"+ref, true); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("released while it runs: %v", err)
+		}
+		close(answer)
+		if err := <-done; !errdefs.IsNotFound(err) {
+			t.Fatalf("the pull: %v", err)
+		}
+		if h := holderOf(t, tk, "pull/"+ref); h.Running || h.Blobs == 0 {
+			t.Errorf("ended: %+v", h)
+		}
+		_, err := tk.Release(ctx, "pull/"+ref, false)
+		must(t, err)
+		if holders, err := tk.Holders(ctx); err != nil || len(holders) > 0 {
+			t.Errorf("left: %+v, %v", holders, err)
+		}
+	})
+	if left := r.left(t); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+// TestProbe: a root that is open answers, and an answer that does not come in time is an error.
+func TestProbe(t *testing.T) {
+	newRoot(t, false).with(t, func(tk *tank.Tank) {
+		must(t, tk.Probe(context.Background()))
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		// Either may be first; an error has to be the context's.
+		if err := tk.Probe(ended); err != nil && !strings.Contains(err.Error(), context.Canceled.Error()) {
+			t.Error(err)
+		}
+	})
+}

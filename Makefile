@@ -18,7 +18,7 @@ IMAGE           ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix race fuzz bench-crane bench-pull lint fmt demo clean help
+.PHONY: build install test unit integration matrix kubelet race fuzz bench-crane bench-pull lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -47,6 +47,10 @@ integration: build ## run the tests with real containerd, runc and registry (the
 matrix: build ## run every operation under each containerd, install and mode (MATRIX=2.3.7/second: some), write docs/compatibility.md
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_MATRIX='$(MATRIX)' $(GO) test -count=1 -timeout 40m -parallel 3 \
 		-run '^TestMatrix$$' $(TESTFLAGS) .
+
+kubelet: build ## follow docs/kubernetes.md with a real kubelet, which takes minutes to build
+	cd integration/kubelet && CGO_ENABLED=0 $(GO) build -trimpath -o ../.bin/kubelet k8s.io/kubernetes/cmd/kubelet
+	cd integration && TANK_KUBELET=$(CURDIR)/integration/.bin/kubelet $(GO) test -count=1 -timeout $(INTEGRATION_TIMEOUT) -run '^TestDocs$$' $(TESTFLAGS) .
 
 race: ## run the tests of the packages under the race detector (needs cgo)
 	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...

@@ -8,13 +8,15 @@ dir=$1 repository=$2 bin=$3 script=$4
 
 mount --make-rprivate /
 mount -t tmpfs node "$dir"
-mkdir "$dir"/{upper,work,root,var}
+mkdir "$dir"/{upper,work,root,upper2,work2}
 mount -t overlay overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work,redirect_dir=off" "$dir/root"
 root=$dir/root
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount --rbind /sys "$root/sys"
-mount --bind "$repository" "$root$repository"
+mkdir -p "$root$repository"
+mount -t overlay overlay -o "lowerdir=$repository,upperdir=$dir/upper2,workdir=$dir/work2,redirect_dir=off" "$root$repository"
+mkdir -p "$root$bin" "$root$(dirname "$script")"
 mount --bind "$bin" "$root$bin"
 mount --bind "$(dirname "$script")" "$root$(dirname "$script")"
 for d in var/lib/containerd var/lib/tank-snapshotter run etc/containerd etc/tank-snapshotter etc/systemd/system usr/local/bin opt; do

@@ -11,7 +11,12 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
+
+// ownGzip: gzip is decoded by package inflate. false: by klauspost's, which takes and refuses the same.
+var ownGzip = false
 
 // maxWindow is how far back a zstd frame may refer, which is memory that it makes the decoder take.
 const maxWindow = 128 << 20
@@ -67,6 +72,9 @@ func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
 	}
 	switch got {
 	case gzipped:
+		if ownGzip {
+			return newInflateReader(src), nil
+		}
 		return &gzipReader{src: src}, nil
 	case zstded:
 		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
@@ -140,6 +148,8 @@ func isTar(head []byte) bool {
 	return err == nil && (n == sum || n == signed)
 }
 
+var errGzipClosed = fmt.Errorf("gzip: closed reader: %w", io.ErrClosedPipe)
+
 // gzipReader reads one member after the other and stops where something else follows.
 type gzipReader struct {
 	src  *source
@@ -207,9 +217,70 @@ func (g *gzipReader) next() error {
 }
 
 func (g *gzipReader) Close() error {
-	g.done = fmt.Errorf("gzip: closed reader: %w", io.ErrClosedPipe)
+	g.done = errGzipClosed
 	g.z = nil
 	return nil
+}
+
+// inflateReader does what gzipReader does.
+type inflateReader struct {
+	src *source
+	z   *inflate.Reader // nil when closed
+}
+
+func newInflateReader(src *source) *inflateReader {
+	return &inflateReader{src, inflate.New(src, &inflate.Options{IgnoreTrailing: true, RefuseReserved: true})}
+}
+
+func (r *inflateReader) Read(p []byte) (int, error) {
+	if r.z == nil {
+		return 0, errGzipClosed
+	}
+	n, err := r.z.Read(p)
+	return n, r.blame(err)
+}
+
+// WriteTo hands over the decoder's own buffer.
+func (r *inflateReader) WriteTo(w io.Writer) (int64, error) {
+	if r.z == nil {
+		return 0, errGzipClosed
+	}
+	to := &sink{w: w}
+	n, err := r.z.WriteTo(to)
+	if to.err != nil {
+		return n, to.err
+	}
+	return n, r.blame(err)
+}
+
+func (r *inflateReader) blame(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return r.src.blame("gzip", err)
+}
+
+func (r *inflateReader) Close() error {
+	if r.z == nil {
+		return nil
+	}
+	z := r.z
+	r.z = nil
+	return z.Close()
+}
+
+// sink remembers that it was the writer that failed.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(p []byte) (n int, err error) {
+	n, s.err = s.w.Write(p)
+	if s.err == nil && n < len(p) {
+		s.err = io.ErrShortWrite
+	}
+	return n, s.err
 }
 
 type zstdReader struct {

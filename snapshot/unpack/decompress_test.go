@@ -74,6 +74,8 @@ func TestDecompress(t *testing.T) {
 		{"gzip cut", ociTar + "+gzip", gz[:len(gz)-1], nil, "ends in its middle"},
 		{"gzip header cut", ociTar + "+gzip", gz[:5], nil, "ends in its middle"},
 		{"gzip checksum", ociTar + "+gzip", badCRC, nil, "gzip"},
+		{"gzip with a reserved flag", ociTar + "+gzip", join(gz[:3], []byte{0x20}, gz[4:]), nil, "header"},
+		{"E45 another method in the second member", ociTar + "+gzip", join(gz, []byte{0x1f, 0x8b, 9}, gz[3:]), nil, "header"},
 		{"E46 frames", ociTar + "+zstd", join(skippable("x"), zstdBytes(t, tarBytes[:half]), skippable(""), zstdBytes(t, tarBytes[half:]),
 			skippable("end")), tarBytes, ""},
 		{"E46 checksum", ociTar + "+zstd", badSum, nil, "zstd"},
@@ -97,7 +99,13 @@ func TestDecompress(t *testing.T) {
 		{"encrypted", ociTar + "+gzip+encrypted", gz, nil, "not one of layers"},
 	} {
 		t.Run(tc.id, func(t *testing.T) {
-			for _, wrap := range []func(io.Reader) io.Reader{func(r io.Reader) io.Reader { return r }, iotest.OneByteReader} {
+			for way := range 4 {
+				restore := unpack.SetOwnGzip(way&1 != 0)
+				defer restore()
+				wrap := func(r io.Reader) io.Reader { return r }
+				if way&2 != 0 {
+					wrap = iotest.OneByteReader
+				}
 				in := bytes.NewReader(tc.blob)
 				got, err := decompress(tc.mediaType, wrap(in))
 				if tc.err != "" {
@@ -134,9 +142,11 @@ func windowFrame(log byte) []byte {
 // TestDecompressFaults: a fault of the reader keeps its own class.
 func TestDecompressFaults(t *testing.T) {
 	fault := errors.New("connection lost")
-	for _, blob := range [][]byte{
-		u.Gzip(t, u.Tar(t, u.F("a", "1"))), zstdBytes(t, u.Tar(t, u.F("a", "1"))), u.Tar(t, u.F("a", "1")),
+	for i, blob := range [][]byte{
+		u.Gzip(t, u.Tar(t, u.F("a", "1"))), u.Gzip(t, u.Tar(t, u.F("a", "1"))), zstdBytes(t, u.Tar(t, u.F("a", "1"))), u.Tar(t, u.F("a", "1")),
 	} {
+		restore := unpack.SetOwnGzip(i == 1)
+		defer restore()
 		for _, cut := range []int{0, 1, 12, len(blob) - 1, len(blob)} {
 			_, err := decompress("", io.MultiReader(bytes.NewReader(blob[:cut]), iotest.ErrReader(fault)))
 			if !errors.Is(err, fault) || errors.Is(err, unpack.ErrInvalidLayer) {
@@ -145,3 +155,75 @@ func TestDecompressFaults(t *testing.T) {
 		}
 	}
 }
+
+// TestGzipDecodersAgree: the switch changes nothing in what is taken and refused, and in what is read of a blob.
+func TestGzipDecodersAgree(t *testing.T) {
+	member := u.Gzip(t, []byte("a layer, a layer, and another layer"))
+	file := join(member, member, []byte("garbage"))
+	for i := range 9 * len(file) {
+		blob := bytes.Clone(file)
+		if i < len(file) {
+			blob = blob[:i]
+		} else {
+			blob[i/9] ^= 1 << (i % 9 & 7)
+		}
+		var got [2][]byte
+		var errs [2]error
+		var left [2]int
+		for own := range 2 {
+			restore := unpack.SetOwnGzip(own == 1)
+			in := bytes.NewReader(blob)
+			got[own], errs[own] = decompress("", in)
+			left[own] = in.Len()
+			restore()
+		}
+		same := (errs[0] == nil) == (errs[1] == nil) && errors.Is(errs[0], unpack.ErrInvalidLayer) == errors.Is(errs[1], unpack.ErrInvalidLayer)
+		if !same || errs[0] == nil && (!bytes.Equal(got[0], got[1]) || left != [2]int{}) {
+			t.Errorf("case %d: %d bytes and %v, %d bytes and %v, %v left", i, len(got[0]), errs[0], len(got[1]), errs[1], left)
+		}
+	}
+}
+
+// TestDecompressWriteTo: the decoder's buffer is handed over, the writer's error is not the layer's, and a closed reader is closed.
+func TestDecompressWriteTo(t *testing.T) {
+	defer unpack.SetOwnGzip(true)()
+	data := bytes.Repeat([]byte("layer "), 100_000)
+	z, err := unpack.Decompress("", bytes.NewReader(u.Gzip(t, data)))
+	must(t, err)
+	var out bytes.Buffer
+	n, err := z.(io.WriterTo).WriteTo(&out)
+	if err != nil || n != int64(len(data)) || !bytes.Equal(out.Bytes(), data) {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	must(t, z.Close())
+	must(t, z.Close())
+	if _, err := z.Read(make([]byte, 1)); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("a closed reader: %v", err)
+	}
+	if _, err := z.(io.WriterTo).WriteTo(io.Discard); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("a closed reader: %v", err)
+	}
+
+	full := errors.New("disk full")
+	for _, w := range []io.Writer{iotest.TruncateWriter(io.Discard, 0), failing{full}} {
+		z, err = unpack.Decompress("", bytes.NewReader(u.Gzip(t, data)))
+		must(t, err)
+		_, err = z.(io.WriterTo).WriteTo(w)
+		if _, fails := w.(failing); fails != errors.Is(err, full) || errors.Is(err, unpack.ErrInvalidLayer) {
+			t.Errorf("writer %T: %v", w, err)
+		}
+		must(t, z.Close())
+	}
+	bad := u.Gzip(t, data)
+	bad[len(bad)-1] ^= 1
+	z, err = unpack.Decompress("", bytes.NewReader(bad))
+	must(t, err)
+	if _, err := z.(io.WriterTo).WriteTo(io.Discard); !errors.Is(err, unpack.ErrInvalidLayer) {
+		t.Errorf("a wrong checksum: %v", err)
+	}
+	must(t, z.Close())
+}
+
+type failing struct{ err error }
+
+func (f failing) Write([]byte) (int, error) { return 0, f.err }

@@ -5,3 +5,10 @@ func (o Options) WithoutOpenat2() *Options {
 	o.walk = true
 	return &o
 }
+
+// SetOwnGzip chooses the decoder of gzip until the function that it returns is called.
+func SetOwnGzip(own bool) (restore func()) {
+	before := ownGzip
+	ownGzip = own
+	return func() { ownGzip = before }
+}

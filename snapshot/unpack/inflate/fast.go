@@ -7,6 +7,8 @@ import "encoding/binary"
 //
 // Bits are in the low end of a word; those above its left low bits are right too, or zero, and will be added again. Only the
 // low six bits of left count, the others are what subtracting whole entries leaves there.
+//
+//nolint:funlen // one loop, with all that it needs in registers
 func (d *decoder) fast() (ended, odd bool) {
 	var (
 		out    = &d.out

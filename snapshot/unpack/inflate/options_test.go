@@ -12,10 +12,6 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
-func newReader(file []byte, opts *inflate.Options) *inflate.Reader {
-	return inflate.New(bytes.NewReader(file), opts)
-}
-
 // TestOptions: what follows a member, and reserved flags.
 func TestOptions(t *testing.T) {
 	file := stdGzip(t, 6, []byte("content"))

@@ -13,8 +13,9 @@ type Containerd struct {
 	env         *Env
 	Dir         string // root/, state/, runc/, hosts/, config.toml
 	Socket      string
-	Namespace   string // of ctr's commands
-	Snapshotter string // of ctr's commands
+	Namespace   string   // of ctr's commands
+	Snapshotter string   // of ctr's commands
+	runFlags    []string // of every `ctr run`
 	proc        *Process
 }
 
@@ -194,7 +195,7 @@ func (c *Containerd) Unmount(dir string) {
 func (c *Containerd) runArgs(flags []string, ref, id string, args ...string) []string {
 	a := []string{"run", "--snapshotter", c.Snapshotter, "--runc-root", filepath.Join(c.Dir, "runc"),
 		"--fifo-dir", filepath.Join(c.Dir, "fifo")}
-	a = append(append(a, flags...), ref, id)
+	a = append(append(append(a, c.runFlags...), flags...), ref, id)
 	return append(a, args...)
 }
 

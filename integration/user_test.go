@@ -63,6 +63,11 @@ func (k *TankRoot) expect(nodes []Node) []Node {
 	if !k.user() {
 		return nodes
 	}
+	return asOrdinary(nodes, ordinary)
+}
+
+// asOrdinary is a listed tree as it is for an ordinary user with that id.
+func asOrdinary(nodes []Node, id int) []Node {
 	var out []Node
 	for _, n := range nodes {
 		if n.Type == "char" || n.Type == "block" {
@@ -72,7 +77,7 @@ func (k *TankRoot) expect(nodes []Node) []Node {
 		if err != nil {
 			panic(err)
 		}
-		n.UID, n.GID, n.Mode = ordinary, ordinary, fmt.Sprintf("%04o", mode&^unix.S_ISUID)
+		n.UID, n.GID, n.Mode = id, id, fmt.Sprintf("%04o", mode&^unix.S_ISUID)
 		kept := map[string]string{}
 		for name, value := range n.XAttrs {
 			if name != "security.capability" && !strings.HasPrefix(name, "trusted.") {

@@ -14,14 +14,29 @@ import (
 // oneID is a namespace of `unshare --user --map-root-user`.
 var oneID = []idRange{{0, ordinary, 1}}
 
-// newRootlessNode is NewNode inside a user namespace. Nobody there may make cgroups on this machine.
+// newRootlessNode is NewNode inside a user namespace.
 func newRootlessNode(e *Env) (*Namespace, *TankRoot, *Containerd, *Registry) {
 	e.t.Helper()
+	return newRootlessNodeAs(e, subordinate, Setup{})
+}
+
+// newRootlessNodeAs is NewNodeAs inside a user namespace. Nobody there may make cgroups on this machine.
+func newRootlessNodeAs(e *Env, ids []idRange, s Setup) (*Namespace, *TankRoot, *Containerd, *Registry) {
+	e.t.Helper()
 	r := e.NewRegistry()
-	n := e.NewNamespace(subordinate)
+	n := e.NewNamespace(ids)
 	n.EnterContainerd()
 	k := n.NewTank()
-	o := ContainerdOptions{Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Import: k.DropIn()}
+	o := ContainerdOptions{Snapshotter: "tank", Registries: []*Proxy{r.Proxy}}
+	var flags []string
+	if s.WithoutContent {
+		k.Config += fmt.Sprintf("containerd_address = %q\n", e.containerdSocket(o))
+		flags = append(flags, "--without-content")
+	}
+	if s.Directory {
+		k.Config += directoryMode
+	}
+	o.Import = k.DropIn(flags...)
 	k.Serve()
 	c := e.NewContainerd(o)
 	c.runFlags = []string{"--cgroup", "", "--cpu-shares", "0"}
@@ -70,19 +85,29 @@ func TestRootless(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		fixture func(testing.TB) Fixture
+		ids     []idRange
+		setup   Setup
 		runs    bool
-	}{{"own", OwnFixture, true}, {"corner", CornerFixture, false}, {"debian-python", DebianFixture, true}} {
+	}{
+		{"own", OwnFixture, subordinate, Setup{}, true},
+		{"own without content", OwnFixture, subordinate, Setup{WithoutContent: true}, true},
+		{"own as directories", OwnFixture, subordinate, Setup{Directory: true}, true},
+		{"own with one id", OwnFixture, oneID, Setup{}, false}, // a container's /dev/pts wants a second one
+		{"corner", CornerFixture, subordinate, Setup{}, false},
+		{"debian-python", DebianFixture, subordinate, Setup{}, true},
+	} {
 		t.Run(row.name, func(t *testing.T) {
 			f := row.fixture(t)
 			e := New(t)
-			n, k, c, r := newRootlessNode(e)
+			n, k, c, r := newRootlessNodeAs(e, row.ids, row.setup)
 			r.Push(f.Layout, f.Ref, f.Name)
 			ref := TestRegistry + "/" + f.Name
 			c.Pull(ref)
 			dir := c.Mount(ref)
 			n.checkTree(t, "ctr images mount", f.Tree, dir)
-			if m := n.mountOf(t, dir); !strings.Contains(m, "userxattr") || !strings.Contains(m, filepath.Join(k.Root, "layers")) {
-				t.Errorf("mounted as %q, not with userxattr on %s/layers", m, k.Root)
+			overlay := strings.Contains(n.mountOf(t, dir), "userxattr") && strings.Contains(n.mountOf(t, dir), filepath.Join(k.Root, "layers"))
+			if overlay == row.setup.Directory {
+				t.Errorf("mounted as %q; with userxattr on %s/layers: %v", n.mountOf(t, dir), k.Root, overlay)
 			}
 			c.Unmount(dir)
 			if row.runs {

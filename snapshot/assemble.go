@@ -135,7 +135,7 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 			return nil, err
 		}
 		m := merge{root: fs, move: src.move && last[l.Key] == i, whiteouts: l.Whiteouts}
-		if err := m.run(ctx, filepath.Join(src.dir, "fs")); err != nil {
+		if err := s.merge(ctx, &m, filepath.Join(src.dir, "fs")); err != nil {
 			return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
 		}
 		seals = append(seals, entries)
@@ -143,7 +143,7 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 			continue
 		}
 		m = merge{root: fs, move: true, whiteouts: true}
-		if err := m.run(ctx, filepath.Join(fixup, "fs")); err != nil {
+		if err := s.merge(ctx, &m, filepath.Join(fixup, "fs")); err != nil {
 			return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
 		}
 		seals = append(seals, fixEntries)

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
-	"golang.org/x/sys/unix"
 )
 
 // build makes a planned fix-up in staging and seals it.
@@ -88,13 +85,13 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 	}
 	var content *os.File
 	if src, ok := b.copies[t.entry.Path]; ok && t.entry.Type == unpack.File {
-		f, err := openFile(src.elem.root, src.path)
+		f, err := openOwn(src.elem.root, src.path, 0o400)
 		if err != nil {
 			return err
 		}
 		defer f.Close()
-		content = f
-		if t.entry.Hash, err = hashFile(f); err != nil {
+		content = f.File
+		if t.entry.Hash, err = hashFile(content); err != nil {
 			return err
 		}
 	}
@@ -115,31 +112,4 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 	}
 	defer sub.Close()
 	return b.fill(ctx, sub, t)
-}
-
-// linkAt links the path from below root to name in dir.
-func linkAt(root *os.File, from string, dir *os.File, name string) error {
-	d, err := openDirPath(root, path.Dir(from))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return pathError("link", from, unix.Linkat(int(d.Fd()), path.Base(from), int(dir.Fd()), name, 0))
-}
-
-// openDirPath opens a directory below root component by component.
-func openDirPath(root *os.File, p string) (*os.File, error) {
-	d, err := openDir(root, ".")
-	if err != nil || p == "." {
-		return d, err
-	}
-	for c := range strings.SplitSeq(p, "/") {
-		next, err := openDir(d, c)
-		d.Close()
-		if err != nil {
-			return nil, err
-		}
-		d = next
-	}
-	return d, nil
 }

@@ -79,7 +79,9 @@ func (s *Store) checkSealed(what, dir, seal string, report func(error), still fu
 	var faults []error
 	sealed, err := readSeal(seal)
 	if err == nil {
+		done := s.alone()
 		found, ferr := readTree(dir)
+		done()
 		if err = ferr; err == nil {
 			compareSeal(sealed, found, func(path, diff string) {
 				faults = append(faults, fmt.Errorf("%s: %s/%s: %s: %w", what, dir, path, diff, errdefs.ErrDataLoss))

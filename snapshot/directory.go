@@ -57,7 +57,7 @@ func (s *Store) copyStack(ctx context.Context, dir string, st *stack) error {
 	}
 	for _, d := range slices.Backward(st.dirs) {
 		m := merge{root: fs}
-		if err := m.run(ctx, d.path); err != nil {
+		if err := s.merge(ctx, &m, d.path); err != nil {
 			return fmt.Errorf("copy of %s: %w", d.name, classed(err))
 		}
 	}
@@ -74,10 +74,24 @@ func (s *Store) settled(ctx context.Context, provisional bool) error {
 }
 
 func setAttrs(dir string, e *unpack.Entry) error {
-	f, err := os.Open(dir)
+	f, err := openTree(dir)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	return unpack.SetAttrsOf(f, e)
+}
+
+// merge runs m over a directory.
+func (s *Store) merge(ctx context.Context, m *merge, dir string) error {
+	defer s.alone()()
+	return m.run(ctx, dir)
+}
+
+// alone keeps apart what reads the trees of an ordinary user: directories that their owner can't read are opened up meanwhile.
+func (s *Store) alone() (done func()) {
+	if os.Geteuid() == 0 {
+		return func() {}
+	}
+	return s.locks.lock("modes")
 }

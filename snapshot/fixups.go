@@ -126,7 +126,7 @@ func (s *Store) openPlanOf(layerDir, key string, below []stackDir) (*openPlan, e
 	if err != nil {
 		return nil, err
 	}
-	self, err := os.Open(filepath.Join(layerDir, "fs"))
+	self, err := openTree(filepath.Join(layerDir, "fs"))
 	if err != nil {
 		return nil, err
 	}

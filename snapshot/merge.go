@@ -34,11 +34,12 @@ type merge struct {
 }
 
 func (m *merge) run(ctx context.Context, dir string) error {
-	src, err := os.Open(dir)
+	tree, err := openOwnTree(dir)
 	if err != nil {
 		return err
 	}
-	defer src.Close()
+	defer tree.Close()
+	src := tree.File
 	if m.into, err = os.Open(m.root); err != nil {
 		return err
 	}
@@ -135,7 +136,12 @@ func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, f
 
 // subdir merges one directory of the source.
 func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
-	e, err := unpack.ReadEntry(src, name)
+	from, err := openOwn(src, name, 0o500)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	e, err := from.entry(at)
 	if err != nil {
 		return err
 	}
@@ -155,6 +161,7 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 		exists = false
 	}
 	if !exists && m.move && !m.whiteouts {
+		from.restore()
 		return m.moveDir(src, dst, name, at, e)
 	}
 	if !exists {
@@ -162,23 +169,15 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 			return err
 		}
 	}
-	from, restore, err := openOwn(src, name, m.move)
+	to, err := openOwn(dst, name, 0o700)
 	if err != nil {
 		return err
 	}
-	defer from.Close()
-	if !m.move {
-		defer restore()
-	}
-	to, _, err := openOwn(dst, name, true)
-	if err != nil {
+	defer to.File.Close() // as it is: it gets the attributes of the upper one
+	if err := m.dir(ctx, from.File, to.File, at, !exists); err != nil {
 		return err
 	}
-	defer to.Close()
-	if err := m.dir(ctx, from, to, at, !exists); err != nil {
-		return err
-	}
-	return unpack.SetAttrsOf(to, e)
+	return unpack.SetAttrsOf(to.File, e)
 }
 
 // moveDir moves a whole subtree. An ordinary user may move only directories that it may write, because ".." changes.
@@ -215,46 +214,24 @@ func (m *merge) linked(ctx context.Context, src, dst *os.File, name, at string, 
 
 // copyNode copies what is not a directory.
 func copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.Stat_t) error {
-	from, path := src, name
-	var content *os.File
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		var err error
-		if content, err = openFile(src, name); err != nil {
+		from, err := openOwn(src, name, 0o400)
+		if err != nil {
 			return err
 		}
-		defer content.Close()
-		from, path = content, "" // the open file itself
+		defer from.Close()
+		e, err := from.entry(at)
+		if err != nil {
+			return err
+		}
+		return makeNode(ctx, dst, name, e, from.File)
 	}
-	e, err := unpack.ReadEntry(from, path)
+	e, err := unpack.ReadEntry(src, name)
 	if err != nil {
 		return pathError("read", at, err)
 	}
 	e.Path = at
-	return makeNode(ctx, dst, name, e, content)
-}
-
-// openOwn opens a directory; one that its owner, an ordinary user, can't use is opened up first if need be, and restore gives it
-// its mode back.
-func openOwn(dir *os.File, name string, write bool) (f *os.File, restore func(), err error) {
-	restore = func() {}
-	if os.Geteuid() != 0 {
-		var st unix.Stat_t
-		if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return nil, nil, pathError("stat", name, err)
-		}
-		need := uint32(0o500)
-		if write {
-			need = 0o700
-		}
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&need != need {
-			if err := unix.Fchmodat(int(dir.Fd()), name, st.Mode&0o7777|0o700, 0); err != nil {
-				return nil, nil, pathError("chmod", name, err)
-			}
-			restore = func() { _ = unix.Fchmod(int(f.Fd()), st.Mode&0o7777) }
-		}
-	}
-	f, err = openDir(dir, name)
-	return f, restore, err
+	return makeNode(ctx, dst, name, e, nil)
 }
 
 func readNames(dir *os.File) ([]string, error) {
@@ -284,12 +261,12 @@ func Clone(ctx context.Context, from, to string) error {
 	if err := m.run(ctx, from); err != nil {
 		return err
 	}
-	src, err := os.Open(from)
+	src, err := openOwnTree(from)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	e, err := unpack.ReadEntry(src, ".")
+	e, err := src.entry(".")
 	if err != nil {
 		return err
 	}

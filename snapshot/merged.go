@@ -39,7 +39,7 @@ type found struct {
 func openMerged(dirs []stackDir) (*merged, error) {
 	m := &merged{}
 	for _, d := range dirs {
-		f, err := os.Open(d.path)
+		f, err := openTree(d.path)
 		if err != nil {
 			m.close()
 			return nil, err

@@ -24,35 +24,6 @@ func openDir(dir *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// openFile opens a regular file inside dir for reading.
-func openFile(dir *os.File, name string) (*os.File, error) {
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Openat(int(dir.Fd()), name, flags, 0)
-	if errors.Is(err, unix.EACCES) {
-		fd, err = openUnreadable(int(dir.Fd()), name, flags)
-	}
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
-// openUnreadable opens a file that its owner, an ordinary user, has no right to read: it gets the right for a moment.
-func openUnreadable(dirfd int, name string, flags int) (int, error) {
-	var st unix.Stat_t
-	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return -1, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() {
-		return -1, unix.EACCES
-	}
-	if err := unix.Fchmodat(dirfd, name, st.Mode&0o7777|0o400, 0); err != nil {
-		return -1, err
-	}
-	fd, err := unix.Openat(dirfd, name, flags, 0)
-	return fd, errors.Join(err, unix.Fchmodat(dirfd, name, st.Mode&0o7777, 0))
-}
-
 // makeNode makes what e describes as name in dir, with all its attributes; of a directory the attributes are for
 // later, when it is full. content is a file's.
 func makeNode(ctx context.Context, dir *os.File, name string, e *unpack.Entry, content *os.File) error {

@@ -132,7 +132,9 @@ func (s *Store) intact(dir, seal string) error {
 	if err != nil {
 		return err
 	}
+	done := s.alone()
 	found, err := readTree(dir)
+	done()
 	if err != nil {
 		return err
 	}
@@ -145,7 +147,7 @@ func (s *Store) intact(dir, seal string) error {
 }
 
 func readTree(dir string) ([]unpack.Entry, error) {
-	f, err := os.Open(dir)
+	f, err := openTree(dir)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("directory %s: missing: %w", dir, errdefs.ErrDataLoss)

@@ -23,6 +23,7 @@ type stack struct {
 	dirs      []stackDir
 	root      unpack.Entry
 	rootFrom  int  // which of dirs shows the root directory as it has to be; -1: none
+	rootSaid  bool // whether a layer says anything of the root directory
 	whiteouts bool // the only directory holds whiteouts
 	// provisional says that some of it may not be on the disk yet.
 	provisional bool
@@ -44,7 +45,7 @@ func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
 			}
 		}
 	}
-	b := stackBuilder{s: s, st: &stack{root: defaultDir("."), rootFrom: -1}, seen: map[string]bool{}}
+	b := stackBuilder{s: s, st: &stack{root: s.usualRoot(), rootFrom: -1}, seen: map[string]bool{}}
 	for _, sn := range chain {
 		if err := b.add(ctx, sn); err != nil {
 			return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
@@ -137,16 +138,16 @@ func (b *stackBuilder) readRoot() error {
 	if b.rootPath == "" {
 		return nil
 	}
-	f, err := os.Open(b.rootPath)
+	f, err := openOwnTree(b.rootPath)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	e, err := unpack.ReadEntry(f, ".")
+	e, err := f.entry(".")
 	if err != nil {
 		return err
 	}
-	b.st.root = *e
+	b.st.root, b.st.rootSaid = *e, true
 	return nil
 }
 
@@ -154,7 +155,7 @@ func (b *stackBuilder) readRoot() error {
 // shows a single directory's whiteouts, or because containerd remaps no read-only bind; "" when it needs none.
 func (st *stack) viewRoot(remap bool) string {
 	e := st.root
-	shown := st.rootFrom == 0 || (st.rootFrom < 0 && difference(&e, &defaultRoot) == "")
+	shown := st.rootFrom == 0 || !st.rootSaid
 	if shown && (len(st.dirs) != 1 || !st.whiteouts && !remap) {
 		return ""
 	}
@@ -162,4 +163,11 @@ func (st *stack) viewRoot(remap bool) string {
 	return metadata.FixupKey(digest.FromBytes(append([]byte("root\n"), appendEntry(nil, &e)...)))
 }
 
-var defaultRoot = defaultDir(".")
+// usualRoot is the root directory when no layer says anything of it.
+func (s *Store) usualRoot() unpack.Entry {
+	root := defaultDir(".")
+	if s.opts.Unpack.Unprivileged {
+		root.UID, root.GID = uint32(os.Geteuid()), uint32(os.Getegid())
+	}
+	return root
+}

@@ -48,9 +48,17 @@ type rootfsOf struct {
 }
 
 // userRows are the rows that an ordinary user's rootfs are made of.
-func userRows() []stackRow { return slices.Concat(stackRows, breakoutRows, hostileRows) }
+func userRows() []stackRow {
+	return slices.Concat(stackRows, breakoutRows, hostileRows, []stackRow{
+		{"what its owner can't read", [][]Item{{D("./").Mode(0o311), D("d").Mode(0), F("d/a", "1").Mode(0o200), D("d/e").Mode(0o500), F("d/e/x", "2"), H("h", "d/a")},
+			{F("f", "4")}}, []string{". dir 0311", "d dir 0000", `d/a file 0200 "1"`, "d/e dir 0500", `d/e/x file "2"`, `f file "4"`, `h file 0200 "1" = d/a`}, nil},
+	})
+}
 
-// TestUser assembles every row as an ordinary user, in a process of that user, copied and moved.
+// userWays are how a user's rows are put together.
+var userWays = []string{"copied", "moved", "prepared"}
+
+// TestUser puts every row together as an ordinary user, in a process of that user.
 func TestUser(t *testing.T) {
 	requireRoot(t)
 	base := publicDir(t)
@@ -66,7 +74,7 @@ func TestUser(t *testing.T) {
 	var answers map[string]rootfsOf
 	must(t, json.Unmarshal(text, &answers))
 	for i, row := range userRows() {
-		for _, way := range []string{"copied", "moved"} {
+		for _, way := range userWays {
 			t.Run(row.testName+"/"+way, func(t *testing.T) {
 				a := answers[fmt.Sprintf("%d %s", i, way)]
 				switch {
@@ -94,11 +102,11 @@ func TestUserChild(t *testing.T) {
 	syscall.Umask(0o077)
 	answers := map[string]rootfsOf{}
 	for i, row := range userRows() {
-		for _, way := range []string{"copied", "moved"} {
+		for _, way := range userWays {
 			name := fmt.Sprintf("%d %s", i, way)
 			root := filepath.Join(base, name)
 			must(t, os.Mkdir(root, 0o700))
-			path, err := userRootfs(t, root, row.layers, way == "moved")
+			path, err := userPut(t, root, row.layers, way)
 			switch {
 			case errdefs.IsFailedPrecondition(err):
 				answers[name] = rootfsOf{Refused: true}
@@ -114,13 +122,16 @@ func TestUserChild(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(base, "answers"), text, 0o644))
 }
 
-func userRootfs(t *testing.T, root string, lists [][]Item, move bool) (path string, err error) {
+// userPut puts layers together and returns where.
+func userPut(t *testing.T, root string, lists [][]Item, way string) (path string, err error) {
 	db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
 	if err != nil {
 		return "", err
 	}
 	blobs := memory{}
-	s, err := snapshot.Open(root, db, blobs, &snapshot.Options{SyncDelay: -1, Unpack: unpack.Options{Unprivileged: true}, UserXattr: true})
+	s, err := snapshot.Open(root, db, blobs, &snapshot.Options{
+		SyncDelay: -1, Unpack: unpack.Options{Unprivileged: true}, UserXattr: true, Directory: way == "prepared",
+	})
 	if err != nil {
 		return "", err
 	}
@@ -128,15 +139,39 @@ func userRootfs(t *testing.T, root string, lists [][]Item, move bool) (path stri
 		report := func(err error) { t.Errorf("%s: %v", root, err) }
 		err = errors.Join(err, s.Check(ctx, report), db.Check(report), s.Close(), db.Close())
 	}()
-	var recs []metadata.Layer
+	var layers []snapshot.Layer
 	for _, items := range lists {
-		rec, err := s.Unpack(ctx, holder, blobs.add(t, Tar(t, items...)))
+		layers = append(layers, blobs.add(t, Tar(t, items...)))
+	}
+	if way == "prepared" {
+		return userPrepared(t, s, layers)
+	}
+	var recs []metadata.Layer
+	for _, l := range layers {
+		rec, err := s.Unpack(ctx, holder, l)
 		if err != nil {
 			return "", err
 		}
 		recs = append(recs, rec)
 	}
-	return s.Assemble(ctx, holder, digest.FromString("m"), recs, &snapshot.AssembleOptions{Consume: move, NoSync: true})
+	return s.Assemble(ctx, holder, digest.FromString("m"), recs, &snapshot.AssembleOptions{Consume: way == "moved", NoSync: true})
+}
+
+// userPrepared makes two containers above the layers, one after the other, and returns where the second is.
+func userPrepared(t *testing.T, s *snapshot.Store, layers []snapshot.Layer) (path string, err error) {
+	sn := s.For(holder)
+	top, err := extract(ctx, sn, &world{Store: s}, layers, false, "ns")
+	if err != nil {
+		return "", err
+	}
+	for _, key := range []string{"first", "second"} {
+		mounts, err := sn.Prepare(ctx, key, top)
+		if err != nil {
+			return "", err
+		}
+		path = bound(t, mounts, "rw")
+	}
+	return path, nil
 }
 
 var (

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/metadata"
@@ -117,7 +117,7 @@ func (s *Store) owned(mounts []mount.Mount, kind string) (name string, ok bool) 
 }
 
 func (s *Store) pristine(dir string) (bool, error) {
-	f, err := os.Open(s.path("snapshots", dir, "fs"))
+	f, err := openTree(s.path("snapshots", dir, "fs"))
 	if err != nil {
 		return false, err
 	}
@@ -130,7 +130,7 @@ func (s *Store) pristine(dir string) (bool, error) {
 // it would not, an ordinary snapshot is better: containerd then takes the blob into its own records, and applying costs
 // nothing. See docs/adr/0004 and 0009. Any mismatch is a miss, never an error.
 func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target string, labels map[string]string) (m []mount.Mount, done bool, err error) {
-	rec, ok := n.s.expected(ctx, labels)
+	rec, ok := n.s.expected(ctx, parent, target, labels)
 	if !ok {
 		return nil, false, nil
 	}
@@ -150,14 +150,14 @@ func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target stri
 
 // expected finds the known layer that the labels of an extraction ask for, unless its blob is to be adopted. Labels may come from the
 // image and are not to be trusted: the pair of blob and diff ID must have been verified in this root.
-func (s *Store) expected(ctx context.Context, labels map[string]string) (rec metadata.Layer, ok bool) {
-	diffID, blob := digestOf(labels[snapshots.LabelSnapshotDiffID]), digestOf(labels[labelLayerDigest])
+func (s *Store) expected(ctx context.Context, parent, target string, labels map[string]string) (rec metadata.Layer, ok bool) {
+	blob := digestOf(labels[labelLayerDigest])
 	if blob == "" {
 		return rec, false
 	}
 	err := s.db.View(func(tx *metadata.Tx) (err error) {
-		verified := tx.Verified(blob)
-		if verified == "" || verified != diffID {
+		diffID := tx.Verified(blob)
+		if diffID == "" || !wanted(diffID, parent, target, labels) {
 			return errdefs.ErrNotFound
 		}
 		rec, err = tx.Layer(metadata.LayerKey(diffID))
@@ -176,6 +176,19 @@ func (s *Store) adoptable(ctx context.Context, blob digest.Digest) bool {
 	}
 	_, here := s.blobs.Size(blob)
 	return here
+}
+
+// wanted says whether an extraction is one of the layer diffID. containerd 2.3 and later say which they want; of 2.2 the chain ID
+// that the target is known by tells, and that of the parent, which ends the parent's name.
+func wanted(diffID digest.Digest, parent, target string, labels map[string]string) bool {
+	if want, ok := labels[snapshots.LabelSnapshotDiffID]; ok {
+		return want == diffID.String()
+	}
+	chain := []digest.Digest{diffID}
+	if parent != "" {
+		chain = []digest.Digest{digest.Digest(parent[strings.LastIndexByte(parent, '/')+1:]), diffID}
+	}
+	return target == identity.ChainID(chain).String()
 }
 
 // createStaged makes an active snapshot for which a layer stands already.

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -59,7 +60,7 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 	switch {
 	case sn.Kind == metadata.Active && sn.Dir == "":
 		return s.stagedMounts(ctx, sn)
-	case sn.Kind == metadata.Active && len(lower) == 0 && sn.Labels[labelParentChainID] != "":
+	case sn.Kind == metadata.Active && len(lower) == 0 && s.rebases(sn):
 		// A layer that containerd unpacks above a parent that it names only at the commit. It must look like overlay, or
 		// whoever applies the layer loses its whiteouts; nobody mounts it.
 		return s.overlay("workdir="+s.path("snapshots", sn.Dir, "work"), "upperdir="+fs), nil
@@ -84,6 +85,13 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 		return bind(lower[0], "ro"), nil
 	}
 	return s.overlay("lowerdir=" + strings.Join(lower, ":")), nil
+}
+
+// rebases says whether an extraction may get a parent at its commit. containerd 2.3 and later say so; 2.2 has neither label, and
+// asks alike for the lowest layer. Inside a user namespace, where the mount could not be made, it never does.
+func (s *Store) rebases(sn metadata.Snapshot) bool {
+	old := sn.Labels[snapshots.LabelSnapshotRef] != "" && sn.Labels[snapshots.LabelSnapshotDiffID] == ""
+	return sn.Labels[labelParentChainID] != "" || old && !s.opts.UserXattr
 }
 
 // stagedMounts are those of a snapshot for which a known layer stands. That the last is read-only says so to containerd

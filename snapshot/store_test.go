@@ -179,8 +179,8 @@ func TestKnownWithoutBlob(t *testing.T) {
 		testName string
 		parallel bool
 		blobHere bool
-		blob     func(l snapshot.Layer) digest.Digest // that the label names
-		diffID   func(l snapshot.Layer) digest.Digest
+		blob     func(upper, lower snapshot.Layer) digest.Digest // that the label names
+		diffID   func(upper, lower snapshot.Layer) digest.Digest
 		want     answer
 	}{
 		{"sequential", false, false, blobOf, diffOf, answer{exists: true}},
@@ -188,7 +188,10 @@ func TestKnownWithoutBlob(t *testing.T) {
 		{"the blob is here: containerd shall adopt it", true, true, blobOf, diffOf, answer{}},
 		{"a blob that was never seen to have the diff ID", true, false, otherBlob, diffOf, answer{}},
 		{"another diff ID", true, false, blobOf, otherBlob, answer{}},
-		{"no digest", true, false, func(snapshot.Layer) digest.Digest { return "sha256:../../x" }, diffOf, answer{}},
+		{"containerd 2.2, sequential", false, false, blobOf, noDiffID, answer{exists: true}},
+		{"containerd 2.2, another layer's blob", false, false, lowerBlob, noDiffID, answer{}},
+		{"containerd 2.2, parallel", true, false, blobOf, noDiffID, answer{}},
+		{"no digest", true, false, func(_, _ snapshot.Layer) digest.Digest { return "sha256:../../x" }, diffOf, answer{}},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			w := open(t)
@@ -200,16 +203,20 @@ func TestKnownWithoutBlob(t *testing.T) {
 			must(t, err)
 			if !row.blobHere {
 				delete(w.blobs, upper.Blob.Digest)
+				delete(w.blobs, lower.Blob.Digest)
 			}
 			target := identity.ChainID([]digest.Digest{lower.DiffID, upper.DiffID}).String()
 			labels := map[string]string{
 				snapshots.LabelSnapshotRef:                target,
-				snapshots.LabelSnapshotDiffID:             row.diffID(upper).String(),
-				"containerd.io/snapshot/cri.layer-digest": row.blob(upper).String(),
+				"containerd.io/snapshot/cri.layer-digest": row.blob(upper, lower).String(),
 			}
-			under := parent
+			under, diffID := parent, row.diffID(upper, lower)
 			if row.parallel {
-				labels["containerd.io/snapshot/parent-chain-id"], under = lower.DiffID.String(), ""
+				under = ""
+			}
+			if diffID != "" {
+				labels[snapshots.LabelSnapshotDiffID] = diffID.String()
+				labels["containerd.io/snapshot/parent-chain-id"] = lower.DiffID.String()
 			}
 			mounts, err := sn.Prepare(ctx, "key", under, snapshots.WithLabels(labels))
 			if row.want.exists != errdefs.IsAlreadyExists(err) || (err != nil && !row.want.exists) {
@@ -241,9 +248,11 @@ func TestKnownWithoutBlob(t *testing.T) {
 	}
 }
 
-func blobOf(l snapshot.Layer) digest.Digest  { return l.Blob.Digest }
-func diffOf(l snapshot.Layer) digest.Digest  { return l.DiffID }
-func otherBlob(snapshot.Layer) digest.Digest { return digest.FromString("another") }
+func blobOf(upper, _ snapshot.Layer) digest.Digest    { return upper.Blob.Digest }
+func lowerBlob(_, lower snapshot.Layer) digest.Digest { return lower.Blob.Digest }
+func diffOf(upper, _ snapshot.Layer) digest.Digest    { return upper.DiffID }
+func otherBlob(_, _ snapshot.Layer) digest.Digest     { return digest.FromString("another") }
+func noDiffID(_, _ snapshot.Layer) digest.Digest      { return "" } // and no parent chain ID: both labels came with 2.3
 
 // found counts what containerd's filter finds after AlreadyExists.
 func found(t *testing.T, sn *snapshot.Snapshotter, target, parent string) (n int) {

@@ -76,7 +76,7 @@ func init() {
 	base = 1
 	for i := range maxDist {
 		extra := max(0, i/2-1)
-		distEntries[i] = uint64(extra + base<<shiftBase + (1<<extra-1)<<32)
+		distEntries[i] = uint64(extra+base<<shiftBase) + uint64(1<<extra-1)<<32
 		base += 1 << extra
 	}
 	distEntries[30], distEntries[31] = distOdd, distOdd

@@ -162,7 +162,7 @@ func TestRootlessRestart(t *testing.T) {
 }
 
 // TestRootlessWrites: a container removes, replaces and renames what its image has, and leaves directories that nobody may enter. All
-// of it can be removed again.
+// of it can be removed again, and an image that is made of it, as by nerdctl commit, shows the same.
 func TestRootlessWrites(t *testing.T) {
 	f := DebianFixture(t)
 	e := New(t)
@@ -190,7 +190,26 @@ sleep 1000`
 	n.checkTree(t, "ctr images mount", f.Tree, dir)
 	c.Unmount(dir)
 	k.MustRun("check")
+
+	made := TestRegistry + "/test/made:1"
+	t.Run("commit", func(t *testing.T) {
+		e.Use(t)
+		m := newCommitter(t, c)
+		base, err := m.client.GetImage(m.ctx, ref)
+		m.must(err)
+		layer, diffID := m.diff(id)
+		m.commit(made, base, layer, diffID)
+		dir := c.Mount(made)
+		got, err := n.Tree(dir)
+		m.must(err)
+		if diffs := CompareTrees(n.seen(m.tree(id)), got, 20); len(diffs) > 0 {
+			t.Errorf("the container's image is not what the container saw:\n%s", strings.Join(diffs, "\n"))
+		}
+		c.Unmount(dir)
+		k.MustRun("check")
+	})
 	endContainer(t, c, id)
+	c.RemoveImage(made)
 	c.RemoveImage(ref)
 	checkEmpty(t, k)
 }

@@ -143,13 +143,18 @@ func (n *Namespace) Path(name string) string {
 // Tree lists the tree at root as it looks from inside: ids are those of the namespace, and a file capability is bound to it.
 func (n *Namespace) Tree(root string) ([]Node, error) {
 	nodes, err := Tree(n.Path(root))
+	return n.seen(nodes), err
+}
+
+// seen is a tree that was listed outside as it looks from inside.
+func (n *Namespace) seen(nodes []Node) []Node {
 	for i := range nodes {
 		nodes[i].UID, nodes[i].GID = n.inside(nodes[i].UID), n.inside(nodes[i].GID)
 		if c, ok := nodes[i].XAttrs["security.capability"]; ok {
 			nodes[i].XAttrs["security.capability"] = n.insideCapability(c)
 		}
 	}
-	return nodes, err
+	return nodes
 }
 
 func (n *Namespace) inside(id int) int {

@@ -16,6 +16,7 @@ const (
 	childEnv   = "SNAPSHOT_TEST_CHILD"
 	worldChild = "world:"
 	userChild  = "user:"
+	killChild  = "kill:"
 )
 
 // TestMain keeps the warnings of background work, which foreground calls report as errors, out of the output, and puts the

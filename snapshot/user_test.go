@@ -50,7 +50,7 @@ type rootfsOf struct {
 // userRows are the rows that an ordinary user's rootfs are made of.
 func userRows() []stackRow {
 	return slices.Concat(stackRows, breakoutRows, hostileRows, []stackRow{
-		{"what its owner can't read", [][]Item{{D("./").Mode(0o311), D("d").Mode(0), F("d/a", "1").Mode(0o200), D("d/e").Mode(0o500), F("d/e/x", "2"), H("h", "d/a")},
+		{"what its owner can't read", [][]Item{{D("./").Mode(0o311), D("d").Mode(0), F("d/a", "1").Mode(0o200), D("d/e").Mode(0o500), F("d/e/x", "2"), H("h", "d/a").Mode(0o200)},
 			{F("f", "4")}}, []string{". dir 0311", "d dir 0000", `d/a file 0200 "1"`, "d/e dir 0500", `d/e/x file "2"`, `f file "4"`, `h file 0200 "1" = d/a`}, nil},
 	})
 }

@@ -57,6 +57,7 @@ func TestHostileRequests(t *testing.T) {
 	}
 	good, err := sn.Prepare(ctx, "../../x", "", snapshots.WithLabels(map[string]string{
 		"containerd.io/snapshot.ref":                 "x",
+		"containerd.io/snapshot/diff-id":             "sha256:../x",
 		"containerd.io/snapshot/cri.manifest-digest": "sha256:../../../etc/passwd",
 		"containerd.io/snapshot/cri.layer-digest":    strings.Repeat("z", 1<<16),
 	}))

@@ -18,11 +18,6 @@ func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]
 	if err != nil {
 		return nil, err
 	}
-	if s.opts.UserXattr {
-		// From inside a user namespace no file system of the outside can be mounted with remapped ids: containerd, which was not
-		// told that Tank can, has changed the owners in a snapshot of its own.
-		ids = nil
-	}
 	ms, err := s.plainMounts(ctx, sn, st)
 	if err != nil || len(ids) == 0 {
 		return ms, err

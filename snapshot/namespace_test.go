@@ -3,13 +3,16 @@ package snapshot_test
 import (
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
 // theIDs are those of the tests' user namespace, in the usual form: the user that made it, and that user's subordinate ids.
@@ -87,3 +90,30 @@ var namespaceTests = []string{
 
 // chatter are the lines of a verbose test that no failure is explained by.
 var chatter = regexp.MustCompile(`(?m)^(?:=== .*| *--- PASS: .*/.*| *log_hook\.go:.*| *testsuite\.go:\d+: (?:un)?mount .*)\n`)
+
+// TestLabelsInNamespace: containerd, which was not told that Tank remaps ids there, has changed the owners itself.
+func TestLabelsInNamespace(t *testing.T) {
+	requireRoot(t)
+	w := openWith(t, t.TempDir(), memory{}, &snapshot.Options{SyncDelay: -1, Unpack: unpack.Options{Confined: true}})
+	sn := w.For(holder)
+	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, D("./").Owner(5, 5), F("f", "1")))}
+	top, err := extract(ctx, sn, w, layers, false, "ns")
+	must(t, err)
+	mounts, err := sn.Prepare(ctx, "key", top, idLabels("0:100000:65536", "0:100000:65536"))
+	must(t, err)
+	if len(mounts) != 1 || mounts[0].Type != "overlay" || !slices.Contains(mounts[0].Options, "userxattr") {
+		t.Fatalf("mounts %v", mounts)
+	}
+	for _, o := range mounts[0].Options {
+		if strings.HasPrefix(o, "uidmap") || strings.HasPrefix(o, "gidmap") {
+			t.Errorf("mounts %v", mounts)
+		}
+		if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
+			var st unix.Stat_t
+			must(t, unix.Lstat(upper, &st))
+			if st.Uid != 5 || st.Gid != 5 {
+				t.Errorf("the root directory belongs to %d:%d", st.Uid, st.Gid)
+			}
+		}
+	}
+}

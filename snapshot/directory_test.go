@@ -1,13 +1,17 @@
 package snapshot_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -227,5 +231,160 @@ func TestDirectoryApply(t *testing.T) {
 		if parent == "" {
 			must(t, err)
 		}
+	}
+}
+
+// TestOtherMode opens a root in one mode and then in the other: whole trees are the bottom of overlay's stacks, what overlay wrote
+// is merged into copies, and what is active stays what it was.
+func TestOtherMode(t *testing.T) {
+	requireMounts(t)
+	w := openDirectory(t, t.TempDir(), memory{})
+	layers, want := w.sample(t)
+	top, err := extract(ctx, w.For(holder), w, layers, false, "ns")
+	must(t, err)
+	whole := w.container(t, "whole", top, false)
+	w.sees(t, "whole", change(want))
+	active, err := w.For(holder).Prepare(ctx, "active whole", whole)
+	must(t, err)
+	_, err = w.For(holder).View(ctx, "view copied", top)
+	must(t, err)
+
+	w = w.inMode(t, false)
+	if again, err := w.For(holder).Mounts(ctx, "active whole"); err != nil || !reflect.DeepEqual(again, active) {
+		t.Errorf("mounts %v, were %v: %v", again, active, err)
+	}
+	view, err := w.For(holder).Mounts(ctx, "view copied")
+	must(t, err)
+	if got := List(t, bound(t, view, "ro")); !slices.Equal(got, want) {
+		t.Errorf("a copied view shows %q", got)
+	}
+	w.sees(t, whole, change(want))
+	upper := w.container(t, "upper", top, true)
+	above := w.container(t, "above", whole, true)
+	w.sees(t, upper, change(want))
+	w.sees(t, above, change(change(want)))
+	layer := w.layerOn(t, "layer", above, F("d/b", "again"), W(".wh.g"))
+	afterwards := edit(change(change(want)), `d/b file "again"`, "g ")
+	w.sees(t, layer, afterwards)
+	w.active(t, "active upper", upper)
+
+	w = w.inMode(t, true)
+	for key, want := range map[string][]string{top: want, whole: change(want), upper: change(want), above: change(change(want)), layer: afterwards} {
+		w.sees(t, key, want)
+	}
+	mounts, err := w.For(holder).Mounts(ctx, "active upper")
+	must(t, err)
+	if got := form(w, mounts); got != "overlay upper" {
+		t.Errorf("an active snapshot of overlay's: %s", got)
+	}
+	w.sees(t, w.layerOn(t, "layer 2", whole, F("d/b", "again"), W(".wh.g")), edit(change(want), `d/b file "again"`, "g "))
+	last := w.container(t, "last", layer, false)
+	w = w.inMode(t, false)
+	w.sees(t, last, change(afterwards))
+	must(t, w.For(holder).Commit(ctx, "committed upper", "active upper"))
+	w.sees(t, "committed upper", append(change(want), `z file "active"`))
+}
+
+// container makes a container on parent, writes to it, and commits it.
+func (w *world) container(t *testing.T, name, parent string, overlay bool) string {
+	t.Helper()
+	sn := w.For(holder)
+	mounts, err := sn.Prepare(ctx, "container "+name, parent)
+	must(t, err)
+	if isOverlay := mounts[0].Type == "overlay"; isOverlay != overlay {
+		t.Fatalf("mounts %v", mounts)
+	}
+	inside(t, mounts, func(dir string) {
+		d := filepath.Join(dir, "d")
+		must(t, errors.Join(os.RemoveAll(filepath.Join(d, "a")), os.WriteFile(filepath.Join(d, "n"), []byte("new"), 0o644), os.RemoveAll(filepath.Join(dir, "e")),
+			os.Mkdir(filepath.Join(dir, "e"), 0o700)))
+		for _, path := range []string{d + "/n", d, dir + "/e", dir} {
+			must(t, os.Chtimes(path, time.Unix(Time, 0), time.Unix(Time, 0)))
+		}
+	})
+	must(t, sn.Commit(ctx, name, "container "+name))
+	return name
+}
+
+// change is what container makes of a tree.
+func change(lines []string) (out []string) {
+	for _, l := range lines {
+		path, rest, _ := strings.Cut(l, " ")
+		switch {
+		case path == "d/a" || strings.HasPrefix(path, "e/") || path == "d/n":
+		case path == ".":
+			out = append(out, ". dir 0711")
+		case path == "e":
+			out = append(out, "e dir 0700")
+		default:
+			out = append(out, path+" "+rest)
+		}
+	}
+	i := slices.IndexFunc(out, func(l string) bool { return strings.HasPrefix(l, "e ") })
+	return slices.Insert(out, i, `d/n file "new"`)
+}
+
+// edit replaces the line of a path, or takes it out.
+func edit(lines []string, line, without string) (out []string) {
+	path, _, _ := strings.Cut(line, " ")
+	for _, l := range lines {
+		switch {
+		case strings.HasPrefix(l, path+" "):
+			out = append(out, line)
+		case strings.HasPrefix(l, without):
+		default:
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// layerOn extracts a layer on a parent.
+func (w *world) layerOn(t *testing.T, name, parent string, items ...Item) string {
+	t.Helper()
+	sn := w.For(holder)
+	mounts, err := sn.Prepare(ctx, "extract-"+name, parent)
+	must(t, err)
+	_, err = w.Apply(ctx, w.blobs.add(t, Tar(t, items...)).Blob, mounts)
+	must(t, err)
+	must(t, sn.Commit(ctx, name, "extract-"+name))
+	return name
+}
+
+// active makes an active snapshot with a file in it.
+func (w *world) active(t *testing.T, key, parent string) {
+	t.Helper()
+	mounts, err := w.For(holder).Prepare(ctx, key, parent)
+	must(t, err)
+	inside(t, mounts, func(dir string) {
+		must(t, os.WriteFile(filepath.Join(dir, "z"), []byte("active"), 0o644))
+		for _, path := range []string{dir + "/z", dir} {
+			must(t, os.Chtimes(path, time.Unix(Time, 0), time.Unix(Time, 0)))
+		}
+	})
+}
+
+// inside runs fn on what mounts show.
+func inside(t *testing.T, mounts []mount.Mount, fn func(dir string)) {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, mount.All(mounts, dir))
+	defer func() { must(t, mount.UnmountAll(dir, 0)) }()
+	fn(dir)
+}
+
+// sees compares what a view and a container of a snapshot show.
+func (w *world) sees(t *testing.T, key string, want []string) {
+	t.Helper()
+	sn := w.For(holder)
+	for name, do := range map[string]func(context.Context, string, string, ...snapshots.Opt) ([]mount.Mount, error){"view": sn.View, "container": sn.Prepare} {
+		mounts, err := do(ctx, "sees", key)
+		must(t, err)
+		inside(t, mounts, func(dir string) {
+			if got := List(t, dir); !slices.Equal(got, want) {
+				t.Errorf("%s of %s:\n%s\nwant:\n%s", name, key, strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+		})
+		must(t, sn.Remove(ctx, "sees"))
 	}
 }

@@ -69,6 +69,7 @@ func New(opts *Options) *Server {
 	s := &Server{drain: opts.Drain}
 	s.calls.idle.L = &s.calls.mu
 	g := grpc.NewServer(
+		grpc.ForceServerCodecV2(messages{}),
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.UnaryInterceptor(s.unary),
@@ -82,11 +83,12 @@ func New(opts *Options) *Server {
 	var recent *recentBlobs
 	if opts.Content != nil {
 		recent = &recentBlobs{Store: opts.Content}
-		contentapi.RegisterContentServer(g, contentserver.New(recent))
+		contentapi.RegisterContentServer(g, &contentServer{contentserver.New(recent), recent})
 	}
 	if opts.Snapshotter != nil {
 		a := &announcer{Snapshotter: opts.Snapshotter, layers: opts.Layers, recent: recent}
 		snapshotsapi.RegisterSnapshotsServer(g, snapshotservice.FromSnapshotter(a))
+		// No comparer: containerd's own writes the layer where its records know of it. See docs/adr/0009.
 		diffapi.RegisterDiffServer(g, diffservice.FromApplierAndComparer(applier{opts.Layers}, nil))
 	}
 	if opts.Admin != nil {

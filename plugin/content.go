@@ -1,0 +1,57 @@
+package plugin
+
+import (
+	"io"
+
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// contentServer is containerd's content service with a Read of its own.
+type contentServer struct {
+	contentapi.ContentServer
+	store content.Store
+}
+
+// Read sends the bytes from the offset on, at most size of them unless that is 0 or less; offsets in the answers count from the first
+// byte that is sent. A negative offset is 0, one behind the end is OutOfRange.
+func (s *contentServer) Read(req *contentapi.ReadContentRequest, stream contentapi.Content_ReadServer) error {
+	d, err := digest.Parse(req.GetDigest())
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "%v: %v", req.GetDigest(), err)
+	}
+	ra, err := s.store.ReaderAt(stream.Context(), ocispec.Descriptor{Digest: d})
+	if err != nil {
+		return errgrpc.ToGRPC(err)
+	}
+	defer ra.Close()
+	offset := max(req.GetOffset(), 0)
+	left := ra.Size() - offset
+	if left < 0 {
+		return status.Errorf(codes.OutOfRange, "read past object length %v bytes", ra.Size())
+	}
+	if req.GetSize() > 0 {
+		left = min(left, req.GetSize())
+	}
+	for sent := int64(0); left > 0; {
+		p := newPiece(sent, left)
+		n, err := ra.ReadAt(*p.data, offset+sent)
+		if n < len(*p.data) {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			p.pool.Put(p.data)
+			return errgrpc.ToGRPC(err)
+		}
+		if err := stream.SendMsg(p); err != nil {
+			return err
+		}
+		sent, left = sent+int64(n), left-int64(n)
+	}
+	return nil
+}

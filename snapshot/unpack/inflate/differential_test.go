@@ -172,7 +172,7 @@ func run(g *generator, runs int, valid *int) (file []byte, difference string, do
 		base = append(base[:0], g.file(size)...)
 		variants := 8
 		if large {
-			variants = 1
+			variants = 2
 		}
 		for i := range variants {
 			file := base

@@ -4,15 +4,20 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/containerd/log"
 	"github.com/moby/sys/userns"
 	"github.com/spf13/cobra"
 )
 
 func (c *cli) configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Print configuration", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd := &cobra.Command{
+		Use: "config", Short: "Print and check configuration", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "default",
 		Short: "Print this program's config file with every key and its default",
@@ -21,18 +26,28 @@ func (c *cli) configCommand() *cobra.Command {
 			_, err := io.WriteString(cmd.OutOrStdout(), defaultConfig)
 			return err
 		}),
-	})
+	}, c.containerdCommand(), c.configCheckCommand())
+	return cmd
+}
+
+func (c *cli) containerdCommand() *cobra.Command {
 	var withoutContent bool
-	containerd := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "containerd",
 		Short: "Print what containerd's config has to import to work with this daemon",
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			s, err := c.settingsFor(true)
+			in, err := c.install()
 			if err != nil {
 				return err
 			}
-			text, err := dropIn(first(c.root, s.Root, defaultRoot), first(c.address, s.Address, defaultAddress), !withoutContent, userns.RunningInUserNS())
+			if withoutContent && in.ContainerdAddress == "" {
+				log.G(cmd.Context()).Warn("without the content store Tank needs the key containerd_address in its own config")
+			}
+			if withoutContent {
+				in.Content = false
+			}
+			text, err := in.dropIn()
 			if err != nil {
 				return err
 			}
@@ -40,40 +55,81 @@ func (c *cli) configCommand() *cobra.Command {
 			return err
 		}),
 	}
-	containerd.Flags().BoolVar(&withoutContent, "without-content", false, "leave containerd its own content store")
-	cmd.AddCommand(containerd)
+	cmd.Flags().BoolVar(&withoutContent, "without-content", false, "leave containerd its own content store, as containerd_address in the config does")
 	return cmd
 }
 
-// dropIn is the TOML of DESIGN section 8. Inside a user namespace "rebase" is left out, because there containerd can't unpack in
-// parallel, and "remap-ids", because nobody can mount a file system of the outside with remapped ids from there.
-func dropIn(root, address string, content, userNS bool) (string, error) {
-	var err error
-	if root, err = quotePath(root); err != nil {
+// install is how a containerd and a daemon work together.
+type install struct {
+	Root, Address     string // the daemon's, absolute
+	ContainerdAddress string
+	Content           bool // Tank is containerd's content store
+	Directory         bool // snapshots are copies, not overlay mounts
+	UserNS            bool // both run inside a user namespace
+}
+
+// install is what the daemon's config and the flags ask for.
+func (c *cli) install() (in install, err error) {
+	s, err := c.settingsFor(true)
+	if err != nil {
+		return in, err
+	}
+	in = install{
+		ContainerdAddress: s.ContainerdAddress, Content: s.ContainerdAddress == "",
+		Directory: s.Mode == modeDirectory, UserNS: userns.RunningInUserNS(),
+	}
+	if in.Root, err = filepath.Abs(first(c.root, s.Root, defaultRoot)); err != nil {
+		return in, err
+	}
+	in.Address, err = filepath.Abs(first(c.address, s.Address, defaultAddress))
+	return in, err
+}
+
+// The capabilities of a snapshotter that containerd knows.
+const (
+	capRebase   = "rebase"    // layers are unpacked in parallel, without their parents
+	capRemapIDs = "remap-ids" // owners are remapped by the mount, so containerd need not change those of every file
+)
+
+// capabilities are what containerd may count on. "rebase" needs whiteouts that Tank takes over from overlay's upper directories, which
+// containerd can't make inside a user namespace and which copies have no place for. Remapped ids need a mount that can do it: not bind
+// mounts of copies, and not from inside a user namespace, where nobody may remap a file system of the outside.
+func (in install) capabilities() []string {
+	if in.Directory || in.UserNS {
+		return []string{}
+	}
+	return []string{capRebase, capRemapIDs}
+}
+
+// dropIn is the TOML of DESIGN section 8.
+func (in install) dropIn() (string, error) {
+	root, err := quote(in.Root)
+	if err != nil {
 		return "", usageError{fmt.Errorf("--root: %w", err)}
 	}
-	if address, err = quotePath(address); err != nil {
+	address, err := quote(in.Address)
+	if err != nil {
 		return "", usageError{fmt.Errorf("--address: %w", err)}
 	}
-	capabilities := `["rebase", "remap-ids"]`
-	if userNS {
-		capabilities = `[]`
+	var capabilities []string
+	for _, c := range in.capabilities() {
+		capabilities = append(capabilities, `"`+c+`"`)
 	}
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line(`version = 3`)
-	if content {
+	if in.Content {
 		line(`disabled_plugins = ["io.containerd.content.v1.content"]      # exactly one content store may exist`)
 	}
 	line(``)
 	line(`[proxy_plugins.tank]`)
 	line(`  type = "snapshot"`)
 	line(`  address = %s`, address)
-	line(`  capabilities = %s`, capabilities)
+	line(`  capabilities = [%s]`, strings.Join(capabilities, ", "))
 	line(`  [proxy_plugins.tank.exports]`)
 	line(`    root = %s`, root)
 	line(`    enable_remote_snapshot_annotations = "true"`)
-	if content {
+	if in.Content {
 		line(`[proxy_plugins.tank-content]`)
 		line(`  type = "content"`)
 		line(`  address = %s`, address)
@@ -82,11 +138,13 @@ func dropIn(root, address string, content, userNS bool) (string, error) {
 	line(`  type = "diff"`)
 	line(`  address = %s`, address)
 	line(``)
-	b.WriteString(dropInTail)
-	return b.String(), nil
+	line(dropInTail, runtime.GOARCH)
+	return strings.TrimSuffix(b.String(), "\n"), nil
 }
 
+// dropInTail is what is the same everywhere but for the architecture. containerd before 2.3 has no erofs and fails at what asks for it.
 const dropInTail = `[plugins.'io.containerd.transfer.v1.local']
+  # max_concurrent_downloads would go here: in the section of CRI it turns parallel unpacking off.
   max_concurrent_unpacks = 4
   [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
     platform = "linux"
@@ -96,18 +154,21 @@ const dropInTail = `[plugins.'io.containerd.transfer.v1.local']
     platform = "linux"
     snapshotter = "overlayfs"
     differ = "walking"
+    optional = true
+  # Of containerd's own entries, 2.3 and later also have this one, for images in the form of EROFS:
+  # [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  #   platform = "linux(+erofs)/%s"
+  #   snapshotter = "erofs"
+  #   differ = "erofs"
+  #   optional = true
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "tank"
 [plugins.'io.containerd.service.v1.diff-service']
   default = ["tank-diff", "walking"]
 `
 
-// quotePath makes a path absolute and writes it as a basic string of TOML.
-func quotePath(name string) (string, error) {
-	name, err := filepath.Abs(name)
-	if err != nil {
-		return "", err
-	}
+// quote writes a path as a basic string of TOML.
+func quote(name string) (string, error) {
 	if !utf8.ValidString(name) {
 		return "", fmt.Errorf("%q is not UTF-8, which TOML is", name)
 	}

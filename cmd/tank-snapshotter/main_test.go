@@ -213,44 +213,6 @@ func toMap(t *testing.T, v any) map[string]any {
 	return m
 }
 
-// TestDropIn reads what is printed as containerd would, with paths that want to break out of their quotes.
-func TestDropIn(t *testing.T) {
-	for _, path := range []string{"/a", "/a b", `/a"b`, `/a\b`, "/a\nb", "/ä\x7f"} {
-		for _, withContent := range []bool{true, false} {
-			for _, userNS := range []bool{true, false} {
-				text, err := dropIn(path, path+".sock", withContent, userNS)
-				if err != nil {
-					t.Fatal(err)
-				}
-				var m struct {
-					Version         int
-					DisabledPlugins []string `toml:"disabled_plugins"`
-					ProxyPlugins    map[string]struct {
-						Type, Address string
-						Capabilities  []string
-						Exports       map[string]string
-					} `toml:"proxy_plugins"`
-					Plugins map[string]any
-				}
-				if err := toml.NewDecoder(strings.NewReader(text)).DisallowUnknownFields().Decode(&m); err != nil {
-					t.Fatalf("%s\n%v", text, err)
-				}
-				_, proxied := m.ProxyPlugins["tank-content"]
-				if proxied != withContent || (len(m.DisabledPlugins) == 1) != withContent {
-					t.Errorf("content %v: %+v", withContent, m)
-				}
-				tank := m.ProxyPlugins["tank"]
-				if tank.Address != path+".sock" || tank.Exports["root"] != path || (len(tank.Capabilities) == 0) != userNS {
-					t.Errorf("%q: %+v", path, tank)
-				}
-			}
-		}
-	}
-	if _, err := dropIn("/\xff", "/x", true, false); exitCode(err) != exitUsage {
-		t.Errorf("a path that is not UTF-8: %v", err)
-	}
-}
-
 // TestListen: sockets below long directories work, are private, and replace what nobody answers on, but nothing else.
 func TestListen(t *testing.T) {
 	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), strings.Repeat("x", 120))} {

@@ -41,6 +41,7 @@ import (
 
 // world is a root that is served on a socket, and a client of it.
 type world struct {
+	root      string
 	db        *metadata.DB
 	blobs     *tankcontent.Store
 	snapshots *snapshot.Store
@@ -51,7 +52,7 @@ type world struct {
 
 // serve opens a root and serves it. Its close checks the root.
 func serve(root string, admin plugin.Admin) (*world, error) {
-	w := &world{}
+	w := &world{root: root}
 	var err error
 	if w.db, err = metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true}); err != nil {
 		return nil, err

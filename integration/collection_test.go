@@ -134,14 +134,14 @@ func TestPrepareDuringCollection(t *testing.T) {
 
 	ref := func(name string) string { return TestRegistry + "/test/" + name }
 	c.Pull(ref("own:1"))
-	p := c.probePrepare(c.topSnapshot(f.Image))
+	p := c.probePrepare(topSnapshot(f.Image))
 	c.Pull(ref("files:1"))
 	c.Pull(ref("layers:1"))
 	if slowest := p.end(t, "while images are pulled"); slowest > 5*time.Second {
 		t.Errorf("a Prepare during a pull took %v", slowest)
 	}
 	release := c.leaveSnapshots(300)
-	p = c.probePrepare(c.topSnapshot(f.Image))
+	p = c.probePrepare(topSnapshot(f.Image))
 	begin := time.Now()
 	c.Ctr("images", "rm", ref("files:1"), ref("layers:1"))
 	release()
@@ -158,6 +158,6 @@ func TestPrepareDuringCollection(t *testing.T) {
 }
 
 // topSnapshot is the name of an image's topmost snapshot: its chain ID.
-func (c *Containerd) topSnapshot(img Image) string {
+func topSnapshot(img Image) string {
 	return identity.ChainID(slices.Clone(img.DiffIDs)).String()
 }

@@ -19,7 +19,7 @@ func smallImage(t testing.TB, layers ...[]Entry) (BuiltImage, []Node) {
 	}
 	all := append([][]Entry{{
 		dir("usr", 0o755), dir("usr/bin", 0o755), file("usr/bin/hello", 0o755, string(hello)),
-		dir("proc", 0o555), dir("sys", 0o555), dir("dev", 0o755), dir("etc", 0o755), dir("tmp", 0o1777),
+		dir("proc", 0o555), dir("sys", 0o555), dir("dev", 0o755), dir("etc", 0o755), dir("run", 0o755), dir("tmp", 0o1777),
 	}}, layers...)
 	img, err := BuildImage(all, helloConfig)
 	if err != nil {

@@ -39,7 +39,7 @@ func (m memory) Size(d digest.Digest) (int64, bool) {
 	return int64(len(b)), ok
 }
 
-func (m memory) add(t *testing.T, tar []byte) snapshot.Layer {
+func (m memory) add(t testing.TB, tar []byte) snapshot.Layer {
 	gz := Gzip(t, tar)
 	d := digest.FromBytes(gz)
 	m[d] = gz

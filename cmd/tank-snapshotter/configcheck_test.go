@@ -152,6 +152,11 @@ imports = ["/dev/null", "tank.toml"]
 			}
 		}
 	}
+	if there, err := filepath.Glob(containerdImports); err != nil || len(there) == 0 { // else it is about this machine's
+		if wrong, notes := checked(t, full, replaceImport(`imports = ["`+containerdImports+`", "tank.toml"]`), same); len(wrong)+len(notes) > 0 {
+			t.Errorf("with containerd's own import: %q, %q", wrong, notes)
+		}
+	}
 	if wrong, _ := checked(t, full, func(string) string {
 		return "version = 3\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\nimports = [\"t*.toml\"]\n"
 	},

@@ -1,0 +1,269 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// writeFile writes a file of the test's directory and returns its name.
+func writeFile(e *Env, name, text string) string {
+	e.t.Helper()
+	name = e.Path(name)
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		e.t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+		e.t.Fatal(err)
+	}
+	return name
+}
+
+// dump has containerd itself read a config and write it whole, and returns the file and what containerd had to say. It writes its imports as
+// well, which are in the file by then.
+func dump(e *Env, config string) (file, said string) {
+	e.t.Helper()
+	r := e.Run("containerd", "--config", config, "config", "dump")
+	mustSucceed(e.t, r)
+	return writeFile(e, filepath.Base(config)+".dump", strings.Replace(r.Stdout, "\nimports = ", "\n# imports = ", 1)), r.Stderr
+}
+
+// configCheck runs `config check` for a root that nobody serves, and returns the sentences, without that about nobody.
+func (k *TankRoot) configCheck(file string) (code int, said string) {
+	k.env.t.Helper()
+	r := k.env.Run(k.bin, "config", "check", file, "--config", k.configFile(), "--root", k.Root, "--address", k.Socket)
+	var b strings.Builder
+	for line := range strings.Lines(r.Stdout) {
+		if !strings.HasPrefix(line, "Note: Nobody answers") {
+			b.WriteString(line)
+		}
+	}
+	return r.Code, b.String()
+}
+
+// TestDropInDump: containerd takes every key of what is printed, and `config check` finds nothing to say about it, before containerd has
+// filled in its defaults and after.
+func TestDropInDump(t *testing.T) {
+	for name, s := range map[string]Setup{"full": {}, "second": {WithoutContent: true}, "directory": {Directory: true}} {
+		t.Run(name, func(t *testing.T) {
+			e := New(t)
+			k := e.NewTank()
+			o := ContainerdOptions{Name: "c"}
+			if s.WithoutContent {
+				k.Config += fmt.Sprintf("containerd_address = %q\n", e.containerdSocket(o))
+			}
+			if s.Directory {
+				k.Config += directoryMode
+			}
+			o.Import = k.DropIn()
+			config := writeFile(e, "config.toml", containerdConfig(e.Path("c"), o))
+			whole, said := dump(e, config)
+			if strings.Contains(said, "unknown key") {
+				t.Errorf("containerd does not know all of it: %s", said)
+			}
+			for _, file := range []string{config, whole} {
+				if code, said := k.configCheck(file); code != 0 || said != "" {
+					t.Errorf("%s: exit code %d\n%s", file, code, said)
+				}
+			}
+		})
+	}
+}
+
+// TestCheckReadsAsContainerd: `config check` says the same of a config of several files and versions as of the one that containerd makes of it.
+func TestCheckReadsAsContainerd(t *testing.T) {
+	e := New(t)
+	k := e.NewTank()
+	proxy := fmt.Sprintf("  type = \"snapshot\"\n  address = %q\n", k.Socket)
+	config := writeFile(e, "config.toml", `version = 2
+imports = ["conf.d/*.toml", "`+e.Path("late.toml")+`"]
+disabled_plugins = ["io.containerd.snapshotter.v1.zfs"]
+[grpc]
+  address = "/run/first.sock"
+[proxy_plugins.tank]
+  type = "snapshot"
+  address = "/replaced"
+  capabilities = ["rebase", "remap-ids"]
+  [proxy_plugins.tank.exports]
+    root = "/replaced"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "registry.test/pause:1"
+  max_concurrent_downloads = 5
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "overlayfs"
+  discard_unpacked_layers = true
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."registry.test"]
+  endpoint = ["http://registry.test"]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
+  runtime_type = "io.containerd.kata.v2"
+  snapshotter = "overlayfs"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.gvisor]
+  runtime_type = "io.containerd.runsc.v1"
+  snapshot = "tank"
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = "linux"
+  snapshotter = "overlayfs"
+[plugins.'io.containerd.service.v1.diff-service']
+  default = ["walking"]
+`)
+	writeFile(e, "conf.d/a.toml", `version = 3
+imports = ["../deeper.toml"]
+disabled_plugins = ["io.containerd.content.v1.content", "io.containerd.snapshotter.v1.zfs"]
+[proxy_plugins.tank]
+`+proxy+`
+[plugins.'io.containerd.transfer.v1.local']
+  max_concurrent_unpacks = 4
+  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+    platform = "linux"
+    snapshotter = "tank"
+    differ = "tank-diff"
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "tank"
+[plugins.'io.containerd.service.v1.diff-service']
+  default = ["tank-diff", "walking"]
+`)
+	writeFile(e, "conf.d/b.toml", `version = 3
+[plugins.'io.containerd.service.v1.diff-service']
+  default = []
+[plugins.'io.containerd.cri.v1.images']
+  discard_unpacked_layers = false
+[proxy_plugins.blobs]
+  type = "content"
+  address = "/elsewhere"
+`)
+	writeFile(e, "late.toml", `version = 4
+[plugins.'io.containerd.transfer.v1.local']
+  max_concurrent_unpacks = 0
+[plugins.'io.containerd.server.v1.grpc']
+  address = "/run/late.sock"
+`)
+	writeFile(e, "deeper.toml", `version = 3
+[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]
+  snapshotter = "tank"
+[grpc]
+  address = "/run/deeper.sock"
+`)
+	whole, _ := dump(e, config)
+	code, said := k.configCheck(config)
+	// Three that need each of the files to be read in its turn.
+	for _, want := range []string{"max_concurrent_unpacks = 0", `lacks "walking" in default`, `The runtime handler "kata"`, "registry.mirrors", "runtime_platforms"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("nothing says %q", want)
+		}
+	}
+	if strings.Contains(said, "discard_unpacked_layers") || code != 1 {
+		t.Errorf("exit code %d\n%s", code, said)
+	}
+	// What containerd did not understand it did not write.
+	misnamed := func(line string) bool { return strings.Contains(line, "has runtime_platform, which") }
+	var understood []string
+	for line := range strings.Lines(said) {
+		if !misnamed(line) {
+			understood = append(understood, line)
+		}
+	}
+	if _, again := k.configCheck(whole); strings.Join(understood, "") != again {
+		t.Errorf("of the files:\n%s\nof what containerd makes of them:\n%s", said, again)
+	}
+	k.Config = "containerd_address = \"/run/first.sock\"\n"
+	for _, file := range []string{config, whole} {
+		if _, said := k.configCheck(file); !strings.Contains(said, "This containerd listens on /run/deeper.sock") {
+			t.Errorf("%s: %s", file, said)
+		}
+	}
+}
+
+// TestCheckIsRight: what `config check` says that containerd does, it does.
+func TestCheckIsRight(t *testing.T) {
+	const transfer, images = "[plugins.'io.containerd.transfer.v1.local']", "[plugins.'io.containerd.cri.v1.images']"
+	replace := func(old, now string) func(string) string {
+		return func(s string) string { return strings.Replace(s, old, now, 1) }
+	}
+	add := func(text string) func(string) string { return func(s string) string { return s + text } }
+	for _, tc := range []struct {
+		name   string
+		dropIn func(string) string
+		says   string // config check; "" for nothing
+		ends   string // what containerd says at its end, if it ends
+		plugin string // the plugin that is not loaded, if it goes on
+		warns  string // what containerd logs, if all is loaded
+	}{
+		{name: "unknown type", dropIn: add("[proxy_plugins.x]\n  type = \"snapshotter\"\n  address = \"/x\"\n"), says: "it panics", ends: "panic: plugin: no type"},
+		{name: "name of a built-in", dropIn: add("[proxy_plugins.overlayfs]\n  type = \"snapshot\"\n  address = \"/x\"\n"), says: "panics at its start", ends: "panic: io.containerd.snapshotter.v1.overlayfs"},
+		{name: "name of a disabled built-in", dropIn: func(s string) string {
+			return replace("v1.content\"]", "v1.content\", \"io.containerd.snapshotter.v1.native\"]")(s) + "[proxy_plugins.native]\n  type = \"snapshot\"\n  address = \"/x\"\n"
+		}, says: "even if that is disabled", ends: "panic: io.containerd.snapshotter.v1.native"},
+		{name: "annotations a bool", dropIn: replace(`annotations = "true"`, `annotations = true`), says: "containerd does not start", ends: "failed to unmarshal TOML"},
+		{name: "an import that is not there", dropIn: replace("version = 3", "version = 3\nimports = [\"none.toml\"]"), says: "containerd does not start", ends: "no such file"},
+		{name: "a newer version", dropIn: replace("version = 3", "version = 5"), says: "it does not start", ends: "expected containerd config version"},
+		{name: "a word for a number", dropIn: replace("unpacks = 4", `unpacks = "four"`), says: "which does not start", ends: "toml"},
+		{name: "two content stores", dropIn: replace("disabled_plugins", "#"), says: "Add \"io.containerd.content.v1.content\" to disabled_plugins", plugin: "io.containerd.metadata.v1 bolt"},
+		{name: "no content store", dropIn: replace("type = \"content\"", "type = \"sandbox\""), says: "no proxy takes its place", plugin: "io.containerd.metadata.v1 bolt"},
+		{name: "unknown snapshotter", dropIn: replace("    optional = true", "  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n    platform = \"linux\"\n    snapshotter = \"stargz\"\n"),
+			says: "the transfer service is not loaded", plugin: "io.containerd.transfer.v1 local"},
+		{name: "unknown differ", dropIn: replace("differ = \"walking\"\n    optional = true", "differ = \"walker\""), says: "the transfer service is not loaded",
+			plugin: "io.containerd.transfer.v1 local"},
+		{name: "unknown default differ", dropIn: replace(`"walking"]`, `"walking", "nydus"]`), says: "the service is not loaded", plugin: "io.containerd.service.v1 diff-service"},
+		{name: "CRI without a snapshotter", dropIn: replace(images+"\n  snapshotter = \"tank\"", images+"\n  snapshotter = \"tnak\""), says: "CRI is not loaded",
+			plugin: "io.containerd.cri.v1 images"},
+		{name: "CRI's downloads", dropIn: replace(images, images+"\n  max_concurrent_downloads = 10"), says: "CRI then pulls without", warns: "Falling back to local image pull"},
+		{name: "annotations from CRI", dropIn: replace(images, images+"\n  disable_snapshot_annotations = false"), says: "CRI then pulls without", warns: "Falling back to local image pull"},
+		{name: "downloads in their place", dropIn: replace(transfer, transfer+"\n  max_concurrent_downloads = 10")},
+		{name: "without overlayfs", dropIn: replace("v1.content\"]", "v1.content\", \"io.containerd.snapshotter.v1.overlayfs\"]")},
+		{name: "with erofs", dropIn: func(s string) string {
+			before, after, _ := strings.Cut(s, "EROFS:\n")
+			return before + "EROFS\n" + strings.ReplaceAll(after, "  # ", "  ")
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := New(t)
+			k := e.NewTank()
+			o := ContainerdOptions{Import: k.DropIn(), Name: "c"}
+			text, err := os.ReadFile(o.Import)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spoilt := tc.dropIn(string(text))
+			if spoilt == string(text) {
+				t.Fatal("the drop-in is as it was")
+			}
+			writeFile(e, filepath.Base(o.Import), spoilt)
+			config := writeFile(e, "c/config.toml", containerdConfig(e.Path("c"), o))
+			code, said := k.configCheck(config)
+			if (code != 0) != (tc.says != "") || !strings.Contains(said, tc.says) {
+				t.Errorf("config check: exit code %d\n%s", code, said)
+			}
+			p := e.Start("containerd", "containerd", "--config", config, "--log-level", "warn")
+			if tc.ends != "" {
+				code, err := p.Wait(time.Minute)
+				if log := string(tail(p.Log, 1<<16)); err != nil || code == 0 || !strings.Contains(log, tc.ends) {
+					t.Errorf("containerd: exit code %d, %v\n%s", code, err, clip(log))
+				}
+				return
+			}
+			var failed []string
+			Eventually(t, time.Minute, "containerd answers", func() bool {
+				r := e.Run("ctr", "--address", e.containerdSocket(o), "--connect-timeout", "2s", "plugins", "ls")
+				failed = nil
+				for line := range strings.Lines(r.Stdout) {
+					if f := strings.Fields(line); len(f) == 4 && f[3] == "error" {
+						failed = append(failed, f[0]+" "+f[1])
+					}
+				}
+				return r.Code == 0 && strings.Contains(r.Stdout, "io.containerd.grpc.v1")
+			})
+			log := string(tail(p.Log, 1<<16))
+			switch {
+			case tc.plugin != "" && !strings.Contains("\n"+strings.Join(failed, "\n")+"\n", "\n"+tc.plugin+"\n"):
+				t.Errorf("%s is loaded; not loaded are %q", tc.plugin, failed)
+			case tc.plugin == "" && len(failed) > 0:
+				t.Errorf("not loaded: %q\n%s", failed, clip(log))
+			case !strings.Contains(log, tc.warns):
+				t.Errorf("nothing says %q\n%s", tc.warns, clip(log))
+			}
+		})
+	}
+}

@@ -179,14 +179,15 @@ func (s *Store) adoptable(ctx context.Context, blob digest.Digest) bool {
 }
 
 // wanted says whether an extraction is one of the layer diffID. containerd 2.3 and later say which they want; of 2.2 the chain ID
-// that the target is known by tells, and that of the parent, which ends the parent's name.
+// that the target is known by tells, and that of the parent, which ends the parent's name: "<ns>/<seq>/<chain ID>", or, of one that
+// was known, "<ns>/<seq>/extract-<unique> <chain ID>".
 func wanted(diffID digest.Digest, parent, target string, labels map[string]string) bool {
 	if want, ok := labels[snapshots.LabelSnapshotDiffID]; ok {
 		return want == diffID.String()
 	}
 	chain := []digest.Digest{diffID}
 	if parent != "" {
-		chain = []digest.Digest{digest.Digest(parent[strings.LastIndexByte(parent, '/')+1:]), diffID}
+		chain = []digest.Digest{digest.Digest(parent[strings.LastIndexAny(parent, "/ ")+1:]), diffID}
 	}
 	return target == identity.ChainID(chain).String()
 }

@@ -248,6 +248,38 @@ func TestKnownWithoutBlob(t *testing.T) {
 	}
 }
 
+// TestKnownAboveKnown is a sequential extraction by containerd 2.2 of which every layer is known: each stands on what the answer
+// before it committed.
+func TestKnownAboveKnown(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	sn := w.For(metadata.Containerd)
+	var diffIDs []digest.Digest
+	parent := ""
+	for i, name := range []string{"a", "b", "c"} {
+		l := w.blobs.add(t, Tar(t, F(name, name)))
+		_, err := w.Unpack(ctx, holder, l)
+		must(t, err)
+		delete(w.blobs, l.Blob.Digest)
+		diffIDs = append(diffIDs, l.DiffID)
+		target := identity.ChainID(diffIDs).String()
+		key := fmt.Sprintf("ns/%d/extract-%d %s", i, i, target)
+		_, err = sn.Prepare(ctx, key, parent, snapshots.WithLabels(map[string]string{
+			snapshots.LabelSnapshotRef:                target,
+			"containerd.io/snapshot/cri.layer-digest": l.Blob.Digest.String(),
+		}))
+		if !errdefs.IsAlreadyExists(err) || found(t, sn, target, parent) != 1 {
+			t.Fatalf("layer %d: %v", i, err)
+		}
+		parent = key
+	}
+	view, err := sn.View(ctx, "view", parent)
+	must(t, err)
+	if got := show(t, view); !slices.Equal(got, []string{`a file "a"`, `b file "b"`, `c file "c"`}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func blobOf(upper, _ snapshot.Layer) digest.Digest    { return upper.Blob.Digest }
 func lowerBlob(_, lower snapshot.Layer) digest.Digest { return lower.Blob.Digest }
 func diffOf(upper, _ snapshot.Layer) digest.Digest    { return upper.DiffID }

@@ -121,6 +121,8 @@ func TestSecondInstallAfterCLI(t *testing.T) {
 		if got := c.Run(ref, e.Name("hello")); got != helloText {
 			t.Errorf("printed %q", got)
 		}
+		c.Ctr("content", "fetch", "--hosts-dir", filepath.Join(c.Dir, "hosts"), ref) // what was not fetched, for an export
+		c.Ctr("images", "export", e.Path("exported.tar"), ref)
 		c.RemoveImage(ref)
 		k.MustRun("gc")
 		CheckTree(t, "the CLI's image after containerd's was removed", f.Tree, rootfs)

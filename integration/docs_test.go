@@ -214,7 +214,11 @@ func missingLine(expected []string, printed string) string {
 		}
 		parts := strings.Split(want, "…")
 		for i := range parts {
-			parts[i] = regexp.QuoteMeta(strings.TrimSpace(parts[i]))
+			words := strings.Fields(parts[i])
+			for k := range words {
+				words[k] = regexp.QuoteMeta(words[k])
+			}
+			parts[i] = strings.Join(words, `\s+`)
 		}
 		pattern := regexp.MustCompile(`^\s*` + strings.Join(parts, `.*`) + `\s*$`)
 		found := false

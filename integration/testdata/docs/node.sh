@@ -19,7 +19,7 @@ mount -t overlay overlay -o "lowerdir=$repository,upperdir=$dir/upper2,workdir=$
 mkdir -p "$root$bin" "$root$(dirname "$script")"
 mount --bind "$bin" "$root$bin"
 mount --bind "$(dirname "$script")" "$root$(dirname "$script")"
-for d in var/lib/containerd var/lib/tank-snapshotter run etc/containerd etc/tank-snapshotter etc/systemd/system usr/local/bin opt; do
+for d in var/lib run etc/containerd etc/tank-snapshotter etc/systemd/system usr/local/bin opt; do
 	mkdir -p "$root/$d"
 	mount -t tmpfs tmpfs "$root/$d"
 done

@@ -35,8 +35,8 @@ var fewest = map[string]int{"snapshots": 21, "content": 12}
 // suites are the rows of TestSuites. The depth socket is Tank's own, with containerd's proxy clients; containerd is containerd's
 // client against a containerd whose plugin Tank is. What is stored has no mode, so content has one only.
 var suites = []string{
-	"socket/snapshots/overlay", "socket/content/overlay",
-	"containerd/snapshots/overlay", "containerd/content/overlay",
+	"socket/snapshots/overlay", "socket/snapshots/directory", "socket/content/overlay",
+	"containerd/snapshots/overlay", "containerd/snapshots/directory", "containerd/content/overlay",
 }
 
 // TestSuites runs containerd's own conformance suites against a real daemon.

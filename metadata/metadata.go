@@ -135,6 +135,8 @@ type Snapshot struct {
 	// Whole says that Dir holds everything that the snapshot shows, and not what it adds to its parent: what lies below does not
 	// count. Snapshots of directory mode are made so.
 	Whole bool `json:"whole,omitempty"`
+	// Remapped says that containerd changed the owners of everything for a user namespace, in the snapshot or in one below it.
+	Remapped bool `json:"remapped,omitempty"`
 	// Layer is the key of the layer that stands for the snapshot's content; empty when that is Dir.
 	Layer string `json:"layer,omitempty"`
 	// Fixup is the state of the fix-up above Layer: "" not looked at yet, NoFixup, or the key of its layer record.

@@ -207,7 +207,7 @@ func (n *Snapshotter) putOn(tx *metadata.Tx, sn metadata.Snapshot, rec metadata.
 	if _, err := tx.Snapshot(sn.Key); err == nil {
 		return fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
 	}
-	if err := n.checkParent(tx, sn.Parent); err != nil {
+	if _, err := n.checkParent(tx, sn.Parent); err != nil {
 		return err
 	}
 	if err := tx.Hold(metadata.SnapshotHolder(sn.Key), metadata.LayerNode(rec.Key)); err != nil {

@@ -74,11 +74,12 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 			return c, "", fmt.Errorf("snapshot %s: has another parent: %w", sn.Key, errdefs.ErrInvalidArgument)
 		}
 		c.Parent = base.Parent
-		if err := n.checkParent(tx, c.Parent); err != nil {
+		if _, err := n.checkParent(tx, c.Parent); err != nil {
 			return c, "", err
 		}
 		c.Whole = false // what was made on nothing is what it adds
 	}
+	c.Remapped = c.Remapped || remapsItself(sn.Key, name)
 	c.Key, c.Kind, c.Labels = name, metadata.Committed, base.Labels
 	c.Created = time.Now().UTC()
 	c.Updated = c.Created

@@ -1,6 +1,7 @@
 package snapshot_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,9 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -215,24 +219,90 @@ func TestDirectoryUsage(t *testing.T) {
 	}
 }
 
-// TestDirectoryApply shows that a layer is not applied to a copy as if that were empty: another differ writes into it.
+// TestDirectoryApply shows that a layer is not attached to a copy as if that were empty, and that containerd's walking differ, to which
+// it then falls, puts it there.
 func TestDirectoryApply(t *testing.T) {
-	requireRoot(t)
+	requireMounts(t)
 	w := openDirectory(t, t.TempDir(), memory{})
 	sn := w.For(metadata.Containerd)
-	l := w.blobs.add(t, Tar(t, F("a", "1")))
-	for _, parent := range []string{"", "ns/" + l.DiffID.String()} {
-		mounts, err := sn.Prepare(ctx, "key on "+parent, parent)
-		must(t, err)
-		if _, err := w.Apply(ctx, l.Blob, mounts); !errdefs.IsNotImplemented(err) {
-			t.Errorf("on %q: %v", parent, err)
-		}
-		_, err = extract(ctx, sn, w, []snapshot.Layer{l}, false, "ns")
-		if parent == "" {
+	layers, want := w.sample(t)
+	for name, count := range map[string]int{"nothing": 0, "two layers": 2} {
+		t.Run(name, func(t *testing.T) {
+			parent := ""
+			if count > 0 {
+				var err error
+				parent, err = extract(ctx, sn, w, layers[:count], false, "ns")
+				must(t, err)
+			}
+			mounts, err := sn.Prepare(ctx, name, parent)
 			must(t, err)
-		}
+			for _, l := range layers[count:] {
+				if _, err := w.Apply(ctx, l.Blob, mounts); !errdefs.IsNotImplemented(err) {
+					t.Fatal(err)
+				}
+			}
+			w.walking(t, mounts, layers[2])
+			lines := List(t, bound(t, mounts, "rw"))
+			if i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "e/x file 4755") }); i < 0 || count > 0 && len(lines) != len(want) {
+				t.Errorf("got %q", lines)
+			}
+		})
 	}
 }
+
+// TestDirectoryWalking has the walking differ, which mounts no overlay, apply layers to extractions: whiteouts and all, they are what
+// Apply makes of them.
+func TestDirectoryWalking(t *testing.T) {
+	requireMounts(t)
+	if inNamespace() {
+		t.Skip("there the walking differ mounts")
+	}
+	w := openDirectory(t, t.TempDir(), memory{})
+	sn := w.For(holder)
+	layers := []snapshot.Layer{
+		w.blobs.add(t, Tar(t, D("d"), F("d/a", "1"), F("d/gone", "1"), D("o"), F("o/gone", "1"), F("f", "1"))),
+		w.blobs.add(t, Tar(t, D("d"), F("d/b", "2"), W("d/.wh.gone"), D("o"), W("o/.wh..wh..opq"), F("o/n", "2"), W(".wh.f"))),
+	}
+	want := []string{"d dir", `d/a file "1"`, `d/b file "2"`, "e dir @0", `e/x file "3"`, "o dir", `o/n file "2"`}
+	parent := ""
+	for i, l := range layers {
+		key := fmt.Sprint("extract-", i)
+		mounts, err := sn.Prepare(ctx, key, parent)
+		must(t, err)
+		w.walking(t, mounts, l)
+		parent = fmt.Sprint("committed ", i)
+		must(t, sn.Commit(ctx, parent, key))
+	}
+	mounts, err := sn.Prepare(ctx, "key", w.layerOn(t, "by Apply", parent, F("e/x", "3")))
+	must(t, err)
+	rootless := func(lines []string) []string { // the differ leaves the root directory the time of its last change
+		return slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, ". ") })
+	}
+	if got := rootless(List(t, bound(t, mounts, "rw"))); !slices.Equal(got, want) {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// walking applies a layer as containerd does without Tank.
+func (w *world) walking(t *testing.T, mounts []mount.Mount, l snapshot.Layer) {
+	t.Helper()
+	got, err := apply.NewFileSystemApplier(provider{w.blobs}).Apply(ctx, l.Blob, mounts)
+	must(t, err)
+	if got.Digest != l.DiffID {
+		t.Errorf("diff ID %s, want %s", got.Digest, l.DiffID)
+	}
+}
+
+// provider serves blobs as containerd's content store does.
+type provider struct{ memory }
+
+func (p provider) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	return readerAt{bytes.NewReader(p.memory[desc.Digest])}, nil
+}
+
+type readerAt struct{ *bytes.Reader }
+
+func (readerAt) Close() error { return nil }
 
 // TestOtherMode opens a root in one mode and then in the other: whole trees are the bottom of overlay's stacks, what overlay wrote
 // is merged into copies, and what is active stays what it was.

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"path"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -11,12 +12,12 @@ import (
 )
 
 // idMaps reads the labels that ask for remapped ids. They count only outside extraction, because there they may come from
-// the image; and not inside a user namespace, where nobody can mount with remapped ids, so that containerd is not told that Tank
-// does it and has changed the owners itself when the labels come. ok is false when nothing is to be remapped;
-// errdefs.ErrInvalidArgument when a label is malformed: it becomes a mount option, so nothing of it is passed on that is not understood.
+// the image; not above what containerd changed the owners of itself, because it passes them on all the same; and not inside a user
+// namespace, where nobody can mount with remapped ids. ok is false when nothing is to be remapped; errdefs.ErrInvalidArgument when
+// a label is malformed: it becomes a mount option, so nothing of it is passed on that is not understood.
 func (s *Store) idMaps(sn metadata.Snapshot) (uids, gids unpack.IDMap, ok bool, err error) {
 	u, g := sn.Labels[snapshots.LabelSnapshotUIDMapping], sn.Labels[snapshots.LabelSnapshotGIDMapping]
-	if (u == "" && g == "") || s.opts.UserXattr || sn.Labels[snapshots.LabelSnapshotRef] != "" || isExtraction(sn.Key) {
+	if (u == "" && g == "") || sn.Remapped || s.opts.UserXattr || sn.Labels[snapshots.LabelSnapshotRef] != "" || isExtraction(sn.Key) {
 		return nil, nil, false, nil
 	}
 	if uids, err = unpack.ParseIDMap(u); err == nil {
@@ -32,6 +33,10 @@ func (s *Store) idMaps(sn metadata.Snapshot) (uids, gids unpack.IDMap, ok bool, 
 func isExtraction(key string) bool {
 	return strings.HasPrefix(key[strings.LastIndexByte(key, '/')+1:], "extract-")
 }
+
+// remapsItself says that containerd, which was not told of the capability remap-ids, changed the owners of what it commits: it
+// prepared "<digest>-remap" and commits it as "<digest>".
+func remapsItself(key, name string) bool { return path.Base(key) == path.Base(name)+"-remap" }
 
 // hostID maps an id; one without a place in the namespace becomes the namespace's root.
 func hostID(m unpack.IDMap, id uint32) uint32 {

@@ -83,6 +83,34 @@ func owner(t *testing.T, path string) [2]uint32 {
 	return [2]uint32{st.Uid, st.Gid}
 }
 
+// TestRemappedByContainerd does what containerd does when it was not told of the capability remap-ids: it changes the owners in a
+// snapshot of its own, and passes the labels on all the same. Nothing is remapped twice.
+func TestRemappedByContainerd(t *testing.T) {
+	requireMounts(t)
+	bothModes(t, func(t *testing.T, w *world) {
+		sn := w.For(metadata.Containerd)
+		top, err := extract(ctx, sn, w, []snapshot.Layer{w.blobs.add(t, Tar(t, D("./"), F("f", "1").Owner(7, 8)))}, false, "ns")
+		must(t, err)
+		mounts, err := sn.Prepare(ctx, "ns/7/sha256:0-remap", top)
+		must(t, err)
+		inside(t, mounts, func(dir string) {
+			must(t, errors.Join(os.Chown(dir, 100000, 200000), os.Chown(filepath.Join(dir, "f"), 100007, 200008)))
+		})
+		must(t, sn.Commit(ctx, "ns/8/sha256:0", "ns/7/sha256:0-remap"))
+		for parent := "ns/8/sha256:0"; parent != "last"; {
+			mounts, err = sn.Prepare(ctx, "container", parent, idLabels("0:100000:65536", "0:200000:65536"))
+			must(t, err)
+			inside(t, mounts, func(dir string) {
+				if root, f := owner(t, dir), owner(t, filepath.Join(dir, "f")); root != [2]uint32{100000, 200000} || f != [2]uint32{100007, 200008} {
+					t.Errorf("above %s: owners %d and %d", parent, root, f)
+				}
+			})
+			parent = map[string]string{"ns/8/sha256:0": "child", "child": "last"}[parent]
+			must(t, sn.Commit(ctx, parent, "container"))
+		}
+	})
+}
+
 // TestRemapElsewhere shows that labels do nothing inside a user namespace: containerd changed the owners itself, in the parent.
 func TestRemapElsewhere(t *testing.T) {
 	requireRoot(t)

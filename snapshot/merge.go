@@ -88,22 +88,21 @@ func (m *merge) dir(ctx context.Context, src, dst *os.File, at string, fresh boo
 		if ctx.Err() != nil {
 			break
 		}
+		one := func() {
+			err := contained("merge", func() error { return m.entry(ctx, src, dst, name, path.Join(at, name), fresh) })
+			if err != nil {
+				m.fail(err)
+			}
+		}
 		select {
 		case m.workers <- struct{}{}:
+			others.Go(func() {
+				defer func() { <-m.workers }()
+				one()
+			})
 		default:
-			if err := m.entry(ctx, src, dst, name, path.Join(at, name), fresh); err != nil {
-				m.fail(err)
-			}
-			continue
+			one()
 		}
-		others.Add(1)
-		go func() {
-			defer others.Done()
-			defer func() { <-m.workers }()
-			if err := m.entry(ctx, src, dst, name, path.Join(at, name), fresh); err != nil {
-				m.fail(err)
-			}
-		}()
 	}
 	others.Wait()
 	return context.Cause(ctx)

@@ -54,9 +54,11 @@ func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
 
 // create makes the snapshot's directory, then its record.
 func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount.Mount, error) {
-	if err := n.checkNew(sn.Key, sn.Parent); err != nil {
+	parent, err := n.checkNew(sn.Key, sn.Parent)
+	if err != nil {
 		return nil, err
 	}
+	sn.Remapped = parent.Remapped
 	st, err := n.s.stack(ctx, sn.Parent)
 	if err != nil {
 		return nil, err
@@ -82,27 +84,29 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 }
 
 // checkNew refuses early what the transaction would refuse, before any directory is made.
-func (n *Snapshotter) checkNew(key, parent string) error {
-	return n.s.db.View(func(tx *metadata.Tx) error {
+func (n *Snapshotter) checkNew(key, parent string) (p metadata.Snapshot, err error) {
+	err = n.s.db.View(func(tx *metadata.Tx) (err error) {
 		if _, err := tx.Snapshot(key); err == nil {
 			return fmt.Errorf("snapshot %s: %w", key, errdefs.ErrAlreadyExists)
 		}
-		return n.checkParent(tx, parent)
+		p, err = n.checkParent(tx, parent)
+		return err
 	})
+	return p, err
 }
 
-func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) error {
+// checkParent returns the record of a parent, an empty one for "".
+func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) (p metadata.Snapshot, err error) {
 	if parent == "" {
-		return nil
+		return p, nil
 	}
-	p, err := n.held(tx, parent)
-	if err != nil {
-		return fmt.Errorf("parent: %w", err)
+	if p, err = n.held(tx, parent); err != nil {
+		return p, fmt.Errorf("parent: %w", err)
 	}
 	if p.Kind != metadata.Committed {
-		return fmt.Errorf("snapshot %s: parent is not committed: %w", parent, errdefs.ErrInvalidArgument)
+		return p, fmt.Errorf("snapshot %s: parent is not committed: %w", parent, errdefs.ErrInvalidArgument)
 	}
-	return nil
+	return p, nil
 }
 
 // stageSnapshot makes the directory of a new snapshot in staging; "" when it needs none of its own.
@@ -152,7 +156,7 @@ func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapsho
 		if _, err := tx.Snapshot(sn.Key); err == nil {
 			return fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
 		}
-		if err := n.checkParent(tx, sn.Parent); err != nil {
+		if _, err := n.checkParent(tx, sn.Parent); err != nil {
 			return err
 		}
 		if staged != "" {

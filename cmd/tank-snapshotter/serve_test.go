@@ -396,3 +396,115 @@ func TestListenReplaces(t *testing.T) {
 		}
 	}
 }
+
+// TestListenAtOnce: of several that find a dead socket, one takes its place, and the others find that one.
+func TestListenAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	dead.Close()
+	type answer struct {
+		l   net.Listener
+		err error
+	}
+	answers := make(chan answer)
+	for range 8 {
+		go func() {
+			l, _, err := listen(t.Context(), dir, "s", noGroup)
+			answers <- answer{l, err}
+		}()
+	}
+	var won []net.Listener
+	for range 8 {
+		switch a := <-answers; {
+		case a.err == nil:
+			won = append(won, a.l)
+		case !errdefs.IsUnavailable(a.err):
+			t.Errorf("another error: %v", a.err)
+		}
+	}
+	if len(won) != 1 {
+		t.Fatalf("%d listen", len(won))
+	}
+	conn, err := net.Dial("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Errorf("the one that is left does not answer: %v", err)
+	} else {
+		conn.Close()
+	}
+	won[0].Close()
+}
+
+// TestGroupWindow watches a socket come: nobody else may open it before it is the group's, and others never.
+func TestGroupWindow(t *testing.T) {
+	gid := os.Getegid()
+	if os.Getuid() == 0 {
+		gid = 12345
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s")
+	stop, watched := make(chan bool), make(chan int)
+	go func() {
+		seen := 0
+		defer func() { watched <- seen }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			var st syscall.Stat_t
+			if syscall.Lstat(path, &st) != nil {
+				continue
+			}
+			seen++
+			if mode := st.Mode & 0o777; mode&0o007 != 0 || mode&0o070 != 0 && int(st.Gid) != gid {
+				t.Errorf("mode %o, group %d", mode, st.Gid)
+				return
+			}
+		}
+	}()
+	for range 200 {
+		l, release, err := listen(t.Context(), dir, "s", gid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		release()
+	}
+	close(stop)
+	if seen := <-watched; seen == 0 {
+		t.Error("nothing was seen")
+	}
+}
+
+// TestStopUnderPull: a signal ends a daemon in order although a call would go on for ever.
+func TestStopUnderPull(t *testing.T) {
+	t.Parallel()
+	reg, _, _, held, _ := registry(t)
+	d := startServe(t, nil, nil)
+	d.serving(t, d.address())
+	pull := exec.Command(filepath.Join(d.dir, "tank-snapshotter"), "pull", "--address", d.address(), "--progress", "none", reg.Host+"/hello:held")
+	if err := pull.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = pull.Wait() }()
+	for deadline := time.Now().Add(patienceOfTests); reg.Count(held.Encoded()) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the pull does not come to its layer")
+		}
+	}
+	if code := d.stop(t, syscall.SIGTERM); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	own, err := openLocal(filepath.Join(d.dir, "root"), "", nil)
+	if err != nil {
+		t.Fatalf("the root was not given up: %v", err)
+	}
+	if err := own.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -23,12 +23,13 @@ type matrixRow struct {
 
 // matrixRows are the operations of the table, in its order.
 var matrixRows = []matrixRow{
+	{"drop-in", "the printed drop-in", "containerd loads every plugin in it and warns of no key", rowDropIn},
 	{"pull", "`ctr images pull`", "every blob is fetched once; `ctr images check` calls the image complete and unpacked", rowPull},
 	{"pull-local", "`ctr images pull --local`", "the same by the client instead of the transfer service; the mounted tree is the model's", rowPullLocal},
 	{"pull-unlabelled", "pull without labels", "`enable_remote_snapshot_annotations` taken out of the drop-in; the mounted tree is the model's", rowPullUnlabelled},
 	{"pull-shared", "pull of an image built from another", "only the layer that is new is fetched and unpacked; the mounted tree is the model's", rowPullShared},
 	{"pull-reordered", "pull of the same layers in another order", "no layer is fetched or unpacked; the mounted tree is the model's", rowPullReordered},
-	{"pull-after-cli", "pull of what the CLI pulled before", "containerd fetches no blob, and no layer is unpacked again", rowPullAfterCLI},
+	{"pull-after-cli", "pull of what the CLI pulled before", "containerd fetches no blob, and no layer is unpacked again; the image is complete, in the second install after `ctr content fetch`", rowPullAfterCLI},
 	{"pull-known", "pull of layers whose blobs were deleted", "into another namespace; no layer is unpacked again, and none fetched", rowPullKnown},
 	{"mount", "`ctr images mount`", "the tree is the model's; also of an image that containerd's overlayfs refuses", rowMount},
 	{"rm", "`ctr images rm`", "after a container ran, nothing is left in Tank's root and in containerd's content store", rowRemove},
@@ -130,6 +131,35 @@ func (n *matrixNode) layerGets(img Image) (gets []Request) {
 		}
 	}
 	return gets
+}
+
+func rowDropIn(n *matrixNode) {
+	n.start()
+	log, err := os.ReadFile(n.c.Process().Log)
+	if err != nil {
+		n.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, "Ignoring unknown key") {
+			n.Errorf("containerd warns: %s", line)
+		}
+	}
+	loaded := map[string]string{}
+	for line := range strings.Lines(n.c.Ctr("plugins", "ls")) {
+		if f := strings.Fields(line); len(f) > 3 {
+			loaded[f[0]+" "+f[1]] = f[len(f)-1]
+		}
+	}
+	want := []string{"io.containerd.snapshotter.v1 tank", "io.containerd.differ.v1 tank-diff", "io.containerd.transfer.v1 local",
+		"io.containerd.cri.v1 images", "io.containerd.grpc.v1 cri"}
+	if !n.col.setup.WithoutContent {
+		want = append(want, "io.containerd.content.v1 tank-content")
+	}
+	for _, id := range want {
+		if loaded[id] != "ok" {
+			n.Errorf("plugin %s: %q", id, loaded[id])
+		}
+	}
 }
 
 func rowPull(n *matrixNode) {
@@ -240,6 +270,10 @@ func rowPullAfterCLI(n *matrixNode) {
 	if again := unpackedAmong(appeared(), n.f.Image); len(again) > 0 {
 		n.Errorf("unpacked again: %v", again)
 	}
+	if n.col.setup.WithoutContent {
+		n.c.Ctr("content", "fetch", "--hosts-dir", filepath.Join(n.c.Dir, "hosts"), n.ref)
+	}
+	n.checkComplete(n.ref)
 	n.checkMount("ctr images mount", n.f.Tree, n.ref)
 }
 

@@ -3,6 +3,7 @@ package plugin_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -71,4 +72,36 @@ func BenchmarkRead(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkWrite writes a blob as containerd does, 1 MiB at a time.
+func BenchmarkWrite(b *testing.B) {
+	w, err := serve(b.TempDir(), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		if err := w.close(); err != nil {
+			b.Error(err)
+		}
+	}()
+	ctx := context.Background()
+	const size = 64 << 20
+	data := make([]byte, size)
+	cs := contentproxy.NewContentStore(w.conn)
+	b.SetBytes(size)
+	for b.Loop() {
+		wr, err := cs.Writer(ctx, content.WithRef("ref"), content.WithDescriptor(ocispec.Descriptor{Size: 2 * size})) // not synced
+		if err != nil {
+			b.Fatal(err)
+		}
+		for at := 0; at < size; at += 1 << 20 {
+			if _, err := wr.Write(data[at : at+1<<20]); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := errors.Join(wr.Close(), cs.Abort(ctx, "ref")); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -79,7 +79,7 @@ func DialContainerd(address string, opts *ContainerdOptions) (*Containerd, error
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: delays, MinConnectTimeout: time.Second}),
 		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(4*streamWindow),
 		// Who was called by containerd a moment ago need not fail because the last attempt to connect did.
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(messages{}), grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
 	if err != nil {
 		return nil, fmt.Errorf("containerd %s: %w", address, err)
 	}

@@ -40,6 +40,7 @@ var matrixRows = []matrixRow{
 	{"fetch", "`ctr content fetch`", "every blob is there with its bytes; mounting then unpacks from them to the model's tree", rowFetch},
 	{"usage", "`ctr snapshots usage`", "each layer counts its files, and a container's snapshot what it wrote", rowUsage},
 	{"pod", "a pod with two containers (CRI)", "both print their greeting; pod and image are removed", rowPod},
+	{"pod-unpack", "a pod from an image that is not unpacked (CRI)", "as after a change of the snapshotter: containers start, and no blob is fetched", rowPodUnpack},
 	{"status", "image status (CRI)", "identity, name, size and the image's user are those of the image", rowImageStatus},
 	{"fsinfo", "filesystem statistics (CRI)", "the path is Tank's root, and bytes and inodes in use are counted", rowImageFsInfo},
 }
@@ -483,6 +484,38 @@ func rowPod(n *matrixNode) {
 	if r, err := k.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: n.ref}}); err != nil || r.Image != nil {
 		n.Errorf("after its removal: image status %v, %v", r, err)
 	}
+}
+
+func rowPodUnpack(n *matrixNode) {
+	n.start()
+	n.r.PushPause()
+	kube := *n.c
+	kube.Namespace = "k8s.io"
+	for _, ref := range []string{PauseRef, n.ref} {
+		kube.Ctr("content", "fetch", "--hosts-dir", filepath.Join(n.c.Dir, "hosts"), ref)
+	}
+	n.r.ResetLog()
+	k := n.c.CRI()
+	Eventually(n, 20*time.Second, "CRI learns of the image", func() bool {
+		ctx, cancel := k.context()
+		defer cancel()
+		r, err := k.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: n.ref}})
+		return err == nil && r.Image != nil
+	})
+	pod, config := k.RunPod("pod")
+	container := k.StartContainer(pod, config, "hello", n.ref)
+	if code := k.Await(container); code != 0 {
+		n.Errorf("the container ended with %d", code)
+	}
+	if log := string(tail(n.e.Path("log", "hello.cri"), 4000)); !strings.Contains(log, strings.TrimSpace(helloText)) {
+		n.Errorf("the container printed %q", log)
+	}
+	k.RemovePod(pod)
+	if gets := n.r.BlobGets(); len(gets) > 0 {
+		n.Errorf("fetched again: %+v", gets)
+	}
+	n.c = &kube
+	n.checkMount("ctr images mount", n.f.Tree, n.ref)
 }
 
 func rowImageStatus(n *matrixNode) {

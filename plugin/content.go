@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"errors"
 	"io"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
@@ -42,7 +43,7 @@ func (s *contentServer) Read(req *contentapi.ReadContentRequest, stream contenta
 		p := newPiece(sent, left)
 		n, err := ra.ReadAt(*p.data, offset+sent)
 		if n < len(*p.data) {
-			if err == nil || err == io.EOF {
+			if err == nil || errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			p.pool.Put(p.data)

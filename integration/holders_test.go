@@ -33,14 +33,18 @@ func (k *TankRoot) holders() map[string]heldBy {
 // command pulled stays.
 func TestRelease(t *testing.T) {
 	own, corner := OwnFixture(t), CornerFixture(t)
-	for _, daemon := range []bool{true, false} {
-		name := "through the daemon"
-		if !daemon {
-			name = "without a daemon"
-		}
-		t.Run(name, func(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		setup  Setup
+		daemon bool // does the release
+	}{
+		{"through the daemon", Setup{}, true},
+		{"without a daemon", Setup{}, false},
+		{"directory mode", Setup{Directory: true}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
 			e := New(t)
-			k, c, r := e.NewNode()
+			k, c, r := e.NewNodeAs(tc.setup)
 			for _, f := range []Fixture{own, corner} {
 				r.Push(f.Layout, f.Ref, f.Name)
 			}
@@ -74,7 +78,7 @@ func TestRelease(t *testing.T) {
 			}
 			// containerd is gone for good, and its container still runs.
 			c.Kill9()
-			if !daemon {
+			if !tc.daemon {
 				k.Daemon().Stop()
 			}
 			refused("mounted at " + c.Dir)

@@ -86,8 +86,8 @@ type Store struct {
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
 
-	// deletion is held while a tree is deleted: many at once would keep everybody from the disk's journal.
-	deletion sync.Mutex
+	// deletions has room for the trees that are deleted at once: hundreds would keep everybody from the disk's journal.
+	deletions chan struct{}
 
 	// gate keeps a sweep away from directories that are in place but not recorded yet.
 	gate sync.RWMutex
@@ -99,9 +99,13 @@ type Store struct {
 	suspects map[metadata.Node]struct{} // provisional records that another process left
 }
 
+// maxDeletions is how many trees are deleted at once.
+const maxDeletions = 4
+
 // Open opens the directories under root, an existing directory. Errors are of errdefs' classes.
 func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, error) {
-	s := &Store{root: root, db: db, blobs: blobs, dirs: map[string]string{}, suspects: map[metadata.Node]struct{}{}}
+	s := &Store{root: root, db: db, blobs: blobs, dirs: map[string]string{}, suspects: map[metadata.Node]struct{}{},
+		deletions: make(chan struct{}, maxDeletions)}
 	if opts != nil {
 		s.opts = *opts
 	}
@@ -156,16 +160,18 @@ func (s *Store) stagedNames(prefix string) ([]string, error) {
 	return paths, nil
 }
 
-// removeEach deletes trees below staging, one at a time. A sweep and the background may both want the same one gone.
+// removeEach deletes trees below staging. A sweep and the background may be at the same one.
 func (s *Store) removeEach(ctx context.Context, paths []string) error {
 	var errs []error
 	for _, p := range paths {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		s.deletion.Lock()
+		unlock := s.locks.lock(p)
+		s.deletions <- struct{}{}
 		errs = append(errs, removeAll(p))
-		s.deletion.Unlock()
+		<-s.deletions
+		unlock()
 	}
 	return errors.Join(errs...)
 }

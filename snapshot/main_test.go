@@ -62,7 +62,7 @@ func again(t *testing.T, kind, arg, tests string) *exec.Cmd {
 	must(t, err)
 	must(t, to.Close())
 	must(t, os.Chmod(exe, 0o755))
-	cmd := exec.Command(exe, "-test.run="+tests, "-test.timeout=120s")
+	cmd := exec.Command(exe, "-test.run="+tests, "-test.timeout=400s")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), childEnv+"="+kind+arg)
 	return cmd

@@ -55,7 +55,7 @@ func (c *Containerd) probePrepare(parent string) *prober {
 			}
 			p.took = append(p.took, time.Since(begin))
 			p.keys = append(p.keys, key)
-			time.Sleep(10 * time.Millisecond) // containers are not all that a node does
+			time.Sleep(50 * time.Millisecond) // each call waits for the disk several times, and so do the deletions
 		}
 	})
 	return p

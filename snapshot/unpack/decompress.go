@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 
@@ -15,8 +16,11 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
-// ownGzip: gzip is decoded by package inflate. false: by klauspost's, which takes and refuses the same.
-var ownGzip = false
+// gzipVariable is an environment variable. With the value klauspost, gzip is decoded by that library, which takes and refuses the
+// same, instead of package inflate: docs/adr/0013-own-gzip-decoder.md.
+const gzipVariable = "TANK_GZIP"
+
+var ownGzip = os.Getenv(gzipVariable) != "klauspost"
 
 // maxWindow is how far back a zstd frame may refer, which is memory that it makes the decoder take.
 const maxWindow = 128 << 20

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -227,3 +230,19 @@ func TestDecompressWriteTo(t *testing.T) {
 type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
+
+// TestGzipVariable: an operator can go back to klauspost's decoder without a rebuild.
+func TestGzipVariable(t *testing.T) {
+	if os.Getenv("TANK_TEST_PRINTS_DECODER") != "" {
+		fmt.Println("own decoder:", unpack.OwnGzip())
+		return
+	}
+	for value, want := range map[string]bool{"": true, "klauspost": false, "other": true} {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestGzipVariable$")
+		cmd.Env = append(os.Environ(), "TANK_TEST_PRINTS_DECODER=1", "TANK_GZIP="+value)
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), fmt.Sprintf("own decoder: %v\n", want)) {
+			t.Errorf("TANK_GZIP=%q: %v\n%s", value, err, out)
+		}
+	}
+}

@@ -12,3 +12,6 @@ func SetOwnGzip(own bool) (restore func()) {
 	ownGzip = own
 	return func() { ownGzip = before }
 }
+
+// OwnGzip tells which decoder of gzip is in use.
+func OwnGzip() bool { return ownGzip }

@@ -20,9 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ordinary is the uid and gid of the ordinary user that Tank is run as.
-const ordinary = 65534
-
 // asUser runs Tank's binary as an ordinary user without capabilities. The process stays the one that was started, so that signals and
 // /proc are Tank's.
 const asUser = `#!/bin/sh

@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ordinary is the uid and gid of the ordinary user that Tank is run as.
+const ordinary = 65534
+
 // idRange maps ids of a user namespace to those outside.
 type idRange struct{ inside, outside, size int }
 

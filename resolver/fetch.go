@@ -268,8 +268,8 @@ func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, e
 			continue
 		}
 		once[desc.Digest] = true
-		group.Go(func() error {
-			var err error
+		group.Go(func() (err error) {
+			defer contain("blob "+desc.Digest.String(), &err)
 			if fresh[i], err = f.blob(ctx, desc); err != nil || f.OnLayer == nil {
 				return err
 			}

@@ -161,7 +161,12 @@ func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, resp 
 	var lanes sync.WaitGroup
 	defer lanes.Wait()
 	start := func(c *chunk, first *http.Response) {
-		lanes.Go(func() { c.end(d.fill(ctx, host, c, first)) })
+		lanes.Go(func() {
+			c.end(func() (err error) {
+				defer contain("blob "+d.desc.Digest.String(), &err)
+				return d.fill(ctx, host, c, first)
+			}())
+		})
 		order <- c // has room for as many as slots has
 	}
 	slots <- struct{}{}

@@ -82,7 +82,7 @@ func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descrip
 	var failed error
 	go func() {
 		defer close(b.done)
-		if failed = d.run(ctx); failed != nil {
+		if failed = d.contained(ctx); failed != nil {
 			failed = fmt.Errorf("blob %s: %w", desc.Digest, failed)
 		}
 		pw.CloseWithError(failed)
@@ -96,6 +96,12 @@ func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descrip
 		}
 	}
 	return b, nil
+}
+
+// contained is run, with a panic as an error.
+func (d *download) contained(ctx context.Context) (err error) {
+	defer contain("blob "+d.desc.Digest.String(), &err)
+	return d.run(ctx)
 }
 
 // blobReader hashes what passes.

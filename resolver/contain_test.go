@@ -1,0 +1,72 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// panicking is a store of which writing a big blob panics after some bytes.
+type panicking struct{ content.Store }
+
+func (s panicking) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := s.Store.Writer(ctx, opts...)
+	return panickingWriter{w}, err
+}
+
+type panickingWriter struct{ content.Writer }
+
+func (w panickingWriter) Write(p []byte) (int, error) {
+	st, err := w.Status()
+	if err != nil {
+		return 0, err
+	}
+	if st.Offset > testChunk {
+		panic("a write")
+	}
+	return w.Writer.Write(p)
+}
+
+// TestPanic: a panic beside the call ends the call with an error, and the next one is right.
+func TestPanic(t *testing.T) {
+	reg, data, r := large(t)
+	store := newStore(t)
+	for name, fetch := range map[string]func() error{
+		"a write": func() error {
+			_, err := pull(t.Context(), r, panicking{store}, reg.Host+"/x:1", nil)
+			return err
+		},
+		"a callback": func() error {
+			_, err := pull(t.Context(), r, store, reg.Host+"/x:1", &FetchOptions{OnLayer: func(ocispec.Descriptor) error { panic("a callback") }})
+			return err
+		},
+	} {
+		if err := fetch(); !errors.Is(err, errdefs.ErrInternal) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := pull(t.Context(), r, store, reg.Host+"/x:1", nil); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, store, data)
+}
+
+// TestPanicInRange: what panics in the goroutine of a range, or of a blob that is read, is an error of its reader.
+func TestPanicInRange(t *testing.T) {
+	err := func() (err error) {
+		defer contain("blob x", &err)
+		panic(io.EOF)
+	}()
+	if !errdefs.IsInternal(err) {
+		t.Error(err)
+	}
+	d := &download{desc: ocispec.Descriptor{Size: 1}} // without a repository
+	if err := d.contained(t.Context()); !errdefs.IsInternal(err) {
+		t.Error(err)
+	}
+}

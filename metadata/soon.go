@@ -116,6 +116,7 @@ func (db *DB) settleBatch() {
 
 func (b *batch) commit() (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
+	defer func() { _ = b.bolt.Rollback() }() // of a panic, which would keep everybody from writing; else there is nothing to undo
 	return b.bolt.Commit()
 }
 

@@ -52,9 +52,13 @@ type world struct {
 
 // serve opens a root and serves it. Its close checks the root.
 func serve(root string, admin plugin.Admin) (*world, error) {
+	return serveWith(root, admin, &metadata.Options{NoSync: true})
+}
+
+func serveWith(root string, admin plugin.Admin, db *metadata.Options) (*world, error) {
 	w := &world{root: root}
 	var err error
-	if w.db, err = metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true}); err != nil {
+	if w.db, err = metadata.Open(filepath.Join(root, "metadata.db"), db); err != nil {
 		return nil, err
 	}
 	if w.blobs, err = tankcontent.Open(root, w.db, &tankcontent.Options{

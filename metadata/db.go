@@ -188,16 +188,6 @@ func (db *DB) ViewDurable(fn func(*Tx) error) (err error) {
 	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }
 
-// Update runs fn in the write transaction, of which there is one at a time, and makes it durable. Nothing is changed
-// when fn fails, or when it would leave a record without a holder (errdefs.ErrFailedPrecondition).
-func (db *DB) Update(fn func(*Tx) error) (err error) {
-	defer guard(debug.SetPanicOnFault(true), &err)
-	db.soon.mu.Lock() // nobody writes between the two, or while a batch is replayed
-	defer db.soon.mu.Unlock()
-	db.settleBatch()
-	return db.bolt.Update(func(tx *bolt.Tx) error { return apply(tx, fn) })
-}
-
 // apply runs fn in a write transaction and holds the invariant.
 func apply(btx *bolt.Tx, fn func(*Tx) error) error {
 	tx := &Tx{bolt: btx, touched: map[Node]bool{}}

@@ -10,12 +10,17 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// soonDelay is how long after its first change a batch of UpdateSoon is made durable at the latest.
-const soonDelay = 100 * time.Millisecond
+const (
+	// soonDelay is how long after its first change a batch of UpdateSoon is made durable at the latest.
+	soonDelay = 100 * time.Millisecond
+	// maxJoined bounds what has to be run again when a change fails.
+	maxJoined = 128
+)
 
-// soon is the write transaction that UpdateSoon gathers changes in.
+// soon is the write transaction that changes are gathered in. Making one durable costs the disk two flushes, whatever is in it.
 type soon struct {
-	open atomic.Bool // there is a batch; lets others pass without the lock
+	open   atomic.Bool  // there is a batch; lets readers pass without the lock
+	queued atomic.Int32 // writers that wait for the lock, and will make what they find durable
 
 	mu    sync.Mutex // guards what follows, and is held by whoever writes
 	batch *batch     // nil while none is open
@@ -23,10 +28,47 @@ type soon struct {
 
 // batch is one open write transaction with the changes in it.
 type batch struct {
-	bolt *bolt.Tx
-	fns  []func(*Tx) error
-	done chan struct{} // closed when the batch is durable, or err says why it is not
-	err  error
+	bolt    *bolt.Tx
+	fns     []func(*Tx) error
+	awaited bool          // somebody returns only when it is durable
+	done    chan struct{} // closed when the batch is durable, or err says why it is not
+	err     error
+}
+
+// Update runs fn in the write transaction, of which there is one at a time, and makes it durable. Nothing is changed
+// when fn fails, or when it would leave a record without a holder (errdefs.ErrFailedPrecondition).
+func (db *DB) Update(fn func(*Tx) error) error { return db.update(fn, false) }
+
+// Batch is Update for what may be called by many at once: they share one transaction, and with it the time of the disk. Nobody waits
+// for others to come. fn is run again when another one of the same transaction fails, so it does nothing but what it does to the Tx.
+func (db *DB) Batch(fn func(*Tx) error) error { return db.update(fn, true) }
+
+func (db *DB) update(fn func(*Tx) error, again bool) error {
+	b, err := db.gather(fn, again)
+	if err != nil {
+		return err
+	}
+	<-b.done
+	return b.err
+}
+
+// gather has fn join the batch and makes that durable, or leaves this to the next in the queue if fn may run again.
+func (db *DB) gather(fn func(*Tx) error, again bool) (*batch, error) {
+	db.soon.queued.Add(1)
+	db.soon.mu.Lock()
+	defer db.soon.mu.Unlock()
+	db.soon.queued.Add(-1)
+	if b := db.soon.batch; b != nil && len(b.fns) >= maxJoined {
+		db.settleBatch()
+	}
+	b, err := db.join(fn)
+	if b != nil {
+		b.awaited = b.awaited || err == nil
+		if b.awaited && (err == nil && !again || db.soon.queued.Load() == 0) {
+			db.settleBatch()
+		}
+	}
+	return b, err
 }
 
 // UpdateSoon is Update for releases that come by the hundred, one after another, while somebody holds a lock: it returns
@@ -36,21 +78,34 @@ type batch struct {
 func (db *DB) UpdateSoon(fn func(*Tx) error) (wait func() error, err error) {
 	db.soon.mu.Lock()
 	defer db.soon.mu.Unlock()
-	b := db.soon.batch
-	if b == nil {
-		if b, err = db.openBatch(); err != nil {
-			return nil, err
-		}
+	begun := db.soon.batch == nil
+	b, err := db.join(fn)
+	if err != nil {
+		return nil, err
+	}
+	if begun {
 		time.AfterFunc(soonDelay, func() { db.settle(b) })
 	}
-	if err := b.run(fn); err != nil {
-		return nil, errors.Join(err, db.replay(b))
-	}
-	b.fns = append(b.fns, fn)
 	return func() error {
 		<-b.done
 		return b.err
 	}, nil
+}
+
+// join runs fn in the open batch, or in a new one. After an error the batch is what it was before; nil if that was none, or if it
+// was lost, which those who wait for it are told. soon.mu is held.
+func (db *DB) join(fn func(*Tx) error) (b *batch, err error) {
+	if b = db.soon.batch; b == nil {
+		if b, err = db.openBatch(); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.run(fn); err != nil {
+		err = errors.Join(err, db.replay(b))
+		return db.soon.batch, err
+	}
+	b.fns = append(b.fns, fn)
+	return b, nil
 }
 
 // openBatch begins a batch. soon.mu is held.
@@ -73,23 +128,32 @@ func (b *batch) run(fn func(*Tx) error) (err error) {
 
 // replay undoes what a failed change left in the transaction: it begins again and repeats the others. soon.mu is held.
 func (db *DB) replay(b *batch) (err error) {
-	defer guard(debug.SetPanicOnFault(true), &err)
-	if err := b.bolt.Rollback(); err != nil {
+	if err := b.rollback(); err != nil || len(b.fns) == 0 {
+		db.closeBatch(b, err)
 		return err
 	}
-	if b.bolt, err = db.bolt.Begin(true); err != nil {
-		b.bolt = nil
+	if b.bolt, err = db.begin(); err != nil {
 		db.closeBatch(b, err)
 		return err
 	}
 	for _, fn := range b.fns {
 		if err := b.run(fn); err != nil {
-			_ = b.bolt.Rollback()
+			err = errors.Join(err, b.rollback())
 			db.closeBatch(b, err)
 			return err
 		}
 	}
 	return nil
+}
+
+func (db *DB) begin() (tx *bolt.Tx, err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
+	return db.bolt.Begin(true)
+}
+
+func (b *batch) rollback() (err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
+	return b.bolt.Rollback()
 }
 
 // Settle makes durable what UpdateSoon gathered so far.
@@ -126,4 +190,32 @@ func (db *DB) closeBatch(b *batch, err error) {
 	db.soon.batch = nil
 	db.soon.open.Store(false)
 	close(b.done)
+}
+
+// Glance is View for short looks: what UpdateSoon gathered is seen, and not made durable for it. fn reads a few records; it
+// keeps writers waiting. What somebody waits for to become durable is seen when it is.
+func (db *DB) Glance(fn func(*Tx) error) error {
+	if seen, err := db.glance(fn); seen {
+		return err
+	}
+	return db.ViewDurable(fn)
+}
+
+// glance looks at the batch, if there is one to look at.
+func (db *DB) glance(fn func(*Tx) error) (seen bool, err error) {
+	if !db.soon.open.Load() {
+		return false, nil
+	}
+	db.soon.mu.Lock()
+	b := db.soon.batch
+	if b == nil || b.awaited {
+		db.soon.mu.Unlock()
+		if b != nil {
+			<-b.done
+		}
+		return false, nil
+	}
+	defer db.soon.mu.Unlock()
+	defer guard(debug.SetPanicOnFault(true), &err)
+	return true, fn(&Tx{bolt: b.bolt})
 }

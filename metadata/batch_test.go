@@ -1,0 +1,200 @@
+package metadata_test
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+func commits(t *testing.T, db *metadata.DB) int {
+	t.Helper()
+	n, err := db.Commits()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// besideWriter calls fn n times at once while somebody writes, so that they all wait for the same.
+func besideWriter(t *testing.T, db *metadata.DB, n int, fn func(i int)) {
+	t.Helper()
+	var wg sync.WaitGroup
+	if err := db.Update(func(*metadata.Tx) error {
+		for i := range n {
+			wg.Go(func() { fn(i) })
+		}
+		for end := time.Now().Add(time.Minute); db.Queued() < n; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				return fmt.Errorf("%d wait", db.Queued())
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+}
+
+// Who calls Batch while somebody writes shares the next transaction; what was answered is on the disk, and one that fails spoils
+// nothing for the others.
+func TestBatch(t *testing.T) {
+	const n = 40
+	broken := errors.New("no")
+	for name, fail := range map[string]func(tx *metadata.Tx, i int) error{
+		"none fails": nil,
+		"error":      func(tx *metadata.Tx, i int) error { return errors.Join(release(i)(tx), broken) },
+		"panic": func(tx *metadata.Tx, i int) error {
+			_ = release(i)(tx)
+			panic("no")
+		},
+		"without a holder": func(tx *metadata.Tx, _ int) error { return putBlob(tx, blobA) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := open(t)
+			putBlobs(t, db, n)
+			before := commits(t, db)
+			besideWriter(t, db, n, func(i int) {
+				bad := fail != nil && i%8 == 0
+				err := db.Batch(func(tx *metadata.Tx) error {
+					if bad {
+						return fail(tx, i)
+					}
+					return release(i)(tx)
+				})
+				if bad != (err != nil) {
+					t.Errorf("%d: %v", i, err)
+				}
+				if verr := db.ViewDurable(func(tx *metadata.Tx) error {
+					_, err := tx.Blob(blobOf(i))
+					return err
+				}); bad == errdefs.IsNotFound(verr) {
+					t.Errorf("%d: answered with %v, and on the disk is %v", i, err, verr)
+				}
+			})
+			if got := commits(t, db) - before; got != 2 { // the writer's, and theirs
+				t.Errorf("%d transactions", got)
+			}
+			want := 0
+			if fail != nil {
+				want = n / 8
+			}
+			if got := left(t, db, n); len(got) != want {
+				t.Errorf("left: %v", got)
+			}
+		})
+	}
+}
+
+// A writer that may run once only takes along what waits, and is not run again.
+func TestBatchBesideUpdate(t *testing.T) {
+	const n = 12
+	db := open(t)
+	putBlobs(t, db, n)
+	var runs [n]int
+	besideWriter(t, db, n, func(i int) {
+		var err error
+		switch i % 3 {
+		case 0:
+			err = db.Update(func(tx *metadata.Tx) error { runs[i]++; return release(i)(tx) })
+		case 1:
+			err = db.Batch(release(i))
+		case 2:
+			if err = db.Update(func(*metadata.Tx) error { runs[i]++; return errdefs.ErrAborted }); errdefs.IsAborted(err) {
+				err = nil
+			}
+		}
+		if err != nil {
+			t.Errorf("%d: %v", i, err)
+		}
+	})
+	for i, r := range runs {
+		want := 1
+		if i%3 == 1 {
+			want = 0 // nobody counted
+		}
+		if r != want {
+			t.Errorf("%d ran %d times", i, r)
+		}
+	}
+	if got := left(t, db, n); len(got) != n/3 {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// A release and the writer after it share a transaction, and a look at a few records does not wait for the disk.
+func TestGlance(t *testing.T) {
+	db := open(t)
+	putBlobs(t, db, 3)
+	before := commits(t, db)
+	wait, err := db.UpdateSoon(release(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Glance(func(tx *metadata.Tx) error {
+		_, err := tx.Blob(blobOf(0))
+		return err
+	}); !errdefs.IsNotFound(err) {
+		t.Errorf("a look does not see what was released: %v", err)
+	}
+	if got := commits(t, db); got != before {
+		t.Errorf("a look wrote %d transactions", got-before)
+	}
+	if err := db.Glance(func(*metadata.Tx) error { panic("no") }); !errdefs.IsDataLoss(err) {
+		t.Errorf("a panic in a look: %v", err)
+	}
+	if err := db.Batch(release(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(); err != nil {
+		t.Error(err)
+	}
+	if got := commits(t, db); got != before+1 {
+		t.Errorf("a release and a writer took %d transactions", got-before)
+	}
+	if got := left(t, db, 3); fmt.Sprint(got) != "[2]" {
+		t.Errorf("left: %v", got)
+	}
+	if err := db.Glance(func(tx *metadata.Tx) error {
+		_, err := tx.Blob(blobOf(2))
+		return err
+	}); err != nil {
+		t.Errorf("a look beside nobody: %v", err)
+	}
+}
+
+// What somebody waits for is not seen before it is durable: a crash would undo what was answered.
+func TestGlanceIsDurable(t *testing.T) {
+	const n = 30
+	db := open(t)
+	putBlobs(t, db, n)
+	besideWriter(t, db, n, func(i int) {
+		if err := db.Batch(release(i)); err != nil {
+			t.Errorf("%d: %v", i, err)
+		}
+		var seen, durable []int
+		for _, look := range []struct {
+			by   func(func(*metadata.Tx) error) error
+			into *[]int
+		}{{db.Glance, &seen}, {db.ViewDurable, &durable}} {
+			if err := look.by(func(tx *metadata.Tx) error {
+				for i := range n {
+					if _, err := tx.Blob(blobOf(i)); err != nil {
+						*look.into = append(*look.into, i)
+					}
+				}
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+		if len(seen) > len(durable) {
+			t.Errorf("%d are gone, on the disk %d", len(seen), len(durable))
+		}
+	})
+}

@@ -132,11 +132,14 @@ func (s *Store) disown(dir string) error {
 func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	var sn metadata.Snapshot
 	var layers []metadata.Layer
+	seen := false
 	removed, err := n.s.db.UpdateSoon(func(tx *metadata.Tx) (err error) {
+		if seen { // it runs again, for the sake of others, while what it found is in use
+			return tx.Release(n.holder, metadata.SnapshotNode(key))
+		}
 		if sn, err = n.held(tx, key); err != nil {
 			return err
 		}
-		layers = layers[:0] // it may run again
 		for _, l := range tx.Held(metadata.SnapshotHolder(key), metadata.KindLayer, "", -1) {
 			rec, err := tx.Layer(l)
 			if err != nil {
@@ -144,6 +147,7 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 			}
 			layers = append(layers, rec)
 		}
+		seen = true
 		return tx.Release(n.holder, metadata.SnapshotNode(key))
 	})
 	if err != nil {
@@ -154,6 +158,7 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	n.s.mu.Unlock()
 	n.s.background("snapshot "+key+": remove", func(context.Context) error {
 		if err := removed(); err != nil {
+			n.s.own(sn) // it is still held, with its bytes
 			return err
 		}
 		if sn.Dir != "" {

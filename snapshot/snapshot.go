@@ -167,13 +167,16 @@ func (s *Store) removeEach(ctx context.Context, paths []string) error {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
-		unlock := s.locks.lock(p)
-		s.deletions <- struct{}{}
-		errs = append(errs, removeAll(p))
-		<-s.deletions
-		unlock()
+		errs = append(errs, s.removeOne(p))
 	}
 	return errors.Join(errs...)
+}
+
+func (s *Store) removeOne(path string) error {
+	defer s.locks.lock(path)()
+	s.deletions <- struct{}{}
+	defer func() { <-s.deletions }()
+	return removeAll(path)
 }
 
 // load reads which snapshot owns which directory, and what another process left provisional.

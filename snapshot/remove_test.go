@@ -1,0 +1,37 @@
+package snapshot_test
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// TestRemoveTogether removes snapshots at once with such that are not there, for whose sake others run again; under the race detector.
+func TestRemoveTogether(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	sn := w.For(metadata.Containerd)
+	const n = 60
+	for i := range n {
+		_, err := sn.Prepare(ctx, fmt.Sprint(i), "")
+		must(t, err)
+	}
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			if err := sn.Remove(ctx, "none"); !errdefs.IsNotFound(err) {
+				t.Error(err)
+			}
+			if err := sn.Remove(ctx, fmt.Sprint(i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	must(t, sn.Cleanup(ctx))
+	w.nothingLeft(t)
+}

@@ -178,16 +178,21 @@ func (s *Store) adoptable(ctx context.Context, blob digest.Digest) bool {
 	return here
 }
 
-// wanted says whether an extraction is one of the layer diffID. containerd 2.3 and later say which they want; of 2.2 the chain ID
-// that the target is known by tells, and that of the parent, which ends the parent's name: "<ns>/<seq>/<chain ID>", or, of one that
-// was known, "<ns>/<seq>/extract-<unique> <chain ID>".
+// wanted says whether an extraction is one of the layer diffID. containerd 2.3 and later name the diff ID. The target, which is the chain
+// ID, has to be that of the layer above the parent all the same: annotations of a pod come along as labels of its sandbox's snapshot, and
+// containerd would take what is answered for the layers of whatever image has that chain ID. The parent's chain ID ends its name:
+// "<ns>/<seq>/<chain ID>", or, of one that was known, "<ns>/<seq>/extract-<unique> <chain ID>".
 func wanted(diffID digest.Digest, parent, target string, labels map[string]string) bool {
-	if want, ok := labels[snapshots.LabelSnapshotDiffID]; ok {
-		return want == diffID.String()
+	if want, ok := labels[snapshots.LabelSnapshotDiffID]; ok && want != diffID.String() {
+		return false
+	}
+	below := labels[labelParentChainID]
+	if parent != "" {
+		below = parent[strings.LastIndexAny(parent, "/ ")+1:]
 	}
 	chain := []digest.Digest{diffID}
-	if parent != "" {
-		chain = []digest.Digest{digest.Digest(parent[strings.LastIndexAny(parent, "/ ")+1:]), diffID}
+	if below != "" {
+		chain = []digest.Digest{digest.Digest(below), diffID}
 	}
 	return target == identity.ChainID(chain).String()
 }

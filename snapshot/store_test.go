@@ -280,6 +280,32 @@ func TestKnownAboveKnown(t *testing.T) {
 	}
 }
 
+// TestKnownUnderAnotherName shows that a known layer is not answered as the layer of another image. The labels are those of a pod's
+// annotations, which containerd passes on with the snapshot of the pod's sandbox.
+func TestKnownUnderAnotherName(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	sn := w.For(metadata.Containerd)
+	pause, mine := w.blobs.add(t, Tar(t, F("pause", "1"))), w.blobs.add(t, Tar(t, F("bin/login", "mine")))
+	parent, err := extract(ctx, sn, w, []snapshot.Layer{pause}, false, "ns")
+	must(t, err)
+	_, err = w.Unpack(ctx, holder, mine)
+	must(t, err)
+	delete(w.blobs, mine.Blob.Digest) // as with containerd's discard_unpacked_layers
+	others := identity.ChainID([]digest.Digest{digest.FromString("1"), digest.FromString("2")})
+	for i, chain := range []string{"", "sha256:0", others.String()} {
+		_, err = sn.Prepare(ctx, fmt.Sprint("sandbox ", i), parent, snapshots.WithLabels(map[string]string{
+			snapshots.LabelSnapshotRef:                others.String(),
+			snapshots.LabelSnapshotDiffID:             mine.DiffID.String(),
+			"containerd.io/snapshot/cri.layer-digest": mine.Blob.Digest.String(),
+			labelParent: chain,
+		}))
+		if err != nil || found(t, sn, others.String(), parent) != 0 {
+			t.Errorf("%q: %v", chain, err)
+		}
+	}
+}
+
 func blobOf(upper, _ snapshot.Layer) digest.Digest    { return upper.Blob.Digest }
 func lowerBlob(_, lower snapshot.Layer) digest.Digest { return lower.Blob.Digest }
 func diffOf(upper, _ snapshot.Layer) digest.Digest    { return upper.DiffID }

@@ -285,12 +285,12 @@ func TestDirectoryBesideRemoval(t *testing.T) {
 	bottom, err := extract(ctx, sn, w, []snapshot.Layer{lower}, false, "ns")
 	must(t, err)
 	put := func() error {
-		mounts, err := sn.Prepare(ctx, "extract-upper", bottom)
+		mounts, err := sn.Prepare(ctx, "extract-1 upper", bottom)
 		if err != nil {
 			return err
 		}
 		_, err = w.Apply(ctx, upper.Blob, mounts)
-		return errors.Join(err, sn.Commit(ctx, "top", "extract-upper"))
+		return errors.Join(err, sn.Commit(ctx, "top", "extract-1 upper"))
 	}
 	must(t, put())
 	replaced := make(chan error, 1)

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -108,6 +109,7 @@ func TestDirectoryForms(t *testing.T) {
 		want     string // type, upper or not, and whose directory
 	}{
 		{"a container", false, "ns/1/c", three, nil, "bind rw snapshots"},
+		{"a container whose name begins like an extraction's", false, "ns/1/extract-c", three, nil, "bind rw snapshots"},
 		{"a container on nothing", false, "c", "", nil, "bind rw snapshots"},
 		{"a view", true, "v", three, nil, "bind ro snapshots"},
 		{"a view of one directory", true, "v1", one, nil, "bind ro layers"},
@@ -173,6 +175,30 @@ func TestDirectoryCopy(t *testing.T) {
 	must(t, err)
 	if got := List(t, bound(t, mounts, "rw")); !slices.Equal(got, want) {
 		t.Errorf("another container sees:\n%s", strings.Join(got, "\n"))
+	}
+}
+
+// TestDirectorySockets shows that what a step of a build leaves, as gpg's agent does, keeps nobody from the next step.
+func TestDirectorySockets(t *testing.T) {
+	requireRoot(t)
+	w := openDirectory(t, t.TempDir(), memory{})
+	sn := w.For(holder)
+	mounts, err := sn.Prepare(ctx, "a", "")
+	must(t, err)
+	socket := filepath.Join(bound(t, mounts, "rw"), "S.gpg-agent")
+	must(t, unix.Mknod(socket, unix.S_IFSOCK|0o600, 0))
+	must(t, os.Chmod(socket, 0o640))
+	must(t, os.Chtimes(socket, time.Unix(7, 0), time.Unix(7, 0)))
+	must(t, os.Link(socket, socket+".extra"))
+	must(t, sn.Commit(ctx, "b", "a"))
+	mounts, err = sn.Prepare(ctx, "c", "b")
+	must(t, err)
+	for _, name := range []string{"S.gpg-agent", "S.gpg-agent.extra"} {
+		fi, err := os.Lstat(filepath.Join(bound(t, mounts, "rw"), name))
+		must(t, err)
+		if st := fi.Sys().(*syscall.Stat_t); fi.Mode() != os.ModeSocket|0o640 || fi.ModTime().Unix() != 7 || st.Nlink != 2 {
+			t.Errorf("%s: %v, %v, %d links", name, fi.Mode(), fi.ModTime(), st.Nlink)
+		}
 	}
 }
 
@@ -266,7 +292,7 @@ func TestDirectoryWalking(t *testing.T) {
 	want := []string{"d dir", `d/a file "1"`, `d/b file "2"`, "e dir @0", `e/x file "3"`, "o dir", `o/n file "2"`}
 	parent := ""
 	for i, l := range layers {
-		key := fmt.Sprint("extract-", i)
+		key := fmt.Sprintf("extract-%d chain", i)
 		mounts, err := sn.Prepare(ctx, key, parent)
 		must(t, err)
 		w.walking(t, mounts, l)
@@ -413,11 +439,12 @@ func edit(lines []string, line, without string) (out []string) {
 func (w *world) layerOn(t *testing.T, name, parent string, items ...Item) string {
 	t.Helper()
 	sn := w.For(holder)
-	mounts, err := sn.Prepare(ctx, "extract-"+name, parent)
+	key := "extract-1 " + name
+	mounts, err := sn.Prepare(ctx, key, parent)
 	must(t, err)
 	_, err = w.Apply(ctx, w.blobs.add(t, Tar(t, items...)).Blob, mounts)
 	must(t, err)
-	must(t, sn.Commit(ctx, name, "extract-"+name))
+	must(t, sn.Commit(ctx, name, key))
 	return name
 }
 

@@ -29,9 +29,11 @@ func (s *Store) idMaps(sn metadata.Snapshot) (uids, gids unpack.IDMap, ok bool, 
 	return uids, gids, true, nil
 }
 
-// isExtraction says that containerd unpacks a layer into the snapshot: "<ns>/<seq>/extract-<unique> <chain ID>".
+// isExtraction says that containerd unpacks a layer into the snapshot: "<ns>/<seq>/extract-<unique> <chain ID>". No name of a container
+// has a space.
 func isExtraction(key string) bool {
-	return strings.HasPrefix(key[strings.LastIndexByte(key, '/')+1:], "extract-")
+	name := key[strings.LastIndexByte(key, '/')+1:]
+	return strings.HasPrefix(name, "extract-") && strings.Contains(name, " ")
 }
 
 // remapsItself says that containerd, which was not told of the capability remap-ids, changed the owners of what it commits: it

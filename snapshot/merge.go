@@ -225,12 +225,25 @@ func copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.
 		}
 		return makeNode(ctx, dst, name, e, from.File)
 	}
+	if st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		return copySocket(dst, name, at, st)
+	}
 	e, err := unpack.ReadEntry(src, name)
 	if err != nil {
 		return pathError("read", at, err)
 	}
 	e.Path = at
 	return makeNode(ctx, dst, name, e, nil)
+}
+
+// copySocket makes a socket as a container left one, which nobody listens on. No layer has any, so there is no entry of that type.
+func copySocket(dst *os.File, name, at string, st *unix.Stat_t) error {
+	if err := unix.Mknodat(int(dst.Fd()), name, unix.S_IFSOCK|0o600, 0); err != nil {
+		return pathError("create", at, err)
+	}
+	return unpack.SetAttrs(dst, name, &unpack.Entry{
+		Path: at, Type: unpack.Fifo, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Sec: int64(st.Mtim.Sec), Nsec: int64(st.Mtim.Nsec),
+	})
 }
 
 func readNames(dir *os.File) ([]string, error) {

@@ -198,3 +198,31 @@ func TestGlanceIsDurable(t *testing.T) {
 		}
 	})
 }
+
+// Readers don't wait for a writer's disk: only for what was answered and is not there yet.
+func TestReadersBesideWriter(t *testing.T) {
+	db := open(t)
+	putBlobs(t, db, 1)
+	if err := db.Update(func(*metadata.Tx) error {
+		for name, look := range map[string]func(func(*metadata.Tx) error) error{"View": db.View, "Glance": db.Glance} {
+			done := make(chan error, 1)
+			go func() {
+				done <- look(func(tx *metadata.Tx) error {
+					_, err := tx.Blob(blobOf(0))
+					return err
+				})
+			}()
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			case <-time.After(10 * time.Second):
+				return fmt.Errorf("%s waits for a writer", name)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -19,8 +19,8 @@ const (
 
 // soon is the write transaction that changes are gathered in. Making one durable costs the disk two flushes, whatever is in it.
 type soon struct {
-	open   atomic.Bool  // there is a batch; lets readers pass without the lock
-	queued atomic.Int32 // writers that wait for the lock, and will make what they find durable
+	released atomic.Bool  // the batch has what UpdateSoon answered: readers have to see it, and look at nothing else of a batch
+	queued   atomic.Int32 // writers that wait for the lock, and will make what they find durable
 
 	mu    sync.Mutex // guards what follows, and is held by whoever writes
 	batch *batch     // nil while none is open
@@ -78,12 +78,13 @@ func (db *DB) gather(fn func(*Tx) error, again bool) (*batch, error) {
 func (db *DB) UpdateSoon(fn func(*Tx) error) (wait func() error, err error) {
 	db.soon.mu.Lock()
 	defer db.soon.mu.Unlock()
-	begun := db.soon.batch == nil
+	begun := !db.soon.released.Load()
 	b, err := db.join(fn)
 	if err != nil {
 		return nil, err
 	}
 	if begun {
+		db.soon.released.Store(true)
 		time.AfterFunc(soonDelay, func() { db.settle(b) })
 	}
 	return func() error {
@@ -117,7 +118,6 @@ func (db *DB) openBatch() (b *batch, err error) {
 	}
 	b = &batch{bolt: tx, done: make(chan struct{})}
 	db.soon.batch = b
-	db.soon.open.Store(true)
 	return b, nil
 }
 
@@ -161,7 +161,7 @@ func (db *DB) Settle() { db.settle(nil) }
 
 // settle makes a batch durable; nil means the one that is open.
 func (db *DB) settle(b *batch) {
-	if !db.soon.open.Load() {
+	if !db.soon.released.Load() {
 		return
 	}
 	db.soon.mu.Lock()
@@ -188,7 +188,7 @@ func (b *batch) commit() (err error) {
 func (db *DB) closeBatch(b *batch, err error) {
 	b.err = err
 	db.soon.batch = nil
-	db.soon.open.Store(false)
+	db.soon.released.Store(false)
 	close(b.done)
 }
 
@@ -201,9 +201,9 @@ func (db *DB) Glance(fn func(*Tx) error) error {
 	return db.ViewDurable(fn)
 }
 
-// glance looks at the batch, if there is one to look at.
+// glance looks at the batch, if something of it was answered.
 func (db *DB) glance(fn func(*Tx) error) (seen bool, err error) {
-	if !db.soon.open.Load() {
+	if !db.soon.released.Load() {
 		return false, nil
 	}
 	db.soon.mu.Lock()

@@ -228,6 +228,38 @@ func TestWatchdog(t *testing.T) {
 	}
 }
 
+// TestWatchdogOfBusy: a daemon that always takes half of the time to answer is alive, and told so in time.
+func TestWatchdogOfBusy(t *testing.T) {
+	const within = 3 * time.Second
+	socket := filepath.Join(t.TempDir(), "notify.sock")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", socket)
+	t.Setenv("WATCHDOG_USEC", fmt.Sprint(within.Microseconds()))
+	t.Setenv("WATCHDOG_PID", fmt.Sprint(os.Getpid()))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go watchdog(ctx, func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(within / 2):
+			return nil
+		}
+	})
+	for n := range 2 {
+		if err := manager.SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := manager.Read(make([]byte, 100)); err != nil {
+			t.Fatalf("killed after %d answers: %v", n, err)
+		}
+	}
+}
+
 // TestAlive: the probe of a daemon fails when nobody answers on its socket.
 func TestAlive(t *testing.T) {
 	own, err := openLocal(t.TempDir(), "", &tank.Options{Daemon: true})

@@ -28,8 +28,9 @@ func extendTimeout(ctx context.Context, by time.Duration) {
 	tellSystemd(ctx, "EXTEND_TIMEOUT_USEC="+strconv.FormatInt(by.Microseconds(), 10))
 }
 
-// watchdog tells the service manager that this process is alive, twice as often as it asks for, as long as probe says so in time. It
-// returns when ctx ends, or at once when nobody asks.
+// watchdog tells the service manager that this process is alive, six times as often as it asks for, as long as probe says so. A probe may
+// take two thirds of the time that the manager gives: a disk that is busy makes no dead daemon. It returns when ctx ends, or at once when nobody
+// asks.
 func watchdog(ctx context.Context, probe func(context.Context) error) {
 	within, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -38,7 +39,7 @@ func watchdog(ctx context.Context, probe func(context.Context) error) {
 	if within <= 0 {
 		return
 	}
-	tick := time.NewTicker(within / 2)
+	tick := time.NewTicker(within / 6)
 	defer tick.Stop()
 	for {
 		select {
@@ -46,8 +47,8 @@ func watchdog(ctx context.Context, probe func(context.Context) error) {
 			return
 		case <-tick.C:
 		}
-		// The probe gets until the next tick, so that its answer is not too late to be told.
-		trying, cancel := context.WithTimeout(ctx, within/2)
+		// A probe that just fails leaves the next one time to be told of.
+		trying, cancel := context.WithTimeout(ctx, within*2/3)
 		err := probe(trying)
 		cancel()
 		switch {

@@ -79,8 +79,10 @@ func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
 		if ownGzip {
 			return newInflateReader(src), nil
 		}
+		src.Reader = bufio.NewReaderSize(src.Reader, smallReads)
 		return &gzipReader{src: src}, nil
 	case zstded:
+		src.Reader = bufio.NewReaderSize(src.Reader, smallReads)
 		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
@@ -91,7 +93,7 @@ func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(src), nil
 }
 
-func newBlobSource(r io.Reader) *source { return newSource(r, 1<<63-1) }
+func newBlobSource(r io.Reader) *source { return newSource(r, 1<<63-1, largeReads) }
 
 // sniff looks at the first bytes and compares them with what the media type promises.
 func sniff(r *bufio.Reader, want compression) (compression, error) {

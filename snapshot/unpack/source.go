@@ -8,8 +8,8 @@ import (
 	"io"
 )
 
-// source reads the stream in larger pieces than the tar reader asks for, counts it, and remembers how it failed, so that
-// errors of the reader can be told from errors of the content.
+// source joins small reads, counts the stream, and remembers how it failed, so that errors of the reader can be told from errors of
+// the content.
 type source struct {
 	*bufio.Reader
 	under *counter
@@ -22,9 +22,15 @@ type counter struct {
 	limit int64
 }
 
-func newSource(r io.Reader, limit int64) *source {
+// Sizes of a source's buffer. Reads of as much go past it: a small one spares those who bring large buffers a copy.
+const (
+	smallReads = 128 << 10 // for those who read byte by byte
+	largeReads = 4 << 10
+)
+
+func newSource(r io.Reader, limit int64, buffer int) *source {
 	c := &counter{r: r, left: limit, limit: limit}
-	return &source{bufio.NewReaderSize(c, 128<<10), c}
+	return &source{bufio.NewReaderSize(c, buffer), c}
 }
 
 func (c *counter) Read(p []byte) (int, error) {

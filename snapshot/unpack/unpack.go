@@ -105,8 +105,8 @@ type Result struct {
 }
 
 // Extract unpacks an uncompressed tar stream into dir, an open and empty directory, in the form of overlay's upper
-// directories, and reads r to its end: what follows the end of the archive is read and ignored. After an error the
-// directory holds anything; it has to be removed.
+// directories, and reads r to its end: what follows the end of the archive is read and ignored. It reads pieces of 4 to 256 KiB. After
+// an error the directory holds anything; it has to be removed.
 //
 // Errors are of class ErrInvalidLayer when the content is to blame, errdefs.ErrFailedPrecondition when dir is not empty or
 // an id has no place in the user namespace;
@@ -129,7 +129,7 @@ func Extract(ctx context.Context, dir *os.File, r io.Reader, opts *Options) (*Re
 
 // readAll applies every entry of the stream and reads it to its end.
 func (x *extractor) readAll(ctx context.Context, r io.Reader) error {
-	src := newSource(r, x.limits.Bytes)
+	src := newSource(r, x.limits.Bytes, largeReads)
 	tr := tar.NewReader(src)
 	for {
 		hdr, err := tr.Next()

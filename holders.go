@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -262,7 +263,7 @@ func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
 	return t.db.Update(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) })
 }
 
-// notMounted returns errdefs.ErrFailedPrecondition while something of the root is mounted: below it run containers. A mount names the
+// notMounted returns errdefs.ErrFailedPrecondition while something of the root is mounted anywhere: below it run containers. A mount names the
 // root's directories as its source, or in overlay's options.
 func (t *Tank) notMounted() error {
 	mounts, err := mountinfo.GetMounts(nil)
@@ -280,7 +281,7 @@ func (t *Tank) notMounted() error {
 			on = m
 		}
 	}
-	for _, m := range mounts {
+	for _, m := range append(mounts, mountsElsewhere()...) {
 		for _, dir := range []string{"snapshots", "layers"} {
 			bind := on != nil && m.Major == on.Major && m.Minor == on.Minor &&
 				below(m.Root, filepath.Join(on.Root, strings.TrimPrefix(root, on.Mountpoint), dir))
@@ -292,6 +293,33 @@ func (t *Tank) notMounted() error {
 		}
 	}
 	return nil
+}
+
+// mountsElsewhere are the mounts of other mount namespaces: containers have theirs, and containerd itself may have one that nobody else sees.
+// What can't be looked into, as an ordinary user, is left out.
+func mountsElsewhere() (all []*mountinfo.Info) {
+	seen := map[string]bool{}
+	if own, err := os.Readlink("/proc/self/ns/mnt"); err == nil {
+		seen[own] = true
+	}
+	processes, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range processes {
+		ns, err := os.Readlink(filepath.Join(p, "ns", "mnt"))
+		if err != nil || seen[ns] {
+			continue
+		}
+		f, err := os.Open(filepath.Join(p, "mountinfo"))
+		if err != nil {
+			continue
+		}
+		mounts, err := mountinfo.GetMountsFromReader(f, nil)
+		f.Close()
+		if err == nil {
+			seen[ns] = true
+			all = append(all, mounts...)
+		}
+	}
+	return all
 }
 
 // below says whether path is dir or below it.

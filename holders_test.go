@@ -1,13 +1,16 @@
 package tank_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -208,6 +211,32 @@ func TestReleaseMounted(t *testing.T) {
 			}
 		})
 	}
+	t.Run("elsewhere", func(t *testing.T) { // a containerd with a mount namespace of its own, or a container
+		r := newRoot(t, true)
+		r.with(t, func(tk *tank.Tank) {
+			fs, target := unpackAs(t, tk, []Item{F("a", "1")}, []Item{F("b", "2")}), t.TempDir()
+			cmd := exec.Command("sh", "-c", `mount --make-rprivate / && mount -t overlay -o "$1" overlay "$2" && echo mounted && read end`, "sh",
+				strings.Join(fs[0].Options, ","), target)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+			in, err := cmd.StdinPipe()
+			must(t, err)
+			out, err := cmd.StdoutPipe()
+			must(t, err)
+			must(t, cmd.Start())
+			if line, err := bufio.NewReader(out).ReadString('\n'); line != "mounted\n" {
+				t.Fatal(line, err)
+			}
+			if _, err := tk.Release(ctx, "containerd", false); !errdefs.IsFailedPrecondition(err) || !strings.Contains(fmt.Sprint(err), target) {
+				t.Errorf("released under a mount: %v", err)
+			}
+			must(t, in.Close())
+			if err := cmd.Wait(); err == nil {
+				t.Error("the line came")
+			}
+			_, err = tk.Release(ctx, "containerd", false)
+			must(t, err)
+		})
+	})
 	t.Run("force", func(t *testing.T) {
 		r := newRoot(t, true)
 		r.with(t, func(tk *tank.Tank) {

@@ -184,8 +184,8 @@ func growing(call func([]byte) (int, error)) (string, error) {
 }
 
 // apply sets the attributes of a new inode in the one order that keeps all of them: owner, xattrs (a chown drops
-// capabilities), mode (a chown drops setuid), times. owner is what the inode has already.
-func (t target) apply(e *Entry, ownerUID, ownerGID uint32) error {
+// capabilities), mode (a chown drops setuid), times. owner is what the inode has already, and mode what it probably has.
+func (t target) apply(e *Entry, ownerUID, ownerGID, mode uint32) error {
 	if e.UID != ownerUID || e.GID != ownerGID {
 		if err := t.chown(e.UID, e.GID); err != nil {
 			return fmt.Errorf("owner: %w", err)
@@ -196,7 +196,7 @@ func (t target) apply(e *Entry, ownerUID, ownerGID uint32) error {
 			return &xattrError{name, err}
 		}
 	}
-	if e.Type != Symlink {
+	if e.Type != Symlink && (mode != e.Mode || !t.hasMode(mode)) {
 		if err := t.chmod(e.Mode); err != nil {
 			return fmt.Errorf("mode: %w", err)
 		}
@@ -205,6 +205,13 @@ func (t target) apply(e *Entry, ownerUID, ownerGID uint32) error {
 		return fmt.Errorf("times: %w", err)
 	}
 	return nil
+}
+
+// hasMode looks, which costs less than a change. No umask is taken for granted: it is the process's, and anyone in it may change it
+// for a moment.
+func (t target) hasMode(mode uint32) bool {
+	var st unix.Stat_t
+	return t.stat(&st) == nil && st.Mode&0o7777 == mode
 }
 
 // xattrError lets the extractor tell values that the kernel finds malformed from faults of the filesystem.
@@ -246,7 +253,7 @@ func (t target) applyExact(e *Entry) error {
 			return &xattrError{name, err}
 		}
 	}
-	return t.apply(e, st.Uid, st.Gid)
+	return t.apply(e, st.Uid, st.Gid, st.Mode&0o7777)
 }
 
 // SetAttrs gives name in dir, which exists and is of e's type, the owner, xattrs, mode and times of e, and removes xattrs

@@ -147,7 +147,12 @@ func (x *extractor) file(
 	if err != nil {
 		return err
 	}
-	fd, err := openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	// The final mode at once spares a change of it, unless an attribute wants the right to write, or a chown clears bits.
+	mode := ino.Mode
+	if len(ino.Xattrs) > 0 || mode&^0o777 != 0 {
+		mode = 0o600
+	}
+	fd, err := openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return ioError(hdr.Name, "create", err)
 	}
@@ -156,7 +161,7 @@ func (x *extractor) file(
 		err = unix.Fchmod(fd, 0o600) // user.* wants the right to write, which a umask may have taken
 	}
 	if err == nil {
-		err = x.apply(hdr.Name, target{fd: fd}, ino)
+		err = x.apply(hdr.Name, target{fd: fd}, ino, mode)
 	}
 	if cerr := unix.Close(fd); cerr != nil && err == nil {
 		err = ioError(hdr.Name, "close", cerr)

@@ -395,12 +395,12 @@ func (x *extractor) special(name string, dir *node, base string, ino *inode) err
 	if err != nil {
 		return ioError(name, "create "+string(ino.Type), err)
 	}
-	return x.apply(name, target{fd, base}, ino)
+	return x.apply(name, target{fd, base}, ino, 0o600)
 }
 
-// apply sets the attributes of a new inode and corrects in ino what the filesystem made of them.
-func (x *extractor) apply(name string, t target, ino *inode) error {
-	if err := t.apply(&ino.Entry, x.uid, x.gid); err != nil {
+// apply sets the attributes of a new inode, made with mode, and corrects in ino what the filesystem made of them.
+func (x *extractor) apply(name string, t target, ino *inode, mode uint32) error {
+	if err := t.apply(&ino.Entry, x.uid, x.gid, mode); err != nil {
 		return attrError(name, err)
 	}
 	return x.settle(name, t, ino)

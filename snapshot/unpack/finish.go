@@ -166,7 +166,7 @@ func (f *finisher) seal(n *node, path string, markers []string) error {
 			return ioError(path, "xattr "+f.prefix+own[0], err)
 		}
 	}
-	return f.apply(path, target{fd: fd}, n.ino)
+	return f.apply(path, target{fd: fd}, n.ino, 0o700)
 }
 
 // result sorts the entries and sums them up.

@@ -30,7 +30,7 @@ func (c *cli) checkCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
-	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "make the database again from the directories first; no daemon may be running")
+	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "make the database again from the directories first; no daemon may be running, and --root has to name its root")
 	return cmd
 }
 

@@ -40,13 +40,14 @@ const (
 
 // defaultConfig is what `config default` prints: every key, with its default.
 const defaultConfig = `# Configuration of tank-snapshotter. Every key is here, with its default.
-# serve reads --config or ` + systemConfig + `; the other commands read
-# --config, $XDG_CONFIG_HOME/tank/config.toml or ` + systemConfig + `.
+# serve, config containerd and config check read --config or ` + systemConfig + `;
+# the other commands read --config, $XDG_CONFIG_HOME/tank/config.toml or ` + systemConfig + `.
 
 # Directory that holds everything of the daemon (serve).
 root = "` + defaultRoot + `"
 
-# Socket that the daemon listens on, for containerd and for the commands (serve).
+# Socket that the daemon listens on, for containerd and for the commands (serve). The commands look for it at this default;
+# with another they need --address, or --root.
 address = "` + defaultAddress + `"
 
 # Group whose members may open that socket, by its name in /etc/group or by number. Empty: only the user that serve runs as.
@@ -69,7 +70,7 @@ log_level = "info"
 hosts_dir = "` + defaultHosts + `"
 
 # Root of the commands other than serve, when neither --root nor $TANK_CACHE names one.
-# Empty: the running daemon's root for uid 0, else $XDG_CACHE_HOME/tank, else ~/.cache/tank.
+# Empty: for uid 0 the root of the daemon that runs, else $XDG_CACHE_HOME/tank, else ~/.cache/tank.
 image_cache = ""
 `
 

@@ -93,7 +93,9 @@ func (c *cli) gcCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "gc",
 		Short: "Delete what nothing holds, and images that their tag has left",
-		Args:  cobra.NoArgs,
+		Long: "Delete what nothing holds, and images that their tag has left: a later pull found another image under the same name.\n\n" +
+			"The size that it prints is that of blobs and downloads. Layers, root filesystems and snapshots are counted, not measured.",
+		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var r plugin.Reclaimed
 			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {

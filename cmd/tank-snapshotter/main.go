@@ -59,8 +59,11 @@ type cli struct {
 // command builds the tree of commands.
 func (c *cli) command() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "tank-snapshotter",
-		Short:         "Keep OCI images on one machine, for any program and for containerd",
+		Use:   "tank-snapshotter",
+		Short: "Keep OCI images on one machine, for any program and for containerd",
+		Long: "Keep OCI images on one machine, for any program and for containerd.\n\n" +
+			"Exit codes: 0; 2 usage; 3 not found or not cached; 4 denied; 5 network; 6 content that fails verification,\n" +
+			"and faults found by check; 1 the rest.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
@@ -71,10 +74,10 @@ func (c *cli) command() *cobra.Command {
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's image_cache, the running daemon's for root, ~/.cache/tank)")
+	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's image_cache, for uid 0 that of the daemon at the default address, ~/.cache/tank)")
 	flags.StringVar(&c.root, "cache", "", "the same as --root")
 	_ = flags.MarkHidden("cache")
-	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask (serve: to listen on)")
+	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask, whatever root it has (serve: to listen on)")
 	flags.StringVar(&c.configFile, "config", "", "config file (default $XDG_CONFIG_HOME/tank/config.toml, else "+systemConfig+")")
 	flags.StringVar(&c.logLevel, "log-level", "", "trace, debug, info, warn, error or fatal (default info)")
 	root.AddCommand(c.pullCommand(), c.imagesCommand(), c.inspectCommand(), c.removeCommand(), c.gcCommand(), c.checkCommand(), c.holdersCommand(),

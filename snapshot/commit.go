@@ -31,7 +31,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	var committed metadata.Snapshot
 	left := ""
-	err = n.s.db.Update(func(tx *metadata.Tx) error {
+	err = n.s.db.Batch(func(tx *metadata.Tx) error {
 		if sn, err = n.held(tx, key); err != nil {
 			return err
 		}

@@ -85,7 +85,7 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 
 // checkNew refuses early what the transaction would refuse, before any directory is made.
 func (n *Snapshotter) checkNew(key, parent string) (p metadata.Snapshot, err error) {
-	err = n.s.db.View(func(tx *metadata.Tx) (err error) {
+	err = n.s.db.Glance(func(tx *metadata.Tx) (err error) {
 		if _, err := tx.Snapshot(key); err == nil {
 			return fmt.Errorf("snapshot %s: %w", key, errdefs.ErrAlreadyExists)
 		}
@@ -140,7 +140,7 @@ func makeUpper(dir string, root *unpack.Entry) error {
 	return setAttrs(fs, root)
 }
 
-// put records a new snapshot; its directory is moved into place inside the transaction, before the record is durable.
+// put records a new snapshot, after its directory was moved into place.
 func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapshot, error) {
 	n.s.gate.RLock()
 	defer n.s.gate.RUnlock()
@@ -151,21 +151,26 @@ func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapsho
 		if sn.Dir, err = n.s.newDir(); err != nil {
 			return sn, err
 		}
+		if err := os.Rename(staged, n.s.path("snapshots", sn.Dir)); err != nil {
+			return sn, err
+		}
 	}
-	err = n.s.db.Update(func(tx *metadata.Tx) error {
+	more := n.s.ids.few()
+	var ids uint64
+	err = n.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		if _, err := tx.Snapshot(sn.Key); err == nil {
 			return fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
 		}
 		if _, err := n.checkParent(tx, sn.Parent); err != nil {
 			return err
 		}
-		if staged != "" {
-			if err := os.Rename(staged, n.s.path("snapshots", sn.Dir)); err != nil {
-				return err
-			}
-		}
 		if err := tx.PutSnapshot(sn); err != nil {
 			return err
+		}
+		if more {
+			if ids, err = tx.TakeIDs(idBlock); err != nil {
+				return err
+			}
 		}
 		return tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
 	})
@@ -174,6 +179,9 @@ func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapsho
 			err = errors.Join(err, n.s.trash(n.s.path("snapshots", sn.Dir)))
 		}
 		return sn, err
+	}
+	if more {
+		n.s.ids.add(ids)
 	}
 	n.s.own(sn)
 	return sn, nil

@@ -119,7 +119,7 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 }
 
 func (s *Store) layer(key string) (rec metadata.Layer, err error) {
-	err = s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.Glance(func(tx *metadata.Tx) error {
 		rec, err = tx.Layer(key)
 		return err
 	})

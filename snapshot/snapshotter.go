@@ -37,7 +37,7 @@ var (
 func (s *Store) For(holder metadata.Holder) *Snapshotter { return &Snapshotter{s, holder} }
 
 func (s *Store) snapshot(key string) (sn metadata.Snapshot, err error) {
-	err = s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.Glance(func(tx *metadata.Tx) error {
 		sn, err = tx.Snapshot(key)
 		return err
 	})
@@ -53,7 +53,7 @@ func (n *Snapshotter) held(tx *metadata.Tx, key string) (metadata.Snapshot, erro
 }
 
 func (n *Snapshotter) get(key string) (sn metadata.Snapshot, err error) {
-	err = n.s.db.View(func(tx *metadata.Tx) error {
+	err = n.s.db.Glance(func(tx *metadata.Tx) error {
 		sn, err = n.held(tx, key)
 		return err
 	})
@@ -78,7 +78,7 @@ func info(sn metadata.Snapshot) snapshots.Info {
 // Update changes labels, those of the field paths or all; errdefs.ErrInvalidArgument for another field.
 func (n *Snapshotter) Update(_ context.Context, in snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	var sn metadata.Snapshot
-	err := n.s.db.Update(func(tx *metadata.Tx) (err error) {
+	err := n.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		if sn, err = n.held(tx, in.Name); err != nil {
 			return err
 		}
@@ -162,7 +162,7 @@ func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 	}
 	for after := ""; ; {
 		var page []metadata.Snapshot
-		err := n.s.db.View(func(tx *metadata.Tx) error {
+		err := n.s.db.Glance(func(tx *metadata.Tx) error {
 			for _, key := range tx.Held(n.holder, metadata.KindSnapshot, after, walkPage) {
 				sn, err := tx.Snapshot(key)
 				if err != nil {

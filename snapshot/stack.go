@@ -56,7 +56,7 @@ func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
 
 // chain lists a snapshot and its ancestors.
 func (s *Store) chain(key string) (chain []metadata.Snapshot, err error) {
-	err = s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.Glance(func(tx *metadata.Tx) error {
 		for key != "" {
 			sn, err := tx.Snapshot(key)
 			if err != nil {

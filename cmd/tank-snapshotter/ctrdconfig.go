@@ -149,7 +149,7 @@ func (c *containerdConfig) resolveImports(parent string, found *findings) (files
 			found.wrong("%s imports %s, which is no pattern, and containerd does not start: %v.", parent, name, err)
 			return nil, false
 		case len(matches) == 0 && name != containerdImports:
-			found.wrong("%s imports %s, which matches no file.", parent, name)
+			found.note("%s imports %s, which matches no file.", parent, name)
 		}
 		files = append(files, matches...)
 	}

@@ -70,7 +70,7 @@ log_level = "info"
 hosts_dir = "` + defaultHosts + `"
 
 # Root of the commands other than serve, when neither --root nor $TANK_CACHE names one.
-# Empty: for uid 0 the root of the daemon that runs, else $XDG_CACHE_HOME/tank, else ~/.cache/tank.
+# Empty: for uid 0 the daemon's root if there is one, else $XDG_CACHE_HOME/tank, else ~/.cache/tank.
 image_cache = ""
 `
 

@@ -74,7 +74,7 @@ func (c *cli) command() *cobra.Command {
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's image_cache, for uid 0 that of the daemon at the default address, ~/.cache/tank)")
+	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's image_cache, for uid 0 the daemon's if there is one, ~/.cache/tank)")
 	flags.StringVar(&c.root, "cache", "", "the same as --root")
 	_ = flags.MarkHidden("cache")
 	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask, whatever root it has (serve: to listen on)")

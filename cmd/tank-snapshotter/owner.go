@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -108,6 +109,9 @@ func (c *cli) withAddress(ctx context.Context, f func(plugin.Admin) error) error
 	other, err := dial(ctx, c.address)
 	if err != nil {
 		c.hint = "Is the daemon running? Start it with: tank-snapshotter serve"
+		if strings.Contains(err.Error(), "permission denied") {
+			c.hint = "The socket is for root and for the group that serve --group names."
+		}
 		return localError{fmt.Errorf("address %s: %w", c.address, err)}
 	}
 	defer other.Close()
@@ -132,15 +136,15 @@ func sameDirectory(a, b string) bool {
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
-// chooseRoot finds the root of the commands other than serve.
+// chooseRoot finds the root of the commands other than serve. uid 0 works on the daemon's, also while no daemon runs: a command that then
+// took another would find nothing there, and pull everything again.
 func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 	if root := first(c.root, os.Getenv("TANK_CACHE"), s.ImageCache); root != "" {
 		return filepath.Abs(root)
 	}
 	if os.Geteuid() == 0 {
-		if daemon, err := dial(ctx, defaultAddress); err == nil {
-			defer daemon.Close()
-			return daemon.Root(), nil
+		if root, err := c.daemonRoot(ctx); root != "" || err != nil {
+			return root, err
 		}
 	}
 	dir, err := os.UserCacheDir()
@@ -148,4 +152,24 @@ func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 		return "", usageError{fmt.Errorf("no --root and no place for one: %w", err)}
 	}
 	return filepath.Join(dir, "tank"), nil
+}
+
+// daemonRoot is the root of the daemon that the configuration of serve describes, if it runs or ever did; else "".
+func (c *cli) daemonRoot(ctx context.Context) (string, error) {
+	s, err := c.settingsFor(true)
+	if err != nil {
+		return "", err
+	}
+	if daemon, err := dial(ctx, first(s.Address, defaultAddress)); err == nil {
+		defer daemon.Close()
+		return daemon.Root(), nil
+	}
+	root, err := filepath.Abs(first(s.Root, defaultRoot))
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(root, "lock")); err != nil {
+		return "", nil //nolint:nilerr // there is no such root
+	}
+	return root, nil
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// A batch whose commit meets a damaged page ends with an error, and takes no lock along.
+// A batch whose commit meets a damaged page ends with an error: what was in it is as before, and others write on.
 func TestUpdateSoonDamaged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	db, err := metadata.Open(path, nil)
@@ -48,6 +48,14 @@ func TestUpdateSoonDamaged(t *testing.T) {
 	damage(t, path, key(100))
 	if err := wait(); !errdefs.IsDataLoss(err) {
 		t.Fatalf("committed to a damaged file: %v", err)
+	}
+	if err := db.View(func(tx *metadata.Tx) error {
+		if tx.Flag(key(0)) == "" {
+			t.Error("what was not made durable is gone all the same")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- db.Update(func(tx *metadata.Tx) error { return tx.SetFlag("a", "b") }) }()

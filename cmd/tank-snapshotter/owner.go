@@ -169,7 +169,7 @@ func (c *cli) daemonRoot(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if _, err := os.Stat(filepath.Join(root, "lock")); err != nil {
-		return "", nil //nolint:nilerr // there is no such root
+		return "", nil // there is none
 	}
 	return root, nil
 }

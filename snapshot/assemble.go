@@ -134,7 +134,7 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 		if err != nil {
 			return nil, err
 		}
-		m := merge{root: fs, move: src.move && last[l.Key] == i, whiteouts: l.Whiteouts}
+		m := merge{root: fs, move: src.move && last[l.Key] == i, marked: markedDirs(entries)}
 		if err := s.merge(ctx, &m, filepath.Join(src.dir, "fs")); err != nil {
 			return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
 		}
@@ -142,7 +142,7 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 		if fixup == "" {
 			continue
 		}
-		m = merge{root: fs, move: true, whiteouts: true}
+		m = merge{root: fs, move: true, marked: markedDirs(fixEntries)}
 		if err := s.merge(ctx, &m, filepath.Join(fixup, "fs")); err != nil {
 			return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
 		}
@@ -262,7 +262,7 @@ func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.
 	if err := s.trash(path, path+".seal"); err != nil {
 		return err
 	}
-	if err := errors.Join(os.Rename(filepath.Join(staged, "seal"), path+".seal"), os.Rename(filepath.Join(staged, "fs"), path)); err != nil {
+	if err := errors.Join(os.Rename(filepath.Join(staged, "seal"), path+".seal"), renameTree(filepath.Join(staged, "fs"), path)); err != nil {
 		return err
 	}
 	if rec.Durable {

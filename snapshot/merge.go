@@ -21,9 +21,9 @@ const mergeWorkers = 8
 
 // merge lays a directory in overlay's form over a plain one, as a mount of the two would show them.
 type merge struct {
-	root      string // the plain directory
-	move      bool   // take inodes away from the source by renames, instead of copying them
-	whiteouts bool   // the source may hold whiteouts and opaque directories
+	root   string          // the plain directory
+	move   bool            // take inodes away from the source by renames, instead of copying them
+	marked map[string]bool // of the source, as markedDirs returns them; for move
 
 	into    *os.File
 	workers chan struct{}           // a place for each that copies beside the first; nil: none
@@ -34,7 +34,7 @@ type merge struct {
 }
 
 func (m *merge) run(ctx context.Context, dir string) error {
-	tree, err := openOwnTree(dir)
+	tree, err := openOwnPath(dir, m.rights())
 	if err != nil {
 		return err
 	}
@@ -64,6 +64,14 @@ func (m *merge) run(ctx context.Context, dir string) error {
 	return m.dir(ctx, src, m.into, "", len(below) == 0)
 }
 
+// rights are what the owner of the source's directories needs in them.
+func (m *merge) rights() uint32 {
+	if m.move {
+		return 0o700
+	}
+	return 0o500
+}
+
 func removeContent(dir *os.File) error {
 	names, err := readNames(dir)
 	if err != nil {
@@ -79,17 +87,21 @@ func removeContent(dir *os.File) error {
 
 // dir merges what is in src into dst, in which nothing is when it is fresh. The caller sets dst's own attributes.
 func (m *merge) dir(ctx context.Context, src, dst *os.File, at string, fresh bool) error {
-	names, err := readNames(src)
+	list, err := readDir(src)
 	if err != nil {
 		return err
 	}
 	var others sync.WaitGroup
-	for _, name := range names {
+	for _, e := range list {
 		if ctx.Err() != nil {
 			break
 		}
+		name, at := e.name, path.Join(at, e.name)
+		if m.move && m.take(src, dst, e, at) {
+			continue
+		}
 		one := func() {
-			err := contained("merge", func() error { return m.entry(ctx, src, dst, name, path.Join(at, name), fresh) })
+			err := contained("merge", func() error { return m.entry(ctx, src, dst, name, at, fresh) })
 			if err != nil {
 				m.fail(err)
 			}
@@ -135,7 +147,7 @@ func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, f
 
 // subdir merges one directory of the source.
 func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
-	from, err := openOwn(src, name, 0o500)
+	from, err := openOwn(src, name, m.rights())
 	if err != nil {
 		return err
 	}
@@ -159,7 +171,7 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 		}
 		exists = false
 	}
-	if !exists && m.move && !m.whiteouts {
+	if !exists && m.move && !m.marked[at] {
 		from.restore()
 		return m.moveDir(src, dst, name, at, e)
 	}

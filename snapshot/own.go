@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"errors"
 	"os"
 	"path"
 	"path/filepath"
@@ -72,14 +73,17 @@ func (o *ownFile) entry(at string) (*unpack.Entry, error) {
 	return e, nil
 }
 
-// openOwnTree opens the root of a tree.
-func openOwnTree(path string) (*ownFile, error) {
+// openOwnTree opens the root of a tree to read it.
+func openOwnTree(path string) (*ownFile, error) { return openOwnPath(path, 0o500) }
+
+// openOwnPath opens a directory; rights are those its owner needs.
+func openOwnPath(path string, rights uint32) (*ownFile, error) {
 	parent, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
 	defer parent.Close()
-	return openOwn(parent, filepath.Base(path), 0o500)
+	return openOwn(parent, filepath.Base(path), rights)
 }
 
 // openTree opens the root of a tree, and leaves its mode as it is.
@@ -90,6 +94,28 @@ func openTree(path string) (*os.File, error) {
 	}
 	o.restore()
 	return o.File, nil
+}
+
+// renameTree moves a file or directory. An ordinary user may move only directories that it may write, because ".." changes: those
+// others can be written meanwhile, and have their mode back on disk when it returns.
+func renameTree(from, to string) error {
+	err := os.Rename(from, to)
+	if !errors.Is(err, os.ErrPermission) {
+		return err
+	}
+	fi, lerr := os.Lstat(from)
+	if lerr != nil || !fi.IsDir() || fi.Mode()&0o200 != 0 {
+		return err
+	}
+	if os.Chmod(from, fi.Mode()|0o700) != nil {
+		return err
+	}
+	d, lerr := os.Open(from)
+	if lerr != nil {
+		return errors.Join(err, os.Chmod(from, fi.Mode()))
+	}
+	defer d.Close()
+	return errors.Join(os.Rename(from, to), d.Chmod(fi.Mode()), d.Sync())
 }
 
 // linkAt links the path from below root to name in dir.

@@ -243,7 +243,7 @@ func (s *Store) trash(paths ...string) error {
 	var errs []error
 	for _, p := range paths {
 		to := s.stage("trash")
-		switch err := os.Rename(p, to); {
+		switch err := renameTree(p, to); {
 		case err == nil:
 			moved = append(moved, to)
 		case !errors.Is(err, os.ErrNotExist):

@@ -57,7 +57,7 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	}
 	for _, p := range gone {
 		to := s.stage("swept")
-		switch err := os.Rename(p, to); {
+		switch err := renameTree(p, to); {
 		case errors.Is(err, os.ErrNotExist): // a removal was quicker: it waits for no sweep
 		case err != nil:
 			return stats, moved, err

@@ -9,6 +9,9 @@ TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 15m
 MATRIX          ?= .
 BENCHFLAGS      ?=
+BENCH           ?= Transactions|Operations|Start|Read|Write
+BENCHDIR        ?= /dev/shm
+BENCHSTAT       ?= v0.0.0-20260908200009-22c9c6c9d4da
 PREFIX          ?= /usr/local
 UNITDIR         ?= $(PREFIX)/lib/systemd/system
 DESTDIR         ?=
@@ -18,7 +21,7 @@ IMAGE           ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix kubelet race fuzz bench-crane bench-pull lint fmt demo clean help
+.PHONY: build install test unit integration matrix kubelet race fuzz bench bench-crane bench-pull lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -63,6 +66,11 @@ fuzz: ## run every fuzz target, and the model of layers with fresh seeds, for FU
 		done || exit 1; \
 	done
 
+bench: bin/benchstat-$(BENCHSTAT) ## run the micro-benchmarks with BENCHDIR as their disk and compare them with docs/bench/baseline.txt
+	TMPDIR='$(BENCHDIR)' $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 0.3s -count 6 -timeout 30m $(TESTFLAGS) ./metadata ./plugin > bin/bench.txt || \
+		{ cat bin/bench.txt; exit 1; }
+	bin/benchstat-$(BENCHSTAT) docs/bench/baseline.txt bin/bench.txt
+
 # Both run as root, build the peers at their first run, and say what each flag is with BENCHFLAGS=-help.
 bench-crane: build ## pull a generated image of 300 MB in turn with crane export, tar x
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) run ./bench -size 300 -rounds 5 \
@@ -82,6 +90,10 @@ fmt: ## format the code
 bin/golangci-lint-$(GOLANGCI):
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	mv bin/golangci-lint $@
+
+bin/benchstat-$(BENCHSTAT):
+	GOBIN=$(CURDIR)/bin $(GO) install golang.org/x/perf/cmd/benchstat@$(BENCHSTAT)
+	mv bin/benchstat $@
 
 demo: ## pull and run an image alone and under containerd, on private paths, and leave nothing running
 	@demo/demo.sh

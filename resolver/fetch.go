@@ -1,9 +1,11 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -257,13 +259,14 @@ func (f *fetch) store(ctx context.Context, desc ocispec.Descriptor, data []byte)
 	return nil
 }
 
-// layers downloads every layer once, however often the manifest repeats it. It returns how many were not there before.
+// layers downloads every layer once, however often the manifest repeats it, and the largest first: the last one to come has nobody beside
+// it. It returns how many were not there before.
 func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(f.Downloads)
 	fresh := make([]bool, len(layers))
 	once := map[digest.Digest]bool{}
-	for i, desc := range layers {
+	for i, desc := range largestFirst(layers) {
 		if once[desc.Digest] {
 			continue
 		}
@@ -284,4 +287,8 @@ func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, e
 		}
 	}
 	return n, err
+}
+
+func largestFirst(layers []ocispec.Descriptor) []ocispec.Descriptor {
+	return slices.SortedStableFunc(slices.Values(layers), func(a, b ocispec.Descriptor) int { return cmp.Compare(b.Size, a.Size) })
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -117,6 +118,24 @@ func TestOnLayer(t *testing.T) {
 	want := errors.New("enough")
 	if _, err := pull(t.Context(), quick(t), store, reg.Host+"/x:1", &FetchOptions{OnLayer: func(ocispec.Descriptor) error { return want }}); !errors.Is(err, want) {
 		t.Fatal(err)
+	}
+}
+
+// TestLargestFirst: whatever comes last has nobody to share the machine with.
+func TestLargestFirst(t *testing.T) {
+	sized := func(sizes ...int64) (list []ocispec.Descriptor) {
+		for _, n := range sizes {
+			list = append(list, ocispec.Descriptor{Size: n})
+		}
+		return list
+	}
+	layers := sized(3, 9, 1, 9)
+	layers[1].MediaType = "the first of two"
+	got := largestFirst(layers)
+	want := sized(9, 9, 3, 1)
+	want[0].MediaType = "the first of two"
+	if !reflect.DeepEqual(got, want) || layers[0].Size != 3 {
+		t.Errorf("%v of %v", got, layers)
 	}
 }
 

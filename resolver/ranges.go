@@ -10,7 +10,7 @@ import (
 )
 
 // maxBuffered bounds the bytes of ranges that one Fetch holds in memory, all its blobs together.
-const maxBuffered = 32 << 20
+const maxBuffered = 16 << 20
 
 // buffers is the memory that the ranges of one Fetch share. Every blob takes its buffers in the order of its bytes, so who has any has the
 // next bytes to be written in one of them, and whoever waits waits for somebody who goes on.

@@ -96,7 +96,7 @@ func (d *download) fromHost(ctx context.Context, host *endpoint, last bool) (err
 }
 
 func (d *download) attempt(ctx context.Context, host *endpoint) error {
-	if d.buffers != nil && !d.whole && d.desc.Size-d.offset > 2*d.repo.opts.ChunkSize {
+	if d.buffers != nil && !d.whole && d.desc.Size-d.offset > worthRanges*d.repo.opts.ChunkSize {
 		return d.parallel(ctx, host)
 	}
 	want := span{}

@@ -12,6 +12,9 @@ import (
 // maxBuffered bounds the bytes of ranges that one Fetch holds in memory, all its blobs together.
 const maxBuffered = 16 << 20
 
+// worthRanges is how many parts a blob has to have to be downloaded in parts. A kill loses the parts in memory: of a smaller blob, too much of it.
+const worthRanges = 4
+
 // buffers is the memory that the ranges of one Fetch share. Every blob takes its buffers in the order of its bytes, so who has any has the
 // next bytes to be written in one of them, and whoever waits waits for somebody who goes on.
 type buffers struct {

@@ -56,7 +56,7 @@ type Options struct {
 	Realms map[string][]string
 	// Ranges is how many parts of one large blob are downloaded at once. Zero value: 4; 1 downloads every blob in one piece.
 	Ranges int
-	// ChunkSize is the size of such a part in bytes; blobs of less than two are not worth it. One Fetch holds at most 16 MiB of parts in
+	// ChunkSize is the size of such a part in bytes; blobs of up to four are not worth it. One Fetch holds at most 16 MiB of parts in
 	// memory, or Ranges parts if that is more. Zero value: 2 MiB.
 	ChunkSize int64
 	// Flights keeps concurrent fetches from downloading the same blob twice; share it among resolvers that write to the same store. Zero value:

@@ -71,6 +71,7 @@ func TestKillDaemon(t *testing.T) {
 		c.Unmount(dir)
 		k.MustRun("check")
 		c.RemoveImage(ref)
+		k.MustRun("gc") // or the pull takes the blobs that nobody swept yet
 
 		pull = startSlowly(t, r, f.Image, func() *Process { return k.StartPull(r.Ref(f.Name)) })
 		k.Daemon().Kill9()

@@ -1,0 +1,116 @@
+package unpack
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// parent is the directory that a path's last component lies in.
+func (x *extractor) parent(name, parent string) (*node, error) {
+	if x.last != nil && parent == x.lastPath {
+		return x.last, nil
+	}
+	at, reason := resolve(x.root, parent)
+	if reason != "" {
+		return nil, invalid(name, "%s", reason)
+	}
+	dir, err := x.makeDirs(name, at, false)
+	if err != nil {
+		return nil, err
+	}
+	if !at.followed {
+		x.last, x.lastPath = dir, parent
+	}
+	return dir, nil
+}
+
+// makeDirs creates the implied directories of a place, for a whiteout in it or for an entry.
+func (x *extractor) makeDirs(name string, at place, bare bool) (*node, error) {
+	dir := at.dir
+	for _, c := range at.missing {
+		if old := dir.children[c]; old != nil && old.ino.Type == Link {
+			return nil, invalid(name, "below the hard link %q, which leads to a lower layer", clip(old.path()))
+		}
+		if err := x.charge(name, 0); err != nil {
+			return nil, err
+		}
+		n, err := x.mkdir(name, dir, c, &inode{Entry: x.implied()})
+		if err != nil {
+			return nil, err
+		}
+		n.implied, n.bare = !n.fresh, bare
+		dir = n
+	}
+	return dir, nil
+}
+
+// mkdir creates a directory in the place of anything else. Its attributes are set when its content is complete.
+func (x *extractor) mkdir(name string, dir *node, base string, ino *inode) (*node, error) {
+	replaced, err := x.clear(name, dir, base)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := x.dirs.fd(dir)
+	if err != nil {
+		return nil, err
+	}
+	n, err := x.add(name, dir, base, ino)
+	if err != nil {
+		return nil, err
+	}
+	n.fresh = replaced
+	if err := unix.Mkdirat(fd, base, 0o700); err != nil {
+		return nil, ioError(name, "mkdir", err)
+	}
+	if x.uid != 0 { // a umask that takes rights from the owner
+		if err := (target{fd, base}).chmod(0o700); err != nil {
+			return nil, ioError(name, "mode", err)
+		}
+	}
+	return n, nil
+}
+
+// add puts an inode into the tree.
+func (x *extractor) add(name string, dir *node, base string, ino *inode) (*node, error) {
+	switch {
+	case strings.HasPrefix(base, whiteoutPrefix):
+		return nil, invalid(name, "%q is a name of whiteouts", clip(base))
+	case len(base) > maxName:
+		return nil, invalid(name, "a component of more than %d bytes", maxName)
+	}
+	n := dir.child(base, ino)
+	if n.length > x.limits.Path {
+		return nil, invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
+	}
+	n.seq = x.seq
+	return n, x.keep(name, n.length)
+}
+
+// clear removes what is at a path, if anything.
+func (x *extractor) clear(name string, dir *node, base string) (bool, error) {
+	old := dir.children[base]
+	if old == nil {
+		return false, nil
+	}
+	x.last = nil
+	if old.ino.onDisk() {
+		fd, err := x.dirs.fd(dir)
+		if err != nil {
+			return false, err
+		}
+		if old.isDir() {
+			x.dirs.purge()
+			if fd, err = x.dirs.fd(dir); err == nil {
+				err = removeAll(fd, base)
+			}
+		} else {
+			err = unix.Unlinkat(fd, base, 0)
+		}
+		if err != nil {
+			return false, ioError(name, "replace", err)
+		}
+	}
+	delete(dir.children, base)
+	return true, nil
+}

@@ -7,25 +7,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/tank-snapshotter/tank"
-	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
 // BenchmarkAgain pulls an image of three layers that is here already, unchanged, as a new process does but for its start: Open, Pull, Close.
 func BenchmarkAgain(b *testing.B) {
-	reg := registrytest.New(b)
-	var blobs []ocispec.Descriptor
-	var diffIDs []digest.Digest
-	for i, files := range []int{50, 100, 150} {
-		stream, blob := benchLayer(b, i, files)
-		blobs = append(blobs, reg.Blob(ocispec.MediaTypeImageLayerGzip, blob))
-		diffIDs = append(diffIDs, digest.FromBytes(stream))
-	}
-	reg.Image("1", platforms.DefaultSpec(), blobs, diffIDs)
+	reg, _ := benchImage(b, 50, 100, 150)
 	root := filepath.Join(b.TempDir(), "root")
 	pull := func(o tank.PullOptions) {
 		tk, err := tank.Open(root, nil)

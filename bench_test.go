@@ -24,17 +24,7 @@ import (
 // BenchmarkPull pulls an image of three layers, some 110 MB in 3,000 files, into a new root each time; MB/s are those of the
 // unpacked bytes. Put TMPDIR on tmpfs. See docs/performance.md for pulls beside other programs.
 func BenchmarkPull(b *testing.B) {
-	reg := registrytest.New(b)
-	var blobs []ocispec.Descriptor
-	var diffIDs []digest.Digest
-	var size int64
-	for i, files := range []int{500, 1000, 1500} {
-		stream, blob := benchLayer(b, i, files)
-		size += int64(len(stream))
-		blobs = append(blobs, reg.Blob(ocispec.MediaTypeImageLayerGzip, blob))
-		diffIDs = append(diffIDs, digest.FromBytes(stream))
-	}
-	reg.Image("1", platforms.DefaultSpec(), blobs, diffIDs)
+	reg, size := benchImage(b, 500, 1000, 1500)
 	ref := reg.Host + "/x:1"
 	for _, daemon := range []bool{false, true} {
 		b.Run(fmt.Sprintf("daemon=%v", daemon), func(b *testing.B) {
@@ -61,6 +51,22 @@ func BenchmarkPull(b *testing.B) {
 			}
 		})
 	}
+}
+
+// benchImage is a registry with an image x:1 of a layer for each number of files, and the bytes that they unpack to.
+func benchImage(b *testing.B, layers ...int) (reg *registrytest.Registry, size int64) {
+	b.Helper()
+	reg = registrytest.New(b)
+	var blobs []ocispec.Descriptor
+	var diffIDs []digest.Digest
+	for i, files := range layers {
+		stream, blob := benchLayer(b, i, files)
+		size += int64(len(stream))
+		blobs = append(blobs, reg.Blob(ocispec.MediaTypeImageLayerGzip, blob))
+		diffIDs = append(diffIDs, digest.FromBytes(stream))
+	}
+	reg.Image("1", platforms.DefaultSpec(), blobs, diffIDs)
+	return reg, size
 }
 
 // benchLayer makes a tar of files of 6 KB in the median and 36 KB in the mean, and its gzip, which is 2.3 times smaller. Same

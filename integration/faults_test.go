@@ -126,11 +126,6 @@ func gzipped(t testing.TB, stream []byte) []byte {
 func rawImage(t testing.TB, layers ...blobLayer) BuiltImage {
 	t.Helper()
 	b := BuiltImage{Blobs: map[digest.Digest][]byte{}}
-	add := func(mediaType string, blob []byte) ocispec.Descriptor {
-		d := digest.FromBytes(blob)
-		b.Blobs[d] = blob
-		return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(blob))}
-	}
 	marshal := func(v any) []byte {
 		text, err := json.Marshal(v)
 		if err != nil {
@@ -139,13 +134,13 @@ func rawImage(t testing.TB, layers ...blobLayer) BuiltImage {
 		return text
 	}
 	for _, l := range layers {
-		b.Layers = append(b.Layers, add(ocispec.MediaTypeImageLayerGzip, l.blob))
+		b.Layers = append(b.Layers, b.add(ocispec.MediaTypeImageLayerGzip, l.blob))
 		b.DiffIDs = append(b.DiffIDs, l.diffID)
 	}
-	b.Config = add(ocispec.MediaTypeImageConfig, marshal(ocispec.Image{
+	b.Config = b.add(ocispec.MediaTypeImageConfig, marshal(ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: b.DiffIDs},
 	}))
-	b.Manifest = add(ocispec.MediaTypeImageManifest, marshal(ocispec.Manifest{
+	b.Manifest = b.add(ocispec.MediaTypeImageManifest, marshal(ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: b.Config, Layers: b.Layers,
 	}))
 	return b

@@ -24,14 +24,15 @@ type BuiltImage struct {
 	Blobs map[digest.Digest][]byte
 }
 
+func (b BuiltImage) add(mediaType string, blob []byte) ocispec.Descriptor {
+	d := digest.FromBytes(blob)
+	b.Blobs[d] = blob
+	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(blob))}
+}
+
 // BuildImage makes an image of gzip layers. Same input, same bytes, as long as compress/gzip stays the same.
 func BuildImage(layers [][]Entry, config ocispec.ImageConfig) (BuiltImage, error) {
 	b := BuiltImage{Blobs: map[digest.Digest][]byte{}}
-	add := func(mediaType string, blob []byte) ocispec.Descriptor {
-		d := digest.FromBytes(blob)
-		b.Blobs[d] = blob
-		return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(blob))}
-	}
 	for _, entries := range layers {
 		stream, err := tarStream(entries)
 		if err != nil {
@@ -46,7 +47,7 @@ func BuildImage(layers [][]Entry, config ocispec.ImageConfig) (BuiltImage, error
 			return b, err
 		}
 		b.DiffIDs = append(b.DiffIDs, digest.FromBytes(stream))
-		b.Layers = append(b.Layers, add(ocispec.MediaTypeImageLayerGzip, z.Bytes()))
+		b.Layers = append(b.Layers, b.add(ocispec.MediaTypeImageLayerGzip, z.Bytes()))
 	}
 	created := time.Unix(epoch, 0).UTC()
 	image := ocispec.Image{
@@ -59,7 +60,7 @@ func BuildImage(layers [][]Entry, config ocispec.ImageConfig) (BuiltImage, error
 	if err != nil {
 		return b, err
 	}
-	b.Config = add(ocispec.MediaTypeImageConfig, text)
+	b.Config = b.add(ocispec.MediaTypeImageConfig, text)
 	text, err = json.Marshal(ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
@@ -69,7 +70,7 @@ func BuildImage(layers [][]Entry, config ocispec.ImageConfig) (BuiltImage, error
 	if err != nil {
 		return b, err
 	}
-	b.Manifest = add(ocispec.MediaTypeImageManifest, text)
+	b.Manifest = b.add(ocispec.MediaTypeImageManifest, text)
 	return b, nil
 }
 

@@ -70,11 +70,6 @@ var forms = []form{
 func (f form) build(t testing.TB, layers [][]Entry) BuiltImage {
 	t.Helper()
 	b := BuiltImage{Blobs: map[digest.Digest][]byte{}}
-	add := func(mediaType string, blob []byte) ocispec.Descriptor {
-		d := digest.FromBytes(blob)
-		b.Blobs[d] = blob
-		return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(blob))}
-	}
 	marshal := func(v any) []byte {
 		text, err := json.Marshal(v)
 		if err != nil {
@@ -88,17 +83,17 @@ func (f form) build(t testing.TB, layers [][]Entry) BuiltImage {
 			t.Fatal(err)
 		}
 		b.DiffIDs = append(b.DiffIDs, digest.FromBytes(stream))
-		b.Layers = append(b.Layers, add(f.layer, f.pack(t, stream)))
+		b.Layers = append(b.Layers, b.add(f.layer, f.pack(t, stream)))
 	}
 	config, manifest := ocispec.MediaTypeImageConfig, ocispec.MediaTypeImageManifest
 	if f.docker {
 		config, manifest = images.MediaTypeDockerSchema2Config, images.MediaTypeDockerSchema2Manifest
 	}
-	b.Config = add(config, marshal(ocispec.Image{
+	b.Config = b.add(config, marshal(ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, Config: helloConfig,
 		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: b.DiffIDs},
 	}))
-	b.Manifest = add(manifest, marshal(ocispec.Manifest{
+	b.Manifest = b.add(manifest, marshal(ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: manifest, Config: b.Config, Layers: b.Layers,
 	}))
 	return b

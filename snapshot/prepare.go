@@ -66,6 +66,7 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	if _, _, _, err := n.s.idMaps(sn); err != nil {
 		return nil, err
 	}
+	n.s.helpDelete()
 	sn.Whole = n.s.whole(sn, st)
 	staged, err := n.s.stageSnapshot(ctx, sn, st)
 	if err != nil {

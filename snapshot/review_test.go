@@ -3,7 +3,9 @@ package snapshot_test
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -15,6 +17,7 @@ func TestSweepBesideRemovals(t *testing.T) {
 	w := open(t)
 	sn := w.For(metadata.Containerd)
 	stop := make(chan struct{})
+	var removed atomic.Int64
 	var wg sync.WaitGroup
 	for n := range 4 {
 		wg.Add(1)
@@ -35,10 +38,14 @@ func TestSweepBesideRemovals(t *testing.T) {
 					t.Error(err)
 					return
 				}
+				removed.Add(1)
 			}
 		}()
 	}
-	for range 50 {
+	for n := range int64(10) { // each deletes all that waits, more than a thousand trees
+		for removed.Load() < 100*n {
+			time.Sleep(time.Millisecond)
+		}
 		if _, err := w.Sweep(ctx); err != nil {
 			t.Error(err)
 			break

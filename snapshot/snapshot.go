@@ -86,26 +86,20 @@ type Store struct {
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
 
-	// deletions has room for the trees that are deleted at once: hundreds would keep everybody from the disk's journal.
-	deletions chan struct{}
+	deletions deletions
 
 	// gate keeps a sweep away from directories that are in place but not recorded yet.
 	gate sync.RWMutex
 
 	// mu guards what follows.
 	mu       sync.Mutex
-	left     []string                   // in staging when the store was opened, and not deleted by a sweep yet
 	dirs     map[string]string          // name under snapshots/ -> snapshot key
 	suspects map[metadata.Node]struct{} // provisional records that another process left
 }
 
-// maxDeletions is how many trees are deleted at once.
-const maxDeletions = 4
-
 // Open opens the directories under root, an existing directory. Errors are of errdefs' classes.
 func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, error) {
-	s := &Store{root: root, db: db, blobs: blobs, dirs: map[string]string{}, suspects: map[metadata.Node]struct{}{},
-		deletions: make(chan struct{}, maxDeletions)}
+	s := &Store{root: root, db: db, blobs: blobs, dirs: map[string]string{}, suspects: map[metadata.Node]struct{}{}}
 	if opts != nil {
 		s.opts = *opts
 	}
@@ -137,12 +131,10 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 // emptyStaging deletes what an earlier process left (I4), in the background.
 func (s *Store) emptyStaging() error {
 	left, err := s.stagedNames("")
-	if err != nil || len(left) == 0 {
-		return err
+	if err == nil {
+		s.deleteSoon(left)
 	}
-	s.left = left
-	s.background("staging", func(ctx context.Context) error { return s.removeEach(ctx, left) })
-	return nil
+	return err
 }
 
 // stagedNames lists what is in staging with this prefix, except what other packages put there.
@@ -158,25 +150,6 @@ func (s *Store) stagedNames(prefix string) ([]string, error) {
 		}
 	}
 	return paths, nil
-}
-
-// removeEach deletes trees below staging. A sweep and the background may be at the same one.
-func (s *Store) removeEach(ctx context.Context, paths []string) error {
-	var errs []error
-	for _, p := range paths {
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		errs = append(errs, s.removeOne(p))
-	}
-	return errors.Join(errs...)
-}
-
-func (s *Store) removeOne(path string) error {
-	defer s.locks.lock(path)()
-	s.deletions <- struct{}{}
-	defer func() { <-s.deletions }()
-	return removeAll(path)
 }
 
 // load reads which snapshot owns which directory, and what another process left provisional.
@@ -235,25 +208,6 @@ func (s *Store) path(elem ...string) string {
 // stage returns the path of a new name under staging/.
 func (s *Store) stage(what string) string {
 	return s.path("staging", what+"-"+strconv.FormatUint(s.staged.Add(1), 36))
-}
-
-// trash moves a directory, whose record is gone, into staging and deletes it in the background.
-func (s *Store) trash(paths ...string) error {
-	var moved []string
-	var errs []error
-	for _, p := range paths {
-		to := s.stage("trash")
-		switch err := renameTree(p, to); {
-		case err == nil:
-			moved = append(moved, to)
-		case !errors.Is(err, os.ErrNotExist):
-			errs = append(errs, err)
-		}
-	}
-	if len(moved) > 0 {
-		s.background("deletion", func(ctx context.Context) error { return s.removeEach(ctx, moved) })
-	}
-	return errors.Join(errs...)
 }
 
 // keyLock is a lock for each key in use.

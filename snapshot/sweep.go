@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,12 +27,9 @@ func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 		return Stats{}, err
 	}
 	stats, moved, err := s.moveUnrecorded()
-	trash, terr := s.stagedNames("trash-") // of deletions that go on in the background: who sweeps wants the space now
-	s.mu.Lock()
-	trash = append(trash, s.left...)
-	s.left = nil
-	s.mu.Unlock()
-	return stats, errors.Join(err, terr, s.removeEach(ctx, append(moved, trash...)))
+	waiting := s.deletions.takeAll() // who sweeps wants the space now
+	failed, ferr := s.stagedNames("trash-")
+	return stats, errors.Join(err, ferr, s.removeEach(ctx, slices.Concat(moved, waiting, failed)))
 }
 
 func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {

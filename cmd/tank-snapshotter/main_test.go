@@ -74,27 +74,17 @@ func TestScripts(t *testing.T) {
 // hello:held, whose layer never comes. secret may not be read.
 func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldLayer digest.Digest, release func()) {
 	t.Helper()
-	var raw bytes.Buffer
-	w := tar.NewWriter(&raw)
-	if err := w.WriteHeader(&tar.Header{Name: "greeting", Mode: 0o644, Size: 6}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write([]byte("hello\n")); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	raw := greeting(t)
 	reg = registrytest.New(t)
 	image := func(tag string, data []byte) ocispec.Descriptor {
 		l := reg.Blob(ocispec.MediaTypeImageLayer, data)
 		reg.Image(tag, platforms.DefaultSpec(), []ocispec.Descriptor{l}, []digest.Digest{l.Digest})
 		return l
 	}
-	right := image("1", raw.Bytes())
-	lie := image("lie", append(bytes.Clone(raw.Bytes()), 0))
-	slow := image("slow", append(bytes.Clone(raw.Bytes()), 0, 0))
-	held := image("held", append(bytes.Clone(raw.Bytes()), 0, 0, 0))
+	right := image("1", raw)
+	lie := image("lie", append(bytes.Clone(raw), 0))
+	slow := image("slow", append(bytes.Clone(raw), 0, 0))
+	held := image("held", append(bytes.Clone(raw), 0, 0, 0))
 	released := make(chan struct{})
 	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
@@ -115,6 +105,23 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldL
 		return false
 	}
 	return reg, right.Digest, slow.Digest, held.Digest, sync.OnceFunc(func() { close(released) })
+}
+
+// greeting is a layer of one file.
+func greeting(tb testing.TB) []byte {
+	tb.Helper()
+	var raw bytes.Buffer
+	w := tar.NewWriter(&raw)
+	if err := w.WriteHeader(&tar.Header{Name: "greeting", Mode: 0o644, Size: 6}); err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := w.Write([]byte("hello\n")); err != nil {
+		tb.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return raw.Bytes()
 }
 
 // exits runs `exits CODE PROGRAM ARG...` and compares the exit code, which testscript's own exec only tells from zero.

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/resolver/registrytest"
+)
+
+// program is the real binary: that of the test has the test's dependencies to initialize as well. TANK_BINARY names another.
+func program(tb testing.TB) string {
+	tb.Helper()
+	if path := os.Getenv("TANK_BINARY"); path != "" {
+		return path
+	}
+	path := filepath.Join(tb.TempDir(), "tank-snapshotter")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		tb.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
+// again is a root that has an image, and the commands that ask for it once more, as somebody at a shell gives them.
+type again struct {
+	registry *registrytest.Registry
+	rows     []againRow
+}
+
+// againRow is one command; requests are what it asks of the registry.
+type againRow struct {
+	name     string
+	argv     []string
+	want     string // on stdout, unless empty
+	requests int
+}
+
+// pullAgain pulls an image into a new root. The commands are to be run by one process, or beside the daemon of that root.
+func pullAgain(tb testing.TB, program string, daemon bool) again {
+	tb.Helper()
+	a := again{registry: registrytest.New(tb)}
+	layer := a.registry.Blob(ocispec.MediaTypeImageLayer, greeting(tb))
+	a.registry.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{layer.Digest})
+	root := filepath.Join(tb.TempDir(), "root")
+	if daemon {
+		serveProgram(tb, program, root)
+	}
+	pull := []string{program, "--root", root, "pull", "--progress", "none"}
+	ref := a.registry.Host + "/hello:1"
+	path, _ := timed(tb, append(pull, ref))
+	a.rows = []againRow{
+		{"version", []string{program, "version"}, "", 0},
+		{"offline", append(slices.Clone(pull), "--offline", ref), path, 0},
+		{"unchanged", append(slices.Clone(pull), ref), path, 1},
+	}
+	return a
+}
+
+// run runs the commands in turn and returns their times, in order of size.
+func (a again) run(tb testing.TB, rounds int) map[string][]time.Duration {
+	tb.Helper()
+	took := map[string][]time.Duration{}
+	for range rounds {
+		for _, row := range a.rows {
+			before := len(a.registry.Requests())
+			out, d := timed(tb, row.argv)
+			if row.want != "" && out != row.want {
+				tb.Fatalf("%s: printed %q, not %q", row.name, out, row.want)
+			}
+			if asked := a.registry.Requests()[before:]; len(asked) != row.requests {
+				tb.Fatalf("%s: %d requests, want %d: %q", row.name, len(asked), row.requests, asked)
+			}
+			took[row.name] = append(took[row.name], d)
+		}
+	}
+	for _, d := range took {
+		slices.Sort(d)
+	}
+	return took
+}
+
+// timed runs a command and returns its stdout and how long it took from its start to its exit.
+func timed(tb testing.TB, argv []string) (string, time.Duration) {
+	tb.Helper()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	begin := time.Now()
+	err := cmd.Run()
+	took := time.Since(begin)
+	if err != nil {
+		tb.Fatalf("%s: %v: %s", strings.Join(argv, " "), err, stderr.String())
+	}
+	return stdout.String(), took
+}
+
+// serveProgram runs a daemon of the root until the test ends.
+func serveProgram(tb testing.TB, program, root string) {
+	tb.Helper()
+	dir := tb.TempDir()
+	config := filepath.Join(dir, "config.toml")
+	if err := os.WriteFile(config, nil, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command(program, "serve", "--config", config, "--root", root, "--address", filepath.Join(dir, "d.sock"))
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		if err := cmd.Wait(); err != nil {
+			tb.Errorf("serve: %v: %s", err, stderr.String())
+		}
+	})
+	for deadline := time.Now().Add(patienceOfTests); ; time.Sleep(10 * time.Millisecond) {
+		if c, err := dial(tb.Context(), filepath.Join(root, socketName)); err == nil {
+			c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Fatal("serve does not answer")
+		}
+	}
+}
+
+// TestAgainIsQuick asks for an image that is here, with the whole command: to be answered from here takes no request and little more than
+// the start of the program does, to find it unchanged takes one request.
+func TestAgainIsQuick(t *testing.T) {
+	const rounds, offline, unchanged = 20, 10 * time.Millisecond, 20 * time.Millisecond
+	binary := program(t)
+	for _, daemon := range []bool{false, true} {
+		t.Run(fmt.Sprintf("daemon=%v", daemon), func(t *testing.T) {
+			a := pullAgain(t, binary, daemon)
+			for attempt := 1; ; attempt++ { // a busy machine slows down the one and the other unevenly
+				took := a.run(t, rounds)
+				start := took["version"][rounds/2]
+				over := func(name string) time.Duration { return took[name][rounds/2] - start }
+				if over("offline") <= offline && over("unchanged") <= unchanged {
+					return
+				}
+				if attempt == 5 {
+					t.Fatalf("beyond the %s of a start: %s offline, want %s; %s unchanged, want %s",
+						start, over("offline"), offline, over("unchanged"), unchanged)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkCommand measures whole commands, from their start to their exit.
+func BenchmarkCommand(b *testing.B) {
+	binary := program(b)
+	for _, daemon := range []bool{false, true} {
+		b.Run(fmt.Sprintf("daemon=%v", daemon), func(b *testing.B) {
+			a := pullAgain(b, binary, daemon)
+			for _, row := range a.rows {
+				b.Run(row.name, func(b *testing.B) {
+					var took []time.Duration
+					for b.Loop() {
+						_, d := timed(b, row.argv)
+						took = append(took, d)
+					}
+					slices.Sort(took)
+					b.ReportMetric(took[len(took)/2].Seconds()*1000, "p50-ms")
+					b.ReportMetric(took[len(took)*99/100].Seconds()*1000, "p99-ms")
+				})
+			}
+		})
+	}
+}

@@ -22,6 +22,9 @@ import (
 // at the end finds little to do.
 const writeback = 8 << 20
 
+// piece is how many bytes are written and then hashed at once: what a core has in its own cache.
+const piece = 256 << 10
+
 // digestWait is how long Digest waits for the hash of what an earlier writer left.
 const digestWait = 200 * time.Millisecond
 
@@ -219,9 +222,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	if err := cmp.Or(w.usable(), w.broken); err != nil {
 		return 0, err
 	}
-	n, err := w.v.s.hooks.writeAt(w.f, p, w.offset)
-	w.sum.Load().hash.Write(p[:n])
-	w.offset += int64(n)
+	n, err := w.writePieces(p)
 	w.updated, w.dirty = time.Now(), true
 	w.in().grow(w.offset)
 	if err != nil {
@@ -237,6 +238,18 @@ func (w *writer) Write(p []byte) (int, error) {
 		w.flushed = w.offset
 	}
 	return n, nil
+}
+
+// writePieces writes and hashes p by pieces that stay in the cache of a core meanwhile.
+func (w *writer) writePieces(p []byte) (written int, err error) {
+	for len(p) > 0 && err == nil {
+		var n int
+		n, err = w.v.s.hooks.writeAt(w.f, p[:min(len(p), piece)], w.offset)
+		w.sum.Load().hash.Write(p[:n])
+		w.offset += int64(n)
+		written, p = written+n, p[n:]
+	}
+	return written, err
 }
 
 // Sync forces what was written to disk, and waits for its hash, so that Commit is quick.

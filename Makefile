@@ -4,6 +4,8 @@ GO              ?= go
 GOLANGCI        ?= v2.15.0
 VERSION         ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS         := -s -w -X main.version=$(VERSION)
+# Without gRPC's trace pages, which nobody serves, and the template packages that they bring: a start is quicker by a tenth.
+TAGS            := grpcnotrace
 FUZZTIME        ?= 30s
 TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 15m
@@ -24,7 +26,7 @@ export PATH := $(PATH):/usr/local/go/bin
 .PHONY: build install test unit integration matrix kubelet race fuzz bench bench-crane bench-pull lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
 
 # UNITDIR is where systemd looks for units of PREFIX. A config that is there stays.
 install: build ## install the program, its units for systemd and its default config below DESTDIR

@@ -124,25 +124,45 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// migrate brings the file to this schema: so far only from nothing.
+// migrate brings the file to this schema: so far only from nothing. A file that has it is not written: an Open waits for no disk.
 func (db *DB) migrate() (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
+	current := false
+	if err := db.bolt.View(func(tx *bolt.Tx) (err error) {
+		current, err = isCurrent(tx)
+		return err
+	}); err != nil || current {
+		return err
+	}
 	return db.bolt.Update(func(tx *bolt.Tx) error {
 		for _, name := range buckets {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
 		}
-		meta := tx.Bucket(bucketMeta)
-		v := meta.Get(keySchema)
-		if v == nil {
-			return meta.Put(keySchema, []byte(strconv.Itoa(schema)))
-		}
-		if n, err := strconv.Atoi(string(v)); err != nil || n > schema {
-			return fmt.Errorf("schema %q is newer than %d, written by a newer Tank: %w", v, schema, errdefs.ErrFailedPrecondition)
-		}
-		return nil
+		return tx.Bucket(bucketMeta).Put(keySchema, []byte(strconv.Itoa(schema)))
 	})
+}
+
+// isCurrent says whether the file has this schema and all its buckets, and refuses one of a newer schema.
+func isCurrent(tx *bolt.Tx) (bool, error) {
+	meta := tx.Bucket(bucketMeta)
+	if meta == nil {
+		return false, nil
+	}
+	v := meta.Get(keySchema)
+	if v == nil {
+		return false, nil
+	}
+	if n, err := strconv.Atoi(string(v)); err != nil || n > schema {
+		return false, fmt.Errorf("schema %q is newer than %d, written by a newer Tank: %w", v, schema, errdefs.ErrFailedPrecondition)
+	}
+	for _, name := range buckets {
+		if tx.Bucket(name) == nil {
+			return false, nil
+		}
+	}
+	return string(v) == strconv.Itoa(schema), nil
 }
 
 // Close closes the file. It waits for open transactions, and makes durable what UpdateSoon was given.

@@ -275,3 +275,26 @@ func Example() {
 	// recorded: <nil>
 	// after the image: not found is true
 }
+
+// TestOpenWritesNothing: who only looks waits for no disk, and a file that is as it should be stays as it is.
+func TestOpenWritesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	content := func() string {
+		t.Helper()
+		db, err := metadata.Open(path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	if first := content(); content() != first {
+		t.Error("Open wrote to a file that has the schema")
+	}
+}

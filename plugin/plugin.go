@@ -34,7 +34,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 )
 
@@ -95,7 +94,6 @@ func New(opts *Options) *Server {
 		g.RegisterService(&adminService, opts.Admin)
 	}
 	healthapi.RegisterHealthServer(g, health.NewServer())
-	reflection.Register(g)
 	return s
 }
 

@@ -25,12 +25,58 @@ func program(tb testing.TB) string {
 		return path
 	}
 	path := filepath.Join(tb.TempDir(), "tank-snapshotter")
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, ".")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", tags(tb), "-ldflags", "-s -w", "-o", path, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		tb.Fatalf("%v: %s", err, out)
 	}
 	return path
+}
+
+// tags are those that the Makefile builds with.
+func tags(tb testing.TB) string {
+	tb.Helper()
+	text, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, ok := strings.Cut(line, ":="); ok && strings.TrimSpace(name) == "TAGS" {
+			return strings.TrimSpace(value)
+		}
+	}
+	tb.Fatal("the Makefile has no TAGS")
+	return ""
+}
+
+// TestStartIsLean looks at what every start of the program initializes, a pull of what is here included: most of its time is page faults
+// for what that allocates. Regular expressions and descriptions of messages, which packages keep for nobody here, are the worst.
+func TestStartIsLean(t *testing.T) {
+	const most = 1000 << 10 // bytes; 873 KiB with go1.26
+	cmd := exec.Command(program(t), "version")
+	cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	total, seen := 0, 0
+	for line := range strings.Lines(string(out)) {
+		var name string
+		var at, clock float64
+		var bytes int
+		if _, err := fmt.Sscanf(line, "init %s @%f ms, %f ms clock, %d bytes", &name, &at, &clock, &bytes); err != nil {
+			continue
+		}
+		seen++
+		total += bytes
+		switch name {
+		case "golang.org/x/net/trace", "html/template", "google.golang.org/protobuf/reflect/protodesc":
+			t.Errorf("%s is initialized", name)
+		}
+	}
+	if seen < 20 || total > most {
+		t.Errorf("%d packages allocate %d bytes when the program starts, want at most %d", seen, total, most)
+	}
 }
 
 // again is a root that has an image, and the commands that ask for it once more, as somebody at a shell gives them.

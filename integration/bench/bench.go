@@ -1,7 +1,7 @@
-// Program bench pulls one image with Tank and with its peers in turn and prints what each of them took: wall time, CPU
+// Program bench pulls images with Tank and with its peers in turn and prints what each of them took: wall time, CPU
 // seconds, peak memory, bytes on disk.
 //
-// On disk it owns one temporary directory, what it mounts there, and the image in its cache directory. Peers come from the Go
+// On disk it owns one temporary directory, what it mounts there, and the images in its cache directory. Peers come from the Go
 // module proxy, as ../go.mod pins them, and from Debian's packages; one that is missing is left out and named.
 //
 // Its invariant: it removes exactly the mounts, loop devices, processes and files that it made, also on Ctrl-C. It mounts in
@@ -20,26 +20,25 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 )
 
 // options are the flags.
 type options struct {
-	image   string // oci:DIR:TAG; empty: generated
-	size    int    // MB of a generated image, compressed
-	layers  int
-	rounds  int
-	only    string
-	fs      string
-	fsSize  int // GiB
-	backing string
-	cache   string
-	write   string
-	section string
-	goals   string
-	builds  string
-	quiet   float64
+	scenarios string
+	image     string  // oci:DIR:TAG; empty: generated
+	size      int     // MB of a generated image, compressed; 0: the scenario's
+	layers    int     // 0: the scenario's
+	scale     float64 // of what is generated
+	rounds    int     // 0: the scenario's
+	only      string
+	fs        string
+	fsSize    int // GiB
+	backing   string
+	cache     string
+	write     string
+	builds    string
+	quiet     float64
 }
 
 // inner marks the process that works, in a mount namespace of its own; its value is the temporary directory.
@@ -47,18 +46,18 @@ const inner = "TANK_BENCH_DIR"
 
 func main() {
 	var o options
-	flag.StringVar(&o.image, "image", os.Getenv("IMAGE"), "`oci:DIR:TAG` to pull; without it one is generated")
-	flag.IntVar(&o.size, "size", 700, "`MB` (10^6 bytes) of the generated image, compressed")
-	flag.IntVar(&o.layers, "layers", 6, "layers of the generated image")
-	flag.IntVar(&o.rounds, "rounds", 5, "how often each contender pulls")
-	flag.StringVar(&o.only, "only", "", "comma-separated `names` of contenders; empty: all that can run here")
+	flag.StringVar(&o.scenarios, "scenario", "pull", "comma-separated `names`, or all: "+describeScenarios())
+	flag.StringVar(&o.image, "image", os.Getenv("IMAGE"), "`oci:DIR:TAG` to pull instead of the scenario's image")
+	flag.IntVar(&o.size, "size", 0, "`MB` (10^6 bytes) of the generated image, compressed, instead of the scenario's size")
+	flag.IntVar(&o.layers, "layers", 0, "layers of the generated image, instead of the scenario's")
+	flag.Float64Var(&o.scale, "scale", 1, "`factor` for the sizes of generated images: 0.02 to see whether all works")
+	flag.IntVar(&o.rounds, "rounds", 0, "how often each contender pulls, instead of the scenario's rounds")
+	flag.StringVar(&o.only, "only", "", "comma-separated `names` of contenders, instead of the scenario's; the others are compared with the first")
 	flag.StringVar(&o.fs, "fs", "xfs", "file system made for each run: xfs, ext4 or tmpfs")
-	flag.IntVar(&o.fsSize, "fs-size", 0, "its size in `GiB`; 0: eight times the image, at least 4")
+	flag.IntVar(&o.fsSize, "fs-size", 0, "its size in `GiB`; 0: six times the unpacked image, at least 4")
 	flag.StringVar(&o.backing, "backing", os.TempDir(), "`directory` of the loop file and all else; on tmpfs a busy disk does not count")
 	flag.StringVar(&o.cache, "cache", filepath.Join(os.TempDir(), "tank-bench"), "`directory` that keeps generated images for the next time")
-	flag.StringVar(&o.write, "write", "", "`file` that gets the table, between the markers of the section")
-	flag.StringVar(&o.section, "section", "bench-pull", "`name` in the file's markers")
-	flag.StringVar(&o.goals, "goals", "", "ratio lines to print: comma-separated `ours/peer=time:cpu`, cpu may be empty")
+	flag.StringVar(&o.write, "write", "", "`file` that gets each table, between the markers bench-SCENARIO, and the charts in bench/ beside it")
 	flag.StringVar(&o.builds, "builds", "", "other builds of Tank to compare with: comma-separated `name=binary`")
 	flag.Float64Var(&o.quiet, "quiet", 0, "repeat, at most ten times, a run during which others took more than this `percent` of the CPUs; 0: never")
 	flag.Parse()
@@ -112,130 +111,50 @@ func enter(o options) error {
 	return cmd.Wait()
 }
 
-// work is the benchmark, inside the namespace.
+// work is the benchmark, inside the namespace. A scenario that fails keeps no other from running.
 func work(dir string, o options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	var goals []goal
-	for text := range strings.SplitSeq(o.goals, ",") {
-		if text == "" {
-			continue
-		}
-		g, err := parseGoal(text)
-		if err != nil {
-			return err
-		}
-		goals = append(goals, g)
+	picked, err := selectScenarios(o)
+	if err != nil {
+		return err
 	}
 	progs, err := findPrograms(ctx)
 	if err != nil {
 		return err
 	}
-	all, err := selectContenders(o, progs)
-	if err != nil {
-		return err
-	}
-	img, err := prepareImage(ctx, o, progs)
-	if err != nil {
-		return fmt.Errorf("image: %w", err)
-	}
-	reg, err := startRegistry(ctx, filepath.Join(dir, "registry.yml"), img.store, progs)
-	if err != nil {
-		return err
-	}
-	defer reg.end()
-	if o.fsSize == 0 {
-		o.fsSize = max(4, int(8*img.Compressed>>30)+1)
-	}
-	b := &bench{ctx: ctx, dir: dir, opts: o, progs: progs, img: img, reg: reg}
-	res, err := b.rounds(all)
-	if err != nil {
-		return err
-	}
-	text := render(b, all, res, goals)
-	fmt.Print("\n" + text)
-	if o.write != "" {
-		return writeSection(o.write, o.section, text)
-	}
-	return nil
-}
-
-// bench is one run of the program.
-type bench struct {
-	ctx   context.Context // ends with the program
-	dir   string
-	opts  options
-	progs programs
-	img   image
-	reg   *registry
-	tree  string // what the first pull made
-}
-
-// rounds lets every contender pull once per round, each round beginning with another one.
-func (b *bench) rounds(all []contender) (map[string][]sample, error) {
-	res := map[string][]sample{}
-	for round := range b.opts.rounds {
-		for i := range all {
-			c := all[(i+round)%len(all)]
-			s, err := b.quietly(c)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", c.name, err)
-			}
-			res[c.name] = append(res[c.name], s)
-			fmt.Fprintf(os.Stderr, "round %d/%d  %-22s %6.2f s  %6.2f CPU s  %5.0f MB peak  (others %.2f CPU s)\n",
-				round+1, b.opts.rounds, c.name, s.wall.Seconds(), s.cpu.Seconds(), float64(s.rss)/1e6, s.elsewhere.Seconds())
+	var errs []error
+	for _, s := range picked {
+		b := &bench{ctx: ctx, dir: dir, opts: o, progs: progs, scenario: s}
+		if err := b.run(); err != nil {
+			errs = append(errs, fmt.Errorf("scenario %s: %w", s.name, err))
+			fmt.Fprintln(os.Stderr, "bench:", errs[len(errs)-1])
 		}
-	}
-	return res, nil
-}
-
-// quietly is once, repeated while others use the machine too much, if that is asked for. The quietest run counts.
-func (b *bench) quietly(c contender) (best sample, err error) {
-	for try := range 11 {
-		s, err := b.once(c)
-		if err != nil {
-			return s, err
-		}
-		if try == 0 || s.noise() < best.noise() {
-			best = s
-		}
-		if b.opts.quiet == 0 || best.noise() <= b.opts.quiet {
+		if ctx.Err() != nil {
 			break
 		}
 	}
-	return best, nil
+	return errors.Join(errs...)
 }
 
-// once makes a file system, has the contender pull into it, and drops it.
-func (b *bench) once(c contender) (s sample, err error) {
-	if err := warm(b.img.store); err != nil {
-		return s, err
-	}
-	fs, err := makeFS(b.ctx, filepath.Join(b.dir, "fs"), b.opts.fs, int64(b.opts.fsSize)<<30)
+// run measures the scenario, prints the report, and writes it and the charts if that is asked for.
+func (b *bench) run() error {
+	all, err := selectContenders(b.only, b.opts.builds, b.progs)
 	if err != nil {
-		return s, err
+		return err
 	}
-	defer func() { err = errors.Join(err, fs.drop()) }()
-	r := &run{bench: b, dir: fs.dir}
-	defer func() { r.endDaemons() }()
-	if err := c.prepare(r); err != nil {
-		return s, err
-	}
-	before, err := fs.used()
+	rows, err := b.measure(all)
 	if err != nil {
-		return s, err
+		return err
 	}
-	m := r.begin()
-	if err := c.pull(r, m); err != nil {
-		return s, err
+	text := b.report(rows)
+	fmt.Print("\n" + text)
+	if b.opts.write == "" {
+		return nil
 	}
-	s = m.end()
-	if c.check != nil {
-		if err := c.check(r); err != nil {
-			return s, err
-		}
+	links, err := writeCharts(filepath.Join(filepath.Dir(b.opts.write), "bench"), b.charts(rows))
+	if err != nil {
+		return err
 	}
-	after, err := fs.used()
-	s.disk = after - before
-	return s, err
+	return writeSection(b.opts.write, b.section(), text+"\n"+links)
 }

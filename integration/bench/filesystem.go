@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -110,4 +111,36 @@ func (fs *filesystem) drop() error {
 		err = errors.Join(err, os.Remove(fs.file))
 	}
 	return err
+}
+
+// unmountBelow unmounts dir and what is mounted below it, the latest first. The namespace is ours: nobody else sees it.
+func unmountBelow(dir string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var points []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
+			points = append(points, f[4])
+		}
+	}
+	for i := len(points) - 1; i >= 0; i-- {
+		if err := unmount(points[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmount waits for whoever is just about to let go.
+func unmount(point string) error {
+	for range 100 {
+		err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
+		if err != unix.EBUSY {
+			return os.NewSyscallError("unmount "+point, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return fmt.Errorf("unmount %s: busy", point)
 }

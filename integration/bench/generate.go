@@ -22,17 +22,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// generation is part of the name under which an image is kept: another generator makes another image.
-const generation = 1
-
-// weights are the sizes of six layers of a large real image to each other. More layers repeat them.
-var weights = []float64{95, 47, 94, 201, 255, 8}
-
 const (
-	meanLog, sigmaLog = 8.7, 1.9 // of file sizes: the median is 6 KB, the mean 36 KB
-	maxFile           = 32 << 20
-	textShare         = 0.50 // of the bytes
-	noiseShare        = 0.07 // what is compressed already: images, archives
+	meanLog, sigmaLog           = 8.7, 1.9 // of file sizes: the median is 6 KB, the mean 36 KB
+	smallMeanLog, smallSigmaLog = 6.4, 1.0 // of small files: 600 bytes, 1 KB
+	maxFile                     = 32 << 20
+	textShare                   = 0.50 // of the bytes
+	noiseShare                  = 0.07 // what is compressed already: images, archives
 )
 
 // generated is a layer that was written.
@@ -46,6 +41,7 @@ type generated struct {
 // layer writes one layer.
 type layer struct {
 	index   int
+	small   bool // its files
 	rng     *rand.Rand
 	tw      *tar.Writer
 	dirs    map[string]bool
@@ -70,9 +66,9 @@ func (c *counter) Write(p []byte) (int, error) {
 
 func (c *counter) digest() digest.Digest { return digest.NewDigest(digest.SHA256, c.hash) }
 
-// generateLayer writes a gzip layer of about limit compressed bytes into blobs. Same arguments, same bytes, as long as
-// compress/gzip stays the same.
-func generateLayer(blobs string, index int, limit int64) (g generated, err error) {
+// generateLayer writes a gzip layer of a recipe's image into blobs. Same arguments, same bytes, as long as compress/gzip stays
+// the same. Another version has files of the same names.
+func generateLayer(blobs string, r recipe, index, version int) (g generated, err error) {
 	f, err := os.CreateTemp(blobs, "layer")
 	if err != nil {
 		return g, err
@@ -82,12 +78,23 @@ func generateLayer(blobs string, index int, limit int64) (g generated, err error
 	z := gzip.NewWriter(out)
 	in := &counter{w: z, hash: sha256.New()}
 	l := &layer{
-		index: index, rng: rand.New(rand.NewPCG(20, uint64(index))), tw: tar.NewWriter(in), dirs: map[string]bool{},
+		index: index, small: r.entries > 0, rng: rand.New(rand.NewPCG(20+uint64(version), uint64(index))),
+		tw: tar.NewWriter(in), dirs: map[string]bool{},
+	}
+	share := r.share(index)
+	enough := func() bool {
+		switch {
+		case r.unpacked > 0:
+			return float64(in.n) >= share*float64(r.unpacked)*1e6
+		case r.entries > 0:
+			return float64(l.entries) >= share*float64(r.entries)
+		}
+		return float64(out.n) >= share*float64(r.compressed)*1e6
 	}
 	if err := l.changes(); err != nil {
 		return g, err
 	}
-	for n := 0; out.n < limit; n++ {
+	for n := 0; !enough(); n++ {
 		if err := l.file(n); err != nil {
 			return g, err
 		}
@@ -153,7 +160,11 @@ func (l *layer) file(n int) error {
 	case n%17 == 5:
 		h.Uid, h.Gid = 1000, 1000
 	}
-	size := min(int(math.Exp(l.rng.NormFloat64()*sigmaLog+meanLog)), maxFile)
+	mean, sigma := meanLog, sigmaLog
+	if l.small {
+		mean, sigma = smallMeanLog, smallSigmaLog
+	}
+	size := min(int(math.Exp(l.rng.NormFloat64()*sigma+mean)), maxFile)
 	switch kind := l.rng.Float64(); {
 	case kind < textShare:
 		return l.add(h, l.text(size))

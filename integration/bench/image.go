@@ -11,18 +11,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/opencontainers/image-spec/specs-go"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/integration"
 )
 
-// repository is what the registry calls the image.
-const repository = "bench/image:latest"
+// repository is what the registry calls the image, whatever its tag.
+const repository = "bench/image"
 
 // image is an image in the store of a registry. It is kept as image.json beside that.
 type image struct {
@@ -31,53 +29,57 @@ type image struct {
 	Compressed int64
 	Unpacked   int64 // bytes of the tars
 	Entries    int
+	Manifest   digest.Digest
+	ChainID    digest.Digest // of all layers
 
 	store string
 }
 
 // prepareImage returns the image that is asked for. One that was not used before is pushed into a registry's store below the
 // cache directory, which later runs take as it is.
-func prepareImage(ctx context.Context, o options, p programs) (image, error) {
-	key := fmt.Sprintf("generated-%d-%dMB-%d", generation, o.size, o.layers)
-	layout, ref := "", ""
-	if o.image != "" {
-		rest, ok := strings.CutPrefix(o.image, "oci:")
-		i := strings.IndexByte(rest, ':')
-		if !ok || i < 0 {
-			return image{}, fmt.Errorf("%q: wants oci:DIR:TAG", o.image)
+func prepareImage(ctx context.Context, cache string, r recipe, p programs) (image, error) {
+	key := r.key()
+	var layout, ref string
+	if r.layout != "" {
+		var ok bool
+		if layout, ref, ok = cutLayout(r.layout); !ok {
+			return image{}, fmt.Errorf("%q: wants oci:DIR:TAG", r.layout)
 		}
-		layout, ref = rest[:i], rest[i+1:]
 		img, err := integration.ReadImage(layout, ref)
 		if err != nil {
 			return image{}, err
 		}
-		key = "oci-" + img.Manifest.Digest.Encoded()[:16]
+		key = fmt.Sprintf("oci-%d-%s", generation, img.Manifest.Digest.Encoded()[:16])
 	}
-	dir := filepath.Join(o.cache, key)
+	dir := filepath.Join(cache, key)
 	if b, err := os.ReadFile(filepath.Join(dir, "image.json")); err == nil {
 		img := image{store: filepath.Join(dir, "registry")}
 		return img, json.Unmarshal(b, &img)
 	}
-	if err := os.MkdirAll(o.cache, 0o755); err != nil {
+	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return image{}, err
 	}
-	tmp, err := os.MkdirTemp(o.cache, ".new")
+	tmp, err := os.MkdirTemp(cache, ".new")
 	if err != nil {
 		return image{}, err
 	}
 	defer os.RemoveAll(tmp)
-	fmt.Fprintf(os.Stderr, "making the image %s in %s\n", key, o.cache)
+	fmt.Fprintf(os.Stderr, "making the image %s in %s\n", key, cache)
 	var img image
+	tags := map[string]string{tagLatest: ref}
 	if layout == "" {
-		layout, ref = filepath.Join(tmp, "layout"), "latest"
-		img, err = generate(ctx, layout, ref, o)
+		layout, tags = filepath.Join(tmp, "layout"), map[string]string{tagLatest: tagLatest}
+		if r.update {
+			tags[tagBefore] = tagBefore
+		}
+		img, err = r.generate(ctx, layout)
 	} else {
 		img, err = describe(layout, ref)
 	}
 	if err != nil {
 		return img, err
 	}
-	if err := pushTo(ctx, filepath.Join(tmp, "registry"), layout, ref, p); err != nil {
+	if err := pushTo(ctx, filepath.Join(tmp, "registry"), layout, tags, p); err != nil {
 		return img, err
 	}
 	b, err := json.Marshal(img)
@@ -94,64 +96,25 @@ func prepareImage(ctx context.Context, o options, p programs) (image, error) {
 	return img, os.Rename(tmp, dir)
 }
 
-func pushTo(ctx context.Context, store, layout, ref string, p programs) error {
+func cutLayout(s string) (layout, ref string, ok bool) {
+	rest, ok := strings.CutPrefix(s, "oci:")
+	layout, ref, found := strings.Cut(rest, ":")
+	return layout, ref, ok && found
+}
+
+// pushTo pushes what a layout has by other names, tags, into the store of a registry.
+func pushTo(ctx context.Context, store, layout string, tags map[string]string, p programs) error {
 	reg, err := startRegistry(ctx, store+".yml", store, p)
 	if err != nil {
 		return err
 	}
 	defer reg.end()
-	return integration.Push(layout, ref, "http://"+reg.addr, repository)
-}
-
-// generate writes an image into a new layout.
-func generate(ctx context.Context, layout, ref string, o options) (image, error) {
-	blobs := filepath.Join(layout, "blobs", "sha256")
-	if err := os.MkdirAll(blobs, 0o755); err != nil {
-		return image{}, err
-	}
-	var sum float64
-	for i := range o.layers {
-		sum += weights[i%len(weights)]
-	}
-	layers, errs := make([]generated, o.layers), make([]error, o.layers)
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 4)
-	for i := range o.layers {
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			if errs[i] = ctx.Err(); errs[i] == nil {
-				layers[i], errs[i] = generateLayer(blobs, i, int64(float64(o.size)*1e6*weights[i%len(weights)]/sum))
-			}
-		})
-	}
-	wg.Wait()
-	img := image{Name: fmt.Sprintf("generated, %d layers", o.layers)}
-	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers"}}
-	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
-	for i, l := range layers {
-		if errs[i] != nil {
-			return img, errs[i]
+	for tag, ref := range tags {
+		if err := integration.Push(layout, ref, "http://"+reg.addr, repository+":"+tag); err != nil {
+			return err
 		}
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.diffID)
-		manifest.Layers = append(manifest.Layers, l.Descriptor)
-		img.add(l.Size, l.size, l.entries)
 	}
-	text, err := json.Marshal(config)
-	if err != nil {
-		return img, err
-	}
-	if manifest.Config, err = writeBlob(blobs, ocispec.MediaTypeImageConfig, text); err != nil {
-		return img, err
-	}
-	if text, err = json.Marshal(manifest); err != nil {
-		return img, err
-	}
-	d, err := writeBlob(blobs, ocispec.MediaTypeImageManifest, text)
-	if err != nil {
-		return img, err
-	}
-	return img, integration.WriteLayout(layout, map[string]integration.BuiltImage{ref: {Image: integration.Image{Manifest: d}}})
+	return nil
 }
 
 func (img *image) add(compressed, unpacked int64, entries int) {
@@ -168,6 +131,7 @@ func describe(layout, ref string) (image, error) {
 	if err != nil {
 		return img, err
 	}
+	img.identify(src)
 	for _, l := range src.Layers {
 		size, entries, err := describeLayer(filepath.Join(layout, "blobs", "sha256", l.Digest.Encoded()), l.MediaType)
 		if err != nil {

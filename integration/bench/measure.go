@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // sample is what one pull took.
@@ -47,17 +45,20 @@ type meter struct {
 	done chan struct{}
 }
 
-// begin starts the clock.
-func (r *run) begin() *meter {
+// begin starts the clock. Daemons' peaks are those from now on.
+func (r *run) begin() (*meter, error) {
 	m := &meter{r: r, base: map[*daemon]time.Duration{}, peak: map[int]int64{}, stop: make(chan struct{}), done: make(chan struct{})}
 	for _, d := range r.daemons {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.cmd.Process.Pid), []byte("5"), 0); err != nil {
+			return nil, err
+		}
 		m.base[d] = cpuOf(d.cmd.Process.Pid)
 		m.look(d.cmd.Process.Pid)
 	}
 	m.busy, m.reg = machineCPU(), cpuOf(r.reg.cmd.Process.Pid)
 	go m.watch()
 	m.start = time.Now()
-	return m
+	return m, nil
 }
 
 // watch follows the peaks of memory: ru_maxrss would be that of this process, which forked them, if that is larger.
@@ -189,35 +190,3 @@ func machineCPU() time.Duration {
 }
 
 func last(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
-
-// unmountBelow unmounts dir and what is mounted below it, the latest first. The namespace is ours: nobody else sees it.
-func unmountBelow(dir string) error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	var points []string
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
-			points = append(points, f[4])
-		}
-	}
-	for i := len(points) - 1; i >= 0; i-- {
-		if err := unmount(points[i]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// unmount waits for whoever is just about to let go.
-func unmount(point string) error {
-	for range 100 {
-		err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
-		if err != unix.EBUSY {
-			return os.NewSyscallError("unmount "+point, err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return fmt.Errorf("unmount %s: busy", point)
-}

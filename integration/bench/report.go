@@ -2,45 +2,30 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// goal is a ratio that is to be reached.
-type goal struct {
-	ours, peer string
-	time, cpu  float64 // 0: none
+// measured is one thing that is measured of a pull.
+type measured struct {
+	name string
+	of   func(sample) float64
 }
 
-func parseGoal(s string) (g goal, err error) {
-	names, limits, ok := strings.Cut(s, "=")
-	ours, peer, ok2 := strings.Cut(names, "/")
-	if !ok || !ok2 {
-		return g, fmt.Errorf("goal %q: wants ours/peer=time:cpu", s)
-	}
-	g.ours, g.peer = ours, peer
-	wall, cpu, _ := strings.Cut(limits, ":")
-	if g.time, err = strconv.ParseFloat(wall, 64); err != nil {
-		return g, err
-	}
-	if cpu != "" {
-		g.cpu, err = strconv.ParseFloat(cpu, 64)
-	}
-	return g, err
-}
+var (
+	seconds    = measured{"seconds", func(s sample) float64 { return s.wall.Seconds() }}
+	cpuSeconds = measured{"CPU seconds", func(s sample) float64 { return s.cpu.Seconds() }}
+	peakMB     = measured{"peak MB", func(s sample) float64 { return float64(s.rss) / 1e6 }}
+	diskMB     = measured{"disk MB", func(s sample) float64 { return float64(s.disk) / 1e6 }}
+)
 
-// median of samples' values, and the smallest and largest.
-func median(samples []sample, value func(sample) float64) (mid, low, high float64) {
+// median of the samples, and the smallest and the largest.
+func (m measured) median(samples []sample) (mid, low, high float64) {
 	v := make([]float64, len(samples))
 	for i, s := range samples {
-		v[i] = value(s)
+		v[i] = m.of(s)
 	}
 	slices.Sort(v)
 	mid = v[len(v)/2]
@@ -50,140 +35,134 @@ func median(samples []sample, value func(sample) float64) (mid, low, high float6
 	return mid, v[0], v[len(v)-1]
 }
 
-func wall(s sample) float64 { return s.wall.Seconds() }
-func cpu(s sample) float64  { return s.cpu.Seconds() }
+// goal is what a median is to reach: a ratio to a peer's, or with no peer itself.
+type goal struct {
+	measured
+	ours, peer string
+	limit      float64 // 0: none, the ratio is told
+	beside     string  // a contender of Tank's whose value is told as well; may be empty
+}
 
-// render makes the report: the table, the ratios, and on what it was measured.
-func render(b *bench, all []contender, res map[string][]sample, goals []goal) string {
+// report is the table, the goals, and on what it was measured.
+func (b *bench) report(rows []row) string {
 	var w strings.Builder
-	img := b.img
-	fmt.Fprintf(&w, "Image: %s; %.0f MB compressed, %.2f GB and %d entries unpacked; layers of", img.Name, float64(img.Compressed)/1e6,
-		float64(img.Unpacked)/1e9, img.Entries)
-	for i, l := range img.Layers {
-		if i == 8 && len(img.Layers) > 9 {
-			fmt.Fprintf(&w, " … (%d)", len(img.Layers))
-			break
+	if b.series() {
+		b.writeSeries(&w, rows)
+	} else {
+		writeImage(&w, rows[0].src.image)
+		fmt.Fprintf(&w, "Medians of %d alternating rounds; in brackets the fastest and the slowest.\n\n", b.rounds)
+		writeTable(&w, rows)
+		for _, g := range b.goals {
+			g.write(&w, rows)
 		}
-		fmt.Fprintf(&w, " %.1f", float64(l)/1e6)
-	}
-	fmt.Fprintf(&w, " MB. Medians of %d alternating rounds; in brackets the fastest and the slowest.\n\n", b.opts.rounds)
-	fmt.Fprintf(&w, "| | seconds | to %[1]s | CPU seconds | to %[1]s | peak MB | disk MB |\n|---|---|---|---|---|---|---|\n", all[0].title)
-	base, _, _ := median(res[all[0].name], wall)
-	baseCPU, _, _ := median(res[all[0].name], cpu)
-	var elsewhere, total time.Duration
-	for _, c := range all {
-		s := res[c.name]
-		t, fast, slow := median(s, wall)
-		u, _, _ := median(s, cpu)
-		rss, _, _ := median(s, func(s sample) float64 { return float64(s.rss) / 1e6 })
-		disk, _, _ := median(s, func(s sample) float64 { return float64(s.disk) / 1e6 })
-		fmt.Fprintf(&w, "| %s | %.2f (%.2f-%.2f) | %.2f | %.2f | %.2f | %.0f | %.0f |\n", c.title, t, fast, slow, t/base, u, u/baseCPU, rss, disk)
-		for _, s := range s {
-			elsewhere += s.elsewhere
-			total += s.wall * time.Duration(runtime.NumCPU())
+		if len(b.goals) > 0 {
+			w.WriteString("\n")
 		}
 	}
-	w.WriteString("\n")
-	for _, g := range goals {
-		renderGoal(&w, g, res)
-	}
-	fmt.Fprintf(&w, "Machine: %s. %s on %s. While pulls were measured, other processes and the kernel's own threads took %.0f %% of the CPUs. %s.\n",
-		machine(), fsText(b.opts), backingText(b.opts.backing), 100*float64(elsewhere)/float64(max(total, 1)), versions(b.progs))
+	writeTrees(&w, rows)
+	fmt.Fprintf(&w, "Machine: %s. A new %s for each run%s. While pulls were measured, other processes and the kernel's own threads took %.0f %% of the CPUs. %s.\n",
+		machine(), b.opts.fs, b.deviceText(), elsewhere(rows), versions(b.progs))
 	return w.String()
 }
 
-func renderGoal(w *strings.Builder, g goal, res map[string][]sample) {
-	ours, peer := res[g.ours], res[g.peer]
-	if len(ours) == 0 || len(peer) == 0 {
-		return
-	}
-	line := func(what string, value func(sample) float64, limit float64) {
-		a, _, _ := median(ours, value)
-		b, _, _ := median(peer, value)
-		verdict := ""
-		if limit > 0 {
-			verdict = fmt.Sprintf("; the goal is %.2f: reached", limit)
-			if a/b > limit {
-				verdict = fmt.Sprintf("; the goal is %.2f: missed", limit)
+func writeImage(w *strings.Builder, img image) {
+	fmt.Fprintf(w, "Image: %s; %.0f MB compressed, %.2f GB and %d entries unpacked; ", img.Name, float64(img.Compressed)/1e6,
+		float64(img.Unpacked)/1e9, img.Entries)
+	if len(img.Layers) > 1 {
+		w.WriteString("layers of")
+		for i, l := range img.Layers {
+			if i == 8 && len(img.Layers) > 9 {
+				w.WriteString(" …")
+				break
 			}
+			fmt.Fprintf(w, " %.1f", float64(l)/1e6)
 		}
-		fmt.Fprintf(w, "- %s, %s against %s: %.2f%s\n", what, g.ours, g.peer, a/b, verdict)
+		w.WriteString(" MB. ")
 	}
-	line("time", wall, g.time)
-	line("CPU", cpu, g.cpu)
+}
+
+func writeTable(w *strings.Builder, rows []row) {
+	fmt.Fprintf(w, "| | seconds | to %[1]s | CPU seconds | to %[1]s | peak MB | disk MB |\n|---|---|---|---|---|---|---|\n", rows[0].title)
+	base, _, _ := seconds.median(rows[0].samples)
+	baseCPU, _, _ := cpuSeconds.median(rows[0].samples)
+	for _, r := range rows {
+		t, fast, slow := seconds.median(r.samples)
+		u, _, _ := cpuSeconds.median(r.samples)
+		rss, _, _ := peakMB.median(r.samples)
+		disk, _, _ := diskMB.median(r.samples)
+		fmt.Fprintf(w, "| %s | %.2f (%.2f-%.2f) | %.2f | %.2f | %.2f | %.0f | %.0f |\n", r.title, t, fast, slow, t/base, u, u/baseCPU, rss, disk)
+	}
 	w.WriteString("\n")
 }
 
-func fsText(o options) string {
-	if o.fs == "tmpfs" {
-		return "A new tmpfs for each run"
+// write tells whether the goal is reached. It is silent when a contender did not take part.
+func (g goal) write(w *strings.Builder, rows []row) {
+	find := func(name string) *row {
+		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
+		if i < 0 {
+			return nil
+		}
+		return &rows[i]
 	}
-	return fmt.Sprintf("A new %s of %d GiB for each run, on a loop device", o.fs, o.fsSize)
+	ours, peer, beside := find(g.ours), find(g.peer), find(g.beside)
+	if ours == nil || g.peer != "" && peer == nil {
+		return
+	}
+	against, format, unit := "", "%.2f", 1.0
+	if peer != nil {
+		against = " against " + peer.title
+		unit, _, _ = g.median(peer.samples)
+	} else {
+		format = "%.0f"
+	}
+	value, _, _ := g.median(ours.samples)
+	fmt.Fprintf(w, "- %s, %s%s: "+format, g.name, ours.title, against, value/unit)
+	if g.limit > 0 {
+		fmt.Fprintf(w, "; the goal is "+format+": %s", g.limit, verdict(value/unit, g.limit))
+	}
+	if beside != nil {
+		value, _, _ := g.median(beside.samples)
+		fmt.Fprintf(w, " (%s: "+format+")", beside.title, value/unit)
+	}
+	w.WriteString("\n")
 }
 
-// backingText names the file system that the loop file lies on.
-func backingText(dir string) string {
-	names := map[int64]string{0xef53: "ext4", 0x58465342: "XFS", unix.TMPFS_MAGIC: "tmpfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.OVERLAYFS_SUPER_MAGIC: "overlay"}
-	var st unix.Statfs_t
-	if unix.Statfs(dir, &st) == nil && names[st.Type] != "" {
-		return names[st.Type]
+// verdict says by how much a goal is missed.
+func verdict(value, limit float64) string {
+	if value <= limit {
+		return "reached"
 	}
-	return "an unknown file system"
+	return fmt.Sprintf("missed by %.0f %%", 100*(value/limit-1))
 }
 
-func machine() string {
-	model := runtime.GOARCH
-	info, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(info)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			model = strings.TrimSpace(value)
-			break
+// writeTrees says whose root filesystem was another than the first contender's.
+func writeTrees(w *strings.Builder, rows []row) {
+	var others []string
+	for _, r := range rows {
+		if r.differs {
+			others = append(others, r.title)
 		}
 	}
-	var uts unix.Utsname
-	_ = unix.Uname(&uts)
-	var si unix.Sysinfo_t
-	_ = unix.Sysinfo(&si)
-	return fmt.Sprintf("%d CPUs (%s), %.0f GB, Linux %s", runtime.NumCPU(), model, float64(si.Totalram)*float64(si.Unit)/1e9,
-		strings.SplitN(unix.ByteSliceToString(uts.Release[:]), "-", 2)[0])
+	if len(others) > 0 {
+		fmt.Fprintf(w, "Another root filesystem than the first contender's: %s.\n\n", strings.Join(others, "; "))
+	}
 }
 
-// versions names the peers that ran or could have.
-func versions(p programs) string {
-	first := func(program string, args ...string) string {
-		if p[program] == "" {
-			return ""
-		}
-		out, _ := exec.Command(p[program], args...).Output()
-		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-		return line
-	}
-	parts := []string{runtime.Version(), "containerd 2.4.2", "crane v0.21.6"}
-	for _, v := range []string{first("tar", "--version"), first("skopeo", "--version"), first("umoci", "--version")} {
-		if v != "" {
-			parts = append(parts, v)
+// elsewhere is what others took of the CPUs while pulls were measured, in percent.
+func elsewhere(rows []row) float64 {
+	var others, total time.Duration
+	for _, r := range rows {
+		for _, s := range r.samples {
+			others += s.elsewhere
+			total += s.wall * time.Duration(runtime.NumCPU())
 		}
 	}
-	for _, name := range []string{"igzip", "unpigz"} {
-		if p[name] != "" {
-			parts = append(parts, name+" for the tuned containerd")
-			break
-		}
-	}
-	return strings.Join(parts, ", ")
+	return 100 * float64(others) / float64(max(total, 1))
 }
 
-// writeSection puts text between the markers of a section in a file.
-func writeSection(file, section, text string) error {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return err
+func (b *bench) deviceText() string {
+	if b.opts.fs == "tmpfs" {
+		return ""
 	}
-	begin, end := "<!-- "+section+": begin -->\n", "<!-- "+section+": end -->"
-	head, rest, ok := strings.Cut(string(b), begin)
-	_, tail, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		return fmt.Errorf("%s: no markers %q and %q", file, strings.TrimSpace(begin), end)
-	}
-	return os.WriteFile(file, []byte(head+begin+text+end+tail), 0o644)
+	return fmt.Sprintf(", %d GiB on a loop device on %s", b.gib, backingText(b.opts.backing))
 }

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// treeOf is a hash of paths, types, modes, owners, sizes, links and times below dir.
+func treeOf(dir string) (string, error) {
+	h := sha256.New()
+	n := 0
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		fi, err := e.Info()
+		if err != nil {
+			return err
+		}
+		st := fi.Sys().(*syscall.Stat_t)
+		size, links, time, target := st.Size, uint64(st.Nlink), st.Mtim.Sec, ""
+		switch fi.Mode().Type() {
+		case fs.ModeDir:
+			size, links, time = 0, 0, 0 // peers differ in the times of directories
+		case fs.ModeSymlink:
+			if target, err = os.Readlink(path); err != nil {
+				return err
+			}
+		}
+		n++
+		fmt.Fprintf(h, "%s %o %d:%d %d %d %d %q\n", path[len(dir):], st.Mode, st.Uid, st.Gid, size, links, time, target)
+		return nil
+	})
+	return fmt.Sprintf("%d entries, %x", n, h.Sum(nil)[:8]), err
+}

@@ -17,7 +17,7 @@ func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (bool, error)
 		return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
 	}
 	defer done()
-	d := &download{repo: f.repo, desc: desc, buffers: f.buffers}
+	d := &download{repo: f.repo, desc: desc, buffers: f.buffers, pace: f.pace}
 	fresh, err := f.ingest(ctx, d)
 	if errdefs.IsDataLoss(err) && ctx.Err() == nil {
 		// Bytes of an older download, or badly joined ranges, or one host of several may be to blame. The bytes are gone now, so the registry

@@ -43,8 +43,8 @@ func (s span) header() string {
 const maxTries = 3
 
 // get asks one host for kind ("manifests" or "blobs") and object. The response has status 200 or 206, an identity encoding, and a body that
-// fails when it stalls; the caller closes it.
-func (p *repository) get(ctx context.Context, host *endpoint, kind, object, accept string, want span) (*http.Response, error) {
+// fails when it stalls; the caller closes it. Requests of different lanes do not share a connection.
+func (p *repository) get(ctx context.Context, host *endpoint, kind, object, accept string, want span, lane int) (*http.Response, error) {
 	u := url.URL{Scheme: host.Scheme, Host: host.Host, Path: path.Join("/", host.Path, p.path, kind, object)}
 	if host.Host != p.registry && (p.registry != "docker.io" || host.Host != "registry-1.docker.io") {
 		u.RawQuery = url.Values{"ns": {p.registry}}.Encode() // a mirror of several registries has to be told which
@@ -66,7 +66,7 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 		if err != nil {
 			return nil, err
 		}
-		resp, home, err := p.send(ctx, host, &u, common, own)
+		resp, home, err := p.send(ctx, host, &u, common, own, lane)
 		if err != nil {
 			return nil, err
 		}
@@ -102,21 +102,24 @@ const maxRedirects = 10
 //
 // net/http would follow by itself, but it keeps Authorization for other ports and for subdomains, and knows one transport with one client
 // certificate for all.
-func (p *repository) send(ctx context.Context, host *endpoint, u *url.URL, common, own http.Header) (resp *http.Response, home bool, err error) {
+func (p *repository) send(ctx context.Context, host *endpoint, u *url.URL, common, own http.Header, lane int) (
+	resp *http.Response, home bool, err error,
+) {
 	home = true
 	for hop := 0; ; hop++ {
 		h := common.Clone()
-		transport := host.foreign
+		way := host.foreign
 		if home {
-			transport = host.home
+			way = host.home
 			for key, values := range own {
 				h[key] = values
 			}
 		}
-		resp, err := p.once(ctx, host, transport, u, h)
+		resp, err := p.once(ctx, host, way.lane(u, lane), u, h)
 		if err != nil {
 			return nil, home, err
 		}
+		way.learn(u, resp)
 		switch resp.StatusCode {
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		default:

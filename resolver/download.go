@@ -8,6 +8,8 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
@@ -20,9 +22,13 @@ type download struct {
 	desc    ocispec.Descriptor
 	write   func([]byte) error // its errors are the store's, and end the download
 	buffers *buffers           // for ranges; nil: one stream
+	pace    *pace              // whether there are to be ranges; not nil if buffers is not
+	lane    int                // of the stream, and of the first range
 	offset  int64              // how many bytes were written
 	host    int                // the host that is asked now; those before it are not asked
 	whole   bool               // ranges are not to be trusted
+	trial   *trial             // of whether ranges pay; nil: that is known
+	narrow  atomic.Bool        // they do not
 }
 
 // sourceError came from a registry; other errors are the store's, and another host or attempt can't help against them.
@@ -42,6 +48,11 @@ const progress = 64 << 10
 func (d *download) run(ctx context.Context) error {
 	if d.offset > d.desc.Size {
 		return fmt.Errorf("ingest has %d of %d bytes: %w", d.offset, d.desc.Size, errdefs.ErrDataLoss)
+	}
+	if d.buffers != nil && d.desc.Size > worthRanges*d.repo.opts.ChunkSize {
+		lane, leave := d.pace.enter()
+		defer leave()
+		d.lane = lane
 	}
 	var first error
 	for ; d.offset < d.desc.Size && d.host < len(d.repo.hosts); d.host++ {
@@ -95,25 +106,51 @@ func (d *download) fromHost(ctx context.Context, host *endpoint, last bool) (err
 	}
 }
 
+// attempt goes on until the end or an error, in one stream or in several as pace finds best.
 func (d *download) attempt(ctx context.Context, host *endpoint) error {
-	if d.buffers != nil && !d.whole && d.desc.Size-d.offset > worthRanges*d.repo.opts.ChunkSize {
-		return d.parallel(ctx, host)
+	for {
+		var err error
+		if d.divisible() && d.pace.wide() {
+			err = d.ranges(ctx, host)
+		} else {
+			err = d.single(ctx, host)
+		}
+		if err != nil || d.offset == d.desc.Size {
+			return err
+		}
 	}
+}
+
+// divisible says whether what is lacking is worth ranges.
+func (d *download) divisible() bool {
+	return d.buffers != nil && !d.whole && d.desc.Size-d.offset > worthRanges*d.repo.opts.ChunkSize
+}
+
+// single asks for all that is lacking. If its answer turns out to be slower than the way may be, it becomes the first of several ranges.
+func (d *download) single(ctx context.Context, host *endpoint) error {
 	want := span{}
 	if !d.whole {
 		want.start = d.offset
 	}
-	resp, err := d.get(ctx, host, want)
+	resp, err := d.get(ctx, host, want, d.lane)
 	if err != nil {
 		return err
 	}
-	return d.stream(ctx, host, resp, want)
+	divide, err := d.stream(ctx, host, resp, want)
+	if divide {
+		return d.parallel(ctx, host, resp, d.span(d.offset).end)
+	}
+	return err
 }
 
 // get asks for a part of the blob. 416 means that the registry has fewer bytes than the manifest says, or trouble with ranges; to ask for
 // everything will tell.
-func (d *download) get(ctx context.Context, host *endpoint, want span) (*http.Response, error) {
-	resp, err := d.repo.get(ctx, host, "blobs", d.desc.Digest.String(), "*/*", want)
+func (d *download) get(ctx context.Context, host *endpoint, want span, lane int) (*http.Response, error) {
+	asked := time.Now()
+	resp, err := d.repo.get(ctx, host, "blobs", d.desc.Digest.String(), "*/*", want, lane)
+	if err == nil && d.pace != nil {
+		d.pace.answered(time.Since(asked))
+	}
 	if errdefs.IsOutOfRange(err) {
 		err = fmt.Errorf("%w: %w: %v", errdefs.ErrDataLoss, errRange, err)
 	}
@@ -123,31 +160,44 @@ func (d *download) get(ctx context.Context, host *endpoint, want span) (*http.Re
 	return resp, nil
 }
 
-// stream writes the body of an answer to want, whose start is at most offset, as it comes.
-func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Response, want span) error {
-	defer resp.Body.Close()
+// stream writes the body of an answer to want, whose start is at most offset, as it comes. It stops, and leaves the body open, when the rest is to
+// be divided.
+func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Response, want span) (divide bool, err error) {
+	defer func() {
+		if !divide {
+			resp.Body.Close()
+		}
+	}()
 	if err := d.position(resp, want); err != nil {
-		return sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
+		return false, sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
 	}
+	ranges := resp.StatusCode == http.StatusPartialContent || strings.EqualFold(resp.Header.Get("Accept-Ranges"), "bytes")
+	starved := watchStarvation()
 	buf := make([]byte, 128<<10)
 	for {
+		start := time.Now()
 		n, err := resp.Body.Read(buf)
+		waited := time.Since(start)
 		if d.offset+int64(n) > d.desc.Size {
-			return sourceError{fmt.Errorf("registry %s: more than the announced %d bytes: %w", host.Host, d.desc.Size, errdefs.ErrDataLoss)}
+			return false, sourceError{fmt.Errorf("registry %s: more than the announced %d bytes: %w", host.Host, d.desc.Size, errdefs.ErrDataLoss)}
 		}
 		if n > 0 {
 			if err := d.write(buf[:n]); err != nil {
-				return err
+				return false, err
 			}
 			d.offset += int64(n)
 		}
 		if err == nil {
+			if rate, ok := starved.read(n, waited); ok && ranges && d.divisible() && d.pace.divide(rate) {
+				d.trial = newTrial(rate, d.repo.opts.Ranges)
+				return true, nil
+			}
 			continue
 		}
 		if d.offset == d.desc.Size { // complete, however the connection ended
-			return nil
+			return false, nil
 		}
-		return broken(ctx, host, d.offset, d.desc.Size, err)
+		return false, broken(ctx, host, d.offset, d.desc.Size, err)
 	}
 }
 

@@ -39,7 +39,9 @@ func bigImage(reg *registrytest.Registry) []byte {
 }
 
 func ranged(tb testing.TB) *Resolver {
-	return client(tb, func(o *Options) { o.ChunkSize, o.StallTimeout = testChunk, 300*time.Millisecond })
+	r := client(tb, func(o *Options) { o.ChunkSize, o.StallTimeout = testChunk, 300*time.Millisecond })
+	r.wide = true
+	return r
 }
 
 func layerPath(data []byte) string { return "/blobs/" + digest.FromBytes(data).String() }

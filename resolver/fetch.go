@@ -67,7 +67,8 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	if platform == nil {
 		platform = platforms.DefaultStrict()
 	}
-	f := &fetch{into: into, platform: platform, buffers: newBuffers(&r.opts)}
+	f := &fetch{into: into, platform: platform, buffers: newBuffers(&r.opts), pace: newPace(&r.opts)}
+	f.pace.pays = r.wide
 	if opts != nil {
 		f.FetchOptions = *opts
 	}
@@ -104,6 +105,7 @@ type fetch struct {
 	into     content.Store
 	platform platforms.MatchComparer
 	buffers  *buffers
+	pace     *pace
 	indexes  []ocispec.Descriptor
 	fetched  int
 

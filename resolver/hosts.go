@@ -27,13 +27,15 @@ const (
 	dialKeepAlive   = 30 * time.Second
 	http2PingAfter  = 15 * time.Second // of silence; finds connections that a firewall forgot
 	http2PingAnswer = 15 * time.Second
+	http2Buffer     = 2 << 20 // of one stream, in memory when we are slower than the network
 )
 
 // endpoint is one host that may serve a registry: a mirror that hosts.toml names, or the registry itself.
 type endpoint struct {
 	docker.RegistryHost
-	home    http.RoundTripper // for the host itself; may hold a client certificate
-	foreign http.RoundTripper // for every other origin; holds none, and does not connect to where nobody should be sent
+	home    *lanes // for the host itself; may hold a client certificate
+	foreign *lanes // for every other origin; holds none, and does not connect to where nobody should be sent
+	tls     *tls.Config
 	auth    *authorizer
 }
 
@@ -43,9 +45,9 @@ func (e *endpoint) origin() *url.URL { return &url.URL{Scheme: e.Scheme, Host: e
 // transport is what may talk to u.
 func (e *endpoint) transport(u *url.URL) http.RoundTripper {
 	if sameOrigin(u, e.origin()) {
-		return e.home
+		return e.home.first
 	}
-	return e.foreign
+	return e.foreign.first
 }
 
 // endpoints reads the hosts of a registry by the rules of containerd's hosts.toml.
@@ -73,16 +75,18 @@ func (r *Resolver) endpoints(ctx context.Context, name string) ([]*endpoint, err
 	}
 	var all []*endpoint
 	for _, h := range hosts {
-		e := &endpoint{RegistryHost: h, home: h.Client.Transport}
 		t := plain[h.Client]
 		if t == nil {
 			t = docker.DefaultHTTPTransport(&tls.Config{})
 			r.tune(t, &local)
 		}
-		e.foreign = foreignTransport(t, e.origin(), &local)
+		e := &endpoint{RegistryHost: h, home: newLanes(h.Client.Transport, t), tls: t.TLSClientConfig}
+		foreign := foreignTransport(t, e.origin(), &local)
+		e.foreign = newLanes(foreign, foreign)
 		e.auth = &authorizer{endpoint: e, resolver: r}
 		all = append(all, e)
 	}
+	r.connections.share(r.connectionsKey(name), all)
 	return all, nil
 }
 
@@ -93,8 +97,8 @@ func (r *Resolver) tune(t *http.Transport, local *atomic.Bool) {
 	t.MaxResponseHeaderBytes = maxHeaderBytes
 	t.ResponseHeaderTimeout = r.opts.StallTimeout
 	t.TLSHandshakeTimeout = min(10*time.Second, r.opts.StallTimeout)
-	t.MaxIdleConns, t.MaxIdleConnsPerHost = 4*maxIdleConns, maxIdleConns
-	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: http2PingAfter, PingTimeout: http2PingAnswer}
+	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.IdleConnTimeout = 4*maxIdleConns, maxIdleConns, idleConnTimeout
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: http2PingAfter, PingTimeout: http2PingAnswer, MaxReceiveBufferPerStream: http2Buffer}
 	dial := t.DialContext
 	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)

@@ -75,7 +75,7 @@ func (p *repository) manifest(ctx context.Context, object string, want digest.Di
 }
 
 func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object string, want digest.Digest, mediaType string) (document, error) {
-	resp, err := p.get(ctx, host, "manifests", object, acceptManifests, span{})
+	resp, err := p.get(ctx, host, "manifests", object, acceptManifests, span{}, 0)
 	if err != nil {
 		return document{}, err
 	}

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 )
 
 // maxBuffered bounds the bytes of ranges that one Fetch holds in memory, all its blobs together.
@@ -53,6 +55,8 @@ const tellAfter = 256 << 10
 // chunk is a range on its way. The one who downloads appends; the one who writes follows.
 type chunk struct {
 	span
+	lane int
+	warm bool          // its connection was used before, unless another one was faster to be free
 	more chan struct{} // holds one: look again
 	done chan struct{} // closed when nothing is appended any more
 
@@ -122,28 +126,44 @@ func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
 	}
 }
 
-// parallel downloads what is lacking in several ranges at once and writes them in order, the first one as it comes. A cut range goes on where
-// it was cut. A host that answers the first range with everything is taken at its word: that answer becomes the one stream.
-func (d *download) parallel(ctx context.Context, host *endpoint) error {
-	buf, err := d.buffers.get(ctx)
+// ranges begins with ranges. A host that answers the first one with everything is taken at its word: that answer becomes the one stream.
+func (d *download) ranges(ctx context.Context, host *endpoint) error {
+	d.trial = nil
+	want := d.span(d.offset)
+	resp, err := d.get(ctx, host, want, d.lane)
 	if err != nil {
 		return err
 	}
-	head := newChunk(d.span(d.offset), buf)
-	resp, err := d.get(ctx, host, head.span)
-	if err != nil || resp.StatusCode != http.StatusPartialContent {
-		d.buffers.put(buf)
-		if err != nil {
-			return err
-		}
+	if resp.StatusCode != http.StatusPartialContent {
 		d.whole = true
-		return d.stream(ctx, host, resp, span{})
+		_, err := d.stream(ctx, host, resp, span{})
+		return err
 	}
+	end, err := partial(resp, want, d.desc.Size)
+	if err != nil {
+		resp.Body.Close()
+		return sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
+	}
+	return d.parallel(ctx, host, resp, end)
+}
+
+// parallel downloads what is lacking in several ranges at once and writes them in order, the first one as it comes. That is what resp's
+// body, which was checked and may go on, has before end. A cut range goes on where it was cut. It ends early, without an error, when
+// ranges turn out not to pay.
+func (d *download) parallel(ctx context.Context, host *endpoint, resp *http.Response, end int64) error {
+	d.narrow.Store(false)
+	buf, err := d.buffers.get(ctx)
+	if err != nil {
+		resp.Body.Close()
+		return err
+	}
+	head := newChunk(d.span(d.offset), buf)
+	head.lane = d.lane
 	ctx, cancel := context.WithCancel(ctx)
 	slots, order := make(chan struct{}, d.repo.opts.Ranges), make(chan *chunk, d.repo.opts.Ranges)
 	go func() {
 		defer close(order) // after the last lane has ended
-		d.dispatch(ctx, host, head, resp, slots, order)
+		d.dispatch(ctx, host, head, &part{resp, end}, slots, order)
 	}()
 	err = d.inOrder(ctx, slots, order)
 	cancel()
@@ -158,12 +178,18 @@ func (d *download) span(start int64) span {
 	return span{start: start, end: min(start+d.repo.opts.ChunkSize, d.desc.Size)}
 }
 
-// dispatch starts the ranges one after another; slots has room for those that may be on their way or wait to be written. c is the first, and resp
-// its answer.
-func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, resp *http.Response, slots chan struct{}, order chan<- *chunk) {
+// part is an answer whose body has the bytes before end.
+type part struct {
+	resp *http.Response
+	end  int64
+}
+
+// dispatch starts the ranges one after another; slots has room for those that may be on their way or wait to be written. c is the first, and
+// answer is there already.
+func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, answer *part, slots chan struct{}, order chan<- *chunk) {
 	var lanes sync.WaitGroup
 	defer lanes.Wait()
-	start := func(c *chunk, first *http.Response) {
+	start := func(c *chunk, first *part) {
 		lanes.Go(func() {
 			c.end(func() (err error) {
 				defer contain("blob "+d.desc.Digest.String(), &err)
@@ -173,8 +199,8 @@ func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, resp 
 		order <- c // has room for as many as slots has
 	}
 	slots <- struct{}{}
-	for {
-		start(c, resp)
+	for n := 1; ; n++ {
+		start(c, answer)
 		if c.span.end == d.desc.Size {
 			return
 		}
@@ -187,7 +213,12 @@ func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, resp 
 		if err != nil {
 			return
 		}
-		c, resp = newChunk(d.span(c.span.end), buf), nil
+		if d.narrow.Load() {
+			d.buffers.put(buf)
+			return
+		}
+		c, answer = newChunk(d.span(c.span.end), buf), nil
+		c.lane, c.warm = (d.lane+n)%d.repo.opts.Ranges, n >= d.repo.opts.Ranges
 	}
 }
 
@@ -201,10 +232,7 @@ func (d *download) inOrder(ctx context.Context, slots <-chan struct{}, order <-c
 		}
 		<-slots
 	}
-	if d.offset < d.desc.Size {
-		return ctx.Err() // nothing else ends the order early
-	}
-	return nil
+	return ctx.Err() // that, a verdict and the end of the blob end the order
 }
 
 func (d *download) writeChunk(ctx context.Context, c *chunk) error {
@@ -220,12 +248,12 @@ func (d *download) writeChunk(ctx context.Context, c *chunk) error {
 	}
 }
 
-// fill downloads one chunk, going on where it was cut. resp is an answer that is already there, or nil.
-func (d *download) fill(ctx context.Context, host *endpoint, c *chunk, resp *http.Response) error {
+// fill downloads one chunk, going on where it was cut. answer is one that is already there, or nil.
+func (d *download) fill(ctx context.Context, host *endpoint, c *chunk, answer *part) error {
 	for attempt := 1; ; attempt++ {
 		before := c.filled
-		err := d.fillOnce(ctx, host, c, resp)
-		resp = nil
+		err := d.fillOnce(ctx, host, c, answer)
+		answer = nil
 		switch {
 		case err == nil:
 			return nil
@@ -246,31 +274,68 @@ func (d *download) fill(ctx context.Context, host *endpoint, c *chunk, resp *htt
 	}
 }
 
-func (d *download) fillOnce(ctx context.Context, host *endpoint, c *chunk, resp *http.Response) error {
-	want := span{start: c.start + c.filled, end: c.span.end}
-	if resp == nil {
+func (d *download) fillOnce(ctx context.Context, host *endpoint, c *chunk, answer *part) error {
+	asked, begun, before := answer == nil, time.Now(), c.filled
+	if asked {
 		var err error
-		if resp, err = d.get(ctx, host, want); err != nil {
+		if answer, err = d.part(ctx, host, c); err != nil {
 			return err
 		}
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusPartialContent {
-		return sourceError{fmt.Errorf("registry %s: asked for %q, got all: %w: %w", host.Host, want.header(), errRange, errdefs.ErrDataLoss)}
-	}
-	end, err := partial(resp, want, d.desc.Size)
-	if err != nil {
-		return sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
-	}
+	body, end := answer.resp.Body, answer.end
+	defer body.Close()
+	var err error
 	for c.start+c.filled < end {
-		n, err := resp.Body.Read(c.buf[c.filled : end-c.start])
+		var n int
+		n, err = body.Read(c.buf[c.filled : end-c.start])
 		c.grow(n)
 		if at := c.start + c.filled; err != nil && at < end {
 			return broken(ctx, host, at, d.desc.Size, err)
 		}
 	}
+	if asked && err == nil { // to the very end, or the stream is reset and the connection of HTTP/1 lost
+		_, _ = body.Read(make([]byte, 1))
+	}
 	if end < c.span.end {
 		return sourceError{fmt.Errorf("registry %s: the range ended at %d of %d bytes: %w", host.Host, end, c.span.end, errdefs.ErrUnavailable)}
 	}
+	if c.warm && before == 0 {
+		d.judge(ctx, c.filled, time.Since(begun))
+	}
 	return nil
+}
+
+// part asks for what c lacks.
+func (d *download) part(ctx context.Context, host *endpoint, c *chunk) (*part, error) {
+	want := span{start: c.start + c.filled, end: c.span.end}
+	resp, err := d.get(ctx, host, want, c.lane)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusPartialContent {
+		err = fmt.Errorf("asked for %q, got all: %w: %w", want.header(), errRange, errdefs.ErrDataLoss)
+	}
+	end := int64(0)
+	if err == nil {
+		end, err = partial(resp, want, d.desc.Size)
+	}
+	if err != nil {
+		resp.Body.Close()
+		return nil, sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
+	}
+	return &part{resp, end}, nil
+}
+
+// judge compares a range with the stream before it, and in the end stops the ranges if they do not pay.
+func (d *download) judge(ctx context.Context, bytes int64, took time.Duration) {
+	if d.trial == nil {
+		return
+	}
+	pays, over := d.trial.add(bytes, took-d.pace.least())
+	if !over {
+		return
+	}
+	log.G(ctx).WithFields(log.Fields{"blob": d.desc.Digest, "pays": pays}).Debug("ranges were tried")
+	d.pace.judge(pays)
+	d.narrow.Store(!pays)
 }

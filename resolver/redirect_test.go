@@ -96,13 +96,13 @@ func TestD01Redirects(t *testing.T) {
 					}
 				}
 				r := quick(t)
-				host := &endpoint{RegistryHost: docker.RegistryHost{Scheme: "https", Host: "r.example.com"}, home: via(true), foreign: via(false)}
+				host := &endpoint{RegistryHost: docker.RegistryHost{Scheme: "https", Host: "r.example.com"}, home: newLanes(via(true), nil), foreign: newLanes(via(false), nil)}
 				p := &repository{Resolver: r, registry: "r.example.com", path: "x", hosts: []*endpoint{host}}
 				own := http.Header{}
 				for _, key := range secrets {
 					own.Set(key, "hush")
 				}
-				resp, atHome, err := p.send(t.Context(), host, mustURL(a+"/v2/x/blobs/y"), http.Header{"Range": {"bytes=5-"}}, own)
+				resp, atHome, err := p.send(t.Context(), host, mustURL(a+"/v2/x/blobs/y"), http.Header{"Range": {"bytes=5-"}}, own, 0)
 				if (err == nil) != tc.ok || home != tc.home {
 					t.Fatal(resp, err, home)
 				}

@@ -54,7 +54,8 @@ type Options struct {
 	// Realms lists, by registry (docker.io, or host:port), the token servers (host or host:port) that may be sent its credentials although
 	// they are of another site. Zero value: none but those that are known.
 	Realms map[string][]string
-	// Ranges is how many parts of one large blob are downloaded at once. Zero value: 4; 1 downloads every blob in one piece.
+	// Ranges is how many parts of one large blob are downloaded at once where connections, and not what they share, are the limit; and how many
+	// connections large blobs are spread over with HTTP/2. Zero value: 4; 1 downloads every blob in one piece.
 	Ranges int
 	// ChunkSize is the size of such a part in bytes; blobs of up to four are not worth it. One Fetch holds at most 16 MiB of parts in
 	// memory, or Ranges parts if that is more. Zero value: 2 MiB.
@@ -62,6 +63,8 @@ type Options struct {
 	// Flights keeps concurrent fetches from downloading the same blob twice; share it among resolvers that write to the same store. Zero value:
 	// the resolver's own.
 	Flights *Flights
+	// Connections keeps connections; share it to spare other pulls the handshake. Zero value: the resolver's own, which its Close closes.
+	Connections *Connections
 }
 
 // Resolver asks registries. It may be used by several goroutines; hosts, connections and tokens are shared by all of its calls.
@@ -71,6 +74,9 @@ type Resolver struct {
 	wallet  wallet
 	flights *Flights
 	sleep   func(context.Context, time.Duration) error // tests don't wait
+	wide    bool                                       // tests begin with ranges
+
+	connections *Connections
 
 	mu    sync.Mutex
 	hosts map[string][]*endpoint     // by registry name, as hosts.toml describes them
@@ -107,12 +113,22 @@ func New(opts *Options) (*Resolver, error) {
 	if r.flights = r.opts.Flights; r.flights == nil {
 		r.flights = NewFlights()
 	}
+	if r.connections = r.opts.Connections; r.connections == nil {
+		r.connections = NewConnections()
+	}
 	r.tokens = r.opts.Tokens
 	if r.tokens == nil {
 		r.tokens = NewTokenCache()
 	}
 	r.wallet.ask = r.opts.Credentials
 	return r, nil
+}
+
+// Close closes the resolver's idle connections, unless they are those of Options. It may be used further.
+func (r *Resolver) Close() {
+	if r.opts.Connections == nil {
+		r.connections.Close()
+	}
 }
 
 // Resolve asks the registry what ref stands for now: an index or a manifest. A reference with a digest is checked to exist and to hash to it.

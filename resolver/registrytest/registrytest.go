@@ -60,9 +60,24 @@ func New(tb testing.TB) *Registry {
 
 // Start starts a registry that runs until Close.
 func Start() *Registry {
+	return start(nil)
+}
+
+// NewPlain starts a registry with HTTP/1. configure sees the server before it starts.
+func NewPlain(tb testing.TB, configure func(*httptest.Server)) *Registry {
+	r := start(configure)
+	tb.Cleanup(r.Close)
+	return r
+}
+
+func start(configure func(*httptest.Server)) *Registry {
 	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}}
-	r.server = httptest.NewServer(r)
+	r.server = httptest.NewUnstartedServer(r)
 	r.server.Config.ErrorLog = quiet
+	if configure != nil {
+		configure(r.server)
+	}
+	r.server.Start()
 	r.Host = strings.TrimPrefix(r.server.URL, "http://")
 	return r
 }

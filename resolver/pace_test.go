@@ -1,0 +1,215 @@
+package resolver
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/resolver/registrytest"
+)
+
+// protocols are the ways to a registry that configure sees before it starts, with the directory of its hosts.toml.
+var protocols = []struct {
+	name string
+	make func(tb testing.TB, configure func(*httptest.Server)) (*registrytest.Registry, string)
+}{
+	{"HTTP1", func(tb testing.TB, configure func(*httptest.Server)) (*registrytest.Registry, string) {
+		return registrytest.NewPlain(tb, configure), ""
+	}},
+	{"HTTP2", func(tb testing.TB, configure func(*httptest.Server)) (*registrytest.Registry, string) {
+		reg := registrytest.NewTLS(tb, configure)
+		return reg, certsDir(tb, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
+			"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
+	}},
+}
+
+// layerImage puts an image of layers of these sizes into reg.
+func layerImage(reg *registrytest.Registry, sizes ...int) [][]byte {
+	var data [][]byte
+	var layers []ocispec.Descriptor
+	var ids []digest.Digest
+	for i, size := range sizes {
+		data = append(data, random(size+i))
+		layers = append(layers, reg.Blob(ocispec.MediaTypeImageLayerGzip, data[i]))
+		ids = append(ids, layers[i].Digest)
+	}
+	reg.Image("1", amd64, layers, ids)
+	return data
+}
+
+// timed pulls, and says how long that took.
+func timed(tb testing.TB, r *Resolver, reg *registrytest.Registry, data [][]byte, opts *FetchOptions) time.Duration {
+	tb.Helper()
+	store := newStore(tb)
+	start := time.Now()
+	if _, err := pull(tb.Context(), r, store, reg.Host+"/x:1", opts); err != nil {
+		tb.Fatal(err)
+	}
+	took := time.Since(start)
+	for _, d := range data {
+		holds(tb, store, d)
+	}
+	return took
+}
+
+// TestLinkPerConnection: where each connection has a limit, one layer comes in less than half of the time that one needs.
+func TestLinkPerConnection(t *testing.T) {
+	const rate, size = 2 << 20, 7 << 20
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			link := registrytest.Link{PerConnection: rate}
+			reg, dir := p.make(t, link.Limit)
+			data := layerImage(reg, size)
+			r := client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir })
+			took := timed(t, r, reg, data, nil)
+			const alone = size * time.Second / rate
+			if took > alone/2 {
+				t.Errorf("%v, and one connection needs %v", took, alone)
+			}
+			if n := link.Opened(); n > 5 { // one for the first stream, whose rest was not read
+				t.Errorf("%d connections", n)
+			}
+			t.Logf("%v, one connection: %v; %d connections, %d requests", took, alone, link.Opened(), len(reg.Requests()))
+		})
+	}
+}
+
+// TestLinkSecond: what is known of the way is used for the next layer, from its beginning.
+func TestLinkSecond(t *testing.T) {
+	const rate, size = 2 << 20, 5 << 20
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			link := registrytest.Link{PerConnection: rate}
+			reg, dir := p.make(t, link.Limit)
+			data := layerImage(reg, size)
+			r := client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir })
+			r.wide = true // as after a first one
+			took := timed(t, r, reg, data, nil)
+			const alone = size * time.Second / rate
+			if took > alone*2/5 {
+				t.Errorf("%v, and one connection needs %v", took, alone)
+			}
+			t.Logf("%v, one connection: %v", took, alone)
+		})
+	}
+}
+
+// TestLinkTotal: where all connections share a limit, the attempt with ranges costs next to no time, and few requests. The same layer in
+// one stream, at the same time by another link, says how long it takes here and now.
+func TestLinkTotal(t *testing.T) {
+	const rate, size = 3 << 20, 8 << 20
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			var took [2]time.Duration
+			var group sync.WaitGroup
+			for i, ranges := range []int{1, 4} {
+				link := registrytest.Link{Total: rate}
+				reg, dir := p.make(t, link.Limit)
+				data := layerImage(reg, size)
+				r := client(t, func(o *Options) { o.ChunkSize, o.HostsDir, o.Ranges = 128<<10, dir, ranges })
+				group.Go(func() {
+					took[i] = timed(t, r, reg, data, nil)
+					n := reg.Count(layerPath(data[0]))
+					if ranges == 1 && n != 1 || ranges > 1 && (n < 3 || n > 16) {
+						t.Errorf("%d requests", n)
+					}
+					t.Logf("%d ranges: %v; %d connections, %d requests", ranges, took[i], link.Opened(), n)
+				})
+			}
+			group.Wait()
+			if took[1] > took[0]*5/4 {
+				t.Errorf("%v, and in one stream %v", took[1], took[0])
+			}
+		})
+	}
+}
+
+// TestLinkFast: where nothing but the processors limits, a layer is one request.
+func TestLinkFast(t *testing.T) {
+	for _, p := range protocols {
+		for _, slow := range []bool{false, true} {
+			t.Run(fmt.Sprint(p.name, " slow store: ", slow), func(t *testing.T) {
+				t.Parallel()
+				reg, dir := p.make(t, nil)
+				data := layerImage(reg, 24<<20)
+				opts := FetchOptions{}
+				if slow { // for more than a second
+					opts.Progress = func(Event) { time.Sleep(5 * time.Millisecond) }
+				}
+				timed(t, client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir }), reg, data, &opts)
+				if n := reg.Count("/blobs/"); n != 2 {
+					t.Errorf("%d requests", n)
+				}
+			})
+		}
+	}
+}
+
+// TestPace: when a stream is divided.
+func TestPace(t *testing.T) {
+	const mb = 1 << 20
+	p := newPace(&Options{Ranges: 4, ChunkSize: 2 * mb})
+	try := func(rate float64, want bool, why string) {
+		t.Helper()
+		if p.divide(rate) != want {
+			t.Errorf("%s: %v", why, !want)
+		}
+	}
+	_, leave := p.enter()
+	p.answered(2 * time.Second)
+	p.answered(100 * time.Millisecond)
+	p.answered(time.Second)
+	try(30*mb, true, "3 MB on their way")
+	try(50*mb, false, "5 MB on their way")
+	for i := 1; i < 4; i++ {
+		lane, also := p.enter()
+		if lane != i {
+			t.Errorf("lane %d", lane)
+		}
+		try(mb, i < 3, fmt.Sprintf("%d other blobs", i))
+		defer also()
+	}
+	leave()
+	try(mb, true, "a blob less")
+	if p.wide() {
+		t.Error("ranges without a trial")
+	}
+	p.judge(true)
+	if !p.wide() {
+		t.Error("no ranges though they pay")
+	}
+	p.judge(false)
+	try(mb, false, "did not pay")
+	if p.wide() {
+		t.Error("ranges though they did not pay")
+	}
+	p.not = time.Now()
+	try(mb, true, "did not pay, long ago")
+	for range 20 {
+		p.judge(false)
+	}
+	if wait := time.Until(p.not); wait > lastRetry || wait < lastRetry/2 {
+		t.Errorf("waits %v", wait)
+	}
+
+	for _, tc := range []struct {
+		rates []float64
+		pays  bool
+	}{{[]float64{10, 10, 10}, true}, {[]float64{2.5, 2.5, 2.5}, false}, {[]float64{2, 8, 1}, true}, {[]float64{5, 6, 6}, false}} {
+		v := newTrial(10*mb, 4)
+		for i, rate := range tc.rates {
+			pays, over := v.add(int64(rate*mb/10), 100*time.Millisecond)
+			if over != (i == 2) || over && pays != tc.pays {
+				t.Errorf("%v: %v, %v", tc.rates, pays, over)
+			}
+		}
+	}
+}

@@ -23,7 +23,7 @@ IMAGE           ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix kubelet race fuzz bench bench-crane bench-pull lint fmt demo clean help
+.PHONY: build install test unit integration matrix kubelet race fuzz bench bench-crane bench-pull bench-all lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -73,13 +73,17 @@ bench: bin/benchstat-$(BENCHSTAT) ## run the micro-benchmarks with BENCHDIR as t
 		{ cat bin/bench.txt; exit 1; }
 	bin/benchstat-$(BENCHSTAT) docs/bench/baseline.txt bin/bench.txt
 
-# Both run as root, build the peers at their first run, and say what each flag is with BENCHFLAGS=-help.
+# They run as root, build the peers at their first run, and say what each flag is with BENCHFLAGS=-help.
+PULLS := cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) run ./bench
+
 bench-crane: build ## pull a generated image of 300 MB in turn with crane export, tar x
-	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) run ./bench -size 300 -rounds 5 \
-		-only tank,crane -goals tank/crane=0.65:1 -image '' $(BENCHFLAGS)
+	$(PULLS) -scenario crane -image '' $(BENCHFLAGS)
 
 bench-pull: build ## pull an image (IMAGE=oci:DIR:TAG, or a generated one of 700 MB) in turn with every peer
-	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) run ./bench -image '$(IMAGE)' $(BENCHFLAGS)
+	$(PULLS) -scenario pull -image '$(IMAGE)' $(BENCHFLAGS)
+
+bench-all: build ## pull in every scenario, with BENCHDIR as the disk, and write the tables and charts of docs/performance.md
+	$(PULLS) -scenario all -image '' -backing '$(BENCHDIR)' -write ../docs/performance.md $(BENCHFLAGS)
 
 lint: bin/golangci-lint-$(GOLANGCI) ## run the linters, which also hold who may import whom
 	bin/golangci-lint-$(GOLANGCI) run ./...

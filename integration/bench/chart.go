@@ -25,7 +25,7 @@ type bar struct {
 // charts of the scenario: one, or with a series one for each growth, in which bars of one length mean linear growth.
 func (b *bench) charts(rows []row) []chart {
 	if !b.series() {
-		c := chart{name: b.scenario.name, title: b.title, unit: "seconds"}
+		c := chart{name: b.name, title: b.title, unit: "seconds"}
 		for _, r := range rows {
 			c.bars = append(c.bars, r.bar(r.title, 1))
 		}
@@ -115,9 +115,9 @@ func (b bar) draw(w *strings.Builder, y int, longest float64) {
 	fmt.Fprintf(w, "<text class=\"small\" x=\"%.1f\" y=\"%d\">%.3g</text>\n", plotLeft+length(b.cpu, longest)+6, y+29, b.cpu)
 }
 
-// longest is the value that takes the whole width.
+// longest is the value that takes the whole width, more than 0.
 func (c chart) longest() float64 {
-	var v float64
+	v := 0.001
 	for _, b := range c.bars {
 		v = max(v, b.high, b.cpu)
 	}

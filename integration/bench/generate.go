@@ -94,7 +94,7 @@ func generateLayer(blobs string, r recipe, index, version int) (g generated, err
 	if err := l.changes(); err != nil {
 		return g, err
 	}
-	for n := 0; !enough(); n++ {
+	for n := 0; n < changed || !enough(); n++ {
 		if err := l.file(n); err != nil {
 			return g, err
 		}
@@ -112,12 +112,16 @@ func generateLayer(blobs string, r recipe, index, version int) (g generated, err
 	return g, os.Rename(f.Name(), filepath.Join(blobs, g.Digest.Encoded()))
 }
 
+// changed is how many files each layer replaces or deletes in the one below, and the fewest it has. A whiteout of what never was
+// would show in the listing of an overlay.
+const changed = 10
+
 // changes replaces and deletes some files of the layer below, if there is one.
 func (l *layer) changes() error {
 	if l.index == 0 {
 		return nil
 	}
-	for n := range 40 {
+	for n := range changed {
 		name := place(l.index-1, n)
 		if n%2 == 1 {
 			dir, base := path.Split(name)

@@ -66,10 +66,10 @@ func (b *bench) report(rows []row) string {
 }
 
 func writeImage(w *strings.Builder, img image) {
-	fmt.Fprintf(w, "Image: %s; %.0f MB compressed, %.2f GB and %d entries unpacked; ", img.Name, float64(img.Compressed)/1e6,
+	fmt.Fprintf(w, "Image: %s; %.0f MB compressed, %.2f GB and %d entries unpacked. ", img.Name, float64(img.Compressed)/1e6,
 		float64(img.Unpacked)/1e9, img.Entries)
 	if len(img.Layers) > 1 {
-		w.WriteString("layers of")
+		w.WriteString("Layers of")
 		for i, l := range img.Layers {
 			if i == 8 && len(img.Layers) > 9 {
 				w.WriteString(" …")

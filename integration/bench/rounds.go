@@ -71,7 +71,7 @@ func (b *bench) turns(rows []row) error {
 			}
 			r.samples = append(r.samples, s)
 			fmt.Fprintf(os.Stderr, "%s %d/%d  %-16s %6.2f GB %6d entries  %6.2f s  %6.2f CPU s  %5.0f MB peak  (others %.2f CPU s)\n",
-				b.scenario.name, round+1, b.rounds, r.name, float64(r.src.Unpacked)/1e9, r.src.Entries,
+				b.name, round+1, b.rounds, r.name, float64(r.src.Unpacked)/1e9, r.src.Entries,
 				s.wall.Seconds(), s.cpu.Seconds(), float64(s.rss)/1e6, s.elsewhere.Seconds())
 		}
 	}
@@ -166,7 +166,7 @@ func (r *run) before(c contender) error {
 
 // compare notes when a root filesystem is not what the first contender made.
 func (r *run) compare(row *row) error {
-	dir, err := row.contender.tree(r)
+	dir, err := row.tree(r)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -18,6 +19,10 @@ func treeOf(dir string) (string, error) {
 			return err
 		}
 		fi, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) { // a whiteout that an overlay lists and does not find
+			fmt.Fprintf(h, "%s is not there\n", path[len(dir):])
+			return nil
+		}
 		if err != nil {
 			return err
 		}

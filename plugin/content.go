@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// contentServer is containerd's content service with a Read of its own.
+// contentServer is containerd's content service with a Read of its own, and a Write that copies less.
 type contentServer struct {
 	contentapi.ContentServer
 	store content.Store

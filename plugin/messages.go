@@ -10,8 +10,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// What is read of blobs is sent without being copied in between, in messages that cost the receiver least. (What is written is left to gRPC:
-// a decoder that copies once less saves nothing that can be measured beside the hash.)
+// What is read of blobs is sent without being copied in between, in messages that cost the receiver least. What is written is copied once,
+// out of gRPC's frames (received.go).
 //
 // gRPC receives a message into a buffer of the next size of 4 KiB, 16 KiB, 32 KiB or 1 MiB, and clears all of it first. containerd asks
 // for 32 KiB at a time when it exports and for 1 MiB when it pushes: a message with just that many bytes of a blob is a little larger
@@ -87,7 +87,10 @@ func (messages) Marshal(v any) (mem.BufferSlice, error) {
 }
 
 func (messages) Unmarshal(data mem.BufferSlice, v any) error {
-	if v, ok := v.(proto.Message); ok {
+	switch v := v.(type) {
+	case *received:
+		return v.unmarshal(data)
+	case proto.Message:
 		return encoding.GetCodecV2(protocodec.Name).Unmarshal(data, v)
 	}
 	return codec{}.Unmarshal(data.Materialize(), v)

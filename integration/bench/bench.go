@@ -54,7 +54,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 0, "how often each contender pulls, instead of the scenario's rounds")
 	flag.StringVar(&o.only, "only", "", "comma-separated `names` of contenders, instead of the scenario's; the others are compared with the first")
 	flag.StringVar(&o.fs, "fs", "xfs", "file system made for each run: xfs, ext4 or tmpfs")
-	flag.IntVar(&o.fsSize, "fs-size", 0, "its size in `GiB`; 0: six times the unpacked image, at least 4")
+	flag.IntVar(&o.fsSize, "fs-size", 0, "its size in `GiB`; 0: as the largest image wants it, at least 4")
 	flag.StringVar(&o.backing, "backing", os.TempDir(), "`directory` of the loop file and all else; on tmpfs a busy disk does not count")
 	flag.StringVar(&o.cache, "cache", filepath.Join(os.TempDir(), "tank-bench"), "`directory` that keeps generated images for the next time")
 	flag.StringVar(&o.write, "write", "", "`file` that gets each table, between the markers bench-SCENARIO, and the charts in bench/ beside it")

@@ -91,7 +91,7 @@ func ctrPull(snapshotter string) func(*run, *meter) error {
 // ctrPrepare makes the snapshot that a container would write to.
 func ctrPrepare(snapshotter string) func(*run, *meter) error {
 	return func(r *run, m *meter) error {
-		return m.pipe(r.command("ctr", r.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "container", r.ChainID.String())...))
+		return m.pipe(r.command("ctr", r.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "container-"+r.tag, r.ChainIDs[r.tag].String())...))
 	}
 }
 

@@ -27,7 +27,7 @@ func contenders() []contender {
 		{"tank-containerd", "Tank under containerd", tank, tankNode(""), ctrPull("tank"), mounted("tank", "default")},
 		{"tank-cri", "Tank under containerd, CRI", tank, tankNode(""), criPull, mounted("tank", "k8s.io")},
 		{
-			"tank-directory", "Tank under containerd, `mode = \"directory\"`, and Prepare", tank,
+			"tank-directory", "Tank in directory mode, and Prepare", tank,
 			tankNode("mode = \"directory\"\n"), then(ctrPull("tank"), ctrPrepare("tank")), mounted("tank", "default"),
 		},
 		{"crane", "crane export, tar x", []string{"crane", "tar"}, noDaemon, cranePull, at("rootfs")},

@@ -56,7 +56,7 @@ func TestGenerate(t *testing.T) {
 				t.Fatal(err)
 			}
 			if described.Compressed != img.Compressed || described.Unpacked != img.Unpacked || described.Entries != img.Entries ||
-				described.Manifest != img.Manifest || described.ChainID != img.ChainID {
+				described.Manifest != img.Manifest || described.ChainIDs[tagLatest] != img.ChainIDs[tagLatest] {
 				t.Errorf("told %+v, is %+v", img, described)
 			}
 		})

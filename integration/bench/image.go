@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/tank-snapshotter/tank/integration"
 )
@@ -29,8 +30,8 @@ type image struct {
 	Compressed int64
 	Unpacked   int64 // bytes of the tars
 	Entries    int
-	Manifest   digest.Digest
-	ChainID    digest.Digest // of all layers
+	Manifest   digest.Digest            // of tagLatest
+	ChainIDs   map[string]digest.Digest // of all layers, by tag
 
 	store string
 }
@@ -124,6 +125,14 @@ func (img *image) add(compressed, unpacked int64, entries int) {
 	img.Entries += entries
 }
 
+// identify notes what peers call the image and its top layer.
+func (img *image) identify(tag string, of integration.Image) {
+	if img.ChainIDs == nil {
+		img.ChainIDs = map[string]digest.Digest{}
+	}
+	img.Manifest, img.ChainIDs[tag] = of.Manifest.Digest, identity.ChainID(of.DiffIDs)
+}
+
 // describe counts what an image in a layout holds.
 func describe(layout, ref string) (image, error) {
 	img := image{Name: "`" + ref + "`"}
@@ -131,7 +140,7 @@ func describe(layout, ref string) (image, error) {
 	if err != nil {
 		return img, err
 	}
-	img.identify(src)
+	img.identify(tagLatest, src)
 	for _, l := range src.Layers {
 		size, entries, err := describeLayer(filepath.Join(layout, "blobs", "sha256", l.Digest.Encoded()), l.MediaType)
 		if err != nil {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/opencontainers/image-spec/identity"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -93,6 +92,7 @@ func (r recipe) generate(ctx context.Context, layout string) (image, error) {
 		if refs[tagBefore], err = writeManifest(blobs, before); err != nil {
 			return img, err
 		}
+		img.identify(tagBefore, refs[tagBefore].Image)
 		layers = append(before[:r.layers-1:r.layers-1], layers[r.layers])
 	}
 	if refs[tagLatest], err = writeManifest(blobs, layers); err != nil {
@@ -101,7 +101,7 @@ func (r recipe) generate(ctx context.Context, layout string) (image, error) {
 	for _, l := range layers {
 		img.add(l.Size, l.size, l.entries)
 	}
-	img.identify(refs[tagLatest].Image)
+	img.identify(tagLatest, refs[tagLatest].Image)
 	return img, integration.WriteLayout(layout, refs)
 }
 
@@ -155,9 +155,4 @@ func writeJSON(blobs, mediaType string, v any) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, err
 	}
 	return writeBlob(blobs, mediaType, text)
-}
-
-// identify notes what peers call the image and its top layer.
-func (img *image) identify(of integration.Image) {
-	img.Manifest, img.ChainID = of.Manifest.Digest, identity.ChainID(of.DiffIDs)
 }

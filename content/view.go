@@ -83,7 +83,7 @@ func (v *View) hold(d digest.Digest) (b metadata.Blob, came bool, err error) {
 	if err != nil || holds {
 		return b, false, err
 	}
-	err = v.s.db.Update(func(tx *metadata.Tx) (err error) {
+	err = v.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		if b, err = tx.Blob(d); err != nil {
 			return err // released meanwhile
 		}
@@ -104,7 +104,7 @@ func (v *View) held(b metadata.Blob) {
 // there was one.
 func (v *View) record(d digest.Digest, size int64, labels map[string]string) (b metadata.Blob, existed, came bool, err error) {
 	n := metadata.BlobNode(d)
-	err = v.s.db.Update(func(tx *metadata.Tx) (err error) {
+	err = v.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		b, err = tx.Blob(d)
 		switch existed = err == nil; {
 		case existed && b.Size == size:
@@ -140,7 +140,7 @@ func (v *View) Update(_ context.Context, in content.Info, fields ...string) (con
 		return content.Info{}, err
 	}
 	var b metadata.Blob
-	err := v.s.db.Update(func(tx *metadata.Tx) (err error) {
+	err := v.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		if b, err = tx.Blob(in.Digest); err != nil {
 			return err
 		}

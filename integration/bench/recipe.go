@@ -16,7 +16,7 @@ import (
 )
 
 // generation is part of the name under which an image is kept: another generator makes another image.
-const generation = 2
+const generation = 3
 
 // weights are the sizes of six layers of a large real image to each other. More layers repeat them.
 var weights = []float64{95, 47, 94, 201, 255, 8}

@@ -2,8 +2,10 @@ package resolver
 
 import (
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,14 +61,14 @@ func timed(tb testing.TB, r *Resolver, reg *registrytest.Registry, data [][]byte
 
 // TestLinkPerConnection: where each connection has a limit, one layer comes in less than half of the time that one needs.
 func TestLinkPerConnection(t *testing.T) {
-	const rate, size = 2 << 20, 7 << 20
+	const rate, size = 1 << 20, 7 << 20
 	for _, p := range protocols {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
 			link := registrytest.Link{PerConnection: rate}
 			reg, dir := p.make(t, link.Limit)
 			data := layerImage(reg, size)
-			r := client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir })
+			r := client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 128<<10, dir })
 			took := timed(t, r, reg, data, nil)
 			const alone = size * time.Second / rate
 			if took > alone/2 {
@@ -153,6 +155,28 @@ func TestLinkFast(t *testing.T) {
 	}
 }
 
+// TestLinkLatency: where an answer takes long and the link is fast, ranges would wait more than they bring.
+func TestLinkLatency(t *testing.T) {
+	const latency, size, chunk = 100 * time.Millisecond, 24 << 20, 256 << 10
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			link := registrytest.Link{PerConnection: 24 << 20}
+			reg, dir := p.make(t, link.Limit)
+			data := layerImage(reg, size)
+			reg.Fault = func(http.ResponseWriter, *http.Request) bool {
+				time.Sleep(latency)
+				return false
+			}
+			took := timed(t, client(t, func(o *Options) { o.ChunkSize, o.HostsDir = chunk, dir }), reg, data, nil)
+			if n := reg.Count("bytes="); n != 0 {
+				t.Errorf("%d ranges", n)
+			}
+			t.Logf("%v; in ranges, without the bytes, %v", took, size/chunk/4*latency)
+		})
+	}
+}
+
 // TestPace: when a stream is divided.
 func TestPace(t *testing.T) {
 	const mb = 1 << 20
@@ -211,5 +235,32 @@ func TestPace(t *testing.T) {
 				t.Errorf("%v: %v, %v", tc.rates, pays, over)
 			}
 		}
+	}
+}
+
+// TestRangesRefused: a registry that answers one request at a time, and others with 503 or 429, is asked for one again.
+func TestRangesRefused(t *testing.T) {
+	reg, data, r := large(t)
+	var busy atomic.Bool
+	var refused atomic.Int32
+	reg.Fault = registrytest.On(layerPath(data), func(w http.ResponseWriter, req *http.Request) bool {
+		if busy.Swap(true) {
+			if refused.Add(1)%2 == 0 {
+				return registrytest.Answer(503, nil)(w, req)
+			}
+			return registrytest.Answer(429, nil)(w, req)
+		}
+		time.Sleep(10 * time.Millisecond)
+		busy.Store(false)
+		return false
+	})
+	r.opts.Attempts, r.opts.Backoff = 5, 20*time.Millisecond
+	store := newStore(t)
+	if _, err := pull(t.Context(), r, store, reg.Host+"/x:1", nil); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, store, data)
+	if n := reg.Count(layerPath(data) + " bytes="); n > 15 || refused.Load() == 0 {
+		t.Errorf("%d ranges, of which %d were refused", n, refused.Load())
 	}
 }

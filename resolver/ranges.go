@@ -310,6 +310,9 @@ func (d *download) part(ctx context.Context, host *endpoint, c *chunk) (*part, e
 	want := span{start: c.start + c.filled, end: c.span.end}
 	resp, err := d.get(ctx, host, want, c.lane)
 	if err != nil {
+		if temporary(err) { // who has too much to do with us is asked for less
+			d.verdict(ctx, false)
+		}
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusPartialContent {
@@ -331,10 +334,12 @@ func (d *download) judge(ctx context.Context, bytes int64, took time.Duration) {
 	if d.trial == nil {
 		return
 	}
-	pays, over := d.trial.add(bytes, took-d.pace.least())
-	if !over {
-		return
+	if pays, over := d.trial.add(bytes, took-d.pace.least()); over {
+		d.verdict(ctx, pays)
 	}
+}
+
+func (d *download) verdict(ctx context.Context, pays bool) {
 	log.G(ctx).WithFields(log.Fields{"blob": d.desc.Digest, "pays": pays}).Debug("ranges were tried")
 	d.pace.judge(pays)
 	d.narrow.Store(!pays)

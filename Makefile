@@ -11,7 +11,7 @@ TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 15m
 MATRIX          ?= .
 BENCHFLAGS      ?=
-BENCH           ?= Transactions|Operations|Start|Read|Write
+BENCH           ?= Transactions|Operations|Start|Read|Writer?|Commit|Extract|Tar|Decoder|Command|Again
 BENCHDIR        ?= /dev/shm
 BENCHSTAT       ?= v0.0.0-20260908200009-22c9c6c9d4da
 PREFIX          ?= /usr/local
@@ -69,7 +69,8 @@ fuzz: ## run every fuzz target, and the model of layers with fresh seeds, for FU
 	done
 
 bench: bin/benchstat-$(BENCHSTAT) ## run the micro-benchmarks with BENCHDIR as their disk and compare them with docs/bench/baseline.txt
-	TMPDIR='$(BENCHDIR)' $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime 0.3s -count 6 -timeout 30m $(TESTFLAGS) ./metadata ./plugin > bin/bench.txt || \
+	TMPDIR='$(BENCHDIR)' $(GO) test -run '^$$' -bench '^Benchmark($(BENCH))$$' -benchtime 0.3s -count 6 -timeout 30m $(TESTFLAGS) \
+		./metadata ./content ./snapshot/unpack/... ./plugin . ./cmd/tank-snapshotter > bin/bench.txt || \
 		{ cat bin/bench.txt; exit 1; }
 	bin/benchstat-$(BENCHSTAT) docs/bench/baseline.txt bin/bench.txt
 

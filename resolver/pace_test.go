@@ -155,6 +155,25 @@ func TestLinkFast(t *testing.T) {
 	}
 }
 
+// TestLinkLayers: large layers that come at the same time have connections of their own, with HTTP/2 too.
+func TestLinkLayers(t *testing.T) {
+	const rate, size, layers = 1 << 20, 2 << 20, 4
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			link := registrytest.Link{PerConnection: rate}
+			reg, dir := p.make(t, link.Limit)
+			data := layerImage(reg, size, size, size, size)
+			took := timed(t, client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 128<<10, dir }), reg, data, nil)
+			const alone = layers * size * time.Second / rate
+			if took > alone/2 {
+				t.Errorf("%v, and one connection needs %v", took, alone)
+			}
+			t.Logf("%v, one connection: %v; %d connections, %d requests", took, alone, link.Opened(), len(reg.Requests()))
+		})
+	}
+}
+
 // TestLinkLatency: where an answer takes long and the link is fast, ranges would wait more than they bring.
 func TestLinkLatency(t *testing.T) {
 	const latency, size, chunk = 100 * time.Millisecond, 24 << 20, 256 << 10

@@ -4,13 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"path"
 	"strings"
 
-	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 )
 
@@ -130,7 +130,7 @@ func (x *extractor) setXattrs(hdr *tar.Header, e *Entry) error {
 	return nil
 }
 
-// file creates a regular file and fills it.
+// file makes a regular file.
 func (x *extractor) file(
 	ctx context.Context, hdr *tar.Header, dir *node, base string, ino *inode, body io.Reader, src *source,
 ) error {
@@ -143,50 +143,67 @@ func (x *extractor) file(
 	if _, err := x.add(hdr.Name, dir, base, ino); err != nil {
 		return err
 	}
-	at, err := x.dirs.fd(dir)
+	fd, mode, err := x.createFile(hdr.Name, dir, base, ino)
 	if err != nil {
 		return err
 	}
-	// The final mode at once spares a change of it, unless an attribute wants the right to write, or a chown clears bits.
-	mode := ino.Mode
+	if ino.Size > maxSmall || sparse(hdr) {
+		return x.complete(hdr.Name, fd, ino, mode, x.fill(ctx, hdr, fd, ino, body, src))
+	}
+	return x.small.add(smallFile{name: hdr.Name, fd: fd, mode: mode, ino: ino}, body, src)
+}
+
+// createFile returns the mode that it asked for: the final one at once spares a change of it, unless an attribute wants the right to write, or
+// a chown clears bits.
+func (x *extractor) createFile(name string, dir *node, base string, ino *inode) (fd int, mode uint32, err error) {
+	mode = ino.Mode
 	if len(ino.Xattrs) > 0 || mode&^0o777 != 0 {
 		mode = 0o600
 	}
-	fd, err := openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
-	if err != nil {
-		return ioError(hdr.Name, "create", err)
+	create := func() error {
+		at, err := x.dirs.fd(dir)
+		if err == nil {
+			fd, err = openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+		}
+		return err
 	}
-	err = x.fill(ctx, hdr, fd, ino, body, src)
+	if err = create(); errors.Is(err, unix.EMFILE) {
+		if err = x.small.await(); err == nil { // they are open
+			err = create()
+		}
+	}
+	if err != nil {
+		return -1, 0, ioError(name, "create", err)
+	}
+	return fd, mode, nil
+}
+
+// complete gives a file that was filled, or failed to be, its attributes and closes it.
+func (x *extractor) complete(name string, fd int, ino *inode, mode uint32, err error) error {
 	if err == nil && x.uid != 0 && len(ino.Xattrs) > 0 {
 		err = unix.Fchmod(fd, 0o600) // user.* wants the right to write, which a umask may have taken
 	}
 	if err == nil {
-		err = x.apply(hdr.Name, target{fd: fd}, ino, mode)
+		err = x.apply(name, target{fd: fd}, ino, mode)
 	}
 	if cerr := unix.Close(fd); cerr != nil && err == nil {
-		err = ioError(hdr.Name, "close", cerr)
+		err = ioError(name, "close", cerr)
 	}
 	return err
 }
 
+func entryOf(name string) string { return fmt.Sprintf("tar entry %q", clip(name)) }
+
 // fill writes the content and hashes it on the way.
 func (x *extractor) fill(ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *source) error {
-	if ino.Size <= int64(len(x.buf)) && !sparse(hdr) {
-		buf := x.buf[:ino.Size]
-		if err := readFull(body, buf); err != nil {
-			return src.blame(fmt.Sprintf("tar entry %q", clip(hdr.Name)), err)
-		}
-		ino.Hash = xxh3.Hash128(buf).Bytes()
-		return x.write(hdr.Name, fd, buf, -1)
-	}
 	x.hash.Reset()
 	for off := int64(0); off < ino.Size; {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("tar entry %q: %w", clip(hdr.Name), err)
+			return fmt.Errorf("%s: %w", entryOf(hdr.Name), err)
 		}
 		buf := x.buf[:min(int64(len(x.buf)), ino.Size-off)]
 		if err := readFull(body, buf); err != nil {
-			return src.blame(fmt.Sprintf("tar entry %q", clip(hdr.Name)), err)
+			return src.blame(entryOf(hdr.Name), err)
 		}
 		x.hash.Write(buf)
 		var err error

@@ -15,3 +15,17 @@ func SetOwnGzip(own bool) (restore func()) {
 
 // OwnGzip tells which decoder of gzip is in use.
 func OwnGzip() bool { return ownGzip }
+
+// MaxSmall is the size of the largest file that is gathered.
+const MaxSmall = maxSmall
+
+// PanicOn makes whoever fills the file of this entry panic, until the function that it returns is called.
+func PanicOn(name string) (restore func()) {
+	before := onFill
+	onFill = func(entry string) {
+		if entry == name {
+			panic(name)
+		}
+	}
+	return func() { onFill = before }
+}

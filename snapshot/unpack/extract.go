@@ -46,8 +46,9 @@ type extractor struct {
 	lastPath string
 	last     *node
 
-	buf  []byte
-	hash *xxh3.Hasher
+	small gatherer
+	buf   []byte // for the others
+	hash  *xxh3.Hasher
 }
 
 // newExtractor takes over the empty directory: its attributes are set as those of every other one, at the end.
@@ -70,6 +71,7 @@ func newExtractor(fd int, opts Options) (*extractor, error) {
 		buf:    make([]byte, bufferSize),
 		hash:   xxh3.New(),
 	}
+	x.small.fill = x.fillSmall
 	x.root = &node{ino: &inode{Entry: x.implied()}, implied: true}
 	// Nothing may be inherited: no group from a setgid directory, no default ACL.
 	root := target{fd: fd}
@@ -118,7 +120,10 @@ func checkEmpty(fd int) error {
 	}
 }
 
-func (x *extractor) close() { x.dirs.purge() }
+func (x *extractor) close() {
+	x.small.close()
+	x.dirs.purge()
+}
 
 // implied are the attributes of directories without an entry.
 func (x *extractor) implied() Entry {

@@ -38,6 +38,9 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 		ino.Target = old.ino.Target
 		return x.lowerLink(name, dir, base, ino)
 	}
+	if err := x.small.awaitOne(old.ino); err != nil {
+		return err
+	}
 	merged := *old.ino
 	merged.merge(ino)
 	if _, err := x.clear(name, dir, base); err != nil {

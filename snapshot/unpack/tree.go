@@ -7,8 +7,9 @@ import (
 // inode is what names lead to. Entry.Path, Inode, Implied, Opaque and Seq are not used here.
 type inode struct {
 	Entry
-	omitted bool // a device that an unprivileged extraction leaves out, with all its names
-	names   int  // in the final tree
+	omitted  bool   // a device that an unprivileged extraction leaves out, with all its names
+	names    int    // in the final tree
+	gathered uint64 // among the small files it is this one; 0 if it is none
 }
 
 // onDisk tells whether the inode was created.

@@ -121,7 +121,11 @@ func Extract(ctx context.Context, dir *os.File, r io.Reader, opts *Options) (*Re
 		return nil, fmt.Errorf("layer directory %q: %w", dir.Name(), err)
 	}
 	defer x.close()
-	if err := x.readAll(ctx, r); err != nil {
+	err = x.readAll(ctx, r)
+	if made := x.small.await(); err == nil {
+		err = made
+	}
+	if err != nil {
 		return nil, err
 	}
 	return x.finish(ctx)

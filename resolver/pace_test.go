@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -281,5 +282,39 @@ func TestRangesRefused(t *testing.T) {
 	holds(t, store, data)
 	if n := reg.Count(layerPath(data) + " bytes="); n > 15 || refused.Load() == 0 {
 		t.Errorf("%d ranges, of which %d were refused", n, refused.Load())
+	}
+}
+
+// TestStarvation: a stream starves that waits, with processors idle, and does not become faster.
+func TestStarvation(t *testing.T) {
+	procs := time.Duration(runtime.GOMAXPROCS(0))
+	for _, tc := range []struct {
+		name   string
+		waited time.Duration
+		cpu    time.Duration // of all processors together
+		before float64       // to the rate of this window
+		want   bool
+	}{
+		{"waits", window, 0, 1, true},
+		{"waits, a little faster than before", window, 0, 0.9, true},
+		{"becomes faster", window, 0, 0.5, false},
+		{"becomes slower", window, 0, 2, false},
+		{"first window", window, 0, 0, false},
+		{"works half of the time", window / 2, 0, 1, false},
+		{"the processors are busy", window, window * procs * 3 / 4, 1, false},
+		{"so is one of two", window, window * procs / 4, 1, true},
+	} {
+		const n = 1 << 20
+		s := watchStarvation()
+		s.since = s.since.Add(-window)
+		s.cpu -= tc.cpu
+		s.before = tc.before * n / window.Seconds()
+		if _, starves := s.read(n, tc.waited); starves != tc.want {
+			t.Errorf("%s: %v", tc.name, starves)
+		}
+	}
+	s := watchStarvation()
+	if _, starves := s.read(1, window); starves || s.bytes != 1 {
+		t.Error("before the window was over")
 	}
 }

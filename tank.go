@@ -180,7 +180,9 @@ func (t *Tank) Snapshots() *snapshot.Store { return t.snapshots }
 // Close ends background work and gives the root up.
 func (t *Tank) Close() error {
 	var errs []error
-	t.connections.Close()
+	if t.connections != nil {
+		t.connections.Close()
+	}
 	if t.sweeper != nil {
 		t.sweeper.close()
 	}

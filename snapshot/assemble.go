@@ -94,7 +94,7 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 		return err
 	}
 	entries := flatten(seals)
-	if err := s.finishRoot(fs, &entries[0]); err != nil {
+	if err := s.finishRoot(fs, entries[0]); err != nil {
 		return err
 	}
 	for _, e := range entries {

@@ -37,7 +37,7 @@ func (s *Store) buildTree(ctx context.Context, t *tree, copies map[string]source
 	if err := b.fill(ctx, root, t); err != nil {
 		return staged, rec, err
 	}
-	entries := t.entries()
+	entries := pointersTo(t.entries())
 	regroup(entries)
 	rec.Created = time.Now().UTC()
 	return staged, rec, writeSeal(filepath.Join(staged, "seal"), rec, entries, true)

@@ -25,7 +25,7 @@ const sealMagic = "tank seal 1\n"
 
 // writeSeal writes a new seal and makes it durable, unless sync is false. record is what the database will say, as far as
 // it is known: where the directory lies is not.
-func writeSeal(path string, record any, entries []unpack.Entry, sync bool) error {
+func writeSeal(path string, record any, entries []*unpack.Entry, sync bool) error {
 	header, err := json.Marshal(record)
 	if err != nil {
 		return err
@@ -40,8 +40,8 @@ func writeSeal(path string, record any, entries []unpack.Entry, sync bool) error
 	w.WriteString(sealMagic)
 	buf := append(binary.AppendUvarint(nil, uint64(len(header))), header...)
 	buf = binary.AppendUvarint(buf, uint64(len(entries)))
-	for i := range entries {
-		buf = appendEntry(buf, &entries[i])
+	for _, e := range entries {
+		buf = appendEntry(buf, e)
 		if _, err := w.Write(buf); err != nil {
 			return err
 		}

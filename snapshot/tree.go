@@ -3,7 +3,6 @@ package snapshot
 import (
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -88,91 +87,18 @@ func (t *tree) entries() []unpack.Entry {
 }
 
 func sortEntries(es []unpack.Entry) {
-	slices.SortFunc(es, func(a, b unpack.Entry) int {
-		switch {
-		case a.Path == b.Path:
-			return 0
-		case a.Path == ".":
-			return -1
-		case b.Path == ".":
-			return 1
-		}
-		return strings.Compare(a.Path, b.Path)
-	})
+	slices.SortFunc(es, func(a, b unpack.Entry) int { return comparePaths(a.Path, b.Path) })
 }
 
-// flatten puts layers, lowest first, on top of each other as overlay shows them: whiteouts and opaque directories
-// take effect and are gone, groups of hard links keep the names that are left.
-func flatten(layers [][]unpack.Entry) []unpack.Entry {
-	t := &tree{entry: defaultDir(".")}
-	for i, layer := range layers {
-		for _, e := range layer {
-			if e.Inode != "" {
-				e.Inode = strconv.Itoa(i) + "/" + e.Inode // unique among the layers
-			}
-			t.put(e)
-		}
-	}
-	es := t.entries()
-	regroup(es)
-	return es
-}
-
-// put lays one entry over the tree. Parents come before their children.
-func (t *tree) put(e unpack.Entry) {
+// comparePaths orders paths by their bytes, "." first.
+func comparePaths(a, b string) int {
 	switch {
-	case e.Type == unpack.Link:
-		return // its fix-up has the file
-	case e.Path == ".":
-		if e.Opaque {
-			t.kids = nil
-		}
-		if !e.Implied { // an implied root leaves the parents' root as it is
-			e.Opaque = false
-			t.entry = e
-		}
-		return
+	case a == b:
+		return 0
+	case a == ".":
+		return -1
+	case b == ".":
+		return 1
 	}
-	dir, name := t, e.Path
-	if i := strings.LastIndexByte(e.Path, '/'); i >= 0 {
-		dir, name = t.make(e.Path[:i]), e.Path[i+1:]
-	}
-	if e.Type == unpack.Whiteout {
-		delete(dir.kids, name)
-		return
-	}
-	n := &tree{entry: e}
-	if old := dir.kids[name]; old != nil && old.entry.Type == unpack.Dir && e.Type == unpack.Dir && !e.Opaque {
-		n.kids = old.kids
-	}
-	n.entry.Opaque = false
-	if dir.kids == nil {
-		dir.kids = map[string]*tree{}
-	}
-	dir.kids[name] = n
-}
-
-// regroup names each group of hard links by its first path, and forgets groups of one. Entries are sorted.
-func regroup(es []unpack.Entry) {
-	first := map[string]int{}
-	many := map[string]bool{}
-	for i, e := range es {
-		if e.Inode == "" {
-			continue
-		}
-		if _, ok := first[e.Inode]; ok {
-			many[e.Inode] = true
-		} else {
-			first[e.Inode] = i
-		}
-	}
-	for i, e := range es {
-		switch {
-		case e.Inode == "":
-		case many[e.Inode]:
-			es[i].Inode = es[first[e.Inode]].Path
-		default:
-			es[i].Inode = ""
-		}
-	}
+	return strings.Compare(a, b)
 }

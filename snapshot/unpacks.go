@@ -235,7 +235,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 		OpaqueRoot: res.Entries[0].Opaque, DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
-	return writeSeal(filepath.Join(j.dir, "seal"), j.record, res.Entries, true)
+	return writeSeal(filepath.Join(j.dir, "seal"), j.record, pointersTo(res.Entries), true)
 }
 
 // known says whether the layer is here and was verified for its blob: any config may claim any diff ID.

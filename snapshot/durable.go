@@ -16,6 +16,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
+// syncMost is how long a layer that was committed stays provisional while others are being unpacked.
+const syncMost = 5 * time.Second
+
 // syncer turns provisional records durable: one syncfs for all that were recorded before it.
 type syncer struct {
 	s     *Store
@@ -95,10 +98,7 @@ func (s *Store) Sync(ctx context.Context) error {
 func (y *syncer) loop() {
 	defer close(y.done)
 	for range y.kick {
-		select {
-		case <-time.After(y.s.opts.SyncDelay):
-		case <-y.hurry:
-		}
+		y.gather()
 		y.mu.Lock()
 		nodes := maps.Clone(y.pending)
 		y.mu.Unlock()
@@ -120,12 +120,30 @@ func (y *syncer) loop() {
 	}
 }
 
+// gather waits for others to share a round with: as long as layers are being unpacked, whose bytes would be forced out half-written and whose
+// work would wait for that, but at most for syncMost.
+func (y *syncer) gather() {
+	for end := time.After(syncMost); ; {
+		select {
+		case <-time.After(y.s.opts.SyncDelay):
+			if !y.s.unpacks.busy() {
+				return
+			}
+		case <-end:
+			return
+		case <-y.hurry:
+			return
+		}
+	}
+}
+
 // close ends the loop. What is still provisional is found out by who opens the root next.
 func (y *syncer) close() error {
 	y.mu.Lock()
 	y.closed = true
 	y.mu.Unlock()
 	close(y.kick)
+	signal(y.hurry)
 	<-y.done
 	return nil
 }

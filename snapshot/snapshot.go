@@ -57,8 +57,8 @@ type Options struct {
 	// Unpacks is how many layers whose blobs are here are unpacked at once. Four times as many that are being downloaded
 	// come on top. 0 means 16.
 	Unpacks int
-	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with. 0 means
-	// 100 ms, less than 0 that nothing is synced but by Sync.
+	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with; while layers
+	// are being unpacked it waits on, but no longer than 5 seconds. 0 means 100 ms, less than 0 that nothing is synced but by Sync.
 	SyncDelay time.Duration
 	// Adoptable says whether containerd would take a blob into its records without fetching it. nil: it would take those that
 	// Blobs has.

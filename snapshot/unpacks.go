@@ -121,6 +121,20 @@ func (j *unpackJob) failed() bool {
 	}
 }
 
+// busy says whether a layer is being unpacked, or waits for its bytes.
+func (u *unpacks) busy() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, j := range u.jobs {
+		select {
+		case <-j.done:
+		default:
+			return true
+		}
+	}
+	return false
+}
+
 // forget drops a job from the table, unless another has taken its place.
 func (u *unpacks) forget(j *unpackJob) {
 	u.mu.Lock()

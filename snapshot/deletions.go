@@ -7,20 +7,26 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
+
+	"github.com/containerd/log"
 )
 
 const (
 	// maxDeletions is how many trees are deleted at once in the background: hundreds would keep everybody from the disk's journal.
 	maxDeletions = 4
-	// manyDeletions is how many trees may wait to be deleted before those who make new ones have to help.
+	// manyDeletions is how many trees may wait to be deleted before those who make new ones wait as well, for deletionPause at most.
 	manyDeletions = 1024
+	deletionPause = 100 * time.Millisecond
 )
 
 // deletions are the trees below staging that are deleted in the background.
 type deletions struct {
 	mu      sync.Mutex // guards what follows
 	queue   []string   // paths, oldest first
+	taken   uint64     // how many have left the queue
 	busy    map[string]struct{}
+	failed  map[string]error // for the next sweep to try again
 	workers int
 }
 
@@ -28,25 +34,41 @@ type deletions struct {
 func (d *deletions) put(paths []string) (start int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.add(paths)
+}
+
+func (d *deletions) add(paths []string) (start int) {
 	d.queue = append(d.queue, paths...)
 	start = min(maxDeletions-d.workers, len(d.queue))
 	d.workers += start
 	return start
 }
 
-// next takes the oldest tree, if at least this many wait.
-func (d *deletions) next(least int) (path string, ok bool) {
+// again adds trees, and those that could not be deleted. until is what taken will be when all of these have left the queue.
+func (d *deletions) again(paths []string) (start int, until uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.take(least)
+	start = d.add(slices.AppendSeq(paths, maps.Keys(d.failed)))
+	d.failed = nil
+	return start, d.taken + uint64(len(d.queue))
 }
 
-// nextOf is next for a worker, which ends with false.
+// next takes the oldest tree, unless so many were taken.
+func (d *deletions) next(until uint64) (path string, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.taken >= until {
+		return "", false
+	}
+	return d.take()
+}
+
+// nextOf takes the oldest tree for a worker, which ends with false.
 func (d *deletions) nextOf(ctx context.Context) (path string, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if ctx.Err() == nil {
-		path, ok = d.take(1)
+		path, ok = d.take()
 	}
 	if !ok {
 		d.workers--
@@ -54,12 +76,13 @@ func (d *deletions) nextOf(ctx context.Context) (path string, ok bool) {
 	return path, ok
 }
 
-// take is next with mu held.
-func (d *deletions) take(least int) (path string, ok bool) {
-	if len(d.queue) < least {
+// take is called with mu held.
+func (d *deletions) take() (path string, ok bool) {
+	if len(d.queue) == 0 {
 		return "", false
 	}
 	path, d.queue = d.queue[0], d.queue[1:]
+	d.taken++
 	if d.busy == nil {
 		d.busy = map[string]struct{}{}
 	}
@@ -67,19 +90,29 @@ func (d *deletions) take(least int) (path string, ok bool) {
 	return path, true
 }
 
-func (d *deletions) done(path string) {
+func (d *deletions) done(path string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.busy, path)
+	if err != nil {
+		if d.failed == nil {
+			d.failed = map[string]error{}
+		}
+		d.failed[path] = err
+	}
 }
 
-// takeAll empties the queue. What is being deleted at the moment is among the answer.
-func (d *deletions) takeAll() []string {
+// state returns the trees that are just being deleted, and why others could not be.
+func (d *deletions) state() (busy []string, failed error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	all := append(slices.Collect(maps.Keys(d.busy)), d.queue...)
-	d.queue = nil
-	return all
+	return slices.Collect(maps.Keys(d.busy)), errors.Join(slices.Collect(maps.Values(d.failed))...)
+}
+
+func (d *deletions) many() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.queue) >= manyDeletions
 }
 
 // trash moves directories, whose records are gone, into staging and deletes them in the background.
@@ -100,47 +133,62 @@ func (s *Store) trash(paths ...string) error {
 }
 
 // deleteSoon deletes trees below staging in the background.
-func (s *Store) deleteSoon(paths []string) {
-	for range s.deletions.put(paths) {
+func (s *Store) deleteSoon(paths []string) { s.startDeletions(s.deletions.put(paths)) }
+
+func (s *Store) startDeletions(workers int) {
+	for range workers {
 		s.background("deletion", func(ctx context.Context) error {
-			var errs []error
 			for {
 				path, ok := s.deletions.nextOf(ctx)
 				if !ok {
-					return errors.Join(errs...)
+					return nil
 				}
-				errs = append(errs, s.removeTaken(path))
+				if err := s.removeTaken(path); err != nil {
+					log.G(ctx).WithError(err).Warnf("deletion of %s", path)
+				}
 			}
 		})
 	}
 }
 
-// helpDelete deletes one tree if very many wait. Whoever makes a directory does this first, so that directories can't be made and
-// removed faster than they are deleted; whoever removes one does not, since containerd's collector removes under a lock.
-func (s *Store) helpDelete() {
-	if path, ok := s.deletions.next(manyDeletions); ok {
-		_ = s.removeTaken(path) // which stays in staging for the next sweep to say why
+// deleteAll deletes trees below staging, and what waits to be deleted already, together with the background: nothing leaves the queue when
+// ctx ends. It returns when all of them are gone, with the reasons of those that are not.
+func (s *Store) deleteAll(ctx context.Context, paths []string) error {
+	workers, until := s.deletions.again(paths)
+	s.startDeletions(workers)
+	for ctx.Err() == nil {
+		path, ok := s.deletions.next(until)
+		if !ok {
+			break
+		}
+		_ = s.removeTaken(path) // state has it
+	}
+	busy, _ := s.deletions.state()
+	for _, path := range busy {
+		s.locks.lock(path)()
+	}
+	_, failed := s.deletions.state()
+	return errors.Join(ctx.Err(), failed)
+}
+
+// awaitDeletions makes whoever is about to make a directory wait while very many are to be deleted, so that directories can't be made and
+// removed much faster than they are deleted. Those who remove do not wait: containerd's collector removes under a lock. Nobody waits long.
+func (s *Store) awaitDeletions(ctx context.Context) {
+	const step = deletionPause / 20
+	for waited := time.Duration(0); waited < deletionPause && s.deletions.many(); waited += step {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(step):
+		}
 	}
 }
 
 func (s *Store) removeTaken(path string) error {
-	defer s.deletions.done(path)
-	return contained("deletion", func() error { return s.removeOne(path) })
-}
-
-// removeEach deletes trees below staging. A sweep and the background may be at the same one.
-func (s *Store) removeEach(ctx context.Context, paths []string) error {
-	var errs []error
-	for _, p := range paths {
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		errs = append(errs, s.removeOne(p))
-	}
-	return errors.Join(errs...)
-}
-
-func (s *Store) removeOne(path string) error {
-	defer s.locks.lock(path)()
-	return removeAll(path)
+	err := contained("deletion", func() error {
+		defer s.locks.lock(path)()
+		return removeAll(path)
+	})
+	s.deletions.done(path, err)
+	return err
 }

@@ -15,13 +15,15 @@ type shown struct {
 	kids  map[string]*shown // by name
 }
 
-// flatten puts layers, lowest first, on top of each other as overlay shows them: whiteouts and opaque directories
+// flatten puts layers as they come, lowest first, on top of each other as overlay shows them: whiteouts and opaque directories
 // take effect and are gone, groups of hard links keep the names that are left. The result is sorted by path bytes, "." first, and made of
 // the layers' own entries, which are changed.
-func flatten(layers [][]unpack.Entry) []*unpack.Entry {
+func flatten(layers <-chan []unpack.Entry) []*unpack.Entry {
 	root := defaultDir(".")
 	t := &shown{entry: &root}
-	for i, layer := range layers {
+	i := 0
+	for layer := range layers {
+		i++
 		for j := range layer {
 			e := &layer[j]
 			if e.Inode != "" {

@@ -54,6 +54,7 @@ func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
 
 // create makes the snapshot's directory, then its record.
 func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount.Mount, error) {
+	n.s.awaitDeletions(ctx)
 	parent, err := n.checkNew(sn.Key, sn.Parent)
 	if err != nil {
 		return nil, err
@@ -66,7 +67,6 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	if _, _, _, err := n.s.idMaps(sn); err != nil {
 		return nil, err
 	}
-	n.s.helpDelete()
 	sn.Whole = n.s.whole(sn, st)
 	staged, err := n.s.stageSnapshot(ctx, sn, st)
 	if err != nil {

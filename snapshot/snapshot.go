@@ -130,22 +130,22 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 
 // emptyStaging deletes what an earlier process left (I4), in the background.
 func (s *Store) emptyStaging() error {
-	left, err := s.stagedNames("")
+	left, err := s.stagedNames()
 	if err == nil {
 		s.deleteSoon(left)
 	}
 	return err
 }
 
-// stagedNames lists what is in staging with this prefix, except what other packages put there.
-func (s *Store) stagedNames(prefix string) ([]string, error) {
+// stagedNames lists what is in staging, except what other packages put there.
+func (s *Store) stagedNames() ([]string, error) {
 	names, err := os.ReadDir(s.path("staging"))
 	if err != nil {
 		return nil, err
 	}
 	var paths []string
 	for _, n := range names {
-		if strings.HasPrefix(n.Name(), prefix) && !strings.HasPrefix(n.Name(), "content-") {
+		if !strings.HasPrefix(n.Name(), "content-") {
 			paths = append(paths, s.path("staging", n.Name()))
 		}
 	}

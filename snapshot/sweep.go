@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -27,9 +26,7 @@ func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 		return Stats{}, err
 	}
 	stats, moved, err := s.moveUnrecorded()
-	waiting := s.deletions.takeAll() // who sweeps wants the space now
-	failed, ferr := s.stagedNames("trash-")
-	return stats, errors.Join(err, ferr, s.removeEach(ctx, slices.Concat(moved, waiting, failed)))
+	return stats, errors.Join(err, s.deleteAll(ctx, moved)) // who sweeps wants the space now, also that of what waits
 }
 
 func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {

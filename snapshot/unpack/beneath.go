@@ -108,6 +108,7 @@ func openat(at int, name string, flags int, mode uint32) (fd int, err error) {
 // dirCache keeps the descriptors of the directories used last: entries of a tar come directory by directory.
 type dirCache struct {
 	open  *opener
+	spare func() error // closes other descriptors, when there are too many
 	slots [16]dirSlot
 	tick  uint64
 }
@@ -144,6 +145,11 @@ func (c *dirCache) fd(n *node) (int, error) {
 		rel = n.path()
 	}
 	fd, err := c.open.dir(at, rel)
+	if errors.Is(err, unix.EMFILE) && c.spare != nil {
+		if err = c.spare(); err == nil {
+			fd, err = c.open.dir(at, rel)
+		}
+	}
 	if err != nil {
 		return -1, fmt.Errorf("directory %q: %w", clip(n.path()), err)
 	}

@@ -71,7 +71,7 @@ func newExtractor(fd int, opts Options) (*extractor, error) {
 		buf:    make([]byte, bufferSize),
 		hash:   xxh3.New(),
 	}
-	x.small.fill = x.fillSmall
+	x.small.fill, x.dirs.spare = x.fillSmall, x.small.await
 	x.root = &node{ino: &inode{Entry: x.implied()}, implied: true}
 	// Nothing may be inherited: no group from a setgid directory, no default ACL.
 	root := target{fd: fd}

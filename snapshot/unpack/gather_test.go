@@ -146,11 +146,17 @@ func TestGatheredFaults(t *testing.T) {
 		low.Cur = uint64(openFiles(t)) + 24
 		must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
 		defer func() { must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)) }()
-		f, err := os.Open(t.TempDir())
-		must(t, err)
-		defer f.Close()
-		if _, err := unpack.Extract(context.Background(), f, bytes.NewReader(full), userOptions()); err != nil {
-			t.Error(err)
+		var deep []u.Item
+		for n := range 300 {
+			deep = append(deep, u.F(fmt.Sprintf("x%d/y%d/f%d", n%40, n%20, n), "f"))
+		}
+		for _, raw := range [][]byte{full, u.Tar(t, deep...)} {
+			f, err := os.Open(t.TempDir())
+			must(t, err)
+			if _, err := unpack.Extract(context.Background(), f, bytes.NewReader(raw), userOptions()); err != nil {
+				t.Error(err)
+			}
+			must(t, f.Close())
 		}
 	})
 }

@@ -52,6 +52,17 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// endWait is how long a body that has brought all bytes is waited for to end.
+const endWait = time.Second
+
+// readEnd reads the end of a body that has no more bytes to bring, so that its connection can be used again.
+func readEnd(body io.ReadCloser) {
+	if w, ok := body.(*watched); ok {
+		w.left = min(w.left, endWait)
+	}
+	_, _ = body.Read(make([]byte, 1))
+}
+
 func (w *watched) Close() error {
 	w.timer.Stop()
 	err := w.ReadCloser.Close()

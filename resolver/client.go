@@ -117,6 +117,7 @@ func (p *repository) send(ctx context.Context, host *endpoint, u *url.URL, commo
 		}
 		resp, err := p.once(ctx, host, way.lane(u, lane), u, h)
 		if err != nil {
+			way.failed(ctx, err)
 			return nil, home, err
 		}
 		way.learn(u, resp)

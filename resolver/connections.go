@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
@@ -48,23 +49,39 @@ func (c *Connections) Close() {
 	c.registries = nil
 	c.mu.Unlock()
 	for _, r := range registries {
-		r.closeIdle()
+		closeIdle(r.hosts)
 	}
 }
 
-func (r *connected) closeIdle() {
-	for _, e := range r.hosts {
+func closeIdle(hosts []*endpoint) {
+	for _, e := range hosts {
 		e.home.closeIdle()
 		e.foreign.closeIdle()
 	}
 }
 
+// fallsBack says whether a host may be talked to by HTTP where it has no HTTPS, which is remembered by its transport. Somebody else may not want that, so
+// it is not shared.
+func fallsBack(e *endpoint) bool { return e.home.alone }
+
+// resolvedHere says whether a registry may lead to this machine because it was found on it. Where its name, or a proxy's, leads the next time is
+// another matter, so that it is not kept for other pulls.
+func resolvedHere(e *endpoint) bool { return e.local.Load() }
+
+// namedHere says whether a host is this machine by its name, whoever asks.
+func namedHere(e *endpoint) bool { return isLoopback(e.Host) }
+
 // share gives hosts the transports of those that were configured alike, or keeps theirs for who comes later.
 func (c *Connections) share(key string, hosts []*endpoint) {
+	if slices.ContainsFunc(hosts, fallsBack) {
+		return
+	}
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.registries = slices.DeleteFunc(c.registries, func(r *connected) bool { return now.Sub(r.used) > forgetRegistry })
+	c.registries = slices.DeleteFunc(c.registries, func(r *connected) bool {
+		return now.Sub(r.used) > forgetRegistry || slices.ContainsFunc(r.hosts, resolvedHere) && !slices.ContainsFunc(r.hosts, namedHere)
+	})
 	for _, r := range c.registries {
 		if r.key == key && slices.EqualFunc(r.hosts, hosts, sameConnection) {
 			r.used = now
@@ -79,7 +96,7 @@ func (c *Connections) share(key string, hosts []*endpoint) {
 	}
 	kept := make([]*endpoint, len(hosts))
 	for i, e := range hosts { // without what is a resolver's own
-		kept[i] = &endpoint{RegistryHost: e.RegistryHost, tls: e.tls, home: e.home, foreign: e.foreign}
+		kept[i] = &endpoint{RegistryHost: e.RegistryHost, tls: e.tls, local: e.local, home: e.home, foreign: e.foreign}
 	}
 	c.registries = append(c.registries, &connected{key: key, hosts: kept, used: now})
 }
@@ -107,7 +124,7 @@ func (r *Resolver) connectionsKey(name string) string {
 			hosts, _ = os.ReadFile(filepath.Join(dir, "hosts.toml")) // whoever can't read it has been told
 		}
 	}
-	return fmt.Sprintf("%s %d %d %x", name, r.opts.StallTimeout, r.opts.Ranges, sha256.Sum256(hosts))
+	return fmt.Sprintf("%s %t %d %d %x", name, r.opts.PlainHTTP, r.opts.StallTimeout, r.opts.Ranges, sha256.Sum256(hosts))
 }
 
 // lanes are transports that differ in nothing but their connections. HTTP/2 puts all requests to a host on one connection, which may be slower than
@@ -159,6 +176,13 @@ func (l *lanes) learn(u *url.URL, resp *http.Response) {
 			clear(l.http1)
 		}
 		l.http1[u.Host] = true
+	}
+}
+
+// failed takes note of how a request got no answer. Idle connections as old as its own may be as dead, and each would cost an attempt.
+func (l *lanes) failed(ctx context.Context, err error) {
+	if ctx.Err() == nil && temporary(err) {
+		l.closeIdle()
 	}
 }
 

@@ -3,10 +3,12 @@ package resolver
 import (
 	"crypto/tls"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -227,6 +229,156 @@ func TestConnectionsApart(t *testing.T) {
 	}
 	if a, b := host(), host(); a.home == b.home {
 		t.Error("two resolvers share without being told")
+	}
+}
+
+// TestConnectionsFallBack: who wants HTTPS does not get the transport of somebody who takes HTTP as well, nor does anybody what another one's
+// transport found out about that.
+func TestConnectionsFallBack(t *testing.T) {
+	const name = "r.example.com:5000"
+	dir := certsDir(t, name, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
+	pool := NewConnections()
+	seen := map[*lanes]bool{}
+	for i, plain := range []bool{true, false, true, false} {
+		r := client(t, func(o *Options) { o.HostsDir, o.Connections, o.PlainHTTP = dir, pool, plain })
+		hosts, err := r.endpoints(t.Context(), name)
+		if err != nil || len(hosts) != 1 || hosts[0].Scheme != "https" {
+			t.Fatal(hosts, err)
+		}
+		way := hosts[0].home
+		if _, ok := way.first.(*http.Transport); ok == plain {
+			t.Errorf("pull %d, plain: %v, has %T", i, plain, way.first)
+		}
+		if seen[way] != (i == 3) { // the second one with HTTPS alone shares
+			t.Errorf("pull %d, plain: %v, shares: %v", i, plain, seen[way])
+		}
+		seen[way] = true
+	}
+}
+
+// TestConnectionsFallBackClose: what is not shared ends with the resolver.
+func TestConnectionsFallBackClose(t *testing.T) {
+	reg := registrytest.New(t) // a loopback name, so HTTP is tried after HTTPS
+	data := layerImage(reg, 1000)
+	dir := certsDir(t, reg.Host, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
+	r := client(t, func(o *Options) { o.HostsDir, o.Connections = dir, NewConnections() })
+	before := clientGoroutines()
+	timed(t, r, reg, data, nil)
+	if clientGoroutines() == before {
+		t.Fatal("no connection is kept")
+	}
+	r.Close()
+	deadline := time.Now().Add(5 * time.Second)
+	for clientGoroutines() > before && time.Now().Before(deadline) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if n := clientGoroutines(); n > before {
+		t.Errorf("%d goroutines of connections are left", n-before)
+	}
+}
+
+// TestConnectionsHere: that a registry was found on this machine, so that it may lead here, is not known to pulls that did not find it there.
+func TestConnectionsHere(t *testing.T) {
+	const name = "r.example.com:5000"
+	for _, tc := range []struct {
+		name, host string
+		same       bool
+	}{{"by address", name, false}, {"by name", "127.0.0.1:5000", true}} {
+		pool := NewConnections()
+		dir := certsDir(t, name, map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%s\"]\n", name, tc.host)})
+		var got []*endpoint
+		for range 2 {
+			r := client(t, func(o *Options) { o.HostsDir, o.Connections = dir, pool })
+			hosts, err := r.endpoints(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, hosts[0])
+			hosts[0].local.Store(len(got) == 1)
+		}
+		if (got[0].home == got[1].home) != tc.same || (got[0].foreign == got[1].foreign) != tc.same {
+			t.Errorf("found here %s: shared: %v", tc.name, !tc.same)
+		}
+	}
+}
+
+// swallowing is a listener whose connections can be made to take requests that nobody sees any more.
+type swallowing struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []*swallowed
+}
+
+type swallowed struct {
+	net.Conn
+	dead atomic.Bool
+}
+
+func (l *swallowing) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &swallowed{Conn: conn}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns = append(l.conns, c)
+	return c, nil
+}
+
+// cut says how many connections there were so far. They are dead.
+func (l *swallowing) cut() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.conns {
+		c.dead.Store(true)
+	}
+	return len(l.conns)
+}
+
+func (c *swallowed) Read(p []byte) (int, error) {
+	for {
+		if n, err := c.Conn.Read(p); err != nil || !c.dead.Load() {
+			return n, err
+		}
+	}
+}
+
+// TestConnectionsDead: when all connections of an earlier pull turn out to lead nowhere, they cost one attempt, not one each.
+func TestConnectionsDead(t *testing.T) {
+	const layers = 8
+	var link swallowing
+	reg := registrytest.NewPlain(t, func(s *httptest.Server) {
+		link.Listener = s.Listener
+		s.Listener = &link
+	})
+	data := manyLayers(reg, layers)
+	var waiting atomic.Int32
+	all := make(chan struct{})
+	reg.Fault = func(_ http.ResponseWriter, r *http.Request) bool {
+		if slices.ContainsFunc(data, func(d []byte) bool { return strings.HasSuffix(r.URL.Path, layerPath(d)) }) {
+			if waiting.Add(1) == layers {
+				close(all)
+			}
+			select {
+			case <-all:
+			case <-r.Context().Done():
+			}
+		}
+		return false
+	}
+	pool := NewConnections()
+	defer pool.Close()
+	again := func() time.Duration {
+		r := client(t, func(o *Options) { o.Connections, o.Attempts, o.StallTimeout = pool, 3, 500*time.Millisecond })
+		return timed(t, r, reg, data, nil)
+	}
+	again()
+	if n := link.cut(); n < 5 {
+		t.Fatalf("%d connections", n)
+	}
+	if took := again(); took > 5*time.Second {
+		t.Errorf("%v", took)
 	}
 }
 

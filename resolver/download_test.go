@@ -113,6 +113,52 @@ func TestRanges(t *testing.T) {
 	}
 }
 
+// TestRangesEndless: a body that has brought its bytes and does not end keeps neither them nor the download for long.
+func TestRangesEndless(t *testing.T) {
+	const end = 2 * testChunk // of the second range
+	reg, data, r := large(t)
+	r.opts.StallTimeout = 20 * time.Second
+	first, shown := make(chan struct{}), make(chan struct{})
+	var late atomic.Bool
+	reg.Fault = registrytest.On(layerPath(data), func(w http.ResponseWriter, req *http.Request) bool {
+		if req.Header.Get("Range") != fmt.Sprintf("bytes=%d-%d", testChunk, end-1) {
+			return false
+		}
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", testChunk, end-1, bigSize))
+		w.WriteHeader(http.StatusPartialContent)
+		select {
+		case <-first:
+		case <-req.Context().Done():
+			return true
+		}
+		time.Sleep(20 * time.Millisecond) // until the one who writes waits for these bytes
+		_, _ = w.Write(data[testChunk:end])
+		w.(http.Flusher).Flush()
+		select {
+		case <-shown:
+		case <-req.Context().Done():
+			late.Store(true)
+		}
+		<-req.Context().Done()
+		return true
+	})
+	tellFirst, tellShown := sync.OnceFunc(func() { close(first) }), sync.OnceFunc(func() { close(shown) })
+	took := timed(t, r, reg, [][]byte{data}, &FetchOptions{Progress: func(e Event) {
+		if e.Descriptor.Digest != digest.FromBytes(data) {
+			return
+		}
+		if e.Offset >= testChunk {
+			tellFirst()
+		}
+		if e.Offset >= end {
+			tellShown()
+		}
+	}})
+	if took > 10*time.Second || late.Load() {
+		t.Errorf("%v; the bytes waited for the end of the body: %v", took, late.Load())
+	}
+}
+
 // TestRangesBound: many large blobs share the memory of one fetch, and none starves.
 func TestRangesBound(t *testing.T) {
 	reg := registrytest.New(t)

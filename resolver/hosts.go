@@ -36,18 +36,19 @@ type endpoint struct {
 	home    *lanes // for the host itself; may hold a client certificate
 	foreign *lanes // for every other origin; holds none, and does not connect to where nobody should be sent
 	tls     *tls.Config
+	local   *atomic.Bool // one of home was found on this machine, and foreign may connect to it; of all hosts of a registry together
 	auth    *authorizer
 }
 
 // origin is the endpoint as an address without path.
 func (e *endpoint) origin() *url.URL { return &url.URL{Scheme: e.Scheme, Host: e.Host} }
 
-// transport is what may talk to u.
-func (e *endpoint) transport(u *url.URL) http.RoundTripper {
+// way is what may talk to u.
+func (e *endpoint) way(u *url.URL) *lanes {
 	if sameOrigin(u, e.origin()) {
-		return e.home.first
+		return e.home
 	}
-	return e.foreign.first
+	return e.foreign
 }
 
 // endpoints reads the hosts of a registry by the rules of containerd's hosts.toml.
@@ -80,7 +81,7 @@ func (r *Resolver) endpoints(ctx context.Context, name string) ([]*endpoint, err
 			t = docker.DefaultHTTPTransport(&tls.Config{})
 			r.tune(t, &local)
 		}
-		e := &endpoint{RegistryHost: h, home: newLanes(h.Client.Transport, t), tls: t.TLSClientConfig}
+		e := &endpoint{RegistryHost: h, home: newLanes(h.Client.Transport, t), tls: t.TLSClientConfig, local: &local}
 		foreign := foreignTransport(t, e.origin(), &local)
 		e.foreign = newLanes(foreign, foreign)
 		e.auth = &authorizer{endpoint: e, resolver: r}

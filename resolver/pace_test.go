@@ -285,6 +285,25 @@ func TestRangesRefused(t *testing.T) {
 	}
 }
 
+// TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait, and what others bring then does not count.
+func TestRangesRefusedAtOnce(t *testing.T) {
+	d := &download{pace: newPace(&Options{Ranges: 4, ChunkSize: testChunk})}
+	var refused sync.WaitGroup
+	for range 8 {
+		refused.Go(func() { d.verdict(t.Context(), false) })
+	}
+	refused.Wait()
+	d.verdict(t.Context(), true)
+	if d.pace.retry != 2*firstRetry || d.pace.wide() || !d.narrow.Load() {
+		t.Errorf("waits %v after this, ranges: %v", d.pace.retry, d.pace.wide())
+	}
+	d.narrow.Store(false) // ranges again, later
+	d.verdict(t.Context(), false)
+	if d.pace.retry != 4*firstRetry {
+		t.Errorf("waits %v after the second time", d.pace.retry)
+	}
+}
+
 // TestStarvation: a stream starves that waits, with processors idle, and does not become faster.
 func TestStarvation(t *testing.T) {
 	procs := time.Duration(runtime.GOMAXPROCS(0))

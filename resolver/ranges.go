@@ -81,10 +81,15 @@ func (c *chunk) grow(n int) {
 	}
 	c.mu.Unlock()
 	if tell {
-		select {
-		case c.more <- struct{}{}:
-		default:
-		}
+		c.tell()
+	}
+}
+
+// tell wakes the one who writes.
+func (c *chunk) tell() {
+	select {
+	case c.more <- struct{}{}:
+	default:
 	}
 }
 
@@ -294,7 +299,8 @@ func (d *download) fillOnce(ctx context.Context, host *endpoint, c *chunk, answe
 		}
 	}
 	if asked && err == nil { // to the very end, or the stream is reset and the connection of HTTP/1 lost
-		_, _ = body.Read(make([]byte, 1))
+		c.tell()
+		readEnd(body)
 	}
 	if end < c.span.end {
 		return sourceError{fmt.Errorf("registry %s: the range ended at %d of %d bytes: %w", host.Host, end, c.span.end, errdefs.ErrUnavailable)}
@@ -339,8 +345,11 @@ func (d *download) judge(ctx context.Context, bytes int64, took time.Duration) {
 	}
 }
 
+// verdict is for ranges until one is against them. Several that are refused at the same time are one.
 func (d *download) verdict(ctx context.Context, pays bool) {
+	if pays && d.narrow.Load() || !pays && d.narrow.Swap(true) {
+		return
+	}
 	log.G(ctx).WithFields(log.Fields{"blob": d.desc.Digest, "pays": pays}).Debug("ranges were tried")
 	d.pace.judge(pays)
-	d.narrow.Store(!pays)
 }

@@ -16,6 +16,7 @@ package resolver
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -128,6 +129,13 @@ func New(opts *Options) (*Resolver, error) {
 func (r *Resolver) Close() {
 	if r.opts.Connections == nil {
 		r.connections.Close()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, hosts := range r.hosts {
+		if slices.ContainsFunc(hosts, fallsBack) { // not kept by connections
+			closeIdle(hosts)
+		}
 	}
 }
 

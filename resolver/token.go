@@ -141,7 +141,8 @@ func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, c
 	req.Header.Set("Accept-Encoding", "identity")
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
-	client := http.Client{Transport: a.endpoint.transport(realm), CheckRedirect: func(next *http.Request, via []*http.Request) error {
+	way := a.endpoint.way(realm)
+	client := http.Client{Transport: way.first, CheckRedirect: func(next *http.Request, via []*http.Request) error {
 		// Whoever answers gives out what opens the registry; and basic credentials or a refresh token are on their way to it.
 		if !sameOrigin(next.URL, realm) || next.URL.User != nil {
 			return errors.New("redirect to another origin")
@@ -154,7 +155,9 @@ func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, c
 	}}
 	resp, err := client.Do(req.WithContext(ctx))
 	if err != nil {
-		return "", 0, networkError("token server "+realm.Host, err)
+		err = networkError("token server "+realm.Host, err)
+		way.failed(ctx, err)
+		return "", 0, err
 	}
 	resp.Body = watch(resp.Body, cancel, a.resolver.opts.StallTimeout)
 	defer resp.Body.Close()

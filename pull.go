@@ -153,6 +153,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer r.Close()
 	target, err := r.Resolve(ctx, p.ref)
 	if err != nil {
 		return nil, err

@@ -34,6 +34,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 )
 
@@ -94,6 +95,7 @@ func New(opts *Options) *Server {
 		g.RegisterService(&adminService, opts.Admin)
 	}
 	healthapi.RegisterHealthServer(g, health.NewServer())
+	reflection.Register(g) // for grpcurl and the like
 	return s
 }
 

@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionapi "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 
@@ -303,6 +304,34 @@ func TestHealth(t *testing.T) {
 	reply, err := healthapi.NewHealthClient(w.conn).Check(context.Background(), &healthapi.HealthCheckRequest{})
 	if err != nil || reply.GetStatus() != healthapi.HealthCheckResponse_SERVING {
 		t.Errorf("%v, %v", reply, err)
+	}
+}
+
+// TestReflection: grpcurl and the like are told what is served.
+func TestReflection(t *testing.T) {
+	requireRoot(t)
+	w := start(t, nil)
+	stream, err := reflectionapi.NewServerReflectionClient(w.conn).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := &reflectionapi.ServerReflectionRequest{MessageRequest: &reflectionapi.ServerReflectionRequest_ListServices{}}
+	if err := stream.Send(request); err != nil {
+		t.Fatal(err)
+	}
+	reply, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := map[string]bool{}
+	for _, s := range reply.GetListServicesResponse().GetService() {
+		served[s.GetName()] = true
+	}
+	for _, name := range []string{"containerd.services.content.v1.Content", "containerd.services.snapshots.v1.Snapshots",
+		"containerd.services.diff.v1.Diff", "grpc.health.v1.Health"} {
+		if !served[name] {
+			t.Errorf("%s is not among %v", name, served)
+		}
 	}
 }
 

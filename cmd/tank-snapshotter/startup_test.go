@@ -52,7 +52,7 @@ func tags(tb testing.TB) string {
 // TestStartIsLean looks at what every start of the program initializes, a pull of what is here included: most of its time is page faults
 // for what that allocates. Regular expressions and descriptions of messages, which packages keep for nobody here, are the worst.
 func TestStartIsLean(t *testing.T) {
-	const most = 1000 << 10 // bytes; 873 KiB with go1.26
+	const most = 1150 << 10 // bytes; 1,040 KiB with go1.26, of which 160 are gRPC's reflection
 	cmd := exec.Command(program(t), "version")
 	cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
 	out, err := cmd.CombinedOutput()
@@ -70,7 +70,7 @@ func TestStartIsLean(t *testing.T) {
 		seen++
 		total += bytes
 		switch name {
-		case "golang.org/x/net/trace", "html/template", "google.golang.org/protobuf/reflect/protodesc":
+		case "golang.org/x/net/trace", "html/template":
 			t.Errorf("%s is initialized", name)
 		}
 	}

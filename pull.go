@@ -148,7 +148,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	defer remove()
 	r, err := resolver.New(&resolver.Options{
 		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials, Tokens: p.t.tokens, Flights: p.t.flights,
-		Connections: p.t.connections,
+		Connections: &p.t.connections,
 	})
 	if err != nil {
 		return nil, err

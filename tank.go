@@ -58,7 +58,7 @@ type Tank struct {
 	tokens    *resolver.TokenCache // shared by all pulls
 	flights   *resolver.Flights    // so that two pulls download nothing twice
 
-	connections *resolver.Connections // for the next pull too
+	connections resolver.Connections // for the next pull too
 
 	// refs has one pull of a reference run at a time.
 	refs refLocks
@@ -86,9 +86,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
 		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
 	}
-	t := &Tank{root: root, pulls: map[string]bool{}, tokens: resolver.NewTokenCache(), flights: resolver.NewFlights(),
-		connections: resolver.NewConnections(),
-	}
+	t := &Tank{root: root, pulls: map[string]bool{}, tokens: resolver.NewTokenCache(), flights: resolver.NewFlights()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())
@@ -180,9 +178,7 @@ func (t *Tank) Snapshots() *snapshot.Store { return t.snapshots }
 // Close ends background work and gives the root up.
 func (t *Tank) Close() error {
 	var errs []error
-	if t.connections != nil {
-		t.connections.Close()
-	}
+	t.connections.Close()
 	if t.sweeper != nil {
 		t.sweeper.close()
 	}

@@ -24,17 +24,7 @@ func BenchmarkWriter(b *testing.B) {
 		piece int
 	}{{"1MiB", 1 << 20}, {"32KiB", 32 << 10}} {
 		b.Run(row.name, func(b *testing.B) {
-			dir := b.TempDir()
-			db, err := metadata.Open(filepath.Join(dir, "metadata.db"), &metadata.Options{NoSync: true})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer db.Close()
-			s, err := Open(dir, db, nil)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer s.Close()
+			s := openForBench(b)
 			v := s.For(metadata.Containerd)
 			b.SetBytes(size)
 			b.ReportAllocs()
@@ -62,4 +52,21 @@ func BenchmarkWriter(b *testing.B) {
 			}
 		})
 	}
+}
+
+// openForBench opens a store whose database does not sync: what is measured are the files.
+func openForBench(b *testing.B) *Store {
+	b.Helper()
+	dir := b.TempDir()
+	db, err := metadata.Open(filepath.Join(dir, "metadata.db"), &metadata.Options{NoSync: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { db.Close() })
+	s, err := Open(dir, db, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { s.Close() })
+	return s
 }

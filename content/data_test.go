@@ -373,17 +373,7 @@ func TestQuiet(t *testing.T) {
 
 // BenchmarkCommit opens, writes and commits blobs of 1 KiB. The database does not sync: this is about the files.
 func BenchmarkCommit(b *testing.B) {
-	dir := b.TempDir()
-	db, err := metadata.Open(filepath.Join(dir, "metadata.db"), &metadata.Options{NoSync: true})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer db.Close()
-	s, err := Open(dir, db, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer s.Close()
+	s := openForBench(b)
 	for i := 0; b.Loop(); i++ {
 		p := fmt.Appendf(nil, "%01024d", i)
 		desc := ocispec.Descriptor{Size: 1024, Digest: digest.FromBytes(p)}

@@ -26,7 +26,7 @@ const (
 
 // Connections keeps open connections for the next request, of another resolver too if it is shared: a pull after a pull needs no handshake. It is
 // only shared among resolvers whose hosts.toml and certificates for a registry are the same; what belongs to a user, such as a token, is sent
-// with each request and no matter of the connection, but for client certificates, which are compared. The zero value is not usable.
+// with each request and no matter of the connection, but for client certificates, which are compared. The zero value has none.
 type Connections struct {
 	mu         sync.Mutex
 	registries []*connected
@@ -38,9 +38,6 @@ type connected struct {
 	hosts []*endpoint
 	used  time.Time
 }
-
-// NewConnections makes one without connections.
-func NewConnections() *Connections { return &Connections{} }
 
 // Close closes the connections that nobody uses. Those in use are closed when they have been idle for a while, or by another Close.
 func (c *Connections) Close() {

@@ -54,7 +54,7 @@ func TestFewConnections(t *testing.T) {
 				askers.Store(r.RemoteAddr, true)
 				return false
 			}
-			pool := NewConnections()
+			pool := new(Connections)
 			defer pool.Close()
 			var opened int
 			for n, downloads := range []int{4, 1, 1} {
@@ -144,7 +144,7 @@ func TestClose(t *testing.T) {
 		t.Run(p.name, func(t *testing.T) {
 			reg, dir := p.make(t, nil)
 			data := layerImage(reg, 8*testChunk, 8*testChunk, 1000)
-			pool := NewConnections()
+			pool := new(Connections)
 			r := client(t, func(o *Options) { o.HostsDir, o.ChunkSize, o.Connections = dir, testChunk, pool })
 			timed(t, r, reg, data, nil)
 			open := clientGoroutines()
@@ -210,7 +210,7 @@ func TestConnectionsApart(t *testing.T) {
 		{"the same client certificate", files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key},
 			files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key}, true},
 	} {
-		pool := NewConnections()
+		pool := new(Connections)
 		var got []*endpoint
 		for _, d := range []string{certsDir(t, name, tc.a), certsDir(t, name, tc.b)} {
 			r := client(t, func(o *Options) { o.HostsDir, o.Connections = d, pool })
@@ -237,7 +237,7 @@ func TestConnectionsApart(t *testing.T) {
 func TestConnectionsFallBack(t *testing.T) {
 	const name = "r.example.com:5000"
 	dir := certsDir(t, name, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
-	pool := NewConnections()
+	pool := new(Connections)
 	seen := map[*lanes]bool{}
 	for i, plain := range []bool{true, false, true, false} {
 		r := client(t, func(o *Options) { o.HostsDir, o.Connections, o.PlainHTTP = dir, pool, plain })
@@ -261,7 +261,7 @@ func TestConnectionsFallBackClose(t *testing.T) {
 	reg := registrytest.New(t) // a loopback name, so HTTP is tried after HTTPS
 	data := layerImage(reg, 1000)
 	dir := certsDir(t, reg.Host, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
-	r := client(t, func(o *Options) { o.HostsDir, o.Connections = dir, NewConnections() })
+	r := client(t, func(o *Options) { o.HostsDir, o.Connections = dir, new(Connections) })
 	before := clientGoroutines()
 	timed(t, r, reg, data, nil)
 	if clientGoroutines() == before {
@@ -284,7 +284,7 @@ func TestConnectionsHere(t *testing.T) {
 		name, host string
 		same       bool
 	}{{"by address", name, false}, {"by name", "127.0.0.1:5000", true}} {
-		pool := NewConnections()
+		pool := new(Connections)
 		dir := certsDir(t, name, map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%s\"]\n", name, tc.host)})
 		var got []*endpoint
 		for range 2 {
@@ -367,7 +367,7 @@ func TestConnectionsDead(t *testing.T) {
 		}
 		return false
 	}
-	pool := NewConnections()
+	pool := new(Connections)
 	defer pool.Close()
 	again := func() time.Duration {
 		r := client(t, func(o *Options) { o.Connections, o.Attempts, o.StallTimeout = pool, 3, 500*time.Millisecond })
@@ -384,7 +384,7 @@ func TestConnectionsDead(t *testing.T) {
 
 // TestConnectionsBound: what is remembered of registries is bounded, and ends.
 func TestConnectionsBound(t *testing.T) {
-	pool := NewConnections()
+	pool := new(Connections)
 	for i := range 2 * maxRegistries {
 		pool.share(fmt.Sprint(i), nil)
 	}

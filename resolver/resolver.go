@@ -115,7 +115,7 @@ func New(opts *Options) (*Resolver, error) {
 		r.flights = NewFlights()
 	}
 	if r.connections = r.opts.Connections; r.connections == nil {
-		r.connections = NewConnections()
+		r.connections = new(Connections)
 	}
 	r.tokens = r.opts.Tokens
 	if r.tokens == nil {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -90,10 +89,11 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
 		return err
 	}
-	entries, err := s.stackUp(ctx, holder, staged, layers, opts.Consume)
+	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume)
 	if err != nil {
 		return err
 	}
+	entries := flatten(seals)
 	if err := s.finishRoot(fs, entries[0]); err != nil {
 		return err
 	}
@@ -109,10 +109,13 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	return s.syncfs()
 }
 
-// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the entries of the result.
-func (s *Store) stackUp(
-	ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool,
-) (entries []*unpack.Entry, err error) {
+// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged.
+func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) ([][]unpack.Entry, error) {
+	fs := filepath.Join(staged, "fs")
+	last := map[string]int{}
+	for i, l := range layers {
+		last[l.Key] = i
+	}
 	sources, err := s.sources(ctx, holder, staged, layers, consume)
 	if err == nil && !consume {
 		err = s.settled(ctx, slices.ContainsFunc(layers, func(l metadata.Layer) bool { return !l.Durable }))
@@ -120,59 +123,35 @@ func (s *Store) stackUp(
 	if err != nil {
 		return nil, err
 	}
-	seals := make(chan []unpack.Entry, 2*len(layers)) // room for all
-	var flattening sync.WaitGroup
-	var ferr error
-	flattening.Go(func() {
-		defer contain("flatten", &ferr)
-		entries = flatten(seals)
-	})
-	err = s.mergeAll(ctx, filepath.Join(staged, "fs"), layers, sources, seals)
-	close(seals)
-	flattening.Wait()
-	return entries, errors.Join(err, ferr)
-}
-
-// mergeAll merges the layers and sends the seal of each when nobody here looks at it any more. What is left of a layer after its moves is
-// deleted meanwhile.
-func (s *Store) mergeAll(
-	ctx context.Context, fs string, layers []metadata.Layer, sources map[string]layerSource, seals chan<- []unpack.Entry,
-) error {
-	last := map[string]int{}
-	for i, l := range layers {
-		last[l.Key] = i
-	}
+	var seals [][]unpack.Entry
 	for i, l := range layers {
 		src := sources[l.Key]
 		entries, err := readSeal(filepath.Join(src.dir, "seal"))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		fixup, fixEntries, err := s.fixupFor(ctx, src, l, fs)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		m := merge{root: fs, move: src.move && last[l.Key] == i, marked: markedDirs(entries)}
-		seals <- entries
 		if err := s.merge(ctx, &m, filepath.Join(src.dir, "fs")); err != nil {
-			return fmt.Errorf("layer %s: %w", l.DiffID, err)
+			return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
 		}
-		if m.move {
-			err = s.trash(src.dir)
+		seals = append(seals, entries)
+		if fixup == "" {
+			continue
 		}
-		if fixup != "" && err == nil {
-			m = merge{root: fs, move: true, marked: markedDirs(fixEntries)}
-			seals <- fixEntries
-			if err := s.merge(ctx, &m, filepath.Join(fixup, "fs")); err != nil {
-				return fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
-			}
-			err = s.trash(fixup)
+		m = merge{root: fs, move: true, marked: markedDirs(fixEntries)}
+		if err := s.merge(ctx, &m, filepath.Join(fixup, "fs")); err != nil {
+			return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
 		}
-		if err != nil {
-			return err
+		seals = append(seals, fixEntries)
+		if err := s.trash(fixup); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return seals, nil
 }
 
 // layerSource is where a layer is taken from.

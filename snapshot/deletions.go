@@ -165,7 +165,9 @@ func (s *Store) deleteAll(ctx context.Context, paths []string) error {
 	}
 	busy, _ := s.deletions.state()
 	for _, path := range busy {
-		s.locks.lock(path)()
+		if ctx.Err() == nil {
+			s.locks.lock(path)()
+		}
 	}
 	_, failed := s.deletions.state()
 	return errors.Join(ctx.Err(), failed)

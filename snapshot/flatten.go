@@ -15,15 +15,13 @@ type shown struct {
 	kids  map[string]*shown // by name
 }
 
-// flatten puts layers as they come, lowest first, on top of each other as overlay shows them: whiteouts and opaque directories
+// flatten puts layers, lowest first, on top of each other as overlay shows them: whiteouts and opaque directories
 // take effect and are gone, groups of hard links keep the names that are left. The result is sorted by path bytes, "." first, and made of
 // the layers' own entries, which are changed.
-func flatten(layers <-chan []unpack.Entry) []*unpack.Entry {
+func flatten(layers [][]unpack.Entry) []*unpack.Entry {
 	root := defaultDir(".")
 	t := &shown{entry: &root}
-	i := 0
-	for layer := range layers {
-		i++
+	for i, layer := range layers {
 		for j := range layer {
 			e := &layer[j]
 			if e.Inode != "" {
@@ -33,7 +31,7 @@ func flatten(layers <-chan []unpack.Entry) []*unpack.Entry {
 		}
 	}
 	es := t.list(nil)
-	slices.SortFunc(es, func(a, b *unpack.Entry) int { return comparePaths(a.Path, b.Path) })
+	slices.SortFunc(es, func(a, b *unpack.Entry) int { return unpack.ComparePaths(a.Path, b.Path) })
 	regroup(es)
 	return es
 }

@@ -87,18 +87,5 @@ func (t *tree) entries() []unpack.Entry {
 }
 
 func sortEntries(es []unpack.Entry) {
-	slices.SortFunc(es, func(a, b unpack.Entry) int { return comparePaths(a.Path, b.Path) })
-}
-
-// comparePaths orders paths by their bytes, "." first.
-func comparePaths(a, b string) int {
-	switch {
-	case a == b:
-		return 0
-	case a == ".":
-		return -1
-	case b == ".":
-		return 1
-	}
-	return strings.Compare(a, b)
+	slices.SortFunc(es, func(a, b unpack.Entry) int { return unpack.ComparePaths(a.Path, b.Path) })
 }

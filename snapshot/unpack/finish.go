@@ -171,7 +171,7 @@ func (f *finisher) seal(n *node, path string, markers []string) error {
 
 // result sorts the entries and sums them up.
 func (f *finisher) result() *Result {
-	slices.SortFunc(f.items, func(a, b item) int { return comparePaths(a.path, b.path) })
+	slices.SortFunc(f.items, func(a, b item) int { return ComparePaths(a.path, b.path) })
 	r := &Result{Entries: make([]Entry, len(f.items)), Root: f.rooted}
 	first := make(map[*inode]string)
 	for i, it := range f.items {
@@ -221,8 +221,8 @@ func usage(e *Entry) int64 {
 	return 0
 }
 
-// comparePaths orders by bytes, the root first.
-func comparePaths(a, b string) int {
+// ComparePaths orders paths as Result.Entries are: by bytes, the root first.
+func ComparePaths(a, b string) int {
 	if a == "." || b == "." {
 		switch {
 		case a == b:

@@ -318,6 +318,6 @@ func (r *treeReader) sorted() []Entry {
 			r.entries[i].Inode = first
 		}
 	}
-	slices.SortFunc(r.entries, func(a, b Entry) int { return comparePaths(a.Path, b.Path) })
+	slices.SortFunc(r.entries, func(a, b Entry) int { return ComparePaths(a.Path, b.Path) })
 	return r.entries
 }

@@ -1,0 +1,90 @@
+// Package regular opens files that have to be regular files of a bounded size.
+//
+// It owns nothing on disk.
+//
+// Its invariant: no call blocks on a pipe or a device, follows a symbolic link in the last component, or allocates more memory
+// than the caller's limit.
+//
+// The surprising rule: a missing file is reported as os.ErrNotExist, and everything that is there but is not a regular file within the
+// limit as errdefs.ErrDataLoss, because these files are the program's own and somebody else changed them.
+package regular
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Flags are those with which a file that somebody else may have replaced is opened for reading.
+const Flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW | unix.O_NOCTTY | unix.O_CLOEXEC
+
+// Open opens a regular file for reading. The error is os.ErrNotExist for a missing file and errdefs.ErrDataLoss for a symbolic
+// link, a pipe, a directory, a socket or a device.
+func Open(path string) (*os.File, error) { return OpenAt(unix.AT_FDCWD, path) }
+
+// OpenAt is like Open for a path relative to the directory dir, a file descriptor. Only the last component is protected against
+// links: the directories above it are the caller's to check.
+func OpenAt(dir int, path string) (*os.File, error) {
+	var fd int
+	var err error
+	for {
+		if fd, err = unix.Openat(dir, path, Flags, 0); err != unix.EINTR {
+			break
+		}
+	}
+	switch err {
+	case nil:
+	case unix.ELOOP, unix.ENXIO: // a symbolic link, or a socket
+		return nil, fmt.Errorf("file %q: not a regular file: %w", path, errdefs.ErrDataLoss)
+	default:
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		return nil, fmt.Errorf("file %q: not a regular file: %w", path, errdefs.ErrDataLoss)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// ReadFile returns the content of a regular file of at most limit bytes. A larger file is errdefs.ErrDataLoss, and no more than
+// limit bytes of it are read.
+func ReadFile(path string, limit int64) ([]byte, error) {
+	f, err := Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return ReadAll(f, limit)
+}
+
+// ReadAll returns what is left to read of f, which is at most limit bytes, with the errors of ReadFile.
+func ReadAll(f *os.File, limit int64) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > limit {
+		return nil, tooLarge(f.Name(), limit)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, tooLarge(f.Name(), limit)
+	}
+	return b, nil
+}
+
+func tooLarge(path string, limit int64) error {
+	return fmt.Errorf("file %q: more than %d bytes: %w", filepath.Base(path), limit, errdefs.ErrDataLoss)
+}

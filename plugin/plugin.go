@@ -163,6 +163,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	s.calls.begin()
 	defer s.calls.end()
 	defer contain(ctx, info.FullMethod, &err)
+	if err := checkRequest(req); err != nil {
+		return nil, err
+	}
 	return next(ctx, req)
 }
 

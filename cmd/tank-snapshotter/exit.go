@@ -26,6 +26,18 @@ var hints = map[int]string{
 	exitContent:  "Nothing of what failed verification was kept. Try again later, or tell who serves the image.",
 }
 
+// refusedHere is the hint about a system call that was not permitted. No registry is to blame for that, and no login helps.
+const refusedHere = "This machine refused it, not the registry: look at who owns the root, and at what this process is allowed to do."
+
+// hintFor returns what to do about an error; "" when there is nothing to say.
+func hintFor(err error) string {
+	code := exitCode(err)
+	if code == exitOther && errors.Is(err, os.ErrPermission) {
+		return refusedHere
+	}
+	return hints[code]
+}
+
 // usageError is an error of the command line.
 type usageError struct{ error }
 
@@ -53,7 +65,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errdefs.IsNotFound(err):
 		return exitNotFound
-	case errdefs.IsPermissionDenied(err), errdefs.IsUnauthorized(err), errors.Is(err, os.ErrPermission):
+	case errdefs.IsPermissionDenied(err), errdefs.IsUnauthorized(err):
 		return exitDenied
 	case errdefs.IsUnavailable(err), errdefs.IsDeadlineExceeded(err):
 		return exitNetwork

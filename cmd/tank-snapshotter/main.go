@@ -38,7 +38,7 @@ func run(args []string) int {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tank-snapshotter:", err)
-		if hint := first(c.hint, hints[exitCode(err)]); hint != "" {
+		if hint := first(c.hint, hintFor(err)); hint != "" {
 			fmt.Fprintln(os.Stderr, hint)
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
@@ -173,7 +174,8 @@ func TestExitCode(t *testing.T) {
 		{errors.Join(nil, fmt.Errorf("x: %w", errdefs.ErrNotFound)), 3},
 		{fmt.Errorf("x: %w", errdefs.ErrPermissionDenied), 4},
 		{fmt.Errorf("x: %w", errdefs.ErrUnauthenticated), 4},
-		{&os.PathError{Op: "open", Path: "x", Err: os.ErrPermission}, 4},
+		{&os.PathError{Op: "open", Path: "x", Err: os.ErrPermission}, 1},
+		{fmt.Errorf("tar entry: owner: %w", unix.EPERM), 1},
 		{fmt.Errorf("x: %w", errdefs.ErrUnavailable), 5},
 		{context.DeadlineExceeded, 5},
 		{fmt.Errorf("x: %w", errdefs.ErrDataLoss), 6},
@@ -182,6 +184,9 @@ func TestExitCode(t *testing.T) {
 	} {
 		if got := exitCode(tc.err); got != tc.want {
 			t.Errorf("%v: %d, want %d", tc.err, got, tc.want)
+		}
+		if login := strings.Contains(hintFor(tc.err), "docker login"); login != (tc.want == exitDenied) {
+			t.Errorf("%v: hint %q", tc.err, hintFor(tc.err))
 		}
 	}
 }

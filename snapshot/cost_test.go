@@ -2,6 +2,7 @@ package snapshot_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +53,64 @@ func TestCost(t *testing.T) {
 			t.Logf("%d: %v, %d: %v", n/8, few, n, many)
 			if many > 24*few && many > 2*time.Second {
 				t.Errorf("8 times the entries took %v, not %v", many, 8*few)
+			}
+		})
+	}
+}
+
+// TestDepthCost puts together layers whose directories lie inside each other, and fails when the time is not in proportion
+// to their number.
+func TestDepthCost(t *testing.T) {
+	requireRoot(t)
+	const depth = 1200
+	deep := func(n int) string { return strings.Repeat("d/", n-1) + "d" }
+	many := func(n int, item func(i int) Item) (items []Item) {
+		for i := range n {
+			items = append(items, item(i))
+		}
+		return items
+	}
+	for _, row := range []struct {
+		testName     string
+		lower, upper func(n int) []Item
+	}{
+		{"implied directories", func(n int) []Item { return []Item{D(deep(n))} },
+			func(n int) []Item { return []Item{F(deep(n)+"/h", "1")} }},
+		{"whiteouts in implied directories", func(n int) []Item { return []Item{F("a", "1")} }, func(n int) []Item {
+			return append(many(n, func(i int) Item { return W(deep(n) + at("/.wh.x", i)) }), F(deep(n)+"/h", "1"))
+		}},
+		{"hard links to a deep file", func(n int) []Item { return []Item{F(deep(n)+"/f", "1")} },
+			func(n int) []Item { return many(n, func(i int) Item { return H(at("l", i), deep(n)+"/f") }) }},
+		{"opaque markers behind symlinks to each depth", func(n int) []Item {
+			return append(many(n, func(i int) Item { return S(at("s", i), deep(i+1)) }), D(deep(n)))
+		}, func(n int) []Item {
+			return append([]Item{F(deep(n)+"/f", "1")}, many(n, func(i int) Item { return W(at("s", i) + "/.wh..wh..opq") })...)
+		}},
+		{"a chain of symlinks", func(n int) []Item {
+			return append(many(n, func(i int) Item { return S(at("s", i), at("s", i+1)) }), D(at("s", n)))
+		}, func(n int) []Item { return many(n, func(i int) Item { return F(at("s", i)+"/x", "1") }) }},
+		{"links through a symlink with a long target", func(n int) []Item {
+			return []Item{F("t/f", "1"), S("s", strings.Repeat("t/../", min(n, 800))+"t")}
+		}, func(n int) []Item { return many(n, func(i int) Item { return H(at("l", i), "s/f") }) }},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			took := func(n int) time.Duration {
+				w := openAt(t, memoryDir(t), memory{})
+				var recs []metadata.Layer
+				for _, items := range [][]Item{row.lower(n), row.upper(n)} {
+					rec, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
+					must(t, err)
+					recs = append(recs, rec)
+				}
+				start := time.Now()
+				_, err := w.Assemble(ctx, holder, digest.FromString("m"), recs, nil)
+				must(t, err)
+				return time.Since(start)
+			}
+			few, many := took(depth/8), took(depth)
+			t.Logf("%d: %v, %d: %v", depth/8, few, depth, many)
+			if many > 24*few && many > 5*time.Second {
+				t.Errorf("8 times the depth took %v, not %v", many, 8*few)
 			}
 		})
 	}

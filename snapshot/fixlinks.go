@@ -23,14 +23,15 @@ type inode struct {
 
 // linkGroup is an inode of the parent to which the layer links.
 type linkGroup struct {
-	names   []string       // in the merged view
-	from    string         // the name that the layer links to
-	headers []unpack.Entry // of the links
-	node    unpack.Entry   // as the parent has it
+	names   []string        // in the merged view
+	from    string          // the name that the layer links to
+	headers []*unpack.Entry // of the links
+	node    unpack.Entry    // as the parent has it
+	several bool            // the inode may have other names than that
 }
 
 // link notes a hard link to a path that only the parent has.
-func (x *plan) link(e unpack.Entry, here string) error {
+func (x *plan) link(e *unpack.Entry, here string) error {
 	var f *found
 	dir, err := x.parent.resolve(path.Dir(e.Target))
 	target := path.Join(dir, path.Base(e.Target))
@@ -46,13 +47,10 @@ func (x *plan) link(e unpack.Entry, here string) error {
 	if f == nil || f.entry.Type == unpack.Dir || x.hides(target) || strings.HasPrefix(target, here+"/") {
 		return fmt.Errorf("hard link %q: no file %q in the layers below: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
 	}
-	id := inode{f.elem, f.stat.Ino}
+	id := inode{f.elem, f.ino}
 	g := x.links[id]
 	if g == nil {
-		g = &linkGroup{from: target, node: *f.entry}
-		if g.names, err = x.namesOf(f, target); err != nil {
-			return err
-		}
+		g = &linkGroup{from: target, node: *f.entry, several: f.nlink > 1}
 		x.links[id] = g
 	}
 	g.names = append(g.names, here)
@@ -73,46 +71,73 @@ func (x *plan) hides(target string) bool {
 	return false
 }
 
-// namesOf lists the names that the inode of f has in the parent's view and that the layer leaves alone.
-func (x *plan) namesOf(f *found, target string) ([]string, error) {
-	all := []string{target}
-	if f.stat.Nlink > 1 {
-		if x.names[f.elem] == nil {
-			var err error
-			if x.names[f.elem], err = namesOfInodes(x.parent.elems[f.elem].root); err != nil {
-				return nil, err
+// findNames finds the names that the linked inodes have in the parent's view and that the layer leaves alone. An element
+// of which an inode has several names is read once.
+func (x *plan) findNames() error {
+	wanted := map[int]map[uint64][]string{}
+	for id, g := range x.links {
+		if !g.several {
+			if err := x.addName(id, g, g.from); err != nil {
+				return err
 			}
-		}
-		all = x.names[f.elem][f.stat.Ino]
-	}
-	var names []string
-	for _, n := range all {
-		if own := x.layer.find(n); own != nil && own.entry.Type != unpack.Link || x.hides(n) {
 			continue
 		}
-		seen, err := x.parent.lookup(n)
-		if err != nil {
-			return nil, err
+		if wanted[id.elem] == nil {
+			wanted[id.elem] = map[uint64][]string{}
 		}
-		if seen != nil && seen.elem == f.elem && seen.stat.Ino == f.stat.Ino {
-			names = append(names, n)
+		wanted[id.elem][id.ino] = nil
+	}
+	for elem, names := range wanted {
+		if err := namesOfInodes(x.parent.elems[elem].root, names, x.interrupted); err != nil {
+			return err
+		}
+		for ino, all := range names {
+			id := inode{elem, ino}
+			for _, n := range all {
+				if err := x.addName(id, x.links[id], n); err != nil {
+					return err
+				}
+			}
+			delete(names, ino)
 		}
 	}
-	return names, nil
+	return nil
+}
+
+// addName adds a name of the inode to its group if it is one in the parent's view, and the layer leaves it alone.
+func (x *plan) addName(id inode, g *linkGroup, name string) error {
+	if err := x.interrupted(); err != nil {
+		return err
+	}
+	if own := x.layer.find(name); own != nil && own.entry.Type != unpack.Link || x.hides(name) {
+		return nil
+	}
+	seen, err := x.parent.lookup(name)
+	if err == nil && seen != nil && seen.elem == id.elem && seen.ino == id.ino {
+		g.names = append(g.names, name)
+	}
+	return err
 }
 
 // emitLinks puts the groups of links into the fix-up: every name of the inode, with the attributes of the last header.
 func (x *plan) emitLinks() error {
+	if err := x.findNames(); err != nil {
+		return err
+	}
 	for id, g := range x.links {
 		e := g.node
-		slices.SortFunc(g.headers, func(a, b unpack.Entry) int { return a.Seq - b.Seq })
+		e.Xattrs = maps.Clone(e.Xattrs)
+		slices.SortFunc(g.headers, func(a, b *unpack.Entry) int { return a.Seq - b.Seq })
 		for _, h := range g.headers {
 			e.Mode, e.UID, e.GID, e.Sec, e.Nsec = h.Mode, h.UID, h.GID, h.Sec, h.Nsec
-			e.Xattrs = withXattrs(&e, h.Xattrs)
+			addXattrs(&e, h.Xattrs)
 		}
 		slices.Sort(g.names)
 		g.names = slices.Compact(g.names)
 		for _, n := range g.names {
+			if err := x.interrupted(); err != nil {
+				return err
+			}
 			x.emit(e, n)
 			x.copies[n] = source{&x.parent.elems[id.elem], g.from}
 			x.out.make(n).entry.Inode = g.names[0]
@@ -121,66 +146,67 @@ func (x *plan) emitLinks() error {
 	return nil
 }
 
-// withXattrs adds what a hard link's header has; archivers leave out of it what the inode has already.
-func withXattrs(e *unpack.Entry, more map[string]string) map[string]string {
-	all := maps.Clone(e.Xattrs)
+// addXattrs adds what a hard link's header has; archivers leave out of it what the inode has already.
+func addXattrs(e *unpack.Entry, more map[string]string) {
 	for k, v := range more {
 		if e.Type != unpack.File && strings.HasPrefix(k, "user.") {
 			continue // Linux has none there
 		}
-		if all == nil {
-			all = map[string]string{}
+		if e.Xattrs == nil {
+			e.Xattrs = map[string]string{}
 		}
-		all[k] = v
+		e.Xattrs[k] = v
 	}
-	return all
 }
 
 // keepTogether has names of an inode of the layer come along with those that a symbolic link led elsewhere.
-func (x *plan) keepTogether(entries []unpack.Entry, self *element) {
+func (x *plan) keepTogether(entries []unpack.Entry, self *element) error {
+	if len(x.moved) == 0 {
+		return nil
+	}
 	for _, e := range entries {
+		if err := x.interrupted(); err != nil {
+			return err
+		}
 		if moved := x.moved[e.Inode]; moved != nil && !moved[e.Path] {
 			x.emitCopy(e, e.Path, source{self, e.Path})
 		}
 	}
+	return nil
 }
 
-// namesOfInodes walks a directory for the names of the inodes that have several.
-func namesOfInodes(root *os.File) (map[uint64][]string, error) {
-	names := map[uint64][]string{}
+// namesOfInodes walks a directory for the names of the inodes that are keys of names.
+func namesOfInodes(root *os.File, names map[uint64][]string, interrupted func() error) error {
 	var walk func(dir *os.File, at string) error
 	walk = func(dir *os.File, at string) error {
-		list, err := dir.Readdirnames(-1)
+		list, err := readDir(dir)
 		if err != nil {
 			return err
 		}
-		slices.SortFunc(list, cmp.Compare)
+		slices.SortFunc(list, func(a, b dirent) int { return cmp.Compare(a.name, b.name) })
 		for _, n := range list {
-			var st unix.Stat_t
-			if err := unix.Fstatat(int(dir.Fd()), n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			if err := interrupted(); err != nil {
 				return err
 			}
-			switch {
-			case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-				sub, err := openDir(dir, n)
+			var st unix.Stat_t
+			if err := unix.Fstatat(int(dir.Fd()), n.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return err
+			}
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				sub, err := openDir(dir, n.name)
 				if err != nil {
 					return err
 				}
-				err = walk(sub, path.Join(at, n))
+				err = walk(sub, path.Join(at, n.name))
 				sub.Close()
 				if err != nil {
 					return err
 				}
-			case st.Nlink > 1:
-				names[st.Ino] = append(names[st.Ino], path.Join(at, n))
+			} else if found, wanted := names[st.Ino]; wanted {
+				names[st.Ino] = append(found, path.Join(at, n.name))
 			}
 		}
 		return nil
 	}
-	top, err := openDir(root, ".")
-	if err != nil {
-		return nil, err
-	}
-	defer top.Close()
-	return names, walk(top, "")
+	return walk(root, "")
 }

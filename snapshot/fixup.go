@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"fmt"
 	"path"
 
@@ -13,17 +14,17 @@ import (
 // plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show differently above
 // this parent so that the stack is what applying the tars one after the other gives (docs/adr/0003-layer-application.md).
 type plan struct {
-	layer    *tree
-	parent   *merged
-	out      *tree                       // nodes that were not emitted are directories on the way to those that were
-	repeated map[string]bool             // paths of opaque directories with all that the layer has in them
-	drops    []dropped                   // directories of the layer that are not to be seen, unless something of the fix-up lands in them
-	copies   map[string]source           // by path in out: where a node's content comes from
-	names    map[int]map[uint64][]string // by element and inode: the names, found out when the first is needed
-	moved    map[string]map[string]bool  // by inode of the layer: its names that landed elsewhere
-	links    map[inode]*linkGroup
+	layer  *tree
+	parent *merged
+	out    *tree                      // nodes that were not emitted are directories on the way to those that were
+	drops  []dropped                  // directories of the layer that are not to be seen, unless something of the fix-up lands in them
+	copies map[string]source          // by path in out: where a node's content comes from
+	moved  map[string]map[string]bool // by inode of the layer: its names that landed elsewhere
+	links  map[inode]*linkGroup
 	// lenient plans leave out links to what is not below: without root's full rights layers have no devices.
 	lenient bool
+	// interrupted returns why planning has to end, if it has to. It is called for every node that is looked at.
+	interrupted func() error
 }
 
 // dropped is a directory of the layer, and what the parent, where there is something, has in its place.
@@ -40,20 +41,26 @@ type source struct {
 
 // planFixup finds out what the layer, with these entries, needs above the parent. self is the layer's own directory.
 // The plan is empty when it needs nothing.
-func planFixup(entries []unpack.Entry, self *element, parent *merged, lenient bool) (*plan, error) {
+//
+// The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
+func planFixup(ctx context.Context, entries []unpack.Entry, self *element, parent *merged, lenient bool) (*plan, error) {
 	x := &plan{
 		layer: newTree(entries), parent: parent, out: newTree(nil),
-		copies: map[string]source{}, moved: map[string]map[string]bool{}, repeated: map[string]bool{},
-		names: map[int]map[uint64][]string{}, links: map[inode]*linkGroup{}, lenient: lenient,
+		copies: map[string]source{}, moved: map[string]map[string]bool{}, links: map[inode]*linkGroup{}, lenient: lenient,
+		interrupted: everyFew(ctx),
 	}
 	if err := x.walk(self, x.layer, ".", where{bare: x.layer.entry.Opaque}); err != nil {
 		return nil, err
 	}
-	x.keepTogether(entries, self)
+	if err := x.keepTogether(entries, self); err != nil {
+		return nil, err
+	}
 	if err := x.emitLinks(); err != nil {
 		return nil, err
 	}
-	x.drop(x.drops)
+	if err := x.drop(x.drops); err != nil {
+		return nil, err
+	}
 	if err := x.carry(x.out); err != nil {
 		return nil, err
 	}
@@ -72,6 +79,7 @@ func (t *tree) ownAll(uid, gid uint32) {
 type where struct {
 	moved bool // a symbolic link of the parent leads its content to another path
 	bare  bool // nothing of the parent is below
+	again bool // what the layer has at its own place goes into the fix-up as well
 }
 
 func (x *plan) empty() bool { return len(x.out.kids) == 0 }
@@ -92,14 +100,23 @@ func (x *plan) facts(diffID digest.Digest) digest.Digest {
 
 // walk looks at what the layer has in a directory; at is where that lands.
 func (x *plan) walk(self *element, n *tree, at string, w where) error {
+	if w.again {
+		if n.repeated {
+			return nil
+		}
+		n.repeated = true
+	}
 	for _, name := range n.names() {
+		if err := x.interrupted(); err != nil {
+			return err
+		}
 		kid, here := n.kids[name], path.Join(at, name)
 		var err error
 		switch {
 		case kid.entry.Type == unpack.Dir:
 			err = x.dir(self, kid, here, w)
 		case kid.entry.Type == unpack.Link:
-			err = x.link(kid.entry, here)
+			err = x.link(&kid.entry, here)
 		case !w.moved:
 		case kid.entry.Type == unpack.Whiteout:
 			err = x.moveWhiteout(self, kid.entry, here)
@@ -192,18 +209,20 @@ func (x *plan) implied(self *element, n *tree, here string, w where, below *foun
 }
 
 // repeat puts what the layer itself has in a directory into the fix-up, where an opaque directory would hide it. Once is
-// enough, however many symbolic links lead there.
+// enough, however many symbolic links lead there or above it.
 func (x *plan) repeat(self *element, own *tree, at string) error {
-	if own == nil || x.repeated[at] {
+	if own == nil {
 		return nil
 	}
-	x.repeated[at] = true
-	return x.walk(self, own, at, where{moved: true, bare: true})
+	return x.walk(self, own, at, where{moved: true, bare: true, again: true})
 }
 
 // drop hides directories, or those inside them where something is.
-func (x *plan) drop(dirs []dropped) {
+func (x *plan) drop(dirs []dropped) error {
 	for _, d := range dirs {
+		if err := x.interrupted(); err != nil {
+			return err
+		}
 		at := d.dir.entry.Path
 		switch there := x.out.find(at); {
 		case d.dir.entry.Type != unpack.Dir:
@@ -213,10 +232,13 @@ func (x *plan) drop(dirs []dropped) {
 			x.emit(unpack.Entry{Type: unpack.Whiteout}, at)
 		case there.entry.Type == unpack.Dir:
 			for _, k := range d.dir.kids {
-				x.drop([]dropped{{dir: k}})
+				if err := x.drop([]dropped{{dir: k}}); err != nil {
+					return err
+				}
 			}
 		}
 	}
+	return nil
 }
 
 // follow puts what the layer has in a directory to where a symbolic link of the parent, which stays, leads.
@@ -256,17 +278,19 @@ func (x *plan) leadsTo(link string, n *tree) (to string, ok bool, err error) {
 	return to, err == nil && (f == nil || f.entry.Type == unpack.Dir || !onlyWhiteouts(n)), err
 }
 
-// onlyWhiteouts says that nothing below the directory adds anything.
+// onlyWhiteouts reports whether nothing below a directory of the layer adds anything. The layer's tree does not change, so
+// that each directory is looked at once.
 func onlyWhiteouts(n *tree) bool {
-	for _, k := range n.kids {
-		switch {
-		case k.entry.Type == unpack.Whiteout:
-		case k.entry.Type == unpack.Dir && k.entry.Implied && onlyWhiteouts(k):
-		default:
-			return false
+	if n.adds == unknown {
+		n.adds = no
+		for _, k := range n.kids {
+			if k.entry.Type != unpack.Whiteout && !(k.entry.Type == unpack.Dir && k.entry.Implied && onlyWhiteouts(k)) {
+				n.adds = yes
+				break
+			}
 		}
 	}
-	return true
+	return n.adds == no
 }
 
 // emit puts a node into the fix-up, unless the layer itself put something there later.
@@ -295,6 +319,9 @@ func (x *plan) emitCopy(e unpack.Entry, at string, from source) {
 // carry gives the directories that are only on the way the attributes that they have without the fix-up.
 func (x *plan) carry(n *tree) error {
 	for _, k := range n.kids {
+		if err := x.interrupted(); err != nil {
+			return err
+		}
 		if k.entry.Type != unpack.Dir {
 			continue
 		}

@@ -118,10 +118,10 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot, rec metadata.
 	if rec, err = s.trustLayer(ctx, rec); err != nil {
 		return nil, err
 	}
-	return s.openPlanOf(s.path("layers", rec.Dir), rec.Key, st.dirs)
+	return s.openPlanOf(ctx, s.path("layers", rec.Dir), rec.Key, st.dirs)
 }
 
-func (s *Store) openPlanOf(layerDir, key string, below []stackDir) (*openPlan, error) {
+func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []stackDir) (*openPlan, error) {
 	entries, err := readSeal(filepath.Join(layerDir, "seal"))
 	if err != nil {
 		return nil, err
@@ -136,7 +136,7 @@ func (s *Store) openPlanOf(layerDir, key string, below []stackDir) (*openPlan, e
 		return nil, err
 	}
 	rights := s.opts.Unpack
-	p, err := planFixup(entries, &element{key, self}, parent, rights.Unprivileged || rights.Confined)
+	p, err := planFixup(ctx, entries, &element{key, self}, parent, rights.Unprivileged || rights.Confined)
 	if err != nil {
 		parent.close()
 		self.Close()

@@ -4,22 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strings"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// maxLinks is how many symbolic links a path may lead through, as in the kernel (MAXSYMLINKS).
-const maxLinks = 40
+// maxViewPath is the length in bytes of the longest path of a view, as in the kernel (PATH_MAX without its NUL).
+const maxViewPath = 4095
 
-// merged is what a stack of directories in overlay's form looks like, topmost first: read with plain system calls,
-// because the stack of a parent is needed where nothing is mounted. The directories do not change while it is open.
+// merged is a read-only view of a stack of directories in overlay's form, topmost first. It uses plain system calls,
+// because a fix-up needs the stack of its parent where nothing is mounted. The directories do not change while it is open.
+//
+// A view remembers where it was, so that a path costs one step for each component that was not looked at before, however
+// deep it lies.
 type merged struct {
 	elems []element
+	top   *place
+	dirs  openDirs
+	cost  int // of what is remembered
 }
 
 // element is one directory of a stack.
@@ -28,11 +31,12 @@ type element struct {
 	root *os.File
 }
 
-// found is what lies at a path of a merged view, or that nothing does.
+// found is what lies at a path of a merged view.
 type found struct {
-	elem  int // whose entry it is: the topmost of a directory's
+	elem  int // the element that the entry is of: the topmost one for a directory
+	ino   uint64
+	nlink uint64
 	entry *unpack.Entry
-	stat  unix.Stat_t
 }
 
 // openMerged opens a stack; dirs are the directories, topmost first, by the names that stand for their content.
@@ -46,10 +50,12 @@ func openMerged(dirs []stackDir) (*merged, error) {
 		}
 		m.elems = append(m.elems, element{d.name, f})
 	}
+	m.forget()
 	return m, nil
 }
 
 func (m *merged) close() {
+	m.dirs.close()
 	for _, e := range m.elems {
 		e.root.Close()
 	}
@@ -57,109 +63,229 @@ func (m *merged) close() {
 
 // lookup finds a clean relative path without following symbolic links in any component; nil when nothing is there.
 func (m *merged) lookup(path string) (*found, error) {
-	active := make([]int, len(m.elems))
-	for i := range active {
-		active[i] = i
+	if len(m.elems) == 0 {
+		return nil, nil
 	}
-	var top *found
-	for end := range len(path) + 1 {
-		if end < len(path) && path[end] != '/' {
-			continue
-		}
-		var err error
-		if top, active, err = m.step(active, path[:end]); err != nil || top == nil {
-			return nil, err
-		}
-		if len(active) == 0 && end < len(path) {
-			return nil, nil // a component that is no directory
-		}
+	if len(path) > maxViewPath {
+		return nil, pathError("lookup", path, unix.ENAMETOOLONG)
 	}
-	e, err := unpack.ReadEntry(m.elems[top.elem].root, path)
-	if err != nil {
+	m.forgetTooMuch()
+	p, err := m.at(path)
+	if err != nil || p == nil {
 		return nil, err
 	}
-	top.entry = e
-	return top, nil
+	dir, name := m.elems[p.elem].root, "."
+	if p.parent != nil {
+		name = p.name
+		if dir, err = m.dirs.open(m, int(p.elem), p.parent); err != nil {
+			return nil, err
+		}
+	}
+	e, err := unpack.ReadEntry(dir, name)
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", clipPath(path), err)
+	}
+	e.Path = path
+	return &found{elem: int(p.elem), ino: p.ino, nlink: p.nlink, entry: e}, nil
 }
 
-// step goes one component down: prefix is the path so far, active are the elements whose directories merge there. It
-// returns what is at prefix, nil when nothing, and the elements that merge in it, none when it is no directory.
-func (m *merged) step(active []int, prefix string) (top *found, next []int, err error) {
-	for _, i := range active {
+// place is a path of the view where something is that is no whiteout.
+type place struct {
+	name   string
+	parent *place // nil for the root
+	length int    // of the path
+	elem   int32  // the topmost element that has it
+	link   bool   // it is a symbolic link
+	ino    uint64
+	nlink  uint64
+	// dirs are the elements whose directories merge here, topmost first; none when it is no directory.
+	dirs []int32
+	kids map[string]*place // those that were looked at
+	lead *lead             // of a symbolic link that was followed
+}
+
+// maxRemembered bounds what a view remembers, in units of about 200 bytes.
+const maxRemembered = 1 << 16
+
+// forget makes the view remember nothing but its root.
+func (m *merged) forget() {
+	m.cost = 0
+	m.top = &place{dirs: make([]int32, len(m.elems))}
+	for i := range m.top.dirs {
+		m.top.dirs[i] = int32(i)
+	}
+	m.dirs.close()
+}
+
+func (m *merged) forgetTooMuch() {
+	if m.cost > maxRemembered {
+		m.forget()
+	}
+}
+
+// at returns the place of a clean relative path, nil when nothing is there.
+func (m *merged) at(path string) (*place, error) {
+	p := m.top
+	if path == "." {
+		return p, nil
+	}
+	for name, rest, more := "", path, true; more && p != nil; {
+		var err error
+		name, rest, more = cutPath(rest)
+		if p, err = m.kid(p, name); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// kid returns what has a name in a directory of the view, nil when nothing does.
+func (m *merged) kid(at *place, name string) (*place, error) {
+	if k := at.kids[name]; k != nil {
+		return k, nil
+	}
+	var k *place
+	for _, i := range at.dirs {
+		dir, err := m.dirs.open(m, int(i), at)
+		if err != nil {
+			return nil, err
+		}
 		var st unix.Stat_t
-		err := unix.Fstatat(int(m.elems[i].root.Fd()), prefix, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		err = unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", prefix, err)
+			return nil, fmt.Errorf("%q: %w", clipPath(at.path()+"/"+name), err)
 		}
 		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-		if !isDir {
-			if top == nil && !unpack.IsWhiteout(&st) {
-				top = &found{elem: i, stat: st}
+		if k == nil && !unpack.IsWhiteout(&st) {
+			k = &place{
+				name: name, parent: at, length: at.below(name), elem: i, ino: st.Ino, nlink: uint64(st.Nlink),
+				link: st.Mode&unix.S_IFMT == unix.S_IFLNK,
 			}
+		}
+		if !isDir {
 			break
 		}
-		if top == nil {
-			top = &found{elem: i, stat: st}
-		}
-		next = append(next, i)
-		opaque, err := isOpaque(m.elems[i].root, prefix)
+		k.dirs = append(k.dirs, i)
+		opaque, err := m.dirs.isOpaque(dir, int(i), k)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if opaque {
 			break
 		}
 	}
-	return top, next, nil
+	if k == nil {
+		return nil, nil
+	}
+	if at.kids == nil {
+		at.kids = map[string]*place{}
+	}
+	at.kids[name] = k
+	m.cost++
+	return k, nil
 }
 
-func isOpaque(root *os.File, path string) (bool, error) {
-	d, err := openDir(root, path)
+// below is the length of the path of a name in the directory.
+func (p *place) below(name string) int {
+	if p.parent == nil {
+		return len(name)
+	}
+	return p.length + 1 + len(name)
+}
+
+// path of the place, "." for the root.
+func (p *place) path() string {
+	if p.parent == nil {
+		return "."
+	}
+	b := make([]byte, p.length)
+	for end := p.length; p.parent != nil; p = p.parent {
+		end -= copy(b[end-len(p.name):end], p.name)
+		if end > 0 {
+			end--
+			b[end] = '/'
+		}
+	}
+	return string(b)
+}
+
+// openDirs are the directories of a view that were used last: plans go from a directory to those inside it.
+type openDirs struct {
+	slots [16]openDirSlot
+	tick  uint64
+}
+
+type openDirSlot struct {
+	elem int
+	at   *place
+	dir  *os.File
+	used uint64
+}
+
+// open returns a directory of one element. It is open until fifteen others were asked for.
+func (d *openDirs) open(m *merged, elem int, at *place) (*os.File, error) {
+	if at.parent == nil {
+		return m.elems[elem].root, nil
+	}
+	d.tick++
+	var above *openDirSlot
+	for i := range d.slots {
+		s := &d.slots[i]
+		if s.dir == nil || s.elem != elem {
+			continue
+		}
+		if s.at == at {
+			s.used = d.tick
+			return s.dir, nil
+		}
+		if s.at == at.parent {
+			above = s
+		}
+	}
+	if above != nil {
+		above.used = d.tick
+		return d.add(above.dir, elem, at, at.name)
+	}
+	return d.add(m.elems[elem].root, elem, at, at.path())
+}
+
+// add opens a directory, whose path relative to another one is rel, in the place of the one that was used first.
+func (d *openDirs) add(from *os.File, elem int, at *place, rel string) (*os.File, error) {
+	dir, err := unpack.OpenDirBelow(from, rel)
+	if err != nil {
+		return nil, err
+	}
+	oldest := &d.slots[0]
+	for i := range d.slots {
+		if s := &d.slots[i]; s.used < oldest.used {
+			oldest = s
+		}
+	}
+	if oldest.dir != nil {
+		oldest.dir.Close()
+	}
+	*oldest = openDirSlot{elem, at, dir, d.tick}
+	return dir, nil
+}
+
+// isOpaque opens a directory inside another one, which was opened last.
+func (d *openDirs) isOpaque(dir *os.File, elem int, k *place) (bool, error) {
+	d.tick++
+	f, err := d.add(dir, elem, k, k.name)
 	if err != nil {
 		return false, err
 	}
-	defer d.Close()
-	return unpack.IsOpaque(d)
+	return unpack.IsOpaque(f)
 }
 
-// resolve follows symbolic links inside the view, as if it were the root of a process, and returns the path of what is
-// there without any. What does not exist is taken as it stands: directories may be made there. errdefs.ErrInvalidArgument
-// when there are too many links.
-func (m *merged) resolve(path string) (string, error) {
-	rest := strings.Split(path, "/")
-	var done []string
-	for links := 0; len(rest) > 0; {
-		name := rest[0]
-		rest = rest[1:]
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			done = done[:max(0, len(done)-1)]
-			continue
+func (d *openDirs) close() {
+	for i := range d.slots {
+		if d.slots[i].dir != nil {
+			d.slots[i].dir.Close()
 		}
-		here := strings.Join(append(slices.Clone(done), name), "/")
-		f, err := m.lookup(here)
-		if err != nil {
-			return "", err
-		}
-		if f == nil || f.entry.Type != unpack.Symlink {
-			done = append(done, name)
-			continue
-		}
-		if links++; links > maxLinks {
-			return "", fmt.Errorf("path %q: too many links: %w", path, errdefs.ErrInvalidArgument)
-		}
-		if strings.HasPrefix(f.entry.Target, "/") {
-			done = nil
-		}
-		rest = append(strings.Split(f.entry.Target, "/"), rest...)
+		d.slots[i] = openDirSlot{}
 	}
-	if len(done) == 0 {
-		return ".", nil
-	}
-	return strings.Join(done, "/"), nil
 }

@@ -120,18 +120,32 @@ func renameTree(from, to string) error {
 
 // linkAt links the path from below root to name in dir.
 func linkAt(root *os.File, from string, dir *os.File, name string) error {
-	d, err := openDir(root, ".")
+	d, err := unpack.OpenDirBelow(root, path.Dir(from))
+	if errors.Is(err, unix.EACCES) {
+		return linkOwnAt(root, from, dir, name)
+	}
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	return pathError("link", from, unix.Linkat(int(d.Fd()), path.Base(from), int(dir.Fd()), name, 0))
+}
+
+// linkOwnAt does what linkAt does where modes keep directories from their owner.
+func linkOwnAt(root *os.File, from string, dir *os.File, name string) error {
+	d, err := openDir(root, ".")
+	if err != nil {
+		return err
+	}
+	above := &ownFile{File: d}
 	for c := range strings.SplitSeq(path.Dir(from), "/") {
-		o, err := openOwn(d, c, 0o500)
+		o, err := openOwn(above.File, c, 0o500)
+		above.Close()
 		if err != nil {
 			return err
 		}
-		defer o.Close()
-		d = o.File
+		above = o
 	}
-	return pathError("link", from, unix.Linkat(int(d.Fd()), path.Base(from), int(dir.Fd()), name, 0))
+	defer above.Close()
+	return pathError("link", from, unix.Linkat(int(above.Fd()), path.Base(from), int(dir.Fd()), name, 0))
 }

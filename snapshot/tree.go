@@ -12,7 +12,19 @@ import (
 type tree struct {
 	entry unpack.Entry
 	kids  map[string]*tree // by name
+	// adds and repeated are a plan's notes on the layer's tree.
+	adds     answer // whether anything below the directory adds something
+	repeated bool   // what lies in the directory is in the fix-up
 }
+
+// answer is what was found out once about a node.
+type answer byte
+
+const (
+	unknown answer = iota
+	yes
+	no
+)
 
 // newTree builds a tree from entries in any order. Missing parents become implied directories.
 func newTree(entries []unpack.Entry) *tree {

@@ -3,6 +3,8 @@ package unpack
 import (
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -95,6 +97,25 @@ func (o *opener) step(at int, name string) (int, error) {
 		return -1, fmt.Errorf("%q is another filesystem: %w", name, unix.EXDEV)
 	}
 	return fd, nil
+}
+
+// OpenDirBelow opens a directory below dir. No component of its path may be a symbolic link, and none leads out of dir.
+func OpenDirBelow(dir *os.File, rel string) (*os.File, error) {
+	defer runtime.KeepAlive(dir)
+	var fd int
+	var err error
+	if !strings.Contains(rel, "/") {
+		fd, err = openat(int(dir.Fd()), rel, dirFlags, 0)
+	} else {
+		var o *opener
+		if o, err = newOpener(int(dir.Fd()), false); err == nil {
+			fd, err = o.dir(o.root, rel)
+		}
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: clip(rel), Err: err}
+	}
+	return os.NewFile(uintptr(fd), clip(rel)), nil
 }
 
 func openat(at int, name string, flags int, mode uint32) (fd int, err error) {

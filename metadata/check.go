@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
 // Check reports every broken invariant of the file: pages, records without holders, holds without records, indexes that
@@ -36,18 +38,32 @@ func (db *DB) Check(report func(error)) (err error) {
 	})
 }
 
-// checkPages takes the write transaction: beside a writer, bbolt's check takes pages that are just freed for faults.
+// checkPages takes the write transaction, so that nobody writes pages meanwhile.
 func (db *DB) checkPages(fault faultFunc) error {
 	db.soon.mu.Lock()
 	defer db.soon.mu.Unlock()
 	db.settleBatch()
-	btx, err := db.bolt.Begin(true)
+	btx, err := db.bolt.Begin(!db.bolt.IsReadOnly())
 	if err != nil {
 		return fmt.Errorf("metadata: check: %w", err)
 	}
 	defer func() { _ = btx.Rollback() }() // nothing was changed
-	for err := range btx.Check() {
-		fault("%v", err)
+	return checkFile(db.bolt.Path(), true, fault)
+}
+
+// checkFile reports the faults in the pages of a database that nobody writes.
+func checkFile(path string, leaked bool, fault faultFunc) error {
+	f, err := regular.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := checkPages(f, fi.Size(), leaked, fault); err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 	}
 	return nil
 }

@@ -12,9 +12,12 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 	boltErrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
-// schema is the version of the buckets below. A file of a newer schema is refused, one of an older is migrated.
+// schema is the version of the buckets below. A file of a newer schema is refused.
 const schema = 1
 
 // The buckets. Keys of the indexes are joined by NUL, which no name may contain.
@@ -45,6 +48,11 @@ type Options struct {
 	Timeout time.Duration
 	// NoSync leaves commits to the page cache. For tests and throw-away roots only: a power cut may lose the file.
 	NoSync bool
+	// Existing has Open refuse a missing file with errdefs.ErrDataLoss. false: a missing file is created.
+	Existing bool
+	// ReadOnly opens an existing file without writing to it: Update then returns errdefs.ErrFailedPrecondition. false: the
+	// file is opened for writing.
+	ReadOnly bool
 }
 
 // DB is the open database.
@@ -53,9 +61,13 @@ type DB struct {
 	soon soon
 }
 
-// Open opens the database at path, creates it when there is none, and migrates it when it is older. It returns
+// maxFile bounds the size of a database that is opened. A record is a few hundred bytes.
+const maxFile = 16 << 30
+
+// Open opens the database at path, and creates it when it is missing. It returns
 // errdefs.ErrUnavailable while another process has it open, errdefs.ErrFailedPrecondition when a newer Tank wrote it,
-// and errdefs.ErrDataLoss when it can't be read.
+// and errdefs.ErrDataLoss when it is empty, damaged or not a database of Tank's. A file that exists is never taken for a
+// new one.
 func Open(path string, opts *Options) (*DB, error) {
 	var o Options
 	if opts != nil {
@@ -64,27 +76,53 @@ func Open(path string, opts *Options) (*DB, error) {
 	if o.Timeout == 0 {
 		o.Timeout = 100 * time.Millisecond
 	}
-	if err := create(path); err != nil {
-		return nil, fmt.Errorf("metadata %s: %w", path, err)
-	}
-	b, err := openFile(path, o)
+	db, err := open(path, o)
 	if err != nil {
-		return nil, fmt.Errorf("metadata %s: %w", path, err)
-	}
-	db := &DB{bolt: b}
-	if err := db.migrate(); err != nil {
-		b.Close()
 		return nil, fmt.Errorf("metadata %s: %w", path, err)
 	}
 	return db, nil
 }
 
+func open(path string, o Options) (*DB, error) {
+	if !o.Existing && !o.ReadOnly {
+		if err := create(path); err != nil {
+			return nil, err
+		}
+	}
+	b, err := openFile(path, o)
+	if err != nil {
+		return nil, err
+	}
+	db := &DB{bolt: b}
+	if err = verify(path); err == nil {
+		err = db.verifySchema()
+	}
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return db, nil
+}
+
 func openFile(path string, o Options) (b *bolt.DB, err error) {
+	var file *os.File
+	defer func() {
+		if err != nil && file != nil {
+			file.Close() // with its lock: after a panic bbolt leaves it open
+		}
+	}()
 	defer guard(debug.SetPanicOnFault(true), &err)
-	b, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: o.Timeout, FreelistType: bolt.FreelistMapType, NoSync: o.NoSync})
+	b, err = bolt.Open(path, 0o600, &bolt.Options{
+		Timeout: o.Timeout, FreelistType: bolt.FreelistMapType, NoSync: o.NoSync, ReadOnly: o.ReadOnly,
+		OpenFile: func(path string, flag int, _ os.FileMode) (*os.File, error) {
+			file, err = openExisting(path, flag)
+			return file, err
+		},
+	})
 	switch {
 	case err == nil:
 		return b, nil
+	case errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("the file is missing: %w", errdefs.ErrDataLoss)
 	case errors.Is(err, boltErrors.ErrTimeout):
 		return nil, fmt.Errorf("open in another process: %w", errdefs.ErrUnavailable)
 	case errors.Is(err, boltErrors.ErrInvalid), errors.Is(err, boltErrors.ErrChecksum), errors.Is(err, boltErrors.ErrVersionMismatch):
@@ -93,27 +131,100 @@ func openFile(path string, o Options) (b *bolt.DB, err error) {
 	return nil, err
 }
 
+// openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would make a database of
+// an empty one.
+func openExisting(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag&^os.O_CREATE|regular.Flags, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("not a regular file: %w", errdefs.ErrDataLoss)
+	}
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	switch {
+	case err != nil:
+	case !fi.Mode().IsRegular():
+		err = fmt.Errorf("not a regular file: %w", errdefs.ErrDataLoss)
+	case fi.Size() == 0:
+		err = fmt.Errorf("the file is empty: %w", errdefs.ErrDataLoss)
+	case fi.Size() > maxFile:
+		err = fmt.Errorf("%d bytes are too many for a database: %w", fi.Size(), errdefs.ErrDataLoss)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// verify returns errdefs.ErrDataLoss when a page of the file is damaged: bbolt would notice only when it comes across that
+// page, and some damage it takes for records that were deleted.
+func verify(path string) error {
+	var first error
+	faults := 0
+	err := checkFile(path, false, func(format string, args ...any) {
+		if faults++; faults == 1 {
+			first = fmt.Errorf(format, args...)
+		}
+	})
+	switch {
+	case err != nil:
+		return err
+	case faults > 1:
+		return fmt.Errorf("damaged: %w, and %d faults more: %w", first, faults-1, errdefs.ErrDataLoss)
+	case faults == 1:
+		return fmt.Errorf("damaged: %w: %w", first, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
 // create makes the file under another name first: bbolt can't open a file whose first pages a power cut lost.
-func create(path string) error {
+func create(path string) (err error) {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	b, err := bolt.Open(tmp, 0o600, nil)
+	b, err := createFile(tmp)
 	if err != nil {
 		return err
 	}
-	err = (&DB{bolt: b}).migrate()
-	if err := errors.Join(err, b.Close()); err != nil {
+	if err := b.Close(); err != nil {
 		return err
 	}
 	if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// createFile makes a database without records, in the place of one that was not finished.
+func createFile(path string) (b *bolt.DB, err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	b, err = bolt.Open(path, 0o600, &bolt.Options{
+		FreelistType: bolt.FreelistMapType,
+		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
+			return os.OpenFile(path, flag|os.O_EXCL|unix.O_NOFOLLOW, mode)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = b.Update(func(tx *bolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(bucketMeta).Put(keySchema, []byte(strconv.Itoa(schema)))
+	})
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
 }
 
 func syncDir(path string) error {
@@ -124,57 +235,41 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// migrate brings the file to this schema: so far only from nothing. A file that has it is not written: an Open waits for no disk.
-func (db *DB) migrate() (err error) {
+// verifySchema returns errdefs.ErrDataLoss when the schema or a bucket is missing, and errdefs.ErrFailedPrecondition when the
+// schema is newer. There is no older schema to migrate yet; a migration makes the buckets that it adds.
+func (db *DB) verifySchema() (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
-	current := false
-	if err := db.bolt.View(func(tx *bolt.Tx) (err error) {
-		current, err = isCurrent(tx)
-		return err
-	}); err != nil || current {
-		return err
-	}
-	return db.bolt.Update(func(tx *bolt.Tx) error {
+	return db.bolt.View(func(tx *bolt.Tx) error {
+		var v []byte
+		if meta := tx.Bucket(bucketMeta); meta != nil {
+			v = meta.Get(keySchema)
+		}
+		if v == nil {
+			return fmt.Errorf("not a database of Tank's: %w", errdefs.ErrDataLoss)
+		}
+		if n, err := strconv.Atoi(string(v)); err != nil || n > schema {
+			return fmt.Errorf("schema %.20q is newer than %d, written by a newer Tank: %w", v, schema, errdefs.ErrFailedPrecondition)
+		}
 		for _, name := range buckets {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return err
+			if tx.Bucket(name) == nil {
+				return fmt.Errorf("damaged: bucket %s is missing: %w", name, errdefs.ErrDataLoss)
 			}
 		}
-		return tx.Bucket(bucketMeta).Put(keySchema, []byte(strconv.Itoa(schema)))
+		return nil
 	})
 }
 
-// isCurrent says whether the file has this schema and all its buckets, and refuses one of a newer schema.
-func isCurrent(tx *bolt.Tx) (bool, error) {
-	meta := tx.Bucket(bucketMeta)
-	if meta == nil {
-		return false, nil
-	}
-	v := meta.Get(keySchema)
-	if v == nil {
-		return false, nil
-	}
-	if n, err := strconv.Atoi(string(v)); err != nil || n > schema {
-		return false, fmt.Errorf("schema %q is newer than %d, written by a newer Tank: %w", v, schema, errdefs.ErrFailedPrecondition)
-	}
-	for _, name := range buckets {
-		if tx.Bucket(name) == nil {
-			return false, nil
-		}
-	}
-	return string(v) == strconv.Itoa(schema), nil
-}
-
 // Close closes the file. It waits for open transactions, and makes durable what UpdateSoon was given.
-func (db *DB) Close() error {
+func (db *DB) Close() (err error) {
 	db.settle(nil)
+	defer guard(debug.SetPanicOnFault(true), &err)
 	return db.bolt.Close()
 }
 
 // Probe returns when a reader and a writer had their turn. It writes nothing.
 func (db *DB) Probe() (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
-	for _, write := range []bool{false, true} {
+	for _, write := range []bool{false, !db.bolt.IsReadOnly()} {
 		tx, err := db.bolt.Begin(write)
 		if err != nil {
 			return fmt.Errorf("metadata: probe: %w", err)

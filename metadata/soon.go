@@ -2,11 +2,13 @@ package metadata
 
 import (
 	"errors"
+	"fmt"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -111,8 +113,7 @@ func (db *DB) join(fn func(*Tx) error) (b *batch, err error) {
 
 // openBatch begins a batch. soon.mu is held.
 func (db *DB) openBatch() (b *batch, err error) {
-	defer guard(debug.SetPanicOnFault(true), &err)
-	tx, err := db.bolt.Begin(true)
+	tx, err := db.begin()
 	if err != nil {
 		return nil, err
 	}
@@ -148,6 +149,9 @@ func (db *DB) replay(b *batch) (err error) {
 
 func (db *DB) begin() (tx *bolt.Tx, err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
+	if db.bolt.IsReadOnly() {
+		return nil, fmt.Errorf("metadata: read-only: %w", errdefs.ErrFailedPrecondition)
+	}
 	return db.bolt.Begin(true)
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
@@ -34,11 +35,11 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	defer s.gate.Unlock()
 	var gone []string
 	err = s.db.View(func(tx *metadata.Tx) error {
-		layers, err := s.unrecorded("layers", func() map[string]bool { return layerDirs(tx) })
+		layers, err := s.unrecorded("layers", func() (map[string]bool, error) { return layerDirs(tx) })
 		if err != nil {
 			return err
 		}
-		snapshots, err := s.unrecorded("snapshots", func() map[string]bool { return snapshotDirs(tx) })
+		snapshots, err := s.unrecorded("snapshots", func() (map[string]bool, error) { return snapshotDirs(tx) })
 		if err != nil {
 			return err
 		}
@@ -63,13 +64,17 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	return stats, moved, nil
 }
 
-// unrecorded lists the directories below kind/ that have no record.
-func (s *Store) unrecorded(kind string, recorded func() map[string]bool) ([]string, error) {
+// unrecorded lists the directories below kind/ that have no record. A record that can't be read is an error: nobody knows
+// which directory it is for.
+func (s *Store) unrecorded(kind string, recorded func() (map[string]bool, error)) ([]string, error) {
 	names, err := os.ReadDir(s.path(kind))
 	if err != nil || len(names) == 0 {
 		return nil, err
 	}
-	known := recorded()
+	known, err := recorded()
+	if err != nil {
+		return nil, err
+	}
 	var gone []string
 	for _, n := range names {
 		if !known[n.Name()] {
@@ -79,24 +84,28 @@ func (s *Store) unrecorded(kind string, recorded func() map[string]bool) ([]stri
 	return gone, nil
 }
 
-func layerDirs(tx *metadata.Tx) map[string]bool {
+func layerDirs(tx *metadata.Tx) (map[string]bool, error) {
 	dirs := map[string]bool{}
 	for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
-		if l, err := tx.Layer(key); err == nil {
-			dirs[l.Dir] = true
+		l, err := tx.Layer(key)
+		if err != nil {
+			return nil, err
 		}
+		dirs[l.Dir] = true
 	}
-	return dirs
+	return dirs, nil
 }
 
-func snapshotDirs(tx *metadata.Tx) map[string]bool {
+func snapshotDirs(tx *metadata.Tx) (map[string]bool, error) {
 	dirs := map[string]bool{}
 	for _, key := range tx.Keys(metadata.KindSnapshot, "", -1) {
-		if sn, err := tx.Snapshot(key); err == nil {
-			dirs[sn.Dir] = true
+		sn, err := tx.Snapshot(key)
+		if err != nil {
+			return nil, err
 		}
+		dirs[sn.Dir] = true
 	}
-	return dirs
+	return dirs, nil
 }
 
 func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
@@ -112,7 +121,7 @@ func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
 		}
 		for _, n := range names {
 			d := digest.NewDigestFromEncoded(digest.Algorithm(alg.Name()), strings.TrimSuffix(n.Name(), ".seal"))
-			if _, err := tx.Rootfs(d); err != nil {
+			if _, err := tx.Rootfs(d); errdefs.IsNotFound(err) {
 				gone = append(gone, s.path("rootfs", alg.Name(), n.Name()))
 			}
 		}

@@ -64,6 +64,9 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 	desc := d.desc
 	w, ref, err := f.open(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {
+		if err := f.sameSize(ctx, desc); err != nil {
+			return false, err
+		}
 		f.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true, Cached: true})
 		return false, nil
 	}
@@ -98,6 +101,16 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 	}
 	f.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true})
 	return true, nil
+}
+
+// sameSize compares the size that a descriptor gives to a blob with that of the blob in the store, whose bytes nobody downloads again. A
+// manifest is valid or not whatever was pulled before it.
+func (f *fetch) sameSize(ctx context.Context, desc ocispec.Descriptor) error {
+	info, err := f.into.Info(ctx, desc.Digest)
+	if err == nil && info.Size != desc.Size {
+		err = fmt.Errorf("%d bytes where the manifest announces %d: %w", info.Size, desc.Size, errdefs.ErrDataLoss)
+	}
+	return err
 }
 
 // commit ends an ingest. That the store had the blob meanwhile is as good.

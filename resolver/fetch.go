@@ -3,7 +3,6 @@ package resolver
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 
@@ -14,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/tank-snapshotter/tank/internal/imagejson"
 )
 
 // Image is one platform of what a reference stands for.
@@ -117,14 +118,9 @@ func (f *fetch) manifest(ctx context.Context, doc document) (*Image, error) {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("manifest %s: %w: %w", doc.digest, fmt.Errorf(format, args...), errdefs.ErrDataLoss)
 	}
-	var m ocispec.Manifest
-	if err := json.Unmarshal(doc.bytes, &m); err != nil {
-		return nil, fail("%v", err)
-	}
-	for _, d := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
-		if d.Digest.Validate() != nil || d.Digest.Algorithm() != digest.SHA256 || d.Size < 0 {
-			return nil, fail("descriptor %q of %d bytes is not valid", d.Digest, d.Size)
-		}
+	m := doc.Manifest
+	if err := imagejson.Fetchable(m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", doc.digest, err)
 	}
 	if m.Config.Size > MaxConfigSize {
 		return nil, fail("config of %d bytes is larger than %d", m.Config.Size, MaxConfigSize)
@@ -136,23 +132,15 @@ func (f *fetch) manifest(ctx context.Context, doc document) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkJSON(data, configGrammar); err != nil {
+	config, err := imagejson.ReadConfig(data)
+	if err != nil {
 		return nil, fmt.Errorf("config %s: %w", m.Config.Digest, err)
-	}
-	var config ocispec.Image
-	if err := json.Unmarshal(data, &config); err != nil {
-		return nil, fmt.Errorf("config %s: %v: %w", m.Config.Digest, err, errdefs.ErrDataLoss)
 	}
 	if config.OS != "" && !f.platform.Match(config.Platform) {
 		return nil, fmt.Errorf("manifest %s is for %s: %w", doc.digest, platforms.Format(config.Platform), errPlatform)
 	}
-	if len(config.RootFS.DiffIDs) != len(m.Layers) {
-		return nil, fail("%d layers, but %d diff IDs in config %s", len(m.Layers), len(config.RootFS.DiffIDs), m.Config.Digest)
-	}
-	for _, d := range config.RootFS.DiffIDs {
-		if d.Validate() != nil || d.Algorithm() != digest.SHA256 {
-			return nil, fail("diff ID %q is not valid", d)
-		}
+	if err := imagejson.Pair(m, config); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", doc.digest, err)
 	}
 	return &Image{
 		Manifest: doc.descriptor(), Config: plain(m.Config), Layers: m.Layers,
@@ -165,59 +153,73 @@ func plain(d ocispec.Descriptor) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 }
 
-// document is the manifest or index desc: from the store, from what Resolve just read, or from the registry; afterwards it is in the store.
-func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor) (document, error) {
+// document is the manifest or index desc: from the store, from what Resolve just read, or from the registry; afterwards it is in the store. sized
+// is false where a size of zero means that it is not known.
+func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized bool) (doc document, err error) {
 	if desc.Digest.Validate() != nil || desc.Digest.Algorithm() != digest.SHA256 {
-		return document{}, fmt.Errorf("descriptor %q: digest is not a sha256: %w", desc.Digest, errdefs.ErrDataLoss)
+		return document{}, fmt.Errorf("descriptor %.100q: digest is not a sha256: %w", desc.Digest, errdefs.ErrDataLoss)
 	}
 	if desc.Size > MaxManifestSize {
 		return document{}, fmt.Errorf("manifest %s: larger than %d bytes: %w", desc.Digest, MaxManifestSize, errdefs.ErrDataLoss)
 	}
+	here := false
 	if !f.Refresh {
-		data, err := f.stored(ctx, desc)
-		if err == nil {
-			doc := document{digest: desc.Digest, bytes: data}
-			if doc.mediaType, err = agree(desc.MediaType, data); err != nil {
-				return document{}, fmt.Errorf("manifest %s: %w", desc.Digest, err)
-			}
-			return doc, nil
-		}
-		if !errdefs.IsNotFound(err) {
-			return document{}, err
+		doc, here, err = f.storedDocument(ctx, desc)
+	}
+	if !here && err == nil {
+		var ok bool
+		if doc, ok = f.repo.recall(desc.Digest); !ok {
+			doc, err = f.repo.manifest(ctx, desc.Digest.String(), desc.Digest, desc.MediaType)
 		}
 	}
-	doc, ok := f.repo.recall(desc.Digest)
-	if !ok {
-		var err error
-		if doc, err = f.repo.manifest(ctx, desc.Digest.String(), desc.Digest, desc.MediaType); err != nil {
-			return document{}, err
-		}
+	if err != nil {
+		return document{}, err
 	}
-	if desc.Size > 0 && int64(len(doc.bytes)) != desc.Size {
-		return document{}, fmt.Errorf("manifest %s: %d bytes where %d were announced: %w", desc.Digest, len(doc.bytes), desc.Size, errdefs.ErrDataLoss)
+	if size := int64(len(doc.bytes)); size != desc.Size && (sized || desc.Size != 0) {
+		return document{}, fmt.Errorf("manifest %s: %d bytes where %d were announced: %w", desc.Digest, size, desc.Size, errdefs.ErrDataLoss)
 	}
-	if desc.MediaType != "" && desc.MediaType != doc.mediaType {
-		return document{}, fmt.Errorf("manifest %s: media type %q where %q was announced: %w", desc.Digest, doc.mediaType, desc.MediaType, errdefs.ErrDataLoss)
+	if desc.MediaType != "" && desc.MediaType != doc.MediaType {
+		return document{}, fmt.Errorf("manifest %s: media type %.100q where %.100q was announced: %w",
+			desc.Digest, doc.MediaType, desc.MediaType, errdefs.ErrDataLoss)
+	}
+	if here {
+		return doc, nil
 	}
 	f.fetched++
 	return doc, f.store(ctx, doc.descriptor(), doc.bytes)
 }
 
+// storedDocument is the manifest or index desc of the store, and whether the store has it.
+func (f *fetch) storedDocument(ctx context.Context, desc ocispec.Descriptor) (document, bool, error) {
+	data, err := f.stored(ctx, desc.Digest)
+	if errdefs.IsNotFound(err) {
+		return document{}, false, nil
+	}
+	if err != nil {
+		return document{}, false, err
+	}
+	doc := document{digest: desc.Digest, bytes: data}
+	if doc.Document, err = imagejson.Read(desc.MediaType, data); err != nil {
+		return document{}, false, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	return doc, true, nil
+}
+
 // stored reads a small blob of the store and hashes it again: what is decided from it decides everything else.
-func (f *fetch) stored(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	info, err := f.into.Info(ctx, desc.Digest)
+func (f *fetch) stored(ctx context.Context, d digest.Digest) ([]byte, error) {
+	info, err := f.into.Info(ctx, d)
 	if err != nil {
 		return nil, err
 	}
 	if info.Size > MaxConfigSize {
-		return nil, fmt.Errorf("blob %s: larger than %d bytes: %w", desc.Digest, MaxConfigSize, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("blob %s: larger than %d bytes: %w", d, MaxConfigSize, errdefs.ErrDataLoss)
 	}
-	data, err := content.ReadBlob(ctx, f.into, ocispec.Descriptor{Digest: desc.Digest, Size: info.Size})
+	data, err := content.ReadBlob(ctx, f.into, ocispec.Descriptor{Digest: d, Size: info.Size})
 	if err != nil {
-		return nil, fmt.Errorf("blob %s: %w", desc.Digest, err)
+		return nil, fmt.Errorf("blob %s: %w", d, err)
 	}
-	if digest.FromBytes(data) != desc.Digest {
-		return nil, fmt.Errorf("blob %s: the stored bytes hash to something else, run check: %w", desc.Digest, errdefs.ErrDataLoss)
+	if digest.FromBytes(data) != d {
+		return nil, fmt.Errorf("blob %s: the stored bytes hash to something else, run check: %w", d, errdefs.ErrDataLoss)
 	}
 	return data, nil
 }
@@ -231,7 +233,7 @@ func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 	if fresh {
 		f.fetched++
 	}
-	return f.stored(ctx, desc)
+	return f.stored(ctx, desc.Digest)
 }
 
 // store writes bytes that are in memory and verified.

@@ -2,7 +2,6 @@ package resolver
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,26 +19,22 @@ func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, depth int) (
 	if f.documents++; f.documents > maxDocuments {
 		return nil, fmt.Errorf("index: more than %d documents were looked at: %w", maxDocuments, errdefs.ErrDataLoss)
 	}
-	doc, err := f.document(ctx, desc)
+	doc, err := f.document(ctx, desc, depth > 0)
 	if err != nil {
 		return nil, err
 	}
-	if images.IsManifestType(doc.mediaType) {
+	if images.IsManifestType(doc.MediaType) {
 		return f.manifest(ctx, doc)
 	}
 	if depth >= MaxNesting {
 		return nil, fmt.Errorf("index %s: nested deeper than %d: %w", desc.Digest, MaxNesting, errdefs.ErrDataLoss)
 	}
 	f.indexes = append(f.indexes, doc.descriptor())
-	var index ocispec.Index
-	if err := json.Unmarshal(doc.bytes, &index); err != nil {
-		return nil, fmt.Errorf("index %s: %v: %w", desc.Digest, err, errdefs.ErrDataLoss)
-	}
-	if len(index.Manifests) > MaxIndexWidth {
-		return nil, fmt.Errorf("index %s: %d entries are more than %d: %w", desc.Digest, len(index.Manifests), MaxIndexWidth, errdefs.ErrDataLoss)
+	if len(doc.Index.Manifests) > MaxIndexWidth {
+		return nil, fmt.Errorf("index %s: %d entries are more than %d: %w", desc.Digest, len(doc.Index.Manifests), MaxIndexWidth, errdefs.ErrDataLoss)
 	}
 	mark := len(f.indexes)
-	for _, child := range f.candidates(index.Manifests) {
+	for _, child := range f.candidates(doc.Index.Manifests) {
 		image, err := f.image(ctx, child, depth+1)
 		if !errdefs.IsNotFound(err) || !errors.Is(err, errPlatform) {
 			return image, err

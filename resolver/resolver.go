@@ -23,15 +23,18 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/exactjson"
+	"github.com/tank-snapshotter/tank/internal/imagejson"
 )
 
 // Limits on what a registry may make us read into memory.
 const (
-	MaxManifestSize = 4 << 20 // bytes of one manifest or index
-	MaxConfigSize   = 8 << 20 // bytes of an image config
-	MaxNesting      = 4       // indexes inside one another
-	MaxIndexWidth   = 4096    // entries of one index
-	maxDocuments    = 32      // manifests and indexes that one Fetch looks at to find its platform
+	MaxManifestSize = imagejson.MaxManifestSize // bytes of one manifest or index
+	MaxConfigSize   = imagejson.MaxConfigSize   // bytes of an image config
+	MaxNesting      = 4                         // indexes inside one another
+	MaxIndexWidth   = exactjson.MaxObjects      // entries of one index
+	maxDocuments    = 32                        // manifests and indexes that one Fetch looks at to find its platform
 )
 
 // Options configure a Resolver.

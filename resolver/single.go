@@ -3,12 +3,10 @@ package resolver
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"hash"
 	"io"
 
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -36,19 +34,9 @@ func (r *Resolver) Manifest(ctx context.Context, ref Reference) (*Manifest, erro
 	if err != nil {
 		return nil, err
 	}
-	m := &Manifest{MediaType: doc.mediaType, Digest: doc.digest, Raw: doc.bytes}
-	var into any
-	if images.IsIndexType(doc.mediaType) {
-		m.Index = &ocispec.Index{}
-		into = m.Index
-	} else {
-		m.Manifest = &ocispec.Manifest{}
-		into = m.Manifest
-	}
-	if err := json.Unmarshal(doc.bytes, into); err != nil {
-		return nil, fmt.Errorf("manifest %s: %v: %w", doc.digest, err, errdefs.ErrDataLoss)
-	}
-	return m, nil
+	return &Manifest{
+		MediaType: doc.MediaType, Digest: doc.digest, Raw: doc.bytes, Manifest: doc.Manifest, Index: doc.Index,
+	}, nil
 }
 
 // Blob reads the blob desc of ref's repository; ref's tag and digest are of no interest. A download that is cut goes on where it was. Read

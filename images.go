@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -51,14 +50,10 @@ func (t *Tank) Images(context.Context) ([]ImageInfo, error) {
 	var infos []ImageInfo
 	for _, i := range images {
 		for _, p := range i.Platforms {
-			info := ImageInfo{
+			infos = append(infos, ImageInfo{
 				Ref: i.Ref, Digest: i.Target.Digest, Manifest: p.Manifest.Digest, Platform: platforms.Format(p.Platform),
-				Untagged: i.Untagged, Created: i.Created, Size: p.Manifest.Size + p.Config.Size, Rootfs: t.rootfsOf(p),
-			}
-			for _, l := range p.Layers {
-				info.Size += l.Size
-			}
-			infos = append(infos, info)
+				Untagged: i.Untagged, Created: i.Created, Size: sizeOf(p), Rootfs: t.rootfsOf(p),
+			})
 		}
 	}
 	return infos, nil
@@ -99,9 +94,9 @@ func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
 	}
 	d := &ImageDetails{Ref: rec.Ref, Target: rec.Target, Untagged: rec.Untagged, Created: rec.Created, Updated: rec.Updated}
 	for _, p := range rec.Platforms {
-		config, err := content.ReadBlob(ctx, t.content, p.Config)
+		config, err := t.config(ctx, p.Config)
 		if err != nil {
-			return nil, fmt.Errorf("image %s: config: %w", rec.Ref, err)
+			return nil, fmt.Errorf("image %s: %w", rec.Ref, err)
 		}
 		d.Platforms = append(d.Platforms, PlatformDetails{
 			Platform: platforms.Format(p.Platform), Manifest: p.Manifest, Layers: p.Layers, DiffIDs: p.DiffIDs,
@@ -200,7 +195,7 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 
 // Fault is something that Check found. It is an error of class errdefs.ErrDataLoss.
 type Fault struct {
-	What string // blob, layer, rootfs, snapshot, metadata
+	What string // image, blob, layer, rootfs, snapshot, metadata
 	Name string // of what is broken
 	Err  error
 }
@@ -216,7 +211,7 @@ func (t *Tank) Check(ctx context.Context, report func(Fault)) error {
 		what, name, _ := strings.Cut(subject, " ")
 		report(Fault{What: what, Name: name, Err: err})
 	}
-	return errors.Join(t.db.Check(each), t.content.Check(ctx, each), t.snapshots.Check(ctx, each))
+	return errors.Join(t.db.Check(each), t.content.Check(ctx, each), t.checkImages(ctx, each), t.snapshots.Check(ctx, each))
 }
 
 // Clone copies a rootfs into a directory of the caller's own, which must be missing or empty (errdefs.ErrFailedPrecondition).

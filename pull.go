@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
@@ -207,8 +206,7 @@ func (p *pull) missing(rec metadata.Image) string {
 	if c == nil {
 		return "platform " + platformName(p.opts.Platform)
 	}
-	closure := append([]ocispec.Descriptor{rec.Target, c.Manifest, c.Config}, c.Layers...)
-	for _, d := range closure {
+	for _, d := range closure(rec, *c) {
 		if size, ok := p.t.content.Size(d.Digest); !ok || size != d.Size {
 			return "blob " + d.Digest.String()
 		}
@@ -285,8 +283,8 @@ func (p *pull) answer(ctx context.Context, rec metadata.Image) (*Image, error) {
 	c := p.platform(rec)
 	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
 	var err error
-	if img.Config, err = content.ReadBlob(ctx, p.t.content, c.Config); err != nil {
-		return nil, fmt.Errorf("image %s: config: %w", p.ref, err)
+	if img.Config, err = p.t.readable(ctx, rec, *c); err != nil {
+		return nil, fmt.Errorf("image %s: %w", p.ref, err)
 	}
 	if !p.opts.NoRootfs {
 		img.Rootfs, err = p.t.snapshots.Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest)

@@ -1,6 +1,7 @@
 package tank
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,7 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
@@ -17,6 +17,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/content"
+	"github.com/tank-snapshotter/tank/internal/imagejson"
+	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
 )
@@ -204,12 +206,13 @@ func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec meta
 	for depth := 0; len(manifests) > 0 && depth < 4; depth++ {
 		var deeper []ocispec.Descriptor
 		for _, m := range manifests {
-			if images.IsIndexType(m.MediaType) {
-				var index ocispec.Index
-				if f.read(m, &index) {
-					deeper = append(deeper, index.Manifests...)
-				}
-			} else if p, ok := f.platform(m); ok {
+			doc := f.document(ctx, m)
+			if doc == nil {
+				continue
+			}
+			if doc.Index != nil {
+				deeper = append(deeper, doc.Index.Manifests...)
+			} else if p, ok := f.platform(ctx, m, doc.Manifest); ok {
 				rec.Platforms = append(rec.Platforms, p)
 			}
 		}
@@ -221,14 +224,20 @@ func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec meta
 	return rec, len(rec.Platforms) > 0
 }
 
-func (f *foundThings) platform(m ocispec.Descriptor) (p metadata.Platform, ok bool) {
-	var manifest ocispec.Manifest
-	var config ocispec.Image
-	if !f.read(m, &manifest) || !f.read(manifest.Config, &config) || len(config.RootFS.DiffIDs) != len(manifest.Layers) {
-		return p, false
+func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor, manifest *ocispec.Manifest) (p metadata.Platform, ok bool) {
+	b, err := f.read(manifest.Config)
+	if err != nil {
+		return p, f.leaveOut(ctx, manifest.Config, err)
+	}
+	config, err := imagejson.ReadConfig(b)
+	if err = cmp.Or(err, imagejson.Fetchable(manifest)); err == nil {
+		err = imagejson.Pair(manifest, config)
+	}
+	if err != nil {
+		return p, f.leaveOut(ctx, m, err)
 	}
 	for _, l := range manifest.Layers {
-		if _, here := f.blobs[l.Digest]; !here {
+		if b, here := f.blobs[l.Digest]; !here || b.Size != l.Size {
 			return p, false
 		}
 	}
@@ -240,12 +249,37 @@ func (f *foundThings) platform(m ocispec.Descriptor) (p metadata.Platform, ok bo
 	}, true
 }
 
-func (f *foundThings) read(d ocispec.Descriptor, into any) bool {
-	if _, here := f.blobs[d.Digest]; !here || d.Size > 8<<20 {
-		return false
+// document reads a manifest or an index; nil if it is not here or would be refused in a pull.
+func (f *foundThings) document(ctx context.Context, d ocispec.Descriptor) *imagejson.Document {
+	b, err := f.read(d)
+	if err == nil {
+		var doc *imagejson.Document
+		if doc, err = imagejson.Read(d.MediaType, b); err == nil {
+			return doc
+		}
 	}
-	b, err := os.ReadFile(filepath.Join(f.root, "blobs", d.Digest.Algorithm().String(), d.Digest.Encoded()))
-	return err == nil && json.Unmarshal(b, into) == nil
+	f.leaveOut(ctx, d, err)
+	return nil
+}
+
+// leaveOut logs why an image is not recorded again. It returns false.
+func (f *foundThings) leaveOut(ctx context.Context, d ocispec.Descriptor, err error) bool {
+	if !errors.Is(err, errdefs.ErrNotFound) {
+		log.G(ctx).WithError(err).Warnf("rebuild: blob %.100q", d.Digest)
+	}
+	return false
+}
+
+// read returns a blob that is here with the size that d gives it; errdefs.ErrNotFound when none is here.
+func (f *foundThings) read(d ocispec.Descriptor) ([]byte, error) {
+	b, here := f.blobs[d.Digest]
+	if !here {
+		return nil, fmt.Errorf("blob %.100q: %w", d.Digest, errdefs.ErrNotFound)
+	}
+	if b.Size != d.Size {
+		return nil, fmt.Errorf("%d bytes where %d were announced: %w", b.Size, d.Size, errdefs.ErrDataLoss)
+	}
+	return regular.ReadFile(filepath.Join(f.root, "blobs", d.Digest.Algorithm().String(), d.Digest.Encoded()), imagejson.MaxConfigSize)
 }
 
 // put records an image and all it holds.

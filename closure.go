@@ -1,0 +1,99 @@
+package tank
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/imagejson"
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// closure lists the blobs of one platform of a recorded image.
+func closure(rec metadata.Image, p metadata.Platform) []ocispec.Descriptor {
+	return append([]ocispec.Descriptor{rec.Target, p.Manifest, p.Config}, p.Layers...)
+}
+
+// readable reads the documents of a recorded platform again, and returns the bytes of its config. An image that an
+// older version recorded is refused for what would be refused in a pull: errdefs.ErrDataLoss.
+func (t *Tank) readable(ctx context.Context, rec metadata.Image, p metadata.Platform) (config []byte, err error) {
+	if config, err = t.config(ctx, p.Config); err != nil {
+		return nil, err
+	}
+	documents := []ocispec.Descriptor{p.Manifest}
+	if images.IsIndexType(rec.Target.MediaType) {
+		documents = append(documents, rec.Target)
+	}
+	for _, d := range documents {
+		b, err := content.ReadBlob(ctx, t.content, d)
+		if err == nil {
+			_, err = imagejson.Read(d.MediaType, b)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
+		}
+	}
+	return config, nil
+}
+
+// config returns the bytes of a config that has one reading; others are errdefs.ErrDataLoss.
+func (t *Tank) config(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	b, err := content.ReadBlob(ctx, t.content, d)
+	if err == nil {
+		_, err = imagejson.ReadConfig(b)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("config %s: %w", d.Digest, err)
+	}
+	return b, nil
+}
+
+// checkImages reports each recorded image whose documents would be refused in a pull, or name a blob with a size that
+// the blob does not have. What is wrong with a blob itself is not reported here.
+func (t *Tank) checkImages(ctx context.Context, report func(error)) error {
+	recs, err := t.records()
+	if err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		for _, p := range rec.Platforms {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			whole := true
+			for _, d := range closure(rec, p) {
+				size, here := t.content.Size(d.Digest)
+				if here && size != d.Size {
+					report(fmt.Errorf("image %s: blob %s: recorded with %d bytes, has %d: %w",
+						rec.Ref, d.Digest, d.Size, size, errdefs.ErrDataLoss))
+				}
+				whole = whole && here && size == d.Size
+			}
+			if !whole {
+				continue
+			}
+			if _, err := t.readable(ctx, rec, p); errdefs.IsDataLoss(err) {
+				report(fmt.Errorf("image %s: %w", rec.Ref, err))
+			}
+		}
+	}
+	return nil
+}
+
+// sizeOf adds up the blobs of a platform. A record of an older version may have sizes that were never compared with a
+// blob.
+func sizeOf(p metadata.Platform) int64 {
+	sum := int64(0)
+	for _, d := range append([]ocispec.Descriptor{p.Manifest, p.Config}, p.Layers...) {
+		if d.Size < 0 || d.Size > math.MaxInt64-sum {
+			return math.MaxInt64
+		}
+		sum += d.Size
+	}
+	return sum
+}

@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -189,7 +188,7 @@ func (s *Store) syncfs() error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
+	if err := syncfsOf(f); err != nil {
 		return fmt.Errorf("root %s: syncfs: %w", s.root, err)
 	}
 	return nil

@@ -13,10 +13,11 @@ import (
 
 // childEnv says, to the test binary run again by a test, which child it is; what it works on follows the colon.
 const (
-	childEnv   = "SNAPSHOT_TEST_CHILD"
-	worldChild = "world:"
-	userChild  = "user:"
-	killChild  = "kill:"
+	childEnv     = "SNAPSHOT_TEST_CHILD"
+	worldChild   = "world:"
+	userChild    = "user:"
+	killChild    = "kill:"
+	sandboxChild = "sandbox:"
 )
 
 // TestMain keeps the warnings of background work, which foreground calls report as errors, out of the output, and puts the

@@ -75,10 +75,11 @@ func (t target) chmod(mode uint32) error {
 		return unix.Fchmod(t.fd, mode)
 	}
 	err := unix.Fchmodat(t.fd, t.name, mode, unix.AT_SYMLINK_NOFOLLOW)
-	if err != unix.EOPNOTSUPP && err != unix.ENOSYS {
+	if err != unix.EOPNOTSUPP && err != unix.ENOSYS && err != unix.EPERM {
 		return err
 	}
-	// Before Linux 6.6: through a descriptor that can do nothing but name the inode.
+	// Before Linux 6.6, and where a seccomp filter does not permit what it does not know: through a descriptor that can do nothing but
+	// name the inode.
 	fd, err := openat(t.fd, t.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -91,7 +92,10 @@ func (t target) chmod(mode uint32) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		return unix.EOPNOTSUPP
 	}
-	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), mode)
+	if err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), mode); err != unix.ENOENT {
+		return err
+	}
+	return unix.Fchmodat(t.fd, t.name, mode, 0) // no /proc: a moment ago it was no symlink
 }
 
 func (t target) setTimes(sec, nsec int64) error {
@@ -117,31 +121,41 @@ func (t target) setXattr(name, value string) error {
 	if t.name == "" {
 		return unix.Fsetxattr(t.fd, name, []byte(value), 0)
 	}
-	return unix.Lsetxattr(t.proc(), name, []byte(value), 0)
+	return t.viaProc(func(path string) error { return unix.Lsetxattr(path, name, []byte(value), 0) })
 }
 
 func (t target) removeXattr(name string) error {
 	if t.name == "" {
 		return unix.Fremovexattr(t.fd, name)
 	}
-	return unix.Lremovexattr(t.proc(), name)
+	return t.viaProc(func(path string) error { return unix.Lremovexattr(path, name) })
 }
 
-func (t target) getXattr(name string, buf []byte) (int, error) {
+func (t target) getXattr(name string, buf []byte) (n int, err error) {
 	if t.name == "" {
 		return unix.Fgetxattr(t.fd, name, buf)
 	}
-	return unix.Lgetxattr(t.proc(), name, buf)
+	err = t.viaProc(func(path string) (err error) {
+		n, err = unix.Lgetxattr(path, name, buf)
+		return err
+	})
+	return n, err
+}
+
+func (t target) listXattrs(buf []byte) (n int, err error) {
+	if t.name == "" {
+		return unix.Flistxattr(t.fd, buf)
+	}
+	err = t.viaProc(func(path string) (err error) {
+		n, err = unix.Llistxattr(path, buf)
+		return err
+	})
+	return n, err
 }
 
 // xattrs reads the attributes that are part of a layer; nil when there are none.
 func (t target) xattrs(typ Type) (map[string]string, error) {
-	list, err := growing(func(buf []byte) (int, error) {
-		if t.name == "" {
-			return unix.Flistxattr(t.fd, buf)
-		}
-		return unix.Llistxattr(t.proc(), buf)
-	})
+	list, err := growing(t.listXattrs)
 	if err == unix.EOPNOTSUPP || len(list) == 0 && err == nil {
 		return nil, nil
 	}

@@ -1,0 +1,38 @@
+package unpack
+
+import (
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// viaProc calls fn with a path of the target that leads through /proc, for system calls that take neither a directory nor flags. Where
+// /proc is not mounted, fn gets the bare name, in a thread whose working directory is the target's.
+func (t target) viaProc(fn func(path string) error) error {
+	err := fn(t.proc())
+	if err != unix.ENOENT {
+		return err
+	}
+	var st unix.Stat_t
+	if t.stat(&st) != nil {
+		return err // the target itself is missing
+	}
+	return inDirectory(t.fd, func() error { return fn(t.name) })
+}
+
+// inDirectory calls fn in a thread of its own whose working directory is dir. The rest of the process keeps its own.
+func inDirectory(dir int, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock it: the thread ends with this goroutine
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Fchdir(dir)
+		}
+		if err == nil {
+			err = fn()
+		}
+		done <- err
+	}()
+	return <-done
+}

@@ -10,11 +10,15 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
 // redrawEvery is how often bars are drawn at the most.
 const redrawEvery = 100 * time.Millisecond
+
+// maxLeft is the longest remaining time that is shown.
+const maxLeft = 100 * time.Hour
 
 // bars shows a line for each download on a terminal and redraws them in place.
 type bars struct {
@@ -71,13 +75,13 @@ func (b *bars) text(line string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.clear()
-	fmt.Fprintln(b.w, line)
+	printable.Fprintf(b.w, "%s\n", line)
 	b.draw()
 }
 
 func (b *bars) clear() {
 	if b.drawn > 0 {
-		fmt.Fprintf(b.w, "\x1b[%dA\x1b[J", b.drawn)
+		printable.Fprintf(b.w, "\x1b[%dA\x1b[J", b.drawn)
 		b.drawn = 0
 	}
 }
@@ -87,7 +91,7 @@ func (b *bars) draw() {
 	b.clear()
 	width := b.width()
 	for _, d := range b.order {
-		fmt.Fprintln(b.w, b.lines[d].line(d, width, b.last))
+		printable.Fprintf(b.w, "%s\n", b.lines[d].line(d, width, b.last))
 		b.drawn++
 	}
 }
@@ -110,8 +114,8 @@ func (l *bar) line(digest string, width int, now time.Time) string {
 		return fmt.Sprintf("%s %s %s", name, size, state)
 	}
 	filled := room
-	if l.total > 0 {
-		filled = int(min(int64(room), int64(room)*l.offset/l.total))
+	if l.total > 0 { // in floating point: a total is what a manifest claims, and a product of it may overflow
+		filled = max(0, min(room, int(float64(room)*(float64(l.offset)/float64(l.total)))))
 	}
 	return fmt.Sprintf("%s [%s%s] %s %s", name, strings.Repeat("=", filled), strings.Repeat(" ", room-filled), size, state)
 }
@@ -123,6 +127,10 @@ func (l *bar) speed(now time.Time) string {
 		return ""
 	}
 	perSecond := float64(l.offset-l.first) / seconds
-	left := time.Duration(float64(l.total-l.offset) / perSecond * float64(time.Second)).Round(time.Second)
+	seconds = (float64(l.total) - float64(l.offset)) / perSecond
+	if seconds >= maxLeft.Seconds() {
+		return fmt.Sprintf("%s/s", bytesOf(int64(perSecond)))
+	}
+	left := time.Duration(max(0, seconds) * float64(time.Second)).Round(time.Second)
 	return fmt.Sprintf("%s/s %s left", bytesOf(int64(perSecond)), left)
 }

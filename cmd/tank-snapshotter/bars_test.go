@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -37,8 +39,20 @@ func TestBars(t *testing.T) {
 	if !strings.Contains(out.String(), "pulling x\n") {
 		t.Error("text is lost")
 	}
-	at(4, plugin.Progress{Digest: one, Offset: 1000, Total: 1000, Done: true})
-	if !strings.HasSuffix(strings.Split(out.String()[strings.LastIndex(out.String(), "\x1b[J"):], "\n")[0], "done") {
+	for n, claimed := range []int64{2e17, math.MaxInt64, -1, 0} {
+		for _, offset := range []int64{claimed, 1, -1, math.MaxInt64} {
+			at(3, plugin.Progress{Digest: fmt.Sprint(n), Offset: offset, Total: claimed})
+			at(4+n, plugin.Progress{Digest: fmt.Sprint(n), Offset: offset / 2, Total: claimed, Done: true}) // draws
+		}
+	}
+	at(5, plugin.Progress{Digest: "x\x1b[2J", Total: 2e17})
+	at(6, plugin.Progress{Digest: "x\x1b[2J", Total: 2e17, Offset: 1e17})
+	b.text("a\x1b[2J\nb")
+	if strings.Contains(out.String(), "\x1b[2J") || !strings.Contains(out.String(), `a\x1b[2J\nb`+"\n") {
+		t.Errorf("escapes of others:\n%q", out.String())
+	}
+	at(7, plugin.Progress{Digest: one, Offset: 1000, Total: 1000, Done: true})
+	if !strings.Contains(strings.Split(out.String()[strings.LastIndex(out.String(), "\x1b[J"):], "\n")[0], " done") {
 		t.Errorf("the end:\n%q", out.String())
 	}
 }

@@ -162,6 +162,7 @@ func (c *calls) wait() {
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (_ any, err error) {
 	s.calls.begin()
 	defer s.calls.end()
+	defer escapeMessage(&err)
 	defer contain(ctx, info.FullMethod, &err)
 	if err := checkRequest(req); err != nil {
 		return nil, err
@@ -172,6 +173,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	s.calls.begin()
 	defer s.calls.end()
+	defer escapeMessage(&err)
 	defer contain(stream.Context(), info.FullMethod, &err)
 	return next(srv, stream)
 }

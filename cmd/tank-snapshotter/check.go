@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -44,12 +44,12 @@ func (c *cli) check(cmd *cobra.Command, asJSON bool) error {
 		return err
 	}
 	if asJSON {
-		if err := json.NewEncoder(cmd.OutOrStdout()).Encode(append([]plugin.Fault{}, faults...)); err != nil {
+		if err := printable.EncodeJSON(cmd.OutOrStdout(), append([]plugin.Fault{}, faults...), ""); err != nil {
 			return err
 		}
 	} else {
 		for _, f := range faults {
-			fmt.Fprintln(cmd.OutOrStdout(), f.Message)
+			printable.Fprintf(cmd.OutOrStdout(), "%s\n", f.Message)
 		}
 	}
 	if len(faults) > 0 {
@@ -80,9 +80,9 @@ func (c *cli) rebuild(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(os.Stderr, "rebuilt from the directories: %d images, %d blobs, %d layers, %d rootfs\n", r.Images, r.Blobs, r.Layers, r.Rootfs)
+	printable.Fprintf(os.Stderr, "rebuilt from the directories: %d images, %d blobs, %d layers, %d rootfs\n", r.Images, r.Blobs, r.Layers, r.Rootfs)
 	if r.Lost > 0 {
-		fmt.Fprintf(os.Stderr, "%d directories that containers wrote are below lost/: only the old database, metadata.db.old, knew whose they were\n", r.Lost)
+		printable.Fprintf(os.Stderr, "%d directories that containers wrote are below lost/: only the old database, metadata.db.old, knew whose they were\n", r.Lost)
 	}
 	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
 func (c *cli) configCheckCommand() *cobra.Command {
@@ -38,12 +40,12 @@ func (c *cli) configCheckCommand() *cobra.Command {
 				if !f.note {
 					wrong++
 				}
-				fmt.Fprintln(cmd.OutOrStdout(), f.text)
+				printable.Fprintf(cmd.OutOrStdout(), "%s\n", f.text)
 			}
 			if wrong > 0 {
 				return localError{fmt.Errorf("config %s: %d to be changed; `tank-snapshotter config containerd` prints what belongs into it", args[0], wrong)}
 			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s fits a daemon with the root %s at %s\n", args[0], in.Root, in.Address)
+			printable.Fprintf(cmd.ErrOrStderr(), "%s fits a daemon with the root %s at %s\n", args[0], in.Root, in.Address)
 			return nil
 		}),
 	}

@@ -116,7 +116,7 @@ func (in install) dropIn() (string, error) {
 		capabilities = append(capabilities, `"`+c+`"`)
 	}
 	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line := func(format string, args ...any) { b.Write(fmt.Appendf(nil, format+"\n", args...)) }
 	line(`version = 3`)
 	if in.Content {
 		line(`disabled_plugins = ["io.containerd.content.v1.content"]      # exactly one content store may exist`)
@@ -180,7 +180,7 @@ func quote(name string) (string, error) {
 			b.WriteByte('\\')
 			b.WriteRune(r)
 		case r < ' ' || r == 0x7f:
-			fmt.Fprintf(&b, `\u%04X`, r)
+			b.Write(fmt.Appendf(nil, `\u%04X`, r))
 		default:
 			b.WriteRune(r)
 		}

@@ -1,13 +1,12 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
 	"text/tabwriter"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -29,15 +28,15 @@ func (c *cli) holdersCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(append([]plugin.Holder{}, holders...))
+				return printable.EncodeJSON(cmd.OutOrStdout(), append([]plugin.Holder{}, holders...), "")
 			}
 			if len(holders) == 0 {
 				return nil
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "HOLDER\tBLOBS\tINGESTS\tLAYERS\tROOTFS\tSNAPSHOTS\tBYTES\tALONE")
+			printable.Fprintf(w, "HOLDER\tBLOBS\tINGESTS\tLAYERS\tROOTFS\tSNAPSHOTS\tBYTES\tALONE\n")
 			for _, h := range holders {
-				fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", h.Holder, h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots,
+				printable.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", h.Holder, h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots,
 					bytesOf(h.Bytes), bytesOf(h.Alone))
 			}
 			return w.Flush()
@@ -73,7 +72,7 @@ func (c *cli) releaseCommand() *cobra.Command {
 				return err
 			}
 			h := released
-			fmt.Fprintf(cmd.OutOrStdout(), "released %s, reclaimed %s: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
+			printable.Fprintf(cmd.OutOrStdout(), "released %s, reclaimed %s: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
 				h.Holder, bytesOf(h.Alone), h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
 			return nil
 		}),

@@ -3,12 +3,12 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -28,15 +28,15 @@ func (c *cli) imagesCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(append([]plugin.ImageInfo{}, images...))
+				return printable.EncodeJSON(cmd.OutOrStdout(), append([]plugin.ImageInfo{}, images...), "")
 			}
 			if len(images) == 0 {
 				return nil
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "REF\tDIGEST\tPLATFORM\tSIZE\tPULLED")
+			printable.Fprintf(w, "REF\tDIGEST\tPLATFORM\tSIZE\tPULLED\n")
 			for _, i := range images {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", i.Ref, short(i.Digest), i.Platform, bytesOf(i.Size), i.Created.UTC().Format(time.RFC3339))
+				printable.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", i.Ref, short(i.Digest), i.Platform, bytesOf(i.Size), i.Created.UTC().Format(time.RFC3339))
 			}
 			return w.Flush()
 		}),
@@ -59,9 +59,7 @@ func (c *cli) inspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			enc := json.NewEncoder(cmd.OutOrStdout())
-			enc.SetIndent("", "  ")
-			return enc.Encode(record)
+			return printable.EncodeJSON(cmd.OutOrStdout(), record, "  ")
 		}),
 	}
 }
@@ -105,7 +103,7 @@ func (c *cli) gcCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "reclaimed %s: %d images, %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
+			printable.Fprintf(cmd.OutOrStdout(), "reclaimed %s: %d images, %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
 				bytesOf(r.Bytes), r.Images, r.Blobs, r.Ingests, r.Layers, r.Rootfs, r.Snapshots)
 			return nil
 		}),

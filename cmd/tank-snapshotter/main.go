@@ -12,12 +12,15 @@ package main
 import (
 	"context"
 	"fmt"
+	stdlog "log"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -28,21 +31,33 @@ func run(args []string) int {
 	defer stop()
 	// The first signal ends the command in order; a second one, meanwhile, ends it at once.
 	context.AfterFunc(ctx, stop)
+	stdout, stderr := printable.NewWriter(os.Stdout), printable.NewWriter(os.Stderr)
+	escapeLogs(stderr)
 	c := &cli{}
 	root := c.command()
 	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	if err != nil && !c.began {
 		// cobra found the arguments wrong before any of our code ran.
 		err = usageError{err}
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "tank-snapshotter:", err)
+		printable.Fprintf(stderr, "tank-snapshotter: %s\n", err)
 		if hint := first(c.hint, hintFor(err)); hint != "" {
-			fmt.Fprintln(os.Stderr, hint)
+			printable.Fprintf(stderr, "%s\n", hint)
 		}
 	}
+	_ = stdout.Flush() // of half a rune, with which no output ends that matters
 	return exitCode(err)
+}
+
+// escapeLogs makes what packages log printable: Tank's own and containerd's entries, and lines of the standard library's log, in which
+// net/http quotes what a server sent.
+func escapeLogs(stderr *printable.Writer) {
+	log.L.Logger.SetFormatter(printable.LogFormatter(log.L.Logger.Formatter))
+	stdlog.SetOutput(stderr)
 }
 
 // cli holds the flags that every command has.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -52,19 +53,19 @@ func (p *plainProgress) event(e plugin.Progress) {
 	last, known := p.last[e.Digest]
 	switch {
 	case e.Cached:
-		fmt.Fprintf(p.w, "%s is here (%s)\n", short(e.Digest), bytesOf(e.Total))
+		printable.Fprintf(p.w, "%s is here (%s)\n", short(e.Digest), bytesOf(e.Total))
 	case e.Done:
-		fmt.Fprintf(p.w, "%s fetched (%s)\n", short(e.Digest), bytesOf(e.Total))
+		printable.Fprintf(p.w, "%s fetched (%s)\n", short(e.Digest), bytesOf(e.Total))
 	case !known:
 		p.last[e.Digest] = time.Now()
 	case time.Since(last) >= plainEvery:
 		p.last[e.Digest] = time.Now()
-		fmt.Fprintf(p.w, "%s %s of %s\n", short(e.Digest), bytesOf(e.Offset), bytesOf(e.Total))
+		printable.Fprintf(p.w, "%s %s of %s\n", short(e.Digest), bytesOf(e.Offset), bytesOf(e.Total))
 	}
 }
 
 // short is a digest as people tell it apart.
-func short(digest string) string { return digest[:min(len(digest), len("sha256:")+12)] }
+func short(digest string) string { return printable.Text(digest[:min(len(digest), len("sha256:")+12)]) }
 
 // bytesOf writes a number of bytes in decimal units, as registries and disks are sold.
 func bytesOf(n int64) string {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,8 +11,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver"
 )
@@ -139,8 +140,11 @@ func cloneTo(ctx context.Context, rootfs, to string) (string, error) {
 // printImage writes what scripts read: the rootfs, without one the manifest's digest, or all of it as JSON.
 func printImage(w io.Writer, image *plugin.PulledImage, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(w).Encode(image)
+		return printable.EncodeJSON(w, image, "")
 	}
-	_, err := fmt.Fprintln(w, first(image.Rootfs, image.Manifest))
+	if !term.IsTerminal(int(os.Stdout.Fd())) {
+		w = os.Stdout // a script needs the bytes of the path, whatever the root is called
+	}
+	_, err := io.WriteString(w, first(image.Rootfs, image.Manifest)+"\n")
 	return err
 }

@@ -1,11 +1,12 @@
 package main
 
 import (
-	"fmt"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
 // version is set by the linker (see the Makefile). Without it the build information has to do.
@@ -21,7 +22,7 @@ func (c *cli) versionCommand() *cobra.Command {
 			if info, ok := debug.ReadBuildInfo(); ok && v == "" {
 				v = info.Main.Version
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "tank-snapshotter %s %s %s/%s\n", first(v, "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			printable.Fprintf(cmd.OutOrStdout(), "tank-snapshotter %s %s %s/%s\n", first(v, "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil
 		}),
 	}

@@ -215,7 +215,7 @@ func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer,
 	if !l.Needs {
 		return "", nil, nil
 	}
-	p, err := s.openPlanOf(ctx, src.dir, l.Key, []stackDir{{"rootfs", fs}})
+	p, err := s.openPlanOf(ctx, src.dir, l.Key, []stackDir{{name: "rootfs", path: fs}})
 	if err != nil {
 		return "", nil, err
 	}

@@ -85,18 +85,20 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 	}
 	var content *os.File
 	if src, ok := b.copies[t.entry.Path]; ok && t.entry.Type == unpack.File {
-		f, err := openOwn(src.elem.root, src.path, 0o400)
+		f, err := openFileBelow(src.elem.root, src.path)
 		if err != nil {
 			return err
 		}
 		defer f.Close()
 		content = f.File
-		if t.entry.Hash, err = hashFile(content); err != nil {
-			return err
-		}
 	}
 	if err := makeNode(ctx, dir, name, &t.entry, content); err != nil {
 		return err
+	}
+	if content != nil {
+		if err := sealContent(dir, name, &t.entry); err != nil {
+			return err
+		}
 	}
 	b.rec.Size += t.entry.Size
 	if t.entry.Inode != "" {
@@ -112,4 +114,20 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 	}
 	defer sub.Close()
 	return b.fill(ctx, sub, t)
+}
+
+// sealContent puts into the entry what the copy holds. It is not what the source holds: a container may be writing to that.
+func sealContent(dir *os.File, name string, e *unpack.Entry) error {
+	f, err := openOwnFile(dir, name, false)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	e.Size = info.Size()
+	e.Hash, err = hashFile(f.File)
+	return err
 }

@@ -22,6 +22,7 @@ const mergeWorkers = 8
 // merge lays a directory in overlay's form over a plain one, as a mount of the two would show them.
 type merge struct {
 	root   string          // the plain directory
+	live   bool            // a container may be writing to the source, although its snapshot was committed
 	move   bool            // take inodes away from the source by renames, instead of copying them
 	marked map[string]bool // of the source, as markedDirs returns them; for move
 
@@ -142,12 +143,12 @@ func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, f
 	case st.Nlink > 1:
 		return m.linked(ctx, src, dst, name, at, st.Ino)
 	}
-	return copyNode(ctx, src, dst, name, at, &st)
+	return m.copyNode(ctx, src, dst, name, at, &st)
 }
 
 // subdir merges one directory of the source.
 func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
-	from, err := openOwn(src, name, m.rights())
+	from, err := openOwnDir(src, name, m.rights())
 	if err != nil {
 		return err
 	}
@@ -180,7 +181,7 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 			return err
 		}
 	}
-	to, err := openOwn(dst, name, 0o700)
+	to, err := openOwnDir(dst, name, 0o700)
 	if err != nil {
 		return err
 	}
@@ -195,7 +196,7 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 func (m *merge) moveDir(src, dst *os.File, name, at string, e *unpack.Entry) error {
 	err := unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name)
 	if errors.Is(err, unix.EACCES) && e.Mode&0o200 == 0 {
-		if err := unix.Fchmodat(int(src.Fd()), name, e.Mode|0o700, 0); err != nil {
+		if err := unpack.Chmod(src, name, e.Mode|0o700); err != nil {
 			return pathError("chmod", at, err)
 		}
 		if err = unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name); err == nil {
@@ -216,7 +217,7 @@ func (m *merge) linked(ctx context.Context, src, dst *os.File, name, at string, 
 	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return pathError("stat", at, err)
 	}
-	if err := copyNode(ctx, src, dst, name, at, &st); err != nil {
+	if err := m.copyNode(ctx, src, dst, name, at, &st); err != nil {
 		return err
 	}
 	m.links[ino] = at
@@ -224,14 +225,17 @@ func (m *merge) linked(ctx context.Context, src, dst *os.File, name, at string, 
 }
 
 // copyNode copies what is not a directory.
-func copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.Stat_t) error {
+func (m *merge) copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.Stat_t) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		from, err := openOwn(src, name, 0o400)
+		from, err := openOwnFile(src, name, m.live)
 		if err != nil {
 			return err
 		}
 		defer from.Close()
 		e, err := from.entry(at)
+		if err == nil && e.Type != unpack.File {
+			err = pathError("read", at, errReplaced)
+		}
 		if err != nil {
 			return err
 		}
@@ -243,6 +247,9 @@ func copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.
 	e, err := unpack.ReadEntry(src, name)
 	if err != nil {
 		return pathError("read", at, err)
+	}
+	if e.Type == unpack.File || e.Type == unpack.Dir {
+		return pathError("read", at, errReplaced)
 	}
 	e.Path = at
 	return makeNode(ctx, dst, name, e, nil)

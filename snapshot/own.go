@@ -2,13 +2,17 @@ package snapshot
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -20,8 +24,87 @@ type ownFile struct {
 	given bool   // whether there were any to give
 }
 
-// openOwn opens a file or a directory inside dir, never through a symbolic link; rights are those its owner needs.
-func openOwn(dir *os.File, name string, rights uint32) (*ownFile, error) {
+// openOwnDir opens a directory inside dir, never through a symbolic link; rights are those its owner needs.
+func openOwnDir(dir *os.File, name string, rights uint32) (*ownFile, error) {
+	return openOwn(dir, name, rights, func() (int, error) {
+		return unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+}
+
+// openOwnFile opens a file inside dir to read it; a symbolic link is not followed. live is for a directory that a container may be writing
+// to: there, what is not a regular file is refused and not even opened, since opening a device acts on it.
+func openOwnFile(dir *os.File, name string, live bool) (*ownFile, error) {
+	return openOwn(dir, name, 0o400, func() (int, error) {
+		if live {
+			return openLive(int(dir.Fd()), name)
+		}
+		return unix.Openat(int(dir.Fd()), name, regular.Flags, 0)
+	})
+}
+
+// errReplaced is about what lies in a snapshot: it was committed, but whoever writes to it did not stop.
+var errReplaced = fmt.Errorf("no longer a regular file: %w", errdefs.ErrAborted)
+
+// openLive opens a name if it is a regular file: first in a way that only names the inode, then that inode to be read.
+func openLive(dir int, name string) (int, error) {
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return -1, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return -1, errReplaced
+	}
+	again, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if !errors.Is(err, unix.ENOENT) {
+		return again, err
+	}
+	// No /proc: whether it is still the same is known when it is open.
+	f, err := regular.OpenAt(dir, name)
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close()
+	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+}
+
+// openFileBelow opens a regular file below root, for which openOwnFile holds. No component of its path may be a symbolic link.
+func openFileBelow(root *os.File, at string) (*ownFile, error) {
+	dir, err := openOwnBelow(root, path.Dir(at))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return openOwnFile(dir.File, path.Base(at), true)
+}
+
+// openOwnBelow opens a directory below root, component by component where modes keep directories from their owner.
+func openOwnBelow(root *os.File, at string) (*ownFile, error) {
+	d, err := unpack.OpenDirBelow(root, at)
+	if !errors.Is(err, unix.EACCES) {
+		return &ownFile{File: d}, err
+	}
+	if d, err = openDir(root, "."); err != nil {
+		return nil, err
+	}
+	above := &ownFile{File: d}
+	for c := range strings.SplitSeq(at, "/") {
+		o, err := openOwnDir(above.File, c, 0o500)
+		above.Close()
+		if err != nil {
+			return nil, err
+		}
+		above = o
+	}
+	return above, nil
+}
+
+// openOwn gives the owner of name the rights that it needs, and opens it.
+func openOwn(dir *os.File, name string, rights uint32, open func() (int, error)) (*ownFile, error) {
 	o := &ownFile{}
 	if os.Geteuid() != 0 {
 		var st unix.Stat_t
@@ -31,15 +114,15 @@ func openOwn(dir *os.File, name string, rights uint32) (*ownFile, error) {
 		o.mode = st.Mode & 0o7777
 		usable := st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Mode&unix.S_IFMT == unix.S_IFREG
 		if o.given = usable && o.mode&rights != rights && int(st.Uid) == os.Geteuid(); o.given {
-			if err := unix.Fchmodat(int(dir.Fd()), name, o.mode|rights, 0); err != nil {
+			if err := unpack.Chmod(dir, name, o.mode|rights); err != nil {
 				return nil, pathError("chmod", name, err)
 			}
 		}
 	}
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := open()
 	if err != nil {
 		if o.given {
-			_ = unix.Fchmodat(int(dir.Fd()), name, o.mode, 0)
+			_ = unpack.Chmod(dir, name, o.mode)
 		}
 		return nil, pathError("open", name, err)
 	}
@@ -83,7 +166,7 @@ func openOwnPath(path string, rights uint32) (*ownFile, error) {
 		return nil, err
 	}
 	defer parent.Close()
-	return openOwn(parent, filepath.Base(path), rights)
+	return openOwnDir(parent, filepath.Base(path), rights)
 }
 
 // openTree opens the root of a tree, and leaves its mode as it is.
@@ -120,32 +203,10 @@ func renameTree(from, to string) error {
 
 // linkAt links the path from below root to name in dir.
 func linkAt(root *os.File, from string, dir *os.File, name string) error {
-	d, err := unpack.OpenDirBelow(root, path.Dir(from))
-	if errors.Is(err, unix.EACCES) {
-		return linkOwnAt(root, from, dir, name)
-	}
+	d, err := openOwnBelow(root, path.Dir(from))
 	if err != nil {
 		return err
 	}
 	defer d.Close()
 	return pathError("link", from, unix.Linkat(int(d.Fd()), path.Base(from), int(dir.Fd()), name, 0))
-}
-
-// linkOwnAt does what linkAt does where modes keep directories from their owner.
-func linkOwnAt(root *os.File, from string, dir *os.File, name string) error {
-	d, err := openDir(root, ".")
-	if err != nil {
-		return err
-	}
-	above := &ownFile{File: d}
-	for c := range strings.SplitSeq(path.Dir(from), "/") {
-		o, err := openOwn(above.File, c, 0o500)
-		above.Close()
-		if err != nil {
-			return err
-		}
-		above = o
-	}
-	defer above.Close()
-	return pathError("link", from, unix.Linkat(int(above.Fd()), path.Base(from), int(dir.Fd()), name, 0))
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/filters"
-	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
@@ -129,11 +128,11 @@ func (n *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 }
 
 func (s *Store) du(ctx context.Context, sn metadata.Snapshot) (snapshots.Usage, error) {
-	u, err := fs.DiskUsage(ctx, s.path("snapshots", sn.Dir, "fs"))
+	u, err := diskUsage(ctx, s.path("snapshots", sn.Dir, "fs"))
 	if err != nil {
 		return snapshots.Usage{}, fmt.Errorf("snapshot %s: usage: %w", sn.Key, err)
 	}
-	return snapshots.Usage(u), nil
+	return u, nil
 }
 
 // Mounts returns the mounts of an active snapshot or a view.

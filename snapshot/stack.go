@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -12,10 +13,14 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
+// snapshotDir begins the name of what a snapshot's directory holds.
+const snapshotDir = "snapshot/"
+
 // stackDir is one directory of a stack, and the name that stands for its content.
 type stackDir struct {
 	name string
 	path string
+	live bool // a container may be writing to it, although its snapshot was committed
 }
 
 // stack is what a snapshot's children stand on: directories, topmost first, and the attributes of the root directory.
@@ -81,7 +86,7 @@ type stackBuilder struct {
 
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	if sn.Dir != "" { // with a layer, what was written after it was applied
-		b.push("snapshot/"+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, !sn.Whole)
+		b.push(snapshotDir+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, !sn.Whole)
 	}
 	if sn.Layer == "" {
 		return nil
@@ -129,7 +134,7 @@ func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
 		return
 	}
 	b.seen[dir] = true
-	b.st.dirs = append(b.st.dirs, stackDir{name, dir})
+	b.st.dirs = append(b.st.dirs, stackDir{name, dir, strings.HasPrefix(name, snapshotDir)})
 	b.st.whiteouts = len(b.st.dirs) == 1 && whiteouts
 }
 

@@ -299,6 +299,12 @@ func SetAttrsOf(f *os.File, e *Entry) error {
 	return nil
 }
 
+// Chmod changes the mode of a name in dir. A symbolic link is not followed. The error is that of the system call.
+func Chmod(dir *os.File, name string, mode uint32) error {
+	defer runtime.KeepAlive(dir)
+	return target{int(dir.Fd()), name}.chmod(mode)
+}
+
 // IsWhiteout tells whether a node with this status is overlay's whiteout: a character device 0:0.
 func IsWhiteout(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0

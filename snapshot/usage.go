@@ -1,0 +1,104 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// diskUsage counts the inodes below a directory, itself included, and the bytes of their blocks. Every directory is opened beneath it, so
+// that nothing outside is counted when a container that writes there replaces directories by symbolic links. What goes away meanwhile is
+// not counted.
+func diskUsage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
+	root, err := openTree(dir)
+	if err != nil {
+		return u, err
+	}
+	defer root.Close()
+	c := usageCounter{seen: map[[2]uint64]struct{}{}}
+	if err := c.add(root, "."); err != nil {
+		return u, err
+	}
+	for todo := []string{"."}; len(todo) > 0; {
+		if ctx.Err() != nil {
+			return u, ctx.Err()
+		}
+		rel := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		d, err := unpack.OpenDirBelow(root, rel)
+		if gone(err) {
+			continue
+		}
+		if err != nil {
+			return u, err
+		}
+		subdirs, err := c.dir(ctx, d)
+		d.Close()
+		if err != nil {
+			return u, err
+		}
+		for _, name := range subdirs {
+			todo = append(todo, path.Join(rel, name))
+		}
+	}
+	return c.usage, nil
+}
+
+// gone reports whether a path no longer leads where it did: it was removed, or something else is in the place of one of its directories.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
+}
+
+// usageCounter counts every inode once.
+type usageCounter struct {
+	usage   snapshots.Usage
+	seen    map[[2]uint64]struct{} // device and inode of what has several names
+	subdirs []string               // of the directory that is being counted
+}
+
+// dir counts what is in a directory, and returns the names of its directories.
+func (c *usageCounter) dir(ctx context.Context, d *os.File) ([]string, error) {
+	c.subdirs = nil
+	for {
+		names, err := d.Readdirnames(1024)
+		for _, name := range names {
+			if err := c.add(d, name); err != nil && !gone(err) {
+				return nil, err
+			}
+		}
+		if errors.Is(err, io.EOF) || err == nil && ctx.Err() != nil {
+			return c.subdirs, ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (c *usageCounter) add(dir *os.File, name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return pathError("stat", name, err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		c.subdirs = append(c.subdirs, name)
+	case st.Nlink > 1:
+		key := [2]uint64{uint64(st.Dev), st.Ino}
+		if _, again := c.seen[key]; again {
+			return nil
+		}
+		c.seen[key] = struct{}{}
+	}
+	const block = 512 // stat(2)
+	c.usage.Inodes++
+	c.usage.Size += st.Blocks * block
+	return nil
+}

@@ -27,7 +27,7 @@ type AssembleOptions struct {
 
 // Rootfs returns the path of the assembled rootfs of a manifest, which holder holds from then on; errdefs.ErrNotFound
 // when there is none or it is not what its seal says.
-func (s *Store) Rootfs(_ context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
+func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
 	n := metadata.RootfsNode(manifest)
 	holds := false
 	var rec metadata.Rootfs
@@ -41,7 +41,9 @@ func (s *Store) Rootfs(_ context.Context, holder metadata.Holder, manifest diges
 	}
 	path := s.rootfsPath(manifest)
 	if s.suspect(n) {
-		if err := s.intact(path, path+".seal"); err != nil {
+		if err := s.intact(ctx, path, path+".seal"); ctx.Err() != nil {
+			return "", fmt.Errorf("rootfs %s: %w", manifest, context.Cause(ctx))
+		} else if err != nil {
 			return "", fmt.Errorf("rootfs %s: %w: %w", manifest, err, errdefs.ErrNotFound)
 		}
 		s.trusted(n, rootfsVersion(rec))
@@ -93,25 +95,23 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	if err != nil {
 		return err
 	}
-	entries := flatten(seals)
-	if err := s.finishRoot(fs, entries[0]); err != nil {
+	all, err := flatten(ctx, seals)
+	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if e.Inode == "" || e.Inode == e.Path {
-			rec.Size += e.Size
-			rec.Inodes++
-		}
+	if err := s.finishRoot(fs, &all.root); err != nil {
+		return err
 	}
-	if err := writeSeal(filepath.Join(staged, "seal"), rec, entries, !opts.NoSync); err != nil || opts.NoSync {
+	rec.Size, rec.Inodes = all.size, all.inodes
+	if err := writeSeal(filepath.Join(staged, "seal"), rec, all.count, all.each(ctx), !opts.NoSync); err != nil || opts.NoSync {
 		return err
 	}
 	return s.syncfs()
 }
 
-// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged.
-func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) ([][]unpack.Entry, error) {
-	fs := filepath.Join(staged, "fs")
+// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged, which
+// lie in staged or with their layers.
+func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) ([]*seal, error) {
 	last := map[string]int{}
 	for i, l := range layers {
 		last[l.Key] = i
@@ -123,40 +123,66 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 	if err != nil {
 		return nil, err
 	}
-	var seals [][]unpack.Entry
+	var seals []*seal
 	for i, l := range layers {
 		src := sources[l.Key]
-		entries, err := readSeal(filepath.Join(src.dir, "seal"))
-		if err != nil {
-			return nil, err
+		if src.seal == nil {
+			if src.seal, err = openSeal(ctx, filepath.Join(src.dir, "seal")); err != nil {
+				return nil, err
+			}
+			sources[l.Key] = src
 		}
-		fixup, fixEntries, err := s.fixupFor(ctx, src, l, fs)
-		if err != nil {
-			return nil, err
-		}
-		m := merge{root: fs, move: src.move && last[l.Key] == i, marked: markedDirs(entries)}
-		if err := s.merge(ctx, &m, filepath.Join(src.dir, "fs")); err != nil {
-			return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
-		}
-		seals = append(seals, entries)
-		if fixup == "" {
-			continue
-		}
-		m = merge{root: fs, move: true, marked: markedDirs(fixEntries)}
-		if err := s.merge(ctx, &m, filepath.Join(fixup, "fs")); err != nil {
-			return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
-		}
-		seals = append(seals, fixEntries)
-		if err := s.trash(fixup); err != nil {
+		src.move = src.move && last[l.Key] == i
+		if seals, err = s.stackOne(ctx, staged, l, src, seals); err != nil {
 			return nil, err
 		}
 	}
 	return seals, nil
 }
 
+// stackOne merges one layer and its fix-up, and adds their seals.
+func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, src layerSource, seals []*seal) ([]*seal, error) {
+	fs := filepath.Join(staged, "fs")
+	fixup, err := s.fixupFor(ctx, src, l, fs)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.mergeSealed(ctx, fs, filepath.Join(src.dir, "fs"), src.seal, src.move); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
+	}
+	seals = append(seals, src.seal)
+	if fixup == "" {
+		return seals, nil
+	}
+	at := filepath.Join(staged, fmt.Sprintf("fixup-%d.seal", len(seals)))
+	if err := os.Rename(filepath.Join(fixup, "seal"), at); err != nil {
+		return nil, err
+	}
+	sealed, err := openSeal(ctx, at)
+	if err == nil {
+		err = s.mergeSealed(ctx, fs, filepath.Join(fixup, "fs"), sealed, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
+	}
+	return append(seals, sealed), s.trash(fixup)
+}
+
+// mergeSealed merges a directory into fs, by moving what is in it or by copying.
+func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, move bool) (err error) {
+	m := merge{root: fs, move: move}
+	if move {
+		if m.marked, err = markedDirs(sealed.each); err != nil {
+			return err
+		}
+	}
+	return s.merge(ctx, &m, dir)
+}
+
 // layerSource is where a layer is taken from.
 type layerSource struct {
 	dir  string
+	seal *seal // once it was read
 	move bool
 }
 
@@ -211,23 +237,20 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 }
 
 // fixupFor makes what the layer needs above what is assembled so far; "" when nothing.
-func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer, fs string) (staged string, entries []unpack.Entry, err error) {
+func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer, fs string) (staged string, err error) {
 	if !l.Needs {
-		return "", nil, nil
+		return "", nil
 	}
 	p, err := s.openPlanOf(ctx, src.dir, l.Key, []stackDir{{name: "rootfs", path: fs}})
 	if err != nil {
-		return "", nil, err
+		return "", err
 	}
 	defer p.close()
 	if p.empty() {
-		return "", nil, nil
+		return "", nil
 	}
-	if staged, _, err = s.build(ctx, p.plan); err != nil {
-		return "", nil, err
-	}
-	entries, err = readSeal(filepath.Join(staged, "seal"))
-	return staged, entries, err
+	staged, _, err = s.build(ctx, p.plan)
+	return staged, err
 }
 
 // finishRoot gives the root directory the attributes that the layers say, or those of a directory nobody says anything of.

@@ -37,10 +37,10 @@ func (s *Store) buildTree(ctx context.Context, t *tree, copies map[string]source
 	if err := b.fill(ctx, root, t); err != nil {
 		return staged, rec, err
 	}
-	entries := pointersTo(t.entries())
+	entries := t.entries()
 	regroup(entries)
 	rec.Created = time.Now().UTC()
-	return staged, rec, writeSeal(filepath.Join(staged, "seal"), rec, entries, true)
+	return staged, rec, writeSeal(filepath.Join(staged, "seal"), rec, len(entries), entriesOf(entries), true)
 }
 
 // builder makes a tree on disk.

@@ -211,7 +211,7 @@ func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *st
 	for {
 		staged, made := "", metadata.Layer{}
 		if _, err := s.layer(key); err != nil {
-			if staged, made, err = s.buildTree(ctx, newTree([]unpack.Entry{st.root}), nil); err != nil {
+			if staged, made, err = s.buildTree(ctx, newRoot(st.root), nil); err != nil {
 				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
 			}
 		}

@@ -8,13 +8,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 )
 
 // Limits on what a Connections remembers.
@@ -114,13 +110,8 @@ func sameTLS(a, b *tls.Config) bool {
 }
 
 // connectionsKey is what connections to a registry depend on beside hosts, roots and certificates.
-func (r *Resolver) connectionsKey(name string) string {
-	var hosts []byte // timeouts of dialling, which a transport does not show
-	if r.opts.HostsDir != "" {
-		if dir, err := config.HostDirFromRoot(r.opts.HostsDir)(name); err == nil {
-			hosts, _ = os.ReadFile(filepath.Join(dir, "hosts.toml")) // whoever can't read it has been told
-		}
-	}
+// hosts is the content of hosts.toml, which has timeouts of dialling that a transport does not show.
+func (r *Resolver) connectionsKey(name string, hosts []byte) string {
 	return fmt.Sprintf("%s %t %d %d %x", name, r.opts.PlainHTTP, r.opts.StallTimeout, r.opts.Ranges, sha256.Sum256(hosts))
 }
 

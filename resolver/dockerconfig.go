@@ -17,6 +17,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/tank-snapshotter/tank/internal/userfile"
 )
 
 const (
@@ -55,7 +57,7 @@ func DockerConfig(path string) Credentials {
 		if file == "" {
 			return Credential{}, nil
 		}
-		c, err := readDockerConfig(file)
+		c, err := readDockerConfig(ctx, file)
 		if errors.Is(err, os.ErrNotExist) {
 			return Credential{}, nil
 		}
@@ -77,15 +79,13 @@ func defaultDockerConfig() string {
 	return filepath.Join(home, ".docker", "config.json")
 }
 
-func readDockerConfig(file string) (*dockerConfig, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, fmt.Errorf("docker config: %w: %w", err, errdefs.ErrFailedPrecondition)
-	}
-	defer f.Close()
-	data, err := readAtMost(f, maxDockerConfig)
-	if err != nil {
-		return nil, fmt.Errorf("docker config %s: %v: %w", file, err, errdefs.ErrFailedPrecondition)
+func readDockerConfig(ctx context.Context, file string) (*dockerConfig, error) {
+	data, err := userfile.ReadFile(ctx, file, maxDockerConfig)
+	switch {
+	case err != nil && (ctx.Err() != nil || errors.Is(err, os.ErrNotExist)):
+		return nil, fmt.Errorf("docker config: %w", err)
+	case err != nil:
+		return nil, fmt.Errorf("docker config: %v: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	c, err := parseDockerConfig(data)
 	if err != nil {

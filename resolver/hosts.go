@@ -52,7 +52,7 @@ func (e *endpoint) way(u *url.URL) *lanes {
 }
 
 // endpoints reads the hosts of a registry by the rules of containerd's hosts.toml.
-func (r *Resolver) endpoints(ctx context.Context, name string) ([]*endpoint, error) {
+func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint, err error) {
 	var local atomic.Bool
 	plain := map[*http.Client]*http.Transport{} // what may later hide inside a fallback to HTTP
 	opts := config.HostOptions{
@@ -64,8 +64,20 @@ func (r *Resolver) endpoints(ctx context.Context, name string) ([]*endpoint, err
 			return nil
 		},
 	}
-	if r.opts.HostsDir != "" {
-		opts.HostDir = config.HostDirFromRoot(r.opts.HostsDir)
+	files, err := r.hostFiles(ctx, name)
+	defer func() {
+		if e := files.remove(); err == nil && e != nil {
+			err = fmt.Errorf("hosts of %s: %w", name, e)
+		}
+	}()
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("hosts of %s in %s: %v: %w", name, r.opts.HostsDir, err, errdefs.ErrInvalidArgument)
+	}
+	if files.dir != "" {
+		opts.HostDir = func(string) (string, error) { return files.dir, nil }
 	}
 	if r.opts.PlainHTTP || isLoopback(name) {
 		opts.DefaultScheme = "http"
@@ -74,7 +86,6 @@ func (r *Resolver) endpoints(ctx context.Context, name string) ([]*endpoint, err
 	if err != nil {
 		return nil, fmt.Errorf("hosts of %s in %s: %v: %w", name, r.opts.HostsDir, err, errdefs.ErrInvalidArgument)
 	}
-	var all []*endpoint
 	for _, h := range hosts {
 		t := plain[h.Client]
 		if t == nil {
@@ -87,7 +98,7 @@ func (r *Resolver) endpoints(ctx context.Context, name string) ([]*endpoint, err
 		e.auth = &authorizer{endpoint: e, resolver: r}
 		all = append(all, e)
 	}
-	r.connections.share(r.connectionsKey(name), all)
+	r.connections.share(r.connectionsKey(name, files.toml), all)
 	return all, nil
 }
 

@@ -2,7 +2,10 @@ package resolver
 
 import (
 	"fmt"
+	"maps"
+	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -16,25 +19,52 @@ func CheckHosts(data []byte) error {
 	if err := toml.Unmarshal(data, &doc); err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return localPaths(doc)
+	return eachCertificate(doc, func(name string) error {
+		if name != "" && !filepath.IsLocal(name) {
+			return fmt.Errorf("certificate %.100q: not beside the hosts.toml that names it: %w", name, errdefs.ErrInvalidArgument)
+		}
+		return nil
+	})
 }
 
-// localPaths refuses certificates, of which containerd's format knows "ca" and "client", that lie elsewhere.
-func localPaths(v any) error {
+// HostNames returns the names for which a resolver that reads this hosts.toml for a registry may ask for credentials: the registry's and
+// those of the hosts that the file names. A file that containerd's code would not read names none.
+func HostNames(registry string, hosts []byte) []string {
+	names := []string{hubName(registry)}
+	var doc struct {
+		Server string         `toml:"server"`
+		Hosts  map[string]any `toml:"host"`
+	}
+	if toml.Unmarshal(hosts, &doc) != nil {
+		return names
+	}
+	for _, address := range append(slices.Sorted(maps.Keys(doc.Hosts)), doc.Server) {
+		if !strings.HasPrefix(address, "http") { // as containerd reads it
+			address = "https://" + address
+		}
+		if u, err := url.Parse(address); err == nil && u.Host != "" {
+			names = append(names, hubName(u.Host))
+		}
+	}
+	return names
+}
+
+// eachCertificate calls f with the path of every certificate and key, for which containerd's format knows "ca" and "client".
+func eachCertificate(v any, f func(name string) error) error {
 	switch v := v.(type) {
 	case map[string]any:
 		for key, sub := range v {
-			check := localPaths
+			visit := eachCertificate
 			if strings.EqualFold(key, "ca") || strings.EqualFold(key, "client") { // as TOML's decoder matches fields
-				check = localPath
+				visit = eachString
 			}
-			if err := check(sub); err != nil {
+			if err := visit(sub, f); err != nil {
 				return err
 			}
 		}
 	case []any:
 		for _, sub := range v {
-			if err := localPaths(sub); err != nil {
+			if err := eachCertificate(sub, f); err != nil {
 				return err
 			}
 		}
@@ -42,15 +72,13 @@ func localPaths(v any) error {
 	return nil
 }
 
-func localPath(v any) error {
+func eachString(v any, f func(string) error) error {
 	switch v := v.(type) {
 	case string:
-		if v != "" && !filepath.IsLocal(v) {
-			return fmt.Errorf("certificate %.100q: not beside the hosts.toml that names it: %w", v, errdefs.ErrInvalidArgument)
-		}
+		return f(v)
 	case []any:
 		for _, sub := range v {
-			if err := localPath(sub); err != nil {
+			if err := eachString(sub, f); err != nil {
 				return err
 			}
 		}

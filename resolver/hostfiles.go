@@ -1,0 +1,178 @@
+package resolver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/containerd/errdefs"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/tank-snapshotter/tank/internal/userfile"
+)
+
+// MaxHostsFile bounds a hosts.toml, a certificate and a key, in bytes.
+const MaxHostsFile = 1 << 20
+
+// RegistryDir returns the directory below hostsDir that has the hosts.toml and the certificates of a registry by containerd's rules, "" when
+// there is none.
+func RegistryDir(hostsDir, registry string) (string, error) {
+	if hostsDir == "" {
+		return "", nil
+	}
+	dir, err := config.HostDirFromRoot(hostsDir)(registry)
+	if errdefs.IsNotFound(err) {
+		return "", nil
+	}
+	return dir, err
+}
+
+// hostFiles are the files of one registry, in a form that containerd's code can read without waiting and without a limit: it opens them
+// as regular files. That is the user's own directory if all are regular and of bounded size. Otherwise, as for a pipe, it is a copy.
+type hostFiles struct {
+	dir  string // "" for none
+	toml []byte
+	made string // a directory to remove
+}
+
+// hostFiles reads the files of a registry. The caller removes what was made.
+func (r *Resolver) hostFiles(ctx context.Context, registry string) (h hostFiles, err error) {
+	if h.dir, err = RegistryDir(r.opts.HostsDir, registry); h.dir == "" || err != nil {
+		return h, err
+	}
+	file := filepath.Join(h.dir, "hosts.toml")
+	h.toml, err = userfile.ReadFile(ctx, file, MaxHostsFile)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return h, err
+	}
+	copies := map[string][]byte{} // by path: what is not a regular file
+	if h.toml != nil && !regular(file) {
+		copies[file] = h.toml
+	}
+	for _, name := range certificates(h.dir, h.toml) {
+		path := name
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(h.dir, name)
+		}
+		if regular(path) {
+			if fi, err := os.Stat(path); err == nil && fi.Size() > MaxHostsFile {
+				return h, fmt.Errorf("file %s: more than %d bytes: %w", path, MaxHostsFile, errdefs.ErrInvalidArgument)
+			}
+			continue
+		}
+		data, err := userfile.ReadFile(ctx, path, MaxHostsFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // containerd's code reports it
+		}
+		if err != nil {
+			return h, err
+		}
+		copies[name] = data
+	}
+	if len(copies) == 0 {
+		return h, nil
+	}
+	return h, h.materialize(file, copies)
+}
+
+// regular reports whether a path leads to a regular file.
+func regular(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode().IsRegular()
+}
+
+// certificates returns the certificates and keys that containerd's code reads: those that hosts.toml names, and those beside it, which count when
+// it is missing or faulty.
+func certificates(dir string, hosts []byte) (names []string) {
+	var doc map[string]any
+	if len(hosts) > 0 && toml.Unmarshal(hosts, &doc) == nil {
+		_ = eachCertificate(doc, func(name string) error {
+			if name != "" {
+				names = append(names, name)
+			}
+			return nil
+		})
+	}
+	for _, pattern := range []string{"*.crt", "*.cert", "*.key"} {
+		beside, _ := filepath.Glob(filepath.Join(escapeGlob(dir), pattern))
+		for _, path := range beside {
+			names = append(names, filepath.Base(path))
+		}
+	}
+	return names
+}
+
+var globMeta = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
+
+// escapeGlob makes a path a pattern that matches just itself.
+func escapeGlob(path string) string { return globMeta.Replace(path) }
+
+// materialize makes a directory that only this user can open, in which the copies stand for the files of their names. All others are links
+// to the user's directory.
+func (h *hostFiles) materialize(hostsFile string, copies map[string][]byte) error {
+	made, err := os.MkdirTemp("", "tank-hosts-")
+	if err != nil {
+		return err
+	}
+	user, text := h.dir, string(h.toml)
+	h.dir, h.made = made, made
+	entries, err := os.ReadDir(user)
+	if err != nil {
+		return err
+	}
+	absolute, err := filepath.Abs(user)
+	if err != nil {
+		return err
+	}
+	delete(copies, hostsFile)
+	n := 0
+	for name, data := range copies {
+		n++
+		path := filepath.Join(made, fmt.Sprintf("%d.copy", n))
+		if name == filepath.Base(name) {
+			path = filepath.Join(made, name)
+		} else if text, err = replacePath(text, name, path); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			return err
+		}
+	}
+	if h.toml != nil {
+		if err := os.WriteFile(filepath.Join(made, "hosts.toml"), []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	for _, e := range entries {
+		err := os.Symlink(filepath.Join(absolute, e.Name()), filepath.Join(made, e.Name()))
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// replacePath replaces a path in the strings of a TOML text.
+func replacePath(text, from, to string) (string, error) {
+	replaced := text
+	for _, quote := range []string{`"`, `'`} {
+		replaced = strings.ReplaceAll(replaced, quote+from+quote, quote+to+quote)
+	}
+	if replaced == text {
+		return "", fmt.Errorf("certificate %q: a pipe, whose path has to be written without escapes: %w", from, errdefs.ErrInvalidArgument)
+	}
+	return replaced, nil
+}
+
+// remove removes what was made.
+func (h *hostFiles) remove() error {
+	if h.made == "" {
+		return nil
+	}
+	return os.RemoveAll(h.made)
+}

@@ -119,6 +119,9 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	return err
 }
 
+// Abort ends all calls and makes Serve return.
+func (s *Server) Abort() { s.grpc.Stop() }
+
 // Idle returns when no call runs. More are answered meanwhile.
 func (s *Server) Idle() { s.calls.wait() }
 

@@ -64,7 +64,7 @@ func (c *cli) rebuild(ctx context.Context) error {
 	if c.address != "" {
 		return usageError{errors.New("--rebuild and --address exclude each other: a daemon has its database open")}
 	}
-	s, err := c.settingsFor(false)
+	s, err := c.settingsFor(ctx, false)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/tank-snapshotter/tank/internal/userfile"
 )
 
 // Where things are unless somebody says otherwise.
@@ -19,6 +22,9 @@ const (
 	defaultAddress = "/run/tank-snapshotter/tank-snapshotter.sock"
 	defaultHosts   = "/etc/containerd/certs.d"
 )
+
+// maxConfig bounds the config, in bytes.
+const maxConfig = 1 << 20
 
 // settings are the keys of the config file. An empty one means the default.
 type settings struct {
@@ -75,12 +81,15 @@ image_cache = ""
 `
 
 // readSettings reads the first of these files that exists. A key that nobody knows is an error: it is a setting that would be ignored.
-func readSettings(files ...string) (settings, error) {
+func readSettings(ctx context.Context, files ...string) (settings, error) {
 	var s settings
 	for _, name := range files {
-		data, err := os.ReadFile(name)
+		data, err := userfile.ReadFile(ctx, name, maxConfig)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
+		}
+		if ctx.Err() != nil {
+			return s, fmt.Errorf("config: %w", err)
 		}
 		if err != nil {
 			return s, usageError{fmt.Errorf("config: %w", err)}
@@ -101,19 +110,30 @@ func readSettings(files ...string) (settings, error) {
 	return s, nil
 }
 
-// settingsFor reads the config of a command, and takes the log level from it when no flag gives one.
-func (c *cli) settingsFor(serve bool) (settings, error) {
+// settingsFor reads the config of a command, once, and takes the log level from it when no flag gives one.
+func (c *cli) settingsFor(ctx context.Context, serve bool) (settings, error) {
+	serve = serve && c.configFile == "" // a file that the user names is everybody's
+	if s, ok := c.read[serve]; ok {
+		return s, nil
+	}
 	files, err := c.configFiles(serve)
 	if err != nil {
 		return settings{}, err
 	}
-	s, err := readSettings(files...)
+	s, err := readSettings(ctx, files...)
 	if err == nil && c.logLevel == "" && s.LogLevel != "" {
 		if e := log.SetLevel(s.LogLevel); e != nil {
 			err = usageError{fmt.Errorf("config: log_level %q: %w", s.LogLevel, e)}
 		}
 	}
-	return s, err
+	if err != nil {
+		return settings{}, err
+	}
+	if c.read == nil {
+		c.read = map[bool]settings{}
+	}
+	c.read[serve] = s
+	return s, nil
 }
 
 // configFiles are the places of the config, of which the first that exists counts. serve looks at no user's file: who may write that must not

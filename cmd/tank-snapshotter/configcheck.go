@@ -27,7 +27,7 @@ func (c *cli) configCheckCommand() *cobra.Command {
 			"The exit code is 1 when something is to be changed; lines that begin with \"Note:\" are only told.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
-			in, err := c.install()
+			in, err := c.install(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -54,7 +54,7 @@ func (c *cli) configCheckCommand() *cobra.Command {
 // check says what is to be told about a containerd config. An error is about the file itself.
 func (in install) check(ctx context.Context, file string) (findings, error) {
 	var found findings
-	config, ok, err := readContainerdConfig(file, &found)
+	config, ok, err := readContainerdConfig(ctx, file, &found)
 	if err != nil || !ok {
 		return found, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/tank-snapshotter/tank/internal/userfile"
 )
 
 // What containerd has when its config says nothing else.
@@ -18,6 +21,7 @@ const (
 	containerdAddress     = "/run/containerd/containerd.sock"
 	containerdSnapshotter = "overlayfs"
 	newestConfigVersion   = 4
+	maxContainerdConfig   = 4 << 20 // bytes of one file
 	// containerdImports is what `containerd config default` imports, whether or not there is anything.
 	containerdImports = "/etc/containerd/conf.d/*.toml"
 )
@@ -70,7 +74,7 @@ func (f *findings) note(format string, args ...any) {
 
 // readContainerdConfig reads a config as containerd does: the file, then its imports in their order, then theirs; each is brought to the
 // newest version by itself and then merged. ok is false when containerd would not get through. An error is about the file itself.
-func readContainerdConfig(file string, found *findings) (all *containerdConfig, ok bool, err error) {
+func readContainerdConfig(ctx context.Context, file string, found *findings) (all *containerdConfig, ok bool, err error) {
 	if _, err := os.Stat(file); err != nil {
 		return nil, false, err
 	}
@@ -82,7 +86,10 @@ func readContainerdConfig(file string, found *findings) (all *containerdConfig, 
 			continue
 		}
 		seen[name] = true
-		c, good := readContainerdFile(name, found)
+		c, good := readContainerdFile(ctx, name, found)
+		if ctx.Err() != nil {
+			return nil, false, ctx.Err()
+		}
 		if !good {
 			return nil, false, nil
 		}
@@ -97,9 +104,9 @@ func readContainerdConfig(file string, found *findings) (all *containerdConfig, 
 	return all, true, nil
 }
 
-func readContainerdFile(name string, found *findings) (*containerdConfig, bool) {
+func readContainerdFile(ctx context.Context, name string, found *findings) (*containerdConfig, bool) {
 	var c containerdConfig
-	data, err := os.ReadFile(name)
+	data, err := userfile.ReadFile(ctx, name, maxContainerdConfig)
 	if err != nil {
 		found.wrong("%s can't be read, so containerd does not start: %v.", name, err)
 		return nil, false

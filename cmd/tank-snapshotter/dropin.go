@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -37,7 +38,7 @@ func (c *cli) containerdCommand() *cobra.Command {
 		Short: "Print what containerd's config has to import to work with this daemon",
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			in, err := c.install()
+			in, err := c.install(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -69,8 +70,8 @@ type install struct {
 }
 
 // install is what the daemon's config and the flags ask for.
-func (c *cli) install() (in install, err error) {
-	s, err := c.settingsFor(true)
+func (c *cli) install(ctx context.Context) (in install, err error) {
+	s, err := c.settingsFor(ctx, true)
 	if err != nil {
 		return in, err
 	}

@@ -10,12 +10,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	stdlog "log"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
@@ -27,13 +24,11 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run runs one command and returns its exit code.
 func run(args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	// The first signal ends the command in order; a second one, meanwhile, ends it at once.
-	context.AfterFunc(ctx, stop)
 	stdout, stderr := printable.NewWriter(os.Stdout), printable.NewWriter(os.Stderr)
 	escapeLogs(stderr)
 	c := &cli{}
+	ctx, stop := c.ending.context()
+	defer stop()
 	root := c.command()
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -66,6 +61,9 @@ type cli struct {
 	address    string
 	configFile string
 	logLevel   string
+
+	ending ending
+	read   map[bool]settings // what settingsFor returned, since a pipe can be read once; the key is its serve
 
 	began bool   // a command of ours runs, so that an error is no longer one of usage
 	hint  string // what to do about the error

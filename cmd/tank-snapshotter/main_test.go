@@ -197,7 +197,7 @@ func TestDefaultConfig(t *testing.T) {
 	if err := os.WriteFile(file, []byte(defaultConfig), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got, err := readSettings(filepath.Join(t.TempDir(), "none"), file)
+	got, err := readSettings(t.Context(), filepath.Join(t.TempDir(), "none"), file)
 	want := settings{Root: defaultRoot, Address: defaultAddress, Mode: modeOverlay, LogLevel: "info", HostsDir: defaultHosts}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v", got, err)
@@ -210,7 +210,7 @@ func TestDefaultConfig(t *testing.T) {
 	if err := os.WriteFile(file, []byte("nonsense = 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readSettings(file); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "nonsense") {
+	if _, err := readSettings(t.Context(), file); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("unknown key: %v", err)
 	}
 }

@@ -26,7 +26,7 @@ func (c *cli) with(ctx context.Context, f func(plugin.Admin) error) error {
 	if c.address != "" {
 		return c.withAddress(ctx, f)
 	}
-	s, err := c.settingsFor(false)
+	s, err := c.settingsFor(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -89,12 +89,13 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 		return localError{err}
 	}
 	defer release()
-	// What others asked for is finished even when this command was interrupted.
+	// What others asked for is finished, unless this command is interrupted: then they go on by themselves, with what is here by then.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	served := make(chan error, 1)
 	server := plugin.New(&plugin.Options{Admin: own, Drain: -1})
 	go func() { served <- server.Serve(serving, listener) }()
+	defer context.AfterFunc(ctx, server.Abort)()
 	err = f(own)
 	server.Idle()
 	stop()
@@ -156,7 +157,7 @@ func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 
 // daemonRoot is the root of the daemon that the configuration of serve describes, if it runs or ever did; else "".
 func (c *cli) daemonRoot(ctx context.Context) (string, error) {
-	s, err := c.settingsFor(true)
+	s, err := c.settingsFor(ctx, true)
 	if err != nil {
 		return "", err
 	}

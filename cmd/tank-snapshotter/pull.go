@@ -74,7 +74,7 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 			display.event(p)
 		}
 	}
-	s, err := c.settingsFor(false)
+	s, err := c.settingsFor(cmd.Context(), false)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func (c *cli) serveCommand() *cobra.Command {
 			";\na socket that systemd passes is served in its place.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			s, err := c.settingsFor(true)
+			s, err := c.settingsFor(cmd.Context(), true)
 			if err != nil {
 				return err
 			}
@@ -43,15 +43,15 @@ func (c *cli) serveCommand() *cobra.Command {
 			if s.Address, err = filepath.Abs(first(c.address, s.Address, defaultAddress)); err != nil {
 				return err
 			}
-			return serve(cmd.Context(), s)
+			return serve(cmd.Context(), s, &c.ending)
 		}),
 	}
 	cmd.Flags().StringVar(&group, "group", "", "group whose members may open the socket, by name or number (default: nobody else may)")
 	return cmd
 }
 
-// serve serves the root of s until ctx ends.
-func serve(ctx context.Context, s settings) (err error) {
+// serve serves the root of s until ctx ends, and from then on sees to the end of the process itself.
+func serve(ctx context.Context, s settings, end *ending) (err error) {
 	gid, err := groupID(s.Group)
 	if err != nil {
 		return err
@@ -72,6 +72,7 @@ func serve(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return err
 	}
+	end.inOrder.Store(true)
 	defer func() {
 		if e := own.Close(); err == nil {
 			err = e
@@ -112,10 +113,11 @@ func serve(ctx context.Context, s settings) (err error) {
 
 // stopping tells that a signal came, and ends the process when stopping in order takes too long.
 func stopping(ctx context.Context) {
-	log.G(ctx).Info("stopping")
+	// First, because a log that nobody reads keeps the rest waiting.
+	time.AfterFunc(stopWithin, func() { giveUp("not stopped within " + stopWithin.String() + ": giving up") })
 	tellSystemd(ctx, daemon.SdNotifyStopping)
 	extendTimeout(ctx, stopWithin+stopWithin/2)
-	time.AfterFunc(stopWithin, func() { log.G(ctx).Fatalf("not stopped within %s: giving up", stopWithin) })
+	log.G(ctx).Info("stopping")
 }
 
 // listeners opens the admin socket below the root and, unless passed stands for it, the one at the address, which comes last.

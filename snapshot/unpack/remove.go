@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/leftover"
 )
 
 // climber walks a tree of any depth with one descriptor open. It goes up by "..", and checks that it came to the directory
@@ -73,8 +76,9 @@ func (c *climber) close() {
 	}
 }
 
-// RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving the tree. A
-// name that is not there is no error. Directories that their owner cannot search are opened up first.
+// RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving the tree.
+// A name that does not exist is no error. Directories that their owner cannot search are opened up first. It goes on past
+// what it cannot remove, such as an immutable file, and then returns a leftover.Error with paths below dir.
 func RemoveAll(dir *os.File, name string) error {
 	defer runtime.KeepAlive(dir)
 	if err := removeAll(int(dir.Fd()), name); err != nil {
@@ -84,52 +88,118 @@ func RemoveAll(dir *os.File, name string) error {
 }
 
 func removeAll(fd int, name string) error {
-	done, err := removeOne(fd, name)
-	if done || err != nil {
+	r := &remover{climber: climber{fd: fd}}
+	defer r.close()
+	if err := r.run(name); err != nil {
 		return err
 	}
-	c := &climber{fd: fd}
-	defer c.close()
-	if err := enter(c, name); err != nil {
-		return err
+	if r.left != nil { // an interface of a nil pointer would be an error
+		return r.left
 	}
-	for len(c.up) > 0 {
-		sub, err := removeContent(c.fd)
+	return nil
+}
+
+// remover empties a tree. Whatever it could not remove has its name in left, and in kept of the directory that holds it,
+// so that the directory is not emptied again and again.
+type remover struct {
+	climber
+	kept []map[string]bool // of each level of climber.up, and of the directory that it is in
+	left *leftover.Error
+}
+
+func (r *remover) run(name string) error {
+	r.kept = append(r.kept, nil)
+	if r.removed(name) {
+		return nil
+	}
+	r.enter(name)
+	for len(r.up) > 0 {
+		sub, err := r.removeContent()
 		if err != nil {
-			return err
+			r.keep(".", err)
 		}
 		if sub != "" {
-			if err := enter(c, sub); err != nil {
-				return err
-			}
+			r.enter(sub)
 			continue
 		}
-		left, err := c.leave()
-		if err != nil {
-			return err
-		}
-		if err := unix.Unlinkat(c.fd, left, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT {
+		if err := r.leaveEmpty(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// enter goes down and makes sure that the directory can be emptied.
-func enter(c *climber, name string) error {
-	err := c.down(name)
-	if err == unix.EACCES {
-		if err = (target{c.fd, name}).chmod(0o700); err == nil {
-			err = c.down(name)
-		}
-	}
+// leaveEmpty goes up, and removes the directory that it was in unless something was kept there.
+func (r *remover) leaveEmpty() error {
+	holds := len(r.kept[len(r.kept)-1]) > 0
+	name, err := r.leave()
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return unix.Fchmod(c.fd, 0o700)
+	r.kept = r.kept[:len(r.kept)-1]
+	if holds {
+		r.skip(name)
+		return nil
+	}
+	if err := unix.Unlinkat(r.fd, name, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT {
+		r.keep(name, err)
 	}
 	return nil
+}
+
+// removed removes what is not a directory, or an empty one. It reports whether name is done with: removed, or kept.
+func (r *remover) removed(name string) bool {
+	done, err := removeOne(r.fd, name)
+	if err != nil {
+		r.keep(name, err)
+	}
+	return done || err != nil
+}
+
+// enter goes down and makes sure that the directory can be emptied.
+func (r *remover) enter(name string) {
+	err := r.down(name)
+	if err == unix.EACCES {
+		if err = (target{r.fd, name}).chmod(0o700); err == nil {
+			err = r.down(name)
+		}
+	}
+	if err == unix.ENOTDIR {
+		err = unix.EPERM // rmdir refuses an immutable file before it looks at the type
+	}
+	if err != nil {
+		r.keep(name, err)
+		return
+	}
+	r.kept = append(r.kept, nil)
+	if os.Geteuid() != 0 {
+		if err := unix.Fchmod(r.fd, 0o700); err != nil {
+			r.keep(".", err)
+		}
+	}
+}
+
+// keep notes that name, in the directory where r is, was not removed.
+func (r *remover) keep(name string, err error) {
+	at := make([]string, 0, len(r.up)+1)
+	for _, l := range r.up[:min(len(r.up), maxNamed)] {
+		at = append(at, clip(l.name))
+	}
+	r.left = r.left.Add(leftover.New(path.Join(append(at, clip(name))...), leftover.Protected(r.fd, name), err))
+	r.skip(name)
+}
+
+const (
+	maxNamed = 32      // how many directories the path of a kept file names
+	maxKept  = 1 << 16 // how many entries of one directory are kept before the rest of it is left as well
+)
+
+func (r *remover) skip(name string) {
+	top := len(r.kept) - 1
+	if r.kept[top] == nil {
+		r.kept[top] = map[string]bool{}
+	}
+	r.kept[top][name] = true
 }
 
 // removeOne removes what is not a directory, or an empty one.
@@ -149,27 +219,29 @@ func removeOne(fd int, name string) (done bool, err error) {
 		return false, nil
 	case unix.ENOTDIR:
 		return false, err
+	case unix.EPERM: // an immutable directory, or one in an immutable directory: what it holds may go
+		return false, nil
 	default:
 		return false, derr
 	}
 }
 
-// removeContent empties the directory until it comes to a directory that is not empty, which it returns.
-func removeContent(fd int) (string, error) {
-	dup, err := openat(fd, ".", dirFlags, 0)
+// removeContent empties the directory until it comes to a directory that is not empty, which it returns. It returns ""
+// when nothing is left but what is kept.
+func (r *remover) removeContent() (string, error) {
+	dup, err := openat(r.fd, ".", dirFlags, 0)
 	if err != nil {
 		return "", err
 	}
 	f := os.NewFile(uintptr(dup), ".")
 	defer f.Close()
 	for {
+		if len(r.kept[len(r.kept)-1]) >= maxKept {
+			return "", nil
+		}
 		names, err := f.Readdirnames(1024)
 		for _, name := range names {
-			done, err := removeOne(fd, name)
-			if err != nil {
-				return "", err
-			}
-			if !done {
+			if !r.kept[len(r.kept)-1][name] && !r.removed(name) {
 				return name, nil
 			}
 		}

@@ -1,6 +1,7 @@
 package tank
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +17,11 @@ func (t *Tank) hostsDir(opts *PullOptions) (dir string, remove func(), err error
 	if len(opts.HostsFiles) == 0 {
 		return opts.HostsDir, func() {}, nil
 	}
-	if dir, err = os.MkdirTemp(filepath.Join(t.root, "staging"), "hosts-"); err != nil {
+	staging := filepath.Join(t.root, "staging")
+	if err := os.Mkdir(staging, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", nil, err
+	}
+	if dir, err = os.MkdirTemp(staging, "hosts-"); err != nil {
 		return "", nil, err
 	}
 	remove = func() {

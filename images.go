@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -153,6 +154,9 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 type Reclaimed struct {
 	Images, Blobs, Ingests, Layers, Rootfs, Snapshots int
 	Bytes                                             int64 // of blobs and ingests
+	// Kept names files that stay because somebody made them immutable or append-only; "" when there are none. They belong to
+	// nothing that is recorded, and the next GC tries again. docs/adr/0017.
+	Kept string
 }
 
 // GC deletes the images that their tags have left, and then every byte that nothing holds.
@@ -184,13 +188,18 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 		return r, err
 	}
 	blobs, err := t.content.Sweep(ctx)
-	if err != nil {
-		return r, err
-	}
-	dirs, err := t.snapshots.Sweep(ctx)
+	dirs, derr := t.snapshots.Sweep(ctx)
 	r.Blobs, r.Ingests, r.Bytes = blobs.Blobs, blobs.Ingests, blobs.Bytes
 	r.Layers, r.Rootfs, r.Snapshots = dirs.Layers, dirs.Rootfs, dirs.Snapshots
-	return r, err
+	left, rest := leftover.Split(errors.Join(err, derr))
+	switch {
+	case left == nil:
+		return r, rest
+	case !left.Protected:
+		return r, errors.Join(rest, left)
+	}
+	r.Kept = left.Error()
+	return r, rest
 }
 
 // Fault is something that Check found. It is an error of class errdefs.ErrDataLoss.
@@ -254,12 +263,29 @@ func (t *Tank) writeJSON(name string, v any) error {
 	if old, err := os.ReadFile(filepath.Join(t.root, name)); err == nil && bytes.Equal(old, b) {
 		return nil
 	}
-	tmp := filepath.Join(t.root, "staging", name)
-	if err := os.WriteFile(tmp, b, 0o644); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, filepath.Join(t.root, name)); err != nil {
+	if err := replaceFile(filepath.Join(t.root, name), b); err != nil {
 		return fmt.Errorf("layout: %w", err)
 	}
 	return nil
+}
+
+// replaceFile writes a new file beside path and renames it. Nobody else uses that name, and what a killed process left there
+// is removed first, so nothing is followed or overwritten.
+func replaceFile(path string, b []byte) error {
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp)
+	}
+	return err
 }

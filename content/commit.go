@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -120,7 +121,7 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (b metadata.
 	if err := w.f.Chmod(0o444); err != nil {
 		return b, false, false, err
 	}
-	if err := os.Rename(w.data(), target); err != nil {
+	if err := w.place(target); err != nil {
 		_ = w.f.Chmod(0o600) // or its owner could not resume it
 		if w.aborted.Load() {
 			err = errdefs.ErrAborted
@@ -139,6 +140,40 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (b metadata.
 		log.L.WithError(err).WithField("digest", d).Warn("ingest of a committed blob is left to the next sweep")
 	}
 	return b, existed, came, nil
+}
+
+// place gives the data file its name below blobs/. Where that is another file system or another project quota, a synced
+// copy gets the name, and the copied bytes are hashed once more: they were read back from the disk.
+func (w *writer) place(target string) error {
+	err := w.v.s.hooks.rename(w.data(), target)
+	if !errors.Is(err, unix.EXDEV) {
+		return err
+	}
+	staged := w.v.s.stagedBeside(target)
+	err = w.copyTo(staged, digest.Algorithm(filepath.Base(filepath.Dir(target))), filepath.Base(target))
+	if err == nil {
+		err = os.Rename(staged, target)
+	}
+	if err != nil {
+		_ = os.Remove(staged) // else the next sweep does
+	}
+	return err
+}
+
+func (w *writer) copyTo(path string, alg digest.Algorithm, encoded string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return err
+	}
+	h := alg.Hash()
+	_, err = io.CopyBuffer(io.MultiWriter(f, h), io.NewSectionReader(w.f, 0, w.offset), make([]byte, piece))
+	if err == nil && digest.NewDigestFromBytes(alg, h.Sum(nil)).Encoded() != encoded {
+		err = fmt.Errorf("data changed while it was copied: %w", errdefs.ErrDataLoss)
+	}
+	if err == nil {
+		err = w.v.s.hooks.syncFile(f)
+	}
+	return errors.Join(err, f.Chmod(0o444), f.Close())
 }
 
 // same returns an error unless the data file is still the one that was written, of that size.

@@ -2,7 +2,8 @@
 //
 // It owns two directories of the root: blobs/<algorithm>/<hex>, verified blobs, read-only files of mode 0444 in
 // directories of mode 0700; and ingest/<hash of a ref>/{data,state}, downloads in progress, resumable. What is to be deleted
-// it renames to staging/content-*, which is garbage whenever a root is opened.
+// it renames to ingest/.trash-* first. Names that begin with a dot are garbage whenever a root is opened. blobs/ and ingest/
+// may be different file systems: then a blob is copied when it is committed, and deleted where it lies.
 //
 // Its invariants (docs/on-disk.md): bytes before record, record away before bytes (I1); a blob is visible only after its
 // digest was verified (I2). Bytes are fsynced, file and directory, before their record. Only Sweep deletes bytes of a blob,
@@ -32,6 +33,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -83,6 +85,7 @@ type hooks struct {
 	syncDir  func(path string) error
 	openData func(path string, flag int) (*os.File, error)
 	writeAt  func(f *os.File, p []byte, off int64) (int, error)
+	rename   func(from, to string) error
 	rehash   func(io.Reader) io.Reader // between bytes that an earlier writer left and their hash
 }
 
@@ -92,6 +95,7 @@ func noHooks() hooks {
 		syncDir:  syncDir,
 		openData: func(path string, flag int) (*os.File, error) { return os.OpenFile(path, flag, 0o600) },
 		writeAt:  (*os.File).WriteAt,
+		rename:   os.Rename,
 		rehash:   func(r io.Reader) io.Reader { return r },
 	}
 }
@@ -110,14 +114,14 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 	if opts != nil {
 		s.opts = *opts
 	}
-	s.trash.dir = filepath.Join(root, "staging")
-	for _, dir := range []string{"blobs", "blobs/sha256", "ingest", "staging"} {
+	s.trash.dir, s.trash.names = filepath.Join(root, "ingest"), staging.New()
+	for _, dir := range []string{"blobs", "blobs/sha256", "ingest"} {
 		if err := s.makeDir(filepath.Join(root, dir)); err != nil {
 			return nil, fmt.Errorf("content: %w", err)
 		}
 	}
 	if err := s.trash.empty(); err != nil {
-		return nil, fmt.Errorf("content: staging: %w", err)
+		return nil, fmt.Errorf("content: ingest: %w", err)
 	}
 	return s, nil
 }

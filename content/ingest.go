@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -137,9 +138,11 @@ func (s *Store) abort(stored string) error {
 		// Followers first: they must not take the bytes that are cut off here for bytes that are still to come. The
 		// writer has the file open, which would keep their space until its Close.
 		w.in().end(gone, "aborted")
-		if err := os.Truncate(filepath.Join(moved, "data"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.trash.remove(moved)
-			return err
+		if moved != "" {
+			if err := os.Truncate(filepath.Join(moved, "data"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				s.trash.remove(moved)
+				return err
+			}
 		}
 	}
 	s.trash.remove(moved)
@@ -153,9 +156,11 @@ func (s *Store) ingestDirs() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("content: %w", err)
 	}
-	paths := make([]string, len(es))
-	for i, e := range es {
-		paths[i] = filepath.Join(dir, e.Name())
+	paths := make([]string, 0, len(es))
+	for _, e := range es {
+		if !staging.Is(e.Name()) && !staging.Foreign(e.Name()) {
+			paths = append(paths, filepath.Join(dir, e.Name()))
+		}
 	}
 	return paths, nil
 }

@@ -11,30 +11,31 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // Sweep deletes the bytes of blobs without a record, and ingests that nobody can resume or whose holder is not live. Commits
-// and hits wait while it renames what it found to staging/, not while it deletes. It returns what it removed.
+// and hits wait while it renames what it found, not while it deletes. It returns what it removed. What can't be removed does not keep it from the rest: a leftover.Error names
+// that, and the next Sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	var stats Stats
 	s.db.Settle()
 	blobs, err := s.sweepBlobs(&stats)
-	if err != nil {
-		return stats, fmt.Errorf("content: sweep: %w", err)
-	}
-	ingests, err := s.sweepIngests(&stats)
-	if err != nil {
-		return stats, fmt.Errorf("content: sweep: %w", err)
-	}
+	ingests, ierr := s.sweepIngests(&stats)
 	for _, path := range append(blobs, ingests...) {
 		s.trash.remove(path)
 	}
-	if err := ctx.Err(); err != nil {
-		return stats, err // the trash goes on
+	if err = leftover.Join(err, ierr); err != nil {
+		err = fmt.Errorf("content: sweep: %w", err)
 	}
+	if ctx.Err() != nil {
+		return stats, errors.Join(err, ctx.Err()) // the trash goes on
+	}
+	s.trash.retry()
 	s.trash.wait()
-	return stats, nil
+	return stats, leftover.Join(err, s.trash.refused())
 }
 
 // candidate is a path below blobs/ and the digest that it names, "" when it names none.
@@ -57,17 +58,19 @@ func (s *Store) sweepBlobs(stats *Stats) (moved []string, err error) {
 	if found, err = s.unrecorded(found); err != nil {
 		return nil, err
 	}
+	var errs []error
 	for _, c := range found {
 		fi, err := os.Lstat(c.path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return moved, err
+		path := ""
+		if err == nil {
+			path, err = s.trash.move(c.path)
 		}
-		path, err := s.trash.move(c.path)
 		if err != nil {
-			return moved, err
+			errs = append(errs, err)
+			continue
 		}
 		moved = append(moved, path)
 		stats.Blobs++
@@ -75,7 +78,7 @@ func (s *Store) sweepBlobs(stats *Stats) (moved []string, err error) {
 			stats.Bytes += fi.Size()
 		}
 	}
-	return moved, nil
+	return moved, errors.Join(errs...)
 }
 
 // listBlobs lists what is below blobs/, each algorithm's directory. It follows no symlink.
@@ -87,6 +90,9 @@ func (s *Store) listBlobs() ([]candidate, error) {
 	}
 	var all []candidate
 	for _, alg := range algs {
+		if staging.Foreign(alg.Name()) {
+			continue
+		}
 		dir := filepath.Join(root, alg.Name())
 		if !alg.IsDir() {
 			all = append(all, candidate{path: dir})
@@ -97,6 +103,9 @@ func (s *Store) listBlobs() ([]candidate, error) {
 			return nil, err
 		}
 		for _, e := range es {
+			if staging.Foreign(e.Name()) {
+				continue
+			}
 			d := digest.Digest(alg.Name() + ":" + e.Name())
 			if d.Validate() != nil {
 				d = ""
@@ -132,6 +141,7 @@ func (s *Store) sweepIngests(stats *Stats) (moved []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	var errs []error
 	for _, dir := range dirs {
 		stored, keep := s.keep(dir)
 		if keep {
@@ -141,17 +151,18 @@ func (s *Store) sweepIngests(stats *Stats) (moved []string, err error) {
 		if fi, err := os.Lstat(filepath.Join(dir, "data")); err == nil {
 			size = fi.Size()
 		}
-		path, err := s.moveIdle(dir, stored)
+		path, idle, err := s.moveIdle(dir, stored)
 		if err != nil {
-			return moved, err
+			errs = append(errs, err)
+			continue
 		}
-		if path != "" {
+		if idle {
 			moved = append(moved, path)
 			stats.Ingests++
 			stats.Bytes += size
 		}
 	}
-	return moved, nil
+	return moved, errors.Join(errs...)
 }
 
 // keep says whether an ingest is worth keeping, and returns its stored ref if it has a right one. Nobody can resume, list or
@@ -168,18 +179,18 @@ func (s *Store) keep(dir string) (stored string, keep bool) {
 	return st.Ref, h == metadata.Containerd || s.opts.LiveHolder == nil || s.opts.LiveHolder(h)
 }
 
-// moveIdle moves an ingest to staging/ unless a writer is open for it; then it returns "".
-func (s *Store) moveIdle(dir, stored string) (string, error) {
+// moveIdle moves an ingest away unless a writer is open for it or it is gone; idle reports whether neither was so.
+func (s *Store) moveIdle(dir, stored string) (path string, idle bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for open := range s.writers { // by path: the ref of one that is being opened may not be written yet
 		if open == stored || s.ingestDir(open) == dir {
-			return "", nil
+			return "", false, nil
 		}
 	}
-	path, err := s.trash.move(dir)
+	path, err = s.trash.move(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+		return "", false, nil
 	}
-	return path, err
+	return path, err == nil, err
 }

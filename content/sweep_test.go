@@ -139,7 +139,7 @@ func TestCrash(t *testing.T) {
 			}
 			_, err = s.Sweep(t.Context())
 			must(t, err)
-			for dir, want := range map[string]int{"blobs/sha256": 1, "ingest": 0, "staging": 0} {
+			for dir, want := range map[string]int{"blobs/sha256": 1, "ingest": 0} {
 				if names := r.names(dir); len(names) != want {
 					t.Errorf("%s: %v", dir, names)
 				}
@@ -150,7 +150,7 @@ func TestCrash(t *testing.T) {
 
 // TestOpenRefuses plants what is not a directory.
 func TestOpenRefuses(t *testing.T) {
-	for _, name := range []string{"blobs", "ingest", "staging", "blobs/sha256"} {
+	for _, name := range []string{"blobs", "ingest", "blobs/sha256"} {
 		dir := t.TempDir()
 		r := open(t, dir, nil)
 		must(t, os.RemoveAll(filepath.Join(dir, name)))
@@ -168,7 +168,7 @@ func TestModes(t *testing.T) {
 	d := put(t, r.For(alice), "x")
 	for path, want := range map[string]os.FileMode{
 		r.Path(d): 0o444, filepath.Dir(r.Path(d)): os.ModeDir | 0o700, r.path + "/blobs": os.ModeDir | 0o700,
-		r.path + "/ingest": os.ModeDir | 0o700, r.path + "/staging": os.ModeDir | 0o700,
+		r.path + "/ingest": os.ModeDir | 0o700,
 	} {
 		fi, err := os.Lstat(path)
 		must(t, err)

@@ -1,54 +1,110 @@
 package content
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"sync"
-	"sync/atomic"
-	"time"
 
-	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/staging"
 )
 
 // trash deletes by a rename first, and then in the background.
 type trash struct {
-	dir string
-	seq atomic.Uint64
+	dir   string // ingest/, where entries get their staged names
+	names *staging.Names
 
-	mu   sync.Mutex
+	mu   sync.Mutex // guards what follows
 	busy int
-	idle chan struct{} // closed when busy falls to 0; nil unless somebody waits
+	idle chan struct{}    // closed when busy falls to 0; nil unless somebody waits
+	left map[string]error // what could not be deleted
 }
 
-const trashPrefix = "content-"
-
-// move gives path a name in staging/ and returns it. A symlink is moved, not followed.
+// move gives path a staged name and returns it. A symlink is moved, not followed. Where a rename is impossible, because
+// path lies on another file system, the disk has no room for another name, or a flag forbids it, it deletes path itself
+// and returns "".
 func (t *trash) move(path string) (string, error) {
-	name := fmt.Sprintf("%s%x-%x", trashPrefix, time.Now().UnixNano(), t.seq.Add(1))
-	moved := filepath.Join(t.dir, name)
+	moved := t.names.In(t.dir, "trash")
 	err := os.Rename(path, moved)
 	if errors.Is(err, fs.ErrNotExist) {
-		// Either path is not there, or somebody took staging/ away as a whole.
+		// Either path does not exist, or somebody took the directory away as a whole.
 		if mkErr := os.Mkdir(t.dir, 0o700); mkErr == nil {
 			err = os.Rename(path, moved)
 		}
 	}
-	return moved, err
+	switch {
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return "", removeAll(path)
+	case err != nil:
+		return "", err
+	}
+	return moved, nil
 }
 
-// remove deletes a path in staging/, later.
+// remove deletes what move returned, later.
 func (t *trash) remove(path string) {
+	if path == "" {
+		return
+	}
+	t.begin(func() {
+		err := removeAll(path)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if delete(t.left, path); err == nil {
+			return
+		}
+		if t.left == nil {
+			t.left = map[string]error{}
+		}
+		t.left[path] = err
+	})
+}
+
+// retry deletes again what could not be deleted.
+func (t *trash) retry() {
+	t.mu.Lock()
+	paths := slices.Collect(maps.Keys(t.left))
+	t.mu.Unlock()
+	for _, path := range paths {
+		t.remove(path)
+	}
+}
+
+// refused returns why something could not be deleted.
+func (t *trash) refused() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return errors.Join(slices.Collect(maps.Values(t.left))...)
+}
+
+// removeAll deletes path and what is below it. A leftover.Error names what remains.
+func removeAll(path string) error {
+	err := os.RemoveAll(path)
+	if err == nil {
+		return nil
+	}
+	at := path
+	var pe *fs.PathError
+	if errors.As(err, &pe) && filepath.IsAbs(pe.Path) {
+		at = pe.Path
+	}
+	return leftover.New(at, leftover.Protected(unix.AT_FDCWD, at), err)
+}
+
+// begin runs fn in the background. wait waits for it.
+func (t *trash) begin(fn func()) {
 	t.mu.Lock()
 	t.busy++
 	t.mu.Unlock()
 	go func() {
-		if err := os.RemoveAll(path); err != nil {
-			log.L.WithError(err).WithField("path", path).Warn("staging is left to the next opening")
-		}
+		fn()
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if t.busy--; t.busy == 0 && t.idle != nil {
@@ -75,23 +131,23 @@ func (t *trash) wait() {
 
 // empty deletes what an earlier process left.
 func (t *trash) empty() error {
-	es, err := os.ReadDir(t.dir)
-	if err != nil {
-		return err
+	left, err := t.names.Left(context.Background(), t.dir)
+	for _, path := range left {
+		t.remove(path)
 	}
-	for _, e := range es {
-		if strings.HasPrefix(e.Name(), trashPrefix) {
-			t.remove(filepath.Join(t.dir, e.Name()))
-		}
-	}
-	return nil
+	return err
 }
 
-// discard moves path to staging/ and has it deleted. It returns fs.ErrNotExist when path is not there.
+// discard moves path away and has it deleted. It returns fs.ErrNotExist when path does not exist.
 func (s *Store) discard(path string) error {
 	moved, err := s.trash.move(path)
 	if err == nil {
 		s.trash.remove(moved)
 	}
 	return err
+}
+
+// stagedBeside returns a name for what is going to be renamed to path.
+func (s *Store) stagedBeside(path string) string {
+	return s.trash.names.In(filepath.Dir(path), "new")
 }

@@ -132,7 +132,7 @@ func TestCollector(t *testing.T) {
 		t.Errorf("containerd fetched blobs again: %+v", gets)
 	}
 	if again := unpackedAmong(appeared(), img.Image); len(again) > 0 {
-		t.Errorf("unpacked again in staging: %v", again)
+		t.Errorf("unpacked again: %v", again)
 	}
 	k.kept(t, "adopted", blobs, layers)
 	c.greets(t, "adopted", ref)
@@ -168,7 +168,7 @@ func TestNamespaces(t *testing.T) {
 					t.Errorf("%s: fetched %+v, want %v", when, gets, fetched)
 				}
 				if more := unpackedAmong(appeared(), img.Image); len(more) > 0 {
-					t.Errorf("%s: unpacked again in staging: %v", when, more)
+					t.Errorf("%s: unpacked again: %v", when, more)
 				}
 				k.kept(t, when, blobs, layers)
 				if now := k.blobInodes(t); len(now) != len(blobs) {

@@ -51,10 +51,10 @@ func (k *TankRoot) LayerInodes(t testing.TB) map[string]uint64 {
 	return inodes
 }
 
-// unpackBegan says whether the layer is being unpacked: there is staging/layer-<12 digits of the diff ID>-<n>/fs, and, when
+// unpackBegan reports whether the layer is being unpacked: there is layers/.layer-<12 digits of the diff ID>-<n>/fs, and, when
 // withFile, something lies in it.
 func (k *TankRoot) unpackBegan(diffID digest.Digest, withFile bool) bool {
-	dirs, _ := filepath.Glob(filepath.Join(k.Root, "staging", "*"+diffID.Encoded()[:12]+"*", "fs"))
+	dirs, _ := filepath.Glob(filepath.Join(k.Root, "layers", ".*"+diffID.Encoded()[:12]+"*", "fs"))
 	for _, d := range dirs {
 		entries, err := os.ReadDir(d)
 		if err == nil && (!withFile || len(entries) > 0) {
@@ -64,7 +64,7 @@ func (k *TankRoot) unpackBegan(diffID digest.Digest, withFile bool) bool {
 	return false
 }
 
-// watchStaging returns a function that tells which names appeared in staging/ since.
+// watchStaging returns a function that lists which names appeared in layers/ since, where layers are unpacked.
 func (k *TankRoot) watchStaging(t testing.TB) func() []string {
 	t.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
@@ -72,7 +72,7 @@ func (k *TankRoot) watchStaging(t testing.TB) func() []string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Close(fd) })
-	if _, err := unix.InotifyAddWatch(fd, filepath.Join(k.Root, "staging"), unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+	if _, err := unix.InotifyAddWatch(fd, filepath.Join(k.Root, "layers"), unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
 		t.Fatal(err)
 	}
 	return func() []string {
@@ -94,7 +94,7 @@ func (k *TankRoot) watchStaging(t testing.TB) func() []string {
 	}
 }
 
-// unpackedAmong picks those names in staging/ that are unpacks of the image's layers.
+// unpackedAmong picks those names in layers/ that are unpacks of the image's layers.
 func unpackedAmong(names []string, img Image) []string {
 	var found []string
 	for _, n := range names {

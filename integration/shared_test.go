@@ -23,7 +23,7 @@ func TestBothDoors(t *testing.T) {
 				t.Errorf("containerd fetched blobs again: %+v", gets)
 			}
 			if again := unpackedAmong(appeared(), f.Image); len(again) > 0 {
-				t.Errorf("unpacked again in staging: %v", again)
+				t.Errorf("unpacked again: %v", again)
 			}
 			after := k.LayerInodes(t)
 			for p, ino := range before {

@@ -156,7 +156,7 @@ func TestCompressions(t *testing.T) {
 			continue
 		}
 		if len(unpacked) > 0 {
-			t.Errorf("%s: unpacked again in staging: %v", f.name, unpacked)
+			t.Errorf("%s: unpacked again: %v", f.name, unpacked)
 		}
 		k.kept(t, f.name, nil, dirs)
 		if now := k.LayerInodes(t); len(now) != len(dirs) {
@@ -196,7 +196,7 @@ func TestOrders(t *testing.T) {
 		bothWays(t, row.name, tree, k, c, r, name, i%2 == 1)
 		unpacked := unpackedAmong(appeared(), img.Image)
 		if made += len(unpacked); i > 0 && len(unpacked) > 0 {
-			t.Errorf("%s: unpacked again in staging: %v", row.name, unpacked)
+			t.Errorf("%s: unpacked again: %v", row.name, unpacked)
 		}
 	}
 	if made == 0 {

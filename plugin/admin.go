@@ -105,6 +105,8 @@ type Reclaimed struct {
 	Rootfs    int   `json:"rootfs"`
 	Snapshots int   `json:"snapshots"`
 	Bytes     int64 `json:"bytes"` // of blobs and ingests
+	// Kept names files that stay because of a flag such as chattr +i; "" when there are none.
+	Kept string `json:"kept,omitempty"`
 }
 
 // Fault is something that check found.

@@ -242,7 +242,7 @@ func TestAnnouncement(t *testing.T) {
 			defer wr.Close()
 			_, err = wr.Write(data[:len(data)-1])
 			must(t, err)
-			pattern := filepath.Join(filepath.Dir(w.blobs.Path(i.config.Digest)), "../../staging/layer-"+i.layers[1].DiffID.Encoded()[:12]+"-*")
+			pattern := filepath.Join(filepath.Dir(w.blobs.Path(i.config.Digest)), "../../layers/.layer-"+i.layers[1].DiffID.Encoded()[:12]+"-*")
 			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 				if found, _ := filepath.Glob(pattern); len(found) == 1 {
 					return

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -27,7 +29,7 @@ type AssembleOptions struct {
 
 // Rootfs returns the path of the assembled rootfs of a manifest, which holder holds from then on; errdefs.ErrNotFound
 // when there is none or it is not what its seal says.
-func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
+func (s *Store) Rootfs(_ context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
 	n := metadata.RootfsNode(manifest)
 	holds := false
 	var rec metadata.Rootfs
@@ -41,9 +43,7 @@ func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest dig
 	}
 	path := s.rootfsPath(manifest)
 	if s.suspect(n) {
-		if err := s.intact(ctx, path, path+".seal"); ctx.Err() != nil {
-			return "", fmt.Errorf("rootfs %s: %w", manifest, context.Cause(ctx))
-		} else if err != nil {
+		if err := s.intact(path, path+".seal"); err != nil {
 			return "", fmt.Errorf("rootfs %s: %w: %w", manifest, err, errdefs.ErrNotFound)
 		}
 		s.trusted(n, rootfsVersion(rec))
@@ -71,7 +71,11 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	if path, err := s.Rootfs(ctx, holder, manifest); err == nil || !errdefs.IsNotFound(err) {
 		return path, err
 	}
-	staged := s.stage("rootfs")
+	path := s.rootfsPath(manifest)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", fmt.Errorf("rootfs %s: %w", manifest, err)
+	}
+	staged := s.stageBeside(path, "rootfs")
 	rec := metadata.Rootfs{Manifest: manifest, Durable: !opts.NoSync, Created: time.Now().UTC()}
 	err := s.assemble(ctx, holder, staged, layers, opts, &rec)
 	if err == nil {
@@ -80,10 +84,10 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("rootfs %s: %w", manifest, err), s.trash(staged))
 	}
-	return s.rootfsPath(manifest), s.trash(staged)
+	return path, s.trash(staged)
 }
 
-// assemble builds the rootfs in a directory of staging, and its seal beside it.
+// assemble builds the rootfs in the new directory staged, and its seal beside it.
 func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer,
 	opts *AssembleOptions, rec *metadata.Rootfs,
 ) error {
@@ -95,98 +99,85 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	if err != nil {
 		return err
 	}
-	all, err := flatten(ctx, seals)
-	if err != nil {
+	entries := flatten(seals)
+	if err := s.finishRoot(fs, entries[0]); err != nil {
 		return err
 	}
-	if err := s.finishRoot(fs, &all.root); err != nil {
-		return err
+	for _, e := range entries {
+		if e.Inode == "" || e.Inode == e.Path {
+			rec.Size += e.Size
+			rec.Inodes++
+		}
 	}
-	rec.Size, rec.Inodes = all.size, all.inodes
-	if err := writeSeal(filepath.Join(staged, "seal"), rec, all.count, all.each(ctx), !opts.NoSync); err != nil || opts.NoSync {
+	if err := writeSeal(filepath.Join(staged, "seal"), rec, entries, !opts.NoSync); err != nil || opts.NoSync {
 		return err
 	}
 	return s.syncfs()
 }
 
-// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged, which
-// lie in staged or with their layers.
-func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) ([]*seal, error) {
+// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged.
+func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) ([][]unpack.Entry, error) {
+	fs := filepath.Join(staged, "fs")
 	last := map[string]int{}
 	for i, l := range layers {
 		last[l.Key] = i
 	}
 	sources, err := s.sources(ctx, holder, staged, layers, consume)
+	defer func() {
+		for _, src := range sources {
+			if src.drop {
+				if err := s.trash(src.dir); err != nil {
+					log.G(ctx).WithError(err).Warn("a layer that was copied is left")
+				}
+			}
+		}
+	}()
 	if err == nil && !consume {
 		err = s.settled(ctx, slices.ContainsFunc(layers, func(l metadata.Layer) bool { return !l.Durable }))
 	}
 	if err != nil {
 		return nil, err
 	}
-	var seals []*seal
+	var seals [][]unpack.Entry
 	for i, l := range layers {
 		src := sources[l.Key]
-		if src.seal == nil {
-			if src.seal, err = openSeal(ctx, filepath.Join(src.dir, "seal")); err != nil {
-				return nil, err
-			}
-			sources[l.Key] = src
+		entries, err := readSeal(filepath.Join(src.dir, "seal"))
+		if err != nil {
+			return nil, err
 		}
-		src.move = src.move && last[l.Key] == i
-		if seals, err = s.stackOne(ctx, staged, l, src, seals); err != nil {
+		fixup, fixEntries, err := s.fixupFor(ctx, src, l, fs)
+		if err != nil {
+			return nil, err
+		}
+		m := merge{root: fs, move: src.move && last[l.Key] == i, marked: markedDirs(entries)}
+		if err := s.merge(ctx, &m, filepath.Join(src.dir, "fs")); err != nil {
+			return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
+		}
+		seals = append(seals, entries)
+		if fixup == "" {
+			continue
+		}
+		m = merge{root: fs, move: true, marked: markedDirs(fixEntries)}
+		if err := s.merge(ctx, &m, filepath.Join(fixup, "fs")); err != nil {
+			return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
+		}
+		seals = append(seals, fixEntries)
+		if err := s.trash(fixup); err != nil {
 			return nil, err
 		}
 	}
 	return seals, nil
 }
 
-// stackOne merges one layer and its fix-up, and adds their seals.
-func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, src layerSource, seals []*seal) ([]*seal, error) {
-	fs := filepath.Join(staged, "fs")
-	fixup, err := s.fixupFor(ctx, src, l, fs)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.mergeSealed(ctx, fs, filepath.Join(src.dir, "fs"), src.seal, src.move); err != nil {
-		return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
-	}
-	seals = append(seals, src.seal)
-	if fixup == "" {
-		return seals, nil
-	}
-	at := filepath.Join(staged, fmt.Sprintf("fixup-%d.seal", len(seals)))
-	if err := os.Rename(filepath.Join(fixup, "seal"), at); err != nil {
-		return nil, err
-	}
-	sealed, err := openSeal(ctx, at)
-	if err == nil {
-		err = s.mergeSealed(ctx, fs, filepath.Join(fixup, "fs"), sealed, true)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
-	}
-	return append(seals, sealed), s.trash(fixup)
-}
-
-// mergeSealed merges a directory into fs, by moving what is in it or by copying.
-func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, move bool) (err error) {
-	m := merge{root: fs, move: move}
-	if move {
-		if m.marked, err = markedDirs(sealed.each); err != nil {
-			return err
-		}
-	}
-	return s.merge(ctx, &m, dir)
-}
-
 // layerSource is where a layer is taken from.
 type layerSource struct {
 	dir  string
-	seal *seal // once it was read
-	move bool
+	move bool // its inodes are taken away, not copied
+	drop bool // it is deleted when it was copied
 }
 
-// sources says where each layer is taken from. Those to be consumed lose their record first, then move to staging.
+// sources says where each layer is taken from. Those to be consumed lose their record first, then move to staged, or, when that
+// is on another file system, aside in their own, to be copied and deleted.
 func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) (map[string]layerSource, error) {
 	sources := map[string]layerSource{}
 	var consumed []metadata.Layer
@@ -226,31 +217,41 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 		return nil, err
 	}
 	for _, rec := range consumed {
-		dir := filepath.Join(staged, "layer-"+rec.Dir)
-		if err := os.Rename(s.path("layers", rec.Dir), dir); err != nil {
-			return nil, err
+		from, dir := s.path("layers", rec.Dir), filepath.Join(staged, "layer-"+rec.Dir)
+		err := os.Rename(from, dir)
+		apart := errors.Is(err, unix.EXDEV)
+		if apart {
+			dir = s.stageBeside(from, "consumed")
+			err = os.Rename(from, dir)
 		}
-		sources[rec.Key] = layerSource{dir: dir, move: true}
+		if err != nil {
+			return sources, err
+		}
+		sources[rec.Key] = layerSource{dir: dir, move: !apart, drop: apart}
 		s.replaced(metadata.LayerNode(rec.Key))
 	}
 	return sources, nil
 }
 
 // fixupFor makes what the layer needs above what is assembled so far; "" when nothing.
-func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer, fs string) (staged string, err error) {
+func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer, fs string) (staged string, entries []unpack.Entry, err error) {
 	if !l.Needs {
-		return "", nil
+		return "", nil, nil
 	}
 	p, err := s.openPlanOf(ctx, src.dir, l.Key, []stackDir{{name: "rootfs", path: fs}})
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	defer p.close()
 	if p.empty() {
-		return "", nil
+		return "", nil, nil
 	}
-	staged, _, err = s.build(ctx, p.plan)
-	return staged, err
+	staged = s.stageBeside(filepath.Dir(fs), "fixup")
+	if _, err = s.build(ctx, staged, p.plan); err != nil {
+		return "", nil, err
+	}
+	entries, err = readSeal(filepath.Join(staged, "seal"))
+	return staged, entries, err
 }
 
 // finishRoot gives the root directory the attributes that the layers say, or those of a directory nobody says anything of.
@@ -266,9 +267,6 @@ func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	path := s.rootfsPath(rec.Manifest)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
 	// A broken rootfs may still have its record, which says from now on that nobody knows what is there.
 	n := metadata.RootfsNode(rec.Manifest)
 	err := s.db.Update(func(tx *metadata.Tx) error {

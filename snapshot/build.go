@@ -11,36 +11,35 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// build makes a planned fix-up in staging and seals it.
-func (s *Store) build(ctx context.Context, p *plan) (staged string, rec metadata.Layer, err error) {
-	return s.buildTree(ctx, p.out, p.copies)
+// build makes a planned fix-up in the new directory staged, and seals it.
+func (s *Store) build(ctx context.Context, staged string, p *plan) (metadata.Layer, error) {
+	return s.buildTree(ctx, staged, p.out, p.copies)
 }
 
-func (s *Store) buildTree(ctx context.Context, t *tree, copies map[string]source) (staged string, rec metadata.Layer, err error) {
-	staged = s.stage("fixup")
+// buildTree makes t in the new directory staged, and seals it. After an error nothing of it is left.
+func (s *Store) buildTree(ctx context.Context, staged string, t *tree, copies map[string]source) (rec metadata.Layer, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.trash(staged))
-			staged = ""
 		}
 	}()
 	fs := filepath.Join(staged, "fs")
 	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
-		return staged, rec, err
+		return rec, err
 	}
 	root, err := os.Open(fs)
 	if err != nil {
-		return staged, rec, err
+		return rec, err
 	}
 	defer root.Close()
 	b := builder{copies: copies, userXattr: s.opts.UserXattr, made: map[string]*unpack.Entry{}, rec: &rec, root: root}
 	if err := b.fill(ctx, root, t); err != nil {
-		return staged, rec, err
+		return rec, err
 	}
-	entries := t.entries()
+	entries := pointersTo(t.entries())
 	regroup(entries)
 	rec.Created = time.Now().UTC()
-	return staged, rec, writeSeal(filepath.Join(staged, "seal"), rec, len(entries), entriesOf(entries), true)
+	return rec, writeSeal(filepath.Join(staged, "seal"), rec, entries, true)
 }
 
 // builder makes a tree on disk.

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/leftover"
 )
 
 const (
@@ -20,13 +24,13 @@ const (
 	deletionPause = 100 * time.Millisecond
 )
 
-// deletions are the trees below staging that are deleted in the background.
+// deletions are the trees that are deleted in the background. They have staged names.
 type deletions struct {
 	mu      sync.Mutex // guards what follows
 	queue   []string   // paths, oldest first
 	taken   uint64     // how many have left the queue
 	busy    map[string]struct{}
-	failed  map[string]error // for the next sweep to try again
+	failed  map[string]error // for the next sweep to try again; a leftover.Error names the files
 	workers int
 }
 
@@ -115,24 +119,38 @@ func (d *deletions) many() bool {
 	return len(d.queue) >= manyDeletions
 }
 
-// trash moves directories, whose records are gone, into staging and deletes them in the background.
+// trash moves directories, whose records are gone, aside and deletes them in the background.
 func (s *Store) trash(paths ...string) error {
 	var moved []string
 	var errs []error
 	for _, p := range paths {
-		to := s.stage("trash")
-		switch err := renameTree(p, to); {
-		case err == nil:
+		to, err := s.aside(p)
+		if to != "" {
 			moved = append(moved, to)
-		case !errors.Is(err, os.ErrNotExist):
-			errs = append(errs, err)
 		}
+		errs = append(errs, err)
 	}
 	s.deleteSoon(moved)
 	return errors.Join(errs...)
 }
 
-// deleteSoon deletes trees below staging in the background.
+// aside gives a directory, whose record is gone, a staged name. It returns "" when there is nothing left to delete. Where
+// the directory can't be renamed, because the disk has no room for a name or a flag forbids it, it is emptied where it lies.
+func (s *Store) aside(path string) (string, error) {
+	to := s.stageBeside(path, "trash")
+	err := renameTree(path, to)
+	switch {
+	case err == nil:
+		return to, nil
+	case errors.Is(err, os.ErrNotExist):
+		return "", nil
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EPERM):
+		return "", removeAll(path)
+	}
+	return "", err
+}
+
+// deleteSoon deletes trees in the background.
 func (s *Store) deleteSoon(paths []string) { s.startDeletions(s.deletions.put(paths)) }
 
 func (s *Store) startDeletions(workers int) {
@@ -144,14 +162,25 @@ func (s *Store) startDeletions(workers int) {
 					return nil
 				}
 				if err := s.removeTaken(path); err != nil {
-					log.G(ctx).WithError(err).Warnf("deletion of %s", path)
+					s.logLeft(ctx, path, err)
 				}
 			}
 		})
 	}
 }
 
-// deleteAll deletes trees below staging, and what waits to be deleted already, together with the background: nothing leaves the queue when
+// logLeft logs that a deletion is incomplete. What an earlier process was refused as well because of a flag is no news at
+// every opening: gc names it.
+func (s *Store) logLeft(ctx context.Context, path string, err error) {
+	left, _ := leftover.Split(err)
+	if left != nil && left.Protected && !s.names.Own(filepath.Base(path)) {
+		log.G(ctx).WithError(err).Debug("deletion")
+		return
+	}
+	log.G(ctx).WithError(err).Warn("deletion")
+}
+
+// deleteAll deletes trees, and what waits to be deleted already, together with the background: nothing leaves the queue when
 // ctx ends. It returns when all of them are gone, with the reasons of those that are not.
 func (s *Store) deleteAll(ctx context.Context, paths []string) error {
 	workers, until := s.deletions.again(paths)
@@ -170,7 +199,7 @@ func (s *Store) deleteAll(ctx context.Context, paths []string) error {
 		}
 	}
 	_, failed := s.deletions.state()
-	return errors.Join(ctx.Err(), failed)
+	return leftover.Join(ctx.Err(), failed)
 }
 
 // awaitDeletions makes whoever is about to make a directory wait while very many are to be deleted, so that directories can't be made and

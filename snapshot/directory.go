@@ -27,10 +27,10 @@ func (s *Store) whole(sn metadata.Snapshot, st *stack) bool {
 	return true
 }
 
-// stageWhole copies what the snapshot parent shows into a new directory of staging. No inode of it is a layer's.
+// stageWhole copies what the snapshot parent shows into a new directory with a staged name. No inode of it is a layer's.
 func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (string, error) {
 	for {
-		staged := s.stage("snapshot")
+		staged := s.stage("snapshots", "snapshot")
 		err := s.copyStack(ctx, staged, st)
 		// What was read may have been on its way to be deleted: neither a removal nor a repair waits for who copies. Names of
 		// directories never come again, so that a stack that is still the same was there all the time.

@@ -171,11 +171,18 @@ func (w *world) nothingLeft(t *testing.T) {
 	if stats.Snapshots > 0 {
 		t.Errorf("%d directories below snapshots/ without a record", stats.Snapshots)
 	}
-	left, err := os.ReadDir(filepath.Join(w.root, "staging"))
-	must(t, err)
-	if len(left) > 0 {
-		t.Errorf("staging: %v", left)
+	if left := staged(w.root); len(left) > 0 {
+		t.Errorf("unfinished or not deleted: %v", left)
 	}
+}
+
+// staged lists what is being built or deleted in a root.
+func staged(root string) (all []string) {
+	for _, pattern := range []string{"layers/.*", "snapshots/.*", "rootfs/.*", "rootfs/*/.*", "staging/*"} {
+		found, _ := filepath.Glob(filepath.Join(root, pattern))
+		all = append(all, found...)
+	}
+	return all
 }
 
 // many is a layer of many small files.
@@ -192,7 +199,7 @@ func copying(ctx context.Context, root string) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for ; ctx.Err() == nil; time.Sleep(100 * time.Microsecond) {
-		if found, err := filepath.Glob(filepath.Join(root, "staging", "snapshot-*", "fs", "d", "*")); err == nil && len(found) > 1 {
+		if found, err := filepath.Glob(filepath.Join(root, "snapshots", ".snapshot-*", "fs", "d", "*")); err == nil && len(found) > 1 {
 			return true
 		}
 	}
@@ -225,7 +232,7 @@ func TestDirectoryCancel(t *testing.T) {
 	w.nothingLeft(t)
 }
 
-// TestDirectoryKill kills a process amid a copy: the next finds garbage in staging, and nothing else.
+// TestDirectoryKill kills a process amid a copy: the next finds garbage with a staged name, and nothing else.
 func TestDirectoryKill(t *testing.T) {
 	requireRoot(t)
 	root := t.TempDir()
@@ -244,7 +251,7 @@ func TestDirectoryKill(t *testing.T) {
 	if !begun {
 		t.Fatalf("no copy began: %s", out.String())
 	}
-	left, err := filepath.Glob(filepath.Join(root, "staging", "snapshot-*"))
+	left, err := filepath.Glob(filepath.Join(root, "snapshots", ".snapshot-*"))
 	must(t, err)
 	if len(left) == 0 {
 		t.Fatal("the copy ended before the kill")

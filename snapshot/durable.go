@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"os"
 	"sync"
 	"time"
 
@@ -181,15 +180,3 @@ func (s *Store) makeDurable(nodes map[metadata.Node]string) error {
 
 // rootfsVersion tells a rootfs from one that was assembled in its place.
 func rootfsVersion(r metadata.Rootfs) string { return r.Created.Format(time.RFC3339Nano) }
-
-func (s *Store) syncfs() error {
-	f, err := os.Open(s.root)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := syncfsOf(f); err != nil {
-		return fmt.Errorf("root %s: syncfs: %w", s.root, err)
-	}
-	return nil
-}

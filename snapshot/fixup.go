@@ -43,13 +43,9 @@ type source struct {
 // The plan is empty when it needs nothing.
 //
 // The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
-func planFixup(ctx context.Context, entries entrySource, self *element, parent *merged, lenient bool) (*plan, error) {
-	layer, err := newTree(entries)
-	if err != nil {
-		return nil, err
-	}
+func planFixup(ctx context.Context, entries []unpack.Entry, self *element, parent *merged, lenient bool) (*plan, error) {
 	x := &plan{
-		layer: layer, parent: parent, out: newRoot(defaultDir(".")),
+		layer: newTree(entries), parent: parent, out: newTree(nil),
 		copies: map[string]source{}, moved: map[string]map[string]bool{}, links: map[inode]*linkGroup{}, lenient: lenient,
 		interrupted: everyFew(ctx),
 	}
@@ -92,12 +88,9 @@ func (x *plan) empty() bool { return len(x.out.kids) == 0 }
 func (x *plan) facts(diffID digest.Digest) digest.Digest {
 	d := digest.SHA256.Digester()
 	fmt.Fprintf(d.Hash(), "%s\n", diffID)
-	var buf []byte
-	for _, shared := range x.out.entries() {
-		e := *shared
+	for _, e := range x.out.entries() {
 		e.Hash, e.Seq = [16]byte{}, 0
-		buf = appendEntry(buf[:0], &e)
-		d.Hash().Write(buf)
+		d.Hash().Write(appendEntry(nil, &e))
 		if s, ok := x.copies[e.Path]; ok {
 			fmt.Fprintf(d.Hash(), "\n%q %q\n", s.elem.name, s.path)
 		}

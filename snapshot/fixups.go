@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // errReleased says that a fix-up that was there when it was looked for has lost its last holder since.
@@ -44,7 +45,8 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 		if !p.empty() {
 			fixup = metadata.FixupKey(p.facts(rec.DiffID))
 			if _, err := s.layer(fixup); err != nil {
-				if staged, made, err = s.build(ctx, p.plan); err != nil {
+				staged = s.stage("layers", "fixup")
+				if made, err = s.build(ctx, staged, p.plan); err != nil {
 					return sn, fmt.Errorf("snapshot %s: fix-up: %w", key, err)
 				}
 			}
@@ -54,7 +56,7 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 	return s.recordFixup(key, fixup, staged, made, func(sn *metadata.Snapshot) { sn.Fixup = fixup })
 }
 
-// recordFixup puts a fix-up from staging into its place, unless it is there already, and has the snapshot stand on it.
+// recordFixup puts a finished fix-up into its place, unless it is there already, and has the snapshot stand on it.
 func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer, set func(*metadata.Snapshot)) (sn metadata.Snapshot, err error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
@@ -121,7 +123,7 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot, rec metadata.
 }
 
 func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []stackDir) (*openPlan, error) {
-	sealed, err := openSeal(ctx, filepath.Join(layerDir, "seal"))
+	entries, err := readSeal(filepath.Join(layerDir, "seal"))
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +137,7 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []st
 		return nil, err
 	}
 	rights := s.opts.Unpack
-	p, err := planFixup(ctx, sealed.each, &element{key, self}, parent, rights.Unprivileged || rights.Confined)
+	p, err := planFixup(ctx, entries, &element{key, self}, parent, rights.Unprivileged || rights.Confined)
 	if err != nil {
 		parent.close()
 		self.Close()
@@ -147,14 +149,15 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []st
 	return &openPlan{p, self}, nil
 }
 
-// stageFixup makes the fix-up, or the root directory, that a snapshot stands on once more, in staging.
+// stageFixup makes the fix-up, or the root directory, that a snapshot stands on once more, in the pool of layers.
 func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string) (string, error) {
 	if sn.Root == key {
 		st, err := s.stack(ctx, sn.Parent)
 		if err != nil {
 			return "", err
 		}
-		staged, _, err := s.buildTree(ctx, newRoot(st.root), nil)
+		staged := s.stage("layers", "fixup")
+		_, err = s.buildTree(ctx, staged, newTree([]unpack.Entry{st.root}), nil)
 		return staged, err
 	}
 	rec, err := s.layer(sn.Layer)
@@ -166,6 +169,7 @@ func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string
 		return "", err
 	}
 	defer p.close()
-	staged, _, err := s.build(ctx, p.plan)
+	staged := s.stage("layers", "fixup")
+	_, err = s.build(ctx, staged, p.plan)
 	return staged, err
 }

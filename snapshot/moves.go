@@ -13,23 +13,22 @@ import (
 
 // markedDirs are the directories, other than the root, that are opaque, hold a whiteout, or have one that does somewhere below
 // them. All others are in a plain tree what they are in overlay's form.
-func markedDirs(entries entrySource) (map[string]bool, error) {
+func markedDirs(entries []unpack.Entry) map[string]bool {
 	marked := map[string]bool{}
-	err := entries(func(e *unpack.Entry) error {
-		at := e.Path
+	for i := range entries {
+		at := entries[i].Path
 		switch {
-		case e.Opaque:
-		case e.Type == unpack.Whiteout:
+		case entries[i].Opaque:
+		case entries[i].Type == unpack.Whiteout:
 			at = path.Dir(at)
 		default:
-			return nil
+			continue
 		}
 		for ; at != "." && !marked[at]; at = path.Dir(at) {
 			marked[at] = true
 		}
-		return nil
-	})
-	return marked, err
+	}
+	return marked
 }
 
 // take moves an entry with one rename and no look at what is in the way: a file replaces another one, and a directory with all below

@@ -12,6 +12,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -128,11 +129,11 @@ func copyRange(ctx context.Context, to, from *os.File, at, end int64) error {
 	return nil
 }
 
-// canClone says whether files in dir can share extents.
-func canClone(dir string) bool {
+// canClone reports whether files in two directories can share extents.
+func canClone(from, to string) bool {
 	var files [2]*os.File
-	for i := range files {
-		f, err := os.CreateTemp(dir, "clone-")
+	for i, dir := range []string{from, to} {
+		f, err := os.CreateTemp(dir, ".clone-")
 		if err != nil {
 			return false
 		}
@@ -172,12 +173,16 @@ func pathError(op, path string, err error) error {
 	return &os.PathError{Op: op, Path: path, Err: err}
 }
 
-// removeAll deletes a tree below staging, without following links.
+// removeAll deletes a tree, without following links. It returns a leftover.Error when parts of the tree remain.
 func removeAll(path string) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return unpack.RemoveAll(dir, filepath.Base(path))
+	err = unpack.RemoveAll(dir, filepath.Base(path))
+	if left, _ := leftover.Split(err); left != nil {
+		return left.Below(dir.Name())
+	}
+	return err
 }

@@ -110,7 +110,7 @@ func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) (p metadata.Sn
 	return p, nil
 }
 
-// stageSnapshot makes the directory of a new snapshot in staging; "" when it needs none of its own.
+// stageSnapshot makes the directory of a new snapshot under a staged name; "" when it needs none of its own.
 func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *stack) (string, error) {
 	switch {
 	case sn.Whole:
@@ -125,7 +125,7 @@ func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *sta
 			return "", err
 		}
 	}
-	staged := s.stage("snapshot")
+	staged := s.stage("snapshots", "snapshot")
 	if err := makeUpper(staged, &root); err != nil {
 		return "", errors.Join(err, s.trash(staged))
 	}
@@ -152,8 +152,12 @@ func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapsho
 		if sn.Dir, err = n.s.newDir(); err != nil {
 			return sn, err
 		}
-		if err := os.Rename(staged, n.s.path("snapshots", sn.Dir)); err != nil {
+		path := n.s.path("snapshots", sn.Dir)
+		if err := os.Rename(staged, path); err != nil {
 			return sn, err
+		}
+		if err := n.s.syncEntry("snapshots", path); err != nil {
+			return sn, errors.Join(err, n.s.trash(path))
 		}
 	}
 	more := n.s.ids.few()
@@ -211,7 +215,8 @@ func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *st
 	for {
 		staged, made := "", metadata.Layer{}
 		if _, err := s.layer(key); err != nil {
-			if staged, made, err = s.buildTree(ctx, newRoot(st.root), nil); err != nil {
+			staged = s.stage("layers", "fixup")
+			if made, err = s.buildTree(ctx, staged, newTree([]unpack.Entry{st.root}), nil); err != nil {
 				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -77,9 +78,12 @@ func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
-	names := make([]string, len(entries))
-	for i, e := range entries {
-		names[i] = e.Name()
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if staging.Is(e.Name()) || staging.Foreign(e.Name()) {
+			continue
+		}
+		names = append(names, e.Name())
 		if id, err := strconv.ParseUint(e.Name(), 10, 64); err == nil && dir != "rootfs" {
 			r.LastID = max(r.LastID, id)
 		}
@@ -89,12 +93,12 @@ func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
 
 // recover reads the record in a seal, if the directory is what the seal says.
 func (s *Store) recover(ctx context.Context, dir, seal string, record any) bool {
-	sealed, err := openSeal(ctx, seal)
+	_, header, err := readSealed(seal)
 	if err == nil {
-		err = s.intact(ctx, dir, seal)
+		err = s.intact(dir, seal)
 	}
 	if err == nil {
-		err = json.Unmarshal(sealed.record, record)
+		err = json.Unmarshal(header, record)
 	}
 	if err != nil {
 		log.G(ctx).WithError(err).Warnf("recover: %s is left out", dir)

@@ -1,8 +1,8 @@
 // Package snapshot owns the directories: unpacked layers and fix-ups, assembled rootfs, and what containers write. It
 // serves containerd's snapshots.Snapshotter over them and mounts nothing itself.
 //
-// On disk it owns layers/<id>/{fs,seal}, rootfs/<alg>/<hex> with <hex>.seal, snapshots/<id>/{fs,work}, and its part of
-// staging/, where things are built and where they go to be deleted.
+// On disk it owns layers/<id>/{fs,seal}, rootfs/<alg>/<hex> with <hex>.seal, and snapshots/<id>/{fs,work}. Each of the three
+// may be a file system of its own (pools.go). Names in them that begin with a dot are being built or deleted.
 //
 // Its invariants (I1 to I4 and I6 in docs/on-disk.md): a directory is in its place before its record is, and its record is gone
 // before it is; a layer is visible only after its diff ID was verified, and never modified afterwards; what is recorded
@@ -18,12 +18,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -31,6 +27,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -76,7 +73,7 @@ type Store struct {
 	db      *metadata.DB
 	blobs   Blobs
 	opts    Options
-	staged  atomic.Uint64 // numbers the names in staging/
+	names   *staging.Names
 	unpacks *unpacks
 	syncer  *syncer
 	locks   keyLock
@@ -85,6 +82,8 @@ type Store struct {
 	clones  func() bool            // whether files can share extents
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
+
+	apart map[string]bool // pools that are not on the database's file system
 
 	deletions deletions
 
@@ -99,7 +98,9 @@ type Store struct {
 
 // Open opens the directories under root, an existing directory. Errors are of errdefs' classes.
 func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, error) {
-	s := &Store{root: root, db: db, blobs: blobs, dirs: map[string]string{}, suspects: map[metadata.Node]struct{}{}}
+	s := &Store{
+		root: root, db: db, blobs: blobs, names: staging.New(), dirs: map[string]string{}, suspects: map[metadata.Node]struct{}{},
+	}
 	if opts != nil {
 		s.opts = *opts
 	}
@@ -111,45 +112,18 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	}
 	s.opts.UserXattr = s.opts.UserXattr || s.opts.Unpack.Unprivileged || s.opts.Unpack.Confined // who may not write trusted.*
 	s.opts.Unpack.UserXattr = s.opts.UserXattr
-	for _, dir := range []string{"layers", "rootfs", "snapshots", "staging"} {
-		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
-			return nil, fmt.Errorf("root %s: %w", root, err)
-		}
+	if err := s.openPools(); err != nil {
+		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.ctx, s.stop = func() context.Context { return ctx }, stop
-	s.staged.Store(uint64(time.Now().UnixNano())) // no name of an earlier process comes again
-	s.clones = sync.OnceValue(func() bool { return canClone(s.path("staging")) })
+	s.clones = sync.OnceValue(s.canClone)
 	s.unpacks = newUnpacks(s)
 	s.syncer = newSyncer(s)
-	return s, s.emptyStaging()
-}
-
-// emptyStaging deletes what an earlier process left (I4), in the background.
-func (s *Store) emptyStaging() error {
-	left, err := s.stagedNames()
-	if err == nil {
-		s.deleteSoon(left)
-	}
-	return err
-}
-
-// stagedNames lists what is in staging, except what other packages put there.
-func (s *Store) stagedNames() ([]string, error) {
-	names, err := os.ReadDir(s.path("staging"))
-	if err != nil {
-		return nil, err
-	}
-	var paths []string
-	for _, n := range names {
-		if !strings.HasPrefix(n.Name(), "content-") {
-			paths = append(paths, s.path("staging", n.Name()))
-		}
-	}
-	return paths, nil
+	return s, s.removeLeft()
 }
 
 // load reads which snapshot owns which directory, and what another process left provisional.
@@ -203,11 +177,6 @@ func (s *Store) background(what string, fn func(context.Context) error) {
 
 func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.root}, elem...)...)
-}
-
-// stage returns the path of a new name under staging/.
-func (s *Store) stage(what string) string {
-	return s.path("staging", what+"-"+strconv.FormatUint(s.staged.Add(1), 36))
 }
 
 // keyLock is a lock for each key in use.

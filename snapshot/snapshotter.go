@@ -10,8 +10,10 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -209,6 +211,10 @@ func adapt(i snapshots.Info) filters.Adaptor {
 // Cleanup frees what removals left. containerd calls it after a collection.
 func (n *Snapshotter) Cleanup(ctx context.Context) error {
 	_, err := n.s.Sweep(ctx)
+	if left, rest := leftover.Split(err); left != nil && left.Protected {
+		log.G(ctx).WithError(left).Warn("cleanup")
+		return rest
+	}
 	return err
 }
 

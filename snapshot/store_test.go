@@ -392,7 +392,7 @@ func TestNothingLeft(t *testing.T) {
 		must(t, sn.Remove(ctx, key))
 	}
 	must(t, sn.Cleanup(ctx))
-	for _, dir := range []string{"layers", "snapshots", "staging", "rootfs"} {
+	for _, dir := range []string{"layers", "snapshots", "rootfs"} {
 		left, err := os.ReadDir(filepath.Join(w.root, dir))
 		must(t, err)
 		if len(left) > 0 {

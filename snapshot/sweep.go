@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -21,13 +23,15 @@ type Stats struct {
 }
 
 // Sweep deletes the directories that have no record, and finished unpacks that nobody wants any more. It moves them
-// aside under the gate and deletes them after it.
+// aside under the gate and deletes them after it. What can't be deleted does not keep it from the rest: a leftover.Error names
+// that, and the next sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
-	if err := s.unpacks.dropUnclaimed(time.Now()); err != nil {
-		return Stats{}, err
-	}
+	unclaimed := s.unpacks.dropUnclaimed(time.Now())
 	stats, moved, err := s.moveUnrecorded()
-	return stats, errors.Join(err, s.deleteAll(ctx, moved)) // who sweeps wants the space now, also that of what waits
+	older, lerr := s.left(ctx) // the background may not have come to that yet
+	moved, err = append(moved, older...), errors.Join(err, lerr)
+	// The caller of a sweep wants the space now, also that of what waits to be deleted already.
+	return stats, leftover.Join(unclaimed, err, s.deleteAll(ctx, moved))
 }
 
 func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
@@ -51,17 +55,15 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	if err != nil {
 		return stats, nil, err
 	}
+	var errs []error
 	for _, p := range gone {
-		to := s.stage("swept")
-		switch err := renameTree(p, to); {
-		case errors.Is(err, os.ErrNotExist): // a removal was quicker: it waits for no sweep
-		case err != nil:
-			return stats, moved, err
-		default:
+		to, err := s.aside(p) // "" when a removal was quicker: it waits for no sweep
+		if to != "" {
 			moved = append(moved, to)
 		}
+		errs = append(errs, err)
 	}
-	return stats, moved, nil
+	return stats, moved, errors.Join(errs...)
 }
 
 // unrecorded lists the directories below kind/ that have no record. A record that can't be read is an error: nobody knows
@@ -77,7 +79,7 @@ func (s *Store) unrecorded(kind string, recorded func() (map[string]bool, error)
 	}
 	var gone []string
 	for _, n := range names {
-		if !known[n.Name()] {
+		if !known[n.Name()] && !staging.Is(n.Name()) && !staging.Foreign(n.Name()) {
 			gone = append(gone, s.path(kind, n.Name()))
 		}
 	}
@@ -115,11 +117,17 @@ func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
 	}
 	var gone []string
 	for _, alg := range algs {
+		if staging.Is(alg.Name()) || staging.Foreign(alg.Name()) {
+			continue
+		}
 		names, err := os.ReadDir(s.path("rootfs", alg.Name()))
 		if err != nil {
 			return nil, err
 		}
 		for _, n := range names {
+			if staging.Is(n.Name()) {
+				continue
+			}
 			d := digest.NewDigestFromEncoded(digest.Algorithm(alg.Name()), strings.TrimSuffix(n.Name(), ".seal"))
 			if _, err := tx.Rootfs(d); errdefs.IsNotFound(err) {
 				gone = append(gone, s.path("rootfs", alg.Name(), n.Name()))

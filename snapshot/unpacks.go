@@ -18,7 +18,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// unclaimedLife is how long a finished unpack waits in staging for somebody who wants it.
+// unclaimedLife is how long a finished unpack waits for somebody who wants it.
 const unclaimedLife = 10 * time.Minute
 
 // followFactor is how many more layers are unpacked while they are downloaded than when they are here.
@@ -49,7 +49,7 @@ type unpackJob struct {
 
 	err      error
 	diffID   digest.Digest
-	dir      string // under staging/, with fs and seal; empty when the blob was only verified
+	dir      string // a staged name in layers/, with fs and seal; empty when the blob was only verified
 	record   metadata.Layer
 	finished time.Time
 }
@@ -166,13 +166,13 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 		u.forget(j)
 		if j.dir != "" {
 			if err := removeAll(j.dir); err != nil {
-				log.G(ctx).WithError(err).Warn("unpack: staging is left")
+				log.G(ctx).WithError(err).Warn("unpack: a part is left")
 			}
 		}
 	}
 }
 
-// unpack reads the job's blob to its end and extracts it into staging, or only hashes it when its layer is here.
+// unpack reads the job's blob to its end and extracts it, or only hashes it when its layer is here.
 func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 	blob := j.layer.Blob
 	src, err := s.blobs.Open(ctx, blob.Digest)
@@ -219,13 +219,13 @@ func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
 	return have, err
 }
 
-// extract unpacks a blob into a new directory of staging and seals it.
+// extract unpacks a blob into a new directory in layers/ and seals it.
 func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, digester digest.Digester) error {
 	name := j.layer.DiffID
 	if name == "" {
 		name = j.layer.Blob.Digest
 	}
-	j.dir = s.stage("layer-" + name.Encoded()[:12])
+	j.dir = s.stage("layers", "layer-"+name.Encoded()[:12])
 	fs := filepath.Join(j.dir, "fs")
 	if err := errors.Join(os.Mkdir(j.dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
 		return err
@@ -249,7 +249,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 		OpaqueRoot: res.Entries[0].Opaque, DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
-	return writeSeal(filepath.Join(j.dir, "seal"), j.record, len(res.Entries), entriesOf(pointersTo(res.Entries)), true)
+	return writeSeal(filepath.Join(j.dir, "seal"), j.record, pointersTo(res.Entries), true)
 }
 
 // known says whether the layer is here and was verified for its blob: any config may claim any diff ID.
@@ -411,13 +411,4 @@ func (u *unpacks) unclaimed() (finished []*unpackJob) {
 		}
 	}
 	return finished
-}
-
-// pointersTo returns a pointer to each entry.
-func pointersTo(es []unpack.Entry) []*unpack.Entry {
-	ps := make([]*unpack.Entry, len(es))
-	for i := range es {
-		ps[i] = &es[i]
-	}
-	return ps
 }

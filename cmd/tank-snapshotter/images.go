@@ -92,7 +92,8 @@ func (c *cli) gcCommand() *cobra.Command {
 		Use:   "gc",
 		Short: "Delete what nothing holds, and images that their tag has left",
 		Long: "Delete what nothing holds, and images that their tag has left: a later pull found another image under the same name.\n\n" +
-			"The size that it prints is that of blobs and downloads. Layers, root filesystems and snapshots are counted, not measured.",
+			"The size that it prints is that of blobs and downloads. Layers, root filesystems and snapshots are counted, not measured.\n\n" +
+			"Files that somebody made immutable or append-only (chattr) stay. They are named on stderr, and are no error.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var r plugin.Reclaimed
@@ -102,6 +103,9 @@ func (c *cli) gcCommand() *cobra.Command {
 			})
 			if err != nil {
 				return err
+			}
+			if r.Kept != "" {
+				printable.Fprintf(cmd.ErrOrStderr(), "tank-snapshotter: %s\n", r.Kept)
 			}
 			printable.Fprintf(cmd.OutOrStdout(), "reclaimed %s: %d images, %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
 				bytesOf(r.Bytes), r.Images, r.Blobs, r.Ingests, r.Layers, r.Rootfs, r.Snapshots)

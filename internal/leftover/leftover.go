@@ -88,7 +88,7 @@ func quoted(paths []string) []string {
 
 // Split takes all leftovers out of an error, joined ones included. rest is nil when err was nothing else.
 func Split(err error) (left *Error, rest error) {
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // a wrapped join is one error
+	joined, ok := err.(interface{ Unwrap() []error }) // a wrapped join is one error
 	if ok {
 		for _, e := range joined.Unwrap() {
 			l, r := Split(e)

@@ -23,7 +23,7 @@ import (
 // Holder is a name that keeps nodes alive.
 type Holder string
 
-// Containerd holds what the containerd behind the plugin socket knows of.
+// Containerd holds what the first containerd of a root knows of; see ContainerdHolder for others.
 const Containerd Holder = "containerd"
 
 // ImageHolder holds the closure of the image recorded as ref.

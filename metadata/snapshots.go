@@ -31,7 +31,7 @@ func (tx *Tx) PutSnapshot(s Snapshot) error {
 	return tx.putNode(SnapshotNode(s.Key), s)
 }
 
-// RenameSnapshot gives the snapshot old the key of s, with its holders and what it holds, and writes s.
+// RenameSnapshot gives the snapshot old the key of s, with its holders, its children and what it holds, and writes s.
 // errdefs.ErrAlreadyExists when the new key is taken.
 func (tx *Tx) RenameSnapshot(old string, s Snapshot) error {
 	if tx.has(SnapshotNode(s.Key)) {
@@ -47,6 +47,16 @@ func (tx *Tx) RenameSnapshot(old string, s Snapshot) error {
 	}
 	for _, l := range tx.Held(SnapshotHolder(old), KindLayer, "", -1) {
 		if err := tx.Hold(SnapshotHolder(s.Key), LayerNode(l)); err != nil {
+			return err
+		}
+	}
+	for _, key := range tx.Children(old, -1) {
+		child, err := tx.Snapshot(key)
+		if err != nil {
+			return err
+		}
+		child.Parent = s.Key
+		if err := tx.PutSnapshot(child); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,220 @@
+package metadata
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Binding records which holder the containerd with a certain database acts for. See docs/adr/0019.
+type Binding struct {
+	ID     string `json:"id"`
+	Holder Holder `json:"holder"`
+	// Inode and Born are the inode number and the birth time of the file of the database. Both are zero for a caller
+	// whose database Tank could not look at, and in a binding that another one has replaced.
+	Inode uint64    `json:"inode,omitempty"`
+	Born  time.Time `json:"born,omitzero"`
+	// Path is where the file was when it was last seen. Empty: unknown.
+	Path string `json:"path,omitempty"`
+	// Writes is the number of the last transaction that was seen in the database. A smaller one later means that the
+	// file was emptied, or restored from a backup. 0: not known.
+	Writes uint64 `json:"writes,omitempty"`
+	// First is, by namespace, the sequence number of the first snapshot that this database made here. The database can
+	// know a snapshot with a smaller number only from somewhere else.
+	First map[string]uint64 `json:"first,omitempty"`
+	// Settled says that the database was recognized as the one that made what the holder holds. It never takes over
+	// another holder.
+	Settled bool      `json:"settled,omitempty"`
+	Seen    time.Time `json:"seen"`
+}
+
+const bindingPrefix = "binding/"
+
+// Bindings lists all bindings, by ID.
+func (tx *Tx) Bindings() ([]Binding, error) {
+	var bs []Binding
+	for _, id := range pageOf(tx.bolt.Bucket(bucketMeta), []byte(bindingPrefix), "", -1) {
+		var b Binding
+		if err := tx.get(bucketMeta, "binding", bindingPrefix+id, &b); err != nil {
+			return nil, err
+		}
+		bs = append(bs, b)
+	}
+	return bs, nil
+}
+
+// PutBinding writes a binding.
+func (tx *Tx) PutBinding(b Binding) error {
+	if err := checkName("holder", string(b.Holder)); err != nil {
+		return err
+	}
+	return tx.put(bucketMeta, "binding", bindingPrefix+b.ID, b)
+}
+
+// DeleteBinding forgets a binding. It is no error when there is none.
+func (tx *Tx) DeleteBinding(id string) error {
+	return tx.bolt.Bucket(bucketMeta).Delete([]byte(bindingPrefix + id))
+}
+
+// containerdPrefix begins the names of the holders of further containerds.
+const containerdPrefix = string(Containerd) + "/"
+
+// ContainerdHolder is the holder of a containerd that is not the first of its root.
+func ContainerdHolder(id string) Holder { return Holder(containerdPrefix + id) }
+
+// IsContainerd reports whether h is the holder of a containerd.
+func (h Holder) IsContainerd() bool {
+	return h == Containerd || strings.HasPrefix(string(h), containerdPrefix)
+}
+
+// SnapshotKey is the key under which what the holder calls key is recorded. Containerds number their snapshots
+// independently of each other, so that two of them choose the same keys.
+func (h Holder) SnapshotKey(key string) string {
+	if key == "" || h == Containerd || !h.IsContainerd() {
+		return key
+	}
+	return string(h) + "/" + key
+}
+
+// SnapshotName undoes SnapshotKey.
+func (h Holder) SnapshotName(key string) string {
+	if h == Containerd || !h.IsContainerd() {
+		return key
+	}
+	return strings.TrimPrefix(key, string(h)+"/")
+}
+
+// Rekeyed is a snapshot that got another key.
+type Rekeyed struct{ Old, New string }
+
+// HandOver gives all that from holds to to, and gives snapshots the keys that to has for them. A snapshot of to that is
+// in the way of one of from's is kept for to, under another key. Both are holders of containerds.
+func (tx *Tx) HandOver(from, to Holder) ([]Rekeyed, error) {
+	keys, err := tx.HeldSnapshots(from)
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(keys) // parents first
+	var moved []Rekeyed
+	rekey := func(old, new string) error {
+		s, err := tx.Snapshot(old)
+		if err != nil {
+			return err
+		}
+		s.Key = new
+		if err := tx.RenameSnapshot(old, s); err != nil {
+			return err
+		}
+		moved = append(moved, Rekeyed{old, new})
+		return nil
+	}
+	for _, key := range keys {
+		name := to.SnapshotKey(from.SnapshotName(key))
+		if name != key {
+			if tx.has(SnapshotNode(name)) {
+				if err := rekey(name, tx.freeKey(name)); err != nil {
+					return nil, err
+				}
+			}
+			if err := rekey(key, name); err != nil {
+				return nil, err
+			}
+		}
+		if err := tx.moveHold(from, to, SnapshotNode(name)); err != nil {
+			return nil, err
+		}
+	}
+	for _, k := range []Kind{KindRootfs, KindLayer, KindBlob} {
+		for _, key := range tx.Held(from, k, "", -1) {
+			if err := tx.moveHold(from, to, Node{k, key}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return moved, nil
+}
+
+func (tx *Tx) moveHold(from, to Holder, n Node) error {
+	if err := tx.Hold(to, n); err != nil {
+		return err
+	}
+	return tx.Release(from, n)
+}
+
+// freeKey returns a key that no snapshot has, for one that was in the way.
+func (tx *Tx) freeKey(key string) string {
+	for n := 1; ; n++ {
+		if free := fmt.Sprintf("%s (replaced %d)", key, n); !tx.has(SnapshotNode(free)) {
+			return free
+		}
+	}
+}
+
+// Newest returns when the newest snapshot or blob that h holds was recorded; the zero time when h holds neither.
+func (tx *Tx) Newest(h Holder) (newest time.Time, err error) {
+	var record struct {
+		Created time.Time `json:"created"`
+	}
+	for _, k := range []Kind{KindSnapshot, KindBlob} {
+		for _, key := range tx.Held(h, k, "", -1) {
+			v := tx.bolt.Bucket(nodeBuckets[k]).Get([]byte(key))
+			if err := json.Unmarshal(v, &record); err != nil {
+				return newest, fmt.Errorf("%s %s: record: %w: %w", k, key, err, errdefs.ErrDataLoss)
+			}
+			if record.Created.After(newest) {
+				newest = record.Created
+			}
+		}
+	}
+	return newest, nil
+}
+
+// HoldsAny reports whether h holds anything.
+func (tx *Tx) HoldsAny(h Holder) bool {
+	return len(pageOf(tx.bolt.Bucket(bucketHolds), join(string(h), ""), "", 1)) > 0
+}
+
+// Sequence splits a key of containerd's, "<namespace>/<sequence>/<name>". ok is false for any other key.
+func Sequence(key string) (namespace string, sequence uint64, ok bool) {
+	namespace, rest, ok := strings.Cut(key, "/")
+	digits, _, more := strings.Cut(rest, "/")
+	if !ok || !more || namespace == "" || digits == "" || len(digits) > 19 || digits[0] == '0' {
+		return "", 0, false
+	}
+	for _, c := range []byte(digits) {
+		if c < '0' || c > '9' {
+			return "", 0, false
+		}
+		sequence = sequence*10 + uint64(c-'0')
+	}
+	return namespace, sequence, true
+}
+
+// LastSequence is the largest sequence number of the snapshots in a namespace that h holds, 0 when there are none.
+func (tx *Tx) LastSequence(h Holder, namespace string) (last uint64) {
+	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
+	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {
+		if _, n, ok := Sequence(namespace + "/" + rest); ok {
+			last = max(last, n)
+		}
+	}
+	return last
+}
+
+// latest orders bindings by when they were seen, the latest first.
+func latest(a, b Binding) int { return cmp.Or(b.Seen.Compare(a.Seen), strings.Compare(a.ID, b.ID)) }
+
+// BindingOf returns the latest binding to a holder. ok is false when there is none.
+func BindingOf(bs []Binding, h Holder) (b Binding, ok bool) {
+	bs = slices.SortedFunc(slices.Values(bs), latest)
+	i := slices.IndexFunc(bs, func(b Binding) bool { return b.Holder == h })
+	if i < 0 {
+		return Binding{}, false
+	}
+	return bs[i], true
+}

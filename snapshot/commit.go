@@ -25,6 +25,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
+	key, name, base.Parent = sn.Key, n.holder.SnapshotKey(name), n.holder.SnapshotKey(base.Parent)
 	usage, written, err := n.s.written(ctx, sn)
 	if err != nil {
 		return err
@@ -130,6 +131,7 @@ func (s *Store) disown(dir string) error {
 // containerd's collector removes by the hundred under a lock that every Prepare needs. What the snapshot wrote, and what only it stood
 // on, is deleted in the background, after its record is away for good.
 func (n *Snapshotter) Remove(_ context.Context, key string) error {
+	key = n.holder.SnapshotKey(key)
 	var sn metadata.Snapshot
 	var layers []metadata.Layer
 	seen := false

@@ -20,6 +20,7 @@ import (
 // while its blob is not here, it answers with a read-only mount, which containerd commits without fetching or applying
 // anything, or with errdefs.ErrAlreadyExists after it committed the target itself.
 func (n *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	key, parent = n.holder.SnapshotKey(key), n.holder.SnapshotKey(parent)
 	labels, err := labelsOf(opts)
 	if err != nil {
 		return nil, err
@@ -35,6 +36,7 @@ func (n *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 
 // View makes a read-only snapshot of parent.
 func (n *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	key, parent = n.holder.SnapshotKey(key), n.holder.SnapshotKey(parent)
 	labels, err := labelsOf(opts)
 	if err != nil {
 		return nil, err

@@ -45,7 +45,7 @@ func (s *Store) snapshot(key string) (sn metadata.Snapshot, err error) {
 	return sn, err
 }
 
-// held returns the record of a snapshot that the holder holds.
+// held returns the record of a snapshot that the holder holds. key is the recorded one.
 func (n *Snapshotter) held(tx *metadata.Tx, key string) (metadata.Snapshot, error) {
 	if !tx.Holds(n.holder, metadata.SnapshotNode(key)) {
 		return metadata.Snapshot{}, fmt.Errorf("snapshot %s: %w", key, errdefs.ErrNotFound)
@@ -53,7 +53,9 @@ func (n *Snapshotter) held(tx *metadata.Tx, key string) (metadata.Snapshot, erro
 	return tx.Snapshot(key)
 }
 
+// get returns the record of what the holder calls key.
 func (n *Snapshotter) get(key string) (sn metadata.Snapshot, err error) {
+	key = n.holder.SnapshotKey(key)
 	err = n.s.db.Glance(func(tx *metadata.Tx) error {
 		sn, err = n.held(tx, key)
 		return err
@@ -64,15 +66,17 @@ func (n *Snapshotter) get(key string) (sn metadata.Snapshot, err error) {
 // Stat returns a snapshot's info; errdefs.ErrNotFound when the holder does not hold it.
 func (n *Snapshotter) Stat(_ context.Context, key string) (snapshots.Info, error) {
 	sn, err := n.get(key)
-	return info(sn), err
+	return n.info(sn), err
 }
 
-func info(sn metadata.Snapshot) snapshots.Info {
+// info describes a snapshot by the names that the holder has for it and its parent.
+func (n *Snapshotter) info(sn metadata.Snapshot) snapshots.Info {
 	kinds := map[metadata.SnapshotKind]snapshots.Kind{
 		metadata.Active: snapshots.KindActive, metadata.View: snapshots.KindView, metadata.Committed: snapshots.KindCommitted,
 	}
 	return snapshots.Info{
-		Kind: kinds[sn.Kind], Name: sn.Key, Parent: sn.Parent, Labels: sn.Labels, Created: sn.Created, Updated: sn.Updated,
+		Kind: kinds[sn.Kind], Name: n.holder.SnapshotName(sn.Key), Parent: n.holder.SnapshotName(sn.Parent),
+		Labels: sn.Labels, Created: sn.Created, Updated: sn.Updated,
 	}
 }
 
@@ -80,7 +84,7 @@ func info(sn metadata.Snapshot) snapshots.Info {
 func (n *Snapshotter) Update(_ context.Context, in snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	var sn metadata.Snapshot
 	err := n.s.db.Batch(func(tx *metadata.Tx) (err error) {
-		if sn, err = n.held(tx, in.Name); err != nil {
+		if sn, err = n.held(tx, n.holder.SnapshotKey(in.Name)); err != nil {
 			return err
 		}
 		if sn.Labels, err = updatedLabels(sn.Labels, in.Labels, fieldpaths); err != nil {
@@ -89,7 +93,7 @@ func (n *Snapshotter) Update(_ context.Context, in snapshots.Info, fieldpaths ..
 		sn.Updated = time.Now().UTC()
 		return tx.PutSnapshot(sn)
 	})
-	return info(sn), err
+	return n.info(sn), err
 }
 
 func updatedLabels(old, new map[string]string, fieldpaths []string) (map[string]string, error) {
@@ -178,7 +182,7 @@ func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 		}
 		after = page[len(page)-1].Key
 		for _, sn := range page {
-			if i := info(sn); filter.Match(adapt(i)) {
+			if i := n.info(sn); filter.Match(adapt(i)) {
 				if err := fn(ctx, i); err != nil {
 					return err
 				}

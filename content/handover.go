@@ -1,0 +1,61 @@
+package content
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// HandOver gives the unfinished ingests of the holder from to the holder to, except those that a writer has open. An
+// ingest of to with the same ref stays in the place of from's, which is then deleted. A crash between the two steps of
+// a move loses that ingest, and its bytes are downloaded again.
+func (s *Store) HandOver(from, to metadata.Holder) error {
+	dirs, err := s.ingestDirs()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		st, err := readState(dir)
+		if err != nil {
+			continue // it ended meanwhile, or Sweep removes it
+		}
+		if h, ref, ok := splitRef(st.Ref); ok && h == from {
+			if err := s.handOver(dir, st.Ref, s.For(to).stored(ref)); err != nil {
+				return fmt.Errorf("ingest %.200q: hand over to %s: %w", ref, to, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) handOver(dir, stored, next string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writers[stored] != nil {
+		return nil
+	}
+	to := s.ingestDir(next)
+	if _, err := os.Lstat(to); err == nil {
+		moved, err := s.trash.move(dir)
+		if err == nil {
+			s.trash.remove(moved)
+		}
+		return err
+	}
+	text, err := readSmall(filepath.Join(dir, "state"))
+	if err != nil {
+		return err
+	}
+	head, _, _ := bytes.Cut([]byte(text), []byte("\n"))
+	if err := os.Rename(dir, to); err != nil {
+		return err
+	}
+	state := filepath.Join(to, "state")
+	if err := os.WriteFile(state+".new", append(append(head, '\n'), next...), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(state+".new", state)
+}

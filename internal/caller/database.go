@@ -1,0 +1,244 @@
+package caller
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// File is the file of a database.
+type File struct {
+	Path  string // as the process that has it open calls it
+	Inode uint64
+	Born  time.Time // zero where the filesystem does not record it
+	// Writes is the number of the last transaction in a database of bbolt's; 0 when it can't be read.
+	Writes uint64
+}
+
+// Same reports whether both are the same file. Device numbers change from one boot to the next and do not count.
+func (f File) Same(other File) bool {
+	return f.Inode != 0 && f.Inode == other.Inode && !f.Born.IsZero() && f.Born.Equal(other.Born)
+}
+
+var (
+	// ErrNone says that the process has no containerd database open.
+	ErrNone = errors.New("no containerd database is open")
+	// ErrHidden says that it can't be found out which files the process has open.
+	ErrHidden = errors.New("the process can't be looked at")
+)
+
+// suffixes end the paths of containerd's database and of BuildKit's, which is one of containerd's under another name.
+var suffixes = []string{"/io.containerd.metadata.v1.bolt/meta.db", "/containerdmeta.db"}
+
+func isDatabase(path string) bool {
+	return slices.ContainsFunc(suffixes, func(s string) bool { return strings.HasSuffix(path, s) })
+}
+
+// Database finds the containerd database that a process has open. Places are files that may be it, for a process whose
+// open files are hidden. It returns ErrNone when there is none, and ErrHidden when that can't be found out.
+func Database(p Process, places []string) (File, error) {
+	if p.PID == 0 {
+		return File{}, ErrHidden
+	}
+	f, err := openDatabase(p.PID)
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
+		f, err = lockedDatabase(p.PID, places)
+	}
+	if p.Started != started(p.PID) {
+		return File{}, ErrHidden // the PID is another process's by now
+	}
+	return f, err
+}
+
+// openDatabase looks at the files that a process has open.
+func openDatabase(pid int) (found File, err error) {
+	dir := proc(pid, "fd")
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return found, err
+	}
+	for _, n := range names {
+		link := filepath.Join(dir, n.Name())
+		path, err := os.Readlink(link)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // closed meanwhile
+		}
+		if err != nil {
+			return found, err
+		}
+		path = strings.TrimSuffix(path, " (deleted)")
+		if !isDatabase(path) {
+			continue
+		}
+		f, err := read(link)
+		if err != nil {
+			return found, fmt.Errorf("%w: %w", ErrHidden, err)
+		}
+		if found.Inode != 0 && !found.Same(f) {
+			return found, fmt.Errorf("%w: it has two databases open", ErrHidden)
+		}
+		f.Path = path
+		found = f
+	}
+	if found.Inode == 0 {
+		return found, ErrNone
+	}
+	return found, nil
+}
+
+// lockedDatabase compares the locks that a process holds with the places where its database may be.
+func lockedDatabase(pid int, places []string) (File, error) {
+	inodes, err := locked(pid)
+	if err != nil {
+		return File{}, fmt.Errorf("%w: %w", ErrHidden, err)
+	}
+	if len(inodes) == 0 {
+		return File{}, ErrNone
+	}
+	for _, path := range slices.Concat(mapped(pid), placesOf(arguments(pid)), places) {
+		if f, err := read(path); err == nil && inodes[f.Inode] && Busy(f) {
+			return f, nil
+		}
+	}
+	return File{}, ErrHidden
+}
+
+// locked lists the inode numbers of the files on which a process holds an exclusive flock.
+func locked(pid int) (map[uint64]bool, error) {
+	f, err := os.Open("/proc/locks")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	inodes := map[uint64]bool{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		// 3: FLOCK  ADVISORY  WRITE 440 fe:00:9978021 0 EOF
+		w := strings.Fields(lines.Text())
+		if len(w) < 6 || w[1] != "FLOCK" || w[3] != "WRITE" || w[4] != strconv.Itoa(pid) {
+			continue
+		}
+		if n, err := strconv.ParseUint(w[5][strings.LastIndexByte(w[5], ':')+1:], 10, 64); err == nil {
+			inodes[n] = true
+		}
+	}
+	return inodes, nil
+}
+
+// mapped lists the databases that a process has mapped into its memory, which some kernels show when they hide the open
+// files.
+func mapped(pid int) (paths []string) {
+	f, err := os.Open(proc(pid, "maps"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if _, path, ok := strings.Cut(lines.Text(), " /"); ok && isDatabase("/"+path) {
+			paths = append(paths, "/"+path)
+		}
+	}
+	return paths
+}
+
+// maxConfig bounds what is read of a configuration file.
+const maxConfig = 1 << 20
+
+// placesOf lists where the database of a containerd is, by its command line and its configuration file.
+func placesOf(args []string) (places []string) {
+	config, roots := "/etc/containerd/config.toml", []string(nil)
+	for i, arg := range args {
+		name, value, joined := strings.Cut(arg, "=")
+		if !joined && i+1 < len(args) {
+			value = args[i+1]
+		}
+		switch strings.TrimLeft(name, "-") {
+		case "root":
+			roots = append(roots, value)
+		case "config", "c":
+			config = value
+		}
+	}
+	roots = append(append(roots, rootOf(config)...), "/var/lib/containerd")
+	for _, r := range roots {
+		if filepath.IsAbs(r) {
+			places = append(places, filepath.Join(r, suffixes[0]), filepath.Join(r, suffixes[1]))
+		}
+	}
+	return places
+}
+
+func arguments(pid int) []string {
+	b, err := os.ReadFile(proc(pid, "cmdline"))
+	if err != nil {
+		return nil
+	}
+	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
+}
+
+// rootOf reads the line root = "PATH" of a containerd configuration. What is more complicated is not found.
+func rootOf(config string) []string {
+	f, err := os.OpenFile(config, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil
+	}
+	for lines := bufio.NewScanner(io.LimitReader(f, maxConfig)); lines.Scan(); {
+		name, value, ok := strings.Cut(lines.Text(), "=")
+		if ok && strings.Trim(name, " \t") == "root" {
+			value, _, _ = strings.Cut(value, "#")
+			return []string{strings.Trim(value, " \t\"'")}
+		}
+	}
+	return nil
+}
+
+// read describes the file at path.
+func read(path string) (File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return File{}, err
+	}
+	defer f.Close()
+	d, err := describe(f)
+	d.Path = path
+	return d, err
+}
+
+// Writes returns the number of the last transaction in the database, if its file is still the one that f describes;
+// else 0.
+func Writes(f File) uint64 {
+	now, err := read(f.Path)
+	if err != nil || !now.Same(f) {
+		return 0
+	}
+	return now.Writes
+}
+
+func describe(f *os.File) (d File, err error) {
+	var st unix.Statx_t
+	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_TYPE|unix.STATX_BTIME, &st)
+	if err != nil {
+		return d, &os.PathError{Op: "statx", Path: f.Name(), Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return d, fmt.Errorf("%s: not a regular file", f.Name())
+	}
+	d.Inode = st.Ino
+	if st.Mask&unix.STATX_BTIME != 0 && (st.Btime.Sec != 0 || st.Btime.Nsec != 0) {
+		d.Born = time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)).UTC()
+	}
+	d.Writes = lastTransaction(f)
+	return d, nil
+}

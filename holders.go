@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
@@ -28,6 +26,11 @@ type HolderInfo struct {
 	Bytes     int64 // of all these on the disk; blobs as they are, the rest unpacked
 	Alone     int64 // bytes that nobody else keeps, which a release gives back
 	Running   bool  // a pull that runs just now
+	// Database, Seen and InUse tell of the containerd that acts for the holder: the path of its database, when it was connected
+	// last, and whether it is connected or runs. They are zero for other holders, and where nothing is known.
+	Database string
+	Seen     time.Time
+	InUse    bool
 }
 
 // Holders lists who holds what, by name. The holders of snapshots are not listed: what they hold is counted for the snapshots' own.
@@ -46,6 +49,13 @@ func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	callers, err := t.binder.Callers()
+	if err != nil {
+		return nil, err
+	}
+	for h := range callers {
+		names[h] = true
+	}
 	var infos []HolderInfo
 	for h, listed := range names {
 		if !listed {
@@ -56,6 +66,8 @@ func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 		case err != nil:
 			return nil, err
 		default:
+			c := callers[h]
+			info.Database, info.Seen, info.InUse = c.Database, c.Seen, c.InUse
 			infos = append(infos, info)
 		}
 	}
@@ -178,7 +190,7 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 // containerd left; an image is also forgotten by Remove, and an unfinished pull is forgotten a day after its end.
 //
 // errdefs.ErrNotFound when there is no such holder, errdefs.ErrInvalidArgument for a snapshot's, and errdefs.ErrFailedPrecondition for a
-// pull that runs and, without force, for containerd while its snapshots are mounted.
+// pull that runs and, without force, for a containerd that is connected or runs, or whose snapshots are mounted.
 func (t *Tank) Release(ctx context.Context, holder string, force bool) (HolderInfo, error) {
 	h := metadata.Holder(holder)
 	if isSnapshotHolder(h) {
@@ -197,10 +209,15 @@ func (t *Tank) Release(ctx context.Context, holder string, force bool) (HolderIn
 		err = t.releasePull(ref)
 	default:
 		if !force {
-			err = t.notMounted()
+			if err = t.binder.Free(h); err == nil {
+				err = t.notMounted(h)
+			}
 		}
 		if err == nil {
 			err = t.releaseStore(ctx, h)
+		}
+		if err == nil && h.IsContainerd() {
+			err = t.binder.Released(h)
 		}
 	}
 	if err != nil {
@@ -234,6 +251,32 @@ func (t *Tank) releasePull(ref string) error {
 	})
 }
 
+// HandOver gives all that the holder from holds to the holder to, and tells what that was: the containerd of to is that of from,
+// with a database that was moved or restored. errdefs.ErrNotFound when there is no such holder, errdefs.ErrInvalidArgument when
+// one is not a containerd's, and errdefs.ErrFailedPrecondition while the containerd of from is connected or runs.
+func (t *Tank) HandOver(ctx context.Context, from, to string) (HolderInfo, error) {
+	info, err := t.holder(ctx, metadata.Holder(from))
+	if err != nil {
+		return info, err
+	}
+	callers, err := t.binder.Callers()
+	if err != nil {
+		return info, err
+	}
+	if _, bound := callers[metadata.Holder(to)]; !bound && to != string(metadata.Containerd) {
+		return info, fmt.Errorf("holder %s: %w", to, errdefs.ErrNotFound)
+	}
+	return info, t.binder.HandOver(metadata.Holder(from), metadata.Holder(to))
+}
+
+// handOver gives all that one containerd's holder holds to another, in the records and in ingest/.
+func (t *Tank) handOver(from, to metadata.Holder, also func(*metadata.Tx) error) error {
+	if err := t.snapshots.HandOver(from, to, also); err != nil {
+		return err
+	}
+	return t.content.HandOver(from, to)
+}
+
 // releaseStore gives up what h holds as a store: ingests, snapshots, blobs. It may be called again after it was interrupted.
 func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
 	ingests, err := t.content.For(h).ListStatuses(ctx)
@@ -261,70 +304,6 @@ func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
 		}
 	}
 	return t.db.Update(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) })
-}
-
-// notMounted returns errdefs.ErrFailedPrecondition while something of the root is mounted anywhere: below it run containers. A mount names the
-// root's directories as its source, or in overlay's options.
-func (t *Tank) notMounted() error {
-	mounts, err := mountinfo.GetMounts(nil)
-	if err != nil {
-		return fmt.Errorf("mounts: %w", err)
-	}
-	root, err := filepath.EvalSymlinks(t.root)
-	if err != nil {
-		return err
-	}
-	// The mount that the root lies on tells its path inside its filesystem, as bind mounts have it.
-	var on *mountinfo.Info
-	for _, m := range mounts {
-		if below(root, m.Mountpoint) && (on == nil || len(m.Mountpoint) >= len(on.Mountpoint)) {
-			on = m
-		}
-	}
-	for _, m := range append(mounts, mountsElsewhere()...) {
-		for _, dir := range []string{"snapshots", "layers"} {
-			bind := on != nil && m.Major == on.Major && m.Minor == on.Minor &&
-				below(m.Root, filepath.Join(on.Root, strings.TrimPrefix(root, on.Mountpoint), dir))
-			overlay := m.FSType == "overlay" && (strings.Contains(m.VFSOptions, filepath.Join(t.root, dir)+"/") ||
-				strings.Contains(m.VFSOptions, filepath.Join(root, dir)+"/"))
-			if bind || overlay {
-				return fmt.Errorf("mounted at %s: %w", m.Mountpoint, errdefs.ErrFailedPrecondition)
-			}
-		}
-	}
-	return nil
-}
-
-// mountsElsewhere are the mounts of other mount namespaces: containers have theirs, and containerd itself may have one that nobody else sees.
-// What can't be looked into, as an ordinary user, is left out.
-func mountsElsewhere() (all []*mountinfo.Info) {
-	seen := map[string]bool{}
-	if own, err := os.Readlink("/proc/self/ns/mnt"); err == nil {
-		seen[own] = true
-	}
-	processes, _ := filepath.Glob("/proc/[0-9]*")
-	for _, p := range processes {
-		ns, err := os.Readlink(filepath.Join(p, "ns", "mnt"))
-		if err != nil || seen[ns] {
-			continue
-		}
-		f, err := os.Open(filepath.Join(p, "mountinfo"))
-		if err != nil {
-			continue
-		}
-		mounts, err := mountinfo.GetMountsFromReader(f, nil)
-		f.Close()
-		if err == nil {
-			seen[ns] = true
-			all = append(all, mounts...)
-		}
-	}
-	return all
-}
-
-// below says whether path is dir or below it.
-func below(path, dir string) bool {
-	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
 // Probe returns nil when the database answers readers and writers, and ctx's error when it does not in time.

@@ -26,6 +26,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/binding"
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
@@ -54,6 +55,7 @@ type Tank struct {
 	db        *metadata.DB
 	content   *content.Store
 	snapshots *snapshot.Store
+	binder    *binding.Binder
 	sweeper   *sweeper
 	tokens    *resolver.TokenCache // shared by all pulls
 	flights   *resolver.Flights    // so that two pulls download nothing twice
@@ -121,6 +123,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	if err != nil {
 		return nil, err
 	}
+	t.binder = binding.New(t.db, &binding.Options{HandOver: t.handOver})
 	if t.daemon {
 		t.snapshots.CompareAll()
 	}
@@ -172,6 +175,9 @@ func (t *Tank) Root() string { return t.root }
 // Content returns the blobs of the root, for who serves them.
 func (t *Tank) Content() *content.Store { return t.content }
 
+// Binder decides for which holder a caller acts, for who serves them.
+func (t *Tank) Binder() *binding.Binder { return t.binder }
+
 // Snapshots returns the layers and snapshots of the root, for who serves them.
 func (t *Tank) Snapshots() *snapshot.Store { return t.snapshots }
 
@@ -181,6 +187,9 @@ func (t *Tank) Close() error {
 	t.connections.Close()
 	if t.sweeper != nil {
 		t.sweeper.close()
+	}
+	if t.binder != nil {
+		t.binder.Close()
 	}
 	if t.snapshots != nil {
 		if t.daemon {

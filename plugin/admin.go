@@ -127,6 +127,11 @@ type Holder struct {
 	Bytes     int64  `json:"bytes"` // of all these on the disk
 	Alone     int64  `json:"alone"` // bytes that nobody else keeps
 	Running   bool   `json:"running,omitempty"`
+	// Database, Seen and InUse tell of the containerd that acts for the holder: the path of its database, when it was
+	// connected last, and whether it is connected or runs.
+	Database string    `json:"database,omitempty"`
+	Seen     time.Time `json:"seen,omitzero"`
+	InUse    bool      `json:"inUse,omitempty"`
 }
 
 // ReleaseRequest names a holder to release.
@@ -134,6 +139,8 @@ type ReleaseRequest struct {
 	Holder string `json:"holder"`
 	// Force releases containerd although it is connected or its snapshots are mounted.
 	Force bool `json:"force,omitempty"`
+	// To is the containerd's holder that gets what Holder keeps. "": it is given up.
+	To string `json:"to,omitempty"`
 }
 
 // codec is JSON, on the wire "application/grpc+tank-json": the admin endpoint needs no generated code.

@@ -2,63 +2,105 @@ package plugin
 
 import (
 	"context"
-	"strings"
+	"errors"
+	"net"
 	"sync"
+	"sync/atomic"
 
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/stats"
+
+	"github.com/tank-snapshotter/tank/binding"
+	"github.com/tank-snapshotter/tank/internal/caller"
 )
 
-// containerds counts the connections on which containerd's services were called: each is a containerd that is there now. It is a
-// stats.Handler of the server.
-type containerds struct {
-	mu sync.Mutex // guards n and every connection
-	n  int
-}
-
-// connection is one connection of a client.
+// connection is one connection of a client, and the session of the process at its other end.
 type connection struct {
-	containerd, ended bool
+	session atomic.Pointer[binding.Session] // nil until a call of containerd's services came
+
+	mu    sync.Mutex // guards ended, and the making of session
+	ended bool
 }
 
 type connectionKey struct{}
 
-func (c *containerds) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
+// sessionOf returns the session of the process that made the connection. It is found out with the first call that needs
+// it: containerd opens its database before it calls, but maybe not before it connects.
+func (c *connection) sessionOf(ctx context.Context, binder *binding.Binder) (*binding.Session, error) {
+	if s := c.session.Load(); s != nil {
+		return s, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.session.Load(); s != nil {
+		return s, nil
+	}
+	if c.ended {
+		return nil, context.Canceled
+	}
+	var credentials caller.Process
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(peerInfo); ok {
+			credentials = info.process
+		}
+	}
+	s, err := binder.Session(ctx, credentials)
+	if err == nil {
+		c.session.Store(s)
+	}
+	return s, err
+}
+
+func (c *connection) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.session.Load(); s != nil && !c.ended {
+		s.End()
+	}
+	c.ended = true
+}
+
+// connections is a stats.Handler that gives each connection of the server its connection.
+type connections struct{}
+
+func (connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
 	return context.WithValue(ctx, connectionKey{}, &connection{})
 }
 
-func (c *containerds) HandleConn(ctx context.Context, s stats.ConnStats) {
+func (connections) HandleConn(ctx context.Context, s stats.ConnStats) {
 	conn, ok := ctx.Value(connectionKey{}).(*connection)
-	if _, end := s.(*stats.ConnEnd); !end || !ok {
-		return
+	if _, end := s.(*stats.ConnEnd); end && ok {
+		conn.end()
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if conn.containerd && !conn.ended {
-		c.n--
-	}
-	conn.ended = true
 }
 
-func (c *containerds) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
-	conn, ok := ctx.Value(connectionKey{}).(*connection)
-	if !ok || !strings.HasPrefix(info.FullMethodName, "/containerd.services.") {
-		return ctx
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !conn.containerd && !conn.ended {
-		conn.containerd = true
-		c.n++
-	}
-	return ctx
+func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+func (connections) HandleRPC(context.Context, stats.RPCStats) {}
+
+// peerInfo tells a call which process made its connection.
+type peerInfo struct {
+	credentials.CommonAuthInfo
+	process caller.Process
 }
 
-func (c *containerds) HandleRPC(context.Context, stats.RPCStats) {}
+func (peerInfo) AuthType() string { return "unix" }
 
-// Containerds returns how many connections are open on which containerd's services were called. containerd closes one that it did not use
-// for half an hour, and opens it again when it needs it.
-func (s *Server) Containerds() int {
-	s.containerds.mu.Lock()
-	defer s.containerds.mu.Unlock()
-	return s.containerds.n
+// unixCredentials reads at the beginning of a connection who made it; nothing is encrypted.
+type unixCredentials struct {
+	credentials.TransportCredentials
 }
+
+func newUnixCredentials() unixCredentials { return unixCredentials{insecure.NewCredentials()} }
+
+func (c unixCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return conn, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, caller.Of(conn)}, nil
+}
+
+func (c unixCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("credentials of a server")
+}
+
+func (c unixCredentials) Clone() credentials.TransportCredentials { return c }

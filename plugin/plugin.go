@@ -3,8 +3,8 @@
 //
 // It owns nothing on disk; the sockets are the caller's.
 //
-// Its invariant: containerd sees only what containerd holds, because the store and the snapshotter that New gets are those of
-// that holder. No call of containerd waits for the network, and a panic in one call ends that call alone.
+// Its invariant: a containerd sees only what it holds, because package binding chooses the store and the snapshotter of each call
+// by the process at the other end of the connection. No call of containerd waits for the network, and a panic in one call ends that call alone.
 //
 // The surprising rule: layers are unpacked while containerd still downloads them. containerd names one layer at a time,
 // so the first Prepare of a pull announces all of them, from the manifest that lies in the store by then.
@@ -36,6 +36,9 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+
+	"github.com/tank-snapshotter/tank/binding"
+	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // drainTime is how long calls may go on after Serve was told to stop.
@@ -43,10 +46,14 @@ const drainTime = 10 * time.Second
 
 // Options of New: what is served. What is nil is not.
 type Options struct {
-	// Content is the blobs, as containerd holds them.
+	// Content is the blobs that every caller gets. Not with Binder.
 	Content content.Store
-	// Snapshotter is the snapshots, as containerd holds them.
+	// Snapshotter is the snapshots that every caller gets. Not with Binder.
 	Snapshotter snapshots.Snapshotter
+	// Binder decides for which holder each caller acts. nil: every caller gets the same.
+	Binder *binding.Binder
+	// StoresOf returns what a holder has; what it returns for metadata.Containerd decides what is served. Needed with Binder.
+	StoresOf func(metadata.Holder) Stores
 	// Layers unpacks for Snapshotter.
 	Layers Layers
 	// Admin is the root, for Tank's own commands.
@@ -60,8 +67,6 @@ type Server struct {
 	grpc  *grpc.Server
 	drain time.Duration
 	calls calls
-
-	containerds containerds
 }
 
 // New makes a server. It does not listen yet.
@@ -74,19 +79,31 @@ func New(opts *Options) *Server {
 		grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
-		grpc.StatsHandler(&s.containerds),
+		grpc.StatsHandler(connections{}),
+		grpc.Creds(newUnixCredentials()),
 	)
 	s.grpc = g
 	if s.drain == 0 {
 		s.drain = drainTime
 	}
+	blobs, snapshotter := opts.Content, opts.Snapshotter
+	if opts.Binder != nil {
+		c := &callers{binder: opts.Binder, stores: opts.StoresOf}
+		served := c.storesOf(metadata.Containerd)
+		if served.Content != nil {
+			blobs = boundContent{c}
+		}
+		if served.Snapshotter != nil {
+			snapshotter = boundSnapshots{c}
+		}
+	}
 	var recent *recentBlobs
-	if opts.Content != nil {
-		recent = &recentBlobs{Store: opts.Content}
+	if blobs != nil {
+		recent = &recentBlobs{Store: blobs}
 		contentapi.RegisterContentServer(g, &contentServer{contentserver.New(recent), recent})
 	}
-	if opts.Snapshotter != nil {
-		a := &announcer{Snapshotter: opts.Snapshotter, layers: opts.Layers, recent: recent}
+	if snapshotter != nil {
+		a := &announcer{Snapshotter: snapshotter, layers: opts.Layers, recent: recent}
 		snapshotsapi.RegisterSnapshotsServer(g, snapshotservice.FromSnapshotter(a))
 		// No comparer: containerd's own writes the layer where its records know of it. See docs/adr/0009.
 		diffapi.RegisterDiffServer(g, diffservice.FromApplierAndComparer(applier{opts.Layers}, nil))

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"io"
 	"text/tabwriter"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -16,7 +18,9 @@ func (c *cli) holdersCommand() *cobra.Command {
 		Use:   "holders",
 		Short: "List who keeps what: containerd, images, unfinished pulls",
 		Long: "List who keeps what: containerd, images, unfinished pulls.\n\nBYTES is what a holder keeps, ALONE what of that nobody else keeps: " +
-			"the space that comes back with its release.",
+			"the space that comes back with its release.\n\n" +
+			"Each containerd has a holder of its own, by its database. CONNECTED is when it was connected last, DATABASE " +
+			"where the database was then.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var holders []plugin.Holder
@@ -33,32 +37,50 @@ func (c *cli) holdersCommand() *cobra.Command {
 			if len(holders) == 0 {
 				return nil
 			}
-			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			printable.Fprintf(w, "HOLDER\tBLOBS\tINGESTS\tLAYERS\tROOTFS\tSNAPSHOTS\tBYTES\tALONE\n")
-			for _, h := range holders {
-				printable.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", h.Holder, h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots,
-					bytesOf(h.Bytes), bytesOf(h.Alone))
-			}
-			return w.Flush()
+			return printHolders(cmd.OutOrStdout(), holders)
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array, with sizes in bytes")
 	return cmd
 }
 
+func printHolders(to io.Writer, holders []plugin.Holder) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	printable.Fprintf(w, "HOLDER\tBLOBS\tINGESTS\tLAYERS\tROOTFS\tSNAPSHOTS\tBYTES\tALONE\tCONNECTED\tDATABASE\n")
+	for _, h := range holders {
+		connected, database := "-", "-"
+		switch {
+		case h.InUse:
+			connected = "now"
+		case !h.Seen.IsZero():
+			connected = h.Seen.Local().Format(time.DateTime)
+		}
+		if h.Database != "" {
+			database = h.Database
+		}
+		printable.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", h.Holder, h.Blobs, h.Ingests, h.Layers,
+			h.Rootfs, h.Snapshots, bytesOf(h.Bytes), bytesOf(h.Alone), connected, database)
+	}
+	return w.Flush()
+}
+
 func (c *cli) releaseCommand() *cobra.Command {
 	var force bool
+	var to string
 	cmd := &cobra.Command{
 		Use:   "release HOLDER",
 		Short: "Give up all that a holder keeps, as `holders` names it",
 		Long: "Give up all that a holder keeps, as `holders` names it, and delete what nobody else keeps.\n\n" +
-			"\"containerd\" is for what an uninstalled containerd left: it is refused while a containerd is connected or a snapshot is mounted.\n" +
-			"\"image/REF\" is the same as rm, with the space. \"pull/REF\" forgets what an unfinished pull gathered.",
+			"\"containerd\" and \"containerd/ID\" are for what a containerd left that will not come back, or whose root was " +
+			"wiped. That is refused while it is connected or runs, or one of its snapshots is mounted.\n" +
+			"\"image/REF\" is the same as rm, with the space. \"pull/REF\" forgets what an unfinished pull gathered.\n\n" +
+			"--to gives up nothing: what a former containerd keeps becomes another's. It is for a containerd whose root was " +
+			"moved or restored, and which Tank did not recognize by itself.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			var released plugin.Holder
 			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
-				released, err = svc.Release(cmd.Context(), plugin.ReleaseRequest{Holder: args[0], Force: force})
+				released, err = svc.Release(cmd.Context(), plugin.ReleaseRequest{Holder: args[0], Force: force, To: to})
 				return err
 			})
 			switch {
@@ -72,11 +94,18 @@ func (c *cli) releaseCommand() *cobra.Command {
 				return err
 			}
 			h := released
+			if to != "" {
+				printable.Fprintf(cmd.OutOrStdout(), "%s has what %s kept: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
+					to, h.Holder, h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
+				return nil
+			}
 			printable.Fprintf(cmd.OutOrStdout(), "released %s, reclaimed %s: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
 				h.Holder, bytesOf(h.Alone), h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
 			return nil
 		}),
 	}
+	cmd.Flags().StringVar(&to, "to", "", "the holder of a containerd that gets what HOLDER keeps (default: it is given up)")
 	cmd.Flags().BoolVar(&force, "force", false, "release containerd although it is connected or its snapshots are mounted: its containers break")
+	cmd.MarkFlagsMutuallyExclusive("to", "force")
 	return cmd
 }

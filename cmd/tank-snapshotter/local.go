@@ -4,13 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank"
-	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver"
 )
@@ -19,8 +17,6 @@ import (
 type local struct {
 	tank     *tank.Tank
 	hostsDir string // for pulls that name none, as those of others do
-
-	containerds func() int // how many are connected to the daemon that this is; nil for another command
 }
 
 var _ plugin.Admin = (*local)(nil)
@@ -140,12 +136,11 @@ func (l *local) Holders(ctx context.Context) ([]plugin.Holder, error) {
 	return infos, err
 }
 
-// Release gives up what a holder holds: containerd's only when no containerd is connected, or by force.
+// Release gives up what a holder holds, or gives it to another.
 func (l *local) Release(ctx context.Context, req plugin.ReleaseRequest) (plugin.Holder, error) {
-	if l.containerds != nil && metadata.Holder(req.Holder) == metadata.Containerd && !req.Force {
-		if l.containerds() > 0 {
-			return plugin.Holder{}, fmt.Errorf("holder %s: connected to this daemon: %w", req.Holder, errdefs.ErrFailedPrecondition)
-		}
+	if req.To != "" {
+		h, err := l.tank.HandOver(ctx, req.Holder, req.To)
+		return plugin.Holder(h), err
 	}
 	h, err := l.tank.Release(ctx, req.Holder, req.Force)
 	return plugin.Holder(h), err

@@ -83,12 +83,9 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 		return localError{err}
 	}
 	defer unlisten()
-	served := &plugin.Options{Snapshotter: own.tank.Snapshots().For(metadata.Containerd), Layers: own.tank.Snapshots(), Admin: own}
-	if opts.Containerd == nil {
-		served.Content = own.tank.Content().For(metadata.Containerd)
-	}
-	server := plugin.New(served)
-	own.containerds = server.Containerds
+	server := plugin.New(&plugin.Options{
+		Binder: own.tank.Binder(), StoresOf: storesOf(own.tank, opts.Containerd == nil), Layers: own.tank.Snapshots(), Admin: own,
+	})
 	told := make(chan struct{})
 	never := context.AfterFunc(ctx, func() {
 		defer close(told)
@@ -109,6 +106,17 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 		return localError{err}
 	}
 	return nil
+}
+
+// storesOf returns what the daemon serves to a containerd that acts for a holder.
+func storesOf(t *tank.Tank, content bool) func(metadata.Holder) plugin.Stores {
+	return func(h metadata.Holder) plugin.Stores {
+		s := plugin.Stores{Snapshotter: t.Snapshots().For(h)}
+		if content {
+			s.Content = t.Content().For(h)
+		}
+		return s
+	}
 }
 
 // stopping tells that a signal came, and ends the process when stopping in order takes too long.

@@ -1,0 +1,397 @@
+// Package binding decides which holder the process at the other end of a connection acts for.
+//
+// It owns no file; its records are the bindings in metadata.db.
+//
+// Its invariant: a database that Tank does not know gets a holder of its own, so it can neither see nor remove what
+// others hold. It takes over the holder of a database that is not in use only by naming a snapshot that no other
+// database can know.
+//
+// The surprising rule: a containerd is the file of its database, not its process, socket or path. An empty database in
+// the same place is another containerd; the same file under another process is the same one. docs/adr/0019 gives the
+// reasons.
+package binding
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Options of New.
+type Options struct {
+	// HandOver gives all that the holder from holds to the holder to, in the transaction in which also runs.
+	HandOver func(from, to metadata.Holder, also func(*metadata.Tx) error) error
+	// Database finds the containerd database that a process has open. nil means caller.Database.
+	Database func(p caller.Process, places []string) (caller.File, error)
+	// Alive reports whether a process runs. nil means caller.Process.Alive.
+	Alive func(p caller.Process) (alive, known bool)
+	// Busy reports whether a database is open in a process. nil means caller.Busy.
+	Busy func(caller.File) bool
+}
+
+// Binder knows the callers of one root.
+type Binder struct {
+	db   *metadata.DB
+	opts Options
+	wg   sync.WaitGroup // records of sessions that ended
+
+	mu       sync.Mutex // guards what follows, and what Session says that it guards
+	sessions map[process]*Session
+}
+
+// process identifies a caller as long as the system runs. Processes of which nothing is known are told apart by user
+// only.
+type process struct {
+	pid     int
+	started uint64
+	handle  uint64
+	uid     uint32
+}
+
+func processOf(p caller.Process) process {
+	switch {
+	case p.PID != 0:
+		return process{pid: p.PID, started: p.Started}
+	case p.Handle != 0:
+		return process{handle: p.Handle}
+	}
+	return process{uid: p.UID}
+}
+
+// New makes a binder of the root whose records are in db.
+func New(db *metadata.DB, opts *Options) *Binder {
+	b := &Binder{db: db, opts: *opts, sessions: map[process]*Session{}}
+	if b.opts.Database == nil {
+		b.opts.Database = caller.Database
+	}
+	if b.opts.Alive == nil {
+		b.opts.Alive = caller.Process.Alive
+	}
+	if b.opts.Busy == nil {
+		b.opts.Busy = caller.Busy
+	}
+	return b
+}
+
+// Close waits for what is still to be recorded.
+func (b *Binder) Close() { b.wg.Wait() }
+
+// Session returns the session of the process at the other end of a connection. Each call is ended by one of End. Errors
+// are of class errdefs.ErrUnavailable.
+func (b *Binder) Session(ctx context.Context, p caller.Process) (*Session, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forgetDead()
+	id := processOf(p)
+	s := b.sessions[id]
+	if s != nil && s.binding.ID != direct { // of a caller without a database look again: it may have one by now
+		s.connections++
+		return s, nil
+	}
+	f, err := b.opts.Database(p, b.places())
+	if s != nil && errors.Is(err, caller.ErrNone) {
+		s.connections++
+		return s, nil
+	}
+	next := &Session{b: b, process: p, file: f, connections: 1}
+	if err := b.bind(next, err); err != nil {
+		return nil, fmt.Errorf("caller %d: bind: %w: %w", p.PID, err, errdefs.ErrUnavailable)
+	}
+	if next.binding.ID != direct {
+		log.G(ctx).WithFields(log.Fields{"pid": p.PID, "holder": next.Holder(), "database": f.Path}).Info("a containerd is connected")
+	}
+	b.sessions[id] = next
+	return next, nil
+}
+
+// forgetDead forgets the sessions whose process has ended. b.mu is held.
+func (b *Binder) forgetDead() {
+	for id, s := range b.sessions {
+		if !b.live(s) {
+			delete(b.sessions, id)
+		}
+	}
+}
+
+// live reports whether the process of a session may call again.
+func (b *Binder) live(s *Session) bool {
+	alive, known := b.opts.Alive(s.process)
+	return known && alive || !known && s.connections > 0
+}
+
+// places are the files that were seen to be the database of a containerd.
+func (b *Binder) places() (paths []string) {
+	_ = b.db.View(func(tx *metadata.Tx) error { // without them the usual places are left
+		bs, err := tx.Bindings()
+		for _, r := range bs {
+			if r.Path != "" && !slices.Contains(paths, r.Path) {
+				paths = append(paths, r.Path)
+			}
+		}
+		return err
+	})
+	return paths
+}
+
+// direct is the ID of the binding of all callers that are no containerd.
+const direct = "direct"
+
+// newID returns the ID of a new binding. It is no number, so that a holder's name is no key of another one's snapshot.
+func newID() string {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return "d" + hex.EncodeToString(b[:])
+}
+
+// bind chooses the holder of a new session, after the look at its process gave looked.
+func (b *Binder) bind(s *Session, looked error) error {
+	known := false
+	change := func(tx *metadata.Tx) error {
+		known = false
+		bs, err := tx.Bindings()
+		if err != nil {
+			return err
+		}
+		switch {
+		case errors.Is(looked, caller.ErrNone):
+			known, err = s.bindDirect(tx, bs)
+		case looked != nil || s.file.Born.IsZero():
+			err = s.bindNew(tx, bs)
+		default:
+			known, err = s.bindFile(tx, bs)
+		}
+		if err != nil {
+			return err
+		}
+		s.binding.Seen = time.Now().UTC()
+		return tx.PutBinding(s.binding)
+	}
+	err := b.db.Update(change)
+	if err != nil && known {
+		log.L.WithError(err).WithField("holder", s.binding.Holder).Warn("it is not recorded that a containerd was seen")
+		err = nil // a full disk keeps nobody from what it holds
+	}
+	if err == nil {
+		s.setHolder(s.binding.Holder)
+	}
+	return err
+}
+
+// bindFile finds the binding of the database's file, or makes one.
+func (s *Session) bindFile(tx *metadata.Tx, bs []metadata.Binding) (known bool, err error) {
+	for _, r := range bs {
+		if !s.file.Same(fileOf(r)) {
+			continue
+		}
+		if s.b.inUse(r, s) {
+			// Only one process can have a database open, so this is a copy with the same inode number and birth time.
+			log.L.WithField("database", s.file.Path).Warn("a copy of the database of a containerd that runs: it is taken for another one")
+			s.file.Inode, s.file.Born = 0, time.Time{}
+			return false, s.bindNew(tx, bs)
+		}
+		if r.Writes > s.file.Writes+1 && s.file.Writes > 0 { // one may be lost in a power cut
+			return false, s.replace(tx, bs, r)
+		}
+		r.Path, r.Writes = s.file.Path, max(r.Writes, s.file.Writes)
+		s.binding = r
+		return true, nil
+	}
+	return false, s.bindNew(tx, bs)
+}
+
+// replace takes the file away from a binding that it was emptied or restored under: what the database knew then is held
+// by the old binding until the database proves that it knows it.
+func (s *Session) replace(tx *metadata.Tx, bs []metadata.Binding, old metadata.Binding) error {
+	log.L.WithFields(log.Fields{"database": s.file.Path, "holder": old.Holder}).Warn("the database of a containerd was emptied or restored")
+	old.Inode, old.Born = 0, time.Time{}
+	if err := tx.PutBinding(old); err != nil {
+		return err
+	}
+	return s.bindNew(tx, bs)
+}
+
+// maxBindings is how many bindings are kept although their holders hold nothing.
+const maxBindings = 64
+
+func (s *Session) bindNew(tx *metadata.Tx, bs []metadata.Binding) error {
+	if len(bs) > maxBindings {
+		for _, r := range bs {
+			if !tx.HoldsAny(r.Holder) {
+				if err := s.b.forget(tx, r.Holder); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	id := newID()
+	holder, settled, err := s.newHolder(tx, bs, id)
+	s.binding = metadata.Binding{
+		ID: id, Holder: holder, Inode: s.file.Inode, Born: s.file.Born, Path: s.file.Path, Writes: s.file.Writes, Settled: settled,
+	}
+	return err
+}
+
+func (s *Session) bindDirect(tx *metadata.Tx, bs []metadata.Binding) (known bool, err error) {
+	s.file = caller.File{}
+	if i := slices.IndexFunc(bs, func(r metadata.Binding) bool { return r.ID == direct }); i >= 0 {
+		s.binding = bs[i]
+		return true, nil
+	}
+	holder, _, err := s.newHolder(tx, bs, direct)
+	s.binding = metadata.Binding{ID: direct, Holder: holder, Settled: true}
+	return false, err
+}
+
+// newHolder is the holder of a caller that is not known: the root's first one, if it is nobody's, or a new one. What a
+// Tank without bindings left belongs to a database that was there before it.
+func (s *Session) newHolder(tx *metadata.Tx, bs []metadata.Binding, id string) (h metadata.Holder, settled bool, err error) {
+	if _, bound := metadata.BindingOf(bs, metadata.Containerd); bound {
+		return metadata.ContainerdHolder(id), false, nil
+	}
+	if !tx.HoldsAny(metadata.Containerd) {
+		return metadata.Containerd, false, nil
+	}
+	newest, err := tx.Newest(metadata.Containerd)
+	if err == nil && !s.file.Born.IsZero() && s.file.Born.Before(newest) {
+		return metadata.Containerd, true, nil
+	}
+	return metadata.ContainerdHolder(id), false, err
+}
+
+func fileOf(r metadata.Binding) caller.File {
+	return caller.File{Path: r.Path, Inode: r.Inode, Born: r.Born}
+}
+
+// inUse reports whether a process other than that of the session except acts for the binding's holder, or may at any
+// time.
+func (b *Binder) inUse(r metadata.Binding, except *Session) bool {
+	for _, s := range b.sessions {
+		if s != except && s.Holder() == r.Holder && b.live(s) {
+			return true
+		}
+	}
+	f := fileOf(r)
+	return f.Inode != 0 && (except == nil || !except.file.Same(f)) && b.opts.Busy(f)
+}
+
+// Caller is what is known of who acts for a holder.
+type Caller struct {
+	Database string    // the path of its database; "" when it has none or that is not known
+	Seen     time.Time // when it was connected last
+	InUse    bool      // it is connected, or its database is open
+}
+
+// Callers returns who acts for each holder that is bound.
+func (b *Binder) Callers() (map[metadata.Holder]Caller, error) {
+	bs, err := b.bindings()
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	callers := map[metadata.Holder]Caller{}
+	for _, r := range bs {
+		if latest, _ := metadata.BindingOf(bs, r.Holder); latest.ID == r.ID {
+			callers[r.Holder] = Caller{Database: r.Path, Seen: r.Seen, InUse: b.inUse(r, nil)}
+		}
+	}
+	return callers, nil
+}
+
+func (b *Binder) bindings() (bs []metadata.Binding, err error) {
+	err = b.db.View(func(tx *metadata.Tx) (err error) {
+		bs, err = tx.Bindings()
+		return err
+	})
+	return bs, err
+}
+
+// Free returns errdefs.ErrFailedPrecondition while a containerd acts for a holder.
+func (b *Binder) Free(h metadata.Holder) error {
+	bs, err := b.bindings()
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r, _ := metadata.BindingOf(bs, h)
+	r.Holder = h
+	if b.inUse(r, nil) {
+		return fmt.Errorf("its containerd is connected or runs: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// Released says that what a holder held was given up, so that the next new database may have the holder. A database
+// that acted for it and comes back has lost what it had, and must not take the snapshots of another one for its own.
+func (b *Binder) Released(h metadata.Holder) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.db.Update(func(tx *metadata.Tx) error {
+		return b.unbind(tx, h, func(r metadata.Binding) error {
+			r.Holder, r.Settled = metadata.ContainerdHolder(r.ID), true
+			return tx.PutBinding(r)
+		})
+	})
+}
+
+// unbind calls do for the bindings of a holder, except those of processes that are connected.
+func (b *Binder) unbind(tx *metadata.Tx, h metadata.Holder, do func(metadata.Binding) error) error {
+	bs, err := tx.Bindings()
+	if err != nil {
+		return err
+	}
+	for _, r := range bs {
+		used := false
+		for _, s := range b.sessions {
+			used = used || s.binding.ID == r.ID && b.live(s)
+		}
+		if r.Holder == h && !used {
+			if err := do(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// forget forgets who acted for a holder.
+func (b *Binder) forget(tx *metadata.Tx, h metadata.Holder) error {
+	return b.unbind(tx, h, func(r metadata.Binding) error { return tx.DeleteBinding(r.ID) })
+}
+
+// HandOver gives all that the holder from holds to the holder to: the operator knows that the containerd of from is now
+// that of to. errdefs.ErrFailedPrecondition while a containerd acts for from, errdefs.ErrInvalidArgument when one is
+// not the holder of a containerd.
+func (b *Binder) HandOver(from, to metadata.Holder) error {
+	if !from.IsContainerd() || !to.IsContainerd() || from == to {
+		return fmt.Errorf("holder %s: hand over to %s: not two containerds: %w", from, to, errdefs.ErrInvalidArgument)
+	}
+	if err := b.Free(from); err != nil {
+		return fmt.Errorf("holder %s: %w", from, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.opts.HandOver(from, to, func(tx *metadata.Tx) error { return b.forget(tx, from) })
+}
+
+// names joins holders for a log.
+func names(hs []metadata.Holder) string {
+	var all []string
+	for _, h := range hs {
+		all = append(all, string(h))
+	}
+	return strings.Join(all, ", ")
+}

@@ -1,0 +1,453 @@
+package binding_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/binding"
+	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// machine is what a Binder sees of a machine: processes, and the files of their databases.
+type machine struct {
+	t         *testing.T
+	db        *metadata.DB
+	b         *binding.Binder
+	processes map[int]caller.File // of those that run, by PID
+	hidden    map[int]bool        // cannot be looked at
+	next      int
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), &metadata.Options{NoSync: true})
+	must(t, err)
+	m := &machine{t: t, db: db, processes: map[int]caller.File{}, hidden: map[int]bool{}}
+	m.restart()
+	t.Cleanup(func() {
+		m.b.Close()
+		must(t, db.Close())
+	})
+	return m
+}
+
+// restart starts another Tank on the root.
+func (m *machine) restart() {
+	if m.b != nil {
+		m.b.Close()
+	}
+	m.b = binding.New(m.db, &binding.Options{
+		HandOver: func(from, to metadata.Holder, also func(*metadata.Tx) error) error {
+			return m.db.Update(func(tx *metadata.Tx) error {
+				if _, err := tx.HandOver(from, to); err != nil {
+					return err
+				}
+				return also(tx)
+			})
+		},
+		Database: func(p caller.Process, _ []string) (caller.File, error) {
+			switch f := m.processes[p.PID]; {
+			case m.hidden[p.PID]:
+				return caller.File{}, caller.ErrHidden
+			case f.Inode == 0:
+				return caller.File{}, caller.ErrNone
+			default:
+				return f, nil
+			}
+		},
+		Alive: func(p caller.Process) (bool, bool) {
+			_, runs := m.processes[p.PID]
+			return runs, true
+		},
+		Busy: func(f caller.File) bool {
+			for _, open := range m.processes {
+				if open.Same(f) {
+					return true
+				}
+			}
+			return false
+		},
+	})
+}
+
+// client is a containerd, or another program.
+type client struct {
+	m   *machine
+	pid int
+	s   *binding.Session
+}
+
+// start starts a process that has the file open, and connects it.
+func (m *machine) start(f caller.File, hidden bool) *client {
+	m.t.Helper()
+	m.next++
+	m.processes[m.next], m.hidden[m.next] = f, hidden
+	c := &client{m: m, pid: m.next}
+	c.connect()
+	return c
+}
+
+func (c *client) connect() {
+	c.m.t.Helper()
+	s, err := c.m.b.Session(context.Background(), caller.Process{PID: c.pid, Started: 1})
+	must(c.m.t, err)
+	c.s = s
+}
+
+func (c *client) stop() {
+	delete(c.m.processes, c.pid)
+	c.s.End()
+	c.m.b.Close() // waits for what is recorded
+}
+
+// make makes a snapshot as plugin does, and returns whether that was possible.
+func (c *client) make(key, parent string) error {
+	must(c.m.t, c.s.Making(context.Background(), key))
+	try := func() error {
+		h := c.s.Holder()
+		return c.m.db.Update(func(tx *metadata.Tx) error {
+			p := h.SnapshotKey(parent)
+			if p != "" && !tx.Holds(h, metadata.SnapshotNode(p)) {
+				return errdefs.ErrNotFound
+			}
+			k := h.SnapshotKey(key)
+			if _, err := tx.Snapshot(k); err == nil {
+				return errdefs.ErrAlreadyExists
+			}
+			err := tx.PutSnapshot(metadata.Snapshot{Key: k, Kind: metadata.Committed, Parent: p, Created: time.Now()})
+			return errors.Join(err, tx.Hold(h, metadata.SnapshotNode(k)))
+		})
+	}
+	err := try()
+	if errdefs.IsNotFound(err) && c.s.Claim(context.Background(), parent) {
+		err = try()
+	}
+	return err
+}
+
+// has reports whether the client finds a snapshot.
+func (c *client) has(key string) bool {
+	if slices.Contains(c.list(), key) {
+		c.s.Named(key)
+		return true
+	}
+	return c.s.Claim(context.Background(), key) && slices.Contains(c.list(), key)
+}
+
+// list is what the client's collector sees.
+func (c *client) list() (keys []string) {
+	h := c.s.Holder()
+	must(c.m.t, c.m.db.View(func(tx *metadata.Tx) error {
+		for _, k := range tx.Held(h, metadata.KindSnapshot, "", -1) {
+			keys = append(keys, h.SnapshotName(k))
+		}
+		return nil
+	}))
+	return keys
+}
+
+// collect removes everything that the client sees and does not keep.
+func (c *client) collect(keep ...string) {
+	h := c.s.Holder()
+	must(c.m.t, c.m.db.Update(func(tx *metadata.Tx) error {
+		keys, err := tx.HeldSnapshots(h)
+		for _, k := range keys {
+			if !slices.Contains(keep, h.SnapshotName(k)) {
+				err = errors.Join(err, tx.Release(h, metadata.SnapshotNode(k)))
+			}
+		}
+		return err
+	}))
+}
+
+var born = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// file is the file of a database; n tells files apart.
+func file(n uint64, writes uint64) caller.File {
+	return caller.File{Path: fmt.Sprintf("/%d/meta.db", n), Inode: n, Born: born.Add(time.Duration(n) * time.Hour), Writes: writes}
+}
+
+const (
+	layer     = "default/2/sha256:layer"
+	container = "default/3/container"
+)
+
+// fill does what containerd does when it pulls an image and runs a container.
+func (c *client) fill() {
+	c.m.t.Helper()
+	must(c.m.t, c.make(layer, ""))
+	must(c.m.t, c.make(container, layer))
+}
+
+// TestScenarios: what a node's containerds see, whatever becomes of their databases.
+func TestScenarios(t *testing.T) {
+	whole := []string{layer, container}
+	for _, tc := range []struct {
+		name string
+		run  func(t *testing.T, m *machine, first *client) // first has filled its database, file(1, 10)
+	}{
+		{"restarted", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			expect(t, m.start(file(1, 10), false), whole...)
+		}},
+		{"Tank restarted", func(t *testing.T, m *machine, first *client) {
+			m.restart()
+			first.connect()
+			expect(t, first, whole...)
+		}},
+		{"two at once", func(t *testing.T, m *machine, first *client) {
+			second := m.start(file(2, 1), false)
+			expect(t, second)
+			second.fill() // the same keys
+			expect(t, second, whole...)
+			second.collect()
+			expect(t, second)
+			expect(t, first, whole...)
+		}},
+		{"an empty root in between", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			second := m.start(file(2, 1), false)
+			second.fill()
+			second.collect()
+			second.stop()
+			expect(t, m.start(file(1, 10), false), whole...)
+		}},
+		{"moved", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			moved := m.start(file(2, 10), false)
+			moved.collect()
+			expectFinds(t, moved, whole...)
+			expect(t, moved, whole...)
+			moved.stop()
+			expect(t, m.start(file(2, 11), false), whole...)
+		}},
+		{"moved, and a container is made before anything is looked at", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			moved := m.start(file(2, 10), false)
+			must(t, moved.make("default/7/another", ""))
+			must(t, moved.make("default/8/second", layer))
+			expect(t, moved, layer, container, "default/7/another", "default/8/second")
+		}},
+		{"a copy while it runs", func(t *testing.T, m *machine, first *client) {
+			copied := m.start(file(2, 10), false)
+			if copied.has(container) {
+				t.Error("the copy has the container")
+			}
+			copied.collect()
+			expect(t, first, whole...)
+		}},
+		{"a copy with the same inode number and birth time", func(t *testing.T, m *machine, first *client) {
+			copied := m.start(file(1, 10), false)
+			expect(t, copied)
+			copied.collect()
+			expect(t, first, whole...)
+		}},
+		{"a copy while it runs idle, after a restart of Tank", func(t *testing.T, m *machine, first *client) {
+			m.restart()
+			copied := m.start(file(2, 10), false)
+			if copied.has(container) {
+				t.Error("the copy has the container")
+			}
+		}},
+		{"restored in its place", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			restored := m.start(file(1, 5), false)
+			restored.collect()
+			expectFinds(t, restored, whole...)
+		}},
+		{"restored in its place, unnoticed, and it makes what it forgot", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			restored := m.start(file(1, 10), false)
+			must(t, restored.make(container, "")) // it was made after the backup
+			if !restored.has(layer) || !restored.has(container) {
+				t.Errorf("it has %q", restored.list())
+			}
+		}},
+		{"emptied in its place", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			emptied := m.start(file(1, 4), false)
+			emptied.fill()
+			emptied.collect()
+			emptied.stop()
+			expectFinds(t, m.start(file(7, 10), false), whole...) // from a backup
+		}},
+		{"emptied in its place, unnoticed", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			emptied := m.start(file(1, 10), false)
+			must(t, emptied.make("default/1/extract", ""))
+			emptied.collect()
+			emptied.stop()
+			expectFinds(t, m.start(file(7, 10), false), whole...)
+		}},
+		{"wiped", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			m.start(file(2, 1), false).fill()
+			callers, err := m.b.Callers()
+			must(t, err)
+			c := callers[metadata.Containerd]
+			if c.InUse || c.Database != "/1/meta.db" || time.Since(c.Seen) > time.Minute {
+				t.Errorf("the former one: %+v", c)
+			}
+			must(t, m.b.Free(metadata.Containerd))
+		}},
+		{"a fresh one looks for what it lost, which another has", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			fresh := m.start(file(2, 1), false)
+			must(t, fresh.make("default/1/extract", ""))
+			if fresh.has(container) {
+				t.Error("it has a container of another")
+			}
+		}},
+		{"hidden, restarted", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			hidden := m.start(caller.File{}, true)
+			hidden.collect()
+			expectFinds(t, hidden, whole...)
+			must(t, hidden.make("default/9/more", layer))
+			hidden.stop()
+			hidden = m.start(caller.File{}, true)
+			must(t, hidden.make("default/10/early", ""))
+			expectFinds(t, hidden, layer, container, "default/9/more", "default/10/early")
+		}},
+		{"hidden, beside it", func(t *testing.T, m *machine, first *client) {
+			hidden := m.start(caller.File{}, true)
+			hidden.fill()
+			hidden.collect()
+			expect(t, first, whole...)
+		}},
+		{"another program", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			program := m.start(caller.File{}, false)
+			if program.has(layer) {
+				t.Error("it has a snapshot of containerd's")
+			}
+			program.fill()
+			program.stop()
+			expect(t, m.start(caller.File{}, false), whole...)
+			expect(t, m.start(file(1, 10), false), whole...)
+		}},
+		{"two former ones had the layer", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			second := m.start(file(2, 1), false)
+			must(t, second.make(layer, ""))
+			second.stop()
+			moved := m.start(file(3, 20), false)
+			if moved.has(layer) {
+				t.Error("it took one of two")
+			}
+			expectFinds(t, moved, whole[1], whole[0]) // only one had the container
+		}},
+		{"released, and back while another has the like", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			second := m.start(file(2, 1), false)
+			second.fill()
+			second.stop()
+			must(t, m.db.Update(func(tx *metadata.Tx) error { return tx.ReleaseAll(metadata.Containerd) }))
+			must(t, m.b.Released(metadata.Containerd))
+			if m.start(file(1, 10), false).has(container) {
+				t.Error("it took the other's")
+			}
+			if h := m.start(file(3, 1), false).s.Holder(); h != metadata.Containerd {
+				t.Errorf("a new one acts for %s", h)
+			}
+		}},
+		{"handed over by hand", func(t *testing.T, m *machine, first *client) {
+			second := m.start(file(2, 1), false)
+			must(t, second.make("default/1/extract", ""))
+			if err := m.b.HandOver(metadata.Containerd, second.s.Holder()); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("while it runs: %v", err)
+			}
+			first.stop()
+			must(t, m.b.HandOver(metadata.Containerd, second.s.Holder()))
+			expect(t, second, "default/1/extract", layer, container)
+			if err := m.b.HandOver("image/x", second.s.Holder()); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("an image's: %v", err)
+			}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := newMachine(t)
+			first := m.start(file(1, 1), false)
+			if h := first.s.Holder(); h != metadata.Containerd {
+				t.Fatalf("the first one acts for %s", h)
+			}
+			m.processes[first.pid] = file(1, 10)
+			first.fill()
+			first.s.End()
+			m.b.Close()
+			m.restart() // which records how far the database was
+			first.connect()
+			tc.run(t, m, first)
+			var faults []string
+			must(t, m.db.Check(func(err error) { faults = append(faults, err.Error()) }))
+			if len(faults) > 0 {
+				t.Error(strings.Join(faults, "\n"))
+			}
+		})
+	}
+}
+
+// expect checks what a client's collector would see.
+func expect(t *testing.T, c *client, want ...string) {
+	t.Helper()
+	if got := c.list(); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
+		t.Errorf("%s sees %q, want %q", c.s.Holder(), got, want)
+	}
+}
+
+func expectFinds(t *testing.T, c *client, keys ...string) {
+	t.Helper()
+	for _, k := range keys {
+		if !c.has(k) {
+			t.Errorf("%s: %s is not found; it sees %q", c.s.Holder(), k, c.list())
+		}
+	}
+}
+
+// TestUpgrade: a root of a Tank that knew no bindings belongs to the database that was there when its snapshots were
+// made.
+func TestUpgrade(t *testing.T) {
+	old := time.Now().Add(-time.Hour)
+	for _, tc := range []struct {
+		name string
+		born time.Time
+		want metadata.Holder // "": another one
+	}{
+		{"older than the snapshots", old.Add(-time.Hour), metadata.Containerd},
+		{"born after them", old.Add(time.Hour), ""},
+		{"of an unknown age", time.Time{}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := newMachine(t)
+			must(t, m.db.Update(func(tx *metadata.Tx) error {
+				err := tx.PutSnapshot(metadata.Snapshot{Key: container, Kind: metadata.Active, Created: old})
+				return errors.Join(err, tx.Hold(metadata.Containerd, metadata.SnapshotNode(container)))
+			}))
+			c := m.start(caller.File{Path: "/meta.db", Inode: 1, Born: tc.born, Writes: 7}, false)
+			if h := c.s.Holder(); (h == metadata.Containerd) != (tc.want == metadata.Containerd) {
+				t.Errorf("it acts for %s", h)
+			}
+			c.collect(container)
+			expectFinds(t, c, container) // a moved database proves itself
+			if c.s.Holder() != metadata.Containerd {
+				t.Errorf("it acts for %s", c.s.Holder())
+			}
+		})
+	}
+}

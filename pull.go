@@ -107,7 +107,11 @@ func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image,
 		return nil, fmt.Errorf("image %s: offline and refresh exclude each other: %w", p.ref, errdefs.ErrInvalidArgument)
 	}
 	p.holder = metadata.PullHolder(p.ref.String())
-	return p.run(ctx)
+	img, err := p.run(ctx)
+	if err != nil {
+		p.giveUp(ctx, err)
+	}
+	return img, err
 }
 
 func matcher(platform string) (platforms.MatchComparer, error) {

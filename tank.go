@@ -72,6 +72,9 @@ type Tank struct {
 	mu    sync.Mutex
 	pulls map[string]bool
 
+	// shortage has one goroutine at a time make room on a full disk.
+	shortage sync.Mutex
+
 	// layout serializes the writing of index.json.
 	layout sync.Mutex
 }
@@ -111,6 +114,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 		OnIngest:   func(d digest.Digest) { t.snapshots.Ingested(d) },
 		OnGarbage:  func(digest.Digest) { t.sweeper.soon() },
 		LiveHolder: t.live,
+		OnShortage: t.makeRoom,
 	})
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package content
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,15 +17,15 @@ import (
 // adopt records and holds a blob whose bytes lie in their place without a record, as a kill leaves them right before the
 // record is written. They are hashed again, because nothing says whether they ever reached the disk. errdefs.ErrNotFound
 // when there are none, or others.
-func (v *View) adopt(d digest.Digest) error {
-	b, came, err := v.adoptFile(d)
+func (v *View) adopt(ctx context.Context, d digest.Digest) error {
+	b, came, err := v.adoptFile(ctx, d)
 	if err == nil && came {
 		v.held(b)
 	}
 	return err
 }
 
-func (v *View) adoptFile(d digest.Digest) (b metadata.Blob, came bool, err error) {
+func (v *View) adoptFile(ctx context.Context, d digest.Digest) (b metadata.Blob, came bool, err error) {
 	v.s.gate.RLock()
 	defer v.s.gate.RUnlock()
 	path := v.s.Path(d)
@@ -43,7 +44,10 @@ func (v *View) adoptFile(d digest.Digest) (b metadata.Blob, came bool, err error
 	if !fi.Mode().IsRegular() {
 		return b, false, fmt.Errorf("blob %s: not a file: %w", d, errdefs.ErrNotFound)
 	}
-	got, err := d.Algorithm().FromReader(f)
+	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
+	if ctx.Err() != nil {
+		return b, false, fmt.Errorf("blob %s: %w", d, ctx.Err())
+	}
 	if err != nil || got != d {
 		return b, false, fmt.Errorf("blob %s: what lies there is something else: %w", d, errdefs.ErrNotFound)
 	}

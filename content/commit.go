@@ -21,8 +21,8 @@ import (
 // errdefs.ErrFailedPrecondition says that the bytes are not those: they stay, and the ref can be opened again.
 // errdefs.ErrAlreadyExists says that the blob was here before; it is held as well, and the verified bytes took the place of
 // the old ones, whatever had become of these.
-func (w *writer) Commit(_ context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
-	b, came, err := w.commit(size, expected, opts)
+func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	b, came, err := w.commit(ctx, size, expected, opts)
 	if came {
 		w.v.held(b)
 	}
@@ -32,7 +32,7 @@ func (w *writer) Commit(_ context.Context, size int64, expected digest.Digest, o
 	return err
 }
 
-func (w *writer) commit(size int64, expected digest.Digest, opts []content.Opt) (b metadata.Blob, came bool, err error) {
+func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest, opts []content.Opt) (b metadata.Blob, came bool, err error) {
 	w.lockSummed()
 	defer w.mu.Unlock()
 	if w.done {
@@ -40,7 +40,7 @@ func (w *writer) commit(size int64, expected digest.Digest, opts []content.Opt) 
 	}
 	state, cause := gone, "not committed"
 	defer func() { _ = w.close(state, cause) }() // the bytes are on disk by then, or the error is known
-	d, labels, err := w.verify(size, expected, opts)
+	d, labels, err := w.verify(ctx, size, expected, opts)
 	if err != nil {
 		return b, false, err
 	}
@@ -62,12 +62,14 @@ func (w *writer) commit(size int64, expected digest.Digest, opts []content.Opt) 
 }
 
 // verify returns the digest that the bytes have, if that and their number are as expected.
-func (w *writer) verify(size int64, expected digest.Digest, opts []content.Opt) (digest.Digest, map[string]string, error) {
-	if w.aborted.Load() {
-		return "", nil, errdefs.ErrAborted
-	}
-	if w.broken != nil {
+func (w *writer) verify(ctx context.Context, size int64, expected digest.Digest, opts []content.Opt) (
+	digest.Digest, map[string]string, error,
+) {
+	switch {
+	case w.broken != nil:
 		return "", nil, w.broken
+	case w.aborted.Load():
+		return "", nil, errdefs.ErrAborted
 	}
 	var given content.Info
 	for _, opt := range opts {
@@ -90,7 +92,7 @@ func (w *writer) verify(size int64, expected digest.Digest, opts []content.Opt) 
 	}
 	if expected != "" && expected.Algorithm() != d.Algorithm() {
 		h := expected.Algorithm().Digester()
-		if _, err := io.Copy(h.Hash(), io.NewSectionReader(w.f, 0, w.offset)); err != nil {
+		if _, err := io.Copy(h.Hash(), ctxReader{ctx.Err, io.NewSectionReader(w.f, 0, w.offset)}); err != nil {
 			return "", nil, err
 		}
 		d = h.Digest()

@@ -51,6 +51,9 @@ type Options struct {
 	// LiveHolder says whether an unfinished ingest of holder is worth keeping; Sweep removes the others. It is called outside
 	// every lock and never for a containerd, which aborts its own. nil: all are kept.
 	LiveHolder func(holder metadata.Holder) bool
+	// OnShortage is called, outside every lock, when the disk has no room for a download. It makes room, and reports whether it
+	// may have; then the download is tried once more. nil: the download fails.
+	OnShortage func(ctx context.Context) bool
 }
 
 // Stats counts blobs and ingests.
@@ -66,6 +69,7 @@ type Store struct {
 	opts  Options
 	hooks hooks
 	trash trash
+	room  room
 	wg    sync.WaitGroup // deletions that are not durable yet
 
 	// gate is held for reading from when bytes get their name under blobs/ until they are recorded and held, and while a
@@ -108,6 +112,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		root:    root,
 		db:      db,
 		hooks:   noHooks(),
+		room:    room{free: freeSpace},
 		writers: map[string]*writer{},
 		ingests: map[digest.Digest][]*ingest{},
 	}

@@ -25,7 +25,10 @@ func Recover(ctx context.Context, root string) ([]metadata.Blob, error) {
 			return err
 		}
 		d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(filepath.Dir(path))), e.Name())
-		b, err := recoverBlob(path, d)
+		b, err := recoverBlob(ctx, path, d)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
 			log.G(ctx).WithError(err).Warnf("recover: %s is left out", path)
 			return nil
@@ -39,7 +42,7 @@ func Recover(ctx context.Context, root string) ([]metadata.Blob, error) {
 	return blobs, err
 }
 
-func recoverBlob(path string, d digest.Digest) (metadata.Blob, error) {
+func recoverBlob(ctx context.Context, path string, d digest.Digest) (metadata.Blob, error) {
 	if err := validate(d); err != nil {
 		return metadata.Blob{}, err
 	}
@@ -52,7 +55,7 @@ func recoverBlob(path string, d digest.Digest) (metadata.Blob, error) {
 	if err != nil {
 		return metadata.Blob{}, err
 	}
-	got, err := d.Algorithm().FromReader(f)
+	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
 	if err != nil {
 		return metadata.Blob{}, err
 	}

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeback is how many bytes are written between two requests to the kernel to start writing them out, so that the fsync
-// at the end finds little to do.
+// writeback is how many bytes are written between two requests to the kernel to start writing them out, so that the
+// fsync at the end finds little to do.
 const writeback = 8 << 20
 
 // piece is how many bytes are written and then hashed at once: what a core has in its own cache.
@@ -28,8 +28,8 @@ const piece = 256 << 10
 // digestWait is how long Digest waits for the hash of what an earlier writer left.
 const digestWait = 200 * time.Millisecond
 
-// writer writes one ingest. Bytes that an earlier writer left are hashed in the background; what needs their hash waits without
-// mu, so that Status, Truncate and Close do not.
+// writer writes one ingest. Bytes that an earlier writer left are hashed in the background; what needs their hash
+// waits without mu, so that Status, Truncate and Close do not.
 type writer struct {
 	v       *View
 	ref     string
@@ -45,6 +45,7 @@ type writer struct {
 	started time.Time
 	updated time.Time
 	flushed int64 // bytes of which writing out was started
+	due     int64 // bytes that were announced and not written; part of the store's promise
 	dirty   bool  // an fsync is due
 	broken  error // of a write; Truncate heals it
 	digest  digest.Digest
@@ -53,13 +54,17 @@ type writer struct {
 
 var _ content.Syncer = (*writer)(nil)
 
-// Writer opens or resumes the holder's ingest of that ref. It returns errdefs.ErrAlreadyExists, and holds the blob, when the
-// descriptor's digest is that of a blob that is here, errdefs.ErrUnavailable while another writer has the ref, and
-// errdefs.ErrInvalidArgument without a ref or with a malformed digest.
+// Writer opens or resumes the holder's ingest of that ref. It returns errdefs.ErrAlreadyExists, and holds the blob,
+// when the descriptor's digest is that of a blob that is here, errdefs.ErrUnavailable while another writer has the
+// ref, and errdefs.ErrInvalidArgument without a ref or with a malformed digest. It returns
+// errdefs.ErrResourceExhausted, and forgets the ingest, when the disk has no room for what the descriptor announces.
 //
-// The Write that reaches the descriptor's size, when there is one, fsyncs before it returns, so that Commit is quick. Bytes
-// that an earlier writer left are hashed after Writer returned: Write, Sync and Commit wait for that; Status never does.
-func (v *View) Writer(_ context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+// A Write that finds no room forgets the ingest. Bytes that nobody announced leave 64 MiB free.
+//
+// The Write that reaches the descriptor's size, when there is one, fsyncs before it returns, so that Commit is quick.
+// Bytes that an earlier writer left are hashed after Writer returned: Write, Sync and Commit wait for that; Status
+// never does.
+func (v *View) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
 		if err := opt(&o); err != nil {
@@ -72,7 +77,7 @@ func (v *View) Writer(_ context.Context, opts ...content.WriterOpt) (content.Wri
 	if o.Desc.Digest != "" {
 		_, err := v.hit(o.Desc.Digest)
 		if errdefs.IsNotFound(err) {
-			err = v.adopt(o.Desc.Digest)
+			err = v.adopt(ctx, o.Desc.Digest)
 		}
 		if err == nil {
 			return nil, fmt.Errorf("blob %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
@@ -81,7 +86,7 @@ func (v *View) Writer(_ context.Context, opts ...content.WriterOpt) (content.Wri
 			return nil, err
 		}
 	}
-	w, err := v.openWriter(o.Ref, o.Desc)
+	w, err := v.openWriter(ctx, o.Ref, o.Desc)
 	if err != nil {
 		return nil, fmt.Errorf("ingest %.200q: %w", o.Ref, err)
 	}
@@ -91,7 +96,7 @@ func (v *View) Writer(_ context.Context, opts ...content.WriterOpt) (content.Wri
 	return w, nil
 }
 
-func (v *View) openWriter(ref string, desc ocispec.Descriptor) (_ *writer, err error) {
+func (v *View) openWriter(ctx context.Context, ref string, desc ocispec.Descriptor) (_ *writer, err error) {
 	w := &writer{v: v, ref: ref, stored: v.stored(ref), total: max(desc.Size, 0)}
 	d := desc.Digest
 	if d == "" {
@@ -124,6 +129,9 @@ func (v *View) openWriter(ref string, desc ocispec.Descriptor) (_ *writer, err e
 	v.s.mu.Unlock()
 	w.f, w.started, w.updated = f, st.StartedAt, st.UpdatedAt
 	w.offset, w.flushed, w.dirty = st.Offset, st.Offset, true
+	if err := w.promise(ctx, f); err != nil {
+		return nil, w.giveUp(err)
+	}
 	w.sum.Store(v.s.sum(f, st.Offset))
 	w.follow(d)
 	if w.aborted.Load() {
@@ -170,8 +178,8 @@ func (w *writer) Status() (content.Status, error) {
 	}, nil
 }
 
-// Digest returns the digest of what was written so far, by SHA-256; after a commit the blob's. While the hash of what an
-// earlier writer left is still behind it waits for that, but at most 200 ms, and then returns "".
+// Digest returns the digest of what was written so far, by SHA-256; after a commit the blob's. While the hash of what
+// an earlier writer left is still behind it waits for that, but at most 200 ms, and then returns "".
 func (w *writer) Digest() digest.Digest {
 	w.sum.Load().wait(digestWait)
 	w.mu.Lock()
@@ -210,6 +218,8 @@ func (w *writer) usable() error {
 	switch {
 	case w.done:
 		return fmt.Errorf("ingest %.200q: writer is closed: %w", w.ref, errdefs.ErrFailedPrecondition)
+	case w.aborted.Load() && w.broken != nil:
+		return w.broken
 	case w.aborted.Load():
 		return fmt.Errorf("ingest %.200q: %w", w.ref, errdefs.ErrAborted)
 	}
@@ -226,8 +236,17 @@ func (w *writer) Write(p []byte) (int, error) {
 	w.updated, w.dirty = time.Now(), true
 	w.in().grow(w.offset)
 	if err != nil {
-		w.broken = fmt.Errorf("ingest %.200q: write at %d: %w", w.ref, w.offset, classify(err))
-		return n, w.broken
+		err = fmt.Errorf("ingest %.200q: write at %d: %w", w.ref, w.offset, classify(err))
+		if errdefs.IsResourceExhausted(err) {
+			return n, w.giveUp(err)
+		}
+		w.broken = err
+		return n, err
+	}
+	if w.offset > w.total && (w.total > 0 || w.offset-w.flushed >= writeback) { // what nobody announced
+		if err := w.v.s.room.left(w.f); err != nil {
+			return n, w.giveUp(fmt.Errorf("ingest %.200q: %w", w.ref, err))
+		}
 	}
 	if w.total > 0 && w.offset >= w.total {
 		return n, w.sync()
@@ -247,6 +266,7 @@ func (w *writer) writePieces(p []byte) (written int, err error) {
 		n, err = w.v.s.hooks.writeAt(w.f, p[:min(len(p), piece)], w.offset)
 		w.sum.Load().hash.Write(p[:n])
 		w.offset += int64(n)
+		w.wrote(int64(n))
 		written, p = written+n, p[n:]
 	}
 	return written, err
@@ -262,8 +282,8 @@ func (w *writer) Sync() error {
 	return w.sync()
 }
 
-// sync is called with mu held. After an fsync that failed nobody knows what of the file is on disk, and the next one would
-// not say it, so the ingest is forgotten.
+// sync is called with mu held. After an fsync that failed nobody knows what of the file is on disk, and the next one
+// would not say it, so the ingest is forgotten.
 func (w *writer) sync() error {
 	if !w.dirty {
 		return nil
@@ -287,7 +307,8 @@ func (w *writer) Truncate(size int64) error {
 		return fmt.Errorf("ingest %.200q: can't be cut to %d bytes, only to none: %w", w.ref, size, errdefs.ErrInvalidArgument)
 	}
 	if w.offset > 0 {
-		w.offset = 0
+		w.v.s.room.promised.Add(max(w.total, 0) - w.due)
+		w.offset, w.due = 0, max(w.total, 0)
 		w.follow(w.in().digest)
 	}
 	w.flushed, w.updated, w.dirty = 0, time.Now(), true
@@ -313,6 +334,7 @@ func (w *writer) Close() error {
 // close gives up the ref. Called with mu held, or before anybody else knows w.
 func (w *writer) close(state ingestState, cause string) error {
 	w.done = true
+	w.wrote(w.due)
 	s := w.v.s
 	w.in().end(state, cause)
 	s.register(w.in(), nil)

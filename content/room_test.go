@@ -1,0 +1,177 @@
+package content
+
+import (
+	"context"
+	"math"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// disk is a small one: what is written to it is taken off its free space.
+type disk struct{ free int64 }
+
+func (d *disk) use(r *root) {
+	r.room.free = func(*os.File) (int64, error) { return d.free, nil }
+	r.hooks.writeAt = func(f *os.File, p []byte, off int64) (int, error) {
+		n, err := f.WriteAt(p, off)
+		d.free -= int64(n)
+		return n, err
+	}
+}
+
+// TestRoom shows that a download begins only if all of it fits beside those that have begun.
+func TestRoom(t *testing.T) {
+	r := open(t, t.TempDir(), nil)
+	d := disk{free: 100}
+	d.use(r)
+	v := r.For(alice)
+	opens := func(ref string, size int64) bool {
+		t.Helper()
+		w, err := v.Writer(t.Context(), content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+		if err != nil {
+			class(t, errdefs.IsResourceExhausted, err)
+			return false
+		}
+		must(t, w.Close())
+		return true
+	}
+	first := start(t, v, "first", ocispec.Descriptor{Size: 60})
+	for _, tc := range []struct {
+		after string
+		do    func()
+		most  int64 // that a second download may have
+	}{
+		{"the first began", func() {}, 40},
+		{"it has written a half", func() { write(t, first, strings.Repeat("x", 30)) }, 40},
+		{"somebody else freed some", func() { d.free += 10 }, 50},
+		{"it begins anew", func() { must(t, first.Truncate(0)); d.free += 30 }, 50},
+		{"it has written a part", func() { write(t, first, strings.Repeat("x", 20)) }, 50},
+		{"it was closed", func() { must(t, first.Close()) }, 90},
+		{"it is resumed", func() { first = start(t, v, "first", ocispec.Descriptor{Size: 60}) }, 50},
+		{"it was aborted", func() { must(t, v.Abort(t.Context(), "first")); must(t, first.Close()) }, 90},
+	} {
+		tc.do()
+		for _, size := range []int64{tc.most + 1, math.MaxInt64} {
+			if opens("second", size) {
+				t.Errorf("after %s: room for %d bytes", tc.after, size)
+			}
+		}
+		if !opens("second", tc.most) {
+			t.Errorf("after %s: no room for %d bytes", tc.after, tc.most)
+		}
+		must(t, v.Abort(t.Context(), "second"))
+	}
+	if p := r.room.promised.Load(); p != 0 {
+		t.Errorf("%d bytes stay promised", p)
+	}
+	// One that does not fit is not resumed later either: it would hold a full disk until then.
+	part := start(t, v, "part", ocispec.Descriptor{Size: 60})
+	write(t, part, "0123456789")
+	must(t, part.Close())
+	d.free = 49
+	if opens("part", 60) {
+		t.Error("room for the rest")
+	}
+	if names := r.names("ingest"); len(names) > 0 {
+		t.Errorf("left %v", names)
+	}
+}
+
+// TestRoomForWhatNobodyAnnounced shows that an ingest of unknown length, or one that is longer than announced, does
+// not fill the disk.
+func TestRoomForWhatNobodyAnnounced(t *testing.T) {
+	for name, size := range map[string]int64{"unknown": 0, "longer": 1} {
+		t.Run(name, func(t *testing.T) {
+			r := open(t, t.TempDir(), nil)
+			d := disk{free: spare + 20<<20}
+			d.use(r)
+			w := start(t, r.For(alice), "ref", ocispec.Descriptor{Size: size})
+			piece := make([]byte, 1<<20)
+			for range 12 {
+				write(t, w, string(piece))
+			}
+			var err error
+			for i := 0; i < 16 && err == nil; i++ {
+				_, err = w.Write(piece)
+			}
+			class(t, errdefs.IsResourceExhausted, err)
+			if d.free < spare-writeback {
+				t.Errorf("%d bytes were left", d.free)
+			}
+			must(t, w.Close())
+			if names := r.names("ingest"); len(names) > 0 {
+				t.Errorf("left %v", names)
+			}
+		})
+	}
+}
+
+// TestRoomForAnImage shows what of an image counts.
+func TestRoomForAnImage(t *testing.T) {
+	shortages := 0
+	d := disk{free: 1 << 20}
+	r := open(t, t.TempDir(), &Options{OnShortage: func(context.Context) bool {
+		shortages++
+		return shortages == 1
+	}})
+	d.use(r)
+	v := r.For(alice)
+	here := put(t, r.For(bob), "here")
+	lacks := ocispec.Descriptor{Digest: digest.FromString("lacks"), Size: 100}
+	part := ocispec.Descriptor{Digest: digest.FromString("part"), Size: 50}
+	w := start(t, v, "layer-"+part.Digest.String(), part)
+	write(t, w, strings.Repeat("x", 20))
+	must(t, w.Close())
+	all := []ocispec.Descriptor{lacks, {Digest: here, Size: 4}, part, lacks}
+	for _, tc := range []struct {
+		name      string
+		free      int64
+		again     bool
+		ok        bool
+		shortages int
+	}{
+		{"all that lacks", 130, false, true, 0},
+		{"a byte less, and none is made", 129, false, false, 2},
+		{"all of it again", 154, true, true, 0},
+		{"a byte less", 153, true, false, 2},
+	} {
+		shortages = 1
+		if d.free = tc.free; tc.ok {
+			shortages = 0
+		}
+		err := v.Room(t.Context(), all, tc.again)
+		if (err == nil) != tc.ok || err != nil && !errdefs.IsResourceExhausted(err) || shortages != tc.shortages {
+			t.Errorf("%s: %v after %d shortages", tc.name, err, shortages)
+		}
+	}
+	// Somebody makes room.
+	shortages, d.free = 0, 0
+	r.opts.OnShortage = func(context.Context) bool { d.free = 130; return true }
+	must(t, v.Room(t.Context(), all, false))
+	d.free = 0
+	_, err := v.Writer(t.Context(), content.WithRef("x"), content.WithDescriptor(ocispec.Descriptor{Size: 130}))
+	must(t, err)
+	sum := []ocispec.Descriptor{{Digest: "a", Size: math.MaxInt64}, {Digest: "b", Size: 1}}
+	class(t, errdefs.IsResourceExhausted, v.Room(t.Context(), sum, true))
+}
+
+func TestFreeSpace(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	must(t, err)
+	defer dir.Close()
+	if n, err := freeSpace(dir); err != nil || n <= 0 {
+		t.Errorf("%d bytes are free, %v", n, err)
+	}
+	proc, err := os.Open("/proc") // a file system without a size
+	must(t, err)
+	defer proc.Close()
+	if n, err := freeSpace(proc); err != nil || n != math.MaxInt64 {
+		t.Errorf("%d bytes are free, %v", n, err)
+	}
+}

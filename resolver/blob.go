@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -11,27 +12,40 @@ import (
 )
 
 // blob downloads desc into the store unless it is there, and says whether it did.
-func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
-	done, err := f.repo.flights.take(ctx, desc.Digest)
-	if err != nil {
-		return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
+func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (fresh bool, err error) {
+	for arrived := true; arrived; {
+		if fresh, arrived, err = f.turn(ctx, desc); err != nil {
+			return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
+		}
 	}
-	defer done()
-	d := &download{repo: f.repo, desc: desc, buffers: f.buffers, pace: f.pace}
-	fresh, err := f.ingest(ctx, d)
-	if errdefs.IsDataLoss(err) && ctx.Err() == nil {
+	return fresh, nil
+}
+
+// turn waits until desc may be downloaded, and downloads it. arrived says that another download of it was faster, so that it is in the store.
+func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor) (fresh, arrived bool, err error) {
+	own, turn, done, err := f.repo.flights.take(ctx, desc.Digest, f.repo.registry)
+	if err != nil {
+		return false, false, err
+	}
+	if f.Refresh {
+		own = ctx // what others bring is not what it is there for
+	}
+	defer func() { done(err == nil && !arrived) }()
+	d := &download{repo: f.repo, desc: desc, buffers: f.buffers, pace: f.pace, turn: turn}
+	fresh, err = f.ingest(own, d)
+	if errdefs.IsDataLoss(err) && own.Err() == nil {
 		// Bytes of an older download, or badly joined ranges, or one host of several may be to blame. The bytes are gone now, so the registry
 		// deserves one more chance: from the beginning, in one piece, and from another host than the last if there is one.
 		next := 0
 		if d.host+1 < len(f.repo.hosts) {
 			next = d.host + 1
 		}
-		fresh, err = f.ingest(ctx, &download{repo: f.repo, desc: desc, host: next, whole: true})
+		fresh, err = f.ingest(own, &download{repo: f.repo, desc: desc, host: next, whole: true, turn: turn})
 	}
-	if err != nil {
-		return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
+	if err != nil && errors.Is(context.Cause(own), errArrived) && ctx.Err() == nil {
+		return false, true, nil
 	}
-	return fresh, nil
+	return fresh, false, err
 }
 
 // open opens the ingest of desc at its present end, under a ref that ends with the digest: by that the store recognises a layer in progress.
@@ -73,11 +87,13 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 	if err != nil {
 		return false, err
 	}
+	// A Write may wait for the hash of what an earlier download left.
+	closed := context.AfterFunc(ctx, func() { w.Close() })
 	defer func() {
+		closed()
 		w.Close()
-		if errdefs.IsDataLoss(err) || err != nil && f.Refresh {
-			// What lies in the ingest is not the beginning of this blob, or nobody will go on with it. The caller's context may be over already.
-			_ = f.into.Abort(context.WithoutCancel(ctx), ref)
+		if err != nil && f.hopeless(ctx, err) {
+			_ = f.into.Abort(context.WithoutCancel(ctx), ref) // the context may be over already
 		}
 	}()
 	status, err := w.Status()
@@ -89,11 +105,18 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 		if _, err := w.Write(p); err != nil {
 			return err
 		}
+		if d.turn != nil {
+			d.turn.bytes.Add(int64(len(p)))
+		}
 		f.progress(Event{Descriptor: desc, Offset: d.offset + int64(len(p))})
 		return nil
 	}
 	f.progress(Event{Descriptor: desc, Offset: d.offset})
-	if err := d.run(ctx); err != nil {
+	err = d.run(ctx)
+	if !closed() {
+		return false, ctx.Err()
+	}
+	if err != nil {
 		return false, err
 	}
 	if err := commit(ctx, w, desc); err != nil {
@@ -101,6 +124,12 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 	}
 	f.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true})
 	return true, nil
+}
+
+// hopeless reports whether an ingest that failed with err is of no use to a later fetch: the disk is full, what lies in it is not the
+// beginning of this blob, or the blob is here already, or is to come anew each time.
+func (f *fetch) hopeless(ctx context.Context, err error) bool {
+	return errdefs.IsDataLoss(err) || errdefs.IsResourceExhausted(err) || errors.Is(context.Cause(ctx), errArrived) || f.Refresh
 }
 
 // sameSize compares the size that a descriptor gives to a blob with that of the blob in the store, whose bytes nobody downloads again. A

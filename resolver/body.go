@@ -55,12 +55,13 @@ func (w *watched) Read(p []byte) (int, error) {
 // endWait is how long a body that has brought all bytes is waited for to end.
 const endWait = time.Second
 
-// readEnd reads the end of a body that has no more bytes to bring, so that its connection can be used again.
-func readEnd(body io.ReadCloser) {
+// readEnd reads the end of a body that has no more bytes to bring, so that its connection can be used again. It returns how many it had.
+func readEnd(body io.ReadCloser) int {
 	if w, ok := body.(*watched); ok {
 		w.left = min(w.left, endWait)
 	}
-	_, _ = body.Read(make([]byte, 1))
+	n, _ := body.Read(make([]byte, 1))
+	return n
 }
 
 func (w *watched) Close() error {

@@ -23,6 +23,7 @@ type download struct {
 	write   func([]byte) error // its errors are the store's, and end the download
 	buffers *buffers           // for ranges; nil: one stream
 	pace    *pace              // whether there are to be ranges; not nil if buffers is not
+	turn    *turn              // counts what is written; nil: nobody does
 	lane    int                // of the stream, and of the first range
 	offset  int64              // how many bytes were written
 	host    int                // the host that is asked now; those before it are not asked
@@ -187,6 +188,9 @@ func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Respon
 			}
 			d.offset += int64(n)
 		}
+		if err == nil && d.offset == d.desc.Size { // a body may go on, or never end
+			return false, d.end(host, resp.Body)
+		}
 		if err == nil {
 			if rate, ok := starved.read(n, waited); ok && ranges && d.divisible() && d.pace.divide(rate) {
 				d.trial = newTrial(rate, d.repo.opts.Ranges)
@@ -199,6 +203,14 @@ func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Respon
 		}
 		return false, broken(ctx, host, d.offset, d.desc.Size, err)
 	}
+}
+
+// end reads the end of a body that has brought all bytes.
+func (d *download) end(host *endpoint, body io.ReadCloser) error {
+	if n := readEnd(body); n > 0 {
+		return sourceError{fmt.Errorf("registry %s: more than the announced %d bytes: %w", host.Host, d.desc.Size, errdefs.ErrDataLoss)}
+	}
+	return nil
 }
 
 // broken is the error of a body that ended before its time.

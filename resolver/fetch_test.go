@@ -65,8 +65,8 @@ func TestFlights(t *testing.T) {
 			}
 			cancel()
 			holds(t, store, data)
-			if n := reg.Count(layerPath(data)); n != requests || len(flights.turns) != 0 {
-				t.Errorf("%d downloads, %d turns left", n, len(flights.turns))
+			if n := reg.Count(layerPath(data)); n != requests || len(flights.flights) != 0 {
+				t.Errorf("%d downloads, %d turns left", n, len(flights.flights))
 			}
 		})
 	}

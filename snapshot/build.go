@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/tank-snapshotter/tank/internal/sparse"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -95,7 +96,7 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 		return err
 	}
 	if content != nil {
-		if err := sealContent(dir, name, &t.entry); err != nil {
+		if err := sealContent(ctx, dir, name, &t.entry); err != nil {
 			return err
 		}
 	}
@@ -116,7 +117,7 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 }
 
 // sealContent puts into the entry what the copy holds. It is not what the source holds: a container may be writing to that.
-func sealContent(dir *os.File, name string, e *unpack.Entry) error {
+func sealContent(ctx context.Context, dir *os.File, name string, e *unpack.Entry) error {
 	f, err := openOwnFile(dir, name, false)
 	if err != nil {
 		return err
@@ -127,6 +128,6 @@ func sealContent(dir *os.File, name string, e *unpack.Entry) error {
 		return err
 	}
 	e.Size = info.Size()
-	e.Hash, err = hashFile(f.File)
+	e.Hash, err = sparse.Sum128(ctx, int(f.Fd()), e.Size)
 	return err
 }

@@ -25,11 +25,17 @@ import (
 // loopFS is a file system made for the test.
 func loopFS(tb testing.TB, size int64, mkfs ...string) string {
 	tb.Helper()
+	return loopFSAs(tb, "auto", size, mkfs...)
+}
+
+// loopFSAs is one that is mounted as that kind.
+func loopFSAs(tb testing.TB, kind string, size int64, mkfs ...string) string {
+	tb.Helper()
 	image, dir := filepath.Join(tb.TempDir(), "image"), tb.TempDir()
 	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, size)); err != nil {
 		tb.Fatal(err)
 	}
-	for _, args := range [][]string{append(mkfs, image), {"mount", "-o", "loop", image, dir}} {
+	for _, args := range [][]string{append(mkfs, image), {"mount", "-t", kind, "-o", "loop", image, dir}} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			if os.Getenv("CI") == "true" {
 				tb.Fatalf("%v: %v\n%s", args, err, out)

@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
-	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/sparse"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -61,72 +60,12 @@ func makeFile(ctx context.Context, dirfd int, name string, e *unpack.Entry, cont
 	}
 	to := os.NewFile(uintptr(fd), name)
 	if content != nil {
-		err = clone(ctx, to, content)
+		err = sparse.Copy(ctx, to, content)
 	}
 	if err == nil {
 		err = unpack.SetAttrsOf(to, e)
 	}
 	return errors.Join(err, to.Close())
-}
-
-// clone copies a file's content into a new one: by sharing its extents where the file system can, else its data, without the
-// holes.
-func clone(ctx context.Context, to, from *os.File) error {
-	if err := unix.IoctlFileClone(int(to.Fd()), int(from.Fd())); err == nil {
-		return nil
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
-		return err
-	}
-	if st.Blocks*512 >= st.Size {
-		return copyRange(ctx, to, from, 0, st.Size)
-	}
-	if err := unix.Ftruncate(int(to.Fd()), st.Size); err != nil {
-		return err
-	}
-	for at := int64(0); at < st.Size; {
-		data, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // nothing but a hole is left
-		}
-		if err != nil {
-			return err
-		}
-		if at, err = unix.Seek(int(from.Fd()), data, unix.SEEK_HOLE); err != nil {
-			return err
-		}
-		if err := copyRange(ctx, to, from, data, at); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// copyStep is how many bytes are copied before somebody who gave up is noticed.
-const copyStep = 64 << 20
-
-// copyRange copies the bytes from at to end, in the kernel where that is possible.
-func copyRange(ctx context.Context, to, from *os.File, at, end int64) error {
-	for at < end {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		r, w, size := at, at, min(end-at, copyStep)
-		n, err := unix.CopyFileRange(int(from.Fd()), &r, int(to.Fd()), &w, int(size), 0)
-		if err != nil || n == 0 {
-			var copied int64
-			copied, err = io.Copy(io.NewOffsetWriter(to, at), io.NewSectionReader(from, at, size))
-			if n = int(copied); err == nil && copied == 0 {
-				err = io.ErrUnexpectedEOF
-			}
-		}
-		if err != nil {
-			return err
-		}
-		at += int64(n)
-	}
-	return nil
 }
 
 // canClone reports whether files in two directories can share extents.
@@ -152,18 +91,6 @@ func classed(err error) error {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	}
 	return err
-}
-
-// hashFile is the content hash that seals have.
-func hashFile(f *os.File) ([16]byte, error) {
-	h := xxh3.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return [16]byte{}, err
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return [16]byte{}, err
-	}
-	return h.Sum128().Bytes(), nil
 }
 
 func pathError(op, path string, err error) error {

@@ -2,7 +2,6 @@ package unpack
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -147,7 +146,7 @@ func (x *extractor) file(
 	if err != nil {
 		return err
 	}
-	if ino.Size > maxSmall || sparse(hdr) {
+	if ino.Size > maxSmall || isSparse(hdr) {
 		return x.complete(hdr.Name, fd, ino, mode, x.fill(ctx, hdr, fd, ino, body, src))
 	}
 	return x.small.add(smallFile{name: hdr.Name, fd: fd, mode: mode, ino: ino}, body, src)
@@ -196,6 +195,9 @@ func entryOf(name string) string { return fmt.Sprintf("tar entry %q", clip(name)
 
 // fill writes the content and hashes it on the way.
 func (x *extractor) fill(ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *source) error {
+	if isSparse(hdr) {
+		return x.fillSparse(ctx, hdr, fd, ino, body, src)
+	}
 	x.hash.Reset()
 	for off := int64(0); off < ino.Size; {
 		if err := ctx.Err(); err != nil {
@@ -206,54 +208,16 @@ func (x *extractor) fill(ctx context.Context, hdr *tar.Header, fd int, ino *inod
 			return src.blame(entryOf(hdr.Name), err)
 		}
 		x.hash.Write(buf)
-		var err error
-		if sparse(hdr) {
-			err = x.writeSparse(hdr.Name, fd, buf, off)
-		} else {
-			err = x.write(hdr.Name, fd, buf, -1)
-		}
-		if err != nil {
+		if err := x.write(hdr.Name, fd, buf, -1); err != nil {
 			return err
 		}
 		off += int64(len(buf))
 	}
 	ino.Hash = x.hash.Sum128().Bytes()
-	if sparse(hdr) {
-		if err := unix.Ftruncate(fd, ino.Size); err != nil {
-			return ioError(hdr.Name, "truncate", err)
-		}
-	}
 	return nil
-}
-
-// sparse tells whether the archiver found holes in the file.
-func sparse(hdr *tar.Header) bool {
-	if hdr.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
-	for record := range hdr.PAXRecords {
-		if strings.HasPrefix(record, "GNU.sparse.") {
-			return true
-		}
-	}
-	return false
 }
 
 var zeros [holeSize]byte
-
-// writeSparse leaves out the blocks of zeros.
-func (x *extractor) writeSparse(name string, fd int, buf []byte, off int64) error {
-	for len(buf) > 0 {
-		n := min(holeSize, len(buf))
-		if !bytes.Equal(buf[:n], zeros[:n]) {
-			if err := x.write(name, fd, buf[:n], off); err != nil {
-				return err
-			}
-		}
-		buf, off = buf[n:], off+int64(n)
-	}
-	return nil
-}
 
 // write writes all of buf at off, or at the descriptor's own offset when off is negative.
 func (x *extractor) write(name string, fd int, buf []byte, off int64) error {

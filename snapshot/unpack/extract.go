@@ -39,7 +39,8 @@ type extractor struct {
 	count    int // entries and implied directories so far
 	metadata int64
 	contents int64
-	rooted   bool // the tar has an entry for the root
+	holes    int64 // bytes of the contents that the archive leaves out
+	rooted   bool  // the tar has an entry for the root
 
 	// Entries come directory by directory: the last parent path without symlinks, and where it led. Only a removal can
 	// change that.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -230,5 +231,48 @@ func TestInRoot(t *testing.T) {
 	}
 	if names, err := os.ReadDir(outside); err != nil || len(names) != 0 {
 		t.Errorf("outside: %v, %v", names, err)
+	}
+}
+
+// TestHoleOfMany: a hole costs nearly nothing to unpack and to compare, however large it is, and there is a limit.
+func TestHoleOfMany(t *testing.T) {
+	const size = 40 << 30
+	raw := u.SparseTar("f", size, u.Piece{At: 5, Data: "begin"}, u.Piece{At: size - 3, Data: "end"})
+	dir := t.TempDir()
+	res := extractTo(t, dir, raw)
+	tree, err := unpack.ReadTree(openDir(t, dir))
+	must(t, err)
+	if d := difference(res.Entries, tree); d != "" {
+		t.Error(d)
+	}
+	var st unix.Stat_t
+	must(t, unix.Lstat(filepath.Join(dir, "f"), &st))
+	if st.Size != size || st.Blocks > 64 {
+		t.Errorf("size %d in %d blocks", st.Size, st.Blocks)
+	}
+	for _, row := range []struct {
+		limit int64
+		want  error
+	}{{size - 9, unpack.ErrInvalidLayer}, {size - 8, nil}} {
+		_, err := unpack.Extract(t.Context(), openDir(t, t.TempDir()), bytes.NewReader(raw), &unpack.Options{Limits: unpack.Limits{Holes: row.limit}})
+		if !errors.Is(err, row.want) {
+			t.Errorf("limit %d: %v", row.limit, err)
+		}
+	}
+}
+
+// TestSparseAsItIs: a small file with holes has the bytes and the hash that it has without any.
+func TestSparseAsItIs(t *testing.T) {
+	pieces := []u.Piece{{At: 3, Data: "abc"}, {At: 5000, Data: strings.Repeat("x", 9000)}, {At: 20000, Data: "yz"}}
+	plain := make([]byte, 30000)
+	for _, p := range pieces {
+		copy(plain[p.At:], p.Data)
+	}
+	dir := t.TempDir()
+	res := extractTo(t, dir, u.SparseTar("f", int64(len(plain)), pieces...))
+	got, err := os.ReadFile(filepath.Join(dir, "f"))
+	must(t, err)
+	if !bytes.Equal(got, plain) || res.Entries[1].Hash != xxh3.Hash128(plain).Bytes() {
+		t.Errorf("%x", res.Entries[1].Hash)
 	}
 }

@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/sparse"
 )
 
 // ReadTree lists a layer's directory as entries, contents hashed: the same that Extract returned for it, without what is
@@ -281,6 +284,9 @@ func readlink(t target) (string, error) {
 
 // content hashes a file.
 func (r *treeReader) content(fd int, size int64) ([16]byte, error) {
+	if sparse.HasHoles(fd, size) {
+		return sparse.Sum128(context.Background(), fd, size)
+	}
 	r.hash.Reset()
 	var total int64
 	for {

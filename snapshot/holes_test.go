@@ -1,0 +1,64 @@
+package snapshot_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// TestDirtyHoles copies files with holes right after they were unpacked, in every way that copies, on a file system that reports what is not
+// on the disk yet as a hole. (Files of the rootfs and of containers had zeros where the layer has data.)
+func TestDirtyHoles(t *testing.T) {
+	requireMounts(t)
+	x := string(bytes.Repeat([]byte("x"), 100_000))
+	files := map[string]struct {
+		size   int64
+		pieces []Piece
+	}{
+		"begins": {300_000, []Piece{{At: 200_000, Data: x}}},
+		"large":  {64 << 20, []Piece{{At: 4096, Data: x}, {At: 32<<20 + 5, Data: x}}},
+	}
+	dir := loopFSAs(t, "ext4", 512<<20, "mkfs.ext3", "-q")
+	w := openDirectory(t, dir, memory{})
+	lists := [][]Item{{F("other", "1"), H("link", "begins")}} // which a fix-up copies
+	var layers []snapshot.Layer
+	for name, f := range files {
+		layers = append(layers, w.blobs.add(t, SparseTar(name, f.size, f.pieces...)))
+	}
+	for _, items := range lists {
+		layers = append(layers, w.blobs.add(t, Tar(t, items...)))
+	}
+	var recs []metadata.Layer
+	for _, l := range layers {
+		rec, err := w.Unpack(ctx, holder, l)
+		must(t, err)
+		recs = append(recs, rec)
+	}
+	rootfs, err := w.Assemble(ctx, holder, digest.FromString("m"), recs, &snapshot.AssembleOptions{NoSync: true})
+	must(t, err)
+	clone := filepath.Join(dir, "clone")
+	must(t, snapshot.Clone(ctx, rootfs, clone))
+	container, err := userPrepared(t, w.Store, layers)
+	must(t, err)
+	for way, tree := range map[string]string{"rootfs": rootfs, "clone": clone, "container": container} {
+		for name, f := range files {
+			want := make([]byte, f.size)
+			for _, p := range f.pieces {
+				copy(want[p.At:], p.Data)
+			}
+			got, err := os.ReadFile(filepath.Join(tree, name))
+			must(t, err)
+			if !bytes.Equal(got, want) {
+				t.Errorf("%s: %s has other bytes", way, name)
+			}
+		}
+	}
+	must(t, w.Check(ctx, func(err error) { t.Error(err) }))
+}

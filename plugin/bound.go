@@ -37,6 +37,15 @@ func (c *callers) of(ctx context.Context) (*binding.Session, error) {
 	return conn.sessionOf(ctx, c.binder)
 }
 
+// holder returns the holder that a call acts for, "" if that cannot be found out.
+func (c *callers) holder(ctx context.Context) metadata.Holder {
+	s, err := c.of(ctx)
+	if err != nil {
+		return ""
+	}
+	return s.Holder()
+}
+
 func (c *callers) storesOf(h metadata.Holder) Stores {
 	if s, ok := c.made.Load(h); ok {
 		return s.(Stores)

@@ -241,3 +241,20 @@ func TestBound(t *testing.T) {
 		})
 	}
 }
+
+// TestLooksIntoNothingOfOthers: what one containerd fetched is not read, and so not held, for an extraction of another.
+func TestLooksIntoNothingOfOthers(t *testing.T) {
+	ctx := t.Context()
+	s := serveBound(t)
+	blobs, _, stop := s.containerd(1)
+	data := []byte(`{"schemaVersion":2,"layers":[]}`)
+	put(ctx, t, blobs, ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))}, data)
+	stop()
+	others, sn, _ := s.containerd(2)
+	_, err := sn.Prepare(ctx, "default/2/extract-1 "+digest.FromString("chain").String(), "")
+	must(t, err)
+	must(t, others.Walk(ctx, func(i content.Info) error {
+		t.Errorf("it holds %s", i.Digest)
+		return nil
+	}))
+}

@@ -87,8 +87,10 @@ func New(opts *Options) *Server {
 		s.drain = drainTime
 	}
 	blobs, snapshotter := opts.Content, opts.Snapshotter
+	holderOf := func(context.Context) metadata.Holder { return metadata.Containerd }
 	if opts.Binder != nil {
 		c := &callers{binder: opts.Binder, stores: opts.StoresOf}
+		holderOf = c.holder
 		served := c.storesOf(metadata.Containerd)
 		if served.Content != nil {
 			blobs = boundContent{c}
@@ -99,7 +101,7 @@ func New(opts *Options) *Server {
 	}
 	var recent *recentBlobs
 	if blobs != nil {
-		recent = &recentBlobs{Store: blobs}
+		recent = newRecentBlobs(blobs, holderOf)
 		contentapi.RegisterContentServer(g, &contentServer{contentserver.New(recent), recent})
 	}
 	if snapshotter != nil {

@@ -61,21 +61,39 @@ func newUnpacks(s *Store) *unpacks {
 	}
 }
 
-// Announce says which layers will be unpacked. Each is begun as soon as its blob is here or begins to arrive.
+// Announce names layers that will be wanted. The unpack of each begins as soon as its blob is here or begins to arrive.
+// It may come again and again for the same layers, and costs one look into the database.
 func (s *Store) Announce(layers []Layer) {
+	unknown := s.unknown(layers)
 	u := s.unpacks
-	for _, l := range layers {
-		if known, err := s.known(l); err != nil || known {
-			continue
-		}
-		u.mu.Lock()
+	u.mu.Lock()
+	for _, l := range unknown {
 		if len(u.announced) >= maxAnnounced {
 			clear(u.announced)
 		}
 		u.announced[l.Blob.Digest] = l
-		u.mu.Unlock()
+	}
+	u.mu.Unlock()
+	for _, l := range unknown {
 		s.Ingested(l.Blob.Digest)
 	}
+}
+
+// unknown returns those of the layers that are not here, or were not verified for their blobs; none if that cannot be
+// found out.
+func (s *Store) unknown(layers []Layer) (unknown []Layer) {
+	err := s.db.Glance(func(tx *metadata.Tx) error {
+		for _, l := range layers {
+			if !isKnown(tx, l) {
+				unknown = append(unknown, l)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil
+	}
+	return unknown
 }
 
 // Ingested says that a blob begins to arrive. It begins the unpack of an announced layer and returns at once.
@@ -142,6 +160,13 @@ func (u *unpacks) forget(j *unpackJob) {
 	if u.jobs[j.layer.Blob.Digest] == j {
 		delete(u.jobs, j.layer.Blob.Digest)
 	}
+}
+
+// forgotten reports whether a job is no longer in the table.
+func (u *unpacks) forgotten(j *unpackJob) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.jobs[j.layer.Blob.Digest] != j
 }
 
 // run does the job. A job that did not get its bytes is forgotten; the next ingest or claim begins a new one.
@@ -252,18 +277,22 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 	return writeSeal(filepath.Join(j.dir, "seal"), j.record, pointersTo(res.Entries), true)
 }
 
-// known says whether the layer is here and was verified for its blob: any config may claim any diff ID.
+// known reports whether the layer is here and was verified for its blob: any config may claim any diff ID.
 func (s *Store) known(l Layer) (known bool, err error) {
 	err = s.db.View(func(tx *metadata.Tx) error {
-		d := tx.Verified(l.Blob.Digest)
-		if d == "" || (l.DiffID != "" && d != l.DiffID) {
-			return nil
-		}
-		_, err := tx.Layer(metadata.LayerKey(d))
-		known = err == nil
+		known = isKnown(tx, l)
 		return nil
 	})
 	return known, err
+}
+
+func isKnown(tx *metadata.Tx, l Layer) bool {
+	d := tx.Verified(l.Blob.Digest)
+	if d == "" || (l.DiffID != "" && d != l.DiffID) {
+		return false
+	}
+	_, err := tx.Layer(metadata.LayerKey(d))
+	return err == nil
 }
 
 // Unpack makes the layer's directory and has holder hold it; a layer that is known costs nothing. It waits for a
@@ -301,6 +330,9 @@ func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, meta
 			return rec, fmt.Errorf("layer %s: diff ID is %s, the config claims %s: %w",
 				l.Blob.Digest, j.diffID, l.DiffID, errdefs.ErrFailedPrecondition)
 		}
+		if s.unpacks.forgotten(j) {
+			continue // another of those that waited has settled it
+		}
 		rec, ok, err = s.settle(j, hold)
 		if err != nil || ok {
 			return rec, err
@@ -314,9 +346,10 @@ func (s *Store) claimKnown(ctx context.Context, l Layer, hold func(*metadata.Tx,
 	if known, err := s.known(l); err != nil || !known {
 		return rec, false, err
 	}
-	err = s.db.Update(func(tx *metadata.Tx) error {
+	err = s.db.Batch(func(tx *metadata.Tx) (err error) {
 		d := tx.Verified(l.Blob.Digest)
 		if rec, err = tx.Layer(metadata.LayerKey(d)); errdefs.IsNotFound(err) {
+			ok = false
 			return nil
 		} else if err != nil {
 			return err
@@ -333,12 +366,15 @@ func (s *Store) claimKnown(ctx context.Context, l Layer, hold func(*metadata.Tx,
 
 // record is the moment a blob is known to have a diff ID.
 func (s *Store) record(j *unpackJob) error {
-	return s.db.Update(func(tx *metadata.Tx) error {
-		if tx.Verified(j.layer.Blob.Digest) == j.diffID {
-			return nil
-		}
-		return tx.SetVerified(j.layer.Blob.Digest, j.diffID)
+	verified := false
+	err := s.db.Glance(func(tx *metadata.Tx) error {
+		verified = tx.Verified(j.layer.Blob.Digest) == j.diffID
+		return nil
 	})
+	if err != nil || verified {
+		return err
+	}
+	return s.db.Batch(func(tx *metadata.Tx) error { return tx.SetVerified(j.layer.Blob.Digest, j.diffID) })
 }
 
 // settle puts a finished job's directory into its place, unless another with the same diff ID came first, and records it.

@@ -1,0 +1,305 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/imagejson"
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+)
+
+// Limits on what is remembered to find a pull's layers.
+const (
+	maxUnread = 256  // blobs that nobody looked into yet
+	maxOthers = 4096 // blobs that are no manifests
+	maxImages = 256
+	maxLayers = 8192 // of all images together
+)
+
+// announceAgain is how long after an announcement the same image is not announced again: a pull prepares each of its
+// layers, and many pulls of one image may run at once.
+const announceAgain = time.Second
+
+// recentBlobs is a content store that remembers the small blobs that containerd asked for or committed lately: the
+// manifest of each pull that runs is among them. Each is read once, however many Prepares follow.
+type recentBlobs struct {
+	content.Store
+	// holderOf returns the holder that a call acts for. To read a blob is to hold it, so a blob that one holder asked
+	// for is not looked into for another.
+	holderOf func(context.Context) metadata.Holder
+
+	// reading is held by the one call that reads documents: their memory is bounded, and no document is read twice.
+	reading sync.Mutex
+
+	mu      sync.Mutex // guards what follows
+	unread  []unreadBlob
+	others  map[digest.Digest]struct{} // no manifests
+	images  map[digest.Digest]*recentImage
+	byChain map[string]*recentImage // by the chain ID of each layer: the image that was seen last
+	layers  int                     // of all images
+}
+
+// unreadBlob is a blob that nobody looked into yet.
+type unreadBlob struct {
+	digest digest.Digest
+	holder metadata.Holder // that asked for it
+}
+
+// recentImage is an image whose manifest and config were read.
+type recentImage struct {
+	manifest  digest.Digest
+	layers    []snapshot.Layer
+	chains    []string
+	announced time.Time // zero: never
+	used      time.Time
+}
+
+func newRecentBlobs(store content.Store, holderOf func(context.Context) metadata.Holder) *recentBlobs {
+	return &recentBlobs{
+		Store: store, holderOf: holderOf, others: map[digest.Digest]struct{}{},
+		images: map[digest.Digest]*recentImage{}, byChain: map[string]*recentImage{},
+	}
+}
+
+// saw remembers a blob that may be a manifest. Of too many, the oldest are forgotten.
+func (r *recentBlobs) saw(ctx context.Context, d digest.Digest, size int64) {
+	if size > imagejson.MaxManifestSize {
+		return
+	}
+	u := unreadBlob{d, r.holderOf(ctx)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if i := r.images[d]; i != nil {
+		r.own(i)
+		return
+	}
+	if _, ok := r.others[d]; ok || slices.Contains(r.unread, u) {
+		return
+	}
+	if len(r.unread) == maxUnread {
+		r.unread = slices.Delete(r.unread, 0, 1)
+	}
+	r.unread = append(r.unread, u)
+}
+
+// Info is the call by which containerd adopts a blob.
+func (r *recentBlobs) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
+	i, err := r.Store.Info(ctx, d)
+	if err == nil {
+		r.saw(ctx, d, i.Size)
+	}
+	return i, err
+}
+
+// Writer remembers what it commits.
+func (r *recentBlobs) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := r.Store.Writer(ctx, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &recentWriter{w, r}, nil
+}
+
+type recentWriter struct {
+	content.Writer
+	recent *recentBlobs
+}
+
+func (w *recentWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	st, serr := w.Status()
+	err := w.Writer.Commit(ctx, size, expected, opts...)
+	if err == nil && serr == nil {
+		w.recent.saw(ctx, w.Digest(), st.Offset)
+	}
+	return err
+}
+
+// due returns the layers of the image that has a layer with the chain ID target, when it is time to announce them: the
+// image whose manifest the label names, else the one that was seen last of those that were seen lately.
+func (r *recentBlobs) due(ctx context.Context, target, label string) []snapshot.Layer {
+	named, err := digest.Parse(label)
+	if err != nil {
+		named = ""
+	}
+	r.readAll(ctx, named)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.byChain[target]
+	if named != "" {
+		i = r.images[named]
+	}
+	if i == nil || !slices.Contains(i.chains, target) { // a label may name anything
+		return nil
+	}
+	i.used = time.Now()
+	if i.used.Sub(i.announced) < announceAgain {
+		return nil
+	}
+	i.announced = i.used
+	return i.layers
+}
+
+// readAll looks into the blob that a label names, or into all that nobody looked into yet, the latest last.
+func (r *recentBlobs) readAll(ctx context.Context, named digest.Digest) {
+	h := r.holderOf(ctx)
+	if r.next(named, h) == "" {
+		return
+	}
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	for d := r.next(named, h); d != "" && ctx.Err() == nil; d = r.next(named, h) { // others may have read some meanwhile
+		image, found := r.read(ctx, d)
+		r.learn(unreadBlob{d, h}, image, found)
+		if d == named {
+			return
+		}
+	}
+}
+
+// next returns the blob to look into next for a holder, "" if there is none.
+func (r *recentBlobs) next(named digest.Digest, h metadata.Holder) digest.Digest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if named != "" {
+		if _, other := r.others[named]; other || r.images[named] != nil {
+			return ""
+		}
+		return named
+	}
+	if i := slices.IndexFunc(r.unread, func(u unreadBlob) bool { return u.holder == h }); i >= 0 {
+		return r.unread[i].digest
+	}
+	return ""
+}
+
+// learn remembers what a blob turned out to be. One that could not be read is looked into again when it is seen again.
+func (r *recentBlobs) learn(b unreadBlob, i *recentImage, found bool) {
+	d := b.digest
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unread = slices.DeleteFunc(r.unread, func(u unreadBlob) bool { return u == b || found && u.digest == d })
+	if !found || r.images[d] != nil {
+		return
+	}
+	if i == nil {
+		if len(r.others) == maxOthers {
+			clear(r.others)
+		}
+		r.others[d] = struct{}{}
+		return
+	}
+	for len(r.images) > 0 && (len(r.images) == maxImages || r.layers+len(i.layers) > maxLayers) {
+		r.forgetOldest()
+	}
+	r.images[d] = i
+	r.layers += len(i.layers)
+	r.own(i)
+}
+
+// own makes i the image that its chain IDs stand for. Called with mu held.
+func (r *recentBlobs) own(i *recentImage) {
+	i.used = time.Now()
+	for _, c := range i.chains {
+		r.byChain[c] = i
+	}
+}
+
+// forgetOldest forgets the image that was not used for the longest time. Called with mu held.
+func (r *recentBlobs) forgetOldest() {
+	var oldest *recentImage
+	for _, i := range r.images {
+		if oldest == nil || i.used.Before(oldest.used) {
+			oldest = i
+		}
+	}
+	delete(r.images, oldest.manifest)
+	r.layers -= len(oldest.layers)
+	for _, c := range oldest.chains {
+		if r.byChain[c] == oldest {
+			delete(r.byChain, c)
+		}
+	}
+}
+
+// read looks into a blob; nil if it is no manifest of an image. found is false if the blob, or the config of an image,
+// could not be read, which may change.
+func (r *recentBlobs) read(ctx context.Context, d digest.Digest) (i *recentImage, found bool) {
+	doc, err := r.document(ctx, d, imagejson.MaxManifestSize)
+	if err != nil {
+		return nil, errors.Is(err, errNoDocument)
+	}
+	m, err := imagejson.Read("", doc)
+	if err != nil || m.Manifest == nil || len(m.Manifest.Layers) == 0 || imagejson.Fetchable(m.Manifest) != nil {
+		return nil, true
+	}
+	if doc, err = r.document(ctx, m.Manifest.Config.Digest, imagejson.MaxConfigSize); err != nil {
+		return nil, errors.Is(err, errNoDocument)
+	}
+	config, err := imagejson.ReadConfig(doc)
+	if err != nil || imagejson.Pair(m.Manifest, config) != nil {
+		return nil, true
+	}
+	i = &recentImage{manifest: d}
+	for n, l := range m.Manifest.Layers {
+		// Only what Announce needs: annotations may be long, and are kept no longer than the document.
+		blob := ocispec.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size}
+		i.layers = append(i.layers, snapshot.Layer{Blob: blob, DiffID: config.RootFS.DiffIDs[n]})
+	}
+	for _, c := range identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs)) {
+		i.chains = append(i.chains, c.String())
+	}
+	return i, true
+}
+
+var errNoDocument = errors.New("not a document")
+
+// document returns the bytes of a blob, errNoDocument if they do not begin as a JSON object does or are more than limit.
+func (r *recentBlobs) document(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	ra, err := r.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
+	if err != nil {
+		return nil, err
+	}
+	defer ra.Close()
+	size := ra.Size()
+	if size == 0 || size > limit {
+		return nil, errNoDocument
+	}
+	b := make([]byte, min(size, 512))
+	if _, err := ra.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		log.G(ctx).WithError(err).WithField("digest", d).Debug("announce")
+		return nil, err
+	}
+	if !beginsObject(b) {
+		return nil, errNoDocument
+	}
+	rest := make([]byte, size)
+	n := copy(rest, b)
+	if _, err := ra.ReadAt(rest[n:], int64(n)); n < len(rest) && err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return rest, nil
+}
+
+// beginsObject reports whether the bytes begin with a brace, after white space. A document after much white space is
+// taken for none.
+func beginsObject(b []byte) bool {
+	for _, c := range b {
+		switch c {
+		case ' ', '\t', '\r', '\n':
+		default:
+			return c == '{'
+		}
+	}
+	return false
+}

@@ -13,10 +13,9 @@ package binding
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -150,9 +149,7 @@ const direct = "direct"
 
 // newID returns the ID of a new binding. It is no number, so that a holder's name is no key of another one's snapshot.
 func newID() string {
-	var b [4]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return "d" + hex.EncodeToString(b[:])
+	return fmt.Sprintf("d%08x", rand.Uint32())
 }
 
 // bind chooses the holder of a new session, after the look at its process gave looked.

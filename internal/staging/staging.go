@@ -11,10 +11,10 @@ package staging
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -28,11 +28,10 @@ type Names struct {
 	count atomic.Uint64
 }
 
-// New returns Names with a random token.
+// New returns Names with a random token. It is no secret, so it need not come from crypto/rand, which ends the process in a sandbox that
+// does not permit getrandom.
 func New() *Names {
-	var token [8]byte
-	_, _ = rand.Read(token[:]) // never fails
-	return &Names{token: hex.EncodeToString(token[:])}
+	return &Names{token: fmt.Sprintf("%016x", rand.Uint64())}
 }
 
 // In returns a path in dir that nothing has. what begins the name, after the dot, for whoever lists the directory.

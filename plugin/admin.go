@@ -3,14 +3,10 @@ package plugin
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"net"
 	"time"
 
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/status"
 )
@@ -44,6 +40,9 @@ type PullRequest struct {
 	Plain    bool   `json:"plainHTTP,omitempty"`
 	// HostsFiles are the files of the client's hosts directory, by path relative to it.
 	HostsFiles map[string][]byte `json:"hostsFiles,omitempty"`
+	// OwnHosts is set by a client that has a hosts directory, of which HostsFiles is all that concerns Ref. Without it the owner's own
+	// directory counts when there are no HostsFiles.
+	OwnHosts bool `json:"ownHosts,omitempty"`
 }
 
 // PullClient is who a pull is for. The functions may be called by several goroutines at once.
@@ -201,39 +200,6 @@ func unary[Req any](name string, call func(Admin, context.Context, *Req) (any, e
 			return via(ctx, req, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + serviceName + "/" + name}, do)
 		},
 	}
-}
-
-// Client asks the process that owns a root. It is an Admin itself.
-type Client struct {
-	conn *grpc.ClientConn
-	root string
-}
-
-var _ Admin = (*Client)(nil)
-
-// Dial connects to a socket and asks which root is behind it. Errors have the class that gRPC gives them,
-// errdefs.ErrUnavailable when nobody answers.
-func Dial(ctx context.Context, socket string) (*Client, error) {
-	conn, err := grpc.NewClient("passthrough:///tank", // a path is not to be read as a URL
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		}),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.CallContentSubtype(codec{}.Name()), grpc.MaxCallRecvMsgSize(1<<30)))
-	if err != nil {
-		return nil, fmt.Errorf("socket %s: %w", socket, err)
-	}
-	c := &Client{conn: conn}
-	var reply rootReply
-	if err := c.call(ctx, "Root", empty{}, &reply); err != nil {
-		return nil, errors.Join(fmt.Errorf("socket %s: %w", socket, err), conn.Close())
-	}
-	c.root = reply.Root
-	return c, nil
-}
-
-func (c *Client) call(ctx context.Context, method string, req, reply any) error {
-	return native(c.conn.Invoke(ctx, "/"+serviceName+"/"+method, req, reply))
 }
 
 // native gives an error the class that it had on the other side, and the message, which names the class already.

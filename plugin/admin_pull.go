@@ -5,11 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
 // A Pull is a conversation: the client says what it wants; the server tells of progress and asks for credentials, which
@@ -147,8 +151,37 @@ func (p *pullServer) credential(ctx context.Context, host string) (Credential, e
 	return Credential{}, fmt.Errorf("credentials of %s: the client has gone: %w", host, errdefs.ErrAborted)
 }
 
-// Pull has an image pulled.
-func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (*PulledImage, error) {
+// maxAsks bounds how many questions for credentials are being answered at once: each may run a program.
+const maxAsks = 16
+
+// Pull has an image pulled. The path of its rootfs is one that lies in the process's root.
+func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (image *PulledImage, err error) {
+	err = c.attend(ctx, func(ctx context.Context) error {
+		image, err = c.pull(ctx, req, client)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return image, image.check(c.root)
+}
+
+// check refuses names of an image that are not what they should be: they are printed, and the rootfs is opened.
+func (i *PulledImage) check(root string) error {
+	if digest.Digest(i.Manifest).Validate() != nil || digest.Digest(i.Digest).Validate() != nil {
+		return fmt.Errorf("pull: the answer's digests %q and %q are none: %w", printable.Text(i.Digest), printable.Text(i.Manifest),
+			errdefs.ErrFailedPrecondition)
+	}
+	inside := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(i.Rootfs)).Validate() == nil &&
+		filepath.Dir(i.Rootfs) == filepath.Join(root, "rootfs", "sha256")
+	if i.Rootfs != "" && !inside {
+		return fmt.Errorf("pull: the answer's rootfs %q does not lie in the root %q: %w", printable.Text(i.Rootfs), root,
+			errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+func (c *Client) pull(ctx context.Context, req PullRequest, client PullClient) (*PulledImage, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.conn.NewStream(ctx, &adminService.Streams[0], "/"+serviceName+"/Pull")
@@ -162,6 +195,7 @@ func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (
 		_ = stream.SendMsg(m) // RecvMsg returns why it failed
 	}
 	say(pullMessage{Request: &req})
+	asks := make(chan struct{}, maxAsks)
 	for {
 		var reply pullReply
 		switch err := stream.RecvMsg(&reply); {
@@ -172,7 +206,15 @@ func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (
 		case reply.Image != nil:
 			return reply.Image, nil
 		case reply.Ask != nil:
-			go func() { say(pullMessage{Answer: client.answer(ctx, *reply.Ask)}) }()
+			select {
+			case asks <- struct{}{}:
+			default:
+				return nil, fmt.Errorf("pull %s: more than %d questions for credentials at once: %w", req.Ref, maxAsks, errdefs.ErrFailedPrecondition)
+			}
+			go func() {
+				defer func() { <-asks }()
+				say(pullMessage{Answer: client.answer(ctx, *reply.Ask)})
+			}()
 		case reply.Progress != nil && client.Report != nil:
 			client.Report(*reply.Progress)
 		}

@@ -29,7 +29,7 @@ func Example() {
 	served := make(chan error, 1)
 	go func() { served <- plugin.New(&plugin.Options{Admin: fakeAdmin{"/var/lib/tank"}}).Serve(ctx, listener) }()
 
-	client, err := plugin.Dial(ctx, socket)
+	client, err := plugin.Dial(ctx, socket, nil)
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -348,7 +348,8 @@ func (a fakeAdmin) Pull(ctx context.Context, req plugin.PullRequest, client plug
 		return nil, err
 	}
 	client.Report(plugin.Progress{Line: "pulling " + req.Ref + " as " + cred.Username})
-	return &plugin.PulledImage{Ref: req.Ref, Config: []byte(`{"a": 1}`)}, nil
+	d := digest.FromString(req.Ref).String()
+	return &plugin.PulledImage{Ref: req.Ref, Digest: d, Manifest: d, Config: []byte(`{"a": 1}`)}, nil
 }
 func (a fakeAdmin) Images(context.Context) ([]plugin.ImageInfo, error) {
 	return []plugin.ImageInfo{{Ref: "x"}}, nil
@@ -375,7 +376,7 @@ func TestAdmin(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()
 	w := start(t, fakeAdmin{"/root"})
-	c, err := plugin.Dial(ctx, w.socket)
+	c, err := plugin.Dial(ctx, w.socket, nil)
 	must(t, err)
 	defer c.Close()
 	if c.Root() != "/root" {

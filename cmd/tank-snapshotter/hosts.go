@@ -1,45 +1,97 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/log"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/internal/userfile"
+	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank/resolver"
 )
 
 // maxHostsFiles bounds what is sent of a hosts directory, in bytes.
 const maxHostsFiles = 4 << 20
 
-// readHostsFiles reads a hosts directory for a process that shall not open it: hosts.toml files and certificates, by
-// path relative to it. One that is not there is an error only when the user named it.
-func readHostsFiles(dir string, named bool) (map[string][]byte, error) {
-	if _, err := os.Stat(dir); err != nil {
-		if errors.Is(err, fs.ErrNotExist) && !named {
-			return nil, nil
+// entrust adds to a request what another process needs to pull for this user, and no more: the files of the hosts directory that are for the
+// reference's registry, and credentials for that registry and the hosts that its hosts.toml names.
+func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullClient, named bool) error {
+	ref, err := resolver.ParseReference(req.Ref)
+	if err != nil {
+		return err
+	}
+	switch _, err := os.Stat(client.HostsDir); {
+	case err == nil:
+		req.OwnHosts = true
+		if req.HostsFiles, err = readHostsFiles(ctx, client.HostsDir, ref.Domain()); err != nil {
+			return err
+		}
+	case named || !errors.Is(err, fs.ErrNotExist):
+		return usageError{fmt.Errorf("--hosts-dir: %w", err)}
+	}
+	names := resolver.HostNames(ref.Domain(), nil)
+	for name, data := range req.HostsFiles {
+		if filepath.Base(name) == "hosts.toml" {
+			names = resolver.HostNames(ref.Domain(), data)
+		}
+	}
+	ask := client.Credentials
+	client.Credentials = func(ctx context.Context, host string) (plugin.Credential, error) {
+		if !slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(name, host) }) {
+			log.G(ctx).WithField("host", host).Warn("the process that pulls asked for a credential of a host that is none of the image's: it got none")
+			return plugin.Credential{}, nil
+		}
+		return ask(ctx, host)
+	}
+	return nil
+}
+
+// readHostsFiles reads what a hosts directory has for a registry, for a process that shall not open it: hosts.toml and certificates, by path
+// relative to it.
+func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byte, error) {
+	fail := func(err error) (map[string][]byte, error) {
+		if ctx.Err() != nil {
+			return nil, err
 		}
 		return nil, usageError{fmt.Errorf("--hosts-dir: %w", err)}
 	}
+	from, err := resolver.RegistryDir(dir, registry)
+	if err != nil {
+		return fail(err)
+	}
+	if from == "" {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return fail(err)
+	}
 	files, total := map[string][]byte{}, 0
-	for _, pattern := range []string{"*/hosts.toml", "*/*.crt", "*/*.cert", "*/*.key", "*/*.pem"} {
-		names, err := filepath.Glob(filepath.Join(dir, pattern))
+	for _, e := range entries {
+		name := filepath.Join(from, e.Name())
+		if e.IsDir() || e.Name() != "hosts.toml" && !slices.Contains([]string{".crt", ".cert", ".key", ".pem"}, filepath.Ext(name)) {
+			continue
+		}
+		data, err := userfile.ReadFile(ctx, name, resolver.MaxHostsFile)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("--hosts-dir: %w", err)}
+			return fail(err)
 		}
-		for _, name := range names {
-			data, err := os.ReadFile(name)
-			if err != nil {
-				return nil, usageError{fmt.Errorf("--hosts-dir: %w", err)}
-			}
-			if total += len(data); total > maxHostsFiles {
-				return nil, usageError{fmt.Errorf("--hosts-dir %s: more than %d bytes of files", dir, maxHostsFiles)}
-			}
-			rel, err := filepath.Rel(dir, name)
-			if err != nil {
-				return nil, usageError{fmt.Errorf("--hosts-dir: %w", err)}
-			}
-			files[rel] = data
+		if total += len(data); total > maxHostsFiles {
+			return fail(fmt.Errorf("%s: more than %d bytes of files", printable.Text(from), maxHostsFiles))
 		}
+		rel, err := filepath.Rel(dir, name)
+		if err != nil {
+			return fail(err)
+		}
+		files[rel] = data
 	}
 	return files, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"path/filepath"
 
 	"github.com/containerd/errdefs"
 
@@ -41,7 +40,7 @@ func (l *local) Root() string { return l.tank.Root() }
 
 // alive says whether the root is served: its socket answers, and its database lets a reader and a writer have their turn.
 func (l *local) alive(ctx context.Context) error {
-	self, err := dial(ctx, filepath.Join(l.Root(), socketName))
+	self, err := dialRoot(ctx, l.Root())
 	if err != nil {
 		return err
 	}
@@ -54,9 +53,13 @@ func (l *local) Pull(ctx context.Context, req plugin.PullRequest, client plugin.
 	if report == nil {
 		report = func(plugin.Progress) {}
 	}
+	hostsDir := first(client.HostsDir, l.hostsDir)
+	if req.OwnHosts {
+		hostsDir = client.HostsDir
+	}
 	i, err := l.tank.Pull(ctx, req.Ref, &tank.PullOptions{
 		Offline: req.Offline, Refresh: req.Refresh, NoRootfs: req.NoRootfs, NoSync: req.NoSync, Platform: req.Platform,
-		PlainHTTP: req.Plain, HostsDir: first(client.HostsDir, l.hostsDir), HostsFiles: req.HostsFiles, Credentials: credentialsOf(client),
+		PlainHTTP: req.Plain, HostsDir: hostsDir, HostsFiles: req.HostsFiles, Credentials: credentialsOf(client),
 		Log: func(line string) { report(plugin.Progress{Line: line}) },
 		Progress: func(e tank.Event) {
 			report(plugin.Progress{

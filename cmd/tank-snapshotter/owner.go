@@ -2,10 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -15,7 +16,10 @@ import (
 
 // patience is how long a command waits between the two ways to a root: owning it, and asking the process that owns it. Neither works while
 // that process starts or ends.
-const patience = 10 * time.Second
+const (
+	patience      = 10 * time.Second // of a daemon, for a command to end
+	answersWithin = 4 * time.Second  // of a command, for a process that starts or ends
+)
 
 // socketName is the admin socket of the process that owns a root, below it.
 const socketName = "tank.sock"
@@ -40,8 +44,8 @@ func (c *cli) with(ctx context.Context, f func(plugin.Admin) error) error {
 		if !again || ctx.Err() != nil {
 			return err
 		}
-		if deadline.IsZero() || time.Since(began) > patience/2 { // it was served until just now
-			deadline = time.Now().Add(patience)
+		if deadline.IsZero() || time.Since(began) > answersWithin { // it was served until just now
+			deadline = time.Now().Add(answersWithin)
 		}
 		if time.Now().After(deadline) {
 			c.hint = "Another process owns this root and does not answer. Is it hanging?"
@@ -64,17 +68,33 @@ func (c *cli) attempt(ctx context.Context, root, hostsDir string, f func(plugin.
 	if !errdefs.IsUnavailable(err) {
 		return false, err
 	}
-	other, derr := dial(ctx, filepath.Join(root, socketName))
-	if derr != nil {
+	other, derr := dialRoot(ctx, root)
+	switch {
+	case errors.Is(derr, plugin.ErrSilent) || errdefs.IsPermissionDenied(derr):
+		return false, c.unreachable(fmt.Errorf("root %s: another process owns it: %w", root, derr))
+	case derr != nil:
 		return true, err
 	}
 	defer other.Close()
 	err = f(other)
+	if errors.Is(err, plugin.ErrSilent) {
+		return false, c.unreachable(fmt.Errorf("root %s: another process owns it: %w", root, err))
+	}
 	// The answer may be that a registry is unavailable; the process that gave it is there then.
 	if errdefs.IsUnavailable(err) && !other.alive(ctx) {
 		return true, err
 	}
 	return false, err
+}
+
+// unreachable is an error about a process that does not answer, or that may not.
+func (c *cli) unreachable(err error) error {
+	if errors.Is(err, plugin.ErrSilent) {
+		c.hint = "Is it stopped? If it hangs, restart it: what is in the root survives that."
+	} else if errdefs.IsPermissionDenied(err) {
+		c.hint = "Nothing was sent to it."
+	}
+	return localError{err}
 }
 
 // asOwner runs f on a root that this process owns, and meanwhile does for others what they ask for.
@@ -107,12 +127,16 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 
 // withAddress runs f at the daemon that --address names, which has to be the one of --root if that is given as well.
 func (c *cli) withAddress(ctx context.Context, f func(plugin.Admin) error) error {
-	other, err := dial(ctx, c.address)
-	if err != nil {
+	other, err := dial(ctx, c.address, ownersOf(c.root)...)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		c.hint = "The socket is for root and for the group that serve --group names."
+	case errors.Is(err, plugin.ErrSilent) || errdefs.IsPermissionDenied(err):
+		return c.unreachable(fmt.Errorf("address %s: %w", c.address, err))
+	case err != nil:
 		c.hint = "Is the daemon running? Start it with: tank-snapshotter serve"
-		if strings.Contains(err.Error(), "permission denied") {
-			c.hint = "The socket is for root and for the group that serve --group names."
-		}
+	}
+	if err != nil {
 		return localError{fmt.Errorf("address %s: %w", c.address, err)}
 	}
 	defer other.Close()
@@ -125,7 +149,10 @@ func (c *cli) withAddress(ctx context.Context, f func(plugin.Admin) error) error
 			return usageError{fmt.Errorf("--root %s: the daemon at %s has the root %s", root, c.address, other.Root())}
 		}
 	}
-	return f(other)
+	if err = f(other); errors.Is(err, plugin.ErrSilent) {
+		return c.unreachable(fmt.Errorf("address %s: %w", c.address, err))
+	}
+	return err
 }
 
 func sameDirectory(a, b string) bool {
@@ -161,9 +188,13 @@ func (c *cli) daemonRoot(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if daemon, err := dial(ctx, first(s.Address, defaultAddress)); err == nil {
+	address := first(s.Address, defaultAddress)
+	switch daemon, err := dial(ctx, address); {
+	case err == nil:
 		defer daemon.Close()
 		return daemon.Root(), nil
+	case errors.Is(err, plugin.ErrSilent) || errdefs.IsPermissionDenied(err):
+		return "", c.unreachable(fmt.Errorf("address %s: %w", address, err))
 	}
 	root, err := filepath.Abs(first(s.Root, defaultRoot))
 	if err != nil {

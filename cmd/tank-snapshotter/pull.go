@@ -87,9 +87,10 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 		Report: report, Credentials: credentials, HostsDir: first(hostsDir, s.HostsDir, defaultHosts),
 	}
 	err = c.with(cmd.Context(), func(svc plugin.Admin) error {
+		req, client := req, client // another attempt may have another owner
 		if _, own := svc.(*local); !own {
-			// Whoever owns the root opens no path of this command's: what it needs of our files, it is sent.
-			if req.HostsFiles, err = readHostsFiles(client.HostsDir, hostsDir != ""); err != nil {
+			// The owner of the root opens no path of this command's: what it needs of this user's files, it is sent.
+			if err := entrust(cmd.Context(), &req, &client, hostsDir != ""); err != nil {
 				return err
 			}
 		}

@@ -2,8 +2,13 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
-	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/plugin"
 )
@@ -12,27 +17,54 @@ import (
 type remote struct {
 	*plugin.Client
 	socket  string
+	owners  []uint32
 	release func()
 }
 
-// answersWithin is how long a process may take to say which root it owns.
-const answersWithin = 5 * time.Second
-
-// dial connects to the process that listens on a socket, however long the socket's path is.
-func dial(ctx context.Context, socket string) (*remote, error) {
+// dial connects to the process that listens on a socket, however long the socket's path is. The process has to belong to uid 0, this user
+// or one of the owners.
+func dial(ctx context.Context, socket string, owners ...uint32) (*remote, error) {
 	dir, name := filepath.Split(socket)
 	path, release, err := socketPath(first(dir, "."), name)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, answersWithin)
-	defer cancel()
-	client, err := plugin.Dial(ctx, path)
+	client, err := plugin.Dial(ctx, path, &plugin.DialOptions{Owners: owners})
 	if err != nil {
 		release()
 		return nil, err
 	}
-	return &remote{Client: client, socket: socket, release: release}, nil
+	return &remote{Client: client, socket: socket, owners: owners, release: release}, nil
+}
+
+// dialRoot connects to the process that owns a root. Its socket is no link, and it has this root.
+func dialRoot(ctx context.Context, root string) (*remote, error) {
+	socket := filepath.Join(root, socketName)
+	fi, err := os.Lstat(socket)
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w: %w", socket, err, errdefs.ErrUnavailable)
+	}
+	if fi.Mode().Type() != fs.ModeSocket {
+		return nil, fmt.Errorf("socket %s: not a socket: %w", socket, errdefs.ErrPermissionDenied)
+	}
+	r, err := dial(ctx, socket, ownersOf(root)...)
+	if err != nil {
+		return nil, err
+	}
+	if !sameDirectory(root, r.Root()) {
+		r.Close()
+		return nil, fmt.Errorf("socket %s: the process there has another root, %s: %w", socket, r.Root(), errdefs.ErrPermissionDenied)
+	}
+	return r, nil
+}
+
+// ownersOf returns the owner of a root that the user named, whose processes may answer for it; none if there is no such directory.
+func ownersOf(root string) []uint32 {
+	var st unix.Stat_t
+	if root == "" || unix.Stat(root, &st) != nil {
+		return nil
+	}
+	return []uint32{st.Uid}
 }
 
 // Close ends the connection.
@@ -44,7 +76,7 @@ func (r *remote) Close() error {
 
 // alive says whether the process still answers, so that an error it gave is its answer and not its end.
 func (r *remote) alive(ctx context.Context) bool {
-	again, err := dial(ctx, r.socket)
+	again, err := dial(ctx, r.socket, r.owners...)
 	if err != nil {
 		return false
 	}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// saysSo is how long a command may take on a machine that is busy to say that a process does not answer.
+const saysSo = 8 * time.Second
+
+// TestSilentDaemon: a daemon that is stopped is reported instead of waited for, while one that is busy may take its time.
+func TestSilentDaemon(t *testing.T) {
+	t.Parallel()
+	reg, _, _, held, _ := registry(t)
+	d := startServe(t, nil, nil)
+	d.serving(t, d.address())
+	pull := command(t, nil, "pull", "--address", d.address(), "--progress", "none", reg.Host+"/hello:held")
+	var stderr bytes.Buffer
+	pull.Stderr = &stderr
+	if err := pull.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pulled := make(chan error, 1)
+	go func() { pulled <- pull.Wait() }()
+	for deadline := time.Now().Add(patienceOfTests); reg.Count(held.Encoded()) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the pull does not come to its layer")
+		}
+	}
+	select {
+	case err := <-pulled:
+		t.Fatalf("the pull did not wait for a busy daemon: %v, %s", err, stderr.String())
+	case <-time.After(5 * time.Second):
+	}
+	if err := d.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-pulled:
+		if !strings.Contains(stderr.String(), "does not answer") {
+			t.Errorf("the pull: %s", stderr.String())
+		}
+	case <-time.After(saysSo):
+		t.Errorf("the pull waits for a daemon that is stopped")
+		_ = pull.Process.Kill()
+	}
+	for _, args := range [][]string{{"--address", d.address()}, {"--root", filepath.Join(d.dir, "root")}} {
+		began := time.Now()
+		_, stderr, code := output(t, append([]string{"images"}, args...)...)
+		if took := time.Since(began); took > saysSo || code != exitOther || !strings.Contains(stderr, "does not answer") {
+			t.Errorf("%q: after %s, exit code %d: %s", args, took, code, stderr)
+		}
+	}
+	if err := d.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if _, stderr, code := output(t, "images", "--address", d.address()); code != 0 {
+		t.Errorf("after SIGCONT: exit code %d: %s", code, stderr)
+	}
+}
+
+// TestSilentListener: a socket on which nobody accepts, and a lock without a socket.
+func TestSilentListener(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]func(root string) error{
+		"nobody accepts": func(root string) error {
+			l, err := net.Listen("unix", filepath.Join(root, "other"))
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { l.Close() })
+			return os.Rename(filepath.Join(root, "other"), filepath.Join(root, socketName))
+		},
+		"no socket": func(string) error { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &squatter{}
+			squat(t, s, os.Geteuid())
+			if err := os.Remove(filepath.Join(s.root, socketName)); err != nil {
+				t.Fatal(err)
+			}
+			if err := prepare(s.root); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			_, stderr, code := output(t, "images", "--root", s.root)
+			if took := time.Since(began); took > saysSo || code != exitOther || !strings.Contains(stderr, "own") {
+				t.Errorf("after %s, exit code %d: %s", took, code, stderr)
+			}
+		})
+	}
+}

@@ -1,0 +1,261 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/plugin"
+)
+
+// squatter answers for a root that it does not manage: it asks for everything, and answers what it likes.
+type squatter struct {
+	plugin.Admin // nil: other methods panic, which the server contains
+	root         string
+	hosts        []string // to ask for credentials of
+	rootfs       string   // to answer
+
+	mu   sync.Mutex // guards got and req
+	got  map[string]plugin.Credential
+	req  plugin.PullRequest
+	seen int // calls
+}
+
+func (s *squatter) Root() string { return s.root }
+
+func (s *squatter) Images(context.Context) ([]plugin.ImageInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen++
+	return nil, nil
+}
+
+func (s *squatter) Pull(ctx context.Context, req plugin.PullRequest, client plugin.PullClient) (*plugin.PulledImage, error) {
+	got := map[string]plugin.Credential{}
+	for _, host := range s.hosts {
+		got[host], _ = client.Credentials(ctx, host)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen, s.got, s.req = s.seen+1, got, req
+	d := digest.FromString("x").String()
+	return &plugin.PulledImage{Ref: req.Ref, Digest: d, Manifest: d, Rootfs: s.rootfs}, nil
+}
+
+// squat has s own a root that a command made before: it holds the lock, and a process of user uid listens on its socket.
+func squat(t *testing.T, s *squatter, uid int) {
+	t.Helper()
+	reg, _, _, _, _ := registry(t)
+	s.root = filepath.Join(t.TempDir(), "root")
+	if _, stderr, code := output(t, "pull", "--root", s.root, reg.Host+"/hello:1"); code != 0 {
+		t.Fatal(stderr)
+	}
+	lock, err := os.OpenFile(filepath.Join(s.root, "lock"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lock.Close() })
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := listenAs(s.root, uid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- plugin.New(&plugin.Options{Admin: s, Drain: time.Millisecond}).Serve(ctx, listener) }()
+	t.Cleanup(func() { cancel(); <-served })
+}
+
+// listenAs listens on the socket of a root with the effective user uid, which the kernel reports to who connects.
+func listenAs(root string, uid int) (l net.Listener, err error) {
+	path, release, err := socketPath(root, socketName)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	done := make(chan struct{})
+	go func() { // its thread ends with it
+		defer close(done)
+		runtime.LockOSThread()
+		fd, e := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if e != nil {
+			err = e
+			return
+		}
+		file := os.NewFile(uintptr(fd), "socket")
+		defer file.Close()
+		if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+			return
+		}
+		// Of this thread alone: unix.Setresuid changes all.
+		if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); e != 0 {
+			err = e
+			return
+		}
+		if err = unix.Listen(fd, 16); err == nil {
+			l, err = net.FileListener(file)
+		}
+	}()
+	<-done
+	return l, err
+}
+
+// credentials makes a docker config with a password for each host, and returns the variable that names it.
+func credentials(t *testing.T, hosts ...string) []string {
+	t.Helper()
+	var auths []string
+	for _, h := range hosts {
+		auths = append(auths, fmt.Sprintf("%q:{\"auth\":%q}", h, base64.StdEncoding.EncodeToString([]byte("user:password of "+h))))
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/config.json", []byte(`{"auths":{`+strings.Join(auths, ",")+`}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"DOCKER_CONFIG=" + dir}
+}
+
+// TestOwnerGetsOnlyWhatIsForThePull: the process that owns a root is sent the files and passwords of the reference's registry, not all.
+func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
+	t.Parallel()
+	hosts := t.TempDir()
+	for name, data := range map[string]string{
+		"registry.test/hosts.toml":   "server = \"https://registry.test\"\n[host.\"https://mirror.test:5000\"]\n",
+		"registry.test/client.key":   "the registry's",
+		"registry.test/unrelated.md": "x",
+		"other.test/client.key":      "another's",
+		"_default/client.key":        "the default's",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(hosts, name)), 0o755), os.WriteFile(filepath.Join(hosts, name), []byte(data), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := []string{"registry.test", "mirror.test:5000", "other.test", "docker.io", "mirror.test"}
+	for _, tt := range []struct {
+		ref          string
+		files, creds []string
+	}{
+		{"registry.test/x:1", []string{"registry.test/client.key", "registry.test/hosts.toml"}, []string{"mirror.test:5000", "registry.test"}},
+		{"other.test/x:1", []string{"other.test/client.key"}, []string{"other.test"}},
+		{"x:1", []string{"_default/client.key"}, []string{"docker.io"}},
+	} {
+		t.Run(tt.ref, func(t *testing.T) {
+			t.Parallel()
+			s := &squatter{hosts: all}
+			squat(t, s, os.Geteuid())
+			s.rootfs = filepath.Join(s.root, "rootfs", "sha256", strings.Repeat("a", 64))
+			cmd := command(t, credentials(t, all...), "pull", "--root", s.root, "--hosts-dir", hosts, tt.ref)
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), s.rootfs) {
+				t.Fatalf("%v: %s", err, out)
+			}
+			var creds []string
+			for host, c := range s.got {
+				if c != (plugin.Credential{}) {
+					creds = append(creds, host)
+				}
+			}
+			slices.Sort(creds)
+			if files := slices.Sorted(maps.Keys(s.req.HostsFiles)); !slices.Equal(files, tt.files) || !slices.Equal(creds, tt.creds) {
+				t.Errorf("files %q, want %q; credentials for %q, want %q", files, tt.files, creds, tt.creds)
+			}
+		})
+	}
+}
+
+// TestOwnerNamesNoPath: a rootfs outside of the root is neither printed nor copied.
+func TestOwnerNamesNoPath(t *testing.T) {
+	t.Parallel()
+	elsewhere := t.TempDir()
+	if err := os.WriteFile(elsewhere+"/secret", []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hex := strings.Repeat("a", 64)
+	for name, rootfs := range map[string]func(root string) string{
+		"elsewhere":      func(string) string { return elsewhere },
+		"through dots":   func(root string) string { return root + "/rootfs/sha256/../../../../" + elsewhere + "/" + hex },
+		"no digest":      func(root string) string { return root + "/rootfs/sha256/x" },
+		"another prefix": func(root string) string { return root + "x/rootfs/sha256/" + hex },
+		"the root":       func(root string) string { return root },
+		"relative":       func(string) string { return "rootfs/sha256/" + hex },
+		"escapes":        func(root string) string { return root + "/rootfs/sha256/\x1b[31m" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &squatter{}
+			squat(t, s, os.Geteuid())
+			s.rootfs = rootfs(s.root)
+			to := filepath.Join(t.TempDir(), "to")
+			for _, args := range [][]string{nil, {"--json"}, {"--to", to}} {
+				out, stderr, code := output(t, append([]string{"pull", "--root", s.root, "x:1"}, args...)...)
+				if code == 0 || out != "" || !strings.Contains(stderr, "does not lie in the root") {
+					t.Errorf("%q: exit code %d, %q, %s", args, code, out, stderr)
+				}
+			}
+			if _, err := os.Stat(to); !os.IsNotExist(err) {
+				t.Errorf("something was copied: %v", err)
+			}
+		})
+	}
+}
+
+// TestOwnerOfAnotherUser: a process of another user is asked nothing, even if it holds the lock of this user's root.
+func TestOwnerOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("has to run as root")
+		}
+		t.Skip("listening as another user needs root")
+	}
+	s := &squatter{hosts: []string{"docker.io"}}
+	squat(t, s, 12345)
+	for _, args := range [][]string{
+		{"pull", "--root", s.root, "x:1"}, {"images", "--root", s.root}, {"pull", "--address", filepath.Join(s.root, socketName), "x:1"},
+	} {
+		cmd := command(t, credentials(t, "docker.io"), args...)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err == nil || len(out) > 0 || !strings.Contains(stderr.String(), "uid 12345") {
+			t.Errorf("%q: %v, %q, %s", args, err, out, stderr.String())
+		}
+	}
+	if s.seen > 0 {
+		t.Errorf("it was asked %d times, and got %v", s.seen, s.got)
+	}
+}
+
+// TestSocketOfTheRoot: what has the socket's name and is none is not followed.
+func TestSocketOfTheRoot(t *testing.T) {
+	t.Parallel()
+	s := &squatter{}
+	squat(t, s, os.Geteuid())
+	socket := filepath.Join(s.root, socketName)
+	other := filepath.Join(t.TempDir(), "s")
+	if err := errors.Join(os.Rename(socket, other), os.Symlink(other, socket)); err != nil {
+		t.Fatal(err)
+	}
+	if out, stderr, code := output(t, "images", "--root", s.root); code == 0 || !strings.Contains(stderr, "not a socket") {
+		t.Errorf("a link: exit code %d, %s%s", code, out, stderr)
+	}
+	if s.seen > 0 {
+		t.Error("it was asked")
+	}
+}

@@ -29,7 +29,7 @@ type AssembleOptions struct {
 
 // Rootfs returns the path of the assembled rootfs of a manifest, which holder holds from then on; errdefs.ErrNotFound
 // when there is none or it is not what its seal says.
-func (s *Store) Rootfs(_ context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
+func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
 	n := metadata.RootfsNode(manifest)
 	holds := false
 	var rec metadata.Rootfs
@@ -43,7 +43,9 @@ func (s *Store) Rootfs(_ context.Context, holder metadata.Holder, manifest diges
 	}
 	path := s.rootfsPath(manifest)
 	if s.suspect(n) {
-		if err := s.intact(path, path+".seal"); err != nil {
+		if err := s.intact(ctx, path, path+".seal"); ctx.Err() != nil {
+			return "", fmt.Errorf("rootfs %s: %w", manifest, context.Cause(ctx))
+		} else if err != nil {
 			return "", fmt.Errorf("rootfs %s: %w: %w", manifest, err, errdefs.ErrNotFound)
 		}
 		s.trusted(n, rootfsVersion(rec))
@@ -95,85 +97,113 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
 		return err
 	}
-	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume)
+	var copied []string
+	defer func() {
+		if err := s.trash(copied...); err != nil {
+			log.G(ctx).WithError(err).Warn("a layer that was copied is left")
+		}
+	}()
+	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume, &copied)
 	if err != nil {
 		return err
 	}
-	entries := flatten(seals)
-	if err := s.finishRoot(fs, entries[0]); err != nil {
+	all, err := flatten(ctx, seals)
+	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if e.Inode == "" || e.Inode == e.Path {
-			rec.Size += e.Size
-			rec.Inodes++
-		}
+	if err := s.finishRoot(fs, &all.root); err != nil {
+		return err
 	}
-	if err := writeSeal(filepath.Join(staged, "seal"), rec, entries, !opts.NoSync); err != nil || opts.NoSync {
+	rec.Size, rec.Inodes = all.size, all.inodes
+	if err := writeSeal(filepath.Join(staged, "seal"), rec, all.count, all.each(ctx), !opts.NoSync); err != nil || opts.NoSync {
 		return err
 	}
 	return s.syncfs()
 }
 
-// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged.
-func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) ([][]unpack.Entry, error) {
-	fs := filepath.Join(staged, "fs")
+// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged, which
+// lie in staged or with their layers. What was consumed by copying is added to copied, for the caller to delete.
+func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool,
+	copied *[]string,
+) ([]*seal, error) {
 	last := map[string]int{}
 	for i, l := range layers {
 		last[l.Key] = i
 	}
 	sources, err := s.sources(ctx, holder, staged, layers, consume)
-	defer func() {
-		for _, src := range sources {
-			if src.drop {
-				if err := s.trash(src.dir); err != nil {
-					log.G(ctx).WithError(err).Warn("a layer that was copied is left")
-				}
-			}
+	for _, src := range sources {
+		if src.drop {
+			*copied = append(*copied, src.dir)
 		}
-	}()
+	}
 	if err == nil && !consume {
 		err = s.settled(ctx, slices.ContainsFunc(layers, func(l metadata.Layer) bool { return !l.Durable }))
 	}
 	if err != nil {
 		return nil, err
 	}
-	var seals [][]unpack.Entry
+	var seals []*seal
 	for i, l := range layers {
 		src := sources[l.Key]
-		entries, err := readSeal(filepath.Join(src.dir, "seal"))
-		if err != nil {
-			return nil, err
+		if src.seal == nil {
+			if src.seal, err = openSeal(ctx, filepath.Join(src.dir, "seal")); err != nil {
+				return nil, err
+			}
+			sources[l.Key] = src
 		}
-		fixup, fixEntries, err := s.fixupFor(ctx, src, l, fs)
-		if err != nil {
-			return nil, err
-		}
-		m := merge{root: fs, move: src.move && last[l.Key] == i, marked: markedDirs(entries)}
-		if err := s.merge(ctx, &m, filepath.Join(src.dir, "fs")); err != nil {
-			return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
-		}
-		seals = append(seals, entries)
-		if fixup == "" {
-			continue
-		}
-		m = merge{root: fs, move: true, marked: markedDirs(fixEntries)}
-		if err := s.merge(ctx, &m, filepath.Join(fixup, "fs")); err != nil {
-			return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
-		}
-		seals = append(seals, fixEntries)
-		if err := s.trash(fixup); err != nil {
+		src.move = src.move && last[l.Key] == i
+		if seals, err = s.stackOne(ctx, staged, l, src, seals); err != nil {
 			return nil, err
 		}
 	}
 	return seals, nil
 }
 
+// stackOne merges one layer and its fix-up, and adds their seals.
+func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, src layerSource, seals []*seal) ([]*seal, error) {
+	fs := filepath.Join(staged, "fs")
+	fixup, err := s.fixupFor(ctx, src, l, fs)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.mergeSealed(ctx, fs, filepath.Join(src.dir, "fs"), src.seal, src.move); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
+	}
+	seals = append(seals, src.seal)
+	if fixup == "" {
+		return seals, nil
+	}
+	at := filepath.Join(staged, fmt.Sprintf("fixup-%d.seal", len(seals)))
+	if err := os.Rename(filepath.Join(fixup, "seal"), at); err != nil {
+		return nil, err
+	}
+	sealed, err := openSeal(ctx, at)
+	if err == nil {
+		err = s.mergeSealed(ctx, fs, filepath.Join(fixup, "fs"), sealed, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
+	}
+	return append(seals, sealed), s.trash(fixup)
+}
+
+// mergeSealed merges a directory into fs, by moving what is in it or by copying.
+func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, move bool) (err error) {
+	m := merge{root: fs, move: move}
+	if move {
+		if m.marked, err = markedDirs(sealed.each); err != nil {
+			return err
+		}
+	}
+	return s.merge(ctx, &m, dir)
+}
+
 // layerSource is where a layer is taken from.
 type layerSource struct {
 	dir  string
-	move bool // its inodes are taken away, not copied
-	drop bool // it is deleted when it was copied
+	seal *seal // once it was read
+	move bool  // its inodes are taken away, not copied
+	drop bool  // it is deleted when it was copied
 }
 
 // sources says where each layer is taken from. Those to be consumed lose their record first, then move to staged, or, when that
@@ -234,24 +264,21 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 }
 
 // fixupFor makes what the layer needs above what is assembled so far; "" when nothing.
-func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer, fs string) (staged string, entries []unpack.Entry, err error) {
+func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer, fs string) (staged string, err error) {
 	if !l.Needs {
-		return "", nil, nil
+		return "", nil
 	}
 	p, err := s.openPlanOf(ctx, src.dir, l.Key, []stackDir{{name: "rootfs", path: fs}})
 	if err != nil {
-		return "", nil, err
+		return "", err
 	}
 	defer p.close()
 	if p.empty() {
-		return "", nil, nil
+		return "", nil
 	}
 	staged = s.stageBeside(filepath.Dir(fs), "fixup")
-	if _, err = s.build(ctx, staged, p.plan); err != nil {
-		return "", nil, err
-	}
-	entries, err = readSeal(filepath.Join(staged, "seal"))
-	return staged, entries, err
+	_, err = s.build(ctx, staged, p.plan)
+	return staged, err
 }
 
 // finishRoot gives the root directory the attributes that the layers say, or those of a directory nobody says anything of.

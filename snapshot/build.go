@@ -37,10 +37,10 @@ func (s *Store) buildTree(ctx context.Context, staged string, t *tree, copies ma
 	if err := b.fill(ctx, root, t); err != nil {
 		return rec, err
 	}
-	entries := pointersTo(t.entries())
+	entries := t.entries()
 	regroup(entries)
 	rec.Created = time.Now().UTC()
-	return rec, writeSeal(filepath.Join(staged, "seal"), rec, entries, true)
+	return rec, writeSeal(filepath.Join(staged, "seal"), rec, len(entries), entriesOf(entries), true)
 }
 
 // builder makes a tree on disk.

@@ -23,7 +23,7 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 			return err
 		}
 		dir := s.path("layers", l.Dir)
-		s.checkSealed("layer "+l.Key, dir+"/fs", dir+"/seal", report, func() bool {
+		s.checkSealed(ctx, "layer "+l.Key, dir+"/fs", dir+"/seal", report, func() bool {
 			now, err := s.layer(l.Key)
 			return err == nil && now.Dir == l.Dir
 		})
@@ -33,11 +33,14 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 			return err
 		}
 		dir := s.rootfsPath(d)
-		s.checkSealed("rootfs "+d.String(), dir, dir+".seal", report, func() bool {
+		s.checkSealed(ctx, "rootfs "+d.String(), dir, dir+".seal", report, func() bool {
 			return s.db.View(func(tx *metadata.Tx) error { _, err := tx.Rootfs(d); return err }) == nil
 		})
 	}
 	for _, sn := range snapshots {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		dir := s.path("snapshots", sn.Dir, "fs")
 		if _, err := os.Lstat(dir); err != nil {
 			if now, gone := s.snapshot(sn.Key); gone == nil && now.Dir == sn.Dir {
@@ -45,7 +48,7 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 			}
 		}
 	}
-	return nil
+	return ctx.Err()
 }
 
 func (s *Store) recorded() (layers []metadata.Layer, rootfs []digest.Digest, snapshots []metadata.Snapshot, err error) {
@@ -74,22 +77,28 @@ func (s *Store) recorded() (layers []metadata.Layer, rootfs []digest.Digest, sna
 	return layers, rootfs, snapshots, err
 }
 
+// maxFaults is how many differences of one directory are reported one by one.
+const maxFaults = 1000
+
 // checkSealed reports how a directory differs from its seal, unless it was removed meanwhile.
-func (s *Store) checkSealed(what, dir, seal string, report func(error), still func() bool) {
+func (s *Store) checkSealed(ctx context.Context, what, dir, seal string, report func(error), still func() bool) {
 	var faults []error
-	sealed, err := readSeal(seal)
-	if err == nil {
-		done := s.alone()
-		found, ferr := readTree(dir)
-		done()
-		if err = ferr; err == nil {
-			compareSeal(sealed, found, func(path, diff string) {
-				faults = append(faults, fmt.Errorf("%s: %s/%s: %s: %w", what, dir, path, diff, errdefs.ErrDataLoss))
-			})
+	more := 0
+	done := s.alone()
+	err := compareSeal(ctx, seal, dir, func(path, diff string) {
+		if more++; more <= maxFaults {
+			faults = append(faults, fmt.Errorf("%s: %s/%s: %s: %w", what, dir, path, diff, errdefs.ErrDataLoss))
 		}
+	})
+	done()
+	if ctx.Err() != nil {
+		return
 	}
 	if err != nil {
 		faults = append(faults, fmt.Errorf("%s: %w: %w", what, err, errdefs.ErrDataLoss))
+	}
+	if more > maxFaults {
+		faults = append(faults, fmt.Errorf("%s: %s: %d more differences: %w", what, dir, more-maxFaults, errdefs.ErrDataLoss))
 	}
 	if len(faults) > 0 && !still() {
 		return

@@ -160,19 +160,16 @@ func addXattrs(e *unpack.Entry, more map[string]string) {
 }
 
 // keepTogether has names of an inode of the layer come along with those that a symbolic link led elsewhere.
-func (x *plan) keepTogether(entries []unpack.Entry, self *element) error {
+func (x *plan) keepTogether(entries entrySource, self *element) error {
 	if len(x.moved) == 0 {
 		return nil
 	}
-	for _, e := range entries {
-		if err := x.interrupted(); err != nil {
-			return err
-		}
+	return entries(func(e *unpack.Entry) error {
 		if moved := x.moved[e.Inode]; moved != nil && !moved[e.Path] {
-			x.emitCopy(e, e.Path, source{self, e.Path})
+			x.emitCopy(*e, e.Path, source{self, e.Path})
 		}
-	}
-	return nil
+		return x.interrupted()
+	})
 }
 
 // namesOfInodes walks a directory for the names of the inodes that are keys of names.

@@ -43,9 +43,13 @@ type source struct {
 // The plan is empty when it needs nothing.
 //
 // The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
-func planFixup(ctx context.Context, entries []unpack.Entry, self *element, parent *merged, lenient bool) (*plan, error) {
+func planFixup(ctx context.Context, entries entrySource, self *element, parent *merged, lenient bool) (*plan, error) {
+	layer, err := newTree(entries)
+	if err != nil {
+		return nil, err
+	}
 	x := &plan{
-		layer: newTree(entries), parent: parent, out: newTree(nil),
+		layer: layer, parent: parent, out: newRoot(defaultDir(".")),
 		copies: map[string]source{}, moved: map[string]map[string]bool{}, links: map[inode]*linkGroup{}, lenient: lenient,
 		interrupted: everyFew(ctx),
 	}
@@ -88,9 +92,12 @@ func (x *plan) empty() bool { return len(x.out.kids) == 0 }
 func (x *plan) facts(diffID digest.Digest) digest.Digest {
 	d := digest.SHA256.Digester()
 	fmt.Fprintf(d.Hash(), "%s\n", diffID)
-	for _, e := range x.out.entries() {
+	var buf []byte
+	for _, shared := range x.out.entries() {
+		e := *shared
 		e.Hash, e.Seq = [16]byte{}, 0
-		d.Hash().Write(appendEntry(nil, &e))
+		buf = appendEntry(buf[:0], &e)
+		d.Hash().Write(buf)
 		if s, ok := x.copies[e.Path]; ok {
 			fmt.Fprintf(d.Hash(), "\n%q %q\n", s.elem.name, s.path)
 		}

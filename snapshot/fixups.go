@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // errReleased says that a fix-up that was there when it was looked for has lost its last holder since.
@@ -123,7 +122,7 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot, rec metadata.
 }
 
 func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []stackDir) (*openPlan, error) {
-	entries, err := readSeal(filepath.Join(layerDir, "seal"))
+	sealed, err := openSeal(ctx, filepath.Join(layerDir, "seal"))
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +136,7 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []st
 		return nil, err
 	}
 	rights := s.opts.Unpack
-	p, err := planFixup(ctx, entries, &element{key, self}, parent, rights.Unprivileged || rights.Confined)
+	p, err := planFixup(ctx, sealed.each, &element{key, self}, parent, rights.Unprivileged || rights.Confined)
 	if err != nil {
 		parent.close()
 		self.Close()
@@ -157,7 +156,7 @@ func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string
 			return "", err
 		}
 		staged := s.stage("layers", "fixup")
-		_, err = s.buildTree(ctx, staged, newTree([]unpack.Entry{st.root}), nil)
+		_, err = s.buildTree(ctx, staged, newRoot(st.root), nil)
 		return staged, err
 	}
 	rec, err := s.layer(sn.Layer)

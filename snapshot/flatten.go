@@ -1,101 +1,243 @@
 package snapshot
 
 import (
+	"container/heap"
+	"context"
+	"errors"
+	"hash/maphash"
+	"io"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// shown is a tree of what layers on top of each other show. It points to their entries: there may be millions, and an entry takes more than
-// all that is around it.
-type shown struct {
-	entry *unpack.Entry
-	kids  map[string]*shown // by name
+// flattened are layers on top of each other as overlay shows them: whiteouts and opaque directories take effect and are
+// gone, groups of hard links keep the names that are left. The layers are seals, whose entries are sorted; they are read
+// side by side, so that the memory depends on the number of layers and not on what is in them.
+type flattened struct {
+	layers []*seal // lowest first
+	seed   maphash.Seed
+	// groups are the hard links by a hash of layer and name: how many names are left. There may be as many as entries.
+	groups map[uint64]uint32
+
+	count        int
+	size, inodes int64
+	root         unpack.Entry
 }
 
-// flatten puts layers, lowest first, on top of each other as overlay shows them: whiteouts and opaque directories
-// take effect and are gone, groups of hard links keep the names that are left. The result is sorted by path bytes, "." first, and made of
-// the layers' own entries, which are changed.
-func flatten(layers [][]unpack.Entry) []*unpack.Entry {
-	root := defaultDir(".")
-	t := &shown{entry: &root}
-	for i, layer := range layers {
-		for j := range layer {
-			e := &layer[j]
-			if e.Inode != "" {
-				e.Inode = strconv.Itoa(i) + "/" + e.Inode // unique among the layers
+// flatten reads the layers once and sums up what they show.
+func flatten(ctx context.Context, layers []*seal) (*flattened, error) {
+	f := &flattened{layers: layers, seed: maphash.MakeSeed(), groups: map[uint64]uint32{}}
+	err := f.merge(ctx, func(e *unpack.Entry, layer int) error {
+		if e.Path == "." {
+			f.root = *e
+		}
+		f.count++
+		if e.Inode != "" {
+			if f.groups[f.group(layer, e)]++; f.groups[f.group(layer, e)] > 1 {
+				return nil
 			}
-			t.put(e)
 		}
-	}
-	es := t.list(nil)
-	slices.SortFunc(es, func(a, b *unpack.Entry) int { return unpack.ComparePaths(a.Path, b.Path) })
-	regroup(es)
-	return es
+		f.size += e.Size
+		f.inodes++
+		return nil
+	})
+	return f, err
 }
 
-func (t *shown) list(es []*unpack.Entry) []*unpack.Entry {
-	es = append(es, t.entry)
-	for _, k := range t.kids {
-		es = k.list(es)
-	}
-	return es
+// group is what stands for a group of hard links among all layers.
+func (f *flattened) group(layer int, e *unpack.Entry) uint64 {
+	return maphash.Comparable(f.seed, struct {
+		layer int
+		inode string
+	}{layer, e.Inode})
 }
 
-// put lays one entry over the tree. Parents come before their children.
-func (t *shown) put(e *unpack.Entry) {
-	switch {
-	case e.Type == unpack.Link:
-		return // its fix-up has the file
-	case e.Path == ".":
-		if e.Opaque {
-			t.kids = nil
+// each returns the entries sorted by path bytes, "." first, with the root directory as it was set. A group of hard links is
+// named by its first path, and a group of one is none.
+func (f *flattened) each(ctx context.Context) entrySource {
+	return func(visit func(*unpack.Entry) error) error {
+		left, first := map[uint64]uint32{}, map[uint64]string{}
+		return f.merge(ctx, func(e *unpack.Entry, layer int) error {
+			if e.Path == "." {
+				e = &f.root
+			}
+			if e.Inode != "" {
+				g := f.group(layer, e)
+				switch n := f.groups[g]; {
+				case n < 2:
+					e.Inode = ""
+				case left[g] == 0:
+					left[g], first[g], e.Inode = n-1, e.Path, e.Path
+				default:
+					e.Inode = first[g]
+					if left[g]--; left[g] == 0 {
+						delete(left, g)
+						delete(first, g)
+					}
+				}
+			}
+			return visit(e)
+		})
+	}
+}
+
+// merge visits what the layers show, and says which layer has it.
+func (f *flattened) merge(ctx context.Context, visit func(e *unpack.Entry, layer int) error) error {
+	heads := &headsOf{}
+	for i, l := range f.layers {
+		if err := heads.add(&head{layer: i, cursor: l.cursor()}); err != nil {
+			return err
 		}
-		if !e.Implied { // an implied root leaves the parents' root as it is
+	}
+	interrupted := everyFew(ctx)
+	var hidden hides
+	root := defaultDir(".")
+	if err := f.mergeRoot(heads, &root, &hidden, visit); err != nil {
+		return err
+	}
+	var same []*head
+	for heads.Len() > 0 {
+		if err := interrupted(); err != nil {
+			return err
+		}
+		same = append(same[:0], heads.pop())
+		path := same[0].e.Path
+		for heads.Len() > 0 && (*heads)[0].e.Path == path {
+			same = append(same, heads.pop())
+		}
+		if e, layer := hidden.show(path, same); e != nil {
 			e.Opaque = false
-			t.entry = e
+			if err := visit(e, layer); err != nil {
+				return err
+			}
 		}
-		return
+		for _, h := range same {
+			if err := heads.add(h); err != nil {
+				return err
+			}
+		}
 	}
-	dir, name := t.parent(e.Path)
-	if e.Type == unpack.Whiteout {
-		delete(dir.kids, name)
-		return
-	}
-	n := &shown{entry: e}
-	if old := dir.kids[name]; old != nil && old.entry.Type == unpack.Dir && e.Type == unpack.Dir && !e.Opaque {
-		n.kids = old.kids
-	}
-	e.Opaque = false
-	dir.add(name, n)
+	return nil
 }
 
-func (t *shown) add(name string, kid *shown) {
-	if t.kids == nil {
-		t.kids = map[string]*shown{}
+// mergeRoot takes the root directories: one that a layer only implies leaves that of the layers below as it is.
+func (f *flattened) mergeRoot(heads *headsOf, root *unpack.Entry, hidden *hides, visit func(*unpack.Entry, int) error) error {
+	said, opaque := -1, -1
+	var same []*head
+	for heads.Len() > 0 && (*heads)[0].e.Path == "." {
+		h := heads.pop()
+		same = append(same, h)
+		if !h.e.Implied && h.layer > said {
+			said, *root = h.layer, *h.e
+		}
+		if h.e.Opaque {
+			opaque = max(opaque, h.layer)
+		}
 	}
-	t.kids[name] = kid
+	root.Opaque = false
+	hidden.below = max(opaque, 0)
+	if err := visit(root, said); err != nil {
+		return err
+	}
+	for _, h := range same {
+		if err := heads.add(h); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// parent returns the directory that a path lies in, and the path's last component. Missing directories become implied ones.
-func (t *shown) parent(path string) (dir *shown, name string) {
-	start := 0
-	for {
-		n := strings.IndexByte(path[start:], '/')
-		if n < 0 {
-			return t, path[start:]
+// hides are the directories inside which layers are hidden. Those whose content is not over yet lie in each other, or
+// come before what lies in the one before them ("a", "a-", "a--/x", "a-/x", "a/x").
+type hides struct {
+	below int // layers that are hidden everywhere
+	stack []hide
+}
+
+// hide hides the layers below one inside a directory.
+type hide struct {
+	dir   string
+	below int
+}
+
+// show returns what the layers' entries of one path, topmost first, show, nil when nothing. The entry of a layer whose
+// directory above is hidden is not there.
+func (h *hides) show(path string, same []*head) (shown *unpack.Entry, layer int) {
+	for n := len(h.stack); n > 0; n = len(h.stack) {
+		top := h.stack[n-1].dir
+		if strings.HasPrefix(path, top) && len(path) > len(top) && path[len(top)] <= '/' {
+			break
 		}
-		end := start + n
-		kid := t.kids[path[start:end]]
-		if kid == nil {
-			e := defaultDir(path[:end])
-			kid = &shown{entry: &e}
-			t.add(path[start:end], kid)
-		}
-		t, start = kid, end+1
+		h.stack = h.stack[:n-1]
 	}
+	below := h.below
+	for n := len(h.stack) - 1; n >= 0; n-- {
+		if path[len(h.stack[n].dir)] == '/' {
+			below = h.stack[n].below
+			break
+		}
+	}
+	for i, s := range same {
+		if s.layer < below {
+			break
+		}
+		if s.e.Type == unpack.Link { // its fix-up has the file
+			continue
+		}
+		goesOn := s.e.Type == unpack.Dir && !s.e.Opaque // what the layers below have inside is seen
+		if shown == nil && s.e.Type != unpack.Whiteout {
+			shown, layer = s.e, s.layer
+		}
+		if !goesOn {
+			if slices.ContainsFunc(same[i+1:], func(s *head) bool { return s.e.Type == unpack.Dir }) {
+				h.stack = append(h.stack, hide{path, s.layer})
+			}
+			break
+		}
+	}
+	return shown, layer
+}
+
+// head is the first entry of a layer that was not merged yet.
+type head struct {
+	layer  int
+	cursor *sealCursor
+	e      *unpack.Entry
+}
+
+// headsOf is a heap of heads: the lowest path first, and of one path the topmost layer first.
+type headsOf []*head
+
+func (h headsOf) Len() int      { return len(h) }
+func (h headsOf) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *headsOf) Push(x any)   { *h = append(*h, x.(*head)) }
+
+func (h headsOf) Less(i, j int) bool {
+	c := unpack.ComparePaths(h[i].e.Path, h[j].e.Path)
+	return c < 0 || c == 0 && h[i].layer > h[j].layer
+}
+
+// Pop is for package heap.
+func (h *headsOf) Pop() any {
+	last := len(*h) - 1
+	x := (*h)[last]
+	*h = (*h)[:last]
+	return x
+}
+
+func (h *headsOf) pop() *head { return heap.Pop(h).(*head) }
+
+// add goes to the next entry of a layer, if it has one.
+func (h *headsOf) add(x *head) (err error) {
+	if x.e, err = x.cursor.next(); errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err == nil {
+		heap.Push(h, x)
+	}
+	return err
 }
 
 // regroup names each group of hard links by its first path, and forgets groups of one. Entries are sorted.
@@ -121,13 +263,4 @@ func regroup(es []*unpack.Entry) {
 			e.Inode = ""
 		}
 	}
-}
-
-// pointersTo returns a pointer to each entry.
-func pointersTo(es []unpack.Entry) []*unpack.Entry {
-	ps := make([]*unpack.Entry, len(es))
-	for i := range es {
-		ps[i] = &es[i]
-	}
-	return ps
 }

@@ -1,6 +1,9 @@
 package snapshot
 
-import "context"
+import (
+	"context"
+	"io"
+)
 
 // everyFew returns a function that loops call for every step. It returns the cause of the end of ctx, which it looks for
 // often enough for steps that take microseconds.
@@ -12,5 +15,26 @@ func everyFew(ctx context.Context) func() error {
 			return context.Cause(ctx)
 		}
 		return nil
+	}
+}
+
+// copyUntil copies until the end of the reader, or of ctx, whose cause it returns then.
+func copyUntil(ctx context.Context, to io.Writer, from io.Reader) error {
+	for buf := make([]byte, 256<<10); ; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
 }

@@ -13,22 +13,23 @@ import (
 
 // markedDirs are the directories, other than the root, that are opaque, hold a whiteout, or have one that does somewhere below
 // them. All others are in a plain tree what they are in overlay's form.
-func markedDirs(entries []unpack.Entry) map[string]bool {
+func markedDirs(entries entrySource) (map[string]bool, error) {
 	marked := map[string]bool{}
-	for i := range entries {
-		at := entries[i].Path
+	err := entries(func(e *unpack.Entry) error {
+		at := e.Path
 		switch {
-		case entries[i].Opaque:
-		case entries[i].Type == unpack.Whiteout:
+		case e.Opaque:
+		case e.Type == unpack.Whiteout:
 			at = path.Dir(at)
 		default:
-			continue
+			return nil
 		}
 		for ; at != "." && !marked[at]; at = path.Dir(at) {
 			marked[at] = true
 		}
-	}
-	return marked
+		return nil
+	})
+	return marked, err
 }
 
 // take moves an entry with one rename and no look at what is in the way: a file replaces another one, and a directory with all below

@@ -12,11 +12,14 @@ import (
 )
 
 func TestMarkedDirs(t *testing.T) {
-	got := markedDirs([]unpack.Entry{
+	got, err := markedDirs(entriesOf([]*unpack.Entry{
 		{Path: ".", Type: unpack.Dir, Opaque: true}, {Path: "a", Type: unpack.Dir}, {Path: "a/b", Type: unpack.Dir}, {Path: "a/b/c", Type: unpack.Whiteout},
 		{Path: "a/d", Type: unpack.Dir}, {Path: "e", Type: unpack.Whiteout}, {Path: "f", Type: unpack.Dir}, {Path: "f/g", Type: unpack.Dir, Opaque: true},
 		{Path: "f/g/h", Type: unpack.Dir},
-	})
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
 	want := map[string]bool{"a": true, "a/b": true, "f": true, "f/g": true}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %v, want %v", got, want)

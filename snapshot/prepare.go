@@ -218,7 +218,7 @@ func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *st
 		staged, made := "", metadata.Layer{}
 		if _, err := s.layer(key); err != nil {
 			staged = s.stage("layers", "fixup")
-			if made, err = s.buildTree(ctx, staged, newTree([]unpack.Entry{st.root}), nil); err != nil {
+			if made, err = s.buildTree(ctx, staged, newRoot(st.root), nil); err != nil {
 				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
 			}
 		}

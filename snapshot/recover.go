@@ -93,12 +93,12 @@ func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
 
 // recover reads the record in a seal, if the directory is what the seal says.
 func (s *Store) recover(ctx context.Context, dir, seal string, record any) bool {
-	_, header, err := readSealed(seal)
+	sealed, err := openSeal(ctx, seal)
 	if err == nil {
-		err = s.intact(dir, seal)
+		err = s.intact(ctx, dir, seal)
 	}
 	if err == nil {
-		err = json.Unmarshal(header, record)
+		err = json.Unmarshal(sealed.record, record)
 	}
 	if err != nil {
 		log.G(ctx).WithError(err).Warnf("recover: %s is left out", dir)

@@ -14,7 +14,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // suspect says whether another process left the record provisional and nobody has compared it yet.
@@ -106,7 +105,7 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 	if !s.suspect(n) {
 		return s.layer(rec.Key) // another call was quicker
 	}
-	err := s.intact(s.path("layers", rec.Dir, "fs"), s.path("layers", rec.Dir, "seal"))
+	err := s.intact(ctx, s.path("layers", rec.Dir, "fs"), s.path("layers", rec.Dir, "seal"))
 	if errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		log.G(ctx).WithError(err).WithField("layer", rec.Key).Warn("layer was not written out before the last stop: unpacking it again")
 		rec, err = s.unpackAgain(ctx, rec)
@@ -127,35 +126,18 @@ func (s *Store) layer(key string) (rec metadata.Layer, err error) {
 }
 
 // intact compares a directory with its seal; errdefs.ErrDataLoss names the first difference.
-func (s *Store) intact(dir, seal string) error {
-	sealed, err := readSeal(seal)
-	if err != nil {
-		return err
-	}
-	done := s.alone()
-	found, err := readTree(dir)
-	done()
-	if err != nil {
-		return err
-	}
-	compareSeal(sealed, found, func(path, what string) {
-		if err == nil {
-			err = fmt.Errorf("%s: %s: %w", path, what, errLost)
+func (s *Store) intact(ctx context.Context, dir, seal string) error {
+	defer s.alone()()
+	var first error
+	err := compareSeal(ctx, seal, dir, func(path, what string) {
+		if first == nil {
+			first = fmt.Errorf("%s: %s: %w", path, what, errLost)
 		}
 	})
-	return err
-}
-
-func readTree(dir string) ([]unpack.Entry, error) {
-	f, err := openTree(dir)
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("directory %s: missing: %w", dir, errdefs.ErrDataLoss)
-		}
-		return nil, err
+		return err
 	}
-	defer f.Close()
-	return unpack.ReadTree(f)
+	return first
 }
 
 // unpackAgain makes a broken layer's directory anew from its blob and puts it into the record; mounts that are made

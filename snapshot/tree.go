@@ -27,17 +27,15 @@ const (
 )
 
 // newTree builds a tree from entries in any order. Missing parents become implied directories.
-func newTree(entries []unpack.Entry) *tree {
-	t := &tree{entry: defaultDir(".")}
-	for _, e := range entries {
-		if e.Path == "." {
-			t.entry = e
-			continue
-		}
-		t.make(e.Path).entry = e
-	}
-	return t
+func newTree(entries entrySource) (*tree, error) {
+	t := newRoot(defaultDir("."))
+	return t, entries(func(e *unpack.Entry) error {
+		t.make(e.Path).entry = *e
+		return nil
+	})
 }
+
+func newRoot(e unpack.Entry) *tree { return &tree{entry: e} }
 
 // defaultDir is a directory that nothing says anything about.
 func defaultDir(path string) unpack.Entry {
@@ -84,20 +82,16 @@ func (t *tree) make(path string) *tree {
 func (t *tree) names() []string { return slices.Sorted(maps.Keys(t.kids)) }
 
 // entries lists the tree sorted by path bytes, "." first.
-func (t *tree) entries() []unpack.Entry {
-	var es []unpack.Entry
+func (t *tree) entries() []*unpack.Entry {
+	var es []*unpack.Entry
 	var walk func(*tree)
 	walk = func(t *tree) {
-		es = append(es, t.entry)
+		es = append(es, &t.entry)
 		for _, k := range t.kids {
 			walk(k)
 		}
 	}
 	walk(t)
-	sortEntries(es)
+	slices.SortFunc(es, func(a, b *unpack.Entry) int { return unpack.ComparePaths(a.Path, b.Path) })
 	return es
-}
-
-func sortEntries(es []unpack.Entry) {
-	slices.SortFunc(es, func(a, b unpack.Entry) int { return unpack.ComparePaths(a.Path, b.Path) })
 }

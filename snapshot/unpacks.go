@@ -274,7 +274,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 		OpaqueRoot: res.Entries[0].Opaque, DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
-	return writeSeal(filepath.Join(j.dir, "seal"), j.record, pointersTo(res.Entries), true)
+	return writeSeal(filepath.Join(j.dir, "seal"), j.record, len(res.Entries), entriesOf(pointersTo(res.Entries)), true)
 }
 
 // known reports whether the layer is here and was verified for its blob: any config may claim any diff ID.
@@ -447,4 +447,13 @@ func (u *unpacks) unclaimed() (finished []*unpackJob) {
 		}
 	}
 	return finished
+}
+
+// pointersTo returns a pointer to each entry.
+func pointersTo(es []unpack.Entry) []*unpack.Entry {
+	ps := make([]*unpack.Entry, len(es))
+	for i := range es {
+		ps[i] = &es[i]
+	}
+	return ps
 }

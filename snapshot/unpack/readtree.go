@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
@@ -15,44 +16,79 @@ import (
 	"github.com/tank-snapshotter/tank/internal/sparse"
 )
 
-// ReadTree lists a layer's directory as entries, contents hashed: the same that Extract returned for it, without what is
-// not on disk (Implied, Seq, and entries of type Link). It follows no symlink and opens nothing but directories and regular
-// files. As an ordinary user it opens up what its owner cannot read and closes it again. Errors are those of the system
-// calls, with the path.
-func ReadTree(dir *os.File) ([]Entry, error) {
+// InodeID tells inodes with several names apart. It is zero for an inode with one name and for a directory.
+type InodeID struct{ dev, ino uint64 }
+
+// Walk calls visit for every path of a layer's directory, in the order of ComparePaths, contents hashed. The entries are
+// those that Extract listed for the directory, without what is not on disk (Implied, Seq, and entries of type Link) and without
+// Inode: id is the same for all names of an inode. It follows no symlink and opens nothing but directories and regular files.
+// As an ordinary user it opens up what its owner cannot read and closes it again. It keeps the names of the directories on
+// the way in memory, and no entries. Errors are the first of visit, those of the system calls, with the path, and the end
+// of ctx.
+func Walk(ctx context.Context, dir *os.File, visit func(e *Entry, id InodeID) error) error {
 	defer runtime.KeepAlive(dir)
 	r := &treeReader{
 		at:    climber{fd: int(dir.Fd())},
 		buf:   make([]byte, bufferSize),
 		hash:  xxh3.New(),
-		links: make(map[[2]uint64][]int),
+		visit: visit,
 	}
 	defer r.close()
-	if err := r.readAll(); err != nil {
-		return nil, fmt.Errorf("directory %q: %w", dir.Name(), err)
+	if err := r.readAll(ctx); err != nil {
+		return fmt.Errorf("directory %q: %w", dir.Name(), err)
 	}
-	return r.sorted(), nil
+	return nil
 }
 
-// treeReader walks a tree and gathers its entries.
+// ReadTree is like Walk and returns all entries, with Inode.
+func ReadTree(dir *os.File) ([]Entry, error) {
+	var entries []Entry
+	links := map[InodeID][]int{}
+	err := Walk(context.Background(), dir, func(e *Entry, id InodeID) error {
+		if id != (InodeID{}) {
+			links[id] = append(links[id], len(entries))
+		}
+		entries = append(entries, *e)
+		return nil
+	})
+	for _, group := range links {
+		if len(group) < 2 {
+			continue // its other names lie elsewhere
+		}
+		for _, i := range group {
+			entries[i].Inode = entries[group[0]].Path
+		}
+	}
+	return entries, err
+}
+
+// treeReader walks a tree.
 type treeReader struct {
-	at      climber
-	path    string // of the current directory, "" for the root
-	todo    []frame
-	entries []Entry
-	links   map[[2]uint64][]int // entries by device and inode, where there are several names
-	buf     []byte
-	hash    *xxh3.Hasher
+	at    climber
+	path  string // of the current directory, "" for the root
+	todo  []frame
+	visit func(e *Entry, id InodeID) error
+	buf   []byte
+	hash  *xxh3.Hasher
 }
 
 // frame is a directory that the reader is in.
 type frame struct {
-	subdirs []string
-	path    string // of the directory above
+	names []treeName // that are still to be visited
+	path  string     // of the directory above
 	// opened up: the mode to give back when the reader leaves
 	opened bool
 	mode   uint32
 }
+
+// treeName is a name in a directory, or what lies in the directory of that name. In the order of paths these are two places:
+// "a", "a-b", "a/b".
+type treeName struct {
+	key       string // the name, or the name and a slash for what lies in it
+	mode, uid uint32
+}
+
+func (n treeName) content() bool { return strings.HasSuffix(n.key, "/") }
 
 func (r *treeReader) close() {
 	for len(r.todo) > 1 && r.leave() == nil {
@@ -61,18 +97,24 @@ func (r *treeReader) close() {
 	r.at.close()
 }
 
-func (r *treeReader) readAll() error {
+func (r *treeReader) readAll(ctx context.Context) error {
 	root := frame{}
 	if err := r.open(&root, target{fd: r.at.fd}); err != nil {
 		return err
 	}
 	r.todo = []frame{root}
-	if err := r.list(); err != nil {
+	if err := r.self(ctx); err != nil {
+		return err
+	}
+	if err := r.list(ctx); err != nil {
 		return err
 	}
 	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		top := &r.todo[len(r.todo)-1]
-		if len(top.subdirs) == 0 {
+		if len(top.names) == 0 {
 			if len(r.todo) == 1 {
 				return nil
 			}
@@ -81,16 +123,54 @@ func (r *treeReader) readAll() error {
 			}
 			continue
 		}
-		name := top.subdirs[0]
-		top.subdirs = top.subdirs[1:]
-		if err := r.enter(name); err != nil {
+		if err := r.one(ctx, top); err != nil {
 			return err
 		}
 	}
 }
 
+// one visits the next name of a directory.
+func (r *treeReader) one(ctx context.Context, top *frame) error {
+	n := top.names[0]
+	top.names = top.names[1:]
+	switch {
+	case n.content():
+		return r.enter(ctx, strings.TrimSuffix(n.key, "/"), false)
+	case n.mode&unix.S_IFMT != unix.S_IFDIR:
+		path := r.join(n.key)
+		if err := r.file(ctx, path, target{r.at.fd, n.key}, n); err != nil {
+			return fmt.Errorf("%q: %w", clip(path), err)
+		}
+		return nil
+	case top.names[0].key == n.key+"/":
+		top.names = top.names[1:]
+		return r.enter(ctx, n.key, true)
+	}
+	// Other names come between the directory and what lies in it.
+	if err := r.down(n.key); err != nil {
+		return err
+	}
+	if err := r.self(ctx); err != nil {
+		return err
+	}
+	return r.leave()
+}
+
 // enter goes into a directory and lists it.
-func (r *treeReader) enter(name string) error {
+func (r *treeReader) enter(ctx context.Context, name string, self bool) error {
+	if err := r.down(name); err != nil {
+		return err
+	}
+	if self {
+		if err := r.self(ctx); err != nil {
+			return err
+		}
+	}
+	return r.list(ctx)
+}
+
+// down goes into a directory.
+func (r *treeReader) down(name string) error {
 	f := frame{path: r.path}
 	if err := r.open(&f, target{r.at.fd, name}); err != nil {
 		return fmt.Errorf("%q: %w", clip(r.join(name)), err)
@@ -103,7 +183,7 @@ func (r *treeReader) enter(name string) error {
 	}
 	r.path = r.join(name)
 	r.todo = append(r.todo, f)
-	return r.list()
+	return nil
 }
 
 // open makes a directory of an ordinary user readable to its owner, for as long as the reader is in it.
@@ -160,76 +240,79 @@ func (r *treeReader) join(name string) string {
 	return r.path + "/" + name
 }
 
-// list adds the current directory itself and what is in it, its directories excepted: they come when they are entered.
-func (r *treeReader) list() error {
+// self visits the current directory itself.
+func (r *treeReader) self(ctx context.Context) error {
 	path := r.path
 	if path == "" {
 		path = "."
 	}
 	self := target{fd: r.at.fd}
-	if err := r.add(path, self, self); err != nil {
+	if err := r.add(ctx, path, self, self, -1); err != nil {
 		return fmt.Errorf("%q: %w", clip(path), err)
 	}
+	return nil
+}
+
+// list reads the names in the current directory.
+func (r *treeReader) list(ctx context.Context) error {
 	fd, err := openat(r.at.fd, ".", dirFlags, 0)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), path)
+	f := os.NewFile(uintptr(fd), r.path)
 	defer f.Close()
-	top := &r.todo[len(r.todo)-1]
-	for {
-		names, err := f.Readdirnames(1024)
+	var list []treeName
+	for err == nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var names []string
+		names, err = f.Readdirnames(1024)
 		for _, name := range names {
-			t := target{r.at.fd, name}
 			var st unix.Stat_t
-			if err := t.stat(&st); err != nil {
+			if err := (target{r.at.fd, name}).stat(&st); err != nil {
 				return fmt.Errorf("%q: %w", clip(r.join(name)), err)
 			}
+			list = append(list, treeName{name, st.Mode, st.Uid})
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				top.subdirs = append(top.subdirs, name)
-			} else if err := r.file(r.join(name), t, &st); err != nil {
-				return fmt.Errorf("%q: %w", clip(r.join(name)), err)
+				list = append(list, treeName{name + "/", st.Mode, st.Uid})
 			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
 		}
 	}
+	if err != io.EOF {
+		return err
+	}
+	slices.SortFunc(list, func(a, b treeName) int { return strings.Compare(a.key, b.key) })
+	r.todo[len(r.todo)-1].names = list
+	return nil
 }
 
-// file adds what is not a directory.
-func (r *treeReader) file(path string, t target, st *unix.Stat_t) (err error) {
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return r.add(path, t, t)
+// file visits what is not a directory.
+func (r *treeReader) file(ctx context.Context, path string, t target, n treeName) (err error) {
+	if n.mode&unix.S_IFMT != unix.S_IFREG {
+		return r.add(ctx, path, t, t, -1)
 	}
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	var fd int
-	fd, err = openat(t.fd, t.name, flags, 0)
-	if err == unix.EACCES && int(st.Uid) == os.Geteuid() {
-		mode := st.Mode & 0o7777
+	mode := n.mode & 0o7777
+	given := -1
+	fd, err := openat(t.fd, t.name, flags, 0)
+	if err == unix.EACCES && int(n.uid) == os.Geteuid() {
 		if err := t.chmod(mode | 0o400); err != nil {
 			return err
 		}
-		defer func() {
-			if err == nil {
-				r.entries[len(r.entries)-1].Mode = mode
-			}
-			err = errors.Join(err, t.chmod(mode))
-		}()
+		defer func() { err = errors.Join(err, t.chmod(mode)) }()
+		given = int(mode)
 		fd, err = openat(t.fd, t.name, flags, 0)
 	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	return r.add(path, target{fd: fd}, t)
+	return r.add(ctx, path, target{fd: fd}, t, given)
 }
 
-// add adds the entry of t; named is the same inode by name.
-func (r *treeReader) add(path string, t, named target) error {
+// add visits the entry of t; named is the same inode by name, and mode what it is without the rights that it was given, or -1.
+func (r *treeReader) add(ctx context.Context, path string, t, named target, mode int) error {
 	var st unix.Stat_t
 	if err := t.stat(&st); err != nil {
 		return err
@@ -239,23 +322,26 @@ func (r *treeReader) add(path string, t, named target) error {
 		return err
 	}
 	if e.Type == Whiteout {
-		r.entries = append(r.entries, e)
-		return nil
+		return r.visit(&e, InodeID{})
 	}
-	if e.Type == Dir && len(r.todo) > 0 && r.todo[len(r.todo)-1].opened {
-		e.Mode = r.todo[len(r.todo)-1].mode
+	if top := &r.todo[len(r.todo)-1]; e.Type == Dir && top.opened {
+		e.Mode = top.mode
 	}
+	if mode >= 0 {
+		e.Mode = uint32(mode)
+	}
+	var id InodeID
 	if e.Type != Dir && st.Nlink > 1 {
-		key := [2]uint64{uint64(st.Dev), st.Ino}
-		r.links[key] = append(r.links[key], len(r.entries))
+		id = InodeID{uint64(st.Dev), st.Ino}
 	}
-	err = r.details(&e, t, named)
-	r.entries = append(r.entries, e)
-	return err
+	if err := r.details(ctx, &e, t, named); err != nil {
+		return err
+	}
+	return r.visit(&e, id)
 }
 
 // details are what a status does not tell.
-func (r *treeReader) details(e *Entry, t, named target) (err error) {
+func (r *treeReader) details(ctx context.Context, e *Entry, t, named target) (err error) {
 	if e.Xattrs, err = t.xattrs(e.Type); err != nil {
 		return err
 	}
@@ -263,7 +349,7 @@ func (r *treeReader) details(e *Entry, t, named target) (err error) {
 	case Dir:
 		e.Opaque, err = t.opaque()
 	case File:
-		e.Hash, err = r.content(t.fd, e.Size)
+		e.Hash, err = r.content(ctx, t.fd, e.Size)
 	case Symlink:
 		e.Target, err = readlink(named)
 	}
@@ -283,13 +369,16 @@ func readlink(t target) (string, error) {
 }
 
 // content hashes a file.
-func (r *treeReader) content(fd int, size int64) ([16]byte, error) {
+func (r *treeReader) content(ctx context.Context, fd int, size int64) ([16]byte, error) {
 	if sparse.HasHoles(fd, size) {
-		return sparse.Sum128(context.Background(), fd, size)
+		return sparse.Sum128(ctx, fd, size)
 	}
 	r.hash.Reset()
 	var total int64
 	for {
+		if err := ctx.Err(); err != nil {
+			return [16]byte{}, err
+		}
 		var n int
 		err := ignoringEINTR(func() (err error) {
 			n, err = unix.Read(fd, r.buf)
@@ -308,22 +397,4 @@ func (r *treeReader) content(fd int, size int64) ([16]byte, error) {
 		return [16]byte{}, fmt.Errorf("%d bytes read of %d: %w", total, size, io.ErrUnexpectedEOF)
 	}
 	return r.hash.Sum128().Bytes(), nil
-}
-
-// sorted names the groups of hard links and sorts the entries.
-func (r *treeReader) sorted() []Entry {
-	for _, group := range r.links {
-		if len(group) < 2 {
-			continue // its other names lie elsewhere
-		}
-		first := r.entries[group[0]].Path
-		for _, i := range group {
-			first = min(first, r.entries[i].Path)
-		}
-		for _, i := range group {
-			r.entries[i].Inode = first
-		}
-	}
-	slices.SortFunc(r.entries, func(a, b Entry) int { return ComparePaths(a.Path, b.Path) })
-	return r.entries
 }

@@ -1,0 +1,246 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/zeebo/xxh3"
+
+	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// seal is a seal that was read once and found intact. It holds no descriptor: any number of them may be in use.
+type seal struct {
+	path   string
+	record []byte
+	count  uint64
+	start  int64 // where the entries begin
+	end    int64
+}
+
+// sealWindow is how much of a seal is read at once.
+const sealWindow = 32 << 10
+
+// openSeal reads a seal to its end; errdefs.ErrDataLoss when it is damaged or no regular file, errdefs.ErrNotFound when it
+// is missing.
+func openSeal(ctx context.Context, path string) (*seal, error) {
+	f, err := regular.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("seal %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seal %s: %w", path, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	damaged := fmt.Errorf("seal %s: damaged: %w", path, errdefs.ErrDataLoss)
+	s := &seal{path: path, end: info.Size() - 8}
+	if s.end < 0 || info.Size() > maxSeal {
+		return nil, damaged
+	}
+	head := make([]byte, min(s.end, sealWindow)) // a record takes some hundred bytes
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return nil, err
+	}
+	if !strings.HasPrefix(string(head), sealMagic) {
+		return nil, damaged
+	}
+	if err := s.verify(ctx, f); err != nil {
+		return nil, err
+	}
+	d := sealDecoder{b: head[len(sealMagic):]}
+	s.record = []byte(d.str())
+	s.count = d.uvarint()
+	if d.bad {
+		return nil, damaged
+	}
+	s.start = int64(len(head) - len(d.b))
+	return s, nil
+}
+
+// verify compares the checksum at the end with that of what comes before it.
+func (s *seal) verify(ctx context.Context, f *os.File) error {
+	h := xxh3.New()
+	if err := copyUntil(ctx, h, io.NewSectionReader(f, 0, s.end)); err != nil {
+		return err
+	}
+	var sum [8]byte
+	if _, err := f.ReadAt(sum[:], s.end); err != nil {
+		return err
+	}
+	if binary.BigEndian.Uint64(sum[:]) != h.Sum64() {
+		return fmt.Errorf("seal %s: damaged: %w", s.path, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+// cursor returns a reader of the entries from the first.
+func (s *seal) cursor() *sealCursor { return &sealCursor{s: s, at: s.start, left: s.count} }
+
+// each is an entrySource.
+func (s *seal) each(visit func(*unpack.Entry) error) error {
+	c := s.cursor()
+	for {
+		e, err := c.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = visit(e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// sealCursor reads the entries of a seal one after the other.
+type sealCursor struct {
+	s     *seal
+	at    int64 // where the next window begins
+	left  uint64
+	buf   []byte // what was read and not decoded
+	space []byte // that buf lies in
+	prev  string
+	e     unpack.Entry
+}
+
+// next returns the next entry, io.EOF after the last. The entry is overwritten by the next call; its strings are not.
+func (c *sealCursor) next() (*unpack.Entry, error) {
+	damaged := func() error { return fmt.Errorf("seal %s: damaged: %w", c.s.path, errdefs.ErrDataLoss) }
+	if c.left == 0 {
+		if len(c.buf) > 0 || c.at != c.s.end {
+			return nil, damaged()
+		}
+		return nil, io.EOF
+	}
+	for {
+		d := sealDecoder{b: c.buf}
+		if d.entryTo(&c.e); !d.bad {
+			c.buf = d.b
+			break
+		}
+		if c.at == c.s.end {
+			return nil, damaged()
+		}
+		if err := c.fill(); err != nil {
+			return nil, err
+		}
+	}
+	if c.prev != "" && unpack.ComparePaths(c.prev, c.e.Path) >= 0 {
+		return nil, damaged()
+	}
+	c.prev = c.e.Path
+	c.left--
+	return &c.e, nil
+}
+
+// fill reads another window. An entry that does not fit into one gets twice the space, which is bounded by the file's size.
+func (c *sealCursor) fill() error {
+	need := max(sealWindow, 2*len(c.buf))
+	if len(c.space) < need {
+		c.space = make([]byte, need)
+	}
+	kept := copy(c.space, c.buf)
+	n := min(int64(len(c.space)-kept), c.s.end-c.at)
+	f, err := regular.Open(c.s.path)
+	if err != nil {
+		return fmt.Errorf("seal %s: %w", c.s.path, err)
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(c.space[kept:kept+int(n)], c.at); err != nil {
+		return fmt.Errorf("seal %s: %w", c.s.path, err)
+	}
+	c.at += n
+	c.buf = c.space[:kept+int(n)]
+	return nil
+}
+
+// sealDecoder takes values off b; bad is set when there are none left.
+type sealDecoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *sealDecoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *sealDecoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	if n <= 0 {
+		d.bad, d.b = true, nil
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *sealDecoder) str() string {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.bad, d.b = true, nil
+		return ""
+	}
+	s := string(d.b[:n])
+	d.b = d.b[n:]
+	return s
+}
+
+func (d *sealDecoder) entryTo(e *unpack.Entry) {
+	*e = unpack.Entry{Path: d.str(), Type: d.kind()}
+	e.Mode, e.UID, e.GID, e.Rdev = uint32(d.uvarint()), uint32(d.uvarint()), uint32(d.uvarint()), d.uvarint()
+	e.Sec, e.Nsec, e.Size, e.Seq = d.varint(), d.varint(), d.varint(), int(d.varint())
+	e.Target, e.Inode = d.str(), d.str()
+	flags := d.uvarint()
+	e.Implied, e.Opaque = flags&1 != 0, flags&2 != 0
+	if len(d.b) < len(e.Hash) {
+		d.bad, d.b = true, nil
+		return
+	}
+	copy(e.Hash[:], d.b)
+	d.b = d.b[len(e.Hash):]
+	if n := d.uvarint(); n > 0 && !d.bad {
+		e.Xattrs = make(map[string]string, min(n, 64))
+		for ; n > 0 && !d.bad; n-- {
+			k := d.str()
+			e.Xattrs[k] = d.str()
+		}
+	}
+}
+
+// kind is a type, one of the strings that there are, so that none is made for every entry.
+func (d *sealDecoder) kind() unpack.Type {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.bad, d.b = true, nil
+		return ""
+	}
+	b := d.b[:n]
+	d.b = d.b[n:]
+	for _, t := range [...]unpack.Type{
+		unpack.File, unpack.Dir, unpack.Symlink, unpack.Whiteout, unpack.Link, unpack.Fifo, unpack.Char, unpack.Block,
+	} {
+		if string(b) == string(t) {
+			return t
+		}
+	}
+	d.bad, d.b = true, nil
+	return ""
+}

@@ -1,0 +1,156 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// TestDamagedSeal: whatever lies where a seal should be, reading it ends at once with an error of class ErrDataLoss, and
+// takes no more memory than the file is large.
+func TestDamagedSeal(t *testing.T) {
+	t.Parallel()
+	sealed := func(body []byte) []byte {
+		b := append([]byte(sealMagic), body...)
+		return binary.BigEndian.AppendUint64(b, xxh3.Hash(b))
+	}
+	entry := func(path string) []byte { return appendEntry(nil, &unpack.Entry{Path: path, Type: unpack.File}) }
+	header := []byte{2, '{', '}'}
+	huge := binary.AppendUvarint(nil, 1<<62)
+	file := func(b []byte) func(string) error {
+		return func(path string) error { return os.WriteFile(path, b, 0o600) }
+	}
+	for _, row := range []struct {
+		testName string
+		make     func(path string) error
+	}{
+		{"a pipe", func(path string) error { return unix.Mkfifo(path, 0o600) }},
+		{"a link to a device", func(path string) error { return os.Symlink("/dev/zero", path) }},
+		{"a directory", func(path string) error { return os.Mkdir(path, 0o700) }},
+		{"a terabyte of nothing", func(path string) error {
+			return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<40))
+		}},
+		{"a terabyte that begins as a seal", func(path string) error {
+			return errors.Join(os.WriteFile(path, []byte(sealMagic), 0o600), os.Truncate(path, 1<<40))
+		}},
+		{"empty", file(nil)},
+		{"cut", file([]byte(sealMagic + "abc"))},
+		{"another checksum", file(append(sealed(append(header, 0)), 0))},
+		{"a huge record", file(sealed(huge))},
+		{"a huge number of entries", file(sealed(slices.Concat(header, huge, entry("a"))))},
+		{"fewer entries than there are", file(sealed(slices.Concat(header, []byte{1}, entry("a"), entry("b"))))},
+		{"a huge path", file(sealed(slices.Concat(header, []byte{1}, huge)))},
+		{"an unknown type", file(sealed(slices.Concat(header, []byte{1}, appendEntry(nil, &unpack.Entry{Path: "a", Type: "?"}))))},
+		{"a path twice", file(sealed(slices.Concat(header, []byte{2}, entry("a"), entry("a"))))},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "seal")
+			if err := row.make(path); err != nil {
+				t.Fatal(err)
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			s, err := openSeal(context.Background(), path)
+			if err == nil {
+				err = s.each(func(*unpack.Entry) error { return nil })
+			}
+			runtime.ReadMemStats(&after)
+			if !errdefs.IsDataLoss(err) {
+				t.Errorf("%v, not of class data loss", err)
+			}
+			if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
+				t.Errorf("%d bytes were allocated", n)
+			}
+		})
+	}
+}
+
+// TestFlatten: layers on top of each other, also where names lie between a directory and what is in it.
+func TestFlatten(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		testName string
+		layers   []string // entries: path, then / for a directory, // for an opaque one, ! for a whiteout, =group for a hard link
+		want     string
+	}{
+		{"added", []string{". a/ a/b", ". a/ a/c"}, ". a/ a/b a/c"},
+		{"a whiteout hides what is inside, not what begins with its name", []string{". a/ a- a-b/ a-b/c a/x", ". a!"}, ". a- a-b/ a-b/c"},
+		{"whiteouts before the content of the first", []string{". a/ a-/ a--/ a--/x a-/x a/x", ". a! a-!"}, ". a--/ a--/x"},
+		{"an opaque directory", []string{". a/ a-b a/x a/y/ a/y/z", ". a// a/y/ a/y/new"}, ". a/ a-b a/y/ a/y/new"},
+		{"replaced by a file and again by a directory", []string{". a/ a/x", ". a", ". a/ a/y"}, ". a/ a/y"},
+		{"a whiteout between two directories", []string{". a/ a/x", ". a!", ". a/ a/y"}, ". a/ a/y"},
+		{"an opaque root", []string{". a b/ b/c", ".// d"}, ". d"},
+		{"hard links that are left", []string{". a=a b=a c=a", ". a!"}, ". b=b c=b"},
+		{"a sole name that is left", []string{". a=a b=a", ". b"}, ". a b"},
+		{"the same group name in two layers", []string{". a=a b=a", ". c=a d=a"}, ". a=a b=a c=c d=c"},
+		{"a layer twice", []string{". a=a b=a", ". a!", ". a=a b=a"}, ". a=a b=a"},
+		{"nothing", nil, "."},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			dir := t.TempDir()
+			var seals []*seal
+			for i, l := range row.layers {
+				path := filepath.Join(dir, fmt.Sprint(i))
+				es := parseEntries(l)
+				if err := writeSeal(path, nil, len(es), entriesOf(es), false); err != nil {
+					t.Fatal(err)
+				}
+				s, err := openSeal(context.Background(), path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seals = append(seals, s)
+			}
+			f, err := flatten(context.Background(), seals)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			if err := f.each(context.Background())(func(e *unpack.Entry) error {
+				s := e.Path
+				if e.Type == unpack.Dir && s != "." {
+					s += "/"
+				}
+				if e.Inode != "" {
+					s += "=" + e.Inode
+				}
+				got = append(got, s)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if s := strings.Join(got, " "); s != row.want || len(got) != f.count {
+				t.Errorf("got %q, %d entries; want %q", s, f.count, row.want)
+			}
+		})
+	}
+}
+
+func parseEntries(line string) (es []*unpack.Entry) {
+	for _, s := range strings.Fields(line) {
+		e := &unpack.Entry{Type: unpack.File}
+		e.Path, e.Inode, _ = strings.Cut(s, "=")
+		switch {
+		case strings.HasSuffix(s, "!"):
+			e.Path, e.Type = strings.TrimSuffix(s, "!"), unpack.Whiteout
+		case s == ".", strings.HasSuffix(s, "/"):
+			e.Type, e.Opaque = unpack.Dir, strings.HasSuffix(s, "//")
+			e.Path = strings.TrimRight(s, "/")
+		}
+		es = append(es, e)
+	}
+	return es
+}

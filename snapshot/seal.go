@@ -91,7 +91,7 @@ func writeSeal(path string, record any, count int, entries entrySource, sync boo
 func appendEntry(b []byte, e *unpack.Entry) []byte {
 	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	str(e.Path)
-	str(string(e.Type))
+	str(e.Type.String())
 	for _, v := range []uint64{uint64(e.Mode), uint64(e.UID), uint64(e.GID), e.Rdev} {
 		b = binary.AppendUvarint(b, v)
 	}

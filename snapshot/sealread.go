@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -113,6 +114,9 @@ type sealCursor struct {
 	space []byte // that buf lies in
 	prev  string
 	e     unpack.Entry
+	// Mostly, entries with extended attributes have the same as those before them. A map takes as much memory as an entry.
+	xattrs map[string]string
+	raw    []byte // as the seal has them
 }
 
 // next returns the next entry, io.EOF after the last. The entry is overwritten by the next call; its strings are not.
@@ -126,8 +130,10 @@ func (c *sealCursor) next() (*unpack.Entry, error) {
 	}
 	for {
 		d := sealDecoder{b: c.buf}
-		if d.entryTo(&c.e); !d.bad {
+		raw := d.entryTo(&c.e)
+		if !d.bad {
 			c.buf = d.b
+			c.setXattrs(raw)
 			break
 		}
 		if c.at == c.s.end {
@@ -143,6 +149,23 @@ func (c *sealCursor) next() (*unpack.Entry, error) {
 	c.prev = c.e.Path
 	c.left--
 	return &c.e, nil
+}
+
+func (c *sealCursor) setXattrs(raw []byte) {
+	if raw == nil {
+		return
+	}
+	if !bytes.Equal(raw, c.raw) {
+		c.raw = append(c.raw[:0], raw...)
+		d := sealDecoder{b: raw}
+		n := d.uvarint()
+		c.xattrs = make(map[string]string, min(n, 64))
+		for ; n > 0; n-- {
+			k := d.str()
+			c.xattrs[k] = d.str()
+		}
+	}
+	c.e.Xattrs = c.xattrs
 }
 
 // fill reads another window. An entry that does not fit into one gets twice the space, which is bounded by the file's size.
@@ -203,7 +226,8 @@ func (d *sealDecoder) str() string {
 	return s
 }
 
-func (d *sealDecoder) entryTo(e *unpack.Entry) {
+// entryTo decodes an entry but for its extended attributes, which it returns as they are; nil when there are none.
+func (d *sealDecoder) entryTo(e *unpack.Entry) (xattrs []byte) {
 	*e = unpack.Entry{Path: d.str(), Type: d.kind()}
 	e.Mode, e.UID, e.GID, e.Rdev = uint32(d.uvarint()), uint32(d.uvarint()), uint32(d.uvarint()), d.uvarint()
 	e.Sec, e.Nsec, e.Size, e.Seq = d.varint(), d.varint(), d.varint(), int(d.varint())
@@ -212,35 +236,42 @@ func (d *sealDecoder) entryTo(e *unpack.Entry) {
 	e.Implied, e.Opaque = flags&1 != 0, flags&2 != 0
 	if len(d.b) < len(e.Hash) {
 		d.bad, d.b = true, nil
-		return
+		return nil
 	}
 	copy(e.Hash[:], d.b)
 	d.b = d.b[len(e.Hash):]
-	if n := d.uvarint(); n > 0 && !d.bad {
-		e.Xattrs = make(map[string]string, min(n, 64))
-		for ; n > 0 && !d.bad; n-- {
-			k := d.str()
-			e.Xattrs[k] = d.str()
-		}
+	all := d.b
+	n := d.uvarint()
+	for i := n; i > 0 && !d.bad; i-- {
+		d.skip()
+		d.skip()
 	}
+	if n == 0 || d.bad {
+		return nil
+	}
+	return all[:len(all)-len(d.b)]
 }
 
-// kind is a type, one of the strings that there are, so that none is made for every entry.
+// skip passes over a string.
+func (d *sealDecoder) skip() {
+	n := d.uvarint()
+	if n > uint64(len(d.b)) {
+		d.bad, d.b = true, nil
+		return
+	}
+	d.b = d.b[n:]
+}
+
+// kind decodes a type.
 func (d *sealDecoder) kind() unpack.Type {
 	n := d.uvarint()
 	if n > uint64(len(d.b)) {
 		d.bad, d.b = true, nil
-		return ""
+		return 0
 	}
-	b := d.b[:n]
-	d.b = d.b[n:]
-	for _, t := range [...]unpack.Type{
-		unpack.File, unpack.Dir, unpack.Symlink, unpack.Whiteout, unpack.Link, unpack.Fifo, unpack.Char, unpack.Block,
-	} {
-		if string(b) == string(t) {
-			return t
-		}
+	t, ok := unpack.TypeNamed(d.b[:n])
+	if d.b = d.b[n:]; !ok {
+		d.bad, d.b = true, nil
 	}
-	d.bad, d.b = true, nil
-	return ""
+	return t
 }

@@ -53,7 +53,7 @@ func TestDamagedSeal(t *testing.T) {
 		{"a huge number of entries", file(sealed(slices.Concat(header, huge, entry("a"))))},
 		{"fewer entries than there are", file(sealed(slices.Concat(header, []byte{1}, entry("a"), entry("b"))))},
 		{"a huge path", file(sealed(slices.Concat(header, []byte{1}, huge)))},
-		{"an unknown type", file(sealed(slices.Concat(header, []byte{1}, appendEntry(nil, &unpack.Entry{Path: "a", Type: "?"}))))},
+		{"an unknown type", file(sealed(slices.Concat(header, []byte{1}, appendEntry(nil, &unpack.Entry{Path: "a", Type: 99}))))},
 		{"a path twice", file(sealed(slices.Concat(header, []byte{2}, entry("a"), entry("a"))))},
 	} {
 		t.Run(row.testName, func(t *testing.T) {

@@ -271,10 +271,10 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
 		Empty: res.Empty && !res.Whiteouts, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts,
-		OpaqueRoot: res.Entries[0].Opaque, DiffID: digester.Digest(),
+		OpaqueRoot: res.OpaqueRoot, DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
-	return writeSeal(filepath.Join(j.dir, "seal"), j.record, len(res.Entries), entriesOf(pointersTo(res.Entries)), true)
+	return writeSeal(filepath.Join(j.dir, "seal"), j.record, res.Count, res.Each, true)
 }
 
 // known reports whether the layer is here and was verified for its blob: any config may claim any diff ID.
@@ -447,13 +447,4 @@ func (u *unpacks) unclaimed() (finished []*unpackJob) {
 		}
 	}
 	return finished
-}
-
-// pointersTo returns a pointer to each entry.
-func pointersTo(es []unpack.Entry) []*unpack.Entry {
-	ps := make([]*unpack.Entry, len(es))
-	for i := range es {
-		ps[i] = &es[i]
-	}
-	return ps
 }

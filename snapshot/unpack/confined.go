@@ -22,7 +22,7 @@ func (x *extractor) permitted(name string) bool {
 }
 
 // checkOwner refuses ids that chown could not set in this user namespace.
-func (x *extractor) checkOwner(name string, e *Entry) error {
+func (x *extractor) checkOwner(name string, e *inode) error {
 	if !x.opts.UIDs.Has(e.UID) {
 		return x.unmapped(name, "uid", e.UID)
 	}

@@ -3,11 +3,14 @@ package unpack
 import (
 	"archive/tar"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -25,27 +28,26 @@ func (x *extractor) inode(hdr *tar.Header) (*inode, error) {
 	if err := x.setType(hdr, ino); err != nil {
 		return nil, err
 	}
-	e := &ino.Entry
-	e.Mode = uint32(hdr.Mode) & 0o7777
-	if e.Type == Symlink {
-		e.Mode = symlinkMode
+	ino.Mode = uint32(hdr.Mode) & 0o7777
+	if ino.Type == Symlink {
+		ino.Mode = symlinkMode
 	}
 	// 4294967295 is "no change" for chown.
 	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) >= math.MaxUint32 || int64(hdr.Gid) >= math.MaxUint32 {
 		return nil, invalid(hdr.Name, "owner %d:%d is out of range", hdr.Uid, hdr.Gid)
 	}
-	e.UID, e.GID = uint32(hdr.Uid), uint32(hdr.Gid)
-	e.Sec, e.Nsec = hdr.ModTime.Unix(), int64(hdr.ModTime.Nanosecond())
+	ino.UID, ino.GID = uint32(hdr.Uid), uint32(hdr.Gid)
+	ino.Sec, ino.Nsec = hdr.ModTime.Unix(), uint32(hdr.ModTime.Nanosecond())
 	if x.opts.Unprivileged {
-		e.UID, e.GID = x.uid, x.gid
-		e.Mode &^= unix.S_ISUID
+		ino.UID, ino.GID = x.uid, x.gid
+		ino.Mode &^= unix.S_ISUID
 	}
 	if !ino.omitted {
-		if err := x.checkOwner(hdr.Name, e); err != nil {
+		if err := x.checkOwner(hdr.Name, ino); err != nil {
 			return nil, err
 		}
 	}
-	return ino, x.setXattrs(hdr, e)
+	return ino, x.setXattrs(hdr, ino)
 }
 
 func (x *extractor) setType(hdr *tar.Header, ino *inode) error {
@@ -55,7 +57,7 @@ func (x *extractor) setType(hdr *tar.Header, ino *inode) error {
 	case tar.TypeDir:
 		ino.Type = Dir
 	case tar.TypeSymlink:
-		ino.Type, ino.Target = Symlink, hdr.Linkname
+		ino.Type, ino.Target = Symlink, strings.Clone(hdr.Linkname)
 		if n := len(hdr.Linkname); n == 0 || n > x.limits.Path {
 			return invalid(hdr.Name, "symlink target of %d bytes", n)
 		}
@@ -98,10 +100,10 @@ func (x *extractor) setDevice(hdr *tar.Header, ino *inode) error {
 	return nil
 }
 
-func (x *extractor) setXattrs(hdr *tar.Header, e *Entry) error {
+func (x *extractor) setXattrs(hdr *tar.Header, ino *inode) error {
 	for record, value := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(record, xattrRecord)
-		if !ok || !keepXattr(name, e.Type) {
+		if !ok || !keepXattr(name, ino.Type) {
 			continue
 		}
 		if !x.permitted(name) {
@@ -121,12 +123,40 @@ func (x *extractor) setXattrs(hdr *tar.Header, e *Entry) error {
 		if err := x.keep(hdr.Name, len(name)+len(value)); err != nil {
 			return err
 		}
-		if e.Xattrs == nil {
-			e.Xattrs = make(map[string]string)
+		if ino.Xattrs == nil {
+			ino.Xattrs = make(map[string]string)
 		}
-		e.Xattrs[name] = value
+		ino.Xattrs[name] = value
 	}
-	return nil
+	if ino.Xattrs == nil {
+		return nil
+	}
+	return x.share(hdr.Name, ino)
+}
+
+// share gives the inode the attributes of another one if they are the same: mostly all that have any have the same, and a map
+// of one takes as much memory as the rest of an entry.
+func (x *extractor) share(name string, ino *inode) error {
+	key := make([]byte, 0, 64)
+	for _, k := range slices.Sorted(maps.Keys(ino.Xattrs)) {
+		for _, s := range [2]string{k, ino.Xattrs[k]} {
+			key = append(binary.AppendUvarint(key, uint64(len(s))), s...)
+		}
+	}
+	if same, ok := x.shared[string(key)]; ok {
+		ino.Xattrs = same
+		return nil
+	}
+	own := make(map[string]string, len(ino.Xattrs)) // whose strings are not parts of a whole header
+	for k, v := range ino.Xattrs {
+		own[strings.Clone(k)] = strings.Clone(v)
+	}
+	ino.Xattrs = own
+	if x.shared == nil {
+		x.shared = map[string]map[string]string{}
+	}
+	x.shared[string(key)] = own
+	return x.hold(name, 2*len(key)+xattrsMemory)
 }
 
 // file makes a regular file.

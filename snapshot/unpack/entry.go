@@ -1,44 +1,66 @@
 package unpack
 
 // Type is what lies at a path of an unpacked layer.
-type Type string
+type Type uint8
 
 // The types of entries. Whiteout and Link are not found in an ordinary tree.
 const (
-	Dir      Type = "dir"
-	File     Type = "file"
-	Symlink  Type = "symlink"
-	Fifo     Type = "fifo"
-	Char     Type = "char"
-	Block    Type = "block"
-	Whiteout Type = "whiteout" // removes the path from the layers below; char 0:0 on disk
-	Link     Type = "link"     // a hard link to a path that only a lower layer has; nothing on disk; its header's attributes are kept
+	Dir Type = iota + 1
+	File
+	Symlink
+	Fifo
+	Char
+	Block
+	Whiteout // removes the path from the layers below; char 0:0 on disk
+	Link     // a hard link to a path that only a lower layer has; nothing on disk; its header's attributes are kept
 )
+
+var typeNames = [...]string{
+	Dir: "dir", File: "file", Symlink: "symlink", Fifo: "fifo", Char: "char", Block: "block", Whiteout: "whiteout", Link: "link",
+}
+
+// String is the name of the type, as seals have it.
+func (t Type) String() string {
+	if int(t) < len(typeNames) {
+		return typeNames[t]
+	}
+	return "unknown"
+}
+
+// TypeNamed is the type of a name; ok is false when there is none.
+func TypeNamed(name []byte) (t Type, ok bool) {
+	for t := Dir; t <= Link; t++ {
+		if string(name) == typeNames[t] {
+			return t, true
+		}
+	}
+	return 0, false
+}
 
 // Entry is one path of an unpacked layer, as it lies on disk once extraction is over.
 type Entry struct {
 	Path string // clean and relative, "." for the root directory itself; bytes as the tar had them
-	Type Type
-	Mode uint32 // permission, setuid, setgid and sticky bits (07777)
-	UID  uint32
-	GID  uint32
+	// Target is where a Symlink points, or the clean relative path that a Link names.
+	Target string
+	// Inode names the first path, in byte order, of an inode with several names in this layer; empty for a sole name.
+	Inode string
+	// Xattrs are the extended attributes, without overlay's own. Entries may share a map: it is not to be changed.
+	Xattrs map[string]string
 	// Sec and Nsec are the modification time.
 	Sec  int64
 	Nsec int64
 	Size int64  // of a file, bytes
 	Rdev uint64 // of Char and Block, as unix.Mkdev makes it
-	// Target is where a Symlink points, or the clean relative path that a Link names.
-	Target string
-	// Xattrs are the extended attributes, without overlay's own.
-	Xattrs map[string]string
+	// Seq is the position in the tar of the entry that made it, from 1; 0 for implied directories.
+	Seq int
 	// Hash is XXH3-128 of a file's content.
 	Hash [16]byte
-	// Inode names the first path, in byte order, of an inode with several names in this layer; empty for a sole name.
-	Inode string
+	Mode uint32 // permission, setuid, setgid and sticky bits (07777)
+	UID  uint32
+	GID  uint32
+	Type Type
 	// Implied directories have no entry in the tar: their attributes, and what they are at all, depend on the parent.
 	Implied bool
 	// Opaque directories hide what the layers below have inside them.
 	Opaque bool
-	// Seq is the position in the tar of the entry that made it, from 1; 0 for implied directories.
-	Seq int
 }

@@ -44,7 +44,7 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	for _, e := range res.Entries {
+	for _, e := range res.Entries() {
 		fmt.Println(e.Path, e.Type, "implied:", e.Implied)
 	}
 	fmt.Println("needs its parent:", res.Needs)

@@ -35,9 +35,12 @@ type extractor struct {
 	// coarse: the filesystem does not keep every nanosecond, so that times have to be read back.
 	coarse bool
 
-	seq      int // of the current entry
-	count    int // entries and implied directories so far
+	seq      int32 // of the current entry
+	count    int   // entries and implied directories so far
 	metadata int64
+	held     int64                        // bytes of strings
+	memory   int64                        // what all of it takes
+	shared   map[string]map[string]string // the sets of attributes that there are
 	contents int64
 	holes    int64 // bytes of the contents that the archive leaves out
 	rooted   bool  // the tar has an entry for the root
@@ -73,7 +76,7 @@ func newExtractor(fd int, opts Options) (*extractor, error) {
 		hash:   xxh3.New(),
 	}
 	x.small.fill, x.dirs.spare = x.fillSmall, x.small.await
-	x.root = &node{ino: &inode{Entry: x.implied()}, implied: true}
+	x.root = &node{ino: x.implied(), implied: true}
 	// Nothing may be inherited: no group from a setgid directory, no default ACL.
 	root := target{fd: fd}
 	var st unix.Stat_t
@@ -127,12 +130,12 @@ func (x *extractor) close() {
 }
 
 // implied are the attributes of directories without an entry.
-func (x *extractor) implied() Entry {
-	e := Entry{Type: Dir, Mode: 0o755}
+func (x *extractor) implied() *inode {
+	ino := &inode{Type: Dir, Mode: 0o755}
 	if x.opts.Unprivileged {
-		e.UID, e.GID = x.uid, x.gid
+		ino.UID, ino.GID = x.uid, x.gid
 	}
-	return e
+	return ino
 }
 
 // entry applies one entry of the tar.
@@ -183,10 +186,27 @@ func (x *extractor) charge(name string, bytes int) error {
 	if x.count++; x.count > x.limits.Entries {
 		return invalid(name, "more than %d entries", x.limits.Entries)
 	}
+	x.memory += entryMemory
 	return x.keep(name, bytes)
 }
 
-// keep counts what is kept in memory.
+// What one entry takes in memory: a node, an inode, a place in its directory's map, and the allocations of its strings.
+// A map of attributes is as much once more.
+const (
+	entryMemory  = 240
+	xattrsMemory = 400
+)
+
+// hold counts strings that are kept in memory.
+func (x *extractor) hold(name string, bytes int) error {
+	x.memory += int64(bytes)
+	if x.held += int64(bytes); x.held > x.limits.Strings {
+		return invalid(name, "more than %d bytes of names, link targets and xattrs", x.limits.Strings)
+	}
+	return nil
+}
+
+// keep counts what is listed in the end: paths with all their components.
 func (x *extractor) keep(name string, bytes int) error {
 	if x.metadata += int64(bytes); x.metadata > x.limits.Metadata {
 		return invalid(name, "more than %d bytes of paths, link targets and xattrs", x.limits.Metadata)
@@ -248,14 +268,17 @@ func (x *extractor) whiteout(name, parent, base string) error {
 		dir.marked = true
 		return nil
 	}
-	if dir.length+1+len(hidden) > x.limits.Path {
+	if dir.below(len(hidden)) > x.limits.Path {
 		return invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
 	}
 	if len(base) > maxName {
 		return invalid(name, "a component of more than %d bytes", maxName)
 	}
 	dir.hide(hidden, x.seq)
-	return x.keep(name, dir.length+len(hidden))
+	if err := x.hold(name, len(hidden)); err != nil {
+		return err
+	}
+	return x.keep(name, dir.below(len(hidden)))
 }
 
 func (x *extractor) directory(name string, dir *node, base string, ino *inode) error {
@@ -290,14 +313,15 @@ func (x *extractor) special(name string, dir *node, base string, ino *inode) err
 		err = unix.Mknodat(fd, base, unix.S_IFBLK|0o600, int(ino.Rdev))
 	}
 	if err != nil {
-		return ioError(name, "create "+string(ino.Type), err)
+		return ioError(name, "create "+ino.Type.String(), err)
 	}
 	return x.apply(name, target{fd, base}, ino, 0o600)
 }
 
 // apply sets the attributes of a new inode, made with mode, and corrects in ino what the filesystem made of them.
 func (x *extractor) apply(name string, t target, ino *inode, mode uint32) error {
-	if err := t.apply(&ino.Entry, x.uid, x.gid, mode); err != nil {
+	e := ino.entry()
+	if err := t.apply(&e, x.uid, x.gid, mode); err != nil {
 		return attrError(name, err)
 	}
 	return x.settle(name, t, ino)
@@ -317,7 +341,7 @@ func (x *extractor) settle(name string, t target, ino *inode) error {
 	if err := t.stat(&st); err != nil {
 		return ioError(name, "stat", err)
 	}
-	ino.Sec, ino.Nsec = int64(st.Mtim.Sec), int64(st.Mtim.Nsec)
+	ino.Sec, ino.Nsec = int64(st.Mtim.Sec), uint32(st.Mtim.Nsec)
 	if access || dflt || caps {
 		ino.Mode = st.Mode & 0o7777
 		var err error

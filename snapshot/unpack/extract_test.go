@@ -97,13 +97,13 @@ func TestExtractResult(t *testing.T) {
 	dir := t.TempDir()
 	res := extractTo(t, dir, u.Tar(t, u.F("b", strings.Repeat("x", 5000)), u.H("a", "b"), u.F("d/c", "1"), u.W("d/.wh.x"), u.H("l", "lower/f")))
 	var paths []string
-	for _, e := range res.Entries {
+	for _, e := range res.Entries() {
 		paths = append(paths, e.Path)
 	}
 	if want := []string{".", "a", "b", "d", "d/c", "d/x", "l"}; !reflect.DeepEqual(paths, want) {
 		t.Errorf("paths %q, want %q", paths, want)
 	}
-	if a, b := res.Entries[1], res.Entries[2]; a.Inode != "a" || b.Inode != "a" || a.Hash != b.Hash || a.Size != 5000 || a.Seq != 2 || b.Seq != 1 {
+	if a, b := res.Entries()[1], res.Entries()[2]; a.Inode != "a" || b.Inode != "a" || a.Hash != b.Hash || a.Size != 5000 || a.Seq != 2 || b.Seq != 1 {
 		t.Errorf("hard links %+v and %+v", a, b)
 	}
 	// the root, d; b of two blocks, c of one; the whiteout
@@ -130,12 +130,12 @@ func TestSparse(t *testing.T) {
 	res := extractTo(t, dir, raw)
 	var st unix.Stat_t
 	must(t, unix.Lstat(filepath.Join(dir, "f"), &st))
-	if st.Size != 100<<20 || st.Blocks > 64 || res.Entries[1].Size != st.Size {
+	if st.Size != 100<<20 || st.Blocks > 64 || res.Entries()[1].Size != st.Size {
 		t.Errorf("size %d in %d blocks", st.Size, st.Blocks)
 	}
 	tree, err := unpack.ReadTree(openDir(t, dir))
 	must(t, err)
-	if d := difference(res.Entries, tree); d != "" {
+	if d := difference(res.Entries(), tree); d != "" {
 		t.Error(d)
 	}
 }
@@ -242,7 +242,7 @@ func TestHoleOfMany(t *testing.T) {
 	res := extractTo(t, dir, raw)
 	tree, err := unpack.ReadTree(openDir(t, dir))
 	must(t, err)
-	if d := difference(res.Entries, tree); d != "" {
+	if d := difference(res.Entries(), tree); d != "" {
 		t.Error(d)
 	}
 	var st unix.Stat_t
@@ -272,7 +272,7 @@ func TestSparseAsItIs(t *testing.T) {
 	res := extractTo(t, dir, u.SparseTar("f", int64(len(plain)), pieces...))
 	got, err := os.ReadFile(filepath.Join(dir, "f"))
 	must(t, err)
-	if !bytes.Equal(got, plain) || res.Entries[1].Hash != xxh3.Hash128(plain).Bytes() {
-		t.Errorf("%x", res.Entries[1].Hash)
+	if !bytes.Equal(got, plain) || res.Entries()[1].Hash != xxh3.Hash128(plain).Bytes() {
+		t.Errorf("%x", res.Entries()[1].Hash)
 	}
 }

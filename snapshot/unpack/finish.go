@@ -3,23 +3,29 @@ package unpack
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// finish decides what comes of the whiteouts, sets the attributes of the directories, and lists the entries.
+// finish decides what comes of the whiteouts, sets the attributes of the directories, and sums up what there is.
 func (x *extractor) finish(ctx context.Context) (*Result, error) {
 	x.review(x.root)
-	if err := x.checkLinks(x.root); err != nil {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("layer: %w", err)
+	}
+	if err := x.checkLinks(ctx, x.root); err != nil {
 		return nil, err
 	}
-	f := &finisher{extractor: x}
+	f := &finisher{extractor: x, result: &Result{Root: x.rooted, root: x.root}}
 	if err := f.dir(ctx, x.root, false); err != nil {
 		return nil, err
 	}
-	return f.result(), nil
+	r := f.result
+	r.OpaqueRoot = x.root.isOpaque()
+	r.Empty = r.Count == 1 && !f.opaque
+	r.Whiteouts = r.Whiteouts || f.opaque
+	return r, nil
 }
 
 // review looks at every directory after its content: what devices were left out of it, and whether it is still bare.
@@ -40,11 +46,14 @@ func (x *extractor) review(dir *node) {
 }
 
 // checkLinks looks again at the links to lower layers, now that the whole layer is known.
-func (x *extractor) checkLinks(dir *node) error {
+func (x *extractor) checkLinks(ctx context.Context, dir *node) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("layer: %w", err)
+	}
 	for _, n := range dir.children {
 		switch n.ino.Type {
 		case Dir:
-			if err := x.checkLinks(n); err != nil {
+			if err := x.checkLinks(ctx, n); err != nil {
 				return err
 			}
 		case Link:
@@ -56,17 +65,11 @@ func (x *extractor) checkLinks(dir *node) error {
 	return nil
 }
 
-// finisher gathers the entries.
+// finisher goes through the directories of a layer that was read.
 type finisher struct {
 	*extractor
-	items  []item
+	result *Result
 	opaque bool // a directory is
-}
-
-type item struct {
-	path string
-	n    *node // nil for a whiteout
-	seq  int   // of a whiteout
 }
 
 // dir finishes a directory after its content. hidden: nothing of the layers below is seen in it anyway.
@@ -74,20 +77,18 @@ func (f *finisher) dir(ctx context.Context, n *node, hidden bool) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("layer: %w", err)
 	}
-	path := n.path()
-	f.items = append(f.items, item{path: path, n: n})
 	if hidden {
 		n.marked, n.fresh = false, false // said above it already
 	}
+	f.add(n)
 	hidden = hidden || n.isOpaque()
 	if err := f.prune(n, hidden); err != nil {
 		return err
 	}
-	markers := f.markers(n, hidden)
+	f.markers(n, hidden)
 	for _, c := range n.children {
 		if !c.isDir() {
-			c.ino.names++
-			f.items = append(f.items, item{path: c.path(), n: c})
+			f.add(c)
 			continue
 		}
 		if hidden && c.implied {
@@ -97,14 +98,26 @@ func (f *finisher) dir(ctx context.Context, n *node, hidden bool) error {
 			return err
 		}
 	}
-	prefix := path + "/"
-	if n.parent == nil {
-		prefix = ""
+	return f.seal(ctx, n)
+}
+
+// add sums up one path.
+func (f *finisher) add(n *node) {
+	r := f.result
+	r.Count++
+	if n.implied {
+		n.seq = 0
 	}
-	for _, name := range markers {
-		f.items = append(f.items, item{path: prefix + name, seq: n.whiteouts[name]})
+	if n.ino.Type == Link || n.implied && n.parent != nil {
+		r.Needs = true
 	}
-	return f.seal(n, path, markers)
+	if n.ino.Type == Link {
+		return
+	}
+	if n.ino.names++; n.ino.names == 1 || n.isDir() {
+		r.Inodes++
+		r.Size += usage(n.ino)
+	}
 }
 
 // prune removes bare directories where nothing of the layers below is left for their whiteouts: a whiteout of nothing makes
@@ -124,37 +137,40 @@ func (f *finisher) prune(n *node, hidden bool) error {
 // isOpaque: the layers below are not to be seen in it.
 func (n *node) isOpaque() bool { return n.marked || n.fresh }
 
-// markers are the whiteouts that go to disk: those of names that the layer does not have. A directory of such a name is
+// markers leaves the whiteouts that go to disk: those of names that the layer does not have. A directory of such a name is
 // there anew, so that it becomes opaque and takes nothing after the one that was removed.
-func (f *finisher) markers(n *node, hidden bool) []string {
-	var names []string
+func (f *finisher) markers(n *node, hidden bool) {
 	for name := range n.whiteouts {
 		c := n.children[name]
-		switch {
-		case c == nil:
-			if !hidden {
-				names = append(names, name)
-			}
-		case c.isDir():
+		if c != nil || hidden {
+			delete(n.whiteouts, name)
+		}
+		if c != nil && c.isDir() {
 			c.fresh, c.implied = true, false
 		}
 	}
-	return names
+	f.result.Count += len(n.whiteouts)
+	f.result.Inodes += int64(len(n.whiteouts))
+	f.result.Whiteouts = f.result.Whiteouts || len(n.whiteouts) > 0
 }
 
 // seal writes whiteouts and sets the directory's own attributes.
-func (f *finisher) seal(n *node, path string, markers []string) error {
+func (f *finisher) seal(ctx context.Context, n *node) error {
+	path := n.path()
 	fd, err := f.dirs.fd(n)
 	if err != nil {
 		return err
 	}
-	for _, name := range markers {
+	for name := range n.whiteouts {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("layer: %w", err)
+		}
 		if err := unix.Mknodat(fd, name, unix.S_IFCHR, 0); err != nil {
 			return ioError(path+"/"+name, "create whiteout", err)
 		}
 	}
 	var own []string
-	if len(markers) > 0 {
+	if len(n.whiteouts) > 0 {
 		own = append(own, OriginAttr, "")
 	}
 	if n.isOpaque() {
@@ -169,54 +185,14 @@ func (f *finisher) seal(n *node, path string, markers []string) error {
 	return f.apply(path, target{fd: fd}, n.ino, 0o700)
 }
 
-// result sorts the entries and sums them up.
-func (f *finisher) result() *Result {
-	slices.SortFunc(f.items, func(a, b item) int { return ComparePaths(a.path, b.path) })
-	r := &Result{Entries: make([]Entry, len(f.items)), Root: f.rooted}
-	first := make(map[*inode]string)
-	for i, it := range f.items {
-		e := &r.Entries[i]
-		if it.n == nil {
-			*e = Entry{Path: it.path, Type: Whiteout, Seq: it.seq}
-			r.Inodes++
-			r.Whiteouts = true
-			continue
-		}
-		*e = it.n.ino.Entry
-		e.Path, e.Implied, e.Opaque, e.Seq = it.path, it.n.implied, it.n.isOpaque(), it.n.seq
-		if e.Implied {
-			e.Seq = 0
-		}
-		if e.Type == Link || e.Implied && it.path != "." {
-			r.Needs = true
-		}
-		if e.Type == Link {
-			continue
-		}
-		if it.n.ino.names > 1 {
-			if first[it.n.ino] == "" {
-				first[it.n.ino] = it.path
-			}
-			if e.Inode = first[it.n.ino]; e.Inode != it.path {
-				continue
-			}
-		}
-		r.Inodes++
-		r.Size += usage(e)
-	}
-	r.Whiteouts = r.Whiteouts || f.opaque
-	r.Empty = len(r.Entries) == 1 && !f.opaque
-	return r
-}
-
 // usage is what an entry takes on disk by Result.Size.
-func usage(e *Entry) int64 {
+func usage(i *inode) int64 {
 	const block = 4096
-	switch e.Type {
+	switch i.Type {
 	case Dir:
 		return block
 	case File:
-		return (e.Size + block - 1) / block * block
+		return (i.Size + block - 1) / block * block
 	}
 	return 0
 }

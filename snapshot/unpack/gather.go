@@ -58,8 +58,8 @@ func (b *batch) close() {
 type gatherer struct {
 	fill    func(*smallFile) error // fills and closes one
 	current *batch
-	count   uint64 // of files so far
-	filled  uint64 // of these, as of the last await
+	count   uint32 // of files so far
+	filled  uint32 // of these, as of the last await
 
 	fillers int
 	jobs    chan *batch // without room: what nobody is idle for is done by who gathers

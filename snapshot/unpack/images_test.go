@@ -80,8 +80,8 @@ func checkLayer(t *testing.T, blob, mediaType string, diffID digest.Digest) {
 	}
 	tree, err := unpack.ReadTree(root)
 	must(t, err)
-	if d := difference(res.Entries, tree); d != "" {
+	if d := difference(res.Entries(), tree); d != "" {
 		t.Error(d)
 	}
-	t.Logf("%d entries, %d bytes, %d inodes: %s", len(res.Entries), res.Size, res.Inodes, notes(res))
+	t.Logf("%d entries, %d bytes, %d inodes: %s", len(res.Entries()), res.Size, res.Inodes, notes(res))
 }

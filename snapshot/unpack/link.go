@@ -31,7 +31,7 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 		return invalid(name, "hard link to the directory %q", clip(ino.Target))
 	case old.parent == dir && old.name == base:
 		return invalid(name, "hard link to itself")
-	case dir.children[base] != nil && old.below(dir.children[base]):
+	case dir.children[base] != nil && old.within(dir.children[base]):
 		return invalid(name, "hard link to %q, which lies in what it replaces", clip(ino.Target))
 	}
 	if old.ino.Type == Link {
@@ -60,11 +60,12 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 	if err := unix.Linkat(from, old.name, to, base, 0); err != nil {
 		return ioError(name, fmt.Sprintf("link to %q", clip(ino.Target)), err)
 	}
-	if sameAttrs(&merged.Entry, &old.ino.Entry) {
+	if sameAttrs(&merged, old.ino) {
 		return nil
 	}
 	*old.ino = merged
-	if err := (target{to, base}).applyExact(&merged.Entry); err != nil {
+	e := merged.entry()
+	if err := (target{to, base}).applyExact(&e); err != nil {
 		return attrError(name, err)
 	}
 	return x.settle(name, target{to, base}, old.ino)
@@ -93,7 +94,7 @@ func (ino *inode) merge(hdr *inode) {
 	ino.Xattrs = xattrs
 }
 
-func sameAttrs(a, b *Entry) bool {
+func sameAttrs(a, b *inode) bool {
 	return a.Mode == b.Mode && a.UID == b.UID && a.GID == b.GID && a.Sec == b.Sec && a.Nsec == b.Nsec &&
 		maps.Equal(a.Xattrs, b.Xattrs)
 }
@@ -103,7 +104,7 @@ func (x *extractor) lowerLink(name string, dir *node, base string, ino *inode) e
 	if reason := lowerGone(x.root, ino.Target, false); reason != "" {
 		return invalid(name, "hard link to %q, %s", clip(ino.Target), reason)
 	}
-	if dir.length+1+len(base) == len(ino.Target)+1 && path.Join(dir.path(), base) == ino.Target {
+	if int(dir.length)+len(base) == len(ino.Target) && path.Join(dir.path(), base) == ino.Target {
 		return invalid(name, "hard link to itself")
 	}
 	if _, err := x.clear(name, dir, base); err != nil {

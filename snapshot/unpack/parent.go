@@ -35,7 +35,7 @@ func (x *extractor) makeDirs(name string, at place, bare bool) (*node, error) {
 		if err := x.charge(name, 0); err != nil {
 			return nil, err
 		}
-		n, err := x.mkdir(name, dir, c, &inode{Entry: x.implied()})
+		n, err := x.mkdir(name, dir, c, x.implied())
 		if err != nil {
 			return nil, err
 		}
@@ -80,11 +80,14 @@ func (x *extractor) add(name string, dir *node, base string, ino *inode) (*node,
 		return nil, invalid(name, "a component of more than %d bytes", maxName)
 	}
 	n := dir.child(base, ino)
-	if n.length > x.limits.Path {
+	if int(n.length) > x.limits.Path {
 		return nil, invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
 	}
 	n.seq = x.seq
-	return n, x.keep(name, n.length)
+	if err := x.hold(name, len(base)+len(ino.Target)); err != nil {
+		return nil, err
+	}
+	return n, x.keep(name, int(n.length))
 }
 
 // clear removes what is at a path, if anything.

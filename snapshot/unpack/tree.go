@@ -4,12 +4,26 @@ import (
 	"strings"
 )
 
-// inode is what names lead to. Entry.Path, Inode, Implied, Opaque and Seq are not used here.
+// inode is what names lead to: what an Entry has of it, in as little space as it takes. A layer may have a million of them.
 type inode struct {
-	Entry
-	omitted  bool   // a device that an unprivileged extraction leaves out, with all its names
-	names    int    // in the final tree
-	gathered uint64 // among the small files it is this one; 0 if it is none
+	Target               string
+	Xattrs               map[string]string // others may have the same one
+	Sec, Size            int64
+	Rdev                 uint64
+	Hash                 [16]byte
+	Mode, UID, GID, Nsec uint32
+	names                uint32 // in the final tree
+	gathered             uint32 // among the small files it is this one; 0 if it is none
+	Type                 Type
+	omitted              bool // a device that an unprivileged extraction leaves out, with all its names
+}
+
+// entry is the inode's part of an Entry.
+func (i *inode) entry() Entry {
+	return Entry{
+		Type: i.Type, Mode: i.Mode, UID: i.UID, GID: i.GID, Sec: i.Sec, Nsec: int64(i.Nsec), Size: i.Size, Rdev: i.Rdev,
+		Target: i.Target, Xattrs: i.Xattrs, Hash: i.Hash,
+	}
 }
 
 // onDisk tells whether the inode was created.
@@ -20,18 +34,18 @@ func (i *inode) onDisk() bool { return i.Type != Link && !i.omitted }
 type node struct {
 	name     string
 	parent   *node // nil for the root
-	length   int   // of the path
 	ino      *inode
 	children map[string]*node
 	// whiteouts of names in this directory, with their position in the tar
-	whiteouts map[string]int
+	whiteouts map[string]int32
+	seq       int32
+	length    uint16 // of the path, at most maxPath
 	implied   bool
 	marked    bool // has an opaque marker
 	fresh     bool // the layer had something else at this path before, which hid all below it
 	// bare: an implied directory that only whiteouts asked for. While the layer is read this says what made the directory; at
 	// the end, that nothing else came into it.
 	bare bool
-	seq  int
 }
 
 func (n *node) isDir() bool { return n.ino.Type == Dir }
@@ -42,7 +56,7 @@ func (n *node) path() string {
 		return "."
 	}
 	buf := make([]byte, n.length)
-	end := n.length
+	end := len(buf)
 	for ; n.parent != nil; n = n.parent {
 		end -= len(n.name)
 		copy(buf[end:], n.name)
@@ -56,27 +70,32 @@ func (n *node) path() string {
 
 // child adds a node under n, replacing any of that name.
 func (n *node) child(name string, ino *inode) *node {
-	c := &node{name: name, parent: n, length: len(name), ino: ino}
-	if n.parent != nil {
-		c.length += n.length + 1
-	}
+	c := &node{name: strings.Clone(name), parent: n, length: uint16(n.below(len(name))), ino: ino}
 	if n.children == nil {
 		n.children = make(map[string]*node)
 	}
-	n.children[name] = c
+	n.children[c.name] = c
 	return c
 }
 
-// hide notes a whiteout of a name in the directory n.
-func (n *node) hide(name string, seq int) {
-	if n.whiteouts == nil {
-		n.whiteouts = make(map[string]int)
+// below is the length of the path of a name of this length in the directory.
+func (n *node) below(name int) int {
+	if n.parent == nil {
+		return name
 	}
-	n.whiteouts[name] = seq
+	return int(n.length) + 1 + name
 }
 
-// below tells whether n is top or lies in it.
-func (n *node) below(top *node) bool {
+// hide notes a whiteout of a name in the directory n.
+func (n *node) hide(name string, seq int32) {
+	if n.whiteouts == nil {
+		n.whiteouts = make(map[string]int32)
+	}
+	n.whiteouts[strings.Clone(name)] = seq
+}
+
+// within tells whether n is top or lies in it.
+func (n *node) within(top *node) bool {
 	for ; n != nil; n = n.parent {
 		if n == top {
 			return true

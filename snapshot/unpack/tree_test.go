@@ -67,8 +67,8 @@ func TestSetAttrs(t *testing.T) {
 	}
 	res := extractTo(t, from, u.Tar(t, layer...))
 	dir := openDir(t, to)
-	for i := range res.Entries {
-		e := &res.Entries[i]
+	for i := range res.Entries() {
+		e := &res.Entries()[i]
 		path := filepath.Join(to, e.Path)
 		switch e.Type {
 		case unpack.Dir:
@@ -84,8 +84,8 @@ func TestSetAttrs(t *testing.T) {
 			must(t, unix.Mkfifo(path, 0o644))
 		}
 	}
-	for i := len(res.Entries) - 1; i >= 0; i-- {
-		e := &res.Entries[i]
+	for i := len(res.Entries()) - 1; i >= 0; i-- {
+		e := &res.Entries()[i]
 		if e.Path == "." {
 			must(t, unpack.SetAttrsOf(dir, e))
 			continue
@@ -95,7 +95,7 @@ func TestSetAttrs(t *testing.T) {
 	}
 	tree, err := unpack.ReadTree(dir)
 	must(t, err)
-	if d := difference(res.Entries, tree); d != "" {
+	if d := difference(res.Entries(), tree); d != "" {
 		t.Error(d)
 	}
 }

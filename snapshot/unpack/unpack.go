@@ -53,7 +53,7 @@ type Options struct {
 
 // Limits bound what a layer may hold. The zero value of each field stands for its default.
 type Limits struct {
-	// Entries of the tar and directories that they imply. 0: 2,000,000.
+	// Entries of the tar and directories that they imply. 0: 1,000,000.
 	Entries int
 	// Path is the length of a path in bytes, as the tar has it and as it resolves. 0, and at most: 4095.
 	Path int
@@ -61,6 +61,9 @@ type Limits struct {
 	Xattr int
 	// Metadata is the sum of the bytes of all paths, link targets and extended attributes. 0: 512 MiB.
 	Metadata int64
+	// Strings is the sum of the bytes of what is kept in memory until the end: names, which paths consist of, link targets, and
+	// different sets of extended attributes. 0: 64 MiB.
+	Strings int64
 	// Bytes of the stream, and separately of the contents of all files, holes included. 0: 256 GiB.
 	Bytes int64
 	// Holes is the sum of the bytes that the archive leaves out of sparse files. They are hashed as zeros: so many take a third of a second.
@@ -71,7 +74,7 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	const maxPath, maxXattr = 4095, 65536 // PATH_MAX without its NUL, XATTR_SIZE_MAX
 	if l.Entries <= 0 {
-		l.Entries = 2_000_000
+		l.Entries = 1_000_000
 	}
 	if l.Path <= 0 || l.Path > maxPath {
 		l.Path = maxPath
@@ -81,6 +84,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.Metadata <= 0 {
 		l.Metadata = 512 << 20
+	}
+	if l.Strings <= 0 {
+		l.Strings = 64 << 20
 	}
 	if l.Bytes <= 0 {
 		l.Bytes = 256 << 30
@@ -93,8 +99,8 @@ func (l Limits) withDefaults() Limits {
 
 // Result is what a layer was unpacked to.
 type Result struct {
-	// Entries are sorted by the bytes of Path; "." is the first.
-	Entries []Entry
+	// Count of entries, which Each visits.
+	Count int
 	// Size is what the layer takes on disk in bytes: contents in units of 4 KiB, and 4 KiB for each directory; every inode
 	// counts once. It is computed from the entries, so that it does not depend on the filesystem.
 	Size int64
@@ -108,6 +114,10 @@ type Result struct {
 	Needs bool
 	// Whiteouts: there are whiteouts or opaque directories.
 	Whiteouts bool
+	// OpaqueRoot: nothing of the layers below is seen.
+	OpaqueRoot bool
+
+	root *node
 }
 
 // Extract unpacks an uncompressed tar stream into dir, an open and empty directory, in the form of overlay's upper

@@ -426,7 +426,7 @@ func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome 
 		o.Disagree = err.Error()
 		return o
 	}
-	if d := difference(res.Entries, tree); d != "" {
+	if d := difference(res.Entries(), tree); d != "" {
 		o.Disagree = d
 	}
 	return o
@@ -466,7 +466,7 @@ func notes(r *unpack.Result) string {
 	if r.Whiteouts {
 		n = append(n, "whiteouts")
 	}
-	for _, e := range r.Entries {
+	for _, e := range r.Entries() {
 		switch {
 		case e.Type == unpack.Link:
 			n = append(n, fmt.Sprintf("link:%s=>%s:%o", e.Path, e.Target, e.Mode))

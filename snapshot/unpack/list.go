@@ -1,0 +1,107 @@
+package unpack
+
+import (
+	"slices"
+	"strings"
+)
+
+// Each calls visit for every entry, sorted by the bytes of Path, "." first, and returns the first error. The entry is valid
+// until visit returns; a list of all would take more memory than what the result keeps.
+func (r *Result) Each(visit func(*Entry) error) error {
+	l := lister{visit: visit, first: map[*inode]*node{}}
+	if err := l.one(".", r.root); err != nil {
+		return err
+	}
+	return l.content(r.root)
+}
+
+// Entries returns all entries, as Each visits them.
+func (r *Result) Entries() []Entry {
+	es := make([]Entry, 0, r.Count)
+	_ = r.Each(func(e *Entry) error { // which never fails
+		es = append(es, *e)
+		return nil
+	})
+	return es
+}
+
+// lister goes through the nodes of a layer in the order of their paths.
+type lister struct {
+	visit func(*Entry) error
+	path  []byte           // of the current directory, with a slash at its end if it is not the root
+	first map[*inode]*node // of the inodes with several names
+	e     Entry
+}
+
+// key is what the paths in a directory are sorted by. A directory has two: one for itself, and one for what lies in it, as
+// if its name ended with a slash; other names may come between them.
+type key struct {
+	name    string
+	n       *node // nil for a whiteout
+	seq     int32 // of a whiteout
+	content bool
+}
+
+func compareKeys(a, b key) int {
+	n := min(len(a.name), len(b.name))
+	if c := strings.Compare(a.name[:n], b.name[:n]); c != 0 {
+		return c
+	}
+	return a.after(n) - b.after(n)
+}
+
+// after is the byte that follows the first n, -1 after the end.
+func (k *key) after(n int) int {
+	switch {
+	case n < len(k.name):
+		return int(k.name[n])
+	case k.content:
+		return '/'
+	}
+	return -1
+}
+
+func (l *lister) content(dir *node) error {
+	keys := make([]key, 0, len(dir.children)+len(dir.whiteouts))
+	for name, n := range dir.children {
+		keys = append(keys, key{name: name, n: n})
+		if n.isDir() && len(n.children)+len(n.whiteouts) > 0 {
+			keys = append(keys, key{name: name, n: n, content: true})
+		}
+	}
+	for name, seq := range dir.whiteouts {
+		keys = append(keys, key{name: name, seq: seq})
+	}
+	slices.SortFunc(keys, compareKeys)
+	at := len(l.path)
+	for _, k := range keys {
+		l.path = append(l.path[:at], k.name...)
+		var err error
+		switch {
+		case k.n == nil:
+			l.e = Entry{Path: string(l.path), Type: Whiteout, Seq: int(k.seq)}
+			err = l.visit(&l.e)
+		case k.content:
+			l.path = append(l.path, '/')
+			err = l.content(k.n)
+		default:
+			err = l.one(string(l.path), k.n)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *lister) one(path string, n *node) error {
+	l.e = n.ino.entry()
+	l.e.Path, l.e.Implied, l.e.Opaque, l.e.Seq = path, n.implied, n.isOpaque(), int(n.seq)
+	if n.ino.names > 1 && n.ino.Type != Link {
+		if l.first[n.ino] == nil {
+			l.first[n.ino] = n
+		}
+		l.e.Inode = l.first[n.ino].path()
+	}
+	return l.visit(&l.e)
+}

@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -253,17 +254,25 @@ func (t *Tank) writeLayout() error {
 	return t.writeJSON(ocispec.ImageIndexFile, index)
 }
 
-// writeJSON replaces a file of the root, if it says something else. It is not synced: whoever opens the root next writes it
-// again from the records.
+// maxLayout bounds what is read of index.json: an image takes some 300 bytes of it.
+const maxLayout = 64 << 20
+
+// writeJSON replaces a file of the root, if its content differs. It is not synced: the next opening of the root writes
+// it again from the records. What is not a regular file of bounded size is an error: Tank did not write it.
 func (t *Tank) writeJSON(name string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	if old, err := os.ReadFile(filepath.Join(t.root, name)); err == nil && bytes.Equal(old, b) {
+	path := filepath.Join(t.root, name)
+	old, err := regular.ReadFile(path, maxLayout)
+	if err == nil && bytes.Equal(old, b) {
 		return nil
 	}
-	if err := replaceFile(filepath.Join(t.root, name), b); err != nil {
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		err = replaceFile(path, b)
+	}
+	if err != nil {
 		return fmt.Errorf("layout: %w", err)
 	}
 	return nil

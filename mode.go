@@ -3,13 +3,15 @@ package tank
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -30,8 +32,20 @@ const (
 	oneID = "the one user of a user namespace"
 )
 
-// currentMode finds out what this process is. f is a file of its own in the root: whether trusted.* attributes can be written is
-// asked of the kernel, because a container's root may look like the machine's.
+// known reports whether who is one of those above.
+func (m mode) known() bool {
+	switch m.who {
+	case privileged, withoutCaps, userNS, oneID:
+		return true
+	}
+	number, ok := strings.CutPrefix(m.who, "uid ")
+	_, err := strconv.ParseUint(number, 10, 32)
+	return ok && err == nil
+}
+
+// currentMode finds out what this process is. f is a file of its own in the root: whether trusted.* attributes can be
+// written is asked of the kernel, because a container's root may look like the machine's. Where f can't be written, it
+// is taken for the machine's.
 func currentMode(f *os.File) (mode, error) {
 	if uid := os.Geteuid(); uid != 0 {
 		return mode{who: fmt.Sprintf("uid %d", uid)}, nil
@@ -97,25 +111,35 @@ func parseMode(text string) (m mode, err error) {
 	return m, err
 }
 
-// recordMode refuses a root that was made with other rights, and remembers those of this one. The file is locked.
-func recordMode(lock *os.File) (mode, error) {
+// maxLock bounds what is read of the file lock: one line, in which a namespace may have hundreds of ranges of ids.
+const maxLock = 1 << 20
+
+// recordMode refuses a root that was made with other rights, and remembers those of this one unless readOnly. The file
+// is locked.
+func recordMode(lock *os.File, readOnly bool) (mode, error) {
 	now, err := currentMode(lock)
 	if err != nil {
 		return now, err
 	}
-	text, err := io.ReadAll(io.NewSectionReader(lock, 0, 1<<20))
+	text, err := regular.ReadAll(lock, maxLock)
 	if err != nil {
 		return now, err
 	}
 	line, _, whole := strings.Cut(string(text), "\n")
 	if whole {
 		was, err := parseMode(line)
+		if readOnly && err == nil && was.who == withoutCaps && now.who == privileged {
+			now = was // which of the two it is only a write tells
+		}
 		if err != nil || !now.continues(was) {
-			return now, fmt.Errorf("made by %s, this process is %s: %w", line, now, errdefs.ErrFailedPrecondition)
+			return now, fmt.Errorf("made by %s, this process is %s: %w", printable.Text(line), now, errdefs.ErrFailedPrecondition)
 		}
 		if line == now.String() {
 			return now, nil
 		}
+	}
+	if readOnly {
+		return now, nil
 	}
 	n, err := lock.WriteAt([]byte(now.String()+"\n"), 0)
 	if err != nil {

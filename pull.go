@@ -296,8 +296,13 @@ func (p *pull) answer(ctx context.Context, rec metadata.Image) (*Image, error) {
 	if err == nil && !rec.Untagged && (p.opts.NoRootfs || c.Rootfs) {
 		return img, nil
 	}
-	if err != nil && !errdefs.IsNotFound(err) {
+	switch {
+	case err != nil && !errdefs.IsNotFound(err):
 		return nil, err
+	case p.t.readOnly && err == nil:
+		return img, nil // what the record lacks can't be added
+	case p.t.readOnly:
+		return nil, &NotCached{Ref: p.ref.String(), Missing: "rootfs"}
 	}
 	if !p.hasTurn {
 		return nil, errTurn

@@ -40,11 +40,8 @@ func Rebuild(ctx context.Context, root string) (Rebuilt, error) {
 	if err != nil {
 		return r, fmt.Errorf("root: %w", err)
 	}
-	if _, err := os.Stat(root); err != nil {
-		return r, fmt.Errorf("root %s: %w: %w", root, err, errdefs.ErrNotFound)
-	}
 	lock := &Tank{root: root}
-	if err := lock.own(); err != nil {
+	if _, err := lock.own(false, false); err != nil {
 		return r, fmt.Errorf("root %s: %w", root, err)
 	}
 	blobs, err := content.Recover(ctx, root)
@@ -163,7 +160,7 @@ func holdLayers(ctx context.Context, root string, daemon bool, recs []metadata.I
 }
 
 func readIndex(root string) (index ocispec.Index, err error) {
-	b, err := os.ReadFile(filepath.Join(root, ocispec.ImageIndexFile))
+	b, err := regular.ReadFile(filepath.Join(root, ocispec.ImageIndexFile), maxLayout)
 	if errors.Is(err, os.ErrNotExist) {
 		return index, nil
 	}

@@ -24,7 +24,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/binding"
 	"github.com/tank-snapshotter/tank/content"
@@ -44,11 +43,17 @@ type Options struct {
 	// Containerd is read for layers whose blobs are not in the root, and asked what it would fetch: the second install. nil: containerd
 	// has no content store but this root.
 	Containerd ContainerdContent
+	// Existing has Open return ErrNoRoot in a directory that is missing or empty. false: a root is made there.
+	Existing bool
+	// AllowReadOnly opens a root that can't be written as well, as on a read-only mount: nothing is written then, and
+	// what would change something returns errdefs.ErrFailedPrecondition. false: such a root is refused in the same way.
+	AllowReadOnly bool
 }
 
 // Tank is an open root.
 type Tank struct {
 	root      string
+	readOnly  bool
 	daemon    bool
 	mode      mode
 	lock      *os.File
@@ -79,8 +84,12 @@ type Tank struct {
 	layout sync.Mutex
 }
 
-// Open opens the root, and makes it when there is none. It returns errdefs.ErrUnavailable while another process owns it,
-// errdefs.ErrFailedPrecondition when it was made for another user, and errdefs.ErrDataLoss when its database is damaged.
+// Open opens the root, and makes it in a directory that is missing or empty unless opts forbid that; see
+// docs/on-disk.md.
+//
+// It returns errdefs.ErrUnavailable while another process owns the root; ErrNoRoot; errdefs.ErrFailedPrecondition for
+// a directory of another program, for a root that was made for another user or that others can write to, and for one
+// of a newer Tank; and errdefs.ErrDataLoss when the root's database is missing or damaged, which Rebuild mends.
 func Open(root string, opts *Options) (_ *Tank, err error) {
 	if opts == nil {
 		opts = &Options{}
@@ -97,20 +106,27 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 			err = errors.Join(err, t.Close())
 		}
 	}()
-	if err := t.own(); err != nil {
+	m, err := t.own(!opts.Existing, opts.AllowReadOnly)
+	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
-	if t.db, err = metadata.Open(filepath.Join(root, "metadata.db"), nil); err != nil {
+	if err := t.openDatabase(opts); err != nil {
+		return nil, fmt.Errorf("root %s: %w", root, err)
+	}
+	recorded := false
+	if err := t.db.View(func(tx *metadata.Tx) error {
+		recorded = tx.Flag(daemonFlag) != ""
+		return nil
+	}); err != nil {
 		return nil, err
 	}
-	if err := t.recordDaemon(opts.Daemon); err != nil {
-		return nil, fmt.Errorf("root %s: %w", root, err)
-	}
+	t.daemon = recorded || m.daemon || opts.Daemon
 	t.sweeper = newSweeper(func(ctx context.Context) error {
 		_, err := t.content.Sweep(ctx)
 		return err
 	})
 	t.content, err = content.Open(root, t.db, &content.Options{
+		ReadOnly:   t.readOnly,
 		OnIngest:   func(d digest.Digest) { t.snapshots.Ingested(d) },
 		OnGarbage:  func(digest.Digest) { t.sweeper.soon() },
 		LiveHolder: t.live,
@@ -121,57 +137,61 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	}
 	blobs, adoptable := layersFrom(t.content, opts.Containerd)
 	t.snapshots, err = snapshot.Open(root, t.db, blobs, &snapshot.Options{
-		Adoptable: adoptable,
-		Unpack:    t.mode.options(), Directory: opts.Directory,
+		Adoptable: adoptable, ReadOnly: t.readOnly,
+		Unpack: t.mode.options(), Directory: opts.Directory,
 	})
 	if err != nil {
 		return nil, err
 	}
 	t.binder = binding.New(t.db, &binding.Options{HandOver: t.handOver})
+	if t.readOnly {
+		return t, nil
+	}
+	if err := t.writeLayout(); err != nil {
+		return nil, err
+	}
 	if t.daemon {
 		t.snapshots.CompareAll()
+		err = t.recordDaemon(m, recorded)
 	}
-	return t, t.writeLayout()
+	return t, err
 }
 
-// own makes the root's directory, locks it, and refuses one that was made with other rights.
-func (t *Tank) own() (err error) {
-	if err := os.MkdirAll(filepath.Dir(t.root), 0o755); err != nil {
-		return err
-	}
-	if err := os.Mkdir(t.root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	f, err := os.OpenFile(filepath.Join(t.root, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("another user's: %w: %w", err, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
-		return err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("another process owns it: %w", errdefs.ErrUnavailable)
+// openDatabase opens metadata.db. A missing one is made in a root that holds nothing yet, and is a loss in any other.
+func (t *Tank) openDatabase(opts *Options) error {
+	path := filepath.Join(t.root, databaseName)
+	existing := true
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		nothing, err := barren(t.root)
+		switch {
+		case err != nil:
+			return err
+		case nothing && (opts.Existing || t.readOnly):
+			return ErrNoRoot
 		}
-		return err
+		existing = !nothing
 	}
-	t.lock = f
-	t.mode, err = recordMode(f)
+	var err error
+	t.db, err = metadata.Open(path, &metadata.Options{Existing: existing, ReadOnly: t.readOnly})
 	return err
 }
 
-// recordDaemon marks the root as a daemon's, or finds that it is one.
-func (t *Tank) recordDaemon(daemon bool) error {
-	if err := t.db.View(func(tx *metadata.Tx) error {
-		t.daemon = tx.Flag("daemon") != ""
-		return nil
-	}); err != nil || t.daemon || !daemon {
-		return err
+// recordDaemon marks the root as a daemon's: in the mark too, for the time when the database is lost.
+func (t *Tank) recordDaemon(m mark, recorded bool) error {
+	if !m.daemon {
+		m.daemon = true
+		if err := writeMark(t.root, m); err != nil {
+			return fmt.Errorf("root %s: mark: %w", t.root, err)
+		}
 	}
-	t.daemon = true
-	return t.db.Update(func(tx *metadata.Tx) error { return tx.SetFlag("daemon", "yes") })
+	if recorded {
+		return nil
+	}
+	return t.db.Update(func(tx *metadata.Tx) error { return tx.SetFlag(daemonFlag, "yes") })
 }
+
+// ReadOnly reports whether the root can't be written; see Options.AllowReadOnly.
+func (t *Tank) ReadOnly() bool { return t.readOnly }
 
 // Root returns the absolute path of the root.
 func (t *Tank) Root() string { return t.root }
@@ -196,7 +216,7 @@ func (t *Tank) Close() error {
 		t.binder.Close()
 	}
 	if t.snapshots != nil {
-		if t.daemon {
+		if t.daemon && !t.readOnly {
 			errs = append(errs, t.snapshots.Sync(context.Background()))
 		}
 		errs = append(errs, t.snapshots.Close())

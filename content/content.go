@@ -54,6 +54,8 @@ type Options struct {
 	// OnShortage is called, outside every lock, when the disk has no room for a download. It makes room, and reports whether it
 	// may have; then the download is tried once more. nil: the download fails.
 	OnShortage func(ctx context.Context) bool
+	// ReadOnly has Open change nothing in the root. false: Open makes directories and deletes leftovers.
+	ReadOnly bool
 }
 
 // Stats counts blobs and ingests.
@@ -120,6 +122,9 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		s.opts = *opts
 	}
 	s.trash.dir, s.trash.names = filepath.Join(root, "ingest"), staging.New()
+	if s.opts.ReadOnly {
+		return s, nil
+	}
 	for _, dir := range []string{"blobs", "blobs/sha256", "ingest"} {
 		if err := s.makeDir(filepath.Join(root, dir)); err != nil {
 			return nil, fmt.Errorf("content: %w", err)

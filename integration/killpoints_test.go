@@ -333,7 +333,7 @@ func TestKilledBeforeRecord(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			e.Use(t)
 			k := e.NewTank()
-			k.MustRun("images")
+			k.Make()
 			row.leave(t, k)
 			r.ResetLog()
 			res := k.Run("pull", "--progress", "none", ref)

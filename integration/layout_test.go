@@ -124,7 +124,7 @@ func TestLayoutAlways(t *testing.T) {
 			if daemon {
 				k.Serve()
 			} else {
-				k.MustRun("images")
+				k.Make()
 			}
 			if _, err := readLayout(k.Root); err != nil {
 				t.Errorf("an empty root is no OCI layout: %v", err)

@@ -55,6 +55,14 @@ func (k *TankRoot) Run(command string, args ...string) Result {
 	return k.env.Run(k.Args(command, args...)...)
 }
 
+// Make makes an empty root, as a pull does before it finds nobody at the registry's port.
+func (k *TankRoot) Make() {
+	k.env.t.Helper()
+	if res := k.Run("pull", "--progress", "none", "127.0.0.1:1/none:1"); res.Code != 5 {
+		k.env.t.Fatalf("a pull from nobody: %s", res)
+	}
+}
+
 // MustRun is Run for commands that have to succeed; it returns stdout.
 func (k *TankRoot) MustRun(command string, args ...string) string {
 	k.env.t.Helper()

@@ -106,8 +106,9 @@ func open(path string, o Options) (*DB, error) {
 func openFile(path string, o Options) (b *bolt.DB, err error) {
 	var file *os.File
 	defer func() {
-		if err != nil && file != nil {
-			file.Close() // with its lock: after a panic bbolt leaves it open
+		if err != nil && file != nil { // after a panic bbolt leaves it locked and mapped, and a map keeps the lock
+			_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
+			file.Close()
 		}
 	}()
 	defer guard(debug.SetPanicOnFault(true), &err)

@@ -53,7 +53,7 @@ func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest dig
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("rootfs %s: directory: %w", manifest, errdefs.ErrNotFound)
 	}
-	if !holds {
+	if !holds && !s.opts.ReadOnly {
 		err = s.db.Update(func(tx *metadata.Tx) error { return tx.Hold(holder, n) })
 	}
 	return path, err

@@ -24,6 +24,9 @@ func (s *Store) openPools() error {
 		return err
 	}
 	s.apart = map[string]bool{}
+	if s.opts.ReadOnly {
+		return nil
+	}
 	for _, pool := range pools {
 		if err := os.MkdirAll(s.path(pool), 0o700); err != nil {
 			return err

@@ -80,6 +80,9 @@ func (s *Store) trusted(n metadata.Node, version string) {
 	s.mu.Lock()
 	delete(s.suspects, n)
 	s.mu.Unlock()
+	if s.opts.ReadOnly {
+		return
+	}
 	s.syncer.add(n, version)
 	s.settleSoon()
 }

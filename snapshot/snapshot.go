@@ -65,6 +65,9 @@ type Options struct {
 	// Directory serves snapshots without overlay: what a container writes to is a copy of all that its parent shows. Extractions stay
 	// in overlay's form, which nobody mounts. A root may be opened the one way and the other (docs/adr/0008).
 	Directory bool
+	// ReadOnly has the store change nothing in the root, whose layers and rootfs are read only. false: Open makes
+	// directories and deletes leftovers.
+	ReadOnly bool
 }
 
 // Store is the directories of one root.
@@ -123,6 +126,9 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	s.clones = sync.OnceValue(s.canClone)
 	s.unpacks = newUnpacks(s)
 	s.syncer = newSyncer(s)
+	if s.opts.ReadOnly {
+		return s, nil
+	}
 	return s, s.removeLeft()
 }
 

@@ -36,7 +36,7 @@ func (c *cli) checkCommand() *cobra.Command {
 
 func (c *cli) check(cmd *cobra.Command, asJSON bool) error {
 	var faults []plugin.Fault
-	err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+	err := c.with(cmd.Context(), reads, func(svc plugin.Admin) (err error) {
 		faults, err = svc.Check(cmd.Context())
 		return err
 	})
@@ -78,7 +78,7 @@ func (c *cli) rebuild(ctx context.Context) error {
 		return localError{err}
 	}
 	if err != nil {
-		return err
+		return rootError(root, err)
 	}
 	printable.Fprintf(os.Stderr, "rebuilt from the directories: %d images, %d blobs, %d layers, %d rootfs\n", r.Images, r.Blobs, r.Layers, r.Rootfs)
 	if r.Lost > 0 {

@@ -38,6 +38,14 @@ func hintFor(err error) string {
 	return hints[code]
 }
 
+// hinted is an error that knows what to do about it.
+type hinted struct {
+	error
+	hint string
+}
+
+func (e hinted) Unwrap() error { return e.error }
+
 // usageError is an error of the command line.
 type usageError struct{ error }
 

@@ -24,7 +24,7 @@ func (c *cli) holdersCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var holders []plugin.Holder
-			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+			err := c.with(cmd.Context(), reads, func(svc plugin.Admin) (err error) {
 				holders, err = svc.Holders(cmd.Context())
 				return err
 			})
@@ -79,7 +79,7 @@ func (c *cli) releaseCommand() *cobra.Command {
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			var released plugin.Holder
-			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+			err := c.with(cmd.Context(), changes, func(svc plugin.Admin) (err error) {
 				released, err = svc.Release(cmd.Context(), plugin.ReleaseRequest{Holder: args[0], Force: force, To: to})
 				return err
 			})

@@ -20,7 +20,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var images []plugin.ImageInfo
-			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+			err := c.with(cmd.Context(), reads, func(svc plugin.Admin) (err error) {
 				images, err = svc.Images(cmd.Context())
 				return err
 			})
@@ -52,7 +52,7 @@ func (c *cli) inspectCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			var record json.RawMessage
-			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+			err := c.with(cmd.Context(), reads, func(svc plugin.Admin) (err error) {
 				record, err = svc.Inspect(cmd.Context(), args[0])
 				return err
 			})
@@ -71,7 +71,7 @@ func (c *cli) removeCommand() *cobra.Command {
 		Args:  cobra.MinimumNArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			removed := make([]bool, len(args))
-			return c.with(cmd.Context(), func(svc plugin.Admin) error {
+			return c.with(cmd.Context(), changes, func(svc plugin.Admin) error {
 				var errs []error
 				for i, ref := range args {
 					if removed[i] {
@@ -97,7 +97,7 @@ func (c *cli) gcCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var r plugin.Reclaimed
-			err := c.with(cmd.Context(), func(svc plugin.Admin) (err error) {
+			err := c.with(cmd.Context(), changes, func(svc plugin.Admin) (err error) {
 				r, err = svc.GC(cmd.Context())
 				return err
 			})

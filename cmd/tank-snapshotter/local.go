@@ -23,13 +23,27 @@ var _ plugin.Admin = (*local)(nil)
 // openLocal owns the root. errdefs.ErrUnavailable while another process does.
 func openLocal(root, hostsDir string, opts *tank.Options) (*local, error) {
 	t, err := tank.Open(root, opts)
-	if errdefs.IsFailedPrecondition(err) {
-		return nil, localError{err} // somebody else's root: no content is at fault
-	}
 	if err != nil {
-		return nil, err
+		return nil, rootError(root, err)
 	}
 	return &local{tank: t, hostsDir: hostsDir}, nil
+}
+
+// rootError adds to an error of opening a root what to do about it. None of these errors is a registry's or an
+// image's.
+func rootError(root string, err error) error {
+	switch {
+	case err == nil, errdefs.IsUnavailable(err), errdefs.IsInvalidArgument(err):
+		return err
+	case errdefs.IsDataLoss(err):
+		return hinted{err, "Nothing was changed. To make the database again from the directories: " +
+			"tank-snapshotter check --rebuild --root " + root}
+	case errors.Is(err, tank.ErrNoRoot):
+		return hinted{err, "Is --root right, and is its disk mounted? Only `pull` and `serve` make a root."}
+	case errdefs.IsFailedPrecondition(err):
+		return hinted{localError{err}, "Nothing was changed. Choose another directory with --root."}
+	}
+	return hinted{localError{err}, "Choose another directory with --root, or look at what this process is allowed to do there."}
 }
 
 // Close gives the root up.

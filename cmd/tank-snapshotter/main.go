@@ -10,6 +10,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	stdlog "log"
 	"os"
@@ -40,7 +41,7 @@ func run(args []string) int {
 	}
 	if err != nil {
 		printable.Fprintf(stderr, "tank-snapshotter: %s\n", err)
-		if hint := first(c.hint, hintFor(err)); hint != "" {
+		if hint := c.hintFor(err); hint != "" {
 			printable.Fprintf(stderr, "%s\n", hint)
 		}
 	}
@@ -97,6 +98,16 @@ func (c *cli) command() *cobra.Command {
 		c.releaseCommand(), c.serveCommand(),
 		c.configCommand(), c.versionCommand())
 	return root
+}
+
+// hintFor returns what to do about an error: what the error itself knows, what the command found, or what is always
+// right.
+func (c *cli) hintFor(err error) string {
+	var h hinted
+	if errors.As(err, &h) {
+		return h.hint
+	}
+	return first(c.hint, hintFor(err))
 }
 
 // do makes f a command's function, and takes note that the arguments were in order.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -24,9 +25,22 @@ const (
 // socketName is the admin socket of the process that owns a root, below it.
 const socketName = "tank.sock"
 
+// access is what a command does to a root.
+type access int
+
+const (
+	reads   access = iota // nothing, so that a root that can't be written will do
+	changes               // it changes a root, and makes none
+	fills                 // it makes a root where none is
+)
+
+func (a access) options() *tank.Options {
+	return &tank.Options{Existing: a != fills, AllowReadOnly: a == reads}
+}
+
 // with runs f with the service of the right root: this process's own, or that of the process that owns the root or listens on --address.
 // f is called again when that process ended before it answered.
-func (c *cli) with(ctx context.Context, f func(plugin.Admin) error) error {
+func (c *cli) with(ctx context.Context, a access, f func(plugin.Admin) error) error {
 	if c.address != "" {
 		return c.withAddress(ctx, f)
 	}
@@ -40,7 +54,7 @@ func (c *cli) with(ctx context.Context, f func(plugin.Admin) error) error {
 	}
 	for deadline := (time.Time{}); ; {
 		began := time.Now()
-		again, err := c.attempt(ctx, root, first(s.HostsDir, defaultHosts), f)
+		again, err := c.attempt(ctx, root, first(s.HostsDir, defaultHosts), a, f)
 		if !again || ctx.Err() != nil {
 			return err
 		}
@@ -60,8 +74,8 @@ func (c *cli) with(ctx context.Context, f func(plugin.Admin) error) error {
 }
 
 // attempt runs f once, in whichever of the two ways is open just now. It says whether neither was, or f's owner went away.
-func (c *cli) attempt(ctx context.Context, root, hostsDir string, f func(plugin.Admin) error) (again bool, err error) {
-	own, err := openLocal(root, hostsDir, nil)
+func (c *cli) attempt(ctx context.Context, root, hostsDir string, a access, f func(plugin.Admin) error) (again bool, err error) {
+	own, err := openLocal(root, hostsDir, a.options())
 	if err == nil {
 		return false, c.asOwner(ctx, own, f)
 	}
@@ -104,6 +118,9 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 			err = e
 		}
 	}()
+	if own.tank.ReadOnly() {
+		return f(own) // others can open it too
+	}
 	listener, release, err := listen(ctx, own.Root(), socketName, noGroup)
 	if err != nil {
 		return localError{err}
@@ -177,7 +194,7 @@ func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 	}
 	dir, err := os.UserCacheDir()
 	if err != nil {
-		return "", usageError{fmt.Errorf("no --root and no place for one: %w", err)}
+		return "", usageError{fmt.Errorf("no home directory to keep images in: %w: name a directory with --root", err)}
 	}
 	return filepath.Join(dir, "tank"), nil
 }
@@ -200,8 +217,8 @@ func (c *cli) daemonRoot(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := os.Stat(filepath.Join(root, "lock")); err != nil {
-		return "", nil // there is none
+	if !tank.IsRoot(root) {
+		return "", nil
 	}
 	return root, nil
 }

@@ -86,7 +86,11 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 	client := plugin.PullClient{
 		Report: report, Credentials: credentials, HostsDir: first(hostsDir, s.HostsDir, defaultHosts),
 	}
-	err = c.with(cmd.Context(), func(svc plugin.Admin) error {
+	use := fills
+	if req.Offline {
+		use = reads
+	}
+	err = c.with(cmd.Context(), use, func(svc plugin.Admin) error {
 		req, client := req, client // another attempt may have another owner
 		if _, own := svc.(*local); !own {
 			// The owner of the root opens no path of this command's: what it needs of this user's files, it is sent.

@@ -1,0 +1,141 @@
+package tank
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/internal/regular"
+)
+
+const (
+	lockName     = "lock"
+	databaseName = "metadata.db"
+	// daemonFlag is the flag in the database of a daemon's root; see Options.Daemon.
+	daemonFlag = "daemon"
+)
+
+// own finds or makes the root, locks it, and refuses one that was made with other rights. It returns the root's mark,
+// and writes one when a root of Tank 0.1.0 has none.
+func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
+	st, m, err := examine(t.root)
+	if (st == missing || st == empty) && err == nil {
+		if !make {
+			why := map[state]string{missing: "does not exist", empty: "is empty"}[st]
+			return m, fmt.Errorf("the directory %s: %w", why, ErrNoRoot)
+		}
+		if err := makeRoot(t.root); err != nil {
+			return m, err
+		}
+		st, m, err = examine(t.root)
+	}
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return m, fmt.Errorf("another user's: %w: %w", err, errdefs.ErrFailedPrecondition)
+	case err != nil:
+		return m, err
+	case st != marked && st != unmarked:
+		return m, fmt.Errorf("not a root: it is not empty, and another program's: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err := checkOwners(t.root); err != nil {
+		if by := t.madeBy(); by != nil {
+			return m, by
+		}
+		return m, err
+	}
+	if t.readOnly, err = unwritable(t.root); err != nil {
+		return m, err
+	}
+	if t.readOnly && !allowReadOnly {
+		return m, fmt.Errorf("it can't be written: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err := t.takeLock(); err != nil {
+		return m, err
+	}
+	if t.mode, err = recordMode(t.lock, t.readOnly); err != nil {
+		return m, err
+	}
+	if st == unmarked && !t.readOnly {
+		m = mark{format: markFormat}
+		err = writeMark(t.root, m)
+	}
+	return m, err
+}
+
+// takeLock opens and locks the file lock: for this process alone, or together with other readers when nothing can be
+// written.
+func (t *Tank) takeLock() error {
+	path := filepath.Join(t.root, lockName)
+	flags, how := unix.O_RDWR, unix.LOCK_EX
+	if t.readOnly {
+		flags, how = unix.O_RDONLY, unix.LOCK_SH
+	}
+	f, err := os.OpenFile(path, flags|regular.Flags, 0)
+	if errors.Is(err, os.ErrNotExist) && !t.readOnly {
+		f, err = os.OpenFile(path, flags|regular.Flags|unix.O_CREAT|unix.O_EXCL, 0o600)
+		if errors.Is(err, os.ErrExist) { // another process was quicker
+			f, err = os.OpenFile(path, flags|regular.Flags, 0)
+		}
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("another user's: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("file %s: not a regular file: %w", lockName, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return err
+	}
+	if err = lockFile(f, how); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	t.lock = f
+	return nil
+}
+
+func lockFile(f *os.File, how int) error {
+	fi, err := f.Stat()
+	switch {
+	case err != nil:
+		return err
+	case !fi.Mode().IsRegular() || fi.Size() > maxLock:
+		return fmt.Errorf("file %s: not a small regular file: %w", lockName, errdefs.ErrFailedPrecondition)
+	}
+	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("another process owns it: %w", errdefs.ErrUnavailable)
+	}
+	return err
+}
+
+// madeBy returns the error for a root that was made with other rights, as far as its file lock can be read.
+func (t *Tank) madeBy() error {
+	f, err := regular.Open(filepath.Join(t.root, lockName))
+	if err != nil {
+		return nil // what keeps this process from reading is reported already
+	}
+	defer f.Close()
+	_, err = recordMode(f, true)
+	return err
+}
+
+// unwritable reports whether the root, one of Tank's directories in it, or a file that is written in place can't be
+// written.
+func unwritable(root string) (bool, error) {
+	for _, name := range append([]string{".", lockName, databaseName}, ownDirs...) {
+		err := unix.Faccessat(unix.AT_FDCWD, filepath.Join(root, name), unix.W_OK, 0)
+		switch {
+		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP):
+		case errors.Is(err, unix.EROFS), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+			return true, nil
+		default:
+			return false, fmt.Errorf("access to %s: %w", printable.Text(name), err)
+		}
+	}
+	return false, nil
+}

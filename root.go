@@ -1,0 +1,296 @@
+package tank
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/regular"
+)
+
+// ErrNoRoot is the error of an Open that may not make a root and found none: the directory is missing or empty. It is
+// of class errdefs.ErrNotFound.
+var ErrNoRoot = fmt.Errorf("no root here: %w", errdefs.ErrNotFound)
+
+const (
+	// markName is the file that makes a directory a root. It is the first file of a root, and on the disk before the
+	// next.
+	markName = "tank-root"
+	// markFormat is the format of roots that this Tank makes and opens. A newer one is refused.
+	markFormat = 1
+	// markText is the first line of the mark, before the format's number.
+	markText = "tank root "
+	// markDaemon is the line of the mark that makes a root a daemon's; see Options.Daemon.
+	markDaemon = "daemon"
+	maxMark    = 4 << 10
+)
+
+// mark is what a root's mark records.
+type mark struct {
+	format int
+	daemon bool
+}
+
+func (m mark) String() string {
+	text := markText + strconv.Itoa(m.format) + "\n"
+	if m.daemon {
+		text += markDaemon + "\n"
+	}
+	return text
+}
+
+// state is what a directory is to Tank.
+type state int
+
+const (
+	missing  state = iota // no file has the name
+	empty                 // a directory with nothing in it, or nothing but lost+found
+	marked                // a root
+	unmarked              // a root that Tank 0.1.0 made, which wrote no mark
+	foreign               // anything else
+)
+
+// examine finds out what the directory is. It changes nothing. An error is of class errdefs.ErrFailedPrecondition when
+// the mark is a newer Tank's or not a mark, and for what is not a directory.
+func examine(root string) (state, mark, error) {
+	fi, err := os.Lstat(root)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return missing, mark{}, nil
+	case err != nil:
+		return foreign, mark{}, err
+	case fi.Mode().Type() == os.ModeSymlink:
+		return foreign, mark{}, fmt.Errorf("a symbolic link: name the directory itself: %w", errdefs.ErrFailedPrecondition)
+	case !fi.IsDir():
+		return foreign, mark{}, fmt.Errorf("not a directory: %w", errdefs.ErrFailedPrecondition)
+	}
+	// The names are read before the mark: another process that makes a root writes the mark first, so that of its other
+	// files none is seen before the mark.
+	names, err := namesIn(root)
+	if err != nil {
+		return foreign, mark{}, err
+	}
+	m, err := readMark(root)
+	switch {
+	case err == nil && m.format > markFormat:
+		return foreign, m, fmt.Errorf("of format %d, made by a newer Tank: this one knows format %d: %w",
+			m.format, markFormat, errdefs.ErrFailedPrecondition)
+	case err == nil:
+		return marked, m, nil
+	case !errors.Is(err, os.ErrNotExist) && (!errors.Is(err, errNoMark) || !madeByFirst(root, names)):
+		return foreign, m, fmt.Errorf("its mark: %w: %w", err, errdefs.ErrFailedPrecondition)
+	case !slices.ContainsFunc(names, counts):
+		return empty, m, nil
+	case madeByFirst(root, names):
+		return unmarked, m, nil
+	}
+	return foreign, m, nil
+}
+
+// IsRoot reports whether a directory is a root, as far as this process can tell.
+func IsRoot(dir string) bool {
+	st, _, err := examine(dir)
+	return err == nil && (st == marked || st == unmarked) || errors.Is(err, os.ErrPermission)
+}
+
+func namesIn(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, err
+}
+
+// counts reports whether a name says that a directory is in use: lost+found does not, nor does a mark that was not
+// finished.
+func counts(name string) bool {
+	return name != "lost+found" && !strings.HasPrefix(name, markName+".")
+}
+
+// errNoMark is the error of a mark with the wrong content.
+var errNoMark = fmt.Errorf("file %s: not a mark: %w", markName, errdefs.ErrDataLoss)
+
+// readMark reads a root's mark; os.ErrNotExist when it has none.
+func readMark(root string) (m mark, err error) {
+	b, err := regular.ReadFile(filepath.Join(root, markName), maxMark)
+	if err != nil {
+		return m, err
+	}
+	lines := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+	number, ok := strings.CutPrefix(lines[0], markText)
+	if m.format, err = strconv.Atoi(number); !ok || err != nil || m.format < 1 {
+		return m, errNoMark
+	}
+	m.daemon = slices.Contains(lines[1:], markDaemon)
+	return m, nil
+}
+
+// writeMark writes the mark and returns when it is on the disk. Two processes may do so at once.
+func writeMark(root string, m mark) error {
+	f, err := os.CreateTemp(root, markName+".*") // exclusively
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(m.String())
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(root, markName))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(root)
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// firstDirs are the directories that Tank 0.1.0 made in every root.
+var firstDirs = []string{"blobs", "ingest", "layers", "rootfs", "snapshots", "staging"}
+
+// firstNames are all the names that Tank 0.1.0 gave in a root.
+var firstNames = append([]string{
+	"index.json", "lock", "lost", "lost+found", "metadata.db", "metadata.db.new", "metadata.db.old", "oci-layout", socketName,
+}, firstDirs...)
+
+// socketName is the socket that the program makes in the root which it owns.
+const socketName = "tank.sock"
+
+// madeByFirst reports whether Tank 0.1.0 made the directory: its file lock begins with a mode, and it has all of
+// Tank's directories, or, when it was not finished, no names but Tank's. Without the lock its database tells.
+func madeByFirst(root string, names []string) bool {
+	has := func(n string) bool { return slices.Contains(names, n) }
+	all := !slices.ContainsFunc(firstDirs, func(dir string) bool { return !has(dir) || !isDir(filepath.Join(root, dir)) })
+	switch {
+	case has("lock"):
+		only := !slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(firstNames, n) })
+		return (all || only) && lockedByFirst(filepath.Join(root, "lock"))
+	case all:
+		return isBolt(filepath.Join(root, databaseName))
+	}
+	return false
+}
+
+func isDir(path string) bool {
+	fi, err := os.Lstat(path)
+	return err == nil && fi.IsDir()
+}
+
+// lockedByFirst reports whether a file begins with a line as recordMode writes it.
+func lockedByFirst(path string) bool {
+	b, err := regular.ReadFile(path, maxLock)
+	line, _, whole := strings.Cut(string(b), "\n")
+	if err != nil || !whole {
+		return false
+	}
+	m, err := parseMode(line)
+	return err == nil && m.known()
+}
+
+// isBolt reports whether a file looks like a database: the first page has bbolt's magic number.
+func isBolt(path string) bool {
+	f, err := regular.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	b := make([]byte, 20)
+	_, err = f.ReadAt(b, 0)
+	return err == nil && (string(b[16:]) == "\xed\xda\x0c\xed" || string(b[16:]) == "\xed\x0c\xda\xed")
+}
+
+// makeRoot makes the directory, unless it exists, and marks it.
+func makeRoot(root string) error {
+	if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := checkOwner(root); err != nil {
+		return err
+	}
+	return errors.Join(writeMark(root, mark{format: markFormat}), syncDir(filepath.Dir(root)))
+}
+
+// ownDirs are Tank's own directories in a root, each after the one that it lies in. Those of an image are not among
+// them.
+var ownDirs = []string{
+	"blobs", "blobs/sha256", "blobs/sha512", "ingest", "layers", "rootfs", "rootfs/sha256", "rootfs/sha512", "snapshots",
+	"staging", "lost",
+}
+
+// checkOwners returns errdefs.ErrFailedPrecondition unless the root and Tank's directories in it are directories that
+// belong to the process's user and that nobody else can write to: their owner could put links in the place of files.
+func checkOwners(root string) error {
+	if err := checkOwner(root); err != nil {
+		return err
+	}
+	for _, dir := range ownDirs {
+		if err := checkOwner(filepath.Join(root, dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("directory %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+func checkOwner(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	switch uid := os.Geteuid(); {
+	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+		return fmt.Errorf("not a directory but a symbolic link: mount another disk there instead: %w", errdefs.ErrFailedPrecondition)
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("not a directory: %w", errdefs.ErrFailedPrecondition)
+	case int(st.Uid) != uid:
+		return fmt.Errorf("another user's: it belongs to uid %d, this process is uid %d: %w",
+			st.Uid, uid, errdefs.ErrFailedPrecondition)
+	case st.Mode&0o022 != 0:
+		return fmt.Errorf("others can write to it (mode %04o; chmod go-w ends that): %w",
+			st.Mode&0o7777, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// barren reports whether a root holds nothing that a database could have recorded, so that a missing database is one
+// that was not made yet.
+func barren(root string) (bool, error) {
+	names, err := namesIn(root)
+	if err != nil {
+		return false, err
+	}
+	if slices.ContainsFunc(names, func(n string) bool { return n == databaseName || strings.HasPrefix(n, databaseName+".old") }) {
+		return false, nil
+	}
+	for _, dir := range ownDirs {
+		if filepath.Base(dir) == "staging" {
+			continue
+		}
+		names, err := namesIn(filepath.Join(root, dir))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, err
+		}
+		for _, n := range names {
+			if counts(n) && n[0] != '.' && !slices.Contains(ownDirs, filepath.Join(dir, n)) {
+				return false, nil
+			}
+		}
+	}
+	index, err := readIndex(root)
+	return err == nil && len(index.Manifests) == 0, nil
+}

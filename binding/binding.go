@@ -38,6 +38,8 @@ type Options struct {
 	Alive func(p caller.Process) (alive, known bool)
 	// Busy reports whether a database is open in a process. nil means caller.Busy.
 	Busy func(caller.File) bool
+	// Mentions lists those of the keys that are in the file of a database. nil means caller.Mentions.
+	Mentions func(ctx context.Context, f caller.File, keys []string) (map[string]bool, error)
 }
 
 // Binder knows the callers of one root.
@@ -80,6 +82,9 @@ func New(db *metadata.DB, opts *Options) *Binder {
 	}
 	if b.opts.Busy == nil {
 		b.opts.Busy = caller.Busy
+	}
+	if b.opts.Mentions == nil {
+		b.opts.Mentions = caller.Mentions
 	}
 	return b
 }

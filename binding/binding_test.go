@@ -31,6 +31,7 @@ type machine struct {
 	b         *binding.Binder
 	processes map[int]caller.File // of those that run, by PID
 	hidden    map[int]bool        // cannot be looked at
+	text      map[uint64]string   // of the files, as far as it matters
 	next      int
 }
 
@@ -38,7 +39,7 @@ func newMachine(t *testing.T) *machine {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), &metadata.Options{NoSync: true})
 	must(t, err)
-	m := &machine{t: t, db: db, processes: map[int]caller.File{}, hidden: map[int]bool{}}
+	m := &machine{t: t, db: db, processes: map[int]caller.File{}, hidden: map[int]bool{}, text: map[uint64]string{}}
 	m.restart()
 	t.Cleanup(func() {
 		m.b.Close()
@@ -70,6 +71,17 @@ func (m *machine) restart() {
 			default:
 				return f, nil
 			}
+		},
+		Mentions: func(_ context.Context, f caller.File, keys []string) (map[string]bool, error) {
+			text, ok := m.text[f.Inode]
+			if !ok {
+				return nil, errors.New("no such file")
+			}
+			found := map[string]bool{}
+			for _, k := range keys {
+				found[k] = strings.Contains(text, k)
+			}
+			return found, nil
 		},
 		Alive: func(p caller.Process) (bool, bool) {
 			_, runs := m.processes[p.PID]
@@ -352,6 +364,26 @@ func TestScenarios(t *testing.T) {
 				t.Error("it took one of two")
 			}
 			expectFinds(t, moved, whole[1], whole[0]) // only one had the container
+		}},
+		{"two former ones had the layer, and its database mentions what only one had", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			second := m.start(file(2, 1), false)
+			must(t, second.make(layer, ""))
+			must(t, second.make("default/4/other", layer))
+			second.stop()
+			m.text[3] = layer + " " + container
+			expectFinds(t, m.start(file(3, 20), false), whole...)
+		}},
+		{"two former ones had the layer, and its database mentions something of both", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			second := m.start(file(2, 1), false)
+			must(t, second.make(layer, ""))
+			must(t, second.make("default/4/other", layer))
+			second.stop()
+			m.text[3] = layer + " " + container + " default/4/other"
+			if m.start(file(3, 20), false).has(layer) {
+				t.Error("it took one of two")
+			}
 		}},
 		{"released, and back while another has the like", func(t *testing.T, m *machine, first *client) {
 			first.stop()

@@ -2,6 +2,7 @@ package binding
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -172,23 +173,69 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 		return false
 	}
 	var candidates []metadata.Holder
+	exclusive := map[metadata.Holder][]string{}
 	if err := s.b.db.View(func(tx *metadata.Tx) (err error) {
 		candidates, err = s.candidates(ctx, tx, key)
+		for _, h := range candidates {
+			exclusive[h] = exclusiveTo(tx, h, candidates)
+		}
 		return err
 	}); err != nil {
 		log.G(ctx).WithError(err).Warn("whose snapshot it is can't be found out")
 		return false
 	}
-	if len(candidates) == 0 {
+	if len(candidates) > 1 {
+		candidates = s.mentioned(ctx, candidates, exclusive)
+	}
+	switch len(candidates) {
+	case 0:
 		return false
+	case 1:
+		return s.takeOver(ctx, candidates[0], key)
 	}
 	s.suspects = candidates
-	if len(candidates) > 1 {
-		log.G(ctx).WithFields(log.Fields{"key": key, "holders": names(candidates), "holder": s.binding.Holder}).
-			Warn("several former containerds had this snapshot: see `tank-snapshotter release --help` on --to")
-		return false
+	log.G(ctx).WithFields(log.Fields{"key": key, "holders": names(candidates), "holder": s.binding.Holder}).
+		Warn("several former containerds had this snapshot: see `tank-snapshotter release --help` on --to")
+	return false
+}
+
+// maxExclusive bounds for how many snapshots of a holder a database is searched.
+const maxExclusive = 10000
+
+// exclusiveTo lists snapshots that h has, and none of the others.
+func exclusiveTo(tx *metadata.Tx, h metadata.Holder, others []metadata.Holder) (keys []string) {
+	for _, k := range tx.Held(h, metadata.KindSnapshot, "", maxExclusive) {
+		name := h.SnapshotName(k)
+		if _, _, ok := metadata.Sequence(name); ok && !slices.ContainsFunc(others, func(o metadata.Holder) bool {
+			return o != h && tx.Holds(o, metadata.SnapshotNode(o.SnapshotKey(name)))
+		}) {
+			keys = append(keys, name)
+		}
 	}
-	return s.takeOver(ctx, candidates[0], key)
+	return keys
+}
+
+// mentioned picks the only one of the holders of which the database mentions what none of the others has. It picks none when
+// there are several such holders, or the database can't be read.
+func (s *Session) mentioned(ctx context.Context, hs []metadata.Holder, exclusive map[metadata.Holder][]string) []metadata.Holder {
+	if s.file.Inode == 0 {
+		return hs
+	}
+	found, err := s.b.opts.Mentions(ctx, s.file, slices.Concat(slices.Collect(maps.Values(exclusive))...))
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("database", s.file.Path).Warn("the database of a containerd can't be searched")
+		return hs
+	}
+	var known []metadata.Holder
+	for _, h := range hs {
+		if slices.ContainsFunc(exclusive[h], func(k string) bool { return found[k] }) {
+			known = append(known, h)
+		}
+	}
+	if len(known) != 1 {
+		return hs
+	}
+	return known
 }
 
 // candidates lists the holders that have the snapshot, that no containerd acts for, and that had all that was named

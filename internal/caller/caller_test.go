@@ -2,14 +2,18 @@ package caller
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -203,5 +207,30 @@ func TestLastTransaction(t *testing.T) {
 		if f, err := read(path + name); err != nil || f.Writes != 0 {
 			t.Errorf("%s: %+v, %v", name, f, err)
 		}
+	}
+}
+
+func TestMentions(t *testing.T) {
+	keys := []string{"default/1/a", "default/12/sha256:b", "k8s.io/3/c", "default/1/absent", "default/2/a"}
+	long := strings.Repeat("x", mentionsChunk-10)
+	for name, tc := range map[string]struct{ text, want string }{
+		"nothing":            {"", ""},
+		"apart":              {"..default/1/a..k8s.io/3/c", "default/1/a k8s.io/3/c"},
+		"close":              {"default/default/1/adefault/12/sha256:b", "default/1/a default/12/sha256:b"},
+		"across the border":  {long + "default/12/sha256:b" + long + "k8s.io/3/c", "default/12/sha256:b k8s.io/3/c"},
+		"cut off":            {"default/12/sha256:", ""},
+		"another number":     {"default/13/sha256:b default/1", ""},
+		"a border after all": {long[10:] + strings.Repeat("default/", 9) + "1/a", "default/1/a"},
+	} {
+		found, err := mentions(t.Context(), iotest.OneByteReader(strings.NewReader(tc.text)), keys)
+		must(t, err)
+		if got := strings.Join(slices.Sorted(maps.Keys(found)), " "); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := mentions(ctx, strings.NewReader(long), keys); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
 	}
 }

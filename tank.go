@@ -237,6 +237,12 @@ func (t *Tank) Close() error {
 func (t *Tank) live(h metadata.Holder) bool {
 	live := true
 	if err := t.db.View(func(tx *metadata.Tx) error {
+		if h.IsContainerd() { // it aborts its own, unless its database has become another holder's
+			bs, err := tx.Bindings()
+			_, bound := metadata.BindingOf(bs, h)
+			live = bound || tx.HoldsAny(h)
+			return err
+		}
 		pulls, err := tx.Pulls()
 		if err != nil {
 			return err

@@ -49,7 +49,7 @@ type Options struct {
 	// its bytes now. nil: nobody is told.
 	OnGarbage func(d digest.Digest)
 	// LiveHolder says whether an unfinished ingest of holder is worth keeping; Sweep removes the others. It is called outside
-	// every lock and never for a containerd, which aborts its own. nil: all are kept.
+	// every lock and never for metadata.Containerd, which aborts its own. nil: all are kept.
 	LiveHolder func(holder metadata.Holder) bool
 	// OnShortage is called, outside every lock, when the disk has no room for a download. It makes room, and reports whether it
 	// may have; then the download is tried once more. nil: the download fails.

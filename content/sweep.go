@@ -176,7 +176,7 @@ func (s *Store) keep(dir string) (stored string, keep bool) {
 	if !ok {
 		return st.Ref, false
 	}
-	return st.Ref, h.IsContainerd() || s.opts.LiveHolder == nil || s.opts.LiveHolder(h)
+	return st.Ref, h == metadata.Containerd || s.opts.LiveHolder == nil || s.opts.LiveHolder(h)
 }
 
 // moveIdle moves an ingest away unless a writer is open for it or it is gone; idle reports whether neither was so.

@@ -13,6 +13,9 @@ type heldBy struct {
 	Holder                                           string
 	Blobs, Ingests, Layers, Rootfs, Snapshots, Bytes int64
 	Alone                                            int64
+	Database                                         string
+	Seen                                             time.Time
+	InUse                                            bool
 }
 
 // holders lists who holds what, by name.

@@ -46,6 +46,9 @@ var (
 type Options struct {
 	// Timeout is how long Open waits for another process that has the file open. 0 means 100 ms.
 	Timeout time.Duration
+	// Spend runs a commit, and may run it again after it made room on a full disk: see internal/reserve. Changes of Update
+	// are committed without it, since they may not be run again. nil: a commit that finds the disk full fails.
+	Spend func(commit func() error) error
 	// NoSync leaves commits to the page cache. For tests and throw-away roots only: a power cut may lose the file.
 	NoSync bool
 	// Existing has Open refuse a missing file with errdefs.ErrDataLoss. false: a missing file is created.
@@ -57,8 +60,9 @@ type Options struct {
 
 // DB is the open database.
 type DB struct {
-	bolt *bolt.DB
-	soon soon
+	bolt  *bolt.DB
+	soon  soon
+	spend func(commit func() error) error // Options.Spend
 }
 
 // maxFile bounds the size of a database that is opened. A record is a few hundred bytes.
@@ -93,7 +97,7 @@ func open(path string, o Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{bolt: b}
+	db := &DB{bolt: b, spend: o.Spend}
 	if err = verify(path); err == nil {
 		err = db.verifySchema()
 	}

@@ -33,6 +33,7 @@ type batch struct {
 	bolt    *bolt.Tx
 	fns     []func(*Tx) error
 	awaited bool          // somebody returns only when it is durable
+	once    bool          // it has a change of Update, which may not be run again
 	done    chan struct{} // closed when the batch is durable, or err says why it is not
 	err     error
 }
@@ -66,6 +67,7 @@ func (db *DB) gather(fn func(*Tx) error, again bool) (*batch, error) {
 	b, err := db.join(fn)
 	if b != nil {
 		b.awaited = b.awaited || err == nil
+		b.once = b.once || err == nil && !again
 		if b.awaited && (err == nil && !again || db.soon.queued.Load() == 0) {
 			db.settleBatch()
 		}
@@ -133,15 +135,21 @@ func (db *DB) replay(b *batch) (err error) {
 		db.closeBatch(b, err)
 		return err
 	}
-	if b.bolt, err = db.begin(); err != nil {
+	if err := db.rerun(b); err != nil {
 		db.closeBatch(b, err)
+		return err
+	}
+	return nil
+}
+
+// rerun runs all of a batch in a new transaction. soon.mu is held.
+func (db *DB) rerun(b *batch) (err error) {
+	if b.bolt, err = db.begin(); err != nil {
 		return err
 	}
 	for _, fn := range b.fns {
 		if err := b.run(fn); err != nil {
-			err = errors.Join(err, b.rollback())
-			db.closeBatch(b, err)
-			return err
+			return errors.Join(err, b.rollback())
 		}
 	}
 	return nil
@@ -177,9 +185,24 @@ func (db *DB) settle(b *batch) {
 
 // settleBatch makes the open batch durable, if there is one. soon.mu is held.
 func (db *DB) settleBatch() {
-	if b := db.soon.batch; b != nil {
-		db.closeBatch(b, b.commit())
+	b := db.soon.batch
+	if b == nil {
+		return
 	}
+	if db.spend == nil || b.once {
+		db.closeBatch(b, b.commit())
+		return
+	}
+	tried := false
+	db.closeBatch(b, db.spend(func() error {
+		if tried {
+			if err := db.rerun(b); err != nil {
+				return err
+			}
+		}
+		tried = true
+		return b.commit()
+	}))
 }
 
 func (b *batch) commit() (err error) {

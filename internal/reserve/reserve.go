@@ -1,0 +1,147 @@
+// Package reserve keeps a little room on a disk for the commands that make room.
+//
+// It owns the directory reserve/ of a root: a few files without content, whose blocks are allocated. Their inodes count as
+// much as their blocks.
+//
+// Its invariant: a reserve is made only where the disk has several times its size left, so it never fills a disk.
+//
+// The surprising rule: nothing fails for want of a reserve. On a file system that allocates nothing ahead, as on a disk
+// that was full before there was one, callers get the error that they would have got.
+package reserve
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// files is how many files there are: a socket, an index.json and an oci-layout need one inode each.
+	files = 4
+	// most and least bound the size of a file; between them it is 1/portion of the file system. XFS makes inodes by 32 kB.
+	most, least = 1 << 20, 64 << 10
+	portion     = 256
+	// apart is how many times the reserve, blocks and inodes, has to be free for one to be made.
+	apart = 4
+)
+
+// patience is how long Spend waits for a file system that frees the blocks of a deleted file in the background.
+const patience = time.Second
+
+// Reserve is the reserve of one root.
+type Reserve struct {
+	dir string
+
+	mu    sync.Mutex // guards given, and one change at a time
+	given bool       // it was given up here, and not made again
+}
+
+// New returns the reserve of a root. It does not look at the disk.
+func New(root string) *Reserve { return &Reserve{dir: filepath.Join(root, "reserve")} }
+
+func (r *Reserve) file(i int) string { return filepath.Join(r.dir, fmt.Sprint(i)) }
+
+// Keep makes the reserve if it is missing and the disk has room. One that this process gave up it makes again with less
+// room: at worst the disk is as full as before. There is no error, since nobody could do anything about it.
+func (r *Reserve) Keep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, err := os.Lstat(r.file(files - 1)); err == nil {
+		return
+	}
+	var fs unix.Statfs_t
+	if unix.Statfs(filepath.Dir(r.dir), &fs) != nil {
+		return
+	}
+	size := min(most, max(least, int64(fs.Blocks)*fs.Bsize/portion))
+	times := uint64(apart)
+	if r.given {
+		times = 1
+	}
+	if fs.Bavail*uint64(fs.Bsize) < times*files*uint64(size) || fs.Files > 0 && fs.Ffree < times*(files+1) {
+		return
+	}
+	if r.fill(size) != nil {
+		r.empty()
+		return
+	}
+	r.given = false
+}
+
+func (r *Reserve) fill(size int64) error {
+	if err := os.Mkdir(r.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	for i := range files {
+		if err := allocate(r.file(i), size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func allocate(path string, size int64) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) { // ext3, seccomp
+		_, err = f.Write(make([]byte, size))
+	}
+	return errors.Join(err, f.Close())
+}
+
+// empty deletes the files, and reports whether there was one. They are cut first: XFS frees a deleted file's blocks later.
+func (r *Reserve) empty() (had bool) {
+	if fi, err := os.Lstat(r.dir); err != nil || !fi.IsDir() {
+		return false
+	}
+	for i := range files {
+		if fi, err := os.Lstat(r.file(i)); err == nil && fi.Mode().IsRegular() {
+			_ = os.Truncate(r.file(i), 0)
+		}
+		if os.Remove(r.file(i)) == nil {
+			had = true
+		}
+	}
+	return had
+}
+
+// Give gives the reserve up, and reports whether there was one.
+func (r *Reserve) Give() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	had := r.empty()
+	r.given = r.given || had
+	return had
+}
+
+// Spend calls fn. If fn finds the disk full, Spend gives the reserve up and calls fn again, so fn must be such that it can
+// be called more than once. Keep makes the reserve again.
+func (r *Reserve) Spend(fn func() error) error {
+	err := fn()
+	if !Full(err) || !r.Give() {
+		return err
+	}
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		if err = fn(); !Full(err) || time.Since(began) > patience {
+			return err
+		}
+	}
+}
+
+// Full reports whether an error is one of a full disk, or of a quota that is used up. bbolt passes some only as text.
+func Full(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) ||
+		err != nil && strings.Contains(err.Error(), "file ") && strings.Contains(err.Error(), unix.ENOSPC.Error())
+}

@@ -223,24 +223,21 @@ func (t *Tank) Release(ctx context.Context, holder string, force bool) (HolderIn
 	if err != nil {
 		return info, fmt.Errorf("holder %s: %w", h, err)
 	}
-	_, err = t.content.Sweep(ctx)
-	if err == nil {
-		_, err = t.snapshots.Sweep(ctx)
-	}
-	return info, err
+	defer t.reserve.Keep()
+	return info, t.sweep(ctx, &Reclaimed{})
 }
 
 func (t *Tank) releaseImage(ref string) error {
 	t.images.Lock()
 	defer t.images.Unlock()
-	if err := t.db.Update(func(tx *metadata.Tx) error { return tx.DeleteImage(ref) }); err != nil {
+	if err := t.spendUpdate(func(tx *metadata.Tx) error { return tx.DeleteImage(ref) }); err != nil {
 		return err
 	}
-	return t.writeLayout()
+	return t.reserve.Spend(t.writeLayout)
 }
 
 func (t *Tank) releasePull(ref string) error {
-	return t.db.Update(func(tx *metadata.Tx) error {
+	return t.spendUpdate(func(tx *metadata.Tx) error {
 		t.mu.Lock()
 		running := t.pulls[ref]
 		t.mu.Unlock()
@@ -303,7 +300,7 @@ func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
 			return err
 		}
 	}
-	return t.db.Update(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) })
+	return t.spendUpdate(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) })
 }
 
 // Probe returns nil when the database answers readers and writers, and ctx's error when it does not in time.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -126,7 +127,8 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 	name := parsed.String()
 	t.images.Lock()
 	defer t.images.Unlock()
-	err = t.db.Update(func(tx *metadata.Tx) error {
+	defer t.reserve.Restore()
+	err = t.spendUpdate(func(tx *metadata.Tx) error {
 		t.mu.Lock()
 		running := t.pulls[name]
 		t.mu.Unlock()
@@ -148,7 +150,7 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	return t.writeLayout()
+	return t.reserve.Spend(t.writeLayout)
 }
 
 // Reclaimed is what a GC took away.
@@ -165,7 +167,30 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 	var r Reclaimed
 	t.images.Lock()
 	defer t.images.Unlock()
-	err := t.db.Update(func(tx *metadata.Tx) error {
+	defer func() {
+		if r.Blobs+r.Ingests+r.Layers+r.Rootfs+r.Snapshots > 0 {
+			t.reserve.KeepAfter()
+		}
+		t.reserve.Keep()
+	}()
+	err := t.lapse(&r)
+	if reserve.Full(err) { // there was no reserve: what nothing holds already makes room
+		err = errors.Join(t.sweep(ctx, &r), t.lapse(&r))
+	}
+	if err != nil {
+		return r, err
+	}
+	if err := t.reserve.Spend(t.writeLayout); err != nil { // before the blobs of what it named are gone
+		return r, err
+	}
+	return r, t.sweep(ctx, &r)
+}
+
+// lapse ends the holds of images that their tags have left, and of pulls that ended long ago; when the disk is almost full, of
+// all pulls that do not run.
+func (t *Tank) lapse(r *Reclaimed) error {
+	low := reserve.Low(filepath.Join(t.root, "ingest"))
+	return t.spendUpdate(func(tx *metadata.Tx) error {
 		r.Images = 0
 		images, err := tx.Images("", -1)
 		if err != nil {
@@ -180,27 +205,30 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 			}
 			r.Images++
 		}
+		if low {
+			if err := t.endIdle(tx, func(string) bool { return false }); err != nil {
+				return err
+			}
+		}
 		return tx.Lapse(time.Now())
 	})
-	if err != nil {
-		return r, err
-	}
-	if err := t.writeLayout(); err != nil { // before the blobs of what it named are gone
-		return r, err
-	}
+}
+
+// sweep deletes what nothing holds, and counts it. Files that a flag protects are no error.
+func (t *Tank) sweep(ctx context.Context, r *Reclaimed) error {
 	blobs, err := t.content.Sweep(ctx)
 	dirs, derr := t.snapshots.Sweep(ctx)
-	r.Blobs, r.Ingests, r.Bytes = blobs.Blobs, blobs.Ingests, blobs.Bytes
-	r.Layers, r.Rootfs, r.Snapshots = dirs.Layers, dirs.Rootfs, dirs.Snapshots
+	r.Blobs, r.Ingests, r.Bytes = r.Blobs+blobs.Blobs, r.Ingests+blobs.Ingests, r.Bytes+blobs.Bytes
+	r.Layers, r.Rootfs, r.Snapshots = r.Layers+dirs.Layers, r.Rootfs+dirs.Rootfs, r.Snapshots+dirs.Snapshots
 	left, rest := leftover.Split(errors.Join(err, derr))
 	switch {
 	case left == nil:
-		return r, rest
+		return rest
 	case !left.Protected:
-		return r, errors.Join(rest, left)
+		return errors.Join(rest, left)
 	}
 	r.Kept = left.Error()
-	return r, rest
+	return rest
 }
 
 // Fault is something that Check found. It is an error of class errdefs.ErrDataLoss.

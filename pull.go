@@ -363,6 +363,7 @@ func (p *pull) alive(fn func() error) error {
 
 // fetch downloads what is not here, unpacks it meanwhile, and records the image.
 func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.Descriptor) (*Image, error) {
+	p.t.reserve.Keep()
 	p.log("pulling %s", p.ref)
 	var img *Image
 	err := p.alive(func() error {

@@ -22,24 +22,8 @@ func noSpace(err error) bool {
 func (t *Tank) endPulls(ctx context.Context, keep func(ref string) bool) bool {
 	t.shortage.Lock()
 	defer t.shortage.Unlock()
-	err := t.db.Update(func(tx *metadata.Tx) error {
-		pulls, err := tx.Pulls()
-		if err != nil {
-			return err
-		}
-		for _, p := range pulls {
-			t.mu.Lock()
-			running := t.pulls[p.Ref]
-			t.mu.Unlock()
-			if running || keep(p.Ref) {
-				continue
-			}
-			if err := tx.EndPull(p.Ref); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	defer t.reserve.Keep()
+	err := t.spendUpdate(func(tx *metadata.Tx) error { return t.endIdle(tx, keep) })
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("full disk: unfinished pulls keep what they gathered")
 		return false
@@ -50,6 +34,26 @@ func (t *Tank) endPulls(ctx context.Context, keep func(ref string) bool) bool {
 		log.G(ctx).WithError(err).Warn("full disk: sweep")
 	}
 	return true
+}
+
+// endIdle ends the pulls that do not run, except those that keep returns true for.
+func (t *Tank) endIdle(tx *metadata.Tx, keep func(ref string) bool) error {
+	pulls, err := tx.Pulls()
+	if err != nil {
+		return err
+	}
+	for _, p := range pulls {
+		t.mu.Lock()
+		running := t.pulls[p.Ref]
+		t.mu.Unlock()
+		if running || keep(p.Ref) {
+			continue
+		}
+		if err := tx.EndPull(p.Ref); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // makeRoom is called when the disk has no room for a download: unfinished pulls that do not run have to make it.

@@ -27,6 +27,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/binding"
 	"github.com/tank-snapshotter/tank/content"
+	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -56,6 +57,7 @@ type Tank struct {
 	readOnly  bool
 	daemon    bool
 	mode      mode
+	reserve   *reserve.Reserve // for what makes room on a full disk
 	lock      *os.File
 	db        *metadata.DB
 	content   *content.Store
@@ -90,17 +92,27 @@ type Tank struct {
 // It returns errdefs.ErrUnavailable while another process owns the root; ErrNoRoot; errdefs.ErrFailedPrecondition for
 // a directory of another program, for a root that was made for another user or that others can write to, and for one
 // of a newer Tank; and errdefs.ErrDataLoss when the root's database is missing or damaged, which Rebuild mends.
-func Open(root string, opts *Options) (_ *Tank, err error) {
+func Open(root string, opts *Options) (t *Tank, err error) {
 	if opts == nil {
 		opts = &Options{}
 	}
 	if root, err = filepath.Abs(root); err != nil {
 		return nil, fmt.Errorf("root: %w", err)
 	}
+	spare := reserve.New(root)
+	err = spare.Spend(func() error {
+		t, err = open(root, spare, opts)
+		return err
+	})
+	return t, err
+}
+
+// open opens a root that may lie on a full disk, with the reserve that is given up for it.
+func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err error) {
 	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
 		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
 	}
-	t := &Tank{root: root, pulls: map[string]bool{}, tokens: resolver.NewTokenCache(), flights: resolver.NewFlights()}
+	t := &Tank{root: root, reserve: spare, pulls: map[string]bool{}, tokens: resolver.NewTokenCache(), flights: resolver.NewFlights()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())
@@ -123,6 +135,7 @@ func Open(root string, opts *Options) (_ *Tank, err error) {
 	t.daemon = recorded || m.daemon || opts.Daemon
 	t.sweeper = newSweeper(func(ctx context.Context) error {
 		_, err := t.content.Sweep(ctx)
+		t.reserve.Keep()
 		return err
 	})
 	t.content, err = content.Open(root, t.db, &content.Options{
@@ -172,7 +185,9 @@ func (t *Tank) openDatabase(opts *Options) error {
 		existing = !nothing
 	}
 	var err error
-	t.db, err = metadata.Open(path, &metadata.Options{Existing: existing, ReadOnly: t.readOnly})
+	t.db, err = metadata.Open(path, &metadata.Options{
+		Existing: existing, ReadOnly: t.readOnly, Spend: t.reserve.Spend,
+	})
 	return err
 }
 
@@ -205,6 +220,18 @@ func (t *Tank) Binder() *binding.Binder { return t.binder }
 // Snapshots returns the layers and snapshots of the root, for who serves them.
 func (t *Tank) Snapshots() *snapshot.Store { return t.snapshots }
 
+// Spend calls fn, and calls it again with the root's reserve given up if fn found the disk full. It is for what an owner
+// of the root needs to make room there.
+func (t *Tank) Spend(fn func() error) error { return t.reserve.Spend(fn) }
+
+// KeepReserve makes the root's reserve, if it is missing and the disk has room.
+func (t *Tank) KeepReserve() { t.reserve.Keep() }
+
+// spendUpdate runs a change of records that lets things go, also on a full disk. fn may be called again.
+func (t *Tank) spendUpdate(fn func(*metadata.Tx) error) error {
+	return t.reserve.Spend(func() error { return t.db.Update(fn) })
+}
+
 // Close ends background work and gives the root up.
 func (t *Tank) Close() error {
 	var errs []error
@@ -226,6 +253,9 @@ func (t *Tank) Close() error {
 	}
 	if t.db != nil {
 		errs = append(errs, t.db.Close())
+	}
+	if t.reserve != nil {
+		t.reserve.Restore()
 	}
 	if t.lock != nil {
 		errs = append(errs, t.lock.Close())

@@ -54,7 +54,7 @@ func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest dig
 		return "", fmt.Errorf("rootfs %s: directory: %w", manifest, errdefs.ErrNotFound)
 	}
 	if !holds && !s.opts.ReadOnly {
-		err = s.db.Update(func(tx *metadata.Tx) error { return tx.Hold(holder, n) })
+		err = s.db.Batch(func(tx *metadata.Tx) error { return tx.Hold(holder, n) })
 	}
 	return path, err
 }

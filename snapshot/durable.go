@@ -154,7 +154,7 @@ func (s *Store) makeDurable(nodes map[metadata.Node]string) error {
 	if err := s.syncfs(); err != nil {
 		return err
 	}
-	return s.db.Update(func(tx *metadata.Tx) error {
+	return s.db.Batch(func(tx *metadata.Tx) error {
 		for n, version := range nodes {
 			var err error
 			if n.Kind == metadata.KindRootfs {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -121,7 +123,15 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 	if own.tank.ReadOnly() {
 		return f(own) // others can open it too
 	}
-	listener, release, err := listen(ctx, own.Root(), socketName, noGroup)
+	var listener net.Listener
+	var release func()
+	err = own.tank.Spend(func() (err error) {
+		listener, release, err = listen(ctx, own.Root(), socketName, noGroup)
+		return err
+	})
+	if reserve.Full(err) {
+		return f(own) // alone: this command may be the one that makes room
+	}
 	if err != nil {
 		return localError{err}
 	}

@@ -78,11 +78,17 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 			err = e
 		}
 	}()
-	listeners, unlisten, err := listeners(ctx, s, gid, passed)
+	var opened []net.Listener
+	var unlisten func()
+	err = own.tank.Spend(func() (err error) {
+		opened, unlisten, err = listeners(ctx, s, gid, passed)
+		return err
+	})
 	if err != nil {
 		return localError{err}
 	}
 	defer unlisten()
+	own.tank.KeepReserve()
 	server := plugin.New(&plugin.Options{
 		Binder: own.tank.Binder(), StoresOf: storesOf(own.tank, opts.Containerd == nil), Layers: own.tank.Snapshots(), Admin: own,
 	})
@@ -99,10 +105,10 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	watch, done := context.WithCancel(ctx)
 	defer done()
 	go watchdog(watch, own.alive)
-	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": listeners[len(listeners)-1].Addr()}).Info("serving")
+	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": opened[len(opened)-1].Addr()}).Info("serving")
 	// The sockets are bound, and what comes before the server accepts waits in their backlogs.
 	tellSystemd(ctx, daemon.SdNotifyReady)
-	if err := server.Serve(ctx, listeners...); err != nil {
+	if err := server.Serve(ctx, opened...); err != nil {
 		return localError{err}
 	}
 	return nil

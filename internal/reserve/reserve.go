@@ -48,34 +48,44 @@ func New(root string) *Reserve { return &Reserve{dir: filepath.Join(root, "reser
 func (r *Reserve) file(i int) string { return filepath.Join(r.dir, fmt.Sprint(i)) }
 
 // Keep makes the reserve if it is missing and the disk has room. One that this process gave up it makes again with less
-// room: at worst the disk is as full as before. There is no error, since nobody could do anything about it.
-func (r *Reserve) Keep() {
+// room: at worst the disk is as full as before. It reports whether there is a reserve now. There is no error, since nobody
+// could do anything about it.
+func (r *Reserve) Keep() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, err := os.Lstat(r.file(files - 1)); err == nil {
-		return
+	if fi, err := os.Lstat(r.file(files - 1)); err == nil && fi.Mode().IsRegular() {
+		return true
 	}
 	var fs unix.Statfs_t
 	if unix.Statfs(filepath.Dir(r.dir), &fs) != nil {
-		return
+		return false
 	}
 	size := min(most, max(least, int64(fs.Blocks)*fs.Bsize/portion))
 	times := uint64(apart)
 	if r.given {
 		times = 1
 	}
-	if fs.Bavail*uint64(fs.Bsize) < times*files*uint64(size) || fs.Files > 0 && fs.Ffree < times*(files+1) {
-		return
+	if fs.Bavail*uint64(fs.Bsize) < times*files*uint64(size) || fs.Files > 0 && fs.Ffree < times*files {
+		return false
 	}
 	if r.fill(size) != nil {
 		r.empty()
-		return
+		return false
 	}
 	r.given = false
+	return true
+}
+
+// KeepAfter is Keep after something was deleted: a file system may free that a moment later.
+func (r *Reserve) KeepAfter() {
+	for tries := 5; !r.Keep() && tries > 0; tries-- {
+		time.Sleep(patience / 20)
+	}
 }
 
 func (r *Reserve) fill(size int64) error {
-	if err := os.Mkdir(r.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	err := os.Mkdir(r.dir, 0o700)
+	if fi, lerr := os.Lstat(r.dir); err != nil && (lerr != nil || !fi.IsDir()) {
 		return err
 	}
 	for i := range files {
@@ -126,6 +136,16 @@ func (r *Reserve) Give() bool {
 	return had
 }
 
+// Restore is Keep for a reserve that this process gave up.
+func (r *Reserve) Restore() {
+	r.mu.Lock()
+	given := r.given
+	r.mu.Unlock()
+	if given {
+		r.Keep()
+	}
+}
+
 // Spend calls fn. If fn finds the disk full, Spend gives the reserve up and calls fn again, so fn must be such that it can
 // be called more than once. Keep makes the reserve again.
 func (r *Reserve) Spend(fn func() error) error {
@@ -138,6 +158,15 @@ func (r *Reserve) Spend(fn func() error) error {
 			return err
 		}
 	}
+}
+
+// Low reports whether less than a twentieth of the file system's blocks or inodes is left, and of bytes less than a GiB.
+func Low(dir string) bool {
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil || fs.Blocks == 0 {
+		return false
+	}
+	return fs.Bavail < fs.Blocks/20 && fs.Bavail*uint64(fs.Bsize) < 1<<30 || fs.Files > 0 && fs.Ffree < fs.Files/20
 }
 
 // Full reports whether an error is one of a full disk, or of a quota that is used up. bbolt passes some only as text.

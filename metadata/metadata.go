@@ -99,8 +99,10 @@ type Layer struct {
 	// Needs says that a part of the layer depends on its parent, so that a fix-up may be due.
 	Needs bool `json:"needs,omitempty"`
 	// Whiteouts says that the directory holds whiteouts or opaque markers, so that it can't be shown without overlay.
-	Whiteouts bool      `json:"whiteouts,omitempty"`
-	Created   time.Time `json:"created"`
+	Whiteouts bool `json:"whiteouts,omitempty"`
+	// Plain says that some of them are not overlay's, because the file system refused those: overlay must not show the directory.
+	Plain   bool      `json:"plain,omitempty"`
+	Created time.Time `json:"created"`
 }
 
 // Rootfs is an assembled root filesystem under rootfs/.

@@ -54,26 +54,28 @@ type builder struct {
 
 // fill makes what is in a directory, then sets the directory's own attributes.
 func (b *builder) fill(ctx context.Context, dir *os.File, t *tree) error {
-	whiteouts := false
+	m := unpack.Marks{Opaque: t.entry.Opaque}
 	for _, name := range t.names() {
 		k := t.kids[name]
-		whiteouts = whiteouts || k.entry.Type == unpack.Whiteout
+		if k.entry.Type == unpack.Whiteout {
+			plain, err := unpack.MakeWhiteout(dir, name)
+			if err != nil {
+				return pathError("whiteout", k.entry.Path, err)
+			}
+			b.rec.Plain, m.Whiteouts = b.rec.Plain || plain, m.Whiteouts || !plain
+			b.rec.Whiteouts = true
+			b.rec.Inodes++
+			continue
+		}
 		if err := b.make(ctx, dir, name, k); err != nil {
 			return err
 		}
 	}
-	if whiteouts {
-		b.rec.Whiteouts = true
-		if err := unpack.SetOrigin(dir, b.userXattr); err != nil {
-			return err
-		}
+	plain, err := unpack.Mark(dir, m, b.userXattr)
+	if err != nil {
+		return err
 	}
-	if t.entry.Opaque {
-		b.rec.Whiteouts = true
-		if err := unpack.SetOpaque(dir, b.userXattr); err != nil {
-			return err
-		}
-	}
+	b.rec.Plain, b.rec.Whiteouts = b.rec.Plain || plain, b.rec.Whiteouts || m.Opaque
 	b.rec.Inodes++
 	return unpack.SetAttrsOf(dir, &t.entry)
 }

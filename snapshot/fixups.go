@@ -149,26 +149,26 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []st
 }
 
 // stageFixup makes the fix-up, or the root directory, that a snapshot stands on once more, in the pool of layers.
-func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string) (string, error) {
+func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string) (staged string, made metadata.Layer, err error) {
 	if sn.Root == key {
 		st, err := s.stack(ctx, sn.Parent)
 		if err != nil {
-			return "", err
+			return "", made, err
 		}
-		staged := s.stage("layers", "fixup")
-		_, err = s.buildTree(ctx, staged, newRoot(st.root), nil)
-		return staged, err
+		staged = s.stage("layers", "fixup")
+		made, err = s.buildTree(ctx, staged, newRoot(st.root), nil)
+		return staged, made, err
 	}
 	rec, err := s.layer(sn.Layer)
 	if err != nil {
-		return "", err
+		return "", made, err
 	}
 	p, err := s.planFor(ctx, sn, rec)
 	if err != nil {
-		return "", err
+		return "", made, err
 	}
 	defer p.close()
-	staged := s.stage("layers", "fixup")
-	_, err = s.build(ctx, staged, p.plan)
-	return staged, err
+	staged = s.stage("layers", "fixup")
+	made, err = s.build(ctx, staged, p.plan)
+	return staged, made, err
 }

@@ -40,8 +40,6 @@ func makeNode(ctx context.Context, dir *os.File, name string, e *unpack.Entry, c
 		err = unix.Mknodat(fd, name, unix.S_IFCHR|0o600, int(e.Rdev))
 	case unpack.Block:
 		err = unix.Mknodat(fd, name, unix.S_IFBLK|0o600, int(e.Rdev))
-	case unpack.Whiteout:
-		return pathError("whiteout", e.Path, unix.Mknodat(fd, name, unix.S_IFCHR, 0))
 	case unpack.File:
 		return pathError("create", e.Path, makeFile(ctx, fd, name, e, content))
 	default:

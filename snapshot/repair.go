@@ -185,11 +185,11 @@ func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Dig
 	if j.diffID != rec.DiffID {
 		return *rec, fmt.Errorf("blob %s has diff ID %s now: %w", blob, j.diffID, errdefs.ErrDataLoss)
 	}
-	return *rec, s.swap(rec, j.dir)
+	return *rec, s.swap(rec, j.dir, j.record.Plain)
 }
 
-// swap gives a layer's record the new directory staged, and deletes the old one.
-func (s *Store) swap(rec *metadata.Layer, staged string) error {
+// swap gives a layer's record the new directory staged, and deletes the old one. plain is what Layer.Plain says of the new one.
+func (s *Store) swap(rec *metadata.Layer, staged string, plain bool) error {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	old := rec.Dir
@@ -202,7 +202,7 @@ func (s *Store) swap(rec *metadata.Layer, staged string) error {
 		if err != nil {
 			return err
 		}
-		now.Dir, now.Durable = dir, false
+		now.Dir, now.Durable, now.Plain = dir, false, plain
 		if err := os.Rename(staged, s.path("layers", now.Dir)); err != nil {
 			return err
 		}
@@ -221,11 +221,11 @@ func (s *Store) fixAgain(ctx context.Context, rec metadata.Layer) (metadata.Laye
 	if err != nil {
 		return rec, err
 	}
-	staged, err := s.stageFixup(ctx, sn, rec.Key)
+	staged, made, err := s.stageFixup(ctx, sn, rec.Key)
 	if err != nil {
 		return rec, err
 	}
-	return rec, s.swap(&rec, staged)
+	return rec, s.swap(&rec, staged, made.Plain)
 }
 
 // standsOn finds the snapshot with the shortest chain that stands on a fix-up. None of its ancestors does: their stack

@@ -96,7 +96,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 		if err != nil {
 			return err
 		}
-		if rec, err = b.s.trustLayer(ctx, rec); err != nil {
+		if rec, err = b.s.servable(ctx, rec); err != nil {
 			return err
 		}
 		b.push(rec.Key, b.s.path("layers", rec.Dir, "fs"), false, rec.Whiteouts)
@@ -106,7 +106,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	if rec, err = b.s.trustLayer(ctx, rec); err != nil {
+	if rec, err = b.s.servable(ctx, rec); err != nil {
 		return err
 	}
 	dir := b.s.path("layers", rec.Dir, "fs")

@@ -270,7 +270,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 	}
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
-		Empty: res.Empty && !res.Whiteouts, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts,
+		Empty: res.Empty && !res.Whiteouts, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts, Plain: res.Plain,
 		OpaqueRoot: res.OpaqueRoot, DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)

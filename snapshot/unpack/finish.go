@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // finish decides what comes of the whiteouts, sets the attributes of the directories, and sums up what there is.
@@ -161,27 +159,23 @@ func (f *finisher) seal(ctx context.Context, n *node) error {
 	if err != nil {
 		return err
 	}
+	m := Marks{Opaque: n.isOpaque()}
 	for name := range n.whiteouts {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("layer: %w", err)
 		}
-		if err := unix.Mknodat(fd, name, unix.S_IFCHR, 0); err != nil {
+		plain, err := makeWhiteout(fd, name)
+		if err != nil {
 			return ioError(path+"/"+name, "create whiteout", err)
 		}
+		m.Whiteouts = m.Whiteouts || !plain
+		f.result.Plain = f.result.Plain || plain
 	}
-	var own []string
-	if len(n.whiteouts) > 0 {
-		own = append(own, OriginAttr, "")
+	plain, err := mark(fd, m, f.prefix)
+	if err != nil {
+		return ioError(path, "mark", err)
 	}
-	if n.isOpaque() {
-		f.opaque = true
-		own = append(own, OpaqueAttr, "y")
-	}
-	for ; len(own) > 0; own = own[2:] {
-		if err := unix.Fsetxattr(fd, f.prefix+own[0], []byte(own[1]), 0); err != nil {
-			return ioError(path, "xattr "+f.prefix+own[0], err)
-		}
-	}
+	f.opaque, f.result.Plain = f.opaque || m.Opaque, f.result.Plain || plain
 	return f.apply(path, target{fd: fd}, n.ino, 0o700)
 }
 

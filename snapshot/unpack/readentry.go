@@ -37,6 +37,9 @@ func ReadEntry(root *os.File, path string) (*Entry, error) {
 
 // statEntry is the entry that a status tells of.
 func statEntry(path string, st *unix.Stat_t) (Entry, error) {
+	if IsWhiteout(st) {
+		return Entry{Path: path, Type: Whiteout}, nil
+	}
 	e := Entry{Path: path}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -53,9 +56,6 @@ func statEntry(path string, st *unix.Stat_t) (Entry, error) {
 		e.Type, e.Rdev = Block, uint64(st.Rdev)
 	default:
 		return e, fmt.Errorf("%q: type %#o is not one of a layer", clip(path), st.Mode&unix.S_IFMT)
-	}
-	if IsWhiteout(st) {
-		return Entry{Path: path, Type: Whiteout}, nil
 	}
 	e.Mode, e.UID, e.GID = st.Mode&0o7777, st.Uid, st.Gid
 	e.Sec, e.Nsec = int64(st.Mtim.Sec), int64(st.Mtim.Nsec)

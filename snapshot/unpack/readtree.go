@@ -273,6 +273,9 @@ func (r *treeReader) list(ctx context.Context) error {
 			if err := (target{r.at.fd, name}).stat(&st); err != nil {
 				return fmt.Errorf("%q: %w", clip(r.join(name)), err)
 			}
+			if name == opaqueMarker && IsWhiteout(&st) {
+				continue // of the directory
+			}
 			list = append(list, treeName{name, st.Mode, st.Uid})
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 				list = append(list, treeName{name + "/", st.Mode, st.Uid})

@@ -117,8 +117,9 @@ func TestOpaqueAndWhiteout(t *testing.T) {
 		}
 	}
 	n := openDir(t, filepath.Join(base, "n"))
-	must(t, unpack.SetOpaque(n, user))
-	must(t, unpack.SetOrigin(n, user))
+	if plain, err := unpack.Mark(n, unpack.Marks{Whiteouts: true, Opaque: true}, user); err != nil || plain {
+		t.Errorf("mark: plain %v, %v", plain, err)
+	}
 	if got, err := unpack.IsOpaque(n); err != nil || !got {
 		t.Errorf("made opaque: %v, %v", got, err)
 	}

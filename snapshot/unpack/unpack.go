@@ -114,6 +114,8 @@ type Result struct {
 	Needs bool
 	// Whiteouts: there are whiteouts or opaque directories.
 	Whiteouts bool
+	// Plain: some of them are not overlay's on disk, because the file system refused those, so that overlay must not show the directory.
+	Plain bool
 	// OpaqueRoot: nothing of the layers below is seen.
 	OpaqueRoot bool
 

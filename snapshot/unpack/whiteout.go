@@ -1,0 +1,149 @@
+package unpack
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// A whiteout is overlay's on disk: a character device 0:0. Some file systems refuse that device (overlayfs does, and so do kernels before 5.8
+// to who is not root), and some have no extended attributes. There a whiteout is a socket that nobody may open, mode 0, and an opaque
+// directory has such a socket with the name of the layers' own marker. Nothing else in a layer is a socket, since no tar has any, and nothing
+// else has such a name. Overlay does not understand either, so that a layer with them has the mark Plain.
+
+// IsWhiteout reports whether a node with this status is a whiteout.
+func IsWhiteout(st *unix.Stat_t) bool {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		return st.Rdev == 0
+	case unix.S_IFSOCK:
+		return st.Mode&0o7777 == 0
+	}
+	return false
+}
+
+// MakeWhiteout makes a whiteout of a name in dir. plain is true when it is one that overlay does not understand.
+func MakeWhiteout(dir *os.File, name string) (plain bool, err error) {
+	defer runtime.KeepAlive(dir)
+	return makeWhiteout(int(dir.Fd()), name)
+}
+
+func makeWhiteout(dir int, name string) (plain bool, err error) {
+	err = unix.Mknodat(dir, name, unix.S_IFCHR, 0)
+	switch err {
+	case unix.EPERM, unix.EOPNOTSUPP, unix.EINVAL, unix.ENOSYS:
+		if unix.Mknodat(dir, name, unix.S_IFSOCK, 0) == nil {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// Marks are what overlay needs to know of a directory.
+type Marks struct {
+	// Whiteouts: it holds some that overlay understands. They would show up as names where nothing merges with the directory, but for a
+	// mark of their own.
+	Whiteouts bool
+	// Opaque: what is below it is hidden.
+	Opaque bool
+}
+
+// Mark marks a directory for overlay mounts with or without the option userxattr. plain is true when overlay does not understand the marks.
+func Mark(dir *os.File, m Marks, userXattr bool) (plain bool, err error) {
+	defer runtime.KeepAlive(dir)
+	if plain, err = mark(int(dir.Fd()), m, overlayPrefix(userXattr)); err != nil {
+		return plain, fmt.Errorf("directory %q: %w", clip(dir.Name()), err)
+	}
+	return plain, nil
+}
+
+func mark(fd int, m Marks, prefix string) (plain bool, err error) {
+	set := func(name, value string) (have bool, err error) {
+		switch err := unix.Fsetxattr(fd, prefix+name, []byte(value), 0); err {
+		case nil:
+			return true, nil
+		case unix.EOPNOTSUPP: // opaque looks for a marker where reading says so, too
+			return false, nil
+		default:
+			return false, fmt.Errorf("xattr %q: %w", prefix+name, err)
+		}
+	}
+	if m.Whiteouts {
+		have, err := set(OriginAttr, "")
+		if err != nil {
+			return false, err
+		}
+		plain = !have
+	}
+	if !m.Opaque {
+		return plain, nil
+	}
+	have, err := set(OpaqueAttr, "y")
+	if err == nil && !have {
+		err = unix.Mknodat(fd, opaqueMarker, unix.S_IFSOCK, 0)
+	}
+	return plain || !have, err
+}
+
+// IsOpaque reports whether the directory is opaque, by an attribute of either prefix or by a marker in it.
+func IsOpaque(dir *os.File) (bool, error) {
+	defer runtime.KeepAlive(dir)
+	opaque, err := target{fd: int(dir.Fd())}.opaque()
+	if err != nil {
+		return false, fmt.Errorf("directory %q: %w", dir.Name(), err)
+	}
+	return opaque, nil
+}
+
+func (t target) opaque() (bool, error) {
+	unsupported := false
+	for _, prefix := range []string{TrustedOverlay, UserOverlay} {
+		var buf [8]byte
+		n, err := t.getXattr(prefix+OpaqueAttr, buf[:])
+		switch err {
+		case nil:
+			if string(buf[:n]) == "y" {
+				return true, nil
+			}
+		case unix.EOPNOTSUPP:
+			unsupported = true
+		case unix.ENODATA, unix.ERANGE:
+		default:
+			return false, err
+		}
+	}
+	if !unsupported {
+		return false, nil
+	}
+	return t.hasMarker()
+}
+
+// hasMarker looks for the marker of an opaque directory, for file systems without attributes.
+func (t target) hasMarker() (bool, error) {
+	fd := t.fd
+	if t.name != "" {
+		var err error
+		if fd, err = openat(t.fd, t.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+			return false, err
+		}
+		defer unix.Close(fd)
+	}
+	var st unix.Stat_t
+	switch err := unix.Fstatat(fd, opaqueMarker, &st, unix.AT_SYMLINK_NOFOLLOW); err {
+	case nil:
+		return IsWhiteout(&st), nil
+	case unix.ENOENT:
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+func overlayPrefix(userXattr bool) string {
+	if userXattr {
+		return UserOverlay
+	}
+	return TrustedOverlay
+}

@@ -109,6 +109,12 @@ var testProgram = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(out)
 })
 
+// sandboxProgram builds ./sandbox, which runs a program with what a unit for systemd allows.
+var sandboxProgram = sync.OnceValues(func() (string, error) {
+	out := filepath.Join(moduleDir(), ".bin", "sandbox")
+	return out, goBuild(moduleDir(), out, "./sandbox")
+})
+
 // goBuild builds pkg, as seen from the module in dir, into out, by a rename, so that a running program is never overwritten.
 func goBuild(dir, out, pkg string, flags ...string) error {
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {

@@ -63,8 +63,9 @@ func newMatrixNode(t *cell, col column) *matrixNode {
 	return n
 }
 
-// start starts the node; a row may change the column before.
+// start starts the node; a row may change the column before. The daemon may do only what its unit allows.
 func (n *matrixNode) start() {
+	n.col.setup.AsUnit = true
 	n.k, n.c, n.r = n.e.NewNodeAs(n.col.setup)
 	n.r.Push(n.f.Layout, n.f.Ref, n.f.Name)
 }

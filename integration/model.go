@@ -32,6 +32,7 @@ type inode struct {
 	mtime    int64
 	data     []byte
 	target   string
+	rdev     []uint32 // of a device: major, minor
 	xattrs   map[string]string
 }
 
@@ -92,6 +93,9 @@ func (m *model) apply(e Entry) error {
 
 // set takes what a header says about an inode.
 func (n *inode) set(e Entry) {
+	if e.Typeflag == tar.TypeChar || e.Typeflag == tar.TypeBlock {
+		n.rdev = []uint32{uint32(e.Devmajor), uint32(e.Devminor)}
+	}
 	n.mode, n.uid, n.gid, n.mtime = e.Mode, e.Uid, e.Gid, e.ModTime.Unix()
 	n.xattrs = map[string]string{}
 	for k, v := range e.PAXRecords {
@@ -192,6 +196,10 @@ func (m *model) list() []Node {
 			out.Type, out.Target = "symlink", &n.target
 		case tar.TypeFifo:
 			out.Type = "fifo"
+		case tar.TypeChar:
+			out.Type, out.Rdev = "char", n.rdev
+		case tar.TypeBlock:
+			out.Type, out.Rdev = "block", n.rdev
 		default:
 			size, sum := int64(len(n.data)), sha256.Sum256(n.data)
 			out.Type, out.Size, out.SHA256 = "file", &size, hex.EncodeToString(sum[:])

@@ -15,6 +15,7 @@ type TankRoot struct {
 	Root   string
 	Socket string // of the daemon
 	Config string // text of the daemon's config file
+	AsUnit bool   // the daemon may do only what its unit for systemd allows
 	bin    string
 	daemon *Process
 	broken bool
@@ -89,8 +90,12 @@ func (k *TankRoot) StartPull(ref string, flags ...string) *Process {
 // Serve starts the daemon, or starts it again, and waits until it answers.
 func (k *TankRoot) Serve() *Process {
 	k.env.t.Helper()
-	k.daemon = k.env.Start("tank", k.bin, "serve", "--root", k.Root, "--address", k.Socket, "--log-level", logLevel(),
-		"--config", k.configFile())
+	argv := []string{k.bin, "serve", "--root", k.Root, "--address", k.Socket, "--log-level", logLevel(),
+		"--config", k.configFile()}
+	if k.AsUnit {
+		argv = append(k.env.unitArgs(), argv...)
+	}
+	k.daemon = k.env.Start("tank", argv...)
 	Eventually(k.env.t, 20*time.Second, "the daemon answers", func() bool {
 		if !k.daemon.Running() {
 			k.env.t.Fatalf("the daemon ended: %s", tail(k.daemon.Log, 4000))
@@ -137,6 +142,7 @@ type Setup struct {
 	Sequential     bool // one layer of a pull is unpacked at a time
 	Directory      bool // Tank's mode = "directory"
 	NoLabels       bool // containerd does not tell which image an extraction belongs to
+	AsUnit         bool // the daemon may do only what its unit for systemd allows
 }
 
 // NewNode is a daemon with a containerd that uses it, as on a node, and a registry that both reach.
@@ -158,6 +164,7 @@ func (e *Env) startNode(s Setup, r *Registry) (*TankRoot, *Containerd) {
 	e.t.Helper()
 	o := ContainerdOptions{Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef}
 	k := e.NewTank()
+	k.AsUnit = s.AsUnit
 	var flags []string
 	if s.WithoutContent {
 		k.Config += fmt.Sprintf("containerd_address = %q\n", e.containerdSocket(o))

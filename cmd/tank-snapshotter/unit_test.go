@@ -4,7 +4,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -35,18 +37,22 @@ func readUnit(t *testing.T, name string) map[string][]string {
 func TestUnit(t *testing.T) {
 	service, socket := readUnit(t, "tank-snapshotter.service"), readUnit(t, "tank-snapshotter.socket")
 	for key, want := range map[string]string{
-		"Unit.Before":              "containerd.service",
-		"Service.Type":             "notify",
-		"Service.ExecStart":        "/usr/local/bin/tank-snapshotter serve",
-		"Service.Restart":          "always",
-		"Service.KillMode":         "process",
-		"Service.OOMScoreAdjust":   "-999",
-		"Service.LimitNOFILE":      "infinity",
-		"Service.RuntimeDirectory": filepath.Base(filepath.Dir(defaultAddress)),
+		"Unit.Before":                   "containerd.service",
+		"Service.Type":                  "notify",
+		"Service.ExecStart":             "/usr/local/bin/tank-snapshotter serve",
+		"Service.Restart":               "always",
+		"Service.KillMode":              "process",
+		"Service.CapabilityBoundingSet": "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_MKNOD CAP_SETFCAP CAP_SYS_ADMIN",
+		"Service.LimitNOFILE":           "infinity",
+		"Service.RuntimeDirectory":      filepath.Base(filepath.Dir(defaultAddress)),
 	} {
 		if got := service[key]; !slices.Equal(got, []string{want}) {
 			t.Errorf("%s=%q, want %q", key, got, want)
 		}
+	}
+	// containerd's own unit has -999.
+	if score, err := strconv.Atoi(strings.Join(service["Service.OOMScoreAdjust"], "")); err != nil || score <= -999 {
+		t.Errorf("OOMScoreAdjust=%d, %v: containerd is killed first", score, err)
 	}
 	if service["Service.WatchdogSec"] == nil {
 		t.Error("no WatchdogSec=")
@@ -58,7 +64,8 @@ func TestUnit(t *testing.T) {
 	for _, forbidden := range []string{
 		"RestrictSUIDSGID", "PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "ProtectSystem", "ProtectHome", "PrivateTmp",
 		"PrivateMounts", "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups", "ProtectKernelLogs", "ReadOnlyPaths",
-		"PrivateUsers", "DynamicUser", "User", "SystemCallFilter", "CapabilityBoundingSet", "RestrictFileSystems",
+		"PrivateUsers", "DynamicUser", "User", "RestrictFileSystems",
+		"ProtectProc", "ProcSubset", "RootDirectory", "MemoryMax", "MemoryHigh",
 	} {
 		if got := service["Service."+forbidden]; got != nil {
 			t.Errorf("%s=%q", forbidden, got)
@@ -71,8 +78,28 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// TestUnitVerify has systemd itself read the units as `make install` leaves them.
-func TestUnitVerify(t *testing.T) {
+// maxExposure is what `systemd-analyze security` may report.
+const maxExposure = 5.0
+
+// TestUnitSecurity has systemd judge what the daemon may do.
+func TestUnitSecurity(t *testing.T) {
+	analyze := systemdAnalyze(t)
+	out, err := exec.Command(analyze, "security", "--no-pager", "--offline=yes",
+		filepath.Join(unitDir, "tank-snapshotter.service")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	m := regexp.MustCompile(`exposure level for \S+: ([0-9.]+)`).FindSubmatch(out)
+	if m == nil {
+		t.Fatalf("no level in\n%s", out)
+	}
+	if level, err := strconv.ParseFloat(string(m[1]), 64); err != nil || level > maxExposure {
+		t.Errorf("exposure level %s, more than %.1f\n%s", m[1], maxExposure, out)
+	}
+}
+
+func systemdAnalyze(t *testing.T) string {
+	t.Helper()
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil && os.Getenv("CI") == "true" {
 		t.Fatalf("needs systemd-analyze, of Debian's package systemd: %v", err)
@@ -80,6 +107,12 @@ func TestUnitVerify(t *testing.T) {
 	if err != nil {
 		t.Skipf("needs systemd-analyze, of Debian's package systemd: %v", err)
 	}
+	return analyze
+}
+
+// TestUnitVerify has systemd itself read the units as `make install` leaves them.
+func TestUnitVerify(t *testing.T) {
+	analyze := systemdAnalyze(t)
 	dest := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dest, "bin"), 0o755); err != nil {
 		t.Fatal(err)

@@ -26,11 +26,11 @@ type HolderInfo struct {
 	Bytes     int64 // of all these on the disk; blobs as they are, the rest unpacked
 	Alone     int64 // bytes that nobody else keeps, which a release gives back
 	Running   bool  // a pull that runs just now
-	// Database, Seen and InUse tell of the containerd that acts for the holder: the path of its database, when it was connected
-	// last, and whether it is connected or runs. They are zero for other holders, and where nothing is known.
-	Database string
-	Seen     time.Time
-	InUse    bool
+	// Database, Seen and Connected tell of the containerd that acts for the holder: the path of its database, when it was
+	// connected last, and whether it is now. They are zero for other holders, and where nothing is known.
+	Database  string
+	Seen      time.Time
+	Connected bool
 }
 
 // Holders lists who holds what, by name. The holders of snapshots are not listed: what they hold is counted for the snapshots' own.
@@ -67,7 +67,7 @@ func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 			return nil, err
 		default:
 			c := callers[h]
-			info.Database, info.Seen, info.InUse = c.Database, c.Seen, c.InUse
+			info.Database, info.Seen, info.Connected = c.Database, c.Seen, c.Connected
 			infos = append(infos, info)
 		}
 	}
@@ -190,7 +190,7 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 // containerd left; an image is also forgotten by Remove, and an unfinished pull is forgotten a day after its end.
 //
 // errdefs.ErrNotFound when there is no such holder, errdefs.ErrInvalidArgument for a snapshot's, and errdefs.ErrFailedPrecondition for a
-// pull that runs and, without force, for a containerd that is connected or runs, or whose snapshots are mounted.
+// pull that runs and, without force, for a containerd that is connected or whose snapshots are mounted.
 func (t *Tank) Release(ctx context.Context, holder string, force bool) (HolderInfo, error) {
 	h := metadata.Holder(holder)
 	if isSnapshotHolder(h) {

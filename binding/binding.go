@@ -279,20 +279,25 @@ func fileOf(r metadata.Binding) caller.File {
 // inUse reports whether a process other than that of the session except acts for the binding's holder, or may at any
 // time.
 func (b *Binder) inUse(r metadata.Binding, except *Session) bool {
+	f := fileOf(r)
+	return b.connected(r.Holder, except) || f.Inode != 0 && (except == nil || !except.file.Same(f)) && b.opts.Busy(f)
+}
+
+// connected reports whether a process that has called for the holder h still runs, other than that of the session except.
+func (b *Binder) connected(h metadata.Holder, except *Session) bool {
 	for _, s := range b.sessions {
-		if s != except && s.Holder() == r.Holder && b.live(s) {
+		if s != except && s.Holder() == h && b.live(s) {
 			return true
 		}
 	}
-	f := fileOf(r)
-	return f.Inode != 0 && (except == nil || !except.file.Same(f)) && b.opts.Busy(f)
+	return false
 }
 
 // Caller is what is known of who acts for a holder.
 type Caller struct {
-	Database string    // the path of its database; "" when it has none or that is not known
-	Seen     time.Time // when it was connected last
-	InUse    bool      // it is connected, or its database is open
+	Database  string    // the path of its database; "" when it has none or that is not known
+	Seen      time.Time // when it was connected last
+	Connected bool      // it is connected, or was since this process started and still runs
 }
 
 // Callers returns who acts for each holder that is bound.
@@ -306,7 +311,7 @@ func (b *Binder) Callers() (map[metadata.Holder]Caller, error) {
 	callers := map[metadata.Holder]Caller{}
 	for _, r := range bs {
 		if latest, _ := metadata.BindingOf(bs, r.Holder); latest.ID == r.ID {
-			callers[r.Holder] = Caller{Database: r.Path, Seen: r.Seen, InUse: b.inUse(r, nil)}
+			callers[r.Holder] = Caller{Database: r.Path, Seen: r.Seen, Connected: b.connected(r.Holder, nil)}
 		}
 	}
 	return callers, nil
@@ -320,18 +325,13 @@ func (b *Binder) bindings() (bs []metadata.Binding, err error) {
 	return bs, err
 }
 
-// Free returns errdefs.ErrFailedPrecondition while a containerd acts for a holder.
+// Free returns errdefs.ErrFailedPrecondition while a containerd that acts for a holder is connected. One that runs and uses
+// Tank no more does not matter: a machine that goes back to overlayfs has one.
 func (b *Binder) Free(h metadata.Holder) error {
-	bs, err := b.bindings()
-	if err != nil {
-		return err
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r, _ := metadata.BindingOf(bs, h)
-	r.Holder = h
-	if b.inUse(r, nil) {
-		return fmt.Errorf("its containerd is connected or runs: %w", errdefs.ErrFailedPrecondition)
+	if b.connected(h, nil) {
+		return fmt.Errorf("its containerd is connected: %w", errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
@@ -381,11 +381,17 @@ func (b *Binder) HandOver(from, to metadata.Holder) error {
 	if !from.IsContainerd() || !to.IsContainerd() || from == to {
 		return fmt.Errorf("holder %s: hand over to %s: not two containerds: %w", from, to, errdefs.ErrInvalidArgument)
 	}
-	if err := b.Free(from); err != nil {
-		return fmt.Errorf("holder %s: %w", from, err)
+	bs, err := b.bindings()
+	if err != nil {
+		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	r, _ := metadata.BindingOf(bs, from)
+	r.Holder = from
+	if b.inUse(r, nil) {
+		return fmt.Errorf("holder %s: its containerd is connected or runs: %w", from, errdefs.ErrFailedPrecondition)
+	}
 	return b.opts.HandOver(from, to, func(tx *metadata.Tx) error { return b.forget(tx, from) })
 }
 

@@ -313,7 +313,7 @@ func TestScenarios(t *testing.T) {
 			callers, err := m.b.Callers()
 			must(t, err)
 			c := callers[metadata.Containerd]
-			if c.InUse || c.Database != "/1/meta.db" || time.Since(c.Seen) > time.Minute {
+			if c.Connected || c.Database != "/1/meta.db" || time.Since(c.Seen) > time.Minute {
 				t.Errorf("the former one: %+v", c)
 			}
 			must(t, m.b.Free(metadata.Containerd))

@@ -202,14 +202,14 @@ func (n *twoContainerds) wiped() {
 		n.t.Errorf("after the root was wiped: printed %q", got)
 	}
 	former := n.k.holders()["containerd"]
-	if former.InUse || former.Snapshots == 0 || former.Seen.IsZero() || former.Database != database(filepath.Join(n.c.Dir, "moved")) {
+	if former.Connected || former.Snapshots == 0 || former.Seen.IsZero() || former.Database != database(filepath.Join(n.c.Dir, "moved")) {
 		n.t.Errorf("the former containerd: %+v", former)
 	}
 	for name, h := range n.k.holders() {
 		switch r := n.k.Run("release", name); {
-		case h.InUse && (r.Code != 1 || !strings.Contains(r.Stderr, "connected")):
+		case h.Connected && (r.Code != 1 || !strings.Contains(r.Stderr, "connected")):
 			n.t.Errorf("released while it runs: %s", r)
-		case !h.InUse && r.Code != 0:
+		case !h.Connected && r.Code != 0:
 			n.t.Errorf("%s", r)
 		}
 	}

@@ -15,7 +15,7 @@ type heldBy struct {
 	Alone                                            int64
 	Database                                         string
 	Seen                                             time.Time
-	InUse                                            bool
+	Connected                                        bool
 }
 
 // holders lists who holds what, by name.

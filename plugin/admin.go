@@ -126,11 +126,11 @@ type Holder struct {
 	Bytes     int64  `json:"bytes"` // of all these on the disk
 	Alone     int64  `json:"alone"` // bytes that nobody else keeps
 	Running   bool   `json:"running,omitempty"`
-	// Database, Seen and InUse tell of the containerd that acts for the holder: the path of its database, when it was
-	// connected last, and whether it is connected or runs.
-	Database string    `json:"database,omitempty"`
-	Seen     time.Time `json:"seen,omitzero"`
-	InUse    bool      `json:"inUse,omitempty"`
+	// Database, Seen and Connected tell of the containerd that acts for the holder: the path of its database, when it was
+	// connected last, and whether it is now.
+	Database  string    `json:"database,omitempty"`
+	Seen      time.Time `json:"seen,omitzero"`
+	Connected bool      `json:"connected,omitempty"`
 }
 
 // ReleaseRequest names a holder to release.

@@ -111,7 +111,7 @@ func (s *boundServer) containerd(n uint64) (content.Store, snapshots.Snapshotter
 			must(s.t, err)
 			busy := false
 			for _, c := range callers {
-				busy = busy || c.InUse
+				busy = busy || c.Connected
 			}
 			if !busy {
 				return

@@ -50,7 +50,7 @@ func printHolders(to io.Writer, holders []plugin.Holder) error {
 	for _, h := range holders {
 		connected, database := "-", "-"
 		switch {
-		case h.InUse:
+		case h.Connected:
 			connected = "now"
 		case !h.Seen.IsZero():
 			connected = h.Seen.Local().Format(time.DateTime)
@@ -72,7 +72,7 @@ func (c *cli) releaseCommand() *cobra.Command {
 		Short: "Give up all that a holder keeps, as `holders` names it",
 		Long: "Give up all that a holder keeps, as `holders` names it, and delete what nobody else keeps.\n\n" +
 			"\"containerd\" and \"containerd/ID\" are for what a containerd left that will not come back, or whose root was " +
-			"wiped. That is refused while it is connected or runs, or one of its snapshots is mounted.\n" +
+			"wiped. That is refused while it is connected or one of its snapshots is mounted.\n" +
 			"\"image/REF\" is the same as rm, with the space. \"pull/REF\" forgets what an unfinished pull gathered.\n\n" +
 			"--to gives up nothing: what a former containerd keeps becomes another's. It is for a containerd whose root was " +
 			"moved or restored, and which Tank did not recognize by itself.",

@@ -206,7 +206,7 @@ func (t *Tank) lapse(r *Reclaimed) error {
 			r.Images++
 		}
 		if low {
-			if err := t.endIdle(tx, func(string) bool { return false }); err != nil {
+			if _, err := t.endIdle(tx); err != nil {
 				return err
 			}
 		}

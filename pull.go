@@ -108,8 +108,10 @@ func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image,
 	}
 	p.holder = metadata.PullHolder(p.ref.String())
 	img, err := p.run(ctx)
-	if err != nil {
-		p.giveUp(ctx, err)
+	if p.giveUp(ctx, err) {
+		if img, err = p.run(ctx); err != nil {
+			p.giveUp(ctx, err)
+		}
 	}
 	return img, err
 }

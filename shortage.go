@@ -16,54 +16,64 @@ func noSpace(err error) bool {
 	return errdefs.IsResourceExhausted(err) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
-// endPulls gives up what unfinished pulls have gathered, and deletes what nothing else holds. A pull that runs, and one for which keep
-// returns true, keeps its things. It reports whether there may be more room now. What fails is logged: whoever calls it is short of
-// space already, and has an error of its own.
-func (t *Tank) endPulls(ctx context.Context, keep func(ref string) bool) bool {
+// endPulls gives up what unfinished pulls that do not run have gathered, and deletes what nothing else holds. It
+// returns the references of those pulls. What fails is logged: the caller is short of space already, and has an error
+// of its own.
+func (t *Tank) endPulls(ctx context.Context) (refs []string) {
 	t.shortage.Lock()
 	defer t.shortage.Unlock()
 	defer t.reserve.Keep()
-	err := t.spendUpdate(func(tx *metadata.Tx) error { return t.endIdle(tx, keep) })
+	err := t.spendUpdate(func(tx *metadata.Tx) (err error) {
+		refs, err = t.endIdle(tx)
+		return err
+	})
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("full disk: unfinished pulls keep what they gathered")
-		return false
+		return nil
 	}
 	_, blobs := t.content.Sweep(ctx)
 	_, dirs := t.snapshots.Sweep(ctx)
 	if err := errors.Join(blobs, dirs); err != nil {
 		log.G(ctx).WithError(err).Warn("full disk: sweep")
 	}
-	return true
+	return refs
 }
 
-// endIdle ends the pulls that do not run, except those that keep returns true for.
-func (t *Tank) endIdle(tx *metadata.Tx, keep func(ref string) bool) error {
+// endIdle ends the pulls that do not run, and returns their references.
+func (t *Tank) endIdle(tx *metadata.Tx) (refs []string, err error) {
 	pulls, err := tx.Pulls()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, p := range pulls {
 		t.mu.Lock()
 		running := t.pulls[p.Ref]
 		t.mu.Unlock()
-		if running || keep(p.Ref) {
+		if running {
 			continue
 		}
 		if err := tx.EndPull(p.Ref); err != nil {
-			return err
+			return nil, err
 		}
+		refs = append(refs, p.Ref)
 	}
-	return nil
+	return refs, nil
 }
 
-// makeRoom is called when the disk has no room for a download: unfinished pulls that do not run have to make it.
+// makeRoom is called when the disk has no room for a download, and reports whether there may be room now.
 func (t *Tank) makeRoom(ctx context.Context) bool {
-	return t.endPulls(ctx, func(string) bool { return false })
+	t.endPulls(ctx)
+	return ctx.Err() == nil
 }
 
-// giveUp ends a pull that failed. What it gathered may be resumed for a day, but not at the cost of a full disk.
-func (p *pull) giveUp(ctx context.Context, err error) {
-	if noSpace(err) && !p.opts.Offline {
-		p.t.endPulls(ctx, func(ref string) bool { return ref != p.ref.String() })
+// giveUp ends a pull that failed for lack of space: what it gathered may be resumed for a day, but not at the cost of
+// a full disk. It reports whether other unfinished pulls ended too, so that it may be worth another try.
+func (p *pull) giveUp(ctx context.Context, err error) (again bool) {
+	if err == nil || !noSpace(err) || p.opts.Offline {
+		return false
 	}
+	for _, ref := range p.t.endPulls(ctx) {
+		again = again || ref != p.ref.String()
+	}
+	return again
 }

@@ -17,10 +17,10 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Commit verifies and records what was written, holds it, and ends the writer. size and expected may be zero when unknown.
-// errdefs.ErrFailedPrecondition says that the bytes are not those: they stay, and the ref can be opened again.
-// errdefs.ErrAlreadyExists says that the blob was here before; it is held as well, and the verified bytes took the place of
-// the old ones, whatever had become of these.
+// Commit verifies and records what was written, holds it, and ends the writer. size and expected may be zero when
+// unknown. errdefs.ErrFailedPrecondition says that the bytes are not those: they stay, and the ref can be opened
+// again. errdefs.ErrAlreadyExists says that the blob was here before; it is held as well, and the verified bytes took
+// the place of the old ones, whatever had become of these.
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
 	b, came, err := w.commit(ctx, size, expected, opts)
 	if came {
@@ -55,6 +55,7 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 	if state = committed; w.in().digest != d {
 		state, cause = gone, "committed as "+d.String()
 	}
+	w.v.s.arrived(d, w.in())
 	if existed {
 		err = fmt.Errorf("blob %s: %w", d, errdefs.ErrAlreadyExists)
 	}

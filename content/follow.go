@@ -1,6 +1,7 @@
 package content
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ingest is what followers see of an open writer, from its opening or its last truncation on. Growing it never waits for
-// a follower.
+// ingest is what followers see of an open writer, from its opening or its last truncation on. Growing it never waits
+// for a follower.
 type ingest struct {
 	digest digest.Digest // what the blob is said to be; "" when nobody said
 
@@ -33,6 +34,7 @@ type ingestState int
 const (
 	growing ingestState = iota
 	committed
+	elsewhere // another writer has brought the blob; this one may still write
 	gone
 )
 
@@ -44,11 +46,12 @@ func (in *ingest) grow(size int64) {
 	in.wake()
 }
 
-// end ends the ingest; only the first end counts.
+// end ends the ingest; only the first end counts. But one whose blob came from elsewhere can still go: then its file
+// is not what followers have read.
 func (in *ingest) end(state ingestState, cause string) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.state == growing {
+	if in.state == growing || in.state == elsewhere && state == gone {
 		in.state, in.cause, in.f = state, cause, nil
 		in.wake()
 	}
@@ -73,7 +76,7 @@ func (in *ingest) look() (size int64, state ingestState, changed <-chan struct{}
 }
 
 // follow returns a reader of the ingest, nil when it does not grow any more.
-func (in *ingest) follow(ctx context.Context) (*follower, error) {
+func (in *ingest) follow(ctx context.Context, s *Store) (*follower, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.state != growing {
@@ -84,15 +87,16 @@ func (in *ingest) follow(ctx context.Context) (*follower, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ingest of blob %s: %w", in.digest, err)
 	}
-	f := &follower{in: in, f: os.NewFile(uintptr(fd), in.f.Name()), stopped: make(chan struct{})}
+	f := &follower{s: s, in: in, f: os.NewFile(uintptr(fd), in.f.Name()), stopped: make(chan struct{})}
 	f.release = context.AfterFunc(ctx, func() { f.stop(context.Cause(ctx)) })
 	return f, nil
 }
 
-// Open reads a blob from its beginning without holding it: the recorded blob, or else the ingest that is furthest of those
-// that say they will be this blob, as it grows. Then Read waits for bytes; it returns io.EOF after the ingest was committed
-// as d, and errdefs.ErrUnavailable when it was truncated, aborted, committed as something else or closed without a commit.
-// Until io.EOF nobody has verified the bytes of an ingest. The end of ctx and Close end a Read that waits.
+// Open reads a blob from its beginning without holding it: the recorded blob, or else the ingest that is furthest of
+// those that say they will be this blob, as it grows. Then Read waits for bytes; it returns io.EOF after the ingest
+// was committed as d, or another one was and has the same beginning, and errdefs.ErrUnavailable when it was
+// truncated, aborted, committed as something else or closed without a commit. Until io.EOF nobody has verified the
+// bytes of an ingest. The end of ctx and Close end a Read that waits.
 //
 // It returns errdefs.ErrNotFound when the blob is neither recorded nor being written.
 func (s *Store) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
@@ -108,7 +112,7 @@ func (s *Store) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error
 			return nil, err
 		}
 		if in := s.furthest(d); in != nil {
-			f, err := in.follow(ctx)
+			f, err := in.follow(ctx, s)
 			if err != nil {
 				return nil, err
 			}
@@ -152,10 +156,15 @@ func (s *Store) register(old, next *ingest) {
 
 // follower reads an ingest as it grows. One goroutine reads; any may close.
 type follower struct {
+	s       *Store
 	in      *ingest
-	f       *os.File
+	f       *os.File // the ingest's, or the blob's once that came from elsewhere
+	blob    bool     // f is the blob's
 	off     int64
 	release func() bool // ends the watch over the context
+
+	files  sync.Mutex // held while f is replaced or closed
+	closed bool
 
 	once    sync.Once
 	stopped chan struct{}
@@ -172,6 +181,9 @@ func (f *follower) stop(cause error) {
 func (f *follower) Close() error {
 	f.release()
 	f.stop(fs.ErrClosed)
+	f.files.Lock()
+	defer f.files.Unlock()
+	f.closed = true
 	return f.f.Close()
 }
 
@@ -185,8 +197,21 @@ func (f *follower) Read(p []byte) (int, error) {
 			return 0, f.fault(f.cause.Error(), f.cause)
 		default:
 		}
+		if f.blob {
+			n, err := f.f.ReadAt(p, f.off)
+			f.off += int64(n)
+			if n > 0 {
+				err = nil
+			}
+			return n, err
+		}
 		size, state, changed := f.in.look()
 		switch {
+		case state == elsewhere:
+			if err := f.change(); err != nil {
+				return 0, err
+			}
+			continue
 		case state == gone:
 			return 0, f.fault(f.in.cause, errdefs.ErrUnavailable)
 		case f.off < size:
@@ -201,8 +226,8 @@ func (f *follower) Read(p []byte) (int, error) {
 	}
 }
 
-// read reads bytes that were there when it was called. A truncation ends the ingest before it touches the file, so that an
-// ingest which has not ended after reading had not been truncated before.
+// read reads bytes that were there when it was called. A truncation ends the ingest before it touches the file, so
+// that an ingest which has not ended after reading had not been truncated before.
 func (f *follower) read(p []byte) (int, error) {
 	n, err := f.f.ReadAt(p, f.off)
 	if _, state, _ := f.in.look(); state == gone {
@@ -216,6 +241,69 @@ func (f *follower) read(p []byte) (int, error) {
 	}
 	f.off += int64(n)
 	return n, nil
+}
+
+// change goes on with the blob that another writer has brought, which may be much faster. What was read so far has to
+// be the beginning of that blob. Both files are only read to compare, so the state is looked at afterwards: a
+// truncation of the ingest ends it first.
+func (f *follower) change() error {
+	b, err := f.s.blob(f.in.digest)
+	if err != nil {
+		return f.fault(err.Error(), errdefs.ErrUnavailable)
+	}
+	blob, err := f.s.openBlob(b)
+	if err != nil {
+		return f.fault(err.Error(), errdefs.ErrUnavailable)
+	}
+	same, err := f.equal(blob)
+	if _, state, _ := f.in.look(); err == nil && (!same || state == gone) {
+		err = errors.New("what came so far is not of the blob that came from elsewhere")
+	}
+	if err != nil {
+		blob.Close()
+		return f.fault(err.Error(), errdefs.ErrUnavailable)
+	}
+	f.files.Lock()
+	defer f.files.Unlock()
+	old := f.f
+	f.f, f.blob = blob, true
+	if f.closed {
+		return errors.Join(f.fault("closed", fs.ErrClosed), blob.Close())
+	}
+	return old.Close()
+}
+
+// equal compares what was read with the beginning of the blob.
+func (f *follower) equal(blob *os.File) (bool, error) {
+	a, b := make([]byte, piece), make([]byte, piece)
+	for at := int64(0); at < f.off; {
+		select {
+		case <-f.stopped:
+			return false, f.cause
+		default:
+		}
+		n := min(f.off-at, piece)
+		if _, err := f.f.ReadAt(a[:n], at); err != nil {
+			return false, err
+		}
+		if _, err := blob.ReadAt(b[:n], at); err != nil || !bytes.Equal(a[:n], b[:n]) {
+			return false, nil //nolint:nilerr // a blob that ends earlier is another one
+		}
+		at += n
+	}
+	return true, nil
+}
+
+// arrived tells the followers of other ingests of a blob that it is here.
+func (s *Store) arrived(d digest.Digest, by *ingest) {
+	s.mu.Lock()
+	ins := slices.Clone(s.ingests[d])
+	s.mu.Unlock()
+	for _, in := range ins {
+		if in != by {
+			in.end(elsewhere, "the blob came from elsewhere")
+		}
+	}
 }
 
 func (f *follower) fault(cause string, class error) error {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -198,5 +199,70 @@ func TestFollowUnblocks(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestFollowElsewhere has a download that hardly comes, and another writer that brings the blob.
+func TestFollowElsewhere(t *testing.T) {
+	data := strings.Repeat("0123456789abcdef", 100_000)
+	d := digest.FromString(data)
+	half := len(data) / 2
+	for name, tc := range map[string]struct {
+		begins string                                 // what the slow one has written
+		then   func(t *testing.T, r *root, w *writer) // after the other one committed, before the follower reads on
+		whole  bool                                   // the follower gets the blob
+	}{
+		"same bytes":    {data[:half], func(*testing.T, *root, *writer) {}, true},
+		"other bytes":   {"x" + data[1:half], func(*testing.T, *root, *writer) {}, false},
+		"none":          {"", func(*testing.T, *root, *writer) {}, true},
+		"it goes on":    {data[:half], func(t *testing.T, _ *root, w *writer) { write(t, w, data[half:half+10]) }, true},
+		"it lies later": {data[:half], func(t *testing.T, _ *root, w *writer) { write(t, w, "lies") }, true},
+		"truncated":     {data[:half], func(t *testing.T, _ *root, w *writer) { must(t, w.Truncate(0)) }, false},
+		"made right meanwhile": {"x" + data[1:half], func(t *testing.T, _ *root, w *writer) {
+			must(t, w.Truncate(0))
+			write(t, w, data[:half])
+		}, false},
+		"aborted": {data[:half], func(t *testing.T, r *root, w *writer) { must(t, r.For(alice).Abort(t.Context(), w.ref)) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := open(t, t.TempDir(), nil)
+			slow := start(t, r.For(alice), "layer-"+d.String(), ocispec.Descriptor{Size: int64(len(data))})
+			write(t, slow, tc.begins)
+			f, err := r.Open(t.Context(), d)
+			must(t, err)
+			defer f.Close()
+			head := make([]byte, len(tc.begins))
+			_, err = io.ReadFull(f, head)
+			must(t, err)
+			put(t, r.For(bob), data)
+			tc.then(t, r, slow)
+			rest, err := io.ReadAll(f)
+			if !tc.whole {
+				class(t, errdefs.IsUnavailable, err)
+				return
+			}
+			must(t, err)
+			if string(head)+string(rest) != data {
+				t.Errorf("read %d bytes that are not the blob", len(head)+len(rest))
+			}
+		})
+	}
+}
+
+// TestFollowElsewhereWaits has followers that wait for the slow download when the blob comes.
+func TestFollowElsewhereWaits(t *testing.T) {
+	r := open(t, t.TempDir(), nil)
+	d := digest.FromString("blob")
+	slow := start(t, r.For(alice), "layer-"+d.String(), ocispec.Descriptor{Size: 4})
+	write(t, slow, "bl")
+	f, err := r.Open(t.Context(), d)
+	must(t, err)
+	defer f.Close()
+	go func() {
+		time.Sleep(20 * time.Millisecond)
+		put(t, r.For(bob), "blob")
+	}()
+	if b, err := io.ReadAll(f); err != nil || string(b) != "blob" {
+		t.Errorf("read %q, %v", b, err)
 	}
 }

@@ -1,20 +1,16 @@
 package snapshot_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -23,184 +19,99 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// over opens a root whose layers come from blobs. It is checked when the test ends.
-func over(t *testing.T, blobs snapshot.Blobs, opts snapshot.Options) *world {
-	t.Helper()
+// trickle is blobs that come from a registry that sends next to nothing, until they come from elsewhere.
+type trickle struct {
+	mu      sync.Mutex
+	arrived memory
+	gone    map[digest.Digest]chan struct{} // closed when the slow download of a blob is given up
+}
+
+func (b *trickle) Size(d digest.Digest) (int64, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.arrived.Size(d)
+}
+
+func (b *trickle) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, here := b.arrived.Size(d); here {
+		return b.arrived.Open(ctx, d)
+	}
+	if b.gone[d] == nil {
+		b.gone[d] = make(chan struct{})
+	}
+	return &trickling{ctx, b.gone[d]}, nil
+}
+
+// arrive has a blob come from elsewhere, and then the slow download of it end.
+func (b *trickle) arrive(d digest.Digest, data []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.arrived[d] = data
+	if gone := b.gone[d]; gone != nil {
+		close(gone)
+	}
+}
+
+type trickling struct {
+	ctx  context.Context
+	gone chan struct{}
+}
+
+func (r *trickling) Read([]byte) (int, error) {
+	select {
+	case <-r.gone:
+		return 0, errdefs.ErrUnavailable
+	case <-r.ctx.Done():
+		return 0, r.ctx.Err()
+	}
+}
+
+func (r *trickling) Close() error { return nil }
+
+// TestBlobFromElsewhere shows that a layer is unpacked when its blob is here, whatever became of a slow download of
+// it that was followed, and though slow downloads of other layers take all that may follow one.
+func TestBlobFromElsewhere(t *testing.T) {
+	requireRoot(t)
 	root := t.TempDir()
 	db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
 	must(t, err)
-	opts.SyncDelay = -1
-	s, err := snapshot.Open(root, db, blobs, &opts)
+	b := &trickle{arrived: memory{}, gone: map[digest.Digest]chan struct{}{}}
+	s, err := snapshot.Open(root, db, b, &snapshot.Options{SyncDelay: -1})
 	must(t, err)
-	w := &world{Store: s, root: root, db: db}
-	t.Cleanup(func() {
-		report := func(err error) { t.Error(err) }
-		must(t, errors.Join(db.Check(report), w.Check(context.Background(), report), w.close()))
-	})
-	return w
-}
+	t.Cleanup(func() { must(t, errors.Join(s.Close(), db.Close())) })
 
-// explosive panics when the bytes at after are read, or at once when after is 0.
-type explosive struct {
-	memory
-	after int64
-}
-
-func (e explosive) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
-	if e.after == 0 {
-		panic("open")
+	unpack := func(l snapshot.Layer, data []byte) {
+		t.Helper()
+		s.Announce([]snapshot.Layer{l})
+		time.Sleep(50 * time.Millisecond) // so that it is followed, or waits to be
+		b.arrive(l.Blob.Digest, data)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := s.Unpack(ctx, holder, l)
+		must(t, err)
 	}
-	r, err := e.memory.Open(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(io.LimitReader(r, e.after), fuse{}), r}, nil
-}
-
-type fuse struct{}
-
-func (fuse) Read([]byte) (int, error) { panic("read") }
-
-// TestPanic shows that a panic while a layer is unpacked, in whichever goroutine, is that unpack's error: the store goes on, and
-// nothing unfinished is left.
-func TestPanic(t *testing.T) {
-	requireRoot(t)
-	tar := Tar(t, F("a", string(bytes.Repeat([]byte("x"), 3<<20))))
-	encoder, err := zstd.NewWriter(nil)
-	must(t, err)
-	defer encoder.Close()
-	for _, row := range []struct {
-		testName, mediaType string
-		data                []byte
-	}{
-		{"plain", ocispec.MediaTypeImageLayer, tar},
-		{"gzip", ocispec.MediaTypeImageLayerGzip, Gzip(t, tar)},
-		{"zstd", ocispec.MediaTypeImageLayerZstd, encoder.EncodeAll(tar, nil)},
-	} {
-		size := int64(len(row.data))
-		for _, after := range []int64{0, 1, size / 2, size} {
-			t.Run(fmt.Sprintf("%s after %d of %d", row.testName, after, size), func(t *testing.T) {
-				l := snapshot.Layer{Blob: ocispec.Descriptor{MediaType: row.mediaType, Digest: digest.FromBytes(row.data), Size: size}}
-				w := over(t, explosive{memory{l.Blob.Digest: row.data}, after}, snapshot.Options{})
-				limited, cancel := context.WithTimeout(ctx, 20*time.Second)
-				defer cancel()
-				for range 2 {
-					if _, err := w.Unpack(limited, holder, l); !errdefs.IsInternal(err) {
-						t.Fatalf("a panic: %v", err)
-					}
-				}
-				if left := staged(w.root); len(left) > 0 {
-					t.Errorf("left: %v", left)
-				}
-			})
-		}
-	}
-}
-
-// tenants gives each caller the blobs that it may see.
-type tenants struct {
-	of      map[string]memory
-	opening func(tenant string)
-}
-
-type tenantKey struct{}
-
-func (s tenants) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
-	tenant, _ := ctx.Value(tenantKey{}).(string)
-	if s.opening != nil {
-		s.opening(tenant)
-	}
-	return s.of[tenant].Open(ctx, d)
-}
-
-func (s tenants) Size(d digest.Digest) (int64, bool) { return 0, false }
-
-// TestReadForTheCaller shows that a blob is read on behalf of who wants the layer, and that one who may not see it does not
-// fail another who waits for the same unpack.
-func TestReadForTheCaller(t *testing.T) {
-	requireRoot(t)
-	mine := memory{}
-	l := mine.add(t, Tar(t, F("a", "1")))
-	var once sync.Once
-	joining := make(chan struct{})
-	w := over(t, tenants{map[string]memory{"mine": mine}, func(tenant string) {
-		if tenant == "other" { // began first, and the owner of the blob joins it
-			once.Do(func() { close(joining) })
-			time.Sleep(50 * time.Millisecond)
-		}
-	}}, snapshot.Options{})
-	failed := make(chan error, 1)
-	go func() {
-		_, err := w.Unpack(context.WithValue(ctx, tenantKey{}, "other"), holder, l)
-		failed <- err
-	}()
-	<-joining
-	if _, err := w.Unpack(context.WithValue(ctx, tenantKey{}, "mine"), holder, l); err != nil {
-		t.Errorf("who may see the blob: %v", err)
-	}
-	if err := <-failed; err != nil && !errdefs.IsNotFound(err) {
-		t.Errorf("who may not: %v", err)
-	}
-}
-
-// TestRepairForNobody shows that a broken layer is made anew from a blob that the caller who found it may not see.
-func TestRepairForNobody(t *testing.T) {
-	requireRoot(t)
 	blobs := memory{}
-	l := blobs.add(t, Tar(t, F("a", "1")))
-	w := over(t, shared{tenants{of: map[string]memory{"mine": blobs, "": blobs}}, blobs}, snapshot.Options{})
-	_, err := w.Unpack(context.WithValue(ctx, tenantKey{}, "mine"), holder, l)
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(w.layerDir(t, l.DiffID.String()), "fs", "a"), []byte("2"), 0o644))
-	must(t, w.Doubt("", []digest.Digest{l.DiffID}))
-	if _, err := w.Unpack(context.WithValue(ctx, tenantKey{}, "other"), holder, l); err != nil {
-		t.Fatal(err)
+	followed := blobs.add(t, Tar(t, F("a", "1")))
+	unpack(followed, blobs[followed.Blob.Digest])
+
+	var slow []snapshot.Layer
+	for i := range 64 {
+		d := digest.FromString(fmt.Sprint(i))
+		slow = append(slow, snapshot.Layer{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip, Size: 1}})
 	}
-	if b, err := os.ReadFile(filepath.Join(w.layerDir(t, l.DiffID.String()), "fs", "a")); err != nil || string(b) != "1" {
-		t.Errorf("%q, %v", b, err)
-	}
-}
+	s.Announce(slow)
+	time.Sleep(100 * time.Millisecond)
+	waits := blobs.add(t, Tar(t, F("b", "2")))
+	unpack(waits, blobs[waits.Blob.Digest])
 
-// shared is tenants whose blobs everybody knows to be there.
-type shared struct {
-	tenants
-	all memory
-}
-
-func (s shared) Size(d digest.Digest) (int64, bool) { return s.all.Size(d) }
-
-// TestAdoptable shows that a known layer is answered as a miss exactly when containerd would take its blob without fetching it,
-// whatever Blobs has.
-func TestAdoptable(t *testing.T) {
-	requireRoot(t)
-	for _, adoptable := range []bool{false, true} {
-		t.Run(fmt.Sprint(adoptable), func(t *testing.T) {
-			blobs := memory{}
-			var asked []digest.Digest
-			w := over(t, blobs, snapshot.Options{Adoptable: func(_ context.Context, d digest.Digest) bool {
-				asked = append(asked, d)
-				return adoptable
-			}})
-			l := blobs.add(t, Tar(t, F("a", "1")))
-			sn := w.For(metadata.Containerd)
-			labels := snapshots.WithLabels(map[string]string{
-				snapshots.LabelSnapshotRef:                l.DiffID.String(),
-				snapshots.LabelSnapshotDiffID:             l.DiffID.String(),
-				"containerd.io/snapshot/cri.layer-digest": l.Blob.Digest.String(),
-			})
-			_, err := sn.Prepare(ctx, "unknown", "", labels)
-			must(t, err)
-			if len(asked) > 0 {
-				t.Errorf("asked about %v, which is not unpacked", asked)
-			}
-			_, err = w.Unpack(ctx, holder, l)
-			must(t, err)
-			if _, err := sn.Prepare(ctx, "known", "", labels); errdefs.IsAlreadyExists(err) == adoptable || len(asked) != 1 {
-				t.Errorf("%v, asked about %v", err, asked)
-			}
-		})
+	// A descriptor with another size is not of the blob that is here.
+	for _, size := range []int64{1, 1 << 62} {
+		lie := waits
+		lie.Blob.Size = size
+		if _, err := s.Unpack(t.Context(), holder, lie); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("a size of %d: %v", size, err)
+		}
 	}
 }

@@ -45,8 +45,11 @@ type unpacks struct {
 type unpackJob struct {
 	layer  Layer
 	cancel context.CancelFunc
+	here   chan struct{} // closed when its blob is known to be here
+	once   sync.Once     // closes here
 	done   chan struct{} // closed when the fields below are set
 
+	followed bool // its bytes came from an ingest, which may not have been of the blob
 	err      error
 	diffID   digest.Digest
 	dir      string // a staged name in layers/, with fs and seal; empty when the blob was only verified
@@ -118,7 +121,7 @@ func (u *unpacks) start(ctx context.Context, l Layer) (j *unpackJob, began bool)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(u.s.ctx(), cancel)
-	j = &unpackJob{layer: l, cancel: cancel, done: make(chan struct{})}
+	j = &unpackJob{layer: l, cancel: cancel, here: make(chan struct{}), done: make(chan struct{})}
 	u.jobs[l.Blob.Digest] = j
 	u.wg.Add(1)
 	go func() {
@@ -177,14 +180,12 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	if _, here := u.s.blobs.Size(j.layer.Blob.Digest); here {
 		slots = u.slots
 	}
-	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-ctx.Done():
+	if slots = j.slot(ctx, slots, u.slots); slots == nil {
 		j.err = ctx.Err()
 		u.forget(j)
 		return
 	}
+	defer func() { <-slots }()
 	j.err = contained("unpack", func() error { return u.s.unpack(ctx, j) })
 	j.finished = time.Now()
 	if j.err != nil {
@@ -197,9 +198,31 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	}
 }
 
+// slot takes one of the slots of first, or, once its blob is here, one of either. It returns from which; nil at the end of ctx. Downloads that
+// hardly come could keep all slots of those that follow.
+func (j *unpackJob) slot(ctx context.Context, first, whole chan struct{}) (taken chan struct{}) {
+	select {
+	case first <- struct{}{}:
+		return first
+	case <-j.here:
+	case <-ctx.Done():
+		return nil
+	}
+	select {
+	case first <- struct{}{}:
+		return first
+	case whole <- struct{}{}:
+		return whole
+	case <-ctx.Done():
+		return nil
+	}
+}
+
 // unpack reads the job's blob to its end and extracts it, or only hashes it when its layer is here.
 func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 	blob := j.layer.Blob
+	_, here := s.blobs.Size(blob.Digest)
+	j.followed = !here
 	src, err := s.blobs.Open(ctx, blob.Digest)
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", blob.Digest, err)
@@ -307,11 +330,19 @@ func (s *Store) Unpack(ctx context.Context, holder metadata.Holder, l Layer) (me
 // claim gets the layer unpacked and calls hold in the transaction in which it is recorded.
 func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, metadata.Layer) error) (metadata.Layer, error) {
 	for {
+		size, here := s.blobs.Size(l.Blob.Digest)
+		if here && l.Blob.Size > 0 && l.Blob.Size != size { // a manifest is as wrong with a blob that is here as with one that is to come
+			return metadata.Layer{}, fmt.Errorf("layer %s: %d bytes where the descriptor has %d: %w",
+				l.Blob.Digest, size, l.Blob.Size, errdefs.ErrFailedPrecondition)
+		}
 		rec, ok, err := s.claimKnown(ctx, l, hold)
 		if err != nil || ok {
 			return rec, err
 		}
 		j, began := s.unpacks.start(ctx, l)
+		if _, here = s.blobs.Size(l.Blob.Digest); here {
+			j.once.Do(func() { close(j.here) })
+		}
 		select {
 		case <-j.done:
 		case <-ctx.Done():
@@ -319,6 +350,9 @@ func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, meta
 		}
 		if errdefs.IsNotFound(j.err) && !began {
 			continue // it was read for somebody else, who may not see what this caller sees
+		}
+		if j.err != nil && j.followed && here {
+			continue // it followed a download that failed, or that was of other bytes; the blob came from elsewhere
 		}
 		if j.err != nil {
 			return rec, j.err

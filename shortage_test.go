@@ -1,0 +1,189 @@
+package tank_test
+
+import (
+	"context"
+	"crypto/rand"
+	"math"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/resolver/registrytest"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// smallDisk is a root on a file system of its own with that many MiB.
+func smallDisk(t *testing.T, size string) *root {
+	t.Helper()
+	requireRoot(t)
+	dir := t.TempDir()
+	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	r := &root{dir: filepath.Join(dir, "root")}
+	return r
+}
+
+// noise is a layer that does not become smaller by compression.
+func noise(t *testing.T, reg *registrytest.Registry, mib int) (ocispec.Descriptor, digest.Digest) {
+	t.Helper()
+	content := make([]byte, mib<<20)
+	_, _ = rand.Read(content)
+	tar := Tar(t, F("noise", string(content)))
+	return reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, tar)), digest.FromBytes(tar)
+}
+
+// TestFullDisk shows that what a pull downloads fits before it begins, and that a pull which fails for lack of space
+// leaves room for another.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	const id = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	for name, tc := range map[string]struct {
+		image    func(reg *registrytest.Registry) // pushes :full
+		requests int                              // for its large layer
+	}{
+		"announced": {func(reg *registrytest.Registry) {
+			fake := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: id, Size: math.MaxInt64 / 2}
+			reg.Image("full", platforms.DefaultSpec(), []ocispec.Descriptor{fake}, []digest.Digest{id})
+		}, 0},
+		"together": {func(reg *registrytest.Registry) {
+			var layers []ocispec.Descriptor
+			var ids []digest.Digest
+			for range 3 {
+				l, id := noise(t, reg, 9)
+				layers, ids = append(layers, l), append(ids, id)
+			}
+			reg.Image("full", platforms.DefaultSpec(), layers, ids)
+		}, 0},
+		"unpacked": {func(reg *registrytest.Registry) {
+			l, id := noise(t, reg, 14)
+			reg.Image("full", platforms.DefaultSpec(), []ocispec.Descriptor{l}, []digest.Digest{id})
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := registrytest.New(t)
+			tc.image(reg)
+			l, id := noise(t, reg, 9)
+			reg.Image("good", platforms.DefaultSpec(), []ocispec.Descriptor{l}, []digest.Digest{id})
+			r := smallDisk(t, "24m")
+			for range 2 {
+				before := reg.Count("/blobs/")
+				if _, err := r.pull(t, reg.Host+"/x:full", nil); err == nil {
+					t.Fatal("it fits")
+				}
+				if n := reg.Count("/blobs/") - before; n > tc.requests+1 { // one is for the config
+					t.Errorf("%d blobs were asked for", n)
+				}
+				for _, dir := range []string{"ingest", "blobs/sha256"} {
+					left, err := os.ReadDir(filepath.Join(r.dir, dir))
+					must(t, err)
+					if len(left) > 0 {
+						t.Errorf("%s has %v", dir, left)
+					}
+				}
+			}
+			_, err := r.pull(t, reg.Host+"/x:good", nil)
+			must(t, err)
+		})
+	}
+}
+
+// TestUnfinishedPullsMakeRoom shows that what a failed pull may resume for a day does not keep another from a disk
+// that is full.
+func TestUnfinishedPullsMakeRoom(t *testing.T) {
+	t.Parallel()
+	reg := registrytest.New(t)
+	for _, tag := range []string{"broken", "good"} {
+		one, idOne := noise(t, reg, 4)
+		two, idTwo := noise(t, reg, 5)
+		reg.Image(tag, platforms.DefaultSpec(), []ocispec.Descriptor{one, two}, []digest.Digest{idOne, idTwo})
+		if tag == "broken" { // one layer is whole, and of the other a part, when it fails
+			part := make([]byte, two.Size)
+			reg.Fault = registrytest.On("/blobs/"+two.Digest.String(), func(w http.ResponseWriter, req *http.Request) bool {
+				return req.Header.Get("Range") != "" && registrytest.Answer(http.StatusForbidden, nil)(w, req) ||
+					registrytest.Cut(part, len(part)-1000)(w, req)
+			})
+		}
+	}
+	r := smallDisk(t, "24m")
+	if _, err := r.pull(t, reg.Host+"/x:broken", &tank.PullOptions{NoRootfs: true}); err == nil {
+		t.Fatal("it is not broken")
+	}
+	held := 0
+	for _, name := range r.left(t) {
+		if strings.HasPrefix(name, "ingest/") || strings.HasPrefix(name, "blobs/") {
+			held++
+		}
+	}
+	if held < 3 {
+		t.Fatalf("the failed pull left only %d blobs", held)
+	}
+	_, err := r.pull(t, reg.Host+"/x:good", &tank.PullOptions{NoRootfs: true})
+	must(t, err)
+}
+
+// TestSlowRegistry shows that a registry which trickles a layer does not hold up an image that has the same layer and
+// comes from another one.
+func TestSlowRegistry(t *testing.T) {
+	t.Parallel()
+	good, evil := registrytest.New(t), registrytest.New(t)
+	layer, id := noise(t, good, 1)
+	good.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{id})
+	evil.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{id})
+	began := make(chan struct{}, 100)
+	evil.Fault = registrytest.On(layer.Digest.String(), func(w http.ResponseWriter, req *http.Request) bool {
+		began <- struct{}{}
+		return registrytest.Drip(make([]byte, layer.Size), 100*time.Millisecond)(w, req)
+	})
+	r := newRoot(t, true)
+	r.with(t, func(tk *tank.Tank) {
+		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+		defer cancel()
+		slow := make(chan error, 1)
+		go func() {
+			_, err := tk.Pull(ctx, evil.Host+"/x:1", nil)
+			slow <- err
+		}()
+		<-began
+		_, err := tk.Pull(ctx, good.Host+"/x:1", nil)
+		must(t, err)
+		must(t, <-slow) // its layer has come from the other one
+	})
+}
+
+// TestBodyWithoutEnd shows that no more is read of a layer than its descriptor announces.
+func TestBodyWithoutEnd(t *testing.T) {
+	t.Parallel()
+	reg := registrytest.New(t)
+	layer, id := noise(t, reg, 1)
+	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{id})
+	sent := 0
+	reg.Fault = registrytest.On(layer.Digest.String(), func(w http.ResponseWriter, req *http.Request) bool {
+		w.WriteHeader(http.StatusOK) // chunked
+		for chunk := make([]byte, 64<<10); sent < 64<<20; sent += len(chunk) {
+			if _, err := w.Write(chunk); err != nil {
+				return true
+			}
+		}
+		return true
+	})
+	r := newRoot(t, false)
+	if _, err := r.pull(t, reg.Host+"/x:1", nil); !errdefs.IsDataLoss(err) {
+		t.Errorf("pulled: %v", err)
+	}
+	if sent == 64<<20 {
+		t.Error("all of it was read")
+	}
+	if left := r.left(t); len(left) > 2 { // manifest and config may be resumed
+		t.Errorf("left %v", left)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/containerd/errdefs"
 
@@ -52,13 +53,21 @@ func (l *local) Close() error { return l.tank.Close() }
 // Root is the root's absolute path.
 func (l *local) Root() string { return l.tank.Root() }
 
-// alive says whether the root is served: its socket answers, and its database lets a reader and a writer have their turn.
-func (l *local) alive(ctx context.Context) error {
-	self, err := dialRoot(ctx, l.Root())
-	if err != nil {
-		return err
+// alive checks that the root is served: this process answers at every address, as others reach it, and the database lets a reader and a
+// writer have their turn.
+func (l *local) alive(ctx context.Context, sockets []string) error {
+	for _, socket := range sockets {
+		self, err := dial(ctx, socket)
+		if err != nil {
+			return err
+		}
+		root := self.Root()
+		self.Close()
+		if root != l.Root() {
+			return fmt.Errorf("socket %s: another process answers, for the root %s: %w", socket, root, errdefs.ErrUnavailable)
+		}
 	}
-	return errors.Join(self.Close(), l.tank.Probe(ctx))
+	return l.tank.Probe(ctx)
 }
 
 // Pull pulls an image.

@@ -247,18 +247,17 @@ func TestListen(t *testing.T) {
 		dead.Close()
 		release()
 
-		l, release, err := listen(t.Context(), dir, socketName, noGroup)
+		l, err := listen(t.Context(), dir, socketName, grantee{gid: noGroup})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if fi, err := os.Stat(filepath.Join(dir, socketName)); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("mode: %v, %v", fi, err)
 		}
-		if _, _, err := listen(t.Context(), dir, socketName, noGroup); !errdefs.IsUnavailable(err) {
+		if _, err := listen(t.Context(), dir, socketName, grantee{gid: noGroup}); !errdefs.IsUnavailable(err) {
 			t.Errorf("a socket that answers was taken: %v", err)
 		}
 		l.Close()
-		release()
 		if _, err := os.Stat(filepath.Join(dir, socketName)); !os.IsNotExist(err) {
 			t.Errorf("the socket was left: %v", err)
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -123,10 +122,9 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 	if own.tank.ReadOnly() {
 		return f(own) // others can open it too
 	}
-	var listener net.Listener
-	var release func()
+	var socket *listener
 	err = own.tank.Spend(func() (err error) {
-		listener, release, err = listen(ctx, own.Root(), socketName, noGroup)
+		socket, err = listen(ctx, own.Root(), socketName, grantee{gid: noGroup})
 		return err
 	})
 	if reserve.Full(err) {
@@ -135,13 +133,12 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 	if err != nil {
 		return localError{err}
 	}
-	defer release()
 	// What others asked for is finished, unless this command is interrupted: then they go on by themselves, with what is here by then.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	served := make(chan error, 1)
 	server := plugin.New(&plugin.Options{Admin: own, Drain: -1})
-	go func() { served <- server.Serve(serving, listener) }()
+	go func() { served <- server.Serve(serving, socket) }()
 	defer context.AfterFunc(ctx, server.Abort)()
 	err = f(own)
 	server.Idle()

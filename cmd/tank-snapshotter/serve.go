@@ -72,26 +72,24 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	if err != nil {
 		return err
 	}
-	end.inOrder.Store(true)
 	defer func() {
 		if e := own.Close(); err == nil {
 			err = e
 		}
 	}()
-	var opened []net.Listener
-	var unlisten func()
+	var opened []*listener
 	err = own.tank.Spend(func() (err error) {
-		opened, unlisten, err = listeners(ctx, s, gid, passed)
+		opened, err = listeners(ctx, s, gid, passed)
 		return err
 	})
 	if err != nil {
 		return localError{err}
 	}
-	defer unlisten()
 	own.tank.KeepReserve()
 	server := plugin.New(&plugin.Options{
 		Binder: own.tank.Binder(), StoresOf: storesOf(own.tank, opts.Containerd == nil), Layers: own.tank.Snapshots(), Admin: own,
 	})
+	end.inOrder.Store(true)
 	told := make(chan struct{})
 	never := context.AfterFunc(ctx, func() {
 		defer close(told)
@@ -104,11 +102,20 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	}()
 	watch, done := context.WithCancel(ctx)
 	defer done()
-	go watchdog(watch, own.alive)
-	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": opened[len(opened)-1].Addr()}).Info("serving")
+	sockets := make([]net.Listener, len(opened))
+	var paths []string
+	for i, l := range opened {
+		sockets[i] = l
+		if l.hasFile() {
+			paths = append(paths, l.path())
+			go l.watch(watch)
+		}
+	}
+	go watchdog(watch, func(ctx context.Context) error { return own.alive(ctx, paths) })
+	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": sockets[len(sockets)-1].Addr()}).Info("serving")
 	// The sockets are bound, and what comes before the server accepts waits in their backlogs.
 	tellSystemd(ctx, daemon.SdNotifyReady)
-	if err := server.Serve(ctx, opened...); err != nil {
+	if err := server.Serve(ctx, sockets...); err != nil {
 		return localError{err}
 	}
 	return nil
@@ -135,54 +142,47 @@ func stopping(ctx context.Context) {
 }
 
 // listeners opens the admin socket below the root and, unless passed stands for it, the one at the address, which comes last.
-// release is called after they were closed.
-func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (opened []net.Listener, release func(), err error) {
-	var releases []func()
-	releaseAll := func() {
-		for _, r := range releases {
-			r()
-		}
-	}
+func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (opened []*listener, err error) {
 	defer func() {
-		if err == nil {
-			return
-		}
-		for _, l := range opened {
-			l.Close()
-		}
-		releaseAll()
-	}()
-	open := func(socket string, gid int) error {
-		l, r, err := listen(ctx, filepath.Dir(socket), filepath.Base(socket), gid)
 		if err != nil {
-			return err
+			for _, l := range opened {
+				l.Close()
+			}
 		}
-		opened, releases = append(opened, l), append(releases, r)
-		return nil
-	}
+	}()
 	admin := filepath.Join(s.Root, socketName)
-	if err := open(admin, noGroup); err != nil {
-		return opened, nil, err
+	l, err := listen(ctx, s.Root, socketName, grantee{gid: noGroup})
+	if err != nil {
+		return nil, err
 	}
+	opened = append(opened, l)
 	if passed != nil {
 		if gid != noGroup {
 			log.G(ctx).WithField("group", s.Group).Warn("systemd opened the socket: set SocketGroup= in the socket unit instead of a group here")
 		}
-		return append(opened, passed), releaseAll, nil
+		return append(opened, adopt(ctx, passed.(*net.UnixListener))), nil // activated checked what it is
 	}
 	if s.Address == admin {
 		if gid != noGroup {
-			return opened, nil, fmt.Errorf("socket %s: the root's own socket is not for a group: %w", admin, errdefs.ErrInvalidArgument)
+			return opened, fmt.Errorf("socket %s: the root's own socket is not for a group: %w", admin, errdefs.ErrInvalidArgument)
 		}
-		return opened, releaseAll, nil
+		return opened, nil
 	}
-	if err := socketDir(ctx, filepath.Dir(s.Address), gid); err != nil {
-		return opened, nil, fmt.Errorf("address: %w", err)
+	dir := filepath.Dir(s.Address)
+	makeDir := func(ctx context.Context) error {
+		if err := socketDir(ctx, dir, gid); err != nil {
+			return fmt.Errorf("address: %w", err)
+		}
+		return nil
 	}
-	if err := open(s.Address, gid); err != nil {
-		return opened, nil, err
+	if err := makeDir(ctx); err != nil {
+		return opened, err
 	}
-	return opened, releaseAll, nil
+	if l, err = listen(ctx, dir, filepath.Base(s.Address), grantee{gid, 0o660}); err != nil {
+		return opened, err
+	}
+	l.makeDir = makeDir
+	return append(opened, l), nil
 }
 
 // options are those of the daemon's root. release ends what they hold, after the root was closed.

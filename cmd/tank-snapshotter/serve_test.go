@@ -268,7 +268,7 @@ func TestAlive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer own.Close()
-	if err := own.alive(t.Context()); !errdefs.IsUnavailable(err) {
+	if err := own.alive(t.Context(), []string{filepath.Join(own.Root(), socketName)}); !errdefs.IsUnavailable(err) {
 		t.Errorf("without a server: %v", err)
 	}
 	if err := own.tank.Probe(t.Context()); err != nil {
@@ -421,7 +421,7 @@ func TestListenReplaces(t *testing.T) {
 		if err := make(path); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := listen(t.Context(), dir, name, noGroup); !errdefs.IsFailedPrecondition(err) {
+		if _, err := listen(t.Context(), dir, name, grantee{gid: noGroup}); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := os.Lstat(path); err != nil {
@@ -446,7 +446,7 @@ func TestListenAtOnce(t *testing.T) {
 	answers := make(chan answer)
 	for range 8 {
 		go func() {
-			l, _, err := listen(t.Context(), dir, "s", noGroup)
+			l, err := listen(t.Context(), dir, "s", grantee{gid: noGroup})
 			answers <- answer{l, err}
 		}()
 	}
@@ -502,12 +502,11 @@ func TestGroupWindow(t *testing.T) {
 	}()
 	deadline := time.Now().Add(patienceOfTests)
 	for n := 0; n < 200 || seen.Load() == 0 && time.Now().Before(deadline); n++ { // on a machine that is busy nobody may watch yet
-		l, release, err := listen(t.Context(), dir, "s", gid)
+		l, err := listen(t.Context(), dir, "s", grantee{gid, 0o660})
 		if err != nil {
 			t.Fatal(err)
 		}
 		l.Close()
-		release()
 	}
 	close(stop)
 	<-watched

@@ -35,29 +35,8 @@ func socketPath(dir, name string) (path string, release func(), err error) {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name), func() { _ = unix.Close(fd) }, nil
 }
 
-// listen makes the socket name in dir, which nobody but this user and the members of the group gid may open. One that nobody answers on is
-// replaced; errdefs.ErrUnavailable when somebody does, errdefs.ErrFailedPrecondition when something else has the name. release is called
-// after the listener was closed.
-func listen(ctx context.Context, dir, name string, gid int) (_ net.Listener, release func(), err error) {
-	path, release, err := socketPath(dir, name)
-	if err != nil {
-		return nil, nil, err
-	}
-	l, err := listenPath(ctx, dir, path)
-	if err == nil && gid != noGroup {
-		// The order matters: the mode is widened when only the right group is let in by that.
-		if err = errors.Join(os.Lchown(path, -1, gid), os.Chmod(path, 0o660)); err != nil {
-			l.Close()
-		}
-	}
-	if err != nil {
-		release()
-		return nil, nil, fmt.Errorf("socket %s: %w", filepath.Join(dir, name), err)
-	}
-	return l, release, nil
-}
-
-func listenPath(ctx context.Context, dir, path string) (net.Listener, error) {
+// listenPath makes a listening socket that only this user may open.
+func listenPath(ctx context.Context, dir, path string) (*net.UnixListener, error) {
 	// Of two daemons that find the same dead socket, the second must not remove what the first put in its place.
 	d, err := os.Open(dir)
 	if err != nil {
@@ -77,7 +56,11 @@ func listenPath(ctx context.Context, dir, path string) (net.Listener, error) {
 		}
 		return err
 	}}
-	return private.Listen(ctx, "unix", path)
+	l, err := private.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
 }
 
 // removeDead removes a socket that nobody answers on, and nothing else.

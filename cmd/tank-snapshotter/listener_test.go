@@ -1,0 +1,248 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// awaitSocket waits until a daemon answers on a socket that it made again, and returns its file.
+func awaitSocket(t *testing.T, d *daemonProcess, socket string) fs.FileInfo {
+	t.Helper()
+	d.serving(t, socket)
+	fi, err := os.Lstat(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fi
+}
+
+// TestSocketComesBack: whatever cleans /run, the sockets of a daemon are made again, for the same users.
+func TestSocketComesBack(t *testing.T) {
+	t.Parallel()
+	gid := os.Getegid()
+	if os.Getuid() == 0 {
+		gid = 12345
+	}
+	d := startServe(t, nil, nil, "--group", fmt.Sprint(gid))
+	admin := filepath.Join(d.dir, "root", socketName)
+	d.serving(t, d.address())
+	for name, remove := range map[string]struct {
+		socket string
+		f      func() error
+	}{
+		"the file":         {d.address(), func() error { return os.Remove(d.address()) }},
+		"its directory":    {d.address(), func() error { return os.RemoveAll(filepath.Dir(d.address())) }},
+		"the root's":       {admin, func() error { return os.Remove(admin) }},
+		"for a dead one":   {d.address(), func() error { return deadSocket(d.address()) }},
+		"the file, again":  {d.address(), func() error { return os.Remove(d.address()) }},
+		"for another name": {d.address(), func() error { return os.Rename(d.address(), d.address()+".old") }},
+	} {
+		open, err := net.Dial("unix", remove.socket)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if err := remove.f(); err != nil {
+			t.Fatal(name, err)
+		}
+		fi := awaitSocket(t, d, remove.socket)
+		st := fi.Sys().(*syscall.Stat_t)
+		mode, group := fs.FileMode(0o660), gid
+		if remove.socket == admin {
+			mode, group = 0o600, os.Getegid()
+		}
+		if fi.Mode().Perm() != mode || int(st.Gid) != group {
+			t.Errorf("%s: mode %s, group %d", name, fi.Mode(), st.Gid)
+		}
+		// Connections that were open before stay.
+		if err := open.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		for b := make([]byte, 64); err == nil; _, err = open.Read(b) {
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: an open connection ends: %v", name, err)
+		}
+		open.Close()
+	}
+	if code := d.stop(t, syscall.SIGTERM); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for _, socket := range []string{admin, d.address()} {
+		if _, err := os.Lstat(socket); !os.IsNotExist(err) {
+			t.Errorf("%s was left: %v", socket, err)
+		}
+	}
+}
+
+// deadSocket puts a socket in a socket's place on which nobody answers.
+func deadSocket(path string) error {
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	return l.Close()
+}
+
+// TestPassedSocketComesBack: one that the service manager made is made again with the mode that it had.
+func TestPassedSocketComesBack(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "passed.sock")
+	passed, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer passed.Close()
+	if err := os.Chmod(path, 0o620); err != nil {
+		t.Fatal(err)
+	}
+	file, err := passed.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for round := range 2 { // the second time the manager passes a socket whose file is another
+		d := startServe(t, []string{"LISTEN_PID=self", "LISTEN_FDS=1"}, file)
+		d.serving(t, path)
+		if round == 0 {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if fi := awaitSocket(t, d, path); fi.Mode().Perm() != 0o620 {
+			t.Errorf("round %d: mode %s", round, fi.Mode())
+		}
+		if code := d.stop(t, syscall.SIGTERM); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("the manager's socket was removed: %v", err)
+		}
+	}
+}
+
+// TestRenewLeavesOthers: what is no dead socket stays, and the watchdog hears of it.
+func TestRenewLeavesOthers(t *testing.T) {
+	t.Parallel()
+	own, err := openLocal(t.TempDir(), "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	for name, put := range map[string]func(path string) error{
+		"a file": func(path string) error { return os.WriteFile(path, []byte("precious"), 0o600) },
+		"a link": func(path string) error { return os.Symlink("/etc/passwd", path) },
+		"a pipe": func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"another's": func(path string) error {
+			l, err := net.Listen("unix", path)
+			t.Cleanup(func() { l.Close() })
+			return err
+		},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "s")
+		l, err := listen(t.Context(), dir, "s", grantee{gid: noGroup})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Remove(path), put(path)); err != nil {
+			t.Fatal(err)
+		}
+		before, _, _ := inodeOf(path)
+		if renewed, err := l.renew(t.Context()); renewed || err == nil {
+			t.Errorf("%s: renewed %t, %v", name, renewed, err)
+		}
+		l.Close()
+		if after, _, err := inodeOf(path); err != nil || after != before {
+			t.Errorf("%s was replaced or removed: %v", name, err)
+		}
+	}
+}
+
+// TestWatchdogAsksTheAddress: a daemon that nobody can reach is not well, though its root and its other sockets are.
+func TestWatchdogAsksTheAddress(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	d := startServe(t, []string{"NOTIFY_SOCKET=" + filepath.Join(dir, "notify"), "WATCHDOG_USEC=1200000"}, nil)
+	heard := func(within time.Duration) bool {
+		for deadline := time.Now().Add(within); ; {
+			b := make([]byte, 4096)
+			if err := manager.SetReadDeadline(deadline); err != nil {
+				t.Fatal(err)
+			}
+			n, err := manager.Read(b)
+			if err != nil {
+				return false
+			}
+			if string(b[:n]) == "WATCHDOG=1" {
+				return true
+			}
+		}
+	}
+	if !heard(patienceOfTests) {
+		t.Fatal("nothing is heard from a daemon that is well")
+	}
+	// Something that the daemon does not replace.
+	if err := errors.Join(os.Remove(d.address()), os.WriteFile(d.address(), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for heard(100 * time.Millisecond) {
+	}
+	if heard(2 * time.Second) {
+		t.Error("it says that it is well, but nobody can reach it")
+	}
+	if err := os.Remove(d.address()); err != nil {
+		t.Fatal(err)
+	}
+	if !heard(patienceOfTests) {
+		t.Error("it does not recover")
+	}
+}
+
+// TestGrantFollowsNoLink: what takes a socket's place before its group is set keeps its mode and its owner.
+func TestGrantFollowsNoLink(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	socket := filepath.Join(dir, "socket")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := errors.Join(os.Chmod(socket, 0o600), os.WriteFile(file, nil, 0o600), os.Symlink(file, dir+"/link"), os.Symlink(socket, dir+"/tosocket"),
+		os.Link(socket, dir+"/hard")); err != nil {
+		t.Fatal(err)
+	}
+	gid := os.Getegid()
+	if os.Getuid() == 0 {
+		gid = 12345
+	}
+	for _, name := range []string{"file", "link", "tosocket", "hard"} {
+		if _, err := (grantee{gid, 0o660}).grant(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	for _, path := range []string{file, socket} {
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 || int(fi.Sys().(*syscall.Stat_t).Gid) != os.Getegid() {
+			t.Errorf("%s: %v, %v", path, fi.Mode(), err)
+		}
+	}
+}

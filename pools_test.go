@@ -62,8 +62,10 @@ func TestPoolsApart(t *testing.T) {
 					must(t, os.MkdirAll(r.dir, 0o700))
 					r.with(t, func(*tank.Tank) {}) // the pools of a new root
 					if used {
-						_, err := r.pull(t, reg.Host+"/x:2", nil)
-						must(t, err)
+						for _, tag := range []string{"1", "2"} { // layers are there, to be consumed
+							_, err := r.pull(t, reg.Host+"/x:"+tag, &tank.PullOptions{NoRootfs: true})
+							must(t, err)
+						}
 						r.with(t, func(tk *tank.Tank) { removeAll(t, tk, reg.Host+"/x:2") })
 					}
 					for n, pool := range tc.pools {

@@ -247,20 +247,35 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 		return nil, err
 	}
 	for _, rec := range consumed {
-		from, dir := s.path("layers", rec.Dir), filepath.Join(staged, "layer-"+rec.Dir)
-		err := os.Rename(from, dir)
-		apart := errors.Is(err, unix.EXDEV)
-		if apart {
-			dir = s.stageBeside(from, "consumed")
-			err = os.Rename(from, dir)
-		}
+		src, err := s.consume(holder, staged, rec)
 		if err != nil {
 			return sources, err
 		}
-		sources[rec.Key] = layerSource{dir: dir, move: !apart, drop: apart}
-		s.replaced(metadata.LayerNode(rec.Key))
+		if sources[rec.Key] = src; src.move || src.drop {
+			s.replaced(metadata.LayerNode(rec.Key))
+		}
 	}
 	return sources, nil
+}
+
+// consume takes the directory of a layer, which has lost its record, to staged. When that is on another file system or below
+// another project quota, the directory is moved aside in its own, to be copied and deleted. When even that is impossible,
+// because it was made before its pool got a quota, the layer gets its record back and is copied. The gate is held.
+func (s *Store) consume(holder metadata.Holder, staged string, rec metadata.Layer) (layerSource, error) {
+	from, to := s.path("layers", rec.Dir), filepath.Join(staged, "layer-"+rec.Dir)
+	err := os.Rename(from, to)
+	if !errors.Is(err, unix.EXDEV) {
+		return layerSource{dir: to, move: true}, err
+	}
+	to = s.stageBeside(from, "consumed")
+	err = os.Rename(from, to)
+	if !errors.Is(err, unix.EXDEV) {
+		return layerSource{dir: to, drop: err == nil}, err
+	}
+	err = s.db.Update(func(tx *metadata.Tx) error {
+		return errors.Join(tx.PutLayer(rec), tx.Hold(holder, metadata.LayerNode(rec.Key)))
+	})
+	return layerSource{dir: from}, err
 }
 
 // fixupFor makes what the layer needs above what is assembled so far; "" when nothing.

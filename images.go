@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -150,7 +151,10 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	return t.reserve.Spend(t.writeLayout)
+	if err := t.reserve.Spend(t.writeLayout); !reserve.Full(err) {
+		return err
+	}
+	return nil // what index.json still names is here until GC, which writes it
 }
 
 // Reclaimed is what a GC took away.
@@ -180,10 +184,18 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 	if err != nil {
 		return r, err
 	}
-	if err := t.reserve.Spend(t.writeLayout); err != nil { // before the blobs of what it named are gone
+	err = t.reserve.Spend(t.writeLayout) // before the blobs of what it named are gone
+	if err != nil && !reserve.Full(err) {
 		return r, err
 	}
-	return r, t.sweep(ctx, &r)
+	swept := t.sweep(ctx, &r)
+	if err != nil {
+		if err = t.reserve.Again(t.writeLayout); reserve.Full(err) {
+			log.G(ctx).WithError(err).Warn("index.json names what is gone until the next opening that finds room for it")
+			err = nil
+		}
+	}
+	return r, errors.Join(swept, err)
 }
 
 // lapse ends the holds of images that their tags have left, and of pulls that ended long ago; when the disk is almost full, of

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/internal/reserve"
 )
 
 const (
@@ -62,7 +63,9 @@ func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
 	}
 	if st == unmarked && !t.readOnly {
 		m = mark{format: markFormat}
-		err = writeMark(t.root, m)
+		if err = writeMark(t.root, m); reserve.Full(err) {
+			err = nil // a command that makes room has to get in; the next opening marks the root
+		}
 	}
 	return m, err
 }

@@ -160,7 +160,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	if t.readOnly {
 		return t, nil
 	}
-	if err := t.writeLayout(); err != nil {
+	if err := t.reserve.Spend(t.writeLayout); err != nil && !reserve.Full(err) {
 		return nil, err
 	}
 	if t.daemon {
@@ -195,7 +195,7 @@ func (t *Tank) openDatabase(opts *Options) error {
 func (t *Tank) recordDaemon(m mark, recorded bool) error {
 	if !m.daemon {
 		m.daemon = true
-		if err := writeMark(t.root, m); err != nil {
+		if err := writeMark(t.root, m); err != nil && !reserve.Full(err) {
 			return fmt.Errorf("root %s: mark: %w", t.root, err)
 		}
 	}

@@ -19,7 +19,8 @@ import (
 )
 
 // TestFullDisk fills the disk that a root lies on, with no byte or no inode left. The commands that add nothing work, alone
-// and through a daemon, and those that remove make room. Then the root is as good as before, on a disk that fills up again.
+// and through a daemon, and those that remove make room, also where there is no reserve yet. Then the root is as good as before,
+// on a disk that fills up again.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
@@ -55,8 +56,8 @@ func TestFullDisk(t *testing.T) {
 		"ext4 without inodes":  image("24M", "mkfs.ext4", "-q", "-N", "256"),
 		"xfs":                  image("310M", "mkfs.xfs", "-q"),
 	} {
-		for _, daemon := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s/daemon=%v", name, daemon), func(t *testing.T) {
+		for _, how := range []string{"alone", "alone in a root of an older version", "through a daemon"} {
+			t.Run(name+"/"+how, func(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
 				mount(t, dir)
@@ -74,8 +75,15 @@ func TestFullDisk(t *testing.T) {
 					}
 				}
 				does("pull", "--progress", "none", ref)
-				if daemon {
+				switch how {
+				case "through a daemon":
 					serveUntilEnd(t, root)
+				case "alone in a root of an older version": // which has neither
+					for _, file := range []string{"reserve", "tank-root"} {
+						if err := os.RemoveAll(filepath.Join(root, file)); err != nil {
+							t.Fatal(err)
+						}
+					}
 				}
 				for range 2 {
 					fill(t, filepath.Join(dir, "filler"))

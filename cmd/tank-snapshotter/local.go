@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver"
 )
@@ -41,6 +42,8 @@ func rootError(root string, err error) error {
 			"tank-snapshotter check --rebuild --root " + root}
 	case errors.Is(err, tank.ErrNoRoot):
 		return hinted{err, "Is --root right, and is its disk mounted? Only `pull` and `serve` make a root."}
+	case reserve.Full(err):
+		return hinted{localError{err}, "The disk is full, or a quota is used up."}
 	case errdefs.IsFailedPrecondition(err):
 		return hinted{localError{err}, "Nothing was changed. Choose another directory with --root."}
 	}

@@ -153,8 +153,13 @@ func (r *Reserve) Spend(fn func() error) error {
 	if !Full(err) || !r.Give() {
 		return err
 	}
-	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		if err = fn(); !Full(err) || time.Since(began) > patience {
+	return r.Again(fn)
+}
+
+// Again calls fn after something was deleted, and for a moment again while fn finds the disk full.
+func (r *Reserve) Again(fn func() error) error {
+	for began := time.Now(); ; time.Sleep(patience / 50) {
+		if err := fn(); !Full(err) || time.Since(began) > patience {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/diff"
@@ -19,6 +20,8 @@ const labelManifest = "containerd.io/snapshot/cri.manifest-digest"
 type Layers interface {
 	// Announce names the layers that will be wanted. It returns at once.
 	Announce(layers []snapshot.Layer)
+	// Fits returns an error if a blob that is here has another size than its layer's descriptor.
+	Fits(layers []snapshot.Layer) error
 	// Apply has a layer unpacked for the snapshot that the mounts belong to and returns its diff ID.
 	Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error)
 }
@@ -56,23 +59,29 @@ func (a *announcer) Prepare(ctx context.Context, key, parent string, opts ...sna
 				return nil, err
 			}
 		}
-		a.announce(ctx, key, base.Labels)
+		if err := a.announce(ctx, key, base.Labels); err != nil {
+			return nil, fmt.Errorf("snapshot %.200q: %w", key, err)
+		}
 	}
 	return a.Snapshotter.Prepare(ctx, key, parent, opts...)
 }
 
-// announce never fails: a layer that is not found out here is unpacked when it is applied.
-func (a *announcer) announce(ctx context.Context, key string, labels map[string]string) {
+// announce returns errdefs.ErrFailedPrecondition for an image that a pull without containerd would refuse, because
+// others read its documents in another way than containerd does. A layer that is not found out here is unpacked when
+// it is applied.
+func (a *announcer) announce(ctx context.Context, key string, labels map[string]string) error {
 	target := labels[snapshots.LabelSnapshotRef]
 	if target == "" {
 		target = extractionTarget(key)
 	}
 	if target == "" {
-		return
+		return nil
 	}
-	if layers := a.recent.due(ctx, target, labels[labelManifest]); layers != nil {
+	layers, err := a.recent.due(ctx, target, labels[labelManifest], a.layers.Fits)
+	if err == nil && layers != nil {
 		a.layers.Announce(layers)
 	}
+	return err
 }
 
 // extractionTarget is the chain ID in the key of an extraction ("<ns>/<seq>/extract-<unique> <chain ID>"), for pulls

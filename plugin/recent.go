@@ -1,14 +1,17 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -62,6 +65,8 @@ type recentImage struct {
 	layers    []snapshot.Layer
 	chains    []string
 	announced time.Time // zero: never
+	refused   error     // why its documents are not acceptable; then it has no layers
+	unfit     error     // why its layers are not acceptable, as of the last announcement
 	used      time.Time
 }
 
@@ -126,8 +131,11 @@ func (w *recentWriter) Commit(ctx context.Context, size int64, expected digest.D
 }
 
 // due returns the layers of the image that has a layer with the chain ID target, when it is time to announce them: the
-// image whose manifest the label names, else the one that was seen last of those that were seen lately.
-func (r *recentBlobs) due(ctx context.Context, target, label string) []snapshot.Layer {
+// image whose manifest the label names, else the one that was seen last of those that were seen lately. It returns
+// errdefs.ErrFailedPrecondition for an image that is refused, or whose layers do not fit the blobs that are here.
+func (r *recentBlobs) due(ctx context.Context, target, label string, fits func([]snapshot.Layer) error) (
+	[]snapshot.Layer, error,
+) {
 	named, err := digest.Parse(label)
 	if err != nil {
 		named = ""
@@ -140,14 +148,25 @@ func (r *recentBlobs) due(ctx context.Context, target, label string) []snapshot.
 		i = r.images[named]
 	}
 	if i == nil || !slices.Contains(i.chains, target) { // a label may name anything
-		return nil
+		return nil, nil
 	}
 	i.used = time.Now()
-	if i.used.Sub(i.announced) < announceAgain {
-		return nil
+	if i.refused != nil || i.used.Sub(i.announced) < announceAgain {
+		return nil, cmp.Or(i.refused, i.unfit)
 	}
 	i.announced = i.used
-	return i.layers
+	r.mu.Unlock()
+	err = fits(i.layers)
+	r.mu.Lock()
+	if i.unfit = nil; err != nil {
+		i.unfit = refusal(i.manifest, err)
+		return nil, i.unfit
+	}
+	return i.layers, nil
+}
+
+func refusal(manifest digest.Digest, cause error) error {
+	return fmt.Errorf("manifest %s: %w: %w", manifest, cause, errdefs.ErrFailedPrecondition)
 }
 
 // readAll looks into the blob that a label names, or into all that nobody looked into yet, the latest last.
@@ -199,11 +218,11 @@ func (r *recentBlobs) learn(b unreadBlob, i *recentImage, found bool) {
 		r.others[d] = struct{}{}
 		return
 	}
-	for len(r.images) > 0 && (len(r.images) == maxImages || r.layers+len(i.layers) > maxLayers) {
+	for len(r.images) > 0 && (len(r.images) == maxImages || r.layers+len(i.chains) > maxLayers) {
 		r.forgetOldest()
 	}
 	r.images[d] = i
-	r.layers += len(i.layers)
+	r.layers += len(i.chains)
 	r.own(i)
 }
 
@@ -211,7 +230,9 @@ func (r *recentBlobs) learn(b unreadBlob, i *recentImage, found bool) {
 func (r *recentBlobs) own(i *recentImage) {
 	i.used = time.Now()
 	for _, c := range i.chains {
-		r.byChain[c] = i
+		if other := r.byChain[c]; i.refused == nil || other == nil || other.refused != nil {
+			r.byChain[c] = i
+		}
 	}
 }
 
@@ -224,7 +245,7 @@ func (r *recentBlobs) forgetOldest() {
 		}
 	}
 	delete(r.images, oldest.manifest)
-	r.layers -= len(oldest.layers)
+	r.layers -= len(oldest.chains)
 	for _, c := range oldest.chains {
 		if r.byChain[c] == oldest {
 			delete(r.byChain, c)
@@ -240,14 +261,21 @@ func (r *recentBlobs) read(ctx context.Context, d digest.Digest) (i *recentImage
 		return nil, errors.Is(err, errNoDocument)
 	}
 	m, err := imagejson.Read("", doc)
-	if err != nil || m.Manifest == nil || len(m.Manifest.Layers) == 0 || imagejson.Fetchable(m.Manifest) != nil {
+	if err != nil {
+		return r.folded(ctx, d, doc, err)
+	}
+	if m.Manifest == nil || len(m.Manifest.Layers) == 0 || imagejson.Fetchable(m.Manifest) != nil {
 		return nil, true
 	}
+	manifest := doc
 	if doc, err = r.document(ctx, m.Manifest.Config.Digest, imagejson.MaxConfigSize); err != nil {
 		return nil, errors.Is(err, errNoDocument)
 	}
 	config, err := imagejson.ReadConfig(doc)
-	if err != nil || imagejson.Pair(m.Manifest, config) != nil {
+	if err != nil {
+		return r.folded(ctx, d, manifest, err)
+	}
+	if imagejson.Pair(m.Manifest, config) != nil {
 		return nil, true
 	}
 	i = &recentImage{manifest: d}
@@ -256,15 +284,21 @@ func (r *recentBlobs) read(ctx context.Context, d digest.Digest) (i *recentImage
 		blob := ocispec.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size}
 		i.layers = append(i.layers, snapshot.Layer{Blob: blob, DiffID: config.RootFS.DiffIDs[n]})
 	}
-	for _, c := range identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs)) {
-		i.chains = append(i.chains, c.String())
-	}
+	i.chains = chainsOf(config.RootFS.DiffIDs)
 	return i, true
+}
+
+func chainsOf(diffIDs []digest.Digest) (chains []string) {
+	for _, c := range identity.ChainIDs(slices.Clone(diffIDs)) {
+		chains = append(chains, c.String())
+	}
+	return chains
 }
 
 var errNoDocument = errors.New("not a document")
 
-// document returns the bytes of a blob, errNoDocument if they do not begin as a JSON object does or are more than limit.
+// document returns the bytes of a blob, errNoDocument if they do not begin as a JSON object does or are more than
+// limit.
 func (r *recentBlobs) document(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
 	ra, err := r.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
 	if err != nil {

@@ -82,6 +82,19 @@ func (s *Store) Announce(layers []Layer) {
 	}
 }
 
+// Fits returns errdefs.ErrFailedPrecondition if the blob of one of the layers is here and has another size than the
+// layer's descriptor: a manifest is as wrong with a blob that is here as with one that is to come. A descriptor of size 0
+// does not say.
+func (s *Store) Fits(layers []Layer) error {
+	for _, l := range layers {
+		if size, here := s.blobs.Size(l.Blob.Digest); here && l.Blob.Size != 0 && l.Blob.Size != size {
+			return fmt.Errorf("layer %s: %d bytes where the descriptor has %d: %w",
+				l.Blob.Digest, size, l.Blob.Size, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
+}
+
 // unknown returns those of the layers that are not here, or were not verified for their blobs; none if that cannot be
 // found out.
 func (s *Store) unknown(layers []Layer) (unknown []Layer) {
@@ -330,17 +343,16 @@ func (s *Store) Unpack(ctx context.Context, holder metadata.Holder, l Layer) (me
 // claim gets the layer unpacked and calls hold in the transaction in which it is recorded.
 func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, metadata.Layer) error) (metadata.Layer, error) {
 	for {
-		size, here := s.blobs.Size(l.Blob.Digest)
-		if here && l.Blob.Size > 0 && l.Blob.Size != size { // a manifest is as wrong with a blob that is here as with one that is to come
-			return metadata.Layer{}, fmt.Errorf("layer %s: %d bytes where the descriptor has %d: %w",
-				l.Blob.Digest, size, l.Blob.Size, errdefs.ErrFailedPrecondition)
+		if err := s.Fits([]Layer{l}); err != nil {
+			return metadata.Layer{}, err
 		}
 		rec, ok, err := s.claimKnown(ctx, l, hold)
 		if err != nil || ok {
 			return rec, err
 		}
 		j, began := s.unpacks.start(ctx, l)
-		if _, here = s.blobs.Size(l.Blob.Digest); here {
+		_, here := s.blobs.Size(l.Blob.Digest)
+		if here {
 			j.once.Do(func() { close(j.here) })
 		}
 		select {

@@ -1,0 +1,49 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/internal/exactjson"
+	"github.com/tank-snapshotter/tank/internal/imagejson"
+)
+
+// folded is the image that containerd takes a manifest for whose documents are refused because of cause, if it is one.
+// containerd folds the case of names and goes on with a document that others read in another way, so the unpack of that
+// image is refused. Only its chain IDs are found out; nil if containerd would not unpack it either.
+func (r *recentBlobs) folded(ctx context.Context, d digest.Digest, doc []byte, cause error) (i *recentImage, found bool) {
+	var manifest struct {
+		Config struct {
+			Digest digest.Digest `json:"digest"`
+		} `json:"config"`
+		Layers []struct{} `json:"layers"`
+	}
+	if json.Unmarshal(doc, &manifest) != nil || manifest.Config.Digest.Validate() != nil || len(manifest.Layers) == 0 {
+		return nil, true
+	}
+	doc, err := r.document(ctx, manifest.Config.Digest, imagejson.MaxConfigSize)
+	if err != nil {
+		return nil, errors.Is(err, errNoDocument)
+	}
+	var config struct {
+		RootFS struct {
+			DiffIDs []digest.Digest `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if json.Unmarshal(doc, &config) != nil {
+		return nil, true
+	}
+	ids := config.RootFS.DiffIDs
+	if len(ids) != len(manifest.Layers) || len(ids) > exactjson.MaxObjects {
+		return nil, true
+	}
+	for _, id := range ids {
+		if id.Validate() != nil {
+			return nil, true
+		}
+	}
+	return &recentImage{manifest: d, chains: chainsOf(ids), refused: refusal(d, cause)}, true
+}

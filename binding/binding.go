@@ -114,7 +114,8 @@ func (b *Binder) Session(ctx context.Context, p caller.Process) (*Session, error
 		return nil, fmt.Errorf("caller %d: bind: %w: %w", p.PID, err, errdefs.ErrUnavailable)
 	}
 	if next.binding.ID != direct {
-		log.G(ctx).WithFields(log.Fields{"pid": p.PID, "holder": next.Holder(), "database": f.Path}).Info("a containerd is connected")
+		log.G(ctx).WithFields(log.Fields{"pid": p.PID, "holder": next.Holder(), "database": f.Path}).
+			Info("a containerd is connected")
 	}
 	b.sessions[id] = next
 	return next, nil
@@ -199,7 +200,8 @@ func (s *Session) bindFile(tx *metadata.Tx, bs []metadata.Binding) (known bool, 
 		}
 		if s.b.inUse(r, s) {
 			// Only one process can have a database open, so this is a copy with the same inode number and birth time.
-			log.L.WithField("database", s.file.Path).Warn("a copy of the database of a containerd that runs: it is taken for another one")
+			log.L.WithField("database", s.file.Path).
+				Warn("a copy of the database of a containerd that runs: it is taken for another one")
 			s.file.Inode, s.file.Born = 0, time.Time{}
 			return false, s.bindNew(tx, bs)
 		}
@@ -216,7 +218,8 @@ func (s *Session) bindFile(tx *metadata.Tx, bs []metadata.Binding) (known bool, 
 // replace takes the file away from a binding that it was emptied or restored under: what the database knew then is held
 // by the old binding until the database proves that it knows it.
 func (s *Session) replace(tx *metadata.Tx, bs []metadata.Binding, old metadata.Binding) error {
-	log.L.WithFields(log.Fields{"database": s.file.Path, "holder": old.Holder}).Warn("the database of a containerd was emptied or restored")
+	log.L.WithFields(log.Fields{"database": s.file.Path, "holder": old.Holder}).
+		Warn("the database of a containerd was emptied or restored")
 	old.Inode, old.Born = 0, time.Time{}
 	if err := tx.PutBinding(old); err != nil {
 		return err
@@ -238,6 +241,10 @@ func (s *Session) bindNew(tx *metadata.Tx, bs []metadata.Binding) error {
 		}
 	}
 	id := newID()
+	taken := func(r metadata.Binding) bool { return r.ID == id }
+	for slices.ContainsFunc(bs, taken) || tx.HoldsAny(metadata.ContainerdHolder(id)) {
+		id = newID()
+	}
 	holder, settled, err := s.newHolder(tx, bs, id)
 	s.binding = metadata.Binding{
 		ID: id, Holder: holder, Inode: s.file.Inode, Born: s.file.Born, Path: s.file.Path, Writes: s.file.Writes, Settled: settled,

@@ -142,7 +142,11 @@ func (c *client) make(key, parent string) error {
 			if _, err := tx.Snapshot(k); err == nil {
 				return errdefs.ErrAlreadyExists
 			}
-			err := tx.PutSnapshot(metadata.Snapshot{Key: k, Kind: metadata.Committed, Parent: p, Created: time.Now()})
+			kind := metadata.Active
+			if strings.Contains(k, "sha256:") {
+				kind = metadata.Committed
+			}
+			err := tx.PutSnapshot(metadata.Snapshot{Key: k, Kind: kind, Parent: p, Created: time.Now()})
 			return errors.Join(err, tx.Hold(h, metadata.SnapshotNode(k)))
 		})
 	}
@@ -384,6 +388,23 @@ func TestScenarios(t *testing.T) {
 			if m.start(file(3, 20), false).has(layer) {
 				t.Error("it took one of two")
 			}
+		}},
+		{"another database, which had the same image first", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			m.text[2] = layer + " default/3/of-its-own"
+			other := m.start(file(2, 40), false)
+			if other.has(layer) {
+				t.Error("it took what is not its own")
+			}
+			other.collect()
+			other.stop()
+			expect(t, m.start(file(1, 10), false), whole...)
+		}},
+		{"restored in another place, from before the container", func(t *testing.T, m *machine, first *client) {
+			first.collect(layer)
+			first.stop()
+			m.text[2] = layer
+			expectFinds(t, m.start(file(2, 5), false), layer)
 		}},
 		{"released, and back while another has the like", func(t *testing.T, m *machine, first *client) {
 			first.stop()

@@ -111,44 +111,67 @@ func (s *Session) first(ctx context.Context, ns string, sequence uint64) error {
 	if _, made := s.made.Load(ns); made {
 		return nil
 	}
+	changed, err := s.begin(ctx, ns, sequence)
+	if err != nil {
+		return err
+	}
+	if changed {
+		s.setHolder(s.binding.Holder)
+	}
+	s.made.Store(ns, true)
+	return nil
+}
+
+// begin changes the binding for the first snapshot in a namespace, if that is due.
+func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (changed bool, err error) {
+	if s.binding.ID == direct {
+		return false, nil
+	}
 	_, known := s.known.Load(ns)
-	before := s.binding
-	err := s.b.db.Update(func(tx *metadata.Tx) error {
-		if s.binding.ID == direct {
+	last := uint64(0)
+	if !known {
+		if err := s.b.db.View(func(tx *metadata.Tx) error {
+			last = tx.LastSequence(s.binding.Holder, ns)
 			return nil
+		}); err != nil {
+			return false, err
 		}
-		changed := false
-		if last := tx.LastSequence(s.binding.Holder, ns); sequence <= last && !known {
+	}
+	anew := sequence <= last
+	if !anew && (s.binding.Settled || s.binding.First[ns] != 0) {
+		return false, nil
+	}
+	before := s.binding
+	err = s.b.db.Update(func(tx *metadata.Tx) error {
+		if anew {
 			log.G(ctx).WithFields(log.Fields{"namespace": ns, "sequence": sequence, "last": last}).Warn("a containerd counts anew")
 			bs, err := tx.Bindings()
-			if err == nil {
-				err = s.replace(tx, bs, s.binding)
-			}
 			if err != nil {
 				return err
 			}
-			s.suspects, changed = nil, true
-		}
-		if s.binding.First[ns] == 0 && !s.binding.Settled {
-			first := map[string]uint64{ns: sequence}
-			for k, v := range s.binding.First {
-				first[k] = v
+			if err := s.replace(tx, bs, s.binding); err != nil {
+				return err
 			}
-			s.binding.First, changed = first, true
 		}
-		if !changed {
-			return nil
+		if !s.binding.Settled && s.binding.First[ns] == 0 {
+			first := maps.Clone(s.binding.First)
+			if first == nil {
+				first = map[string]uint64{}
+			}
+			first[ns] = sequence
+			s.binding.First = first
 		}
 		s.binding.Seen = time.Now().UTC()
 		return tx.PutBinding(s.binding)
 	})
 	if err != nil {
 		s.binding = before
-		return err
+		return false, err
 	}
-	s.setHolder(s.binding.Holder)
-	s.made.Store(ns, true)
-	return nil
+	if anew {
+		s.suspects = nil
+	}
+	return true, nil
 }
 
 // Claim is called when a snapshot that the process named was not found. It reports whether the process acts for another
@@ -172,93 +195,30 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 	if first := s.binding.First[ns]; first != 0 && sequence >= first {
 		return false
 	}
-	var candidates []metadata.Holder
-	exclusive := map[metadata.Holder][]string{}
+	var candidates []former
 	if err := s.b.db.View(func(tx *metadata.Tx) (err error) {
 		candidates, err = s.candidates(ctx, tx, key)
-		for _, h := range candidates {
-			exclusive[h] = exclusiveTo(tx, h, candidates)
-		}
 		return err
 	}); err != nil {
 		log.G(ctx).WithError(err).Warn("whose snapshot it is can't be found out")
 		return false
 	}
 	if len(candidates) > 1 {
-		candidates = s.mentioned(ctx, candidates, exclusive)
+		candidates = s.mentioned(ctx, candidates)
 	}
-	switch len(candidates) {
-	case 0:
+	switch {
+	case len(candidates) == 0:
 		return false
-	case 1:
-		return s.takeOver(ctx, candidates[0], key)
+	case len(candidates) == 1 && s.descends(ctx, candidates[0]):
+		return s.takeOver(ctx, candidates[0].holder, key)
 	}
-	s.suspects = candidates
-	log.G(ctx).WithFields(log.Fields{"key": key, "holders": names(candidates), "holder": s.binding.Holder}).
-		Warn("several former containerds had this snapshot: see `tank-snapshotter release --help` on --to")
+	s.suspects = nil
+	for _, f := range candidates {
+		s.suspects = append(s.suspects, f.holder)
+	}
+	log.G(ctx).WithFields(log.Fields{"key": key, "holders": names(s.suspects), "holder": s.binding.Holder}).
+		Warn("former containerds had this snapshot, and it is not certain that this is one of them: see release --to")
 	return false
-}
-
-// maxExclusive bounds for how many snapshots of a holder a database is searched.
-const maxExclusive = 10000
-
-// exclusiveTo lists snapshots that h has, and none of the others.
-func exclusiveTo(tx *metadata.Tx, h metadata.Holder, others []metadata.Holder) (keys []string) {
-	for _, k := range tx.Held(h, metadata.KindSnapshot, "", maxExclusive) {
-		name := h.SnapshotName(k)
-		if _, _, ok := metadata.Sequence(name); ok && !slices.ContainsFunc(others, func(o metadata.Holder) bool {
-			return o != h && tx.Holds(o, metadata.SnapshotNode(o.SnapshotKey(name)))
-		}) {
-			keys = append(keys, name)
-		}
-	}
-	return keys
-}
-
-// mentioned picks the only one of the holders of which the database mentions what none of the others has. It picks none when
-// there are several such holders, or the database can't be read.
-func (s *Session) mentioned(ctx context.Context, hs []metadata.Holder, exclusive map[metadata.Holder][]string) []metadata.Holder {
-	if s.file.Inode == 0 {
-		return hs
-	}
-	found, err := s.b.opts.Mentions(ctx, s.file, slices.Concat(slices.Collect(maps.Values(exclusive))...))
-	if err != nil {
-		log.G(ctx).WithError(err).WithField("database", s.file.Path).Warn("the database of a containerd can't be searched")
-		return hs
-	}
-	var known []metadata.Holder
-	for _, h := range hs {
-		if slices.ContainsFunc(exclusive[h], func(k string) bool { return found[k] }) {
-			known = append(known, h)
-		}
-	}
-	if len(known) != 1 {
-		return hs
-	}
-	return known
-}
-
-// candidates lists the holders that have the snapshot, that no containerd acts for, and that had all that was named
-// before.
-func (s *Session) candidates(ctx context.Context, tx *metadata.Tx, key string) (hs []metadata.Holder, err error) {
-	bs, err := tx.Bindings()
-	if err != nil {
-		return nil, err
-	}
-	all := append(bs, metadata.Binding{Holder: metadata.Containerd}) // which may be unbound
-	for _, r := range all {
-		h := r.Holder
-		if h == s.binding.Holder || slices.Contains(hs, h) || s.suspects != nil && !slices.Contains(s.suspects, h) ||
-			!tx.Holds(h, metadata.SnapshotNode(h.SnapshotKey(key))) {
-			continue
-		}
-		if b, _ := metadata.BindingOf(bs, h); s.b.inUse(metadata.Binding{Holder: h, Path: b.Path, Inode: b.Inode, Born: b.Born}, s) {
-			log.G(ctx).WithFields(log.Fields{"key": key, "holder": h}).Warn("a snapshot of another containerd, which runs")
-			continue
-		}
-		hs = append(hs, h)
-	}
-	return hs, nil
 }
 
 // takeOver makes the session act for the holder h, which has the snapshot key, and gives h what the session held so
@@ -280,7 +240,8 @@ func (s *Session) takeOver(ctx context.Context, h metadata.Holder, key string) b
 	s.Named(key)
 	s.left = append(s.left, own)
 	s.setHolder(h)
-	log.G(ctx).WithFields(log.Fields{"holder": h, "database": s.file.Path}).Info("a containerd was recognized by a snapshot that it named")
+	log.G(ctx).WithFields(log.Fields{"holder": h, "database": s.file.Path}).
+		Info("a containerd was recognized by a snapshot that it named")
 	return true
 }
 

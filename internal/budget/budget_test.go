@@ -1,0 +1,79 @@
+package budget_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tank-snapshotter/tank/internal/budget"
+)
+
+// TestBudget: claims share the budget, one goes on top of it, and the next one waits for that.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	b := budget.New(100)
+	grow := func(c *budget.Claim, bytes int64, want error) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		if err := c.Grow(ctx, bytes); !errors.Is(err, want) {
+			t.Errorf("%d bytes: %v, not %v", bytes, err, want)
+		}
+	}
+	readied := 0
+	first, second := b.Claim(nil), b.Claim(func(context.Context) error { readied++; return nil })
+	grow(first, 60, nil)
+	grow(second, 40, nil)
+	grow(second, 1000, nil) // on top
+	grow(second, 1000, nil)
+	grow(first, 1, context.DeadlineExceeded)
+	second.Release()
+	grow(first, 40, nil)
+	grow(first, 1, nil)
+	grow(second, 1, context.DeadlineExceeded)
+	first.Release()
+	grow(second, 100, nil)
+	if readied != 2 {
+		t.Errorf("asked %d times whether it was ready, not twice", readied)
+	}
+	broken := errors.New("broken")
+	grow(b.Claim(func(context.Context) error { return broken }), 1, broken)
+}
+
+// TestAlone: of many claims that grow beyond the budget no two are on top of it, and all end.
+func TestAlone(t *testing.T) {
+	t.Parallel()
+	b := budget.New(1000)
+	var above atomic.Int64
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			c := b.Claim(nil)
+			defer c.Release()
+			for taken := int64(0); taken < 500; taken += 10 {
+				if err := c.Grow(context.Background(), 10); err != nil {
+					t.Error(err)
+				}
+			}
+			if above.Add(500) > 1500 {
+				t.Error("more than the budget and one claim")
+			}
+			time.Sleep(time.Millisecond)
+			above.Add(-500)
+		})
+	}
+	all.Wait()
+}
+
+func ExampleClaim_Grow() {
+	b := budget.New(64 << 20)
+	c := b.Claim(nil)
+	defer c.Release()
+	fmt.Println(c.Grow(context.Background(), 1<<20))
+	// Output: <nil>
+}

@@ -190,7 +190,9 @@ func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, s
 // mergeSealed merges a directory into fs, by moving what is in it or by copying.
 func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, move bool) (err error) {
 	m := merge{root: fs, move: move}
-	if move {
+	if !move {
+		m.room, m.shared = &room{path: fs}, s.clones()
+	} else {
 		if m.marked, err = markedDirs(sealed.each); err != nil {
 			return err
 		}

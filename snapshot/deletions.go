@@ -145,7 +145,7 @@ func (s *Store) aside(path string) (string, error) {
 	case errors.Is(err, os.ErrNotExist):
 		return "", nil
 	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EPERM):
-		return "", removeAll(path)
+		return "", removeAll(s.ctx(), path)
 	}
 	return "", err
 }
@@ -161,7 +161,7 @@ func (s *Store) startDeletions(workers int) {
 				if !ok {
 					return nil
 				}
-				if err := s.removeTaken(path); err != nil {
+				if err := s.removeTaken(ctx, path); err != nil && ctx.Err() == nil {
 					s.logLeft(ctx, path, err)
 				}
 			}
@@ -190,7 +190,7 @@ func (s *Store) deleteAll(ctx context.Context, paths []string) error {
 		if !ok {
 			break
 		}
-		_ = s.removeTaken(path) // state has it
+		_ = s.removeTaken(ctx, path) // state has it
 	}
 	busy, _ := s.deletions.state()
 	for _, path := range busy {
@@ -215,11 +215,16 @@ func (s *Store) awaitDeletions(ctx context.Context) {
 	}
 }
 
-func (s *Store) removeTaken(path string) error {
+func (s *Store) removeTaken(ctx context.Context, path string) error {
 	err := contained("deletion", func() error {
 		defer s.locks.lock(path)()
-		return removeAll(path)
+		return removeAll(ctx, path)
 	})
+	if err != nil && ctx.Err() != nil { // the next one goes on, or whoever opens the root next
+		s.deletions.done(path, nil)
+		s.deleteSoon([]string{path})
+		return ctx.Err()
+	}
 	s.deletions.done(path, err)
 	return err
 }

@@ -56,7 +56,7 @@ func (s *Store) copyStack(ctx context.Context, dir string, st *stack) error {
 		return classed(err)
 	}
 	for _, d := range slices.Backward(st.dirs) {
-		m := merge{root: fs, live: d.live}
+		m := merge{root: fs, live: d.live, room: &room{path: fs}, shared: s.clones()}
 		if err := s.merge(ctx, &m, d.path); err != nil {
 			return fmt.Errorf("copy of %s: %w", d.name, classed(err))
 		}

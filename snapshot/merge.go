@@ -26,6 +26,8 @@ type merge struct {
 	move   bool            // take inodes away from the source by renames, instead of copying them
 	marked map[string]bool // of the source, as markedDirs returns them; for move
 
+	room    *room // for what is copied; nil: there is enough
+	shared  bool  // files share their content with what they are copied from
 	into    *os.File
 	workers chan struct{}           // a place for each that copies beside the first; nil: none
 	fail    context.CancelCauseFunc // ends all workers
@@ -54,7 +56,7 @@ func (m *merge) run(ctx context.Context, dir string) error {
 	if opaque, err := unpack.IsOpaque(src); err != nil {
 		return err
 	} else if opaque {
-		if err := removeContent(m.into); err != nil {
+		if err := removeContent(ctx, m.into); err != nil {
 			return err
 		}
 	}
@@ -73,13 +75,13 @@ func (m *merge) rights() uint32 {
 	return 0o500
 }
 
-func removeContent(dir *os.File) error {
+func removeContent(ctx context.Context, dir *os.File) error {
 	names, err := readNames(dir)
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
-		if err := unpack.RemoveAll(dir, n); err != nil {
+		if err := unpack.RemoveAll(ctx, dir, n); err != nil {
 			return err
 		}
 	}
@@ -129,7 +131,7 @@ func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, f
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if !isDir && !fresh {
-		if err := unpack.RemoveAll(dst, name); err != nil {
+		if err := unpack.RemoveAll(ctx, dst, name); err != nil {
 			return err
 		}
 	}
@@ -167,7 +169,7 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 		}
 	}
 	if exists && (e.Opaque || below.Mode&unix.S_IFMT != unix.S_IFDIR) {
-		if err := unpack.RemoveAll(dst, name); err != nil {
+		if err := unpack.RemoveAll(ctx, dst, name); err != nil {
 			return err
 		}
 		exists = false
@@ -224,8 +226,23 @@ func (m *merge) linked(ctx context.Context, src, dst *os.File, name, at string, 
 	return nil
 }
 
+// fits holds what a copy takes against the free space.
+func (m *merge) fits(st *unix.Stat_t) error {
+	if m.room == nil {
+		return nil
+	}
+	bytes := int64(4096) // an inode
+	if !m.shared {
+		bytes += st.Blocks * 512
+	}
+	return m.room.take(bytes)
+}
+
 // copyNode copies what is not a directory.
 func (m *merge) copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.Stat_t) error {
+	if err := m.fits(st); err != nil {
+		return pathError("copy", at, err)
+	}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		from, err := openOwnFile(src, name, m.live)
 		if err != nil {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"hash"
 	"io"
 	"sync"
@@ -42,8 +43,9 @@ type tarPipe struct {
 
 // readTar has read the tar stream of a blob while it is decompressed and hashed ahead of that, by goroutines which have ended when
 // it returns. The digest of the blob itself is the ingest's to verify, and its stream ends only when that did: so the blob is
-// read to its end. After an error it is closed.
-func readTar(mediaType string, blob io.ReadCloser, sum hash.Hash, read func(tar io.Reader) error) error {
+// read to its end. After an error, and at the end of ctx, it is closed.
+func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Hash, read func(tar io.Reader) error) error {
+	defer context.AfterFunc(ctx, func() { blob.Close() })() // ends a Read that waits
 	tar, err := unpack.Decompress(mediaType, blob)
 	if err != nil {
 		return err
@@ -64,7 +66,7 @@ func readTar(mediaType string, blob io.ReadCloser, sum hash.Hash, read func(tar 
 		}
 	})
 	if err = contained("tar", func() error { return read(p) }); err == nil {
-		_, err = io.Copy(io.Discard, p)
+		err = copyUntil(ctx, io.Discard, p)
 	}
 	if err != nil {
 		close(p.stop)
@@ -72,7 +74,10 @@ func readTar(mediaType string, blob io.ReadCloser, sum hash.Hash, read func(tar 
 	}
 	both.Wait()
 	if err == nil {
-		_, err = io.Copy(io.Discard, blob)
+		err = copyUntil(ctx, io.Discard, blob)
+	}
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx) // not that the blob was closed
 	}
 	return err
 }

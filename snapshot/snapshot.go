@@ -27,6 +27,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -51,8 +52,8 @@ type Layer struct {
 type Options struct {
 	// Unpack is how layers are extracted. The zero value is right for root with root's rights.
 	Unpack unpack.Options
-	// Unpacks is how many layers whose blobs are here are unpacked at once. Four times as many that are being downloaded
-	// come on top. 0 means 16.
+	// Unpacks is how many layers whose blobs are here are unpacked at once. Twice as many that are being downloaded come on
+	// top. 0 means 16.
 	Unpacks int
 	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with; while layers
 	// are being unpacked it waits on, but no longer than 5 seconds. 0 means 100 ms, less than 0 that nothing is synced but by Sync.
@@ -70,6 +71,10 @@ type Options struct {
 	ReadOnly bool
 }
 
+// memoryBudget is what the entries of layers that are unpacked and planned take at once. One layer may have what its limits
+// allow on top; see docs/adr/0023-memory.md for the sum.
+const memoryBudget = 96 << 20
+
 // Store is the directories of one root.
 type Store struct {
 	root    string
@@ -79,6 +84,7 @@ type Store struct {
 	names   *staging.Names
 	unpacks *unpacks
 	syncer  *syncer
+	memory  *budget.Budget // what extractions and plans keep at once
 	locks   keyLock
 	ids     ids
 	wg      sync.WaitGroup         // background work: fix-ups, deletions
@@ -124,6 +130,7 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	ctx, stop := context.WithCancel(context.Background())
 	s.ctx, s.stop = func() context.Context { return ctx }, stop
 	s.clones = sync.OnceValue(s.canClone)
+	s.memory = budget.New(memoryBudget)
 	s.unpacks = newUnpacks(s)
 	s.syncer = newSyncer(s)
 	if s.opts.ReadOnly {

@@ -22,7 +22,7 @@ import (
 const unclaimedLife = 10 * time.Minute
 
 // followFactor is how many more layers are unpacked while they are downloaded than when they are here.
-const followFactor = 4
+const followFactor = 2
 
 // maxAnnounced bounds what is remembered of announcements; a pull has at most a few hundred layers.
 const maxAnnounced = 8192
@@ -204,7 +204,9 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	if j.err != nil {
 		u.forget(j)
 		if j.dir != "" {
-			if err := removeAll(j.dir); err != nil {
+			if ctx.Err() != nil {
+				u.s.deleteSoon([]string{j.dir})
+			} else if err := removeAll(ctx, j.dir); err != nil {
 				log.G(ctx).WithError(err).Warn("unpack: a part is left")
 			}
 		}
@@ -247,9 +249,8 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 	}
 	digester := digest.SHA256.Digester()
 	if have {
-		err = readTar(blob.MediaType, src, digester.Hash(), func(tar io.Reader) error {
-			_, err := io.Copy(io.Discard, tar)
-			return err
+		err = readTar(ctx, blob.MediaType, src, digester.Hash(), func(tar io.Reader) error {
+			return copyUntil(ctx, io.Discard, tar)
 		})
 	} else {
 		err = s.extract(ctx, j, src, digester)
@@ -297,12 +298,16 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 	}
 	defer dir.Close()
 	var res *unpack.Result
-	err = readTar(j.layer.Blob.MediaType, blob, digester.Hash(), func(tar io.Reader) error {
-		res, err = unpack.Extract(ctx, dir, tar, &s.opts.Unpack)
+	claim := s.memory.Claim(func(ctx context.Context) error { return s.complete(ctx, j) })
+	defer claim.Release()
+	opts := s.opts.Unpack
+	opts.Memory, opts.Room = claim.Grow, (&room{path: j.dir}).take
+	err = readTar(ctx, j.layer.Blob.MediaType, blob, digester.Hash(), func(tar io.Reader) error {
+		res, err = unpack.Extract(ctx, dir, tar, &opts)
 		return err
 	})
 	if err != nil {
-		return err
+		return classed(err)
 	}
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
@@ -310,7 +315,15 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 		OpaqueRoot: res.OpaqueRoot, DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
-	return writeSeal(filepath.Join(j.dir, "seal"), j.record, res.Count, res.Each, true)
+	interrupted := everyFew(ctx)
+	return classed(writeSeal(filepath.Join(j.dir, "seal"), j.record, res.Count, func(visit func(*unpack.Entry) error) error {
+		return res.Each(func(e *unpack.Entry) error {
+			if err := interrupted(); err != nil {
+				return err
+			}
+			return visit(e)
+		})
+	}, true))
 }
 
 // known reports whether the layer is here and was verified for its blob: any config may claim any diff ID.

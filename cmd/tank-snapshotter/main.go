@@ -14,6 +14,7 @@ import (
 	"fmt"
 	stdlog "log"
 	"os"
+	"runtime/debug"
 
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
@@ -21,7 +22,16 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	os.Exit(run(os.Args[1:]))
+}
+
+// memoryLimit is the size of the heap from which on garbage is collected more often, so that the process stays within 256 MiB
+// for images of 500,000 entries (docs/adr/0023-memory.md). What is in use may be more. The variable GOMEMLIMIT overrides it.
+const memoryLimit = 192 << 20
 
 // run runs one command and returns its exit code.
 func run(args []string) int {

@@ -179,6 +179,10 @@ func (x *extractor) file(
 	if ino.Size > maxSmall || isSparse(hdr) {
 		return x.complete(hdr.Name, fd, ino, mode, x.fill(ctx, hdr, fd, ino, body, src))
 	}
+	if err := x.take(hdr.Name, ino.Size); err != nil {
+		unix.Close(fd)
+		return err
+	}
 	return x.small.add(smallFile{name: hdr.Name, fd: fd, mode: mode, ino: ino}, body, src)
 }
 
@@ -238,6 +242,9 @@ func (x *extractor) fill(ctx context.Context, hdr *tar.Header, fd int, ino *inod
 			return src.blame(entryOf(hdr.Name), err)
 		}
 		x.hash.Write(buf)
+		if err := x.take(hdr.Name, int64(len(buf))); err != nil {
+			return err
+		}
 		if err := x.write(hdr.Name, fd, buf, -1); err != nil {
 			return err
 		}

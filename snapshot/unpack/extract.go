@@ -35,15 +35,17 @@ type extractor struct {
 	// coarse: the filesystem does not keep every nanosecond, so that times have to be read back.
 	coarse bool
 
-	seq      int32 // of the current entry
-	count    int   // entries and implied directories so far
-	metadata int64
-	held     int64                        // bytes of strings
-	memory   int64                        // what all of it takes
-	shared   map[string]map[string]string // the sets of attributes that there are
-	contents int64
-	holes    int64 // bytes of the contents that the archive leaves out
-	rooted   bool  // the tar has an entry for the root
+	seq         int32 // of the current entry
+	count       int   // entries and implied directories so far
+	metadata    int64
+	held        int64                        // bytes of strings
+	memory      int64                        // what all of it takes
+	interrupted func() error                 // returns why the extraction has to end
+	granted     int64                        // as Options.Memory was asked for
+	shared      map[string]map[string]string // the sets of attributes that there are
+	contents    int64
+	holes       int64 // bytes of the contents that the archive leaves out
+	rooted      bool  // the tar has an entry for the root
 
 	// Entries come directory by directory: the last parent path without symlinks, and where it led. Only a removal can
 	// change that.

@@ -100,7 +100,11 @@ func (w *holeWriter) Write(p []byte) (int, error) {
 	for rest, at := p, w.at; len(rest) > 0; {
 		n := min(holeSize, len(rest))
 		if string(rest[:n]) != string(zeros[:n]) {
-			if err := w.x.write(w.name, w.fd, rest[:n], at); err != nil {
+			err := w.x.take(w.name, int64(n))
+			if err == nil {
+				err = w.x.write(w.name, w.fd, rest[:n], at)
+			}
+			if err != nil {
 				w.err = err
 				return 0, err
 			}

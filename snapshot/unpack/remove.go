@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -78,17 +79,18 @@ func (c *climber) close() {
 
 // RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving the tree.
 // A name that does not exist is no error. Directories that their owner cannot search are opened up first. It goes on past
-// what it cannot remove, such as an immutable file, and then returns a leftover.Error with paths below dir.
-func RemoveAll(dir *os.File, name string) error {
+// what it cannot remove, such as an immutable file, and then returns a leftover.Error with paths below dir. It ends with
+// ctx, whose error it returns then.
+func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 	defer runtime.KeepAlive(dir)
-	if err := removeAll(int(dir.Fd()), name); err != nil {
+	if err := removeAll(ctx.Err, int(dir.Fd()), name); err != nil {
 		return fmt.Errorf("remove %q: %w", clip(name), err)
 	}
 	return nil
 }
 
-func removeAll(fd int, name string) error {
-	r := &remover{climber: climber{fd: fd}}
+func removeAll(interrupted func() error, fd int, name string) error {
+	r := &remover{climber: climber{fd: fd}, interrupted: interrupted}
 	defer r.close()
 	if err := r.run(name); err != nil {
 		return err
@@ -105,6 +107,8 @@ type remover struct {
 	climber
 	kept []map[string]bool // of each level of climber.up, and of the directory that it is in
 	left *leftover.Error
+	// interrupted returns why the removal has to end.
+	interrupted func() error
 }
 
 func (r *remover) run(name string) error {
@@ -114,6 +118,9 @@ func (r *remover) run(name string) error {
 	}
 	r.enter(name)
 	for len(r.up) > 0 {
+		if err := r.interrupted(); err != nil {
+			return err
+		}
 		sub, err := r.removeContent()
 		if err != nil {
 			r.keep(".", err)
@@ -126,7 +133,7 @@ func (r *remover) run(name string) error {
 			return err
 		}
 	}
-	return nil
+	return r.interrupted()
 }
 
 // leaveEmpty goes up, and removes the directory that it was in unless something was kept there.
@@ -238,6 +245,9 @@ func (r *remover) removeContent() (string, error) {
 	for {
 		if len(r.kept[len(r.kept)-1]) >= maxKept {
 			return "", nil
+		}
+		if r.interrupted() != nil {
+			return "", nil // run looks as well
 		}
 		names, err := f.Readdirnames(1024)
 		for _, name := range names {

@@ -2,6 +2,7 @@ package unpack_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -43,15 +44,15 @@ func TestRemoveAll(t *testing.T) {
 	}
 	unix.Close(fd)
 	unix.Close(top)
-	must(t, unpack.RemoveAll(openDir(t, base), "dddd"))
-	must(t, unpack.RemoveAll(openDir(t, base), "dddd"))
+	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "dddd"))
+	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "dddd"))
 	names, err := os.ReadDir(base)
 	must(t, err)
 	if len(names) != 1 || len(u.List(t, keep)) != 2 {
 		t.Errorf("left: %v, %v", names, u.List(t, keep))
 	}
 	must(t, os.Symlink(keep, filepath.Join(base, "l")))
-	must(t, unpack.RemoveAll(openDir(t, base), "l"))
+	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "l"))
 	if len(u.List(t, keep)) != 2 {
 		t.Error("the symlink was followed")
 	}

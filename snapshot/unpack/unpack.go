@@ -47,6 +47,11 @@ type Options struct {
 	UserXattr bool
 	// Limits bound what a layer may hold. Zero fields: the defaults.
 	Limits Limits
+	// Memory is called before an extraction keeps so many bytes more until its result is forgotten. It may wait; an error ends the
+	// extraction. nil: there is enough.
+	Memory func(ctx context.Context, bytes int64) error
+	// Room is called before so many bytes are written to the file system; an error ends the extraction. nil: there is enough.
+	Room func(bytes int64) error
 
 	walk bool // do as if openat2 were missing
 }
@@ -139,6 +144,7 @@ func Extract(ctx context.Context, dir *os.File, r io.Reader, opts *Options) (*Re
 		return nil, fmt.Errorf("layer directory %q: %w", dir.Name(), err)
 	}
 	defer x.close()
+	x.interrupted = ctx.Err
 	err = x.readAll(ctx, r)
 	if made := x.small.await(); err == nil {
 		err = made
@@ -164,11 +170,41 @@ func (x *extractor) readAll(ctx context.Context, r io.Reader) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("layer: %w", err)
 		}
+		if err := x.makeRoom(ctx, hdr.Name); err != nil {
+			return err
+		}
 		if err := x.entry(ctx, hdr, tr, src); err != nil {
 			return err
 		}
 	}
 	return src.drain(ctx)
+}
+
+// memoryStep is how much memory is asked for at once: that of a thousand entries.
+const memoryStep = 256 << 10
+
+// makeRoom asks for what the entries so far take in memory, and for an inode of the next one.
+func (x *extractor) makeRoom(ctx context.Context, name string) error {
+	if x.memory > x.granted && x.opts.Memory != nil {
+		step := (x.memory - x.granted + memoryStep) / memoryStep * memoryStep
+		if err := x.opts.Memory(ctx, step); err != nil {
+			return fmt.Errorf("layer: memory: %w", err)
+		}
+		x.granted += step
+	}
+	const inode = 4096
+	return x.take(name, inode)
+}
+
+// take asks for room on the disk.
+func (x *extractor) take(name string, bytes int64) error {
+	if x.opts.Room == nil {
+		return nil
+	}
+	if err := x.opts.Room(bytes); err != nil {
+		return fmt.Errorf("%s: %w", entryOf(name), err)
+	}
+	return nil
 }
 
 // invalid is an error of class ErrInvalidLayer about the entry with this name.

@@ -1,23 +1,22 @@
 package tank
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/content"
-	"github.com/tank-snapshotter/tank/internal/imagejson"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -25,283 +24,273 @@ import (
 
 // Rebuilt is what a Rebuild found.
 type Rebuilt struct {
-	Images, Blobs, Layers, Rootfs int
-	// Lost are directories that containers wrote, which are kept below lost/: whose they were only the database knew.
+	Images, Blobs, Layers, Rootfs, Snapshots int
+	// Lost are directories and files that were moved below lost/: no record could be made of them.
 	Lost int
+	// Names reports whether all names of images are known: from index.json, or from the former database when that was
+	// whole.
+	Names bool
+	// Kept is the holder of what belongs to nothing that is known: "" when there is no such thing.
+	Kept string
 }
 
-// Rebuild makes a root's database again from its directories, as after its loss or damage: blobs that hash to their names,
-// layers and rootfs that are what their seals say, the images of index.json. The old database stays beside the new one as
-// metadata.db.old. containerd's snapshots can't be made again, so it has to unpack its images anew, from blobs
-// that are here. errdefs.ErrUnavailable while another process owns the root.
+// RebuiltHolder holds what a Rebuild found and nobody is known to need: nothing of it is collected until it is
+// released.
+const RebuiltHolder metadata.Holder = "rebuilt"
+
+// Rebuild makes a root's database again, as after its loss or damage: from what can still be read of it, from blobs
+// that hash to their names, from layers and rootfs that are what their seals say, and from the images of index.json.
+// It collects nothing. The new database takes the place of the former one when it is finished and checked, and an
+// error or a crash at any time leaves the former one in place; that stays as metadata.db.old.
+//
+// What containers wrote, and what else no record can be made of, is moved below lost/. errdefs.ErrUnavailable while
+// another process owns the root, and otherwise the errors of Open for a directory that is no root.
 func Rebuild(ctx context.Context, root string) (Rebuilt, error) {
-	var r Rebuilt
 	root, err := filepath.Abs(root)
 	if err != nil {
-		return r, fmt.Errorf("root: %w", err)
+		return Rebuilt{}, fmt.Errorf("root: %w", err)
 	}
-	lock := &Tank{root: root}
-	if _, err := lock.own(false, false); err != nil {
-		return r, fmt.Errorf("root %s: %w", root, err)
+	r := &rebuild{root: root, path: filepath.Join(root, databaseName)}
+	t := &Tank{root: root}
+	m, err := t.own(false, false)
+	if err == nil {
+		r.daemon = m.daemon
+		err = r.run(ctx)
 	}
-	blobs, err := content.Recover(ctx, root)
-	if err != nil {
-		return r, errors.Join(err, lock.Close())
+	if err := errors.Join(err, t.Close()); err != nil {
+		return Rebuilt{}, fmt.Errorf("root %s: %w", root, err)
 	}
-	dirs, err := snapshot.Recover(ctx, root)
-	if err != nil {
-		return r, errors.Join(err, lock.Close())
+	// Opening writes index.json, and shows that the root can be opened.
+	switch t, err := Open(root, &Options{Existing: true}); {
+	case errdefs.IsUnavailable(err): // another process was quicker, and could
+	case err != nil:
+		return r.found, err
+	default:
+		return r.found, t.Close()
 	}
-	r.Lost = len(dirs.Snapshots)
-	if err := setAside(root, dirs.Snapshots); err != nil {
-		return r, errors.Join(err, lock.Close())
-	}
-	if err := lock.Close(); err != nil {
-		return r, err
-	}
-	return r, r.record(ctx, root, blobs, dirs)
+	return r.found, nil
 }
 
-// setAside moves away the old database and what no record can be made of.
-func setAside(root string, snapshots []string) error {
-	db := filepath.Join(root, "metadata.db")
-	if err := os.Rename(db, db+".old"); err != nil && !errors.Is(err, os.ErrNotExist) {
+// rebuild is one call of Rebuild.
+type rebuild struct {
+	root, path string
+	daemon     bool // the root is a daemon's
+	found      Rebuilt
+
+	old     *metadata.Salvaged
+	blobs   []metadata.Blob // that are intact
+	damaged []string        // paths of blobs that are not
+	dirs    *snapshot.Recovered
+	index   []ocispec.Descriptor // of index.json
+	badFile bool                 // index.json can't be read, or not wholly
+}
+
+func (r *rebuild) run(ctx context.Context) (err error) {
+	if r.old, err = r.salvage(); err != nil {
 		return err
 	}
-	if len(snapshots) == 0 {
+	r.index, err = readIndexed(r.root)
+	if r.badFile = err != nil; r.badFile && !r.old.Whole {
+		log.G(ctx).WithError(err).Warn("rebuild: index.json")
+	}
+	if r.blobs, r.damaged, err = content.Recover(ctx, r.root); err != nil {
+		return err
+	}
+	if r.dirs, err = snapshot.Recover(ctx, r.root); err != nil {
+		return err
+	}
+	r.daemon = r.daemon || r.hadDaemon()
+	p := newPlan(r)
+	p.fill(ctx)
+	// What the records call durable has to be on the disk.
+	if err := syncDirs(r.root); err != nil {
+		return err
+	}
+	built := r.path + ".new"
+	if err := metadata.Build(built, p.write); err != nil {
+		return err
+	}
+	if err := r.setAside(p); err != nil {
+		return errors.Join(err, os.Remove(built))
+	}
+	if err := r.replace(built); err != nil {
+		return err
+	}
+	r.found.Names = r.old.Whole || !r.badFile || len(r.blobs) == 0
+	return r.dropIndex()
+}
+
+// salvage reads the former database, or, when nothing is in it, the one that an earlier rebuild put aside.
+func (r *rebuild) salvage() (*metadata.Salvaged, error) {
+	s, err := metadata.Salvage(r.path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errdefs.IsDataLoss(err) {
+		return nil, err
+	}
+	if !s.Empty() {
+		return s, nil
+	}
+	earlier, err := filepath.Glob(r.path + ".old*")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range slices.Backward(earlier) {
+		if e, err := metadata.Salvage(path); err == nil && !e.Empty() {
+			e.Whole = false // it does not know what came later
+			return e, nil
+		}
+	}
+	return s, nil
+}
+
+// hadDaemon reports whether something in the root shows that a containerd used it.
+func (r *rebuild) hadDaemon() bool {
+	return len(r.old.Facts["flag/"+daemonFlag]) > 0 || len(r.dirs.Snapshots) > 0 ||
+		slices.ContainsFunc(r.old.Holds, func(h metadata.Hold) bool { return h.Holder.IsContainerd() })
+}
+
+// readIndexed returns the descriptors of index.json, as far as they can be read. The error is os.ErrNotExist for a
+// missing file.
+func readIndexed(root string) ([]ocispec.Descriptor, error) {
+	b, err := regular.ReadFile(filepath.Join(root, ocispec.ImageIndexFile), maxLayout)
+	if err != nil {
+		return nil, err
+	}
+	var index ocispec.Index
+	if err = json.Unmarshal(b, &index); err == nil {
+		return index.Manifests, nil
+	}
+	// A file that was cut: what comes before the cut is right.
+	_, list, _ := strings.Cut(string(b), `"manifests":[`)
+	d := json.NewDecoder(strings.NewReader("[" + list))
+	var found []ocispec.Descriptor
+	if _, e := d.Token(); e != nil {
+		return nil, err
+	}
+	for d.More() {
+		var m ocispec.Descriptor
+		if d.Decode(&m) != nil {
+			break
+		}
+		found = append(found, m)
+	}
+	return found, err
+}
+
+// readIndex returns what index.json contains; a missing file is empty.
+func readIndex(root string) (index ocispec.Index, err error) {
+	index.Manifests, err = readIndexed(root)
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return index, err
+}
+
+// syncDirs writes the file systems of the root to the disk.
+func syncDirs(root string) error {
+	for _, dir := range append([]string{"."}, ownDirs...) {
+		f, err := os.Open(filepath.Join(root, dir))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Close()); err != nil {
+			return fmt.Errorf("directory %s: syncfs: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// setAside moves below lost/ what no record was made of: a later collection would take it for garbage. A copy of an
+// index.json that can't be read goes there as well.
+func (r *rebuild) setAside(p *plan) error {
+	lost := filepath.Join(r.root, "lost", time.Now().UTC().Format("20060102T150405.000000000"))
+	names := map[string]string{}
+	for _, path := range r.damaged {
+		names[path] = "blob-" + filepath.Base(path)
+	}
+	for _, name := range p.lostSnapshots {
+		names[filepath.Join(r.root, "snapshots", name)] = name
+	}
+	for _, name := range p.lostLayers {
+		names[filepath.Join(r.root, "layers", name)] = "layer-" + name
+	}
+	r.found.Lost = len(names)
+	index := filepath.Join(r.root, ocispec.ImageIndexFile)
+	var copied []byte
+	if r.badFile {
+		copied, _ = regular.ReadFile(index, maxLayout) // what is no file has nothing to keep
+	}
+	if len(names) == 0 && len(copied) == 0 {
 		return nil
 	}
-	lost := filepath.Join(root, "lost", time.Now().UTC().Format("20060102T150405.000000000"))
 	if err := os.MkdirAll(lost, 0o700); err != nil {
 		return err
 	}
-	for _, name := range snapshots {
-		if err := os.Rename(filepath.Join(root, "snapshots", name), filepath.Join(lost, name)); err != nil {
+	for from, name := range names {
+		if err := moveAside(from, filepath.Join(lost, name)); err != nil {
 			return err
 		}
+	}
+	if len(copied) > 0 {
+		return replaceFile(filepath.Join(lost, ocispec.ImageIndexFile), copied)
 	}
 	return nil
 }
 
-// record fills a new database.
-func (r *Rebuilt) record(ctx context.Context, root string, blobs []metadata.Blob, dirs *snapshot.Recovered) error {
-	index, err := readIndex(root)
-	if err != nil {
-		return err
-	}
-	db, err := metadata.Open(filepath.Join(root, "metadata.db"), nil)
-	if err != nil {
-		return err
-	}
-	found := newFound(root, blobs, dirs)
-	daemon := len(dirs.Layers) > 0 || len(dirs.Snapshots) > 0
-	var recs []metadata.Image
-	err = db.Update(func(tx *metadata.Tx) error {
-		if err := tx.SkipIDs(dirs.LastID); err != nil {
+// moveAside moves what lies on the root's file system. In a pool on another disk it stays, under a name that is no
+// entry of the pool and that no collection looks at.
+func moveAside(from, to string) error {
+	err := os.Rename(from, to)
+	if errors.Is(err, unix.EXDEV) {
+		lost := filepath.Join(filepath.Dir(from), "lost+found")
+		if err := os.MkdirAll(lost, 0o700); err != nil {
 			return err
 		}
-		for _, d := range index.Manifests {
-			rec, ok := found.image(ctx, d)
-			if !ok {
-				continue
-			}
-			if err := found.put(tx, rec); err != nil {
-				return err
-			}
-			recs = append(recs, rec)
+		return os.Rename(from, filepath.Join(lost, filepath.Base(filepath.Dir(to))+"-"+filepath.Base(to)))
+	}
+	return err
+}
+
+// replace puts the new database in the place of the former one, which is kept unless it has no bytes.
+func (r *rebuild) replace(built string) error {
+	fi, err := os.Lstat(r.path)
+	if err == nil && (fi.Size() > 0 || !fi.Mode().IsRegular()) {
+		if err := r.keep(fi.Mode()); err != nil {
+			return errors.Join(err, os.Remove(built))
 		}
-		if !daemon {
+	}
+	if err := os.Rename(built, r.path); err != nil {
+		return errors.Join(err, os.Remove(built))
+	}
+	return syncDir(r.root)
+}
+
+// keep gives the former database the first free name of metadata.db.old, metadata.db.old.1 and so on; one that was
+// whole only the first, because all of it is in the new one. Where the file system has hard links it stays in its
+// place too, so that a root without a database is never seen.
+func (r *rebuild) keep(mode os.FileMode) error {
+	for n := 0; n == 0 || !r.old.Whole; n++ {
+		to := r.path + ".old"
+		if n > 0 {
+			to = fmt.Sprintf("%s.old.%d", r.path, n)
+		}
+		if _, err := os.Lstat(to); err == nil {
+			continue
+		}
+		if mode.IsRegular() && os.Link(r.path, to) == nil {
 			return nil
 		}
-		for _, b := range blobs { // containerd's collector drops what it does not know
-			if err := errors.Join(tx.PutBlob(b), tx.Hold(metadata.Containerd, metadata.BlobNode(b.Digest))); err != nil {
-				return err
-			}
-		}
+		return os.Rename(r.path, to)
+	}
+	return nil
+}
+
+// dropIndex removes an index.json that is no file of bounded size: the next opening refuses to write in its place.
+func (r *rebuild) dropIndex() error {
+	if !r.badFile {
 		return nil
-	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		return err
 	}
-	r.Images, r.Blobs, r.Rootfs = len(recs), len(blobs), len(dirs.Rootfs)
-	if r.Layers, err = holdLayers(ctx, root, daemon, recs); err != nil {
-		return err
-	}
-	return nil
-}
-
-// holdLayers opens the rebuilt root and has each image hold its layers, whose blobs are hashed again for it: that a blob
-// has the diff ID that a config claims is never believed.
-func holdLayers(ctx context.Context, root string, daemon bool, recs []metadata.Image) (n int, err error) {
-	t, err := Open(root, &Options{Daemon: daemon})
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, t.Close()) }()
-	if daemon {
-		for _, rec := range recs {
-			for _, p := range rec.Platforms {
-				for _, l := range layersOf(p.Layers, p.DiffIDs) {
-					if _, err := t.snapshots.Unpack(ctx, metadata.ImageHolder(rec.Ref), l); err != nil {
-						return n, fmt.Errorf("image %s: %w", rec.Ref, err)
-					}
-					n++
-				}
-			}
-		}
-	}
-	if _, err := t.GC(ctx); err != nil {
-		return n, err
-	}
-	if err := t.snapshots.Sync(ctx); err != nil {
-		return n, err
-	}
-	return n, t.writeLayout()
-}
-
-func readIndex(root string) (index ocispec.Index, err error) {
-	b, err := regular.ReadFile(filepath.Join(root, ocispec.ImageIndexFile), maxLayout)
-	if errors.Is(err, os.ErrNotExist) {
-		return index, nil
-	}
-	if err != nil {
-		return index, err
-	}
-	if err := json.Unmarshal(b, &index); err != nil {
-		return index, fmt.Errorf("index.json: %w: %w", err, errdefs.ErrDataLoss)
-	}
-	return index, nil
-}
-
-// foundThings is what images are made of.
-type foundThings struct {
-	root   string
-	blobs  map[digest.Digest]metadata.Blob
-	rootfs map[digest.Digest]metadata.Rootfs
-}
-
-func newFound(root string, blobs []metadata.Blob, dirs *snapshot.Recovered) *foundThings {
-	f := &foundThings{root, map[digest.Digest]metadata.Blob{}, map[digest.Digest]metadata.Rootfs{}}
-	for _, b := range blobs {
-		f.blobs[b.Digest] = b
-	}
-	for _, r := range dirs.Rootfs {
-		f.rootfs[r.Manifest] = r
-	}
-	return f
-}
-
-// image reads the record of a reference from its blobs: the platforms of which everything is here.
-func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec metadata.Image, ok bool) {
-	rec = metadata.Image{Ref: d.Annotations[ocispec.AnnotationRefName], Target: d, Created: time.Now().UTC()}
-	rec.Updated = rec.Created
-	rec.Target.Annotations = nil
-	if rec.Ref == "" {
-		return rec, false
-	}
-	manifests := []ocispec.Descriptor{d}
-	for depth := 0; len(manifests) > 0 && depth < 4; depth++ {
-		var deeper []ocispec.Descriptor
-		for _, m := range manifests {
-			doc := f.document(ctx, m)
-			if doc == nil {
-				continue
-			}
-			if doc.Index != nil {
-				deeper = append(deeper, doc.Index.Manifests...)
-			} else if p, ok := f.platform(ctx, m, doc.Manifest); ok {
-				rec.Platforms = append(rec.Platforms, p)
-			}
-		}
-		manifests = deeper
-	}
-	if len(rec.Platforms) == 0 {
-		log.G(ctx).Warnf("rebuild: image %s is not whole", rec.Ref)
-	}
-	return rec, len(rec.Platforms) > 0
-}
-
-func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor, manifest *ocispec.Manifest) (p metadata.Platform, ok bool) {
-	b, err := f.read(manifest.Config)
-	if err != nil {
-		return p, f.leaveOut(ctx, manifest.Config, err)
-	}
-	config, err := imagejson.ReadConfig(b)
-	if err = cmp.Or(err, imagejson.Fetchable(manifest)); err == nil {
-		err = imagejson.Pair(manifest, config)
-	}
-	if err != nil {
-		return p, f.leaveOut(ctx, m, err)
-	}
-	for _, l := range manifest.Layers {
-		if b, here := f.blobs[l.Digest]; !here || b.Size != l.Size {
-			return p, false
-		}
-	}
-	m.Annotations, m.Platform = nil, nil
-	_, rootfs := f.rootfs[m.Digest]
-	return metadata.Platform{
-		Platform: platforms.Normalize(config.Platform), Manifest: m, Config: manifest.Config, Layers: manifest.Layers,
-		DiffIDs: config.RootFS.DiffIDs, Rootfs: rootfs,
-	}, true
-}
-
-// document reads a manifest or an index; nil if it is not here or would be refused in a pull.
-func (f *foundThings) document(ctx context.Context, d ocispec.Descriptor) *imagejson.Document {
-	b, err := f.read(d)
-	if err == nil {
-		var doc *imagejson.Document
-		if doc, err = imagejson.Read(d.MediaType, b); err == nil {
-			return doc
-		}
-	}
-	f.leaveOut(ctx, d, err)
-	return nil
-}
-
-// leaveOut logs why an image is not recorded again. It returns false.
-func (f *foundThings) leaveOut(ctx context.Context, d ocispec.Descriptor, err error) bool {
-	if !errors.Is(err, errdefs.ErrNotFound) {
-		log.G(ctx).WithError(err).Warnf("rebuild: blob %.100q", d.Digest)
-	}
-	return false
-}
-
-// read returns a blob that is here with the size that d gives it; errdefs.ErrNotFound when none is here.
-func (f *foundThings) read(d ocispec.Descriptor) ([]byte, error) {
-	b, here := f.blobs[d.Digest]
-	if !here {
-		return nil, fmt.Errorf("blob %.100q: %w", d.Digest, errdefs.ErrNotFound)
-	}
-	if b.Size != d.Size {
-		return nil, fmt.Errorf("%d bytes where %d were announced: %w", b.Size, d.Size, errdefs.ErrDataLoss)
-	}
-	return regular.ReadFile(filepath.Join(f.root, "blobs", d.Digest.Algorithm().String(), d.Digest.Encoded()), imagejson.MaxConfigSize)
-}
-
-// put records an image and all it holds.
-func (f *foundThings) put(tx *metadata.Tx, rec metadata.Image) error {
-	if err := tx.PutImage(rec); err != nil {
-		return err
-	}
-	h := metadata.ImageHolder(rec.Ref)
-	hold := func(d digest.Digest) error {
-		return errors.Join(tx.PutBlob(f.blobs[d]), tx.Hold(h, metadata.BlobNode(d)))
-	}
-	if err := hold(rec.Target.Digest); err != nil {
-		return err
-	}
-	for _, p := range rec.Platforms {
-		for _, d := range append([]ocispec.Descriptor{p.Manifest, p.Config}, p.Layers...) {
-			if err := hold(d.Digest); err != nil {
-				return err
-			}
-		}
-		if p.Rootfs {
-			if err := errors.Join(tx.PutRootfs(f.rootfs[p.Manifest.Digest]), tx.Hold(h, metadata.RootfsNode(p.Manifest.Digest))); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return os.RemoveAll(filepath.Join(r.root, ocispec.ImageIndexFile))
 }

@@ -230,7 +230,7 @@ func makeRoot(root string) error {
 // them.
 var ownDirs = []string{
 	"blobs", "blobs/sha256", "blobs/sha512", "ingest", "layers", "rootfs", "rootfs/sha256", "rootfs/sha512", "snapshots",
-	"staging", "lost",
+	"staging", "lost", "reserve",
 }
 
 // checkOwners returns errdefs.ErrFailedPrecondition unless the root and Tank's directories in it are directories that
@@ -278,7 +278,7 @@ func barren(root string) (bool, error) {
 		return false, nil
 	}
 	for _, dir := range ownDirs {
-		if filepath.Base(dir) == "staging" {
+		if dir == "staging" || dir == "reserve" {
 			continue
 		}
 		names, err := namesIn(filepath.Join(root, dir))

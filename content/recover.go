@@ -9,37 +9,38 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Recover lists the blobs below blobs/ of a root whose database is to be made again: those that hash to their name. It
-// changes nothing.
-func Recover(ctx context.Context, root string) ([]metadata.Blob, error) {
-	var blobs []metadata.Blob
+// Recover lists the blobs below blobs/ of a root whose database is to be made again: those that hash to their name,
+// and the paths of the files that do not. It changes nothing.
+func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged []string, err error) {
 	dir := filepath.Join(root, "blobs")
-	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
+	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || staging.Is(e.Name()) || staging.Foreign(e.Name()) {
+			if e != nil && e.IsDir() && (staging.Is(e.Name()) || staging.Foreign(e.Name())) {
+				return fs.SkipDir
+			}
 			return err
 		}
 		d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(filepath.Dir(path))), e.Name())
 		b, err := recoverBlob(ctx, path, d)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
+		case err != nil:
+			log.G(ctx).WithError(err).Warnf("recover: blob %s", d)
+			damaged = append(damaged, path)
+		default:
+			blobs = append(blobs, b)
 		}
-		if err != nil {
-			log.G(ctx).WithError(err).Warnf("recover: %s is left out", path)
-			return nil
-		}
-		blobs = append(blobs, b)
 		return nil
 	})
 	if os.IsNotExist(err) {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return blobs, err
+	return blobs, damaged, err
 }
 
 func recoverBlob(ctx context.Context, path string, d digest.Digest) (metadata.Blob, error) {

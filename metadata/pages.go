@@ -47,16 +47,24 @@ type pages struct {
 	high     uint64 // pages from this one on are not in use
 	used     []bool // pages that were reached; a page that is reached twice belongs to two trees
 	free     []bool // pages of the free list
-	inside   bool   // of a bucket
 	buckets  int
 	report   faultFunc
 	faults   int
+
+	// visit is called with each entry of each bucket, and sequence with each bucket's number. nil: nobody wants them.
+	visit    func(bucket string, key, value []byte)
+	sequence func(bucket string, n uint64)
+	bucket   string // that is walked
 }
 
 // checkPages reports every fault in the structure of the database file r. leaked adds the pages that are neither in use nor
 // free: they cost space and harm nothing.
 func checkPages(r io.ReaderAt, size int64, leaked bool, report faultFunc) error {
-	p := &pages{r: r, report: report}
+	return (&pages{r: r, report: report}).check(size, leaked)
+}
+
+// check walks all pages.
+func (p *pages) check(size int64, leaked bool) error {
 	m, err := p.meta(size)
 	if err != nil {
 		return err
@@ -103,7 +111,17 @@ func (p *pages) meta(size int64) (best boltMeta, err error) {
 		return best, errors.New("no valid meta page")
 	}
 	p.pageSize, p.high = uint64(best.pageSize), best.high
-	if p.high < 3 || p.high > uint64(size)/p.pageSize {
+	for id := range int64(2) { // the other one would be what was true before the last transaction
+		if _, ok := p.readMeta(id * int64(p.pageSize)); !ok {
+			p.fault("page %d: no valid meta page", id)
+		}
+	}
+	there := uint64(size) / p.pageSize
+	if p.visit != nil && p.high > there { // what a cut file still has is wanted
+		p.fault("%d pages in %d bytes", p.high, size)
+		p.high = there
+	}
+	if p.high < 3 || p.high > there {
 		return best, fmt.Errorf("%d pages in %d bytes", p.high, size)
 	}
 	return best, nil
@@ -247,7 +265,8 @@ func (p *pages) branch(pg page, low, high []byte, depth int) {
 // leaf also walks the buckets that are values of a leaf.
 func (p *pages) leaf(pg page, low, high []byte, depth int) {
 	keys := make([][]byte, pg.count)
-	var buckets [][]byte
+	values := make([][]byte, pg.count)
+	var buckets map[int]bool
 	for i := range keys {
 		e, ok := p.element(pg, i)
 		if !ok {
@@ -262,32 +281,44 @@ func (p *pages) leaf(pg page, low, high []byte, depth int) {
 		if !ok {
 			return
 		}
+		values[i] = value
 		if native.Uint32(e)&1 != 0 {
-			buckets = append(buckets, value)
+			if buckets == nil {
+				buckets = map[int]bool{}
+			}
+			buckets[i] = true
 		}
 	}
 	if !p.ordered(pg, keys, low, high) {
 		return
 	}
-	for _, b := range buckets {
-		p.bucket(pg.id, b, depth+1)
+	for i, value := range values {
+		switch {
+		case buckets[i]:
+			p.walkBucket(pg.id, string(keys[i]), value, depth+1)
+		case p.visit != nil && p.bucket != "":
+			p.visit(p.bucket, keys[i], value)
+		}
 	}
 }
 
-// bucket walks the tree of a bucket: pages of its own, or one page inside the value. All of Tank's buckets lie in the file's
-// root; refusing others keeps the time linear in the size of the file, whatever it contains.
-func (p *pages) bucket(id uint64, value []byte, depth int) {
+// walkBucket walks the tree of a bucket: pages of its own, or one page inside the value. All of Tank's buckets lie in
+// the file's root; refusing others keeps the time linear in the size of the file, whatever it contains.
+func (p *pages) walkBucket(id uint64, name string, value []byte, depth int) {
 	p.buckets++
 	switch {
-	case p.inside || p.buckets > maxBuckets:
+	case p.bucket != "" || p.buckets > maxBuckets:
 		p.fault("page %d: a bucket that is not Tank's", id)
 		return
 	case len(value) < bucketSize:
 		p.fault("page %d: a bucket of %d bytes", id, len(value))
 		return
 	}
-	p.inside = true
-	defer func() { p.inside = false }()
+	p.bucket = name
+	defer func() { p.bucket = "" }()
+	if p.sequence != nil {
+		p.sequence(name, native.Uint64(value[8:]))
+	}
 	if root := native.Uint64(value); root != 0 {
 		p.tree(root, nil, nil, depth)
 		return

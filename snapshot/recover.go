@@ -19,8 +19,12 @@ import (
 // Recovered is what the directories say when the database is lost: records of what is intact, and what no record can be
 // made of.
 type Recovered struct {
-	Layers []metadata.Layer
+	Layers []metadata.Layer // and fix-ups
 	Rootfs []metadata.Rootfs
+	// BrokenRootfs are the manifests of rootfs that are not what their seals say, or have none.
+	BrokenRootfs []digest.Digest
+	// BrokenLayers are the names below layers/ of which the same is true.
+	BrokenLayers []string
 	// Snapshots are the directories that containers wrote, below snapshots/. Whose they were only the database knew.
 	Snapshots []string
 	// LastID is the largest number that names a directory.
@@ -28,7 +32,7 @@ type Recovered struct {
 }
 
 // Recover reads layers/, rootfs/ and snapshots/ of a root whose database is to be made again. Each directory is compared
-// with its seal, which has its record; what differs is left out. It changes nothing.
+// with its seal, which has its record. It changes nothing.
 func Recover(ctx context.Context, root string) (*Recovered, error) {
 	s := &Store{root: root}
 	r := &Recovered{}
@@ -37,11 +41,19 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 		return nil, err
 	}
 	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		var l metadata.Layer
-		if s.recover(ctx, s.path("layers", name, "fs"), s.path("layers", name, "seal"), &l) && l.DiffID != "" {
+		if s.recover(ctx, s.path("layers", name, "fs"), s.path("layers", name, "seal"), &l) && l.Key != "" {
 			l.Dir, l.Durable = name, false
 			r.Layers = append(r.Layers, l)
+		} else {
+			r.BrokenLayers = append(r.BrokenLayers, name)
 		}
+	}
+	if err := ctx.Err(); err != nil { // which made a directory look broken
+		return nil, err
 	}
 	if r.Snapshots, err = s.recoverable("snapshots", r); err != nil {
 		return nil, err
@@ -60,14 +72,20 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 				continue
 			}
 			dir := s.path("rootfs", algorithm, name)
+			d := digest.NewDigestFromEncoded(digest.Algorithm(algorithm), name)
+			if d.Validate() != nil {
+				continue
+			}
 			var f metadata.Rootfs
-			if s.recover(ctx, dir, dir+".seal", &f) && f.Manifest == digest.NewDigestFromEncoded(digest.Algorithm(algorithm), name) {
+			if s.recover(ctx, dir, dir+".seal", &f) && f.Manifest == d {
 				f.Durable = false
 				r.Rootfs = append(r.Rootfs, f)
+			} else {
+				r.BrokenRootfs = append(r.BrokenRootfs, d)
 			}
 		}
 	}
-	return r, nil
+	return r, ctx.Err()
 }
 
 func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
@@ -101,7 +119,7 @@ func (s *Store) recover(ctx context.Context, dir, seal string, record any) bool 
 		err = json.Unmarshal(sealed.record, record)
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warnf("recover: %s is left out", dir)
+		log.G(ctx).WithError(err).Warnf("recover: %s is not what its seal says", dir)
 	}
 	return err == nil
 }

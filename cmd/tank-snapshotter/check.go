@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -30,7 +31,7 @@ func (c *cli) checkCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
-	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "make the database again from the directories first; no daemon may be running, and --root has to name its root")
+	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "make the database again first, from what is left of it and from the directories; no daemon may be running, and --root has to name its root")
 	return cmd
 }
 
@@ -80,9 +81,24 @@ func (c *cli) rebuild(ctx context.Context) error {
 	if err != nil {
 		return rootError(root, err)
 	}
-	printable.Fprintf(os.Stderr, "rebuilt from the directories: %d images, %d blobs, %d layers, %d rootfs\n", r.Images, r.Blobs, r.Layers, r.Rootfs)
-	if r.Lost > 0 {
-		printable.Fprintf(os.Stderr, "%d directories that containers wrote are below lost/: only the old database, metadata.db.old, knew whose they were\n", r.Lost)
-	}
+	reportRebuilt(os.Stderr, r)
 	return nil
+}
+
+// reportRebuilt prints what a rebuild found, and what the user has to know of the rest.
+func reportRebuilt(w io.Writer, r tank.Rebuilt) {
+	printable.Fprintf(w, "rebuilt: %d images, %d blobs, %d layers, %d rootfs, %d snapshots\n",
+		r.Images, r.Blobs, r.Layers, r.Rootfs, r.Snapshots)
+	if !r.Names {
+		printable.Fprintf(w, "index.json could not be read: images that only it named are missing. "+
+			"Their blobs are kept, so that pulling them again fetches little. A copy of the file is below lost/.\n")
+	}
+	if r.Kept != "" {
+		printable.Fprintf(w, "What belongs to no known image is kept by the holder %q: "+
+			"`holders` shows how much, and `release %s` gives it up.\n", r.Kept, r.Kept)
+	}
+	if r.Lost > 0 {
+		printable.Fprintf(w, "%d directories and files that nothing is recorded of are below lost/: "+
+			"what containers wrote, and what is damaged.\n", r.Lost)
+	}
 }

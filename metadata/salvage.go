@@ -1,0 +1,192 @@
+package metadata
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/internal/regular"
+)
+
+// Hold is one hold of one holder.
+type Hold struct {
+	Holder Holder
+	Node   Node
+}
+
+// Salvaged is what could be read of a database. Records that belong together may be incomplete.
+type Salvaged struct {
+	Blobs     []Blob
+	Layers    []Layer
+	Rootfs    []Rootfs
+	Snapshots []Snapshot
+	Images    []Image
+	Pulls     []Pull
+	Holds     []Hold
+	// Pairs are the blobs that were seen to decompress to a diff ID.
+	Pairs map[digest.Digest]digest.Digest
+	// Facts is all else that is recorded of the root: flags and bindings. See Tx.PutFact.
+	Facts map[string][]byte
+	// LastID is the last number that TakeIDs gave out.
+	LastID uint64
+	// Whole reports that the database has no fault, so that nothing was left out.
+	Whole bool
+}
+
+// Empty reports whether no record was found of anything.
+func (s *Salvaged) Empty() bool {
+	return len(s.Blobs)+len(s.Layers)+len(s.Rootfs)+len(s.Snapshots)+len(s.Images) == 0
+}
+
+// Salvage reads what is readable of a database that nobody has open, page by page: a damaged page loses what it holds, and
+// nothing else. A file that is no database gives nothing. The error is os.ErrNotExist for a missing file.
+func Salvage(path string) (*Salvaged, error) {
+	s := &Salvaged{Pairs: map[digest.Digest]digest.Digest{}, Facts: map[string][]byte{}}
+	f, err := regular.Open(path)
+	if err != nil {
+		return s, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return s, err
+	}
+	if fi.Size() > maxFile {
+		return s, fmt.Errorf("metadata %s: %d bytes are too many for a database: %w", path, fi.Size(), errdefs.ErrDataLoss)
+	}
+	faults := 0
+	fault := func(string, ...any) { faults++ }
+	p := &pages{r: f, report: fault, visit: func(bucket string, key, value []byte) {
+		if !s.add(bucket, string(key), value) {
+			faults++
+		}
+	}, sequence: func(bucket string, n uint64) {
+		if bucket == string(bucketMeta) {
+			s.LastID = n
+		}
+	}}
+	if err := p.check(fi.Size(), false); err != nil {
+		return s, nil // no database at all: nothing was found
+	}
+	s.Whole = faults == 0 && s.sound(path)
+	return s, nil
+}
+
+// sound reports whether the database has no fault that only a look at all records shows.
+func (s *Salvaged) sound(path string) bool {
+	db, err := Open(path, &Options{ReadOnly: true})
+	if err != nil {
+		return false
+	}
+	faults := 0
+	err = db.Check(func(error) { faults++ })
+	return errors.Join(err, db.Close()) == nil && faults == 0
+}
+
+// add takes one entry of a bucket. ok is false when it can't be what it should be.
+func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
+	switch bucket {
+	case string(bucketBlobs):
+		return take(&s.Blobs, value, func(b Blob) bool { return b.Digest.String() == key && b.Digest.Validate() == nil })
+	case string(bucketLayers):
+		return take(&s.Layers, value, func(l Layer) bool { return l.Key == key && isName(l.Dir) })
+	case string(bucketRootfs):
+		return take(&s.Rootfs, value, func(r Rootfs) bool { return r.Manifest.String() == key && r.Manifest.Validate() == nil })
+	case string(bucketSnapshots):
+		return take(&s.Snapshots, value, func(sn Snapshot) bool { return sn.Key == key && (sn.Dir == "" || isName(sn.Dir)) })
+	case string(bucketImages):
+		return take(&s.Images, value, func(i Image) bool { return i.Ref == key && i.valid() })
+	case string(bucketPulls):
+		return take(&s.Pulls, value, func(p Pull) bool { return p.Ref == key })
+	case string(bucketHolds):
+		p := strings.SplitN(key, "\x00", 3)
+		if len(p) != 3 || nodeBuckets[Kind(p[1])] == nil {
+			return false
+		}
+		s.Holds = append(s.Holds, Hold{Holder(p[0]), Node{Kind(p[1]), p[2]}})
+	case string(bucketVerified):
+		blob, diffID := digest.Digest(key), digest.Digest(value)
+		if blob.Validate() != nil || diffID.Validate() != nil {
+			return false
+		}
+		s.Pairs[blob] = diffID
+	case string(bucketMeta):
+		if key != string(keySchema) {
+			s.Facts[key] = bytes.Clone(value)
+		}
+	}
+	return true // of what is not known, and of the indexes, which are made again
+}
+
+func take[T any](into *[]T, value []byte, valid func(T) bool) bool {
+	var record T
+	if json.Unmarshal(value, &record) != nil || !valid(record) {
+		return false
+	}
+	*into = append(*into, record)
+	return true
+}
+
+// isName reports whether a record's Dir is a name in a directory of the root.
+func isName(s string) bool { return s != "" && s[0] != '.' && !strings.ContainsAny(s, "/\x00") }
+
+// valid reports whether all digests of an image are digests.
+func (i Image) valid() bool {
+	all := []digest.Digest{i.Target.Digest}
+	for _, p := range i.Platforms {
+		all = append(append(all, p.Manifest.Digest, p.Config.Digest), p.DiffIDs...)
+		for _, l := range p.Layers {
+			all = append(all, l.Digest)
+		}
+	}
+	return !slices.ContainsFunc(all, func(d digest.Digest) bool { return d.Validate() != nil })
+}
+
+// PutFact stores one of Salvaged.Facts again.
+func (tx *Tx) PutFact(name string, value []byte) error {
+	if name == string(keySchema) {
+		return nil
+	}
+	return tx.bolt.Bucket(bucketMeta).Put([]byte(name), value)
+}
+
+// PutPull records a pull as Pulls returned it.
+func (tx *Tx) PutPull(p Pull) error { return tx.put(bucketPulls, "pull", p.Ref, p) }
+
+// Build makes a database in a file of its own, in the place of one that was not finished, and checks it. After an error
+// the file is gone. Nobody has the file open.
+func Build(path string, fill func(*Tx) error) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("metadata %s: %w", path, errors.Join(err, ignoreMissing(os.Remove(path))))
+		}
+	}()
+	b, err := createFile(path)
+	if err != nil {
+		return err
+	}
+	db := &DB{bolt: b}
+	if err := errors.Join(db.Update(fill), db.Close()); err != nil {
+		return err
+	}
+	if db, err = Open(path, &Options{Existing: true}); err != nil {
+		return err
+	}
+	var faults []error
+	err = db.Check(func(err error) { faults = append(faults, err) })
+	return errors.Join(append(faults, err, db.Close())...)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,419 @@
+package tank
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// plan is the records that a rebuild writes. When the former database was whole, they are the same as before, and what has
+// no record is garbage as before. Otherwise everything that is intact gets a record and a holder.
+type plan struct {
+	*rebuild
+	here map[digest.Digest]bool // blobs that are intact
+
+	recorded  map[digest.Digest]metadata.Blob
+	layers    map[string]metadata.Layer
+	rootfs    map[digest.Digest]metadata.Rootfs
+	snapshots map[string]metadata.Snapshot
+	images    map[string]metadata.Image
+	holds     map[metadata.Hold]bool
+
+	ordered                   []metadata.Snapshot // parents first
+	lostSnapshots, lostLayers []string            // names of directories that get no record
+}
+
+func newPlan(r *rebuild) *plan {
+	return &plan{
+		rebuild: r, here: map[digest.Digest]bool{},
+		recorded: map[digest.Digest]metadata.Blob{}, layers: map[string]metadata.Layer{}, rootfs: map[digest.Digest]metadata.Rootfs{},
+		snapshots: map[string]metadata.Snapshot{}, images: map[string]metadata.Image{}, holds: map[metadata.Hold]bool{},
+	}
+}
+
+func (p *plan) fill(ctx context.Context) {
+	p.fillBlobs()
+	p.fillLayers()
+	p.fillSnapshots(ctx)
+	p.fillRootfs()
+	p.fillImages(ctx)
+	p.fillHolds(ctx)
+	p.found.Images, p.found.Layers, p.found.Snapshots = len(p.images), len(p.layers), len(p.snapshots)
+	for d := range p.recorded {
+		if p.here[d] {
+			p.found.Blobs++
+		}
+	}
+}
+
+func (p *plan) fillBlobs() {
+	for _, b := range p.blobs {
+		p.here[b.Digest] = true
+		if !p.old.Whole {
+			p.recorded[b.Digest] = b
+		}
+	}
+	for _, b := range p.old.Blobs {
+		if now, intact := p.recorded[b.Digest]; intact {
+			b.Size = now.Size
+		}
+		if p.old.Whole || p.here[b.Digest] {
+			p.recorded[b.Digest] = b
+		}
+	}
+}
+
+func (p *plan) fillLayers() {
+	sealed := map[string]metadata.Layer{} // by name of the directory
+	for _, l := range p.dirs.Layers {
+		sealed[l.Dir] = l
+	}
+	taken := map[string]bool{}
+	for _, l := range p.old.Layers {
+		intact, ok := sealed[l.Dir]
+		broken := slices.Contains(p.dirs.BrokenLayers, l.Dir)
+		switch {
+		case taken[l.Dir], ok && intact.Key != l.Key: // one of the records is damaged
+			continue
+		case !p.old.Whole && !ok && !broken: // the directory is missing
+			continue
+		}
+		l.Durable = ok
+		p.layers[l.Key], taken[l.Dir] = l, true
+	}
+	if p.old.Whole {
+		return
+	}
+	for _, l := range p.dirs.Layers {
+		if _, known := p.layers[l.Key]; !known && !taken[l.Dir] && l.DiffID != "" {
+			l.Durable = true
+			p.layers[l.Key], taken[l.Dir] = l, true
+		}
+	}
+}
+
+// fillSnapshots keeps the snapshots whose directory, layers and parents are known. What containers wrote into any other
+// directory is set aside, as are layers that are broken and that no snapshot needs: a pull unpacks them again.
+func (p *plan) fillSnapshots(ctx context.Context) {
+	dirs := map[string]string{}
+	for _, s := range p.old.Snapshots {
+		if other, twice := dirs[s.Dir]; twice && s.Dir != "" && !p.old.Whole {
+			log.G(ctx).Warnf("rebuild: snapshots %q and %q have one directory", s.Key, other)
+			delete(p.snapshots, other)
+			continue
+		}
+		dirs[s.Dir] = s.Key
+		p.snapshots[s.Key] = s
+	}
+	p.order(ctx)
+	if p.old.Whole {
+		return
+	}
+	needed, named := map[string]bool{}, map[string]bool{}
+	for _, s := range p.snapshots {
+		named[s.Dir] = true
+		for _, l := range layersUnder(s) {
+			needed[l] = true
+		}
+	}
+	p.lostSnapshots = slices.DeleteFunc(slices.Clone(p.dirs.Snapshots), func(name string) bool { return named[name] })
+	layerDirs := map[string]bool{}
+	for key, l := range p.layers {
+		if !l.Durable && !needed[key] {
+			delete(p.layers, key)
+			continue
+		}
+		layerDirs[l.Dir] = true
+	}
+	for _, l := range p.dirs.Layers {
+		if !layerDirs[l.Dir] {
+			p.lostLayers = append(p.lostLayers, l.Dir)
+		}
+	}
+	for _, name := range p.dirs.BrokenLayers {
+		if !layerDirs[name] {
+			p.lostLayers = append(p.lostLayers, name)
+		}
+	}
+}
+
+// order sorts the snapshots, parents first, and leaves out those that do not stand on what is known.
+func (p *plan) order(ctx context.Context) {
+	placed := map[string]bool{"": true}
+	for again := true; again; {
+		again = false
+		for key, s := range p.snapshots {
+			if !placed[key] && placed[s.Parent] && (p.old.Whole || p.stands(s)) {
+				placed[key], again = true, true
+				p.ordered = append(p.ordered, s)
+			}
+		}
+	}
+	for key := range p.snapshots {
+		if !placed[key] {
+			log.G(ctx).Warnf("rebuild: snapshot %q can't be recorded again", key)
+			delete(p.snapshots, key)
+		}
+	}
+}
+
+// stands reports whether all that a snapshot stands on, beside its parent, is known.
+func (p *plan) stands(s metadata.Snapshot) bool {
+	if s.Dir != "" && !slices.Contains(p.dirs.Snapshots, s.Dir) {
+		return false
+	}
+	return !slices.ContainsFunc(layersUnder(s), func(key string) bool { _, ok := p.layers[key]; return !ok })
+}
+
+// layersUnder are the keys of the layers and fix-ups that a snapshot holds.
+func layersUnder(s metadata.Snapshot) []string {
+	return slices.DeleteFunc([]string{s.Layer, s.Fixup, s.Root}, func(key string) bool { return key == "" || key == metadata.NoFixup })
+}
+
+// fillRootfs records also a rootfs that is not what its seal says: it stays until it is compared before its next use, and is
+// then assembled again.
+func (p *plan) fillRootfs() {
+	intact := map[digest.Digest]bool{}
+	for _, f := range p.dirs.Rootfs {
+		intact[f.Manifest] = true
+		f.Durable = true
+		if !p.old.Whole {
+			p.rootfs[f.Manifest] = f
+		}
+	}
+	if !p.old.Whole {
+		for _, d := range p.dirs.BrokenRootfs {
+			p.rootfs[d] = metadata.Rootfs{Manifest: d, Created: time.Now().UTC()}
+		}
+	}
+	for _, f := range p.old.Rootfs {
+		if _, there := p.rootfs[f.Manifest]; there || p.old.Whole {
+			f.Durable = intact[f.Manifest]
+			p.rootfs[f.Manifest] = f
+		}
+	}
+	for d := range p.rootfs {
+		if intact[d] {
+			p.found.Rootfs++
+		}
+	}
+}
+
+func (p *plan) fillImages(ctx context.Context) {
+	for _, i := range p.old.Images {
+		if p.old.Whole || p.anythingLeft(i) {
+			p.images[i.Ref] = i
+		}
+	}
+	if !p.old.Whole {
+		found := newFound(p.root, p.blobs, p.rootfs)
+		for _, d := range p.index {
+			if i, ok := found.image(ctx, d); ok {
+				if _, known := p.images[i.Ref]; !known {
+					p.images[i.Ref] = i
+				}
+			}
+		}
+	}
+	for ref, i := range p.images {
+		i.Platforms = slices.Clone(i.Platforms)
+		for n, c := range i.Platforms {
+			_, there := p.rootfs[c.Manifest.Digest]
+			i.Platforms[n].Rootfs = c.Rootfs && there
+		}
+		p.images[ref] = i
+		// A blob that is missing or damaged keeps its record: `check` reports it, and a pull fetches it again.
+		for _, d := range needs(i) {
+			if _, ok := p.recorded[d.Digest]; !ok {
+				now := time.Now().UTC()
+				p.recorded[d.Digest] = metadata.Blob{Digest: d.Digest, Size: d.Size, Created: now, Updated: now}
+			}
+		}
+	}
+}
+
+// anythingLeft reports whether a blob or a rootfs of an image is here.
+func (p *plan) anythingLeft(i metadata.Image) bool {
+	for _, c := range i.Platforms {
+		if _, ok := p.rootfs[c.Manifest.Digest]; ok {
+			return true
+		}
+	}
+	for _, d := range needs(i) {
+		if p.here[d.Digest] {
+			return true
+		}
+	}
+	return false
+}
+
+// fillHolds has everything held by what held it, by what needs it, and else by a holder that a user can see and release.
+func (p *plan) fillHolds(ctx context.Context) {
+	for _, h := range p.old.Holds {
+		if p.hasNode(h.Node) && p.hasHolder(h.Holder) {
+			p.holds[h] = true
+		}
+	}
+	for _, i := range p.images {
+		p.holdImage(i)
+	}
+	for key, s := range p.snapshots {
+		for _, l := range layersUnder(s) {
+			p.holds[metadata.Hold{Holder: metadata.SnapshotHolder(key), Node: metadata.LayerNode(l)}] = true
+		}
+	}
+	held := map[metadata.Node]bool{}
+	for h := range p.holds {
+		held[h.Node] = true
+	}
+	rest := RebuiltHolder
+	if p.daemon { // whose collector drops what it does not know
+		rest = metadata.Containerd
+	}
+	keep := func(n metadata.Node) {
+		if held[n] {
+			return
+		}
+		h := rest
+		if n.Kind == metadata.KindSnapshot {
+			h = metadata.Containerd
+		}
+		p.holds[metadata.Hold{Holder: h, Node: n}] = true
+		p.found.Kept = string(h)
+		log.G(ctx).Debugf("rebuild: %s %s is kept for %s", n.Kind, n.Key, h)
+	}
+	for d := range p.recorded {
+		keep(metadata.BlobNode(d))
+	}
+	for key := range p.layers {
+		keep(metadata.LayerNode(key))
+	}
+	for d := range p.rootfs {
+		keep(metadata.RootfsNode(d))
+	}
+	for key := range p.snapshots {
+		keep(metadata.SnapshotNode(key))
+	}
+}
+
+func (p *plan) holdImage(i metadata.Image) {
+	h := metadata.ImageHolder(i.Ref)
+	for _, d := range needs(i) {
+		p.holds[metadata.Hold{Holder: h, Node: metadata.BlobNode(d.Digest)}] = true
+	}
+	for _, c := range i.Platforms {
+		if c.Rootfs {
+			p.holds[metadata.Hold{Holder: h, Node: metadata.RootfsNode(c.Manifest.Digest)}] = true
+		}
+		for _, d := range c.DiffIDs {
+			n := metadata.LayerNode(metadata.LayerKey(d))
+			if p.hasNode(n) && !p.old.Whole && (p.daemon || !c.Rootfs) {
+				p.holds[metadata.Hold{Holder: h, Node: n}] = true
+			}
+		}
+	}
+}
+
+func (p *plan) hasNode(n metadata.Node) (ok bool) {
+	switch n.Kind {
+	case metadata.KindBlob:
+		_, ok = p.recorded[digest.Digest(n.Key)]
+	case metadata.KindLayer:
+		_, ok = p.layers[n.Key]
+	case metadata.KindRootfs:
+		_, ok = p.rootfs[digest.Digest(n.Key)]
+	case metadata.KindSnapshot:
+		_, ok = p.snapshots[n.Key]
+	}
+	return ok
+}
+
+// hasHolder reports whether a holder has a record of its own, as far as its kind has one.
+func (p *plan) hasHolder(h metadata.Holder) (ok bool) {
+	kind, name, _ := strings.Cut(string(h), "/")
+	switch kind {
+	case "image":
+		_, ok = p.images[name]
+	case "snapshot":
+		_, ok = p.snapshots[name]
+	case "pull":
+		ok = slices.ContainsFunc(p.old.Pulls, func(pull metadata.Pull) bool { return pull.Ref == name })
+	default:
+		ok = true
+	}
+	return ok
+}
+
+// write fills a new database.
+func (p *plan) write(tx *metadata.Tx) error {
+	if err := tx.SkipIDs(max(p.dirs.LastID, p.old.LastID)); err != nil {
+		return err
+	}
+	for name, value := range p.old.Facts {
+		if err := tx.PutFact(name, value); err != nil {
+			return err
+		}
+	}
+	if p.daemon {
+		if err := tx.SetFlag(daemonFlag, "yes"); err != nil {
+			return err
+		}
+	}
+	if err := p.writeNodes(tx); err != nil {
+		return err
+	}
+	for _, pull := range p.old.Pulls {
+		if err := tx.PutPull(pull); err != nil {
+			return err
+		}
+	}
+	for _, i := range p.images {
+		if err := tx.PutImage(i); err != nil {
+			return err
+		}
+	}
+	for h := range p.holds {
+		if err := tx.Hold(h.Holder, h.Node); err != nil {
+			return err
+		}
+	}
+	if !p.old.Whole { // a damaged pair would have a blob taken for what it is not
+		return nil
+	}
+	for blob, diffID := range p.old.Pairs {
+		if err := tx.SetVerified(blob, diffID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *plan) writeNodes(tx *metadata.Tx) error {
+	for _, b := range p.recorded {
+		if err := tx.PutBlob(b); err != nil {
+			return err
+		}
+	}
+	for _, l := range p.layers {
+		if err := tx.PutLayer(l); err != nil {
+			return err
+		}
+	}
+	for _, f := range p.rootfs {
+		if err := tx.PutRootfs(f); err != nil {
+			return err
+		}
+	}
+	for _, s := range p.ordered {
+		if err := tx.PutSnapshot(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}

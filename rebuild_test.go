@@ -1,0 +1,386 @@
+package tank_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/resolver/registrytest"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// rebuildRoot is a root with an image, an image without a rootfs, and in a daemon's root a container's snapshot.
+type rebuildRoot struct {
+	*root
+	refs  []string
+	files []string // blobs, layers and what the container wrote
+}
+
+func newRebuildRoot(t *testing.T, daemon bool) *rebuildRoot {
+	t.Helper()
+	reg := registrytest.New(t)
+	push(t, reg, "1", base)
+	push(t, reg, "2", base, []Item{F("d/n", "3")})
+	r := &rebuildRoot{root: &root{filepath.Join(t.TempDir(), "root"), daemon}, refs: []string{reg.Host + "/x:1", reg.Host + "/x:2"}}
+	_, err := r.pull(t, r.refs[0], nil)
+	must(t, err)
+	_, err = r.pull(t, r.refs[1], &tank.PullOptions{NoRootfs: true})
+	must(t, err)
+	if daemon {
+		r.with(t, func(tk *tank.Tank) {
+			_, err := tk.Snapshots().For(metadata.Containerd).Prepare(context.Background(), "default/1/c", "")
+			must(t, err)
+		})
+		names, err := os.ReadDir(filepath.Join(r.dir, "snapshots"))
+		must(t, err)
+		for _, n := range names {
+			if n.Name()[0] != '.' {
+				must(t, os.WriteFile(filepath.Join(r.dir, "snapshots", n.Name(), "fs", "written"), []byte("x"), 0o600))
+			}
+		}
+	}
+	r.files = r.kept(t)
+	return r
+}
+
+// kept lists the blobs, the layers' seals and what containers wrote, by name, wherever they lie.
+func (r *rebuildRoot) kept(t *testing.T) []string {
+	t.Helper()
+	var names []string
+	must(t, filepath.WalkDir(r.dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() && e.Name()[0] == '.' {
+			return errors.Join(err, fs.SkipDir)
+		}
+		rel, _ := filepath.Rel(r.dir, path)
+		switch top, _, _ := strings.Cut(rel, "/"); {
+		case e.IsDir():
+		case top == "blobs", top == "layers" && e.Name() == "seal", e.Name() == "written":
+			names = append(names, strings.TrimPrefix(e.Name(), "blob-")+strings.Repeat(" seal", strings.Count(rel, "layers")))
+		}
+		return nil
+	}))
+	slices.Sort(names)
+	return names
+}
+
+// lacks lists what was there when the root was made and is not any more.
+func (r *rebuildRoot) lacks(t *testing.T) (missing []string) {
+	t.Helper()
+	now := r.kept(t)
+	for _, name := range r.files {
+		if !slices.Contains(now, name) {
+			missing = append(missing, name)
+		}
+	}
+	return missing
+}
+
+// after collects garbage in a rebuilt root and shows that all of it is there, and that it is of the kind that it was.
+func (r *rebuildRoot) after(t *testing.T, names bool) {
+	t.Helper()
+	if b, err := os.ReadFile(filepath.Join(r.dir, "tank-root")); bytes.Contains(b, []byte("daemon")) != r.daemon {
+		t.Errorf("mark %q, %v", b, err)
+	}
+	tk, err := tank.Open(r.dir, &tank.Options{Existing: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tk.Close()
+	if _, err := tk.GC(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if missing := r.lacks(t); len(missing) > 0 {
+		t.Errorf("a collection removed %q", missing)
+	}
+	holders, err := tk.Holders(context.Background())
+	must(t, err)
+	for _, h := range holders {
+		if h.Holder == "containerd" && !r.daemon {
+			t.Errorf("no daemon ever used the root: %+v", h)
+		}
+	}
+	for i, ref := range r.refs {
+		if !names {
+			break
+		}
+		if _, err := tk.Pull(context.Background(), ref, &tank.PullOptions{Offline: true, NoRootfs: i == 1}); err != nil {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	must(t, tk.Check(context.Background(), func(f tank.Fault) { t.Error(f) }))
+}
+
+// TestRebuildKeeps damages the database and index.json in every combination. Nothing is lost, and nothing is collected.
+func TestRebuildKeeps(t *testing.T) {
+	t.Parallel()
+	replace := func(with func(string) error) func(string) error {
+		return func(path string) error { return errors.Join(os.Remove(path), with(path)) }
+	}
+	write := func(content string) func(string) error {
+		return func(path string) error { return os.WriteFile(path, []byte(content), 0o600) }
+	}
+	cut := func(path string) error {
+		fi, err := os.Stat(path)
+		return errors.Join(err, os.Truncate(path, fi.Size()-20))
+	}
+	huge := func(path string) error { return errors.Join(write("")(path), os.Truncate(path, 1<<40)) }
+	fifo := func(path string) error { return unix.Mkfifo(path, 0o600) }
+	for dbName, db := range map[string]func(string) error{
+		"intact": func(string) error { return nil }, "missing": os.Remove, "empty": write(""), "garbage": write(strings.Repeat("x", 1<<16)),
+		"1 TB": replace(huge), "a FIFO": replace(fifo),
+	} {
+		for indexName, index := range map[string]func(string) error{
+			"intact": func(string) error { return nil }, "missing": os.Remove, "cut": cut, "garbage": write("{"), "empty": write(""),
+			"a FIFO": replace(fifo), "1 TB": replace(huge),
+		} {
+			t.Run(dbName+" and "+indexName, func(t *testing.T) {
+				t.Parallel()
+				for _, daemon := range []bool{false, true} {
+					r := newRebuildRoot(t, daemon)
+					must(t, db(filepath.Join(r.dir, "metadata.db")))
+					must(t, index(filepath.Join(r.dir, "index.json")))
+					rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+					if err != nil {
+						t.Fatal(err)
+					}
+					names := dbName == "intact" || indexName == "intact"
+					if rebuilt.Names != names {
+						t.Errorf("names are known: %v", rebuilt.Names)
+					}
+					if names != (rebuilt.Images == 2) && indexName != "cut" {
+						t.Errorf("%+v", rebuilt)
+					}
+					if snapshots := map[bool]int{true: 1}[daemon && dbName == "intact"]; rebuilt.Snapshots != snapshots {
+						t.Errorf("snapshots: %+v", rebuilt)
+					}
+					r.after(t, names)
+				}
+			})
+		}
+	}
+}
+
+// TestRebuildDamagedPages loses one page of the database after another. What the others record stays, and nothing is lost.
+func TestRebuildDamagedPages(t *testing.T) { // not parallel: a lock is inherited by a child until it executes a program
+	r := newRebuildRoot(t, true)
+	path := filepath.Join(r.dir, "metadata.db")
+	intact, err := os.ReadFile(path)
+	must(t, err)
+	for page := 0; page < len(intact)/os.Getpagesize(); page++ {
+		copied := &rebuildRoot{&root{filepath.Join(t.TempDir(), "root"), true}, r.refs, r.files}
+		must(t, exec.Command("cp", "-a", r.dir, copied.dir).Run())
+		b := bytes.Clone(intact)
+		copy(b[page*os.Getpagesize():(page+1)*os.Getpagesize()], make([]byte, os.Getpagesize()))
+		must(t, os.WriteFile(filepath.Join(copied.dir, "metadata.db"), b, 0o600))
+		if _, err := tank.Rebuild(context.Background(), copied.dir); err != nil {
+			t.Errorf("page %d: %v", page, err)
+			continue
+		}
+		copied.after(t, true)
+	}
+}
+
+// TestRebuildDamagedThings damages one blob or directory after another: all the others stay.
+func TestRebuildDamagedThings(t *testing.T) { // not parallel: a lock is inherited by a child until it executes a program
+	for _, db := range []string{"intact", "missing"} {
+		r := newRebuildRoot(t, false)
+		blobs, err := filepath.Glob(filepath.Join(r.dir, "blobs", "sha256", "*"))
+		must(t, err)
+		for _, blob := range blobs {
+			copied := &rebuildRoot{&root{filepath.Join(t.TempDir(), "root"), false}, r.refs, r.files}
+			must(t, exec.Command("cp", "-a", r.dir, copied.dir).Run())
+			bad := filepath.Join(copied.dir, "blobs", "sha256", filepath.Base(blob))
+			must(t, errors.Join(os.Chmod(bad, 0o600), os.WriteFile(bad, []byte("damaged"), 0o600)))
+			if db == "missing" {
+				must(t, os.Remove(filepath.Join(copied.dir, "metadata.db")))
+			}
+			rebuilt, err := tank.Rebuild(context.Background(), copied.dir)
+			must(t, err)
+			if rebuilt.Lost != 1 || rebuilt.Blobs != len(blobs)-1 {
+				t.Errorf("database %s: %+v", db, rebuilt)
+			}
+			copied.with(t, func(tk *tank.Tank) {
+				_, err := tk.GC(context.Background())
+				must(t, err)
+			})
+			if missing := copied.lacks(t); len(missing) > 1 || len(missing) == 1 && missing[0] != filepath.Base(blob) {
+				t.Errorf("database %s, damaged blob %.12s: lost %q", db, filepath.Base(blob), missing)
+			}
+			if lost, _ := filepath.Glob(filepath.Join(copied.dir, "lost", "*", "blob-"+filepath.Base(blob))); len(lost) != 1 {
+				t.Errorf("database %s: the damaged blob is gone", db)
+			}
+			// It is fetched again, which needs nothing else.
+			for _, ref := range copied.refs {
+				if _, err := copied.pull(t, ref, nil); err != nil {
+					t.Errorf("database %s: %v", db, err)
+				}
+			}
+			copied.with(t, func(tk *tank.Tank) { must(t, tk.Check(context.Background(), func(f tank.Fault) { t.Error(f) })) })
+		}
+	}
+}
+
+// TestRebuildReleases shows that what a rebuild kept for nobody can be given up.
+func TestRebuildReleases(t *testing.T) {
+	t.Parallel()
+	for _, daemon := range []bool{false, true} {
+		r := newRebuildRoot(t, daemon)
+		must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
+		must(t, os.Remove(filepath.Join(r.dir, "index.json")))
+		rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+		must(t, err)
+		want := map[bool]string{false: "rebuilt", true: "containerd"}[daemon]
+		if rebuilt.Kept != want {
+			t.Errorf("kept by %q", rebuilt.Kept)
+		}
+		r.with(t, func(tk *tank.Tank) {
+			holders, err := tk.Holders(context.Background())
+			must(t, err)
+			if len(holders) != 1 || holders[0].Holder != want || holders[0].Blobs == 0 {
+				t.Errorf("holders %+v", holders)
+			}
+			_, err = tk.Release(context.Background(), want, true)
+			must(t, err)
+		})
+		if blobs, err := filepath.Glob(filepath.Join(r.dir, "blobs", "sha256", "[0-9a-f]*")); err != nil || len(blobs) > 0 {
+			t.Errorf("%d blobs after the release, %v", len(blobs), err)
+		}
+	}
+}
+
+// TestRebuildAgain rebuilds again and again: no earlier database is overwritten, and one that has more is used.
+func TestRebuildAgain(t *testing.T) {
+	t.Parallel()
+	r := newRebuildRoot(t, false)
+	path := filepath.Join(r.dir, "metadata.db")
+	good, err := os.ReadFile(path)
+	must(t, err)
+	// As Tank 0.1.0 left it: the good database put aside, an empty one in its place, and no image in index.json.
+	must(t, os.WriteFile(path+".old", good, 0o600))
+	must(t, os.Remove(path))
+	empty, err := metadata.Open(path, nil)
+	must(t, err)
+	must(t, empty.Close())
+	must(t, os.WriteFile(filepath.Join(r.dir, "index.json"), []byte(`{"schemaVersion":2,"manifests":[]}`), 0o600))
+	rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+	must(t, err)
+	if rebuilt.Images != 2 {
+		t.Errorf("%+v", rebuilt)
+	}
+	for _, content := range []string{"one", "two"} {
+		must(t, os.WriteFile(path, []byte(content), 0o600))
+		_, err := tank.Rebuild(context.Background(), r.dir)
+		must(t, err)
+	}
+	var kept []string
+	olds, err := filepath.Glob(path + ".old*")
+	must(t, err)
+	for _, old := range olds {
+		b, err := os.ReadFile(old)
+		must(t, err)
+		kept = append(kept, string(b))
+	}
+	for _, want := range []string{string(good), "one", "two"} {
+		if !slices.Contains(kept, want) {
+			t.Errorf("%.10q was not kept", want)
+		}
+	}
+	r.after(t, true)
+}
+
+// TestRebuildFullDisk rebuilds on a file system without a free byte: the former database stays, and another try succeeds.
+func TestRebuildFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		skipUnlessCI(t, "needs root, to mount a file system")
+	}
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=8m,mode=0700"); err != nil {
+		skipUnlessCI(t, "mount: "+err.Error())
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	r := newRebuildRoot(t, false)
+	dir := filepath.Join(disk, "root")
+	must(t, exec.Command("cp", "-a", r.dir, dir).Run())
+	r.dir = dir
+	path := filepath.Join(dir, "metadata.db")
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt(make([]byte, 4096), 5*4096)
+	must(t, errors.Join(err, f.Close()))
+	before, err := os.ReadFile(path)
+	must(t, err)
+	filler := filepath.Join(disk, "filler")
+	for size := 1 << 20; size > 0; size /= 16 {
+		for err = nil; err == nil; {
+			err = appendTo(filler, size)
+		}
+	}
+	if _, err := tank.Rebuild(context.Background(), dir); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("on a full disk: %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the database was changed, %v", err)
+	}
+	if missing := r.lacks(t); len(missing) > 0 {
+		t.Errorf("lost %q", missing)
+	}
+	must(t, os.Remove(filler))
+	_, err = tank.Rebuild(context.Background(), dir)
+	must(t, err)
+	r.after(t, true)
+}
+
+func appendTo(path string, size int) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, size))
+	return errors.Join(err, f.Close())
+}
+
+// TestRebuildKilled kills a rebuild at many moments: either database is in place then, and another try succeeds.
+func TestRebuildKilled(t *testing.T) { // not parallel: a lock is inherited by a child until it executes a program
+	r := newRebuildRoot(t, true)
+	path := filepath.Join(r.dir, "metadata.db")
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt(make([]byte, 4096), 5*4096)
+	must(t, errors.Join(err, f.Close()))
+	exe, err := os.Executable()
+	must(t, err)
+	for n := range 12 {
+		copied := &rebuildRoot{&root{filepath.Join(t.TempDir(), "root"), true}, r.refs, r.files}
+		must(t, exec.Command("cp", "-a", r.dir, copied.dir).Run())
+		cmd := exec.Command(exe, "-test.run=^TestModesChild$")
+		cmd.Env = []string{openEnv + "=root;rebuild;" + copied.dir, "TMPDIR=" + os.TempDir()}
+		must(t, cmd.Start())
+		time.Sleep(time.Duration(5+7*n) * time.Millisecond)
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		tk, err := tank.Open(copied.dir, &tank.Options{Existing: true})
+		switch {
+		case err == nil:
+			must(t, tk.Close())
+		case !errdefs.IsDataLoss(err):
+			t.Errorf("killed after %d ms: %v", 5+7*n, err)
+		}
+		if _, err := tank.Rebuild(context.Background(), copied.dir); err != nil {
+			t.Errorf("killed after %d ms: again: %v", 5+7*n, err)
+		}
+		copied.after(t, true)
+	}
+}

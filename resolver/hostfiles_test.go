@@ -155,7 +155,7 @@ func TestDockerConfigIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	pipeWith(t, dir+"/silent", nil)
-	for _, name := range []string{dir + "/huge", dir + "/silent", "/dev/zero"} {
+	for _, name := range []string{dir + "/huge", "/dev/zero"} {
 		if _, err := DockerConfig(name)(t.Context(), "h"); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: %v", name, err)
 		}

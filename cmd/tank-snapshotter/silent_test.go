@@ -50,13 +50,18 @@ func TestSilentDaemon(t *testing.T) {
 		t.Errorf("the pull waits for a daemon that is stopped")
 		_ = pull.Process.Kill()
 	}
-	for _, args := range [][]string{{"--address", d.address()}, {"--root", filepath.Join(d.dir, "root")}} {
-		began := time.Now()
-		_, stderr, code := output(t, append([]string{"images"}, args...)...)
-		if took := time.Since(began); took > saysSo || code != exitOther || !strings.Contains(stderr, "does not answer") {
-			t.Errorf("%q: after %s, exit code %d: %s", args, took, code, stderr)
+	t.Run("stopped", func(t *testing.T) {
+		for _, args := range [][]string{{"--address", d.address()}, {"--root", filepath.Join(d.dir, "root")}} {
+			t.Run(args[0], func(t *testing.T) {
+				t.Parallel()
+				began := time.Now()
+				_, stderr, code := output(t, append([]string{"images"}, args...)...)
+				if took := time.Since(began); took > saysSo || code != exitOther || !strings.Contains(stderr, "does not answer") {
+					t.Errorf("after %s, exit code %d: %s", took, code, stderr)
+				}
+			})
 		}
-	}
+	})
 	if err := d.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}

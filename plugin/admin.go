@@ -40,8 +40,8 @@ type PullRequest struct {
 	Plain    bool   `json:"plainHTTP,omitempty"`
 	// HostsFiles are the files of the client's hosts directory, by path relative to it.
 	HostsFiles map[string][]byte `json:"hostsFiles,omitempty"`
-	// OwnHosts is set by a client that has a hosts directory, of which HostsFiles is all that concerns Ref. Without it the owner's own
-	// directory counts when there are no HostsFiles.
+	// OwnHosts is set by a client that has a hosts directory, of which HostsFiles is all that concerns Ref. Without it
+	// the owner's own directory counts when there are no HostsFiles.
 	OwnHosts bool `json:"ownHosts,omitempty"`
 }
 

@@ -169,8 +169,8 @@ func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (
 // check refuses names of an image that are not what they should be: they are printed, and the rootfs is opened.
 func (i *PulledImage) check(root string) error {
 	if digest.Digest(i.Manifest).Validate() != nil || digest.Digest(i.Digest).Validate() != nil {
-		return fmt.Errorf("pull: the answer's digests %q and %q are none: %w", printable.Text(i.Digest), printable.Text(i.Manifest),
-			errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("pull: the answer's digests %q and %q are none: %w", printable.Text(i.Digest),
+			printable.Text(i.Manifest), errdefs.ErrFailedPrecondition)
 	}
 	inside := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(i.Rootfs)).Validate() == nil &&
 		filepath.Dir(i.Rootfs) == filepath.Join(root, "rootfs", "sha256")
@@ -209,7 +209,8 @@ func (c *Client) pull(ctx context.Context, req PullRequest, client PullClient) (
 			select {
 			case asks <- struct{}{}:
 			default:
-				return nil, fmt.Errorf("pull %s: more than %d questions for credentials at once: %w", req.Ref, maxAsks, errdefs.ErrFailedPrecondition)
+				return nil, fmt.Errorf("pull %s: more than %d questions for credentials at once: %w", req.Ref, maxAsks,
+					errdefs.ErrFailedPrecondition)
 			}
 			go func() {
 				defer func() { <-asks }()

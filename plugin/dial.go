@@ -18,12 +18,12 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
-// ErrSilent is the error of a call to a process that does not answer: it is stopped, or it hangs. A process that is only busy answers the
-// question whether it is there.
+// ErrSilent is the error of a call to a process that does not answer: it is stopped, or it hangs. A process that is
+// only busy answers the question whether it is there.
 var ErrSilent = fmt.Errorf("the process does not answer: it is stopped or hangs: %w", context.DeadlineExceeded)
 
-// The question whether a server is there takes a goroutine of its own there, which waits for nothing. Two of them without an answer are
-// silence, because the first may get none when this process was stopped itself in the meantime.
+// The question whether a server is there takes a goroutine of its own there, which waits for nothing. Two of them
+// without an answer are silence, because the first may get none when this process was stopped itself in the meantime.
 const (
 	askEvery    = 500 * time.Millisecond // while a call runs
 	answersSoon = 2 * time.Second
@@ -44,9 +44,9 @@ type DialOptions struct {
 	Owners []uint32
 }
 
-// Dial connects to a socket and asks which root is behind it. Errors have the class that gRPC gives them: errdefs.ErrUnavailable when
-// nobody listens, errdefs.ErrPermissionDenied when the process belongs to another user than opts allows, ErrSilent when it does not answer.
-// opts may be nil.
+// Dial connects to a socket and asks which root is behind it. Errors have the class that gRPC gives them:
+// errdefs.ErrUnavailable when nobody listens, errdefs.ErrPermissionDenied when the process belongs to another user than
+// opts allows, ErrSilent when it does not answer. opts may be nil.
 func Dial(ctx context.Context, socket string, opts *DialOptions) (*Client, error) {
 	if opts == nil {
 		opts = &DialOptions{}
@@ -116,7 +116,8 @@ func (o *DialOptions) check(conn net.Conn) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("a process of uid %d listens there, which may not answer uid %d: %w", cred.Uid, os.Geteuid(), errdefs.ErrPermissionDenied)
+	return fmt.Errorf("a process of uid %d listens there, which may not answer uid %d: %w", cred.Uid, os.Geteuid(),
+		errdefs.ErrPermissionDenied)
 }
 
 // ask asks which root the process has, and so whether it is there. ErrSilent if it does not answer.

@@ -6,7 +6,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// escapeMessage makes the message of an error printable: containerd passes it to clients such as ctr, which write it to a terminal.
+// escapeMessage makes the message of an error printable: containerd passes it to clients such as ctr, which write it to
+// a terminal.
 func escapeMessage(err *error) {
 	if *err == nil {
 		return

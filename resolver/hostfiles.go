@@ -19,8 +19,8 @@ import (
 // MaxHostsFile bounds a hosts.toml, a certificate and a key, in bytes.
 const MaxHostsFile = 1 << 20
 
-// RegistryDir returns the directory below hostsDir that has the hosts.toml and the certificates of a registry by containerd's rules, "" when
-// there is none.
+// RegistryDir returns the directory below hostsDir that has the hosts.toml and the certificates of a registry by
+// containerd's rules, "" when there is none.
 func RegistryDir(hostsDir, registry string) (string, error) {
 	if hostsDir == "" {
 		return "", nil
@@ -32,8 +32,9 @@ func RegistryDir(hostsDir, registry string) (string, error) {
 	return dir, err
 }
 
-// hostFiles are the files of one registry, in a form that containerd's code can read without waiting and without a limit: it opens them
-// as regular files. That is the user's own directory if all are regular and of bounded size. Otherwise, as for a pipe, it is a copy.
+// hostFiles are the files of one registry, in a form that containerd's code can read without waiting and without a
+// limit: it opens them as regular files. That is the user's own directory if all are regular and of bounded size.
+// Otherwise, as for a pipe, it is a copy.
 type hostFiles struct {
 	dir  string // "" for none
 	toml []byte
@@ -86,8 +87,8 @@ func regular(path string) bool {
 	return err == nil && fi.Mode().IsRegular()
 }
 
-// certificates returns the certificates and keys that containerd's code reads: those that hosts.toml names, and those beside it, which count when
-// it is missing or faulty.
+// certificates returns the certificates and keys that containerd's code reads: those that hosts.toml names, and those
+// beside it, which count when it is missing or faulty.
 func certificates(dir string, hosts []byte) (names []string) {
 	var doc map[string]any
 	if len(hosts) > 0 && toml.Unmarshal(hosts, &doc) == nil {
@@ -112,8 +113,8 @@ var globMeta = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 // escapeGlob makes a path a pattern that matches just itself.
 func escapeGlob(path string) string { return globMeta.Replace(path) }
 
-// materialize makes a directory that only this user can open, in which the copies stand for the files of their names. All others are links
-// to the user's directory.
+// materialize makes a directory that only this user can open, in which the copies stand for the files of their names.
+// All others are links to the user's directory.
 func (h *hostFiles) materialize(hostsFile string, copies map[string][]byte) error {
 	made, err := os.MkdirTemp("", "tank-hosts-")
 	if err != nil {
@@ -164,7 +165,8 @@ func replacePath(text, from, to string) (string, error) {
 		replaced = strings.ReplaceAll(replaced, quote+from+quote, quote+to+quote)
 	}
 	if replaced == text {
-		return "", fmt.Errorf("certificate %q: a pipe, whose path has to be written without escapes: %w", from, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("certificate %q: a pipe, whose path has to be written without escapes: %w", from,
+			errdefs.ErrInvalidArgument)
 	}
 	return replaced, nil
 }

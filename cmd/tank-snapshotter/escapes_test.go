@@ -30,8 +30,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// command returns the program with these arguments and these variables in its environment. The test's binary is the program when it is
-// called by its name.
+// command returns the program with these arguments and these variables in its environment. The test's binary is the
+// program when it is called by its name.
 func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()

@@ -21,8 +21,9 @@ import (
 // maxHostsFiles bounds what is sent of a hosts directory, in bytes.
 const maxHostsFiles = 4 << 20
 
-// entrust adds to a request what another process needs to pull for this user, and no more: the files of the hosts directory that are for the
-// reference's registry, and credentials for that registry and the hosts that its hosts.toml names.
+// entrust adds to a request what another process needs to pull for this user, and no more: the files of the hosts
+// directory that are for the reference's registry, and credentials for that registry and the hosts that its hosts.toml
+// names.
 func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullClient, named bool) error {
 	ref, err := resolver.ParseReference(req.Ref)
 	if err != nil {
@@ -46,7 +47,7 @@ func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullCl
 	ask := client.Credentials
 	client.Credentials = func(ctx context.Context, host string) (plugin.Credential, error) {
 		if !slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(name, host) }) {
-			log.G(ctx).WithField("host", host).Warn("the process that pulls asked for a credential of a host that is none of the image's: it got none")
+			log.G(ctx).WithField("host", host).Warn("no credential was given for a host that is not one of the image's")
 			return plugin.Credential{}, nil
 		}
 		return ask(ctx, host)
@@ -54,8 +55,11 @@ func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullCl
 	return nil
 }
 
-// readHostsFiles reads what a hosts directory has for a registry, for a process that shall not open it: hosts.toml and certificates, by path
-// relative to it.
+// certificateFiles are the names' ends of certificates and keys.
+var certificateFiles = []string{".crt", ".cert", ".key", ".pem"}
+
+// readHostsFiles reads what a hosts directory has for a registry, for a process that shall not open it: hosts.toml and
+// certificates, by path relative to it.
 func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byte, error) {
 	fail := func(err error) (map[string][]byte, error) {
 		if ctx.Err() != nil {
@@ -77,7 +81,7 @@ func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byt
 	files, total := map[string][]byte{}, 0
 	for _, e := range entries {
 		name := filepath.Join(from, e.Name())
-		if e.IsDir() || e.Name() != "hosts.toml" && !slices.Contains([]string{".crt", ".cert", ".key", ".pem"}, filepath.Ext(name)) {
+		if e.IsDir() || e.Name() != "hosts.toml" && !slices.Contains(certificateFiles, filepath.Ext(name)) {
 			continue
 		}
 		data, err := userfile.ReadFile(ctx, name, resolver.MaxHostsFile)

@@ -31,7 +31,8 @@ func inodeOf(path string) (inode, unix.Stat_t, error) {
 	return inode{uint64(st.Dev), st.Ino}, st, nil //nolint:unconvert // it is 32 bits wide on some machines
 }
 
-// listener listens on the socket name in dir. When the socket's file was removed, renew makes another, on which the same Accept goes on.
+// listener listens on the socket name in dir. When the socket's file was removed, renew makes another, on which the
+// same Accept goes on.
 type listener struct {
 	dir, name string
 	grantee   grantee
@@ -145,8 +146,9 @@ func (l *listener) renew(ctx context.Context) (renewed bool, err error) {
 	return true, nil
 }
 
-// listen makes the socket name in dir, which nobody but this user and the grantee may open. One that nobody answers on is replaced;
-// errdefs.ErrUnavailable when somebody does, errdefs.ErrFailedPrecondition when something else has the name.
+// listen makes the socket name in dir, which nobody but this user and the grantee may open. One that nobody answers on
+// is replaced; errdefs.ErrUnavailable when somebody does, errdefs.ErrFailedPrecondition when something else has the
+// name.
 func listen(ctx context.Context, dir, name string, to grantee) (*listener, error) {
 	now, file, err := bind(ctx, dir, name, to)
 	if err != nil {
@@ -155,7 +157,8 @@ func listen(ctx context.Context, dir, name string, to grantee) (*listener, error
 	return &listener{dir: dir, name: name, grantee: to, now: now, file: file}, nil
 }
 
-// adopt serves a socket that the service manager passed. If its file was removed before, renew makes it again with the same access.
+// adopt serves a socket that the service manager passed. If its file was removed before, renew makes it again with the
+// same access.
 func adopt(ctx context.Context, passed *net.UnixListener) *listener {
 	passed.SetUnlinkOnClose(false)
 	dir, name := filepath.Split(passed.Addr().String())
@@ -195,7 +198,8 @@ func bind(ctx context.Context, dir, name string, to grantee) (_ *net.UnixListene
 	return l, file, nil
 }
 
-// grant lets the group open a socket that was just bound, and returns its file. It follows no link: what it changes is what it looked at.
+// grant lets the group open a socket that was just bound, and returns its file. It follows no link: what it changes is
+// what it looked at.
 func (a grantee) grant(path string) (inode, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -217,7 +221,8 @@ func (a grantee) grant(path string) (inode, error) {
 	if err := unix.Fchownat(fd, "", -1, a.gid, unix.AT_EMPTY_PATH); err != nil {
 		return inode{}, fmt.Errorf("group %d: %w", a.gid, err)
 	}
-	if err := unix.Fchmodat(fd, "", uint32(a.mode), unix.AT_EMPTY_PATH); err != nil { // the kernel is older than 6.6, or a filter refuses it
+	if err := unix.Fchmodat(fd, "", uint32(a.mode), unix.AT_EMPTY_PATH); err != nil {
+		// The kernel is older than 6.6, or a filter refuses the call.
 		if err := os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), a.mode); err != nil {
 			return inode{}, err
 		}

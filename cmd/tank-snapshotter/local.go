@@ -56,8 +56,8 @@ func (l *local) Close() error { return l.tank.Close() }
 // Root is the root's absolute path.
 func (l *local) Root() string { return l.tank.Root() }
 
-// alive checks that the root is served: this process answers at every address, as others reach it, and the database lets a reader and a
-// writer have their turn.
+// alive checks that the root is served: this process answers at every address, as others reach it, and the database
+// lets a reader and a writer have their turn.
 func (l *local) alive(ctx context.Context, sockets []string) error {
 	for _, socket := range sockets {
 		self, err := dial(ctx, socket)

@@ -59,8 +59,8 @@ func run(args []string) int {
 	return exitCode(err)
 }
 
-// escapeLogs makes what packages log printable: Tank's own and containerd's entries, and lines of the standard library's log, in which
-// net/http quotes what a server sent.
+// escapeLogs makes what packages log printable: Tank's own and containerd's entries, and lines of the standard
+// library's log, in which net/http quotes what a server sent.
 func escapeLogs(stderr *printable.Writer) {
 	log.L.Logger.SetFormatter(printable.LogFormatter(log.L.Logger.Formatter))
 	stdlog.SetOutput(stderr)

@@ -133,7 +133,8 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 	if err != nil {
 		return localError{err}
 	}
-	// What others asked for is finished, unless this command is interrupted: then they go on by themselves, with what is here by then.
+	// What others asked for is finished, unless this command is interrupted: then they go on by themselves, with what
+	// is here by then.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	served := make(chan error, 1)

@@ -21,8 +21,8 @@ type remote struct {
 	release func()
 }
 
-// dial connects to the process that listens on a socket, however long the socket's path is. The process has to belong to uid 0, this user
-// or one of the owners.
+// dial connects to the process that listens on a socket, however long the socket's path is. The process has to belong
+// to uid 0, this user or one of the owners.
 func dial(ctx context.Context, socket string, owners ...uint32) (*remote, error) {
 	dir, name := filepath.Split(socket)
 	path, release, err := socketPath(first(dir, "."), name)
@@ -53,12 +53,14 @@ func dialRoot(ctx context.Context, root string) (*remote, error) {
 	}
 	if !sameDirectory(root, r.Root()) {
 		r.Close()
-		return nil, fmt.Errorf("socket %s: the process there has another root, %s: %w", socket, r.Root(), errdefs.ErrPermissionDenied)
+		return nil, fmt.Errorf("socket %s: the process there has another root, %s: %w", socket, r.Root(),
+			errdefs.ErrPermissionDenied)
 	}
 	return r, nil
 }
 
-// ownersOf returns the owner of a root that the user named, whose processes may answer for it; none if there is no such directory.
+// ownersOf returns the owner of a root that the user named, whose processes may answer for it; none if there is no such
+// directory.
 func ownersOf(root string) []uint32 {
 	var st unix.Stat_t
 	if root == "" || unix.Stat(root, &st) != nil {

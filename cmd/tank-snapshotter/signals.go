@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// endWithin is how long a command may take to end in order after the first signal. It then ends at once: whatever it was doing could be
-// killed at any time. Code that cannot be cancelled, as a write into a pipe that nobody reads, must not keep a command alive.
+// endWithin is how long a command may take to end in order after the first signal. It then ends at once: whatever it
+// was doing could be killed at any time. Code that cannot be cancelled, as a write into a pipe that nobody reads, must
+// not keep a command alive.
 const endWithin = 2 * time.Second
 
 // ending is the way in which the process ends after a signal. The zero value is that of a command.

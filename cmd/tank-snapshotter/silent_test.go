@@ -14,7 +14,8 @@ import (
 // saysSo is how long a command may take on a machine that is busy to say that a process does not answer.
 const saysSo = 8 * time.Second
 
-// TestSilentDaemon: a daemon that is stopped is reported instead of waited for, while one that is busy may take its time.
+// TestSilentDaemon: a daemon that is stopped is reported instead of waited for, while one that is busy may take its
+// time.
 func TestSilentDaemon(t *testing.T) {
 	t.Parallel()
 	reg, _, _, held, _ := registry(t)

@@ -58,7 +58,8 @@ func (s *squatter) Pull(ctx context.Context, req plugin.PullRequest, client plug
 	return &plugin.PulledImage{Ref: req.Ref, Digest: d, Manifest: d, Rootfs: s.rootfs}, nil
 }
 
-// squat has s own a root that a command made before: it holds the lock, and a process of user uid listens on its socket.
+// squat has s own a root that a command made before: it holds the lock, and a process of user uid listens on its
+// socket.
 func squat(t *testing.T, s *squatter, uid int) {
 	t.Helper()
 	reg, _, _, _, _ := registry(t)
@@ -132,7 +133,8 @@ func credentials(t *testing.T, hosts ...string) []string {
 	return []string{"DOCKER_CONFIG=" + dir}
 }
 
-// TestOwnerGetsOnlyWhatIsForThePull: the process that owns a root is sent the files and passwords of the reference's registry, not all.
+// TestOwnerGetsOnlyWhatIsForThePull: the process that owns a root is sent the files and passwords of the reference's
+// registry, not all.
 func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 	t.Parallel()
 	hosts := t.TempDir()

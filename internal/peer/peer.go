@@ -4,8 +4,8 @@
 //
 // Its invariant: the answer is the kernel's (SO_PEERCRED), and never the word of the process.
 //
-// The surprising rule: for the side that connected, the kernel reports the process that called listen, also when another process has the
-// socket now; a pid may belong to another process by the time it is looked at.
+// The surprising rule: for the side that connected, the kernel reports the process that called listen, also when
+// another process has the socket now; a pid may belong to another process by the time it is looked at.
 package peer
 
 import (
@@ -36,7 +36,8 @@ func Of(conn net.Conn) (unix.Ucred, error) {
 		return unix.Ucred{}, fmt.Errorf("peer: %w", err)
 	}
 	if cred.Pid == 0 && cred.Uid == ^uint32(0) { // a TCP socket is answered like this
-		return unix.Ucred{}, fmt.Errorf("peer of a %s socket: not known: %w", conn.LocalAddr().Network(), errdefs.ErrInvalidArgument)
+		return unix.Ucred{}, fmt.Errorf("peer of a %s socket: not known: %w", conn.LocalAddr().Network(),
+			errdefs.ErrInvalidArgument)
 	}
 	return *cred, nil
 }

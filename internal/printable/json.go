@@ -9,9 +9,9 @@ import (
 	"unicode/utf8"
 )
 
-// EncodeJSON writes v as JSON and a line break, in which every character that Text would escape is an escape of JSON: encoding/json
-// leaves DEL, C1 and the format characters unchanged, and in a json.RawMessage also bytes that are not UTF-8. The value that a reader
-// decodes is the same. indent is that of json.MarshalIndent; "" means one line.
+// EncodeJSON writes v as JSON and a line break, in which every character that Text would escape is an escape of JSON:
+// encoding/json leaves DEL, C1 and the format characters unchanged, and in a json.RawMessage also bytes that are not
+// UTF-8. The value that a reader decodes is the same. indent is that of json.MarshalIndent; "" means one line.
 func EncodeJSON(w io.Writer, v any, indent string) error {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -23,7 +23,8 @@ func EncodeJSON(w io.Writer, v any, indent string) error {
 	return err
 }
 
-// escapeJSON replaces what is not safe in the strings of a JSON text. Outside of strings there is only ASCII and white space.
+// escapeJSON replaces what is not safe in the strings of a JSON text. Outside of strings there is only ASCII and white
+// space.
 func escapeJSON(data []byte) []byte {
 	from := 0 // what was not yet written to b
 	var b bytes.Buffer

@@ -11,8 +11,8 @@ type Formatter interface {
 	Format(*log.Entry) ([]byte, error)
 }
 
-// LogFormatter returns a formatter that makes the message and the fields of each entry printable before inner formats it. What inner adds,
-// as colors, passes.
+// LogFormatter returns a formatter that makes the message and the fields of each entry printable before inner formats
+// it. What inner adds, as colors, passes.
 func LogFormatter(inner Formatter) Formatter { return formatter{inner} }
 
 type formatter struct{ inner Formatter }

@@ -2,11 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: what it returns or passes on is valid UTF-8 without C0, DEL, C1, format and bidi controls, and line and paragraph
-// separators; only Writer lets the line breaks and tabs of the program itself pass. Text and Message also bound the length.
+// Its invariant: what it returns or passes on is valid UTF-8 without C0, DEL, C1, format and bidi controls, and line
+// and paragraph separators; only Writer lets the line breaks and tabs of the program itself pass. Text and Message also
+// bound the length.
 //
-// The surprising rule: a backslash is not escaped, so that text may be made printable twice without growing. The result is for people,
-// and cannot be turned back.
+// The surprising rule: a backslash is not escaped, so that text may be made printable twice without growing. The result
+// is for people, and cannot be turned back.
 package printable
 
 import (
@@ -23,15 +24,15 @@ const (
 	messageLimit = 8 << 10
 )
 
-// Text returns one value that others chose (a name, a digest, a path, a header), on one line and at most 1 KiB long. The middle of a
-// longer text is left out.
+// Text returns one value that others chose (a name, a digest, a path, a header), on one line and at most 1 KiB long.
+// The middle of a longer text is left out.
 func Text(s string) string { return clip(escape(s, ""), len(s), textLimit) }
 
 // Message is like Text for a whole message, which may be 8 KiB long.
 func Message(s string) string { return clip(escape(s, ""), len(s), messageLimit) }
 
-// Fprintf is like fmt.Fprintf and makes the arguments printable: strings, errors and Stringers as by Text, everything else after fmt has
-// formatted it. The format is the program's own and passes unchanged.
+// Fprintf is like fmt.Fprintf and makes the arguments printable: strings, errors and Stringers as by Text, everything
+// else after fmt has formatted it. The format is the program's own and passes unchanged.
 func Fprintf(w io.Writer, format string, args ...any) (int, error) {
 	safe := make([]any, len(args))
 	for i, arg := range args {
@@ -55,8 +56,8 @@ func value(v any) any {
 	return Text(fmt.Sprint(v))
 }
 
-// safe reports whether a rune may be printed: letters, marks, numbers, punctuation, symbols and spaces. Controls (Cc), format and bidi
-// characters (Cf), line and paragraph separators (Zl, Zp), private and unassigned code points may not.
+// safe reports whether a rune may be printed: letters, marks, numbers, punctuation, symbols and spaces. Controls (Cc),
+// format and bidi characters (Cf), line and paragraph separators (Zl, Zp), private and unassigned code points may not.
 func safe(r rune) bool { return r >= ' ' && r < 0x7f || r > 0x9f && unicode.IsGraphic(r) }
 
 // escape replaces every byte that is not UTF-8 and every rune that is neither safe nor in allowed.

@@ -4,8 +4,9 @@
 //
 // Its invariant: a read takes no more memory than its limit and ends when its context does, whatever lies at the path.
 //
-// The surprising rule: unlike the files of package regular, these may be links, pipes or terminals, so that `--config <(command)` works. A
-// pipe that nobody opens for writing within five seconds is an error, because a forgotten one would hold every command for ever.
+// The surprising rule: unlike the files of package regular, these may be links, pipes or terminals, so that `--config
+// <(command)` works. A pipe that nobody opens for writing within five seconds is an error, because a forgotten one
+// would hold every command for ever.
 package userfile
 
 import (
@@ -25,8 +26,8 @@ const writerWithin = 5 * time.Second
 // look is how often a pipe and the context are looked at while there is nothing to read.
 const look = 20 * time.Millisecond
 
-// ReadFile returns the content of a file of at most limit bytes. Errors are those of os.Open, the context's, or errdefs.ErrInvalidArgument
-// for a directory, a larger file and a pipe without a writer.
+// ReadFile returns the content of a file of at most limit bytes. Errors are those of os.Open, the context's, or
+// errdefs.ErrInvalidArgument for a directory, a larger file and a pipe without a writer.
 func ReadFile(ctx context.Context, path string, limit int64) ([]byte, error) {
 	fd, err := open(path)
 	if err != nil {
@@ -97,7 +98,8 @@ func (r *reader) readAll(ctx context.Context, limit int64) ([]byte, error) {
 		switch {
 		case err == unix.EAGAIN:
 			r.wrote = true // without a writer, the end would be reported
-			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLIN}}, int(look.Milliseconds())); err != nil && err != unix.EINTR {
+			wait := []unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLIN}}
+			if _, err := unix.Poll(wait, int(look.Milliseconds())); err != nil && err != unix.EINTR {
 				return nil, err
 			}
 		case err == unix.EINTR:

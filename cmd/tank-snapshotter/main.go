@@ -86,7 +86,7 @@ func (c *cli) command() *cobra.Command {
 		Use:   "tank-snapshotter",
 		Short: "Keep OCI images on one machine, for any program and for containerd",
 		Long: "Keep OCI images on one machine, for any program and for containerd.\n\n" +
-			"Exit codes: 0; 2 usage; 3 not found or not cached; 4 denied; 5 network; 6 content that fails verification,\n" +
+			"Exit codes: 0; 2 usage; 3 not found or not cached; 4 denied by a registry; 5 network; 6 content that fails verification,\n" +
 			"and faults found by check; 1 the rest.",
 		SilenceErrors: true,
 		SilenceUsage:  true,

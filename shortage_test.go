@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -18,7 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
+	"github.com/tank-snapshotter/tank/snapshot"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -36,9 +39,9 @@ func smallDisk(t *testing.T, size string) *root {
 // noise is a layer that does not become smaller by compression.
 func noise(t *testing.T, reg *registrytest.Registry, mib int) (ocispec.Descriptor, digest.Digest) {
 	t.Helper()
-	content := make([]byte, mib<<20)
-	_, _ = rand.Read(content)
-	tar := Tar(t, F("noise", string(content)))
+	bytes := make([]byte, mib<<20)
+	_, _ = rand.Read(bytes)
+	tar := Tar(t, F("noise", string(bytes)))
 	return reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, tar)), digest.FromBytes(tar)
 }
 
@@ -186,4 +189,35 @@ func TestBodyWithoutEnd(t *testing.T) {
 	if left := r.left(t); len(left) > 2 { // manifest and config may be resumed
 		t.Errorf("left %v", left)
 	}
+}
+
+// TestSlowDownloadOfContainerd shows that a layer which containerd downloads from a registry that trickles does not hold up a pull of the
+// same layer, though it was announced and its unpack follows the slow download.
+func TestSlowDownloadOfContainerd(t *testing.T) {
+	t.Parallel()
+	requireRoot(t)
+	reg := registrytest.New(t)
+	layer, id := noise(t, reg, 1)
+	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{id})
+	r := newRoot(t, true)
+	r.with(t, func(tk *tank.Tank) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		tk.Snapshots().Announce([]snapshot.Layer{{Blob: layer, DiffID: id}})
+		ref := "default/1/layer-" + layer.Digest.String()
+		w, err := tk.Content().For(metadata.Containerd).Writer(ctx,
+			content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: layer.Size}))
+		must(t, err)
+		_, err = w.Write([]byte("these are not the bytes of the layer"))
+		must(t, err)
+		time.Sleep(100 * time.Millisecond) // so that it is followed
+		began := time.Now()
+		_, err = tk.Pull(ctx, reg.Host+"/x:1", nil)
+		must(t, err)
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		must(t, w.Close())
+		must(t, tk.Content().For(metadata.Containerd).Abort(ctx, ref))
+	})
 }

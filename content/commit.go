@@ -33,13 +33,16 @@ func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 }
 
 func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest, opts []content.Opt) (b metadata.Blob, came bool, err error) {
-	w.lockSummed()
+	w.lockSummed(ctx.Done())
 	defer w.mu.Unlock()
 	if w.done {
 		return b, false, fmt.Errorf("writer is closed: %w", errdefs.ErrFailedPrecondition)
 	}
 	state, cause := gone, "not committed"
 	defer func() { _ = w.close(state, cause) }() // the bytes are on disk by then, or the error is known
+	if err := ctx.Err(); err != nil {
+		return b, false, err
+	}
 	d, labels, err := w.verify(ctx, size, expected, opts)
 	if err != nil {
 		return b, false, err

@@ -383,3 +383,23 @@ func BenchmarkCommit(b *testing.B) {
 		}
 	}
 }
+
+// TestCommitEndsWithItsContext shows that a Commit that waits for the hash ends with its context, and that the bytes can be resumed.
+func TestCommitEndsWithItsContext(t *testing.T) {
+	r := open(t, t.TempDir(), nil)
+	w, release := resumeSlowly(t, r, "left")
+	ctx, cancel := context.WithCancel(t.Context())
+	committed := make(chan error, 1)
+	go func() { committed <- w.Commit(ctx, 4, digest.FromString("left")) }()
+	time.Sleep(20 * time.Millisecond)
+	cancel()
+	select {
+	case err := <-committed:
+		class(t, errdefs.IsCanceled, err)
+	case <-time.After(time.Second):
+		t.Fatal("it has not ended")
+	}
+	release()
+	w = start(t, r.For(alice), "ref", ocispec.Descriptor{})
+	must(t, w.Commit(t.Context(), 4, digest.FromString("left")))
+}

@@ -190,8 +190,8 @@ func (w *writer) Digest() digest.Digest {
 	return w.sum.Load().digest()
 }
 
-// lockSummed locks mu, once the hash has all bytes that were there or w can't be used any more.
-func (w *writer) lockSummed() {
+// lockSummed locks mu, once the hash has all bytes that were there or w can't be used any more, or ended is closed.
+func (w *writer) lockSummed(ended <-chan struct{}) {
 	for {
 		w.mu.Lock()
 		m := w.sum.Load()
@@ -203,12 +203,15 @@ func (w *writer) lockSummed() {
 			return
 		case <-m.stopped: // by Close or Abort
 			return
+		case <-ended:
+			return
 		default:
 		}
 		w.mu.Unlock()
 		select {
 		case <-m.ready:
 		case <-m.stopped:
+		case <-ended:
 		}
 	}
 }
@@ -227,7 +230,7 @@ func (w *writer) usable() error {
 }
 
 func (w *writer) Write(p []byte) (int, error) {
-	w.lockSummed()
+	w.lockSummed(nil)
 	defer w.mu.Unlock()
 	if err := cmp.Or(w.usable(), w.broken); err != nil {
 		return 0, err
@@ -274,7 +277,7 @@ func (w *writer) writePieces(p []byte) (written int, err error) {
 
 // Sync forces what was written to disk, and waits for its hash, so that Commit is quick.
 func (w *writer) Sync() error {
-	w.lockSummed()
+	w.lockSummed(nil)
 	defer w.mu.Unlock()
 	if err := w.usable(); err != nil {
 		return err

@@ -74,18 +74,29 @@ func (v *View) Room(ctx context.Context, blobs []ocispec.Descriptor, again bool)
 	if err != nil || lack == 0 {
 		return err
 	}
-	dir, err := os.Open(filepath.Join(v.s.root, "ingest"))
-	if err != nil {
-		return fmt.Errorf("content: %w", err)
-	}
-	defer dir.Close()
 	return v.s.makeRoom(ctx, func() error {
-		if err := v.s.room.promise(dir, lack); err != nil {
-			return fmt.Errorf("content: %w", err)
+		for _, pool := range []string{"ingest", "blobs"} { // they may lie on different disks
+			if err := v.s.roomIn(pool, lack); err != nil {
+				return fmt.Errorf("content: %w", err)
+			}
 		}
-		v.s.room.promised.Add(-lack) // each writer promises its own part
 		return nil
 	})
+}
+
+// roomIn returns errdefs.ErrResourceExhausted unless the file system of a directory of the root has room. Nothing is
+// promised: each writer promises its own part.
+func (s *Store) roomIn(pool string, bytes int64) error {
+	dir, err := os.Open(filepath.Join(s.root, pool))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := s.room.promise(dir, bytes); err != nil {
+		return err
+	}
+	s.room.promised.Add(-bytes)
+	return nil
 }
 
 // lack is how many bytes of these blobs are to be downloaded.

@@ -389,6 +389,24 @@ func TestScenarios(t *testing.T) {
 				t.Error("it took one of two")
 			}
 		}},
+		{"calls that run during the takeover", func(t *testing.T, m *machine, first *client) {
+			first.stop()
+			moved := m.start(file(2, 10), false)
+			before := moved.s.Holder()
+			expectFinds(t, moved, whole...)
+			for _, key := range []string{"default/7/late", "default/8/later"} {
+				must(t, m.db.Update(func(tx *metadata.Tx) error {
+					k := before.SnapshotKey(key)
+					err := tx.PutSnapshot(metadata.Snapshot{Key: k, Kind: metadata.Active})
+					return errors.Join(err, tx.Hold(before, metadata.SnapshotNode(k)))
+				}))
+				if key == "default/8/later" {
+					moved.s.Left(context.Background(), before)
+				}
+				expectFinds(t, moved, key)
+			}
+			expect(t, moved, layer, container, "default/7/late", "default/8/later")
+		}},
 		{"another database, which had the same image first", func(t *testing.T, m *machine, first *client) {
 			first.stop()
 			m.text[2] = layer + " default/3/of-its-own"
@@ -409,11 +427,11 @@ func TestScenarios(t *testing.T) {
 		{"released, and back while another has the like", func(t *testing.T, m *machine, first *client) {
 			first.stop()
 			second := m.start(file(2, 1), false)
-			second.fill()
+			must(t, second.make("default/1/old", ""))
 			second.stop()
 			must(t, m.db.Update(func(tx *metadata.Tx) error { return tx.ReleaseAll(metadata.Containerd) }))
 			must(t, m.b.Released(metadata.Containerd))
-			if m.start(file(1, 10), false).has(container) {
+			if m.start(file(1, 10), false).has("default/1/old") {
 				t.Error("it took the other's")
 			}
 			if h := m.start(file(3, 1), false).s.Holder(); h != metadata.Containerd {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -55,7 +56,13 @@ type unpackJob struct {
 	dir      string // a staged name in layers/, with fs and seal; empty when the blob was only verified
 	record   metadata.Layer
 	finished time.Time
+
+	taken atomic.Bool // dir is somebody's to move or to delete; see take
 }
+
+// take reports whether the caller is the first to take the job's directory away. A second one must not move what the first
+// may be deleting.
+func (j *unpackJob) take() bool { return j.dir != "" && j.taken.CompareAndSwap(false, true) }
 
 func newUnpacks(s *Store) *unpacks {
 	return &unpacks{
@@ -445,21 +452,18 @@ func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) err
 	if err != nil {
 		return rec, false, err
 	}
-	moved := false
+	mine, moved := false, false
 	err = s.db.Update(func(tx *metadata.Tx) error {
 		if rec, err = tx.Layer(metadata.LayerKey(j.diffID)); err == nil {
 			ok = true
 			return hold(tx, rec)
 		}
-		if j.dir == "" {
-			return nil
+		if mine = j.take(); !mine {
+			return nil // another claimer of the job was quicker, and its layer has gone since
 		}
 		rec = j.record
 		rec.Dir = dir
 		if err := os.Rename(j.dir, s.path("layers", rec.Dir)); err != nil {
-			if errors.Is(err, os.ErrNotExist) {
-				return nil // another claimer of the job was quicker, and its layer has gone since
-			}
 			return err
 		}
 		moved, ok = true, true
@@ -473,7 +477,7 @@ func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) err
 		err = errors.Join(err, s.trash(s.path("layers", dir)))
 	case moved:
 		s.syncer.add(metadata.LayerNode(rec.Key), rec.Dir)
-	case j.dir != "":
+	case mine || j.take():
 		err = errors.Join(err, s.trash(j.dir))
 	}
 	return rec, ok && err == nil, err
@@ -487,7 +491,7 @@ func (u *unpacks) dropUnclaimed(now time.Time) error {
 			continue
 		}
 		u.forget(j)
-		if j.dir != "" {
+		if j.take() {
 			errs = append(errs, u.s.trash(j.dir))
 		}
 	}

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
@@ -98,16 +99,19 @@ func writeBigImage(t testing.TB, layout string, layers int, layerSize int64) (to
 		d, diffID := writeBigLayer(t, layout, i, layerSize)
 		img.Layers, img.DiffIDs, total = append(img.Layers, d), append(img.DiffIDs, diffID), total+d.Size
 	}
+	writeImage(t, layout, &img)
+	return total
+}
+
+// writeImage writes config and manifest of an image whose layers are there, and tags it.
+func writeImage(t testing.TB, layout string, img *Image) {
+	t.Helper()
 	put := func(mediaType string, v any) ocispec.Descriptor {
 		b, err := json.Marshal(v)
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-		if err := os.WriteFile(blobFile(layout, d.Digest), b, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return d
+		return putBlob(t, layout, mediaType, b)
 	}
 	img.Config = put(ocispec.MediaTypeImageConfig, ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: img.DiffIDs},
@@ -118,7 +122,20 @@ func writeBigImage(t testing.TB, layout string, layers int, layerSize int64) (to
 	if err := os.Symlink(filepath.Base(blobFile(layout, m.Digest)), filepath.Join(layout, "blobs", "sha256", "tagged")); err != nil {
 		t.Fatal(err)
 	}
-	return total
+}
+
+// putBlob writes a blob into the layout.
+func putBlob(t testing.TB, layout, mediaType string, b []byte) ocispec.Descriptor {
+	t.Helper()
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	path := blobFile(layout, d.Digest)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 // writeBigLayer writes one layer: a gzip stream of stored blocks, files of 1 MiB and of 64 KiB in turn.
@@ -192,4 +209,87 @@ func serveLayout(t testing.TB, layout string) (addr string) {
 	}))
 	t.Cleanup(s.Close)
 	return strings.TrimPrefix(s.URL, "http://")
+}
+
+// entriesVariable is an environment variable: how many entries the image of TestMemoryOfEntries has. Its promise is about 500000,
+// which take a minute.
+const entriesVariable = "TANK_TEST_ENTRIES"
+
+// TestMemoryOfEntries: the resident memory of a pull stays within 256 MiB when its image has 500,000 entries, whose parents a
+// tar only implies, so that a fix-up is planned for them. With fewer entries it is as much less as they are fewer.
+func TestMemoryOfEntries(t *testing.T) {
+	const most, promised, fixed = 256 << 20, 500_000, 60 << 20
+	entries := 40_000
+	if n, err := strconv.Atoi(os.Getenv(entriesVariable)); err == nil {
+		entries = n
+	}
+	limit := fixed + (most-fixed)*int64(entries)/promised
+	e := New(t)
+	layout := e.Path("many")
+	writeLayersOf(t, layout, entries/4, entries*3/4)
+	addr := serveLayout(t, layout)
+	k := e.NewTank()
+	k.broken = true
+	k.Root = shortLived(t)
+	pull := e.Start("pull", k.Args("pull", "--no-sync", "--progress", "none", addr+"/test/many:1")...)
+	peak := peakMemory(pull, pull)
+	if code, err := pull.Wait(time.Second); err != nil || code != 0 {
+		t.Fatalf("exit %d, %v: %s", code, err, tail(pull.Log, 4000))
+	}
+	t.Logf("%d entries: VmHWM %d MB of %d", entries, peak>>20, limit>>20)
+	if peak == 0 || peak > limit {
+		t.Errorf("VmHWM %d MB for %d entries, more than %d", peak>>20, entries, limit>>20)
+	}
+}
+
+// shortLived is a directory in memory where there is one: many files take long on a disk.
+func shortLived(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "tank-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// writeLayersOf writes an image whose layers have so many entries each, empty files below directories that no layer but the first
+// has an entry for.
+func writeLayersOf(t testing.TB, layout string, entries ...int) {
+	t.Helper()
+	var img Image
+	for i, n := range entries {
+		var b bytes.Buffer
+		diff := digest.SHA256.Digester()
+		z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := tar.NewWriter(io.MultiWriter(z, diff.Hash()))
+		if i == 0 {
+			for _, d := range []string{"usr", "usr/lib", "usr/lib/modules"} {
+				if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o700}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for j := range n {
+			h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o644, Name: fmt.Sprintf("usr/lib/modules/layer%d-%d/file%06d.conf", i, j/1000, j)}
+			if err := w.WriteHeader(h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, end := range []func() error{w.Close, z.Close} {
+			if err := end(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		img.Layers = append(img.Layers, putBlob(t, layout, ocispec.MediaTypeImageLayerGzip, b.Bytes()))
+		img.DiffIDs = append(img.DiffIDs, diff.Digest())
+	}
+	writeImage(t, layout, &img)
 }

@@ -31,7 +31,7 @@ type linkGroup struct {
 }
 
 // link notes a hard link to a path that only the parent has.
-func (x *plan) link(e *unpack.Entry, here string) error {
+func (x *plan) link(e *unpack.Entry, own, here string) error {
 	var f *found
 	dir, err := x.parent.resolve(path.Dir(e.Target))
 	target := path.Join(dir, path.Base(e.Target))
@@ -45,7 +45,7 @@ func (x *plan) link(e *unpack.Entry, here string) error {
 		return nil
 	}
 	if f == nil || f.entry.Type == unpack.Dir || x.hides(target) || strings.HasPrefix(target, here+"/") {
-		return fmt.Errorf("hard link %q: no file %q in the layers below: %w", e.Path, e.Target, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("hard link %q: no file %q in the layers below: %w", own, e.Target, errdefs.ErrFailedPrecondition)
 	}
 	id := inode{f.elem, f.ino}
 	g := x.links[id]
@@ -165,8 +165,13 @@ func (x *plan) keepTogether(entries entrySource, self *element) error {
 		return nil
 	}
 	return entries(func(e *unpack.Entry) error {
-		if moved := x.moved[e.Inode]; moved != nil && !moved[e.Path] {
-			x.emitCopy(*e, e.Path, source{self, e.Path})
+		if e.Inode == "" {
+			return x.interrupted()
+		}
+		if moved := x.moved[shortName(e.Inode)]; moved != nil && !moved[e.Path] {
+			c := *e
+			c.Inode = shortName(e.Inode)
+			x.emitCopy(c, e.Path, source{self, e.Path})
 		}
 		return x.interrupted()
 	})

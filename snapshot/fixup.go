@@ -22,7 +22,8 @@ type plan struct {
 	moved  map[string]map[string]bool // by inode of the layer: its names that landed elsewhere
 	links  map[inode]*linkGroup
 	// lenient plans leave out links to what is not below: without root's full rights layers have no devices.
-	lenient bool
+	lenient            bool
+	outBytes, outAsked int64 // what out takes, and what was asked for
 	// interrupted returns why planning has to end, if it has to. It is called for every node that is looked at.
 	interrupted func() error
 }
@@ -30,6 +31,7 @@ type plan struct {
 // dropped is a directory of the layer, and what the parent, where there is something, has in its place.
 type dropped struct {
 	dir   *tree
+	at    string // its path
 	below *found
 }
 
@@ -43,17 +45,25 @@ type source struct {
 // The plan is empty when it needs nothing.
 //
 // The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
-func planFixup(ctx context.Context, entries entrySource, self *element, parent *merged, lenient bool) (*plan, error) {
-	layer, err := newTree(entries)
+func planFixup(ctx context.Context, entries entrySource, self *element, parent *merged, lenient bool,
+	grow func(bytes int64) error,
+) (*plan, error) {
+	layer, err := newLayerTree(entries, grow)
 	if err != nil {
 		return nil, err
 	}
 	x := &plan{
 		layer: layer, parent: parent, out: newRoot(defaultDir(".")),
 		copies: map[string]source{}, moved: map[string]map[string]bool{}, links: map[inode]*linkGroup{}, lenient: lenient,
-		interrupted: everyFew(ctx),
 	}
-	if err := x.walk(self, x.layer, ".", where{bare: x.layer.entry.Opaque}); err != nil {
+	interrupted := everyFew(ctx)
+	x.interrupted = func() error {
+		if err := x.growOut(grow); err != nil {
+			return err
+		}
+		return interrupted()
+	}
+	if err := x.walk(self, x.layer, ".", where{own: ".", bare: x.layer.entry.Opaque}); err != nil {
 		return nil, err
 	}
 	if err := x.keepTogether(entries, self); err != nil {
@@ -81,9 +91,34 @@ func (t *tree) ownAll(uid, gid uint32) {
 
 // where says how a directory of the layer relates to the parent.
 type where struct {
-	moved bool // a symbolic link of the parent leads its content to another path
-	bare  bool // nothing of the parent is below
-	again bool // what the layer has at its own place goes into the fix-up as well
+	own   string // its path in the layer
+	moved bool   // a symbolic link of the parent leads its content to another path
+	bare  bool   // nothing of the parent is below
+	again bool   // what the layer has at its own place goes into the fix-up as well
+}
+
+// maxOut bounds the memory of what a fix-up holds. The paths in it may be longer than those of the layer.
+const maxOut = 192 << 20
+
+// growOut asks for the memory that the fix-up's tree has taken.
+func (x *plan) growOut(grow func(bytes int64) error) error {
+	if x.outBytes <= x.outAsked {
+		return nil
+	}
+	if x.outBytes > maxOut {
+		return fmt.Errorf("fix-up: more than %d bytes of entries: %w", int64(maxOut), errdefs.ErrFailedPrecondition)
+	}
+	const step = 256 << 10
+	asked := (x.outBytes - x.outAsked + step) / step * step
+	x.outAsked += asked
+	return grow(asked)
+}
+
+// entryAt is a node's entry with its path in the layer.
+func entryAt(n *tree, path string) unpack.Entry {
+	e := n.entry
+	e.Path = path
+	return e
 }
 
 func (x *plan) empty() bool { return len(x.out.kids) == 0 }
@@ -117,23 +152,28 @@ func (x *plan) walk(self *element, n *tree, at string, w where) error {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
-		kid, here := n.kids[name], path.Join(at, name)
+		kid := n.kids[name]
+		if !w.moved && kid.entry.Type != unpack.Dir && kid.entry.Type != unpack.Link {
+			continue
+		}
+		here, own := path.Join(at, name), path.Join(w.own, name)
 		var err error
 		switch {
 		case kid.entry.Type == unpack.Dir:
-			err = x.dir(self, kid, here, w)
+			in := w
+			in.own = own
+			err = x.dir(self, kid, here, in)
 		case kid.entry.Type == unpack.Link:
-			err = x.link(&kid.entry, here)
-		case !w.moved:
+			err = x.link(&kid.entry, own, here)
 		case kid.entry.Type == unpack.Whiteout:
-			err = x.moveWhiteout(self, kid.entry, here)
+			err = x.moveWhiteout(self, entryAt(kid, own), here)
 		default:
-			x.emitCopy(kid.entry, here, source{self, kid.entry.Path})
+			x.emitCopy(entryAt(kid, own), here, source{self, own})
 			if kid.entry.Inode != "" {
 				if x.moved[kid.entry.Inode] == nil {
 					x.moved[kid.entry.Inode] = map[string]bool{}
 				}
-				x.moved[kid.entry.Inode][kid.entry.Path] = true
+				x.moved[kid.entry.Inode][own] = true
 			}
 		}
 		if err != nil {
@@ -175,7 +215,7 @@ func (x *plan) dir(self *element, n *tree, here string, w where) error {
 		return x.implied(self, n, here, w, below)
 	}
 	if w.moved {
-		x.emit(n.entry, here)
+		x.emit(entryAt(n, w.own), here)
 	}
 	w.bare = n.entry.Opaque || below == nil || below.entry.Type != unpack.Dir
 	return x.walk(self, n, here, w)
@@ -204,7 +244,7 @@ func (x *plan) implied(self *element, n *tree, here string, w where, below *foun
 	if onlyWhiteouts(n) {
 		// It removes what is not there: no directory comes of that (E13), and what is no directory stays.
 		if !w.moved {
-			x.drops = append(x.drops, dropped{n, below})
+			x.drops = append(x.drops, dropped{n, w.own, below})
 		}
 		return nil
 	}
@@ -221,7 +261,7 @@ func (x *plan) repeat(self *element, own *tree, at string) error {
 	if own == nil {
 		return nil
 	}
-	return x.walk(self, own, at, where{moved: true, bare: true, again: true})
+	return x.walk(self, own, at, where{own: at, moved: true, bare: true, again: true})
 }
 
 // drop hides directories, or those inside them where something is.
@@ -230,7 +270,7 @@ func (x *plan) drop(dirs []dropped) error {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
-		at := d.dir.entry.Path
+		at := d.at
 		switch there := x.out.find(at); {
 		case d.dir.entry.Type != unpack.Dir:
 		case there == nil && d.below != nil:
@@ -238,8 +278,8 @@ func (x *plan) drop(dirs []dropped) error {
 		case there == nil:
 			x.emit(unpack.Entry{Type: unpack.Whiteout}, at)
 		case there.entry.Type == unpack.Dir:
-			for _, k := range d.dir.kids {
-				if err := x.drop([]dropped{{dir: k}}); err != nil {
+			for name, k := range d.dir.kids {
+				if err := x.drop([]dropped{{dir: k, at: path.Join(at, name)}}); err != nil {
 					return err
 				}
 			}
@@ -269,7 +309,7 @@ func (x *plan) follow(self *element, n *tree, link, to string, w where, below *f
 			return err
 		}
 	}
-	return x.walk(self, n, to, where{moved: true, bare: n.entry.Opaque || !isDir})
+	return x.walk(self, n, to, where{own: w.own, moved: true, bare: n.entry.Opaque || !isDir})
 }
 
 // leadsTo resolves a symbolic link of the parent; ok says that a directory is there, or that what the layer has in it
@@ -309,6 +349,7 @@ func (x *plan) emit(e unpack.Entry, at string) bool {
 		return false // two symbolic links lead there, and this came first
 	}
 	e.Path, e.Implied, e.Inode = at, false, ""
+	x.outBytes += nodeMemory + 2*int64(len(at))
 	x.out.make(at).entry = e
 	return true
 }
@@ -352,6 +393,7 @@ func (x *plan) shown(at string) (unpack.Entry, error) {
 	own := x.layer.find(at)
 	if own != nil && own.entry.Type == unpack.Dir && !own.entry.Implied {
 		e = own.entry
+		e.Path = at
 	} else if f, err := x.parent.lookup(at); err != nil {
 		return e, err
 	} else if f != nil && f.entry.Type == unpack.Dir {

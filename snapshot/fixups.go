@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -101,12 +102,14 @@ func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer, set 
 // openPlan is a plan with the directories it reads.
 type openPlan struct {
 	*plan
-	self *os.File
+	self  *os.File
+	claim *budget.Claim // what the plan takes
 }
 
 func (p *openPlan) close() {
 	p.parent.close()
 	p.self.Close()
+	p.claim.Release()
 }
 
 // planFor plans the fix-up of a snapshot's layer above the snapshot's parent.
@@ -135,9 +138,12 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []st
 		self.Close()
 		return nil, err
 	}
+	claim := s.memory.Claim(nil)
+	grow := func(bytes int64) error { return claim.Grow(ctx, bytes) }
 	rights := s.opts.Unpack
-	p, err := planFixup(ctx, sealed.each, &element{key, self}, parent, rights.Unprivileged || rights.Confined)
+	p, err := planFixup(ctx, sealed.each, &element{key, self}, parent, rights.Unprivileged || rights.Confined, grow)
 	if err != nil {
+		claim.Release()
 		parent.close()
 		self.Close()
 		return nil, err
@@ -145,7 +151,7 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []st
 	if rights.Unprivileged {
 		p.out.ownAll(uint32(os.Geteuid()), uint32(os.Getegid()))
 	}
-	return &openPlan{p, self}, nil
+	return &openPlan{p, self, claim}, nil
 }
 
 // stageFixup makes the fix-up, or the root directory, that a snapshot stands on once more, in the pool of layers.

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -26,13 +28,49 @@ const (
 	no
 )
 
-// newTree builds a tree from entries in any order. Missing parents become implied directories.
-func newTree(entries entrySource) (*tree, error) {
+// nodeMemory is what a node takes without its strings, with its place in the directory's map.
+const nodeMemory = 256
+
+// newLayerTree builds the tree of a layer. Path of an entry is its name only, and Inode what shortName makes of it: there may
+// be a million of them. grow is called before the tree takes so many bytes more.
+func newLayerTree(entries entrySource, grow func(bytes int64) error) (*tree, error) {
+	const step = 256 << 10
 	t := newRoot(defaultDir("."))
+	asked, bytes := int64(0), int64(0)
 	return t, entries(func(e *unpack.Entry) error {
-		t.make(e.Path).entry = *e
-		return nil
+		n := t
+		for name, rest, more := "", e.Path, e.Path != "."; more; {
+			name, rest, more = cutPath(rest)
+			kid := n.kids[name]
+			if kid == nil {
+				name = strings.Clone(name) // not a part of the path
+				kid = newRoot(defaultDir(name))
+				if n.kids == nil {
+					n.kids = map[string]*tree{}
+				}
+				n.kids[name] = kid
+				bytes += nodeMemory + int64(len(name))
+			}
+			n = kid
+		}
+		name := n.entry.Path
+		n.entry = *e
+		n.entry.Path, n.entry.Inode = name, shortName(e.Inode)
+		bytes += int64(len(n.entry.Target) + len(n.entry.Inode))
+		if bytes < asked {
+			return nil
+		}
+		asked += step
+		return grow(step)
 	})
+}
+
+// shortName stands for the name of a group of hard links. A name may be long, and each entry of the group has it.
+func shortName(inode string) string {
+	if len(inode) <= 64 {
+		return inode
+	}
+	return digest.FromString(inode).Encoded()
 }
 
 func newRoot(e unpack.Entry) *tree { return &tree{entry: e} }

@@ -193,6 +193,7 @@ func bind(ctx context.Context, dir, name string, to grantee) (_ *net.UnixListene
 	l.SetUnlinkOnClose(false) // the file of that name may be another's by then
 	if file, err = to.grant(path); err != nil {
 		l.Close()
+		_ = removeDead(ctx, path) // what else has the name by then stays
 		return fail(err)
 	}
 	return l, file, nil

@@ -19,8 +19,8 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
-// TestRequestsWithoutParts sends every method of containerd's three services an empty request, and those with messages inside a request
-// whose messages are empty. None ends in a panic, and each has the class that its caller can act on.
+// TestRequestsWithoutParts sends every method of containerd's three services an empty request, and those with messages
+// inside a request whose messages are empty. None ends in a panic, and each has the class that its caller can act on.
 func TestRequestsWithoutParts(t *testing.T) {
 	requireRoot(t)
 	w := start(t, nil)
@@ -31,15 +31,18 @@ func TestRequestsWithoutParts(t *testing.T) {
 		more    map[string][]proto.Message
 	}{
 		{&contentapi.Content_ServiceDesc, map[string]codes.Code{
-			"Info": codes.InvalidArgument, "Update": codes.InvalidArgument, "Delete": codes.InvalidArgument, "Read": codes.InvalidArgument,
-			"Status": codes.NotFound, "Abort": codes.NotFound, "Write": codes.InvalidArgument,
+			"Info": codes.InvalidArgument, "Update": codes.InvalidArgument, "Delete": codes.InvalidArgument,
+			"Read": codes.InvalidArgument, "Status": codes.NotFound, "Abort": codes.NotFound, "Write": codes.InvalidArgument,
 			"List": codes.OK, "ListStatuses": codes.OK,
 		}, map[string][]proto.Message{
-			"Update": {&contentapi.UpdateRequest{UpdateMask: mask}, &contentapi.UpdateRequest{Info: &contentapi.Info{}, UpdateMask: mask}},
+			"Update": {
+				&contentapi.UpdateRequest{UpdateMask: mask},
+				&contentapi.UpdateRequest{Info: &contentapi.Info{}, UpdateMask: mask},
+			},
 		}},
 		{&snapshotsapi.Snapshots_ServiceDesc, map[string]codes.Code{
-			"Prepare": codes.InvalidArgument, "View": codes.InvalidArgument, "Commit": codes.NotFound, "Mounts": codes.NotFound,
-			"Remove": codes.NotFound, "Stat": codes.NotFound, "Usage": codes.NotFound, "Update": codes.InvalidArgument,
+			"Prepare": codes.InvalidArgument, "View": codes.InvalidArgument, "Commit": codes.NotFound,
+			"Mounts": codes.NotFound, "Remove": codes.NotFound, "Stat": codes.NotFound, "Usage": codes.NotFound, "Update": codes.InvalidArgument,
 			"List": codes.OK, "Cleanup": codes.OK,
 		}, map[string][]proto.Message{
 			"Update": {&snapshotsapi.UpdateSnapshotRequest{UpdateMask: mask}},
@@ -71,7 +74,8 @@ func TestRequestsWithoutParts(t *testing.T) {
 		}
 	}
 	// A descriptor that says nothing is there, but is no layer of a type that the service applies.
-	err := call(t.Context(), w.conn, nil, "/containerd.services.diff.v1.Diff/Apply", &diffapi.ApplyRequest{Diff: &types.Descriptor{}})
+	err := call(t.Context(), w.conn, nil, "/containerd.services.diff.v1.Diff/Apply",
+		&diffapi.ApplyRequest{Diff: &types.Descriptor{}})
 	if status.Code(err) != codes.Unimplemented {
 		t.Errorf("apply of an empty descriptor: %v", err)
 	}
@@ -115,14 +119,16 @@ func (jsonText) Marshal(v any) ([]byte, error) { return []byte(v.(string)), nil 
 func (jsonText) Unmarshal([]byte, any) error   { return nil }
 func (jsonText) Name() string                  { return "tank-json" }
 
-// TestAdminRequestsWithoutParts sends the admin endpoint requests of which a part is missing, or all. (Remove of the fake panics on purpose.)
+// TestAdminRequestsWithoutParts sends the admin endpoint requests of which a part is missing, or all. (Remove of the
+// fake panics on purpose.)
 func TestAdminRequestsWithoutParts(t *testing.T) {
 	requireRoot(t)
 	root := t.TempDir()
 	w := start(t, fakeAdmin{root})
 	stream := &grpc.StreamDesc{StreamName: "Pull", ServerStreams: true, ClientStreams: true}
 	for method, desc := range map[string]*grpc.StreamDesc{
-		"Root": nil, "Images": nil, "Inspect": nil, "GC": nil, "Check": nil, "Holders": nil, "Release": nil, "Pull": stream,
+		"Root": nil, "Images": nil, "Inspect": nil, "GC": nil, "Check": nil, "Holders": nil, "Release": nil,
+		"Pull": stream,
 	} {
 		for _, text := range []string{"", "null", "{}", `{"request":null,"answer":{}}`, "[]", `"x"`} {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -138,7 +144,8 @@ func TestAdminRequestsWithoutParts(t *testing.T) {
 				}
 			}
 			cancel()
-			if c := status.Code(err); c == codes.Unavailable || c == codes.DeadlineExceeded || strings.Contains(status.Convert(err).Message(), "panic") {
+			panicked := strings.Contains(status.Convert(err).Message(), "panic")
+			if c := status.Code(err); c == codes.Unavailable || c == codes.DeadlineExceeded || panicked {
 				t.Errorf("%s %q: %v", method, text, err)
 			}
 		}

@@ -13,8 +13,9 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestDirtyHoles copies files with holes right after they were unpacked, in every way that copies, on a file system that reports what is not
-// on the disk yet as a hole. (Files of the rootfs and of containers had zeros where the layer has data.)
+// TestDirtyHoles copies files with holes right after they were unpacked, in every way that copies, on a file system
+// that reports what is not on the disk yet as a hole. (Files of the rootfs and of containers had zeros where the layer
+// has data.)
 func TestDirtyHoles(t *testing.T) {
 	requireMounts(t)
 	x := string(bytes.Repeat([]byte("x"), 100_000))

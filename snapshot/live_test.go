@@ -20,9 +20,9 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestLiveContainerBelow commits a snapshot while its container goes on writing to it: it swaps a directory for a symbolic link to a
-// directory of the host, and a file for a link, a pipe and a device, as fast as it can. Layers above it are planned and made meanwhile, and
-// containers in directory mode copied. Nothing of the host's file lands in them.
+// TestLiveContainerBelow commits a snapshot while its container goes on writing to it: it swaps a directory for a
+// symbolic link to a directory of the host, and a file for a link, a pipe and a device, as fast as it can. Layers above
+// it are planned and made meanwhile, and containers in directory mode copied. Nothing of the host's file lands in them.
 func TestLiveContainerBelow(t *testing.T) {
 	requireRoot(t)
 	const secret = "a secret of the host"
@@ -48,7 +48,8 @@ func TestLiveContainerBelow(t *testing.T) {
 	base := digest.FromString("base").String()
 	must(t, sn.Commit(ctx, base, "ns/1/box"))
 
-	stop := swap(t, upper, [2]string{"d", "d.host"}, [2]string{"swapped", "swapped.link"}, [2]string{"swapped", "swapped.fifo"})
+	stop := swap(t, upper,
+		[2]string{"d", "d.host"}, [2]string{"swapped", "swapped.link"}, [2]string{"swapped", "swapped.fifo"})
 	defer stop()
 	made, failed := 0, 0
 	for end := time.Now().Add(time.Second); time.Now().Before(end) && made+failed < 200; {
@@ -81,7 +82,8 @@ func TestLiveContainerBelow(t *testing.T) {
 	}))
 }
 
-// swap exchanges names in a directory, in pairs, until the function that it returns is called; after that every first name is what it was.
+// swap exchanges names in a directory, in pairs, until the function that it returns is called; after that every first
+// name is what it was.
 func swap(t *testing.T, dir string, pairs ...[2]string) (stop func()) {
 	t.Helper()
 	d, err := os.Open(dir)
@@ -116,7 +118,8 @@ func swap(t *testing.T, dir string, pairs ...[2]string) (stop func()) {
 func extractAbove(sn *snapshot.Snapshotter, s *snapshot.Store, parent string, l snapshot.Layer, n int) error {
 	chain := identity.ChainID([]digest.Digest{digest.Digest(parent), l.DiffID}).String()
 	key := fmt.Sprintf("ns/%d/extract-x %s", n, chain)
-	mounts, err := sn.Prepare(ctx, key, parent, snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotRef: chain}))
+	labels := map[string]string{snapshots.LabelSnapshotRef: chain}
+	mounts, err := sn.Prepare(ctx, key, parent, snapshots.WithLabels(labels))
 	if err != nil {
 		return err
 	}

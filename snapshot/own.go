@@ -16,8 +16,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// ownFile is an open file or directory. One of an ordinary user's, which its mode keeps from its owner, has the rights that
-// were asked for until Close.
+// ownFile is an open file or directory. One of an ordinary user's, which its mode keeps from its owner, has the rights
+// that were asked for until Close.
 type ownFile struct {
 	*os.File
 	mode  uint32 // without those rights
@@ -31,8 +31,9 @@ func openOwnDir(dir *os.File, name string, rights uint32) (*ownFile, error) {
 	})
 }
 
-// openOwnFile opens a file inside dir to read it; a symbolic link is not followed. live is for a directory that a container may be writing
-// to: there, what is not a regular file is refused and not even opened, since opening a device acts on it.
+// openOwnFile opens a file inside dir to read it; a symbolic link is not followed. live is for a directory that a
+// container may be writing to: there, what is not a regular file is refused and not even opened, since opening a device
+// acts on it.
 func openOwnFile(dir *os.File, name string, live bool) (*ownFile, error) {
 	return openOwn(dir, name, 0o400, func() (int, error) {
 		if live {
@@ -72,7 +73,8 @@ func openLive(dir int, name string) (int, error) {
 	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-// openFileBelow opens a regular file below root, for which openOwnFile holds. No component of its path may be a symbolic link.
+// openFileBelow opens a regular file below root, for which openOwnFile holds. No component of its path may be a
+// symbolic link.
 func openFileBelow(root *os.File, at string) (*ownFile, error) {
 	dir, err := openOwnBelow(root, path.Dir(at))
 	if err != nil {
@@ -179,8 +181,8 @@ func openTree(path string) (*os.File, error) {
 	return o.File, nil
 }
 
-// renameTree moves a file or directory. An ordinary user may move only directories that it may write, because ".." changes: those
-// others can be written meanwhile, and have their mode back on disk when it returns.
+// renameTree moves a file or directory. An ordinary user may move only directories that it may write, because ".."
+// changes: those others can be written meanwhile, and have their mode back on disk when it returns.
 func renameTree(from, to string) error {
 	err := os.Rename(from, to)
 	if !errors.Is(err, os.ErrPermission) {

@@ -9,8 +9,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// servable returns a layer that can be part of what is served: an intact one, whose whiteouts overlay understands if overlay is to show them.
-// A root that was made on a file system without those, and was copied to another one since, has layers that are unpacked again here.
+// servable returns a layer that can be part of what is served: an intact one, whose whiteouts overlay understands if
+// overlay is to show them. A root that was made on a file system without those, and was copied to another one since,
+// has layers that are unpacked again here.
 func (s *Store) servable(ctx context.Context, rec metadata.Layer) (metadata.Layer, error) {
 	rec, err := s.trustLayer(ctx, rec)
 	if err != nil || !rec.Plain || s.opts.Directory {
@@ -24,8 +25,8 @@ func (s *Store) servable(ctx context.Context, rec metadata.Layer) (metadata.Laye
 		return rec, fmt.Errorf("layer %s: %w", rec.Key, err)
 	}
 	if rec.Plain {
-		return rec, fmt.Errorf("layer %s: this file system has no whiteouts for overlay to show: serve the root with mode = \"directory\": %w",
-			rec.Key, errdefs.ErrFailedPrecondition)
+		const text = "layer %s: this file system has no whiteouts for overlay to show: serve the root with mode = \"directory\": %w"
+		return rec, fmt.Errorf(text, rec.Key, errdefs.ErrFailedPrecondition)
 	}
 	s.trusted(metadata.LayerNode(rec.Key), rec.Dir)
 	return rec, nil

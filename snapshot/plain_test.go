@@ -18,7 +18,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// overlayFS is an overlay file system, as the root of a container is on. It refuses the devices that are overlay's own whiteouts.
+// overlayFS is an overlay file system, as the root of a container is on. It refuses the devices that are overlay's own
+// whiteouts.
 func overlayFS(t *testing.T) string {
 	t.Helper()
 	base := memoryFS(t, "256m")
@@ -41,8 +42,8 @@ func withoutXattrs(t *testing.T) string {
 	return dir
 }
 
-// TestPlain puts every row together where overlay's whiteouts or its marks are refused: copied, moved, and as a container in directory
-// mode.
+// TestPlain puts every row together where overlay's whiteouts or its marks are refused: copied, moved, and as a
+// container in directory mode.
 func TestPlain(t *testing.T) {
 	requireMounts(t)
 	for kind, dir := range map[string]string{"overlay": overlayFS(t), "no attributes": withoutXattrs(t)} {
@@ -71,7 +72,8 @@ func TestPlain(t *testing.T) {
 					}
 					path := ""
 					if err == nil {
-						path, err = w.Assemble(ctx, holder, digest.FromString("m"), recs, &snapshot.AssembleOptions{Consume: consume, NoSync: true})
+						opts := &snapshot.AssembleOptions{Consume: consume, NoSync: true}
+						path, err = w.Assemble(ctx, holder, digest.FromString("m"), recs, opts)
 					}
 					if err != nil {
 						compare(t, row.want, err, row.want, row.wantErr)
@@ -95,8 +97,8 @@ func hasXattrs(row stackRow) bool {
 	return false
 }
 
-// TestPlainElsewhere copies a root that was made on overlayfs to another file system: overlay does not understand its whiteouts, so that its
-// layers are unpacked again before a mount shows them. On overlayfs itself nothing is mounted.
+// TestPlainElsewhere copies a root that was made on overlayfs to another file system: overlay does not understand its
+// whiteouts, so that its layers are unpacked again before a mount shows them. On overlayfs itself nothing is mounted.
 func TestPlainElsewhere(t *testing.T) {
 	requireMounts(t)
 	w := openAt(t, overlayFS(t), memory{})

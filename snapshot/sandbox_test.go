@@ -35,29 +35,30 @@ type sandbox struct {
 
 const sysFchmodat2 = 452 // of every architecture
 
-// newCalls are system calls that a seccomp filter may be too old to know, and those that it may answer as if it were. Denied alone are those
-// that Tank makes.
+// newCalls are system calls that a seccomp filter may be too old to know, and those that it may answer as if it were.
+// Denied alone are those that Tank makes.
 var (
 	newCalls = map[string]uintptr{
-		"openat2": unix.SYS_OPENAT2, "fchmodat2": sysFchmodat2, "syncfs": unix.SYS_SYNCFS, "copy_file_range": unix.SYS_COPY_FILE_RANGE,
-		"renameat2": unix.SYS_RENAMEAT2, "ioctl": unix.SYS_IOCTL,
+		"openat2": unix.SYS_OPENAT2, "fchmodat2": sysFchmodat2, "syncfs": unix.SYS_SYNCFS,
+		"copy_file_range": unix.SYS_COPY_FILE_RANGE, "renameat2": unix.SYS_RENAMEAT2, "ioctl": unix.SYS_IOCTL,
 	}
 	otherCalls = []uintptr{
-		unix.SYS_STATX, unix.SYS_FACCESSAT2, unix.SYS_CLOSE_RANGE, unix.SYS_PIDFD_OPEN, unix.SYS_MOUNT_SETATTR, unix.SYS_SYNC_FILE_RANGE,
-		unix.SYS_IO_URING_SETUP, unix.SYS_GETRANDOM,
+		unix.SYS_STATX, unix.SYS_FACCESSAT2, unix.SYS_CLOSE_RANGE, unix.SYS_PIDFD_OPEN, unix.SYS_MOUNT_SETATTR,
+		unix.SYS_SYNC_FILE_RANGE, unix.SYS_IO_URING_SETUP, unix.SYS_GETRANDOM,
 	}
 )
 
-// sandboxLayers need whiteouts, an opaque directory, a fix-up with a link, modes that a chown clears, and special files.
+// sandboxLayers need whiteouts, an opaque directory, a fix-up with a link, modes that a chown clears, and special
+// files.
 var sandboxLayers = [][]Item{
-	{D("./").Mode(0o1777), D("d").Mode(0o2755).Owner(5, 0), F("d/x", "1").Mode(0o4755).Owner(7, 0), S("s", "x"), P("p").Mode(0o600),
-		F("gone", "1"), D("r").Mode(0o500), F("r/a", "2"), D("o"), F("o/f", "3"), S("via", "d")},
-	{W(".wh.gone"), D("d"), F("d/y", "2"), H("d/z", "d/y"), F("r/q", "1"), H("l", "d/x"), H("sl", "s"), W("o/.wh..wh..opq"), F("o/g", "4"),
-		F("via/more", "5")},
+	{D("./").Mode(0o1777), D("d").Mode(0o2755).Owner(5, 0), F("d/x", "1").Mode(0o4755).Owner(7, 0), S("s", "x"),
+		P("p").Mode(0o600), F("gone", "1"), D("r").Mode(0o500), F("r/a", "2"), D("o"), F("o/f", "3"), S("via", "d")},
+	{W(".wh.gone"), D("d"), F("d/y", "2"), H("d/z", "d/y"), F("r/q", "1"), H("l", "d/x"), H("sl", "s"), W("o/.wh..wh..opq"),
+		F("o/g", "4"), F("via/more", "5")},
 }
 
-// TestSandboxes puts layers together in every way where system calls are refused, and compares the trees with those of a process that
-// nothing is refused.
+// TestSandboxes puts layers together in every way where system calls are refused, and compares the trees with those of
+// a process that nothing is refused.
 func TestSandboxes(t *testing.T) {
 	requireRoot(t)
 	rows := []sandbox{{Name: "nothing"}, {Name: "no proc", NoProc: true}}
@@ -146,14 +147,15 @@ func deny(calls []uintptr, errno uintptr) error {
 		return err
 	}
 	const setModeFilter, forAllThreads = 1, 1 // SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC
-	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, setModeFilter, forAllThreads, uintptr(unsafe.Pointer(&prog))); errno != 0 {
-		return fmt.Errorf("seccomp: %w", errno)
+	_, _, refused := unix.Syscall(unix.SYS_SECCOMP, setModeFilter, forAllThreads, uintptr(unsafe.Pointer(&prog)))
+	if refused != 0 {
+		return fmt.Errorf("seccomp: %w", refused)
 	}
 	return nil
 }
 
-// putEveryWay makes a rootfs of the layers, a clone of it, and a container in directory mode, and checks the root. The files rootfs, clone
-// and container in base name the trees.
+// putEveryWay makes a rootfs of the layers, a clone of it, and a container in directory mode, and checks the root. The
+// files rootfs, clone and container in base name the trees.
 func putEveryWay(t *testing.T, base string, lists [][]Item) (err error) {
 	root := filepath.Join(base, "root")
 	must(t, os.Mkdir(root, 0o700))

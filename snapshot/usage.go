@@ -13,9 +13,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// diskUsage counts the inodes below a directory, itself included, and the bytes of their blocks. Every directory is opened beneath it, so
-// that nothing outside is counted when a container that writes there replaces directories by symbolic links. What goes away meanwhile is
-// not counted.
+// diskUsage counts the inodes below a directory, itself included, and the bytes of their blocks. Every directory is
+// opened beneath it, so that nothing outside is counted when a container that writes there replaces directories by
+// symbolic links. What goes away meanwhile is not counted.
 func diskUsage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 	root, err := openTree(dir)
 	if err != nil {
@@ -51,7 +51,8 @@ func diskUsage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 	return c.usage, nil
 }
 
-// gone reports whether a path no longer leads where it did: it was removed, or something else is in the place of one of its directories.
+// gone reports whether a path no longer leads where it did: it was removed, or something else is in the place of one of
+// its directories.
 func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }

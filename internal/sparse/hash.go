@@ -8,8 +8,9 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// Hash computes XXH3-128 of bytes and of runs of zeros, without looking at each zero: a gigabyte of them takes a few milliseconds. The
-// result is that of package xxh3 for the same bytes. (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md)
+// Hash computes XXH3-128 of bytes and of runs of zeros, without looking at each zero: a gigabyte of them takes a few
+// milliseconds. The result is that of package xxh3 for the same bytes.
+// (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md)
 //
 // Its zero value is ready.
 type Hash struct {

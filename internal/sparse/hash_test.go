@@ -45,7 +45,8 @@ func TestHash(t *testing.T) {
 	}
 }
 
-// TestHashOfManyZeros: so many that several goroutines share them, and so many more that hashing each would take minutes.
+// TestHashOfManyZeros: so many that several goroutines share them, and so many more that hashing each would take
+// minutes.
 func TestHashOfManyZeros(t *testing.T) {
 	const gigabyte = 1 << 30
 	var h sparse.Hash

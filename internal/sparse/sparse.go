@@ -2,11 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: a hole is taken from the file system only after what was written to the file is on the disk. File systems without extents
-// report what still waits to be written as a hole (ext4 on what mkfs.ext3 made, for example), and a copy that believes them has zeros there.
+// Its invariant: a hole is taken from the file system only after what was written to the file is on the disk. File
+// systems without extents report what still waits to be written as a hole (ext4 on what mkfs.ext3 made, for example),
+// and a copy that believes them has zeros there.
 //
-// The surprising rule: the hash of a file is that of all its bytes, the zeros of its holes included, so that it does not depend on where a
-// file system has holes. Only the time is saved.
+// The surprising rule: the hash of a file is that of all its bytes, the zeros of its holes included, so that it does
+// not depend on where a file system has holes. Only the time is saved.
 package sparse
 
 import (
@@ -37,7 +38,8 @@ func HasHoles(fd int, size int64) bool {
 	return size > readWhole && unix.Fstat(fd, &st) == nil && st.Blocks*512 < size-readWhole/16
 }
 
-// Sum128 returns XXH3-128 of the content of an open file of that size, however large its holes are. It does not move the file's offset.
+// Sum128 returns XXH3-128 of the content of an open file of that size, however large its holes are. It does not move
+// the file's offset.
 func Sum128(ctx context.Context, fd int, size int64) ([16]byte, error) {
 	if !HasHoles(fd, size) {
 		h := xxh3.New() // which is faster with data
@@ -86,8 +88,8 @@ func cut(err error) error {
 	return err
 }
 
-// Copy copies a file's content into a new, empty one: by sharing its extents where the file system can, otherwise its data, without its
-// holes.
+// Copy copies a file's content into a new, empty one: by sharing its extents where the file system can, otherwise its
+// data, without its holes.
 func Copy(ctx context.Context, to, from *os.File) error {
 	if err := unix.IoctlFileClone(int(to.Fd()), int(from.Fd())); err == nil {
 		return nil
@@ -146,8 +148,8 @@ var zeros [unit]byte
 
 func isZero(p []byte) bool { return string(p) == string(zeros[:len(p)]) }
 
-// extents calls fn for the ranges that hold data, in order. What was written is on the disk when it asks for them; where it can't be, or
-// nobody knows of holes, all is one range.
+// extents calls fn for the ranges that hold data, in order. What was written is on the disk when it asks for them;
+// where it can't be, or nobody knows of holes, all is one range.
 func extents(ctx context.Context, fd int, size int64, fn func(at, end int64) error) error {
 	if !HasHoles(fd, size) || unix.Fdatasync(fd) != nil {
 		return fn(0, size)

@@ -25,7 +25,9 @@ func withoutExtents(t *testing.T) string {
 	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 256<<20)); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"mkfs.ext3", "-q", "-F", image}, {"mount", "-t", "ext4", "-o", "loop", image, dir}} {
+	for _, args := range [][]string{
+		{"mkfs.ext3", "-q", "-F", image}, {"mount", "-t", "ext4", "-o", "loop", image, dir},
+	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", args, err, out)
 		}
@@ -83,7 +85,8 @@ func TestFiles(t *testing.T) {
 				if !bytes.Equal(got, want) {
 					t.Error("the copy differs")
 				}
-				if sum, err = sparse.Sum128(t.Context(), int(to.Fd()), row.size); err != nil || sum != xxh3.Hash128(want).Bytes() {
+				sum, err = sparse.Sum128(t.Context(), int(to.Fd()), row.size)
+				if err != nil || sum != xxh3.Hash128(want).Bytes() {
 					t.Errorf("sum of the copy: %x, %v", sum, err)
 				}
 				var st unix.Stat_t

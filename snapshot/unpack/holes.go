@@ -28,9 +28,11 @@ func isSparse(hdr *tar.Header) bool {
 	return false
 }
 
-// fillSparse writes and hashes the content of a file with holes. What the archive has no bytes for costs neither, and blocks of zeros are
-// left out.
-func (x *extractor) fillSparse(ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *source) error {
+// fillSparse writes and hashes the content of a file with holes. What the archive has no bytes for costs neither, and
+// blocks of zeros are left out.
+func (x *extractor) fillSparse(
+	ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *source,
+) error {
 	w := &holeWriter{interrupted: ctx.Err, x: x, name: hdr.Name, fd: fd}
 	var n int64
 	var err error
@@ -55,8 +57,8 @@ func (x *extractor) fillSparse(ctx context.Context, hdr *tar.Header, fd int, ino
 	return nil
 }
 
-// skipsHoles returns the writer of an entry's content that seeks over its holes; nil if there is none. tar.Reader has it, but gives only its
-// Read to others (golang.org/issue/22735), which makes each zero.
+// skipsHoles returns the writer of an entry's content that seeks over its holes; nil if there is none. tar.Reader has
+// it, but gives only its Read to others (golang.org/issue/22735), which makes each zero.
 func skipsHoles(body io.Reader) io.WriterTo {
 	tr, ok := body.(*tar.Reader)
 	if !ok {

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// viaProc calls fn with a path of the target that leads through /proc, for system calls that take neither a directory nor flags. Where
-// /proc is not mounted, fn gets the bare name, in a thread whose working directory is the target's.
+// viaProc calls fn with a path of the target that leads through /proc, for system calls that take neither a directory
+// nor flags. Where /proc is not mounted, fn gets the bare name, in a thread whose working directory is the target's.
 func (t target) viaProc(fn func(path string) error) error {
 	err := fn(t.proc())
 	if err != unix.ENOENT {

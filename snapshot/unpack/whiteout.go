@@ -8,10 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A whiteout is overlay's on disk: a character device 0:0. Some file systems refuse that device (overlayfs does, and so do kernels before 5.8
-// to who is not root), and some have no extended attributes. There a whiteout is a socket that nobody may open, mode 0, and an opaque
-// directory has such a socket with the name of the layers' own marker. Nothing else in a layer is a socket, since no tar has any, and nothing
-// else has such a name. Overlay does not understand either, so that a layer with them has the mark Plain.
+// A whiteout is overlay's on disk: a character device 0:0. Some file systems refuse that device (overlayfs does, and so
+// do kernels before 5.8 to who is not root), and some have no extended attributes. There a whiteout is a socket that
+// nobody may open, mode 0, and an opaque directory has such a socket with the name of the layers' own marker. Nothing
+// else in a layer is a socket, since no tar has any, and nothing else has such a name. Overlay does not understand
+// either, so that a layer with them has the mark Plain.
 
 // IsWhiteout reports whether a node with this status is a whiteout.
 func IsWhiteout(st *unix.Stat_t) bool {
@@ -43,14 +44,15 @@ func makeWhiteout(dir int, name string) (plain bool, err error) {
 
 // Marks are what overlay needs to know of a directory.
 type Marks struct {
-	// Whiteouts: it holds some that overlay understands. They would show up as names where nothing merges with the directory, but for a
-	// mark of their own.
+	// Whiteouts: it holds some that overlay understands. They would show up as names where nothing merges with the
+	// directory, but for a mark of their own.
 	Whiteouts bool
 	// Opaque: what is below it is hidden.
 	Opaque bool
 }
 
-// Mark marks a directory for overlay mounts with or without the option userxattr. plain is true when overlay does not understand the marks.
+// Mark marks a directory for overlay mounts with or without the option userxattr. plain is true when overlay does not
+// understand the marks.
 func Mark(dir *os.File, m Marks, userXattr bool) (plain bool, err error) {
 	defer runtime.KeepAlive(dir)
 	if plain, err = mark(int(dir.Fd()), m, overlayPrefix(userXattr)); err != nil {

@@ -44,7 +44,8 @@ func record(key, value string) string {
 func rawHeader(name string, typ byte, size int) []byte {
 	h := make([]byte, block)
 	for at, field := range map[int]string{
-		0: name, 100: "0000644\x00", 108: "0000000\x00", 116: "0000000\x00", 124: fmt.Sprintf("%011o\x00", size), 136: "00000000000\x00",
+		0: name, 100: "0000644\x00", 108: "0000000\x00", 116: "0000000\x00",
+		124: fmt.Sprintf("%011o\x00", size), 136: "00000000000\x00",
 		148: "        ", 156: string(typ), 257: "ustar\x0000",
 	} {
 		copy(h[at:], field)

@@ -20,8 +20,15 @@ func closure(rec metadata.Image, p metadata.Platform) []ocispec.Descriptor {
 }
 
 // readable reads the documents of a recorded platform again, and returns the bytes of its config. An image that an
-// older version recorded is refused for what would be refused in a pull: errdefs.ErrDataLoss.
+// older version recorded is refused for what would be refused in a pull: errdefs.ErrDataLoss. What this version
+// recorded was compared then.
 func (t *Tank) readable(ctx context.Context, rec metadata.Image, p metadata.Platform) (config []byte, err error) {
+	if p.Exact {
+		if config, err = content.ReadBlob(ctx, t.content, p.Config); err != nil {
+			return nil, fmt.Errorf("config %s: %w", p.Config.Digest, err)
+		}
+		return config, nil
+	}
 	if config, err = t.config(ctx, p.Config); err != nil {
 		return nil, err
 	}
@@ -77,6 +84,7 @@ func (t *Tank) checkImages(ctx context.Context, report func(error)) error {
 			if !whole {
 				continue
 			}
+			p.Exact = false
 			if _, err := t.readable(ctx, rec, p); errdefs.IsDataLoss(err) {
 				report(fmt.Errorf("image %s: %w", rec.Ref, err))
 			}

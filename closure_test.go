@@ -87,33 +87,36 @@ func TestSizesOnEveryRoot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, before := range []string{"nothing", "good", "the same tag"} {
 				r := newRoot(t, false)
-				ref := reg.Host + "/x:" + name
-				switch before {
-				case "the same tag":
-					ref = reg.Host + "/x:moving-" + name
-					reg.image("moving-"+name, func(*ocispec.Manifest) {})
-					_, err := r.pull(t, ref, nil)
-					must(t, err)
-					lie("moving-" + name)
-				case "good":
-					_, err := r.pull(t, reg.Host+"/x:good", nil)
-					must(t, err)
-				}
-				refused := map[string]error{}
-				_, refused["by tag"] = r.pull(t, ref, nil)
-				_, refused["once more"] = r.pull(t, ref, nil)
-				_, refused["without rootfs"] = r.pull(t, ref, &tank.PullOptions{NoRootfs: true})
-				_, refused["by digest"] = r.pull(t, reg.Host+"/x@"+desc.Digest.String(), nil)
-				_, refused["refresh"] = r.pull(t, ref, &tank.PullOptions{Refresh: true})
-				for how, err := range refused {
-					if !errdefs.IsDataLoss(err) {
-						t.Errorf("after %s, %s: %v", before, how, err)
+				r.with(t, func(tk *tank.Tank) {
+					pull := func(ref string, opts *tank.PullOptions) error {
+						_, err := tk.Pull(t.Context(), reg.Host+"/x"+ref, opts)
+						return err
 					}
-				}
-				_, err := r.pull(t, ref, &tank.PullOptions{Offline: true})
-				if before != "the same tag" && !errdefs.IsNotFound(err) {
-					t.Errorf("after %s, offline: %v", before, err)
-				}
+					tag := ":" + name
+					switch before {
+					case "the same tag":
+						tag = ":moving-" + name
+						reg.image(tag[1:], func(*ocispec.Manifest) {})
+						must(t, pull(tag, nil))
+						lie(tag[1:])
+					case "good":
+						must(t, pull(":good", nil))
+					}
+					for how, err := range map[string]error{
+						"by tag":         pull(tag, nil),
+						"without rootfs": pull(tag, &tank.PullOptions{NoRootfs: true}),
+						"by digest":      pull("@"+desc.Digest.String(), nil),
+						"refresh":        pull(tag, &tank.PullOptions{Refresh: true}),
+					} {
+						if !errdefs.IsDataLoss(err) {
+							t.Errorf("after %s, %s: %v", before, how, err)
+						}
+					}
+					err := pull(tag, &tank.PullOptions{Offline: true})
+					if before != "the same tag" && !errdefs.IsNotFound(err) {
+						t.Errorf("after %s, offline: %v", before, err)
+					}
+				})
 			}
 		})
 	}
@@ -153,6 +156,7 @@ func TestRecordsOfLies(t *testing.T) {
 func TestTwoReadings(t *testing.T) {
 	t.Parallel()
 	reg := newLiar(t)
+	r := newRoot(t, false)
 	evil := reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, Tar(t, F("evil", ""))))
 	manifest := string(registrytest.JSON(reg.manifest))
 	layers := string(registrytest.JSON([]ocispec.Descriptor{evil}))
@@ -173,12 +177,13 @@ func TestTwoReadings(t *testing.T) {
 		entries := string(registrytest.JSON([]ocispec.Descriptor{desc}))
 		folded := `{"schemaVersion":2,"manifests":[],"manife\u017fts":` + entries + `}`
 		reg.Manifest("folded-index-"+name, ocispec.MediaTypeImageIndex, []byte(folded))
-		for _, tag := range []string{name, "index-" + name, "folded-index-" + name} {
-			r := newRoot(t, false)
-			if _, err := r.pull(t, reg.Host+"/x:"+tag, nil); !errdefs.IsDataLoss(err) {
-				t.Errorf("%s: %v", tag, err)
+		r.with(t, func(tk *tank.Tank) {
+			for _, tag := range []string{name, "index-" + name, "folded-index-" + name} {
+				if _, err := tk.Pull(t.Context(), reg.Host+"/x:"+tag, nil); !errdefs.IsDataLoss(err) {
+					t.Errorf("%s: %v", tag, err)
+				}
 			}
-		}
+		})
 	}
 }
 
@@ -219,7 +224,7 @@ func TestRecordsOfTwoReadings(t *testing.T) {
 				into := tk.Content().For(metadata.ImageHolder(rec.Ref))
 				must(t, content.WriteBlob(context.Background(), into, "x", bytes.NewReader(b), folded))
 			})
-			r.record(t, ref, func(tx *metadata.Tx, rec *metadata.Image) { *pick(rec) = folded })
+			r.record(t, ref, func(tx *metadata.Tx, rec *metadata.Image) { *pick(rec), rec.Platforms[0].Exact = folded, false })
 			if _, err := r.pull(t, ref, &tank.PullOptions{Offline: true, NoRootfs: true}); !errdefs.IsDataLoss(err) {
 				t.Errorf("offline: %v", err)
 			}
@@ -231,6 +236,7 @@ func TestRecordsOfTwoReadings(t *testing.T) {
 					t.Errorf("check reports %v", faults)
 				}
 			})
+			must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
 			rebuilt, err := tank.Rebuild(context.Background(), r.dir)
 			must(t, err)
 			// The blobs that the registry gave are all here, and the reference stands for the index that was recorded

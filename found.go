@@ -101,7 +101,7 @@ func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor, manife
 	m.Annotations, m.Platform = nil, nil
 	return metadata.Platform{
 		Platform: platforms.Normalize(config.Platform), Manifest: m, Config: manifest.Config, Layers: manifest.Layers,
-		DiffIDs: config.RootFS.DiffIDs, Rootfs: rootfs,
+		DiffIDs: config.RootFS.DiffIDs, Rootfs: rootfs, Exact: true,
 	}, true
 }
 

@@ -403,7 +403,9 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 }
 
 func platformOf(i *resolver.Image) metadata.Platform {
-	return metadata.Platform{Platform: i.Platform, Manifest: i.Manifest, Config: i.Config, Layers: i.Layers, DiffIDs: i.DiffIDs}
+	return metadata.Platform{
+		Platform: i.Platform, Manifest: i.Manifest, Config: i.Config, Layers: i.Layers, DiffIDs: i.DiffIDs, Exact: true,
+	}
 }
 
 func (p *pull) assemble(ctx context.Context, c metadata.Platform, layers []metadata.Layer) (string, error) {

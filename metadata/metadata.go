@@ -176,4 +176,6 @@ type Platform struct {
 	DiffIDs  []digest.Digest      `json:"diffIDs"`
 	// Rootfs says whether a rootfs was assembled for it.
 	Rootfs bool `json:"rootfs,omitempty"`
+	// Exact says that its documents were compared name by name when it was recorded (ADR 24). Older versions did not.
+	Exact bool `json:"exact,omitempty"`
 }

@@ -44,9 +44,9 @@ func (m mode) known() bool {
 }
 
 // currentMode finds out what this process is. f is a file of its own in the root: whether trusted.* attributes can be
-// written is asked of the kernel, because a container's root may look like the machine's. Where f can't be written, it
-// is taken for the machine's.
-func currentMode(f *os.File) (mode, error) {
+// written is asked of the kernel, because a container's root may look like the machine's. Where nothing may be written
+// and the answer is not known, it is taken for the machine's.
+func currentMode(f *os.File, readOnly bool) (mode, error) {
 	if uid := os.Geteuid(); uid != 0 {
 		return mode{who: fmt.Sprintf("uid %d", uid)}, nil
 	}
@@ -59,14 +59,16 @@ func currentMode(f *os.File) (mode, error) {
 	case uids != nil:
 		return mode{userNS, uids, gids}, nil
 	}
+	// Only a process with CAP_SYS_ADMIN on the machine sees such an attribute. It stays, so that later openings write
+	// nothing.
 	const attr = "trusted.tank"
-	switch err := unix.Fsetxattr(int(f.Fd()), attr, nil, 0); {
-	case errors.Is(err, unix.EPERM):
-		return mode{who: withoutCaps}, nil
-	case err == nil:
-		return mode{who: privileged}, unix.Fremovexattr(int(f.Fd()), attr)
+	if _, err := unix.Fgetxattr(int(f.Fd()), attr, nil); err == nil {
+		return mode{who: privileged}, nil
 	}
-	return mode{who: privileged}, nil // the file system has no attributes: the first layer that needs one says so
+	if !readOnly && errors.Is(unix.Fsetxattr(int(f.Fd()), attr, nil, 0), unix.EPERM) {
+		return mode{who: withoutCaps}, nil
+	}
+	return mode{who: privileged}, nil // also on a file system without attributes: the first layer that needs one reports it
 }
 
 // options are how layers are unpacked in this mode.
@@ -117,7 +119,7 @@ const maxLock = 1 << 20
 // recordMode refuses a root that was made with other rights, and remembers those of this one unless readOnly. The file
 // is locked.
 func recordMode(lock *os.File, readOnly bool) (mode, error) {
-	now, err := currentMode(lock)
+	now, err := currentMode(lock, readOnly)
 	if err != nil {
 		return now, err
 	}

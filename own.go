@@ -49,7 +49,7 @@ func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
 		}
 		return m, err
 	}
-	if t.readOnly, err = unwritable(t.root); err != nil {
+	if t.readOnly, err = unwritable(t.root, allowReadOnly); err != nil {
 		return m, err
 	}
 	if t.readOnly && !allowReadOnly {
@@ -127,10 +127,14 @@ func (t *Tank) madeBy() error {
 	return err
 }
 
-// unwritable reports whether the root, one of Tank's directories in it, or a file that is written in place can't be
-// written.
-func unwritable(root string) (bool, error) {
-	for _, name := range append([]string{".", lockName, databaseName}, ownDirs...) {
+// unwritable reports whether the root can't be written, nor, if all of it counts, one of Tank's directories or a file
+// that is written in place. For a caller that writes, the first write to such a part fails.
+func unwritable(root string, all bool) (bool, error) {
+	names := append([]string{".", lockName, databaseName}, ownDirs...)
+	if !all {
+		names = names[:1]
+	}
+	for _, name := range names {
 		err := unix.Faccessat(unix.AT_FDCWD, filepath.Join(root, name), unix.W_OK, 0)
 		switch {
 		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP):

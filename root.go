@@ -71,13 +71,15 @@ func examine(root string) (state, mark, error) {
 	case !fi.IsDir():
 		return foreign, mark{}, fmt.Errorf("not a directory: %w", errdefs.ErrFailedPrecondition)
 	}
-	// The names are read before the mark: another process that makes a root writes the mark first, so that of its other
-	// files none is seen before the mark.
-	names, err := namesIn(root)
-	if err != nil {
-		return foreign, mark{}, err
-	}
 	m, err := readMark(root)
+	var names []string
+	if err != nil {
+		if names, err = namesIn(root); err != nil {
+			return foreign, mark{}, err
+		}
+		// Another process that makes a root writes the mark first, so that of its other files none is seen before the mark.
+		m, err = readMark(root)
+	}
 	switch {
 	case err == nil && m.format > markFormat:
 		return foreign, m, fmt.Errorf("of format %d, made by a newer Tank: this one knows format %d: %w",
@@ -220,7 +222,7 @@ func makeRoot(root string) error {
 	if err := os.Mkdir(root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	if err := checkOwner(root); err != nil {
+	if err := checkOwner(unix.AT_FDCWD, root, os.Geteuid()); err != nil {
 		return err
 	}
 	return errors.Join(writeMark(root, mark{format: markFormat}), syncDir(filepath.Dir(root)))
@@ -236,23 +238,30 @@ var ownDirs = []string{
 // checkOwners returns errdefs.ErrFailedPrecondition unless the root and Tank's directories in it are directories that
 // belong to the process's user and that nobody else can write to: their owner could put links in the place of files.
 func checkOwners(root string) error {
-	if err := checkOwner(root); err != nil {
+	uid := os.Geteuid()
+	if err := checkOwner(unix.AT_FDCWD, root, uid); err != nil {
 		return err
 	}
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: root, Err: err}
+	}
+	defer unix.Close(fd)
 	for _, dir := range ownDirs {
-		if err := checkOwner(filepath.Join(root, dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := checkOwner(fd, dir, uid); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("directory %s: %w", dir, err)
 		}
 	}
 	return nil
 }
 
-func checkOwner(dir string) error {
+// checkOwner checks the directory at a path that is relative to dir, a file descriptor.
+func checkOwner(dir int, path string, uid int) error {
 	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return &os.PathError{Op: "lstat", Path: dir, Err: err}
+	if err := unix.Fstatat(dir, path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	switch uid := os.Geteuid(); {
+	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
 		return fmt.Errorf("not a directory but a symbolic link: mount another disk there instead: %w", errdefs.ErrFailedPrecondition)
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:

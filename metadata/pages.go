@@ -43,6 +43,7 @@ var native = binary.NativeEndian
 // pages walks the pages of a database file.
 type pages struct {
 	r        io.ReaderAt
+	data     []byte // of a small file, all of it
 	pageSize uint64
 	high     uint64 // pages from this one on are not in use
 	used     []bool // pages that were reached; a page that is reached twice belongs to two trees
@@ -65,6 +66,7 @@ func checkPages(r io.ReaderAt, size int64, leaked bool, report faultFunc) error 
 
 // check walks all pages.
 func (p *pages) check(size int64, leaked bool) error {
+	p.load(size)
 	m, err := p.meta(size)
 	if err != nil {
 		return err
@@ -128,8 +130,8 @@ func (p *pages) meta(size int64) (best boltMeta, err error) {
 }
 
 func (p *pages) readMeta(offset int64) (m boltMeta, ok bool) {
-	b := make([]byte, pageHeader+metaSize)
-	if _, err := p.r.ReadAt(b, offset); err != nil {
+	b, err := p.bytes(uint64(offset), pageHeader+metaSize)
+	if err != nil {
 		return m, false
 	}
 	b = b[pageHeader:]
@@ -142,6 +144,31 @@ func (p *pages) readMeta(offset int64) (m boltMeta, ok bool) {
 		pageSize: native.Uint32(b[8:]), root: native.Uint64(b[16:]), freelist: native.Uint64(b[32:]),
 		high: native.Uint64(b[40:]), txid: native.Uint64(b[48:]),
 	}, true
+}
+
+// smallFile is up to which size a file is read at once: most databases are smaller, and a call for each page would
+// cost more.
+const smallFile = 4 << 20
+
+// load reads a small file at once.
+func (p *pages) load(size int64) {
+	if size > smallFile {
+		return
+	}
+	data := make([]byte, size)
+	if n, err := p.r.ReadAt(data, 0); err == nil && int64(n) == size {
+		p.data = data
+	}
+}
+
+// bytes returns n bytes of the file.
+func (p *pages) bytes(offset, n uint64) ([]byte, error) {
+	if end := offset + n; end <= uint64(len(p.data)) {
+		return p.data[offset:end:end], nil
+	}
+	b := make([]byte, n)
+	_, err := p.r.ReadAt(b, int64(offset))
+	return b, err
 }
 
 // page is one page with its overflow.
@@ -158,8 +185,8 @@ func (p *pages) read(id uint64) (pg page, ok bool) {
 		p.fault("page %d: outside of the file's %d pages", id, p.high)
 		return pg, false
 	}
-	pg.bytes = make([]byte, p.pageSize)
-	if _, err := p.r.ReadAt(pg.bytes, int64(id*p.pageSize)); err != nil {
+	var err error
+	if pg.bytes, err = p.bytes(id*p.pageSize, p.pageSize); err != nil {
 		p.fault("page %d: %v", id, err)
 		return pg, false
 	}
@@ -181,8 +208,7 @@ func (p *pages) read(id uint64) (pg page, ok bool) {
 		p.used[i] = true
 	}
 	if overflow > 0 {
-		pg.bytes = append(pg.bytes, make([]byte, overflow*p.pageSize)...)
-		if _, err := p.r.ReadAt(pg.bytes[p.pageSize:], int64((id+1)*p.pageSize)); err != nil {
+		if pg.bytes, err = p.bytes(id*p.pageSize, (overflow+1)*p.pageSize); err != nil {
 			p.fault("page %d: %v", id, err)
 			return pg, false
 		}

@@ -29,8 +29,14 @@ func Open(path string) (*os.File, error) { return OpenAt(unix.AT_FDCWD, path) }
 // OpenAt is like Open for a path relative to the directory dir, a file descriptor. Only the last component is protected against
 // links: the directories above it are the caller's to check.
 func OpenAt(dir int, path string) (*os.File, error) {
-	var fd int
-	var err error
+	fd, _, err := openAt(dir, path)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func openAt(dir int, path string) (fd int, st unix.Stat_t, err error) {
 	for {
 		if fd, err = unix.Openat(dir, path, Flags, 0); err != unix.EINTR {
 			break
@@ -39,31 +45,52 @@ func OpenAt(dir int, path string) (*os.File, error) {
 	switch err {
 	case nil:
 	case unix.ELOOP, unix.ENXIO: // a symbolic link, or a socket
-		return nil, fmt.Errorf("file %q: not a regular file: %w", path, errdefs.ErrDataLoss)
+		return -1, st, fmt.Errorf("file %q: not a regular file: %w", path, errdefs.ErrDataLoss)
 	default:
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return -1, st, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
-		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+		return -1, st, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		unix.Close(fd)
-		return nil, fmt.Errorf("file %q: not a regular file: %w", path, errdefs.ErrDataLoss)
+		return -1, st, fmt.Errorf("file %q: not a regular file: %w", path, errdefs.ErrDataLoss)
 	}
-	return os.NewFile(uintptr(fd), path), nil
+	return fd, st, nil
 }
 
 // ReadFile returns the content of a regular file of at most limit bytes. A larger file is errdefs.ErrDataLoss, and no more than
 // limit bytes of it are read.
 func ReadFile(path string, limit int64) ([]byte, error) {
-	f, err := Open(path)
+	fd, st, err := openAt(unix.AT_FDCWD, path)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	return ReadAll(f, limit)
+	defer unix.Close(fd)
+	if st.Size > limit {
+		return nil, tooLarge(path, limit)
+	}
+	// With a byte more than the size, one read of a file that nobody writes to finds its end. An os.File would cost more
+	// system calls than that: the program reads a few such files whenever it starts.
+	b := make([]byte, max(st.Size+1, 512)) // files of /proc have no size
+	for n := 0; ; {
+		m, err := unix.Pread(fd, b[n:], int64(n))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, &os.PathError{Op: "read", Path: path, Err: err}
+		case n+m < len(b) && (m == 0 || int64(n+m) == st.Size):
+			return b[:n+m], nil
+		}
+		if n += m; int64(n) > limit {
+			return nil, tooLarge(path, limit)
+		}
+		if n == len(b) { // it grows
+			b = append(b, make([]byte, min(int64(len(b)), limit+1-int64(n)))...)
+		}
+	}
 }
 
 // ReadAll returns what is left to read of f, which is at most limit bytes, with the errors of ReadFile.

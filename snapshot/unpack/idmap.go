@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
 // IDMap is how the ids of a user namespace map to those outside of it. nil maps every id to itself.
@@ -61,7 +63,7 @@ func ProcessIDMaps() (uids, gids IDMap, err error) {
 }
 
 func readIDMap(name string) (IDMap, error) {
-	text, err := os.ReadFile(name)
+	text, err := regular.ReadFile(name, 1<<20)
 	if os.IsNotExist(err) {
 		return IDMap{{Size: math.MaxUint32}}, nil
 	}

@@ -156,7 +156,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	if err != nil {
 		return nil, err
 	}
-	t.binder = binding.New(t.db, &binding.Options{HandOver: t.handOver})
+	t.binder = binding.New(t.db, &binding.Options{HandOver: t.handOver, SetAside: t.snapshots.SetAside})
 	if t.readOnly {
 		return t, nil
 	}

@@ -32,6 +32,8 @@ import (
 type Options struct {
 	// HandOver gives all that the holder from holds to the holder to, in the transaction in which also runs.
 	HandOver func(from, to metadata.Holder, also func(*metadata.Tx) error) error
+	// SetAside gives other keys to the snapshots of h in a namespace with this sequence number or a larger one.
+	SetAside func(h metadata.Holder, namespace string, sequence uint64) error
 	// Database finds the containerd database that a process has open. nil means caller.Database.
 	Database func(p caller.Process, places []string) (caller.File, error)
 	// Alive reports whether a process runs. nil means caller.Process.Alive.
@@ -178,7 +180,7 @@ func (b *Binder) bind(s *Session, looked error) error {
 		if err != nil {
 			return err
 		}
-		s.binding.Seen = time.Now().UTC()
+		s.binding.Seen, s.binding.Process = time.Now().UTC(), nameOf(s.process)
 		return tx.PutBinding(s.binding)
 	}
 	err := b.db.Update(change)
@@ -208,11 +210,20 @@ func (s *Session) bindFile(tx *metadata.Tx, bs []metadata.Binding) (known bool, 
 		if r.Writes > s.file.Writes+1 && s.file.Writes > 0 { // one may be lost in a power cut
 			return false, s.replace(tx, bs, r)
 		}
+		s.continued = r.Process != "" && r.Process == nameOf(s.process)
 		r.Path, r.Writes = s.file.Path, max(r.Writes, s.file.Writes)
 		s.binding = r
 		return true, nil
 	}
 	return false, s.bindNew(tx, bs)
+}
+
+// nameOf identifies a process in a binding; "" when it can't be told from another one.
+func nameOf(p caller.Process) string {
+	if p.PID == 0 || p.Started == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d/%d", p.PID, p.Started)
 }
 
 // replace takes the file away from a binding that it was emptied or restored under: what the database knew then is held

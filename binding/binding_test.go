@@ -62,6 +62,12 @@ func (m *machine) restart() {
 				return also(tx)
 			})
 		},
+		SetAside: func(h metadata.Holder, ns string, sequence uint64) error {
+			return m.db.Update(func(tx *metadata.Tx) error {
+				_, err := tx.SetAside(h, ns, sequence)
+				return err
+			})
+		},
 		Database: func(p caller.Process, _ []string) (caller.File, error) {
 			switch f := m.processes[p.PID]; {
 			case m.hidden[p.PID]:
@@ -293,6 +299,39 @@ func TestScenarios(t *testing.T) {
 			must(t, restored.make(container, "")) // it was made after the backup
 			if !restored.has(layer) || !restored.has(container) {
 				t.Errorf("it has %q", restored.list())
+			}
+		}},
+		{"restored in its place, and it makes again what it forgot after it used what it knows", func(t *testing.T, m *machine, first *client) {
+			must(t, first.make("default/5/sha256:later", layer)) // after the backup
+			must(t, first.make("default/6/forgotten", "default/5/sha256:later"))
+			first.stop()
+			restored := m.start(file(1, 5), false)
+			expectFinds(t, restored, whole...)
+			must(t, restored.make("default/4/extract", layer))
+			must(t, restored.make("default/5/sha256:later", layer))
+			must(t, restored.make("default/6/another", "default/5/sha256:later"))
+			restored.collect(layer, container, "default/4/extract", "default/5/sha256:later", "default/6/another")
+			expect(t, restored, layer, container, "default/4/extract", "default/5/sha256:later", "default/6/another")
+		}},
+		{"restored in its place, and it makes again what it forgot before and after it is recognized", func(t *testing.T, m *machine, first *client) {
+			must(t, first.make("default/5/sha256:later", layer)) // after the backup
+			must(t, first.make("default/6/sha256:top", "default/5/sha256:later"))
+			first.stop()
+			restored := m.start(file(1, 5), false)
+			must(t, restored.make("default/4/extract", ""))
+			must(t, restored.make("default/5/sha256:later", layer))
+			must(t, restored.make("default/6/sha256:top", "default/5/sha256:later"))
+			restored.collect(layer, container, "default/4/extract", "default/5/sha256:later", "default/6/sha256:top")
+			expect(t, restored, layer, container, "default/4/extract", "default/5/sha256:later", "default/6/sha256:top")
+		}},
+		{"a call that was repeated after Tank's restart comes late", func(t *testing.T, m *machine, first *client) {
+			must(t, first.make("default/9/early", layer))
+			m.restart()
+			first.connect()
+			must(t, first.make("default/8/late", layer))
+			expect(t, first, layer, container, "default/8/late", "default/9/early")
+			if first.s.Holder() != metadata.Containerd {
+				t.Errorf("it acts for %s", first.s.Holder())
 			}
 		}},
 		{"emptied in its place", func(t *testing.T, m *machine, first *client) {

@@ -25,6 +25,8 @@ type Session struct {
 	made    sync.Map     // namespaces in which a snapshot was made
 	known   sync.Map     // namespaces in which an older snapshot was named
 
+	continued bool // the process was connected before Tank started
+
 	// What follows is guarded by Binder.mu.
 	connections int
 	binding     metadata.Binding
@@ -127,9 +129,9 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 	if s.binding.ID == direct {
 		return false, nil
 	}
-	_, known := s.known.Load(ns)
+	// A process that goes on may send a smaller number late: calls at once, of which one is repeated after Tank's restart.
 	last := uint64(0)
-	if !known {
+	if !s.continued {
 		if err := s.b.db.View(func(tx *metadata.Tx) error {
 			last = tx.LastSequence(s.binding.Holder, ns)
 			return nil
@@ -138,6 +140,12 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 		}
 	}
 	anew := sequence <= last
+	if _, known := s.known.Load(ns); anew && known {
+		anew = false
+		if err := s.b.opts.SetAside(s.binding.Holder, ns, sequence); err != nil {
+			return false, err
+		}
+	}
 	if !anew && (s.binding.Settled || s.binding.First[ns] != 0) {
 		return false, nil
 	}
@@ -226,6 +234,12 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 func (s *Session) takeOver(ctx context.Context, h metadata.Holder, key string) bool {
 	own, next := s.binding.Holder, s.binding
 	next.Holder, next.Settled, next.First, next.Seen = h, true, nil, time.Now().UTC()
+	for ns, first := range s.binding.First { // what h has from there on was made after the backup
+		if err := s.b.opts.SetAside(h, ns, first); err != nil {
+			log.G(ctx).WithError(err).Error("a containerd's database was recognized, and can't be bound")
+			return false
+		}
+	}
 	err := s.b.opts.HandOver(own, h, func(tx *metadata.Tx) error {
 		if err := s.b.forget(tx, h); err != nil {
 			return err

@@ -29,7 +29,9 @@ type Binding struct {
 	First map[string]uint64 `json:"first,omitempty"`
 	// Settled says that the database was recognized as the one that made what the holder holds. It never takes over
 	// another holder.
-	Settled bool      `json:"settled,omitempty"`
+	Settled bool `json:"settled,omitempty"`
+	// Process identifies the process that was connected last.
+	Process string    `json:"process,omitempty"`
 	Seen    time.Time `json:"seen"`
 }
 
@@ -146,10 +148,13 @@ func (tx *Tx) moveHold(from, to Holder, n Node) error {
 	return tx.Release(from, n)
 }
 
+// setAside is in the key of a snapshot that was in the way of another one.
+const setAside = " (replaced "
+
 // freeKey returns a key that no snapshot has, for one that was in the way.
 func (tx *Tx) freeKey(key string) string {
 	for n := 1; ; n++ {
-		if free := fmt.Sprintf("%s (replaced %d)", key, n); !tx.has(SnapshotNode(free)) {
+		if free := fmt.Sprintf("%s%s%d)", key, setAside, n); !tx.has(SnapshotNode(free)) {
 			return free
 		}
 	}
@@ -204,6 +209,29 @@ func (tx *Tx) LastSequence(h Holder, namespace string) (last uint64) {
 		}
 	}
 	return last
+}
+
+// SetAside gives other keys to the snapshots in a namespace that h holds with this sequence number or a larger one. Their
+// database does not know them any more, and is about to use these numbers again.
+func (tx *Tx) SetAside(h Holder, namespace string, sequence uint64) (moved []Rekeyed, err error) {
+	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
+	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {
+		name := namespace + "/" + rest
+		if _, n, ok := Sequence(name); !ok || n < sequence || strings.Contains(name, setAside) {
+			continue
+		}
+		key := h.SnapshotKey(name)
+		s, err := tx.Snapshot(key)
+		if err != nil {
+			return nil, err
+		}
+		s.Key = tx.freeKey(key)
+		if err := tx.RenameSnapshot(key, s); err != nil {
+			return nil, err
+		}
+		moved = append(moved, Rekeyed{key, s.Key})
+	}
+	return moved, nil
 }
 
 // latest orders bindings by when they were seen, the latest first.

@@ -52,7 +52,7 @@ func serveBound(t *testing.T) *boundServer {
 	must(t, err)
 	s := &boundServer{t: t, socket: filepath.Join(root, "s"), runs: map[uint64]bool{}}
 	s.binder = binding.New(db, &binding.Options{
-		HandOver: layers.HandOver,
+		HandOver: layers.HandOver, SetAside: layers.SetAside,
 		Database: func(p caller.Process, _ []string) (caller.File, error) {
 			if p.PID != os.Getpid() {
 				t.Errorf("the caller is %+v", p)

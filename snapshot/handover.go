@@ -6,13 +6,38 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// HandOver gives all that the records say the holder from holds to the holder to, in the transaction in which also
-// runs. Both are holders of containerds.
+// HandOver gives all that the records say the holder from holds to the holder to, in the transaction in which also runs.
+// Both are holders of containerds.
 func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error) error {
-	var moved []metadata.Rekeyed
+	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) {
+		moved, err := tx.HandOver(from, to)
+		if err != nil {
+			return nil, err
+		}
+		return moved, also(tx)
+	})
+	if err != nil {
+		return fmt.Errorf("holder %s: hand over to %s: %w", from, to, err)
+	}
+	return nil
+}
+
+// SetAside gives other keys to the snapshots of h in a namespace with this sequence number or a larger one, because their
+// database has forgotten them and counts from there.
+func (s *Store) SetAside(h metadata.Holder, namespace string, sequence uint64) error {
+	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) { return tx.SetAside(h, namespace, sequence) })
+	if err != nil {
+		return fmt.Errorf("holder %s: set aside %s/%d: %w", h, namespace, sequence, err)
+	}
+	return nil
+}
+
+// rekey has change give snapshots other keys, and remembers whose the directories are by then.
+func (s *Store) rekey(change func(*metadata.Tx) ([]metadata.Rekeyed, error)) error {
 	owners := map[string]string{} // directory -> new key
-	err := s.db.Update(func(tx *metadata.Tx) (err error) {
-		if moved, err = tx.HandOver(from, to); err != nil {
+	err := s.db.Update(func(tx *metadata.Tx) error {
+		moved, err := change(tx)
+		if err != nil {
 			return err
 		}
 		for _, m := range moved {
@@ -24,10 +49,10 @@ func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error
 				owners[sn.Dir] = sn.Key
 			}
 		}
-		return also(tx)
+		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("holder %s: hand over to %s: %w", from, to, err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

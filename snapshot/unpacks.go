@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -255,12 +256,14 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 		return err
 	}
 	digester := digest.SHA256.Digester()
+	claim := s.memory.Claim(func(ctx context.Context) error { return s.complete(ctx, j) })
+	defer claim.Release()
 	if have {
-		err = readTar(ctx, blob.MediaType, src, digester.Hash(), func(tar io.Reader) error {
+		err = readTar(ctx, blob.MediaType, src, digester.Hash(), claim.Grow, func(tar io.Reader) error {
 			return copyUntil(ctx, io.Discard, tar)
 		})
 	} else {
-		err = s.extract(ctx, j, src, digester)
+		err = s.extract(ctx, j, src, digester, claim)
 	}
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", blob.Digest, err)
@@ -289,7 +292,7 @@ func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
 }
 
 // extract unpacks a blob into a new directory in layers/ and seals it.
-func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, digester digest.Digester) error {
+func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, digester digest.Digester, claim *budget.Claim) error {
 	name := j.layer.DiffID
 	if name == "" {
 		name = j.layer.Blob.Digest
@@ -305,11 +308,9 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 	}
 	defer dir.Close()
 	var res *unpack.Result
-	claim := s.memory.Claim(func(ctx context.Context) error { return s.complete(ctx, j) })
-	defer claim.Release()
 	opts := s.opts.Unpack
 	opts.Memory, opts.Room = claim.Grow, (&room{path: j.dir}).take
-	err = readTar(ctx, j.layer.Blob.MediaType, blob, digester.Hash(), func(tar io.Reader) error {
+	err = readTar(ctx, j.layer.Blob.MediaType, blob, digester.Hash(), claim.Grow, func(tar io.Reader) error {
 		res, err = unpack.Extract(ctx, dir, tar, &opts)
 		return err
 	})

@@ -22,8 +22,12 @@ const gzipVariable = "TANK_GZIP"
 
 var ownGzip = os.Getenv(gzipVariable) != "klauspost"
 
-// maxWindow is how far back a zstd frame may refer, which is memory that it makes the decoder take.
-const maxWindow = 128 << 20
+// How far back a zstd frame may refer is memory that it makes the decoder take. Every frame may refer back as far as decoders
+// have to support, or as the first one does, up to maxWindow.
+const (
+	usualWindow = 8 << 20
+	maxWindow   = 128 << 20
+)
 
 type compression string
 
@@ -65,6 +69,12 @@ func Supported(mediaType string) bool {
 // Close the reader to free its memory; r is not closed. It is read to its end before the reader returns io.EOF. Errors are
 // of class ErrInvalidLayer when the bytes are to blame; those of r are wrapped as they are.
 func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
+	return DecompressWithin(mediaType, r, func(int64) error { return nil })
+}
+
+// DecompressWithin is like Decompress and calls grow before the decoder of a zstd stream takes so many bytes of memory, which
+// the stream decides; grow may wait. Decoders of other streams take little.
+func DecompressWithin(mediaType string, r io.Reader, grow func(bytes int64) error) (io.ReadCloser, error) {
 	want, known := mediaTypes[mediaType]
 	if !known {
 		return nil, fmt.Errorf("media type %q is not one of layers: %w", clip(mediaType), ErrInvalidLayer)
@@ -83,14 +93,36 @@ func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
 		return &gzipReader{src: src}, nil
 	case zstded:
 		src.Reader = bufio.NewReaderSize(src.Reader, smallReads)
-		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(maxWindow))
+		window := min(max(firstWindow(src.Reader), usualWindow), maxWindow)
+		if err := grow(int64(window)); err != nil {
+			return nil, fmt.Errorf("zstd: memory: %w", err)
+		}
+		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
 		if err != nil {
 			return nil, src.blame("zstd", err)
 		}
 		return &zstdReader{z, src}, nil
 	}
 	return io.NopCloser(src), nil
+}
+
+// firstWindow is how far back the first zstd frame refers that is not skipped; 0 if it does not lie in the buffer.
+func firstWindow(r *bufio.Reader) uint64 {
+	for at := 0; at+zstd.HeaderMaxSize <= smallReads; {
+		b, _ := r.Peek(at + zstd.HeaderMaxSize) // less, at the end of the stream
+		var h zstd.Header
+		if len(b) <= at || h.Decode(b[at:]) != nil {
+			return 0
+		}
+		if !h.Skippable {
+			if h.SingleSegment {
+				return h.FrameContentSize
+			}
+			return h.WindowSize
+		}
+		at += 8 + int(h.SkippableSize)
+	}
+	return 0
 }
 
 func newBlobSource(r io.Reader) *source { return newSource(r, 1<<63-1, largeReads) }

@@ -1,0 +1,111 @@
+package snapshot_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// TestSmallDisk: an extraction and a copy end with a clear error while there is still something free.
+func TestSmallDisk(t *testing.T) {
+	requireMounts(t)
+	dir := memoryFS(t, "64m")
+	free := func() int64 {
+		var st unix.Statfs_t
+		must(t, unix.Statfs(dir, &st))
+		return int64(st.Bavail) * st.Bsize
+	}
+	w := openAt(t, dir, memory{})
+	files := func(n int) (items []Item) {
+		for i := range n {
+			items = append(items, F(fmt.Sprint("file", i), strings.Repeat(fmt.Sprint(i%10), 1<<20)))
+		}
+		return items
+	}
+	tooSmall := func(what string, err error) {
+		t.Helper()
+		if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "too small") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	_, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(70)...)))
+	tooSmall("a layer of 70 MiB", err)
+	_, err = w.Sweep(ctx)
+	must(t, err)
+	if n := free(); n < 50<<20 {
+		t.Errorf("%d bytes are free after it", n)
+	}
+	rec, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(40)...)))
+	must(t, err)
+	_, err = w.Assemble(ctx, holder, digest.FromString("m"), []metadata.Layer{rec}, nil)
+	tooSmall("a copy of 40 MiB", err)
+	if n := free(); n < 512<<10 {
+		t.Errorf("%d bytes are free", n)
+	}
+}
+
+// countdown is a context that ends when it was looked at so many times; 0: never.
+type countdown struct {
+	context.Context
+	cancel context.CancelFunc
+	looks  atomic.Int64
+	end    int
+}
+
+func newCountdown(end int) *countdown {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &countdown{Context: ctx, cancel: cancel, end: end}
+}
+
+func (c *countdown) Err() error {
+	if c.looks.Add(1) == int64(c.end) {
+		c.cancel()
+	}
+	return c.Context.Err()
+}
+
+// TestInterrupted: planning, merging and a check look at their context as they go, and end with it.
+func TestInterrupted(t *testing.T) {
+	requireRoot(t)
+	const n = 1000
+	var lower, upper []Item
+	for i := range n {
+		lower = append(lower, F(at("a/f", i), "1"))
+		upper = append(upper, H(at("b/l", i), at("a/f", i)))
+	}
+	run := func(end int) (looks int, err error) {
+		w := openAt(t, memoryDir(t), memory{})
+		var recs []metadata.Layer
+		for _, items := range [][]Item{lower, upper} {
+			rec, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
+			must(t, err)
+			recs = append(recs, rec)
+		}
+		c := newCountdown(end)
+		defer c.cancel()
+		if _, err := w.Assemble(c, holder, digest.FromString("m"), recs, nil); err != nil {
+			return int(c.looks.Load()), err
+		}
+		err = w.Check(c, func(err error) { t.Error(err) })
+		return int(c.looks.Load()), err
+	}
+	looks, err := run(0)
+	must(t, err)
+	if looks < 4*n/64 {
+		t.Errorf("looked at its context %d times", looks)
+	}
+	for part := 1; part < 6; part++ {
+		if _, err := run(looks * part / 6); !strings.Contains(fmt.Sprint(err), context.Canceled.Error()) {
+			t.Errorf("ended at the look %d of %d: %v", looks*part/6, looks, err)
+		}
+	}
+}

@@ -1,0 +1,180 @@
+package unpack_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+// countdown is a context that ends when it was looked at so many times; 0: never.
+type countdown struct {
+	context.Context
+	cancel context.CancelFunc
+	looks  atomic.Int64
+	end    int
+}
+
+func newCountdown(end int) *countdown {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &countdown{Context: ctx, cancel: cancel, end: end}
+}
+
+func (c *countdown) Err() error {
+	if c.looks.Add(1) == int64(c.end) {
+		c.cancel()
+	}
+	return c.Context.Err()
+}
+
+// TestLoopsEnd: every loop over the entries of a layer looks at its context, so that it ends soon after that does.
+func TestLoopsEnd(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("makes whiteouts as root does")
+	}
+	const n = 2000
+	many := func(item func(i int) u.Item, more ...u.Item) []byte {
+		var items []u.Item
+		for i := range n {
+			items = append(items, item(i))
+		}
+		return u.Tar(t, append(items, more...)...)
+	}
+	file := func(i int) u.Item { return u.F(fmt.Sprint("a/", i), "") }
+	files := many(file)
+	extract := func(ctx context.Context, dir string, tar []byte) error {
+		_, err := unpack.Extract(ctx, openDir(t, dir), bytes.NewReader(tar), nil)
+		return err
+	}
+	for _, row := range []struct {
+		testName string
+		every    int // entries between two looks, at most
+		before   func(dir string) error
+		run      func(ctx context.Context, dir string) error
+	}{
+		{"extraction", 1, nil, func(ctx context.Context, dir string) error { return extract(ctx, dir, files) }},
+		{"whiteouts", 1, nil, func(ctx context.Context, dir string) error {
+			return extract(ctx, dir, many(func(i int) u.Item { return u.W(fmt.Sprint("a/.wh.", i)) }))
+		}},
+		{"a replaced directory", 1, nil, func(ctx context.Context, dir string) error {
+			return extract(ctx, dir, many(file, u.F("a", "")))
+		}},
+		{"walk", 1, func(dir string) error { return extract(context.Background(), dir, files) },
+			func(ctx context.Context, dir string) error {
+				return unpack.Walk(ctx, openDir(t, dir), func(*unpack.Entry, unpack.InodeID) error { return nil })
+			}},
+		{"removal", 1024, func(dir string) error { return extract(context.Background(), dir, files) },
+			func(ctx context.Context, dir string) error {
+				return unpack.RemoveAll(ctx, openDir(t, filepath.Dir(dir)), filepath.Base(dir))
+			}},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			run := func(end int) (*countdown, error) {
+				dir := filepath.Join(memoryDir(t), "d")
+				if err := os.Mkdir(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if row.before != nil {
+					if err := row.before(dir); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c := newCountdown(end)
+				defer c.cancel()
+				return c, row.run(c, dir)
+			}
+			c, err := run(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			looks := int(c.looks.Load())
+			if looks < n/row.every {
+				t.Errorf("looked at its context %d times for %d entries", looks, n)
+			}
+			if _, err := run(looks / 2); !errors.Is(err, context.Canceled) {
+				t.Errorf("the context ended: %v", err)
+			}
+		})
+	}
+}
+
+// TestWindow: how much memory a zstd stream's decoder takes is decided by its first frame.
+func TestWindow(t *testing.T) {
+	skipped := []byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}
+	for _, row := range []struct {
+		testName string
+		blob     []byte
+		grows    int64
+		wantErr  error
+	}{
+		{"small", windowFrame(20), 8 << 20, nil},
+		{"usual", windowFrame(23), 8 << 20, nil},
+		{"large", windowFrame(27), 128 << 20, nil},
+		{"large behind a frame to skip", append(bytes.Clone(skipped), windowFrame(25)...), 32 << 20, nil},
+		{"larger than the first", append(windowFrame(20), windowFrame(24)...), 8 << 20, unpack.ErrInvalidLayer},
+		{"too large", windowFrame(28), 128 << 20, unpack.ErrInvalidLayer},
+		{"gzip", u.Gzip(t, nil), 0, nil},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			grown := int64(0)
+			z, err := unpack.DecompressWithin("", bytes.NewReader(row.blob), func(bytes int64) error { grown += bytes; return nil })
+			if err == nil {
+				_, err = new(bytes.Buffer).ReadFrom(z)
+				z.Close()
+			}
+			if grown != row.grows || !errors.Is(err, row.wantErr) {
+				t.Errorf("%d bytes, %v; want %d, %v", grown, err, row.grows, row.wantErr)
+			}
+		})
+	}
+	full := errors.New("full")
+	if _, err := unpack.DecompressWithin("", bytes.NewReader(windowFrame(20)), func(int64) error { return full }); !errors.Is(err, full) {
+		t.Errorf("without memory: %v", err)
+	}
+}
+
+// TestGrowth: an extraction asks for memory and for room on the disk before it takes them, and ends when it is refused.
+func TestGrowth(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("extracts as root does")
+	}
+	const n = 3000
+	var items []u.Item
+	for i := range n {
+		items = append(items, u.F(fmt.Sprint("some/where/", i), "12345"))
+	}
+	tar := u.Tar(t, items...)
+	refused := errors.New("refused")
+	var memory, disk int64
+	enough := unpack.Options{
+		Memory: func(_ context.Context, bytes int64) error { memory += bytes; return nil },
+		Room:   func(bytes int64) error { disk += bytes; return nil },
+	}
+	for _, row := range []struct {
+		testName string
+		opts     unpack.Options
+		wantErr  error
+	}{
+		{"enough", enough, nil},
+		{"no memory", unpack.Options{Memory: func(context.Context, int64) error { return refused }}, refused},
+		{"no room", unpack.Options{Room: func(int64) error { return refused }}, refused},
+		{"strings", unpack.Options{Limits: unpack.Limits{Strings: 1000}}, unpack.ErrInvalidLayer},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			_, err := unpack.Extract(context.Background(), openDir(t, memoryDir(t)), bytes.NewReader(tar), &row.opts)
+			if !errors.Is(err, row.wantErr) {
+				t.Errorf("%v, not %v", err, row.wantErr)
+			}
+		})
+	}
+	if memory < n*200 || memory > n*400 || disk < n*(4096+5) {
+		t.Errorf("asked for %d bytes of memory and %d of disk", memory, disk)
+	}
+}

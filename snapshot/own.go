@@ -46,7 +46,8 @@ func openOwnFile(dir *os.File, name string, live bool) (*ownFile, error) {
 // errReplaced is about what lies in a snapshot: it was committed, but whoever writes to it did not stop.
 var errReplaced = fmt.Errorf("no longer a regular file: %w", errdefs.ErrAborted)
 
-// openLive opens a name if it is a regular file: first in a way that only names the inode, then that inode to be read.
+// openLive opens a name if it is a regular file: first in a way that only names the inode, then that inode to be read. It
+// does not wait for a lease that a container holds on the file.
 func openLive(dir int, name string) (int, error) {
 	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -60,7 +61,7 @@ func openLive(dir int, name string) (int, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return -1, errReplaced
 	}
-	again, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	again, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if !errors.Is(err, unix.ENOENT) {
 		return again, err
 	}

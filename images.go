@@ -161,8 +161,8 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 type Reclaimed struct {
 	Images, Blobs, Ingests, Layers, Rootfs, Snapshots int
 	Bytes                                             int64 // of blobs and ingests
-	// Kept names files that stay because somebody made them immutable or append-only; "" when there are none. They belong to
-	// nothing that is recorded, and the next GC tries again. docs/adr/0017.
+	// Kept names files that stay because somebody made them immutable or append-only; "" when there are none. They
+	// belong to nothing that is recorded, and the next GC tries again. docs/adr/0017.
 	Kept string
 }
 
@@ -191,15 +191,15 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 	swept := t.sweep(ctx, &r)
 	if err != nil {
 		if err = t.reserve.Again(t.writeLayout); reserve.Full(err) {
-			log.G(ctx).WithError(err).Warn("index.json names what is gone until the next opening that finds room for it")
+			log.G(ctx).WithError(err).Warn("index.json waits for room, and names what is gone")
 			err = nil
 		}
 	}
 	return r, errors.Join(swept, err)
 }
 
-// lapse ends the holds of images that their tags have left, and of pulls that ended long ago; when the disk is almost full, of
-// all pulls that do not run.
+// lapse ends the holds of images that their tags have left, and of pulls that ended long ago; when the disk is almost
+// full, of all pulls that do not run.
 func (t *Tank) lapse(r *Reclaimed) error {
 	low := reserve.Low(filepath.Join(t.root, "ingest"))
 	return t.spendUpdate(func(tx *metadata.Tx) error {
@@ -318,8 +318,8 @@ func (t *Tank) writeJSON(name string, v any) error {
 	return nil
 }
 
-// replaceFile writes a new file beside path and renames it. Nobody else uses that name, and what a killed process left there
-// is removed first, so nothing is followed or overwritten.
+// replaceFile writes a new file beside path and renames it. Nobody else uses that name, and what a killed process
+// left there is removed first, so nothing is followed or overwritten.
 func replaceFile(path string, b []byte) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -15,8 +15,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestImmutable has an immutable file or directory in each pool: a collection frees everything else and names it, a later one
-// in another process names it as well, and neither fails. Without the flag it is freed.
+// TestImmutable has an immutable file or directory in each pool: a collection frees everything else and names it, a
+// later one in another process names it as well, and neither fails. Without the flag it is freed.
 func TestImmutable(t *testing.T) {
 	requireRoot(t)
 	const immutable = unix.STATX_ATTR_IMMUTABLE // the same bit as FS_IMMUTABLE_FL

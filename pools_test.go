@@ -194,8 +194,8 @@ func TestLostAndFound(t *testing.T) {
 	}
 }
 
-// TestLeftovers: what an earlier process left with a staged name goes away at the next opening, while this one uses names of
-// the same kind, and index.json is replaced whatever lies beside it.
+// TestLeftovers: what an earlier process left with a staged name goes away at the next opening, while this one uses
+// names of the same kind, and index.json is replaced whatever lies beside it.
 func TestLeftovers(t *testing.T) {
 	r := newRoot(t, false)
 	r.with(t, func(*tank.Tank) {})

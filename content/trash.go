@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/internal/staging"
 )
 
@@ -40,7 +41,7 @@ func (t *trash) move(path string) (string, error) {
 		}
 	}
 	switch {
-	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), reserve.Full(err):
 		return "", removeAll(path)
 	case err != nil:
 		return "", err

@@ -208,8 +208,8 @@ type layerSource struct {
 	drop bool  // it is deleted when it was copied
 }
 
-// sources says where each layer is taken from. Those to be consumed lose their record first, then move to staged, or, when that
-// is on another file system, aside in their own, to be copied and deleted.
+// sources says where each layer is taken from. Those to be consumed lose their record first, then move to staged, or,
+// when that is on another file system, aside in their own, to be copied and deleted.
 func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) (map[string]layerSource, error) {
 	sources := map[string]layerSource{}
 	var consumed []metadata.Layer
@@ -260,9 +260,10 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 	return sources, nil
 }
 
-// consume takes the directory of a layer, which has lost its record, to staged. When that is on another file system or below
-// another project quota, the directory is moved aside in its own, to be copied and deleted. When even that is impossible,
-// because it was made before its pool got a quota, the layer gets its record back and is copied. The gate is held.
+// consume takes the directory of a layer, which has lost its record, to staged. When that is on another file system
+// or below another project quota, the directory is moved aside in its own, to be copied and deleted. When even that
+// is impossible, because it was made before its pool got a quota, the layer gets its record back and is copied. The
+// gate is held.
 func (s *Store) consume(holder metadata.Holder, staged string, rec metadata.Layer) (layerSource, error) {
 	from, to := s.path("layers", rec.Dir), filepath.Join(staged, "layer-"+rec.Dir)
 	err := os.Rename(from, to)

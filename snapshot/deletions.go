@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/reserve"
 )
 
 const (
@@ -134,8 +135,9 @@ func (s *Store) trash(paths ...string) error {
 	return errors.Join(errs...)
 }
 
-// aside gives a directory, whose record is gone, a staged name. It returns "" when there is nothing left to delete. Where
-// the directory can't be renamed, because the disk has no room for a name or a flag forbids it, it is emptied where it lies.
+// aside gives a directory, whose record is gone, a staged name. It returns "" when there is nothing left to delete.
+// Where the directory can't be renamed, because the disk has no room for a name or a flag forbids it, it is emptied
+// where it lies.
 func (s *Store) aside(path string) (string, error) {
 	to := s.stageBeside(path, "trash")
 	err := renameTree(path, to)
@@ -144,7 +146,7 @@ func (s *Store) aside(path string) (string, error) {
 		return to, nil
 	case errors.Is(err, os.ErrNotExist):
 		return "", nil
-	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EPERM):
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), reserve.Full(err):
 		return "", removeAll(s.ctx(), path)
 	}
 	return "", err
@@ -169,8 +171,8 @@ func (s *Store) startDeletions(workers int) {
 	}
 }
 
-// logLeft logs that a deletion is incomplete. What an earlier process was refused as well because of a flag is no news at
-// every opening: gc names it.
+// logLeft logs that a deletion is incomplete. What an earlier process was refused as well because of a flag is no
+// news at every opening: gc names it.
 func (s *Store) logLeft(ctx context.Context, path string, err error) {
 	left, _ := leftover.Split(err)
 	if left != nil && left.Protected && !s.names.Own(filepath.Base(path)) {

@@ -13,8 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/staging"
 )
 
-// pools are the directories of the root that may be file systems, or project quotas, of their own. What belongs into one
-// is built in it and deleted in it, so that no rename leaves it. See docs/adr/0017.
+// pools are the directories of the root that may be file systems, or project quotas, of their own. What belongs into
+// one is built in it and deleted in it, so that no rename leaves it. See docs/adr/0017.
 var pools = []string{"layers", "rootfs", "snapshots"}
 
 // openPools makes the pools that are missing, and finds out which are not on the file system of the database.
@@ -86,8 +86,8 @@ func (s *Store) left(ctx context.Context) (paths []string, err error) {
 	return paths, err
 }
 
-// syncEntry makes a new entry of a pool durable before its record is, if they lie on different file systems. On one file
-// system the sync of the record covers the directory as well.
+// syncEntry makes a new entry of a pool durable before its record is, if they lie on different file systems. On one
+// file system the sync of the record covers the directory as well.
 func (s *Store) syncEntry(pool, path string) error {
 	if !s.apart[pool] {
 		return nil

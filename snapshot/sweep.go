@@ -23,8 +23,8 @@ type Stats struct {
 }
 
 // Sweep deletes the directories that have no record, and finished unpacks that nobody wants any more. It moves them
-// aside under the gate and deletes them after it. What can't be deleted does not keep it from the rest: a leftover.Error names
-// that, and the next sweep tries again.
+// aside under the gate and deletes them after it. What can't be deleted does not keep it from the rest: a
+// leftover.Error names that, and the next sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	unclaimed := s.unpacks.dropUnclaimed(time.Now())
 	stats, moved, err := s.moveUnrecorded()

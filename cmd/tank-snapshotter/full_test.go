@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,9 +19,9 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestFullDisk fills the disk that a root lies on, with no byte or no inode left. The commands that add nothing work, alone
-// and through a daemon, and those that remove make room, also where there is no reserve yet. Then the root is as good as before,
-// on a disk that fills up again.
+// TestFullDisk fills the disk that a root lies on, with no byte or no inode left. The commands that add nothing work,
+// alone and through a daemon, and those that remove make room, also where there is no reserve yet. Then the root is
+// as good as before, on a disk that fills up again.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
@@ -31,7 +32,9 @@ func TestFullDisk(t *testing.T) {
 	image := func(size string, mkfs ...string) func(t *testing.T, dir string) {
 		return func(t *testing.T, dir string) {
 			path := filepath.Join(t.TempDir(), "image")
-			for _, args := range [][]string{{"truncate", "-s", size, path}, append(mkfs, path), {"mount", "-o", "loop", path, dir}} {
+			for _, args := range [][]string{
+				{"truncate", "-s", size, path}, append(slices.Clone(mkfs), path), {"mount", "-o", "loop", path, dir},
+			} {
 				if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
 					t.Fatalf("%q: %v: %s", args, err, out)
 				}

@@ -111,8 +111,8 @@ func Join(errs ...error) error {
 	return errors.Join(rest, left)
 }
 
-// Protected reports whether a flag forbids the removal of name in the directory dir: its own flag or the directory's. name
-// may also be a path, with unix.AT_FDCWD for dir.
+// Protected reports whether a flag forbids the removal of name in the directory dir: its own flag or the directory's.
+// name may also be a path, with unix.AT_FDCWD for dir.
 func Protected(dir int, name string) bool {
 	const flags = unix.STATX_ATTR_IMMUTABLE | unix.STATX_ATTR_APPEND
 	for _, at := range []string{name, parent(name)} {

@@ -1,12 +1,12 @@
 // Package reserve keeps a little room on a disk for the commands that make room.
 //
-// It owns the directory reserve/ of a root: a few files without content, whose blocks are allocated. Their inodes count as
-// much as their blocks.
+// It owns the directory reserve/ of a root: a few files without content, whose blocks are allocated. Their inodes
+// count as much as their blocks.
 //
 // Its invariant: a reserve is made only where the disk has several times its size left, so it never fills a disk.
 //
-// The surprising rule: nothing fails for want of a reserve. On a file system that allocates nothing ahead, as on a disk
-// that was full before there was one, callers get the error that they would have got.
+// The surprising rule: nothing fails for want of a reserve. On a file system that allocates nothing ahead, as on a
+// disk that was full before there was one, callers get the error that they would have got.
 package reserve
 
 import (
@@ -24,7 +24,8 @@ import (
 const (
 	// files is how many files there are: a socket, an index.json and an oci-layout need one inode each.
 	files = 4
-	// most and least bound the size of a file; between them it is 1/portion of the file system. XFS makes inodes by 32 kB.
+	// most and least bound the size of a file; between them it is 1/portion of the file system. XFS makes inodes by
+	// 32 kB.
 	most, least = 1 << 20, 64 << 10
 	portion     = 256
 	// apart is how many times the reserve, blocks and inodes, has to be free for one to be made.
@@ -47,9 +48,9 @@ func New(root string) *Reserve { return &Reserve{dir: filepath.Join(root, "reser
 
 func (r *Reserve) file(i int) string { return filepath.Join(r.dir, fmt.Sprint(i)) }
 
-// Keep makes the reserve if it is missing and the disk has room. One that this process gave up it makes again with less
-// room: at worst the disk is as full as before. It reports whether there is a reserve now. There is no error, since nobody
-// could do anything about it.
+// Keep makes the reserve if it is missing and the disk has room. One that this process gave up it makes again with
+// less room: at worst the disk is as full as before. It reports whether there is a reserve now. There is no error,
+// since nobody could do anything about it.
 func (r *Reserve) Keep() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -111,7 +112,8 @@ func allocate(path string, size int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// empty deletes the files, and reports whether there was one. They are cut first: XFS frees a deleted file's blocks later.
+// empty deletes the files, and reports whether there was one. They are cut first: XFS frees a deleted file's blocks
+// later.
 func (r *Reserve) empty() (had bool) {
 	if fi, err := os.Lstat(r.dir); err != nil || !fi.IsDir() {
 		return false
@@ -146,8 +148,8 @@ func (r *Reserve) Restore() {
 	}
 }
 
-// Spend calls fn. If fn finds the disk full, Spend gives the reserve up and calls fn again, so fn must be such that it can
-// be called more than once. Keep makes the reserve again.
+// Spend calls fn. If fn finds the disk full, Spend gives the reserve up and calls fn again, so fn must be such that
+// it can be called more than once. Keep makes the reserve again.
 func (r *Reserve) Spend(fn func() error) error {
 	err := fn()
 	if !Full(err) || !r.Give() {
@@ -165,7 +167,8 @@ func (r *Reserve) Again(fn func() error) error {
 	}
 }
 
-// Low reports whether less than a twentieth of the file system's blocks or inodes is left, and of bytes less than a GiB.
+// Low reports whether less than a twentieth of the file system's blocks or inodes is left, and of bytes less than a
+// GiB.
 func Low(dir string) bool {
 	var fs unix.Statfs_t
 	if unix.Statfs(dir, &fs) != nil || fs.Blocks == 0 {

@@ -1,7 +1,8 @@
 // Package staging names what is being made in a directory, and what waits there to be deleted.
 //
-// It owns the names that begin with a dot in layers/, rootfs/<algorithm>/, snapshots/, blobs/<algorithm>/ and ingest/ of
-// a root. They lie beside the entries that they become, because a rename needs one file system and one project quota.
+// It owns the names that begin with a dot in layers/, rootfs/<algorithm>/, snapshots/, blobs/<algorithm>/ and ingest/
+// of a root. They lie beside the entries that they become, because a rename needs one file system and one project
+// quota.
 //
 // Its invariant: a name is never used twice, whatever an earlier process left and whatever the clock shows. So a
 // process can delete what others left while it makes new entries itself.
@@ -28,8 +29,8 @@ type Names struct {
 	count atomic.Uint64
 }
 
-// New returns Names with a random token. It is no secret, so it need not come from crypto/rand, which ends the process in a sandbox that
-// does not permit getrandom.
+// New returns Names with a random token. It is no secret, so it need not come from crypto/rand, which ends the
+// process in a sandbox that does not permit getrandom.
 func New() *Names {
 	return &Names{token: fmt.Sprintf("%016x", rand.Uint64())}
 }

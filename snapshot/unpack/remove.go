@@ -13,8 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/leftover"
 )
 
-// climber walks a tree of any depth with one descriptor open. It goes up by "..", and checks that it came to the directory
-// that it had come from: somebody may move directories about.
+// climber walks a tree of any depth with one descriptor open. It goes up by "..", and checks that it came to the
+// directory that it had come from: somebody may move directories about.
 type climber struct {
 	fd    int
 	owned bool // fd is the climber's to close
@@ -77,10 +77,10 @@ func (c *climber) close() {
 	}
 }
 
-// RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving the tree.
-// A name that does not exist is no error. Directories that their owner cannot search are opened up first. It goes on past
-// what it cannot remove, such as an immutable file, and then returns a leftover.Error with paths below dir. It ends with
-// ctx, whose error it returns then.
+// RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving the
+// tree. A name that does not exist is no error. Directories that their owner cannot search are opened up first. It
+// goes on past what it cannot remove, such as an immutable file, and then returns a leftover.Error with paths below
+// dir. It ends with ctx, whose error it returns then.
 func RemoveAll(ctx context.Context, dir *os.File, name string) error {
 	defer runtime.KeepAlive(dir)
 	if err := removeAll(ctx.Err, int(dir.Fd()), name); err != nil {
@@ -101,8 +101,8 @@ func removeAll(interrupted func() error, fd int, name string) error {
 	return nil
 }
 
-// remover empties a tree. Whatever it could not remove has its name in left, and in kept of the directory that holds it,
-// so that the directory is not emptied again and again.
+// remover empties a tree. Whatever it could not remove has its name in left, and in kept of the directory that holds
+// it, so that the directory is not emptied again and again.
 type remover struct {
 	climber
 	kept []map[string]bool // of each level of climber.up, and of the directory that it is in

@@ -16,8 +16,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestReleaseOfOne: a containerd's holder is released whatever another one has mounted or connected, and handed over as a whole; its
-// unfinished downloads live as long as somebody can resume them.
+// TestReleaseOfOne: a containerd's holder is released whatever another one has mounted or connected, and handed over as
+// a whole; its unfinished downloads live as long as somebody can resume them.
 func TestReleaseOfOne(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()

@@ -152,7 +152,8 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 	before := s.binding
 	err = s.b.db.Update(func(tx *metadata.Tx) error {
 		if anew {
-			log.G(ctx).WithFields(log.Fields{"namespace": ns, "sequence": sequence, "last": last}).Warn("a containerd counts anew")
+			log.G(ctx).WithFields(log.Fields{"namespace": ns, "sequence": sequence, "last": last}).
+				Warn("a containerd counts anew")
 			bs, err := tx.Bindings()
 			if err != nil {
 				return err

@@ -17,7 +17,8 @@ const boundedBy = "-all,+chown,+dac_override,+fowner,+fsetid,+mknod,+setfcap,+sy
 func (k *TankRoot) bounded() {
 	k.env.t.Helper()
 	requireProgram(k.env.t, "setpriv")
-	script := fmt.Sprintf("#!/bin/sh\nexec setpriv --bounding-set=%s --inh-caps=-all --no-new-privs %s \"$@\"\n", boundedBy, k.bin)
+	const form = "#!/bin/sh\nexec setpriv --bounding-set=%s --inh-caps=-all --no-new-privs %s \"$@\"\n"
+	script := fmt.Sprintf(form, boundedBy, k.bin)
 	bin := k.env.Path("bounded")
 	if err := os.WriteFile(bin, []byte(script), 0o755); err != nil {
 		k.env.t.Fatal(err)
@@ -30,7 +31,6 @@ type twoContainerds struct {
 	t   *testing.T
 	e   *Env
 	k   *TankRoot
-	r   *Registry
 	c   *Containerd // the one whose database changes
 	own string      // the reference of the image that it runs
 	// kept is a stopped container with a file that it wrote.
@@ -85,8 +85,8 @@ func (n *twoContainerds) works(when string) {
 	}
 }
 
-// TestContainerds: no containerd removes what another one holds, whether that is another process or what its database was before; and
-// each finds what it holds wherever its database goes.
+// TestContainerds: no containerd removes what another one holds, whether that is another process or what its database
+// was before; and each finds what it holds wherever its database goes.
 func TestContainerds(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
@@ -104,7 +104,8 @@ func TestContainerds(t *testing.T) {
 			}
 			o := ContainerdOptions{Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef, Import: k.DropIn()}
 			k.Serve()
-			n := &twoContainerds{t: t, e: e, k: k, r: r, c: e.NewContainerd(o), own: TestRegistry + "/" + OwnFixture(t).Name, kept: e.Name("kept")}
+			n := &twoContainerds{t: t, e: e, k: k, c: e.NewContainerd(o), kept: e.Name("kept")}
+			n.own = TestRegistry + "/" + OwnFixture(t).Name
 			n.c.Pull(n.own)
 			n.c.Ctr(n.c.runArgs(nil, n.own, n.kept, "/usr/bin/hello", "write", "/kept", "kept")...)
 			n.works("at first")
@@ -136,7 +137,8 @@ func (n *twoContainerds) beside(other *Containerd) {
 	other.Stop()
 }
 
-// emptyOnce: containerd starts once with an empty root, as when its disk is not mounted, and removes what it made there.
+// emptyOnce: containerd starts once with an empty root, as when its disk is not mounted, and removes what it made
+// there.
 func (n *twoContainerds) emptyOnce() {
 	n.c.Stop()
 	n.withRoot(filepath.Join(n.c.Dir, "empty"))
@@ -191,7 +193,8 @@ func (n *twoContainerds) restored() {
 	}
 }
 
-// wiped: the root is emptied on purpose. Pulls work at once, and what the former containerd keeps is shown and released.
+// wiped: the root is emptied on purpose. Pulls work at once, and what the former containerd keeps is shown and
+// released.
 func (n *twoContainerds) wiped() {
 	if err := os.RemoveAll(filepath.Join(n.c.Dir, "moved")); err != nil {
 		n.t.Fatal(err)
@@ -202,7 +205,8 @@ func (n *twoContainerds) wiped() {
 		n.t.Errorf("after the root was wiped: printed %q", got)
 	}
 	former := n.k.holders()["containerd"]
-	if former.Connected || former.Snapshots == 0 || former.Seen.IsZero() || former.Database != database(filepath.Join(n.c.Dir, "moved")) {
+	if former.Connected || former.Snapshots == 0 || former.Seen.IsZero() ||
+		former.Database != database(filepath.Join(n.c.Dir, "moved")) {
 		n.t.Errorf("the former containerd: %+v", former)
 	}
 	for name, h := range n.k.holders() {

@@ -52,7 +52,8 @@ func TestHandOver(t *testing.T) {
 				t.Helper()
 				must(t, db.Update(func(tx *metadata.Tx) error {
 					l := metadata.Layer{Key: "layer " + string(h) + name, Dir: "1"}
-					s := metadata.Snapshot{Key: h.SnapshotKey(name), Parent: h.SnapshotKey(parent), Layer: l.Key, Fixup: metadata.NoFixup}
+					s := metadata.Snapshot{Key: h.SnapshotKey(name), Parent: h.SnapshotKey(parent), Layer: l.Key}
+					s.Fixup = metadata.NoFixup
 					return errors.Join(tx.PutLayer(l), tx.PutSnapshot(s), tx.Hold(h, metadata.SnapshotNode(s.Key)),
 						tx.Hold(metadata.SnapshotHolder(s.Key), metadata.LayerNode(l.Key)))
 				}))
@@ -64,7 +65,8 @@ func TestHandOver(t *testing.T) {
 			put(tc.to, "default/2/b", "default/1/x") // in the way
 			put(tc.to, "default/3/y", "default/2/b")
 			must(t, db.Update(func(tx *metadata.Tx) error {
-				return errors.Join(putBlob(tx, blobOf(1), tc.from), putBlob(tx, blobOf(2), tc.to), tx.Hold(tc.to, metadata.BlobNode(blobOf(1))))
+				return errors.Join(putBlob(tx, blobOf(1), tc.from), putBlob(tx, blobOf(2), tc.to),
+					tx.Hold(tc.to, metadata.BlobNode(blobOf(1))))
 			}))
 			var moved []metadata.Rekeyed
 			must(t, db.Update(func(tx *metadata.Tx) (err error) {
@@ -113,9 +115,11 @@ func TestBindings(t *testing.T) {
 	db := open(t)
 	now := time.Now().UTC()
 	old := metadata.Binding{ID: "d1", Holder: metadata.Containerd, Inode: 7, Born: now, Path: "/meta.db", Writes: 3, Seen: now}
-	late := metadata.Binding{ID: "d0", Holder: metadata.Containerd, First: map[string]uint64{"default": 2}, Settled: true, Seen: now.Add(time.Hour)}
+	late := metadata.Binding{ID: "d0", Holder: metadata.Containerd, Settled: true, Seen: now.Add(time.Hour)}
+	late.First = map[string]uint64{"default": 2}
 	must(t, db.Update(func(tx *metadata.Tx) error {
-		return errors.Join(tx.PutBinding(old), tx.PutBinding(late), tx.PutBinding(metadata.Binding{ID: "d2", Holder: "containerd/d2"}))
+		return errors.Join(tx.PutBinding(old), tx.PutBinding(late),
+			tx.PutBinding(metadata.Binding{ID: "d2", Holder: "containerd/d2"}))
 	}))
 	must(t, db.Update(func(tx *metadata.Tx) error { return tx.DeleteBinding("d2") }))
 	must(t, db.View(func(tx *metadata.Tx) error {
@@ -132,7 +136,9 @@ func TestBindings(t *testing.T) {
 		}
 		return nil
 	}))
-	for h, want := range map[metadata.Holder]bool{"containerd": true, "containerd/d1": true, "containerds": false, "image/containerd": false} {
+	for h, want := range map[metadata.Holder]bool{
+		"containerd": true, "containerd/d1": true, "containerds": false, "image/containerd": false,
+	} {
 		if h.IsContainerd() != want {
 			t.Errorf("%s: %v", h, !want)
 		}

@@ -71,7 +71,7 @@ type Store struct {
 	opts  Options
 	hooks hooks
 	trash trash
-	room  room
+	room  *room
 	wg    sync.WaitGroup // deletions that are not durable yet
 
 	// gate is held for reading from when bytes get their name under blobs/ until they are recorded and held, and while a
@@ -114,7 +114,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		root:    root,
 		db:      db,
 		hooks:   noHooks(),
-		room:    room{free: freeSpace},
+		room:    newRoom(),
 		writers: map[string]*writer{},
 		ingests: map[digest.Digest][]*ingest{},
 	}

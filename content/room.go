@@ -6,7 +6,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"sync/atomic"
+	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -17,12 +18,102 @@ import (
 // spare is what an ingest of unknown length leaves free, for the database and for the ingests whose length is known.
 const spare = 64 << 20
 
+// A promise to a download that brings less than slowRate over slowWindow does not count: a registry that announces as much
+// as is free, and then trickles, must not keep others from the disk.
+const (
+	slowRate   = 256 << 10 // bytes per second
+	slowWindow = 5 * time.Second
+)
+
 // room holds downloads against the free space: a download begins only if all of it fits beside what others have
 // announced and not written yet.
 type room struct {
-	promised atomic.Int64 // bytes that open writers have announced and not written
-
 	free func(dir *os.File) (bytes int64, err error) // tests have small disks
+
+	taking sync.Mutex // held from the look at the free space to the promise
+
+	mu       sync.Mutex // guards promises and what is in them
+	promises map[*promise]struct{}
+}
+
+// promise is what one writer has announced and not written.
+type promise struct {
+	due   int64
+	since time.Time // when the window began
+	bytes int64     // written in it
+	slow  bool      // the window before it was
+}
+
+func newRoom() *room { return &room{free: freeSpace, promises: map[*promise]struct{}{}} }
+
+// promised is what downloads that are not slow have announced and not written.
+func (r *room) promised(now time.Time) (bytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for p := range r.promises {
+		if p.turn(now, 0); !p.slow {
+			bytes += p.due
+		}
+	}
+	return bytes
+}
+
+// turn takes note of n bytes and, where the window is over, begins the next. Called with the mutex of room held.
+func (p *promise) turn(now time.Time, n int64) {
+	p.bytes += n
+	if took := now.Sub(p.since); took >= slowWindow {
+		p.slow = float64(p.bytes) < slowRate*took.Seconds()
+		p.since, p.bytes = now, 0
+	}
+}
+
+// fits returns errdefs.ErrResourceExhausted unless these bytes fit beside what others were promised.
+func (r *room) fits(f *os.File, bytes int64) error {
+	free, err := r.free(f)
+	if others := r.promised(time.Now()); err == nil && bytes > free-others {
+		const text = "disk: %d bytes are to come, and of the %d that are free %d are others': %w"
+		return fmt.Errorf(text, bytes, max(free, 0), max(min(others, free), 0), errdefs.ErrResourceExhausted)
+	}
+	return err
+}
+
+// take promises bytes, if they fit.
+func (r *room) take(f *os.File, bytes int64) (*promise, error) {
+	r.taking.Lock()
+	defer r.taking.Unlock()
+	p := &promise{due: bytes, since: time.Now()}
+	if err := r.fits(f, bytes); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.promises[p] = struct{}{}
+	return p, nil
+}
+
+// wrote takes n bytes off a promise. A promise may be nil.
+func (r *room) wrote(p *promise, n int64) {
+	if p == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.turn(time.Now(), n)
+	p.due = max(p.due-n, 0)
+}
+
+// again makes a promise one of that many bytes.
+func (r *room) again(p *promise, bytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.due = bytes
+}
+
+// end ends a promise.
+func (r *room) end(p *promise) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.promises, p)
 }
 
 // freeSpace returns how many bytes the file system of f has for this process. A file system that does not report its
@@ -36,34 +127,6 @@ func freeSpace(f *os.File) (int64, error) {
 		return math.MaxInt64, nil
 	}
 	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// promise takes note of bytes that are to come, if they fit. It returns errdefs.ErrResourceExhausted, and takes no
-// note, if they do not.
-func (r *room) promise(f *os.File, bytes int64) error {
-	others := r.promised.Add(bytes) - bytes
-	free, err := r.free(f)
-	if err == nil && bytes > free-others {
-		err = noRoom(bytes, free, others)
-	}
-	if err != nil {
-		r.promised.Add(-bytes)
-	}
-	return err
-}
-
-func noRoom(bytes, free, others int64) error {
-	const text = "disk: %d bytes are to come, and of the %d that are free %d are others': %w"
-	return fmt.Errorf(text, bytes, max(free, 0), max(min(others, free), 0), errdefs.ErrResourceExhausted)
-}
-
-// left returns errdefs.ErrResourceExhausted unless there is more free than others were promised.
-func (r *room) left(f *os.File) error {
-	free, err := r.free(f)
-	if others := r.promised.Load(); err == nil && free-others < spare {
-		err = noRoom(spare, free, others)
-	}
-	return err
 }
 
 // Room returns errdefs.ErrResourceExhausted unless the disk has room for what the view lacks of these blobs: those
@@ -92,11 +155,7 @@ func (s *Store) roomIn(pool string, bytes int64) error {
 		return err
 	}
 	defer dir.Close()
-	if err := s.room.promise(dir, bytes); err != nil {
-		return err
-	}
-	s.room.promised.Add(-bytes)
-	return nil
+	return s.room.fits(dir, bytes)
 }
 
 // lack is how many bytes of these blobs are to be downloaded.
@@ -137,26 +196,17 @@ func (s *Store) makeRoom(ctx context.Context, fn func() error) error {
 
 // promise holds what w is going to write against the free space. It is called before anybody else knows w.
 func (w *writer) promise(ctx context.Context, f *os.File) error {
-	due := max(w.total-w.offset, 0)
-	err := w.v.s.makeRoom(ctx, func() error { return w.v.s.room.promise(f, due) })
-	if err == nil {
-		w.due = due
-	}
-	return err
-}
-
-// wrote takes n bytes off the promise. Called with mu held.
-func (w *writer) wrote(n int64) {
-	n = min(n, w.due)
-	w.due -= n
-	w.v.s.room.promised.Add(-n)
+	return w.v.s.makeRoom(ctx, func() (err error) {
+		w.due, err = w.v.s.room.take(f, max(w.total-w.offset, 0))
+		return err
+	})
 }
 
 // giveUp deletes the ingest of a writer that can't go on: what it has written must not fill a disk that is full
 // already. Called with mu held.
 func (w *writer) giveUp(cause error) error {
 	w.broken = cause
-	w.wrote(w.due)
+	w.v.s.room.end(w.due)
 	if err := w.v.s.abort(w.stored); err != nil {
 		return fmt.Errorf("%w (and its bytes stay: %v)", cause, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -67,8 +68,8 @@ func TestRoom(t *testing.T) {
 		}
 		must(t, v.Abort(t.Context(), "second"))
 	}
-	if p := r.room.promised.Load(); p != 0 {
-		t.Errorf("%d bytes stay promised", p)
+	if n := len(r.room.promises); n != 0 {
+		t.Errorf("%d promises stay", n)
 	}
 	// One that does not fit is not resumed later either: it would hold a full disk until then.
 	part := start(t, v, "part", ocispec.Descriptor{Size: 60})
@@ -159,6 +160,29 @@ func TestRoomForAnImage(t *testing.T) {
 	must(t, err)
 	sum := []ocispec.Descriptor{{Digest: "a", Size: math.MaxInt64}, {Digest: "b", Size: 1}}
 	class(t, errdefs.IsResourceExhausted, v.Room(t.Context(), sum, true))
+}
+
+// TestSlowPromise shows that a download which announces all that is free, and trickles, does not keep others from the disk.
+func TestSlowPromise(t *testing.T) {
+	r := open(t, t.TempDir(), nil)
+	d := disk{free: 64 << 20}
+	d.use(r)
+	slow := start(t, r.For(alice), "slow", ocispec.Descriptor{Size: d.free})
+	other := ocispec.Descriptor{Size: 8 << 20}
+	_, err := r.For(bob).Writer(t.Context(), content.WithRef("other"), content.WithDescriptor(other))
+	class(t, errdefs.IsResourceExhausted, err)
+	for range 3 {
+		r.room.mu.Lock()
+		slow.due.since = slow.due.since.Add(-slowWindow)
+		r.room.mu.Unlock()
+		write(t, slow, "x")
+	}
+	start(t, r.For(bob), "other", other)
+	r.room.mu.Lock() // it becomes fast
+	slow.due.since, slow.due.bytes = slow.due.since.Add(-slowWindow), 2*slowRate*int64(slowWindow/time.Second)
+	r.room.mu.Unlock()
+	_, err = r.For(bob).Writer(t.Context(), content.WithRef("third"), content.WithDescriptor(other))
+	class(t, errdefs.IsResourceExhausted, err)
 }
 
 func TestFreeSpace(t *testing.T) {

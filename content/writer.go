@@ -44,10 +44,10 @@ type writer struct {
 	offset  int64
 	started time.Time
 	updated time.Time
-	flushed int64 // bytes of which writing out was started
-	due     int64 // bytes that were announced and not written; part of the store's promise
-	dirty   bool  // an fsync is due
-	broken  error // of a write; Truncate heals it
+	flushed int64    // bytes of which writing out was started
+	due     *promise // of the store, for what was announced and not written
+	dirty   bool     // an fsync is due
+	broken  error    // of a write; Truncate heals it
 	digest  digest.Digest
 	done    bool
 }
@@ -247,7 +247,7 @@ func (w *writer) Write(p []byte) (int, error) {
 		return n, err
 	}
 	if w.offset > w.total && (w.total > 0 || w.offset-w.flushed >= writeback) { // what nobody announced
-		if err := w.v.s.room.left(w.f); err != nil {
+		if err := w.v.s.room.fits(w.f, spare); err != nil {
 			return n, w.giveUp(fmt.Errorf("ingest %.200q: %w", w.ref, err))
 		}
 	}
@@ -269,7 +269,7 @@ func (w *writer) writePieces(p []byte) (written int, err error) {
 		n, err = w.v.s.hooks.writeAt(w.f, p[:min(len(p), piece)], w.offset)
 		w.sum.Load().hash.Write(p[:n])
 		w.offset += int64(n)
-		w.wrote(int64(n))
+		w.v.s.room.wrote(w.due, int64(n))
 		written, p = written+n, p[n:]
 	}
 	return written, err
@@ -310,8 +310,8 @@ func (w *writer) Truncate(size int64) error {
 		return fmt.Errorf("ingest %.200q: can't be cut to %d bytes, only to none: %w", w.ref, size, errdefs.ErrInvalidArgument)
 	}
 	if w.offset > 0 {
-		w.v.s.room.promised.Add(max(w.total, 0) - w.due)
-		w.offset, w.due = 0, max(w.total, 0)
+		w.v.s.room.again(w.due, max(w.total, 0))
+		w.offset = 0
 		w.follow(w.in().digest)
 	}
 	w.flushed, w.updated, w.dirty = 0, time.Now(), true
@@ -337,7 +337,7 @@ func (w *writer) Close() error {
 // close gives up the ref. Called with mu held, or before anybody else knows w.
 func (w *writer) close(state ingestState, cause string) error {
 	w.done = true
-	w.wrote(w.due)
+	w.v.s.room.end(w.due)
 	s := w.v.s
 	w.in().end(state, cause)
 	s.register(w.in(), nil)

@@ -16,9 +16,11 @@ type TankRoot struct {
 	Socket string // of the daemon
 	Config string // text of the daemon's config file
 	AsUnit bool   // the daemon may do only what its unit for systemd allows
-	bin    string
-	daemon *Process
-	broken bool
+	// Descriptors is how many the daemon may have. 0: what the test has.
+	Descriptors int
+	bin         string
+	daemon      *Process
+	broken      bool
 }
 
 // NewTank makes an empty root. When the test has passed, `check` has to find the root without a fault.
@@ -94,6 +96,9 @@ func (k *TankRoot) Serve() *Process {
 		"--config", k.configFile()}
 	if k.AsUnit {
 		argv = append(k.env.unitArgs(), argv...)
+	}
+	if k.Descriptors > 0 {
+		argv = limited(k.Descriptors, argv...)
 	}
 	k.daemon = k.env.Start("tank", argv...)
 	Eventually(k.env.t, 20*time.Second, "the daemon answers", func() bool {
@@ -197,4 +202,9 @@ func (k *TankRoot) replaceIn(name, old, now string) {
 	if err != nil {
 		k.env.t.Fatalf("%s: %v", name, err)
 	}
+}
+
+// limited are the arguments that run a program with so many descriptors.
+func limited(descriptors int, argv ...string) []string {
+	return append([]string{"prlimit", fmt.Sprintf("--nofile=%d:%d", descriptors, descriptors), "--"}, argv...)
 }

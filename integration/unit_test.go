@@ -44,8 +44,8 @@ func specialLayers(t *testing.T) [][]Entry {
 	return [][]Entry{bottom, top}
 }
 
-// TestUnit: with no more than the unit allows, the daemon gives containerd and its own commands the trees of images that
-// have devices, set-id files, file capabilities and trusted attributes, and containers of them run.
+// TestUnit: with no more than the unit allows, the daemon gives containerd and its own commands the trees of images
+// that have devices, set-id files, file capabilities and trusted attributes, and containers of them run.
 func TestUnit(t *testing.T) {
 	layers := specialLayers(t)
 	want, err := ExpectedTree(layers)

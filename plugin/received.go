@@ -2,9 +2,12 @@ package plugin
 
 import (
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/tank-snapshotter/tank/internal/descriptors"
 )
 
 // fieldWritten is where a WriteContentRequest has the bytes of a blob.
@@ -68,8 +71,14 @@ func (s *writeStream) Recv() (*contentapi.WriteContentRequest, error) {
 	return &s.last.request, nil
 }
 
-// Write is containerd's, which is done with a request when it receives the next.
+// Write is containerd's, which is done with a request when it receives the next. A blob that is written has a file open,
+// for which it waits where descriptors are few.
 func (s *contentServer) Write(stream contentapi.Content_WriteServer) error {
+	_, release, err := descriptors.Process.Take(stream.Context(), descriptors.Download)
+	if err != nil {
+		return errgrpc.ToGRPC(err)
+	}
+	defer release()
 	w := &writeStream{stream, &received{}}
 	defer func() { w.last.free() }()
 	return s.ContentServer.Write(w)

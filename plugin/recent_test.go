@@ -158,7 +158,9 @@ func TestOtherDocuments(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := start(t, nil)
 			layers := &countedLayers{announced: map[digest.Digest]int{}}
-			conn := dial(t, plugin.New(&plugin.Options{Content: w.blobs.For(metadata.Containerd), Snapshotter: noSnapshots{}, Layers: layers}))
+			conn := dial(t, plugin.New(&plugin.Options{
+				Content: w.blobs.For(metadata.Containerd), Snapshotter: noSnapshots{}, Layers: layers,
+			}))
 			cs := contentproxy.NewContentStore(conn)
 			sn := snapshotproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank")
 			for d, data := range i.docs {

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/descriptors"
 )
 
 // blob downloads desc into the store unless it is there, and says whether it did.
@@ -31,6 +33,14 @@ func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor) (fresh, arriv
 		own = ctx // what others bring is not what it is there for
 	}
 	defer func() { done(err == nil && !arrived) }()
+	_, release, err := descriptors.Process.Take(own, descriptors.Download)
+	if err != nil {
+		if errors.Is(context.Cause(own), errArrived) && ctx.Err() == nil {
+			return false, true, nil
+		}
+		return false, false, err
+	}
+	defer release()
 	d := &download{repo: f.repo, desc: desc, buffers: f.buffers, pace: f.pace, turn: turn}
 	fresh, err = f.ingest(own, d)
 	if errdefs.IsDataLoss(err) && own.Err() == nil {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/tank-snapshotter/tank/internal/descriptors"
 )
 
 // maxBuffered bounds the bytes of ranges that one Fetch holds in memory, all its blobs together.
@@ -25,7 +27,7 @@ type buffers struct {
 }
 
 func newBuffers(opts *Options) *buffers {
-	if opts.Ranges < 2 {
+	if opts.Ranges < 2 || descriptors.Few() {
 		return nil
 	}
 	b := &buffers{size: opts.ChunkSize, free: make(chan []byte, max(int64(opts.Ranges), maxBuffered/opts.ChunkSize))}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -84,6 +85,12 @@ func setAttrs(dir string, e *unpack.Entry) error {
 
 // merge runs m over a directory.
 func (s *Store) merge(ctx context.Context, m *merge, dir string) error {
+	share, release, err := descriptors.Process.Take(ctx, descriptors.Assembly)
+	if err != nil {
+		return err
+	}
+	defer release()
+	m.share = share
 	defer s.alone()()
 	return m.run(ctx, dir)
 }

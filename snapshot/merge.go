@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -26,8 +27,9 @@ type merge struct {
 	move   bool            // take inodes away from the source by renames, instead of copying them
 	marked map[string]bool // of the source, as markedDirs returns them; for move
 
-	room    *room // for what is copied; nil: there is enough
-	shared  bool  // files share their content with what they are copied from
+	room    *room             // for what is copied; nil: there is enough
+	shared  bool              // files share their content with what they are copied from
+	share   descriptors.Share // 0: as many descriptors as are worth it
 	into    *os.File
 	workers chan struct{}           // a place for each that copies beside the first; nil: none
 	fail    context.CancelCauseFunc // ends all workers
@@ -48,7 +50,7 @@ func (m *merge) run(ctx context.Context, dir string) error {
 	}
 	defer m.into.Close()
 	m.links = map[uint64]string{}
-	if !m.move {
+	if !m.move && m.share == 0 {
 		m.workers = make(chan struct{}, min(runtime.GOMAXPROCS(0), mergeWorkers)-1)
 	}
 	ctx, m.fail = context.WithCancelCause(ctx)

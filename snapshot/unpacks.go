@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/budget"
+	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -47,9 +48,11 @@ type unpacks struct {
 type unpackJob struct {
 	layer  Layer
 	cancel context.CancelFunc
-	here   chan struct{} // closed when its blob is known to be here
-	once   sync.Once     // closes here
-	done   chan struct{} // closed when the fields below are set
+	// descriptors is how many the unpack may have open. 0: as many as are worth it.
+	descriptors descriptors.Share
+	here        chan struct{} // closed when its blob is known to be here
+	once        sync.Once     // closes here
+	done        chan struct{} // closed when the fields below are set
 
 	followed bool // its bytes came from an ingest, which may not have been of the blob
 	err      error
@@ -207,6 +210,14 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 		return
 	}
 	defer func() { <-slots }()
+	share, release, err := descriptors.Process.Take(ctx, descriptors.Extraction)
+	if err != nil {
+		j.err = err
+		u.forget(j)
+		return
+	}
+	defer release()
+	j.descriptors = share
 	j.err = contained("unpack", func() error { return u.s.unpack(ctx, j) })
 	j.finished = time.Now()
 	if j.err != nil {
@@ -307,8 +318,11 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, d
 		return err
 	}
 	defer dir.Close()
-	var res *unpack.Result
 	opts := s.opts.Unpack
+	if j.descriptors > 0 {
+		opts.Descriptors = int(j.descriptors) - 4 // for the directory, the blob and the seal
+	}
+	var res *unpack.Result
 	opts.Memory, opts.Room = claim.Grow, (&room{path: j.dir}).take
 	err = readTar(ctx, j.layer.Blob.MediaType, blob, digester.Hash(), claim.Grow, func(tar io.Reader) error {
 		res, err = unpack.Extract(ctx, dir, tar, &opts)

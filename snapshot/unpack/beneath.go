@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -131,6 +132,7 @@ type dirCache struct {
 	open  *opener
 	spare func() error // closes other descriptors, when there are too many
 	slots [16]dirSlot
+	few   int // how many of the slots are used; 0: all
 	tick  uint64
 }
 
@@ -140,16 +142,17 @@ type dirSlot struct {
 	used uint64
 }
 
-// fd is valid until fifteen other directories were asked for.
+// fd is valid until three other directories were asked for.
 func (c *dirCache) fd(n *node) (int, error) {
 	if n.parent == nil {
 		return c.open.root, nil
 	}
 	c.tick++
-	oldest := &c.slots[0]
+	slots := c.slots[:cmp.Or(c.few, len(c.slots))]
+	oldest := &slots[0]
 	at, rel := c.open.root, ""
-	for i := range c.slots {
-		s := &c.slots[i]
+	for i := range slots {
+		s := &slots[i]
 		if s.n == n {
 			s.used = c.tick
 			return s.fd, nil
@@ -168,7 +171,8 @@ func (c *dirCache) fd(n *node) (int, error) {
 	fd, err := c.open.dir(at, rel)
 	if errors.Is(err, unix.EMFILE) && c.spare != nil {
 		if err = c.spare(); err == nil {
-			fd, err = c.open.dir(at, rel)
+			c.shrink()
+			fd, err = c.open.dir(c.open.root, n.path())
 		}
 	}
 	if err != nil {
@@ -179,6 +183,25 @@ func (c *dirCache) fd(n *node) (int, error) {
 	}
 	*oldest = dirSlot{n, fd, c.tick}
 	return fd, nil
+}
+
+// recent is how many of the directories used last shrink leaves open: a caller may hold two.
+const recent = 3
+
+// shrink closes all but the directories used last.
+func (c *dirCache) shrink() {
+	for i := range c.slots {
+		newer := 0
+		for _, s := range c.slots {
+			if s.used > c.slots[i].used {
+				newer++
+			}
+		}
+		if newer >= recent && c.slots[i].n != nil {
+			unix.Close(c.slots[i].fd)
+			c.slots[i].n = nil
+		}
+	}
 }
 
 // purge forgets every directory; some of them are about to be removed.

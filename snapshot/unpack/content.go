@@ -202,6 +202,7 @@ func (x *extractor) createFile(name string, dir *node, base string, ino *inode) 
 	}
 	if err = create(); errors.Is(err, unix.EMFILE) {
 		if err = x.small.await(); err == nil { // they are open
+			x.dirs.shrink()
 			err = create()
 		}
 	}

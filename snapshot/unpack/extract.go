@@ -78,6 +78,11 @@ func newExtractor(fd int, opts Options) (*extractor, error) {
 		hash:   xxh3.New(),
 	}
 	x.small.fill, x.dirs.spare = x.fillSmall, x.small.await
+	if d := max(opts.Descriptors, 5); opts.Descriptors > 0 && d < enoughDescriptors {
+		// One is for a large file, and a caller may hold two directories.
+		x.dirs.few = min(max(d/2, recent), len(x.dirs.slots))
+		x.small.few = max(d-x.dirs.few-1, 1)
+	}
 	x.root = &node{ino: x.implied(), implied: true}
 	// Nothing may be inherited: no group from a setgid directory, no default ACL.
 	root := target{fd: fd}

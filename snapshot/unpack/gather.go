@@ -22,6 +22,8 @@ const (
 	batchFiles = 32
 	// maxFillers is how many goroutines fill files for one that reads a tar.
 	maxFillers = 4
+	// enoughDescriptors are as many as an extraction opens at most.
+	enoughDescriptors = 200
 )
 
 // smallFile is a file that was created, and is still to be filled.
@@ -57,6 +59,7 @@ func (b *batch) close() {
 // gatherer gathers small files, and has them filled.
 type gatherer struct {
 	fill    func(*smallFile) error // fills and closes one
+	few     int                    // how many files may be open; 0: as many as are worth it
 	current *batch
 	count   uint32 // of files so far
 	filled  uint32 // of these, as of the last await
@@ -73,7 +76,7 @@ type gatherer struct {
 
 // add gathers a file, whose content it reads. It closes the file in the end, also after an error.
 func (g *gatherer) add(f smallFile, body io.Reader, src *source) error {
-	if b := g.current; b != nil && (len(b.files) == batchFiles || int64(b.used)+f.ino.Size > batchBytes) {
+	if b := g.current; b != nil && (len(b.files) == g.batchFiles() || int64(b.used)+f.ino.Size > batchBytes) {
 		if err := g.flush(); err != nil {
 			unix.Close(f.fd)
 			return err
@@ -94,6 +97,22 @@ func (g *gatherer) add(f smallFile, body io.Reader, src *source) error {
 	return nil
 }
 
+// batchFiles is how many files a batch has at most.
+func (g *gatherer) batchFiles() int {
+	if g.few > 0 {
+		return min(g.few, batchFiles)
+	}
+	return batchFiles
+}
+
+// maxFillers is how many goroutines fill files: none when there are few descriptors.
+func (g *gatherer) maxFillers() int {
+	if g.few > 0 {
+		return 0
+	}
+	return min(runtime.GOMAXPROCS(0)-1, maxFillers)
+}
+
 // flush hands the batch over, or fills it if nobody is idle. It returns the first error of any.
 func (g *gatherer) flush() error {
 	b := g.current
@@ -108,7 +127,7 @@ func (g *gatherer) flush() error {
 	select {
 	case g.jobs <- b:
 	default:
-		if g.fillers < min(runtime.GOMAXPROCS(0)-1, maxFillers) {
+		if g.fillers < g.maxFillers() {
 			g.fillers++
 			g.running.Go(func() {
 				g.fillAll(b)

@@ -52,6 +52,9 @@ type Options struct {
 	Memory func(ctx context.Context, bytes int64) error
 	// Room is called before so many bytes are written to the file system; an error ends the extraction. nil: there is enough.
 	Room func(bytes int64) error
+	// Descriptors is how many an extraction may have open at once, beside the directory and the stream. 0, and at most:
+	// 200, which are worth it; at least: 5.
+	Descriptors int
 
 	walk bool // do as if openat2 were missing
 }

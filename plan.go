@@ -313,7 +313,7 @@ func (p *plan) holdImage(i metadata.Image) {
 		}
 		for _, d := range c.DiffIDs {
 			n := metadata.LayerNode(metadata.LayerKey(d))
-			if p.hasNode(n) && !p.old.Whole && (p.daemon || !c.Rootfs) {
+			if p.hasNode(n) && !p.old.Whole { // the next pull releases what a rootfs has taken the place of
 				p.holds[metadata.Hold{Holder: h, Node: n}] = true
 			}
 		}

@@ -149,6 +149,9 @@ func TestRebuildKeeps(t *testing.T) {
 			t.Run(dbName+" and "+indexName, func(t *testing.T) {
 				t.Parallel()
 				for _, daemon := range []bool{false, true} {
+					if daemon != (len(dbName+indexName)%2 == 0) && dbName != "intact" && dbName != "missing" {
+						continue // one kind of root will do
+					}
 					r := newRebuildRoot(t, daemon)
 					must(t, db(filepath.Join(r.dir, "metadata.db")))
 					must(t, index(filepath.Join(r.dir, "index.json")))

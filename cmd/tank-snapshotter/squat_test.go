@@ -29,15 +29,21 @@ type squatter struct {
 	plugin.Admin // nil: other methods panic, which the server contains
 	root         string
 	hosts        []string // to ask for credentials of
-	rootfs       string   // to answer
 
-	mu   sync.Mutex // guards got and req
-	got  map[string]plugin.Credential
-	req  plugin.PullRequest
-	seen int // calls
+	mu     sync.Mutex // guards the fields below
+	rootfs string     // to answer
+	got    map[string]plugin.Credential
+	req    plugin.PullRequest
+	seen   int // calls
 }
 
 func (s *squatter) Root() string { return s.root }
+
+func (s *squatter) answer(rootfs string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rootfs = rootfs
+}
 
 func (s *squatter) Images(context.Context) ([]plugin.ImageInfo, error) {
 	s.mu.Lock()
@@ -162,9 +168,10 @@ func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 			t.Parallel()
 			s := &squatter{hosts: all}
 			squat(t, s, os.Geteuid())
-			s.rootfs = filepath.Join(s.root, "rootfs", "sha256", strings.Repeat("a", 64))
+			rootfs := filepath.Join(s.root, "rootfs", "sha256", strings.Repeat("a", 64))
+			s.answer(rootfs)
 			cmd := command(t, credentials(t, all...), "pull", "--root", s.root, "--hosts-dir", hosts, tt.ref)
-			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), s.rootfs) {
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), rootfs) {
 				t.Fatalf("%v: %s", err, out)
 			}
 			var creds []string
@@ -202,7 +209,7 @@ func TestOwnerNamesNoPath(t *testing.T) {
 			t.Parallel()
 			s := &squatter{}
 			squat(t, s, os.Geteuid())
-			s.rootfs = rootfs(s.root)
+			s.answer(rootfs(s.root))
 			to := filepath.Join(t.TempDir(), "to")
 			for _, args := range [][]string{nil, {"--json"}, {"--to", to}} {
 				out, stderr, code := output(t, append([]string{"pull", "--root", s.root, "x:1"}, args...)...)

@@ -144,6 +144,9 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 	}
 	var seals []*seal
 	for i, l := range layers {
+		if i+1 < len(layers) && layers[i+1].Key == l.Key && !l.Needs {
+			continue // once more on top of itself changes nothing
+		}
 		src := sources[l.Key]
 		if src.seal == nil {
 			if src.seal, err = openSeal(ctx, filepath.Join(src.dir, "seal")); err != nil {

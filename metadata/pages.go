@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"slices"
+	"sync"
 )
 
 // bbolt's own check runs in a goroutine of its own and reads through a memory map. A damaged page makes it fault there,
@@ -67,6 +69,9 @@ func checkPages(r io.ReaderAt, size int64, leaked bool, report faultFunc) error 
 // check walks all pages.
 func (p *pages) check(size int64, leaked bool) error {
 	p.load(size)
+	if p.visit == nil { // nothing else has a part of data
+		defer func() { smallFiles.Put(&p.data) }()
+	}
 	m, err := p.meta(size)
 	if err != nil {
 		return err
@@ -150,12 +155,15 @@ func (p *pages) readMeta(offset int64) (m boltMeta, ok bool) {
 // cost more.
 const smallFile = 4 << 20
 
+// smallFiles are buffers for such files, which are used again: a program may open roots often.
+var smallFiles = sync.Pool{New: func() any { return new([]byte) }}
+
 // load reads a small file at once.
 func (p *pages) load(size int64) {
 	if size > smallFile {
 		return
 	}
-	data := make([]byte, size)
+	data := slices.Grow((*smallFiles.Get().(*[]byte))[:0], int(size))[:size]
 	if n, err := p.r.ReadAt(data, 0); err == nil && int64(n) == size {
 		p.data = data
 	}

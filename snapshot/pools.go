@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -50,6 +51,10 @@ func (s *Store) stage(pool, what string) string { return s.names.In(s.path(pool)
 // stageBeside returns the path of a new name in the directory of path.
 func (s *Store) stageBeside(path, what string) string { return s.names.In(filepath.Dir(path), what) }
 
+// leftDelay is how long after the opening a process looks for what earlier ones left. A command that only answers from
+// its records is gone by then, and pays nothing for looking; a sweep does not wait for it.
+const leftDelay = 500 * time.Millisecond
+
 // removeLeft deletes in the background what an earlier process left: in each pool (I4), and in the staging directory in
 // which older versions built everything, which now holds what a pull needs for itself.
 func (s *Store) removeLeft() error {
@@ -61,8 +66,15 @@ func (s *Store) removeLeft() error {
 	for _, e := range old { // listed now: what others make there later has names of its own
 		left = append(left, s.path("staging", e.Name()))
 	}
-	s.deleteSoon(left)
+	if len(left) > 0 {
+		s.deleteSoon(left)
+	}
 	s.background("leftovers", func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(leftDelay):
+		}
 		left, err := s.left(ctx)
 		s.deleteSoon(left)
 		return err

@@ -130,10 +130,10 @@ func openFile(path string, o Options) (b *bolt.DB, err error) {
 		return nil, fmt.Errorf("the file is missing: %w", errdefs.ErrDataLoss)
 	case errors.Is(err, boltErrors.ErrTimeout):
 		return nil, fmt.Errorf("open in another process: %w", errdefs.ErrUnavailable)
-	case errors.Is(err, boltErrors.ErrInvalid), errors.Is(err, boltErrors.ErrChecksum), errors.Is(err, boltErrors.ErrVersionMismatch):
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+	case errors.As(err, new(unix.Errno)), errdefs.IsDataLoss(err):
+		return nil, err
 	}
-	return nil, err
+	return nil, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss) // what bbolt finds wrong with the file, its size included
 }
 
 // openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would make a database of

@@ -151,6 +151,12 @@ func TestOpenRefuses(t *testing.T) {
 		{"empty", write("")},
 		{"text", write("no database\n")},
 		{"zeros", write(strings.Repeat("\x00", 1<<16))},
+		{"cut within the second page", func(path string) error {
+			if err := create(path); err != nil {
+				return err
+			}
+			return os.Truncate(path, int64(os.Getpagesize())+900)
+		}},
 		{"another program's bbolt file", otherBolt},
 		{"without snapshots", without(bucketSnapshots)},
 		{"without meta", without(bucketMeta)},

@@ -61,8 +61,13 @@ func (r *rebuildRoot) kept(t *testing.T) []string {
 	t.Helper()
 	var names []string
 	must(t, filepath.WalkDir(r.dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() && e.Name()[0] == '.' {
-			return errors.Join(err, fs.SkipDir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // deleted in the background meanwhile
+			return nil
+		case err != nil:
+			return err
+		case e.IsDir() && e.Name()[0] == '.':
+			return fs.SkipDir
 		}
 		rel, _ := filepath.Rel(r.dir, path)
 		switch top, _, _ := strings.Cut(rel, "/"); {

@@ -102,12 +102,18 @@ func (t *Tank) takeLock() error {
 }
 
 func lockFile(f *os.File, how int) error {
-	fi, err := f.Stat()
+	var st unix.Stat_t
+	err := unix.Fstat(int(f.Fd()), &st)
 	switch {
 	case err != nil:
 		return err
-	case !fi.Mode().IsRegular() || fi.Size() > maxLock:
+	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxLock:
 		return fmt.Errorf("file %s: not a small regular file: %w", lockName, errdefs.ErrFailedPrecondition)
+	case st.Nlink > 1: // this file is written in place: a second name could be anybody's file
+		return fmt.Errorf("file %s: a hard link of another file: %w", lockName, errdefs.ErrFailedPrecondition)
+	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0:
+		return fmt.Errorf("file %s: another user can write to it (uid %d, mode %04o): %w",
+			lockName, st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition)
 	}
 	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {

@@ -182,6 +182,14 @@ func TestPlanted(t *testing.T) {
 		{"lock as a FIFO", replace("lock", fifo), errdefs.ErrFailedPrecondition},
 		{"lock of 1 TB", replace("lock", huge), errdefs.ErrFailedPrecondition},
 		{"lock as a link", replace("lock", link("x")), errdefs.ErrFailedPrecondition},
+		{"lock as a hard link", replace("lock", func(p string) error {
+			other := filepath.Join(filepath.Dir(filepath.Dir(p)), "precious")
+			return errors.Join(os.WriteFile(other, []byte("precious"), 0o600), os.Link(other, p))
+		}), errdefs.ErrFailedPrecondition},
+		{"lock writable by all", func(t *testing.T, dir string) { must(t, os.Chmod(in("lock")(dir), 0o666)) },
+			errdefs.ErrFailedPrecondition},
+		{"database writable by all", func(t *testing.T, dir string) { must(t, os.Chmod(in("metadata.db")(dir), 0o666)) },
+			errdefs.ErrFailedPrecondition},
 		{"database as a FIFO", replace("metadata.db", fifo), errdefs.ErrDataLoss},
 		{"database of 1 TB", replace("metadata.db", huge), errdefs.ErrDataLoss},
 		{"database as a link", replace("metadata.db", link("x")), errdefs.ErrDataLoss},
@@ -200,6 +208,10 @@ func TestPlanted(t *testing.T) {
 	if os.Geteuid() == 0 {
 		rows = append(rows,
 			row{"root of another user", func(t *testing.T, dir string) { must(t, os.Lchown(dir, 4711, 4711)) }, errdefs.ErrFailedPrecondition},
+			row{"lock of another user", func(t *testing.T, dir string) { must(t, os.Lchown(in("lock")(dir), 4711, 0)) },
+				errdefs.ErrFailedPrecondition},
+			row{"database of another user", func(t *testing.T, dir string) { must(t, os.Lchown(in("metadata.db")(dir), 4711, 0)) },
+				errdefs.ErrFailedPrecondition},
 			row{"layers of another user", func(t *testing.T, dir string) { must(t, os.Lchown(in("layers")(dir), 4711, 0)) }, errdefs.ErrFailedPrecondition})
 	}
 	for _, r := range rows {

@@ -146,15 +146,19 @@ func openExisting(path string, flag int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	fi, err := f.Stat()
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
 	switch {
 	case err != nil:
-	case !fi.Mode().IsRegular():
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		err = fmt.Errorf("not a regular file: %w", errdefs.ErrDataLoss)
-	case fi.Size() == 0:
+	case st.Size == 0:
 		err = fmt.Errorf("the file is empty: %w", errdefs.ErrDataLoss)
-	case fi.Size() > maxFile:
-		err = fmt.Errorf("%d bytes are too many for a database: %w", fi.Size(), errdefs.ErrDataLoss)
+	case st.Size > maxFile:
+		err = fmt.Errorf("%d bytes are too many for a database: %w", st.Size, errdefs.ErrDataLoss)
+	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0: // whoever writes to it chooses what is served
+		err = fmt.Errorf("another user can write to it (uid %d, mode %04o): %w",
+			st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		f.Close()

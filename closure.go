@@ -19,9 +19,9 @@ func closure(rec metadata.Image, p metadata.Platform) []ocispec.Descriptor {
 	return append([]ocispec.Descriptor{rec.Target, p.Manifest, p.Config}, p.Layers...)
 }
 
-// readable reads the documents of a recorded platform again, and returns the bytes of its config. An image that an
-// older version recorded is refused for what would be refused in a pull: errdefs.ErrDataLoss. What this version
-// recorded was compared then.
+// readable reads the documents of a recorded platform again, and returns the bytes of its config. The documents of an
+// image that an older version recorded are checked as in a pull; a fault is errdefs.ErrDataLoss. Those that this
+// version recorded were checked at that time.
 func (t *Tank) readable(ctx context.Context, rec metadata.Image, p metadata.Platform) (config []byte, err error) {
 	if p.Exact {
 		if config, err = content.ReadBlob(ctx, t.content, p.Config); err != nil {
@@ -48,7 +48,7 @@ func (t *Tank) readable(ctx context.Context, rec metadata.Image, p metadata.Plat
 	return config, nil
 }
 
-// config returns the bytes of a config that has one reading; others are errdefs.ErrDataLoss.
+// config returns the bytes of a config. A config with more than one reading is errdefs.ErrDataLoss.
 func (t *Tank) config(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	b, err := content.ReadBlob(ctx, t.content, d)
 	if err == nil {
@@ -60,8 +60,8 @@ func (t *Tank) config(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 	return b, nil
 }
 
-// checkImages reports each recorded image whose documents would be refused in a pull, or name a blob with a size that
-// the blob does not have. What is wrong with a blob itself is not reported here.
+// checkImages reports each recorded image whose documents would be refused in a pull, or which give a blob another size
+// than it has. Damaged blobs are reported elsewhere.
 func (t *Tank) checkImages(ctx context.Context, report func(error)) error {
 	recs, err := t.records()
 	if err != nil {

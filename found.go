@@ -28,7 +28,7 @@ func needs(i metadata.Image) []ocispec.Descriptor {
 	return all
 }
 
-// foundThings is what images are made of.
+// foundThings are the blobs and documents from which images are recorded again.
 type foundThings struct {
 	root   string
 	blobs  map[digest.Digest]metadata.Blob
@@ -43,8 +43,8 @@ func newFound(root string, blobs []metadata.Blob, rootfs map[digest.Digest]metad
 	return f
 }
 
-// image reads the record of a reference from its blobs: the platforms of which manifest, config and a part of the rest are
-// here.
+// image reads the record of a reference from its blobs: the platforms of which manifest, config and a part of the rest
+// are here.
 func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec metadata.Image, ok bool) {
 	rec = metadata.Image{Ref: d.Annotations[ocispec.AnnotationRefName], Target: d, Created: time.Now().UTC()}
 	rec.Updated = rec.Created
@@ -118,7 +118,7 @@ func (f *foundThings) document(ctx context.Context, d ocispec.Descriptor) *image
 	return nil
 }
 
-// leaveOut logs why an image is not recorded again. It returns false.
+// leaveOut logs why an image is not recorded again, and returns false.
 func (f *foundThings) leaveOut(ctx context.Context, d ocispec.Descriptor, err error) bool {
 	if !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warnf("rebuild: blob %.100q", d.Digest)

@@ -248,8 +248,8 @@ func (t *Tank) releasePull(ref string) error {
 	})
 }
 
-// HandOver gives all that the holder from holds to the holder to, and returns what that was: the containerd of to is that
-// of from, with a database that was moved or restored. errdefs.ErrNotFound when there is no such holder,
+// HandOver gives all that the holder from holds to the holder to, and returns what that was: the containerd of to is
+// that of from, with a database that was moved or restored. errdefs.ErrNotFound when there is no such holder,
 // errdefs.ErrInvalidArgument when one is not a containerd's, and errdefs.ErrFailedPrecondition while the containerd of
 // from is connected or runs.
 func (t *Tank) HandOver(ctx context.Context, from, to string) (HolderInfo, error) {

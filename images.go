@@ -154,7 +154,7 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 	if err := t.reserve.Spend(t.writeLayout); !reserve.Full(err) {
 		return err
 	}
-	return nil // what index.json still names is here until GC, which writes it
+	return nil // the blobs that index.json still names stay until GC, which writes it
 }
 
 // Reclaimed is what a GC took away.
@@ -178,28 +178,28 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 		t.reserve.Keep()
 	}()
 	err := t.lapse(&r)
-	if reserve.Full(err) { // there was no reserve: what nothing holds already makes room
+	if reserve.Full(err) { // there was no reserve: first delete what nothing holds
 		err = errors.Join(t.sweep(ctx, &r), t.lapse(&r))
 	}
 	if err != nil {
 		return r, err
 	}
-	err = t.reserve.Spend(t.writeLayout) // before the blobs of what it named are gone
+	err = t.reserve.Spend(t.writeLayout) // before the blobs that it named are deleted
 	if err != nil && !reserve.Full(err) {
 		return r, err
 	}
 	swept := t.sweep(ctx, &r)
 	if err != nil {
 		if err = t.reserve.Again(t.writeLayout); reserve.Full(err) {
-			log.G(ctx).WithError(err).Warn("index.json waits for room, and names what is gone")
+			log.G(ctx).WithError(err).Warn("index.json could not be written on the full disk, and still names images that are gone")
 			err = nil
 		}
 	}
 	return r, errors.Join(swept, err)
 }
 
-// lapse ends the holds of images that their tags have left, and of pulls that ended long ago; when the disk is almost
-// full, of all pulls that do not run.
+// lapse ends the holds of images to which no tag points any more, and of pulls that ended long ago. When the disk is
+// almost full, it ends those of all pulls that do not run.
 func (t *Tank) lapse(r *Reclaimed) error {
 	low := reserve.Low(filepath.Join(t.root, "ingest"))
 	return t.spendUpdate(func(tx *metadata.Tx) error {

@@ -32,7 +32,7 @@ const (
 	oneID = "the one user of a user namespace"
 )
 
-// known reports whether who is one of those above.
+// known reports whether who is one of the constants above.
 func (m mode) known() bool {
 	switch m.who {
 	case privileged, withoutCaps, userNS, oneID:
@@ -68,7 +68,8 @@ func currentMode(f *os.File, readOnly bool) (mode, error) {
 	if !readOnly && errors.Is(unix.Fsetxattr(int(f.Fd()), attr, nil, 0), unix.EPERM) {
 		return mode{who: withoutCaps}, nil
 	}
-	return mode{who: privileged}, nil // also on a file system without attributes: the first layer that needs one reports it
+	// A file system without attributes ends here too: the first layer that needs one reports it.
+	return mode{who: privileged}, nil
 }
 
 // options are how layers are unpacked in this mode.
@@ -131,7 +132,7 @@ func recordMode(lock *os.File, readOnly bool) (mode, error) {
 	if whole {
 		was, err := parseMode(line)
 		if readOnly && err == nil && was.who == withoutCaps && now.who == privileged {
-			now = was // which of the two it is only a write tells
+			now = was // only a write could decide which of the two it is
 		}
 		if err != nil || !now.continues(was) {
 			return now, fmt.Errorf("made by %s, this process is %s: %w", printable.Text(line), now, errdefs.ErrFailedPrecondition)

@@ -60,13 +60,13 @@ func TestModes(t *testing.T) {
 		want         string // part of the refusal, empty when there is none
 	}{
 		{"root", "root", ""},
-		{"root", "user 1000", "another user's: "},
-		{"root", "namespace", "another user's: "},
+		{"root", "user 1000", "belongs to another user: "},
+		{"root", "namespace", "belongs to another user: "},
 		{"root", "root no caps", "made by privileged, this process is root without CAP_SYS_ADMIN"},
 		{"root no caps", "root no caps", ""},
 		{"root no caps", "root", "made by root without CAP_SYS_ADMIN, this process is privileged"},
 		{"user 1000", "user 1000", ""},
-		{"user 1000", "user 1001", "another user's: "},
+		{"user 1000", "user 1001", "belongs to another user: "},
 		{"user 1000", "root", "made by uid 1000, this process is privileged"},
 		{"user 1000", "one id", "made by uid 1000, this process is " + oneID},
 		{"user 1000", "namespace", "made by uid 1000, this process is " + namespace},

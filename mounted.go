@@ -13,8 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// notMounted returns errdefs.ErrFailedPrecondition while something that only h holds is mounted anywhere: below it run
-// containers. A mount names the root's directories as its source, or in overlay's options.
+// notMounted returns errdefs.ErrFailedPrecondition while something that only h holds is mounted anywhere, because
+// containers run on it. A mount has the root's directories as its source or in overlay's options.
 func (t *Tank) notMounted(h metadata.Holder) error {
 	own := map[string]bool{}
 	if err := t.db.View(func(tx *metadata.Tx) (err error) {
@@ -31,7 +31,7 @@ func (t *Tank) notMounted(h metadata.Holder) error {
 	if err != nil {
 		return err
 	}
-	// The mount that the root lies on tells its path inside its filesystem, as bind mounts have it.
+	// The mount that the root lies on has the root's path inside its file system, which bind mounts show.
 	var on *mountinfo.Info
 	for _, m := range mounts {
 		if below(root, m.Mountpoint) && (on == nil || len(m.Mountpoint) >= len(on.Mountpoint)) {
@@ -53,7 +53,8 @@ func (t *Tank) notMounted(h metadata.Holder) error {
 	return nil
 }
 
-// directories are those below the root, as "snapshots/ID" and "layers/ID", that go when h gives up what it holds.
+// directories are those below the root, as "snapshots/ID" and "layers/ID", that are deleted when h releases what it
+// holds.
 func directories(tx *metadata.Tx, h metadata.Holder) (map[string]bool, error) {
 	own := map[metadata.Holder]bool{h: true}
 	alone := func(n metadata.Node) bool {
@@ -87,7 +88,7 @@ func directories(tx *metadata.Tx, h metadata.Holder) (map[string]bool, error) {
 	return dirs, nil
 }
 
-// namedIn adds to named what text names of the directories of the pools below root, as "snapshots/ID" and "layers/ID".
+// namedIn adds to named the directories of pools below root that occur in text, as "snapshots/ID" and "layers/ID".
 func namedIn(named []string, text, root string) []string {
 	for _, pool := range []string{"snapshots", "layers"} {
 		prefix := filepath.Join(root, pool) + "/"
@@ -105,8 +106,8 @@ func namedIn(named []string, text, root string) []string {
 	return named
 }
 
-// mountsElsewhere are the mounts of other mount namespaces: containers have theirs, and containerd itself may have one
-// that nobody else sees. What can't be looked into, as an ordinary user, is left out.
+// mountsElsewhere lists the mounts of other mount namespaces: each container has one, and containerd may have its own.
+// Namespaces that an ordinary user can't look into are left out.
 func mountsElsewhere() (all []*mountinfo.Info) {
 	seen := map[string]bool{}
 	if own, err := os.Readlink("/proc/self/ns/mnt"); err == nil {
@@ -132,7 +133,7 @@ func mountsElsewhere() (all []*mountinfo.Info) {
 	return all
 }
 
-// below says whether path is dir or below it.
+// below reports whether path is dir or below it.
 func below(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }

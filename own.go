@@ -37,11 +37,11 @@ func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
 	}
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return m, fmt.Errorf("another user's: %w: %w", err, errdefs.ErrFailedPrecondition)
+		return m, fmt.Errorf("belongs to another user: %w: %w", err, errdefs.ErrFailedPrecondition)
 	case err != nil:
 		return m, err
 	case st != marked && st != unmarked:
-		return m, fmt.Errorf("not a root: it is not empty, and another program's: %w", errdefs.ErrFailedPrecondition)
+		return m, fmt.Errorf("not a root: the directory is not empty, and another program made it: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err := checkOwners(t.root); err != nil {
 		if by := t.madeBy(); by != nil {
@@ -64,7 +64,7 @@ func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
 	if st == unmarked && !t.readOnly {
 		m = mark{format: markFormat}
 		if err = writeMark(t.root, m); reserve.Full(err) {
-			err = nil // a command that makes room has to get in; the next opening marks the root
+			err = nil // a command that frees space must be able to open the root; the next opening marks it
 		}
 	}
 	return m, err
@@ -86,7 +86,7 @@ func (t *Tank) takeLock() error {
 		}
 	}
 	if errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("another user's: %w: %w", err, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("belongs to another user: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("file %s: not a regular file: %w", lockName, errdefs.ErrFailedPrecondition)
@@ -122,19 +122,19 @@ func lockFile(f *os.File, how int) error {
 	return err
 }
 
-// madeBy returns the error for a root that was made with other rights, as far as its file lock can be read.
+// madeBy returns the error for a root that was made with other rights; nil when its file lock can't be read.
 func (t *Tank) madeBy() error {
 	f, err := regular.Open(filepath.Join(t.root, lockName))
 	if err != nil {
-		return nil // what keeps this process from reading is reported already
+		return nil // the caller reports why the root can't be read
 	}
 	defer f.Close()
 	_, err = recordMode(f, true)
 	return err
 }
 
-// unwritable reports whether the root can't be written, nor, if all of it counts, one of Tank's directories or a file
-// that is written in place. For a caller that writes, the first write to such a part fails.
+// unwritable reports whether the root can't be written. With all, it also reports whether one of Tank's directories or
+// of the files that are written in place can't be written; a caller that writes would notice that at its first write.
 func unwritable(root string, all bool) (bool, error) {
 	names := append([]string{".", lockName, databaseName}, ownDirs...)
 	if !all {

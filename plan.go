@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// plan is the records that a rebuild writes. When the former database was whole, they are the same as before, and what has
-// no record is garbage as before. Otherwise everything that is intact gets a record and a holder.
+// plan is the records that a rebuild writes. When the former database was whole, they are the same as before, and what
+// has no record is garbage as before. Otherwise everything that is intact gets a record and a holder.
 type plan struct {
 	*rebuild
 	here map[digest.Digest]bool // blobs that are intact
@@ -176,8 +176,8 @@ func layersUnder(s metadata.Snapshot) []string {
 	return slices.DeleteFunc([]string{s.Layer, s.Fixup, s.Root}, func(key string) bool { return key == "" || key == metadata.NoFixup })
 }
 
-// fillRootfs records also a rootfs that is not what its seal says: it stays until it is compared before its next use, and is
-// then assembled again.
+// fillRootfs records also a rootfs that is not what its seal says: it stays until it is compared before its next use,
+// and is then assembled again.
 func (p *plan) fillRootfs() {
 	intact := map[digest.Digest]bool{}
 	for _, f := range p.dirs.Rootfs {
@@ -253,7 +253,8 @@ func (p *plan) anythingLeft(i metadata.Image) bool {
 	return false
 }
 
-// fillHolds has everything held by what held it, by what needs it, and else by a holder that a user can see and release.
+// fillHolds has everything held by what held it, by what needs it, and else by a holder that a user can see and
+// release.
 func (p *plan) fillHolds(ctx context.Context) {
 	for _, h := range p.old.Holds {
 		if p.hasNode(h.Node) && p.hasHolder(h.Holder) {

@@ -15,13 +15,13 @@ import (
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
-// ErrNoRoot is the error of an Open that may not make a root and found none: the directory is missing or empty. It is
-// of class errdefs.ErrNotFound.
+// ErrNoRoot is returned by an Open that may not make a root when the directory is missing or empty. Its class is
+// errdefs.ErrNotFound.
 var ErrNoRoot = fmt.Errorf("no root here: %w", errdefs.ErrNotFound)
 
 const (
-	// markName is the file that makes a directory a root. It is the first file of a root, and on the disk before the
-	// next.
+	// markName is the file that makes a directory a root. It is the first file of a root, and synced before the next
+	// one is made.
 	markName = "tank-root"
 	// markFormat is the format of roots that this Tank makes and opens. A newer one is refused.
 	markFormat = 1
@@ -46,7 +46,7 @@ func (m mark) String() string {
 	return text
 }
 
-// state is what a directory is to Tank.
+// state is what Tank takes a directory for.
 type state int
 
 const (
@@ -57,8 +57,8 @@ const (
 	foreign               // anything else
 )
 
-// examine finds out what the directory is. It changes nothing. An error is of class errdefs.ErrFailedPrecondition when
-// the mark is a newer Tank's or not a mark, and for what is not a directory.
+// examine finds out what the directory is. It changes nothing. It returns errdefs.ErrFailedPrecondition when the mark
+// was written by a newer Tank or is not valid, and when the path is not a directory.
 func examine(root string) (state, mark, error) {
 	fi, err := os.Lstat(root)
 	switch {
@@ -77,7 +77,8 @@ func examine(root string) (state, mark, error) {
 		if names, err = namesIn(root); err != nil {
 			return foreign, mark{}, err
 		}
-		// Another process that makes a root writes the mark first, so that of its other files none is seen before the mark.
+		// Another process may be making a root here. It writes the mark first, so no other file of it is seen before the
+		// mark.
 		m, err = readMark(root)
 	}
 	switch {
@@ -111,13 +112,13 @@ func namesIn(dir string) ([]string, error) {
 	return names, err
 }
 
-// counts reports whether a name says that a directory is in use: lost+found does not, nor does a mark that was not
-// finished.
+// counts reports whether an entry makes a directory count as not empty: lost+found does not, nor does the temporary
+// file of a mark.
 func counts(name string) bool {
 	return name != "lost+found" && !strings.HasPrefix(name, markName+".")
 }
 
-// errNoMark is the error of a mark with the wrong content.
+// errNoMark is returned for a mark with the wrong content.
 var errNoMark = fmt.Errorf("file %s: not a mark: %w", markName, errdefs.ErrDataLoss)
 
 // readMark reads a root's mark; os.ErrNotExist when it has none.
@@ -135,7 +136,7 @@ func readMark(root string) (m mark, err error) {
 	return m, nil
 }
 
-// writeMark writes the mark and returns when it is on the disk. Two processes may do so at once.
+// writeMark writes the mark and syncs it. Two processes may do so at once.
 func writeMark(root string, m mark) error {
 	f, err := os.CreateTemp(root, markName+".*") // exclusively
 	if err != nil {
@@ -163,16 +164,16 @@ func syncDir(path string) error {
 // firstDirs are the directories that Tank 0.1.0 made in every root.
 var firstDirs = []string{"blobs", "ingest", "layers", "rootfs", "snapshots", "staging"}
 
-// firstNames are all the names that Tank 0.1.0 gave in a root.
+// firstNames are all the names that Tank 0.1.0 used in a root.
 var firstNames = append([]string{
 	"index.json", "lock", "lost", "lost+found", "metadata.db", "metadata.db.new", "metadata.db.old", "oci-layout", socketName,
 }, firstDirs...)
 
-// socketName is the socket that the program makes in the root which it owns.
+// socketName is the admin socket that a process makes in the root that it owns.
 const socketName = "tank.sock"
 
 // madeByFirst reports whether Tank 0.1.0 made the directory: its file lock begins with a mode, and it has all of
-// Tank's directories, or, when it was not finished, no names but Tank's. Without the lock its database tells.
+// Tank's directories or, if it was not finished, no names other than Tank's. Without a lock file, the database decides.
 func madeByFirst(root string, names []string) bool {
 	has := func(n string) bool { return slices.Contains(names, n) }
 	all := !slices.ContainsFunc(firstDirs, func(dir string) bool { return !has(dir) || !isDir(filepath.Join(root, dir)) })
@@ -228,15 +229,15 @@ func makeRoot(root string) error {
 	return errors.Join(writeMark(root, mark{format: markFormat}), syncDir(filepath.Dir(root)))
 }
 
-// ownDirs are Tank's own directories in a root, each after the one that it lies in. Those of an image are not among
-// them.
+// ownDirs are Tank's own directories in a root, each after its parent. Directories of images are not among them.
 var ownDirs = []string{
 	"blobs", "blobs/sha256", "blobs/sha512", "ingest", "layers", "rootfs", "rootfs/sha256", "rootfs/sha512", "snapshots",
 	"staging", "lost", "reserve",
 }
 
 // checkOwners returns errdefs.ErrFailedPrecondition unless the root and Tank's directories in it are directories that
-// belong to the process's user and that nobody else can write to: their owner could put links in the place of files.
+// belong to the process's user and that nobody else can write to. Anybody else who can write there could replace files
+// by links.
 func checkOwners(root string) error {
 	uid := os.Geteuid()
 	if err := checkOwner(unix.AT_FDCWD, root, uid); err != nil {
@@ -267,17 +268,17 @@ func checkOwner(dir int, path string, uid int) error {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("not a directory: %w", errdefs.ErrFailedPrecondition)
 	case int(st.Uid) != uid:
-		return fmt.Errorf("another user's: it belongs to uid %d, this process is uid %d: %w",
+		return fmt.Errorf("belongs to another user: uid %d, this process is uid %d: %w",
 			st.Uid, uid, errdefs.ErrFailedPrecondition)
 	case st.Mode&0o022 != 0:
-		return fmt.Errorf("others can write to it (mode %04o; chmod go-w ends that): %w",
+		return fmt.Errorf("other users can write to it (mode %04o): run chmod go-w: %w",
 			st.Mode&0o7777, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
 
-// barren reports whether a root holds nothing that a database could have recorded, so that a missing database is one
-// that was not made yet.
+// barren reports whether a root holds nothing that a database could have recorded. Then a missing database was not lost
+// but never made.
 func barren(root string) (bool, error) {
 	names, err := namesIn(root)
 	if err != nil {

@@ -16,9 +16,8 @@ func noSpace(err error) bool {
 	return errdefs.IsResourceExhausted(err) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
-// endPulls gives up what unfinished pulls that do not run have gathered, and deletes what nothing else holds. It
-// returns the references of those pulls. What fails is logged: the caller is short of space already, and has an error
-// of its own.
+// endPulls ends the holds of unfinished pulls that do not run, and deletes what nothing else holds. It returns the
+// references of those pulls. It logs its errors, because its caller already returns the lack of space as an error.
 func (t *Tank) endPulls(ctx context.Context) (refs []string) {
 	t.shortage.Lock()
 	defer t.shortage.Unlock()
@@ -66,8 +65,8 @@ func (t *Tank) makeRoom(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-// giveUp ends a pull that failed for lack of space: what it gathered may be resumed for a day, but not at the cost of
-// a full disk. It reports whether other unfinished pulls ended too, so that it may be worth another try.
+// giveUp ends the hold of a pull that failed for lack of space. Otherwise its downloads would be kept for a day and
+// keep the disk full. It reports whether other unfinished pulls were ended too, so that trying again may succeed.
 func (p *pull) giveUp(ctx context.Context, err error) (again bool) {
 	if err == nil || !noSpace(err) || p.opts.Offline {
 		return false

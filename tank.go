@@ -57,7 +57,7 @@ type Tank struct {
 	readOnly  bool
 	daemon    bool
 	mode      mode
-	reserve   *reserve.Reserve // for what makes room on a full disk
+	reserve   *reserve.Reserve // for operations that free space on a full disk
 	lock      *os.File
 	db        *metadata.DB
 	content   *content.Store
@@ -91,7 +91,7 @@ type Tank struct {
 //
 // It returns errdefs.ErrUnavailable while another process owns the root; ErrNoRoot; errdefs.ErrFailedPrecondition for
 // a directory of another program, for a root that was made for another user or that others can write to, and for one
-// of a newer Tank; and errdefs.ErrDataLoss when the root's database is missing or damaged, which Rebuild mends.
+// of a newer Tank; and errdefs.ErrDataLoss when the root's database is missing or damaged, which Rebuild repairs.
 func Open(root string, opts *Options) (t *Tank, err error) {
 	if opts == nil {
 		opts = &Options{}
@@ -214,20 +214,21 @@ func (t *Tank) Root() string { return t.root }
 // Content returns the blobs of the root, for who serves them.
 func (t *Tank) Content() *content.Store { return t.content }
 
-// Binder decides for which holder a caller acts, for who serves them.
+// Binder decides for which holder a caller acts; a program that serves the root needs it.
 func (t *Tank) Binder() *binding.Binder { return t.binder }
 
 // Snapshots returns the layers and snapshots of the root, for who serves them.
 func (t *Tank) Snapshots() *snapshot.Store { return t.snapshots }
 
-// Spend calls fn, and calls it again with the root's reserve given up if fn found the disk full. It is for what an owner
-// of the root needs to make room there.
+// Spend calls fn, and calls it again with the root's reserve given up if fn found the disk full. It is for what an
+// owner of the root needs to make room there.
 func (t *Tank) Spend(fn func() error) error { return t.reserve.Spend(fn) }
 
 // KeepReserve makes the root's reserve, if it is missing and the disk has room.
 func (t *Tank) KeepReserve() { t.reserve.Keep() }
 
-// spendUpdate runs a change of records that lets things go, also on a full disk. fn may be called again.
+// spendUpdate runs a change of records that releases something, with the reserve if the disk is full. fn may be called
+// again.
 func (t *Tank) spendUpdate(fn func(*metadata.Tx) error) error {
 	return t.reserve.Spend(func() error { return t.db.Update(fn) })
 }

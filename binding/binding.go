@@ -43,7 +43,7 @@ type Options struct {
 	Mentions func(ctx context.Context, f caller.File, keys []string) (map[string]bool, error)
 }
 
-// Binder knows the callers of one root.
+// Binder decides for which holder each caller of one root acts.
 type Binder struct {
 	db   *metadata.DB
 	opts Options
@@ -53,8 +53,8 @@ type Binder struct {
 	sessions map[process]*Session
 }
 
-// process identifies a caller as long as the system runs. Processes of which nothing is known are told apart by user
-// only.
+// process identifies a caller as long as the system runs. Processes about which nothing is known are distinguished only
+// by their user.
 type process struct {
 	pid     int
 	started uint64
@@ -90,7 +90,7 @@ func New(db *metadata.DB, opts *Options) *Binder {
 	return b
 }
 
-// Close waits for what is still to be recorded.
+// Close waits until the sessions that ended are recorded.
 func (b *Binder) Close() { b.wg.Wait() }
 
 // Session returns the session of the process at the other end of a connection. Each call is ended by one of End. Errors
@@ -101,7 +101,7 @@ func (b *Binder) Session(ctx context.Context, p caller.Process) (*Session, error
 	b.forgetDead()
 	id := processOf(p)
 	s := b.sessions[id]
-	if s != nil && s.binding.ID != direct { // of a caller without a database look again: it may have one by now
+	if s != nil && s.binding.ID != direct { // a caller without a database may have one by now
 		s.connections++
 		return s, nil
 	}
@@ -137,9 +137,9 @@ func (b *Binder) live(s *Session) bool {
 	return known && alive || !known && s.connections > 0
 }
 
-// places are the files that were seen to be the database of a containerd.
+// places are the paths at which the database of a containerd was seen.
 func (b *Binder) places() (paths []string) {
-	_ = b.db.View(func(tx *metadata.Tx) error { // without them the usual places are left
+	_ = b.db.View(func(tx *metadata.Tx) error { // after an error the usual places are searched
 		bs, err := tx.Bindings()
 		for _, r := range bs {
 			if r.Path != "" && !slices.Contains(paths, r.Path) {
@@ -151,15 +151,16 @@ func (b *Binder) places() (paths []string) {
 	return paths
 }
 
-// direct is the ID of the binding of all callers that are no containerd.
+// direct is the ID of the binding of all callers that have no containerd database open.
 const direct = "direct"
 
-// newID returns the ID of a new binding. It is no number, so that a holder's name is no key of another one's snapshot.
+// newID returns the ID of a new binding. It is not a number, so the name of a holder never looks like the key of
+// another holder's snapshot.
 func newID() string {
 	return fmt.Sprintf("d%08x", rand.Uint32())
 }
 
-// bind chooses the holder of a new session, after the look at its process gave looked.
+// bind chooses the holder of a new session. looked is the error of the search for its process's database.
 func (b *Binder) bind(s *Session, looked error) error {
 	known := false
 	change := func(tx *metadata.Tx) error {
@@ -184,8 +185,8 @@ func (b *Binder) bind(s *Session, looked error) error {
 	}
 	err := b.db.Update(change)
 	if err != nil && known {
-		log.L.WithError(err).WithField("holder", s.binding.Holder).Warn("it is not recorded that a containerd was seen")
-		err = nil // a full disk keeps nobody from what it holds
+		log.L.WithError(err).WithField("holder", s.binding.Holder).Warn("the connection of a containerd could not be recorded")
+		err = nil // on a full disk a containerd still gets what it holds
 	}
 	if err == nil {
 		s.setHolder(s.binding.Holder)
@@ -202,7 +203,7 @@ func (s *Session) bindFile(tx *metadata.Tx, bs []metadata.Binding) (known bool, 
 		if s.b.inUse(r, s) {
 			// Only one process can have a database open, so this is a copy with the same inode number and birth time.
 			log.L.WithField("database", s.file.Path).
-				Warn("a copy of the database of a containerd that runs: it is taken for another one")
+				Warn("this database is a copy of one that a running containerd uses: it gets a holder of its own")
 			s.file.Inode, s.file.Born = 0, time.Time{}
 			return false, s.bindNew(tx, bs)
 		}
@@ -217,7 +218,7 @@ func (s *Session) bindFile(tx *metadata.Tx, bs []metadata.Binding) (known bool, 
 	return false, s.bindNew(tx, bs)
 }
 
-// nameOf identifies a process in a binding; "" when it can't be told from another one.
+// nameOf identifies a process in a binding; "" when it can't be distinguished from another one.
 func nameOf(p caller.Process) string {
 	if p.PID == 0 || p.Started == 0 {
 		return ""
@@ -225,8 +226,8 @@ func nameOf(p caller.Process) string {
 	return fmt.Sprintf("%d/%d", p.PID, p.Started)
 }
 
-// replace takes the file away from a binding that it was emptied or restored under: what the database knew then is held
-// by the old binding until the database proves that it knows it.
+// replace removes the file from a binding after the database was emptied or restored in its place. The old binding
+// keeps its holder until a database proves that it knows the holder's snapshots.
 func (s *Session) replace(tx *metadata.Tx, bs []metadata.Binding, old metadata.Binding) error {
 	log.L.WithFields(log.Fields{"database": s.file.Path, "holder": old.Holder}).
 		Warn("the database of a containerd was emptied or restored")
@@ -237,7 +238,7 @@ func (s *Session) replace(tx *metadata.Tx, bs []metadata.Binding, old metadata.B
 	return s.bindNew(tx, bs)
 }
 
-// maxBindings is how many bindings are kept although their holders hold nothing.
+// maxBindings is how many bindings are kept whose holders hold nothing.
 const maxBindings = 64
 
 func (s *Session) bindNew(tx *metadata.Tx, bs []metadata.Binding) error {
@@ -274,8 +275,8 @@ func (s *Session) bindDirect(tx *metadata.Tx, bs []metadata.Binding) (known bool
 	return false, err
 }
 
-// newHolder is the holder of a caller that is not known: the root's first one, if it is nobody's, or a new one. What a
-// Tank without bindings left belongs to a database that was there before it.
+// newHolder returns the holder of a caller that is not known: metadata.Containerd if no binding has it, otherwise a new
+// one. What a Tank without bindings recorded belongs to a database that is older than those records.
 func (s *Session) newHolder(tx *metadata.Tx, bs []metadata.Binding, id string) (_ metadata.Holder, settled bool, _ error) {
 	if _, bound := metadata.BindingOf(bs, metadata.Containerd); bound {
 		return metadata.ContainerdHolder(id), false, nil
@@ -294,14 +295,14 @@ func fileOf(r metadata.Binding) caller.File {
 	return caller.File{Path: r.Path, Inode: r.Inode, Born: r.Born}
 }
 
-// inUse reports whether a process other than that of the session except acts for the binding's holder, or may at any
-// time.
+// inUse reports whether a process other than that of the session except acts for the binding's holder, or has its
+// database open and so may begin to.
 func (b *Binder) inUse(r metadata.Binding, except *Session) bool {
 	f := fileOf(r)
 	return b.connected(r.Holder, except) || f.Inode != 0 && (except == nil || !except.file.Same(f)) && b.opts.Busy(f)
 }
 
-// connected reports whether a process that has called for the holder h still runs, other than that of the session except.
+// connected reports whether a process that has called for the holder h still runs. The session except does not count.
 func (b *Binder) connected(h metadata.Holder, except *Session) bool {
 	for _, s := range b.sessions {
 		if s != except && s.Holder() == h && b.live(s) {

@@ -10,14 +10,14 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Caller is what is known of who acts for a holder.
+// Caller describes the containerd that acts for a holder.
 type Caller struct {
-	Database  string    // the path of its database; "" when it has none or that is not known
+	Database  string    // the path of its database; "" when it has none or the path is not known
 	Seen      time.Time // when it was connected last
 	Connected bool      // it is connected, or was since this process started and still runs
 }
 
-// Callers returns who acts for each holder that is bound.
+// Callers returns the caller of each holder that has a binding.
 func (b *Binder) Callers() (map[metadata.Holder]Caller, error) {
 	bs, err := b.bindings()
 	if err != nil {
@@ -42,8 +42,8 @@ func (b *Binder) bindings() (bs []metadata.Binding, err error) {
 	return bs, err
 }
 
-// Free returns errdefs.ErrFailedPrecondition while a containerd that acts for a holder is connected. One that runs and uses
-// Tank no more does not matter: a machine that goes back to overlayfs has one.
+// Free returns errdefs.ErrFailedPrecondition while a containerd that acts for a holder is connected. A containerd that
+// runs without using Tank any more does not count: after a return to overlayfs there is one.
 func (b *Binder) Free(h metadata.Holder) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -53,8 +53,8 @@ func (b *Binder) Free(h metadata.Holder) error {
 	return nil
 }
 
-// Released says that what a holder held was given up, so that the next new database may have the holder. A database
-// that acted for it and comes back has lost what it had, and must not take the snapshots of another one for its own.
+// Released is called after everything that a holder held was given up, so that the next new database may get the
+// holder. If a database that acted for it comes back, it has lost what it had, and must not take over another holder.
 func (b *Binder) Released(h metadata.Holder) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -66,7 +66,7 @@ func (b *Binder) Released(h metadata.Holder) error {
 	})
 }
 
-// unbind calls do for the bindings of a holder, except those of processes that are connected.
+// unbind calls do for each binding of a holder whose process is not connected.
 func (b *Binder) unbind(tx *metadata.Tx, h metadata.Holder, do func(metadata.Binding) error) error {
 	bs, err := tx.Bindings()
 	if err != nil {
@@ -86,17 +86,17 @@ func (b *Binder) unbind(tx *metadata.Tx, h metadata.Holder, do func(metadata.Bin
 	return nil
 }
 
-// forget forgets who acted for a holder.
+// forget deletes the bindings of a holder whose processes are not connected.
 func (b *Binder) forget(tx *metadata.Tx, h metadata.Holder) error {
 	return b.unbind(tx, h, func(r metadata.Binding) error { return tx.DeleteBinding(r.ID) })
 }
 
-// HandOver gives all that the holder from holds to the holder to: the operator knows that the containerd of from is now
-// that of to. errdefs.ErrFailedPrecondition while a containerd acts for from, errdefs.ErrInvalidArgument when one is
-// not the holder of a containerd.
+// HandOver gives everything that the holder from holds to the holder to, because the operator knows that both belong to
+// the same containerd. It returns errdefs.ErrFailedPrecondition while a containerd acts for from, and
+// errdefs.ErrInvalidArgument when one of them is not the holder of a containerd.
 func (b *Binder) HandOver(from, to metadata.Holder) error {
 	if !from.IsContainerd() || !to.IsContainerd() || from == to {
-		return fmt.Errorf("holder %s: hand over to %s: not two containerds: %w", from, to, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("holder %s: hand over to %s: they must be the holders of two containerds: %w", from, to, errdefs.ErrInvalidArgument)
 	}
 	bs, err := b.bindings()
 	if err != nil {

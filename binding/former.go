@@ -17,18 +17,18 @@ type former struct {
 	others []string // keys of committed snapshots
 }
 
-// maxKeys bounds for how many snapshots of a holder a database is searched.
+// maxKeys is the largest number of a holder's snapshots for which a database is searched.
 const maxKeys = 10000
 
-// candidates lists the holders that have the snapshot key, that no containerd acts for, and that had all that was named
-// before.
+// candidates lists the holders that have the snapshot key and all snapshots that were named before, and for which no
+// containerd acts.
 func (s *Session) candidates(ctx context.Context, tx *metadata.Tx, key string) (fs []former, err error) {
 	bs, err := tx.Bindings()
 	if err != nil {
 		return nil, err
 	}
 	seen := map[metadata.Holder]bool{s.binding.Holder: true}
-	for _, r := range append(bs, metadata.Binding{Holder: metadata.Containerd}) { // which may be unbound
+	for _, r := range append(bs, metadata.Binding{Holder: metadata.Containerd}) { // it may have no binding
 		h := r.Holder
 		if seen[h] || s.suspects != nil && !slices.Contains(s.suspects, h) ||
 			!tx.Holds(h, metadata.SnapshotNode(h.SnapshotKey(key))) {
@@ -38,7 +38,7 @@ func (s *Session) candidates(ctx context.Context, tx *metadata.Tx, key string) (
 		r, _ = metadata.BindingOf(bs, h)
 		r.Holder = h
 		if s.b.inUse(r, s) {
-			log.G(ctx).WithFields(log.Fields{"key": key, "holder": h}).Warn("a snapshot of another containerd, which runs")
+			log.G(ctx).WithFields(log.Fields{"key": key, "holder": h}).Warn("the snapshot belongs to another containerd, which is running")
 			continue
 		}
 		f := former{holder: h, path: r.Path}
@@ -58,8 +58,8 @@ func (s *Session) candidates(ctx context.Context, tx *metadata.Tx, key string) (
 	return fs, nil
 }
 
-// mentioned picks the only one of the holders of which the database mentions what none of the others has. It picks none
-// when there are several such holders, or the database can't be read.
+// mentioned returns the holder of which the database mentions a key that no other holder has. It returns none when
+// there are several such holders or the database can't be read.
 func (s *Session) mentioned(ctx context.Context, fs []former) []former {
 	var exclusive [][]string
 	for i, f := range fs {
@@ -90,8 +90,8 @@ func (s *Session) mentioned(ctx context.Context, fs []former) []former {
 }
 
 // descends reports whether the database can be the one that the holder belonged to. Two databases that pulled the same
-// image first have the same keys for it, and still each knows its own containers. One in the place of the former is
-// restored, and may be older than the containers; and what can't be read is not in doubt.
+// image first have the same keys for it, but each knows its own containers. A database at the path of the former one
+// was restored, and may be older than the containers. A database that can't be read is accepted too.
 func (s *Session) descends(ctx context.Context, f former) bool {
 	if s.file.Inode == 0 || f.path == s.file.Path {
 		return true

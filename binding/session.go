@@ -14,11 +14,11 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Session is one process that calls, as long as it runs.
+// Session is one calling process. It lasts as long as the process runs.
 type Session struct {
 	b       *Binder
 	process caller.Process
-	file    caller.File // the zero value when nothing is known of it
+	file    caller.File // the zero value when nothing is known about it
 
 	holder  atomic.Pointer[metadata.Holder]
 	sampled atomic.Int64 // when the database was looked at last, in nanoseconds
@@ -30,8 +30,9 @@ type Session struct {
 	// What follows is guarded by Binder.mu.
 	connections int
 	binding     metadata.Binding
-	left        []metadata.Holder // acted for before a takeover; calls that ran meanwhile may still hold something for them
-	suspects    []metadata.Holder // may be what the database was, as far as it is known; nil: all
+	// left are holders from before a takeover, for which calls that ran during it may still hold something.
+	left     []metadata.Holder
+	suspects []metadata.Holder // former holders that the database may have had; nil: all
 }
 
 // Holder returns the holder that the process acts for at the moment.
@@ -39,7 +40,7 @@ func (s *Session) Holder() metadata.Holder { return *s.holder.Load() }
 
 func (s *Session) setHolder(h metadata.Holder) { s.holder.Store(&h) }
 
-// End says that a connection has ended.
+// End is called when a connection has ended.
 func (s *Session) End() {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
@@ -64,11 +65,11 @@ func (s *Session) record() {
 		}
 		return tx.PutBinding(s.binding)
 	}); err != nil {
-		log.L.WithError(err).WithField("holder", s.binding.Holder).Warn("it is not recorded that a containerd was seen")
+		log.L.WithError(err).WithField("holder", s.binding.Holder).Warn("the connection of a containerd could not be recorded")
 	}
 }
 
-// Named says that the process named a snapshot that its holder has.
+// Named is called when the process named a snapshot that its holder has.
 func (s *Session) Named(key string) {
 	ns, _, ok := metadata.Sequence(key)
 	if !ok {
@@ -79,7 +80,7 @@ func (s *Session) Named(key string) {
 	}
 }
 
-// sampleEvery is how often the number of transactions in a database is looked at while it is in use.
+// sampleEvery is how often the number of transactions is read from a database that is in use.
 const sampleEvery = 30 * time.Second
 
 // Making is called before a snapshot is made under key.
@@ -153,7 +154,7 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 	err = s.b.db.Update(func(tx *metadata.Tx) error {
 		if anew {
 			log.G(ctx).WithFields(log.Fields{"namespace": ns, "sequence": sequence, "last": last}).
-				Warn("a containerd counts anew")
+				Warn("the sequence numbers of a containerd start again: its database was emptied or restored")
 			bs, err := tx.Bindings()
 			if err != nil {
 				return err
@@ -183,11 +184,12 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 	return true, nil
 }
 
-// Claim is called when a snapshot that the process named was not found. It reports whether the process acts for another
-// holder since, so that the call is to be made again.
+// Claim is called when a snapshot that the process named was not found. It reports whether the process now acts for
+// another holder, so that the caller has to repeat the call.
 //
-// A database has a record of a snapshot because its holder made it, or because the database is an older one that was
-// moved or restored. It is the latter when the number is below the first one that it made here itself.
+// A database has a record of a snapshot either because its holder made it, or because the database was in use elsewhere
+// and was moved or restored. The second is the case when the sequence number is smaller than the first one with which
+// the database made a snapshot here.
 func (s *Session) Claim(ctx context.Context, key string) bool {
 	if key == "" {
 		return false
@@ -209,7 +211,7 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 		candidates, err = s.candidates(ctx, tx, key)
 		return err
 	}); err != nil {
-		log.G(ctx).WithError(err).Warn("whose snapshot it is can't be found out")
+		log.G(ctx).WithError(err).Warn("the holder of the snapshot can't be determined")
 		return false
 	}
 	if len(candidates) > 1 {
@@ -226,7 +228,7 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 		s.suspects = append(s.suspects, f.holder)
 	}
 	log.G(ctx).WithFields(log.Fields{"key": key, "holders": names(s.suspects), "holder": s.binding.Holder}).
-		Warn("former containerds had this snapshot, and it is not certain that this is one of them: see release --to")
+		Warn("this snapshot belonged to a former containerd, and the caller can't be identified as that one: see release --to")
 	return false
 }
 
@@ -235,9 +237,9 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 func (s *Session) takeOver(ctx context.Context, h metadata.Holder, key string) bool {
 	own, next := s.binding.Holder, s.binding
 	next.Holder, next.Settled, next.First, next.Seen = h, true, nil, time.Now().UTC()
-	for ns, first := range s.binding.First { // what h has from there on was made after the backup
+	for ns, first := range s.binding.First { // h made the snapshots from this number on after the backup
 		if err := s.b.opts.SetAside(h, ns, first); err != nil {
-			log.G(ctx).WithError(err).Error("a containerd's database was recognized, and can't be bound")
+			log.G(ctx).WithError(err).Error("a containerd's database was recognized, but binding it failed")
 			return false
 		}
 	}
@@ -248,7 +250,7 @@ func (s *Session) takeOver(ctx context.Context, h metadata.Holder, key string) b
 		return tx.PutBinding(next)
 	})
 	if err != nil {
-		log.G(ctx).WithError(err).Error("a containerd's database was recognized, and can't be bound")
+		log.G(ctx).WithError(err).Error("a containerd's database was recognized, but binding it failed")
 		return false
 	}
 	s.binding, s.suspects = next, nil
@@ -260,8 +262,8 @@ func (s *Session) takeOver(ctx context.Context, h metadata.Holder, key string) b
 	return true
 }
 
-// gather gives the session's holder what calls that ran during a takeover have left to earlier ones. It reports whether
-// that was the snapshot key.
+// gather gives to the session's holder the things that calls made for its earlier holders during a takeover. It reports
+// whether the snapshot key is among them.
 func (s *Session) gather(ctx context.Context, key string) bool {
 	h := s.binding.Holder
 	for _, old := range s.left {
@@ -273,7 +275,7 @@ func (s *Session) gather(ctx context.Context, key string) bool {
 			continue
 		}
 		if err := s.b.opts.HandOver(old, h, func(*metadata.Tx) error { return nil }); err != nil {
-			log.G(ctx).WithError(err).Warn("what was made during a takeover stays with the former holder")
+			log.G(ctx).WithError(err).Warn("things made during a takeover stay with the former holder")
 			continue
 		}
 		return true
@@ -281,8 +283,8 @@ func (s *Session) gather(ctx context.Context, key string) bool {
 	return false
 }
 
-// Left says that a call which acted for the holder old has ended. What it did after a takeover is given to the holder
-// that the session acts for by now.
+// Left is called when a call that acted for the holder old has ended. What the call did after a takeover is given to
+// the session's present holder.
 func (s *Session) Left(ctx context.Context, old metadata.Holder) {
 	if old == s.Holder() {
 		return
@@ -290,9 +292,9 @@ func (s *Session) Left(ctx context.Context, old metadata.Holder) {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	if old == s.binding.Holder || !slices.Contains(s.left, old) {
-		return // it acts for old again, or old was emptied: then it keeps what it has
+		return // the session acts for old again, or old was released
 	}
 	if err := s.b.opts.HandOver(old, s.binding.Holder, func(*metadata.Tx) error { return nil }); err != nil {
-		log.G(ctx).WithError(err).Warn("what was made during a takeover stays with the former holder")
+		log.G(ctx).WithError(err).Warn("things made during a takeover stay with the former holder")
 	}
 }

@@ -18,9 +18,9 @@ import (
 )
 
 // Commit verifies and records what was written, holds it, and ends the writer. size and expected may be zero when
-// unknown. errdefs.ErrFailedPrecondition says that the bytes are not those: they stay, and the ref can be opened
-// again. errdefs.ErrAlreadyExists says that the blob was here before; it is held as well, and the verified bytes took
-// the place of the old ones, whatever had become of these.
+// unknown. It returns errdefs.ErrFailedPrecondition when the bytes have another size or digest: they stay, and the ref
+// can be opened again. It returns errdefs.ErrAlreadyExists when the blob was in the store before; the blob is then held
+// as well, and the verified bytes replace the old ones, which may be damaged.
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
 	b, came, err := w.commit(ctx, size, expected, opts)
 	if came {
@@ -148,8 +148,8 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (b metadata.
 	return b, existed, came, nil
 }
 
-// place gives the data file its name below blobs/. Where that is another file system or another project quota, a synced
-// copy gets the name, and the copied bytes are hashed once more: they were read back from the disk.
+// place gives the data file its name below blobs/. If blobs/ is on another file system or below another project quota,
+// a synced copy gets the name. The copied bytes are hashed once more, because they were read back from the disk.
 func (w *writer) place(target string) error {
 	err := w.v.s.hooks.rename(w.data(), target)
 	if !errors.Is(err, unix.EXDEV) {
@@ -161,7 +161,7 @@ func (w *writer) place(target string) error {
 		err = os.Rename(staged, target)
 	}
 	if err != nil {
-		_ = os.Remove(staged) // else the next sweep does
+		_ = os.Remove(staged) // if this fails, the next sweep removes it
 	}
 	return err
 }

@@ -1,9 +1,10 @@
 // Package content stores blobs by digest, and the ingests that become blobs.
 //
 // It owns two directories of the root: blobs/<algorithm>/<hex>, verified blobs, read-only files of mode 0444 in
-// directories of mode 0700; and ingest/<hash of a ref>/{data,state}, downloads in progress, resumable. What is to be deleted
-// it renames to ingest/.trash-* first. Names that begin with a dot are garbage whenever a root is opened. blobs/ and ingest/
-// may be different file systems: then a blob is copied when it is committed, and deleted where it lies.
+// directories of mode 0700; and ingest/<hash of a ref>/{data,state}, downloads in progress, resumable. What is to be
+// deleted it renames to ingest/.trash-* first. Names that begin with a dot are garbage whenever a root is opened.
+// blobs/ and ingest/ may be different file systems: then a blob is copied when it is committed, and deleted where it
+// lies.
 //
 // Its invariants (docs/on-disk.md): bytes before record, record away before bytes (I1); a blob is visible only after its
 // digest was verified (I2). Bytes are fsynced, file and directory, before their record. Only Sweep deletes bytes of a blob,
@@ -51,8 +52,8 @@ type Options struct {
 	// LiveHolder says whether an unfinished ingest of holder is worth keeping; Sweep removes the others. It is called outside
 	// every lock and never for metadata.Containerd, which aborts its own. nil: all are kept.
 	LiveHolder func(holder metadata.Holder) bool
-	// OnShortage is called, outside every lock, when the disk has no room for a download. It makes room, and reports whether it
-	// may have; then the download is tried once more. nil: the download fails.
+	// OnShortage is called, outside every lock, when the disk has no room for a download. It frees space and reports
+	// whether it may have freed some; then the download is tried once more. nil: the download fails.
 	OnShortage func(ctx context.Context) bool
 	// ReadOnly has Open change nothing in the root. false: Open makes directories and deletes leftovers.
 	ReadOnly bool

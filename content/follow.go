@@ -46,8 +46,8 @@ func (in *ingest) grow(size int64) {
 	in.wake()
 }
 
-// end ends the ingest; only the first end counts. But one whose blob came from elsewhere can still go: then its file
-// is not what followers have read.
+// end ends the ingest; only the first end counts, with one exception: an ingest whose blob another writer has committed
+// may still be truncated or aborted, after which its file no longer has what followers have read.
 func (in *ingest) end(state ingestState, cause string) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -92,10 +92,10 @@ func (in *ingest) follow(ctx context.Context, s *Store) (*follower, error) {
 	return f, nil
 }
 
-// Open reads a blob from its beginning without holding it: the recorded blob, or else the ingest that is furthest of
-// those that say they will be this blob, as it grows. Then Read waits for bytes; it returns io.EOF after the ingest
-// was committed as d, or another one was and has the same beginning, and errdefs.ErrUnavailable when it was
-// truncated, aborted, committed as something else or closed without a commit. Until io.EOF nobody has verified the
+// Open reads a blob from its beginning without holding it: the recorded blob or, while that is missing, the furthest of
+// the ingests that are announced as this blob, as it grows. Read waits for bytes of the ingest. It returns io.EOF after
+// this ingest, or another one with the same beginning, was committed as d; and errdefs.ErrUnavailable when the ingest
+// was truncated, aborted, committed as something else or closed without a commit. Until io.EOF nobody has verified the
 // bytes of an ingest. The end of ctx and Close end a Read that waits.
 //
 // It returns errdefs.ErrNotFound when the blob is neither recorded nor being written.
@@ -158,7 +158,7 @@ func (s *Store) register(old, next *ingest) {
 type follower struct {
 	s       *Store
 	in      *ingest
-	f       *os.File // the ingest's, or the blob's once that came from elsewhere
+	f       *os.File // the ingest's; the blob's once another writer has committed that
 	blob    bool     // f is the blob's
 	off     int64
 	release func() bool // ends the watch over the context
@@ -243,9 +243,9 @@ func (f *follower) read(p []byte) (int, error) {
 	return n, nil
 }
 
-// change goes on with the blob that another writer has brought, which may be much faster. What was read so far has to
-// be the beginning of that blob. Both files are only read to compare, so the state is looked at afterwards: a
-// truncation of the ingest ends it first.
+// change continues with the blob that another writer has committed. The bytes that were read so far must be the
+// beginning of that blob. The state of the ingest is checked after the comparison, because a truncation ends the ingest
+// before it changes the file.
 func (f *follower) change() error {
 	b, err := f.s.blob(f.in.digest)
 	if err != nil {
@@ -257,7 +257,7 @@ func (f *follower) change() error {
 	}
 	same, err := f.equal(blob)
 	if _, state, _ := f.in.look(); err == nil && (!same || state == gone) {
-		err = errors.New("what came so far is not of the blob that came from elsewhere")
+		err = errors.New("the bytes so far are not the beginning of the blob that another writer committed")
 	}
 	if err != nil {
 		blob.Close()
@@ -294,7 +294,7 @@ func (f *follower) equal(blob *os.File) (bool, error) {
 	return true, nil
 }
 
-// arrived tells the followers of other ingests of a blob that it is here.
+// arrived notifies the followers of other ingests of a blob that the blob is in the store.
 func (s *Store) arrived(d digest.Digest, by *ingest) {
 	s.mu.Lock()
 	ins := slices.Clone(s.ingests[d])

@@ -18,25 +18,25 @@ import (
 // spare is what an ingest of unknown length leaves free, for the database and for the ingests whose length is known.
 const spare = 64 << 20
 
-// A promise to a download that brings less than slowRate over slowWindow does not count: a registry that announces as much
-// as is free, and then trickles, must not keep others from the disk.
+// A promise to a download that brings less than slowRate over slowWindow does not count: a registry that announces as
+// much as is free, and then trickles, must not keep others from the disk.
 const (
 	slowRate   = 256 << 10 // bytes per second
 	slowWindow = 5 * time.Second
 )
 
 // room holds downloads against the free space: a download begins only if all of it fits beside what others have
-// announced and not written yet.
+// announced but not written yet.
 type room struct {
-	free func(dir *os.File) (bytes int64, err error) // tests have small disks
+	free func(dir *os.File) (bytes int64, err error) // freeSpace; tests replace it
 
-	taking sync.Mutex // held from the look at the free space to the promise
+	taking sync.Mutex // held from reading the free space until the promise is recorded
 
 	mu       sync.Mutex // guards promises and what is in them
 	promises map[*promise]struct{}
 }
 
-// promise is what one writer has announced and not written.
+// promise is the number of bytes that one writer has announced but not written.
 type promise struct {
 	due   int64
 	since time.Time // when the window began
@@ -46,7 +46,7 @@ type promise struct {
 
 func newRoom() *room { return &room{free: freeSpace, promises: map[*promise]struct{}{}} }
 
-// promised is what downloads that are not slow have announced and not written.
+// promised returns how many bytes downloads that are not slow have announced but not written.
 func (r *room) promised(now time.Time) (bytes int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -58,7 +58,7 @@ func (r *room) promised(now time.Time) (bytes int64) {
 	return bytes
 }
 
-// turn takes note of n bytes and, where the window is over, begins the next. Called with the mutex of room held.
+// turn counts n written bytes and, when the window is over, begins the next one. Called with the mutex of room held.
 func (p *promise) turn(now time.Time, n int64) {
 	p.bytes += n
 	if took := now.Sub(p.since); took >= slowWindow {
@@ -91,7 +91,7 @@ func (r *room) take(f *os.File, bytes int64) (*promise, error) {
 	return p, nil
 }
 
-// wrote takes n bytes off a promise. A promise may be nil.
+// wrote subtracts n bytes from a promise, which may be nil.
 func (r *room) wrote(p *promise, n int64) {
 	if p == nil {
 		return
@@ -102,7 +102,7 @@ func (r *room) wrote(p *promise, n int64) {
 	p.due = max(p.due-n, 0)
 }
 
-// again makes a promise one of that many bytes.
+// again sets a promise to that many bytes.
 func (r *room) again(p *promise, bytes int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -116,8 +116,8 @@ func (r *room) end(p *promise) {
 	delete(r.promises, p)
 }
 
-// freeSpace returns how many bytes the file system of f has for this process. A file system that does not report its
-// size has enough.
+// freeSpace returns how many bytes this process may write to the file system of f. A file system that does not report
+// its size counts as having enough.
 func freeSpace(f *os.File) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
@@ -130,8 +130,8 @@ func freeSpace(f *os.File) (int64, error) {
 }
 
 // Room returns errdefs.ErrResourceExhausted unless the disk has room for what the view lacks of these blobs: those
-// that are not here, less what earlier downloads of the same holder left of them. With again, all of them are to be
-// downloaded once more. A shortage is reported to Options.OnShortage first, so that what nobody needs makes room.
+// that are not in the store, less what earlier downloads of the same holder left of them. With again, all of them are
+// downloaded once more. In a shortage, Options.OnShortage is called first to free space.
 func (v *View) Room(ctx context.Context, blobs []ocispec.Descriptor, again bool) error {
 	lack, err := v.lack(ctx, blobs, again)
 	if err != nil || lack == 0 {
@@ -158,7 +158,7 @@ func (s *Store) roomIn(pool string, bytes int64) error {
 	return s.room.fits(dir, bytes)
 }
 
-// lack is how many bytes of these blobs are to be downloaded.
+// lack returns how many bytes of these blobs must be downloaded.
 func (v *View) lack(ctx context.Context, blobs []ocispec.Descriptor, again bool) (int64, error) {
 	here := map[digest.Digest]int64{} // bytes that need not be downloaded
 	if !again {
@@ -180,7 +180,7 @@ func (v *View) lack(ctx context.Context, blobs []ocispec.Descriptor, again bool)
 			return 0, fmt.Errorf("content: blobs of more than %d bytes: %w", int64(math.MaxInt64), errdefs.ErrResourceExhausted)
 		}
 		lack += due
-		here[b.Digest] = b.Size // it may be listed again
+		here[b.Digest] = b.Size // count it once if it is listed twice
 	}
 	return lack, nil
 }
@@ -194,7 +194,7 @@ func (s *Store) makeRoom(ctx context.Context, fn func() error) error {
 	return err
 }
 
-// promise holds what w is going to write against the free space. It is called before anybody else knows w.
+// promise compares the bytes that w announces with the free space. It is called before w is visible to others.
 func (w *writer) promise(ctx context.Context, f *os.File) error {
 	return w.v.s.makeRoom(ctx, func() (err error) {
 		w.due, err = w.v.s.room.take(f, max(w.total-w.offset, 0))
@@ -202,8 +202,8 @@ func (w *writer) promise(ctx context.Context, f *os.File) error {
 	})
 }
 
-// giveUp deletes the ingest of a writer that can't go on: what it has written must not fill a disk that is full
-// already. Called with mu held.
+// giveUp deletes the ingest of a writer that can't continue, so that its bytes do not stay on a full disk. Called with
+// mu held.
 func (w *writer) giveUp(cause error) error {
 	w.broken = cause
 	w.v.s.room.end(w.due)

@@ -16,9 +16,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Sweep deletes the bytes of blobs without a record, and ingests that nobody can resume or whose holder is not live. Commits
-// and hits wait while it renames what it found, not while it deletes. It returns what it removed. What can't be removed does not keep it from the rest: a leftover.Error names
-// that, and the next Sweep tries again.
+// Sweep deletes the bytes of blobs without a record, and ingests that nobody can resume or whose holder is not live.
+// Commits and hits wait while it renames what it found, not while it deletes. It returns what it removed. What can't be
+// removed does not keep it from the rest: a leftover.Error names that, and the next Sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	var stats Stats
 	s.db.Settle()
@@ -179,7 +179,7 @@ func (s *Store) keep(dir string) (stored string, keep bool) {
 	return st.Ref, h == metadata.Containerd || s.opts.LiveHolder == nil || s.opts.LiveHolder(h)
 }
 
-// moveIdle moves an ingest away unless a writer is open for it or it is gone; idle reports whether neither was so.
+// moveIdle moves an ingest away unless a writer is open for it or it is missing. idle reports whether it was moved.
 func (s *Store) moveIdle(dir, stored string) (path string, idle bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -35,7 +35,7 @@ func (t *trash) move(path string) (string, error) {
 	moved := t.names.In(t.dir, "trash")
 	err := os.Rename(path, moved)
 	if errors.Is(err, fs.ErrNotExist) {
-		// Either path does not exist, or somebody took the directory away as a whole.
+		// Either path does not exist, or its directory was removed.
 		if mkErr := os.Mkdir(t.dir, 0o700); mkErr == nil {
 			err = os.Rename(path, moved)
 		}
@@ -68,7 +68,7 @@ func (t *trash) remove(path string) {
 	})
 }
 
-// retry deletes again what could not be deleted.
+// retry tries again to delete what could not be deleted before.
 func (t *trash) retry() {
 	t.mu.Lock()
 	paths := slices.Collect(maps.Keys(t.left))
@@ -78,7 +78,7 @@ func (t *trash) retry() {
 	}
 }
 
-// refused returns why something could not be deleted.
+// refused returns an error that lists what could not be deleted, and why.
 func (t *trash) refused() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -44,10 +44,10 @@ type writer struct {
 	offset  int64
 	started time.Time
 	updated time.Time
-	flushed int64    // bytes of which writing out was started
-	due     *promise // of the store, for what was announced and not written
+	flushed int64    // bytes that the kernel was asked to write out
+	due     *promise // for the bytes that were announced but not written
 	dirty   bool     // an fsync is due
-	broken  error    // of a write; Truncate heals it
+	broken  error    // of a write that failed; Truncate clears it
 	digest  digest.Digest
 	done    bool
 }
@@ -178,8 +178,8 @@ func (w *writer) Status() (content.Status, error) {
 	}, nil
 }
 
-// Digest returns the digest of what was written so far, by SHA-256; after a commit the blob's. While the hash of what
-// an earlier writer left is still behind it waits for that, but at most 200 ms, and then returns "".
+// Digest returns the SHA-256 digest of the bytes written so far; after a commit, that of the blob. If the bytes of an
+// earlier writer are still being hashed, it waits for that at most 200 ms and then returns "".
 func (w *writer) Digest() digest.Digest {
 	w.sum.Load().wait(digestWait)
 	w.mu.Lock()
@@ -190,7 +190,7 @@ func (w *writer) Digest() digest.Digest {
 	return w.sum.Load().digest()
 }
 
-// lockSummed locks mu, once the hash has all bytes that were there or w can't be used any more, or ended is closed.
+// lockSummed locks mu after the bytes of earlier writers are hashed, w can't be used any more, or ended is closed.
 func (w *writer) lockSummed(ended <-chan struct{}) {
 	for {
 		w.mu.Lock()
@@ -246,7 +246,7 @@ func (w *writer) Write(p []byte) (int, error) {
 		w.broken = err
 		return n, err
 	}
-	if w.offset > w.total && (w.total > 0 || w.offset-w.flushed >= writeback) { // what nobody announced
+	if w.offset > w.total && (w.total > 0 || w.offset-w.flushed >= writeback) { // more than was announced
 		if err := w.v.s.room.fits(w.f, spare); err != nil {
 			return n, w.giveUp(fmt.Errorf("ingest %.200q: %w", w.ref, err))
 		}
@@ -285,8 +285,8 @@ func (w *writer) Sync() error {
 	return w.sync()
 }
 
-// sync is called with mu held. After an fsync that failed nobody knows what of the file is on disk, and the next one
-// would not say it, so the ingest is forgotten.
+// sync is called with mu held. After an fsync that failed it is not known which bytes are on the disk, and the next
+// fsync would not report the loss, so the ingest is forgotten.
 func (w *writer) sync() error {
 	if !w.dirty {
 		return nil

@@ -51,8 +51,8 @@ func (k *TankRoot) LayerInodes(t testing.TB) map[string]uint64 {
 	return inodes
 }
 
-// unpackBegan reports whether the layer is being unpacked: there is layers/.layer-<12 digits of the diff ID>-<n>/fs, and, when
-// withFile, something lies in it.
+// unpackBegan reports whether the layer is being unpacked: there is layers/.layer-<12 digits of the diff ID>-<n>/fs,
+// and, when withFile, something lies in it.
 func (k *TankRoot) unpackBegan(diffID digest.Digest, withFile bool) bool {
 	dirs, _ := filepath.Glob(filepath.Join(k.Root, "layers", ".*"+diffID.Encoded()[:12]+"*", "fs"))
 	for _, d := range dirs {

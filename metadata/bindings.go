@@ -211,8 +211,8 @@ func (tx *Tx) LastSequence(h Holder, namespace string) (last uint64) {
 	return last
 }
 
-// SetAside gives other keys to the snapshots in a namespace that h holds with this sequence number or a larger one. Their
-// database does not know them any more, and is about to use these numbers again.
+// SetAside gives other keys to the snapshots in a namespace that h holds with this sequence number or a larger one.
+// Their database does not know them any more, and is about to use these numbers again.
 func (tx *Tx) SetAside(h Holder, namespace string, sequence uint64) (moved []Rekeyed, err error) {
 	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
 	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {

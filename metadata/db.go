@@ -68,10 +68,9 @@ type DB struct {
 // maxFile bounds the size of a database that is opened. A record is a few hundred bytes.
 const maxFile = 16 << 30
 
-// Open opens the database at path, and creates it when it is missing. It returns
-// errdefs.ErrUnavailable while another process has it open, errdefs.ErrFailedPrecondition when a newer Tank wrote it,
-// and errdefs.ErrDataLoss when it is empty, damaged or not a database of Tank's. A file that exists is never taken for a
-// new one.
+// Open opens the database at path, and creates it when it is missing. It returns errdefs.ErrUnavailable while another
+// process has it open, errdefs.ErrFailedPrecondition when a newer Tank wrote it, and errdefs.ErrDataLoss when it is
+// empty, damaged or not a database of Tank's. A file that exists is never taken for a new one.
 func Open(path string, opts *Options) (*DB, error) {
 	var o Options
 	if opts != nil {
@@ -136,8 +135,8 @@ func openFile(path string, o Options) (b *bolt.DB, err error) {
 	return nil, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss) // what bbolt finds wrong with the file, its size included
 }
 
-// openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would make a database of
-// an empty one.
+// openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would make a
+// database of an empty one.
 func openExisting(path string, flag int) (*os.File, error) {
 	f, err := os.OpenFile(path, flag&^os.O_CREATE|regular.Flags, 0)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
@@ -167,8 +166,8 @@ func openExisting(path string, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// verify returns errdefs.ErrDataLoss when a page of the file is damaged: bbolt would notice only when it comes across that
-// page, and some damage it takes for records that were deleted.
+// verify returns errdefs.ErrDataLoss when a page of the file is damaged: bbolt would notice only when it comes across
+// that page, and some damage it takes for records that were deleted.
 func verify(path string) error {
 	var first error
 	faults := 0
@@ -244,8 +243,8 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// verifySchema returns errdefs.ErrDataLoss when the schema or a bucket is missing, and errdefs.ErrFailedPrecondition when the
-// schema is newer. There is no older schema to migrate yet; a migration makes the buckets that it adds.
+// verifySchema returns errdefs.ErrDataLoss when the schema or a bucket is missing, and errdefs.ErrFailedPrecondition
+// when the schema is newer. There is no older schema to migrate yet; a migration makes the buckets that it adds.
 func (db *DB) verifySchema() (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
 	return db.bolt.View(func(tx *bolt.Tx) error {

@@ -100,7 +100,8 @@ type Layer struct {
 	Needs bool `json:"needs,omitempty"`
 	// Whiteouts says that the directory holds whiteouts or opaque markers, so that it can't be shown without overlay.
 	Whiteouts bool `json:"whiteouts,omitempty"`
-	// Plain says that some of them are not overlay's, because the file system refused those: overlay must not show the directory.
+	// Plain says that some of them are not overlay's, because the file system refused those: overlay must not show the
+	// directory.
 	Plain   bool      `json:"plain,omitempty"`
 	Created time.Time `json:"created"`
 }

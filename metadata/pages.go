@@ -60,8 +60,8 @@ type pages struct {
 	bucket   string // that is walked
 }
 
-// checkPages reports every fault in the structure of the database file r. leaked adds the pages that are neither in use nor
-// free: they cost space and harm nothing.
+// checkPages reports every fault in the structure of the database file r. leaked adds the pages that are neither in use
+// nor free: they cost space and harm nothing.
 func checkPages(r io.ReaderAt, size int64, leaked bool, report faultFunc) error {
 	return (&pages{r: r, report: report}).check(size, leaked)
 }

@@ -45,8 +45,8 @@ func (s *Salvaged) Empty() bool {
 	return len(s.Blobs)+len(s.Layers)+len(s.Rootfs)+len(s.Snapshots)+len(s.Images) == 0
 }
 
-// Salvage reads what is readable of a database that nobody has open, page by page: a damaged page loses what it holds, and
-// nothing else. A file that is no database gives nothing. The error is os.ErrNotExist for a missing file.
+// Salvage reads what is readable of a database that nobody has open, page by page: a damaged page loses what it holds,
+// and nothing else. A file that is no database gives nothing. The error is os.ErrNotExist for a missing file.
 func Salvage(path string) (*Salvaged, error) {
 	s := &Salvaged{Pairs: map[digest.Digest]digest.Digest{}, Facts: map[string][]byte{}}
 	f, err := regular.Open(path)

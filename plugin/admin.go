@@ -104,7 +104,7 @@ type Reclaimed struct {
 	Rootfs    int   `json:"rootfs"`
 	Snapshots int   `json:"snapshots"`
 	Bytes     int64 `json:"bytes"` // of blobs and ingests
-	// Kept names files that stay because of a flag such as chattr +i; "" when there are none.
+	// Kept lists files that stay because of a flag such as chattr +i; "" when there are none.
 	Kept string `json:"kept,omitempty"`
 }
 
@@ -138,7 +138,7 @@ type ReleaseRequest struct {
 	Holder string `json:"holder"`
 	// Force releases containerd although it is connected or its snapshots are mounted.
 	Force bool `json:"force,omitempty"`
-	// To is the containerd's holder that gets what Holder keeps. "": it is given up.
+	// To is the holder of the containerd that gets what Holder keeps. "": what Holder keeps is given up.
 	To string `json:"to,omitempty"`
 }
 

@@ -151,10 +151,11 @@ func (p *pullServer) credential(ctx context.Context, host string) (Credential, e
 	return Credential{}, fmt.Errorf("credentials of %s: the client has gone: %w", host, errdefs.ErrAborted)
 }
 
-// maxAsks bounds how many questions for credentials are being answered at once: each may run a program.
+// maxAsks bounds how many requests for credentials are answered at once, because each may run a program.
 const maxAsks = 16
 
-// Pull has an image pulled. The path of its rootfs is one that lies in the process's root.
+// Pull asks the process to pull an image. It returns an error if the path of the rootfs does not lie in that process's
+// root.
 func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (image *PulledImage, err error) {
 	err = c.attend(ctx, func(ctx context.Context) error {
 		image, err = c.pull(ctx, req, client)
@@ -166,10 +167,11 @@ func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (
 	return image, image.check(c.root)
 }
 
-// check refuses names of an image that are not what they should be: they are printed, and the rootfs is opened.
+// check refuses an answer with invalid digests or with a rootfs outside the root, because digests are printed and the
+// rootfs is opened.
 func (i *PulledImage) check(root string) error {
 	if digest.Digest(i.Manifest).Validate() != nil || digest.Digest(i.Digest).Validate() != nil {
-		return fmt.Errorf("pull: the answer's digests %q and %q are none: %w", printable.Text(i.Digest),
+		return fmt.Errorf("pull: the answer has invalid digests %q and %q: %w", printable.Text(i.Digest),
 			printable.Text(i.Manifest), errdefs.ErrFailedPrecondition)
 	}
 	inside := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(i.Rootfs)).Validate() == nil &&

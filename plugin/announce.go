@@ -66,9 +66,9 @@ func (a *announcer) Prepare(ctx context.Context, key, parent string, opts ...sna
 	return a.Snapshotter.Prepare(ctx, key, parent, opts...)
 }
 
-// announce returns errdefs.ErrFailedPrecondition for an image that a pull without containerd would refuse, because
-// others read its documents in another way than containerd does. A layer that is not found out here is unpacked when
-// it is applied.
+// announce returns errdefs.ErrFailedPrecondition for an image that a pull without containerd would refuse, because its
+// documents can be read in another way than containerd does. A layer that is not announced here is unpacked when it is
+// applied.
 func (a *announcer) announce(ctx context.Context, key string, labels map[string]string) error {
 	target := labels[snapshots.LabelSnapshotRef]
 	if target == "" {

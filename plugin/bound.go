@@ -15,7 +15,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Stores are what one holder has. What is nil is not served.
+// Stores are the stores of one holder. A store that is nil is not served.
 type Stores struct {
 	Content     content.Store
 	Snapshotter snapshots.Snapshotter
@@ -62,8 +62,8 @@ func (c *callers) content(ctx context.Context) (content.Store, error) {
 	return c.storesOf(s.Holder()).Content, nil
 }
 
-// refer makes a call that names snapshots. When one is not there, the caller may be a former containerd that was not
-// recognized yet; then the call is made again.
+// refer makes a call that names snapshots. If one does not exist, the caller may be a former containerd that was not
+// recognized yet. When it is recognized by that name, refer repeats the call.
 func (c *callers) refer(ctx context.Context, call func(snapshots.Snapshotter) error, keys ...string) error {
 	s, err := c.of(ctx)
 	if err != nil {
@@ -87,7 +87,7 @@ func (c *callers) refer(ctx context.Context, call func(snapshots.Snapshotter) er
 	return err
 }
 
-// make makes a call that makes the snapshot key, and names others.
+// make makes a call that creates the snapshot key and names other snapshots.
 func (c *callers) make(ctx context.Context, key string, call func(snapshots.Snapshotter) error, others ...string) error {
 	s, err := c.of(ctx)
 	if err != nil {
@@ -162,11 +162,11 @@ func (b boundSnapshots) Commit(ctx context.Context, name, key string, opts ...sn
 			return err
 		}
 	}
-	// The key comes first: a database that was restored is recognized by it before its new name is looked at.
+	// The key comes first, because a restored database is recognized by the key and not by the new name.
 	return b.refer(ctx, func(sn snapshots.Snapshotter) error { return sn.Commit(ctx, name, key, opts...) }, key, base.Parent)
 }
 
-// Remove makes no caller anybody else: a database is recognized by what it uses, not by what it removes.
+// Remove does not identify a caller: a database is recognized by snapshots that it uses, not by those that it removes.
 func (b boundSnapshots) Remove(ctx context.Context, key string) error {
 	s, err := b.of(ctx)
 	if err != nil {
@@ -278,7 +278,7 @@ func (b boundContent) Writer(ctx context.Context, opts ...content.WriterOpt) (co
 	return boundWriter{w, s, h}, nil
 }
 
-// boundWriter gives what it committed to the holder that its caller acts for by then.
+// boundWriter gives the blob that it committed to the holder for which the caller acts at that time.
 type boundWriter struct {
 	content.Writer
 	session *binding.Session

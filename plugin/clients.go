@@ -18,7 +18,7 @@ import (
 
 // connection is one connection of a client, and the session of the process at its other end.
 type connection struct {
-	session atomic.Pointer[binding.Session] // nil until a call of containerd's services came
+	session atomic.Pointer[binding.Session] // nil until the first call of containerd's services
 
 	mu    sync.Mutex // guards ended, and the making of session
 	ended bool
@@ -26,8 +26,8 @@ type connection struct {
 
 type connectionKey struct{}
 
-// sessionOf returns the session of the process that made the connection. It is found out with the first call that needs
-// it: containerd opens its database before it calls, but maybe not before it connects.
+// sessionOf returns the session of the process that made the connection. The first call that needs it determines it,
+// and not the connection, because containerd may connect before it opens its database.
 func (c *connection) sessionOf(ctx context.Context, binder *binding.Binder) (*binding.Session, error) {
 	if s := c.session.Load(); s != nil {
 		return s, nil
@@ -62,7 +62,7 @@ func (c *connection) end() {
 	c.ended = true
 }
 
-// connections is a stats.Handler that gives each connection of the server its connection.
+// connections is a stats.Handler that attaches a connection value to each connection of the server.
 type connections struct{}
 
 func (connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
@@ -80,7 +80,7 @@ func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Cont
 
 func (connections) HandleRPC(context.Context, stats.RPCStats) {}
 
-// peerInfo tells a call which process made its connection.
+// peerInfo carries the process that made a connection to the calls on it.
 type peerInfo struct {
 	credentials.CommonAuthInfo
 	process caller.Process
@@ -88,7 +88,7 @@ type peerInfo struct {
 
 func (peerInfo) AuthType() string { return "unix" }
 
-// unixCredentials reads at the beginning of a connection who made it; nothing is encrypted.
+// unixCredentials are transport credentials that read which process made the connection; nothing is encrypted.
 type unixCredentials struct {
 	credentials.TransportCredentials
 }

@@ -18,19 +18,19 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
-// ErrSilent is the error of a call to a process that does not answer: it is stopped, or it hangs. A process that is
-// only busy answers the question whether it is there.
+// ErrSilent is the error of a call to a process that does not answer because it is stopped or hangs. A process that is
+// only busy answers the question for its root.
 var ErrSilent = fmt.Errorf("the process does not answer: it is stopped or hangs: %w", context.DeadlineExceeded)
 
-// The question whether a server is there takes a goroutine of its own there, which waits for nothing. Two of them
-// without an answer are silence, because the first may get none when this process was stopped itself in the meantime.
+// A server answers the question for its root in a goroutine that waits for nothing. Two questions without an answer are
+// silence; one is not enough, because this process itself may have been stopped while it waited.
 const (
 	askEvery    = 500 * time.Millisecond // while a call runs
 	answersSoon = 2 * time.Second
 	questions   = 2
 )
 
-// Client asks the process that owns a root. It is an Admin itself.
+// Client is an Admin that sends its calls to the process that owns a root.
 type Client struct {
 	conn *grpc.ClientConn
 	root string
@@ -44,9 +44,9 @@ type DialOptions struct {
 	Owners []uint32
 }
 
-// Dial connects to a socket and asks which root is behind it. Errors have the class that gRPC gives them:
-// errdefs.ErrUnavailable when nobody listens, errdefs.ErrPermissionDenied when the process belongs to another user than
-// opts allows, ErrSilent when it does not answer. opts may be nil.
+// Dial connects to a socket and asks the process there for its root. Errors have the class that gRPC gives them:
+// errdefs.ErrUnavailable when no process listens, errdefs.ErrPermissionDenied when the process belongs to another user
+// than opts allows, ErrSilent when it does not answer. opts may be nil.
 func Dial(ctx context.Context, socket string, opts *DialOptions) (*Client, error) {
 	if opts == nil {
 		opts = &DialOptions{}
@@ -57,7 +57,7 @@ func Dial(ctx context.Context, socket string, opts *DialOptions) (*Client, error
 		return fail(err)
 	}
 	var once sync.Once
-	conn, err := grpc.NewClient("passthrough:///tank", // a path is not to be read as a URL
+	conn, err := grpc.NewClient("passthrough:///tank", // a path could be parsed as a URL
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (conn net.Conn, err error) {
 			once.Do(func() { conn = first })
 			if conn != nil {
@@ -73,13 +73,13 @@ func Dial(ctx context.Context, socket string, opts *DialOptions) (*Client, error
 	}
 	c := &Client{conn: conn}
 	if err := c.ask(ctx); err != nil {
-		once.Do(func() { first.Close() }) // gRPC did not come to it
+		once.Do(func() { first.Close() }) // gRPC never used it
 		return fail(errors.Join(err, conn.Close()))
 	}
 	return c, nil
 }
 
-// connect connects to a process that may answer.
+// connect connects to a process whose user check accepts.
 func (o *DialOptions) connect(ctx context.Context, socket string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, questions*answersSoon)
 	defer cancel()
@@ -94,7 +94,7 @@ func (o *DialOptions) connect(ctx context.Context, socket string) (net.Conn, err
 			return conn, nil
 		case errors.Is(err, unix.EACCES):
 			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrPermissionDenied)
-		case !errors.Is(err, unix.EAGAIN): // the queue of connections is full, which a process empties that runs
+		case !errors.Is(err, unix.EAGAIN): // EAGAIN: the queue of connections is full; a running process empties it
 			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		select {
@@ -105,7 +105,7 @@ func (o *DialOptions) connect(ctx context.Context, socket string) (net.Conn, err
 	}
 }
 
-// check refuses a process of a user who may neither get this user's passwords nor name paths to it.
+// check refuses a process of any other user, which must not get this user's passwords or return paths to it.
 func (o *DialOptions) check(conn net.Conn) error {
 	cred, err := peer.Of(conn)
 	if err != nil {
@@ -116,11 +116,11 @@ func (o *DialOptions) check(conn net.Conn) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("a process of uid %d listens there, which may not answer uid %d: %w", cred.Uid, os.Geteuid(),
+	return fmt.Errorf("the process there belongs to uid %d, which may not answer uid %d: %w", cred.Uid, os.Geteuid(),
 		errdefs.ErrPermissionDenied)
 }
 
-// ask asks which root the process has, and so whether it is there. ErrSilent if it does not answer.
+// ask asks the process for its root. It returns ErrSilent if the process does not answer.
 func (c *Client) ask(ctx context.Context) error {
 	for range questions {
 		var reply rootReply
@@ -144,7 +144,7 @@ func (c *Client) ask(ctx context.Context) error {
 	return ErrSilent
 }
 
-// attend runs a call for as long as the process is there. The call itself may take any time.
+// attend runs a call and ends it when the process no longer answers questions. The call itself may take any time.
 func (c *Client) attend(ctx context.Context, call func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

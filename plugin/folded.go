@@ -11,9 +11,9 @@ import (
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 )
 
-// folded is the image that containerd takes a manifest for whose documents are refused because of cause, if it is one.
-// containerd folds the case of names and goes on with a document that others read in another way, so the unpack of that
-// image is refused. Only its chain IDs are found out; nil if containerd would not unpack it either.
+// folded returns the image that containerd reads in a manifest which Tank refuses because of cause. containerd folds
+// the case of names and accepts a document that other programs read in another way, so unpacking that image is refused.
+// Only its chain IDs are set. The image is nil if containerd would not unpack it either.
 func (r *recentBlobs) folded(ctx context.Context, d digest.Digest, doc []byte, cause error) (i *recentImage, found bool) {
 	var manifest struct {
 		Config struct {

@@ -3,8 +3,9 @@
 //
 // It owns nothing on disk; the sockets are the caller's.
 //
-// Its invariant: a containerd sees only what it holds, because package binding chooses the store and the snapshotter of each call
-// by the process at the other end of the connection. No call of containerd waits for the network, and a panic in one call ends that call alone.
+// Its invariant: a containerd sees only what it holds, because package binding chooses the store and the snapshotter of
+// each call by the process at the other end of the connection. No call of containerd waits for the network, and a panic
+// in one call ends that call alone.
 //
 // The surprising rule: layers are unpacked while containerd still downloads them. containerd names one layer at a time,
 // so the first Prepare of a pull announces all of them, from the manifest that lies in the store by then.
@@ -46,13 +47,14 @@ const drainTime = 10 * time.Second
 
 // Options of New: what is served. What is nil is not.
 type Options struct {
-	// Content is the blobs that every caller gets. Not with Binder.
+	// Content is the blob store of every caller. Not with Binder.
 	Content content.Store
-	// Snapshotter is the snapshots that every caller gets. Not with Binder.
+	// Snapshotter is the snapshotter of every caller. Not with Binder.
 	Snapshotter snapshots.Snapshotter
-	// Binder decides for which holder each caller acts. nil: every caller gets the same.
+	// Binder decides for which holder each caller acts. nil: every caller gets the same stores.
 	Binder *binding.Binder
-	// StoresOf returns what a holder has; what it returns for metadata.Containerd decides what is served. Needed with Binder.
+	// StoresOf returns what a holder has; what it returns for metadata.Containerd decides what is served. Needed with
+	// Binder.
 	StoresOf func(metadata.Holder) Stores
 	// Layers unpacks for Snapshotter.
 	Layers Layers

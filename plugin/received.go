@@ -71,8 +71,8 @@ func (s *writeStream) Recv() (*contentapi.WriteContentRequest, error) {
 	return &s.last.request, nil
 }
 
-// Write is containerd's, which is done with a request when it receives the next. A blob that is written has a file open,
-// for which it waits where descriptors are few.
+// Write is containerd's handler. It no longer uses a request when it receives the next one. A blob that is written has
+// a file open, for which Write waits when descriptors are few.
 func (s *contentServer) Write(stream contentapi.Content_WriteServer) error {
 	_, release, err := descriptors.Process.Take(stream.Context(), descriptors.Download)
 	if err != nil {

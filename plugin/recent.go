@@ -24,7 +24,7 @@ import (
 
 // Limits on what is remembered to find a pull's layers.
 const (
-	maxUnread = 256  // blobs that nobody looked into yet
+	maxUnread = 256  // blobs that were not read yet
 	maxOthers = 4096 // blobs that are no manifests
 	maxImages = 256
 	maxLayers = 8192 // of all images together
@@ -34,12 +34,12 @@ const (
 // layers, and many pulls of one image may run at once.
 const announceAgain = time.Second
 
-// recentBlobs is a content store that remembers the small blobs that containerd asked for or committed lately: the
-// manifest of each pull that runs is among them. Each is read once, however many Prepares follow.
+// recentBlobs is a content store that remembers the small blobs that containerd asked for or committed lately, because
+// the manifest of each running pull is among them. Each blob is read once, however many Prepares follow.
 type recentBlobs struct {
 	content.Store
-	// holderOf returns the holder that a call acts for. To read a blob is to hold it, so a blob that one holder asked
-	// for is not looked into for another.
+	// holderOf returns the holder that a call acts for. Reading a blob makes the holder hold it, so a blob that one
+	// holder asked for is not read for another.
 	holderOf func(context.Context) metadata.Holder
 
 	// reading is held by the one call that reads documents: their memory is bounded, and no document is read twice.
@@ -53,7 +53,7 @@ type recentBlobs struct {
 	layers  int                     // of all images
 }
 
-// unreadBlob is a blob that nobody looked into yet.
+// unreadBlob is a blob that was not read yet.
 type unreadBlob struct {
 	digest digest.Digest
 	holder metadata.Holder // that asked for it
@@ -77,7 +77,7 @@ func newRecentBlobs(store content.Store, holderOf func(context.Context) metadata
 	}
 }
 
-// saw remembers a blob that may be a manifest. Of too many, the oldest are forgotten.
+// saw remembers a blob that may be a manifest. If there are too many, the oldest are forgotten.
 func (r *recentBlobs) saw(ctx context.Context, d digest.Digest, size int64) {
 	if size > imagejson.MaxManifestSize {
 		return
@@ -169,7 +169,7 @@ func refusal(manifest digest.Digest, cause error) error {
 	return fmt.Errorf("manifest %s: %w: %w", manifest, cause, errdefs.ErrFailedPrecondition)
 }
 
-// readAll looks into the blob that a label names, or into all that nobody looked into yet, the latest last.
+// readAll reads the blob that a label names, or all blobs that were not read yet, the latest last.
 func (r *recentBlobs) readAll(ctx context.Context, named digest.Digest) {
 	h := r.holderOf(ctx)
 	if r.next(named, h) == "" {
@@ -177,7 +177,7 @@ func (r *recentBlobs) readAll(ctx context.Context, named digest.Digest) {
 	}
 	r.reading.Lock()
 	defer r.reading.Unlock()
-	for d := r.next(named, h); d != "" && ctx.Err() == nil; d = r.next(named, h) { // others may have read some meanwhile
+	for d := r.next(named, h); d != "" && ctx.Err() == nil; d = r.next(named, h) { // other calls may have read some meanwhile
 		image, found := r.read(ctx, d)
 		r.learn(unreadBlob{d, h}, image, found)
 		if d == named {
@@ -186,7 +186,7 @@ func (r *recentBlobs) readAll(ctx context.Context, named digest.Digest) {
 	}
 }
 
-// next returns the blob to look into next for a holder, "" if there is none.
+// next returns the blob to read next for a holder, "" if there is none.
 func (r *recentBlobs) next(named digest.Digest, h metadata.Holder) digest.Digest {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -202,7 +202,7 @@ func (r *recentBlobs) next(named digest.Digest, h metadata.Holder) digest.Digest
 	return ""
 }
 
-// learn remembers what a blob turned out to be. One that could not be read is looked into again when it is seen again.
+// learn remembers what a blob turned out to be. A blob that could not be read is read again when it is seen again.
 func (r *recentBlobs) learn(b unreadBlob, i *recentImage, found bool) {
 	d := b.digest
 	r.mu.Lock()
@@ -226,7 +226,7 @@ func (r *recentBlobs) learn(b unreadBlob, i *recentImage, found bool) {
 	r.own(i)
 }
 
-// own makes i the image that its chain IDs stand for. Called with mu held.
+// own makes i the image to which its chain IDs belong. Called with mu held.
 func (r *recentBlobs) own(i *recentImage) {
 	i.used = time.Now()
 	for _, c := range i.chains {
@@ -253,8 +253,8 @@ func (r *recentBlobs) forgetOldest() {
 	}
 }
 
-// read looks into a blob; nil if it is no manifest of an image. found is false if the blob, or the config of an image,
-// could not be read, which may change.
+// read returns the image whose manifest a blob is; nil if the blob is no manifest. found is false if the blob, or the
+// config of the image, could not be read, which may change.
 func (r *recentBlobs) read(ctx context.Context, d digest.Digest) (i *recentImage, found bool) {
 	doc, err := r.document(ctx, d, imagejson.MaxManifestSize)
 	if err != nil {
@@ -325,8 +325,8 @@ func (r *recentBlobs) document(ctx context.Context, d digest.Digest, limit int64
 	return rest, nil
 }
 
-// beginsObject reports whether the bytes begin with a brace, after white space. A document after much white space is
-// taken for none.
+// beginsObject reports whether the bytes begin with a brace, after white space. It returns false for a document that
+// begins with more white space than these bytes.
 func beginsObject(b []byte) bool {
 	for _, c := range b {
 		switch c {

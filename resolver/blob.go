@@ -23,14 +23,15 @@ func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (fresh bool, 
 	return fresh, nil
 }
 
-// turn waits until desc may be downloaded, and downloads it. arrived says that another download of it was faster, so that it is in the store.
+// turn waits until desc may be downloaded, and downloads it. arrived says that another download of it was faster, so
+// that it is in the store.
 func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor) (fresh, arrived bool, err error) {
 	own, turn, done, err := f.repo.flights.take(ctx, desc.Digest, f.repo.registry)
 	if err != nil {
 		return false, false, err
 	}
 	if f.Refresh {
-		own = ctx // what others bring is not what it is there for
+		own = ctx // a refresh must download every blob itself
 	}
 	defer func() { done(err == nil && !arrived) }()
 	_, release, err := descriptors.Process.Take(own, descriptors.Download)
@@ -136,14 +137,14 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 	return true, nil
 }
 
-// hopeless reports whether an ingest that failed with err is of no use to a later fetch: the disk is full, what lies in it is not the
-// beginning of this blob, or the blob is here already, or is to come anew each time.
+// hopeless reports whether an ingest that failed with err is of no use to a later fetch: the disk is full, its bytes
+// are not the beginning of this blob, the blob is in the store already, or every fetch downloads it anew.
 func (f *fetch) hopeless(ctx context.Context, err error) bool {
 	return errdefs.IsDataLoss(err) || errdefs.IsResourceExhausted(err) || errors.Is(context.Cause(ctx), errArrived) || f.Refresh
 }
 
-// sameSize compares the size that a descriptor gives to a blob with that of the blob in the store, whose bytes nobody downloads again. A
-// manifest is valid or not whatever was pulled before it.
+// sameSize compares the size in a descriptor with that of the blob in the store, which is not downloaded again. So
+// whether a manifest is valid does not depend on what was pulled before.
 func (f *fetch) sameSize(ctx context.Context, desc ocispec.Descriptor) error {
 	info, err := f.into.Info(ctx, desc.Digest)
 	if err == nil && info.Size != desc.Size {

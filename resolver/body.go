@@ -55,7 +55,8 @@ func (w *watched) Read(p []byte) (int, error) {
 // endWait is how long a body that has brought all bytes is waited for to end.
 const endWait = time.Second
 
-// readEnd reads the end of a body that has no more bytes to bring, so that its connection can be used again. It returns how many it had.
+// readEnd reads a body that should have no more bytes up to its end, so that the connection can be used again. It
+// returns how many bytes it found.
 func readEnd(body io.ReadCloser) int {
 	if w, ok := body.(*watched); ok {
 		w.left = min(w.left, endWait)

@@ -110,7 +110,7 @@ func sameTLS(a, b *tls.Config) bool {
 }
 
 // connectionsKey is what connections to a registry depend on beside hosts, roots and certificates.
-// hosts is the content of hosts.toml, which has timeouts of dialling that a transport does not show.
+// hosts is the content of hosts.toml, because it has dial timeouts that a transport does not expose.
 func (r *Resolver) connectionsKey(name string, hosts []byte) string {
 	return fmt.Sprintf("%s %t %d %d %x", name, r.opts.PlainHTTP, r.opts.StallTimeout, r.opts.Ranges, sha256.Sum256(hosts))
 }

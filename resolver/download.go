@@ -23,7 +23,7 @@ type download struct {
 	write   func([]byte) error // its errors are the store's, and end the download
 	buffers *buffers           // for ranges; nil: one stream
 	pace    *pace              // whether there are to be ranges; not nil if buffers is not
-	turn    *turn              // counts what is written; nil: nobody does
+	turn    *turn              // counts the bytes written; nil: they are not counted
 	lane    int                // of the stream, and of the first range
 	offset  int64              // how many bytes were written
 	host    int                // the host that is asked now; those before it are not asked
@@ -188,7 +188,7 @@ func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Respon
 			}
 			d.offset += int64(n)
 		}
-		if err == nil && d.offset == d.desc.Size { // a body may go on, or never end
+		if err == nil && d.offset == d.desc.Size { // the body may have more bytes, or never end
 			return false, d.end(host, resp.Body)
 		}
 		if err == nil {

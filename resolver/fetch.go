@@ -153,8 +153,8 @@ func plain(d ocispec.Descriptor) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 }
 
-// document is the manifest or index desc: from the store, from what Resolve just read, or from the registry; afterwards it is in the store. sized
-// is false where a size of zero means that it is not known.
+// document returns the manifest or index desc: from the store, from what Resolve just read, or from the registry.
+// Afterwards it is in the store. sized is false if a size of zero in desc means that the size is not known.
 func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized bool) (doc document, err error) {
 	if desc.Digest.Validate() != nil || desc.Digest.Algorithm() != digest.SHA256 {
 		return document{}, fmt.Errorf("descriptor %.100q: digest is not a sha256: %w", desc.Digest, errdefs.ErrDataLoss)
@@ -189,7 +189,7 @@ func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized boo
 	return doc, f.store(ctx, doc.descriptor(), doc.bytes)
 }
 
-// storedDocument is the manifest or index desc of the store, and whether the store has it.
+// storedDocument returns the manifest or index desc from the store, and whether the store has it.
 func (f *fetch) storedDocument(ctx context.Context, desc ocispec.Descriptor) (document, bool, error) {
 	data, err := f.stored(ctx, desc.Digest)
 	if errdefs.IsNotFound(err) {
@@ -238,7 +238,7 @@ func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 
 // store writes bytes that are in memory and verified.
 func (f *fetch) store(ctx context.Context, desc ocispec.Descriptor, data []byte) error {
-	// Nobody waits for this: the bytes are in memory, and each holder has ingests of its own.
+	// No other fetch waits for this: the bytes are in memory, and each holder has ingests of its own.
 	w, _, err := f.open(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {
 		return nil

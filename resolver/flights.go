@@ -29,10 +29,10 @@ type Flights struct {
 	flights map[digest.Digest]*flight
 }
 
-// flight is the downloads of one blob, and those that wait for them.
+// flight is the downloads of one blob and the fetches that wait for them.
 type flight struct {
-	turns   []*turn       // that download now
-	users   int           // turns, and those that wait for one
+	turns   []*turn       // the downloads that run
+	users   int           // turns, and fetches that wait for one
 	changed chan struct{} // closed when a turn ends, and then replaced
 }
 
@@ -51,12 +51,12 @@ type turn struct {
 // NewFlights makes an empty registry of downloads.
 func NewFlights() *Flights { return &Flights{window: slowWindow, flights: map[digest.Digest]*flight{}} }
 
-// errArrived is why a download ends whose blob another one has brought.
+// errArrived is the cause of the end of a download when another download has brought the blob.
 var errArrived = errors.New("the blob has arrived from another registry")
 
 // take waits for a turn to download d from source, a registry. The context that it returns ends, with the cause
-// errArrived, when another download of d was faster. The caller calls done when it does not download any more, and
-// says whether d is in the store now.
+// errArrived, when another download of d was faster. The caller calls done when it has ended its download, and passes
+// whether d is in the store now.
 func (f *Flights) take(ctx context.Context, d digest.Digest, source string) (
 	_ context.Context, t *turn, done func(arrived bool), err error,
 ) {
@@ -100,15 +100,15 @@ func (f *Flights) take(ctx context.Context, d digest.Digest, source string) (
 // same source.
 func (fl *flight) admits(source string, now time.Time, window time.Duration) bool {
 	admits := true
-	for _, t := range fl.turns { // each is looked at, for that moves its window
+	for _, t := range fl.turns { // no early return: isSlow also moves each window
 		slow := t.isSlow(now, window)
 		admits = admits && slow && t.source != source
 	}
 	return admits
 }
 
-// isSlow judges a download by the last window that has gone by. Nobody may have looked for a while: then a new window
-// begins, because a long one hides that a download has become slow.
+// isSlow judges a download by the last whole window. If isSlow was not called for a while, a new window begins, because
+// in a long window the average hides that a download has become slow.
 func (t *turn) isSlow(now time.Time, window time.Duration) bool {
 	took := now.Sub(t.since)
 	if took < window {
@@ -120,7 +120,7 @@ func (t *turn) isSlow(now time.Time, window time.Duration) bool {
 	return t.slow
 }
 
-// done ends a turn. Those that go on downloading what is here now are told.
+// done ends a turn. If the blob is in the store, it ends the other downloads of it.
 func (f *Flights) done(d digest.Digest, fl *flight, t *turn, arrived bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

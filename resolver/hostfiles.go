@@ -32,16 +32,16 @@ func RegistryDir(hostsDir, registry string) (string, error) {
 	return dir, err
 }
 
-// hostFiles are the files of one registry, in a form that containerd's code can read without waiting and without a
-// limit: it opens them as regular files. That is the user's own directory if all are regular and of bounded size.
-// Otherwise, as for a pipe, it is a copy.
+// hostFiles are the files of one registry in a directory that containerd's code can read, although that code opens them
+// without a limit and waits for pipes. It is the user's own directory if all files are regular and of bounded size, and
+// a copy otherwise.
 type hostFiles struct {
 	dir  string // "" for none
 	toml []byte
 	made string // a directory to remove
 }
 
-// hostFiles reads the files of a registry. The caller removes what was made.
+// hostFiles reads the files of a registry. The caller calls remove.
 func (r *Resolver) hostFiles(ctx context.Context, registry string) (h hostFiles, err error) {
 	if h.dir, err = RegistryDir(r.opts.HostsDir, registry); h.dir == "" || err != nil {
 		return h, err
@@ -51,7 +51,7 @@ func (r *Resolver) hostFiles(ctx context.Context, registry string) (h hostFiles,
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return h, err
 	}
-	copies := map[string][]byte{} // by path: what is not a regular file
+	copies := map[string][]byte{} // by path: the content of files that are not regular
 	if h.toml != nil && !regular(file) {
 		copies[file] = h.toml
 	}
@@ -87,8 +87,8 @@ func regular(path string) bool {
 	return err == nil && fi.Mode().IsRegular()
 }
 
-// certificates returns the certificates and keys that containerd's code reads: those that hosts.toml names, and those
-// beside it, which count when it is missing or faulty.
+// certificates returns the certificates and keys that containerd's code may read: those that hosts.toml names, and
+// those beside it, which containerd uses when hosts.toml is missing or faulty.
 func certificates(dir string, hosts []byte) (names []string) {
 	var doc map[string]any
 	if len(hosts) > 0 && toml.Unmarshal(hosts, &doc) == nil {
@@ -110,11 +110,11 @@ func certificates(dir string, hosts []byte) (names []string) {
 
 var globMeta = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 
-// escapeGlob makes a path a pattern that matches just itself.
+// escapeGlob turns a path into a pattern that matches only that path.
 func escapeGlob(path string) string { return globMeta.Replace(path) }
 
-// materialize makes a directory that only this user can open, in which the copies stand for the files of their names.
-// All others are links to the user's directory.
+// materialize makes a directory that only this user can open. It holds the copies under the names of their files; all
+// other files are links to the user's directory.
 func (h *hostFiles) materialize(hostsFile string, copies map[string][]byte) error {
 	made, err := os.MkdirTemp("", "tank-hosts-")
 	if err != nil {
@@ -171,7 +171,7 @@ func replacePath(text, from, to string) (string, error) {
 	return replaced, nil
 }
 
-// remove removes what was made.
+// remove removes the directory with the copies, if there is one.
 func (h *hostFiles) remove() error {
 	if h.made == "" {
 		return nil

@@ -28,7 +28,7 @@ func CheckHosts(data []byte) error {
 }
 
 // HostNames returns the names for which a resolver that reads this hosts.toml for a registry may ask for credentials:
-// the registry's and those of the hosts that the file names. A file that containerd's code would not read names none.
+// the registry's and those of the hosts that the file names. A file that containerd's code would refuse names none.
 func HostNames(registry string, hosts []byte) []string {
 	names := []string{hubName(registry)}
 	var doc struct {
@@ -49,7 +49,7 @@ func HostNames(registry string, hosts []byte) []string {
 	return names
 }
 
-// eachCertificate calls f with the path of every certificate and key, for which containerd's format knows "ca" and
+// eachCertificate calls f with the path of every certificate and key; in containerd's format these are under "ca" and
 // "client".
 func eachCertificate(v any, f func(name string) error) error {
 	switch v := v.(type) {

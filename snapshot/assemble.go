@@ -100,7 +100,7 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	var copied []string
 	defer func() {
 		if err := s.trash(copied...); err != nil {
-			log.G(ctx).WithError(err).Warn("a layer that was copied is left")
+			log.G(ctx).WithError(err).Warn("a consumed layer could not be deleted")
 		}
 	}()
 	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume, &copied)
@@ -121,8 +121,8 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	return s.syncfs()
 }
 
-// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged, which
-// lie in staged or with their layers. What was consumed by copying is added to copied, for the caller to delete.
+// stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged,
+// which lie in staged or with their layers. What was consumed by copying is added to copied, for the caller to delete.
 func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool,
 	copied *[]string,
 ) ([]*seal, error) {

@@ -118,7 +118,8 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 	return b.fill(ctx, sub, t)
 }
 
-// sealContent puts into the entry what the copy holds. It is not what the source holds: a container may be writing to that.
+// sealContent puts into the entry what the copy holds. It is not what the source holds: a container may be writing to
+// that.
 func sealContent(ctx context.Context, dir *os.File, name string, e *unpack.Entry) error {
 	f, err := openOwnFile(dir, name, false)
 	if err != nil {

@@ -14,8 +14,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// compareSeal compares a seal with a directory, both ways, and reports each difference. Both are read once, in the order of
-// their paths, so that the memory for it does not depend on how many entries there are, except for names of hard links.
+// compareSeal compares a seal with a directory, both ways, and reports each difference. Both are read once, in the
+// order of their paths, so that the memory for it does not depend on how many entries there are, except for names of
+// hard links.
 func compareSeal(ctx context.Context, path, dir string, report func(path, what string)) error {
 	sealed, err := openSeal(ctx, path)
 	if err != nil {
@@ -91,8 +92,8 @@ func (c *comparison) visit(have *unpack.Entry, id unpack.InodeID) error {
 	return c.next()
 }
 
-// inodes remembers which inodes with several names were seen, and under which group's name. It has hashes of the names, which
-// may be long.
+// inodes remembers which inodes with several names were seen, and under which group's name. It has hashes of the names,
+// which may be long.
 type inodes struct {
 	seed  maphash.Seed
 	group map[unpack.InodeID]uint64
@@ -103,8 +104,8 @@ func newInodes() *inodes {
 	return &inodes{maphash.MakeSeed(), map[unpack.InodeID]uint64{}, map[unpack.InodeID]struct{}{}}
 }
 
-// agree reports whether the names of the inode so far are one group of hard links of the seal. A group is named by its first
-// path.
+// agree reports whether the names of the inode so far are one group of hard links of the seal. A group is named by its
+// first path.
 func (n *inodes) agree(want *unpack.Entry, id unpack.InodeID) bool {
 	if id == (unpack.InodeID{}) {
 		return want.Inode == ""

@@ -182,8 +182,8 @@ func (s *Store) logLeft(ctx context.Context, path string, err error) {
 	log.G(ctx).WithError(err).Warn("deletion")
 }
 
-// deleteAll deletes trees, and what waits to be deleted already, together with the background: nothing leaves the queue when
-// ctx ends. It returns when all of them are gone, with the reasons of those that are not.
+// deleteAll deletes trees, and what waits to be deleted already, together with the background: nothing leaves the queue
+// when ctx ends. It returns when all of them are gone, with the reasons of those that are not.
 func (s *Store) deleteAll(ctx context.Context, paths []string) error {
 	workers, until := s.deletions.again(paths)
 	s.startDeletions(workers)

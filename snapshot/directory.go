@@ -28,7 +28,8 @@ func (s *Store) whole(sn metadata.Snapshot, st *stack) bool {
 	return true
 }
 
-// stageWhole copies what the snapshot parent shows into a new directory with a staged name. No inode of it is a layer's.
+// stageWhole copies what the snapshot parent shows into a new directory with a staged name. No inode of it is a
+// layer's.
 func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (string, error) {
 	for {
 		staged := s.stage("snapshots", "snapshot")

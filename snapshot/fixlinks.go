@@ -71,8 +71,8 @@ func (x *plan) hides(target string) bool {
 	return false
 }
 
-// findNames finds the names that the linked inodes have in the parent's view and that the layer leaves alone. An element
-// of which an inode has several names is read once.
+// findNames finds the names that the linked inodes have in the parent's view and that the layer leaves alone. An
+// element of which an inode has several names is read once.
 func (x *plan) findNames() error {
 	wanted := map[int]map[uint64][]string{}
 	for id, g := range x.links {

@@ -325,8 +325,8 @@ func (x *plan) leadsTo(link string, n *tree) (to string, ok bool, err error) {
 	return to, err == nil && (f == nil || f.entry.Type == unpack.Dir || !onlyWhiteouts(n)), err
 }
 
-// onlyWhiteouts reports whether nothing below a directory of the layer adds anything. The layer's tree does not change, so
-// that each directory is looked at once.
+// onlyWhiteouts reports whether nothing below a directory of the layer adds anything. The layer's tree does not change,
+// so that each directory is looked at once.
 func onlyWhiteouts(n *tree) bool {
 	if n.adds == unknown {
 		n.adds = no

@@ -13,8 +13,8 @@ import (
 )
 
 // flattened are layers on top of each other as overlay shows them: whiteouts and opaque directories take effect and are
-// gone, groups of hard links keep the names that are left. The layers are seals, whose entries are sorted; they are read
-// side by side, so that the memory depends on the number of layers and not on what is in them.
+// gone, groups of hard links keep the names that are left. The layers are seals, whose entries are sorted; they are
+// read side by side, so that the memory depends on the number of layers and not on what is in them.
 type flattened struct {
 	layers []*seal // lowest first
 	seed   maphash.Seed
@@ -54,8 +54,8 @@ func (f *flattened) group(layer int, e *unpack.Entry) uint64 {
 	}{layer, e.Inode})
 }
 
-// each returns the entries sorted by path bytes, "." first, with the root directory as it was set. A group of hard links is
-// named by its first path, and a group of one is none.
+// each returns the entries sorted by path bytes, "." first, with the root directory as it was set. A group of hard
+// links is named by its first path, and a group of one is none.
 func (f *flattened) each(ctx context.Context) entrySource {
 	return func(visit func(*unpack.Entry) error) error {
 		left, first := map[uint64]uint32{}, map[uint64]string{}

@@ -56,8 +56,8 @@ func (chainError) Error() string { return "too many links" }
 func (chainError) Unwrap() error { return errdefs.ErrInvalidArgument }
 
 // resolve follows symbolic links inside the view, as if it were the root of a process, and returns the path of what is
-// there without any. What does not exist is taken as it stands: directories may be made there. errdefs.ErrInvalidArgument
-// when there are too many links. Every link of the view is followed once.
+// there without any. What does not exist is taken as it stands: directories may be made there.
+// errdefs.ErrInvalidArgument when there are too many links. Every link of the view is followed once.
 func (m *merged) resolve(path string) (string, error) {
 	m.forgetTooMuch()
 	to, _, err := m.follow(spot{place: m.top}, path, 0)

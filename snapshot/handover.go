@@ -6,8 +6,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// HandOver gives all that the records say the holder from holds to the holder to, in the transaction in which also runs.
-// Both are holders of containerds.
+// HandOver gives all that the records say the holder from holds to the holder to, in the transaction in which also
+// runs. Both are holders of containerds.
 func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error) error {
 	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) {
 		moved, err := tx.HandOver(from, to)
@@ -22,8 +22,8 @@ func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error
 	return nil
 }
 
-// SetAside gives other keys to the snapshots of h in a namespace with this sequence number or a larger one, because their
-// database has forgotten them and counts from there.
+// SetAside gives other keys to the snapshots of h in a namespace with this sequence number or a larger one, because
+// their database has forgotten them and counts from there.
 func (s *Store) SetAside(h metadata.Holder, namespace string, sequence uint64) error {
 	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) { return tx.SetAside(h, namespace, sequence) })
 	if err != nil {

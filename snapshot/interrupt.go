@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// everyFew returns a function that loops call for every step. It returns the cause of the end of ctx, which it looks for
-// often enough for steps that take microseconds.
+// everyFew returns a function that loops call for every step. It returns the cause of the end of ctx, which it looks
+// for often enough for steps that take microseconds.
 func everyFew(ctx context.Context) func() error {
 	const few = 64
 	steps := 0

@@ -14,10 +14,11 @@ import (
 const maxViewPath = 4095
 
 // merged is a read-only view of a stack of directories in overlay's form, topmost first. It uses plain system calls,
-// because a fix-up needs the stack of its parent where nothing is mounted. The directories do not change while it is open.
+// because a fix-up needs the stack of its parent where nothing is mounted. The directories do not change while it is
+// open.
 //
-// A view remembers where it was, so that a path costs one step for each component that was not looked at before, however
-// deep it lies.
+// A view remembers where it was, so that a path costs one step for each component that was not looked at before,
+// however deep it lies.
 type merged struct {
 	elems []element
 	top   *place

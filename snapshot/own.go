@@ -46,8 +46,8 @@ func openOwnFile(dir *os.File, name string, live bool) (*ownFile, error) {
 // errReplaced is about what lies in a snapshot: it was committed, but whoever writes to it did not stop.
 var errReplaced = fmt.Errorf("no longer a regular file: %w", errdefs.ErrAborted)
 
-// openLive opens a name if it is a regular file: first in a way that only names the inode, then that inode to be read. It
-// does not wait for a lease that a container holds on the file.
+// openLive opens a name if it is a regular file: first in a way that only names the inode, then that inode to be read.
+// It does not wait for a lease that a container holds on the file.
 func openLive(dir int, name string) (int, error) {
 	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -171,7 +171,7 @@ func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Dig
 	defer func() {
 		if j.dir != "" {
 			if err := s.trash(j.dir); err != nil {
-				log.G(ctx).WithError(err).Warn("repair: a part is left")
+				log.G(ctx).WithError(err).Warn("repair: an unfinished directory could not be deleted")
 			}
 		}
 	}()
@@ -188,7 +188,8 @@ func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Dig
 	return *rec, s.swap(rec, j.dir, j.record.Plain)
 }
 
-// swap gives a layer's record the new directory staged, and deletes the old one. plain is what Layer.Plain says of the new one.
+// swap gives a layer's record the new directory staged, and deletes the old one. plain is what Layer.Plain says of the
+// new one.
 func (s *Store) swap(rec *metadata.Layer, staged string, plain bool) error {
 	s.gate.RLock()
 	defer s.gate.RUnlock()

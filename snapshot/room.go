@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bytes that are written are held against the free space, so that a layer, or a copy of one, ends with an error before the
-// file system is full to the last byte: the database and everything else on the disk go on.
+// Bytes that are written are held against the free space, so that a layer, or a copy of one, ends with an error before
+// the file system is full to the last byte: the database and everything else on the disk go on.
 const (
 	// maxReserve is what is left free, and reservePart that part of a small file system.
 	maxReserve  = 64 << 20
@@ -22,7 +22,8 @@ const (
 	roomStep = 8 << 20
 )
 
-// room holds what is written below a directory against the free space of its file system. Several goroutines may use it.
+// room holds what is written below a directory against the free space of its file system. Several goroutines may use
+// it.
 type room struct {
 	path string
 
@@ -30,7 +31,8 @@ type room struct {
 	left int64      // bytes that may be written before the next look
 }
 
-// take is called before so many bytes are written. It returns errdefs.ErrResourceExhausted when too little would be left.
+// take is called before so many bytes are written. It returns errdefs.ErrResourceExhausted when too little would be
+// left.
 func (r *room) take(bytes int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -63,8 +65,8 @@ func freeBytes(path string) (free, reserve int64, err error) {
 	return int64(st.Bavail * block), min(int64(st.Blocks*block)/reservePart, maxReserve), nil
 }
 
-// complete returns when the whole blob is here. Until then an extraction waits for somebody's registry, and must not keep
-// others from memory that only one may have.
+// complete returns when the whole blob is here. Until then an extraction waits for somebody's registry, and must not
+// keep others from memory that only one may have.
 func (s *Store) complete(ctx context.Context, j *unpackJob) error {
 	if _, here := s.blobs.Size(j.layer.Blob.Digest); here {
 		return nil

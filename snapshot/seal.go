@@ -24,8 +24,8 @@ const sealMagic = "tank seal 1\n"
 // maxSeal bounds the size of a seal in bytes: some tens of millions of entries.
 const maxSeal = 4 << 30
 
-// entrySource calls visit for each of some entries, sorted by path, and returns the first error. An entry is valid until
-// visit returns.
+// entrySource calls visit for each of some entries, sorted by path, and returns the first error. An entry is valid
+// until visit returns.
 type entrySource func(visit func(*unpack.Entry) error) error
 
 // entriesOf are entries in memory.

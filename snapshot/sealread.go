@@ -29,8 +29,8 @@ type seal struct {
 // sealWindow is how much of a seal is read at once.
 const sealWindow = 32 << 10
 
-// openSeal reads a seal to its end; errdefs.ErrDataLoss when it is damaged or no regular file, errdefs.ErrNotFound when it
-// is missing.
+// openSeal reads a seal to its end; errdefs.ErrDataLoss when it is damaged or no regular file, errdefs.ErrNotFound when
+// it is missing.
 func openSeal(ctx context.Context, path string) (*seal, error) {
 	f, err := regular.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -168,7 +168,8 @@ func (c *sealCursor) setXattrs(raw []byte) {
 	c.e.Xattrs = c.xattrs
 }
 
-// fill reads another window. An entry that does not fit into one gets twice the space, which is bounded by the file's size.
+// fill reads another window. An entry that does not fit into one gets twice the space, which is bounded by the file's
+// size.
 func (c *sealCursor) fill() error {
 	need := max(sealWindow, 2*len(c.buf))
 	if len(c.space) < need {

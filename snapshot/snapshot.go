@@ -1,8 +1,8 @@
 // Package snapshot owns the directories: unpacked layers and fix-ups, assembled rootfs, and what containers write. It
 // serves containerd's snapshots.Snapshotter over them and mounts nothing itself.
 //
-// On disk it owns layers/<id>/{fs,seal}, rootfs/<alg>/<hex> with <hex>.seal, and snapshots/<id>/{fs,work}. Each of the three
-// may be a file system of its own (pools.go). Names in them that begin with a dot are being built or deleted.
+// On disk it owns layers/<id>/{fs,seal}, rootfs/<alg>/<hex> with <hex>.seal, and snapshots/<id>/{fs,work}. Each of the
+// three may be a file system of its own (pools.go). Names in them that begin with a dot are being built or deleted.
 //
 // Its invariants (I1 to I4 and I6 in docs/on-disk.md): a directory is in its place before its record is, and its record is gone
 // before it is; a layer is visible only after its diff ID was verified, and never modified afterwards; what is recorded
@@ -52,8 +52,8 @@ type Layer struct {
 type Options struct {
 	// Unpack is how layers are extracted. The zero value is right for root with root's rights.
 	Unpack unpack.Options
-	// Unpacks is how many layers whose blobs are here are unpacked at once. Twice as many that are being downloaded come on
-	// top. 0 means 16.
+	// Unpacks is how many layers whose blobs are here are unpacked at once. Twice as many that are being downloaded come
+	// on top. 0 means 16.
 	Unpacks int
 	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with; while layers
 	// are being unpacked it waits on, but no longer than 5 seconds. 0 means 100 ms, less than 0 that nothing is synced but by Sync.
@@ -71,8 +71,8 @@ type Options struct {
 	ReadOnly bool
 }
 
-// memoryBudget is what the entries of layers that are unpacked and planned take at once. One layer may have what its limits
-// allow on top; see docs/adr/0023-memory.md for the sum.
+// memoryBudget is what the entries of layers that are unpacked and planned take at once. One layer may have what its
+// limits allow on top; see docs/adr/0023-memory.md for the sum.
 const memoryBudget = 96 << 20
 
 // Store is the directories of one root.

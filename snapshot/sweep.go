@@ -66,8 +66,8 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	return stats, moved, errors.Join(errs...)
 }
 
-// unrecorded lists the directories below kind/ that have no record. A record that can't be read is an error: nobody knows
-// which directory it is for.
+// unrecorded lists the directories below kind/ that have no record. A record that can't be read is an error: nobody
+// knows which directory it is for.
 func (s *Store) unrecorded(kind string, recorded func() (map[string]bool, error)) ([]string, error) {
 	names, err := os.ReadDir(s.path(kind))
 	if err != nil || len(names) == 0 {

@@ -31,8 +31,8 @@ const (
 // nodeMemory is what a node takes without its strings, with its place in the directory's map.
 const nodeMemory = 256
 
-// newLayerTree builds the tree of a layer. Path of an entry is its name only, and Inode what shortName makes of it: there may
-// be a million of them. grow is called before the tree takes so many bytes more.
+// newLayerTree builds the tree of a layer. Path of an entry is its name only, and Inode what shortName makes of it:
+// there may be a million of them. grow is called before the tree takes so many bytes more.
 func newLayerTree(entries entrySource, grow func(bytes int64) error) (*tree, error) {
 	const step = 256 << 10
 	t := newRoot(defaultDir("."))

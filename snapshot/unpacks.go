@@ -64,8 +64,8 @@ type unpackJob struct {
 	taken atomic.Bool // dir is somebody's to move or to delete; see take
 }
 
-// take reports whether the caller is the first to take the job's directory away. A second one must not move what the first
-// may be deleting.
+// take reports whether the caller is the first to take the job's directory away. A second one must not move what the
+// first may be deleting.
 func (j *unpackJob) take() bool { return j.dir != "" && j.taken.CompareAndSwap(false, true) }
 
 func newUnpacks(s *Store) *unpacks {
@@ -94,8 +94,8 @@ func (s *Store) Announce(layers []Layer) {
 }
 
 // Fits returns errdefs.ErrFailedPrecondition if the blob of one of the layers is here and has another size than the
-// layer's descriptor: a manifest is as wrong with a blob that is here as with one that is to come. A descriptor of size 0
-// does not say.
+// layer's descriptor: a manifest is as wrong with a blob that is here as with one that is to come. A descriptor of size
+// 0 does not say.
 func (s *Store) Fits(layers []Layer) error {
 	for _, l := range layers {
 		if size, here := s.blobs.Size(l.Blob.Digest); here && l.Blob.Size != 0 && l.Blob.Size != size {
@@ -226,14 +226,14 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 			if ctx.Err() != nil {
 				u.s.deleteSoon([]string{j.dir})
 			} else if err := removeAll(ctx, j.dir); err != nil {
-				log.G(ctx).WithError(err).Warn("unpack: a part is left")
+				log.G(ctx).WithError(err).Warn("unpack: an unfinished directory could not be deleted")
 			}
 		}
 	}
 }
 
-// slot takes one of the slots of first, or, once its blob is here, one of either. It returns from which; nil at the end of ctx. Downloads that
-// hardly come could keep all slots of those that follow.
+// slot takes one of the slots of first, or, once its blob is here, one of either. It returns from which; nil at the end
+// of ctx. Downloads that hardly come could keep all slots of those that follow.
 func (j *unpackJob) slot(ctx context.Context, first, whole chan struct{}) (taken chan struct{}) {
 	select {
 	case first <- struct{}{}:

@@ -114,7 +114,7 @@ func (l *bar) line(digest string, width int, now time.Time) string {
 		return fmt.Sprintf("%s %s %s", name, size, state)
 	}
 	filled := room
-	if l.total > 0 { // in floating point: a total is what a manifest claims, and a product of it may overflow
+	if l.total > 0 { // in floating point, because a manifest may claim any total, and a product may overflow
 		filled = max(0, min(room, int(float64(room)*(float64(l.offset)/float64(l.total)))))
 	}
 	return fmt.Sprintf("%s [%s%s] %s %s", name, strings.Repeat("=", filled), strings.Repeat(" ", room-filled), size, state)

@@ -31,7 +31,8 @@ func (c *cli) checkCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
-	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "make the database again first, from what is left of it and from the directories; no daemon may be running, and --root has to name its root")
+	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "first make the database again, from what can be read of it and from the "+
+		"directories; no other process may own the root, so stop its daemon")
 	return cmd
 }
 
@@ -60,7 +61,7 @@ func (c *cli) check(cmd *cobra.Command, asJSON bool) error {
 	return nil
 }
 
-// rebuild makes the database of a root again that no process owns.
+// rebuild makes the database of a root again. No other process may own the root.
 func (c *cli) rebuild(ctx context.Context) error {
 	if c.address != "" {
 		return usageError{errors.New("--rebuild and --address exclude each other: a daemon has its database open")}
@@ -85,7 +86,7 @@ func (c *cli) rebuild(ctx context.Context) error {
 	return nil
 }
 
-// reportRebuilt prints what a rebuild found, and what the user has to know of the rest.
+// reportRebuilt prints what a rebuild found, and what happened to things that it could not record.
 func reportRebuilt(w io.Writer, r tank.Rebuilt) {
 	printable.Fprintf(w, "rebuilt: %d images, %d blobs, %d layers, %d rootfs, %d snapshots\n",
 		r.Images, r.Blobs, r.Layers, r.Rootfs, r.Snapshots)
@@ -98,7 +99,7 @@ func reportRebuilt(w io.Writer, r tank.Rebuilt) {
 			"`holders` shows how much, and `release %s` gives it up.\n", r.Kept, r.Kept)
 	}
 	if r.Lost > 0 {
-		printable.Fprintf(w, "%d directories and files that nothing is recorded of are below lost/: "+
-			"what containers wrote, and what is damaged.\n", r.Lost)
+		printable.Fprintf(w, "%d directories and files without a record are below lost/: "+
+			"files that containers wrote, and damaged things.\n", r.Lost)
 	}
 }

@@ -112,7 +112,7 @@ func readSettings(ctx context.Context, files ...string) (settings, error) {
 
 // settingsFor reads the config of a command, once, and takes the log level from it when no flag gives one.
 func (c *cli) settingsFor(ctx context.Context, serve bool) (settings, error) {
-	serve = serve && c.configFile == "" // a file that the user names is everybody's
+	serve = serve && c.configFile == "" // with --config, serve and the other commands read the same file
 	if s, ok := c.read[serve]; ok {
 		return s, nil
 	}

@@ -18,18 +18,20 @@ const (
 	exitContent  = 6 // content that fails verification or is not allowed, and faults found by check
 )
 
-// hints say what to do, where the command does not know it better.
+// hints are what a user can do about each exit code, unless the command has a more specific hint.
 var hints = map[int]string{
 	exitNotFound: "Is the name right? `images` lists what is here.",
 	exitDenied:   "Log in to the registry with `docker login`, whose credentials are used, or ask its owner for access.",
 	exitNetwork:  "Check the network and the registry's name. --plain-http is for registries without TLS, --offline for what is here.",
-	exitContent:  "Nothing of what failed verification was kept. Try again later, or tell who serves the image.",
+	exitContent:  "Nothing that failed verification was kept. Try again later, or tell the operator of the registry.",
 }
 
-// refusedHere is the hint about a system call that was not permitted. No registry is to blame for that, and no login helps.
-const refusedHere = "This machine refused it, not the registry: look at who owns the root, and at what this process is allowed to do."
+// refusedHere is the hint about a system call that was not permitted. The registry did not refuse it, so a login would
+// not help.
+const refusedHere = "This machine refused it, not the registry: check the owner of the root and the permissions of " +
+	"this process."
 
-// hintFor returns what to do about an error; "" when there is nothing to say.
+// hintFor returns the hint for an error; "" when there is none.
 func hintFor(err error) string {
 	code := exitCode(err)
 	if code == exitOther && errors.Is(err, os.ErrPermission) {
@@ -38,7 +40,7 @@ func hintFor(err error) string {
 	return hints[code]
 }
 
-// hinted is an error that knows what to do about it.
+// hinted is an error with a hint of its own.
 type hinted struct {
 	error
 	hint string
@@ -51,7 +53,8 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// localError is about this machine's processes and sockets: whatever class it has, the network is not to blame.
+// localError is about this machine's processes and sockets. Its exit code is 1 whatever class it has, because neither a
+// network nor a registry caused it.
 type localError struct{ error }
 
 func (e localError) Unwrap() error { return e.error }
@@ -68,7 +71,7 @@ func exitCode(err error) int {
 	case errors.As(err, &local):
 		return exitOther
 	case errdefs.IsDataLoss(err), errdefs.IsFailedPrecondition(err):
-		return exitContent // first: a fault stays one, whatever it was found on the way to
+		return exitContent // first, because such a fault may be joined with errors of other classes
 	case errdefs.IsInvalidArgument(err):
 		return exitUsage
 	case errdefs.IsNotFound(err):

@@ -19,8 +19,8 @@ func (c *cli) holdersCommand() *cobra.Command {
 		Short: "List who keeps what: containerd, images, unfinished pulls",
 		Long: "List who keeps what: containerd, images, unfinished pulls.\n\nBYTES is what a holder keeps, ALONE what of that nobody else keeps: " +
 			"the space that comes back with its release.\n\n" +
-			"Each containerd has a holder of its own, by its database. CONNECTED is when it was connected last, DATABASE " +
-			"where the database was then.",
+			"Each containerd has a holder of its own, which Tank finds by containerd's database. CONNECTED is the time of the " +
+			"last connection, DATABASE the path of the database at that time.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var holders []plugin.Holder
@@ -71,11 +71,11 @@ func (c *cli) releaseCommand() *cobra.Command {
 		Use:   "release HOLDER",
 		Short: "Give up all that a holder keeps, as `holders` names it",
 		Long: "Give up all that a holder keeps, as `holders` names it, and delete what nobody else keeps.\n\n" +
-			"\"containerd\" and \"containerd/ID\" are for what a containerd left that will not come back, or whose root was " +
-			"wiped. That is refused while it is connected or one of its snapshots is mounted.\n" +
+			"Release \"containerd\" or \"containerd/ID\" when that containerd will not come back or its root was wiped. " +
+			"That is refused while it is connected or one of its snapshots is mounted.\n" +
 			"\"image/REF\" is the same as rm, with the space. \"pull/REF\" forgets what an unfinished pull gathered.\n\n" +
-			"--to gives up nothing: what a former containerd keeps becomes another's. It is for a containerd whose root was " +
-			"moved or restored, and which Tank did not recognize by itself.",
+			"With --to nothing is given up: everything that HOLDER, a former containerd, keeps is given to another one. Use it " +
+			"for a containerd whose root was moved or restored, and which Tank did not recognize by itself.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			var released plugin.Holder
@@ -104,7 +104,7 @@ func (c *cli) releaseCommand() *cobra.Command {
 			return nil
 		}),
 	}
-	cmd.Flags().StringVar(&to, "to", "", "the holder of a containerd that gets what HOLDER keeps (default: it is given up)")
+	cmd.Flags().StringVar(&to, "to", "", "holder of the containerd that gets what HOLDER keeps (default: give it up)")
 	cmd.Flags().BoolVar(&force, "force", false, "release containerd although it is connected or its snapshots are mounted: its containers break")
 	cmd.MarkFlagsMutuallyExclusive("to", "force")
 	return cmd

@@ -21,9 +21,8 @@ import (
 // maxHostsFiles bounds what is sent of a hosts directory, in bytes.
 const maxHostsFiles = 4 << 20
 
-// entrust adds to a request what another process needs to pull for this user, and no more: the files of the hosts
-// directory that are for the reference's registry, and credentials for that registry and the hosts that its hosts.toml
-// names.
+// entrust adds to a request only what another process needs to pull for this user: the files of the hosts directory for
+// the reference's registry, and credentials for that registry and the hosts that its hosts.toml names.
 func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullClient, named bool) error {
 	ref, err := resolver.ParseReference(req.Ref)
 	if err != nil {
@@ -47,7 +46,7 @@ func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullCl
 	ask := client.Credentials
 	client.Credentials = func(ctx context.Context, host string) (plugin.Credential, error) {
 		if !slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(name, host) }) {
-			log.G(ctx).WithField("host", host).Warn("no credential was given for a host that is not one of the image's")
+			log.G(ctx).WithField("host", host).Warn("another process asked for credentials of a host that is not the image's; none were sent")
 			return plugin.Credential{}, nil
 		}
 		return ask(ctx, host)
@@ -55,11 +54,11 @@ func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullCl
 	return nil
 }
 
-// certificateFiles are the names' ends of certificates and keys.
+// certificateFiles are the file name extensions of certificates and keys.
 var certificateFiles = []string{".crt", ".cert", ".key", ".pem"}
 
-// readHostsFiles reads what a hosts directory has for a registry, for a process that shall not open it: hosts.toml and
-// certificates, by path relative to it.
+// readHostsFiles reads the files that a hosts directory has for a registry, hosts.toml and certificates, so that
+// another process need not open the directory. The keys are paths relative to the directory.
 func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byte, error) {
 	fail := func(err error) (map[string][]byte, error) {
 		if ctx.Err() != nil {

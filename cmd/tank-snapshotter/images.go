@@ -92,8 +92,9 @@ func (c *cli) gcCommand() *cobra.Command {
 		Use:   "gc",
 		Short: "Delete what nothing holds, and images that their tag has left",
 		Long: "Delete what nothing holds, and images that their tag has left: a later pull found another image under the same name.\n\n" +
-			"The size that it prints is that of blobs and downloads. Layers, root filesystems and snapshots are counted, not measured.\n\n" +
-			"Files that somebody made immutable or append-only (chattr) stay. They are named on stderr, and are no error.",
+			"The printed size is that of blobs and downloads. Layers, root filesystems and snapshots are counted, not " +
+			"measured.\n\n" +
+			"Files that somebody made immutable or append-only (chattr) stay. gc lists them on stderr and still ends with 0.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var r plugin.Reclaimed

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookEvery is how often a daemon looks whether the files of its sockets are still there.
+// lookEvery is how often a daemon checks that the files of its sockets exist.
 const lookEvery = time.Second
 
 // inode identifies a file.
@@ -41,17 +41,17 @@ type listener struct {
 
 	mu     sync.Mutex // guards the fields below
 	now    *net.UnixListener
-	file   inode // of now; zero for a passed socket whose file is not known
+	file   inode // the present one; zero for a passed socket whose file is not known
 	closed bool
 }
 
-// grantee is for whom a socket is, beside its user.
+// grantee is the group that may open a socket, beside its user.
 type grantee struct {
-	gid  int         // noGroup: for nobody
+	gid  int         // noGroup: no group
 	mode fs.FileMode // of a socket with a group
 }
 
-// Accept returns the next connection of whatever the socket is by then.
+// Accept returns the next connection, also when the socket was made again meanwhile.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		l.mu.Lock()
@@ -73,7 +73,7 @@ func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path(), Net: "
 
 func (l *listener) path() string { return filepath.Join(l.dir, l.name) }
 
-// Close ends Accept. It removes the socket's file if that is still the one that was made.
+// Close ends Accept. It removes the socket's file unless another file has taken its place.
 func (l *listener) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,7 +84,7 @@ func (l *listener) Close() error {
 	var err error
 	if path, release, e := socketPath(l.dir, l.name); e == nil && !l.passed {
 		if file, _, e := inodeOf(path); e == nil && file == l.file {
-			err = os.Remove(path) // before the socket is dead, when another process may take its place
+			err = os.Remove(path) // while the socket still answers: afterwards another process may take its place
 		}
 		release()
 	}
@@ -114,7 +114,7 @@ func (l *listener) watch(ctx context.Context) {
 	}
 }
 
-// renew makes the socket again if its file is another one, or none. It leaves what others put in its place.
+// renew makes the socket again if its file is missing or is a dead socket. It leaves any other file in its place alone.
 func (l *listener) renew(ctx context.Context) (renewed bool, err error) {
 	path, release, err := socketPath(l.dir, l.name)
 	if err == nil {
@@ -142,13 +142,13 @@ func (l *listener) renew(ctx context.Context) (renewed bool, err error) {
 	}
 	old := l.now
 	l.now, l.file = next, file
-	_ = old.Close() // nobody can reach it; open connections stay
+	_ = old.Close() // no new client can reach it; open connections stay
 	return true, nil
 }
 
-// listen makes the socket name in dir, which nobody but this user and the grantee may open. One that nobody answers on
-// is replaced; errdefs.ErrUnavailable when somebody does, errdefs.ErrFailedPrecondition when something else has the
-// name.
+// listen makes the socket name in dir, which only this user and the grantee may open. It replaces a socket on which no
+// process answers. It returns errdefs.ErrUnavailable when a process answers, and errdefs.ErrFailedPrecondition when
+// something else has the name.
 func listen(ctx context.Context, dir, name string, to grantee) (*listener, error) {
 	now, file, err := bind(ctx, dir, name, to)
 	if err != nil {
@@ -190,17 +190,17 @@ func bind(ctx context.Context, dir, name string, to grantee) (_ *net.UnixListene
 	if err != nil {
 		return fail(err)
 	}
-	l.SetUnlinkOnClose(false) // the file of that name may be another's by then
+	l.SetUnlinkOnClose(false) // by then another process may have a file of that name
 	if file, err = to.grant(path); err != nil {
 		l.Close()
-		_ = removeDead(ctx, path) // what else has the name by then stays
+		_ = removeDead(ctx, path) // anything else with that name stays
 		return fail(err)
 	}
 	return l, file, nil
 }
 
-// grant lets the group open a socket that was just bound, and returns its file. It follows no link: what it changes is
-// what it looked at.
+// grant lets the group open a socket that was just bound, and returns its file. It follows no link and changes exactly
+// the file that it looked at.
 func (a grantee) grant(path string) (inode, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -218,7 +218,7 @@ func (a grantee) grant(path string) (inode, error) {
 	if a.gid == noGroup {
 		return file, nil
 	}
-	// The order matters: the mode is widened when only the right group is let in by that.
+	// The order matters: the mode is widened only after the file has the right group.
 	if err := unix.Fchownat(fd, "", -1, a.gid, unix.AT_EMPTY_PATH); err != nil {
 		return inode{}, fmt.Errorf("group %d: %w", a.gid, err)
 	}

@@ -31,8 +31,7 @@ func openLocal(root, hostsDir string, opts *tank.Options) (*local, error) {
 	return &local{tank: t, hostsDir: hostsDir}, nil
 }
 
-// rootError adds to an error of opening a root what to do about it. None of these errors is a registry's or an
-// image's.
+// rootError adds a hint to an error of opening a root. No registry and no image causes such an error.
 func rootError(root string, err error) error {
 	switch {
 	case err == nil, errdefs.IsUnavailable(err), errdefs.IsInvalidArgument(err):
@@ -47,7 +46,7 @@ func rootError(root string, err error) error {
 	case errdefs.IsFailedPrecondition(err):
 		return hinted{localError{err}, "Nothing was changed. Choose another directory with --root."}
 	}
-	return hinted{localError{err}, "Choose another directory with --root, or look at what this process is allowed to do there."}
+	return hinted{localError{err}, "Choose another directory with --root, or check what this process may do there."}
 }
 
 // Close gives the root up.

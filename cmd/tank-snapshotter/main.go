@@ -29,8 +29,9 @@ func main() {
 	os.Exit(run(os.Args[1:]))
 }
 
-// memoryLimit is the size of the heap from which on garbage is collected more often, so that the process stays within 256 MiB
-// for images of 500,000 entries (docs/adr/0023-memory.md). What is in use may be more. The variable GOMEMLIMIT overrides it.
+// memoryLimit is the heap size above which Go collects garbage more often, so that the process stays within 256 MiB for
+// images of 500,000 entries (docs/adr/0023-memory.md). The memory in use may exceed it. The environment variable
+// GOMEMLIMIT overrides it.
 const memoryLimit = 192 << 20
 
 // run runs one command and returns its exit code.
@@ -55,12 +56,12 @@ func run(args []string) int {
 			printable.Fprintf(stderr, "%s\n", hint)
 		}
 	}
-	_ = stdout.Flush() // of half a rune, with which no output ends that matters
+	_ = stdout.Flush() // it can only hold half a rune, which ends no valid output
 	return exitCode(err)
 }
 
-// escapeLogs makes what packages log printable: Tank's own and containerd's entries, and lines of the standard
-// library's log, in which net/http quotes what a server sent.
+// escapeLogs makes the log entries of packages printable: Tank's own and containerd's entries, and lines of the
+// standard library's log, in which net/http quotes what a server sent.
 func escapeLogs(stderr *printable.Writer) {
 	log.L.Logger.SetFormatter(printable.LogFormatter(log.L.Logger.Formatter))
 	stdlog.SetOutput(stderr)
@@ -86,8 +87,8 @@ func (c *cli) command() *cobra.Command {
 		Use:   "tank-snapshotter",
 		Short: "Keep OCI images on one machine, for any program and for containerd",
 		Long: "Keep OCI images on one machine, for any program and for containerd.\n\n" +
-			"Exit codes: 0; 2 usage; 3 not found or not cached; 4 denied by a registry; 5 network; 6 content that fails verification,\n" +
-			"and faults found by check; 1 the rest.",
+			"Exit codes: 0 success; 2 usage; 3 not found or not cached; 4 denied by a registry; 5 network;\n" +
+			"6 content that fails verification, a damaged database, and faults found by check; 1 everything else.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
@@ -110,8 +111,8 @@ func (c *cli) command() *cobra.Command {
 	return root
 }
 
-// hintFor returns what to do about an error: what the error itself knows, what the command found, or what is always
-// right.
+// hintFor returns the hint for an error: that of the error itself, else that of the command, else that of its exit
+// code.
 func (c *cli) hintFor(err error) string {
 	var h hinted
 	if errors.As(err, &h) {

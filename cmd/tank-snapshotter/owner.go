@@ -19,8 +19,8 @@ import (
 // patience is how long a command waits between the two ways to a root: owning it, and asking the process that owns it. Neither works while
 // that process starts or ends.
 const (
-	patience      = 10 * time.Second // of a daemon, for a command to end
-	answersWithin = 4 * time.Second  // of a command, for a process that starts or ends
+	patience      = 10 * time.Second // how long a daemon waits for a command to end
+	answersWithin = 4 * time.Second  // how long a command waits for a process that starts or ends
 )
 
 // socketName is the admin socket of the process that owns a root, below it.
@@ -59,7 +59,7 @@ func (c *cli) with(ctx context.Context, a access, f func(plugin.Admin) error) er
 		if !again || ctx.Err() != nil {
 			return err
 		}
-		if deadline.IsZero() || time.Since(began) > answersWithin { // it was served until just now
+		if deadline.IsZero() || time.Since(began) > answersWithin { // a process answered until just now
 			deadline = time.Now().Add(answersWithin)
 		}
 		if time.Now().After(deadline) {
@@ -102,7 +102,7 @@ func (c *cli) attempt(ctx context.Context, root, hostsDir string, a access, f fu
 	return false, err
 }
 
-// unreachable is an error about a process that does not answer, or that may not.
+// unreachable is an error about a process that does not answer, or whose answer is not trusted.
 func (c *cli) unreachable(err error) error {
 	if errors.Is(err, plugin.ErrSilent) {
 		c.hint = "Is it stopped? If it hangs, restart it: what is in the root survives that."
@@ -120,7 +120,7 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 		}
 	}()
 	if own.tank.ReadOnly() {
-		return f(own) // others can open it too
+		return f(own) // a root that is only read can be shared
 	}
 	var socket *listener
 	err = own.tank.Spend(func() (err error) {
@@ -128,13 +128,13 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 		return err
 	})
 	if reserve.Full(err) {
-		return f(own) // alone: this command may be the one that makes room
+		return f(own) // without a socket: this command may be the one that frees space
 	}
 	if err != nil {
 		return localError{err}
 	}
-	// What others asked for is finished, unless this command is interrupted: then they go on by themselves, with what
-	// is here by then.
+	// Requests of other commands are finished, unless this command is interrupted: then those commands go on by
+	// themselves, with what is in the root by then.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	served := make(chan error, 1)

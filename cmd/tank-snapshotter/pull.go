@@ -93,7 +93,7 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 	err = c.with(cmd.Context(), use, func(svc plugin.Admin) error {
 		req, client := req, client // another attempt may have another owner
 		if _, own := svc.(*local); !own {
-			// The owner of the root opens no path of this command's: what it needs of this user's files, it is sent.
+			// The owner of the root opens no path that this command names, so it is sent the files that it needs.
 			if err := entrust(cmd.Context(), &req, &client, hostsDir != ""); err != nil {
 				return err
 			}
@@ -148,7 +148,7 @@ func printImage(w io.Writer, image *plugin.PulledImage, asJSON bool) error {
 		return printable.EncodeJSON(w, image, "")
 	}
 	if !term.IsTerminal(int(os.Stdout.Fd())) {
-		w = os.Stdout // a script needs the bytes of the path, whatever the root is called
+		w = os.Stdout // unescaped: a script needs the exact bytes of the path
 	}
 	_, err := io.WriteString(w, first(image.Rootfs, image.Manifest)+"\n")
 	return err

@@ -37,8 +37,8 @@ func dial(ctx context.Context, socket string, owners ...uint32) (*remote, error)
 	return &remote{Client: client, socket: socket, owners: owners, release: release}, nil
 }
 
-// dialRoot connects to the process that owns a root, which tank.Open found to be this user's. Its socket is no link, and
-// it has this root.
+// dialRoot connects to the process that owns a root which, as tank.Open has found, belongs to this user. It checks that
+// the socket is not a link and that the process has this root.
 func dialRoot(ctx context.Context, root string) (*remote, error) {
 	socket := filepath.Join(root, socketName)
 	fi, err := os.Lstat(socket)
@@ -60,8 +60,8 @@ func dialRoot(ctx context.Context, root string) (*remote, error) {
 	return r, nil
 }
 
-// ownersOf returns the owner of a root that an ordinary user named beside an address: a daemon of that owner may serve a
-// group. uid 0 asks nobody but uid 0, because its passwords are worth more than those of a root's owner.
+// ownersOf returns the owner of a root that an ordinary user named beside an address, because a daemon of that owner
+// may serve a group. uid 0 trusts only processes of uid 0, so that no other user gets its passwords.
 func ownersOf(root string) []uint32 {
 	var st unix.Stat_t
 	if root == "" || os.Geteuid() == 0 || unix.Stat(root, &st) != nil {

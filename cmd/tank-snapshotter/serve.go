@@ -50,7 +50,7 @@ func (c *cli) serveCommand() *cobra.Command {
 	return cmd
 }
 
-// serve serves the root of s until ctx ends, and from then on sees to the end of the process itself.
+// serve serves the root of s until ctx ends. It ends the process itself, without the deadline for other commands.
 func serve(ctx context.Context, s settings, end *ending) (err error) {
 	gid, err := groupID(s.Group)
 	if err != nil {
@@ -134,7 +134,7 @@ func storesOf(t *tank.Tank, content bool) func(metadata.Holder) plugin.Stores {
 
 // stopping tells that a signal came, and ends the process when stopping in order takes too long.
 func stopping(ctx context.Context) {
-	// First, because a log that nobody reads keeps the rest waiting.
+	// Before the log entry, because writing to a log that nobody reads may block.
 	time.AfterFunc(stopWithin, func() { giveUp("not stopped within " + stopWithin.String() + ": giving up") })
 	tellSystemd(ctx, daemon.SdNotifyStopping)
 	extendTimeout(ctx, stopWithin+stopWithin/2)

@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// endWithin is how long a command may take to end in order after the first signal. It then ends at once: whatever it
-// was doing could be killed at any time. Code that cannot be cancelled, as a write into a pipe that nobody reads, must
-// not keep a command alive.
+// endWithin is how long a command may take to end in order after the first signal. After that the process ends at once,
+// which is safe, because Tank may be killed at any time. So code that cannot be cancelled, such as a write into a pipe
+// that nobody reads, does not keep a command alive.
 const endWithin = 2 * time.Second
 
-// ending is the way in which the process ends after a signal. The zero value is that of a command.
+// ending is the way in which the process ends after a signal. The zero value is right for every command but serve.
 type ending struct {
-	inOrder atomic.Bool // serve sees to the end itself
+	inOrder atomic.Bool // serve ends the process itself
 }
 
 // context returns a context that ends with the first SIGINT or SIGTERM. A second signal ends the process at once.
@@ -36,7 +36,7 @@ func (e *ending) context() (context.Context, context.CancelFunc) {
 	return ctx, func() { close(finished); stop() }
 }
 
-// giveUp ends the process, also when stderr takes no more.
+// giveUp ends the process, also when stderr blocks.
 func giveUp(message string) {
 	written := make(chan struct{})
 	go func() {

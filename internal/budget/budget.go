@@ -2,11 +2,11 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: all claims together have no more than the budget and what one of them has on top. A claim that the budget has
-// no room for waits until it is the only one of that kind.
+// Its invariant: all claims together have no more than the budget and what one of them has on top. A claim that the
+// budget has no room for waits until it is the only one of that kind.
 //
-// The surprising rule: a claim on top of the budget is not bounded here. What one piece of work may need at most is its own
-// limit, so that the two together bound the process.
+// The surprising rule: a claim on top of the budget is not bounded here. What one piece of work may need at most is its
+// own limit, so that the two together bound the process.
 package budget
 
 import (
@@ -34,12 +34,12 @@ type Claim struct {
 	ready func(context.Context) error
 }
 
-// Claim returns a claim of nothing. ready is called before the claim is alone: it returns when the work waits for nothing
-// outside the process any more. nil: it never does.
+// Claim returns a claim of nothing. ready is called before the claim is alone: it returns when the work waits for
+// nothing outside the process any more. nil: it never does.
 func (b *Budget) Claim(ready func(context.Context) error) *Claim { return &Claim{b: b, ready: ready} }
 
-// Grow takes more memory for the claim. It waits where the budget has no room for it and another claim is on top of it. The
-// error is that of ready, or the cause of the end of ctx.
+// Grow takes more memory for the claim. It waits where the budget has no room for it and another claim is on top of it.
+// The error is that of ready, or the cause of the end of ctx.
 func (c *Claim) Grow(ctx context.Context, bytes int64) error {
 	if c.alone || c.take(bytes) {
 		return nil

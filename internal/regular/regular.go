@@ -2,11 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: no call blocks on a pipe or a device, follows a symbolic link in the last component, or allocates more memory
-// than the caller's limit.
+// Its invariant: no call blocks on a pipe or a device, follows a symbolic link in the last component, or allocates more
+// memory than the caller's limit.
 //
-// The surprising rule: a missing file is reported as os.ErrNotExist, and everything that is there but is not a regular file within the
-// limit as errdefs.ErrDataLoss, because these files are the program's own and somebody else changed them.
+// The surprising rule: a missing file is reported as os.ErrNotExist, and everything that is there but is not a regular
+// file within the limit as errdefs.ErrDataLoss, because these files are the program's own and somebody else changed
+// them.
 package regular
 
 import (
@@ -22,12 +23,12 @@ import (
 // Flags are those with which a file that somebody else may have replaced is opened for reading.
 const Flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW | unix.O_NOCTTY | unix.O_CLOEXEC
 
-// Open opens a regular file for reading. The error is os.ErrNotExist for a missing file and errdefs.ErrDataLoss for a symbolic
-// link, a pipe, a directory, a socket or a device.
+// Open opens a regular file for reading. The error is os.ErrNotExist for a missing file and errdefs.ErrDataLoss for a
+// symbolic link, a pipe, a directory, a socket or a device.
 func Open(path string) (*os.File, error) { return OpenAt(unix.AT_FDCWD, path) }
 
-// OpenAt is like Open for a path relative to the directory dir, a file descriptor. Only the last component is protected against
-// links: the directories above it are the caller's to check.
+// OpenAt is like Open for a path relative to the directory dir, a file descriptor. Only the last component is protected
+// against links: the directories above it are the caller's to check.
 func OpenAt(dir int, path string) (*os.File, error) {
 	fd, _, err := openAt(dir, path)
 	if err != nil {
@@ -60,8 +61,8 @@ func openAt(dir int, path string) (fd int, st unix.Stat_t, err error) {
 	return fd, st, nil
 }
 
-// ReadFile returns the content of a regular file of at most limit bytes. A larger file is errdefs.ErrDataLoss, and no more than
-// limit bytes of it are read.
+// ReadFile returns the content of a regular file of at most limit bytes. A larger file is errdefs.ErrDataLoss, and no
+// more than limit bytes of it are read.
 func ReadFile(path string, limit int64) ([]byte, error) {
 	fd, st, err := openAt(unix.AT_FDCWD, path)
 	if err != nil {

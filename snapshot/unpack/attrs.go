@@ -78,8 +78,8 @@ func (t target) chmod(mode uint32) error {
 	if err != unix.EOPNOTSUPP && err != unix.ENOSYS && err != unix.EPERM {
 		return err
 	}
-	// Before Linux 6.6, and where a seccomp filter does not permit what it does not know: through a descriptor that can do nothing but
-	// name the inode.
+	// Before Linux 6.6, and where a seccomp filter does not permit what it does not know: through a descriptor that can do
+	// nothing but name the inode.
 	fd, err := openat(t.fd, t.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

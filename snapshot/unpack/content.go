@@ -134,8 +134,8 @@ func (x *extractor) setXattrs(hdr *tar.Header, ino *inode) error {
 	return x.share(hdr.Name, ino)
 }
 
-// share gives the inode the attributes of another one if they are the same: mostly all that have any have the same, and a map
-// of one takes as much memory as the rest of an entry.
+// share gives the inode the attributes of another one if they are the same: mostly all that have any have the same, and
+// a map of one takes as much memory as the rest of an entry.
 func (x *extractor) share(name string, ino *inode) error {
 	key := make([]byte, 0, 64)
 	for _, k := range slices.Sorted(maps.Keys(ino.Xattrs)) {

@@ -22,8 +22,8 @@ const gzipVariable = "TANK_GZIP"
 
 var ownGzip = os.Getenv(gzipVariable) != "klauspost"
 
-// How far back a zstd frame may refer is memory that it makes the decoder take. Every frame may refer back as far as decoders
-// have to support, or as the first one does, up to maxWindow.
+// How far back a zstd frame may refer is memory that it makes the decoder take. Every frame may refer back as far as
+// decoders have to support, or as the first one does, up to maxWindow.
 const (
 	usualWindow = 8 << 20
 	maxWindow   = 128 << 20
@@ -72,8 +72,8 @@ func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
 	return DecompressWithin(mediaType, r, func(int64) error { return nil })
 }
 
-// DecompressWithin is like Decompress and calls grow before the decoder of a zstd stream takes so many bytes of memory, which
-// the stream decides; grow may wait. Decoders of other streams take little.
+// DecompressWithin is like Decompress and calls grow before the decoder of a zstd stream takes so many bytes of memory,
+// which the stream decides; grow may wait. Decoders of other streams take little.
 func DecompressWithin(mediaType string, r io.Reader, grow func(bytes int64) error) (io.ReadCloser, error) {
 	want, known := mediaTypes[mediaType]
 	if !known {

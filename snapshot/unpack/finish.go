@@ -135,8 +135,8 @@ func (f *finisher) prune(n *node, hidden bool) error {
 // isOpaque: the layers below are not to be seen in it.
 func (n *node) isOpaque() bool { return n.marked || n.fresh }
 
-// markers leaves the whiteouts that go to disk: those of names that the layer does not have. A directory of such a name is
-// there anew, so that it becomes opaque and takes nothing after the one that was removed.
+// markers leaves the whiteouts that go to disk: those of names that the layer does not have. A directory of such a name
+// is there anew, so that it becomes opaque and takes nothing after the one that was removed.
 func (f *finisher) markers(n *node, hidden bool) {
 	for name := range n.whiteouts {
 		c := n.children[name]

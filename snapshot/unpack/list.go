@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Each calls visit for every entry, sorted by the bytes of Path, "." first, and returns the first error. The entry is valid
-// until visit returns; a list of all would take more memory than what the result keeps.
+// Each calls visit for every entry, sorted by the bytes of Path, "." first, and returns the first error. The entry is
+// valid until visit returns; a list of all would take more memory than what the result keeps.
 func (r *Result) Each(visit func(*Entry) error) error {
 	l := lister{visit: visit, first: map[*inode]*node{}}
 	if err := l.one(".", r.root); err != nil {
@@ -33,8 +33,8 @@ type lister struct {
 	e     Entry
 }
 
-// key is what the paths in a directory are sorted by. A directory has two: one for itself, and one for what lies in it, as
-// if its name ended with a slash; other names may come between them.
+// key is what the paths in a directory are sorted by. A directory has two: one for itself, and one for what lies in it,
+// as if its name ended with a slash; other names may come between them.
 type key struct {
 	name    string
 	n       *node // nil for a whiteout

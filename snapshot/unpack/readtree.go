@@ -19,12 +19,12 @@ import (
 // InodeID tells inodes with several names apart. It is zero for an inode with one name and for a directory.
 type InodeID struct{ dev, ino uint64 }
 
-// Walk calls visit for every path of a layer's directory, in the order of ComparePaths, contents hashed. The entries are
-// those that Extract listed for the directory, without what is not on disk (Implied, Seq, and entries of type Link) and without
-// Inode: id is the same for all names of an inode. It follows no symlink and opens nothing but directories and regular files.
-// As an ordinary user it opens up what its owner cannot read and closes it again. It keeps the names of the directories on
-// the way in memory, and no entries. Errors are the first of visit, those of the system calls, with the path, and the end
-// of ctx.
+// Walk calls visit for every path of a layer's directory, in the order of ComparePaths, contents hashed. The entries
+// are those that Extract listed for the directory, without what is not on disk (Implied, Seq, and entries of type Link)
+// and without Inode: id is the same for all names of an inode. It follows no symlink and opens nothing but directories
+// and regular files. As an ordinary user it opens up what its owner cannot read and closes it again. It keeps the names
+// of the directories on the way in memory, and no entries. Errors are the first of visit, those of the system calls,
+// with the path, and the end of ctx.
 func Walk(ctx context.Context, dir *os.File, visit func(e *Entry, id InodeID) error) error {
 	defer runtime.KeepAlive(dir)
 	r := &treeReader{
@@ -81,8 +81,8 @@ type frame struct {
 	mode   uint32
 }
 
-// treeName is a name in a directory, or what lies in the directory of that name. In the order of paths these are two places:
-// "a", "a-b", "a/b".
+// treeName is a name in a directory, or what lies in the directory of that name. In the order of paths these are two
+// places: "a", "a-b", "a/b".
 type treeName struct {
 	key       string // the name, or the name and a slash for what lies in it
 	mode, uid uint32
@@ -314,7 +314,8 @@ func (r *treeReader) file(ctx context.Context, path string, t target, n treeName
 	return r.add(ctx, path, target{fd: fd}, t, given)
 }
 
-// add visits the entry of t; named is the same inode by name, and mode what it is without the rights that it was given, or -1.
+// add visits the entry of t; named is the same inode by name, and mode what it is without the rights that it was given,
+// or -1.
 func (r *treeReader) add(ctx context.Context, path string, t, named target, mode int) error {
 	var st unix.Stat_t
 	if err := t.stat(&st); err != nil {

@@ -4,7 +4,8 @@ import (
 	"strings"
 )
 
-// inode is what names lead to: what an Entry has of it, in as little space as it takes. A layer may have a million of them.
+// inode is what names lead to: what an Entry has of it, in as little space as it takes. A layer may have a million of
+// them.
 type inode struct {
 	Target               string
 	Xattrs               map[string]string // others may have the same one

@@ -47,10 +47,11 @@ type Options struct {
 	UserXattr bool
 	// Limits bound what a layer may hold. Zero fields: the defaults.
 	Limits Limits
-	// Memory is called before an extraction keeps so many bytes more until its result is forgotten. It may wait; an error ends the
-	// extraction. nil: there is enough.
+	// Memory is called before an extraction keeps so many bytes more until its result is forgotten. It may wait; an error
+	// ends the extraction. nil: there is enough.
 	Memory func(ctx context.Context, bytes int64) error
-	// Room is called before so many bytes are written to the file system; an error ends the extraction. nil: there is enough.
+	// Room is called before so many bytes are written to the file system; an error ends the extraction. nil: there is
+	// enough.
 	Room func(bytes int64) error
 	// Descriptors is how many an extraction may have open at once, beside the directory and the stream. 0, and at most:
 	// 200, which are worth it; at least: 5.
@@ -69,13 +70,13 @@ type Limits struct {
 	Xattr int
 	// Metadata is the sum of the bytes of all paths, link targets and extended attributes. 0: 512 MiB.
 	Metadata int64
-	// Strings is the sum of the bytes of what is kept in memory until the end: names, which paths consist of, link targets, and
-	// different sets of extended attributes. 0: 64 MiB.
+	// Strings is the sum of the bytes of what is kept in memory until the end: names, which paths consist of, link
+	// targets, and different sets of extended attributes. 0: 64 MiB.
 	Strings int64
 	// Bytes of the stream, and separately of the contents of all files, holes included. 0: 256 GiB.
 	Bytes int64
-	// Holes is the sum of the bytes that the archive leaves out of sparse files. They are hashed as zeros: so many take a third of a second.
-	// 0: 64 GiB.
+	// Holes is the sum of the bytes that the archive leaves out of sparse files. They are hashed as zeros: so many take a
+	// third of a second. 0: 64 GiB.
 	Holes int64
 }
 
@@ -122,7 +123,8 @@ type Result struct {
 	Needs bool
 	// Whiteouts: there are whiteouts or opaque directories.
 	Whiteouts bool
-	// Plain: some of them are not overlay's on disk, because the file system refused those, so that overlay must not show the directory.
+	// Plain: some of them are not overlay's on disk, because the file system refused those, so that overlay must not show
+	// the directory.
 	Plain bool
 	// OpaqueRoot: nothing of the layers below is seen.
 	OpaqueRoot bool

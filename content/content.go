@@ -139,13 +139,14 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 
 // makeDir makes one directory, durably, unless it is there.
 func (s *Store) makeDir(path string) error {
-	err := os.Mkdir(path, 0o700)
-	if err == nil {
-		return s.hooks.syncDir(filepath.Dir(path))
-	}
-	fi, statErr := os.Lstat(path)
+	fi, err := os.Lstat(path)
 	switch {
-	case statErr != nil:
+	case errors.Is(err, os.ErrNotExist):
+		if err := os.Mkdir(path, 0o700); err != nil {
+			return err
+		}
+		return s.hooks.syncDir(filepath.Dir(path))
+	case err != nil:
 		return err
 	case !fi.IsDir():
 		return fmt.Errorf("%s: not a directory: %w", path, errdefs.ErrFailedPrecondition)

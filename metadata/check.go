@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"fmt"
+	"os"
 	"runtime/debug"
 	"strings"
 
@@ -48,16 +49,16 @@ func (db *DB) checkPages(fault faultFunc) error {
 		return fmt.Errorf("metadata: check: %w", err)
 	}
 	defer func() { _ = btx.Rollback() }() // nothing was changed
-	return checkFile(db.bolt.Path(), true, fault)
-}
-
-// checkFile reports the faults in the pages of a database that nobody writes.
-func checkFile(path string, leaked bool, fault faultFunc) error {
-	f, err := regular.Open(path)
+	f, err := regular.Open(db.bolt.Path())
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	return checkFile(f, true, fault)
+}
+
+// checkFile reports the faults in the pages of a database that nobody writes.
+func checkFile(f *os.File, leaked bool, fault faultFunc) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err

@@ -92,12 +92,12 @@ func open(path string, o Options) (*DB, error) {
 			return nil, err
 		}
 	}
-	b, err := openFile(path, o)
+	b, file, err := openFile(path, o)
 	if err != nil {
 		return nil, err
 	}
 	db := &DB{bolt: b, spend: o.Spend}
-	if err = verify(path); err == nil {
+	if err = verify(file); err == nil {
 		err = db.verifySchema()
 	}
 	if err != nil {
@@ -106,8 +106,8 @@ func open(path string, o Options) (*DB, error) {
 	return db, nil
 }
 
-func openFile(path string, o Options) (b *bolt.DB, err error) {
-	var file *os.File
+// openFile opens a database. file is the one that bbolt reads, which closes it.
+func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
 	defer func() {
 		if err != nil && file != nil { // after a panic bbolt leaves it locked and mapped, and a map keeps the lock
 			_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
@@ -124,15 +124,15 @@ func openFile(path string, o Options) (b *bolt.DB, err error) {
 	})
 	switch {
 	case err == nil:
-		return b, nil
+		return b, file, nil
 	case errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("the file is missing: %w", errdefs.ErrDataLoss)
+		return nil, file, fmt.Errorf("the file is missing: %w", errdefs.ErrDataLoss)
 	case errors.Is(err, boltErrors.ErrTimeout):
-		return nil, fmt.Errorf("open in another process: %w", errdefs.ErrUnavailable)
+		return nil, file, fmt.Errorf("open in another process: %w", errdefs.ErrUnavailable)
 	case errors.As(err, new(unix.Errno)), errdefs.IsDataLoss(err):
-		return nil, err
+		return nil, file, err
 	}
-	return nil, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss) // what bbolt finds wrong with the file, its size included
+	return nil, file, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss) // what bbolt finds wrong with the file, its size included
 }
 
 // openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would make a
@@ -168,10 +168,10 @@ func openExisting(path string, flag int) (*os.File, error) {
 
 // verify returns errdefs.ErrDataLoss when a page of the file is damaged: bbolt would notice only when it comes across
 // that page, and some damage it takes for records that were deleted.
-func verify(path string) error {
+func verify(file *os.File) error {
 	var first error
 	faults := 0
-	err := checkFile(path, false, func(format string, args ...any) {
+	err := checkFile(file, false, func(format string, args ...any) {
 		if faults++; faults == 1 {
 			first = fmt.Errorf(format, args...)
 		}

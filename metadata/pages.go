@@ -108,6 +108,9 @@ func (p *pages) meta(size int64) (best boltMeta, err error) {
 	found := false
 	for pageSize := int64(1 << 10); pageSize <= 1<<16; pageSize *= 2 {
 		for _, offset := range []int64{0, pageSize} {
+			if offset >= size {
+				continue
+			}
 			m, ok := p.readMeta(offset)
 			if ok && int64(m.pageSize) == pageSize && (!found || m.txid > best.txid) {
 				best, found = m, true

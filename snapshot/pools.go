@@ -29,11 +29,12 @@ func (s *Store) openPools() error {
 		return nil
 	}
 	for _, pool := range pools {
-		if err := os.MkdirAll(s.path(pool), 0o700); err != nil {
-			return err
-		}
 		var st unix.Stat_t
-		if err := unix.Lstat(s.path(pool), &st); err != nil {
+		err := unix.Lstat(s.path(pool), &st)
+		if errors.Is(err, unix.ENOENT) {
+			err = errors.Join(os.Mkdir(s.path(pool), 0o700), unix.Lstat(s.path(pool), &st))
+		}
+		if err != nil {
 			return err
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {

@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 )
 
 // Names gives out names.
@@ -51,7 +52,7 @@ func Foreign(name string) bool { return name == "lost+found" }
 
 // Left lists the paths of what other Names left in dir. It returns no error for a directory that is missing.
 func (n *Names) Left(ctx context.Context, dir string) (paths []string, err error) {
-	d, err := os.Open(dir)
+	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

@@ -9,23 +9,26 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // adopt records and holds a blob whose bytes lie in their place without a record, as a kill leaves them right before the
-// record is written. They are hashed again, because nothing says whether they ever reached the disk. errdefs.ErrNotFound
-// when there are none, or others.
-func (v *View) adopt(ctx context.Context, d digest.Digest) error {
-	b, came, err := v.adoptFile(ctx, d)
+// record is written. They are hashed again, because nothing says whether they ever reached the disk. It returns
+// errdefs.ErrNotFound when there are none, or others; bytes of another size than the descriptor's are not read. A
+// descriptor of size 0 has none.
+func (v *View) adopt(ctx context.Context, desc ocispec.Descriptor) error {
+	b, came, err := v.adoptFile(ctx, desc)
 	if err == nil && came {
 		v.held(b)
 	}
 	return err
 }
 
-func (v *View) adoptFile(ctx context.Context, d digest.Digest) (b metadata.Blob, came bool, err error) {
+func (v *View) adoptFile(ctx context.Context, desc ocispec.Descriptor) (b metadata.Blob, came bool, err error) {
+	d := desc.Digest
 	v.s.gate.RLock()
 	defer v.s.gate.RUnlock()
 	path := v.s.Path(d)
@@ -43,6 +46,9 @@ func (v *View) adoptFile(ctx context.Context, d digest.Digest) (b metadata.Blob,
 	}
 	if !fi.Mode().IsRegular() {
 		return b, false, fmt.Errorf("blob %s: not a file: %w", d, errdefs.ErrNotFound)
+	}
+	if desc.Size > 0 && fi.Size() != desc.Size || !fits(f, fi.Size()) {
+		return b, false, fmt.Errorf("blob %s: a file of %d bytes lies there: %w", d, fi.Size(), errdefs.ErrNotFound)
 	}
 	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
 	if ctx.Err() != nil {
@@ -62,4 +68,11 @@ func (v *View) adoptFile(ctx context.Context, d digest.Digest) (b metadata.Blob,
 	}
 	b, _, came, err = v.record(d, fi.Size(), nil)
 	return b, came, err
+}
+
+// fits reports whether a file can be all data: one that is larger than its file system has a hole, which no download makes
+// and which takes hours to hash.
+func fits(f *os.File, size int64) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) != nil || st.Blocks == 0 || uint64(size) <= st.Blocks*uint64(st.Bsize)
 }

@@ -56,6 +56,9 @@ func recoverBlob(ctx context.Context, path string, d digest.Digest) (metadata.Bl
 	if err != nil {
 		return metadata.Blob{}, err
 	}
+	if !fi.Mode().IsRegular() || !fits(f, fi.Size()) {
+		return metadata.Blob{}, fs.ErrInvalid
+	}
 	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
 	if err != nil {
 		return metadata.Blob{}, err

@@ -77,7 +77,7 @@ func (v *View) Writer(ctx context.Context, opts ...content.WriterOpt) (content.W
 	if o.Desc.Digest != "" {
 		_, err := v.hit(o.Desc.Digest)
 		if errdefs.IsNotFound(err) {
-			err = v.adopt(ctx, o.Desc.Digest)
+			err = v.adopt(ctx, o.Desc)
 		}
 		if err == nil {
 			return nil, fmt.Errorf("blob %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)

@@ -143,7 +143,7 @@ func (p *plan) fillSnapshots(ctx context.Context) {
 	}
 }
 
-// order sorts the snapshots, parents first, and leaves out those that do not stand on what is known.
+// order sorts the snapshots, parents first, and leaves out those whose layers or parents are not known.
 func (p *plan) order(ctx context.Context) {
 	placed := map[string]bool{"": true}
 	for again := true; again; {
@@ -163,7 +163,7 @@ func (p *plan) order(ctx context.Context) {
 	}
 }
 
-// stands reports whether all that a snapshot stands on, beside its parent, is known.
+// stands reports whether all layers and fix-ups of a snapshot are known.
 func (p *plan) stands(s metadata.Snapshot) bool {
 	if s.Dir != "" && !slices.Contains(p.dirs.Snapshots, s.Dir) {
 		return false
@@ -253,8 +253,8 @@ func (p *plan) anythingLeft(i metadata.Image) bool {
 	return false
 }
 
-// fillHolds has everything held by what held it, by what needs it, and else by a holder that a user can see and
-// release.
+// fillHolds gives each record the holders that it had and the images and snapshots that need it. A record without any
+// of these gets a holder that a user can see and release.
 func (p *plan) fillHolds(ctx context.Context) {
 	for _, h := range p.old.Holds {
 		if p.hasNode(h.Node) && p.hasHolder(h.Holder) {
@@ -274,7 +274,7 @@ func (p *plan) fillHolds(ctx context.Context) {
 		held[h.Node] = true
 	}
 	rest := RebuiltHolder
-	if p.daemon { // whose collector drops what it does not know
+	if p.daemon { // its containerd drops what it does not know
 		rest = metadata.Containerd
 	}
 	keep := func(n metadata.Node) {
@@ -384,7 +384,7 @@ func (p *plan) write(tx *metadata.Tx) error {
 			return err
 		}
 	}
-	if !p.old.Whole { // a damaged pair would have a blob taken for what it is not
+	if !p.old.Whole { // with a wrong pair, a blob would be served as another layer
 		return nil
 	}
 	for blob, diffID := range p.old.Pairs {

@@ -267,9 +267,9 @@ func (r *rebuild) replace(built string) error {
 	return syncDir(r.root)
 }
 
-// keep gives the former database the first free name of metadata.db.old, metadata.db.old.1 and so on; one that was
-// whole only the first, because all of it is in the new one. Where the file system has hard links it stays in its
-// place too, so that a root without a database is never seen.
+// keep gives the former database the first free name of metadata.db.old, metadata.db.old.1 and so on. A database that
+// was whole gets only the first of these names or none, because the new one has all its records. Where the file system
+// has hard links, the former database also stays in its place, so that the root is never without a database.
 func (r *rebuild) keep(mode os.FileMode) error {
 	for n := 0; n == 0 || !r.old.Whole; n++ {
 		to := r.path + ".old"
@@ -287,7 +287,8 @@ func (r *rebuild) keep(mode os.FileMode) error {
 	return nil
 }
 
-// dropIndex removes an index.json that is no file of bounded size: the next opening refuses to write in its place.
+// dropIndex removes an index.json that is not a regular file of bounded size, because the next opening would refuse to
+// replace it.
 func (r *rebuild) dropIndex() error {
 	if !r.badFile {
 		return nil

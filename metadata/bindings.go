@@ -50,7 +50,7 @@ func (tx *Tx) Bindings() ([]Binding, error) {
 	return bs, nil
 }
 
-// PutBinding writes a binding.
+// PutBinding adds or replaces a binding.
 func (tx *Tx) PutBinding(b Binding) error {
 	if err := checkName("holder", string(b.Holder)); err != nil {
 		return err
@@ -58,12 +58,12 @@ func (tx *Tx) PutBinding(b Binding) error {
 	return tx.put(bucketMeta, "binding", bindingPrefix+b.ID, b)
 }
 
-// DeleteBinding forgets a binding. It is no error when there is none.
+// DeleteBinding deletes a binding. A missing binding is not an error.
 func (tx *Tx) DeleteBinding(id string) error {
 	return tx.bolt.Bucket(bucketMeta).Delete([]byte(bindingPrefix + id))
 }
 
-// containerdPrefix begins the names of the holders of further containerds.
+// containerdPrefix begins the holder names of all containerds but the first.
 const containerdPrefix = string(Containerd) + "/"
 
 // ContainerdHolder is the holder of a containerd that is not the first of its root.
@@ -74,8 +74,8 @@ func (h Holder) IsContainerd() bool {
 	return h == Containerd || strings.HasPrefix(string(h), containerdPrefix)
 }
 
-// SnapshotKey is the key under which what the holder calls key is recorded. Containerds number their snapshots
-// independently of each other, so that two of them choose the same keys.
+// SnapshotKey is the key under which the snapshot is recorded that the holder calls key. Containerds number their
+// snapshots independently of each other, so two of them choose the same keys.
 func (h Holder) SnapshotKey(key string) string {
 	if key == "" || h == Containerd || !h.IsContainerd() {
 		return key
@@ -94,8 +94,8 @@ func (h Holder) SnapshotName(key string) string {
 // Rekeyed is a snapshot that got another key.
 type Rekeyed struct{ Old, New string }
 
-// HandOver gives all that from holds to to, and gives snapshots the keys that to has for them. A snapshot of to that is
-// in the way of one of from's is kept for to, under another key. Both are holders of containerds.
+// HandOver gives everything that from holds to to, and renames the snapshots to keys of to. If to has another snapshot
+// with the same key, to keeps that one under a new key. Both are holders of containerds.
 func (tx *Tx) HandOver(from, to Holder) ([]Rekeyed, error) {
 	keys, err := tx.HeldSnapshots(from)
 	if err != nil {
@@ -148,10 +148,10 @@ func (tx *Tx) moveHold(from, to Holder, n Node) error {
 	return tx.Release(from, n)
 }
 
-// setAside is in the key of a snapshot that was in the way of another one.
+// setAside is a part of the key of a snapshot that had to give its key to another one.
 const setAside = " (replaced "
 
-// freeKey returns a key that no snapshot has, for one that was in the way.
+// freeKey returns an unused key for a snapshot that has to give up its own.
 func (tx *Tx) freeKey(key string) string {
 	for n := 1; ; n++ {
 		if free := fmt.Sprintf("%s%s%d)", key, setAside, n); !tx.has(SnapshotNode(free)) {

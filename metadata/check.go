@@ -39,7 +39,7 @@ func (db *DB) Check(report func(error)) (err error) {
 	})
 }
 
-// checkPages takes the write transaction, so that nobody writes pages meanwhile.
+// checkPages takes the write transaction, so that no page is written meanwhile.
 func (db *DB) checkPages(fault faultFunc) error {
 	db.soon.mu.Lock()
 	defer db.soon.mu.Unlock()

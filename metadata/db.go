@@ -109,7 +109,7 @@ func open(path string, o Options) (*DB, error) {
 // openFile opens a database. file is the one that bbolt reads, which closes it.
 func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
 	defer func() {
-		if err != nil && file != nil { // after a panic bbolt leaves it locked and mapped, and a map keeps the lock
+		if err != nil && file != nil { // after a panic bbolt leaves the file locked and mapped, and the mapping keeps the lock
 			_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
 			file.Close()
 		}
@@ -180,7 +180,7 @@ func verify(file *os.File) error {
 	case err != nil:
 		return err
 	case faults > 1:
-		return fmt.Errorf("damaged: %w, and %d faults more: %w", first, faults-1, errdefs.ErrDataLoss)
+		return fmt.Errorf("damaged: %w, and %d more faults: %w", first, faults-1, errdefs.ErrDataLoss)
 	case faults == 1:
 		return fmt.Errorf("damaged: %w: %w", first, errdefs.ErrDataLoss)
 	}
@@ -206,7 +206,7 @@ func create(path string) (err error) {
 	return syncDir(filepath.Dir(path))
 }
 
-// createFile makes a database without records, in the place of one that was not finished.
+// createFile makes a database without records. It replaces one that was not finished.
 func createFile(path string) (b *bolt.DB, err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -54,10 +54,10 @@ type pages struct {
 	report   faultFunc
 	faults   int
 
-	// visit is called with each entry of each bucket, and sequence with each bucket's number. nil: nobody wants them.
+	// visit is called with each entry of each bucket, and sequence with each bucket's number. nil: no call.
 	visit    func(bucket string, key, value []byte)
 	sequence func(bucket string, n uint64)
-	bucket   string // that is walked
+	bucket   string // the one that is being walked
 }
 
 // checkPages reports every fault in the structure of the database file r. leaked adds the pages that are neither in use
@@ -97,7 +97,7 @@ func (p *pages) fault(format string, args ...any) {
 	}
 }
 
-// boltMeta is what the first two pages hold: where everything begins.
+// boltMeta is a meta page, one of the first two pages: it refers to the root bucket and the free list.
 type boltMeta struct {
 	pageSize                   uint32
 	root, freelist, high, txid uint64
@@ -121,13 +121,13 @@ func (p *pages) meta(size int64) (best boltMeta, err error) {
 		return best, errors.New("no valid meta page")
 	}
 	p.pageSize, p.high = uint64(best.pageSize), best.high
-	for id := range int64(2) { // the other one would be what was true before the last transaction
+	for id := range int64(2) { // the other meta page describes the state before the last transaction
 		if _, ok := p.readMeta(id * int64(p.pageSize)); !ok {
 			p.fault("page %d: no valid meta page", id)
 		}
 	}
 	there := uint64(size) / p.pageSize
-	if p.visit != nil && p.high > there { // what a cut file still has is wanted
+	if p.visit != nil && p.high > there { // a salvage reads what a truncated file still has
 		p.fault("%d pages in %d bytes", p.high, size)
 		p.high = there
 	}
@@ -154,8 +154,8 @@ func (p *pages) readMeta(offset int64) (m boltMeta, ok bool) {
 	}, true
 }
 
-// smallFile is up to which size a file is read at once: most databases are smaller, and a call for each page would
-// cost more.
+// smallFile is the size up to which a file is read at once: most databases are smaller, and one read for each page
+// costs more.
 const smallFile = 4 << 20
 
 // smallFiles are buffers for such files, which are used again: a program may open roots often.

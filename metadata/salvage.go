@@ -21,7 +21,7 @@ type Hold struct {
 	Node   Node
 }
 
-// Salvaged is what could be read of a database. Records that belong together may be incomplete.
+// Salvaged holds the records that could be read from a database. Some of those that refer to each other may be missing.
 type Salvaged struct {
 	Blobs     []Blob
 	Layers    []Layer
@@ -30,17 +30,17 @@ type Salvaged struct {
 	Images    []Image
 	Pulls     []Pull
 	Holds     []Hold
-	// Pairs are the blobs that were seen to decompress to a diff ID.
+	// Pairs are the blobs that were verified to decompress to a diff ID.
 	Pairs map[digest.Digest]digest.Digest
 	// Facts is all else that is recorded of the root: flags and bindings. See Tx.PutFact.
 	Facts map[string][]byte
 	// LastID is the last number that TakeIDs gave out.
 	LastID uint64
-	// Whole reports that the database has no fault, so that nothing was left out.
+	// Whole is true if the database has no fault, so that no record was left out.
 	Whole bool
 }
 
-// Empty reports whether no record was found of anything.
+// Empty reports whether no record was found.
 func (s *Salvaged) Empty() bool {
 	return len(s.Blobs)+len(s.Layers)+len(s.Rootfs)+len(s.Snapshots)+len(s.Images) == 0
 }
@@ -79,7 +79,7 @@ func Salvage(path string) (*Salvaged, error) {
 	return s, nil
 }
 
-// sound reports whether the database has no fault that only a look at all records shows.
+// sound reports whether all records fit together, which a check of the pages does not show.
 func (s *Salvaged) sound(path string) bool {
 	db, err := Open(path, &Options{ReadOnly: true})
 	if err != nil {
@@ -90,7 +90,7 @@ func (s *Salvaged) sound(path string) bool {
 	return errors.Join(err, db.Close()) == nil && faults == 0
 }
 
-// add takes one entry of a bucket. ok is false when it can't be what it should be.
+// add adds the record in one entry of a bucket. ok is false when the entry is not valid.
 func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 	switch bucket {
 	case string(bucketBlobs):
@@ -122,7 +122,7 @@ func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 			s.Facts[key] = bytes.Clone(value)
 		}
 	}
-	return true // of what is not known, and of the indexes, which are made again
+	return true // unknown buckets, and indexes, which are made again from the records
 }
 
 func take[T any](into *[]T, value []byte, valid func(T) bool) bool {
@@ -160,8 +160,8 @@ func (tx *Tx) PutFact(name string, value []byte) error {
 // PutPull records a pull as Pulls returned it.
 func (tx *Tx) PutPull(p Pull) error { return tx.put(bucketPulls, "pull", p.Ref, p) }
 
-// Build makes a database in a file of its own, in the place of one that was not finished, and checks it. After an error
-// the file is gone. Nobody has the file open.
+// Build makes a database in the file at path, replacing one that was not finished, and checks it. No process may have
+// the file open. After an error Build removes the file.
 func Build(path string, fill func(*Tx) error) (err error) {
 	defer func() {
 		if err != nil {

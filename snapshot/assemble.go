@@ -145,7 +145,7 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 	var seals []*seal
 	for i, l := range layers {
 		if i+1 < len(layers) && layers[i+1].Key == l.Key && !l.Needs {
-			continue // once more on top of itself changes nothing
+			continue // merging the same layer twice in a row changes nothing
 		}
 		src := sources[l.Key]
 		if src.seal == nil {
@@ -206,13 +206,13 @@ func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, m
 // layerSource is where a layer is taken from.
 type layerSource struct {
 	dir  string
-	seal *seal // once it was read
-	move bool  // its inodes are taken away, not copied
-	drop bool  // it is deleted when it was copied
+	seal *seal // nil until it was read
+	move bool  // its inodes are moved, not copied
+	drop bool  // it is deleted after it was copied
 }
 
-// sources says where each layer is taken from. Those to be consumed lose their record first, then move to staged, or,
-// when that is on another file system, aside in their own, to be copied and deleted.
+// sources returns the source of each layer. A layer that is consumed first loses its record. Then it is moved to staged
+// or, if that is on another file system, aside in its own pool, to be copied and deleted.
 func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) (map[string]layerSource, error) {
 	sources := map[string]layerSource{}
 	var consumed []metadata.Layer

@@ -40,15 +40,15 @@ func compareSeal(ctx context.Context, path, dir string, report func(path, what s
 	return c.skipTo("", true)
 }
 
-// comparison goes along a seal and a tree.
+// comparison walks a seal and a tree side by side.
 type comparison struct {
 	sealed *sealCursor
-	want   *unpack.Entry // the next of the seal, nil at its end
+	want   *unpack.Entry // the next entry of the seal, nil at its end
 	report func(path, what string)
 	inodes *inodes
 }
 
-// next goes to the next entry of the seal that is something on disk.
+// next goes to the next entry of the seal that exists on disk.
 func (c *comparison) next() (err error) {
 	for {
 		c.want, err = c.sealed.next()
@@ -62,7 +62,7 @@ func (c *comparison) next() (err error) {
 	}
 }
 
-// skipTo reports what the seal has before a path, or before the end, as missing.
+// skipTo reports as missing the entries that the seal has before a path, or before the end.
 func (c *comparison) skipTo(path string, end bool) error {
 	for c.want != nil && (end || unpack.ComparePaths(c.want.Path, path) < 0) {
 		c.report(c.want.Path, "missing")
@@ -131,7 +131,7 @@ func difference(a, b *unpack.Entry) string {
 	case a.Type != b.Type:
 		return "type"
 	case a.Type == unpack.Whiteout:
-		return "" // only its being there counts
+		return "" // a whiteout only has to exist
 	case a.Mode != b.Mode && a.Type != unpack.Symlink:
 		return "mode"
 	case a.UID != b.UID || a.GID != b.GID:

@@ -31,7 +31,7 @@ type deletions struct {
 	queue   []string   // paths, oldest first
 	taken   uint64     // how many have left the queue
 	busy    map[string]struct{}
-	failed  map[string]error // for the next sweep to try again; a leftover.Error names the files
+	failed  map[string]error // the next sweep tries these again; a leftover.Error lists the files
 	workers int
 }
 
@@ -171,8 +171,8 @@ func (s *Store) startDeletions(workers int) {
 	}
 }
 
-// logLeft logs that a deletion is incomplete. What an earlier process was refused as well because of a flag is no
-// news at every opening: gc names it.
+// logLeft logs that a deletion is incomplete. Files that a flag already protected from an earlier process are logged at
+// debug level, because gc lists them and every opening would repeat the warning.
 func (s *Store) logLeft(ctx context.Context, path string, err error) {
 	left, _ := leftover.Split(err)
 	if left != nil && left.Protected && !s.names.Own(filepath.Base(path)) {
@@ -192,7 +192,7 @@ func (s *Store) deleteAll(ctx context.Context, paths []string) error {
 		if !ok {
 			break
 		}
-		_ = s.removeTaken(ctx, path) // state has it
+		_ = s.removeTaken(ctx, path) // the error is recorded in state
 	}
 	busy, _ := s.deletions.state()
 	for _, path := range busy {
@@ -222,7 +222,7 @@ func (s *Store) removeTaken(ctx context.Context, path string) error {
 		defer s.locks.lock(path)()
 		return removeAll(ctx, path)
 	})
-	if err != nil && ctx.Err() != nil { // the next one goes on, or whoever opens the root next
+	if err != nil && ctx.Err() != nil { // the next sweep or opening of the root continues
 		s.deletions.done(path, nil)
 		s.deleteSoon([]string{path})
 		return ctx.Err()

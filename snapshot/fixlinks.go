@@ -27,7 +27,7 @@ type linkGroup struct {
 	from    string          // the name that the layer links to
 	headers []*unpack.Entry // of the links
 	node    unpack.Entry    // as the parent has it
-	several bool            // the inode may have other names than that
+	several bool            // the inode may have more names
 }
 
 // link notes a hard link to a path that only the parent has.

@@ -31,7 +31,7 @@ type plan struct {
 // dropped is a directory of the layer, and what the parent, where there is something, has in its place.
 type dropped struct {
 	dir   *tree
-	at    string // its path
+	at    string // the node's path
 	below *found
 }
 

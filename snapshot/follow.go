@@ -49,7 +49,7 @@ type lead struct {
 
 var errTooManyLinks = fmt.Errorf("too many links: %w", errdefs.ErrInvalidArgument)
 
-// chainError says that a chain of links was cut at this depth.
+// chainError means that a chain of links was cut at this depth.
 type chainError int
 
 func (chainError) Error() string { return "too many links" }
@@ -94,7 +94,7 @@ func (m *merged) follow(at spot, path string, depth int) (to spot, links int, er
 		switch {
 		case k == nil:
 			if len(at.missing) == 0 {
-				at.missing, long = nil, 0 // not what a link's lead remembers
+				at.missing, long = nil, 0 // not the slice that a lead remembers
 			}
 			at.missing, long = append(at.missing, name), long+1+len(name)
 			if at.place.length+long > maxViewPath+1 {
@@ -145,7 +145,7 @@ func (m *merged) leadOf(k *place, depth int) (*lead, error) {
 	}
 	var cut chainError
 	if errors.As(l.err, &cut) && int(cut)-depth <= maxLinks {
-		k.lead = nil // it may be one of a few links that are left
+		k.lead = nil // on another way there may be few enough links
 		return nil, l.err
 	}
 	k.lead = l

@@ -27,9 +27,9 @@ type merge struct {
 	move   bool            // take inodes away from the source by renames, instead of copying them
 	marked map[string]bool // of the source, as markedDirs returns them; for move
 
-	room    *room             // for what is copied; nil: there is enough
+	room    *room             // free space for copies; nil: not checked
 	shared  bool              // files share their content with what they are copied from
-	share   descriptors.Share // 0: as many descriptors as are worth it
+	share   descriptors.Share // 0: no limit
 	into    *os.File
 	workers chan struct{}           // a place for each that copies beside the first; nil: none
 	fail    context.CancelCauseFunc // ends all workers
@@ -228,7 +228,7 @@ func (m *merge) linked(ctx context.Context, src, dst *os.File, name, at string, 
 	return nil
 }
 
-// fits holds what a copy takes against the free space.
+// fits compares the size of a copy with the free space.
 func (m *merge) fits(st *unix.Stat_t) error {
 	if m.room == nil {
 		return nil

@@ -23,7 +23,7 @@ type merged struct {
 	elems []element
 	top   *place
 	dirs  openDirs
-	cost  int // of what is remembered
+	cost  int // of the remembered places
 }
 
 // element is one directory of a stack.

@@ -43,7 +43,7 @@ func openOwnFile(dir *os.File, name string, live bool) (*ownFile, error) {
 	})
 }
 
-// errReplaced is about what lies in a snapshot: it was committed, but whoever writes to it did not stop.
+// errReplaced is returned for a file of a committed snapshot to which a container is still writing.
 var errReplaced = fmt.Errorf("no longer a regular file: %w", errdefs.ErrAborted)
 
 // openLive opens a name if it is a regular file: first in a way that only names the inode, then that inode to be read.

@@ -9,9 +9,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// servable returns a layer that can be part of what is served: an intact one, whose whiteouts overlay understands if
-// overlay is to show them. A root that was made on a file system without those, and was copied to another one since,
-// has layers that are unpacked again here.
+// servable returns a layer that can be served: it is intact and, in overlay mode, overlay understands its whiteouts. If
+// it was unpacked on a file system without overlay's whiteouts, it is unpacked again here; that succeeds when the root
+// has since been copied to another file system.
 func (s *Store) servable(ctx context.Context, rec metadata.Layer) (metadata.Layer, error) {
 	rec, err := s.trustLayer(ctx, rec)
 	if err != nil || !rec.Plain || s.opts.Directory {

@@ -64,7 +64,7 @@ func (s *Store) removeLeft() error {
 		return err
 	}
 	var left []string
-	for _, e := range old { // listed now: what others make there later has names of its own
+	for _, e := range old { // listed before anything new can be made there
 		left = append(left, s.path("staging", e.Name()))
 	}
 	if len(left) > 0 {

@@ -79,7 +79,7 @@ func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash
 		err = copyUntil(ctx, io.Discard, blob)
 	}
 	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx) // not that the blob was closed
+		return context.Cause(ctx) // instead of the error of the closed blob
 	}
 	return err
 }

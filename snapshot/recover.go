@@ -52,7 +52,7 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 			r.BrokenLayers = append(r.BrokenLayers, name)
 		}
 	}
-	if err := ctx.Err(); err != nil { // which made a directory look broken
+	if err := ctx.Err(); err != nil { // a cancelled comparison makes a directory look broken
 		return nil, err
 	}
 	if r.Snapshots, err = s.recoverable("snapshots", r); err != nil {

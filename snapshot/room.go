@@ -22,7 +22,7 @@ const (
 	roomStep = 8 << 20
 )
 
-// room holds what is written below a directory against the free space of its file system. Several goroutines may use
+// room compares what is written below a directory with the free space of its file system. Several goroutines may use
 // it.
 type room struct {
 	path string

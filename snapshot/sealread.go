@@ -110,8 +110,8 @@ type sealCursor struct {
 	s     *seal
 	at    int64 // where the next window begins
 	left  uint64
-	buf   []byte // what was read and not decoded
-	space []byte // that buf lies in
+	buf   []byte // the bytes that were read but not decoded
+	space []byte // the array of buf
 	prev  string
 	e     unpack.Entry
 	// Mostly, entries with extended attributes have the same as those before them. A map takes as much memory as an entry.

@@ -28,7 +28,7 @@ type Stats struct {
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	unclaimed := s.unpacks.dropUnclaimed(time.Now())
 	stats, moved, err := s.moveUnrecorded()
-	older, lerr := s.left(ctx) // the background may not have come to that yet
+	older, lerr := s.left(ctx) // the background may not have deleted that yet
 	moved, err = append(moved, older...), errors.Join(err, lerr)
 	// The caller of a sweep wants the space now, also that of what waits to be deleted already.
 	return stats, leftover.Join(unclaimed, err, s.deleteAll(ctx, moved))
@@ -57,7 +57,7 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	}
 	var errs []error
 	for _, p := range gone {
-		to, err := s.aside(p) // "" when a removal was quicker: it waits for no sweep
+		to, err := s.aside(p) // "" when the snapshot's removal has moved it already
 		if to != "" {
 			moved = append(moved, to)
 		}
@@ -66,8 +66,8 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	return stats, moved, errors.Join(errs...)
 }
 
-// unrecorded lists the directories below kind/ that have no record. A record that can't be read is an error: nobody
-// knows which directory it is for.
+// unrecorded lists the directories below kind/ that have no record. A record that can't be read is an error,
+// because it may be the record of any of these directories.
 func (s *Store) unrecorded(kind string, recorded func() (map[string]bool, error)) ([]string, error) {
 	names, err := os.ReadDir(s.path(kind))
 	if err != nil || len(names) == 0 {

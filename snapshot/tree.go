@@ -19,7 +19,7 @@ type tree struct {
 	repeated bool   // what lies in the directory is in the fix-up
 }
 
-// answer is what was found out once about a node.
+// answer is a fact about a node that is determined once.
 type answer byte
 
 const (

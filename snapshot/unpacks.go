@@ -21,7 +21,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// unclaimedLife is how long a finished unpack waits for somebody who wants it.
+// unclaimedLife is how long a finished unpack waits to be claimed.
 const unclaimedLife = 10 * time.Minute
 
 // followFactor is how many more layers are unpacked while they are downloaded than when they are here.
@@ -54,14 +54,14 @@ type unpackJob struct {
 	once        sync.Once     // closes here
 	done        chan struct{} // closed when the fields below are set
 
-	followed bool // its bytes came from an ingest, which may not have been of the blob
+	followed bool // its bytes came from an ingest, which may not have become the blob
 	err      error
 	diffID   digest.Digest
 	dir      string // a staged name in layers/, with fs and seal; empty when the blob was only verified
 	record   metadata.Layer
 	finished time.Time
 
-	taken atomic.Bool // dir is somebody's to move or to delete; see take
+	taken atomic.Bool // a caller of take may move or delete dir
 }
 
 // take reports whether the caller is the first to take the job's directory away. A second one must not move what the
@@ -412,7 +412,7 @@ func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, meta
 				l.Blob.Digest, j.diffID, l.DiffID, errdefs.ErrFailedPrecondition)
 		}
 		if s.unpacks.forgotten(j) {
-			continue // another of those that waited has settled it
+			continue // another waiter has recorded it
 		}
 		rec, ok, err = s.settle(j, hold)
 		if err != nil || ok {
@@ -474,7 +474,7 @@ func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) err
 			return hold(tx, rec)
 		}
 		if mine = j.take(); !mine {
-			return nil // another claimer of the job was quicker, and its layer has gone since
+			return nil // another claimer recorded the layer, which has been removed since
 		}
 		rec = j.record
 		rec.Dir = dir

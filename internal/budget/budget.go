@@ -2,11 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: all claims together have no more than the budget and what one of them has on top. A claim that the
-// budget has no room for waits until it is the only one of that kind.
+// Its invariant: at most one claim is on top of the budget, which means that its memory is no longer counted; the
+// counted memory of all claims together is never more than the budget. A claim that needs more than the budget has left
+// waits until it can be the one on top.
 //
-// The surprising rule: a claim on top of the budget is not bounded here. What one piece of work may need at most is its
-// own limit, so that the two together bound the process.
+// The surprising rule: the claim on top is not bounded here. Each piece of work has a limit of its own, so that the
+// budget and one such limit together bound the process.
 package budget
 
 import (
@@ -30,16 +31,17 @@ type Claim struct {
 	b     *Budget
 	taken int64
 	alone bool
-	// ready waits until the work needs nobody else to go on, since others wait for one that is alone; nil: it never does.
+	// ready waits until the work no longer depends on other processes, because other claims may wait for it from then on;
+	// nil: the work never depends on any.
 	ready func(context.Context) error
 }
 
-// Claim returns a claim of nothing. ready is called before the claim is alone: it returns when the work waits for
-// nothing outside the process any more. nil: it never does.
+// Claim returns an empty claim. ready is called before the claim goes on top of the budget, and returns when the work
+// no longer waits for anything outside the process. nil: the work never does.
 func (b *Budget) Claim(ready func(context.Context) error) *Claim { return &Claim{b: b, ready: ready} }
 
-// Grow takes more memory for the claim. It waits where the budget has no room for it and another claim is on top of it.
-// The error is that of ready, or the cause of the end of ctx.
+// Grow takes more memory for the claim. If the budget has too little left, it waits until no other claim is on top. The
+// error is that of ready, or the cause of the end of ctx.
 func (c *Claim) Grow(ctx context.Context, bytes int64) error {
 	if c.alone || c.take(bytes) {
 		return nil
@@ -69,7 +71,7 @@ func (c *Claim) take(bytes int64) bool {
 	return true
 }
 
-// Release gives back all that the claim has.
+// Release gives back all memory of the claim.
 func (c *Claim) Release() {
 	c.b.mu.Lock()
 	c.b.free += c.taken

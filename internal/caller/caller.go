@@ -23,7 +23,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
-// Process is what the kernel knows of the process that connected. The zero value is one of which it knows nothing.
+// Process is what the kernel knows about the process that connected. The zero value is a process about which it knows
+// nothing.
 type Process struct {
 	// PID is 0 for a process that is not visible in this process's PID namespace.
 	PID int
@@ -38,7 +39,7 @@ type Process struct {
 // pidfs is the type of the filesystem of pidfds whose inode numbers identify processes.
 const pidfs = 0x50494446
 
-// Of returns the process that connected. Of a connection that is no unix socket it is the zero value.
+// Of returns the process that connected; the zero value if the connection is not a unix socket.
 func Of(conn net.Conn) Process {
 	cred, err := peer.Of(conn)
 	if err != nil {

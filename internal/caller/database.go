@@ -17,7 +17,7 @@ import (
 
 // File is the file of a database.
 type File struct {
-	Path  string // as the process that has it open calls it
+	Path  string // in the view of the process that has it open
 	Inode uint64
 	Born  time.Time // zero where the filesystem does not record it
 	// Writes is the number of the last transaction in a database of bbolt's; 0 when it can't be read.
@@ -30,9 +30,9 @@ func (f File) Same(other File) bool {
 }
 
 var (
-	// ErrNone says that the process has no containerd database open.
+	// ErrNone is returned when the process has no containerd database open.
 	ErrNone = errors.New("no containerd database is open")
-	// ErrHidden says that it can't be found out which files the process has open.
+	// ErrHidden is returned when Tank can't find out which files the process has open.
 	ErrHidden = errors.New("the process can't be looked at")
 )
 
@@ -54,7 +54,7 @@ func Database(p Process, places []string) (File, error) {
 		f, err = lockedDatabase(p.PID, places)
 	}
 	if p.Started != started(p.PID) {
-		return File{}, ErrHidden // the PID is another process's by now
+		return File{}, ErrHidden // the PID now belongs to another process
 	}
 	return f, err
 }
@@ -184,7 +184,7 @@ func arguments(pid int) []string {
 	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
 }
 
-// rootOf reads the line root = "PATH" of a containerd configuration. What is more complicated is not found.
+// rootOf reads the line root = "PATH" of a containerd configuration. It does not understand any other form.
 func rootOf(config string) []string {
 	f, err := os.OpenFile(config, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {

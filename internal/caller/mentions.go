@@ -40,7 +40,7 @@ func mentions(ctx context.Context, r io.Reader, keys []string) (map[string]bool,
 	}
 	found := map[string]bool{}
 	buf := make([]byte, longest+mentionsChunk)
-	kept := 0 // of the chunk before: a key may lie across the border
+	kept := 0 // bytes kept from the previous chunk, because a key may lie across the border
 	for {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

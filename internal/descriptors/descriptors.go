@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kind is a kind of work that takes descriptors. Whoever holds a share waits for no other share.
+// Kind is a kind of work that takes descriptors. Work that has a share must not wait for another one.
 type Kind int
 
 // The kinds of work.
@@ -36,19 +36,19 @@ const (
 )
 
 const (
-	// plenty is a limit with which nothing is counted.
+	// plenty is the limit from which on nothing is counted.
 	plenty = 4096
-	// few is a limit below which each work makes do with the least.
+	// few is the limit below which all work gets only the least share of its kind.
 	few = 1024
-	// reserve is for what asks for no share: connections, short reads of files, and the process's own.
+	// reserve is for work that asks for no share: connections, short reads of files, and the process's own files.
 	reserve = 12
-	// smallest is a share of whatever kind with which work can be done at all.
+	// smallest is the smallest share with which any kind of work may succeed.
 	smallest = 8
-	// again is how soon a limit that was changed is noticed.
+	// again is how soon a waiter notices that the limit was changed.
 	again = 100 * time.Millisecond
 )
 
-// Share is how many descriptors work may have open. 0: as many as are worth it.
+// Share is how many descriptors work may have open. 0: no limit.
 type Share int
 
 // Pool shares out descriptors.
@@ -59,7 +59,7 @@ type Pool struct {
 	mu    sync.Mutex // guards what follows
 	held  [kinds][]Share
 	base  int       // descriptors that were open when nobody held a share
-	waits []*waiter // in their order
+	waits []*waiter // in order of arrival
 }
 
 // waiter is work that waits for a share.
@@ -113,7 +113,8 @@ func shareOf(k Kind, limit uint64) Share {
 	return least(k)
 }
 
-// Take waits for a share for work of a kind. It returns the share and what gives it back; its error is that of ctx.
+// Take waits for a share for work of a kind. It returns the share and a function that gives it back; its error is the
+// cause of the end of ctx.
 func (p *Pool) Take(ctx context.Context, k Kind) (s Share, release func(), err error) {
 	w := &waiter{kind: k, given: make(chan struct{})}
 	p.mu.Lock()
@@ -121,7 +122,7 @@ func (p *Pool) Take(ctx context.Context, k Kind) (s Share, release func(), err e
 	p.give()
 	p.mu.Unlock()
 	for {
-		// A timer only for those that wait.
+		// Only work that waits needs a timer.
 		select {
 		case <-w.given:
 			return w.share, sync.OnceFunc(func() { p.release(k, w.share) }), nil
@@ -162,7 +163,7 @@ func (p *Pool) release(k Kind, s Share) {
 	p.give()
 }
 
-// give gives shares to those that wait, in their order. Called with mu held.
+// give gives shares to waiters in order of arrival. Called with mu held.
 func (p *Pool) give() {
 	if len(p.waits) == 0 {
 		return
@@ -178,7 +179,7 @@ func (p *Pool) give() {
 			share = max(smallest, min(share, Share(limit)-Share(p.base)-smallest/2))
 		}
 		if blocked || full[w.kind] || !p.fits(w.kind, share, limit) {
-			// The first of its kind waits for room for it, and nobody takes that meanwhile.
+			// The first waiter of its kind waits until there is room for it; later waiters must not take that room.
 			blocked = blocked || len(p.held[w.kind]) == 0
 			full[w.kind] = true
 			return false

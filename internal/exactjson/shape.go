@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// shape is what check has to know of a Go type: the fields of a struct, and where others lie below it. The methods of
-// a nil shape describe a value that is free: a map's keys, which are data, or a value that decodes itself.
+// shape is what check needs to know about a Go type: the fields of a struct and the types of elements. The methods of a
+// nil shape describe a value in which any name is allowed, such as one that decodes itself.
 type shape struct {
 	fields map[string]reflect.Type // of a struct, by their names in JSON; nil for other types
 	folded map[string]string       // the same names, by fold
@@ -28,8 +28,8 @@ var (
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
-// shapeOf describes a type; nil if nothing in it is to be checked. Shapes are made one type at a time, so recursive
-// types have one too.
+// shapeOf describes a type; nil if nothing in it has to be checked. It describes one type at a time, so recursive types
+// work too.
 func shapeOf(t reflect.Type) *shape {
 	if s, ok := shapes.Load(t); ok {
 		return s.(*shape)
@@ -64,8 +64,7 @@ func newShape(t reflect.Type) *shape {
 }
 
 // jsonName is the name by which encoding/json finds a field, or "" for one that it does not decode. Where two fields
-// of embedded structs have one name encoding/json may decode neither; then the check is only stricter than it has to
-// be.
+// of embedded structs have one name, encoding/json may decode neither; then the check is stricter than necessary.
 func jsonName(f reflect.StructField) string {
 	tag := f.Tag.Get("json")
 	name, _, _ := strings.Cut(tag, ",")
@@ -109,11 +108,11 @@ func (s *shape) member(name string) (*shape, error) {
 	return nil, nil
 }
 
-// fold maps all spellings that encoding/json takes for one name to one string: two names fold to the same string
-// exactly if strings.EqualFold finds them equal.
+// fold maps all spellings that encoding/json takes for one name to one string: two names fold to the same string if and
+// only if strings.EqualFold reports that they are equal.
 func fold(name string) string {
 	return strings.Map(func(r rune) rune {
-		for { // up to the least of those that are equal to r
+		for { // until the smallest rune that folds like r
 			next := unicode.SimpleFold(r)
 			if next <= r {
 				return next

@@ -47,15 +47,15 @@ type either struct {
 	FSLayers  json.RawMessage      `json:"fsLayers"`
 }
 
-// parts are the members that a document has, whatever is in them.
+// parts are the members by which the kind of a document is recognized.
 type parts struct {
 	Manifests json.RawMessage `json:"manifests"`
 	Layers    json.RawMessage `json:"layers"`
 	Config    json.RawMessage `json:"config"`
 }
 
-// Read decodes a manifest or an index. claimed is the media type that somebody else gives it, and may be empty.
-// Everything that is wrong with a document is errdefs.ErrDataLoss.
+// Read decodes a manifest or an index. claimed is the media type from outside the document, and may be empty. Any fault
+// of a document is errdefs.ErrDataLoss.
 func Read(claimed string, data []byte) (*Document, error) {
 	if len(data) > MaxManifestSize {
 		return nil, fmt.Errorf("larger than %d bytes: %w", MaxManifestSize, errdefs.ErrDataLoss)
@@ -89,8 +89,7 @@ func Read(claimed string, data []byte) (*Document, error) {
 	return &Document{MediaType: mediaType, Manifest: &e.Manifest}, checkSizes(descriptors)
 }
 
-// agree returns the media type of a document after comparing what is claimed for it, what it says of itself and what
-// it holds.
+// agree returns the media type of a document after comparing the claimed type, the type inside and the content.
 func agree(claimed, inside string, has parts) (string, error) {
 	t := inside
 	switch {

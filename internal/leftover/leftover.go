@@ -20,7 +20,7 @@ import (
 // shown is how many paths an Error keeps.
 const shown = 8
 
-// Error is returned by a removal that went on past what it could not remove.
+// Error is returned by a removal that skipped paths which it could not remove.
 type Error struct {
 	Paths     []string // the first few
 	Count     int      // of all
@@ -33,7 +33,7 @@ func New(path string, protected bool, err error) *Error {
 	return &Error{Paths: []string{path}, Count: 1, Protected: protected, Err: err}
 }
 
-// Add returns what e and other left together. Both may be nil, and neither is changed.
+// Add returns an Error for the paths of both e and other. Both may be nil, and neither is changed.
 func (e *Error) Add(other *Error) *Error {
 	if e == nil || other == nil {
 		if e == nil {
@@ -47,12 +47,12 @@ func (e *Error) Add(other *Error) *Error {
 	}
 	sum.Paths = sum.Paths[:min(len(sum.Paths), shown)]
 	if e.Protected && !other.Protected {
-		sum.Err = other.Err // which is the one to act on
+		sum.Err = other.Err // an error that is not a flag's is the important one
 	}
 	return sum
 }
 
-// Below puts the paths below dir.
+// Below returns e with dir in front of all paths.
 func (e *Error) Below(dir string) *Error {
 	for i, p := range e.Paths {
 		e.Paths[i] = strings.TrimSuffix(dir, "/") + "/" + p
@@ -86,7 +86,7 @@ func quoted(paths []string) []string {
 	return out
 }
 
-// Split takes all leftovers out of an error, joined ones included. rest is nil when err was nothing else.
+// Split separates all leftovers from an error, joined ones included. rest is nil when err had nothing else.
 func Split(err error) (left *Error, rest error) {
 	joined, ok := err.(interface{ Unwrap() []error }) // a wrapped join is one error
 	if ok {
@@ -102,10 +102,10 @@ func Split(err error) (left *Error, rest error) {
 	return nil, err
 }
 
-// Join is errors.Join that makes one Error of all leftovers.
+// Join is like errors.Join, but merges all leftovers into one Error.
 func Join(errs ...error) error {
 	left, rest := Split(errors.Join(errs...))
-	if left == nil { // an interface of a nil pointer would be an error
+	if left == nil { // a nil *Error in an interface would not be nil
 		return rest
 	}
 	return errors.Join(rest, left)

@@ -35,7 +35,7 @@ func Of(conn net.Conn) (unix.Ucred, error) {
 	if err = errors.Join(err, failed); err != nil {
 		return unix.Ucred{}, fmt.Errorf("peer: %w", err)
 	}
-	if cred.Pid == 0 && cred.Uid == ^uint32(0) { // a TCP socket is answered like this
+	if cred.Pid == 0 && cred.Uid == ^uint32(0) { // what the kernel returns for a TCP socket
 		return unix.Ucred{}, fmt.Errorf("peer of a %s socket: not known: %w", conn.LocalAddr().Network(),
 			errdefs.ErrInvalidArgument)
 	}

@@ -12,7 +12,7 @@ type Formatter interface {
 }
 
 // LogFormatter returns a formatter that makes the message and the fields of each entry printable before inner formats
-// it. What inner adds, as colors, passes.
+// it. Text that inner adds, such as colors, passes unchanged.
 func LogFormatter(inner Formatter) Formatter { return formatter{inner} }
 
 type formatter struct{ inner Formatter }

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flags are those with which a file that somebody else may have replaced is opened for reading.
+// Flags are the flags for opening a file for reading that somebody else may have replaced.
 const Flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW | unix.O_NOCTTY | unix.O_CLOEXEC
 
 // Open opens a regular file for reading. The error is os.ErrNotExist for a missing file and errdefs.ErrDataLoss for a
@@ -88,7 +88,7 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 		if n += m; int64(n) > limit {
 			return nil, tooLarge(path, limit)
 		}
-		if n == len(b) { // it grows
+		if n == len(b) { // the file grew
 			b = append(b, make([]byte, min(int64(len(b)), limit+1-int64(n)))...)
 		}
 	}

@@ -3,10 +3,11 @@
 // It owns the directory reserve/ of a root: a few files without content, whose blocks are allocated. Their inodes
 // count as much as their blocks.
 //
-// Its invariant: a reserve is made only where the disk has several times its size left, so it never fills a disk.
+// Its invariant: a reserve is made only where the disk has several times its size left, so making one never fills a
+// disk.
 //
-// The surprising rule: nothing fails for want of a reserve. On a file system that allocates nothing ahead, as on a
-// disk that was full before there was one, callers get the error that they would have got.
+// The surprising rule: a missing reserve is never an error. On a file system that cannot allocate blocks in advance,
+// and on a disk that was full before there was a reserve, callers get the error that they would have got without it.
 package reserve
 
 import (
@@ -40,7 +41,7 @@ type Reserve struct {
 	dir string
 
 	mu    sync.Mutex // guards given, and one change at a time
-	given bool       // it was given up here, and not made again
+	given bool       // this process gave the reserve up and has not made it again
 }
 
 // New returns the reserve of a root. It does not look at the disk.
@@ -49,8 +50,8 @@ func New(root string) *Reserve { return &Reserve{dir: filepath.Join(root, "reser
 func (r *Reserve) file(i int) string { return filepath.Join(r.dir, fmt.Sprint(i)) }
 
 // Keep makes the reserve if it is missing and the disk has room. One that this process gave up it makes again with
-// less room: at worst the disk is as full as before. It reports whether there is a reserve now. There is no error,
-// since nobody could do anything about it.
+// less room: at worst the disk is as full as before. It reports whether there is a reserve now. It returns no error,
+// because a caller could not do anything about it.
 func (r *Reserve) Keep() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -77,7 +78,7 @@ func (r *Reserve) Keep() bool {
 	return true
 }
 
-// KeepAfter is Keep after something was deleted: a file system may free that a moment later.
+// KeepAfter is Keep after something was deleted. It waits a moment, because some file systems free blocks late.
 func (r *Reserve) KeepAfter() {
 	for tries := 5; !r.Keep() && tries > 0; tries-- {
 		time.Sleep(patience / 20)
@@ -112,8 +113,8 @@ func allocate(path string, size int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// empty deletes the files, and reports whether there was one. They are cut first: XFS frees a deleted file's blocks
-// later.
+// empty deletes the files, and reports whether there was one. It truncates them first, because XFS frees the blocks of
+// a deleted file later.
 func (r *Reserve) empty() (had bool) {
 	if fi, err := os.Lstat(r.dir); err != nil || !fi.IsDir() {
 		return false
@@ -148,8 +149,8 @@ func (r *Reserve) Restore() {
 	}
 }
 
-// Spend calls fn. If fn finds the disk full, Spend gives the reserve up and calls fn again, so fn must be such that
-// it can be called more than once. Keep makes the reserve again.
+// Spend calls fn. If fn finds the disk full, Spend gives the reserve up and calls fn again, so calling fn twice must be
+// safe. Keep makes the reserve again.
 func (r *Reserve) Spend(fn func() error) error {
 	err := fn()
 	if !Full(err) || !r.Give() {
@@ -158,7 +159,7 @@ func (r *Reserve) Spend(fn func() error) error {
 	return r.Again(fn)
 }
 
-// Again calls fn after something was deleted, and for a moment again while fn finds the disk full.
+// Again calls fn after something was deleted, and repeats it for a moment while fn finds the disk full.
 func (r *Reserve) Again(fn func() error) error {
 	for began := time.Now(); ; time.Sleep(patience / 50) {
 		if err := fn(); !Full(err) || time.Since(began) > patience {
@@ -167,8 +168,8 @@ func (r *Reserve) Again(fn func() error) error {
 	}
 }
 
-// Low reports whether less than a twentieth of the file system's blocks or inodes is left, and of bytes less than a
-// GiB.
+// Low reports whether less than 5 % of the file system's inodes are left, or less than 5 % of its blocks and less than
+// 1 GiB.
 func Low(dir string) bool {
 	var fs unix.Statfs_t
 	if unix.Statfs(dir, &fs) != nil || fs.Blocks == 0 {
@@ -177,7 +178,8 @@ func Low(dir string) bool {
 	return fs.Bavail < fs.Blocks/20 && fs.Bavail*uint64(fs.Bsize) < 1<<30 || fs.Files > 0 && fs.Ffree < fs.Files/20
 }
 
-// Full reports whether an error is one of a full disk, or of a quota that is used up. bbolt passes some only as text.
+// Full reports whether an error means that a disk is full or a quota used up. bbolt returns some of these errors only
+// as text.
 func Full(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) ||
 		err != nil && strings.Contains(err.Error(), "file ") && strings.Contains(err.Error(), unix.ENOSPC.Error())

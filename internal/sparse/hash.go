@@ -8,8 +8,8 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// Hash computes XXH3-128 of bytes and of runs of zeros, without looking at each zero: a gigabyte of them takes a few
-// milliseconds. The result is that of package xxh3 for the same bytes.
+// Hash computes XXH3-128 of bytes and of runs of zeros, without processing each zero: a gigabyte of them takes a few
+// milliseconds. The result is the same as that of package xxh3.
 // (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md)
 //
 // Its zero value is ready.
@@ -26,7 +26,7 @@ const (
 	stripe    = 64 // bytes
 	stripes   = 16 // in a block
 	blockSize = stripes * stripe
-	short     = 240 // bytes up to which another algorithm counts
+	short     = 240 // up to this many bytes XXH3 uses another algorithm
 
 	prime32x1 = 0x9E3779B1
 	prime32x2 = 0x85EBCA77
@@ -108,7 +108,7 @@ func (h *Hash) begin(more uint64) {
 	h.total += more
 }
 
-// flush adds the block if it is full: others follow.
+// flush accumulates the block if it is full and more bytes follow.
 func (h *Hash) flush() {
 	if h.n < blockSize {
 		return
@@ -158,10 +158,10 @@ func accumulate(acc *[lanes]uint64, p []byte, at int) {
 
 func mixed(acc, key uint64) uint64 { return (acc ^ acc>>47 ^ key) * prime32x1 }
 
-// parallelBlocks is from how many blocks on it is worth another core's while.
+// parallelBlocks is the number of blocks from which on the lanes are computed in parallel.
 const parallelBlocks = 1 << 20
 
-// zeroBlocks adds blocks of zeros. Each lane goes its own way.
+// zeroBlocks adds blocks of zeros. The lanes do not depend on each other.
 func zeroBlocks(acc *[lanes]uint64, n int64) {
 	if n < parallelBlocks {
 		fourLanes(acc, 0, n)

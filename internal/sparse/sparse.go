@@ -42,7 +42,7 @@ func HasHoles(fd int, size int64) bool {
 // the file's offset.
 func Sum128(ctx context.Context, fd int, size int64) ([16]byte, error) {
 	if !HasHoles(fd, size) {
-		h := xxh3.New() // which is faster with data
+		h := xxh3.New() // faster than Hash for data
 		err := read(ctx, fd, 0, size, h)
 		return h.Sum128().Bytes(), err
 	}
@@ -80,7 +80,7 @@ func read(ctx context.Context, fd int, at, end int64, h io.Writer) error {
 	return nil
 }
 
-// cut is the error of a file that lost its end while it was read.
+// cut is the error for a file that became shorter while it was read.
 func cut(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -110,7 +110,7 @@ func Copy(ctx context.Context, to, from *os.File) error {
 	return extents(ctx, int(from.Fd()), st.Size, func(at, end int64) error { return copyRange(ctx, to, from, at, end) })
 }
 
-// copyWhole reads every byte, and leaves out the blocks that hold nothing.
+// copyWhole reads every byte, and leaves out the blocks of zeros.
 func copyWhole(to, from *os.File, size int64) error {
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
@@ -126,7 +126,7 @@ func copyWhole(to, from *os.File, size int64) error {
 	return unix.Ftruncate(int(to.Fd()), size)
 }
 
-// writeAt writes to a file that is new there, and leaves out the blocks of zeros.
+// writeAt writes to a part of a file that nothing was written to before, and leaves out the blocks of zeros.
 func writeAt(f *os.File, p []byte, at int64) error {
 	for len(p) > 0 {
 		n := 0 // bytes to write, from one block of zeros to the next
@@ -148,8 +148,8 @@ var zeros [unit]byte
 
 func isZero(p []byte) bool { return string(p) == string(zeros[:len(p)]) }
 
-// extents calls fn for the ranges that hold data, in order. What was written is on the disk when it asks for them;
-// where it can't be, or nobody knows of holes, all is one range.
+// extents calls fn for the ranges that hold data, in order. It syncs the file before it asks the file system for them.
+// If that fails, or the file system does not report holes, the whole file is one range.
 func extents(ctx context.Context, fd int, size int64, fn func(at, end int64) error) error {
 	if !HasHoles(fd, size) || unix.Fdatasync(fd) != nil {
 		return fn(0, size)

@@ -15,7 +15,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/sparse"
 )
 
-// isSparse tells whether the archiver found holes in the file.
+// isSparse reports whether the archiver found holes in the file.
 func isSparse(hdr *tar.Header) bool {
 	if hdr.Typeflag == tar.TypeGNUSparse {
 		return true
@@ -28,8 +28,8 @@ func isSparse(hdr *tar.Header) bool {
 	return false
 }
 
-// fillSparse writes and hashes the content of a file with holes. What the archive has no bytes for costs neither, and
-// blocks of zeros are left out.
+// fillSparse writes and hashes the content of a file with holes. Holes of the archive are neither written nor hashed
+// byte by byte, and blocks of zeros are left out.
 func (x *extractor) fillSparse(
 	ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *source,
 ) error {
@@ -58,7 +58,7 @@ func (x *extractor) fillSparse(
 }
 
 // skipsHoles returns the writer of an entry's content that seeks over its holes; nil if there is none. tar.Reader has
-// it, but gives only its Read to others (golang.org/issue/22735), which makes each zero.
+// such a writer but exports only Read (golang.org/issue/22735), which produces every zero.
 func skipsHoles(body io.Reader) io.WriterTo {
 	tr, ok := body.(*tar.Reader)
 	if !ok {

@@ -95,7 +95,7 @@ func removeAll(interrupted func() error, fd int, name string) error {
 	if err := r.run(name); err != nil {
 		return err
 	}
-	if r.left != nil { // an interface of a nil pointer would be an error
+	if r.left != nil { // a nil *Error in an interface would not be nil
 		return r.left
 	}
 	return nil
@@ -136,7 +136,7 @@ func (r *remover) run(name string) error {
 	return r.interrupted()
 }
 
-// leaveEmpty goes up, and removes the directory that it was in unless something was kept there.
+// leaveEmpty goes up, and removes the directory that it leaves unless something was kept there.
 func (r *remover) leaveEmpty() error {
 	holds := len(r.kept[len(r.kept)-1]) > 0
 	name, err := r.leave()
@@ -186,7 +186,7 @@ func (r *remover) enter(name string) {
 	}
 }
 
-// keep notes that name, in the directory where r is, was not removed.
+// keep records that name, in the current directory of r, was not removed.
 func (r *remover) keep(name string, err error) {
 	at := make([]string, 0, len(r.up)+1)
 	for _, l := range r.up[:min(len(r.up), maxNamed)] {

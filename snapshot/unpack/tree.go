@@ -95,7 +95,7 @@ func (n *node) hide(name string, seq int32) {
 	n.whiteouts[strings.Clone(name)] = seq
 }
 
-// within tells whether n is top or lies in it.
+// within reports whether n is top or lies in it.
 func (n *node) within(top *node) bool {
 	for ; n != nil; n = n.parent {
 		if n == top {

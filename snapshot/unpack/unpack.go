@@ -126,7 +126,7 @@ type Result struct {
 	// Plain: some of them are not overlay's on disk, because the file system refused those, so that overlay must not show
 	// the directory.
 	Plain bool
-	// OpaqueRoot: nothing of the layers below is seen.
+	// OpaqueRoot: everything in the layers below is hidden.
 	OpaqueRoot bool
 
 	root *node

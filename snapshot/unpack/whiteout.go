@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A whiteout is overlay's on disk: a character device 0:0. Some file systems refuse that device (overlayfs does, and so
-// do kernels before 5.8 to who is not root), and some have no extended attributes. There a whiteout is a socket that
-// nobody may open, mode 0, and an opaque directory has such a socket with the name of the layers' own marker. Nothing
-// else in a layer is a socket, since no tar has any, and nothing else has such a name. Overlay does not understand
-// either, so that a layer with them has the mark Plain.
+// On disk, a whiteout has overlay's form: a character device 0:0. Some file systems refuse that device (overlayfs does,
+// and kernels before 5.8 refuse it to ordinary users), and some have no extended attributes. There a whiteout is a
+// socket of mode 0, and an opaque directory has such a socket with the name of the layers' own marker. A tar cannot
+// contain sockets or that name, so nothing else in a layer looks like them. Overlay understands neither, so a layer
+// with them is recorded as Plain.
 
 // IsWhiteout reports whether a node with this status is a whiteout.
 func IsWhiteout(st *unix.Stat_t) bool {
@@ -44,8 +44,8 @@ func makeWhiteout(dir int, name string) (plain bool, err error) {
 
 // Marks are what overlay needs to know of a directory.
 type Marks struct {
-	// Whiteouts: it holds some that overlay understands. They would show up as names where nothing merges with the
-	// directory, but for a mark of their own.
+	// Whiteouts: the directory holds whiteouts that overlay understands. Without a mark, overlay would show them as
+	// files where no lower directory merges with this one.
 	Whiteouts bool
 	// Opaque: what is below it is hidden.
 	Opaque bool
@@ -66,7 +66,7 @@ func mark(fd int, m Marks, prefix string) (plain bool, err error) {
 		switch err := unix.Fsetxattr(fd, prefix+name, []byte(value), 0); err {
 		case nil:
 			return true, nil
-		case unix.EOPNOTSUPP: // opaque looks for a marker where reading says so, too
+		case unix.EOPNOTSUPP: // reading returns the same error, and then a marker is looked for
 			return false, nil
 		default:
 			return false, fmt.Errorf("xattr %q: %w", prefix+name, err)

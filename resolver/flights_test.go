@@ -181,9 +181,13 @@ func (w *blockedWriter) Write([]byte) (int, error) {
 	return 0, errdefs.ErrFailedPrecondition
 }
 
-func (w *blockedWriter) Close() error {
-	w.once.Do(func() { close(w.closed) })
-	return w.Writer.Close()
+// Close waits for a Close that runs: containerd's writer writes to the ingest until it returns.
+func (w *blockedWriter) Close() (err error) {
+	w.once.Do(func() {
+		close(w.closed)
+		err = w.Writer.Close()
+	})
+	return err
 }
 
 // layerBytes tells the layer from the documents.

@@ -1,7 +1,6 @@
 package unpack
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -125,91 +124,4 @@ func openat(at int, name string, flags int, mode uint32) (fd int, err error) {
 		return err
 	})
 	return fd, err
-}
-
-// dirCache keeps the descriptors of the directories used last: entries of a tar come directory by directory.
-type dirCache struct {
-	open  *opener
-	spare func() error // closes other descriptors, when there are too many
-	slots [16]dirSlot
-	few   int // how many of the slots are used; 0: all
-	tick  uint64
-}
-
-type dirSlot struct {
-	n    *node
-	fd   int
-	used uint64
-}
-
-// fd is valid until three other directories were asked for.
-func (c *dirCache) fd(n *node) (int, error) {
-	if n.parent == nil {
-		return c.open.root, nil
-	}
-	c.tick++
-	slots := c.slots[:cmp.Or(c.few, len(c.slots))]
-	oldest := &slots[0]
-	at, rel := c.open.root, ""
-	for i := range slots {
-		s := &slots[i]
-		if s.n == n {
-			s.used = c.tick
-			return s.fd, nil
-		}
-		if s.n != nil && s.n == n.parent {
-			at, rel = s.fd, n.name
-			s.used = c.tick // not the one to close
-		}
-		if s.used < oldest.used {
-			oldest = s
-		}
-	}
-	if rel == "" {
-		rel = n.path()
-	}
-	fd, err := c.open.dir(at, rel)
-	if errors.Is(err, unix.EMFILE) && c.spare != nil {
-		if err = c.spare(); err == nil {
-			c.shrink()
-			fd, err = c.open.dir(c.open.root, n.path())
-		}
-	}
-	if err != nil {
-		return -1, fmt.Errorf("directory %q: %w", clip(n.path()), err)
-	}
-	if oldest.n != nil {
-		unix.Close(oldest.fd)
-	}
-	*oldest = dirSlot{n, fd, c.tick}
-	return fd, nil
-}
-
-// recent is how many of the directories used last shrink leaves open: a caller may hold two.
-const recent = 3
-
-// shrink closes all but the directories used last.
-func (c *dirCache) shrink() {
-	for i := range c.slots {
-		newer := 0
-		for _, s := range c.slots {
-			if s.used > c.slots[i].used {
-				newer++
-			}
-		}
-		if newer >= recent && c.slots[i].n != nil {
-			unix.Close(c.slots[i].fd)
-			c.slots[i].n = nil
-		}
-	}
-}
-
-// purge forgets every directory; some of them are about to be removed.
-func (c *dirCache) purge() {
-	for i := range c.slots {
-		if c.slots[i].n != nil {
-			unix.Close(c.slots[i].fd)
-		}
-		c.slots[i] = dirSlot{}
-	}
 }

@@ -1,0 +1,194 @@
+package unpack
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// dirCache keeps the descriptors of the directories used last: entries of a tar come directory by directory.
+type dirCache struct {
+	open  *opener
+	spare func() error // closes other descriptors, when there are too many
+	slots [16]dirSlot
+	few   int // how many of the slots are used; 0: all
+	tick  uint64
+	steps steps
+}
+
+type dirSlot struct {
+	n    *node
+	fd   int
+	used uint64
+}
+
+// fd is valid until three other directories were asked for.
+func (c *dirCache) fd(n *node) (int, error) {
+	if n.parent == nil {
+		return c.open.root, nil
+	}
+	c.tick++
+	slots := c.slots[:cmp.Or(c.few, len(c.slots))]
+	oldest := &slots[0]
+	at, rel := c.open.root, ""
+	for i := range slots {
+		s := &slots[i]
+		if s.n == n {
+			s.used = c.tick
+			return s.fd, nil
+		}
+		if s.n != nil && s.n == n.parent {
+			at, rel = s.fd, n.name
+			s.used = c.tick // not the one to close
+		}
+		if s.used < oldest.used {
+			oldest = s
+		}
+	}
+	var fd int
+	var err error
+	if rel == "" && c.few == 0 {
+		at, rel, err = c.steps.near(c.open, n)
+	} else if rel == "" {
+		rel = n.path()
+	}
+	if err == nil {
+		fd, err = c.open.dir(at, rel)
+	}
+	if errors.Is(err, unix.EMFILE) && c.spare != nil {
+		if err = c.spare(); err == nil {
+			c.shrink()
+			fd, err = c.open.dir(c.open.root, n.path())
+		}
+	}
+	if err != nil {
+		return -1, fmt.Errorf("directory %q: %w", clip(n.path()), err)
+	}
+	if oldest.n != nil {
+		unix.Close(oldest.fd)
+	}
+	*oldest = dirSlot{n, fd, c.tick}
+	return fd, nil
+}
+
+// recent is how many of the directories used last shrink leaves open: a caller may hold two.
+const recent = 3
+
+// shrink closes all but the directories used last.
+func (c *dirCache) shrink() {
+	c.steps.purge()
+	for i := range c.slots {
+		newer := 0
+		for _, s := range c.slots {
+			if s.used > c.slots[i].used {
+				newer++
+			}
+		}
+		if newer >= recent && c.slots[i].n != nil {
+			unix.Close(c.slots[i].fd)
+			c.slots[i].n = nil
+		}
+	}
+}
+
+// purge forgets every directory; some of them are about to be removed.
+func (c *dirCache) purge() {
+	c.steps.purge()
+	for i := range c.slots {
+		if c.slots[i].n != nil {
+			unix.Close(c.slots[i].fd)
+		}
+		c.slots[i] = dirSlot{}
+	}
+}
+
+// stride is how many levels of directories are opened at once: more would cost more than another descriptor.
+const stride = 32
+
+// steps keeps descriptors on the way to deep directories. Without them, opening each directory of a chain by its whole
+// path takes time that grows with the square of the depth.
+type steps struct {
+	slots [8]dirSlot
+	tick  uint64
+}
+
+// near returns the descriptor of the root, or of a directory at most stride levels above n, and the path from there. The
+// descriptor is valid until the next call.
+func (s *steps) near(o *opener, n *node) (at int, rel string, err error) {
+	s.tick++
+	at, levels := o.root, 0
+	above := n
+	for above.parent != nil {
+		if slot := s.find(above); slot != nil && above != n {
+			slot.used = s.tick
+			at = slot.fd
+			break
+		}
+		above, levels = above.parent, levels+1
+	}
+	for levels > stride { // half of the rest at a time: on the way back up, each of them is near for a while
+		levels -= levels / 2
+		next := n
+		for range levels {
+			next = next.parent
+		}
+		fd, err := o.dir(at, next.pathFrom(above))
+		if err != nil {
+			return -1, "", err
+		}
+		s.keep(next, fd)
+		at, above = fd, next
+	}
+	return at, n.pathFrom(above), nil
+}
+
+func (s *steps) find(n *node) *dirSlot {
+	for i := range s.slots {
+		if s.slots[i].n == n {
+			return &s.slots[i]
+		}
+	}
+	return nil
+}
+
+func (s *steps) keep(n *node, fd int) {
+	s.tick++
+	oldest := &s.slots[0]
+	for i := range s.slots {
+		if s.slots[i].used < oldest.used {
+			oldest = &s.slots[i]
+		}
+	}
+	if oldest.n != nil {
+		unix.Close(oldest.fd)
+	}
+	*oldest = dirSlot{n, fd, s.tick}
+}
+
+func (s *steps) purge() {
+	for i := range s.slots {
+		if s.slots[i].n != nil {
+			unix.Close(s.slots[i].fd)
+		}
+		s.slots[i] = dirSlot{}
+	}
+}
+
+// pathFrom is the path of n relative to a directory above it.
+func (n *node) pathFrom(above *node) string {
+	if above.parent == nil {
+		return n.path()
+	}
+	b := make([]byte, n.length-above.length-1)
+	for m, end := n, len(b); m != above; m = m.parent {
+		end -= len(m.name)
+		copy(b[end:], m.name)
+		if end > 0 {
+			end--
+			b[end] = '/'
+		}
+	}
+	return string(b)
+}

@@ -34,7 +34,7 @@ type Rebuilt struct {
 	Kept string
 }
 
-// RebuiltHolder holds what a Rebuild found and nobody is known to need: nothing of it is collected until it is
+// RebuiltHolder holds what a Rebuild found without a known owner: nothing of it is collected until it is
 // released.
 const RebuiltHolder metadata.Holder = "rebuilt"
 

@@ -49,7 +49,7 @@ type Binder struct {
 	opts Options
 	wg   sync.WaitGroup // records of sessions that ended
 
-	mu       sync.Mutex // guards what follows, and what Session says that it guards
+	mu       sync.Mutex // guards the fields below, and those of Session that name it
 	sessions map[process]*Session
 }
 

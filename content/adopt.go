@@ -70,8 +70,8 @@ func (v *View) adoptFile(ctx context.Context, desc ocispec.Descriptor) (b metada
 	return b, came, err
 }
 
-// fits reports whether a file can be all data: one that is larger than its file system has a hole, which no download makes
-// and which takes hours to hash.
+// fits reports whether a file can be all data: one that is larger than its file system has a hole, which no download
+// makes and which takes hours to hash.
 func fits(f *os.File, size int64) bool {
 	var st unix.Statfs_t
 	return unix.Fstatfs(int(f.Fd()), &st) != nil || st.Blocks == 0 || uint64(size) <= st.Blocks*uint64(st.Bsize)

@@ -27,7 +27,7 @@ type Binding struct {
 	// First is, by namespace, the sequence number of the first snapshot that this database made here. The database can
 	// know a snapshot with a smaller number only from somewhere else.
 	First map[string]uint64 `json:"first,omitempty"`
-	// Settled says that the database was recognized as the one that made what the holder holds. It never takes over
+	// Settled is true if the database was recognized as the one that made what the holder holds. It never takes over
 	// another holder.
 	Settled bool `json:"settled,omitempty"`
 	// Process identifies the process that was connected last.

@@ -177,6 +177,7 @@ type Platform struct {
 	DiffIDs  []digest.Digest      `json:"diffIDs"`
 	// Rootfs says whether a rootfs was assembled for it.
 	Rootfs bool `json:"rootfs,omitempty"`
-	// Exact says that its documents were compared name by name when it was recorded (ADR 24). Older versions did not.
+	// Exact is true if the documents were compared name by name when the image was recorded (ADR 24), which older
+	// versions did not do.
 	Exact bool `json:"exact,omitempty"`
 }

@@ -23,7 +23,7 @@ func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (fresh bool, 
 	return fresh, nil
 }
 
-// turn waits until desc may be downloaded, and downloads it. arrived says that another download of it was faster, so
+// turn waits until desc may be downloaded, and downloads it. arrived reports that another download of it was faster, so
 // that it is in the store.
 func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor) (fresh, arrived bool, err error) {
 	own, turn, done, err := f.repo.flights.take(ctx, desc.Digest, f.repo.registry)

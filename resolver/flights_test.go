@@ -190,7 +190,7 @@ func (w *blockedWriter) Close() (err error) {
 	return err
 }
 
-// layerBytes tells the layer from the documents.
+// layerBytes distinguishes the layer from the documents.
 const layerBytes = 8 << 10
 
 // TestCancelDuringHash shows that a fetch which is cancelled does not wait for a store that hashes what an earlier download left.

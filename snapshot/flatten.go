@@ -83,7 +83,7 @@ func (f *flattened) each(ctx context.Context) entrySource {
 	}
 }
 
-// merge visits what the layers show, and says which layer has it.
+// merge calls visit for each entry that the layers show, with the layer that has it.
 func (f *flattened) merge(ctx context.Context, visit func(e *unpack.Entry, layer int) error) error {
 	heads := &headsOf{}
 	for i, l := range f.layers {
@@ -122,7 +122,7 @@ func (f *flattened) merge(ctx context.Context, visit func(e *unpack.Entry, layer
 	return nil
 }
 
-// mergeRoot takes the root directories: one that a layer only implies leaves that of the layers below as it is.
+// mergeRoot merges the root directories. A root that a layer only implies does not change that of the layers below.
 func (f *flattened) mergeRoot(heads *headsOf, root *unpack.Entry, hidden *hides, visit func(*unpack.Entry, int) error) error {
 	said, opaque := -1, -1
 	var same []*head
@@ -149,7 +149,7 @@ func (f *flattened) mergeRoot(heads *headsOf, root *unpack.Entry, hidden *hides,
 	return nil
 }
 
-// hides are the directories inside which layers are hidden. Those whose content is not over yet lie in each other, or
+// hides are the directories below which layers are hidden. Those whose content is not over yet lie in each other, or
 // come before what lies in the one before them ("a", "a-", "a--/x", "a-/x", "a/x").
 type hides struct {
 	below int // layers that are hidden everywhere
@@ -163,7 +163,7 @@ type hide struct {
 }
 
 // show returns what the layers' entries of one path, topmost first, show, nil when nothing. The entry of a layer whose
-// directory above is hidden is not there.
+// parent directory is hidden does not count.
 func (h *hides) show(path string, same []*head) (shown *unpack.Entry, layer int) {
 	for n := len(h.stack); n > 0; n = len(h.stack) {
 		top := h.stack[n-1].dir

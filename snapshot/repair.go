@@ -188,7 +188,7 @@ func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Dig
 	return *rec, s.swap(rec, j.dir, j.record.Plain)
 }
 
-// swap gives a layer's record the new directory staged, and deletes the old one. plain is what Layer.Plain says of the
+// swap gives a layer's record the new directory staged, and deletes the old one. plain is Layer.Plain of the
 // new one.
 func (s *Store) swap(rec *metadata.Layer, staged string, plain bool) error {
 	s.gate.RLock()

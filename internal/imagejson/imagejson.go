@@ -3,8 +3,8 @@
 // It owns nothing on disk.
 //
 // Its invariant: a document that is accepted has one reading. Names of fields are compared exactly, no name occurs
-// twice, it is either an index or a manifest and says so, and a digest has one size in it. The sum of its sizes is an
-// int64.
+// twice, it is either an index or a manifest, as its media type states, and a digest has one size in it. The sum of its
+// sizes is an int64.
 //
 // The surprising rule: a media type from outside, as a registry's header or a descriptor gives it, may be missing,
 // but if it is there it has to be the one inside, so that no two programs take the same bytes for different things

@@ -16,7 +16,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/sparse"
 )
 
-// InodeID tells inodes with several names apart. It is zero for an inode with one name and for a directory.
+// InodeID distinguishes inodes with several names. It is zero for an inode with one name and for a directory.
 type InodeID struct{ dev, ino uint64 }
 
 // Walk calls visit for every path of a layer's directory, in the order of ComparePaths, contents hashed. The entries

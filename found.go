@@ -74,7 +74,9 @@ func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec meta
 	return rec, len(rec.Platforms) > 0
 }
 
-func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor, manifest *ocispec.Manifest) (p metadata.Platform, ok bool) {
+func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor,
+	manifest *ocispec.Manifest,
+) (p metadata.Platform, ok bool) {
 	b, err := f.read(manifest.Config)
 	if err != nil {
 		return p, f.leaveOut(ctx, manifest.Config, err)

@@ -191,7 +191,7 @@ func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 	swept := t.sweep(ctx, &r)
 	if err != nil {
 		if err = t.reserve.Again(t.writeLayout); reserve.Full(err) {
-			log.G(ctx).WithError(err).Warn("index.json could not be written on the full disk, and still names images that are gone")
+			log.G(ctx).WithError(err).Warn("full disk: index.json still names images that are gone")
 			err = nil
 		}
 	}

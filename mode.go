@@ -135,7 +135,8 @@ func recordMode(lock *os.File, readOnly bool) (mode, error) {
 			now = was // only a write could decide which of the two it is
 		}
 		if err != nil || !now.continues(was) {
-			return now, fmt.Errorf("made by %s, this process is %s: %w", printable.Text(line), now, errdefs.ErrFailedPrecondition)
+			return now, fmt.Errorf("made by %s, this process is %s: %w",
+				printable.Text(line), now, errdefs.ErrFailedPrecondition)
 		}
 		if line == now.String() {
 			return now, nil

@@ -41,7 +41,8 @@ func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
 	case err != nil:
 		return m, err
 	case st != marked && st != unmarked:
-		return m, fmt.Errorf("not a root: the directory is not empty, and another program made it: %w", errdefs.ErrFailedPrecondition)
+		return m, fmt.Errorf("not a root: the directory is not empty, and another program made it: %w",
+			errdefs.ErrFailedPrecondition)
 	}
 	if err := checkOwners(t.root); err != nil {
 		if by := t.madeBy(); by != nil {

@@ -264,7 +264,8 @@ func checkOwner(dir int, path string, uid int) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return fmt.Errorf("not a directory but a symbolic link: mount another disk there instead: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("not a directory but a symbolic link: mount another disk there instead: %w",
+			errdefs.ErrFailedPrecondition)
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("not a directory: %w", errdefs.ErrFailedPrecondition)
 	case int(st.Uid) != uid:

@@ -185,7 +185,8 @@ func (b *Binder) bind(s *Session, looked error) error {
 	}
 	err := b.db.Update(change)
 	if err != nil && known {
-		log.L.WithError(err).WithField("holder", s.binding.Holder).Warn("the connection of a containerd could not be recorded")
+		log.L.WithError(err).WithField("holder", s.binding.Holder).
+			Warn("the connection of a containerd could not be recorded")
 		err = nil // on a full disk a containerd still gets what it holds
 	}
 	if err == nil {

@@ -96,7 +96,8 @@ func (b *Binder) forget(tx *metadata.Tx, h metadata.Holder) error {
 // errdefs.ErrInvalidArgument when one of them is not the holder of a containerd.
 func (b *Binder) HandOver(from, to metadata.Holder) error {
 	if !from.IsContainerd() || !to.IsContainerd() || from == to {
-		return fmt.Errorf("holder %s: hand over to %s: they must be the holders of two containerds: %w", from, to, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("holder %s: hand over to %s: they must be the holders of two containerds: %w",
+			from, to, errdefs.ErrInvalidArgument)
 	}
 	bs, err := b.bindings()
 	if err != nil {

@@ -38,7 +38,8 @@ func (s *Session) candidates(ctx context.Context, tx *metadata.Tx, key string) (
 		r, _ = metadata.BindingOf(bs, h)
 		r.Holder = h
 		if s.b.inUse(r, s) {
-			log.G(ctx).WithFields(log.Fields{"key": key, "holder": h}).Warn("the snapshot belongs to another containerd, which is running")
+			log.G(ctx).WithFields(log.Fields{"key": key, "holder": h}).
+				Warn("the snapshot belongs to another containerd, which is running")
 			continue
 		}
 		f := former{holder: h, path: r.Path}

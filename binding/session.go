@@ -65,7 +65,8 @@ func (s *Session) record() {
 		}
 		return tx.PutBinding(s.binding)
 	}); err != nil {
-		log.L.WithError(err).WithField("holder", s.binding.Holder).Warn("the connection of a containerd could not be recorded")
+		log.L.WithError(err).WithField("holder", s.binding.Holder).
+			Warn("the connection of a containerd could not be recorded")
 	}
 }
 
@@ -228,7 +229,7 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 		s.suspects = append(s.suspects, f.holder)
 	}
 	log.G(ctx).WithFields(log.Fields{"key": key, "holders": names(s.suspects), "holder": s.binding.Holder}).
-		Warn("this snapshot belonged to a former containerd, and the caller can't be identified as that one: see release --to")
+		Warn("this snapshot belonged to a former containerd, which the caller may not be: see release --to")
 	return false
 }
 

@@ -32,7 +32,9 @@ func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	return err
 }
 
-func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest, opts []content.Opt) (b metadata.Blob, came bool, err error) {
+func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
+	opts []content.Opt,
+) (b metadata.Blob, came bool, err error) {
 	w.lockSummed(ctx.Done())
 	defer w.mu.Unlock()
 	if w.done {

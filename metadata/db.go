@@ -132,7 +132,8 @@ func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
 	case errors.As(err, new(unix.Errno)), errdefs.IsDataLoss(err):
 		return nil, file, err
 	}
-	return nil, file, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss) // what bbolt finds wrong with the file, its size included
+	// A fault that bbolt finds in the file, its size included.
+	return nil, file, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 }
 
 // openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would make a
@@ -256,7 +257,8 @@ func (db *DB) verifySchema() (err error) {
 			return fmt.Errorf("not a database of Tank's: %w", errdefs.ErrDataLoss)
 		}
 		if n, err := strconv.Atoi(string(v)); err != nil || n > schema {
-			return fmt.Errorf("schema %.20q is newer than %d, written by a newer Tank: %w", v, schema, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("schema %.20q is newer than %d, written by a newer Tank: %w",
+				v, schema, errdefs.ErrFailedPrecondition)
 		}
 		for _, name := range buckets {
 			if tx.Bucket(name) == nil {

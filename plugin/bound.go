@@ -88,7 +88,9 @@ func (c *callers) refer(ctx context.Context, call func(snapshots.Snapshotter) er
 }
 
 // make makes a call that creates the snapshot key and names other snapshots.
-func (c *callers) make(ctx context.Context, key string, call func(snapshots.Snapshotter) error, others ...string) error {
+func (c *callers) make(ctx context.Context, key string, call func(snapshots.Snapshotter) error,
+	others ...string,
+) error {
 	s, err := c.of(ctx)
 	if err != nil {
 		return err
@@ -139,7 +141,9 @@ func (b boundSnapshots) Mounts(ctx context.Context, key string) (m []mount.Mount
 	return m, err
 }
 
-func (b boundSnapshots) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) (m []mount.Mount, err error) {
+func (b boundSnapshots) Prepare(ctx context.Context, key, parent string,
+	opts ...snapshots.Opt,
+) (m []mount.Mount, err error) {
 	err = b.make(ctx, key, func(sn snapshots.Snapshotter) (err error) {
 		m, err = sn.Prepare(ctx, key, parent, opts...)
 		return err
@@ -147,7 +151,9 @@ func (b boundSnapshots) Prepare(ctx context.Context, key, parent string, opts ..
 	return m, err
 }
 
-func (b boundSnapshots) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) (m []mount.Mount, err error) {
+func (b boundSnapshots) View(ctx context.Context, key, parent string,
+	opts ...snapshots.Opt,
+) (m []mount.Mount, err error) {
 	err = b.make(ctx, key, func(sn snapshots.Snapshotter) (err error) {
 		m, err = sn.View(ctx, key, parent, opts...)
 		return err

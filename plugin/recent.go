@@ -177,7 +177,7 @@ func (r *recentBlobs) readAll(ctx context.Context, named digest.Digest) {
 	}
 	r.reading.Lock()
 	defer r.reading.Unlock()
-	for d := r.next(named, h); d != "" && ctx.Err() == nil; d = r.next(named, h) { // other calls may have read some meanwhile
+	for d := r.next(named, h); d != "" && ctx.Err() == nil; d = r.next(named, h) {
 		image, found := r.read(ctx, d)
 		r.learn(unreadBlob{d, h}, image, found)
 		if d == named {

@@ -163,7 +163,9 @@ func (d *download) get(ctx context.Context, host *endpoint, want span, lane int)
 
 // stream writes the body of an answer to want, whose start is at most offset, as it comes. It stops, and leaves the body open, when the rest is to
 // be divided.
-func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Response, want span) (divide bool, err error) {
+func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Response,
+	want span,
+) (divide bool, err error) {
 	defer func() {
 		if !divide {
 			resp.Body.Close()
@@ -208,7 +210,8 @@ func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Respon
 // end reads the end of a body that has brought all bytes.
 func (d *download) end(host *endpoint, body io.ReadCloser) error {
 	if n := readEnd(body); n > 0 {
-		return sourceError{fmt.Errorf("registry %s: more than the announced %d bytes: %w", host.Host, d.desc.Size, errdefs.ErrDataLoss)}
+		return sourceError{fmt.Errorf("registry %s: more than the announced %d bytes: %w",
+			host.Host, d.desc.Size, errdefs.ErrDataLoss)}
 	}
 	return nil
 }

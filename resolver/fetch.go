@@ -176,7 +176,8 @@ func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized boo
 		return document{}, err
 	}
 	if size := int64(len(doc.bytes)); size != desc.Size && (sized || desc.Size != 0) {
-		return document{}, fmt.Errorf("manifest %s: %d bytes where %d were announced: %w", desc.Digest, size, desc.Size, errdefs.ErrDataLoss)
+		return document{}, fmt.Errorf("manifest %s: %d bytes where %d were announced: %w",
+			desc.Digest, size, desc.Size, errdefs.ErrDataLoss)
 	}
 	if desc.MediaType != "" && desc.MediaType != doc.MediaType {
 		return document{}, fmt.Errorf("manifest %s: media type %.100q where %.100q was announced: %w",

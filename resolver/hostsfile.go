@@ -21,7 +21,8 @@ func CheckHosts(data []byte) error {
 	}
 	return eachCertificate(doc, func(name string) error {
 		if name != "" && !filepath.IsLocal(name) {
-			return fmt.Errorf("certificate %.100q: not beside the hosts.toml that names it: %w", name, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("certificate %.100q: not beside the hosts.toml that names it: %w",
+				name, errdefs.ErrInvalidArgument)
 		}
 		return nil
 	})

@@ -31,7 +31,8 @@ func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, depth int) (
 	}
 	f.indexes = append(f.indexes, doc.descriptor())
 	if len(doc.Index.Manifests) > MaxIndexWidth {
-		return nil, fmt.Errorf("index %s: %d entries are more than %d: %w", desc.Digest, len(doc.Index.Manifests), MaxIndexWidth, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("index %s: %d entries are more than %d: %w",
+			desc.Digest, len(doc.Index.Manifests), MaxIndexWidth, errdefs.ErrDataLoss)
 	}
 	mark := len(f.indexes)
 	for _, child := range f.candidates(doc.Index.Manifests) {

@@ -35,7 +35,9 @@ func (d document) descriptor() ocispec.Descriptor {
 }
 
 // manifest gets the document object, a tag or a digest, from the first host that has it. want is its digest, empty when only a tag is known.
-func (p *repository) manifest(ctx context.Context, object string, want digest.Digest, mediaType string) (document, error) {
+func (p *repository) manifest(ctx context.Context, object string, want digest.Digest,
+	mediaType string,
+) (document, error) {
 	need := docker.HostCapabilityPull
 	if want == "" {
 		need |= docker.HostCapabilityResolve // a mirror may not be trusted with what a tag means
@@ -72,7 +74,9 @@ func (p *repository) manifest(ctx context.Context, object string, want digest.Di
 	return document{}, first
 }
 
-func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object string, want digest.Digest, mediaType string) (document, error) {
+func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object string,
+	want digest.Digest, mediaType string,
+) (document, error) {
 	resp, err := p.get(ctx, host, "manifests", object, acceptManifests, span{}, 0)
 	if err != nil {
 		return document{}, err

@@ -193,7 +193,9 @@ type part struct {
 
 // dispatch starts the ranges one after another; slots has room for those that may be on their way or wait to be written. c is the first, and
 // answer is there already.
-func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, answer *part, slots chan struct{}, order chan<- *chunk) {
+func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, answer *part,
+	slots chan struct{}, order chan<- *chunk,
+) {
 	var lanes sync.WaitGroup
 	defer lanes.Wait()
 	start := func(c *chunk, first *part) {

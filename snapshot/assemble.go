@@ -65,7 +65,9 @@ func (s *Store) rootfsPath(manifest digest.Digest) string {
 
 // Assemble makes the rootfs of a manifest from its layers, lowest first, all of which holder holds, and returns its path.
 // An intact one that is there already is held and returned.
-func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest digest.Digest, layers []metadata.Layer, opts *AssembleOptions) (string, error) {
+func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest digest.Digest,
+	layers []metadata.Layer, opts *AssembleOptions,
+) (string, error) {
 	if opts == nil {
 		opts = &AssembleOptions{}
 	}
@@ -163,7 +165,9 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 }
 
 // stackOne merges one layer and its fix-up, and adds their seals.
-func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, src layerSource, seals []*seal) ([]*seal, error) {
+func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, src layerSource,
+	seals []*seal,
+) ([]*seal, error) {
 	fs := filepath.Join(staged, "fs")
 	fixup, err := s.fixupFor(ctx, src, l, fs)
 	if err != nil {
@@ -213,7 +217,9 @@ type layerSource struct {
 
 // sources returns the source of each layer. A layer that is consumed first loses its record. Then it is moved to staged
 // or, if that is on another file system, aside in its own pool, to be copied and deleted.
-func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool) (map[string]layerSource, error) {
+func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged string,
+	layers []metadata.Layer, consume bool,
+) (map[string]layerSource, error) {
 	sources := map[string]layerSource{}
 	var consumed []metadata.Layer
 	for _, l := range layers {

@@ -18,7 +18,9 @@ func (s *Store) build(ctx context.Context, staged string, p *plan) (metadata.Lay
 }
 
 // buildTree makes t in the new directory staged, and seals it. After an error nothing of it is left.
-func (s *Store) buildTree(ctx context.Context, staged string, t *tree, copies map[string]source) (rec metadata.Layer, err error) {
+func (s *Store) buildTree(ctx context.Context, staged string, t *tree,
+	copies map[string]source,
+) (rec metadata.Layer, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.trash(staged))

@@ -57,7 +57,9 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 }
 
 // recordFixup puts a finished fix-up into its place, unless it is there already, and has the snapshot stand on it.
-func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer, set func(*metadata.Snapshot)) (sn metadata.Snapshot, err error) {
+func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer,
+	set func(*metadata.Snapshot),
+) (sn metadata.Snapshot, err error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	dir, err := s.newDir()

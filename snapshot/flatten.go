@@ -123,7 +123,9 @@ func (f *flattened) merge(ctx context.Context, visit func(e *unpack.Entry, layer
 }
 
 // mergeRoot merges the root directories. A root that a layer only implies does not change that of the layers below.
-func (f *flattened) mergeRoot(heads *headsOf, root *unpack.Entry, hidden *hides, visit func(*unpack.Entry, int) error) error {
+func (f *flattened) mergeRoot(heads *headsOf, root *unpack.Entry, hidden *hides,
+	visit func(*unpack.Entry, int) error,
+) error {
 	said, opaque := -1, -1
 	var same []*head
 	for heads.Len() > 0 && (*heads)[0].e.Path == "." {

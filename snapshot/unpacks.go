@@ -303,7 +303,9 @@ func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
 }
 
 // extract unpacks a blob into a new directory in layers/ and seals it.
-func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser, digester digest.Digester, claim *budget.Claim) error {
+func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
+	digester digest.Digester, claim *budget.Claim,
+) error {
 	name := j.layer.DiffID
 	if name == "" {
 		name = j.layer.Blob.Digest
@@ -376,7 +378,9 @@ func (s *Store) Unpack(ctx context.Context, holder metadata.Holder, l Layer) (me
 }
 
 // claim gets the layer unpacked and calls hold in the transaction in which it is recorded.
-func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, metadata.Layer) error) (metadata.Layer, error) {
+func (s *Store) claim(ctx context.Context, l Layer,
+	hold func(*metadata.Tx, metadata.Layer) error,
+) (metadata.Layer, error) {
 	for {
 		if err := s.Fits([]Layer{l}); err != nil {
 			return metadata.Layer{}, err
@@ -423,7 +427,9 @@ func (s *Store) claim(ctx context.Context, l Layer, hold func(*metadata.Tx, meta
 }
 
 // claimKnown holds a layer that is here already.
-func (s *Store) claimKnown(ctx context.Context, l Layer, hold func(*metadata.Tx, metadata.Layer) error) (rec metadata.Layer, ok bool, err error) {
+func (s *Store) claimKnown(ctx context.Context, l Layer,
+	hold func(*metadata.Tx, metadata.Layer) error,
+) (rec metadata.Layer, ok bool, err error) {
 	if known, err := s.known(l); err != nil || !known {
 		return rec, false, err
 	}
@@ -459,7 +465,9 @@ func (s *Store) record(j *unpackJob) error {
 }
 
 // settle puts a finished job's directory into its place, unless another with the same diff ID came first, and records it.
-func (s *Store) settle(j *unpackJob, hold func(*metadata.Tx, metadata.Layer) error) (rec metadata.Layer, ok bool, err error) {
+func (s *Store) settle(j *unpackJob,
+	hold func(*metadata.Tx, metadata.Layer) error,
+) (rec metadata.Layer, ok bool, err error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	defer s.unpacks.forget(j)

@@ -31,8 +31,8 @@ func (c *cli) checkCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
-	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "first make the database again, from what can be read of it and from the "+
-		"directories; no other process may own the root, so stop its daemon")
+	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "first make the database again, "+
+		"from what can be read of it and from the directories; no other process may own the root, so stop its daemon")
 	return cmd
 }
 

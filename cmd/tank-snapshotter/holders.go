@@ -74,7 +74,7 @@ func (c *cli) releaseCommand() *cobra.Command {
 			"Release \"containerd\" or \"containerd/ID\" when that containerd will not come back or its root was wiped. " +
 			"That is refused while it is connected or one of its snapshots is mounted.\n" +
 			"\"image/REF\" is the same as rm, with the space. \"pull/REF\" forgets what an unfinished pull gathered.\n\n" +
-			"With --to nothing is given up: everything that HOLDER, a former containerd, keeps is given to another one. Use it " +
+			"With --to nothing is given up: another containerd gets everything that HOLDER keeps. Use it " +
 			"for a containerd whose root was moved or restored, and which Tank did not recognize by itself.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {

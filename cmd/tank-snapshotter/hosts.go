@@ -46,7 +46,8 @@ func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullCl
 	ask := client.Credentials
 	client.Credentials = func(ctx context.Context, host string) (plugin.Credential, error) {
 		if !slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(name, host) }) {
-			log.G(ctx).WithField("host", host).Warn("another process asked for credentials of a host that is not the image's; none were sent")
+			log.G(ctx).WithField("host", host).
+				Warn("no credentials were sent for a host that is not the image's")
 			return plugin.Credential{}, nil
 		}
 		return ask(ctx, host)

@@ -36,7 +36,8 @@ func (c *cli) imagesCommand() *cobra.Command {
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			printable.Fprintf(w, "REF\tDIGEST\tPLATFORM\tSIZE\tPULLED\n")
 			for _, i := range images {
-				printable.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", i.Ref, short(i.Digest), i.Platform, bytesOf(i.Size), i.Created.UTC().Format(time.RFC3339))
+				printable.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n",
+					i.Ref, short(i.Digest), i.Platform, bytesOf(i.Size), i.Created.UTC().Format(time.RFC3339))
 			}
 			return w.Flush()
 		}),

@@ -73,7 +73,9 @@ func (l *local) alive(ctx context.Context, sockets []string) error {
 }
 
 // Pull pulls an image.
-func (l *local) Pull(ctx context.Context, req plugin.PullRequest, client plugin.PullClient) (*plugin.PulledImage, error) {
+func (l *local) Pull(ctx context.Context, req plugin.PullRequest,
+	client plugin.PullClient,
+) (*plugin.PulledImage, error) {
 	report := client.Report
 	if report == nil {
 		report = func(plugin.Progress) {}

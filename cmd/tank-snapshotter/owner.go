@@ -75,7 +75,9 @@ func (c *cli) with(ctx context.Context, a access, f func(plugin.Admin) error) er
 }
 
 // attempt runs f once, in whichever of the two ways is open just now. It says whether neither was, or f's owner went away.
-func (c *cli) attempt(ctx context.Context, root, hostsDir string, a access, f func(plugin.Admin) error) (again bool, err error) {
+func (c *cli) attempt(ctx context.Context, root, hostsDir string, a access,
+	f func(plugin.Admin) error,
+) (again bool, err error) {
 	own, err := openLocal(root, hostsDir, a.options())
 	if err == nil {
 		return false, c.asOwner(ctx, own, f)

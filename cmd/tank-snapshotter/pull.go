@@ -63,7 +63,9 @@ func (c *cli) pullCommand() *cobra.Command {
 	return cmd
 }
 
-func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, display show, to string, asJSON bool) error {
+func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, display show,
+	to string, asJSON bool,
+) error {
 	report := func(p plugin.Progress) {
 		switch {
 		case p.Line != "" && display.text != nil:

@@ -164,7 +164,8 @@ func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (o
 	}
 	if s.Address == admin {
 		if gid != noGroup {
-			return opened, fmt.Errorf("socket %s: the root's own socket is not for a group: %w", admin, errdefs.ErrInvalidArgument)
+			return opened, fmt.Errorf("socket %s: the root's own socket is not for a group: %w",
+				admin, errdefs.ErrInvalidArgument)
 		}
 		return opened, nil
 	}

@@ -22,7 +22,8 @@ func (c *cli) versionCommand() *cobra.Command {
 			if info, ok := debug.ReadBuildInfo(); ok && v == "" {
 				v = info.Main.Version
 			}
-			printable.Fprintf(cmd.OutOrStdout(), "tank-snapshotter %s %s %s/%s\n", first(v, "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			printable.Fprintf(cmd.OutOrStdout(), "tank-snapshotter %s %s %s/%s\n",
+				first(v, "unknown"), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil
 		}),
 	}

@@ -1,0 +1,168 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// known reports whether the layer is here and was verified for its blob: any config may claim any diff ID.
+func (s *Store) known(l Layer) (known bool, err error) {
+	err = s.db.View(func(tx *metadata.Tx) error {
+		known = isKnown(tx, l)
+		return nil
+	})
+	return known, err
+}
+
+func isKnown(tx *metadata.Tx, l Layer) bool {
+	d := tx.Verified(l.Blob.Digest)
+	if d == "" || (l.DiffID != "" && d != l.DiffID) {
+		return false
+	}
+	_, err := tx.Layer(metadata.LayerKey(d))
+	return err == nil
+}
+
+// Unpack makes the layer's directory and has holder hold it; a layer that is known costs nothing. It waits for a
+// blob that is still arriving. It returns the layer's record, errdefs.ErrFailedPrecondition when the blob does not have
+// the diff ID that is claimed for it, and errdefs.ErrNotFound or ErrUnavailable when the blob is not (all) here.
+func (s *Store) Unpack(ctx context.Context, holder metadata.Holder, l Layer) (metadata.Layer, error) {
+	return s.claim(ctx, l, func(tx *metadata.Tx, rec metadata.Layer) error {
+		return tx.Hold(holder, metadata.LayerNode(rec.Key))
+	})
+}
+
+// claim gets the layer unpacked and calls hold in the transaction in which it is recorded.
+func (s *Store) claim(ctx context.Context, l Layer,
+	hold func(*metadata.Tx, metadata.Layer) error,
+) (metadata.Layer, error) {
+	for {
+		if err := s.Fits([]Layer{l}); err != nil {
+			return metadata.Layer{}, err
+		}
+		rec, ok, err := s.claimKnown(ctx, l, hold)
+		if err != nil || ok {
+			return rec, err
+		}
+		j, began := s.unpacks.start(ctx, l)
+		_, here := s.blobs.Size(l.Blob.Digest)
+		if here {
+			j.once.Do(func() { close(j.here) })
+		}
+		select {
+		case <-j.done:
+		case <-ctx.Done():
+			return rec, fmt.Errorf("layer %s: %w", l.Blob.Digest, ctx.Err())
+		}
+		if errdefs.IsNotFound(j.err) && !began {
+			continue // it was read for somebody else, who may not see what this caller sees
+		}
+		if j.err != nil && j.followed && here {
+			continue // it followed a download that failed, or that was of other bytes; the blob came from elsewhere
+		}
+		if j.err != nil {
+			return rec, j.err
+		}
+		if err := s.record(j); err != nil {
+			return rec, err
+		}
+		if l.DiffID != "" && l.DiffID != j.diffID {
+			return rec, fmt.Errorf("layer %s: diff ID is %s, the config claims %s: %w",
+				l.Blob.Digest, j.diffID, l.DiffID, errdefs.ErrFailedPrecondition)
+		}
+		if s.unpacks.forgotten(j) {
+			continue // another waiter has recorded it
+		}
+		rec, ok, err = s.settle(j, hold)
+		if err != nil || ok {
+			return rec, err
+		}
+		// The layer that was here while the blob was only hashed has gone: once more, with extraction.
+	}
+}
+
+// claimKnown holds a layer that is here already.
+func (s *Store) claimKnown(ctx context.Context, l Layer,
+	hold func(*metadata.Tx, metadata.Layer) error,
+) (rec metadata.Layer, ok bool, err error) {
+	if known, err := s.known(l); err != nil || !known {
+		return rec, false, err
+	}
+	err = s.db.Batch(func(tx *metadata.Tx) (err error) {
+		d := tx.Verified(l.Blob.Digest)
+		if rec, err = tx.Layer(metadata.LayerKey(d)); errdefs.IsNotFound(err) {
+			ok = false
+			return nil
+		} else if err != nil {
+			return err
+		}
+		ok = true
+		return hold(tx, rec)
+	})
+	if err != nil || !ok {
+		return rec, false, err
+	}
+	rec, err = s.trustLayer(ctx, rec)
+	return rec, err == nil, err
+}
+
+// record is the moment a blob is known to have a diff ID.
+func (s *Store) record(j *unpackJob) error {
+	verified := false
+	err := s.db.Glance(func(tx *metadata.Tx) error {
+		verified = tx.Verified(j.layer.Blob.Digest) == j.diffID
+		return nil
+	})
+	if err != nil || verified {
+		return err
+	}
+	return s.db.Batch(func(tx *metadata.Tx) error { return tx.SetVerified(j.layer.Blob.Digest, j.diffID) })
+}
+
+// settle puts a finished job's directory into its place, unless another with the same diff ID came first, and records it.
+func (s *Store) settle(j *unpackJob,
+	hold func(*metadata.Tx, metadata.Layer) error,
+) (rec metadata.Layer, ok bool, err error) {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	defer s.unpacks.forget(j)
+	dir, err := s.newDir()
+	if err != nil {
+		return rec, false, err
+	}
+	mine, moved := false, false
+	err = s.db.Update(func(tx *metadata.Tx) error {
+		if rec, err = tx.Layer(metadata.LayerKey(j.diffID)); err == nil {
+			ok = true
+			return hold(tx, rec)
+		}
+		if mine = j.take(); !mine {
+			return nil // another claimer recorded the layer, which has been removed since
+		}
+		rec = j.record
+		rec.Dir = dir
+		if err := os.Rename(j.dir, s.path("layers", rec.Dir)); err != nil {
+			return err
+		}
+		moved, ok = true, true
+		if err := tx.PutLayer(rec); err != nil {
+			return err
+		}
+		return hold(tx, rec)
+	})
+	switch {
+	case err != nil && moved:
+		err = errors.Join(err, s.trash(s.path("layers", dir)))
+	case moved:
+		s.syncer.add(metadata.LayerNode(rec.Key), rec.Dir)
+	case mine || j.take():
+		err = errors.Join(err, s.trash(j.dir))
+	}
+	return rec, ok && err == nil, err
+}

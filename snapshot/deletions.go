@@ -114,6 +114,13 @@ func (d *deletions) state() (busy []string, failed error) {
 	return slices.Collect(maps.Keys(d.busy)), errors.Join(slices.Collect(maps.Values(d.failed))...)
 }
 
+// idle reports whether nothing waits to be deleted or is being deleted.
+func (d *deletions) idle() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.queue)+len(d.busy) == 0
+}
+
 func (d *deletions) many() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

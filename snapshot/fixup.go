@@ -156,7 +156,7 @@ func (x *plan) walk(self *element, n *tree, at string, w where) error {
 		if !w.moved && kid.entry.Type != unpack.Dir && kid.entry.Type != unpack.Link {
 			continue
 		}
-		here, own := path.Join(at, name), path.Join(w.own, name)
+		here, own := inside(at, name), inside(w.own, name)
 		var err error
 		switch {
 		case kid.entry.Type == unpack.Dir:

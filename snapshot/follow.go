@@ -153,6 +153,14 @@ func (m *merged) leadOf(k *place, depth int) (*lead, error) {
 	return l, l.err
 }
 
+// inside returns the path of a name in a directory, whose path is clean. path.Join would look at all of a long path.
+func inside(dir, name string) string {
+	if dir == "" || dir == "." {
+		return name
+	}
+	return dir + "/" + name
+}
+
 // cutPath takes the first component off a path; more is false when that was the last one.
 func cutPath(p string) (name, rest string, more bool) { return strings.Cut(p, "/") }
 

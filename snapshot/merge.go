@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"runtime"
 	"sync"
 
@@ -101,7 +100,7 @@ func (m *merge) dir(ctx context.Context, src, dst *os.File, at string, fresh boo
 		if ctx.Err() != nil {
 			break
 		}
-		name, at := e.name, path.Join(at, e.name)
+		name, at := e.name, inside(at, e.name)
 		if m.move && m.take(src, dst, e, at) {
 			continue
 		}

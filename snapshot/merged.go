@@ -24,6 +24,9 @@ type merged struct {
 	top   *place
 	dirs  openDirs
 	cost  int // of the remembered places
+
+	last     *place // that at returned last: plans go from a directory to what is in it
+	lastPath string
 }
 
 // element is one directory of a stack.
@@ -110,7 +113,7 @@ const maxRemembered = 1 << 16
 
 // forget makes the view remember nothing but its root.
 func (m *merged) forget() {
-	m.cost = 0
+	m.cost, m.last = 0, nil
 	m.top = &place{dirs: make([]int32, len(m.elems))}
 	for i := range m.top.dirs {
 		m.top.dirs[i] = int32(i)
@@ -126,16 +129,22 @@ func (m *merged) forgetTooMuch() {
 
 // at returns the place of a clean relative path, nil when nothing is there.
 func (m *merged) at(path string) (*place, error) {
-	p := m.top
+	p, rest := m.top, path
 	if path == "." {
 		return p, nil
 	}
-	for name, rest, more := "", path, true; more && p != nil; {
+	if n := len(m.lastPath); m.last != nil && len(path) > n && path[n] == '/' && path[:n] == m.lastPath {
+		p, rest = m.last, path[n+1:]
+	}
+	for name, more := "", true; more && p != nil; {
 		var err error
 		name, rest, more = cutPath(rest)
 		if p, err = m.kid(p, name); err != nil {
 			return nil, err
 		}
+	}
+	if p != nil {
+		m.last, m.lastPath = p, path
 	}
 	return p, nil
 }

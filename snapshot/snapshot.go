@@ -169,8 +169,15 @@ func (s *Store) load() error {
 	})
 }
 
+// closeGrace is how long Close lets deletions go on: those of a failed pull, mostly. What is left after it is deleted by
+// the next sweep, or by the next process that stays a while.
+const closeGrace = 500 * time.Millisecond
+
 // Close waits for background work and closes the store. What is provisional stays so.
 func (s *Store) Close() error {
+	for end := time.Now().Add(closeGrace); !s.deletions.idle() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 	s.stop()
 	s.unpacks.wg.Wait()
 	s.wg.Wait()

@@ -77,7 +77,7 @@ func checkFaults(t *testing.T, f Fixture, faults []fault) {
 func someFile(t *testing.T, root, sub string) string {
 	t.Helper()
 	found := ""
-	for _, pattern := range []string{"*/fs", "sha256/*"} {
+	for _, pattern := range []string{"[^.]*/fs", "sha256/[^.]*"} {
 		dirs, _ := filepath.Glob(filepath.Join(root, sub, pattern))
 		for _, d := range dirs {
 			if st, err := os.Stat(d); err != nil || !st.IsDir() {

@@ -222,7 +222,7 @@ func TestSecondInstallRepairs(t *testing.T) {
 	damage := func() {
 		t.Helper()
 		k.Daemon().Stop()
-		found, err := filepath.Glob(filepath.Join(k.Root, "layers", "*", "fs", "a", "b", "d"))
+		found, err := filepath.Glob(filepath.Join(k.Root, "layers", "[^.]*", "fs", "a", "b", "d"))
 		if err != nil || len(found) == 0 {
 			t.Fatalf("no layer has a/b/d: %v", err)
 		}

@@ -223,9 +223,11 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	if j.err != nil {
 		u.forget(j)
 		if j.dir != "" {
-			if ctx.Err() != nil {
+			err := removeAll(ctx, j.dir)
+			switch {
+			case ctx.Err() != nil: // the store closes: the deletion goes on now or later
 				u.s.deleteSoon([]string{j.dir})
-			} else if err := removeAll(ctx, j.dir); err != nil {
+			case err != nil:
 				log.G(ctx).WithError(err).Warn("unpack: an unfinished directory could not be deleted")
 			}
 		}

@@ -8,7 +8,7 @@ LDFLAGS         := -s -w -X main.version=$(VERSION)
 TAGS            := grpcnotrace
 FUZZTIME        ?= 30s
 TESTFLAGS       ?=
-INTEGRATION_TIMEOUT ?= 15m
+INTEGRATION_TIMEOUT ?= 20m
 MATRIX          ?= .
 BENCHFLAGS      ?=
 BENCH           ?= Transactions|Operations|Start|Read|Writer?|Commit|Extract|Tar|Decoder|Command|Again

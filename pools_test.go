@@ -154,7 +154,7 @@ func useSnapshots(t *testing.T, tk *tank.Tank) {
 	must(t, sn.Remove(ctx, "committed"))
 }
 
-// TestPoolsAreDirectories refuses a root of which a pool is a link: it is not known who may write where it leads.
+// TestPoolsAreDirectories opens roots with a link in the place of a pool, which are refused: others could write to its target.
 func TestPoolsAreDirectories(t *testing.T) {
 	for _, pool := range []string{"blobs", "blobs/sha256", "ingest", "layers", "rootfs", "snapshots"} {
 		t.Run(pool, func(t *testing.T) {

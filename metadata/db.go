@@ -156,7 +156,7 @@ func openExisting(path string, flag int) (*os.File, error) {
 		err = fmt.Errorf("the file is empty: %w", errdefs.ErrDataLoss)
 	case st.Size > maxFile:
 		err = fmt.Errorf("%d bytes are too many for a database: %w", st.Size, errdefs.ErrDataLoss)
-	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0: // whoever writes to it chooses what is served
+	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0: // another user could choose what is served
 		err = fmt.Errorf("another user can write to it (uid %d, mode %04o): %w",
 			st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition)
 	}

@@ -61,7 +61,7 @@ func (s *Store) claim(ctx context.Context, l Layer,
 			return rec, fmt.Errorf("layer %s: %w", l.Blob.Digest, ctx.Err())
 		}
 		if errdefs.IsNotFound(j.err) && !began {
-			continue // it was read for somebody else, who may not see what this caller sees
+			continue // it was read for another containerd, whose view differs
 		}
 		if j.err != nil && j.followed && here {
 			continue // it followed a download that failed, or that was of other bytes; the blob came from elsewhere

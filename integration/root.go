@@ -33,7 +33,14 @@ func (k *TankRoot) LayerInodes(t testing.TB) map[string]uint64 {
 	t.Helper()
 	base := filepath.Join(k.Root, "layers")
 	inodes := map[string]uint64{}
-	err := filepath.WalkDir(base, func(p string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(base, func(p string, e fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(base, p)
+		switch { // what is staged may vanish at any moment
+		case staged(rel) && e.IsDir():
+			return fs.SkipDir
+		case staged(rel):
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -41,7 +48,6 @@ func (k *TankRoot) LayerInodes(t testing.TB) map[string]uint64 {
 		if err := unix.Lstat(p, &st); err != nil {
 			return err
 		}
-		rel, _ := filepath.Rel(base, p)
 		inodes[rel] = st.Ino
 		return nil
 	})
@@ -50,6 +56,10 @@ func (k *TankRoot) LayerInodes(t testing.TB) map[string]uint64 {
 	}
 	return inodes
 }
+
+// staged reports whether a path that is relative to a pool is a name for something that is built or deleted, or lies below
+// one.
+func staged(rel string) bool { return len(rel) > 1 && rel[0] == '.' }
 
 // unpackBegan reports whether the layer is being unpacked: there is layers/.layer-<12 digits of the diff ID>-<n>/fs,
 // and, when withFile, something lies in it.

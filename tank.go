@@ -289,11 +289,14 @@ func (t *Tank) live(h metadata.Holder) bool {
 	return live
 }
 
-// sweeper frees in the background what containerd let go of: kubelet looks at the free space right after.
+// sweeper frees in the background what containerd let go of: kubelet looks at the free space right after. Its goroutine
+// starts with the first request, because most commands never make one.
 type sweeper struct {
-	kick chan struct{} // has room for one
-	stop context.CancelFunc
-	done chan struct{}
+	kick  chan struct{} // has room for one
+	run   func()        // sweeps after each kick until stop
+	stop  context.CancelFunc
+	done  chan struct{} // closed when run has ended
+	start sync.Once     // starts run, or closes done when run is never needed
 }
 
 // sweepDelay is how long a sweep waits for more to sweep.
@@ -302,7 +305,7 @@ const sweepDelay = 200 * time.Millisecond
 func newSweeper(sweep func(context.Context) error) *sweeper {
 	ctx, stop := context.WithCancel(context.Background())
 	s := &sweeper{kick: make(chan struct{}, 1), stop: stop, done: make(chan struct{})}
-	go func() {
+	s.run = func() {
 		defer close(s.done)
 		for {
 			select {
@@ -319,18 +322,22 @@ func newSweeper(sweep func(context.Context) error) *sweeper {
 				}
 			}
 		}
-	}()
+	}
 	return s
 }
 
+// soon asks for a sweep.
 func (s *sweeper) soon() {
+	s.start.Do(func() { go s.run() })
 	select {
 	case s.kick <- struct{}{}:
 	default:
 	}
 }
 
+// close ends the sweep that runs, and returns after it.
 func (s *sweeper) close() {
 	s.stop()
+	s.start.Do(func() { close(s.done) })
 	<-s.done
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -50,15 +51,31 @@ func parseIDRange(fields []string) (IDRange, error) {
 	return IDRange{n[0], n[1], n[2]}, nil
 }
 
+// processIDs are the maps that ProcessIDMaps has read. A process with several threads can't enter another user
+// namespace, and the kernel lets a namespace's map be written only once, so the first complete answer holds.
+var processIDs struct {
+	mu         sync.Mutex // guards the rest
+	known      bool
+	uids, gids IDMap
+}
+
 // ProcessIDMaps returns the ids of this process's user namespace, sorted, adjacent ranges as one; nil for the initial
-// namespace and for kernels without any.
+// namespace and for kernels without any. The caller must not change the maps.
 func ProcessIDMaps() (uids, gids IDMap, err error) {
+	p := &processIDs
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.known {
+		return p.uids, p.gids, nil
+	}
 	if uids, err = readIDMap("/proc/self/uid_map"); err == nil {
 		gids, err = readIDMap("/proc/self/gid_map")
 	}
+	p.known = err == nil && len(uids) > 0 && len(gids) > 0
 	if uids.isAll() && gids.isAll() {
-		return nil, nil, err
+		uids, gids = nil, nil
 	}
+	p.uids, p.gids = uids, gids
 	return uids, gids, err
 }
 

@@ -244,8 +244,8 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// verifySchema returns errdefs.ErrDataLoss when the schema or a bucket is missing, and errdefs.ErrFailedPrecondition
-// when the schema is newer. There is no older schema to migrate yet; a migration makes the buckets that it adds.
+// verifySchema returns errdefs.ErrDataLoss when the schema is missing, and errdefs.ErrFailedPrecondition when it is newer.
+// There is no older schema to migrate yet; a migration makes the buckets that it adds.
 func (db *DB) verifySchema() (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
 	return db.bolt.View(func(tx *bolt.Tx) error {
@@ -259,11 +259,6 @@ func (db *DB) verifySchema() (err error) {
 		if n, err := strconv.Atoi(string(v)); err != nil || n > schema {
 			return fmt.Errorf("schema %.20q is newer than %d, written by a newer Tank: %w",
 				v, schema, errdefs.ErrFailedPrecondition)
-		}
-		for _, name := range buckets {
-			if tx.Bucket(name) == nil {
-				return fmt.Errorf("damaged: bucket %s is missing: %w", name, errdefs.ErrDataLoss)
-			}
 		}
 		return nil
 	})

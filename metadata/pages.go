@@ -50,7 +50,7 @@ type pages struct {
 	high     uint64 // pages from this one on are not in use
 	used     []bool // pages that were reached; a page that is reached twice belongs to two trees
 	free     []bool // pages of the free list
-	buckets  int
+	names    []string // of the buckets that were reached
 	report   faultFunc
 	faults   int
 
@@ -60,10 +60,19 @@ type pages struct {
 	bucket   string // the one that is being walked
 }
 
-// checkPages reports every fault in the structure of the database file r. leaked adds the pages that are neither in use
-// nor free: they cost space and harm nothing.
+// checkPages reports every fault in the structure of the database file r, and the buckets that are missing. leaked adds
+// the pages that are neither in use nor free: they cost space and harm nothing.
 func checkPages(r io.ReaderAt, size int64, leaked bool, report faultFunc) error {
-	return (&pages{r: r, report: report}).check(size, leaked)
+	p := &pages{r: r, report: report, names: make([]string, 0, len(buckets))}
+	if err := p.check(size, leaked); err != nil || p.faults > 0 || !slices.Contains(p.names, string(bucketMeta)) {
+		return err // without the first bucket it is another program's: verifySchema reports it
+	}
+	for _, name := range buckets {
+		if !slices.Contains(p.names, string(name)) {
+			p.fault("bucket %s is missing", name)
+		}
+	}
+	return nil
 }
 
 // check walks all pages.
@@ -342,9 +351,9 @@ func (p *pages) leaf(pg page, low, high []byte, depth int) {
 // walkBucket walks the tree of a bucket: pages of its own, or one page inside the value. All of Tank's buckets lie in
 // the file's root; refusing others keeps the time linear in the size of the file, whatever it contains.
 func (p *pages) walkBucket(id uint64, name string, value []byte, depth int) {
-	p.buckets++
+	p.names = append(p.names, name)
 	switch {
-	case p.bucket != "" || p.buckets > maxBuckets:
+	case p.bucket != "" || len(p.names) > maxBuckets:
 		p.fault("page %d: a bucket that is not Tank's", id)
 		return
 	case len(value) < bucketSize:

@@ -130,6 +130,25 @@ func (tx *Tx) Keys(k Kind, after string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(nodeBuckets[k]), nil, after, limit)
 }
 
+// SnapshotDirs returns the key of the snapshot that owns each directory under snapshots/. It reads no more of a record
+// than that, because a root may have tens of thousands, and each opening reads them all.
+func (tx *Tx) SnapshotDirs() (map[string]string, error) {
+	keys := map[string]string{}
+	err := tx.bolt.Bucket(bucketSnapshots).ForEach(func(key, value []byte) error {
+		var record struct {
+			Dir string `json:"dir"`
+		}
+		if err := json.Unmarshal(value, &record); err != nil {
+			return fmt.Errorf("snapshot %s: record: %w: %w", key, err, errdefs.ErrDataLoss)
+		}
+		if record.Dir != "" {
+			keys[record.Dir] = string(key)
+		}
+		return nil
+	})
+	return keys, err
+}
+
 // TakeIDs returns the first of n numbers that nobody took before. They name directories, so they have to be taken in a
 // transaction of their own: one that fails would give them back while a directory has the name.
 func (tx *Tx) TakeIDs(n uint64) (first uint64, err error) {

@@ -22,7 +22,8 @@ type syncer struct {
 	s     *Store
 	kick  chan struct{} // begins a round; has room for one
 	hurry chan struct{} // the round waits for nobody else; has room for one
-	done  chan struct{}
+	done  chan struct{} // closed when loop has ended
+	start sync.Once     // starts loop with the first round, which most commands never need, or closes done
 
 	// mu guards the fields below; cond is signalled when a round is over.
 	mu      sync.Mutex
@@ -36,7 +37,6 @@ type syncer struct {
 func newSyncer(s *Store) *syncer {
 	y := &syncer{s: s, kick: make(chan struct{}, 1), hurry: make(chan struct{}, 1), done: make(chan struct{}), pending: map[metadata.Node]string{}}
 	y.cond = sync.NewCond(&y.mu)
-	go y.loop()
 	return y
 }
 
@@ -54,7 +54,10 @@ func (s *Store) settleSoon() {
 	}
 }
 
-func (y *syncer) wake() { signal(y.kick) }
+func (y *syncer) wake() {
+	y.start.Do(func() { go y.loop() })
+	signal(y.kick)
+}
 
 // signal sends, unless one is there that nobody took yet.
 func signal(c chan<- struct{}) {
@@ -142,6 +145,7 @@ func (y *syncer) close() error {
 	y.mu.Unlock()
 	close(y.kick)
 	signal(y.hurry)
+	y.start.Do(func() { close(y.done) })
 	<-y.done
 	return nil
 }

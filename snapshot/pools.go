@@ -70,15 +70,14 @@ func (s *Store) removeLeft() error {
 	if len(left) > 0 {
 		s.deleteSoon(left)
 	}
-	s.background("leftovers", func(ctx context.Context) error {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(leftDelay):
-		}
-		left, err := s.left(ctx)
-		s.deleteSoon(left)
-		return err
+	s.wg.Add(1)
+	s.leftovers = time.AfterFunc(leftDelay, func() {
+		defer s.wg.Done()
+		s.background("leftovers", func(ctx context.Context) error {
+			left, err := s.left(ctx)
+			s.deleteSoon(left)
+			return err
+		})
 	})
 	return nil
 }

@@ -92,6 +92,8 @@ type Store struct {
 	ctx     func() context.Context // of background work, which outlives the calls that begin it
 	stop    context.CancelFunc     // ends background work
 
+	leftovers *time.Timer // begins to look for what earlier processes left; counted in wg until it fires
+
 	apart map[string]bool // pools that are not on the database's file system
 
 	deletions deletions
@@ -108,7 +110,7 @@ type Store struct {
 // Open opens the directories under root, an existing directory. Errors are of errdefs' classes.
 func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, error) {
 	s := &Store{
-		root: root, db: db, blobs: blobs, names: staging.New(), dirs: map[string]string{}, suspects: map[metadata.Node]struct{}{},
+		root: root, db: db, blobs: blobs, names: staging.New(), suspects: map[metadata.Node]struct{}{},
 	}
 	if opts != nil {
 		s.opts = *opts
@@ -141,15 +143,9 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 
 // load reads which snapshot owns which directory, and what another process left provisional.
 func (s *Store) load() error {
-	return s.db.View(func(tx *metadata.Tx) error {
-		for _, key := range tx.Keys(metadata.KindSnapshot, "", -1) {
-			sn, err := tx.Snapshot(key)
-			if err != nil {
-				return err
-			}
-			if sn.Dir != "" {
-				s.dirs[sn.Dir] = key
-			}
+	return s.db.View(func(tx *metadata.Tx) (err error) {
+		if s.dirs, err = tx.SnapshotDirs(); err != nil {
+			return err
 		}
 		for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
 			if l, err := tx.Layer(key); err != nil {
@@ -179,6 +175,9 @@ func (s *Store) Close() error {
 		time.Sleep(time.Millisecond)
 	}
 	s.stop()
+	if s.leftovers != nil && s.leftovers.Stop() {
+		s.wg.Done()
+	}
 	s.unpacks.wg.Wait()
 	s.wg.Wait()
 	return s.syncer.close()

@@ -52,7 +52,8 @@ func Foreign(name string) bool { return name == "lost+found" }
 
 // Left lists the paths of what other Names left in dir. It returns no error for a directory that is missing.
 func (n *Names) Left(ctx context.Context, dir string) (paths []string, err error) {
-	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+	// O_NONBLOCK saves the os package from finding out whether the runtime can wait for a directory.
+	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

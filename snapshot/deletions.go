@@ -27,11 +27,11 @@ const (
 
 // deletions are the trees that are deleted in the background. They have staged names.
 type deletions struct {
-	mu      sync.Mutex // guards what follows
-	queue   []string   // paths, oldest first
-	taken   uint64     // how many have left the queue
-	busy    map[string]struct{}
-	failed  map[string]error // the next sweep tries these again; a leftover.Error lists the files
+	mu      sync.Mutex               // guards what follows
+	queue   []string                 // paths, oldest first
+	taken   uint64                   // how many have left the queue
+	busy    map[string]chan struct{} // closed when the tree was dealt with
+	failed  map[string]error         // the next sweep tries these again; a leftover.Error lists the files
 	workers int
 }
 
@@ -89,16 +89,21 @@ func (d *deletions) take() (path string, ok bool) {
 	path, d.queue = d.queue[0], d.queue[1:]
 	d.taken++
 	if d.busy == nil {
-		d.busy = map[string]struct{}{}
+		d.busy = map[string]chan struct{}{}
 	}
-	d.busy[path] = struct{}{}
+	if d.busy[path] == nil { // a tree may be found left over, and put here, twice
+		d.busy[path] = make(chan struct{})
+	}
 	return path, true
 }
 
 func (d *deletions) done(path string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.busy, path)
+	if done := d.busy[path]; done != nil {
+		close(done)
+		delete(d.busy, path)
+	}
 	if err != nil {
 		if d.failed == nil {
 			d.failed = map[string]error{}
@@ -107,11 +112,11 @@ func (d *deletions) done(path string, err error) {
 	}
 }
 
-// state returns the trees that are just being deleted, and why others could not be.
-func (d *deletions) state() (busy []string, failed error) {
+// state returns a channel for each tree that is just being deleted, and why others could not be.
+func (d *deletions) state() (busy []chan struct{}, failed error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Collect(maps.Keys(d.busy)), errors.Join(slices.Collect(maps.Values(d.failed))...)
+	return slices.Collect(maps.Values(d.busy)), errors.Join(slices.Collect(maps.Values(d.failed))...)
 }
 
 // idle reports whether nothing waits to be deleted or is being deleted.
@@ -202,9 +207,10 @@ func (s *Store) deleteAll(ctx context.Context, paths []string) error {
 		_ = s.removeTaken(ctx, path) // the error is recorded in state
 	}
 	busy, _ := s.deletions.state()
-	for _, path := range busy {
-		if ctx.Err() == nil {
-			s.locks.lock(path)()
+	for _, done := range busy {
+		select {
+		case <-ctx.Done():
+		case <-done:
 		}
 	}
 	_, failed := s.deletions.state()

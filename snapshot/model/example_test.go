@@ -10,11 +10,11 @@ import (
 
 // What the parent has stays where a layer only implies it.
 func Example() {
-	lines, err := model.Apply([][]unpacktest.Item{
+	res, err := model.Apply([][]unpacktest.Item{
 		{unpacktest.D("d").Mode(0o700), unpacktest.F("d/old", "1")},
 		{unpacktest.F("d/new", "2"), unpacktest.W("d/.wh.old")},
 	})
-	fmt.Println(strings.Join(lines, "\n"), err)
+	fmt.Println(strings.Join(res.Lines, "\n"), err)
 	// Output:
 	// d dir 0700
 	// d/new file "2" <nil>

@@ -1,12 +1,13 @@
-// Package model says what the result of a list of layers must be: a map from path to node, changed entry by entry, for tests to
-// compare with what is on disk.
+// Package model computes what a list of layers must give: it applies their entries one after the other to a
+// tree in memory, so that tests can compare its lines with the files on disk.
 //
-// It owns nothing on disk. Its invariant: it is written from the image specification's layer.md and docs/adr/0003-layer-application.md,
-// without package unpack and without the fix-ups of package snapshot, so that it can tell on them. It applies the tars
-// one after the other to one tree; it never looks at a layer by itself.
+// It owns nothing on disk. Its invariant: it is written from the image specification's layer.md and from
+// docs/adr/0003-layer-application.md, without package unpack and without the fix-ups of package snapshot, so
+// that it cannot share their faults. It never looks at a layer alone: every entry changes the tree that all
+// entries before it have made.
 //
-// The surprising rule: where the order of the entries decides what a layer unpacked once, for every parent, can't know, the
-// answer is ErrUndecided, and tests only ask that all ways of putting the layers together agree.
+// The surprising rule: a whiteout takes away names of the layers below only, so that the tree notes for each
+// name which layer made it.
 package model
 
 import (
@@ -20,16 +21,12 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-var (
-	// ErrInvalid says that the layers have to be refused.
-	ErrInvalid = errors.New("invalid layer")
-	// ErrUndecided says that the result depends on the order of entries in a way that no rule decides.
-	ErrUndecided = errors.New("undecided")
-)
+// ErrInvalid means that the layers have to be refused.
+var ErrInvalid = errors.New("invalid layer")
 
 // node is an inode.
 type node struct {
-	kind   string // as unpacktest.List has it
+	kind   string // the word that unpacktest.List shows
 	mode   int64
 	uid    int
 	gid    int
@@ -40,11 +37,11 @@ type node struct {
 	kids   map[string]*name // of a directory
 }
 
-// name is a directory's entry.
+// name is a name in a directory. Several names of one inode are hard links.
 type name struct {
 	*node
-	layer int  // the layer that made or last described it
-	lower bool // a hard link to what only the layers below have
+	layer int  // the layer with the last entry of this name
+	below bool // a hard link that this layer made to a file of the layers below
 }
 
 func newDir(layer int) *name {
@@ -53,24 +50,26 @@ func newDir(layer int) *name {
 
 func (n *name) isDir() bool { return n.kind == "dir" }
 
-// Apply lays the layers over each other, lowest first, and returns the lines that unpacktest.List shows of the result.
-func Apply(layers [][]unpacktest.Item) ([]string, error) {
-	root := newDir(-1)
+// Result is the tree that layers give, and what came up on the way.
+type Result struct {
+	// Lines are what unpacktest.List shows of the tree. The root directory is the first, unless it is as usual.
+	Lines []string
+	// Seen counts how often each case came up.
+	Seen map[Case]int
+}
+
+// Apply lays the layers over each other, lowest first. What it saw until then is returned with an error, too.
+func Apply(layers [][]unpacktest.Item) (Result, error) {
+	root, seen := newDir(-1), map[Case]int{}
 	for i, items := range layers {
-		a := applier{
-			root: root, layer: i, followed: map[*name]bool{}, gone: map[spot]bool{}, reached: map[*name]bool{},
-			aliased: map[*name]bool{}, entered: map[*name]bool{}, targets: map[*name]bool{},
-		}
+		a := applier{root: root, layer: i, seen: seen, linked: map[spot]bool{}}
 		for _, item := range items {
 			if err := a.item(item); err != nil {
-				return nil, fmt.Errorf("layer %d: %q: %w", i, item.Header.Name, err)
+				return Result{Seen: seen}, fmt.Errorf("layer %d: %q: %w", i, item.Header.Name, err)
 			}
 		}
-		if err := a.finish(); err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
 	}
-	return list(root), nil
+	return Result{list(root), seen}, nil
 }
 
 func list(root *name) (lines []string) {

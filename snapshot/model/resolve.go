@@ -1,195 +1,140 @@
 package model
 
-import "strings"
+import (
+	"path"
+	"strings"
+)
 
 // maxLinks is how many symlinks a path may lead through.
 const maxLinks = 40
 
-// where is what a path leads to: a directory, and the components below it that are not there.
+// where is what a path leads to: a directory, and the components below it that are missing there.
 type where struct {
 	dir     *name
 	missing []string
-	blocked *name // what is no directory in place of the first missing component
-	lower   bool  // a symlink of the layers below leads there
-}
-
-// part is a component of a path.
-type part struct {
-	text string
-	own  bool // from a symlink of this layer
-	path bool // of the path itself
-}
-
-func parts(text string, own, path bool) (list []part) {
-	for c := range strings.SplitSeq(text, "/") {
-		if c != "" && c != "." {
-			list = append(list, part{c, own, path})
-		}
-	}
-	return list
+	blocked *name // what has the name of the first missing component, but is no directory
+	lower   bool  // a symlink of the layers below was on the way
+	link    bool  // a hard link of this layer to the layers below was on the way
 }
 
 // walk is a resolution on its way.
 type walk struct {
 	*applier
-	marker bool
-	todo   []part
-	stack  []*name // the directories from the root to here
-	where          // missing, blocked and lower so far
-	links  int
-	own    bool  // all symlinks so far are of this layer
-	first  *name // the last symlink that is a component of the path itself
-	at     where // where that is, with what the path has after it
+	todo  []string
+	mine  int     // how many of todo, the last ones, are of the path itself
+	stack []*name // the directories from the root to here
+	at    where   // missing, blocked and lower so far
+	links int
+	first *name // the last symlink that is a component of the path itself
+	start where // where that is, with what the path has after it
 }
 
-// resolve follows a path of directories inside the root. Components that are not there, or are no directories, end in
-// missing.
-func (a *applier) resolve(dir string, marker bool) (where, error) {
-	w := walk{applier: a, marker: marker, todo: parts(dir, false, true), stack: []*name{a.root}, own: true}
-	for len(w.todo) > 0 {
-		c := w.todo[0]
-		w.todo = w.todo[1:]
-		var err error
-		switch {
-		case c.text == "..":
-			err = w.up(c)
-		case strings.HasPrefix(c.text, ".wh."):
-			err = invalid("a path that leads to the name of a whiteout")
-		case len(w.missing) > 0:
-			w.missing = append(w.missing, c.text)
-		default:
-			err = w.down(c)
-		}
-		if err != nil {
-			return where{}, err
-		}
-		if w.links > maxLinks {
-			return a.loop(w.own, w.first, w.at)
+// split returns the components of a path.
+func split(p string) (list []string) {
+	for c := range strings.SplitSeq(p, "/") {
+		if c != "" && c != "." {
+			list = append(list, c)
 		}
 	}
-	w.dir = w.stack[len(w.stack)-1]
-	return w.where, nil
+	return list
 }
 
-func (w *walk) up(c part) error {
-	switch {
-	case c.own && w.lower:
-		return undecided("a symlink that leaves by .. what a symlink of the layers below leads to")
-	case len(w.missing) > 1:
-		w.missing = w.missing[:len(w.missing)-1]
-	case len(w.missing) == 1:
-		w.missing, w.blocked = nil, nil
+// resolve follows a path of directories inside the root. A loop of symlinks ends at the component of the path
+// that leads into it: if that is a symlink of this layer, the layer is refused; if not, it counts as a file.
+func (a *applier) resolve(dir string) (where, error) {
+	w := walk{applier: a, todo: split(dir), stack: []*name{a.root}}
+	w.mine = len(w.todo)
+	for len(w.todo) > 0 {
+		c, mine := w.todo[0], len(w.todo) <= w.mine
+		w.todo = w.todo[1:]
+		w.mine = min(w.mine, len(w.todo))
+		switch {
+		case len(c) > maxLen:
+			return where{}, invalid("a component of %d bytes", len(c))
+		case c == "..":
+			w.up()
+		case len(w.at.missing) > 0:
+			w.at.missing = append(w.at.missing, c)
+		default:
+			w.down(c, mine)
+		}
+		if w.links > maxLinks {
+			a.seen[Loop]++
+			if w.first.layer == a.layer {
+				return where{}, invalid("a loop of symlinks")
+			}
+			return w.start, nil
+		}
+	}
+	w.at.dir = w.stack[len(w.stack)-1]
+	return w.at, nil
+}
+
+func (w *walk) up() {
+	switch n := len(w.at.missing); {
+	case n > 0:
+		w.at.missing = w.at.missing[:n-1]
+		if n == 1 {
+			w.at.blocked = nil
+		}
 	case len(w.stack) > 1:
 		w.stack = w.stack[:len(w.stack)-1]
 	}
-	return nil
 }
 
-func (w *walk) down(c part) error {
+func (w *walk) down(c string, mine bool) {
 	here := w.stack[len(w.stack)-1]
-	next := here.kids[c.text]
-	if w.lower {
-		if w.gone[spot{here, c.text}] {
-			return undecided("a symlink of the layers below that leads to what this one removes")
-		}
-		if next != nil && next.layer == w.layer && !next.isDir() {
-			return undecided("a symlink of the layers below that leads to no directory of this one")
-		}
-		w.reached[next] = true
-	}
-	if next != nil && !next.isDir() && w.aliased[next] {
-		return undecided("a path to what was made behind a symlink of the layers below")
+	next := here.kids[c]
+	if next != nil && next.below && next.layer == w.layer {
+		w.at.link = true
 	}
 	switch {
 	case next == nil:
-		w.missing = append(w.missing, c.text)
-	case next.lower && next.layer == w.layer:
-		return invalid("below a hard link to the layers below")
-	case next.kind == "symlink":
-		return w.follow(here, next, c)
+		w.at.missing = append(w.at.missing, c)
 	case next.isDir():
 		w.stack = append(w.stack, next)
+	case next.kind == "symlink":
+		w.follow(here, next, c, mine)
 	default:
-		w.missing, w.blocked = append(w.missing, c.text), next
-		if w.marker && next.layer != w.layer {
-			w.entered[next] = true
-			if w.names(next.node) > 1 {
-				return undecided("a marker below a file with several names")
-			}
-		}
+		w.at.missing, w.at.blocked = append(w.at.missing, c), next
 	}
-	return nil
 }
 
-func (w *walk) follow(here, link *name, c part) error {
-	if c.path {
-		w.first, w.at = link, where{dir: here, missing: []string{c.text}, blocked: link}
-		for _, rest := range w.todo {
-			w.at.missing = append(w.at.missing, rest.text)
-		}
+func (w *walk) follow(here, link *name, c string, mine bool) {
+	if mine {
+		w.first = link
+		w.start = where{dir: here, missing: append([]string{c}, w.todo...), blocked: link, lower: w.at.lower}
 	}
-	if link.layer != w.layer {
-		w.followed[link], w.lower, w.own = true, true, false
-		if w.targets[link] {
-			return undecided("a hard link to a symlink that is followed too")
-		}
-		if w.names(link.node) > 1 {
-			return undecided("a symlink with several names that is followed")
-		}
+	if link.layer != w.layer || link.below {
+		w.seen[LowerSymlink]++
+		w.at.lower = true
 	}
 	w.links++
-	if strings.HasPrefix(link.target, "/") {
+	if path.IsAbs(link.target) {
 		w.stack = w.stack[:1]
 	}
-	w.todo = append(parts(link.target, link.layer == w.layer, false), w.todo...)
-	return nil
-}
-
-// loop is a path with too many symlinks: of this layer it is refused, of the layers below the symlink that begins it
-// is taken for a file.
-func (a *applier) loop(own bool, first *name, at where) (where, error) {
-	if own {
-		return where{}, invalid("a loop of symlinks")
-	}
-	if first.layer == a.layer {
-		return where{}, undecided("a loop of symlinks of several layers")
-	}
-	delete(a.followed, first)
-	a.entered[first] = true
-	return at, nil
+	w.todo = append(split(link.target), w.todo...)
 }
 
 // makeParent resolves a path and makes the directories that are missing, in place of whatever else is there.
 func (a *applier) makeParent(dir string) (*name, error) {
-	w, err := a.resolve(dir, false)
+	w, err := a.resolve(dir)
 	if err != nil {
 		return nil, err
 	}
-	if w.blocked != nil {
-		delete(a.reached, w.blocked)
-		if err := a.remove(w.dir, w.missing[0]); err != nil {
-			return nil, err
-		}
+	if w.link {
+		a.seen[BelowLink]++
 	}
-	a.lastLower = w.lower
+	if w.blocked != nil {
+		a.seen[BlockedDir]++
+		a.remove(w.dir, w.missing[0])
+	}
 	at := w.dir
 	for _, c := range w.missing {
+		a.seen[ImpliedDir]++
 		made := newDir(a.layer)
-		a.reached[made] = w.lower
 		at.kids[c] = made
 		at = made
 	}
 	return at, nil
-}
-
-// names counts the names of an inode. Only for what has several does ADR 0003 let identity across layers be undecided.
-func (a *applier) names(of *node) (count int) {
-	all := map[string]*name{}
-	a.root.gather("", all)
-	for _, n := range all {
-		if n.node == of {
-			count++
-		}
-	}
-	return count
 }

@@ -47,9 +47,9 @@ type pages struct {
 	r        io.ReaderAt
 	data     []byte // of a small file, all of it
 	pageSize uint64
-	high     uint64 // pages from this one on are not in use
-	used     []bool // pages that were reached; a page that is reached twice belongs to two trees
-	free     []bool // pages of the free list
+	high     uint64   // pages from this one on are not in use
+	used     []bool   // pages that were reached; a page that is reached twice belongs to two trees
+	free     []bool   // pages of the free list
 	names    []string // of the buckets that were reached
 	report   faultFunc
 	faults   int

@@ -48,7 +48,9 @@ func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash
 	grow func(ctx context.Context, bytes int64) error, read func(tar io.Reader) error,
 ) error {
 	defer context.AfterFunc(ctx, func() { blob.Close() })() // ends a Read that waits
-	tar, err := unpack.DecompressWithin(mediaType, blob, func(bytes int64) error { return grow(ctx, bytes) })
+	growing, giveUp := context.WithCancel(ctx)              // decompressing may wait for memory
+	defer giveUp()
+	tar, err := unpack.DecompressWithin(mediaType, blob, func(bytes int64) error { return grow(growing, bytes) })
 	if err != nil {
 		return err
 	}
@@ -72,6 +74,7 @@ func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash
 	}
 	if err != nil {
 		close(p.stop)
+		giveUp()
 		blob.Close() // it may be waited for
 	}
 	both.Wait()

@@ -26,9 +26,10 @@ type Budget struct {
 // New returns a budget of so many bytes.
 func New(bytes int64) *Budget { return &Budget{alone: make(chan struct{}, 1), free: bytes} }
 
-// Claim is what one piece of work has. It is for one goroutine.
+// Claim is what one piece of work has. Several goroutines may let it grow, one after the other.
 type Claim struct {
 	b     *Budget
+	turn  chan struct{} // holds one while a goroutine lets the claim grow, and guards the fields below
 	taken int64
 	alone bool
 	// ready waits until the work no longer depends on other processes, because other claims may wait for it from then on;
@@ -38,11 +39,19 @@ type Claim struct {
 
 // Claim returns an empty claim. ready is called before the claim goes on top of the budget, and returns when the work
 // no longer waits for anything outside the process. nil: the work never does.
-func (b *Budget) Claim(ready func(context.Context) error) *Claim { return &Claim{b: b, ready: ready} }
+func (b *Budget) Claim(ready func(context.Context) error) *Claim {
+	return &Claim{b: b, turn: make(chan struct{}, 1), ready: ready}
+}
 
 // Grow takes more memory for the claim. If the budget has too little left, it waits until no other claim is on top. The
 // error is that of ready, or the cause of the end of ctx.
 func (c *Claim) Grow(ctx context.Context, bytes int64) error {
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-c.turn }()
 	if c.alone || c.take(bytes) {
 		return nil
 	}
@@ -71,7 +80,7 @@ func (c *Claim) take(bytes int64) bool {
 	return true
 }
 
-// Release gives back all memory of the claim.
+// Release gives back all memory of the claim, when nothing lets it grow any more.
 func (c *Claim) Release() {
 	c.b.mu.Lock()
 	c.b.free += c.taken

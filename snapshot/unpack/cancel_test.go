@@ -105,7 +105,8 @@ func TestLoopsEnd(t *testing.T) {
 	}
 }
 
-// TestWindow: how much memory a zstd stream's decoder takes is decided by its first frame.
+// TestWindow: memory is asked for before a zstd frame makes the decoder take it, for each frame that needs more than all
+// before it, up to 1 GiB.
 func TestWindow(t *testing.T) {
 	skipped := []byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}
 	for _, row := range []struct {
@@ -118,8 +119,14 @@ func TestWindow(t *testing.T) {
 		{"usual", windowFrame(23), 8 << 20, nil},
 		{"large", windowFrame(27), 128 << 20, nil},
 		{"large behind a frame to skip", append(bytes.Clone(skipped), windowFrame(25)...), 32 << 20, nil},
-		{"larger than the first", append(windowFrame(20), windowFrame(24)...), 8 << 20, unpack.ErrInvalidLayer},
-		{"too large", windowFrame(28), 128 << 20, unpack.ErrInvalidLayer},
+		{"larger than the first", append(windowFrame(20), windowFrame(24)...), 16 << 20, nil},
+		{"one larger than the other", join(windowFrame(24), skipped, windowFrame(25), windowFrame(20), windowFrame(26)),
+			64 << 20, nil},
+		{"of 1 GiB", windowFrame(30), 1 << 30, nil},
+		{"too large", windowFrame(31), 8 << 20, unpack.ErrInvalidLayer},
+		{"too large behind a small one", append(windowFrame(20), windowFrame(31)...), 8 << 20, unpack.ErrInvalidLayer},
+		{"a segment of 2 GiB", []byte{0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 0x80, 1, 0, 0}, 8 << 20, unpack.ErrInvalidLayer},
+		{"reserved block", []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0x50, 7, 0, 0}, 8 << 20, unpack.ErrInvalidLayer},
 		{"gzip", u.Gzip(t, nil), 0, nil},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -135,8 +142,27 @@ func TestWindow(t *testing.T) {
 		})
 	}
 	full := errors.New("full")
-	if _, err := unpack.DecompressWithin("", bytes.NewReader(windowFrame(20)), func(int64) error { return full }); !errors.Is(err, full) {
-		t.Errorf("without memory: %v", err)
+	for _, row := range []struct {
+		blob   []byte
+		enough int64
+	}{
+		{windowFrame(20), 8<<20 - 1},
+		{windowFrame(27), 8 << 20},
+		{append(windowFrame(20), windowFrame(27)...), 8 << 20},
+	} {
+		z, err := unpack.DecompressWithin("", bytes.NewReader(row.blob), func(bytes int64) error {
+			if row.enough -= bytes; row.enough < 0 {
+				return full
+			}
+			return nil
+		})
+		if err == nil {
+			_, err = new(bytes.Buffer).ReadFrom(z)
+			z.Close()
+		}
+		if !errors.Is(err, full) || errors.Is(err, unpack.ErrInvalidLayer) {
+			t.Errorf("without memory: %v", err)
+		}
 	}
 }
 

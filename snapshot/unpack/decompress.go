@@ -11,8 +11,8 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 
+	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
@@ -22,13 +22,6 @@ const gzipVariable = "TANK_GZIP"
 
 var ownGzip = os.Getenv(gzipVariable) != "klauspost"
 
-// How far back a zstd frame may refer is memory that it makes the decoder take. Every frame may refer back as far as
-// decoders have to support, or as the first one does, up to maxWindow.
-const (
-	usualWindow = 8 << 20
-	maxWindow   = 128 << 20
-)
-
 type compression string
 
 const (
@@ -37,34 +30,13 @@ const (
 	zstded  compression = "zstd"
 )
 
-// mediaTypes of layers. The empty one is for callers that have none: the bytes decide.
-var mediaTypes = map[string]compression{
-	"":                                       "",
-	"application/vnd.oci.image.layer.v1.tar": plain,
-	"application/vnd.oci.image.layer.v1.tar+gzip":                  gzipped,
-	"application/vnd.oci.image.layer.v1.tar+zstd":                  zstded,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar":      plain,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": gzipped,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": zstded,
-	"application/vnd.docker.image.rootfs.diff.tar":                 plain,
-	"application/vnd.docker.image.rootfs.diff.tar.gzip":            gzipped,
-	"application/vnd.docker.image.rootfs.diff.tar.zstd":            zstded,
-	"application/vnd.docker.image.rootfs.foreign.diff.tar":         plain,
-	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":    gzipped,
-	"application/vnd.docker.image.rootfs.foreign.diff.tar.zstd":    zstded,
-}
-
-// Supported tells whether blobs of the media type are layers that Decompress can read.
-func Supported(mediaType string) bool {
-	_, known := mediaTypes[mediaType]
-	return known
-}
+// Supported reports whether blobs of the media type are layers that Decompress can read.
+func Supported(mediaType string) bool { return mediatype.Layer(mediaType) }
 
 // Decompress returns the tar stream in a layer's blob. What the blob is, gzip of several members, zstd of several frames
-// with skippable ones between them, or a plain tar, is recognised by its first bytes and has to agree with the media type:
-// a gzip or zstd type also takes a plain tar, as other clients do, but nothing else; a plain type takes no compressed
-// bytes; an empty media type takes all three. A blob of no bytes is an empty tar. Zeros or garbage after the last member
-// of gzip are read and ignored: the diff ID covers what was decompressed, and decides.
+// with skippable ones between them, or a plain tar, is recognised by its first bytes alone: the media type has to be one
+// of layers, and what it states about compression is ignored, since the diff ID decides whether the content is right. A
+// blob of no bytes is an empty tar. Zeros or garbage after the last member of gzip are read and ignored.
 //
 // Close the reader to free its memory; r is not closed. It is read to its end before the reader returns io.EOF. Errors are
 // of class ErrInvalidLayer when the bytes are to blame; those of r are wrapped as they are.
@@ -73,14 +45,13 @@ func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
 }
 
 // DecompressWithin is like Decompress and calls grow before the decoder of a zstd stream takes so many bytes of memory,
-// which the stream decides; grow may wait. Decoders of other streams take little.
+// which the stream decides, here or in a later Read; grow may wait. Decoders of other streams take little.
 func DecompressWithin(mediaType string, r io.Reader, grow func(bytes int64) error) (io.ReadCloser, error) {
-	want, known := mediaTypes[mediaType]
-	if !known {
-		return nil, fmt.Errorf("media type %q is not one of layers: %w", clip(mediaType), ErrInvalidLayer)
+	if !Supported(mediaType) {
+		return nil, mediatype.NotRootfs(mediaType)
 	}
 	src := newBlobSource(r)
-	got, err := sniff(src.Reader, want)
+	got, err := sniff(src.Reader)
 	if err != nil {
 		return nil, src.blame("blob", err)
 	}
@@ -93,63 +64,39 @@ func DecompressWithin(mediaType string, r io.Reader, grow func(bytes int64) erro
 		return &gzipReader{src: src}, nil
 	case zstded:
 		src.Reader = bufio.NewReaderSize(src.Reader, smallReads)
-		window := min(max(firstWindow(src.Reader), usualWindow), maxWindow)
-		if err := grow(int64(window)); err != nil {
-			return nil, fmt.Errorf("zstd: memory: %w", err)
-		}
-		z, err := zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
-		if err != nil {
-			return nil, src.blame("zstd", err)
-		}
-		return &zstdReader{z, src}, nil
+		return newZstdReader(src, grow)
 	}
 	return io.NopCloser(src), nil
 }
 
-// firstWindow is how far back the first zstd frame refers that is not skipped; 0 if it does not lie in the buffer.
-func firstWindow(r *bufio.Reader) uint64 {
-	for at := 0; at+zstd.HeaderMaxSize <= smallReads; {
-		b, _ := r.Peek(at + zstd.HeaderMaxSize) // less, at the end of the stream
-		var h zstd.Header
-		if len(b) <= at || h.Decode(b[at:]) != nil {
-			return 0
-		}
-		if !h.Skippable {
-			if h.SingleSegment {
-				return h.FrameContentSize
-			}
-			return h.WindowSize
-		}
-		at += 8 + int(h.SkippableSize)
-	}
-	return 0
-}
-
 func newBlobSource(r io.Reader) *source { return newSource(r, 1<<63-1, largeReads) }
 
-// sniff looks at the first bytes and compares them with what the media type promises.
-func sniff(r *bufio.Reader, want compression) (compression, error) {
+// others are the beginnings of what some tools compress with, and no registry's clients decompress.
+var others = []struct{ magic, name string }{
+	{"BZh", "bzip2"}, {"\xfd7zXZ\x00", "xz"}, {"\x04\x22\x4d\x18", "lz4"},
+}
+
+// sniff looks at the first bytes. A valid header of a tar comes first, because a name in it may begin as a compressed
+// stream does.
+func sniff(r *bufio.Reader) (compression, error) {
 	head, err := r.Peek(blockSize)
 	if err != nil && err != io.EOF {
 		return "", err
 	}
-	got := plain
 	switch {
-	case len(head) == 0:
+	case len(head) == 0, isTar(head):
 		return plain, nil
-	case want != gzipped && want != zstded && isTar(head):
-		// also when a name in it looks like the magic of something else
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		got = gzipped
+		return gzipped, nil
 	case isZstd(head):
-		got = zstded
-	case want != plain && !isTar(head):
-		return "", fmt.Errorf("starts with % x, which is neither gzip nor zstd nor tar", head[:min(len(head), 6)])
+		return zstded, nil
 	}
-	if want == "" || got == want || got == plain {
-		return got, nil
+	for _, o := range others {
+		if bytes.HasPrefix(head, []byte(o.magic)) {
+			return "", fmt.Errorf("compressed with %s: layers are gzip, zstd or plain tar", o.name)
+		}
 	}
-	return "", fmt.Errorf("%s bytes under a media type for %s", got, want)
+	return "", fmt.Errorf("starts with % x, which is neither gzip nor zstd nor tar", head[:min(len(head), 6)])
 }
 
 // isZstd recognises a frame, or a skippable frame before it.
@@ -319,22 +266,4 @@ func (s *sink) Write(p []byte) (n int, err error) {
 		s.err = io.ErrShortWrite
 	}
 	return n, s.err
-}
-
-type zstdReader struct {
-	z   *zstd.Decoder
-	src *source
-}
-
-func (z *zstdReader) Read(p []byte) (int, error) {
-	n, err := z.z.Read(p)
-	if err != nil && err != io.EOF {
-		err = z.src.blame("zstd", err)
-	}
-	return n, err
-}
-
-func (z *zstdReader) Close() error {
-	z.z.Close()
-	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -84,22 +85,19 @@ func TestDecompress(t *testing.T) {
 		{"E46 checksum", ociTar + "+zstd", badSum, nil, "zstd"},
 		{"E46 trailing garbage", ociTar + "+zstd", join(zs, []byte("garbage!")), nil, "zstd"},
 		{"zstd cut", ociTar + "+zstd", zs[:len(zs)-5], nil, "zstd"},
-		{"B6 window", ociTar + "+zstd", windowFrame(28), nil, "window"},
+		{"B6 window", ociTar + "+zstd", windowFrame(31), nil, "window"},
+		{"B6 a larger window later", ociTar + "+zstd", join(zs, windowFrame(25), zs), join(tarBytes, tarBytes), ""},
 		{"B7 skippable frame of 4 GiB", ociTar + "+zstd", []byte{0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 0}, nil, "zstd"},
-		{"B14 xz", ociTar + "+gzip", append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 1000)...), nil, "neither gzip nor zstd nor tar"},
-		{"B14 gzip bytes as tar", ociTar, gz, nil, "gzip bytes under a media type for plain"},
-		{"B14 zstd bytes as tar", dockerTar, zs, nil, "zstd bytes under a media type for plain"},
-		{"B14 zstd bytes as gzip", ociTar + "+gzip", zs, nil, "zstd bytes under a media type for gzip"},
-		{"B14 gzip bytes as zstd", ociTar + "+zstd", gz, nil, "gzip bytes under a media type for zstd"},
+		{"B14 xz", ociTar + "+gzip", append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 1000)...), nil, "compressed with xz"},
+		{"B14 bzip2", dockerTar, append([]byte("BZh9"), make([]byte, 1000)...), nil, "compressed with bzip2"},
 		{"B15 polyglot", ociTar, polyglot, polyglot, ""},
+		{"B15 polyglot as gzip", ociTar + "+gzip", polyglot, polyglot, ""},
 		{"E47 tar as gzip", dockerTar + ".gzip", tarBytes, tarBytes, ""},
 		{"E47 tar as zstd", ociTar + "+zstd", tarBytes, tarBytes, ""},
 		{"E47 short junk as gzip", ociTar + "+gzip", []byte("junk"), nil, "neither"},
 		{"E43 no bytes", ociTar + "+gzip", nil, nil, ""},
 		{"E43 gzip of no bytes", ociTar + "+gzip", u.Gzip(t, nil), nil, ""},
 		{"E43 zeros", ociTar, make([]byte, 1024), make([]byte, 1024), ""},
-		{"C10", "application/vnd.erofs.layer.v1", nil, nil, "not one of layers"},
-		{"encrypted", ociTar + "+gzip+encrypted", gz, nil, "not one of layers"},
 	} {
 		t.Run(tc.id, func(t *testing.T) {
 			for way := range 4 {
@@ -135,6 +133,36 @@ func decompress(mediaType string, r io.Reader) ([]byte, error) {
 	}
 	got, err := io.ReadAll(z)
 	return got, errors.Join(err, z.Close())
+}
+
+// TestEveryLayerType: the bytes decide how a layer is compressed, under every media type of layers.
+func TestEveryLayerType(t *testing.T) {
+	tarBytes := u.Tar(t, u.F("a", "1"))
+	for _, mediaType := range []string{
+		"", ociTar, ociTar + "+gzip", ociTar + "+zstd",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", nondistTar,
+		dockerTar, dockerTar + ".gzip", dockerTar + ".zstd",
+		"application/vnd.docker.image.rootfs.foreign.diff.tar", foreignTar,
+		"application/vnd.docker.image.rootfs.foreign.diff.tar.zstd",
+	} {
+		for _, blob := range [][]byte{tarBytes, u.Gzip(t, tarBytes), zstdBytes(t, tarBytes)} {
+			if got, err := decompress(mediaType, bytes.NewReader(blob)); err != nil || !bytes.Equal(got, tarBytes) {
+				t.Errorf("%q, % x: %d bytes, %v", mediaType, blob[:4], len(got), err)
+			}
+		}
+	}
+	for mediaType, want := range map[string]string{
+		"application/vnd.erofs.layer.v1":                      "an image with EROFS layers",
+		ociTar + "+gzip+encrypted":                            "an encrypted image",
+		"application/vnd.cncf.helm.chart.content.v1.tar+gzip": "a Helm chart",
+		"application/x-something":                             `content of media type "application/x-something"`,
+	} {
+		_, err := unpack.Decompress(mediaType, bytes.NewReader(tarBytes))
+		if !errors.Is(err, mediatype.ErrNotRootfs) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", mediaType, err)
+		}
+	}
 }
 
 // windowFrame is the header of a frame with this window and one empty last block.

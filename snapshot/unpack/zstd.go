@@ -1,0 +1,219 @@
+package unpack
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strconv"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// How far back a zstd frame may refer is memory that it makes the decoder take: usualWindow is what every decoder has to
+// support, and maxWindow the most that a layer may ask for. Where addresses have 32 bits, there is no room for more than
+// a part of that.
+const (
+	usualWindow = 8 << 20
+	maxWindow   = 128 << 20 << (3 * (strconv.IntSize / 64))
+)
+
+// zstdReader decodes a zstd stream. A frame that refers further back than all before it gets a new decoder, so that the
+// memory of the old one is free before the new one takes its own.
+type zstdReader struct {
+	src    *source
+	frames *zstdFrames
+	z      *zstd.Decoder // nil when closed
+}
+
+func newZstdReader(src *source, grow func(int64) error) (*zstdReader, error) {
+	r := &zstdReader{src: src, frames: &zstdFrames{src: src, grow: grow}}
+	if err := r.frames.take(usualWindow); err != nil {
+		return nil, r.blame(err)
+	}
+	if err := r.begin(); err != nil {
+		return nil, r.blame(err)
+	}
+	return r, nil
+}
+
+// begin makes the decoder for the next frames, once their memory was granted.
+func (r *zstdReader) begin() (err error) {
+	if err := r.frames.begin(); err != nil && err != io.EOF {
+		return err
+	}
+	r.z, err = zstd.NewReader(r.frames, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(maxWindow))
+	return err
+}
+
+func (r *zstdReader) Read(p []byte) (int, error) {
+	for {
+		if r.z == nil {
+			return 0, fmt.Errorf("zstd: closed reader: %w", io.ErrClosedPipe)
+		}
+		n, err := r.z.Read(p)
+		switch {
+		case err == nil:
+			return n, nil
+		case err != io.EOF:
+			return n, r.blame(err)
+		case !r.frames.larger:
+			return n, io.EOF
+		}
+		r.Close()
+		if r.frames.granted > 8*usualWindow {
+			runtime.GC()
+		}
+		if err := r.begin(); err != nil {
+			return n, r.blame(err)
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// blame gives an error its class. One of grow has its own.
+func (r *zstdReader) blame(err error) error {
+	var refused memoryError
+	if errors.As(err, &refused) {
+		return fmt.Errorf("zstd: memory: %w", refused.error)
+	}
+	return r.src.blame("zstd", err)
+}
+
+func (r *zstdReader) Close() error {
+	if r.z != nil {
+		r.z.Close()
+		r.z = nil
+	}
+	return nil
+}
+
+// memoryError is an error of grow.
+type memoryError struct{ error }
+
+func (e memoryError) Unwrap() error { return e.error }
+
+// zstdFrames passes a zstd stream on, frame by frame (RFC 8878), and asks for the memory of a frame before its header
+// reaches the decoder. It ends, with larger set, before a frame that needs more memory than all before it.
+type zstdFrames struct {
+	src     *source
+	grow    func(int64) error
+	granted uint64 // the memory of a window that was asked for
+	larger  bool   // the next frame needs more than that
+
+	left     int64 // bytes up to the next header of a frame or a block
+	inFrame  bool  // that is one of a block
+	checksum bool  // the frame ends with one
+}
+
+func (f *zstdFrames) Read(p []byte) (int, error) {
+	for f.left == 0 {
+		if err := f.next(); err != nil {
+			return 0, err
+		}
+		if f.larger {
+			return 0, io.EOF
+		}
+	}
+	n, err := f.src.Read(p[:min(int64(len(p)), f.left)])
+	f.left -= int64(n)
+	return n, err
+}
+
+// begin asks for the memory of the next frame, if it needs more than those before.
+func (f *zstdFrames) begin() error {
+	if f.left > 0 || f.inFrame {
+		return nil
+	}
+	h, err := f.header()
+	if err != nil {
+		return err
+	}
+	f.larger = false
+	return f.take(windowOf(h))
+}
+
+func (f *zstdFrames) take(window uint64) error {
+	if window <= f.granted {
+		return nil
+	}
+	if err := f.grow(int64(window - f.granted)); err != nil {
+		return memoryError{err}
+	}
+	f.granted = window
+	return nil
+}
+
+// header decodes the header of the next frame without taking it.
+func (f *zstdFrames) header() (*zstd.Header, error) {
+	b, err := f.src.Peek(zstd.HeaderMaxSize) // less, at the end of the stream
+	if len(b) == 0 {
+		return nil, err
+	}
+	var h zstd.Header
+	if err := h.Decode(b); err != nil {
+		return nil, err
+	}
+	if window := windowOf(&h); window > maxWindow {
+		return nil, fmt.Errorf("a window of %d bytes is larger than %d", window, maxWindow)
+	}
+	return &h, nil
+}
+
+// windowOf is how far back a frame may refer.
+func windowOf(h *zstd.Header) uint64 {
+	switch {
+	case h.Skippable:
+		return 0
+	case h.SingleSegment:
+		return h.FrameContentSize
+	}
+	return h.WindowSize
+}
+
+// next finds out how many bytes follow up to the next header.
+func (f *zstdFrames) next() error {
+	if f.inFrame {
+		return f.block()
+	}
+	h, err := f.header()
+	switch {
+	case err != nil:
+		return err
+	case h.Skippable:
+		f.left = 8 + int64(h.SkippableSize)
+	case windowOf(h) > f.granted:
+		f.larger = true
+	default:
+		f.left, f.inFrame, f.checksum = int64(h.HeaderSize), true, h.HasCheckSum
+	}
+	return nil
+}
+
+// block reads the header of a block. A cut or reserved one is left to the decoder, which refuses it.
+func (f *zstdFrames) block() error {
+	const header = 3
+	b, err := f.src.Peek(header)
+	if len(b) < header {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	bits := uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16
+	last, kind, size := bits&1 == 1, bits>>1&3, int64(bits>>3)
+	if kind == 1 { // one byte that is repeated size times
+		size = 1
+	}
+	f.left = header + size
+	if last {
+		f.inFrame = false
+		if f.checksum {
+			f.left += 4
+		}
+	}
+	return nil
+}

@@ -1,13 +1,14 @@
 package resolver
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tank-snapshotter/tank/internal/imagejson"
+	"github.com/tank-snapshotter/tank/internal/mediatype"
 )
 
 // Image is one platform of what a reference stands for.
@@ -125,14 +127,18 @@ func (f *fetch) manifest(ctx context.Context, doc document) (*Image, error) {
 	if m.Config.Size > MaxConfigSize {
 		return nil, fail("config of %d bytes is larger than %d", m.Config.Size, MaxConfigSize)
 	}
-	if !images.IsConfigType(m.Config.MediaType) {
-		return nil, fail("%q is no image config", m.Config.MediaType)
+	if err := mediatype.Manifest(m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", doc.digest, err)
 	}
 	data, err := f.small(ctx, m.Config)
 	if err != nil {
 		return nil, err
 	}
 	config, err := imagejson.ReadConfig(data)
+	generic := mediatype.Generic(m.Config.MediaType)
+	if generic && (err == nil && !imagejson.IsConfig(config) || err != nil && !isObject(data)) {
+		return nil, fmt.Errorf("manifest %s: %w", doc.digest, mediatype.Artifact(m))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("config %s: %w", m.Config.Digest, err)
 	}
@@ -146,6 +152,11 @@ func (f *fetch) manifest(ctx context.Context, doc document) (*Image, error) {
 		Manifest: doc.descriptor(), Config: plain(m.Config), Layers: m.Layers,
 		DiffIDs: config.RootFS.DiffIDs, ConfigBytes: data, Platform: config.Platform,
 	}, nil
+}
+
+// isObject reports whether a document is a JSON object, which may have faults that only a stricter reader finds.
+func isObject(data []byte) bool {
+	return json.Valid(data) && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
 }
 
 // plain drops what only the manifest around a descriptor needs.

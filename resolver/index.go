@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/mediatype"
 )
 
 // errPlatform says that everything is in order, but for other platforms than the one that was asked for.
@@ -35,12 +37,22 @@ func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, depth int) (
 			desc.Digest, len(doc.Index.Manifests), MaxIndexWidth, errdefs.ErrDataLoss)
 	}
 	mark := len(f.indexes)
+	var artifact error
 	for _, child := range f.candidates(doc.Index.Manifests) {
 		image, err := f.image(ctx, child, depth+1)
-		if !errdefs.IsNotFound(err) || !errors.Is(err, errPlatform) {
+		switch {
+		case errors.Is(err, mediatype.ErrNotRootfs): // beside the image may lie what belongs to it
+			artifact = err
+		case !errdefs.IsNotFound(err) || !errors.Is(err, errPlatform):
 			return image, err
 		}
 		f.indexes = f.indexes[:mark]
+	}
+	if err := mediatype.Index(doc.Index.Manifests); err != nil {
+		artifact = err
+	}
+	if artifact != nil && !slices.ContainsFunc(doc.Index.Manifests, namesPlatform) {
+		return nil, fmt.Errorf("index %s: %w", desc.Digest, artifact)
 	}
 	return nil, fmt.Errorf("index %s: %w", desc.Digest, errPlatform)
 }
@@ -70,4 +82,9 @@ func (f *fetch) candidates(all []ocispec.Descriptor) []ocispec.Descriptor {
 		return 0
 	})
 	return append(named, unnamed...)
+}
+
+// namesPlatform reports whether an entry of an index is an image for a platform.
+func namesPlatform(d ocispec.Descriptor) bool {
+	return d.Platform != nil && d.Platform.OS != "" && d.Platform.OS != "unknown"
 }

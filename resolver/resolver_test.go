@@ -25,6 +25,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -277,9 +278,9 @@ func TestRefused(t *testing.T) {
 		{"D11 trailing", func(reg *registrytest.Registry) {
 			manifestOf(reg, func(s string) string { return s + "{}" })
 		}, "", errdefs.ErrDataLoss},
-		{"D14 schema 1", replace(`"schemaVersion":2`, `"schemaVersion":1`), "", errdefs.ErrDataLoss},
-		{"D10 no image config", replace(ocispec.MediaTypeImageConfig, "application/x"), "", errdefs.ErrDataLoss},
-		{"D15 too many layers", replace(`"layers":[`, `"layers":[{"mediaType":"a/b","digest":"`+digest.FromString("").String()+`","size":1},`), "", errdefs.ErrDataLoss},
+		{"D14 schema 1", replace(`"schemaVersion":2`, `"schemaVersion":1`), "", mediatype.ErrNotRootfs},
+		{"D10 no image config", replace(ocispec.MediaTypeImageConfig, "application/x"), "", mediatype.ErrNotRootfs},
+		{"D15 too many layers", replace(`"layers":[`, `"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayer+`","digest":"`+digest.FromString("").String()+`","size":1},`), "", errdefs.ErrDataLoss},
 		{"sha512 layer", replace(`"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayerGzip+`","digest":"`,
 			`"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayerGzip+`","digest":"sha512:`), "", errdefs.ErrDataLoss},
 		{"D15 huge config", replace(`"size":`, `"size":99999999`), "", errdefs.ErrDataLoss},
@@ -365,10 +366,10 @@ func TestRefused(t *testing.T) {
 		}, "", errdefs.ErrNotFound},
 		{"D14 schema 1, signed", func(reg *registrytest.Registry) {
 			reg.Manifest("1", "application/vnd.docker.distribution.manifest.v1+prettyjws", []byte(`{"schemaVersion":1,"fsLayers":[],"signatures":[]}`))
-		}, "", errdefs.ErrDataLoss},
+		}, "", mediatype.ErrNotRootfs},
 		{"D14 schema 1 typed as 2", func(reg *registrytest.Registry) {
 			reg.Manifest("1", images.MediaTypeDockerSchema2Manifest, []byte(`{"schemaVersion":1,"fsLayers":[]}`))
-		}, "", errdefs.ErrDataLoss},
+		}, "", mediatype.ErrNotRootfs},
 		{"D15 diff ID", func(reg *registrytest.Registry) {
 			l := reg.Blob(ocispec.MediaTypeImageLayerGzip, []byte("layer"))
 			reg.Image("1", amd64, []ocispec.Descriptor{l}, []digest.Digest{"sha256:12"})

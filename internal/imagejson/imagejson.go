@@ -24,6 +24,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/exactjson"
+	"github.com/tank-snapshotter/tank/internal/mediatype"
 )
 
 // Limits on documents, in bytes.
@@ -55,7 +56,8 @@ type parts struct {
 }
 
 // Read decodes a manifest or an index. claimed is the media type from outside the document, and may be empty. Any fault
-// of a document is errdefs.ErrDataLoss.
+// of a document is errdefs.ErrDataLoss. A document that is in order but belongs to no image, such as a manifest of Docker
+// schema 1, is mediatype.ErrNotRootfs.
 func Read(claimed string, data []byte) (*Document, error) {
 	if len(data) > MaxManifestSize {
 		return nil, fmt.Errorf("larger than %d bytes: %w", MaxManifestSize, errdefs.ErrDataLoss)
@@ -68,7 +70,7 @@ func Read(claimed string, data []byte) (*Document, error) {
 		return nil, err
 	}
 	if e.SchemaVersion == 1 || e.FSLayers != nil || strings.Contains(claimed, "distribution.manifest.v1+") {
-		return nil, fmt.Errorf("schema 1 images are not supported, rebuild the image: %w", errdefs.ErrDataLoss)
+		return nil, mediatype.NotRootfs("application/vnd.docker.distribution.manifest.v1+json")
 	}
 	var has parts
 	if err := json.Unmarshal(data, &has); err != nil {
@@ -111,6 +113,9 @@ func agree(claimed, inside string, has parts) (string, error) {
 	case images.IsIndexType(t) || images.IsManifestType(t):
 		return "", fmt.Errorf("media type %.100q does not fit the content: %w", t, errdefs.ErrDataLoss)
 	}
+	if mediatype.Kind(t) != "" {
+		return "", mediatype.NotRootfs(t)
+	}
 	return "", fmt.Errorf("media type %.100q is neither an index nor a manifest: %w", t, errdefs.ErrDataLoss)
 }
 
@@ -142,6 +147,12 @@ func ReadConfig(data []byte) (*ocispec.Image, error) {
 		return nil, err
 	}
 	return &config, nil
+}
+
+// IsConfig reports whether a document that ReadConfig has read is the config of an image, whatever its media type is: it
+// names its layers.
+func IsConfig(config *ocispec.Image) bool {
+	return (config.RootFS.Type == "layers" || config.RootFS.Type == "") && len(config.RootFS.DiffIDs) > 0
 }
 
 // Fetchable returns errdefs.ErrDataLoss unless the digests of the manifest's config and layers are SHA-256, the only

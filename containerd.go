@@ -18,15 +18,18 @@ type ContainerdContent interface {
 	Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error)
 	// Size returns the bytes of a blob that containerd takes into its records without fetching it; errdefs.ErrNotFound for others.
 	Size(ctx context.Context, d digest.Digest) (int64, error)
+	// Access returns errdefs.ErrNotFound unless the call that ctx belongs to may read the blob.
+	Access(ctx context.Context, d digest.Digest) error
 }
 
-// layersFrom returns where layers are read from, and what snapshot.Options.Adoptable is.
-func layersFrom(own *content.Store, containerd ContainerdContent) (snapshot.Blobs, func(context.Context, digest.Digest) bool) {
+// layersFrom returns where layers are read from, and sets what the snapshot store has to ask containerd.
+func layersFrom(own *content.Store, containerd ContainerdContent, opts *snapshot.Options) snapshot.Blobs {
 	if containerd == nil {
-		return own, nil
+		return own
 	}
 	b := layerBlobs{own, containerd}
-	return b, b.adoptable
+	opts.Access, opts.Adoptable = containerd.Access, b.adoptable
+	return b
 }
 
 // layerBlobs is where layers are read from: the root's own blobs and downloads, then containerd's.
@@ -51,7 +54,8 @@ func (b layerBlobs) Size(d digest.Digest) (int64, bool) {
 	return n, err == nil
 }
 
-// adoptable says whether containerd takes a blob without fetching it. Who can't tell says yes: then containerd looks itself.
+// adoptable reports whether containerd takes a blob without fetching it. Without an answer it does: then containerd looks
+// itself.
 func (b layerBlobs) adoptable(ctx context.Context, d digest.Digest) bool {
 	_, err := b.containerd.Size(ctx, d)
 	return !errdefs.IsNotFound(err)

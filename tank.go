@@ -44,6 +44,9 @@ type Options struct {
 	// Containerd is read for layers whose blobs are not in the root, and asked what it would fetch: the second install. nil: containerd
 	// has no content store but this root.
 	Containerd ContainerdContent
+	// SkipKnownBlobs has containerd fetch no blob whose layer is unpacked here already, so that its images lack blobs.
+	// false: it gets all blobs of its images.
+	SkipKnownBlobs bool
 	// Existing has Open return ErrNoRoot in a directory that is missing or empty. false: a root is made there.
 	Existing bool
 	// AllowReadOnly opens a root that can't be written as well, as on a read-only mount: nothing is written then, and
@@ -148,11 +151,11 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	if err != nil {
 		return nil, err
 	}
-	blobs, adoptable := layersFrom(t.content, opts.Containerd)
-	t.snapshots, err = snapshot.Open(root, t.db, blobs, &snapshot.Options{
-		Adoptable: adoptable, ReadOnly: t.readOnly,
-		Unpack: t.mode.options(), Directory: opts.Directory,
-	})
+	layers := &snapshot.Options{
+		ReadOnly: t.readOnly, Unpack: t.mode.options(), Directory: opts.Directory, SkipKnownBlobs: opts.SkipKnownBlobs,
+	}
+	blobs := layersFrom(t.content, opts.Containerd, layers)
+	t.snapshots, err = snapshot.Open(root, t.db, blobs, layers)
 	if err != nil {
 		return nil, err
 	}

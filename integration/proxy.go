@@ -52,6 +52,8 @@ type Proxy struct {
 	log   []*Request
 	rate  int64 // bytes a second and body; 0: as fast as it goes
 	gates map[digest.Digest]*gate
+	// missing are blobs that the registry does not have under a repository, by their paths.
+	missing map[string]bool
 }
 
 // gate holds a blob's bytes from an offset on.
@@ -93,7 +95,12 @@ func (p *Proxy) serve(l net.Listener) {
 		entry := &Request{Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range")}
 		p.mu.Lock()
 		p.log = append(p.log, entry)
+		missing := p.missing[r.URL.Path]
 		p.mu.Unlock()
+		if missing {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
 		reverse.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, entry)))
 		p.mu.Lock()
 		entry.Done = true
@@ -173,6 +180,16 @@ func (b *slowBody) Read(buf []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// Miss has the registry lack these blobs in one of its repositories. Without blobs it lacks none.
+func (p *Proxy) Miss(repository string, blobs ...digest.Digest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.missing = map[string]bool{}
+	for _, d := range blobs {
+		p.missing["/v2/"+repository+"/blobs/"+d.String()] = true
+	}
 }
 
 // SetRate slows each body down to so many bytes a second; 0 ends that.

@@ -147,6 +147,8 @@ type Setup struct {
 	Sequential     bool // one layer of a pull is unpacked at a time
 	Directory      bool // Tank's mode = "directory"
 	NoLabels       bool // containerd does not tell which image an extraction belongs to
+	Isolated       bool // containerd's content_sharing_policy = "isolated"
+	SkipKnown      bool // Tank's skip_known_blobs = true
 	AsUnit         bool // the daemon may do only what its unit for systemd allows
 }
 
@@ -175,12 +177,20 @@ func (e *Env) startNode(s Setup, r *Registry) (*TankRoot, *Containerd) {
 		k.Config += fmt.Sprintf("containerd_address = %q\n", e.containerdSocket(o))
 		flags = append(flags, "--without-content")
 	}
+	if s.SkipKnown {
+		k.Config += "skip_known_blobs = true\n"
+	}
 	if s.Directory {
 		k.Config += directoryMode
 	}
 	o.Import = k.DropIn(flags...)
 	if s.Sequential {
 		k.replaceIn(o.Import, "max_concurrent_unpacks = 4", "max_concurrent_unpacks = 1")
+	}
+	if s.Isolated {
+		const images = "[plugins.'io.containerd.cri.v1.images']"
+		k.replaceIn(o.Import, images,
+			"[plugins.'io.containerd.metadata.v1.bolt']\n  content_sharing_policy = \"isolated\"\n"+images)
 	}
 	if s.NoLabels {
 		k.replaceIn(o.Import, "enable_remote_snapshot_annotations = \"true\"", "")

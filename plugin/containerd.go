@@ -121,6 +121,18 @@ func (c *Containerd) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, 
 	return c.read(ctx, ns, d, size), nil
 }
 
+// Access returns errdefs.ErrNotFound unless the namespace of the call that ctx belongs to has a blob.
+func (c *Containerd) Access(ctx context.Context, d digest.Digest) error {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", d, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Stall)
+	defer cancel()
+	_, err = c.size(ctx, ns, d)
+	return c.fault(d, err)
+}
+
 // find looks for a namespace that has a blob.
 func (c *Containerd) find(ctx context.Context, d digest.Digest) (ns string, size int64, err error) {
 	all, err := c.namespaces.List(ctx, &namespacesapi.ListNamespacesRequest{})

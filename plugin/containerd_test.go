@@ -193,6 +193,11 @@ func TestContainerdBlobs(t *testing.T) {
 		{"no digest", called("one"), "sha256:../../x", errdefs.IsInvalidArgument},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
+			if _, err := namespaces.NamespaceRequired(row.ctx); err == nil && row.d != "sha256:../../x" {
+				if err := c.Access(row.ctx, row.d); (err == nil) != (row.is == nil) || err != nil && !row.is(err) {
+					t.Errorf("access: %v", err)
+				}
+			}
 			b, err := readBlob(row.ctx, c, row.d)
 			switch {
 			case row.is != nil && !row.is(err):

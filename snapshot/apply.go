@@ -30,12 +30,16 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 	if !unpack.Supported(desc.MediaType) {
 		return ocispec.Descriptor{}, fmt.Errorf("apply: media type %.100q: %w", desc.MediaType, errdefs.ErrNotImplemented)
 	}
-	if dir, ok := s.owned(mounts, "layers"); ok {
-		return s.applyStaged(ctx, desc, dir)
-	}
+	staged, isStaged := s.owned(mounts, "layers")
 	dir, ok := s.owned(mounts, "snapshots")
-	if !ok {
-		return ocispec.Descriptor{}, fmt.Errorf("apply: mounts of somebody else: %w", errdefs.ErrNotImplemented)
+	if !ok && !isStaged {
+		return ocispec.Descriptor{}, fmt.Errorf("apply: mounts of another snapshotter: %w", errdefs.ErrNotImplemented)
+	}
+	if err := s.access(ctx, desc.Digest); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if isStaged {
+		return s.applyStaged(ctx, desc, staged)
 	}
 	s.mu.Lock()
 	key, ok := s.dirs[dir]
@@ -74,6 +78,20 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 		return ocispec.Descriptor{}, err
 	}
 	return applied(rec), nil
+}
+
+// access returns errdefs.ErrNotFound if the caller may not read a blob. Its layer may be known all the same, to others.
+func (s *Store) access(ctx context.Context, blob digest.Digest) error {
+	switch {
+	case s.opts.SkipKnownBlobs:
+		return nil
+	case s.opts.Access != nil:
+		return s.opts.Access(ctx, blob)
+	}
+	if _, here := s.blobs.Size(blob); !here {
+		return fmt.Errorf("blob %s: %w", blob, errdefs.ErrNotFound)
+	}
+	return nil
 }
 
 func applied(rec metadata.Layer) ocispec.Descriptor {
@@ -126,9 +144,10 @@ func (s *Store) pristine(dir string) (bool, error) {
 	return len(names) == 0, ignoreEOF(err)
 }
 
-// prepareKnown answers the extraction of a layer that is known, while containerd would have to fetch its blob, for nothing. When
-// it would not, an ordinary snapshot is better: containerd then takes the blob into its own records, and applying costs
-// nothing. See docs/adr/0004 and 0009. Any mismatch is a miss, never an error.
+// prepareKnown handles the extraction of a layer that is already unpacked. If containerd would download the blob, it
+// answers so that containerd skips download and apply. If containerd has the blob, it reports a miss: containerd then
+// takes the blob into its own records, and applying costs nothing. See docs/adr/0004 and 0009. Any mismatch is a miss,
+// never an error.
 func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target string, labels map[string]string) (m []mount.Mount, done bool, err error) {
 	rec, ok := n.s.expected(ctx, parent, target, labels)
 	if !ok {

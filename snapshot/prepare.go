@@ -16,16 +16,16 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// Prepare makes an active snapshot above parent. For an extraction (a label names the target) of a layer that is known
-// while its blob is not here, it answers with a read-only mount, which containerd commits without fetching or applying
-// anything, or with errdefs.ErrAlreadyExists after it committed the target itself.
+// Prepare makes an active snapshot above parent. With Options.SkipKnownBlobs, the extraction (a label names the target)
+// of a known layer whose blob is not here is answered with a read-only mount, which containerd commits without fetching
+// or applying anything, or with errdefs.ErrAlreadyExists after Prepare committed the target itself.
 func (n *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	key, parent = n.holder.SnapshotKey(key), n.holder.SnapshotKey(parent)
 	labels, err := labelsOf(opts)
 	if err != nil {
 		return nil, err
 	}
-	if target := labels[snapshots.LabelSnapshotRef]; target != "" {
+	if target := labels[snapshots.LabelSnapshotRef]; target != "" && n.s.opts.SkipKnownBlobs {
 		m, done, err := n.prepareKnown(ctx, key, parent, target, labels)
 		if err != nil || done {
 			return m, err

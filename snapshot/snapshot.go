@@ -58,8 +58,15 @@ type Options struct {
 	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with; while layers
 	// are being unpacked it waits on, but no longer than 5 seconds. 0 means 100 ms, less than 0 that nothing is synced but by Sync.
 	SyncDelay time.Duration
-	// Adoptable says whether containerd would take a blob into its records without fetching it. nil: it would take those that
-	// Blobs has.
+	// Access returns errdefs.ErrNotFound if containerd would not let the call that ctx belongs to read a blob. nil: a call
+	// may read what Blobs has.
+	Access func(ctx context.Context, blob digest.Digest) error
+	// SkipKnownBlobs answers the extraction of a known layer so that containerd does not fetch the layer's blob, unless
+	// Adoptable reports that it would not fetch it anyway. false: containerd gets the blob of every layer, as with its
+	// own overlayfs, and a layer is given only for a blob that the caller may read.
+	SkipKnownBlobs bool
+	// Adoptable reports whether containerd would take a blob into its records without fetching it. nil: it would take
+	// those that Blobs has. Only used with SkipKnownBlobs.
 	Adoptable func(ctx context.Context, blob digest.Digest) bool
 	// UserXattr marks overlay's directories in user.overlay.*, for mounts inside a user namespace.
 	UserXattr bool

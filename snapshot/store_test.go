@@ -169,7 +169,8 @@ func TestCheckFinds(t *testing.T) {
 	}
 }
 
-// TestKnownWithoutBlob shows how containerd learns that a layer is here of which nobody needs the blob.
+// TestKnownWithoutBlob shows how containerd learns, with SkipKnownBlobs, that a layer is here whose blob it need not
+// fetch. Without it every Prepare is answered as for an unknown layer.
 func TestKnownWithoutBlob(t *testing.T) {
 	requireRoot(t)
 	type answer struct {
@@ -179,22 +180,28 @@ func TestKnownWithoutBlob(t *testing.T) {
 		testName string
 		parallel bool
 		blobHere bool
+		fetchAll bool                                            // containerd fetches every blob
 		blob     func(upper, lower snapshot.Layer) digest.Digest // that the label names
 		diffID   func(upper, lower snapshot.Layer) digest.Digest
 		want     answer
 	}{
-		{"sequential", false, false, blobOf, diffOf, answer{exists: true}},
-		{"parallel", true, false, blobOf, diffOf, answer{staged: true}},
-		{"the blob is here: containerd shall adopt it", true, true, blobOf, diffOf, answer{}},
-		{"a blob that was never seen to have the diff ID", true, false, otherBlob, diffOf, answer{}},
-		{"another diff ID", true, false, blobOf, otherBlob, answer{}},
-		{"containerd 2.2, sequential", false, false, blobOf, noDiffID, answer{exists: true}},
-		{"containerd 2.2, another layer's blob", false, false, lowerBlob, noDiffID, answer{}},
-		{"containerd 2.2, parallel", true, false, blobOf, noDiffID, answer{}},
-		{"no digest", true, false, func(_, _ snapshot.Layer) digest.Digest { return "sha256:../../x" }, diffOf, answer{}},
+		{"sequential", false, false, false, blobOf, diffOf, answer{exists: true}},
+		{"parallel", true, false, false, blobOf, diffOf, answer{staged: true}},
+		{"the blob is here: containerd shall adopt it", true, true, false, blobOf, diffOf, answer{}},
+		{"a blob that was never seen to have the diff ID", true, false, false, otherBlob, diffOf, answer{}},
+		{"another diff ID", true, false, false, blobOf, otherBlob, answer{}},
+		{"containerd 2.2, sequential", false, false, false, blobOf, noDiffID, answer{exists: true}},
+		{"containerd 2.2, another layer's blob", false, false, false, lowerBlob, noDiffID, answer{}},
+		{"containerd 2.2, parallel", true, false, false, blobOf, noDiffID, answer{}},
+		{"sequential, all blobs are fetched", false, false, true, blobOf, diffOf, answer{}},
+		{"parallel, all blobs are fetched", true, false, true, blobOf, diffOf, answer{}},
+		{"containerd 2.2, all blobs are fetched", false, false, true, blobOf, noDiffID, answer{}},
+		{"no digest", true, false, false, func(_, _ snapshot.Layer) digest.Digest { return "sha256:../../x" }, diffOf, answer{}},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
-			w := open(t)
+			opts := skipping()
+			opts.SkipKnownBlobs = !row.fetchAll
+			w := openWith(t, t.TempDir(), memory{}, opts)
 			sn := w.For(metadata.Containerd)
 			lower, upper := w.blobs.add(t, Tar(t, F("a", "1"))), w.blobs.add(t, Tar(t, F("b", "2")))
 			parent, err := extract(ctx, sn, w, []snapshot.Layer{lower}, false, "ns")
@@ -248,11 +255,62 @@ func TestKnownWithoutBlob(t *testing.T) {
 	}
 }
 
+// skipping are the options of a store that answers for known layers without their blobs.
+func skipping() *snapshot.Options {
+	return &snapshot.Options{SyncDelay: -1, Unpack: rights(), SkipKnownBlobs: true}
+}
+
+// TestApplyNeedsBlob: a layer that is unpacked here is attached without unpacking it again, but only for a caller that
+// may read its blob, unless blobs are skipped.
+func TestApplyNeedsBlob(t *testing.T) {
+	requireRoot(t)
+	denied := func(context.Context, digest.Digest) error { return fmt.Errorf("blob: %w", errdefs.ErrNotFound) }
+	granted := func(context.Context, digest.Digest) error { return nil }
+	for _, row := range []struct {
+		testName string
+		blobHere bool
+		skip     bool
+		access   func(context.Context, digest.Digest) error
+		want     bool
+	}{
+		{"the blob is here", true, false, nil, true},
+		{"the blob was discarded", false, false, nil, false},
+		{"the blob was discarded, and blobs are skipped", false, true, nil, true},
+		{"containerd refuses the blob to this caller", true, false, denied, false},
+		{"containerd has the blob itself", false, false, granted, true},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			opts := skipping()
+			opts.SkipKnownBlobs, opts.Access = row.skip, row.access
+			w := openWith(t, t.TempDir(), memory{}, opts)
+			l := w.blobs.add(t, Tar(t, F("a", "1")))
+			first, err := w.Unpack(ctx, holder, l)
+			must(t, err)
+			if !row.blobHere {
+				delete(w.blobs, l.Blob.Digest)
+			}
+			sn := w.For(metadata.Containerd)
+			mounts, err := sn.Prepare(ctx, "key", "")
+			must(t, err)
+			got, err := w.Apply(ctx, l.Blob, mounts)
+			if !row.want {
+				if !errdefs.IsNotFound(err) {
+					t.Errorf("got %v, %v", got, err)
+				}
+				return
+			}
+			if err != nil || got.Digest != l.DiffID || w.layerDir(t, metadata.LayerKey(l.DiffID)) != filepath.Join(w.root, "layers", first.Dir) {
+				t.Errorf("got %v, %v", got, err)
+			}
+		})
+	}
+}
+
 // TestKnownAboveKnown is a sequential extraction by containerd 2.2 of which every layer is known: each stands on what the answer
 // before it committed.
 func TestKnownAboveKnown(t *testing.T) {
 	requireRoot(t)
-	w := open(t)
+	w := openWith(t, t.TempDir(), memory{}, skipping())
 	sn := w.For(metadata.Containerd)
 	var diffIDs []digest.Digest
 	parent := ""
@@ -284,7 +342,7 @@ func TestKnownAboveKnown(t *testing.T) {
 // annotations, which containerd passes on with the snapshot of the pod's sandbox.
 func TestKnownUnderAnotherName(t *testing.T) {
 	requireRoot(t)
-	w := open(t)
+	w := openWith(t, t.TempDir(), memory{}, skipping())
 	sn := w.For(metadata.Containerd)
 	pause, mine := w.blobs.add(t, Tar(t, F("pause", "1"))), w.blobs.add(t, Tar(t, F("bin/login", "mine")))
 	parent, err := extract(ctx, sn, w, []snapshot.Layer{pause}, false, "ns")

@@ -33,6 +33,7 @@ type settings struct {
 	Group             string `toml:"group"`
 	Mode              string `toml:"mode"`
 	ContainerdAddress string `toml:"containerd_address"`
+	SkipKnownBlobs    bool   `toml:"skip_known_blobs"`
 	LogLevel          string `toml:"log_level"`
 	HostsDir          string `toml:"hosts_dir"`
 	ImageCache        string `toml:"image_cache"`
@@ -68,6 +69,12 @@ mode = "overlay"
 # store (config containerd --without-content), as "/run/containerd/containerd.sock".
 # Empty: Tank is containerd's content store.
 containerd_address = ""
+
+# false: containerd downloads every blob of an image, as with its own overlayfs, and a layer that is unpacked here already
+# is not unpacked again. true: it does not download the blob of such a layer. This suits nodes whose containerd discards
+# blobs after unpacking (discard_unpacked_layers); elsewhere images pulled so can't be pushed, exported or run by another
+# snapshotter, and a namespace gets layers that its registry may not have (content_sharing_policy = "isolated" is void).
+skip_known_blobs = false
 
 # trace, debug, info, warn, error or fatal.
 log_level = "info"

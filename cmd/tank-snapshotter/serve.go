@@ -188,7 +188,7 @@ func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (o
 
 // options are those of the daemon's root. release ends what they hold, after the root was closed.
 func (s settings) options() (opts *tank.Options, release func(), err error) {
-	opts = &tank.Options{Daemon: true, Directory: s.Mode == modeDirectory}
+	opts = &tank.Options{Daemon: true, Directory: s.Mode == modeDirectory, SkipKnownBlobs: s.SkipKnownBlobs}
 	if s.ContainerdAddress == "" {
 		return opts, func() {}, nil
 	}

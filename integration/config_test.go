@@ -208,6 +208,7 @@ func TestCheckIsRight(t *testing.T) {
 		}, says: "even if that is disabled", ends: "panic: io.containerd.snapshotter.v1.native"},
 		{name: "annotations a bool", dropIn: replace(`annotations = "true"`, `annotations = true`), says: "containerd does not start", ends: "failed to unmarshal TOML"},
 		{name: "an import that is not there", dropIn: replace("version = 3", "version = 3\nimports = [\"none.toml\"]"), says: "containerd does not start", ends: "no such file"},
+		{name: "a plugin's old name", dropIn: replace("disabled_plugins = [", "disabled_plugins = [\"cri\", "), says: "containerd does not start", ends: "invalid disabled plugin URI"},
 		{name: "a newer version", dropIn: replace("version = 3", "version = 5"), says: "it does not start", ends: "expected containerd config version"},
 		{name: "a word for a number", dropIn: replace("unpacks = 4", `unpacks = "four"`), says: "which does not start", ends: "toml"},
 		{name: "two content stores", dropIn: replace("disabled_plugins", "#"), says: "Add \"io.containerd.content.v1.content\" to disabled_plugins", plugin: "io.containerd.metadata.v1 bolt"},

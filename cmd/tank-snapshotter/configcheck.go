@@ -70,7 +70,11 @@ func (in install) check(ctx context.Context, file string) (findings, error) {
 	k.snapshotProxy()
 	k.transfer()
 	k.diffService()
-	if !slices.Contains(k.DisabledPlugins, pluginCRI) {
+	k.ownStore()
+	k.sharing()
+	if plugin := k.disabledCRI(); plugin != "" {
+		k.note("CRI is disabled (%q in disabled_plugins): ctr and nerdctl work, but no kubelet can use this containerd.", plugin)
+	} else {
 		k.cri()
 	}
 	return found, nil
@@ -156,7 +160,7 @@ func (k *configChecker) proxies() {
 
 // contentStores: containerd works with exactly one.
 func (k *configChecker) contentStores() {
-	const own = "io.containerd.content.v1.content"
+	const own = pluginContent
 	proxies := k.named("content")
 	disabled := slices.Contains(k.DisabledPlugins, own)
 	switch {

@@ -59,7 +59,7 @@ func checked(t *testing.T, in install, main, dropIn func(string) string) (wrong,
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"config.toml": main("version = 3\nimports = [\"tank.toml\"]\n"),
+		"config.toml": fmt.Sprintf("root = %q\n", dir) + main("version = 3\nimports = [\"tank.toml\"]\n"),
 		"tank.toml":   dropIn(text),
 		"late.toml":   "version = 3\n[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = \"linux\"\n  snapshotter = \"overlayfs\"\n",
 	} {
@@ -174,6 +174,7 @@ func TestCheck(t *testing.T) {
 	second := install{Root: "/srv/tank", Address: "/none", ContainerdAddress: containerdAddress}
 	directory := install{Root: "/srv/tank", Address: "/none", Content: true, Directory: true}
 	inside := install{Root: "/srv/tank", Address: "/none", Content: true, UserNS: true}
+	skipping := install{Root: "/srv/tank", Address: "/none", Content: true, SkipKnownBlobs: true}
 	const images, runtimes = "[plugins.'io.containerd.cri.v1.images']\n", "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes"
 	setImages := func(line string) func(string) string { return replace(t, images, images+"  "+line+"\n") }
 	registry := func(kind string) func(string) string {
@@ -186,6 +187,8 @@ func TestCheck(t *testing.T) {
 		dropIn func(string) string
 		says   []string // each in one sentence of its own
 	}{
+		{"skipped blobs under an isolating policy", skipping, same, add("[plugins.'io.containerd.metadata.v1.bolt']\n  content_sharing_policy = \"isolated\"\n"),
+			[]string{"a namespace gets layers that its registry does not let it have"}},
 		{"nothing of Tank", full, func(string) string { return "version = 3\n" }, same,
 			[]string{"Tank is not containerd's content store", "No proxy plugin of type snapshot has Tank's address /none"}},
 		{"snapshotter elsewhere", full, same, replace(t, `"/none"`, `"/other.sock"`), []string{"[proxy_plugins.tank] has the address /other.sock; Tank listens on /none"}},
@@ -291,6 +294,7 @@ func TestCheck(t *testing.T) {
 		{"no pattern", full, replaceImport(`imports = ["tank.toml", "[*.toml"]`), same, []string{"which is no pattern"}},
 		{"syntax", full, same, replace(t, "[proxy_plugins.tank]", "[proxy_plugins.tank"), []string{"tank.toml, line 4, column"}},
 		{"a list for a name", full, same, replace(t, `type = "snapshot"`, `type = ["snapshot"]`), []string{"tank.toml, line 5, column"}},
+		{"a plugin's old name", full, func(s string) string { return "disabled_plugins = [\"cri\"]\n" + s }, same, []string{"since version 2 is no name of a plugin: containerd does not start"}},
 		{"a newer version", full, func(s string) string { return strings.Replace(s, "version = 3", "version = 5", 1) }, same, []string{"has version 5; the newest"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

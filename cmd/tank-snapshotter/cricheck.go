@@ -59,6 +59,7 @@ func (k *configChecker) cri() {
 	}
 	if k.handlers(images, runtime) {
 		k.localPull(images)
+		k.discarded(images.Discard)
 	}
 }
 

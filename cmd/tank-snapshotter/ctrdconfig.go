@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 // What containerd has when its config says nothing else.
 const (
 	containerdAddress     = "/run/containerd/containerd.sock"
+	containerdRoot        = "/var/lib/containerd"
 	containerdSnapshotter = "overlayfs"
 	newestConfigVersion   = 4
 	maxContainerdConfig   = 4 << 20 // bytes of one file
@@ -34,11 +36,14 @@ const (
 	pluginRuntime  = "io.containerd.cri.v1.runtime"
 	pluginCRI      = "io.containerd.grpc.v1.cri" // CRI's server; until version 2 of the config all of CRI
 	pluginGRPC     = "io.containerd.server.v1.grpc"
+	pluginMetadata = "io.containerd.metadata.v1.bolt"
+	pluginContent  = "io.containerd.content.v1.content"
 )
 
 // containerdConfig is the part of containerd's config that matters here, with the names that containerd gives it.
 type containerdConfig struct {
 	Version         int                    `toml:"version"`
+	OwnRoot         string                 `toml:"root"`
 	Imports         []string               `toml:"imports"`
 	DisabledPlugins []string               `toml:"disabled_plugins"`
 	ProxyPlugins    map[string]proxyPlugin `toml:"proxy_plugins"`
@@ -129,6 +134,13 @@ func readContainerdFile(ctx context.Context, name string, found *findings) (*con
 	if c.Version > newestConfigVersion {
 		found.wrong("%s has version %d; the newest that containerd 2.4 reads is %d, and it does not start.", name, c.Version, newestConfigVersion)
 		return nil, false
+	}
+	for _, plugin := range c.DisabledPlugins {
+		if c.Version >= 2 && !strings.Contains(plugin, ".") {
+			found.wrong("%s has %q in disabled_plugins, which since version 2 is no name of a plugin: containerd does not start. CRI is %q.",
+				name, plugin, pluginCRI)
+			return nil, false
+		}
 	}
 	if c.Plugins == nil {
 		c.Plugins = map[string]any{}
@@ -231,6 +243,7 @@ func (c *containerdConfig) section(plugin string) map[string]any {
 
 // merge adds what a later file says: lists are joined at the top and replaced in the sections of plugins, proxies are replaced whole.
 func (c *containerdConfig) merge(later *containerdConfig) {
+	c.OwnRoot = cmp.Or(later.OwnRoot, c.OwnRoot)
 	for _, name := range later.DisabledPlugins {
 		if !slices.Contains(c.DisabledPlugins, name) {
 			c.DisabledPlugins = append(c.DisabledPlugins, name)

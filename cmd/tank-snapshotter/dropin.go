@@ -67,6 +67,7 @@ type install struct {
 	Content           bool // Tank is containerd's content store
 	Directory         bool // snapshots are copies, not overlay mounts
 	UserNS            bool // both run inside a user namespace
+	SkipKnownBlobs    bool // containerd does not fetch the blobs of known layers
 }
 
 // install is what the daemon's config and the flags ask for.
@@ -77,7 +78,7 @@ func (c *cli) install(ctx context.Context) (in install, err error) {
 	}
 	in = install{
 		ContainerdAddress: s.ContainerdAddress, Content: s.ContainerdAddress == "",
-		Directory: s.Mode == modeDirectory, UserNS: userns.RunningInUserNS(),
+		Directory: s.Mode == modeDirectory, UserNS: userns.RunningInUserNS(), SkipKnownBlobs: s.SkipKnownBlobs,
 	}
 	if in.Root, err = filepath.Abs(first(c.root, s.Root, defaultRoot)); err != nil {
 		return in, err

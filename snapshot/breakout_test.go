@@ -39,8 +39,10 @@ var breakoutRows = []stackRow{
 		[]string{"etc dir 0770", `etc/passwd file "inside"`, `localpasswd file "inside" = etc/passwd`}, nil},
 	{"HardlinkDirectAbsolute", [][]Item{etc(H("localpasswd", "/etc/passwd"))},
 		[]string{"etc dir 0770", `etc/passwd file "inside"`, `localpasswd file "inside" = etc/passwd`}, nil},
-	{"SymlinkParentDirectory", [][]Item{etc(S("..", "/etc/"), H("localpasswd", "/etc/passwd"))}, nil, errdefs.ErrFailedPrecondition}, // A4; containerd ignores it
-	{"SymlinkEmptyFilename", [][]Item{etc(S("", "/etc/"), H("localpasswd", "/etc/passwd"))}, nil, errdefs.ErrFailedPrecondition},     // A4; containerd ignores it
+	{"SymlinkParentDirectory", [][]Item{etc(S("..", "/etc/"), H("localpasswd", "/etc/passwd"))},
+		[]string{"etc dir 0770", `etc/passwd file "inside"`, `localpasswd file "inside" = etc/passwd`}, nil},
+	{"SymlinkEmptyFilename", [][]Item{etc(S("", "/etc/"), H("localpasswd", "/etc/passwd"))},
+		[]string{"etc dir 0770", `etc/passwd file "inside"`, `localpasswd file "inside" = etc/passwd`}, nil},
 	{"SymlinkParentRelative", [][]Item{etc(S("localetc/sub/..", "/etc/"), H("/localetc/localpasswd", "/etc/passwd"))},
 		[]string{"etc dir 0770", `etc/localpasswd file "inside"`, `etc/passwd file "inside" = etc/localpasswd`, "localetc symlink -> /etc/"}, nil},
 	{"SymlinkSlashEnded", [][]Item{etc(D("localetc/").Mode(0o770), H("/localetc/localpasswd", "/etc/passwd"))},
@@ -63,7 +65,8 @@ var breakoutRows = []stackRow{
 	{"WhiteoutSymlinkPath", [][]Item{etc(F("etc/whitedout", "ahhhh whiteout"), S("localetc", "/etc")), {W("localetc/.wh.whitedout")}},
 		[]string{"etc dir 0770", `etc/passwd file "inside"`, "localetc symlink -> /etc"}, nil},
 	{"WhiteoutDirectoryName", [][]Item{etc(F("etc/whitedout", "ahhhh whiteout"), S("localetc", "/etc")), {F(".wh.etc/somefile", "non-empty")}},
-		nil, errdefs.ErrFailedPrecondition}, // E15; containerd makes a directory of that name
+		[]string{".wh.etc dir @0", `.wh.etc/somefile file "non-empty"`, "etc dir 0770", `etc/passwd file "inside"`,
+			`etc/whitedout file "ahhhh whiteout"`, "localetc symlink -> /etc"}, nil},
 	{"WhiteoutDeadSymlinkParent", [][]Item{etc(S("localetc", "/dne")), {W("localetc/.wh.etc")}},
 		[]string{"etc dir 0770", `etc/passwd file "inside"`, "localetc symlink -> /dne"}, nil},
 	{"WhiteoutRelativePath", [][]Item{etc(S("localetc", "/dne")), {W("dne/../.wh.etc")}},

@@ -183,14 +183,18 @@ func (x *plan) walk(self *element, n *tree, at string, w where) error {
 	return nil
 }
 
-// moveWhiteout removes what the parent has at a path, not what the layer has there.
+// moveWhiteout removes what the parent has at a path, not what the layer has there, unless it is a device.
 func (x *plan) moveWhiteout(self *element, e unpack.Entry, here string) error {
 	below, err := x.parent.lookup(here)
-	if err != nil || below == nil {
+	if err != nil {
 		return err
 	}
 	own := x.layer.find(here)
 	switch {
+	case e.Opaque && (own != nil || below != nil):
+		e.Opaque = false
+		x.emit(e, here)
+	case below == nil:
 	case own == nil || own.entry.Type == unpack.Whiteout || own.entry.Type == unpack.Dir && onlyWhiteouts(own):
 		x.emit(e, here)
 	case own.entry.Type == unpack.Dir:
@@ -321,6 +325,9 @@ func (x *plan) leadsTo(link string, n *tree) (to string, ok bool, err error) {
 		}
 		return "", false, err
 	}
+	if unpack.Reserved(to) {
+		return "", false, fmt.Errorf("path %q: leads to %q, a name of whiteouts: %w", link, to, unpack.ErrInvalidLayer)
+	}
 	f, err := x.parent.lookup(to)
 	return to, err == nil && (f == nil || f.entry.Type == unpack.Dir || !onlyWhiteouts(n)), err
 }
@@ -331,7 +338,7 @@ func onlyWhiteouts(n *tree) bool {
 	if n.adds == unknown {
 		n.adds = no
 		for _, k := range n.kids {
-			if k.entry.Type != unpack.Whiteout && !(k.entry.Type == unpack.Dir && k.entry.Implied && onlyWhiteouts(k)) {
+			if !isMarker(k) && !(k.entry.Type == unpack.Dir && k.entry.Implied && onlyWhiteouts(k)) {
 				n.adds = yes
 				break
 			}
@@ -339,6 +346,9 @@ func onlyWhiteouts(n *tree) bool {
 	}
 	return n.adds == no
 }
+
+// isMarker reports whether a node is a whiteout that is no entry of its own: it makes no directories that it lies in.
+func isMarker(n *tree) bool { return n.entry.Type == unpack.Whiteout && !n.entry.Opaque }
 
 // emit puts a node into the fix-up, unless the layer itself put something there later.
 func (x *plan) emit(e unpack.Entry, at string) bool {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -48,7 +49,7 @@ func withoutXattrs(t *testing.T) string {
 func TestPlain(t *testing.T) {
 	requireMounts(t)
 	for kind, dir := range map[string]string{"overlay": overlayFS(t), "no attributes": withoutXattrs(t)} {
-		for i, row := range stackRows {
+		for i, row := range slices.Concat(stackRows, entryRows) {
 			t.Run(kind+"/"+row.testName, func(t *testing.T) {
 				if kind == "no attributes" && hasXattrs(row) {
 					t.Skip("has attributes, which can't be set here")

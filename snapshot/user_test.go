@@ -49,7 +49,7 @@ type rootfsOf struct {
 
 // userRows are the rows that an ordinary user's rootfs are made of.
 func userRows() []stackRow {
-	return slices.Concat(stackRows, breakoutRows, hostileRows, []stackRow{
+	return slices.Concat(stackRows, breakoutRows, hostileRows, entryRows, []stackRow{
 		{"directories that can't be written", [][]Item{{D("./").Mode(0o555), D("d").Mode(0o555), F("d/a", "1"), D("d/e").Mode(0o555), F("d/e/x", "2")},
 			{D("./").Mode(0o111), F("f", "5"), D("d").Mode(0o555), F("d/b", "3"), D("d/g").Mode(0o555), F("d/g/y", "4")}}, []string{". dir 0111", "d dir 0555", `d/a file "1"`, `d/b file "3"`, "d/e dir 0555",
 			`d/e/x file "2"`, "d/g dir 0555", `d/g/y file "4"`, `f file "5"`}, nil},

@@ -83,10 +83,6 @@ func (a *applier) add(dir, base string, i unpacktest.Item) error {
 		return nil
 	}
 	a.remove(parent, base)
-	if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
-		a.seen[Device]++
-		return nil
-	}
 	made := &name{node: &node{}}
 	if h.Typeflag == tar.TypeDir {
 		made = newDir(a.layer)
@@ -161,6 +157,10 @@ func (a *applier) describe(n *name, i unpacktest.Item) {
 		n.kind = "fifo"
 	case tar.TypeChar:
 		n.kind, n.data = "char", fmt.Sprintf(" %d:%d", h.Devmajor, h.Devminor)
+		if h.Devmajor == 0 && h.Devminor == 0 {
+			n.kind = absent
+			a.seen[Device]++
+		}
 	case tar.TypeBlock:
 		n.kind, n.data = "block", fmt.Sprintf(" %d:%d", h.Devmajor, h.Devminor)
 	}
@@ -199,10 +199,23 @@ func (n *name) header(i unpacktest.Item) bool {
 
 // owner is the kernel's reading of a user or group ID: -1 changes nothing, and a new file belongs to root.
 func owner(id int) int {
-	if id == -1 {
+	if uint32(id) == 1<<32-1 {
 		return 0
 	}
 	return int(uint32(id))
+}
+
+// absent is the kind of a character device 0:0 until its layer ends. Hard links may name it.
+const absent = "absent"
+
+// finish takes away the devices 0:0 of the layer.
+func (a *applier) finish(dir *node) {
+	for base, k := range dir.kids {
+		if k.kind == absent {
+			delete(dir.kids, base)
+		}
+		a.finish(k.node)
+	}
 }
 
 // remove takes away whatever has a name, because something else comes in its place.

@@ -68,6 +68,7 @@ func Apply(layers [][]unpacktest.Item) (Result, error) {
 				return Result{Seen: seen}, fmt.Errorf("layer %d: %q: %w", i, item.Header.Name, err)
 			}
 		}
+		a.finish(root.node)
 	}
 	return Result{list(root), seen}, nil
 }

@@ -66,6 +66,11 @@ func (a *applier) resolve(dir string) (where, error) {
 			return w.start, nil
 		}
 	}
+	for _, c := range w.at.missing {
+		if strings.HasPrefix(c, meta) {
+			return where{}, invalid("a path to a name that begins with %s", meta)
+		}
+	}
 	w.at.dir = w.stack[len(w.stack)-1]
 	return w.at, nil
 }

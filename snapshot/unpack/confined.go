@@ -42,9 +42,13 @@ func (x *extractor) unmapped(name, kind string, id uint32) error {
 		clip(name), kind, id, m, kind, errdefs.ErrFailedPrecondition)
 }
 
-// checkXattr looks at the ids that an attribute's value names. What the kernel finds malformed is left to the kernel. keep
-// is false where the attribute is to be left out: an ordinary user's files lose what that user can't express.
+// checkXattr looks at the ids that an attribute's value names. What the kernel finds malformed is left to the kernel, but
+// for the version of ACLs: of another one the kernel says the same as a file system that has no ACLs. keep is false where
+// the attribute is to be left out: an ordinary user's files lose what that user can't express.
 func (x *extractor) checkXattr(name, attr, value string) (keep bool, err error) {
+	if v, ok := aclVersion(attr, value); ok && v != aclVersionKnown {
+		return false, invalid(name, "xattr %q: version %d", attr, v)
+	}
 	kind, id, ok := x.unmappedIn(attr, value)
 	switch {
 	case !ok:
@@ -79,6 +83,17 @@ func (x *extractor) unmappedIn(attr, value string) (kind string, id uint32, foun
 		}
 	}
 	return "", 0, false
+}
+
+// aclVersionKnown is the only version of POSIX ACLs as extended attributes that Linux has (linux/posix_acl_xattr.h).
+const aclVersionKnown = 2
+
+// aclVersion is the version of a POSIX ACL; ok is false when the attribute is none, or too short to have one.
+func aclVersion(attr, value string) (version uint32, ok bool) {
+	if attr != aclAccess && attr != aclDefault || len(value) < 4 {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint32([]byte(value[:4])), true
 }
 
 // capabilityRoot is the root user that file capabilities of revision 3 are bound to.

@@ -32,22 +32,36 @@ func (x *extractor) inode(hdr *tar.Header) (*inode, error) {
 	if ino.Type == Symlink {
 		ino.Mode = symlinkMode
 	}
-	// 4294967295 is "no change" for chown.
-	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) >= math.MaxUint32 || int64(hdr.Gid) >= math.MaxUint32 {
+	var uidOK, gidOK bool
+	ino.UID, uidOK = ownerID(int64(hdr.Uid))
+	ino.GID, gidOK = ownerID(int64(hdr.Gid))
+	if !uidOK || !gidOK {
 		return nil, invalid(hdr.Name, "owner %d:%d is out of range", hdr.Uid, hdr.Gid)
 	}
-	ino.UID, ino.GID = uint32(hdr.Uid), uint32(hdr.Gid)
 	ino.Sec, ino.Nsec = hdr.ModTime.Unix(), uint32(hdr.ModTime.Nanosecond())
 	if x.opts.Unprivileged {
 		ino.UID, ino.GID = x.uid, x.gid
 		ino.Mode &^= unix.S_ISUID
 	}
-	if !ino.omitted {
-		if err := x.checkOwner(hdr.Name, ino); err != nil {
-			return nil, err
-		}
+	if ino.omitted {
+		return ino, nil
+	}
+	if err := x.checkOwner(hdr.Name, ino); err != nil {
+		return nil, err
 	}
 	return ino, x.setXattrs(hdr, ino)
+}
+
+// ownerID is the id that chown sets for an id of a header; ok is false when there is none. Some archivers write ids with
+// their sign: -2 for 4294967294. -1, and the same without the sign, has chown change nothing, and a new inode is root's.
+func ownerID(id int64) (owner uint32, ok bool) {
+	switch {
+	case id == -1, id == math.MaxUint32:
+		return 0, true
+	case id < math.MinInt32, id > math.MaxUint32:
+		return 0, false
+	}
+	return uint32(id), true
 }
 
 func (x *extractor) setType(hdr *tar.Header, ino *inode) error {
@@ -68,7 +82,7 @@ func (x *extractor) setType(hdr *tar.Header, ino *inode) error {
 			return invalid(hdr.Name, "hard link to the root directory")
 		case len(ino.Target) > x.limits.Path:
 			return invalid(hdr.Name, "hard link to a path of %d bytes", len(ino.Target))
-		case strings.HasPrefix(ino.Target, whiteoutPrefix), strings.Contains(ino.Target, "/"+whiteoutPrefix):
+		case strings.HasPrefix(path.Base(ino.Target), whiteoutPrefix), belowAUFS(ino.Target):
 			return invalid(hdr.Name, "hard link to a whiteout")
 		}
 	case tar.TypeFifo:
@@ -81,8 +95,8 @@ func (x *extractor) setType(hdr *tar.Header, ino *inode) error {
 	return nil
 }
 
-// setDevice refuses numbers that the kernel would cut, and with that every way to character device 0:0, which is overlay's
-// whiteout.
+// setDevice refuses numbers that the kernel would cut: they could wrap around to those of another device. The character
+// device 0:0 is overlay's whiteout, so that its name is absent.
 func (x *extractor) setDevice(hdr *tar.Header, ino *inode) error {
 	const maxMajor, maxMinor = 1<<12 - 1, 1<<20 - 1
 	major, minor := hdr.Devmajor, hdr.Devminor
@@ -92,11 +106,8 @@ func (x *extractor) setDevice(hdr *tar.Header, ino *inode) error {
 	ino.Type, ino.Rdev = Block, unix.Mkdev(uint32(major), uint32(minor))
 	if hdr.Typeflag == tar.TypeChar {
 		ino.Type = Char
-		if ino.Rdev == 0 {
-			return invalid(hdr.Name, "character device 0:0 is a whiteout on disk")
-		}
 	}
-	ino.omitted = x.opts.Unprivileged || x.opts.Confined
+	ino.omitted = x.opts.Unprivileged || x.opts.Confined || ino.Type == Char && ino.Rdev == 0
 	return nil
 }
 

@@ -61,6 +61,7 @@ type Entry struct {
 	Type Type
 	// Implied directories have no entry in the tar: their attributes, and what they are at all, depend on the parent.
 	Implied bool
-	// Opaque directories hide what the layers below have inside them.
+	// Opaque directories hide what the layers below have inside them. An opaque Whiteout is a device in the tar, which
+	// also took the place of what the layer itself had there before; on disk it is like any other.
 	Opaque bool
 }

@@ -16,11 +16,8 @@ import (
 )
 
 const (
-	whiteoutPrefix = ".wh."
-	opaqueMarker   = ".wh..wh..opq"
-	aufsPrefix     = ".wh..wh."
-	maxName        = 255
-	bufferSize     = 256 << 10
+	maxName    = 255
+	bufferSize = 256 << 10
 )
 
 // extractor applies the entries of one tar to one directory.
@@ -154,8 +151,11 @@ func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, 
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil // says something about all entries, and nothing that belongs into a layer
 	}
-	if len(hdr.Name) > x.limits.Path {
+	if x.tooLong(hdr.Name) {
 		return invalid(hdr.Name, "path of %d bytes, more than %d", len(hdr.Name), x.limits.Path)
+	}
+	if hdr.Name == "" {
+		return nil
 	}
 	name := path.Clean("/" + hdr.Name)[1:]
 	if name == "" {
@@ -163,8 +163,8 @@ func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, 
 	}
 	parent, base := path.Split(name)
 	parent = strings.TrimSuffix(parent, "/")
-	if ignored, err := reserved(hdr.Name, parent); ignored || err != nil {
-		return err
+	if belowAUFS(parent) {
+		return nil
 	}
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return x.whiteout(hdr.Name, parent, base)
@@ -221,10 +221,11 @@ func (x *extractor) keep(name string, bytes int) error {
 	return nil
 }
 
-// rootEntry gives the root directory its attributes. It can't become anything else.
+// rootEntry gives the root directory its attributes. It cannot become anything else, so that other entries for it are
+// skipped.
 func (x *extractor) rootEntry(hdr *tar.Header) error {
 	if hdr.Typeflag != tar.TypeDir {
-		return invalid(hdr.Name, "the root of a layer is a directory")
+		return nil
 	}
 	ino, err := x.inode(hdr)
 	if err != nil {
@@ -232,60 +233,6 @@ func (x *extractor) rootEntry(hdr *tar.Header) error {
 	}
 	x.root.ino, x.root.implied, x.root.seq, x.rooted = ino, false, x.seq, true
 	return nil
-}
-
-// reserved looks for components that only whiteouts may have: what lies in AUFS's own directories is ignored.
-func reserved(name, parent string) (ignored bool, err error) {
-	if !strings.Contains(parent, whiteoutPrefix) {
-		return false, nil
-	}
-	for c := range strings.SplitSeq(parent, "/") {
-		if strings.HasPrefix(c, aufsPrefix) {
-			return true, nil
-		}
-		if strings.HasPrefix(c, whiteoutPrefix) {
-			return false, invalid(name, "below a whiteout")
-		}
-	}
-	return false, nil
-}
-
-// whiteout notes what a marker asks for. What comes of it is decided at the end: it must not depend on the order.
-func (x *extractor) whiteout(name, parent, base string) error {
-	hidden := strings.TrimPrefix(base, whiteoutPrefix)
-	switch {
-	case base == opaqueMarker:
-	case strings.HasPrefix(base, aufsPrefix):
-		return nil
-	case hidden == "", hidden == ".", hidden == "..":
-		return invalid(name, "a whiteout of nothing")
-	}
-	at, reason := resolve(x.root, parent)
-	if reason != "" {
-		return invalid(name, "%s", reason)
-	}
-	if at.blocked != nil && at.blocked.ino.Type != Link {
-		return nil // there is nothing in it
-	}
-	dir, err := x.makeDirs(name, at, true)
-	if err != nil {
-		return err
-	}
-	if base == opaqueMarker {
-		dir.marked = true
-		return nil
-	}
-	if dir.below(len(hidden)) > x.limits.Path {
-		return invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
-	}
-	if len(base) > maxName {
-		return invalid(name, "a component of more than %d bytes", maxName)
-	}
-	dir.hide(hidden, x.seq)
-	if err := x.hold(name, len(hidden)); err != nil {
-		return err
-	}
-	return x.keep(name, dir.below(len(hidden)))
 }
 
 func (x *extractor) directory(name string, dir *node, base string, ino *inode) error {

@@ -38,7 +38,7 @@ func (x *extractor) review(dir *node) {
 		if n.ino.omitted {
 			// What the layers below have at its path must not show through.
 			delete(dir.children, name)
-			dir.hide(name, n.seq)
+			dir.hide(name, whiteout{seq: n.seq, device: true})
 		}
 	}
 }

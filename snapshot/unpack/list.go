@@ -38,7 +38,7 @@ type lister struct {
 type key struct {
 	name    string
 	n       *node // nil for a whiteout
-	seq     int32 // of a whiteout
+	w       whiteout
 	content bool
 }
 
@@ -69,8 +69,8 @@ func (l *lister) content(dir *node) error {
 			keys = append(keys, key{name: name, n: n, content: true})
 		}
 	}
-	for name, seq := range dir.whiteouts {
-		keys = append(keys, key{name: name, seq: seq})
+	for name, w := range dir.whiteouts {
+		keys = append(keys, key{name: name, w: w})
 	}
 	slices.SortFunc(keys, compareKeys)
 	at := len(l.path)
@@ -79,7 +79,7 @@ func (l *lister) content(dir *node) error {
 		var err error
 		switch {
 		case k.n == nil:
-			l.e = Entry{Path: string(l.path), Type: Whiteout, Seq: int(k.seq)}
+			l.e = Entry{Path: string(l.path), Type: Whiteout, Seq: int(k.w.seq), Opaque: k.w.device}
 			err = l.visit(&l.e)
 		case k.content:
 			l.path = append(l.path, '/')

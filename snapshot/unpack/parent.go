@@ -74,7 +74,7 @@ func (x *extractor) mkdir(name string, dir *node, base string, ino *inode) (*nod
 // add puts an inode into the tree.
 func (x *extractor) add(name string, dir *node, base string, ino *inode) (*node, error) {
 	switch {
-	case strings.HasPrefix(base, whiteoutPrefix):
+	case strings.HasPrefix(base, aufsPrefix): // a symlink led there
 		return nil, invalid(name, "%q is a name of whiteouts", clip(base))
 	case len(base) > maxName:
 		return nil, invalid(name, "a component of more than %d bytes", maxName)

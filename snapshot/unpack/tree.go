@@ -16,7 +16,7 @@ type inode struct {
 	names                uint32 // in the final tree
 	gathered             uint32 // among the small files it is this one; 0 if it is none
 	Type                 Type
-	omitted              bool // a device that an unprivileged extraction leaves out, with all its names
+	omitted              bool // a device that is not made: all its names are absent
 }
 
 // entry is the inode's part of an Entry.
@@ -33,12 +33,11 @@ func (i *inode) onDisk() bool { return i.Type != Link && !i.omitted }
 // node is one path of the layer. The tree of nodes mirrors what is on disk, so that paths are resolved by what this layer
 // holds; the kernel is then asked for the resolved path and told to refuse any symlink in it.
 type node struct {
-	name     string
-	parent   *node // nil for the root
-	ino      *inode
-	children map[string]*node
-	// whiteouts of names in this directory, with their position in the tar
-	whiteouts map[string]int32
+	name      string
+	parent    *node // nil for the root
+	ino       *inode
+	children  map[string]*node
+	whiteouts map[string]whiteout // of names in this directory
 	seq       int32
 	length    uint16 // of the path, at most maxPath
 	implied   bool
@@ -87,12 +86,20 @@ func (n *node) below(name int) int {
 	return int(n.length) + 1 + name
 }
 
+// whiteout is what makes a name absent.
+type whiteout struct {
+	seq int32 // position in the tar
+	// device: an entry of the tar is a device that is not made. It takes the place of what the name was before, in
+	// contrast to a marker, which removes nothing of its own layer.
+	device bool
+}
+
 // hide notes a whiteout of a name in the directory n.
-func (n *node) hide(name string, seq int32) {
+func (n *node) hide(name string, w whiteout) {
 	if n.whiteouts == nil {
-		n.whiteouts = make(map[string]int32)
+		n.whiteouts = make(map[string]whiteout)
 	}
-	n.whiteouts[strings.Clone(name)] = seq
+	n.whiteouts[strings.Clone(name)] = w
 }
 
 // within reports whether n is top or lies in it.

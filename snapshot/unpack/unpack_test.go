@@ -438,6 +438,7 @@ func difference(extracted, tree []unpack.Entry) string {
 	for _, e := range extracted {
 		if e.Type != unpack.Link {
 			e.Implied, e.Seq = false, 0
+			e.Opaque = e.Opaque && e.Type != unpack.Whiteout // what made it does not show on disk
 			want = append(want, e)
 		}
 	}

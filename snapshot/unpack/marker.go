@@ -1,0 +1,73 @@
+package unpack
+
+import (
+	"path"
+	"strings"
+)
+
+// Markers are the names with which a tar removes what the layers below have: ".wh.NAME" and ".wh..wh..opq". A name of
+// this form is a marker only where an entry ends with it. As a directory on the way to an entry it is an ordinary name,
+// but for those of AUFS, one of which marks opaque directories on file systems without extended attributes.
+
+const (
+	whiteoutPrefix = ".wh."
+	opaqueMarker   = ".wh..wh..opq"
+	aufsPrefix     = ".wh..wh."
+)
+
+// Reserved reports whether a path has a component that is never a name on disk: those of AUFS, and the marker of opaque
+// directories among them.
+func Reserved(path string) bool { return belowAUFS(path) }
+
+// belowAUFS reports whether a directory lies in one of AUFS's own, whose content is not part of a layer.
+func belowAUFS(dir string) bool {
+	return strings.HasPrefix(dir, aufsPrefix) || strings.Contains(dir, "/"+aufsPrefix)
+}
+
+// tooLong reports whether the path of an entry is too long. The prefix of a marker does not count: the path that it
+// removes has none.
+func (x *extractor) tooLong(name string) bool {
+	n := len(name)
+	if n > x.limits.Path && strings.HasPrefix(path.Base(name), whiteoutPrefix) {
+		n -= len(whiteoutPrefix)
+	}
+	return n > x.limits.Path
+}
+
+// whiteout notes what a marker asks for. What comes of it is decided at the end: it must not depend on the order.
+func (x *extractor) whiteout(name, parent, base string) error {
+	hidden := strings.TrimPrefix(base, whiteoutPrefix)
+	switch {
+	case base == opaqueMarker:
+	case strings.HasPrefix(base, aufsPrefix):
+		return nil
+	case hidden == "", hidden == ".", hidden == "..":
+		return invalid(name, "a whiteout of nothing")
+	}
+	at, reason := resolve(x.root, parent)
+	if reason != "" {
+		return invalid(name, "%s", reason)
+	}
+	if at.blocked != nil && at.blocked.ino.Type != Link {
+		return nil // there is nothing in it
+	}
+	dir, err := x.makeDirs(name, at, true)
+	if err != nil {
+		return err
+	}
+	if base == opaqueMarker {
+		dir.marked = true
+		return nil
+	}
+	if dir.below(len(hidden)) > x.limits.Path {
+		return invalid(name, "resolves to a path of more than %d bytes", x.limits.Path)
+	}
+	if len(hidden) > maxName { // the marker may be longer than any file's name: it is not a file on disk
+		return invalid(name, "a component of more than %d bytes", maxName)
+	}
+	dir.hide(hidden, whiteout{seq: x.seq})
+	if err := x.hold(name, len(hidden)); err != nil {
+		return err
+	}
+	return x.keep(name, dir.below(len(hidden)))
+}

@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/imagejson"
+	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -48,11 +49,11 @@ func newFound(root string, blobs []metadata.Blob, rootfs map[digest.Digest]metad
 func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec metadata.Image, ok bool) {
 	rec = metadata.Image{Ref: d.Annotations[ocispec.AnnotationRefName], Target: d, Created: time.Now().UTC()}
 	rec.Updated = rec.Created
-	rec.Target.Annotations = nil
+	rec.Target.Annotations, rec.Target.Platform = nil, nil
 	if rec.Ref == "" {
 		return rec, false
 	}
-	manifests := []ocispec.Descriptor{d}
+	manifests := []ocispec.Descriptor{rec.Target}
 	for depth := 0; len(manifests) > 0 && depth < 4; depth++ {
 		var deeper []ocispec.Descriptor
 		for _, m := range manifests {
@@ -61,7 +62,12 @@ func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec meta
 				continue
 			}
 			if doc.Index != nil {
-				deeper = append(deeper, doc.Index.Manifests...)
+				for _, child := range doc.Index.Manifests {
+					if child.Platform == nil {
+						child.Platform = m.Platform
+					}
+					deeper = append(deeper, child)
+				}
 			} else if p, ok := f.platform(ctx, m, doc.Manifest); ok {
 				rec.Platforms = append(rec.Platforms, p)
 			}
@@ -100,9 +106,13 @@ func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor,
 	if !pulled { // another platform of an index
 		return p, false
 	}
+	said := config.Platform
+	if m.Platform != nil { // an index decides
+		said = *m.Platform
+	}
 	m.Annotations, m.Platform = nil, nil
 	return metadata.Platform{
-		Platform: platforms.Normalize(config.Platform), Manifest: m, Config: manifest.Config, Layers: manifest.Layers,
+		Platform: platform.Of(platforms.DefaultSpec()).Complete(said), Manifest: m, Config: manifest.Config, Layers: manifest.Layers,
 		DiffIDs: config.RootFS.DiffIDs, Rootfs: rootfs, Exact: true,
 	}, true
 }

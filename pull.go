@@ -3,16 +3,16 @@ package tank
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -45,9 +45,13 @@ type PullOptions struct {
 	Platform string
 	// Progress is called often, by several goroutines. nil: nobody is told.
 	Progress func(Event)
-	// Log gets the lines "using cached REF (DIGEST)" and "pulling REF". nil: nobody is told.
+	// Log gets the lines "using cached REF (DIGEST)" and "pulling REF", and warnings, which begin with WarningPrefix. nil:
+	// nobody is told.
 	Log func(line string)
 }
+
+// WarningPrefix begins those lines of PullOptions.Log that are warnings.
+const WarningPrefix = "warning: "
 
 // Event tells how far the download of one blob is.
 type Event = resolver.Event
@@ -64,12 +68,17 @@ type Image struct {
 
 // NotCached says that Offline can't answer, and what is missing. It is of class errdefs.ErrNotFound.
 type NotCached struct {
-	Ref     string // normalized
-	Missing string // "image", "platform OS/ARCH" or "blob DIGEST"
+	Ref     string   // normalized
+	Missing string   // "image", "platform OS/ARCH" or "blob DIGEST"
+	Here    []string // the platforms of the image that are here, if one is missing
 }
 
 func (e *NotCached) Error() string {
-	return fmt.Sprintf("image %s: not cached: %s is missing", e.Ref, e.Missing)
+	s := fmt.Sprintf("image %s: not cached: %s is missing", e.Ref, e.Missing)
+	if len(e.Here) > 0 {
+		s += ": here is " + strings.Join(e.Here, ", ")
+	}
+	return s
 }
 
 // Is makes it one of errdefs.ErrNotFound.
@@ -80,7 +89,7 @@ type pull struct {
 	t      *Tank
 	ref    resolver.Reference
 	opts   PullOptions
-	want   platforms.MatchComparer
+	want   platform.Wanted
 	holder metadata.Holder
 	// hasTurn says that no other pull of the reference runs: the pull's holder is this pull's own.
 	hasTurn bool
@@ -100,7 +109,7 @@ func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image,
 	if p.ref, err = resolver.ParseReference(ref); err != nil {
 		return nil, err
 	}
-	if p.want, err = matcher(p.opts.Platform); err != nil {
+	if p.want, err = platform.Parse(p.opts.Platform); err != nil {
 		return nil, err
 	}
 	if p.opts.Offline && p.opts.Refresh {
@@ -116,17 +125,6 @@ func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image,
 	return img, err
 }
 
-func matcher(platform string) (platforms.MatchComparer, error) {
-	if platform == "" {
-		return platforms.DefaultStrict(), nil
-	}
-	p, err := platforms.Parse(platform)
-	if err != nil {
-		return nil, fmt.Errorf("platform %s: %w: %w", platform, err, errdefs.ErrInvalidArgument)
-	}
-	return platforms.OnlyStrict(p), nil
-}
-
 func (p *pull) log(format string, args ...any) {
 	if p.opts.Log != nil {
 		p.opts.Log(fmt.Sprintf(format, args...))
@@ -136,13 +134,13 @@ func (p *pull) log(format string, args ...any) {
 func (p *pull) run(ctx context.Context) (*Image, error) {
 	if p.opts.Offline {
 		img, missing, err := p.cachedInTurn(ctx, "")
-		if missing != "" {
-			return nil, &NotCached{Ref: p.ref.String(), Missing: missing}
+		if missing != nil {
+			return nil, missing
 		}
 		return img, err
 	}
 	if d := p.ref.Digest(); d != "" && !p.opts.Refresh { // a digest does not move
-		if img, missing, err := p.cachedInTurn(ctx, d); missing == "" {
+		if img, missing, err := p.cachedInTurn(ctx, d); missing == nil {
 			return img, err
 		}
 	}
@@ -170,7 +168,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	defer unlock()
 	p.hasTurn = true
 	if !p.opts.Refresh {
-		if img, missing, err := p.cachedInTurn(ctx, target.Digest); missing == "" {
+		if img, missing, err := p.cachedInTurn(ctx, target.Digest); missing == nil {
 			return img, err
 		}
 	}
@@ -183,145 +181,6 @@ func (p *pull) turn(ctx context.Context) (unlock func(), err error) {
 		return nil, fmt.Errorf("image %s: %w", p.ref, err)
 	}
 	return unlock, nil
-}
-
-// recorded returns the record of the reference.
-func (p *pull) recorded() (rec metadata.Image, err error) {
-	err = p.t.db.View(func(tx *metadata.Tx) error {
-		rec, err = tx.Image(p.ref.String())
-		return err
-	})
-	return rec, err
-}
-
-// platform finds the recorded platform that is asked for.
-func (p *pull) platform(rec metadata.Image) *metadata.Platform {
-	var best *metadata.Platform
-	for i := range rec.Platforms {
-		c := &rec.Platforms[i]
-		if p.want.Match(c.Platform) && (best == nil || p.want.Less(c.Platform, best.Platform)) {
-			best = c
-		}
-	}
-	return best
-}
-
-// missing names what of the image's closure is not here; "" when nothing.
-func (p *pull) missing(rec metadata.Image) string {
-	c := p.platform(rec)
-	if c == nil {
-		return "platform " + platformName(p.opts.Platform)
-	}
-	for _, d := range closure(rec, *c) {
-		if size, ok := p.t.content.Size(d.Digest); !ok || size != d.Size {
-			return "blob " + d.Digest.String()
-		}
-	}
-	return ""
-}
-
-// asked is the platform that was asked for.
-func (p *pull) asked() ocispec.Platform {
-	if p.opts.Platform != "" {
-		if spec, err := platforms.Parse(p.opts.Platform); err == nil {
-			return spec
-		}
-	}
-	return platforms.DefaultSpec()
-}
-
-func platformName(s string) string {
-	if s == "" {
-		return platforms.Format(platforms.DefaultSpec())
-	}
-	return s
-}
-
-// errTurn says that an answer takes work for which no other pull of the reference may run.
-var errTurn = errors.New("not this pull's turn")
-
-// cachedInTurn is cached, and waits for other pulls of the reference only if there is something to do. It does not wait
-// while it keeps images from being removed: the pull that it waits for may need that too.
-func (p *pull) cachedInTurn(ctx context.Context, target digest.Digest) (*Image, string, error) {
-	img, missing, err := p.cached(ctx, target)
-	if errors.Is(err, errTurn) {
-		unlock, terr := p.turn(ctx)
-		if terr != nil {
-			return nil, "", terr
-		}
-		defer unlock()
-		p.hasTurn = true
-		defer func() { p.hasTurn = false }()
-		img, missing, err = p.cached(ctx, target)
-	}
-	if err == nil && missing == "" {
-		p.log("using cached %s (%s)", p.ref, img.Digest) // outside the lock, since the caller may do anything in it
-	}
-	return img, missing, err
-}
-
-// cached answers from the record, if that is complete and, unless target is "", for target; else it says what is missing. A
-// rootfs that is not there, or not intact, is assembled from the blobs. No image is removed meanwhile.
-func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, missing string, err error) {
-	p.t.images.RLock()
-	defer p.t.images.RUnlock()
-	rec, err := p.recorded()
-	switch {
-	case errdefs.IsNotFound(err):
-		return nil, "image", nil
-	case err != nil:
-		return nil, "", err
-	case target != "" && target != rec.Target.Digest:
-		return nil, "image " + target.String(), nil
-	}
-	if missing := p.missing(rec); missing != "" {
-		return nil, missing, nil
-	}
-	img, err = p.answer(ctx, rec)
-	if err == nil && !p.opts.NoSync {
-		err = p.t.snapshots.Sync(ctx) // what an earlier pull did not wait for
-	}
-	return img, "", err
-}
-
-// answer makes the answer from a complete record.
-func (p *pull) answer(ctx context.Context, rec metadata.Image) (*Image, error) {
-	c := p.platform(rec)
-	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
-	var err error
-	if img.Config, err = p.t.readable(ctx, rec, *c); err != nil {
-		return nil, fmt.Errorf("image %s: %w", p.ref, err)
-	}
-	if !p.opts.NoRootfs {
-		img.Rootfs, err = p.t.snapshots.Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest)
-	}
-	if err == nil && !rec.Untagged && (p.opts.NoRootfs || c.Rootfs) {
-		return img, nil
-	}
-	switch {
-	case err != nil && !errdefs.IsNotFound(err):
-		return nil, err
-	case p.t.readOnly && err == nil:
-		return img, nil // what the record lacks can't be added
-	case p.t.readOnly:
-		return nil, &NotCached{Ref: p.ref.String(), Missing: "rootfs"}
-	}
-	if !p.hasTurn {
-		return nil, errTurn
-	}
-	err = p.alive(func() error {
-		if !p.opts.NoRootfs && img.Rootfs == "" {
-			layers, err := p.unpack(ctx, *c)
-			if err != nil {
-				return err
-			}
-			if img.Rootfs, err = p.assemble(ctx, *c, layers); err != nil {
-				return err
-			}
-		}
-		return p.record(rec.Target, nil, *c)
-	})
-	return img, err
 }
 
 // alive runs fn while the pull's holder is renewed. The holder ends with success, and keeps what was gathered otherwise.
@@ -370,19 +229,19 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 	var img *Image
 	err := p.alive(func() error {
 		u := newUnpacking(ctx, p)
-		fetched, err := r.Fetch(u.ctx, p.t.content.For(p.holder), p.ref, target, p.want, &resolver.FetchOptions{
+		fetched, err := r.Fetch(u.ctx, p.t.content.For(p.holder), p.ref, target, p.want.Spec(), &resolver.FetchOptions{
 			Progress: p.opts.Progress, Refresh: p.opts.Refresh, OnImage: u.image, OnLayer: u.layer,
 		})
 		if err := u.wait(err); err != nil {
 			return err
 		}
+		if fetched.Warning != "" {
+			p.log("%s%s", WarningPrefix, fetched.Warning)
+		}
 		c := platformOf(fetched)
 		img = &Image{
 			Ref: p.ref.String(), Digest: target.Digest, Manifest: fetched.Manifest.Digest,
 			Config: fetched.ConfigBytes, Cached: fetched.Fetched == 0, Rootfs: u.rootfs,
-		}
-		if c.Platform.OS == "" { // the config does not say, so it is what was asked for
-			c.Platform = p.asked()
 		}
 		if !p.opts.NoRootfs && img.Rootfs == "" {
 			if img.Rootfs, err = p.assemble(ctx, c, u.records(c)); err != nil {

@@ -14,6 +14,9 @@ import (
 func (p *pull) record(target ocispec.Descriptor, indexes []ocispec.Descriptor, c metadata.Platform) error {
 	ref := p.ref.String()
 	c.Rootfs = !p.opts.NoRootfs
+	if !p.want.Exactly(c.Platform) {
+		c.Asked = union(c.Asked, []string{p.want.String()})
+	}
 	return p.t.db.Update(func(tx *metadata.Tx) error {
 		now := time.Now().UTC()
 		rec, err := tx.Image(ref)
@@ -33,6 +36,7 @@ func (p *pull) record(target ocispec.Descriptor, indexes []ocispec.Descriptor, c
 		for _, old := range rec.Platforms {
 			if old.Manifest.Digest == c.Manifest.Digest {
 				all[0].Rootfs = all[0].Rootfs || old.Rootfs
+				all[0].Asked = union(all[0].Asked, old.Asked)
 			} else {
 				all = append(all, old)
 			}

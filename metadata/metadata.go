@@ -175,6 +175,8 @@ type Platform struct {
 	Config   ocispec.Descriptor   `json:"config"`
 	Layers   []ocispec.Descriptor `json:"layers"`
 	DiffIDs  []digest.Digest      `json:"diffIDs"`
+	// Asked are the platforms for which a pull took this one, although it is not exactly what was asked for.
+	Asked []string `json:"asked,omitempty"`
 	// Rootfs says whether a rootfs was assembled for it.
 	Rootfs bool `json:"rootfs,omitempty"`
 	// Exact is true if the documents were compared name by name when the image was recorded (ADR 24), which older

@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"github.com/containerd/containerd/v2/plugins/content/local"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -46,7 +45,7 @@ func ExampleResolver_Fetch() {
 	if err != nil {
 		panic(err)
 	}
-	image, err := r.Fetch(ctx, store, ref, target, platforms.OnlyStrict(linux), nil)
+	image, err := r.Fetch(ctx, store, ref, target, &linux, nil)
 	if err != nil {
 		panic(err)
 	}

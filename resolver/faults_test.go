@@ -32,6 +32,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -332,8 +333,8 @@ func TestD13Choice(t *testing.T) {
 		{p("unknown", ""), []ocispec.Descriptor{attestation}, ""},
 		{ocispec.Platform{OS: "unknown", Architecture: "unknown"}, []ocispec.Descriptor{attestation}, ""},
 	} {
-		f := &fetch{platform: platforms.Only(tc.want)}
-		got := f.candidates(tc.all)
+		f := &fetch{platform: platform.Of(tc.want)}
+		got, _ := f.candidates(tc.all)
 		if tc.name == "" && len(got) != 0 || tc.name != "" && (len(got) == 0 || got[0].Digest != digest.FromString(tc.name)) {
 			t.Errorf("%s: %v", platforms.Format(tc.want), got)
 		}

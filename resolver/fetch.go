@@ -17,6 +17,8 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 	"github.com/tank-snapshotter/tank/internal/mediatype"
+	"github.com/tank-snapshotter/tank/internal/platform"
+	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
 // Image is one platform of what a reference stands for.
@@ -28,9 +30,13 @@ type Image struct {
 	Layers      []ocispec.Descriptor // bottom first
 	DiffIDs     []digest.Digest      // of the layers, claimed by the config and not verified here
 	ConfigBytes []byte
-	Platform    ocispec.Platform // as the config says
-	Indexes     []ocispec.Descriptor
-	Fetched     int // blobs that came from the registry: indexes, manifests, configs and layers that the store did not have
+	// Platform is what the index gives for the manifest. Without an index, it is what the config says, completed by what
+	// was asked for.
+	Platform ocispec.Platform
+	// Warning is one sentence about a config that contradicts Platform or leaves it out. "": there is nothing to report.
+	Warning string
+	Indexes []ocispec.Descriptor
+	Fetched int // blobs that came from the registry: indexes, manifests, configs and layers that the store did not have
 }
 
 // Event tells how far the download of one blob is.
@@ -57,20 +63,23 @@ type FetchOptions struct {
 }
 
 // Fetch brings target, which Resolve answered for ref, into a store: the indexes on the way, the manifest of the platform, its config, then
-// all of its layers at once. A blob that the store has is not asked for; an ingest that was interrupted goes on where it stopped. nil
-// platform means this machine's, exactly.
+// all of its layers at once. A blob that the store has is not asked for; an ingest that was interrupted goes on where it stopped. A nil
+// platform means this machine's. Of an index, the entry that suits it best is taken, and the index decides what that
+// entry is for, whatever its config says.
 //
-// Classes: those of Resolve; ErrNotFound also when no manifest is for the platform; and whatever the store answers with.
+// Classes: those of Resolve; ErrNotFound, with a NoPlatform, also when no manifest is for the platform; and whatever
+// the store answers with.
 func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference, target ocispec.Descriptor,
-	platform platforms.MatchComparer, opts *FetchOptions,
+	want *ocispec.Platform, opts *FetchOptions,
 ) (*Image, error) {
 	if ref.named == nil {
 		return nil, errNoReference
 	}
-	if platform == nil {
-		platform = platforms.DefaultStrict()
+	if want == nil {
+		machine := platforms.DefaultSpec()
+		want = &machine
 	}
-	f := &fetch{into: into, platform: platform, buffers: newBuffers(&r.opts), pace: newPace(&r.opts)}
+	f := &fetch{into: into, platform: platform.Of(*want), buffers: newBuffers(&r.opts), pace: newPace(&r.opts)}
 	f.pace.pays = r.wide
 	if opts != nil {
 		f.FetchOptions = *opts
@@ -82,7 +91,7 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	if f.repo, err = r.repository(ctx, ref); err != nil {
 		return nil, err
 	}
-	image, err := f.image(ctx, target, 0)
+	image, err := f.image(ctx, target, nil, 0)
 	if err != nil {
 		return nil, fmt.Errorf("reference %s: %w", ref, err)
 	}
@@ -106,7 +115,7 @@ type fetch struct {
 	FetchOptions
 	repo     *repository
 	into     content.Store
-	platform platforms.MatchComparer
+	platform platform.Wanted
 	buffers  *buffers
 	pace     *pace
 	indexes  []ocispec.Descriptor
@@ -115,8 +124,9 @@ type fetch struct {
 	documents int // looked at
 }
 
-// manifest reads the config that a manifest names and makes an Image of both.
-func (f *fetch) manifest(ctx context.Context, doc document) (*Image, error) {
+// manifest reads the config that a manifest names and makes an Image of both. said is the platform that an index gives
+// for the manifest; nil if none does.
+func (f *fetch) manifest(ctx context.Context, doc document, said *ocispec.Platform) (*Image, error) {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("manifest %s: %w: %w", doc.digest, fmt.Errorf(format, args...), errdefs.ErrDataLoss)
 	}
@@ -142,21 +152,50 @@ func (f *fetch) manifest(ctx context.Context, doc document) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config %s: %w", m.Config.Digest, err)
 	}
-	if config.OS != "" && !f.platform.Match(config.Platform) {
-		return nil, fmt.Errorf("manifest %s is for %s: %w", doc.digest, platforms.Format(config.Platform), errPlatform)
+	p, warning, err := f.decide(doc.digest, config.Platform, said)
+	if err != nil {
+		return nil, err
 	}
 	if err := imagejson.Pair(m, config); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", doc.digest, err)
 	}
 	return &Image{
 		Manifest: doc.descriptor(), Config: plain(m.Config), Layers: m.Layers,
-		DiffIDs: config.RootFS.DiffIDs, ConfigBytes: data, Platform: config.Platform,
+		DiffIDs: config.RootFS.DiffIDs, ConfigBytes: data, Platform: p, Warning: warning,
 	}, nil
 }
 
 // isObject reports whether a document is a JSON object, which may have faults that only a stricter reader finds.
 func isObject(data []byte) bool {
 	return json.Valid(data) && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
+}
+
+// decide returns the platform of a manifest, from its config and from what an index says, which counts. The error is a
+// NoPlatform.
+func (f *fetch) decide(manifest digest.Digest, config ocispec.Platform, said *ocispec.Platform) (
+	p ocispec.Platform, warning string, err error,
+) {
+	switch {
+	case said == nil && !f.platform.Allows(config):
+		none := &NoPlatform{Document: manifest, Want: f.platform.String()}
+		none.add(platform.Name(config))
+		return p, "", none
+	case said == nil:
+		p = f.platform.Complete(config)
+		if config.OS == "" || config.Architecture == "" {
+			warning = fmt.Sprintf("manifest %s: its config names the platform %s: it is taken for %s, which was asked for",
+				manifest, printable.Text(platform.Name(config)), printable.Text(platforms.FormatAll(p)))
+		}
+	default:
+		if p = *said; p.OS == "" {
+			p.OS = f.platform.Complete(p).OS
+		}
+		if platform.Contradicts(config, p) {
+			warning = fmt.Sprintf("manifest %s: its config names the platform %s: it is taken for %s, as the index says",
+				manifest, printable.Text(platform.Name(config)), printable.Text(platforms.FormatAll(p)))
+		}
+	}
+	return p, warning, nil
 }
 
 // plain drops what only the manifest around a descriptor needs.

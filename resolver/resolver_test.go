@@ -21,7 +21,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -139,7 +138,7 @@ func pull(ctx context.Context, r *Resolver, store content.Store, ref string, opt
 	if err != nil {
 		return nil, err
 	}
-	return r.Fetch(ctx, store, parsed, target, platforms.OnlyStrict(amd64), opts)
+	return r.Fetch(ctx, store, parsed, target, &amd64, opts)
 }
 
 func TestFetch(t *testing.T) {

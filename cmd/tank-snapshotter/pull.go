@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -71,6 +72,10 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 		case p.Line != "" && display.text != nil:
 			display.text(p.Line)
 		case p.Line != "":
+			if warning, ok := strings.CutPrefix(p.Line, tank.WarningPrefix); ok {
+				log.G(cmd.Context()).Warn(warning)
+				return
+			}
 			log.G(cmd.Context()).Info(p.Line)
 		case display.event != nil:
 			display.event(p)

@@ -1,0 +1,168 @@
+package tank
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// recorded returns the record of the reference.
+func (p *pull) recorded() (rec metadata.Image, err error) {
+	err = p.t.db.View(func(tx *metadata.Tx) error {
+		rec, err = tx.Image(p.ref.String())
+		return err
+	})
+	return rec, err
+}
+
+// platform finds the recorded platform that is what is asked for, or that a pull took for it; nil if there is none.
+// Another one that would suit is not taken, because the index may have something better.
+func (p *pull) platform(rec metadata.Image) *metadata.Platform {
+	var exact *metadata.Platform
+	for i := range rec.Platforms {
+		c := &rec.Platforms[i]
+		if slices.Contains(c.Asked, p.want.String()) {
+			return c
+		}
+		if exact == nil && p.want.Exactly(c.Platform) {
+			exact = c
+		}
+	}
+	return exact
+}
+
+// missing names what of the image's closure is not here; nil when nothing.
+func (p *pull) missing(rec metadata.Image) *NotCached {
+	c := p.platform(rec)
+	if c == nil {
+		return &NotCached{
+			Ref: p.ref.String(), Missing: "platform " + platformName(p.opts.Platform), Here: platformNames(rec.Platforms),
+		}
+	}
+	for _, d := range closure(rec, *c) {
+		if size, ok := p.t.content.Size(d.Digest); !ok || size != d.Size {
+			return p.lacks("blob " + d.Digest.String())
+		}
+	}
+	return nil
+}
+
+func (p *pull) lacks(what string) *NotCached { return &NotCached{Ref: p.ref.String(), Missing: what} }
+
+func platformName(s string) string {
+	if s == "" {
+		return platforms.Format(platforms.DefaultSpec())
+	}
+	return s
+}
+
+// errTurn says that an answer takes work for which no other pull of the reference may run.
+var errTurn = errors.New("not this pull's turn")
+
+// cachedInTurn is cached, and waits for other pulls of the reference only if there is something to do. It does not wait
+// while it keeps images from being removed: the pull that it waits for may need that too.
+func (p *pull) cachedInTurn(ctx context.Context, target digest.Digest) (*Image, *NotCached, error) {
+	img, missing, err := p.cached(ctx, target)
+	if errors.Is(err, errTurn) {
+		unlock, terr := p.turn(ctx)
+		if terr != nil {
+			return nil, nil, terr
+		}
+		defer unlock()
+		p.hasTurn = true
+		defer func() { p.hasTurn = false }()
+		img, missing, err = p.cached(ctx, target)
+	}
+	if err == nil && missing == nil {
+		p.log("using cached %s (%s)", p.ref, img.Digest) // outside the lock, since the caller may do anything in it
+	}
+	return img, missing, err
+}
+
+// cached answers from the record, if that is complete and, unless target is "", for target; otherwise it returns what
+// is missing. A rootfs that is missing or damaged is assembled from the blobs. No image is removed meanwhile.
+func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, missing *NotCached, err error) {
+	p.t.images.RLock()
+	defer p.t.images.RUnlock()
+	rec, err := p.recorded()
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, p.lacks("image"), nil
+	case err != nil:
+		return nil, nil, err
+	case target != "" && target != rec.Target.Digest:
+		return nil, p.lacks("image " + target.String()), nil
+	}
+	if missing := p.missing(rec); missing != nil {
+		return nil, missing, nil
+	}
+	img, err = p.answer(ctx, rec)
+	if err == nil && !p.opts.NoSync {
+		err = p.t.snapshots.Sync(ctx) // what an earlier pull did not wait for
+	}
+	return img, nil, err
+}
+
+// answer makes the answer from a complete record.
+func (p *pull) answer(ctx context.Context, rec metadata.Image) (*Image, error) {
+	c := p.platform(rec)
+	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
+	var err error
+	if img.Config, err = p.t.readable(ctx, rec, *c); err != nil {
+		return nil, fmt.Errorf("image %s: %w", p.ref, err)
+	}
+	if !p.opts.NoRootfs {
+		img.Rootfs, err = p.t.snapshots.Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest)
+	}
+	if err == nil && !rec.Untagged && (p.opts.NoRootfs || c.Rootfs) {
+		return img, nil
+	}
+	switch {
+	case err != nil && !errdefs.IsNotFound(err):
+		return nil, err
+	case p.t.readOnly && err == nil:
+		return img, nil // what the record lacks can't be added
+	case p.t.readOnly:
+		return nil, &NotCached{Ref: p.ref.String(), Missing: "rootfs"}
+	}
+	if !p.hasTurn {
+		return nil, errTurn
+	}
+	err = p.alive(func() error {
+		if !p.opts.NoRootfs && img.Rootfs == "" {
+			layers, err := p.unpack(ctx, *c)
+			if err != nil {
+				return err
+			}
+			if img.Rootfs, err = p.assemble(ctx, *c, layers); err != nil {
+				return err
+			}
+		}
+		return p.record(rec.Target, nil, *c)
+	})
+	return img, err
+}
+
+// platformNames lists platforms for messages.
+func platformNames(all []metadata.Platform) (names []string) {
+	for _, c := range all {
+		names = union(names, []string{platforms.FormatAll(c.Platform)})
+	}
+	return names
+}
+
+func union(a, b []string) []string {
+	for _, s := range b {
+		if !slices.Contains(a, s) {
+			a = append(slices.Clip(a), s)
+		}
+	}
+	return a
+}

@@ -13,11 +13,19 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// recorded returns the record of the reference.
-func (p *pull) recorded() (rec metadata.Image, err error) {
+// recorded returns what the reference stands for: its record, unless that lacks something which other references have
+// under the same digest.
+func (p *pull) recorded() (rec named, err error) {
 	err = p.t.db.View(func(tx *metadata.Tx) error {
-		rec, err = tx.Image(p.ref.String())
-		return err
+		rec, err = find(tx, p.ref)
+		if err != nil || len(rec.borrowed) > 0 || p.ref.Digest() == "" || p.platform(rec.Image) != nil {
+			return err
+		}
+		if others, err := borrow(tx, p.ref); err != nil || p.platform(others.Image) != nil {
+			rec = others
+			return err
+		}
+		return nil
 	})
 	return rec, err
 }
@@ -100,7 +108,7 @@ func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, mi
 	case target != "" && target != rec.Target.Digest:
 		return nil, p.lacks("image " + target.String()), nil
 	}
-	if missing := p.missing(rec); missing != nil {
+	if missing := p.missing(rec.Image); missing != nil {
 		return nil, missing, nil
 	}
 	img, err = p.answer(ctx, rec)
@@ -111,12 +119,15 @@ func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, mi
 }
 
 // answer makes the answer from a complete record.
-func (p *pull) answer(ctx context.Context, rec metadata.Image) (*Image, error) {
-	c := p.platform(rec)
+func (p *pull) answer(ctx context.Context, rec named) (*Image, error) {
+	c := p.platform(rec.Image)
 	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
 	var err error
-	if img.Config, err = p.t.readable(ctx, rec, *c); err != nil {
+	if img.Config, err = p.t.readable(ctx, rec.Image, *c); err != nil {
 		return nil, fmt.Errorf("image %s: %w", p.ref, err)
+	}
+	if len(rec.borrowed) > 0 && !p.t.readOnly {
+		return img, p.keep(ctx, rec, *c, img)
 	}
 	if !p.opts.NoRootfs {
 		img.Rootfs, err = p.t.snapshots.Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest)
@@ -150,19 +161,31 @@ func (p *pull) answer(ctx context.Context, rec metadata.Image) (*Image, error) {
 	return img, err
 }
 
-// platformNames lists platforms for messages.
-func platformNames(all []metadata.Platform) (names []string) {
-	for _, c := range all {
-		names = union(names, []string{platforms.FormatAll(c.Platform)})
+// keep makes a record of the reference's own for an image that is here under others, so that it stays when those are
+// removed.
+func (p *pull) keep(ctx context.Context, rec named, c metadata.Platform, img *Image) error {
+	if !p.hasTurn {
+		return errTurn
 	}
-	return names
-}
-
-func union(a, b []string) []string {
-	for _, s := range b {
-		if !slices.Contains(a, s) {
-			a = append(slices.Clip(a), s)
+	if err := p.alive(func() (err error) {
+		if !p.opts.NoRootfs {
+			img.Rootfs, err = p.t.snapshots.Rootfs(ctx, p.holder, c.Manifest.Digest)
+			if err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
 		}
+		if img.Rootfs == "" || p.t.daemon {
+			layers, err := p.unpack(ctx, c)
+			if err == nil && !p.opts.NoRootfs && img.Rootfs == "" {
+				img.Rootfs, err = p.assemble(ctx, c, layers)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return p.record(rec.Target, rec.indexes, c)
+	}); err != nil {
+		return err
 	}
-	return a
+	return p.t.writeLayout()
 }

@@ -186,13 +186,15 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 	return written, nil
 }
 
-// Release gives up all that a holder holds, deletes what nobody else does, and tells what it held. It is for what an uninstalled
+// Release gives up all that a holder holds, deletes what nobody else does, and tells what it held. The reference
+// of an image or a pull may have any form that Pull accepts. It is for what an uninstalled
 // containerd left; an image is also forgotten by Remove, and an unfinished pull is forgotten a day after its end.
 //
 // errdefs.ErrNotFound when there is no such holder, errdefs.ErrInvalidArgument for a snapshot's, and errdefs.ErrFailedPrecondition for a
 // pull that runs and, without force, for a containerd that is connected or whose snapshots are mounted.
 func (t *Tank) Release(ctx context.Context, holder string, force bool) (HolderInfo, error) {
-	h := metadata.Holder(holder)
+	h := normalized(metadata.Holder(holder))
+	holder = string(h)
 	if isSnapshotHolder(h) {
 		return HolderInfo{}, fmt.Errorf("holder %s: it goes with its snapshot: %w", h, errdefs.ErrInvalidArgument)
 	}

@@ -2,6 +2,7 @@ package tank
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,15 +84,16 @@ type PlatformDetails struct {
 	Config   json.RawMessage      `json:"config"`
 }
 
-// Inspect returns all that is recorded of an image; errdefs.ErrNotFound when there is none.
+// Inspect returns all that is recorded of an image; errdefs.ErrNotFound when there is none. A reference with a digest
+// also stands for what other references of its repository have under that digest.
 func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
 	parsed, err := resolver.ParseReference(ref)
 	if err != nil {
 		return nil, err
 	}
-	var rec metadata.Image
+	var rec named
 	if err := t.db.View(func(tx *metadata.Tx) error {
-		rec, err = tx.Image(parsed.String())
+		rec, err = find(tx, parsed)
 		return err
 	}); err != nil {
 		return nil, err
@@ -119,7 +121,8 @@ func (t *Tank) rootfsOf(p metadata.Platform) string {
 }
 
 // Remove forgets an image, and what an unfinished pull of it gathered unless that pull runs. The space comes back with GC.
-// errdefs.ErrNotFound when there is neither.
+// errdefs.ErrNotFound when there is neither. A reference with a digest removes only what was pulled by that reference,
+// and never a tag; the error then names the references under which the image is recorded.
 func (t *Tank) Remove(_ context.Context, ref string) error {
 	parsed, err := resolver.ParseReference(ref)
 	if err != nil {
@@ -145,6 +148,9 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 			if p.Ref == name {
 				return tx.EndPull(name)
 			}
+		}
+		if err != nil {
+			err = cmp.Or(notOwn(tx, parsed), err)
 		}
 		return err
 	})

@@ -125,6 +125,22 @@ func (tx *Tx) Images(after string, limit int) ([]Image, error) {
 	return page, nil
 }
 
+// ImagesOf returns the images of a repository, such as docker.io/library/alpine, whatever their tags and digests.
+func (tx *Tx) ImagesOf(repository string) ([]Image, error) {
+	var all []Image
+	for _, separator := range []string{":", "@"} {
+		prefix := repository + separator
+		for _, rest := range pageOf(tx.bolt.Bucket(bucketImages), []byte(prefix), "", -1) {
+			i, err := tx.Image(prefix + rest)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, i)
+		}
+	}
+	return all, nil
+}
+
 // Keys returns a page of at most limit keys of a kind's nodes that follow after; "" is before the first.
 func (tx *Tx) Keys(k Kind, after string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(nodeBuckets[k]), nil, after, limit)

@@ -69,7 +69,10 @@ func (c *cli) removeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm REF...",
 		Short: "Forget images; gc takes back the space of what nobody else holds",
-		Args:  cobra.MinimumNArgs(1),
+		Long: "Forget images; gc takes back the space of what nobody else holds.\n\n" +
+			"A REF with a digest removes what was pulled by that digest, and never a tag. If the image is here only under " +
+			"tags, the error names them.",
+		Args: cobra.MinimumNArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			removed := make([]bool, len(args))
 			return c.with(cmd.Context(), changes, func(svc plugin.Admin) error {

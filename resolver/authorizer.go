@@ -16,12 +16,16 @@ import (
 type authorizer struct {
 	endpoint *endpoint
 	resolver *Resolver
+	wallet   *wallet
+	via      string // the registry that redirected to this endpoint; empty for one that is configured
 }
 
 // proof is what a request was authorized with.
 type proof struct {
 	used  bool
+	fixed bool   // hosts.toml has it
 	fresh bool   // got for this request, so that a refusal is final
+	asked demand // what the registry asked for
 	whose string // identity of the credential
 	key   tokenKey
 	token string // empty for basic authentication
@@ -31,20 +35,32 @@ type proof struct {
 // host is the name that credentials are looked up by.
 func (a *authorizer) host() string { return hubName(a.endpoint.Host) }
 
+// cached reports whether a token was shown that was not got for this request.
+func (p proof) cached() bool { return p.token != "" && !p.fresh }
+
+// origin is what tokens and demands are kept by. What a redirect led to may have been reached with less verification
+// (skip_verify) than when it is pulled from directly, so that is kept apart.
+func (a *authorizer) origin() string {
+	if a.via != "" {
+		return a.via + " " + a.endpoint.origin().String()
+	}
+	return a.endpoint.origin().String()
+}
+
 func (a *authorizer) place(repository string) place {
-	return place{origin: a.endpoint.origin().String(), repository: repository}
+	return place{origin: a.origin(), repository: repository}
 }
 
 // authorize sets the Authorization that the endpoint is known to want for a repository; none when nothing is known.
 func (a *authorizer) authorize(ctx context.Context, h http.Header, repository string) (proof, error) {
 	if h.Get("Authorization") != "" { // hosts.toml has the last word
-		return proof{}, nil
+		return proof{fixed: true}, nil
 	}
 	d, ok := a.resolver.tokens.demand(a.place(repository))
 	if !ok {
 		return proof{}, nil
 	}
-	cred, err := a.resolver.wallet.get(ctx, a.host())
+	cred, err := a.wallet.get(ctx, a.host())
 	if err != nil {
 		return proof{}, err
 	}
@@ -64,18 +80,18 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 	if err != nil {
 		return proof{}, nil //nolint:nilerr // it was of use to another credential; the registry's answer will tell
 	}
-	var p proof
+	p := proof{asked: d}
 	if cred != (Credential{}) && !trusted(a.endpoint.origin(), realm, a.resolver.opts.Realms[a.host()]) {
 		p.note = fmt.Sprintf("credentials of %s were not sent to the token server %s, which is of another site", a.host(), realm.Host)
 		cred = Credential{}
 	}
-	p.key = tokenKey{origin: a.endpoint.origin().String(), realm: d.realm, service: d.service, scope: d.scope, identity: cred.identity()}
+	p.key = tokenKey{origin: a.origin(), realm: d.realm, service: d.service, scope: d.scope, identity: cred.identity()}
 	p.token, p.fresh, err = a.resolver.tokens.token(ctx, p.key, func() (token string, life time.Duration, err error) {
 		return a.fetchToken(ctx, realm, d, cred)
 	})
 	if err != nil {
 		if errdefs.IsUnauthorized(err) {
-			a.resolver.wallet.forget(a.host())
+			a.wallet.forget(a.host())
 		}
 		a.resolver.tokens.dropDemand(a.place(repository)) // the registry may have moved to another token server
 		return p, fmt.Errorf("registry %s: %w", a.endpoint.Host, p.explain(err))
@@ -98,13 +114,10 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 		if p.token != "" {
 			a.resolver.tokens.drop(p.key, p.token)
 		} else {
-			a.resolver.wallet.forget(a.host())
-		}
-		if p.fresh {
-			return false, nil
+			a.wallet.forget(a.host())
 		}
 	}
-	cred, err := a.resolver.wallet.get(ctx, a.host())
+	cred, err := a.wallet.get(ctx, a.host())
 	if err != nil {
 		return false, err
 	}
@@ -121,6 +134,13 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 			d := demand{scheme: "bearer", realm: c.params["realm"], service: c.params["service"], scope: c.params["scope"]}
 			if d.scope == "" {
 				d.scope = "repository:" + repository + ":pull"
+			}
+			if p.fresh && d == p.asked {
+				a.resolver.tokens.dropDemand(a.place(repository)) // the next request begins anew
+				return false, nil
+			}
+			if d.realm == "" && p.cached() {
+				return true, nil // the known token server gave the token that has expired
 			}
 			if cred.RegistryToken == "" {
 				if _, err := realmURL(a.endpoint.origin(), d.realm); err != nil {
@@ -139,5 +159,7 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 	if refused != nil {
 		return false, fmt.Errorf("%s: %w", strings.ReplaceAll(refused.Error(), "\n", "; "), errdefs.ErrUnauthenticated)
 	}
-	return false, nil
+	// Without a challenge, too, a token that was kept may be what is wrong: it expired, or was revoked. The token server
+	// is known.
+	return p.cached() && !basic, nil
 }

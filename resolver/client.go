@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,34 +40,43 @@ func (s span) header() string {
 	return ""
 }
 
-// maxTries bounds the requests of one get: without a token, with one that turns out to be stale, with a fresh one.
-const maxTries = 3
+// maxTries bounds the requests of one get. Each registry on the way may be asked without a token, with one that turns
+// out to be stale, and with a fresh one.
+const maxTries = 3 * (1 + maxGuests)
+
+// request is what a registry and those that it redirects to are sent.
+type request struct {
+	common http.Header // for everybody
+	own    http.Header // for the registry alone; may have secrets
+	guests *guests     // tokens for others; nil: none
+	lane   int         // requests of different lanes do not share a connection
+}
 
 // get asks one host for kind ("manifests" or "blobs") and object. The response has status 200 or 206, an identity encoding, and a body that
-// fails when it stalls; the caller closes it. Requests of different lanes do not share a connection.
+// fails when it stalls; the caller closes it.
 func (p *repository) get(ctx context.Context, host *endpoint, kind, object, accept string, want span, lane int) (*http.Response, error) {
 	u := url.URL{Scheme: host.Scheme, Host: host.Host, Path: path.Join("/", host.Path, p.path, kind, object)}
 	if host.Host != p.registry && (p.registry != "docker.io" || host.Host != "registry-1.docker.io") {
 		u.RawQuery = url.Values{"ns": {p.registry}}.Encode() // a mirror of several registries has to be told which
 	}
-	common := http.Header{}
-	common.Set("User-Agent", p.opts.UserAgent)
-	common.Set("Accept", accept)
+	req := request{common: http.Header{}, guests: p.guests(host), lane: lane}
+	req.common.Set("User-Agent", p.opts.UserAgent)
+	req.common.Set("Accept", accept)
 	// Digests and sizes are those of the bytes on the wire.
-	common.Set("Accept-Encoding", "identity")
+	req.common.Set("Accept-Encoding", "identity")
 	if r := want.header(); r != "" {
-		common.Set("Range", r)
+		req.common.Set("Range", r)
 	}
 	for try := 1; ; try++ {
-		own := http.Header{}
+		req.own = http.Header{}
 		for key, values := range host.Header {
-			own[http.CanonicalHeaderKey(key)] = append([]string(nil), values...)
+			req.own[http.CanonicalHeaderKey(key)] = append([]string(nil), values...)
 		}
-		proof, err := host.auth.authorize(ctx, own, p.path)
-		if err != nil {
+		own := &party{auth: host.auth, repository: p.path, query: u.RawQuery}
+		if err := own.authorize(ctx, req.own); err != nil {
 			return nil, err
 		}
-		resp, home, err := p.send(ctx, host, &u, common, own, lane)
+		resp, home, err := p.send(ctx, host, &u, req)
 		if err != nil {
 			return nil, err
 		}
@@ -80,16 +90,12 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 		}
 		answer := statusError(resp, kind, object)
 		drain(resp)
-		// Only the registry itself may ask for a token. What a redirect led to may not: it would be handed the registry's.
-		if resp.StatusCode != http.StatusUnauthorized || !home {
-			return nil, answer
+		asks := own
+		if !home {
+			asks = req.guests.at(resp.Request.URL)
 		}
-		again, err := host.auth.challenged(ctx, resp.Header, p.path, proof)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", answer, err)
-		}
-		if !again || try == maxTries {
-			return nil, proof.explain(answer)
+		if err := asks.refused(ctx, resp, answer); err != nil || try == maxTries {
+			return nil, cmp.Or(err, answer)
 		}
 	}
 }
@@ -97,25 +103,27 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 // maxRedirects bounds the redirects that one request follows.
 const maxRedirects = 10
 
-// send sends one request and follows its redirects. common goes everywhere; own, which has secrets, to the host alone, and to nobody any more
-// once a redirect led away, should it even lead back. home says that the answer is from a chain that never left.
+// send sends one request and follows its redirects. What is the host's own goes to the host alone, and to nobody any
+// more once a redirect led away, should it even lead back. home says that the answer is from a chain that never left.
 //
 // net/http would follow by itself, but it keeps Authorization for other ports and for subdomains, and knows one transport with one client
 // certificate for all.
-func (p *repository) send(ctx context.Context, host *endpoint, u *url.URL, common, own http.Header, lane int) (
+func (p *repository) send(ctx context.Context, host *endpoint, u *url.URL, req request) (
 	resp *http.Response, home bool, err error,
 ) {
 	home = true
 	for hop := 0; ; hop++ {
-		h := common.Clone()
+		h := req.common.Clone()
 		way := host.foreign
 		if home {
 			way = host.home
-			for key, values := range own {
+			for key, values := range req.own {
 				h[key] = values
 			}
+		} else if err := req.guests.at(u).authorize(ctx, h); err != nil {
+			return nil, false, err
 		}
-		resp, err := p.once(ctx, host, way.lane(u, lane), u, h)
+		resp, err := p.once(ctx, host, way.lane(u, req.lane), u, h)
 		if err != nil {
 			way.failed(ctx, err)
 			return nil, home, err

@@ -95,7 +95,7 @@ func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint,
 		e := &endpoint{RegistryHost: h, home: newLanes(h.Client.Transport, t), tls: t.TLSClientConfig, local: &local}
 		foreign := foreignTransport(t, e.origin(), &local)
 		e.foreign = newLanes(foreign, foreign)
-		e.auth = &authorizer{endpoint: e, resolver: r}
+		e.auth = &authorizer{endpoint: e, resolver: r, wallet: &r.wallet}
 		all = append(all, e)
 	}
 	r.connections.share(r.connectionsKey(name, files.toml), all)

@@ -45,11 +45,17 @@ func TestD19RetryAfter(t *testing.T) {
 	}{
 		{"1", time.Second, true},
 		{" 2 ", 2 * time.Second, true},
-		{"120", maxRetryAfter, true},
-		{"1000000000", maxRetryAfter, true},
-		{"99999999999999999999999", maxRetryAfter, true},
+		{"120", 2 * time.Minute, true},
+		{"21600", 6 * time.Hour, true},
+		{fmt.Sprint(now.Add(6 * time.Hour).Unix()), 6 * time.Hour, true},
+		{"1000000000", 0, false}, // in 2001
+		{"999999999", 0, false},
+		{fmt.Sprint(now.Add(6 * time.Hour).UnixMilli()), 0, false},
+		{"9223372036854775807", 0, false},
+		{"99999999999999999999999", 0, false},
 		{now.Add(5 * time.Second).Format(http.TimeFormat), 5 * time.Second, true},
-		{now.Add(time.Hour).Format(http.TimeFormat), maxRetryAfter, true},
+		{now.Add(time.Hour).Format(http.TimeFormat), time.Hour, true},
+		{now.Add(time.Hour).Format(time.RFC850), time.Hour, true},
 		{now.Add(-time.Hour).Format(http.TimeFormat), 0, false},
 		{"0", 0, false},
 		{"-5", 0, false},
@@ -94,7 +100,7 @@ func TestD19Waits(t *testing.T) {
 		{"429, three times", 429, "2", 3, nil, 2 * time.Second, 3},
 		{"503", 503, "1", 1, nil, time.Second, 1},
 		{"503 with a date", 503, time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat), 1, nil, 8 * time.Second, 1},
-		{"429 for an hour", 429, "3600", 1, nil, time.Minute, 1},
+		{"429 for a minute", 429, "60", 1, nil, time.Minute, 1},
 		{"429 without a wait", 429, "", 2, nil, time.Millisecond, 2},
 		{"429 with garbage", 429, "-5", 1, nil, time.Millisecond, 1},
 		{"408", 408, "", 1, nil, time.Millisecond, 1},
@@ -139,6 +145,37 @@ func TestD19Waits(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestD19RetryAfterFar: nobody waits for hours. The error comes at once and contains when to try again.
+func TestD19RetryAfterFar(t *testing.T) {
+	t.Parallel()
+	when := time.Now().Add(6 * time.Hour).UTC().Truncate(time.Minute).Add(30 * time.Second) // half a minute of leeway
+	in := fmt.Sprint(int(time.Until(when).Seconds()))
+	for _, after := range []string{in, fmt.Sprint(when.Unix()), when.Format(http.TimeFormat), "61"} {
+		for _, status := range []int{429, 503} {
+			for _, part := range []string{"/manifests/", "/blobs/", "/token"} {
+				reg, tokens := registrytest.New(t), registrytest.NewTokenServer(t)
+				image(reg)
+				fault := registrytest.On(part, registrytest.Answer(status, nil, "Retry-After", after))
+				if reg.Fault = fault; part == "/token" {
+					reg.Guard, tokens.Fault = tokens.Guard, fault
+				}
+				r := client(t, nil)
+				waited := waits(r)
+				_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
+				if !errdefs.IsUnavailable(err) || len(waited()) != 0 {
+					t.Fatalf("%d, %s, %s: %v, waits %v", status, part, after, err, waited())
+				}
+				if want := "try again after " + when.Format("2006-01-02 15:04"); after != "61" && !strings.Contains(err.Error(), want) {
+					t.Errorf("%s: %v does not contain %q", after, err, want)
+				}
+				if n := reg.Count(part); part == "/manifests/" && n != 1 {
+					t.Errorf("%d requests", n)
+				}
+			}
 		}
 	}
 }

@@ -28,6 +28,7 @@ type download struct {
 	offset  int64              // how many bytes were written
 	host    int                // the host that is asked now; those before it are not asked
 	whole   bool               // ranges are not to be trusted
+	ranged  bool               // the last attempt asked for a range
 	trial   *trial             // of whether ranges pay; nil: that is known
 	narrow  atomic.Bool        // they do not
 }
@@ -98,7 +99,11 @@ func (d *download) fromHost(ctx context.Context, host *endpoint, last bool) (err
 		if d.offset-before >= progress {
 			attempt = 1
 		}
-		if attempt >= d.repo.opts.Attempts || !last && d.offset == before {
+		switch {
+		case attempt < d.repo.opts.Attempts && (last || d.offset > before):
+		case last && d.ranged && mayRefuseRange(err):
+			d.whole = true // one more attempt
+		default:
 			return err, false
 		}
 		if err := d.repo.pause(ctx, attempt, err); err != nil {
@@ -133,27 +138,32 @@ func (d *download) single(ctx context.Context, host *endpoint) error {
 	if !d.whole {
 		want.start = d.offset
 	}
+	d.ranged = want.start > 0
 	resp, err := d.get(ctx, host, want, d.lane)
 	if err != nil {
 		return err
 	}
 	divide, err := d.stream(ctx, host, resp, want)
 	if divide {
+		d.ranged = true
 		return d.parallel(ctx, host, resp, d.span(d.offset).end)
 	}
 	return err
 }
 
-// get asks for a part of the blob. 416 means that the registry has fewer bytes than the manifest says, or trouble with ranges; to ask for
-// everything will tell.
+// get asks for a part of the blob. 416 means that the registry has fewer bytes than the manifest says, or trouble with
+// ranges. To ask for everything shows which.
 func (d *download) get(ctx context.Context, host *endpoint, want span, lane int) (*http.Response, error) {
 	asked := time.Now()
 	resp, err := d.repo.get(ctx, host, "blobs", d.desc.Digest.String(), "*/*", want, lane)
 	if err == nil && d.pace != nil {
 		d.pace.answered(time.Since(asked))
 	}
-	if errdefs.IsOutOfRange(err) {
+	switch {
+	case errdefs.IsOutOfRange(err):
 		err = fmt.Errorf("%w: %w: %v", errdefs.ErrDataLoss, errRange, err)
+	case want != span{} && refusesRange(err):
+		err = fmt.Errorf("%w: %w", err, errRange)
 	}
 	if err != nil {
 		return nil, sourceError{err}

@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -135,7 +136,7 @@ func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
 
 // ranges begins with ranges. A host that answers the first one with everything is taken at its word: that answer becomes the one stream.
 func (d *download) ranges(ctx context.Context, host *endpoint) error {
-	d.trial = nil
+	d.trial, d.ranged = nil, true
 	want := d.span(d.offset)
 	resp, err := d.get(ctx, host, want, d.lane)
 	if err != nil {
@@ -268,7 +269,7 @@ func (d *download) fill(ctx context.Context, host *endpoint, c *chunk, answer *p
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case !temporary(err):
+		case !temporary(err) || errors.Is(err, errRange):
 			return err
 		}
 		if c.filled-before >= progress {

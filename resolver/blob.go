@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -13,10 +14,10 @@ import (
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 )
 
-// blob downloads desc into the store unless it is there, and says whether it did.
-func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (fresh bool, err error) {
+// blob downloads desc into the store unless it is there, and says whether it did. A zero by is no deadline.
+func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh bool, err error) {
 	for arrived := true; arrived; {
-		if fresh, arrived, err = f.turn(ctx, desc); err != nil {
+		if fresh, arrived, err = f.turn(ctx, desc, by); err != nil {
 			return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
 		}
 	}
@@ -25,7 +26,7 @@ func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor) (fresh bool, 
 
 // turn waits until desc may be downloaded, and downloads it. arrived reports that another download of it was faster, so
 // that it is in the store.
-func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor) (fresh, arrived bool, err error) {
+func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh, arrived bool, err error) {
 	own, turn, done, err := f.repo.flights.take(ctx, desc.Digest, f.repo.registry)
 	if err != nil {
 		return false, false, err
@@ -42,7 +43,7 @@ func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor) (fresh, arriv
 		return false, false, err
 	}
 	defer release()
-	d := &download{repo: f.repo, desc: desc, buffers: f.buffers, pace: f.pace, turn: turn}
+	d := &download{repo: f.repo, desc: desc, buffers: f.buffers, pace: f.pace, turn: turn, by: by}
 	fresh, err = f.ingest(own, d)
 	if errdefs.IsDataLoss(err) && own.Err() == nil {
 		// Bytes of an older download, or badly joined ranges, or one host of several may be to blame. The bytes are gone now, so the registry
@@ -51,7 +52,7 @@ func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor) (fresh, arriv
 		if d.host+1 < len(f.repo.hosts) {
 			next = d.host + 1
 		}
-		fresh, err = f.ingest(own, &download{repo: f.repo, desc: desc, host: next, whole: true, turn: turn})
+		fresh, err = f.ingest(own, &download{repo: f.repo, desc: desc, host: next, whole: true, turn: turn, by: by})
 	}
 	if err != nil && errors.Is(context.Cause(own), errArrived) && ctx.Err() == nil {
 		return false, true, nil

@@ -25,6 +25,7 @@ type download struct {
 	pace    *pace              // whether there are to be ranges; not nil if buffers is not
 	turn    *turn              // counts the bytes written; nil: they are not counted
 	lane    int                // of the stream, and of the first range
+	by      time.Time          // when a document has to be here; zero: no deadline
 	offset  int64              // how many bytes were written
 	host    int                // the host that is asked now; those before it are not asked
 	whole   bool               // ranges are not to be trusted
@@ -62,7 +63,13 @@ func (d *download) run(ctx context.Context) error {
 		if !host.Capabilities.Has(docker.HostCapabilityPull) {
 			continue
 		}
-		err, final := d.fromHost(ctx, host, d.host == len(d.repo.hosts)-1)
+		last := d.host == len(d.repo.hosts)-1
+		bounded, cancel := within(ctx, d.by, last)
+		err, final := d.fromHost(bounded, host, last)
+		if err != nil && late(ctx, bounded) {
+			err, final = d.repo.lateError("registry "+host.Host), false
+		}
+		cancel()
 		if err == nil || final {
 			return err
 		}

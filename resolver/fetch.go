@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -277,7 +278,7 @@ func (f *fetch) stored(ctx context.Context, d digest.Digest) ([]byte, error) {
 
 // small brings a blob that fits into memory, such as a config, into the store and reads it.
 func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	fresh, err := f.blob(ctx, desc)
+	fresh, err := f.blob(ctx, desc, time.Now().Add(f.repo.opts.DocumentTimeout))
 	if err != nil {
 		return nil, err
 	}
@@ -324,7 +325,7 @@ func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, e
 		once[desc.Digest] = true
 		group.Go(func() (err error) {
 			defer contain("blob "+desc.Digest.String(), &err)
-			if fresh[i], err = f.blob(ctx, desc); err != nil || f.OnLayer == nil {
+			if fresh[i], err = f.blob(ctx, desc, time.Time{}); err != nil || f.OnLayer == nil {
 				return err
 			}
 			return f.OnLayer(desc)

@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -42,36 +43,49 @@ func (p *repository) manifest(ctx context.Context, object string, want digest.Di
 	if want == "" {
 		need |= docker.HostCapabilityResolve // a mirror may not be trusted with what a tag means
 	}
+	end := time.Now().Add(p.opts.DocumentTimeout)
 	var first error
 	for i, host := range p.hosts {
 		if !host.Capabilities.Has(need) {
 			continue
 		}
 		last := i == len(p.hosts)-1
-		for attempt := 1; ; attempt++ {
-			doc, err := p.manifestFrom(ctx, host, object, want, mediaType)
-			if err == nil {
-				return doc, nil
-			}
-			if ctx.Err() != nil {
-				return document{}, err
-			}
-			// A missing manifest says the least, so any other host's reason is better.
-			if first == nil || errdefs.IsNotFound(first) {
-				first = err
-			}
-			if !last || !temporary(err) || attempt >= p.opts.Attempts {
-				break
-			}
-			if err := p.pause(ctx, attempt, err); err != nil {
-				return document{}, err
-			}
+		bounded, cancel := within(ctx, end, last)
+		doc, err := p.manifestTries(bounded, host, last, object, want, mediaType)
+		if err != nil && late(ctx, bounded) {
+			err = p.lateError("registry " + host.Host)
+		}
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return doc, err
+		}
+		// A missing manifest says the least, so any other host's reason is better.
+		if first == nil || errdefs.IsNotFound(first) {
+			first = err
 		}
 	}
 	if first == nil {
 		first = fmt.Errorf("registry %s: no host is configured to be pulled from: %w", p.registry, errdefs.ErrNotFound)
 	}
 	return document{}, first
+}
+
+// manifestTries asks one host, the last one more than once.
+func (p *repository) manifestTries(ctx context.Context, host *endpoint, last bool, object string,
+	want digest.Digest, mediaType string,
+) (document, error) {
+	for attempt := 1; ; attempt++ {
+		doc, err := p.manifestFrom(ctx, host, object, want, mediaType)
+		if err == nil {
+			return doc, nil
+		}
+		if ctx.Err() != nil || !last || !temporary(err) || attempt >= p.opts.Attempts {
+			return document{}, err
+		}
+		if err := p.pause(ctx, attempt, err); err != nil {
+			return document{}, err
+		}
+	}
 }
 
 func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object string,

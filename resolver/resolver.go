@@ -47,6 +47,9 @@ type Options struct {
 	UserAgent string
 	// StallTimeout is how long a body may send nothing before the request is given up and resumed. Zero value: 30 seconds.
 	StallTimeout time.Duration
+	// DocumentTimeout is how long a manifest, an index, a config or a token may take, with all attempts and all hosts
+	// together. Zero value: 2 minutes.
+	DocumentTimeout time.Duration
 	// Attempts bounds how often a request is tried while each try ends without a new byte. Zero value: 5.
 	Attempts int
 	// Backoff is the wait before the second attempt; it doubles for each further one. Zero value: 200 milliseconds.
@@ -93,7 +96,7 @@ func New(opts *Options) (*Resolver, error) {
 	if opts != nil {
 		r.opts = *opts
 	}
-	if r.opts.StallTimeout < 0 || r.opts.Attempts < 0 || r.opts.Backoff < 0 || r.opts.Ranges < 0 || r.opts.ChunkSize < 0 {
+	if r.opts.StallTimeout < 0 || r.opts.DocumentTimeout < 0 || r.opts.Attempts < 0 || r.opts.Backoff < 0 || r.opts.Ranges < 0 || r.opts.ChunkSize < 0 {
 		return nil, fmt.Errorf("resolver options: negative limit: %w", errdefs.ErrInvalidArgument)
 	}
 	if r.opts.UserAgent == "" {
@@ -101,6 +104,9 @@ func New(opts *Options) (*Resolver, error) {
 	}
 	if r.opts.StallTimeout == 0 {
 		r.opts.StallTimeout = 30 * time.Second
+	}
+	if r.opts.DocumentTimeout == 0 {
+		r.opts.DocumentTimeout = documentTimeout
 	}
 	if r.opts.Attempts == 0 {
 		r.opts.Attempts = 5

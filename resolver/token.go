@@ -131,7 +131,19 @@ func (c *TokenCache) drop(key tokenKey, token string) {
 }
 
 // fetchToken asks a token server: with a refresh token by POST (OAuth2), else by GET, with basic authentication if cred has a name.
-func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, cred Credential) (string, time.Duration, error) {
+func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, cred Credential) (
+	token string, life time.Duration, err error,
+) {
+	bounded, done := within(ctx, time.Now().Add(a.resolver.opts.DocumentTimeout), true)
+	defer done()
+	token, life, err = a.askToken(bounded, realm, d, cred)
+	if err != nil && late(ctx, bounded) {
+		err = a.resolver.lateError("token server " + realm.Host)
+	}
+	return token, life, err
+}
+
+func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cred Credential) (string, time.Duration, error) {
 	req, err := tokenRequest(ctx, realm, d, cred)
 	if err != nil {
 		return "", 0, fmt.Errorf("token server %s: %v: %w", realm.Host, err, errdefs.ErrInvalidArgument)

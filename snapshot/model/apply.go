@@ -22,6 +22,7 @@ type applier struct {
 	layer  int
 	seen   map[Case]int
 	linked map[spot]bool // the names that hard links of this layer named
+	gone   map[spot]bool // where this layer took a directory away, or had a whiteout
 }
 
 const (
@@ -85,7 +86,7 @@ func (a *applier) add(dir, base string, i unpacktest.Item) error {
 	a.remove(parent, base)
 	made := &name{node: &node{}}
 	if h.Typeflag == tar.TypeDir {
-		made = newDir(a.layer)
+		made = a.newDir(parent, base)
 	}
 	a.describe(made, i)
 	parent.kids[base] = made
@@ -243,6 +244,17 @@ func (a *applier) forget(dir *node, base string) {
 		a.seen[LinkGone]++
 	}
 	delete(dir.kids, base)
+	if n.isDir() {
+		a.gone[spot{dir, base}] = true
+	}
+}
+
+// newDir is a directory for a name.
+func (a *applier) newDir(parent *name, base string) *name {
+	if a.gone[spot{parent.node, base}] {
+		a.seen[DirOverGone]++
+	}
+	return newDir(a.layer)
 }
 
 // whiteout takes away what the layers below have of a name, never what this layer has.
@@ -251,19 +263,30 @@ func (a *applier) whiteout(dir, base string) error {
 		return invalid("a whiteout of nothing")
 	}
 	parent, err := a.markerParent(dir)
-	if err == nil && parent != nil && parent.kids[base] != nil {
-		a.removeLower(parent, base)
+	if err != nil || parent == nil {
+		return err
 	}
-	return err
+	switch n := parent.kids[base]; {
+	case n == nil:
+		a.seen[IdleMarker]++
+	case n.layer == a.layer:
+		a.seen[OwnMarker]++
+	}
+	a.removeLower(parent, base)
+	return nil
 }
 
 // opaque takes away all that the layers below have in a directory.
 func (a *applier) opaque(dir string) error {
 	parent, err := a.markerParent(dir)
-	if err == nil && parent != nil {
-		a.purge(parent)
+	if err != nil || parent == nil {
+		return err
 	}
-	return err
+	if parent == a.root {
+		a.seen[OpaqueRoot]++
+	}
+	a.purge(parent)
+	return nil
 }
 
 // markerParent resolves the directory of a whiteout. There is none where something else or nothing has the name.
@@ -290,10 +313,12 @@ func (a *applier) purge(dir *name) {
 
 func (a *applier) removeLower(dir *name, base string) {
 	n := dir.kids[base]
+	if n == nil {
+		return
+	}
 	a.purge(n)
 	switch {
 	case n.layer == a.layer:
-		a.seen[OwnMarker]++
 	case len(n.kids) > 0: // the layer has something in the directory, but no entry for it: it is a new one
 		a.seen[MadeAnew]++
 		anew := newDir(a.layer)
@@ -301,5 +326,6 @@ func (a *applier) removeLower(dir *name, base string) {
 		dir.kids[base] = anew
 	default:
 		a.forget(dir.node, base)
+		a.gone[spot{dir.node, base}] = true
 	}
 }

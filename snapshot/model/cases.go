@@ -16,18 +16,20 @@ const (
 	LinkToNothing Case = "a hard link to nothing"
 )
 
-// What other programs read differently.
+// Cases that other programs read differently, or refuse.
 const (
 	LinkHeader    Case = "the header of a hard link changes the inode"
 	LowerSymlink  Case = "a path through a symlink of the layers below"
 	Loop          Case = "a path through a loop of symlinks"
 	ImpliedDir    Case = "a directory without an entry"
 	BlockedDir    Case = "a directory in place of a file on the way to an entry"
-	BlockedMarker Case = "a whiteout in a place that is missing or no directory"
+	Replaced      Case = "an entry in place of another one of its layer"
+	DirOverGone   Case = "a directory where its layer took one away, or had a whiteout"
 	MadeAnew      Case = "a whiteout of a directory that the layer implies"
 	OwnMarker     Case = "a whiteout of a name that the layer has"
-	Replaced      Case = "an entry in place of another one of its layer"
-	DirOverGone   Case = "a directory in place of what its layer took away"
+	IdleMarker    Case = "a whiteout of nothing"
+	BlockedMarker Case = "a whiteout in a place that is missing or no directory"
+	OpaqueRoot    Case = "an opaque marker in the root"
 	Device        Case = "a character device 0:0"
 	MetaMarker    Case = "a name that begins with .wh..wh."
 	MarkerDir     Case = "a directory with the name of a whiteout"

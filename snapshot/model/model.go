@@ -62,7 +62,7 @@ type Result struct {
 func Apply(layers [][]unpacktest.Item) (Result, error) {
 	root, seen := newDir(-1), map[Case]int{}
 	for i, items := range layers {
-		a := applier{root: root, layer: i, seen: seen, linked: map[spot]bool{}}
+		a := applier{root: root, layer: i, seen: seen, linked: map[spot]bool{}, gone: map[spot]bool{}}
 		for _, item := range items {
 			if err := a.item(item); err != nil {
 				return Result{Seen: seen}, fmt.Errorf("layer %d: %q: %w", i, item.Header.Name, err)

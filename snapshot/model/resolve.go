@@ -137,7 +137,7 @@ func (a *applier) makeParent(dir string) (*name, error) {
 	at := w.dir
 	for _, c := range w.missing {
 		a.seen[ImpliedDir]++
-		made := newDir(a.layer)
+		made := a.newDir(at, c)
 		at.kids[c] = made
 		at = made
 	}

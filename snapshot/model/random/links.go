@@ -76,7 +76,10 @@ func (m *maker) story() []u.Item {
 	case 7: // the link itself goes
 		return []u.Item{link, m.dress(u.H(m.path(), name)), m.dress(u.F(name, "instead"))}
 	case 8: // nothing there, or no longer
-		gone := []u.Item{u.W(path.Join(dir, ".wh."+path.Base(target))), u.F(dir, "before")}[m.IntN(2)]
+		gone := u.W(path.Join(dir, ".wh."+path.Base(target)))
+		if dir != "." && m.IntN(2) == 0 {
+			gone = u.F(dir, "before")
+		}
 		return [][]u.Item{{gone, link}, {link}, {u.H(name, m.path()), u.F(name, "later")}}[m.IntN(3)]
 	case 9: // a path into it, then again
 		return []u.Item{link, m.dress(u.H(m.path(), name+"/"+m.name())), m.dress(u.H(name, m.target()))}
@@ -106,7 +109,7 @@ func (m *maker) behind(p string) string {
 			list = append(list, s)
 		}
 	}
-	if len(list) == 0 || m.IntN(3) > 0 {
+	if len(list) == 0 || m.IntN(2) == 0 {
 		return p
 	}
 	s := list[m.IntN(len(list))]

@@ -9,6 +9,7 @@
 package random
 
 import (
+	"archive/tar"
 	"maps"
 	"math/rand/v2"
 	"path"
@@ -172,7 +173,11 @@ func (m *maker) dress(i u.Item) u.Item {
 	if m.IntN(3) == 0 {
 		i = i.At(int64(m.IntN(1000)), int64(m.IntN(2))*5)
 	}
-	if m.IntN(4) == 0 {
+	often := 40 // as Linux has no such attributes there
+	if i.Header.Typeflag == tar.TypeReg || i.Header.Typeflag == tar.TypeDir {
+		often = 4
+	}
+	if m.IntN(often) == 0 {
 		i = i.Xattr("user."+string("xy"[m.IntN(2)]), strconv.Itoa(m.IntN(5)))
 	}
 	return i
@@ -187,7 +192,7 @@ func (m *maker) odd() u.Item {
 	case 2:
 		return m.entry().Owner(-1-m.IntN(2), -1-m.IntN(2))
 	case 3:
-		return u.F("./", "x")
+		return u.F(".", "x")
 	case 4:
 		return u.F("", "x")
 	case 5:

@@ -118,21 +118,28 @@ func (i Item) Xattr(name, value string) Item { return i.Record("SCHILY.xattr."+n
 // Tar builds an archive.
 func Tar(tb testing.TB, items ...Item) []byte {
 	tb.Helper()
+	data, err := Archive(items...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return data
+}
+
+// Archive is Tar for programs.
+func Archive(items ...Item) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, i := range items {
 		hdr := i.Header
 		if err := w.WriteHeader(&hdr); err != nil {
-			tb.Fatalf("tar entry %q: %v", hdr.Name, err)
+			return nil, fmt.Errorf("tar entry %q: %w", hdr.Name, err)
 		}
 		if _, err := w.Write([]byte(i.Body)); err != nil {
-			tb.Fatalf("tar entry %q: %v", hdr.Name, err)
+			return nil, fmt.Errorf("tar entry %q: %w", hdr.Name, err)
 		}
 	}
-	if err := w.Close(); err != nil {
-		tb.Fatal(err)
-	}
-	return buf.Bytes()
+	err := w.Close()
+	return buf.Bytes(), err
 }
 
 // Gzip compresses.

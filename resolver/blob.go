@@ -52,7 +52,9 @@ func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor, by time.Time)
 		if d.host+1 < len(f.repo.hosts) {
 			next = d.host + 1
 		}
-		fresh, err = f.ingest(own, &download{repo: f.repo, desc: desc, host: next, whole: true, turn: turn, by: by})
+		fresh, err = f.ingest(own, &download{
+			repo: f.repo, desc: desc, host: next, whole: true, other: d.encoded.Load() && next == d.host, turn: turn, by: by,
+		})
 	}
 	if err != nil && errors.Is(context.Cause(own), errArrived) && ctx.Err() == nil {
 		return false, true, nil

@@ -58,7 +58,11 @@ const endWait = time.Second
 // readEnd reads a body that should have no more bytes up to its end, so that the connection can be used again. It
 // returns how many bytes it found.
 func readEnd(body io.ReadCloser) int {
-	if w, ok := body.(*watched); ok {
+	under := body
+	if c, ok := body.(*coded); ok {
+		under = c.raw.ReadCloser
+	}
+	if w, ok := under.(*watched); ok {
 		w.left = min(w.left, endWait)
 	}
 	n, _ := body.Read(make([]byte, 1))

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"path"
 	"strconv"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -52,8 +51,8 @@ type request struct {
 	lane   int         // requests of different lanes do not share a connection
 }
 
-// get asks one host for kind ("manifests" or "blobs") and object. The response has status 200 or 206, an identity encoding, and a body that
-// fails when it stalls; the caller closes it.
+// get asks one host for kind ("manifests" or "blobs") and object. The response has status 200 or 206, and a body that fails
+// when it stalls; the caller closes it, and looks at its encodings.
 func (p *repository) get(ctx context.Context, host *endpoint, kind, object, accept string, want span, lane int) (*http.Response, error) {
 	u := url.URL{Scheme: host.Scheme, Host: host.Host, Path: path.Join("/", host.Path, p.path, kind, object)}
 	if host.Host != p.registry && (p.registry != "docker.io" || host.Host != "registry-1.docker.io") {
@@ -82,10 +81,6 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 		}
 		log.G(ctx).WithFields(log.Fields{"host": host.Host, "path": u.Path, "status": resp.StatusCode, "range": want.header()}).Debug("registry answered")
 		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
-			if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-				resp.Body.Close()
-				return nil, fmt.Errorf("%s %s from %s: content encoding %.50q was not asked for: %w", kind, object, host.Host, e, errdefs.ErrDataLoss)
-			}
 			return resp, nil
 		}
 		answer := statusError(resp, kind, object)

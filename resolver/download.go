@@ -30,6 +30,8 @@ type download struct {
 	host    int                // the host that is asked now; those before it are not asked
 	whole   bool               // ranges are not to be trusted
 	ranged  bool               // the last attempt asked for a range
+	encoded atomic.Bool        // an answer had a content encoding, which may be the blob's own
+	other   bool               // the choice that was made before about an encoding was wrong
 	trial   *trial             // of whether ranges pay; nil: that is known
 	narrow  atomic.Bool        // they do not
 }
@@ -175,6 +177,10 @@ func (d *download) get(ctx context.Context, host *endpoint, want span, lane int)
 	if err != nil {
 		return nil, sourceError{err}
 	}
+	if err := d.undo(resp); err != nil {
+		resp.Body.Close()
+		return nil, sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
+	}
 	return resp, nil
 }
 
@@ -238,6 +244,8 @@ func broken(ctx context.Context, host *endpoint, at, size int64, err error) erro
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("registry %s: %w", host.Host, ctx.Err())
+	case errdefs.IsDataLoss(err):
+		return sourceError{fmt.Errorf("registry %s: at %d of %d bytes: %w", host.Host, at, size, err)}
 	case errors.Is(err, io.EOF):
 		return sourceError{fmt.Errorf("registry %s: the body ended at %d of %d bytes: %w", host.Host, at, size, errdefs.ErrUnavailable)}
 	}
@@ -253,7 +261,9 @@ func (d *download) position(resp *http.Response, want span) error {
 	if resp.ContentLength >= 0 && resp.ContentLength != d.desc.Size {
 		return fmt.Errorf("%d bytes where %d were announced: %w", resp.ContentLength, d.desc.Size, errdefs.ErrDataLoss)
 	}
-	if _, err := io.CopyN(io.Discard, resp.Body, d.offset); err != nil {
+	if _, err := io.CopyN(io.Discard, resp.Body, d.offset); errdefs.IsDataLoss(err) {
+		return fmt.Errorf("before byte %d: %w", d.offset, err)
+	} else if err != nil {
 		return fmt.Errorf("the body broke before byte %d: %v: %w", d.offset, err, errdefs.ErrUnavailable)
 	}
 	return nil

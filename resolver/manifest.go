@@ -96,7 +96,7 @@ func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object st
 		return document{}, err
 	}
 	defer resp.Body.Close()
-	data, err := readAtMost(resp.Body, MaxManifestSize)
+	data, err := readDecoded(resp, want, MaxManifestSize)
 	if err != nil {
 		if errdefs.IsDataLoss(err) {
 			return document{}, fmt.Errorf("manifest %s from %s: %w", object, host.Host, err)

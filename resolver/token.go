@@ -176,7 +176,7 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cre
 	if resp.StatusCode != http.StatusOK {
 		return "", 0, tokenRefused(resp, realm.Host)
 	}
-	data, err := readAtMost(resp.Body, maxTokenAnswer)
+	data, err := readDecoded(resp, "", maxTokenAnswer)
 	if err != nil {
 		if errdefs.IsDataLoss(err) {
 			return "", 0, fmt.Errorf("token server %s: answer %w", realm.Host, err)

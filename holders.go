@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -114,7 +115,7 @@ func (t *Tank) holder(ctx context.Context, h metadata.Holder) (HolderInfo, error
 		info.keep(i.Offset, true)
 	}
 	if !known && info == (HolderInfo{Holder: info.Holder}) {
-		return info, fmt.Errorf("holder %s: %w", h, errdefs.ErrNotFound)
+		return info, cause.Mark(fmt.Errorf("holder %s: %w", h, errdefs.ErrNotFound), cause.Holder, "")
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -214,6 +215,9 @@ func (t *Tank) Release(ctx context.Context, holder string, force bool) (HolderIn
 			if err = t.binder.Free(h); err == nil {
 				err = t.notMounted(h)
 			}
+			if errdefs.IsFailedPrecondition(err) {
+				err = cause.Mark(err, cause.InUse, "")
+			}
 		}
 		if err == nil {
 			err = t.releaseStore(ctx, h)
@@ -244,7 +248,7 @@ func (t *Tank) releasePull(ref string) error {
 		running := t.pulls[ref]
 		t.mu.Unlock()
 		if running {
-			return fmt.Errorf("the pull runs: %w", errdefs.ErrFailedPrecondition)
+			return cause.Mark(fmt.Errorf("the pull runs: %w", errdefs.ErrFailedPrecondition), cause.Busy, "")
 		}
 		return tx.EndPull(ref)
 	})
@@ -264,9 +268,12 @@ func (t *Tank) HandOver(ctx context.Context, from, to string) (HolderInfo, error
 		return info, err
 	}
 	if _, bound := callers[metadata.Holder(to)]; !bound && to != string(metadata.Containerd) {
-		return info, fmt.Errorf("holder %s: %w", to, errdefs.ErrNotFound)
+		return info, cause.Mark(fmt.Errorf("holder %s: %w", to, errdefs.ErrNotFound), cause.Holder, "")
 	}
-	return info, t.binder.HandOver(metadata.Holder(from), metadata.Holder(to))
+	if err = t.binder.HandOver(metadata.Holder(from), metadata.Holder(to)); errdefs.IsFailedPrecondition(err) {
+		err = cause.Mark(err, cause.Busy, "")
+	}
+	return info, err
 }
 
 // handOver gives all that one containerd's holder holds to another, in the records and in ingest/.

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/internal/reserve"
@@ -96,7 +97,7 @@ func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
 		rec, err = find(tx, parsed)
 		return err
 	}); err != nil {
-		return nil, err
+		return nil, unknownImage(err)
 	}
 	d := &ImageDetails{Ref: rec.Ref, Target: rec.Target, Untagged: rec.Untagged, Created: rec.Created, Updated: rec.Updated}
 	for _, p := range rec.Platforms {
@@ -155,12 +156,20 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return unknownImage(err)
 	}
 	if err := t.reserve.Spend(t.writeLayout); !reserve.Full(err) {
 		return err
 	}
 	return nil // the blobs that index.json still names stay until GC, which writes it
+}
+
+// unknownImage gives an error about a missing record of an image its cause.
+func unknownImage(err error) error {
+	if errdefs.IsNotFound(err) {
+		return cause.Mark(err, cause.Image, "")
+	}
+	return err
 }
 
 // Reclaimed is what a GC took away.

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -135,8 +136,8 @@ func recordMode(lock *os.File, readOnly bool) (mode, error) {
 			now = was // only a write could decide which of the two it is
 		}
 		if err != nil || !now.continues(was) {
-			return now, fmt.Errorf("made by %s, this process is %s: %w",
-				printable.Text(line), now, errdefs.ErrFailedPrecondition)
+			return now, cause.Mark(fmt.Errorf("made by %s, this process is %s: %w",
+				printable.Text(line), now, errdefs.ErrFailedPrecondition), cause.ForeignUser, "")
 		}
 		if line == now.String() {
 			return now, nil

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/internal/reserve"
@@ -37,12 +38,11 @@ func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
 	}
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return m, fmt.Errorf("belongs to another user: %w: %w", err, errdefs.ErrFailedPrecondition)
+		return m, otherUser(err)
 	case err != nil:
 		return m, err
 	case st != marked && st != unmarked:
-		return m, fmt.Errorf("not a root: the directory is not empty, and another program made it: %w",
-			errdefs.ErrFailedPrecondition)
+		return m, noRoot("not a root: the directory is not empty, and another program made it")
 	}
 	if err := checkOwners(t.root); err != nil {
 		if by := t.madeBy(); by != nil {
@@ -54,7 +54,7 @@ func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
 		return m, err
 	}
 	if t.readOnly && !allowReadOnly {
-		return m, fmt.Errorf("it can't be written: %w", errdefs.ErrFailedPrecondition)
+		return m, cause.Mark(fmt.Errorf("it can't be written: %w", errdefs.ErrFailedPrecondition), cause.ReadOnly, "")
 	}
 	if err := t.takeLock(); err != nil {
 		return m, err
@@ -69,6 +69,12 @@ func (t *Tank) own(make, allowReadOnly bool) (m mark, err error) {
 		}
 	}
 	return m, err
+}
+
+// otherUser is the error for a root that this process may not read.
+func otherUser(err error) error {
+	return cause.Mark(fmt.Errorf("belongs to another user: %w: %w", err, errdefs.ErrFailedPrecondition),
+		cause.ForeignUser, "")
 }
 
 // takeLock opens and locks the file lock: for this process alone, or together with other readers when nothing can be
@@ -87,10 +93,10 @@ func (t *Tank) takeLock() error {
 		}
 	}
 	if errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("belongs to another user: %w: %w", err, errdefs.ErrFailedPrecondition)
+		return otherUser(err)
 	}
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
-		return fmt.Errorf("file %s: not a regular file: %w", lockName, errdefs.ErrFailedPrecondition)
+		return noRoot("file " + lockName + ": not a regular file")
 	}
 	if err != nil {
 		return err
@@ -109,16 +115,16 @@ func lockFile(f *os.File, how int) error {
 	case err != nil:
 		return err
 	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxLock:
-		return fmt.Errorf("file %s: not a small regular file: %w", lockName, errdefs.ErrFailedPrecondition)
+		return noRoot("file " + lockName + ": not a small regular file")
 	case st.Nlink > 1: // this file is written in place: a second name could be anybody's file
-		return fmt.Errorf("file %s: a hard link of another file: %w", lockName, errdefs.ErrFailedPrecondition)
+		return noRoot("file " + lockName + ": a hard link of another file")
 	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0:
-		return fmt.Errorf("file %s: another user can write to it (uid %d, mode %04o): %w",
-			lockName, st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition)
+		return cause.Mark(fmt.Errorf("file %s: another user can write to it (uid %d, mode %04o): %w",
+			lockName, st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition), cause.Exposed, "")
 	}
 	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("another process owns it: %w", errdefs.ErrUnavailable)
+		return cause.Mark(fmt.Errorf("another process owns it: %w", errdefs.ErrUnavailable), cause.Busy, "")
 	}
 	return err
 }

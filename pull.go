@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
@@ -83,6 +84,9 @@ func (e *NotCached) Error() string {
 
 // Is makes it one of errdefs.ErrNotFound.
 func (e *NotCached) Is(target error) bool { return target == errdefs.ErrNotFound }
+
+// Cause is what a user can do about it.
+func (e *NotCached) Cause() cause.Cause { return cause.Cause{Kind: cause.NotCached, Subject: e.Ref} }
 
 // pull is one call of Pull.
 type pull struct {

@@ -12,12 +12,13 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
 // ErrNoRoot is returned by an Open that may not make a root when the directory is missing or empty. Its class is
 // errdefs.ErrNotFound.
-var ErrNoRoot = fmt.Errorf("no root here: %w", errdefs.ErrNotFound)
+var ErrNoRoot = cause.Mark(fmt.Errorf("no root here: %w", errdefs.ErrNotFound), cause.NoRoot, "")
 
 const (
 	// markName is the file that makes a directory a root. It is the first file of a root, and synced before the next
@@ -67,9 +68,9 @@ func examine(root string) (state, mark, error) {
 	case err != nil:
 		return foreign, mark{}, err
 	case fi.Mode().Type() == os.ModeSymlink:
-		return foreign, mark{}, fmt.Errorf("a symbolic link: name the directory itself: %w", errdefs.ErrFailedPrecondition)
+		return foreign, mark{}, noRoot("a symbolic link: name the directory itself")
 	case !fi.IsDir():
-		return foreign, mark{}, fmt.Errorf("not a directory: %w", errdefs.ErrFailedPrecondition)
+		return foreign, mark{}, noRoot("not a directory")
 	}
 	m, err := readMark(root)
 	var names []string
@@ -83,18 +84,27 @@ func examine(root string) (state, mark, error) {
 	}
 	switch {
 	case err == nil && m.format > markFormat:
-		return foreign, m, fmt.Errorf("of format %d, made by a newer Tank: this one knows format %d: %w",
-			m.format, markFormat, errdefs.ErrFailedPrecondition)
+		return foreign, m, cause.Mark(fmt.Errorf("of format %d, made by a newer Tank: this one knows format %d: %w",
+			m.format, markFormat, errdefs.ErrFailedPrecondition), cause.Newer, "")
 	case err == nil:
 		return marked, m, nil
 	case !errors.Is(err, os.ErrNotExist) && (!errors.Is(err, errNoMark) || !madeByFirst(root, names)):
-		return foreign, m, fmt.Errorf("its mark: %w: %w", err, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("its mark: %w: %w", err, errdefs.ErrFailedPrecondition)
+		if cause.Of(err).Kind == "" {
+			err = cause.Mark(err, cause.ForeignDirectory, "")
+		}
+		return foreign, m, err
 	case !slices.ContainsFunc(names, counts):
 		return empty, m, nil
 	case madeByFirst(root, names):
 		return unmarked, m, nil
 	}
 	return foreign, m, nil
+}
+
+// noRoot is the error for what can't be a root.
+func noRoot(why string) error {
+	return cause.Mark(fmt.Errorf("%s: %w", why, errdefs.ErrFailedPrecondition), cause.ForeignDirectory, "")
 }
 
 // IsRoot reports whether a directory is a root, as far as this process can tell.
@@ -264,16 +274,15 @@ func checkOwner(dir int, path string, uid int) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return fmt.Errorf("not a directory but a symbolic link: mount another disk there instead: %w",
-			errdefs.ErrFailedPrecondition)
+		return noRoot("not a directory but a symbolic link: mount another disk there instead")
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return fmt.Errorf("not a directory: %w", errdefs.ErrFailedPrecondition)
+		return noRoot("not a directory")
 	case int(st.Uid) != uid:
-		return fmt.Errorf("belongs to another user: uid %d, this process is uid %d: %w",
-			st.Uid, uid, errdefs.ErrFailedPrecondition)
+		return cause.Mark(fmt.Errorf("belongs to another user: uid %d, this process is uid %d: %w",
+			st.Uid, uid, errdefs.ErrFailedPrecondition), cause.ForeignUser, "")
 	case st.Mode&0o022 != 0:
-		return fmt.Errorf("other users can write to it (mode %04o): run chmod go-w: %w",
-			st.Mode&0o7777, errdefs.ErrFailedPrecondition)
+		return cause.Mark(fmt.Errorf("other users can write to it (mode %04o): %w",
+			st.Mode&0o7777, errdefs.ErrFailedPrecondition), cause.Exposed, "")
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/binding"
 	"github.com/tank-snapshotter/tank/content"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
@@ -191,6 +192,9 @@ func (t *Tank) openDatabase(opts *Options) error {
 	t.db, err = metadata.Open(path, &metadata.Options{
 		Existing: existing, ReadOnly: t.readOnly, Spend: t.reserve.Spend,
 	})
+	if errdefs.IsDataLoss(err) && cause.Of(err).Kind == "" {
+		err = cause.Mark(err, cause.Database, t.root)
+	}
 	return err
 }
 

@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // spare is what an ingest of unknown length leaves free, for the database and for the ingests whose length is known.
@@ -72,7 +74,8 @@ func (r *room) fits(f *os.File, bytes int64) error {
 	free, err := r.free(f)
 	if others := r.promised(time.Now()); err == nil && bytes > free-others {
 		const text = "disk: %d bytes are to come, and of the %d that are free %d are others': %w"
-		return fmt.Errorf(text, bytes, max(free, 0), max(min(others, free), 0), errdefs.ErrResourceExhausted)
+		err := fmt.Errorf(text, bytes, max(free, 0), max(min(others, free), 0), errdefs.ErrResourceExhausted)
+		return cause.Mark(err, cause.DiskFull, "")
 	}
 	return err
 }
@@ -177,7 +180,8 @@ func (v *View) lack(ctx context.Context, blobs []ocispec.Descriptor, again bool)
 		}
 		due := max(b.Size-here[b.Digest], 0)
 		if due > math.MaxInt64-lack {
-			return 0, fmt.Errorf("content: blobs of more than %d bytes: %w", int64(math.MaxInt64), errdefs.ErrResourceExhausted)
+			err := fmt.Errorf("content: blobs of more than %d bytes: %w", int64(math.MaxInt64), errdefs.ErrResourceExhausted)
+			return 0, cause.Mark(err, cause.DiskFull, "")
 		}
 		lack += due
 		here[b.Digest] = b.Size // count it once if it is listed twice

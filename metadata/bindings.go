@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/containerd/errdefs"
 )
 
 // Binding records which holder the containerd with a certain database acts for. See docs/adr/0019.
@@ -169,7 +167,7 @@ func (tx *Tx) Newest(h Holder) (newest time.Time, err error) {
 		for _, key := range tx.Held(h, k, "", -1) {
 			v := tx.bolt.Bucket(nodeBuckets[k]).Get([]byte(key))
 			if err := json.Unmarshal(v, &record); err != nil {
-				return newest, fmt.Errorf("%s %s: record: %w: %w", k, key, err, errdefs.ErrDataLoss)
+				return newest, badRecord(string(k), key, err)
 			}
 			if record.Created.After(newest) {
 				newest = record.Created

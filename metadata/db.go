@@ -14,6 +14,7 @@ import (
 	boltErrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
@@ -157,8 +158,8 @@ func openExisting(path string, flag int) (*os.File, error) {
 	case st.Size > maxFile:
 		err = fmt.Errorf("%d bytes are too many for a database: %w", st.Size, errdefs.ErrDataLoss)
 	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0: // another user could choose what is served
-		err = fmt.Errorf("another user can write to it (uid %d, mode %04o): %w",
-			st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition)
+		err = cause.Mark(fmt.Errorf("another user can write to it (uid %d, mode %04o): %w",
+			st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition), cause.Exposed, "")
 	}
 	if err != nil {
 		f.Close()
@@ -257,8 +258,8 @@ func (db *DB) verifySchema() (err error) {
 			return fmt.Errorf("not a database of Tank's: %w", errdefs.ErrDataLoss)
 		}
 		if n, err := strconv.Atoi(string(v)); err != nil || n > schema {
-			return fmt.Errorf("schema %.20q is newer than %d, written by a newer Tank: %w",
-				v, schema, errdefs.ErrFailedPrecondition)
+			return cause.Mark(fmt.Errorf("schema %.20q is newer than %d, written by a newer Tank: %w",
+				v, schema, errdefs.ErrFailedPrecondition), cause.Newer, "")
 		}
 		return nil
 	})
@@ -291,7 +292,7 @@ func (db *DB) Probe() (err error) {
 func guard(old bool, err *error) {
 	debug.SetPanicOnFault(old)
 	if p := recover(); p != nil {
-		*err = fmt.Errorf("metadata: damaged: %v: %w", p, errdefs.ErrDataLoss)
+		*err = cause.Mark(fmt.Errorf("metadata: damaged: %v: %w", p, errdefs.ErrDataLoss), cause.Database, "")
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 const (
@@ -158,7 +160,7 @@ func (db *DB) rerun(b *batch) (err error) {
 func (db *DB) begin() (tx *bolt.Tx, err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
 	if db.bolt.IsReadOnly() {
-		return nil, fmt.Errorf("metadata: read-only: %w", errdefs.ErrFailedPrecondition)
+		return nil, cause.Mark(fmt.Errorf("metadata: read-only: %w", errdefs.ErrFailedPrecondition), cause.ReadOnly, "")
 	}
 	return db.bolt.Begin(true)
 }

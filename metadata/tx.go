@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // maxName bounds the names that others choose: snapshot keys and references. bbolt takes keys of 32 KiB.
@@ -29,13 +31,18 @@ func checkName(what, name string) error {
 	return nil
 }
 
+// badRecord is the error for a record that can't be decoded.
+func badRecord(what, key string, err error) error {
+	return cause.Mark(fmt.Errorf("%s %s: record: %w: %w", what, key, err, errdefs.ErrDataLoss), cause.Database, "")
+}
+
 func (tx *Tx) get(bucket []byte, what, key string, into any) error {
 	v := tx.bolt.Bucket(bucket).Get([]byte(key))
 	if v == nil {
 		return fmt.Errorf("%s %s: %w", what, key, errdefs.ErrNotFound)
 	}
 	if err := json.Unmarshal(v, into); err != nil {
-		return fmt.Errorf("%s %s: record: %w: %w", what, key, err, errdefs.ErrDataLoss)
+		return badRecord(what, key, err)
 	}
 	return nil
 }
@@ -155,7 +162,7 @@ func (tx *Tx) SnapshotDirs() (map[string]string, error) {
 			Dir string `json:"dir"`
 		}
 		if err := json.Unmarshal(value, &record); err != nil {
-			return fmt.Errorf("snapshot %s: record: %w: %w", key, err, errdefs.ErrDataLoss)
+			return badRecord("snapshot", string(key), err)
 		}
 		if record.Dir != "" {
 			keys[record.Dir] = string(key)

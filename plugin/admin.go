@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"time"
 
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/status"
 )
 
 // Admin is what Tank's commands ask of the process that owns a root.
@@ -192,7 +190,7 @@ func unary[Req any](name string, call func(Admin, context.Context, *Req) (any, e
 			}
 			do := func(ctx context.Context, req any) (any, error) {
 				v, err := call(srv.(Admin), ctx, req.(*Req))
-				return v, errgrpc.ToGRPC(err)
+				return v, toStatus(err)
 			}
 			if via == nil {
 				return do(ctx, req)
@@ -201,22 +199,6 @@ func unary[Req any](name string, call func(Admin, context.Context, *Req) (any, e
 		},
 	}
 }
-
-// native gives an error the class that it had on the other side, and the message, which names the class already.
-func native(err error) error {
-	if err == nil {
-		return nil
-	}
-	return remoteError{status.Convert(err).Message(), errgrpc.ToNative(err)}
-}
-
-type remoteError struct {
-	message string
-	class   error
-}
-
-func (e remoteError) Error() string { return e.message }
-func (e remoteError) Unwrap() error { return e.class }
 
 // Root returns the root that the process told of when it was dialed.
 func (c *Client) Root() string { return c.root }

@@ -75,7 +75,7 @@ func servePull(srv any, stream grpc.ServerStream) error {
 		err = serr
 	}
 	if err != nil {
-		return errgrpc.ToGRPC(err)
+		return toStatus(err)
 	}
 	return stream.SendMsg(pullReply{Image: img})
 }

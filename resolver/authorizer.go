@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // authorizer answers the challenges of one endpoint. containerd's does not fit: it sends credentials to whatever realm it is told, and keeps
@@ -94,6 +96,11 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 			a.wallet.forget(a.host())
 		}
 		a.resolver.tokens.dropDemand(a.place(repository)) // the registry may have moved to another token server
+		for _, kind := range []cause.Kind{cause.Unauthorized, cause.Forbidden} {
+			if cause.Is(err, kind) {
+				err = cause.Mark(err, kind, a.host()) // a login is one to the registry, not to its token server
+			}
+		}
 		return p, fmt.Errorf("registry %s: %w", a.endpoint.Host, p.explain(err))
 	}
 	p.used = true

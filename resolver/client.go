@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // repository is one repository with the hosts that may serve it, mirrors first.
@@ -83,12 +85,18 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
 		}
-		answer := statusError(resp, kind, object)
-		drain(resp)
-		asks := own
+		asks, asked := own, host.auth.host()
 		if !home {
-			asks = req.guests.at(resp.Request.URL)
+			if asks = req.guests.at(resp.Request.URL); asks != nil {
+				asked = asks.auth.host()
+			}
 		}
+		answer := markStatus(statusError(resp, kind, object), resp.StatusCode, kind, asked, asks != nil)
+		if spokeHTTPToTLS(resp) {
+			text := "registry %s: it speaks TLS, and HTTP without TLS was spoken to it: %w"
+			answer = permanent(cause.Mark(fmt.Errorf(text, host.Host, errdefs.ErrUnavailable), cause.HTTPToTLS, ""))
+		}
+		drain(resp)
 		if err := asks.refused(ctx, resp, answer); err != nil || try == maxTries {
 			return nil, cmp.Or(err, answer)
 		}
@@ -136,7 +144,8 @@ func (p *repository) send(ctx context.Context, host *endpoint, u *url.URL, req r
 			err = fmt.Errorf("more than %d redirects", maxRedirects)
 		}
 		if err != nil {
-			return nil, home, permanent(fmt.Errorf("registry %s: %w: %w", host.Host, err, errdefs.ErrUnavailable))
+			err = fmt.Errorf("registry %s: %w: %w", host.Host, err, errdefs.ErrUnavailable)
+			return nil, home, permanent(cause.Mark(err, cause.RegistryFailed, host.Host))
 		}
 		home = home && sameOrigin(next, host.origin())
 		u = next

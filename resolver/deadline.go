@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // documentTimeout is how long a small thing without which nothing goes on may take. A body that brings just enough not
@@ -29,6 +31,7 @@ func late(ctx, bounded context.Context) bool { return ctx.Err() == nil && bounde
 
 // lateError is the error for a host that took too long. The same request is not made again.
 func (r *Resolver) lateError(host string) error {
-	return permanent(fmt.Errorf("%s: no complete answer in time (at most %v): %w",
-		host, r.opts.DocumentTimeout, errdefs.ErrUnavailable))
+	err := fmt.Errorf("%s: no complete answer in time (at most %v): %w",
+		host, r.opts.DocumentTimeout, errdefs.ErrUnavailable)
+	return permanent(cause.Mark(err, cause.Timeout, ""))
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // download brings the bytes of one blob to write, in order and each once.
@@ -80,7 +82,7 @@ func (d *download) run(ctx context.Context) error {
 		}
 	}
 	if d.offset < d.desc.Size && first == nil {
-		first = fmt.Errorf("registry %s: no host is configured to be pulled from: %w", d.repo.registry, errdefs.ErrNotFound)
+		first = d.repo.noHost()
 	}
 	d.host = min(d.host, len(d.repo.hosts)-1)
 	return first
@@ -247,9 +249,11 @@ func broken(ctx context.Context, host *endpoint, at, size int64, err error) erro
 	case errdefs.IsDataLoss(err):
 		return sourceError{fmt.Errorf("registry %s: at %d of %d bytes: %w", host.Host, at, size, err)}
 	case errors.Is(err, io.EOF):
-		return sourceError{fmt.Errorf("registry %s: the body ended at %d of %d bytes: %w", host.Host, at, size, errdefs.ErrUnavailable)}
+		ended := fmt.Errorf("registry %s: the body ended at %d of %d bytes: %w", host.Host, at, size, errdefs.ErrUnavailable)
+		return sourceError{cause.Mark(ended, cause.Broken, host.Host)}
 	}
-	return sourceError{fmt.Errorf("registry %s: the body broke at %d of %d bytes: %v: %w", host.Host, at, size, err, errdefs.ErrUnavailable)}
+	broke := fmt.Errorf("registry %s: the body broke at %d of %d bytes: %v: %w", host.Host, at, size, err, errdefs.ErrUnavailable)
+	return sourceError{markNetwork(broke, err, host.Host)}
 }
 
 // position makes the body begin at offset: a 206 has to say that it does, and of a 200 the beginning is skipped.

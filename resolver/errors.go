@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // classOf is the class that a status stands for.
@@ -67,7 +70,11 @@ func networkError(who string, err error) error {
 		return fmt.Errorf("%s: %w", who, err)
 	}
 	told := fmt.Errorf("%s: %w: %w", who, err, errdefs.ErrUnavailable)
-	if errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(refusedAddress)) {
+	told = markNetwork(told, err, who[strings.LastIndexByte(who, ' ')+1:])
+	switch {
+	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(refusedAddress)):
+		return permanent(told)
+	case cause.Is(told, cause.TLSToHTTP), cause.Is(told, cause.HTTPToTLS):
 		return permanent(told)
 	}
 	return told

@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/internal/platform"
@@ -94,7 +95,7 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	}
 	image, err := f.image(ctx, target, nil, 0)
 	if err != nil {
-		return nil, fmt.Errorf("reference %s: %w", ref, err)
+		return nil, fmt.Errorf("reference %s: %w", ref, refused(err, cause.Document))
 	}
 	image.Ref, image.Target = ref.String(), target
 	image.Indexes, image.Fetched = f.indexes, f.fetched
@@ -106,7 +107,7 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	n, err := f.layers(ctx, image.Layers)
 	image.Fetched += n
 	if err != nil {
-		return nil, fmt.Errorf("reference %s: %w", ref, err)
+		return nil, fmt.Errorf("reference %s: %w", ref, refused(err, cause.Digest))
 	}
 	return image, nil
 }
@@ -271,7 +272,8 @@ func (f *fetch) stored(ctx context.Context, d digest.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("blob %s: %w", d, err)
 	}
 	if digest.FromBytes(data) != d {
-		return nil, fmt.Errorf("blob %s: the stored bytes hash to something else, run check: %w", d, errdefs.ErrDataLoss)
+		err := fmt.Errorf("blob %s: the stored bytes hash to something else: %w", d, errdefs.ErrDataLoss)
+		return nil, cause.Mark(err, cause.Damaged, "")
 	}
 	return data, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
@@ -42,6 +43,9 @@ func (e *NoPlatform) Error() string {
 
 // Is makes it one of errdefs.ErrNotFound.
 func (e *NoPlatform) Is(target error) bool { return target == errdefs.ErrNotFound }
+
+// Cause is what a user can do about it.
+func (e *NoPlatform) Cause() cause.Cause { return cause.Cause{Kind: cause.Platform} }
 
 // add names a platform once.
 func (e *NoPlatform) add(name string) {

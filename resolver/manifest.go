@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 )
 
@@ -65,7 +66,7 @@ func (p *repository) manifest(ctx context.Context, object string, want digest.Di
 		}
 	}
 	if first == nil {
-		first = fmt.Errorf("registry %s: no host is configured to be pulled from: %w", p.registry, errdefs.ErrNotFound)
+		first = p.noHost()
 	}
 	return document{}, first
 }
@@ -88,6 +89,12 @@ func (p *repository) manifestTries(ctx context.Context, host *endpoint, last boo
 	}
 }
 
+// noHost is the error for a registry whose hosts.toml allows to pull from none of its hosts.
+func (p *repository) noHost() error {
+	err := fmt.Errorf("registry %s: no host is configured to be pulled from: %w", p.registry, errdefs.ErrNotFound)
+	return cause.Mark(err, cause.Configuration, p.opts.HostsDir)
+}
+
 func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object string,
 	want digest.Digest, mediaType string,
 ) (document, error) {
@@ -105,11 +112,13 @@ func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object st
 	}
 	doc := document{bytes: data, digest: digest.FromBytes(data)}
 	if want != "" && doc.digest != want {
-		return document{}, fmt.Errorf("manifest %s from %s: the bytes hash to %s: %w", object, host.Host, doc.digest, errdefs.ErrDataLoss)
+		err := fmt.Errorf("manifest %s from %s: the bytes hash to %s: %w", object, host.Host, doc.digest, errdefs.ErrDataLoss)
+		return document{}, cause.Mark(err, cause.Digest, "")
 	}
 	if claim := resp.Header.Get("Docker-Content-Digest"); want == "" && claim != "" && contradicts(claim, data) {
-		return document{}, fmt.Errorf("manifest %s from %s: header Docker-Content-Digest says %q, the bytes hash to %s: %w",
+		err := fmt.Errorf("manifest %s from %s: header Docker-Content-Digest says %q, the bytes hash to %s: %w",
 			object, host.Host, claim, doc.digest, errdefs.ErrDataLoss)
+		return document{}, cause.Mark(err, cause.Digest, "")
 	}
 	if mediaType == "" {
 		mediaType = headerType(resp.Header)

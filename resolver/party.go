@@ -6,6 +6,8 @@ import (
 	"net/http"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // party is a registry that a request is sent to, directly or by a redirect, and what it was shown. A nil party is shown
@@ -44,7 +46,7 @@ func (p *party) refused(ctx context.Context, resp *http.Response, answer error) 
 	again, err := p.auth.challenged(ctx, h, p.repository, p.proof)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: %w", answer, err)
+		return fmt.Errorf("%w: %w", answer, cause.Default(err, cause.CredentialStore, p.auth.host()))
 	case !again:
 		return p.explain(answer)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/exactjson"
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 )
@@ -177,7 +178,7 @@ func (r *Resolver) resolve(ctx context.Context, ref Reference) (document, error)
 	}
 	doc, err := repo.manifest(ctx, object, ref.Digest(), "")
 	if err != nil {
-		return document{}, fmt.Errorf("reference %s: %w", ref, err)
+		return document{}, fmt.Errorf("reference %s: %w", ref, refused(err, cause.Document))
 	}
 	return doc, nil
 }

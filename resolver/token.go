@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // Limits on what a token server may answer.
@@ -227,7 +229,13 @@ func tokenRefused(resp *http.Response, host string) error {
 	case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed:
 		class = errdefs.ErrUnauthenticated
 	}
-	return withRetryAfter(fmt.Errorf("token server %s: status %d: %w", host, resp.StatusCode, class), resp)
+	err := fmt.Errorf("token server %s: status %d: %w", host, resp.StatusCode, class)
+	if errdefs.IsUnauthorized(class) {
+		err = cause.Mark(err, cause.Unauthorized, "")
+	} else {
+		err = markStatus(err, resp.StatusCode, "token", host, true)
+	}
+	return withRetryAfter(err, resp)
 }
 
 // readToken takes the token and its life out of a token server's answer.

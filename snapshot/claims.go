@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -73,8 +74,8 @@ func (s *Store) claim(ctx context.Context, l Layer,
 			return rec, err
 		}
 		if l.DiffID != "" && l.DiffID != j.diffID {
-			return rec, fmt.Errorf("layer %s: diff ID is %s, the config claims %s: %w",
-				l.Blob.Digest, j.diffID, l.DiffID, errdefs.ErrFailedPrecondition)
+			return rec, cause.Mark(fmt.Errorf("layer %s: diff ID is %s, the config claims %s: %w",
+				l.Blob.Digest, j.diffID, l.DiffID, errdefs.ErrFailedPrecondition), cause.Document, "")
 		}
 		if s.unpacks.forgotten(j) {
 			continue // another waiter has recorded it

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -106,7 +107,8 @@ func (x *plan) growOut(grow func(bytes int64) error) error {
 		return nil
 	}
 	if x.outBytes > maxOut {
-		return fmt.Errorf("fix-up: more than %d bytes of entries: %w", int64(maxOut), errdefs.ErrFailedPrecondition)
+		err := fmt.Errorf("fix-up: more than %d bytes of entries: %w", int64(maxOut), errdefs.ErrFailedPrecondition)
+		return cause.Mark(err, cause.LayerInvalid, "")
 	}
 	const step = 256 << 10
 	asked := (x.outBytes - x.outAsked + step) / step * step

@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -25,8 +26,8 @@ func (s *Store) servable(ctx context.Context, rec metadata.Layer) (metadata.Laye
 		return rec, fmt.Errorf("layer %s: %w", rec.Key, err)
 	}
 	if rec.Plain {
-		const text = "layer %s: this file system has no whiteouts for overlay to show: serve the root with mode = \"directory\": %w"
-		return rec, fmt.Errorf(text, rec.Key, errdefs.ErrFailedPrecondition)
+		const text = "layer %s: this file system has no whiteouts for overlay to show: %w"
+		return rec, cause.Mark(fmt.Errorf(text, rec.Key, errdefs.ErrFailedPrecondition), cause.FileSystem, "")
 	}
 	s.trusted(metadata.LayerNode(rec.Key), rec.Dir)
 	return rec, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -162,7 +163,7 @@ func (s *Store) unpackAgain(ctx context.Context, rec metadata.Layer) (metadata.L
 		}
 		return rec, nil
 	}
-	return rec, fmt.Errorf("broken, and its blob is not here: %w", errdefs.ErrDataLoss)
+	return rec, cause.Mark(fmt.Errorf("broken, and its blob is not here: %w", errdefs.ErrDataLoss), cause.Damaged, "")
 }
 
 // repair extracts the blob once more and gives the layer the new directory.
@@ -257,7 +258,7 @@ func (s *Store) standsOn(fixup string) (sn metadata.Snapshot, err error) {
 		}
 	}
 	if shortest == 0 {
-		err = fmt.Errorf("broken, and no snapshot stands on it: %w", errdefs.ErrDataLoss)
+		err = cause.Mark(fmt.Errorf("broken, and no snapshot stands on it: %w", errdefs.ErrDataLoss), cause.Damaged, "")
 	}
 	return sn, err
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // Bytes that are written are held against the free space, so that a layer, or a copy of one, ends with an error before
@@ -45,7 +47,7 @@ func (r *room) take(bytes int64) error {
 	}
 	if free-reserve < bytes {
 		const text = "the disk of %s is too small: %d MiB are free, and %d MiB of them are kept in reserve: %w"
-		return fmt.Errorf(text, r.path, free>>20, reserve>>20, errdefs.ErrResourceExhausted)
+		return cause.Mark(fmt.Errorf(text, r.path, free>>20, reserve>>20, errdefs.ErrResourceExhausted), cause.DiskFull, "")
 	}
 	r.left = min(roomStep, (free-reserve-bytes)/4)
 	return nil

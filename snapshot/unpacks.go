@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/budget"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -99,8 +100,8 @@ func (s *Store) Announce(layers []Layer) {
 func (s *Store) Fits(layers []Layer) error {
 	for _, l := range layers {
 		if size, here := s.blobs.Size(l.Blob.Digest); here && l.Blob.Size != 0 && l.Blob.Size != size {
-			return fmt.Errorf("layer %s: %d bytes where the descriptor has %d: %w",
-				l.Blob.Digest, size, l.Blob.Size, errdefs.ErrFailedPrecondition)
+			return cause.Mark(fmt.Errorf("layer %s: %d bytes where the descriptor has %d: %w",
+				l.Blob.Digest, size, l.Blob.Size, errdefs.ErrFailedPrecondition), cause.Document, "")
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/plugin"
 )
@@ -55,8 +56,7 @@ func (c *cli) check(cmd *cobra.Command, asJSON bool) error {
 		}
 	}
 	if len(faults) > 0 {
-		c.hint = "Pull the images of what is broken again with --refresh. If the database itself is broken: check --rebuild."
-		return fmt.Errorf("check: faults found: %d: %w", len(faults), errdefs.ErrDataLoss)
+		return cause.Mark(fmt.Errorf("check: faults found: %d: %w", len(faults), errdefs.ErrDataLoss), cause.Faults, "")
 	}
 	return nil
 }
@@ -76,11 +76,10 @@ func (c *cli) rebuild(ctx context.Context) error {
 	}
 	r, err := tank.Rebuild(ctx, root)
 	if errdefs.IsUnavailable(err) {
-		c.hint = "Stop the process that owns the root first."
-		return localError{err}
+		return hinted{localError{err}, "Stop the process that owns the root first."}
 	}
 	if err != nil {
-		return rootError(root, err)
+		return rootError(err)
 	}
 	reportRebuilt(os.Stderr, r)
 	return nil

@@ -2,42 +2,44 @@ package main
 
 import (
 	"errors"
-	"os"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// The exit codes that scripts rely on.
+// The exit codes that scripts rely on; package cause describes them.
 const (
-	exitOK       = 0
-	exitOther    = 1
-	exitUsage    = 2
-	exitNotFound = 3 // not found, or not cached
-	exitDenied   = 4
-	exitNetwork  = 5
-	exitContent  = 6 // content that fails verification or is not allowed, and faults found by check
+	exitOK       = cause.ExitOK
+	exitOther    = cause.ExitOther
+	exitUsage    = cause.ExitUsage
+	exitNotFound = cause.ExitNotFound
+	exitDenied   = cause.ExitDenied
+	exitNetwork  = cause.ExitNetwork
+	exitContent  = cause.ExitContent
+	exitSignal   = 128 // plus the number of the signal that ended the command, as shells do
 )
 
-// hints are what a user can do about each exit code, unless the command has a more specific hint.
-var hints = map[int]string{
-	exitNotFound: "Is the name right? `images` lists what is here.",
-	exitDenied:   "Log in to the registry with `docker login`, whose credentials are used, or ask its owner for access.",
-	exitNetwork:  "Check the network and the registry's name. --plain-http is for registries without TLS, --offline for what is here.",
-	exitContent:  "Nothing that failed verification was kept. Try again later, or tell the operator of the registry.",
-}
+// exitCodes explains the exit codes, in the help of the program.
+const exitCodes = `Exit codes:
+  0    success
+  1    a fault of this machine: a full disk, a missing permission, another process
+  2    usage: the command line, a reference, a configuration file
+  3    not found: the image, tag, platform or holder; with --offline also what is not here
+  4    a registry wants a login, or refuses
+  5    network: the registry is not reached, fails or limits its users
+  6    content that fails verification or is not allowed, a damaged database, faults that check found
+  130  ended by SIGINT (Ctrl-C)
+  143  ended by SIGTERM; serve ends with 0 after both signals`
 
-// refusedHere is the hint about a system call that was not permitted. The registry did not refuse it, so a login would
-// not help.
-const refusedHere = "This machine refused it, not the registry: check the owner of the root and the permissions of " +
-	"this process."
-
-// hintFor returns the hint for an error; "" when there is none.
+// hintFor returns what a user can do about an error; "" if nothing is known. A hint of the error itself is more specific
+// than that of its cause. The class of an error alone gives no hint: too many different causes have the same class.
 func hintFor(err error) string {
-	code := exitCode(err)
-	if code == exitOther && errors.Is(err, os.ErrPermission) {
-		return refusedHere
+	var h hinted
+	if errors.As(err, &h) {
+		return h.hint
 	}
-	return hints[code]
+	return cause.Of(err).Hint()
 }
 
 // hinted is an error with a hint of its own.
@@ -59,7 +61,7 @@ type localError struct{ error }
 
 func (e localError) Unwrap() error { return e.error }
 
-// exitCode maps an error to the code that the process ends with.
+// exitCode maps an error to the code that the process ends with. The cause decides; without a known cause, the class.
 func exitCode(err error) int {
 	var usage usageError
 	var local localError
@@ -70,6 +72,11 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &local):
 		return exitOther
+	}
+	if code, known := cause.Of(err).Exit(); known {
+		return code
+	}
+	switch {
 	case errdefs.IsDataLoss(err), errdefs.IsFailedPrecondition(err):
 		return exitContent // first, because such a fault may be joined with errors of other classes
 	case errdefs.IsInvalidArgument(err):

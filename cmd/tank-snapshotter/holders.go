@@ -5,7 +5,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/tank-snapshotter/tank/internal/printable"
@@ -83,13 +82,6 @@ func (c *cli) releaseCommand() *cobra.Command {
 				released, err = svc.Release(cmd.Context(), plugin.ReleaseRequest{Holder: args[0], Force: force, To: to})
 				return err
 			})
-			switch {
-			case errdefs.IsFailedPrecondition(err):
-				c.hint = "Stop what uses it. For containerd that is its service and all containers; --force releases it all the same, and breaks them."
-				return localError{err}
-			case errdefs.IsNotFound(err):
-				c.hint = "Is the name right? `holders` lists them."
-			}
 			if err != nil {
 				return err
 			}

@@ -3,13 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank"
-	"github.com/tank-snapshotter/tank/internal/reserve"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver"
 )
@@ -26,25 +25,19 @@ var _ plugin.Admin = (*local)(nil)
 func openLocal(root, hostsDir string, opts *tank.Options) (*local, error) {
 	t, err := tank.Open(root, opts)
 	if err != nil {
-		return nil, rootError(root, err)
+		return nil, rootError(err)
 	}
 	return &local{tank: t, hostsDir: hostsDir}, nil
 }
 
-// rootError adds a hint to an error of opening a root. No registry and no image causes such an error.
-func rootError(root string, err error) error {
-	switch {
+// rootError adds a hint to an error of opening a root whose cause is not known. No registry and no image causes such an
+// error.
+func rootError(err error) error {
+	switch why := cause.Of(err).Kind; {
 	case err == nil, errdefs.IsUnavailable(err), errdefs.IsInvalidArgument(err):
 		return err
-	case errdefs.IsDataLoss(err):
-		return hinted{err, "Nothing was changed. To make the database again from the directories: " +
-			"tank-snapshotter check --rebuild --root " + root}
-	case errors.Is(err, tank.ErrNoRoot):
-		return hinted{err, "Is --root right, and is its disk mounted? Only `pull` and `serve` make a root."}
-	case reserve.Full(err):
-		return hinted{localError{err}, "The disk is full, or a quota is used up."}
-	case errdefs.IsFailedPrecondition(err):
-		return hinted{localError{err}, "Nothing was changed. Choose another directory with --root."}
+	case why != "" && why != cause.Denied:
+		return err
 	}
 	return hinted{localError{err}, "Choose another directory with --root, or check what this process may do there."}
 }

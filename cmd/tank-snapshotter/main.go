@@ -10,7 +10,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	stdlog "log"
 	"os"
@@ -52,7 +51,7 @@ func run(args []string) int {
 	}
 	if err != nil {
 		printable.Fprintf(stderr, "tank-snapshotter: %s\n", err)
-		if hint := c.hintFor(err); hint != "" {
+		if hint := hintFor(err); hint != "" {
 			printable.Fprintf(stderr, "%s\n", hint)
 		}
 	}
@@ -77,8 +76,7 @@ type cli struct {
 	ending ending
 	read   map[bool]settings // what settingsFor returned, since a pipe can be read once; the key is its serve
 
-	began bool   // a command of ours runs, so that an error is no longer one of usage
-	hint  string // what to do about the error
+	began bool // a command of ours runs, so that an error is no longer one of usage
 }
 
 // command builds the tree of commands.
@@ -87,8 +85,7 @@ func (c *cli) command() *cobra.Command {
 		Use:   "tank-snapshotter",
 		Short: "Keep OCI images on one machine, for any program and for containerd",
 		Long: "Keep OCI images on one machine, for any program and for containerd.\n\n" +
-			"Exit codes: 0 success; 2 usage; 3 not found or not cached; 4 denied by a registry; 5 network;\n" +
-			"6 content that fails verification, a damaged database, and faults found by check; 1 everything else.",
+			exitCodes,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
@@ -109,16 +106,6 @@ func (c *cli) command() *cobra.Command {
 		c.releaseCommand(), c.serveCommand(),
 		c.configCommand(), c.versionCommand())
 	return root
-}
-
-// hintFor returns the hint for an error: that of the error itself, else that of the command, else that of its exit
-// code.
-func (c *cli) hintFor(err error) string {
-	var h hinted
-	if errors.As(err, &h) {
-		return h.hint
-	}
-	return first(c.hint, hintFor(err))
 }
 
 // do makes f a command's function, and takes note that the arguments were in order.

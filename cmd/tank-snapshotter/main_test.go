@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +26,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
@@ -185,7 +188,7 @@ func TestExitCode(t *testing.T) {
 		if got := exitCode(tc.err); got != tc.want {
 			t.Errorf("%v: %d, want %d", tc.err, got, tc.want)
 		}
-		if login := strings.Contains(hintFor(tc.err), "docker login"); login != (tc.want == exitDenied) {
+		if strings.Contains(hintFor(tc.err), "docker login") { // no registry has refused anything
 			t.Errorf("%v: hint %q", tc.err, hintFor(tc.err))
 		}
 	}
@@ -274,5 +277,30 @@ func TestPlainProgress(t *testing.T) {
 	show(plugin.Progress{Digest: d, Offset: 999, Total: 999, Done: true, Cached: true})
 	if want := "sha256:abababababab fetched (1.2 kB)\nsha256:abababababab is here (999 B)\n"; b.String() != want {
 		t.Errorf("got %q", b.String())
+	}
+}
+
+// TestCodesAreDocumented: README and the program's help list the exit codes that causes have, and no others.
+func TestCodesAreDocumented(t *testing.T) {
+	codes := map[string]bool{"0": true, "130": true, "143": true}
+	for _, kind := range cause.Kinds() {
+		code, _ := cause.Cause{Kind: kind}.Exit()
+		codes[fmt.Sprint(code)] = true
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, found := range map[string][][]string{
+		"README.md": regexp.MustCompile(`(?m)^\| (\d+) \|`).FindAllStringSubmatch(string(readme), -1),
+		"--help":    regexp.MustCompile(`(?m)^  (\d+) `).FindAllStringSubmatch(exitCodes, -1),
+	} {
+		listed := map[string]bool{}
+		for _, m := range found {
+			listed[m[1]] = true
+		}
+		if !maps.Equal(listed, codes) {
+			t.Errorf("%s lists %v, want %v", where, listed, codes)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/plugin"
 )
@@ -63,8 +64,7 @@ func (c *cli) with(ctx context.Context, a access, f func(plugin.Admin) error) er
 			deadline = time.Now().Add(answersWithin)
 		}
 		if time.Now().After(deadline) {
-			c.hint = "Another process owns this root and does not answer. Is it hanging?"
-			return localError{fmt.Errorf("root %s: %w", root, err)}
+			return cause.Mark(fmt.Errorf("root %s: it does not answer: %w", root, err), cause.Silent, "")
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
@@ -88,14 +88,14 @@ func (c *cli) attempt(ctx context.Context, root, hostsDir string, a access,
 	other, derr := dialRoot(ctx, root)
 	switch {
 	case errors.Is(derr, plugin.ErrSilent) || errdefs.IsPermissionDenied(derr):
-		return false, c.unreachable(fmt.Errorf("root %s: another process owns it: %w", root, derr))
+		return false, unreachable(fmt.Errorf("root %s: another process owns it: %w", root, derr))
 	case derr != nil:
 		return true, err
 	}
 	defer other.Close()
 	err = f(other)
 	if errors.Is(err, plugin.ErrSilent) {
-		return false, c.unreachable(fmt.Errorf("root %s: another process owns it: %w", root, err))
+		return false, unreachable(fmt.Errorf("root %s: another process owns it: %w", root, err))
 	}
 	// The answer may be that a registry is unavailable; the process that gave it is there then.
 	if errdefs.IsUnavailable(err) && !other.alive(ctx) {
@@ -105,13 +105,11 @@ func (c *cli) attempt(ctx context.Context, root, hostsDir string, a access,
 }
 
 // unreachable is an error about a process that does not answer, or whose answer is not trusted.
-func (c *cli) unreachable(err error) error {
+func unreachable(err error) error {
 	if errors.Is(err, plugin.ErrSilent) {
-		c.hint = "Is it stopped? If it hangs, restart it: what is in the root survives that."
-	} else if errdefs.IsPermissionDenied(err) {
-		c.hint = "Nothing was sent to it."
+		return cause.Mark(err, cause.Silent, "")
 	}
-	return localError{err}
+	return cause.Mark(err, cause.Untrusted, "")
 }
 
 // asOwner runs f on a root that this process owns, and meanwhile does for others what they ask for.
@@ -157,14 +155,14 @@ func (c *cli) withAddress(ctx context.Context, f func(plugin.Admin) error) error
 	other, err := dial(ctx, c.address, ownersOf(c.root)...)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		c.hint = "The socket is for root and for the group that serve --group names."
+		return hinted{localError{fmt.Errorf("address %s: %w", c.address, err)},
+			"The socket is for root and for the group that serve --group names."}
 	case errors.Is(err, plugin.ErrSilent) || errdefs.IsPermissionDenied(err):
-		return c.unreachable(fmt.Errorf("address %s: %w", c.address, err))
+		return unreachable(fmt.Errorf("address %s: %w", c.address, err))
+	case ctx.Err() != nil:
+		return ctx.Err()
 	case err != nil:
-		c.hint = "Is the daemon running? Start it with: tank-snapshotter serve"
-	}
-	if err != nil {
-		return localError{fmt.Errorf("address %s: %w", c.address, err)}
+		return cause.Mark(fmt.Errorf("address %s: %w", c.address, err), cause.NoDaemon, "")
 	}
 	defer other.Close()
 	if c.root != "" {
@@ -177,7 +175,7 @@ func (c *cli) withAddress(ctx context.Context, f func(plugin.Admin) error) error
 		}
 	}
 	if err = f(other); errors.Is(err, plugin.ErrSilent) {
-		return c.unreachable(fmt.Errorf("address %s: %w", c.address, err))
+		return unreachable(fmt.Errorf("address %s: %w", c.address, err))
 	}
 	return err
 }
@@ -221,7 +219,7 @@ func (c *cli) daemonRoot(ctx context.Context) (string, error) {
 		defer daemon.Close()
 		return daemon.Root(), nil
 	case errors.Is(err, plugin.ErrSilent) || errdefs.IsPermissionDenied(err):
-		return "", c.unreachable(fmt.Errorf("address %s: %w", address, err))
+		return "", unreachable(fmt.Errorf("address %s: %w", address, err))
 	}
 	root, err := filepath.Abs(first(s.Root, defaultRoot))
 	if err != nil {

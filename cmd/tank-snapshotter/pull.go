@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -97,7 +96,7 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 	if req.Offline {
 		use = reads
 	}
-	err = c.with(cmd.Context(), use, func(svc plugin.Admin) error {
+	return c.with(cmd.Context(), use, func(svc plugin.Admin) error {
 		req, client := req, client // another attempt may have another owner
 		if _, own := svc.(*local); !own {
 			// The owner of the root opens no path that this command names, so it is sent the files that it needs.
@@ -116,10 +115,6 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 		}
 		return printImage(cmd.OutOrStdout(), image, asJSON) // before what others asked of this process keeps it
 	})
-	if req.Offline && errdefs.IsNotFound(err) {
-		c.hint = "Pull it once without --offline."
-	}
-	return err
 }
 
 // writable refuses early a directory for --to that holds something.

@@ -7,11 +7,14 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // ErrNotRootfs is what errors are about content that is in order, but is no image with a root filesystem. It is of class
 // errdefs.ErrFailedPrecondition.
-var ErrNotRootfs = fmt.Errorf("not an image with a root filesystem: %w", errdefs.ErrFailedPrecondition)
+var ErrNotRootfs = cause.Mark(
+	fmt.Errorf("not an image with a root filesystem: %w", errdefs.ErrFailedPrecondition), cause.NotRootfs, "")
 
 // notRootfs is such an error. It is one sentence.
 type notRootfs struct{ what string }

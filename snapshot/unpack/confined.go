@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 const capabilityAttr = "security.capability"
@@ -38,8 +40,9 @@ func (x *extractor) unmapped(name, kind string, id uint32) error {
 	if kind == "gid" {
 		m = x.opts.GIDs
 	}
-	return fmt.Errorf("tar entry %q: %s %d has no place in this user namespace, which maps %s (give its user more ids in /etc/sub%s): %w",
+	err := fmt.Errorf("tar entry %q: %s %d has no place in this user namespace, which maps %s (give its user more ids in /etc/sub%s): %w",
 		clip(name), kind, id, m, kind, errdefs.ErrFailedPrecondition)
+	return cause.Mark(err, cause.Mapping, "")
 }
 
 // checkXattr looks at the ids that an attribute's value names. What the kernel finds malformed is left to the kernel, but

@@ -21,13 +21,15 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // ErrInvalidLayer is the class of every error that the content of a layer is to blame for: hostile, malformed or
 // contradictory entries, damaged compression, a mismatch of media type and bytes, and content beyond Limits. It is of
 // class errdefs.ErrFailedPrecondition. Errors of the reader and of the filesystem do not have it; they are passed with
 // context.
-var ErrInvalidLayer = fmt.Errorf("invalid layer: %w", errdefs.ErrFailedPrecondition)
+var ErrInvalidLayer = cause.Mark(fmt.Errorf("invalid layer: %w", errdefs.ErrFailedPrecondition), cause.LayerInvalid, "")
 
 // Options say for whom a layer is unpacked.
 type Options struct {

@@ -1,0 +1,28 @@
+package cause
+
+import (
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+)
+
+// system returns the cause that one error of the system has by itself. It does not look at the chain.
+func system(err error) Kind {
+	if err == fs.ErrPermission { //nolint:errorlint // the caller walks the chain
+		return Denied
+	}
+	errno, _ := err.(unix.Errno) //nolint:errorlint // as above
+	switch errno {
+	case unix.ENOSPC, unix.EDQUOT:
+		return DiskFull
+	case unix.EPERM, unix.EACCES:
+		return Denied
+	case unix.EROFS:
+		return ReadOnly
+	case unix.EMFILE, unix.ENFILE:
+		return Descriptors
+	case unix.EIO:
+		return IO
+	}
+	return ""
+}

@@ -83,7 +83,7 @@ func TestNamespace(t *testing.T) {
 
 // namespaceTests are those that hold in a user namespace as well.
 var namespaceTests = []string{
-	"TestStacks", "TestBreakouts", "TestHostile", "TestWorld", "TestFSSuite", "TestSnapshotterSuite",
+	"TestStacks", "TestRootDirectory", "TestBreakouts", "TestHostile", "TestWorld", "TestFSSuite", "TestSnapshotterSuite",
 	"TestProvisional", "TestCheckFinds", "TestUnpackedOnce", "TestNothingLeft", "TestWriteAfterApply", "TestDirectoryForms",
 	"TestDirectoryCopy", "TestDirectoryApply",
 }
@@ -96,7 +96,7 @@ func TestLabelsInNamespace(t *testing.T) {
 	requireRoot(t)
 	w := openWith(t, t.TempDir(), memory{}, &snapshot.Options{SyncDelay: -1, Unpack: unpack.Options{Confined: true}})
 	sn := w.For(holder)
-	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, D("./").Owner(5, 5), F("f", "1")))}
+	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, F("f", "1")))}
 	top, err := extract(ctx, sn, w, layers, false, "ns")
 	must(t, err)
 	mounts, err := sn.Prepare(ctx, "key", top, idLabels("0:100000:65536", "0:100000:65536"))
@@ -111,7 +111,7 @@ func TestLabelsInNamespace(t *testing.T) {
 		if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
 			var st unix.Stat_t
 			must(t, unix.Lstat(upper, &st))
-			if st.Uid != 5 || st.Gid != 5 {
+			if st.Uid != 0 || st.Gid != 0 {
 				t.Errorf("the root directory belongs to %d:%d", st.Uid, st.Gid)
 			}
 		}

@@ -70,7 +70,7 @@ func TestPlain(t *testing.T) {
 					}
 					if !consume && err == nil && row.wantErr == nil {
 						got, err := prepared(t, w, layers, "container")
-						compare(t, got, err, row.want, nil)
+						compare(t, got, err, underContainerd(row.want), nil)
 					}
 					path := ""
 					if err == nil {

@@ -28,7 +28,7 @@ type stack struct {
 	dirs      []stackDir
 	root      unpack.Entry
 	rootFrom  int  // which of dirs shows the root directory as it has to be; -1: none
-	rootSaid  bool // whether a layer says anything of the root directory
+	rootSaid  bool // whether a layer or snapshot has an entry for the root directory
 	whiteouts bool // the only directory holds whiteouts
 	// provisional says that some of it may not be on the disk yet.
 	provisional bool
@@ -81,6 +81,7 @@ type stackBuilder struct {
 	st       *stack
 	seen     map[string]bool
 	rootPath string // the directory whose root directory counts; empty while none was found
+	layered  bool   // that directory is a layer's
 	hidden   bool   // a layer above hides the rest
 }
 
@@ -112,7 +113,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	dir := b.s.path("layers", rec.Dir, "fs")
 	if rec.Empty {
 		if rec.Root && b.rootPath == "" {
-			b.rootPath = dir
+			b.rootPath, b.layered = dir, true
 		}
 		return nil
 	}
@@ -125,7 +126,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 // push adds a directory below the others. One that is there already adds nothing, and overlay refuses it.
 func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
 	if root && b.rootPath == "" {
-		b.rootPath = dir
+		b.rootPath, b.layered = dir, !strings.HasPrefix(name, snapshotDir)
 		if !b.seen[dir] && !b.hidden {
 			b.st.rootFrom = len(b.st.dirs)
 		}
@@ -138,7 +139,9 @@ func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
 	b.st.whiteouts = len(b.st.dirs) == 1 && whiteouts
 }
 
-// readRoot reads the attributes of the root directory.
+// readRoot reads the attributes of the root directory. Those that a layer has for it count no more here than with
+// containerd's overlayfs, where the root directory is the snapshotter's own: only its time is taken over. A rootfs has
+// all of them (docs/adr/0027).
 func (b *stackBuilder) readRoot() error {
 	if b.rootPath == "" {
 		return nil
@@ -152,7 +155,16 @@ func (b *stackBuilder) readRoot() error {
 	if err != nil {
 		return err
 	}
-	b.st.root, b.st.rootSaid = *e, true
+	b.st.rootSaid = true
+	if !b.layered {
+		b.st.root = *e
+		return nil
+	}
+	b.st.root.Sec, b.st.root.Nsec = e.Sec, e.Nsec
+	b.st.root.Opaque = e.Opaque // which is no matter of attributes
+	if difference(&b.st.root, e) != "" {
+		b.st.rootFrom = -1
+	}
 	return nil
 }
 

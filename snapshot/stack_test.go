@@ -239,11 +239,11 @@ func (row stackRow) run(t *testing.T) {
 	}
 	t.Run("mounted sequential", func(t *testing.T) {
 		got, err := mounted(t, w, layers, false)
-		row.compare(t, got, err)
+		row.containerd().compare(t, got, err)
 	})
 	t.Run("mounted parallel", func(t *testing.T) {
 		got, err := mounted(t, w, layers, true)
-		row.compare(t, got, err)
+		row.containerd().compare(t, got, err)
 	})
 	t.Run("copied", func(t *testing.T) {
 		got, err := assembled(t, w, layers, false)
@@ -254,6 +254,30 @@ func (row stackRow) run(t *testing.T) {
 		got, err := assembled(t, w, layers, true)
 		row.compare(t, got, err)
 	})
+}
+
+// containerd is the row as containerd's snapshots show it.
+func (row stackRow) containerd() stackRow {
+	row.want = underContainerd(row.want)
+	return row
+}
+
+// underContainerd gives the root directory of a tree the attributes that it has in a snapshot: no entry for it counts,
+// but for its time.
+func underContainerd(lines []string) []string {
+	if len(lines) == 0 || !strings.HasPrefix(lines[0], ". dir") {
+		return lines
+	}
+	root := ". dir"
+	for _, field := range strings.Fields(lines[0]) {
+		if strings.HasPrefix(field, "@") {
+			root += " " + field
+		}
+	}
+	if root == ". dir @0" {
+		return lines[1:]
+	}
+	return append([]string{root}, lines[1:]...)
 }
 
 // compare allows root of a user namespace links to nothing: what they name may be a device that was left out.

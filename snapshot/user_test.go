@@ -90,7 +90,11 @@ func TestUser(t *testing.T) {
 				case a.Refused:
 					return
 				}
-				compare(t, withoutOwner(List(t, a.Path)), nil, asUser(row.want), nil)
+				want := row.want
+				if way == "prepared" {
+					want = underContainerd(want)
+				}
+				compare(t, withoutOwner(List(t, a.Path)), nil, asUser(want), nil)
 			})
 		}
 	}

@@ -223,6 +223,7 @@ func TestFollowElsewhere(t *testing.T) {
 			write(t, w, data[:half])
 		}, false},
 		"aborted": {data[:half], func(t *testing.T, r *root, w *writer) { must(t, r.For(alice).Abort(t.Context(), w.ref)) }, false},
+		"removed": {data[:half], func(t *testing.T, r *root, _ *writer) { must(t, r.For(bob).Delete(t.Context(), d)) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
@@ -237,6 +238,10 @@ func TestFollowElsewhere(t *testing.T) {
 			put(t, r.For(bob), data)
 			tc.then(t, r, slow)
 			rest, err := io.ReadAll(f)
+			if name == "removed" {
+				class(t, errdefs.IsNotFound, err)
+				return
+			}
 			if !tc.whole {
 				class(t, errdefs.IsUnavailable, err)
 				return

@@ -1,11 +1,14 @@
 package plugin
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,10 +46,10 @@ func (s *contentServer) Read(req *contentapi.ReadContentRequest, stream contenta
 		p := newPiece(sent, left)
 		n, err := ra.ReadAt(*p.data, offset+sent)
 		if n < len(*p.data) {
-			if err == nil || errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
 			p.pool.Put(p.data)
+			if err == nil || errors.Is(err, io.EOF) {
+				err = s.cut(stream.Context(), d, offset+sent+int64(n))
+			}
 			return errgrpc.ToGRPC(err)
 		}
 		if err := stream.SendMsg(p); err != nil {
@@ -55,4 +58,13 @@ func (s *contentServer) Read(req *contentapi.ReadContentRequest, stream contenta
 		sent, left = sent+int64(n), left-int64(n)
 	}
 	return nil
+}
+
+// cut explains why a blob ended before its size. If it was removed meanwhile, that is not a fault of its content, as an
+// unexpected end would seem to be to those who decompress it.
+func (s *contentServer) cut(ctx context.Context, d digest.Digest, at int64) error {
+	if _, err := s.store.Info(ctx, d); errdefs.IsNotFound(err) {
+		return err
+	}
+	return fmt.Errorf("blob %s: the file ends at %d bytes: %w", d, at, errdefs.ErrDataLoss)
 }

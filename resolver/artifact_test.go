@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
@@ -84,6 +85,9 @@ func TestNotRootfs(t *testing.T) {
 			want := "this is " + row.want + ", not an image with a root filesystem"
 			if !errors.Is(err, mediatype.ErrNotRootfs) || !errdefs.IsFailedPrecondition(err) || !strings.HasSuffix(err.Error(), want) {
 				t.Fatalf("%v, not %q", err, want)
+			}
+			if !cause.Is(err, cause.NotRootfs) {
+				t.Errorf("the cause is %q", cause.Of(err).Kind)
 			}
 			for _, l := range row.layers {
 				if n := reg.Count("blobs/" + digest.FromString("content of "+l).String()); n != 0 {

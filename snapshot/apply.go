@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -28,7 +29,8 @@ const labelLayerDigest = "containerd.io/snapshot/cri.layer-digest"
 // store's or whose snapshot holds something already: another differ serves them.
 func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {
 	if !unpack.Supported(desc.MediaType) {
-		return ocispec.Descriptor{}, fmt.Errorf("apply: media type %.100q: %w", desc.MediaType, errdefs.ErrNotImplemented)
+		return ocispec.Descriptor{}, fmt.Errorf("layer %s: %v: %w",
+			desc.Digest, mediatype.NotRootfs(desc.MediaType), errdefs.ErrNotImplemented)
 	}
 	staged, isStaged := s.owned(mounts, "layers")
 	dir, ok := s.owned(mounts, "snapshots")

@@ -77,3 +77,33 @@ func ExampleClaim_Grow() {
 	fmt.Println(c.Grow(context.Background(), 1<<20))
 	// Output: <nil>
 }
+
+// TestTogether: two goroutines let one claim grow, also while it waits to be on top, and neither waits for the other's
+// memory.
+func TestTogether(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	b := budget.New(1000)
+	other, c := b.Claim(nil), b.Claim(nil)
+	if err := other.Grow(ctx, 2000); err != nil {
+		t.Fatal(err)
+	}
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() {
+			for range 30 {
+				if err := c.Grow(ctx, 40); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	time.Sleep(10 * time.Millisecond)
+	other.Release()
+	both.Wait()
+	c.Release()
+	if err := other.Grow(ctx, 1000); err != nil {
+		t.Errorf("not all memory came back: %v", err)
+	}
+}

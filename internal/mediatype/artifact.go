@@ -24,6 +24,9 @@ func (e notRootfs) Error() string {
 }
 func (e notRootfs) Unwrap() error { return ErrNotRootfs }
 
+// Cause decides the exit code and the advice that a command gives.
+func (notRootfs) Cause() cause.Cause { return cause.Cause{Kind: cause.NotRootfs} }
+
 // kinds name artifacts by the beginning of one of their media types. The first one that fits counts.
 var kinds = []struct{ prefix, name string }{
 	{"application/vnd.docker.distribution.manifest.v1+", "an image of Docker schema 1"},

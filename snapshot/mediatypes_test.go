@@ -1,0 +1,117 @@
+package snapshot_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+func zstded(t *testing.T, data []byte) []byte {
+	t.Helper()
+	z, err := zstd.NewWriter(nil)
+	must(t, err)
+	return z.EncodeAll(data, nil)
+}
+
+// windowed is an empty zstd frame that may refer 1<<log bytes back.
+func windowed(log byte) []byte {
+	return []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, (log - 10) << 3, 0x01, 0x00, 0x00}
+}
+
+// TestMediaTypes: whatever the media type of a layer states about compression, both doors unpack what the bytes are, and
+// the diff ID decides whether that is right.
+func TestMediaTypes(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	sn := w.For(metadata.Containerd)
+	const oci, docker = "application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."
+	for n, mediaType := range []string{
+		oci + "v1.tar", oci + "v1.tar+gzip", oci + "v1.tar+zstd",
+		oci + "nondistributable.v1.tar", oci + "nondistributable.v1.tar+gzip", oci + "nondistributable.v1.tar+zstd",
+		docker + "diff.tar", docker + "diff.tar.gzip", docker + "diff.tar.zstd",
+		docker + "foreign.diff.tar", docker + "foreign.diff.tar.gzip", docker + "foreign.diff.tar.zstd",
+	} {
+		for c, compress := range []func([]byte) []byte{
+			bytes.Clone,
+			func(b []byte) []byte { return Gzip(t, b) },
+			func(b []byte) []byte { return zstded(t, b) },
+		} {
+			for _, containerd := range []bool{false, true} {
+				name := fmt.Sprint(n, " ", c, " ", containerd)
+				tar := Tar(t, F("a", name))
+				blob := compress(tar)
+				d := digest.FromBytes(blob)
+				w.blobs[d] = blob
+				desc := ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(blob))}
+				if !containerd {
+					_, err := w.Unpack(ctx, holder, snapshot.Layer{Blob: desc, DiffID: digest.FromBytes(tar)})
+					if err != nil {
+						t.Errorf("%s, % x: %v", mediaType, blob[:4], err)
+					}
+					wrong := snapshot.Layer{Blob: desc, DiffID: digest.FromBytes(blob[1:])}
+					if _, err = w.Unpack(ctx, holder, wrong); !errdefs.IsFailedPrecondition(err) {
+						t.Errorf("%s, % x, with another diff ID: %v", mediaType, blob[:4], err)
+					}
+					continue
+				}
+				mounts, err := sn.Prepare(ctx, name, "")
+				must(t, err)
+				got, err := w.Apply(ctx, desc, mounts)
+				if err != nil || got.Digest != digest.FromBytes(tar) {
+					t.Errorf("%s, % x, applied: %v, %v", mediaType, blob[:4], got.Digest, err)
+				}
+			}
+		}
+	}
+	mounts, err := sn.Prepare(ctx, "key", "")
+	must(t, err)
+	_, err = w.Apply(ctx, ocispec.Descriptor{MediaType: oci + "v1.tar+gzip+encrypted", Digest: digest.FromString("x")}, mounts)
+	if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "this is an encrypted image") {
+		t.Errorf("an encrypted layer: %v", err)
+	}
+}
+
+// TestWindows: layers whose windows exceed the budget of memory are unpacked one after the other, and one that is refused
+// while it waits for memory does not keep the others waiting.
+func TestWindows(t *testing.T) {
+	requireRoot(t)
+	w := open(t)
+	var all sync.WaitGroup
+	for n := range 3 {
+		tar := Tar(t, F("a", fmt.Sprint(n)))
+		want := error(nil)
+		if n == 2 {
+			tar[0] ^= 1 // a wrong checksum in the header
+			want = unpack.ErrInvalidLayer
+		}
+		frames := [][]byte{zstded(t, tar[:512]), windowed(27), zstded(t, tar[512:])}
+		blob := bytes.Join(frames, nil)
+		l := snapshot.Layer{DiffID: digest.FromBytes(tar), Blob: ocispec.Descriptor{
+			MediaType: ocispec.MediaTypeImageLayerZstd, Digest: digest.FromBytes(blob), Size: int64(len(blob)),
+		}}
+		w.blobs[l.Blob.Digest] = blob
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			if _, err := w.Unpack(ctx, holder, l); !errors.Is(err, want) {
+				t.Errorf("layer %d: %v, not %v", n, err, want)
+			}
+		})
+	}
+	all.Wait()
+}

@@ -155,7 +155,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	defer remove()
 	r, err := resolver.New(&resolver.Options{
 		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials, Tokens: p.t.tokens, Flights: p.t.flights,
-		Connections: &p.t.connections,
+		Connections: &p.t.connections, Warn: func(text string) { p.log("%s%s", WarningPrefix, text) },
 	})
 	if err != nil {
 		return nil, err

@@ -142,7 +142,7 @@ func (p *pullServer) credential(ctx context.Context, host string) (Credential, e
 	select {
 	case a := <-c:
 		if a.Error != "" {
-			return Credential{}, fmt.Errorf("credentials of %s: %s: %w", host, a.Error, errdefs.ErrUnauthenticated)
+			return a.Credential, fmt.Errorf("%s: %w", a.Error, errdefs.ErrUnauthenticated)
 		}
 		return a.Credential, nil
 	case <-p.done:

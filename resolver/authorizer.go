@@ -101,18 +101,19 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 				err = cause.Mark(err, kind, a.host()) // a login is one to the registry, not to its token server
 			}
 		}
-		return p, fmt.Errorf("registry %s: %w", a.endpoint.Host, p.explain(err))
+		return p, fmt.Errorf("registry %s: %w", a.endpoint.Host, a.explain(p, err))
 	}
 	p.used = true
 	h.Set("Authorization", "Bearer "+p.token)
 	return p, nil
 }
 
-func (p proof) explain(err error) error {
-	if p.note == "" {
-		return err
+// explain adds to a refusal why the registry was not shown more than p.
+func (a *authorizer) explain(p proof, err error) error {
+	if p.note != "" {
+		err = fmt.Errorf("%w (%s)", err, p.note)
 	}
-	return fmt.Errorf("%w (%s)", err, p.note)
+	return a.wallet.explain(a.host(), err)
 }
 
 // challenged learns from the answer 401 to a request that p was sent with. It says whether the request is worth another try.

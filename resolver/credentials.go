@@ -4,12 +4,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // Credential is what a registry knows its user by. The zero value is anonymous.
@@ -44,7 +47,11 @@ func (c Credential) identity() string {
 }
 
 // Credentials finds the credential for a registry, host or host:port exactly as references and hosts.toml name it; Docker Hub is docker.io.
-// It is called when a registry asks who is there, and not before. An error ends the request.
+// It is called when a registry asks who is there, and not before.
+//
+// An error does not end a pull, because the image may be public: the registry is asked with the credential that is
+// returned beside the error, usually the anonymous one. Options.Warn gets the error, and so does the caller if the
+// registry then refuses.
 type Credentials func(ctx context.Context, host string) (Credential, error)
 
 // Login answers with c for the registry host, and with what next answers for all others; nil next knows nobody.
@@ -72,10 +79,13 @@ func hubName(host string) string {
 
 // wallet remembers what Credentials answered, because a credential helper is slow and may ask its user.
 type wallet struct {
-	ask Credentials
+	ask  Credentials
+	warn func(context.Context, string) // of a fault, once
 
-	mu    sync.Mutex
-	known map[string]*answer // by host
+	mu     sync.Mutex         // guards what follows
+	known  map[string]*answer // by host
+	failed map[string]error   // by host: what the last question ended with
+	warned map[string]bool    // by the text of a fault
 }
 
 type answer struct {
@@ -112,19 +122,49 @@ func (w *wallet) get(ctx context.Context, host string) (Credential, error) {
 		return a.cred, nil
 	}
 	cred, err := w.ask(ctx, host)
-	if err != nil {
-		if ctx.Err() != nil {
-			return Credential{}, ctx.Err()
-		}
-		return Credential{}, fmt.Errorf("credentials of %s: %v: %w", host, err, errdefs.ErrUnauthenticated)
+	if ctx.Err() != nil {
+		return Credential{}, ctx.Err()
 	}
 	for _, s := range []string{cred.Username, cred.Password, cred.IdentityToken, cred.RegistryToken} {
 		if strings.ContainsAny(s, "\r\n\x00") {
-			return Credential{}, fmt.Errorf("credentials of %s: control characters: %w", host, errdefs.ErrUnauthenticated)
+			cred, err = Credential{}, errors.New("control characters in the credential")
 		}
 	}
+	w.note(ctx, host, err)
 	a.cred, a.until = cred, time.Now().Add(credentialAge)
 	return cred, nil
+}
+
+// note keeps what a question for host's credential ended with, and warns of a fault once, whichever hosts meet it.
+func (w *wallet) note(ctx context.Context, host string, err error) {
+	w.mu.Lock()
+	if w.failed == nil {
+		w.failed, w.warned = map[string]error{}, map[string]bool{}
+	}
+	w.failed[host] = err
+	again := err == nil || w.warned[err.Error()]
+	if !again {
+		w.warned[err.Error()] = true
+	}
+	w.mu.Unlock()
+	if !again {
+		w.warn(ctx, fmt.Sprintf("credentials of %s: %v; trying without them", host, err))
+	}
+}
+
+// explain adds to a refusal by host that its credentials could not be looked up.
+func (w *wallet) explain(host string, refusal error) error {
+	if !errdefs.IsUnauthorized(refusal) && !errdefs.IsPermissionDenied(refusal) {
+		return refusal
+	}
+	w.mu.Lock()
+	failed := w.failed[hubName(host)]
+	w.mu.Unlock()
+	if failed == nil {
+		return refusal
+	}
+	refusal = fmt.Errorf("%w (credentials of %s: %v)", refusal, host, failed) // no class of failed's: the registry refused
+	return cause.Mark(refusal, cause.CredentialStore, host)
 }
 
 // forget makes the next get ask again, because host did not accept what the last one answered.

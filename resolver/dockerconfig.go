@@ -2,7 +2,6 @@ package resolver
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 
 	"github.com/tank-snapshotter/tank/internal/userfile"
 )
@@ -47,7 +45,8 @@ type dockerAuth struct {
 // A file that is not there knows nobody. The file is read anew on every call, so that a login needs no restart.
 //
 // A registry's name has to match exactly. Of an address such as https://host/v1/ only the host counts; Docker Hub's
-// https://index.docker.io/v1/ is docker.io. Errors are of class ErrFailedPrecondition and hold nothing secret.
+// https://index.docker.io/v1/ is docker.io. Errors are of class ErrFailedPrecondition and hold nothing secret. Beside the
+// error of a helper or store that fails is what auths has for the registry.
 func DockerConfig(path string) Credentials {
 	return func(ctx context.Context, host string) (Credential, error) {
 		file := path
@@ -94,39 +93,30 @@ func readDockerConfig(ctx context.Context, file string) (*dockerConfig, error) {
 	return c, nil
 }
 
-func parseDockerConfig(data []byte) (*dockerConfig, error) {
-	var c dockerConfig
-	if err := json.Unmarshal(data, &c); err != nil {
-		// The decoder's words may quote the file.
-		return nil, fmt.Errorf("not the JSON of a Docker configuration: %w", errdefs.ErrFailedPrecondition)
-	}
-	return &c, nil
-}
-
-// find looks in the helper of that registry, then in the store, then in the file.
+// find looks in the helper of that registry, or else in the store, and then in the file. The error of a helper or store
+// that fails is returned beside what the file has.
 func (c *dockerConfig) find(ctx context.Context, host string) (Credential, error) {
-	if key, ok := match(c.CredHelpers, host); ok {
-		cred, _, err := runHelper(ctx, c.CredHelpers[key], serverURL(host))
-		return cred, err
+	name := c.CredsStore
+	key, own := match(c.CredHelpers, host)
+	if own {
+		name = c.CredHelpers[key]
 	}
-	if c.CredsStore != "" {
-		cred, found, err := runHelper(ctx, c.CredsStore, serverURL(host))
-		switch {
-		case errors.Is(err, exec.ErrNotFound):
-			// Files that were copied from another machine name stores that only that one has. Public images need none.
-			log.G(ctx).Warnf("docker config: credential store docker-credential-%s is not installed", c.CredsStore)
-		case err != nil || found:
-			return cred, err
+	var failed error
+	if name != "" {
+		var cred Credential
+		var found bool
+		if cred, found, failed = runHelper(ctx, name, serverURL(host), helperTimeout); found || own && failed == nil {
+			return cred, nil
 		}
 	}
 	if key, ok := match(c.Auths, host); ok {
 		cred, err := c.Auths[key].decode()
 		if err != nil {
-			return Credential{}, fmt.Errorf("docker config: auths %q: %w", key, err)
+			err = fmt.Errorf("docker config: auths %q: %w", key, err)
 		}
-		return cred, nil
+		return cred, errors.Join(failed, err)
 	}
-	return Credential{}, nil
+	return Credential{}, failed
 }
 
 // match finds host's own entry: by its name, else by an address whose host it is.
@@ -166,46 +156,31 @@ func serverURL(host string) string {
 	return host
 }
 
-// decode reads one entry. The explicit members win over the encoded one, as in Docker.
-func (a dockerAuth) decode() (Credential, error) {
-	c := Credential{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
-	if a.Auth == "" || c.Username != "" {
-		return c, nil
-	}
-	data, err := base64.StdEncoding.DecodeString(strings.TrimSpace(a.Auth))
-	if err != nil {
-		if data, err = base64.RawStdEncoding.DecodeString(strings.TrimSpace(a.Auth)); err != nil {
-			return Credential{}, fmt.Errorf("auth is not base64: %w", errdefs.ErrFailedPrecondition)
-		}
-	}
-	user, password, ok := strings.Cut(string(data), ":")
-	if !ok {
-		return Credential{}, fmt.Errorf("auth is not username:password: %w", errdefs.ErrFailedPrecondition)
-	}
-	c.Username, c.Password = user, strings.TrimRight(password, "\x00")
-	return c, nil
-}
-
 var helperName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // runHelper asks docker-credential-NAME. found is false when it answered that it knows nothing.
-func runHelper(ctx context.Context, name, server string) (cred Credential, found bool, err error) {
+func runHelper(ctx context.Context, name, server string, timeout time.Duration) (cred Credential, found bool, err error) {
 	fail := func(cause error) (Credential, bool, error) {
 		return Credential{}, false, fmt.Errorf("credential helper docker-credential-%.100s: %w: %w", name, cause, errdefs.ErrFailedPrecondition)
 	}
 	if !helperName.MatchString(name) {
 		return fail(errors.New("not a name"))
 	}
-	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "docker-credential-"+name, "get")
+	cmd := exec.CommandContext(limited, "docker-credential-"+name, "get")
 	cmd.Stdin = strings.NewReader(server)
 	var out bounded
 	cmd.Stdout = &out
 	cmd.WaitDelay = time.Second // a grandchild may hold the pipe
 	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			return fail(ctx.Err())
+		switch {
+		case ctx.Err() != nil:
+			return Credential{}, false, ctx.Err()
+		case limited.Err() != nil:
+			return fail(fmt.Errorf("no answer within %v", timeout))
+		case errors.Is(err, exec.ErrNotFound):
+			return fail(errors.New("not installed"))
 		}
 		// The protocol's way to say no, which every helper follows word by word.
 		if strings.Contains(string(out.data), "credentials not found in native keychain") {

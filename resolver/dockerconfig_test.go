@@ -7,11 +7,21 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/containerd/errdefs"
 )
 
 func encoded(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+
+// utf16le is s as a shell on Windows writes it.
+func utf16le(s string) []byte {
+	data := []byte{0xff, 0xfe}
+	for _, u := range utf16.Encode([]rune(s)) {
+		data = append(data, byte(u), byte(u>>8))
+	}
+	return data
+}
 
 // TestD25DockerConfig: a credential is for the registry of that name, and for no other.
 func TestD25DockerConfig(t *testing.T) {
@@ -26,6 +36,7 @@ func TestD25DockerConfig(t *testing.T) {
 	helper("none", `echo "credentials not found in native keychain"; exit 1`)
 	helper("broken", `echo "secret things"; exit 1`)
 	helper("noise", `echo "secret things"`)
+	helper("silent", "")
 	helper("endless", `while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done`)
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 
@@ -55,6 +66,29 @@ func TestD25DockerConfig(t *testing.T) {
 		{"identity token", `{"auths":{"h":{"auth":"` + encoded("u:") + `","identitytoken":"i"}}}`, "h", Credential{Username: "u", IdentityToken: "i"}, true},
 		{"registry token", `{"auths":{"h":{"registrytoken":"r"}}}`, "h", Credential{RegistryToken: "r"}, true},
 		{"without padding", `{"auths":{"h":{"auth":"` + strings.TrimRight(encoded("u:p:q"), "=") + `"}}}`, "h", up, true},
+		{"empty file", "", "h", Credential{}, true},
+		{"blank file", " \r\n", "h", Credential{}, true},
+		{"null", "null\n", "h", Credential{}, true},
+		{"null members", `{"auths":null,"credHelpers":null,"credsStore":null}`, "h", Credential{}, true},
+		{"null entry", `{"auths":{"h":null}}`, "h", Credential{}, true},
+		{"only a mark", "\xef\xbb\xbf", "h", Credential{}, true},
+		{"mark", "\xef\xbb\xbf" + fmt.Sprintf(auth, "h"), "h", up, true},
+		{"UTF-16", string(utf16le(fmt.Sprintf(auth, "h"))), "h", up, true},
+		{"UTF-16, odd", string(utf16le(fmt.Sprintf(auth, "h"))) + "\n", "h", up, true},
+		{"something behind it", fmt.Sprintf(auth, "h") + "\n}", "h", up, true},
+		{"spaces in base64", `{"auths":{"h":{"auth":" ` + encoded("u:p:q")[:4] + ` \t\r\n` + encoded("u:p:q")[4:] + `\n"}}}`, "h", up, true},
+		{"line ends in the string", `{"auths":{"h":{"auth":"` + encoded("u:p:q")[:4] + "\r\n" + encoded("u:p:q")[4:] + "\n" + `"}}}`, "h", up, true},
+		{"a quote and line ends", `{"x":"\"","auths":{"h":{"auth":"` + encoded("u:p:q") + "\n" + `"}}}`, "h", up, true},
+		{"line end behind the password", `{"auths":{"h":{"auth":"` + encoded("u:p:q\r\n") + `"}}}`, "h", up, true},
+		{"base64 for addresses", `{"auths":{"h":{"auth":"` + base64.URLEncoding.EncodeToString([]byte("u:\xff\xfe\xfd")) + `"}}}`, "h",
+			Credential{Username: "u", Password: "\xff\xfe\xfd"}, true},
+		{"trailing slash", fmt.Sprintf(auth, "h/"), "h", up, true},
+		{"address, trailing slash", fmt.Sprintf(auth, "https://h/"), "h", up, true},
+		{"API version", fmt.Sprintf(auth, "http://h:5000/v2/"), "h:5000", up, true},
+		{"API version without scheme", fmt.Sprintf(auth, "h/v1"), "h", up, true},
+		{"only an identity token", `{"auths":{"h":{"identitytoken":"i"}}}`, "h", Credential{IdentityToken: "i"}, true},
+		{"token beside nonsense", `{"auths":{"h":{"auth":"!","registrytoken":"r"}}}`, "h", Credential{RegistryToken: "r"}, true},
+		{"token beside a name", `{"auths":{"h":{"auth":"` + encoded("u") + `","identitytoken":"i"}}}`, "h", Credential{IdentityToken: "i"}, true},
 		{"not base64", `{"auths":{"h":{"auth":"!"}}}`, "h", Credential{}, false},
 		{"no colon", `{"auths":{"h":{"auth":"` + encoded("secret things") + `"}}}`, "h", Credential{}, false},
 		{"not JSON", `{"auths":secret things}`, "h", Credential{}, false},
@@ -65,7 +99,11 @@ func TestD25DockerConfig(t *testing.T) {
 		{"store", `{"credsStore":"echo"}`, "h", Credential{Username: "h", Password: "pw"}, true},
 		{"store with token", `{"credsStore":"token"}`, "h", Credential{IdentityToken: "refresh"}, true},
 		{"store knows nobody", `{"credsStore":"none","auths":{"h":{"username":"u","password":"p:q"}}}`, "h", up, true},
-		{"store of another machine", `{"credsStore":"desktop.exe"}`, "h", Credential{}, true},
+		{"store of another machine", `{"credsStore":"desktop.exe"}`, "h", Credential{}, false},
+		{"failing store", `{"credsStore":"broken","auths":{"h":{"username":"u","password":"p:q"}}}`, "h", up, false},
+		{"failing helper", `{"credHelpers":{"h":"broken"},"auths":{"h":{"username":"u","password":"p:q"}}}`, "h", up, false},
+		{"empty answer", `{"credsStore":"silent"}`, "h", Credential{}, false},
+		{"helper knows nobody", `{"credHelpers":{"h":"none"},"auths":{"h":{"username":"u"}}}`, "h", Credential{}, true},
 		{"helper is missing", `{"credHelpers":{"h":"missing"}}`, "h", Credential{}, false},
 		{"helper fails", `{"credHelpers":{"h":"broken"}}`, "h", Credential{}, false},
 		{"helper talks", `{"credHelpers":{"h":"noise"}}`, "h", Credential{}, false},

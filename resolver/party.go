@@ -6,8 +6,6 @@ import (
 	"net/http"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // party is a registry that a request is sent to, directly or by a redirect, and what it was shown. A nil party is shown
@@ -46,7 +44,7 @@ func (p *party) refused(ctx context.Context, resp *http.Response, answer error) 
 	again, err := p.auth.challenged(ctx, h, p.repository, p.proof)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: %w", answer, cause.Default(err, cause.CredentialStore, p.auth.host()))
+		return p.auth.explain(p.proof, fmt.Errorf("%w: %w", answer, err))
 	case !again:
 		return p.explain(answer)
 	}
@@ -59,7 +57,7 @@ func (p *party) explain(answer error) error {
 		return fmt.Errorf("%w (%s redirects to it, and only a host that is named in hosts.toml gets credentials)",
 			answer, p.auth.via)
 	}
-	return p.proof.explain(answer)
+	return p.auth.explain(p.proof, answer)
 }
 
 // ping asks the root of the registry's API how it wants to be asked, and returns the headers of the answer.

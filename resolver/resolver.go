@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -57,6 +58,9 @@ type Options struct {
 	Backoff time.Duration
 	// Credentials finds out who we are when a registry asks. Zero value: nobody, which is anonymous.
 	Credentials Credentials
+	// Warn gets each fault that a pull gets over once, such as a credential store that fails. Several goroutines may call
+	// it at once. nil: faults are logged.
+	Warn func(string)
 	// Tokens keeps access tokens; share it to spare other pulls the handshake. Zero value: a cache of the resolver's own.
 	Tokens *TokenCache
 	// Realms lists, by registry (docker.io, or host:port), the token servers (host or host:port) that may be sent its credentials although
@@ -131,8 +135,16 @@ func New(opts *Options) (*Resolver, error) {
 	if r.tokens == nil {
 		r.tokens = NewTokenCache()
 	}
-	r.wallet.ask = r.opts.Credentials
+	r.wallet.ask, r.wallet.warn = r.opts.Credentials, r.warn
 	return r, nil
+}
+
+func (r *Resolver) warn(ctx context.Context, text string) {
+	if r.opts.Warn != nil {
+		r.opts.Warn(text)
+		return
+	}
+	log.G(ctx).Warn(text)
 }
 
 // Close closes the resolver's idle connections, unless they are those of Options. It may be used further.

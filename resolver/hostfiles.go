@@ -48,8 +48,16 @@ func (r *Resolver) hostFiles(ctx context.Context, registry string) (h hostFiles,
 	}
 	file := filepath.Join(h.dir, "hosts.toml")
 	h.toml, err = userfile.ReadFile(ctx, file, MaxHostsFile)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, e := os.Lstat(file); errors.Is(e, fs.ErrNotExist) { // no link to a missing file either
+			err = nil
+		}
+	}
+	if err != nil {
 		return h, err
+	}
+	if err := ValidHosts(h.toml); err != nil {
+		return h, fmt.Errorf("file %s: %w", file, err)
 	}
 	copies := map[string][]byte{} // by path: the content of files that are not regular
 	if h.toml != nil && !regular(file) {

@@ -74,7 +74,7 @@ func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint,
 		return nil, ctx.Err()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("hosts of %s in %s: %v: %w", name, r.opts.HostsDir, err, errdefs.ErrInvalidArgument)
+		return nil, hostsError(name, err)
 	}
 	if files.dir != "" {
 		opts.HostDir = func(string) (string, error) { return files.dir, nil }
@@ -84,7 +84,7 @@ func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint,
 	}
 	hosts, err := config.ConfigureHosts(ctx, opts)(name)
 	if err != nil {
-		return nil, fmt.Errorf("hosts of %s in %s: %v: %w", name, r.opts.HostsDir, err, errdefs.ErrInvalidArgument)
+		return nil, hostsError(name, err)
 	}
 	for _, h := range hosts {
 		t := plain[h.Client]
@@ -100,6 +100,14 @@ func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint,
 	}
 	r.connections.share(r.connectionsKey(name, files.toml), all)
 	return all, nil
+}
+
+// hostsError is the error for files of a hosts directory that cannot be used; err names the file.
+func hostsError(registry string, err error) error {
+	if errdefs.IsInvalidArgument(err) {
+		return fmt.Errorf("hosts of %s: %w", registry, err)
+	}
+	return fmt.Errorf("hosts of %s: %v: %w", registry, err, errdefs.ErrInvalidArgument) // no class of a file's
 }
 
 // tune sets what containerd's transport leaves open. It may be called twice for one transport.

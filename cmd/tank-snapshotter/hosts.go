@@ -81,12 +81,18 @@ func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byt
 	files, total := map[string][]byte{}, 0
 	for _, e := range entries {
 		name := filepath.Join(from, e.Name())
-		if e.IsDir() || e.Name() != "hosts.toml" && !slices.Contains(certificateFiles, filepath.Ext(name)) {
+		certificate := !e.IsDir() && slices.Contains(certificateFiles, filepath.Ext(name))
+		if e.Name() != "hosts.toml" && !certificate {
 			continue
 		}
 		data, err := userfile.ReadFile(ctx, name, resolver.MaxHostsFile)
 		if err != nil {
 			return fail(err)
+		}
+		if e.Name() == "hosts.toml" {
+			if err := resolver.ValidHosts(data); err != nil {
+				return fail(fmt.Errorf("file %s: %w", printable.Text(name), err))
+			}
 		}
 		if total += len(data); total > maxHostsFiles {
 			return fail(fmt.Errorf("%s: more than %d bytes of files", printable.Text(from), maxHostsFiles))

@@ -75,7 +75,7 @@ func TestScripts(t *testing.T) {
 }
 
 // registry has hello:1, which is right; hello:lie, whose layer is not what its digest says; hello:slow, whose layer waits for release; and
-// hello:held, whose layer never comes. secret may not be read.
+// hello:held, whose layer never comes. secret may not be read, public wants an anonymous token and private a password.
 func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldLayer digest.Digest, release func()) {
 	t.Helper()
 	raw := greeting(t)
@@ -95,6 +95,13 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldL
 		case strings.HasPrefix(r.URL.Path, "/v2/secret/"):
 			w.WriteHeader(http.StatusForbidden)
 			return true
+		case strings.HasPrefix(r.URL.Path, "/v2/public/") && r.Header.Get("Authorization") != "Bearer t":
+			challenge := fmt.Sprintf("Bearer realm=%q", "http://"+r.Host+"/token")
+			return registrytest.Answer(http.StatusUnauthorized, nil, "WWW-Authenticate", challenge)(w, r)
+		case r.URL.Path == "/token":
+			return registrytest.Answer(http.StatusOK, []byte(`{"token":"t"}`))(w, r)
+		case strings.HasPrefix(r.URL.Path, "/v2/private/"):
+			return registrytest.Basic("alice", "hush")(w, r)
 		case strings.HasSuffix(r.URL.Path, lie.Digest.String()):
 			_, _ = w.Write(bytes.Repeat([]byte("x"), int(lie.Size)))
 			return true

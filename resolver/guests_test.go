@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -106,6 +107,9 @@ func TestGuestRefused(t *testing.T) {
 			_, err := pull(t.Context(), r, newStore(t), front.Host+"/x:1", nil)
 			if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), back.Host) {
 				t.Fatal(err)
+			}
+			if name != "not HTTPS" && !cause.Is(err, cause.Redirected) {
+				t.Errorf("the cause is %v", cause.Of(err))
 			}
 			if n := len(back.Requests()); n > 2*maxTries {
 				t.Errorf("%d requests", n)

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // Limits on a connection.
@@ -104,10 +106,10 @@ func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint,
 
 // hostsError is the error for files of a hosts directory that cannot be used; err names the file.
 func hostsError(registry string, err error) error {
-	if errdefs.IsInvalidArgument(err) {
-		return fmt.Errorf("hosts of %s: %w", registry, err)
+	if !errdefs.IsInvalidArgument(err) {
+		err = fmt.Errorf("%v: %w", err, errdefs.ErrInvalidArgument) // no class of a file's
 	}
-	return fmt.Errorf("hosts of %s: %v: %w", registry, err, errdefs.ErrInvalidArgument) // no class of a file's
+	return cause.Mark(fmt.Errorf("hosts of %s: %w", registry, err), cause.Configuration, "")
 }
 
 // tune sets what containerd's transport leaves open. It may be called twice for one transport.

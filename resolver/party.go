@@ -6,6 +6,8 @@ import (
 	"net/http"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // party is a registry that a request is sent to, directly or by a redirect, and what it was shown. A nil party is shown
@@ -54,8 +56,8 @@ func (p *party) refused(ctx context.Context, resp *http.Response, answer error) 
 // explain adds to a refusal why the registry was not shown more.
 func (p *party) explain(answer error) error {
 	if p.auth.via != "" && errdefs.IsUnauthorized(answer) {
-		return fmt.Errorf("%w (%s redirects to it, and only a host that is named in hosts.toml gets credentials)",
-			answer, p.auth.via)
+		answer = fmt.Errorf("%w (%s redirects to it, and it gets no credentials)", answer, p.auth.via)
+		return cause.Mark(answer, cause.Redirected, p.auth.endpoint.Host)
 	}
 	return p.auth.explain(p.proof, answer)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -107,7 +108,7 @@ func TestHostsThatCannotBeRead(t *testing.T) {
 			r := client(t, func(o *Options) { o.HostsDir = root })
 			_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 			if !errdefs.IsInvalidArgument(err) || !strings.Contains(fmt.Sprint(err), file) ||
-				!strings.Contains(fmt.Sprint(err), tc.names) {
+				!strings.Contains(fmt.Sprint(err), tc.names) || !cause.Is(err, cause.Configuration) {
 				t.Error(err)
 			}
 			if len(reg.Requests()) != 0 {

@@ -54,6 +54,7 @@ const (
 	Unauthorized       Kind = "login required"
 	Forbidden          Kind = "forbidden"
 	CredentialStore    Kind = "credential store"
+	Redirected         Kind = "login at another registry"
 	RateLimited        Kind = "rate limit"
 	Certificate        Kind = "unknown certificate authority"
 	CertificateExpired Kind = "expired certificate"
@@ -177,6 +178,11 @@ var table = []advice{
 		"Unlock or mend the credential store that the Docker configuration names, or log in again.",
 		"Unlock or mend the credential store that the Docker configuration names, or log in again with `docker " +
 			"login %s`.",
+	},
+	{
+		Redirected, ExitDenied,
+		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: name that one there.",
+		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: name %s there.",
 	},
 	{
 		Forbidden, ExitDenied,

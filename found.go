@@ -18,6 +18,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/resolver"
 )
 
 // needs lists the blobs of an image's record: its target, and of each platform manifest, config and layers.
@@ -50,8 +51,8 @@ func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec meta
 	rec = metadata.Image{Ref: d.Annotations[ocispec.AnnotationRefName], Target: d, Created: time.Now().UTC()}
 	rec.Updated = rec.Created
 	rec.Target.Annotations, rec.Target.Platform = nil, nil
-	if rec.Ref == "" {
-		return rec, false
+	if ref, err := resolver.ParseReference(rec.Ref); err != nil || ref.String() != rec.Ref {
+		return rec, false // no pull recorded it
 	}
 	manifests := []ocispec.Descriptor{rec.Target}
 	for depth := 0; len(manifests) > 0 && depth < 4; depth++ {

@@ -1,7 +1,6 @@
 package tank
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/leftover"
-	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
@@ -284,51 +282,6 @@ func (t *Tank) Check(ctx context.Context, report func(Fault)) error {
 func Clone(ctx context.Context, rootfs, dir string) error {
 	if err := snapshot.Clone(ctx, rootfs, dir); err != nil {
 		return fmt.Errorf("clone %s: %w", dir, err)
-	}
-	return nil
-}
-
-// writeLayout writes oci-layout and index.json, so that the root is an OCI image layout of the pulled references.
-func (t *Tank) writeLayout() error {
-	t.layout.Lock()
-	defer t.layout.Unlock()
-	images, err := t.records()
-	if err != nil {
-		return err
-	}
-	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
-	index.SchemaVersion = 2
-	for _, i := range images {
-		d := i.Target
-		d.Annotations = map[string]string{ocispec.AnnotationRefName: i.Ref}
-		index.Manifests = append(index.Manifests, d)
-	}
-	if err := t.writeJSON(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}); err != nil {
-		return err
-	}
-	return t.writeJSON(ocispec.ImageIndexFile, index)
-}
-
-// maxLayout bounds what is read of index.json: an image takes some 300 bytes of it.
-const maxLayout = 64 << 20
-
-// writeJSON replaces a file of the root, if its content differs. It is not synced: the next opening of the root writes
-// it again from the records. What is not a regular file of bounded size is an error: Tank did not write it.
-func (t *Tank) writeJSON(name string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(t.root, name)
-	old, err := regular.ReadFile(path, maxLayout)
-	if err == nil && bytes.Equal(old, b) {
-		return nil
-	}
-	if err == nil || errors.Is(err, os.ErrNotExist) {
-		err = replaceFile(path, b)
-	}
-	if err != nil {
-		return fmt.Errorf("layout: %w", err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package tank
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -148,41 +149,25 @@ func (r *rebuild) hadDaemon() bool {
 		slices.ContainsFunc(r.old.Holds, func(h metadata.Hold) bool { return h.Holder.IsContainerd() })
 }
 
-// readIndexed returns the descriptors of index.json, as far as they can be read. The error is os.ErrNotExist for a
-// missing file.
-func readIndexed(root string) ([]ocispec.Descriptor, error) {
-	b, err := regular.ReadFile(filepath.Join(root, ocispec.ImageIndexFile), maxLayout)
-	if err != nil {
-		return nil, err
-	}
-	var index ocispec.Index
-	if err = json.Unmarshal(b, &index); err == nil {
-		return index.Manifests, nil
-	}
-	// A file that was cut: what comes before the cut is right.
-	_, list, _ := strings.Cut(string(b), `"manifests":[`)
-	d := json.NewDecoder(strings.NewReader("[" + list))
-	var found []ocispec.Descriptor
-	if _, e := d.Token(); e != nil {
-		return nil, err
-	}
-	for d.More() {
-		var m ocispec.Descriptor
-		if d.Decode(&m) != nil {
-			break
+// readIndexed returns the descriptors of Tank's entries in index.json, as far as they can be read. Other programs may
+// call an image what they like, so their entries are no record of a pull. The error is os.ErrNotExist for a missing file.
+func readIndexed(root string) (own []ocispec.Descriptor, err error) {
+	file, b, err := readIndex(root)
+	// Versions of Tank that marked nothing kept nothing of other programs either.
+	marked := bytes.Contains(b, []byte(annotationMarked)) || bytes.Contains(b, []byte(annotationEntry))
+	for _, raw := range file.Manifests {
+		var d ocispec.Descriptor
+		switch {
+		case json.Unmarshal(raw, &d) != nil:
+		case isOwn(d):
+			ref, _, _ := strings.Cut(d.Annotations[annotationEntry], " ") // another program may have taken its name
+			d.Annotations = map[string]string{ocispec.AnnotationRefName: ref}
+			own = append(own, d)
+		case !marked:
+			own = append(own, d)
 		}
-		found = append(found, m)
 	}
-	return found, err
-}
-
-// readIndex returns what index.json contains; a missing file is empty.
-func readIndex(root string) (index ocispec.Index, err error) {
-	index.Manifests, err = readIndexed(root)
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	return index, err
+	return own, err
 }
 
 // syncDirs writes the file systems of the root to the disk.

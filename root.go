@@ -311,6 +311,6 @@ func barren(root string) (bool, error) {
 			}
 		}
 	}
-	index, err := readIndex(root)
-	return err == nil && len(index.Manifests) == 0, nil
+	file, _, err := readIndex(root)
+	return errors.Is(err, os.ErrNotExist) || err == nil && len(file.Manifests) == 0, nil
 }

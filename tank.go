@@ -86,8 +86,9 @@ type Tank struct {
 	// shortage has one goroutine at a time make room on a full disk.
 	shortage sync.Mutex
 
-	// layout serializes the writing of index.json.
+	// layout serializes the writing of index.json, and guards index.
 	layout sync.Mutex
+	index  indexState
 }
 
 // Open opens the root, and makes it in a directory that is missing or empty unless opts forbid that; see
@@ -148,6 +149,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		OnGarbage:  func(digest.Digest) { t.sweeper.soon() },
 		LiveHolder: t.live,
 		OnShortage: t.makeRoom,
+		Needed:     t.foreignBlobs,
 	})
 	if err != nil {
 		return nil, err

@@ -55,6 +55,9 @@ type Options struct {
 	// OnShortage is called, outside every lock, when the disk has no room for a download. It frees space and reports
 	// whether it may have freed some; then the download is tried once more. nil: the download fails.
 	OnShortage func(ctx context.Context) bool
+	// Needed returns blobs that Sweep keeps although they have no record; an error has it keep all. It is called outside
+	// every lock, and only if there are blobs without a record. nil: none are kept.
+	Needed func() (map[digest.Digest]bool, error)
 	// ReadOnly has Open change nothing in the root. false: Open makes directories and deletes leftovers.
 	ReadOnly bool
 }

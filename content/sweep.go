@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -50,6 +51,9 @@ func (s *Store) sweepBlobs(stats *Stats) (moved []string, err error) {
 		return nil, err
 	}
 	found, err := s.unrecorded(all)
+	if err == nil {
+		found, err = s.withoutNeeded(found)
+	}
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
@@ -79,6 +83,18 @@ func (s *Store) sweepBlobs(stats *Stats) (moved []string, err error) {
 		}
 	}
 	return moved, errors.Join(errs...)
+}
+
+// withoutNeeded returns those of cs that nobody outside the records needs either.
+func (s *Store) withoutNeeded(cs []candidate) ([]candidate, error) {
+	if len(cs) == 0 || s.opts.Needed == nil {
+		return cs, nil
+	}
+	needed, err := s.opts.Needed()
+	if err != nil {
+		return nil, fmt.Errorf("blobs without a record stay: %w", err)
+	}
+	return slices.DeleteFunc(cs, func(c candidate) bool { return c.digest != "" && needed[c.digest] }), nil
 }
 
 // listBlobs lists what is below blobs/, each algorithm's directory. It follows no symlink.

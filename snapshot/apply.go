@@ -162,6 +162,9 @@ func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target stri
 		}
 		return m, err == nil, err
 	}
+	if err := n.s.valid(ctx, metadata.Snapshot{Layer: rec.Key}, parent); errors.Is(err, unpack.ErrInvalidLayer) {
+		return nil, false, fmt.Errorf("snapshot %s: %w", key, err)
+	}
 	done, err = n.commitKnown(key, parent, target, labels, rec)
 	if err != nil || !done {
 		return nil, false, err

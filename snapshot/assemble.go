@@ -295,7 +295,7 @@ func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer,
 	if !l.Needs {
 		return "", nil
 	}
-	p, err := s.openPlanOf(ctx, src.dir, l.Key, []stackDir{{name: "rootfs", path: fs}})
+	p, err := s.openPlanOf(ctx, src.dir, l, []stackDir{{name: "rootfs", path: fs}})
 	if err != nil {
 		return "", err
 	}

@@ -27,6 +27,11 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 			now, err := s.layer(l.Key)
 			return err == nil && now.Dir == l.Dir
 		})
+		if err := checkOrder(ctx, dir, l); err != nil && ctx.Err() == nil {
+			if now, gone := s.layer(l.Key); gone == nil && now.Dir == l.Dir {
+				report(fmt.Errorf("layer %s: %s: %w: %w", l.Key, dir, err, errdefs.ErrDataLoss))
+			}
+		}
 	}
 	for _, d := range rootfs {
 		if err := ctx.Err(); err != nil {

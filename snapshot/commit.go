@@ -30,6 +30,9 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
+	if err := n.s.valid(ctx, sn, base.Parent); err != nil {
+		return fmt.Errorf("snapshot %s: commit: %w", key, err)
+	}
 	var committed metadata.Snapshot
 	left := ""
 	err = n.s.db.Batch(func(tx *metadata.Tx) error {
@@ -60,6 +63,28 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	n.s.settleSoon()
 	return err
+}
+
+// valid refuses, of class unpack.ErrInvalidLayer, a snapshot whose layer is invalid above its parent, such as one with
+// a hard link to a file that no layer has. containerd names the parent in Prepare or, when it unpacks layers at the same
+// time, not before Commit. Only an ordered layer can be invalid.
+func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) error {
+	if sn.Layer == "" {
+		return nil
+	}
+	rec, err := s.layer(sn.Layer)
+	if err != nil || !rec.Ordered {
+		return err
+	}
+	if parent != "" {
+		sn.Parent = parent
+	}
+	p, err := s.planFor(ctx, sn, rec)
+	if err != nil {
+		return err
+	}
+	p.close()
+	return nil
 }
 
 // committed is the record that a commit writes; left is the directory that it no longer needs.

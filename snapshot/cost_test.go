@@ -30,6 +30,10 @@ func TestCost(t *testing.T) {
 			func(i int) []Item { return []Item{F("s/x", "1"), H(at("s/y", i), "s/x"), H(at("z", i), "s/x")} }},
 		{"whiteouts behind symlinks", func(i int) []Item { return []Item{D("t"), F(at("t/x", i), "1"), S(at("s", i), "t")} },
 			func(i int) []Item { return []Item{W(at("s", i) + "/.wh.x" + fmt.Sprint(i))} }},
+		{"hard links to lower files that are removed later", func(i int) []Item { return []Item{F(at("d/a", i), "1")} },
+			func(i int) []Item { return []Item{H(at("d/b", i), at("d/a", i)), W(at("d/.wh.a", i))} }},
+		{"files behind symlinks that are replaced", func(i int) []Item { return []Item{D("t"), S(at("s", i), "t")} },
+			func(i int) []Item { return []Item{F(at("s", i)+"/x", "1"), D(at("s", i)), F(at("s", i)+"/x", "2")} }},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			took := func(n int) time.Duration {

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 
@@ -15,16 +16,15 @@ import (
 // plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show differently above
 // this parent so that the stack is what applying the tars one after the other gives (docs/adr/0003-layer-application.md).
 type plan struct {
-	layer  *tree
-	parent *merged
-	out    *tree                      // nodes that were not emitted are directories on the way to those that were
-	drops  []dropped                  // directories of the layer that are not to be seen, unless something of the fix-up lands in them
-	copies map[string]source          // by path in out: where a node's content comes from
-	moved  map[string]map[string]bool // by inode of the layer: its names that landed elsewhere
-	links  map[inode]*linkGroup
-	// lenient plans leave out links to what is not below: without root's full rights layers have no devices.
-	lenient            bool
-	outBytes, outAsked int64 // what out takes, and what was asked for
+	layer   *tree
+	parent  *merged
+	out     *tree             // nodes that are still implied are directories on the way to the others
+	drops   []dropped         // directories of the layer that are not to be seen
+	copies  map[string]source // by path in out: where a file's content comes from
+	lenient bool              // see replay
+
+	outBytes int64                   // what out takes
+	grow     func(bytes int64) error // asks for memory
 	// interrupted returns why planning has to end, if it has to. It is called for every node that is looked at.
 	interrupted func() error
 }
@@ -42,44 +42,53 @@ type source struct {
 	path string
 }
 
-// planFixup finds out what the layer, with these entries, needs above the parent. self is the layer's own directory.
-// The plan is empty when it needs nothing.
+// planned is a layer for which a fix-up is planned.
+type planned struct {
+	entries entrySource
+	steps   stepSource   // of an ordered layer, otherwise nil
+	self    *element     // the layer's own directory
+	aside   *element     // nil if nothing was set aside
+	newDir  unpack.Entry // the attributes of a directory without an entry
+}
+
+// planFixup finds out what a layer needs above the parent. The plan is empty when it needs nothing.
 //
 // The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
-func planFixup(ctx context.Context, entries entrySource, self *element, parent *merged, lenient bool,
-	grow func(bytes int64) error,
-) (*plan, error) {
-	layer, err := newLayerTree(entries, grow)
+func planFixup(ctx context.Context, l planned, parent *merged, lenient bool, grow func(bytes int64) error) (*plan, error) {
+	grow = inSteps(grow)
+	layer, err := newLayerTree(l.entries, grow)
 	if err != nil {
 		return nil, err
 	}
-	x := &plan{
-		layer: layer, parent: parent, out: newRoot(defaultDir(".")),
-		copies: map[string]source{}, moved: map[string]map[string]bool{}, links: map[inode]*linkGroup{}, lenient: lenient,
-	}
-	interrupted := everyFew(ctx)
-	x.interrupted = func() error {
-		if err := x.growOut(grow); err != nil {
-			return err
+	x := &plan{layer: layer, parent: parent, lenient: lenient, grow: grow, interrupted: everyFew(ctx)}
+	if l.steps == nil {
+		x.reset()
+		if err := x.simple(); !errors.Is(err, errOrderMatters) {
+			return x, err
 		}
-		return interrupted()
+		l.steps = sealSteps(l.entries, grow)
 	}
-	if err := x.walk(self, x.layer, ".", where{own: ".", bare: x.layer.entry.Opaque}); err != nil {
-		return nil, err
-	}
-	if err := x.keepTogether(entries, self); err != nil {
-		return nil, err
-	}
-	if err := x.emitLinks(); err != nil {
-		return nil, err
+	x.reset()
+	return x, x.replayed(l)
+}
+
+func (x *plan) reset() {
+	x.out, x.copies, x.drops = newRoot(defaultDir(".")), map[string]source{}, nil
+}
+
+// errOrderMatters says that the final tree of the layer does not tell what comes of it above this parent.
+var errOrderMatters = errors.New("the order of the entries matters")
+
+// simple plans for a layer of which only the attributes of directories depend on the parent, and fails with
+// errOrderMatters for any other.
+func (x *plan) simple() error {
+	if err := x.walk(x.layer, ".", x.layer.entry.Opaque); err != nil {
+		return err
 	}
 	if err := x.drop(x.drops); err != nil {
-		return nil, err
+		return err
 	}
-	if err := x.carry(x.out); err != nil {
-		return nil, err
-	}
-	return x, nil
+	return x.carry(x.out)
 }
 
 // ownAll gives all nodes to an ordinary user.
@@ -90,37 +99,21 @@ func (t *tree) ownAll(uid, gid uint32) {
 	}
 }
 
-// where says how a directory of the layer relates to the parent.
-type where struct {
-	own   string // its path in the layer
-	moved bool   // a symbolic link of the parent leads its content to another path
-	bare  bool   // nothing of the parent is below
-	again bool   // what the layer has at its own place goes into the fix-up as well
-}
-
 // maxOut bounds the memory of what a fix-up holds. The paths in it may be longer than those of the layer.
 const maxOut = 192 << 20
 
-// growOut asks for the memory that the fix-up's tree has taken.
-func (x *plan) growOut(grow func(bytes int64) error) error {
-	if x.outBytes <= x.outAsked {
-		return nil
-	}
-	if x.outBytes > maxOut {
-		err := fmt.Errorf("fix-up: more than %d bytes of entries: %w", int64(maxOut), errdefs.ErrFailedPrecondition)
-		return cause.Mark(err, cause.LayerInvalid, "")
-	}
+// inSteps has grow asked for 256 KiB at once.
+func inSteps(grow func(bytes int64) error) func(bytes int64) error {
 	const step = 256 << 10
-	asked := (x.outBytes - x.outAsked + step) / step * step
-	x.outAsked += asked
-	return grow(asked)
-}
-
-// entryAt is a node's entry with its path in the layer.
-func entryAt(n *tree, path string) unpack.Entry {
-	e := n.entry
-	e.Path = path
-	return e
+	var taken, asked int64
+	return func(bytes int64) error {
+		if taken += bytes; taken <= asked {
+			return nil
+		}
+		more := (taken - asked + step) / step * step
+		asked += more
+		return grow(more)
+	}
 }
 
 func (x *plan) empty() bool { return len(x.out.kids) == 0 }
@@ -142,132 +135,59 @@ func (x *plan) facts(diffID digest.Digest) digest.Digest {
 	return d.Digest()
 }
 
-// walk looks at what the layer has in a directory; at is where that lands.
-func (x *plan) walk(self *element, n *tree, at string, w where) error {
-	if w.again {
-		if n.repeated {
-			return nil
-		}
-		n.repeated = true
-	}
+// walk looks at what the layer has in a directory. bare says that nothing of the parent is below.
+func (x *plan) walk(n *tree, at string, bare bool) error {
 	for _, name := range n.names() {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
 		kid := n.kids[name]
-		if !w.moved && kid.entry.Type != unpack.Dir && kid.entry.Type != unpack.Link {
+		if kid.entry.Type == unpack.Link {
+			return errOrderMatters
+		}
+		if kid.entry.Type != unpack.Dir {
 			continue
 		}
-		here, own := inside(at, name), inside(w.own, name)
-		var err error
-		switch {
-		case kid.entry.Type == unpack.Dir:
-			in := w
-			in.own = own
-			err = x.dir(self, kid, here, in)
-		case kid.entry.Type == unpack.Link:
-			err = x.link(&kid.entry, own, here)
-		case kid.entry.Type == unpack.Whiteout:
-			err = x.moveWhiteout(self, entryAt(kid, own), here)
-		default:
-			x.emitCopy(entryAt(kid, own), here, source{self, own})
-			if kid.entry.Inode != "" {
-				if x.moved[kid.entry.Inode] == nil {
-					x.moved[kid.entry.Inode] = map[string]bool{}
-				}
-				x.moved[kid.entry.Inode][own] = true
-			}
-		}
-		if err != nil {
+		if err := x.dir(kid, inside(at, name), bare); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// moveWhiteout removes what the parent has at a path, not what the layer has there, unless it is a device.
-func (x *plan) moveWhiteout(self *element, e unpack.Entry, here string) error {
-	below, err := x.parent.lookup(here)
-	if err != nil {
-		return err
-	}
-	own := x.layer.find(here)
-	switch {
-	case e.Opaque && (own != nil || below != nil):
-		e.Opaque = false
-		x.emit(e, here)
-	case below == nil:
-	case own == nil || own.entry.Type == unpack.Whiteout || own.entry.Type == unpack.Dir && onlyWhiteouts(own):
-		x.emit(e, here)
-	case own.entry.Type == unpack.Dir:
-		dir := own.entry
-		dir.Path, dir.Opaque = "", true
-		x.emit(dir, here)
-		return x.repeat(self, own, here)
 	}
 	return nil
 }
 
 // dir looks at one directory of the layer.
-func (x *plan) dir(self *element, n *tree, here string, w where) error {
+func (x *plan) dir(n *tree, here string, bare bool) error {
 	var below *found
-	if !w.bare {
+	if !bare {
 		var err error
 		if below, err = x.parent.lookup(here); err != nil {
 			return err
 		}
 	}
-	if n.entry.Implied {
-		return x.implied(self, n, here, w, below)
-	}
-	if w.moved {
-		x.emit(entryAt(n, w.own), here)
-	}
-	w.bare = n.entry.Opaque || below == nil || below.entry.Type != unpack.Dir
-	return x.walk(self, n, here, w)
-}
-
-// implied looks at a directory that the tar has no entry for: it is what the parent has there.
-func (x *plan) implied(self *element, n *tree, here string, w where, below *found) error {
+	isDir := below != nil && below.entry.Type == unpack.Dir
 	switch {
-	case below != nil && below.entry.Type == unpack.Dir:
+	case !n.entry.Implied:
+		return x.walk(n, here, n.entry.Opaque || !isDir)
+	case isDir:
 		e := *below.entry
 		e.Opaque = n.entry.Opaque
-		if w.moved && e.Opaque || !w.moved && difference(&e, &n.entry) != "" {
-			e.Opaque = e.Opaque && w.moved // where it is not moved, the layer's own directory hides what is below
-			x.emit(e, here)
-		}
-		w.bare = n.entry.Opaque
-		return x.walk(self, n, here, w)
-	case below != nil && below.entry.Type == unpack.Symlink:
-		if to, ok, err := x.leadsTo(here, n); err != nil || ok {
-			if err != nil {
+		if difference(&e, &n.entry) != "" {
+			e.Opaque = false // the layer's own directory hides what is below
+			if err := x.put(e, here); err != nil {
 				return err
 			}
-			return x.follow(self, n, here, to, w, below)
 		}
-	}
-	if onlyWhiteouts(n) {
+		return x.walk(n, here, n.entry.Opaque)
+	case below != nil && below.entry.Type == unpack.Symlink:
+		return errOrderMatters
+	case below != nil && below.nlink > 1:
+		return errOrderMatters // its other names stay names of it
+	case onlyWhiteouts(n):
 		// It removes what is not there: no directory comes of that (E13), and what is no directory stays.
-		if !w.moved {
-			x.drops = append(x.drops, dropped{n, w.own, below})
-		}
+		x.drops = append(x.drops, dropped{n, here, below})
 		return nil
 	}
-	if w.moved {
-		x.out.make(here) // carry knows its attributes
-	}
-	w.bare = true
-	return x.walk(self, n, here, w)
-}
-
-// repeat puts what the layer itself has in a directory into the fix-up, where an opaque directory would hide it. Once is
-// enough, however many symbolic links lead there or above it.
-func (x *plan) repeat(self *element, own *tree, at string) error {
-	if own == nil {
-		return nil
-	}
-	return x.walk(self, own, at, where{own: at, moved: true, bare: true, again: true})
+	return x.walk(n, here, true)
 }
 
 // drop hides directories, or those inside them where something is.
@@ -277,12 +197,14 @@ func (x *plan) drop(dirs []dropped) error {
 			return err
 		}
 		at := d.at
+		var err error
 		switch there := x.out.find(at); {
 		case d.dir.entry.Type != unpack.Dir:
 		case there == nil && d.below != nil:
-			x.emitCopy(*d.below.entry, at, source{&x.parent.elems[d.below.elem], at})
+			err = x.put(*d.below.entry, at)
+			x.copies[at] = source{&x.parent.elems[d.below.elem], at}
 		case there == nil:
-			x.emit(unpack.Entry{Type: unpack.Whiteout}, at)
+			err = x.put(unpack.Entry{Type: unpack.Whiteout}, at)
 		case there.entry.Type == unpack.Dir:
 			for name, k := range d.dir.kids {
 				if err := x.drop([]dropped{{dir: k, at: path.Join(at, name)}}); err != nil {
@@ -290,48 +212,11 @@ func (x *plan) drop(dirs []dropped) error {
 				}
 			}
 		}
-	}
-	return nil
-}
-
-// follow puts what the layer has in a directory to where a symbolic link of the parent, which stays, leads.
-func (x *plan) follow(self *element, n *tree, link, to string, w where, below *found) error {
-	if !w.moved {
-		x.emitCopy(*below.entry, link, source{&x.parent.elems[below.elem], link})
-	}
-	there, err := x.parent.lookup(to)
-	if err != nil {
-		return err
-	}
-	isDir := there != nil && there.entry.Type == unpack.Dir
-	if n.entry.Opaque && isDir {
-		e, err := x.shown(to)
 		if err != nil {
 			return err
 		}
-		e.Opaque = true
-		x.emit(e, to)
-		if err := x.repeat(self, x.layer.find(to), to); err != nil {
-			return err
-		}
 	}
-	return x.walk(self, n, to, where{own: w.own, moved: true, bare: n.entry.Opaque || !isDir})
-}
-
-// leadsTo resolves a symbolic link of the parent; ok says that a directory is there, or that what the layer has in it
-// makes one there.
-func (x *plan) leadsTo(link string, n *tree) (to string, ok bool, err error) {
-	if to, err = x.parent.resolve(link); err != nil {
-		if errdefs.IsInvalidArgument(err) {
-			return "", false, nil // a loop leads nowhere: the directory replaces it
-		}
-		return "", false, err
-	}
-	if unpack.Reserved(to) {
-		return "", false, fmt.Errorf("path %q: leads to %q, a name of whiteouts: %w", link, to, unpack.ErrInvalidLayer)
-	}
-	f, err := x.parent.lookup(to)
-	return to, err == nil && (f == nil || f.entry.Type == unpack.Dir || !onlyWhiteouts(n)), err
+	return nil
 }
 
 // onlyWhiteouts reports whether nothing below a directory of the layer adds anything. The layer's tree does not change,
@@ -352,28 +237,16 @@ func onlyWhiteouts(n *tree) bool {
 // isMarker reports whether a node is a whiteout that is no entry of its own: it makes no directories that it lies in.
 func isMarker(n *tree) bool { return n.entry.Type == unpack.Whiteout && !n.entry.Opaque }
 
-// emit puts a node into the fix-up, unless the layer itself put something there later.
-func (x *plan) emit(e unpack.Entry, at string) bool {
-	if own := x.layer.find(at); own != nil && own.entry.Type != unpack.Whiteout && e.Path != at && e.Seq > 0 && own.entry.Seq > e.Seq {
-		return false
+// put puts a node into the fix-up.
+func (x *plan) put(e unpack.Entry, at string) error {
+	e.Path, e.Implied, e.Inode, e.Seq = at, false, "", 0
+	bytes := nodeMemory + 2*int64(len(at))
+	if x.outBytes += bytes; x.outBytes > maxOut {
+		err := fmt.Errorf("fix-up: more than %d bytes of entries: %w", int64(maxOut), errdefs.ErrFailedPrecondition)
+		return cause.Mark(err, cause.LayerInvalid, "")
 	}
-	if other := x.out.find(at); other != nil && e.Seq > 0 && other.entry.Seq > e.Seq {
-		return false // two symbolic links lead there, and this came first
-	}
-	e.Path, e.Implied, e.Inode = at, false, ""
-	x.outBytes += nodeMemory + 2*int64(len(at))
 	x.out.make(at).entry = e
-	return true
-}
-
-func (x *plan) emitCopy(e unpack.Entry, at string, from source) {
-	group := e.Inode
-	if x.emit(e, at) {
-		x.copies[at] = from
-		if group != "" {
-			x.out.make(at).entry.Inode = from.elem.name + "/" + group // regrouped when it is built
-		}
-	}
+	return x.grow(bytes)
 }
 
 // carry gives the directories that are only on the way the attributes that they have without the fix-up.

@@ -104,13 +104,17 @@ func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer,
 // openPlan is a plan with the directories it reads.
 type openPlan struct {
 	*plan
-	self  *os.File
+	dirs  []*os.File
 	claim *budget.Claim // what the plan takes
 }
 
 func (p *openPlan) close() {
-	p.parent.close()
-	p.self.Close()
+	for _, d := range p.dirs {
+		d.Close()
+	}
+	if p.plan != nil {
+		p.parent.close()
+	}
 	p.claim.Release()
 }
 
@@ -123,37 +127,62 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot, rec metadata.
 	if rec, err = s.trustLayer(ctx, rec); err != nil {
 		return nil, err
 	}
-	return s.openPlanOf(ctx, s.path("layers", rec.Dir), rec.Key, st.dirs)
+	return s.openPlanOf(ctx, s.path("layers", rec.Dir), rec, st.dirs)
 }
 
-func (s *Store) openPlanOf(ctx context.Context, layerDir, key string, below []stackDir) (*openPlan, error) {
+// openPlanOf plans the fix-up of a layer whose directory is layerDir above a stack.
+func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.Layer, below []stackDir) (p *openPlan, err error) {
+	p = &openPlan{claim: s.memory.Claim(nil)}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	l := planned{newDir: s.usualRoot()}
+	open := func(name string) (*os.File, error) {
+		f, err := openTree(filepath.Join(layerDir, name))
+		if err == nil {
+			p.dirs = append(p.dirs, f)
+		}
+		return f, err
+	}
 	sealed, err := openSeal(ctx, filepath.Join(layerDir, "seal"))
 	if err != nil {
-		return nil, err
+		return p, err
 	}
-	self, err := openTree(filepath.Join(layerDir, "fs"))
+	self, err := open("fs")
 	if err != nil {
-		return nil, err
+		return p, err
+	}
+	l.entries, l.self = sealed.each, &element{rec.Key, self}
+	if rec.Ordered {
+		if l.steps, err = openOrder(ctx, layerDir); err != nil {
+			return p, err
+		}
+		aside, err := open(asideName)
+		if err == nil {
+			l.aside = &element{asideName, aside}
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return p, err
+		}
 	}
 	parent, err := openMerged(below)
 	if err != nil {
-		self.Close()
-		return nil, err
+		return p, err
 	}
-	claim := s.memory.Claim(nil)
-	grow := func(bytes int64) error { return claim.Grow(ctx, bytes) }
 	rights := s.opts.Unpack
-	p, err := planFixup(ctx, sealed.each, &element{key, self}, parent, rights.Unprivileged || rights.Confined, grow)
+	p.plan, err = planFixup(ctx, l, parent, rights.Unprivileged || rights.Confined, func(bytes int64) error {
+		return p.claim.Grow(ctx, bytes)
+	})
 	if err != nil {
-		claim.Release()
 		parent.close()
-		self.Close()
-		return nil, err
+		p.plan = nil
+		return p, err
 	}
 	if rights.Unprivileged {
 		p.out.ownAll(uint32(os.Geteuid()), uint32(os.Getegid()))
 	}
-	return &openPlan{p, self, claim}, nil
+	return p, nil
 }
 
 // stageFixup makes the fix-up, or the root directory, that a snapshot stands on once more, in the pool of layers.

@@ -105,7 +105,6 @@ type place struct {
 	// dirs are the elements whose directories merge here, topmost first; none when it is no directory.
 	dirs []int32
 	kids map[string]*place // those that were looked at
-	lead *lead             // of a symbolic link that was followed
 }
 
 // maxRemembered bounds what a view remembers, in units of about 200 bytes.
@@ -196,6 +195,24 @@ func (m *merged) kid(at *place, name string) (*place, error) {
 	at.kids[name] = k
 	m.cost++
 	return k, nil
+}
+
+// list adds the names in a directory of the view, those that it hides among them.
+func (m *merged) list(at *place, names map[string]struct{}) error {
+	for _, i := range at.dirs {
+		dir, err := m.dirs.open(m, int(i), at)
+		if err != nil {
+			return err
+		}
+		list, err := readNames(dir)
+		if err != nil {
+			return err
+		}
+		for _, name := range list {
+			names[name] = struct{}{}
+		}
+	}
+	return nil
 }
 
 // below is the length of the path of a name in the directory.

@@ -45,7 +45,8 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 			return nil, err
 		}
 		var l metadata.Layer
-		if s.recover(ctx, s.path("layers", name, "fs"), s.path("layers", name, "seal"), &l) && l.Key != "" {
+		if s.recover(ctx, s.path("layers", name, "fs"), s.path("layers", name, "seal"), &l) && l.Key != "" &&
+			checkOrder(ctx, s.path("layers", name), l) == nil {
 			l.Dir, l.Durable = name, false
 			r.Layers = append(r.Layers, l)
 		} else {

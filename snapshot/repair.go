@@ -110,6 +110,9 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 		return s.layer(rec.Key) // another call was quicker
 	}
 	err := s.intact(ctx, s.path("layers", rec.Dir, "fs"), s.path("layers", rec.Dir, "seal"))
+	if err == nil {
+		err = checkOrder(ctx, s.path("layers", rec.Dir), rec)
+	}
 	if errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		log.G(ctx).WithError(err).WithField("layer", rec.Key).Warn("layer was not written out before the last stop: unpacking it again")
 		rec, err = s.unpackAgain(ctx, rec)
@@ -186,12 +189,11 @@ func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Dig
 	if j.diffID != rec.DiffID {
 		return *rec, fmt.Errorf("blob %s has diff ID %s now: %w", blob, j.diffID, errdefs.ErrDataLoss)
 	}
-	return *rec, s.swap(rec, j.dir, j.record.Plain)
+	return *rec, s.swap(rec, j.dir, j.record)
 }
 
-// swap gives a layer's record the new directory staged, and deletes the old one. plain is Layer.Plain of the
-// new one.
-func (s *Store) swap(rec *metadata.Layer, staged string, plain bool) error {
+// swap gives a layer's record the new directory staged, and deletes the old one. made is what is known of the new one.
+func (s *Store) swap(rec *metadata.Layer, staged string, made metadata.Layer) error {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	old := rec.Dir
@@ -204,7 +206,8 @@ func (s *Store) swap(rec *metadata.Layer, staged string, plain bool) error {
 		if err != nil {
 			return err
 		}
-		now.Dir, now.Durable, now.Plain = dir, false, plain
+		now.Dir, now.Durable, now.Plain = dir, false, made.Plain
+		now.Needs, now.Ordered = made.Needs, made.Ordered
 		if err := os.Rename(staged, s.path("layers", now.Dir)); err != nil {
 			return err
 		}
@@ -227,7 +230,7 @@ func (s *Store) fixAgain(ctx context.Context, rec metadata.Layer) (metadata.Laye
 	if err != nil {
 		return rec, err
 	}
-	return rec, s.swap(&rec, staged, made.Plain)
+	return rec, s.swap(&rec, staged, made)
 }
 
 // standsOn finds the snapshot with the shortest chain that stands on a fix-up. None of its ancestors does: their stack

@@ -24,6 +24,8 @@ type seal struct {
 	count  uint64
 	start  int64 // where the entries begin
 	end    int64
+	// unsorted allows entries in any order.
+	unsorted bool
 }
 
 // sealWindow is how much of a seal is read at once.
@@ -143,7 +145,7 @@ func (c *sealCursor) next() (*unpack.Entry, error) {
 			return nil, err
 		}
 	}
-	if c.prev != "" && unpack.ComparePaths(c.prev, c.e.Path) >= 0 {
+	if !c.s.unsorted && c.prev != "" && unpack.ComparePaths(c.prev, c.e.Path) >= 0 {
 		return nil, damaged()
 	}
 	c.prev = c.e.Path

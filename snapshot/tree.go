@@ -14,9 +14,7 @@ import (
 type tree struct {
 	entry unpack.Entry
 	kids  map[string]*tree // by name
-	// adds and repeated are a plan's notes on the layer's tree.
-	adds     answer // whether anything below the directory adds something
-	repeated bool   // what lies in the directory is in the fix-up
+	adds  answer           // a plan's note: whether anything below the directory adds something
 }
 
 // answer is a fact about a node that is determined once.

@@ -329,6 +329,15 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 	}
 	var res *unpack.Result
 	opts.Memory, opts.Room = claim.Grow, (&room{path: j.dir}).take
+	aside := filepath.Join(j.dir, asideName)
+	setAside := false
+	opts.Aside = func() (*os.File, error) {
+		setAside = true
+		if err := os.Mkdir(aside, 0o700); err != nil {
+			return nil, err
+		}
+		return os.Open(aside)
+	}
 	err = readTar(ctx, j.layer.Blob.MediaType, blob, digester.Hash(), claim.Grow, func(tar io.Reader) error {
 		res, err = unpack.Extract(ctx, dir, tar, &opts)
 		return err
@@ -339,9 +348,18 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
 		Empty: res.Empty && !res.Whiteouts, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts, Plain: res.Plain,
-		OpaqueRoot: res.OpaqueRoot, DiffID: digester.Digest(),
+		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
+	switch {
+	case res.Ordered:
+		err = writeOrder(j.dir, res)
+	case setAside:
+		err = removeAll(ctx, aside)
+	}
+	if err != nil {
+		return classed(err)
+	}
 	interrupted := everyFew(ctx)
 	return classed(writeSeal(filepath.Join(j.dir, "seal"), j.record, res.Count, func(visit func(*unpack.Entry) error) error {
 		return res.Each(func(e *unpack.Entry) error {

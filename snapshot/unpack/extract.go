@@ -49,6 +49,7 @@ type extractor struct {
 	lastPath string
 	last     *node
 
+	order order
 	small gatherer
 	buf   []byte // for the others
 	hash  *xxh3.Hasher
@@ -131,6 +132,7 @@ func checkEmpty(fd int) error {
 func (x *extractor) close() {
 	x.small.close()
 	x.dirs.purge()
+	x.order.close()
 }
 
 // implied are the attributes of directories without an entry.
@@ -145,6 +147,7 @@ func (x *extractor) implied() *inode {
 // entry applies one entry of the tar.
 func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, src *source) error {
 	x.seq++
+	x.order.next()
 	if err := x.charge(hdr.Name, len(hdr.Linkname)); err != nil {
 		return err
 	}
@@ -173,19 +176,28 @@ func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, 
 	if err != nil {
 		return err
 	}
-	dir, err := x.parent(hdr.Name, parent)
+	dir, followed, err := x.parent(hdr.Name, parent)
 	if err != nil {
 		return err
 	}
+	if followed {
+		x.order.odd = true
+		x.say(name)
+	}
 	switch ino.Type {
 	case Dir:
-		return x.directory(hdr.Name, dir, base, ino)
+		err = x.directory(hdr.Name, dir, base, ino)
 	case Link:
-		return x.link(hdr.Name, dir, base, ino)
+		err = x.link(hdr.Name, dir, base, ino)
 	case File:
-		return x.file(ctx, hdr, dir, base, ino, body, src)
+		err = x.file(ctx, hdr, dir, base, ino, body, src)
+	default:
+		err = x.special(hdr.Name, dir, base, ino)
 	}
-	return x.special(hdr.Name, dir, base, ino)
+	if err == nil {
+		x.note(dir.children[base], ino)
+	}
+	return err
 }
 
 // charge counts an entry or implied directory, and the bytes that are kept in memory for it.
@@ -237,6 +249,10 @@ func (x *extractor) rootEntry(hdr *tar.Header) error {
 
 func (x *extractor) directory(name string, dir *node, base string, ino *inode) error {
 	if old := dir.children[base]; old != nil && old.isDir() {
+		x.order.odd = x.order.odd || old.implied
+		if *x.order.at(int(old.seq) - 1) == old { // an entry described it, and did not only imply it
+			x.keepHeader(old.seq, old.ino)
+		}
 		old.ino, old.implied, old.bare, old.seq = ino, false, false, x.seq
 		return nil
 	}

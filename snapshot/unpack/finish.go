@@ -12,9 +12,6 @@ func (x *extractor) finish(ctx context.Context) (*Result, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("layer: %w", err)
 	}
-	if err := x.checkLinks(ctx, x.root); err != nil {
-		return nil, err
-	}
 	f := &finisher{extractor: x, result: &Result{Root: x.rooted, root: x.root}}
 	if err := f.dir(ctx, x.root, false); err != nil {
 		return nil, err
@@ -23,7 +20,7 @@ func (x *extractor) finish(ctx context.Context) (*Result, error) {
 	r.OpaqueRoot = x.root.isOpaque()
 	r.Empty = r.Count == 1 && !f.opaque
 	r.Whiteouts = r.Whiteouts || f.opaque
-	return r, nil
+	return r, x.finishOrder(r)
 }
 
 // review looks at every directory after its content: what devices were left out of it, and whether it is still bare.
@@ -41,26 +38,6 @@ func (x *extractor) review(dir *node) {
 			dir.hide(name, whiteout{seq: n.seq, device: true})
 		}
 	}
-}
-
-// checkLinks looks again at the links to lower layers, now that the whole layer is known.
-func (x *extractor) checkLinks(ctx context.Context, dir *node) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("layer: %w", err)
-	}
-	for _, n := range dir.children {
-		switch n.ino.Type {
-		case Dir:
-			if err := x.checkLinks(ctx, n); err != nil {
-				return err
-			}
-		case Link:
-			if reason := lowerGone(x.root, n.ino.Target, true); reason != "" {
-				return invalid(n.path(), "hard link to %q, %s", clip(n.ino.Target), reason)
-			}
-		}
-	}
-	return nil
 }
 
 // finisher goes through the directories of a layer that was read.
@@ -141,6 +118,7 @@ func (f *finisher) markers(n *node, hidden bool) {
 	for name := range n.whiteouts {
 		c := n.children[name]
 		if c != nil || hidden {
+			f.order.odd = true
 			delete(n.whiteouts, name)
 		}
 		if c != nil && c.isDir() {

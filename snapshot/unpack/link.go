@@ -9,34 +9,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// link adds a name to an inode of this layer, or notes a link to a lower layer.
+// link adds a name to an inode of this layer, or notes a link to a lower layer. When what the entries did depends on the
+// layers below, nothing is refused for its target: a fix-up knows it.
 func (x *extractor) link(name string, dir *node, base string, ino *inode) error {
+	sure := !x.order.depends
+	x.order.odd = x.order.odd || !sure
 	at, reason := resolve(x.root, path.Dir(ino.Target))
 	if reason != "" {
 		return invalid(name, "hard link to %q: %s", clip(ino.Target), reason)
-	}
-	if at.blocked != nil {
-		return invalid(name, "hard link to %q, which is not there", clip(ino.Target))
 	}
 	tbase := path.Base(ino.Target)
 	var old *node
 	if len(at.missing) == 0 {
 		old = at.dir.children[tbase]
 	}
-	switch {
-	case old == nil:
-		ino.Target = strings.TrimPrefix(path.Join(at.dir.path(), path.Join(at.missing...), tbase), "./")
-		return x.lowerLink(name, dir, base, ino)
-	case old.isDir():
-		return invalid(name, "hard link to the directory %q", clip(ino.Target))
-	case old.parent == dir && old.name == base:
-		return invalid(name, "hard link to itself")
-	case dir.children[base] != nil && old.within(dir.children[base]):
-		return invalid(name, "hard link to %q, which lies in what it replaces", clip(ino.Target))
+	if sure {
+		if reason := refusal(dir, base, at, old); reason != "" {
+			return invalid(name, "hard link to %q, %s", clip(ino.Target), reason)
+		}
 	}
-	if old.ino.Type == Link {
-		ino.Target = old.ino.Target
-		return x.lowerLink(name, dir, base, ino)
+	if old == nil || old.isDir() || old.ino.Type == Link || refusal(dir, base, at, old) != "" {
+		to := strings.TrimPrefix(path.Join(at.dir.path(), path.Join(at.missing...), tbase), "./")
+		if old != nil && old.ino.Type == Link {
+			to = old.ino.Target
+		}
+		return x.lowerLink(name, dir, base, ino, to, sure)
 	}
 	if err := x.small.awaitOne(old.ino); err != nil {
 		return err
@@ -63,12 +60,35 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 	if sameAttrs(&merged, old.ino) {
 		return nil
 	}
+	x.keepBefore(old.ino)
 	*old.ino = merged
 	e := merged.entry()
 	if err := (target{to, base}).applyExact(&e); err != nil {
 		return attrError(name, err)
 	}
-	return x.settle(name, target{to, base}, old.ino)
+	if err := x.settle(name, target{to, base}, old.ino); err != nil {
+		return err
+	}
+	ino.Mode, ino.Sec, ino.Nsec = old.ino.Mode, old.ino.Sec, old.ino.Nsec // the header, as the file system keeps it
+	return nil
+}
+
+// refusal tells why old, to which the place at and a name lead, cannot get the name base in dir, as far as this layer
+// knows.
+func refusal(dir *node, base string, at place, old *node) string {
+	switch {
+	case at.blocked != nil:
+		return "which is not there"
+	case old == nil:
+		return ""
+	case old.isDir():
+		return "which is a directory"
+	case old.parent == dir && old.name == base:
+		return "which is its own name"
+	case dir.children[base] != nil && old.within(dir.children[base]):
+		return "which lies in what it replaces"
+	}
+	return ""
 }
 
 // merge puts the attributes of a hard link's header over those of the inode. Archivers leave xattrs out of such headers, so
@@ -99,39 +119,39 @@ func sameAttrs(a, b *inode) bool {
 		maps.Equal(a.Xattrs, b.Xattrs)
 }
 
-// lowerLink notes a hard link to a path of a lower layer.
-func (x *extractor) lowerLink(name string, dir *node, base string, ino *inode) error {
-	if reason := lowerGone(x.root, ino.Target, false); reason != "" {
-		return invalid(name, "hard link to %q, %s", clip(ino.Target), reason)
+// lowerLink notes a hard link to the path to of a lower layer. sure says that the path depends on nothing below.
+func (x *extractor) lowerLink(name string, dir *node, base string, ino *inode, to string, sure bool) error {
+	if sure {
+		if lowerGone(x.root, to) {
+			return invalid(name, "hard link to %q, which the layer removes", clip(ino.Target))
+		}
+		if int(dir.length)+len(base) == len(to) && path.Join(dir.path(), base) == to {
+			return invalid(name, "hard link to %q, which is its own name", clip(ino.Target))
+		}
 	}
-	if int(dir.length)+len(base) == len(ino.Target) && path.Join(dir.path(), base) == ino.Target {
-		return invalid(name, "hard link to itself")
-	}
+	x.order.depends, x.order.odd = true, true
 	if _, err := x.clear(name, dir, base); err != nil {
 		return err
+	}
+	if to != ino.Target {
+		noted := *ino
+		ino, noted.Target = &noted, to
 	}
 	_, err := x.add(name, dir, base, ino)
 	return err
 }
 
-// lowerGone tells why the path of a lower layer can't be linked to: the layer removes it, or has it itself. At the end of
-// the layer (final) what replaced it after the link was made no longer matters; whiteouts do, they have no order.
-func lowerGone(root *node, target string, final bool) string {
+// lowerGone reports whether the layer has removed what the layers below have at a path.
+func lowerGone(root *node, target string) bool {
 	n := root
 	for rest := target; ; {
 		var c string
 		c, rest, _ = strings.Cut(rest, "/")
-		if _, hidden := n.whiteouts[c]; hidden || n.marked || n.fresh && !final {
-			return "which the layer removes"
+		if _, hidden := n.whiteouts[c]; hidden || n.isOpaque() {
+			return true
 		}
-		if n = n.children[c]; n == nil {
-			return ""
-		}
-		if rest == "" {
-			return "which the layer adds later"
-		}
-		if !n.isDir() {
-			return ""
+		if n = n.children[c]; n == nil || rest == "" || !n.isDir() {
+			return false
 		}
 	}
 }

@@ -29,7 +29,8 @@ func (r *Result) Entries() []Entry {
 type lister struct {
 	visit func(*Entry) error
 	path  []byte           // of the current directory, with a slash at its end if it is not the root
-	first map[*inode]*node // of the inodes with several names
+	first map[*inode]*node // of the inodes with several names, or of all
+	all   bool
 	e     Entry
 }
 
@@ -97,6 +98,9 @@ func (l *lister) content(dir *node) error {
 func (l *lister) one(path string, n *node) error {
 	l.e = n.ino.entry()
 	l.e.Path, l.e.Implied, l.e.Opaque, l.e.Seq = path, n.implied, n.isOpaque(), int(n.seq)
+	if l.all && l.first[n.ino] == nil {
+		l.first[n.ino] = n
+	}
 	if n.ino.names > 1 && n.ino.Type != Link {
 		if l.first[n.ino] == nil {
 			l.first[n.ino] = n

@@ -34,7 +34,7 @@ func (x *extractor) tooLong(name string) bool {
 	return n > x.limits.Path
 }
 
-// whiteout notes what a marker asks for. What comes of it is decided at the end: it must not depend on the order.
+// whiteout notes what a marker asks for. What comes of it in this layer is decided at the end.
 func (x *extractor) whiteout(name, parent, base string) error {
 	hidden := strings.TrimPrefix(base, whiteoutPrefix)
 	switch {
@@ -44,18 +44,27 @@ func (x *extractor) whiteout(name, parent, base string) error {
 	case hidden == "", hidden == ".", hidden == "..":
 		return invalid(name, "a whiteout of nothing")
 	}
+	if base == opaqueMarker {
+		hidden = ""
+	}
 	at, reason := resolve(x.root, parent)
 	if reason != "" {
 		return invalid(name, "%s", reason)
 	}
-	if at.blocked != nil && at.blocked.ino.Type != Link {
-		return nil // there is nothing in it
+	if at.blocked != nil { // there is nothing in it, unless it is a hard link to a lower symlink
+		x.sayMarker(parent, hidden, nil)
+		return nil
 	}
 	dir, err := x.makeDirs(name, at, true)
 	if err != nil {
 		return err
 	}
-	if base == opaqueMarker {
+	if at.followed {
+		x.sayMarker(parent, hidden, nil)
+	} else {
+		x.sayMarker(parent, hidden, dir)
+	}
+	if hidden == "" {
 		dir.marked = true
 		return nil
 	}

@@ -6,32 +6,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// parent is the directory that a path's last component lies in.
-func (x *extractor) parent(name, parent string) (*node, error) {
+// parent is the directory that a path's last component lies in, and whether a symlink of this layer leads there.
+func (x *extractor) parent(name, parent string) (dir *node, followed bool, err error) {
 	if x.last != nil && parent == x.lastPath {
-		return x.last, nil
+		return x.last, false, nil
 	}
 	at, reason := resolve(x.root, parent)
 	if reason != "" {
-		return nil, invalid(name, "%s", reason)
+		return nil, false, invalid(name, "%s", reason)
 	}
-	dir, err := x.makeDirs(name, at, false)
+	dir, err = x.makeDirs(name, at, false)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if !at.followed {
 		x.last, x.lastPath = dir, parent
 	}
-	return dir, nil
+	return dir, at.followed, nil
 }
 
 // makeDirs creates the implied directories of a place, for a whiteout in it or for an entry.
 func (x *extractor) makeDirs(name string, at place, bare bool) (*node, error) {
 	dir := at.dir
 	for _, c := range at.missing {
-		if old := dir.children[c]; old != nil && old.ino.Type == Link {
-			return nil, invalid(name, "below the hard link %q, which leads to a lower layer", clip(old.path()))
-		}
 		if err := x.charge(name, 0); err != nil {
 			return nil, err
 		}
@@ -40,6 +37,7 @@ func (x *extractor) makeDirs(name string, at place, bare bool) (*node, error) {
 			return nil, err
 		}
 		n.implied, n.bare = !n.fresh, bare
+		x.order.depends = x.order.depends || n.implied && !n.settled
 		dir = n
 	}
 	return dir, nil
@@ -47,6 +45,7 @@ func (x *extractor) makeDirs(name string, at place, bare bool) (*node, error) {
 
 // mkdir creates a directory in the place of anything else. Its attributes are set when its content is complete.
 func (x *extractor) mkdir(name string, dir *node, base string, ino *inode) (*node, error) {
+	_, removed := dir.whiteouts[base]
 	replaced, err := x.clear(name, dir, base)
 	if err != nil {
 		return nil, err
@@ -59,7 +58,7 @@ func (x *extractor) mkdir(name string, dir *node, base string, ino *inode) (*nod
 	if err != nil {
 		return nil, err
 	}
-	n.fresh = replaced
+	n.fresh, n.settled = replaced, replaced || removed || dir.marked || dir.settled
 	if err := unix.Mkdirat(fd, base, 0o700); err != nil {
 		return nil, ioError(name, "mkdir", err)
 	}
@@ -96,8 +95,12 @@ func (x *extractor) clear(name string, dir *node, base string) (bool, error) {
 	if old == nil {
 		return false, nil
 	}
-	x.last = nil
-	if old.ino.onDisk() {
+	x.last, x.order.odd = nil, true
+	gone, err := x.setAside(old)
+	if err != nil {
+		return false, err
+	}
+	if old.ino.onDisk() && !gone {
 		fd, err := x.dirs.fd(dir)
 		if err != nil {
 			return false, err

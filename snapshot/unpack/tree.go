@@ -15,6 +15,7 @@ type inode struct {
 	Mode, UID, GID, Nsec uint32
 	names                uint32 // in the final tree
 	gathered             uint32 // among the small files it is this one; 0 if it is none
+	aside                int32  // the number of the entry by which it was set aside; 0 if it was not
 	Type                 Type
 	omitted              bool // a device that is not made: all its names are absent
 }
@@ -43,6 +44,8 @@ type node struct {
 	implied   bool
 	marked    bool // has an opaque marker
 	fresh     bool // the layer had something else at this path before, which hid all below it
+	// settled: the directory is a new one, whatever the layers below have at its path.
+	settled bool
 	// bare: an implied directory that only whiteouts asked for. While the layer is read this says what made the directory; at
 	// the end, that nothing else came into it.
 	bare bool

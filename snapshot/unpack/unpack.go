@@ -55,6 +55,10 @@ type Options struct {
 	// Room is called before so many bytes are written to the file system; an error ends the extraction. nil: there is
 	// enough.
 	Room func(bytes int64) error
+	// Aside opens an empty directory, beside the one that is extracted to, for files that an entry of the tar takes away
+	// although above some parent they have other paths. It is called at most once, when the first such file comes up.
+	// nil: they are removed.
+	Aside func() (*os.File, error)
 	// Descriptors is how many an extraction may have open at once, beside the directory and the stream. 0, and at most:
 	// 200, which are worth it; at least: 5.
 	Descriptors int
@@ -123,6 +127,8 @@ type Result struct {
 	Root bool
 	// Needs: a part of the layer depends on its parent: an implied directory other than the root, or a Link.
 	Needs bool
+	// Ordered: what comes of the layer above a parent depends on the order of its entries, which Steps returns.
+	Ordered bool
 	// Whiteouts: there are whiteouts or opaque directories.
 	Whiteouts bool
 	// Plain: some of them are not overlay's on disk, because the file system refused those, so that overlay must not show
@@ -131,7 +137,8 @@ type Result struct {
 	// OpaqueRoot: everything in the layers below is hidden.
 	OpaqueRoot bool
 
-	root *node
+	root  *node
+	order *order
 }
 
 // Extract unpacks an uncompressed tar stream into dir, an open and empty directory, in the form of overlay's upper

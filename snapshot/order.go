@@ -1,0 +1,166 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/tank-snapshotter/tank/internal/sparse"
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// An ordered layer is one whose result above a parent depends on the order of its tar (unpack.Result.Ordered). Beside fs
+// and seal it has a file order, with the steps in the form of a seal that is not sorted, and, if an entry took a file
+// away that another parent may keep, a directory aside with the contents of such files.
+const (
+	orderName = "order"
+	asideName = "aside"
+)
+
+// stepSource calls visit for each entry of a tar in its order and returns the first error. A step is valid until visit
+// returns.
+type stepSource func(visit func(*unpack.Step) error) error
+
+// writeOrder writes the file order into a layer's directory.
+func writeOrder(dir string, res *unpack.Result) error {
+	count := 0
+	if err := res.Steps(func(*unpack.Step) error { count++; return nil }); err != nil {
+		return err
+	}
+	return writeSeal(filepath.Join(dir, orderName), nil, count, func(visit func(*unpack.Entry) error) error {
+		return res.Steps(func(s *unpack.Step) error {
+			e := packStep(s)
+			return visit(&e)
+		})
+	}, true)
+}
+
+// packStep makes an entry of a step: Inode is where the content lies, Implied that this is in aside; a device with
+// Opaque was omitted.
+func packStep(s *unpack.Step) unpack.Entry {
+	e := s.Entry
+	if e.Inode = s.Made; s.Aside != "" {
+		e.Inode, e.Implied = s.Aside, true
+	}
+	e.Opaque = e.Opaque || s.Omitted
+	return e
+}
+
+func unpackStep(e *unpack.Entry) unpack.Step {
+	s := unpack.Step{Entry: *e}
+	if s.Inode, s.Implied = "", false; e.Implied {
+		s.Aside = e.Inode
+	} else {
+		s.Made = e.Inode
+	}
+	if e.Type == unpack.Char || e.Type == unpack.Block {
+		s.Omitted, s.Opaque = e.Opaque, false
+	}
+	return s
+}
+
+// openOrder reads the steps of an ordered layer.
+func openOrder(ctx context.Context, dir string) (stepSource, error) {
+	sealed, err := openSeal(ctx, filepath.Join(dir, orderName))
+	if err != nil {
+		return nil, err
+	}
+	sealed.unsorted = true
+	return func(visit func(*unpack.Step) error) error {
+		return sealed.each(func(e *unpack.Entry) error {
+			s := unpackStep(e)
+			return visit(&s)
+		})
+	}, nil
+}
+
+// checkOrder verifies the steps of an ordered layer and the contents set aside; errdefs.ErrDataLoss names the first
+// difference.
+func checkOrder(ctx context.Context, dir string, rec metadata.Layer) error {
+	if !rec.Ordered {
+		return nil
+	}
+	steps, err := openOrder(ctx, dir)
+	if err != nil {
+		return err
+	}
+	aside, err := openTree(filepath.Join(dir, asideName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer aside.Close()
+	return steps(func(st *unpack.Step) error {
+		if st.Aside == "" || st.Type != unpack.File {
+			return ctx.Err()
+		}
+		f, err := openFileBelow(aside, st.Aside)
+		if err != nil {
+			return fmt.Errorf("%s/%s: %w: %w", asideName, st.Aside, err, errLost)
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		hash, err := sparse.Sum128(ctx, int(f.Fd()), info.Size())
+		if err != nil {
+			return err
+		}
+		if info.Size() != st.Size || hash != st.Hash {
+			return fmt.Errorf("%s/%s: content: %w", asideName, st.Aside, errLost)
+		}
+		return nil
+	})
+}
+
+// sealSteps are the steps of a layer that is not ordered: its entries by their position in the tar.
+func sealSteps(entries entrySource, grow func(bytes int64) error) stepSource {
+	return func(visit func(*unpack.Step) error) error {
+		var all []unpack.Step
+		err := entries(func(e *unpack.Entry) error {
+			s := unpack.Step{Entry: *e}
+			s.Opaque = false
+			switch {
+			case e.Opaque && e.Type == unpack.Whiteout: // a device in the tar
+				s.Type, s.Omitted = unpack.Char, true
+			case e.Opaque: // of a layer that was unpacked before orders were kept
+				marker := unpack.Entry{Path: e.Path, Type: unpack.Whiteout, Opaque: true}
+				all = append(all, unpack.Step{Entry: marker})
+			}
+			switch {
+			case e.Seq == 0:
+				return nil
+			case e.Type != unpack.Dir && e.Type != unpack.Link && e.Type != unpack.Whiteout:
+				if s.Made = e.Inode; s.Made == "" {
+					s.Made = e.Path
+				}
+			}
+			all = append(all, s)
+			return grow(nodeMemory + int64(len(e.Path)+len(e.Inode)+len(e.Target)))
+		})
+		if err != nil {
+			return err
+		}
+		slices.SortStableFunc(all, func(a, b unpack.Step) int { return a.Seq - b.Seq })
+		for i := range all {
+			if err := visit(&all[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// stepError is about one entry of the tar.
+func stepError(s *unpack.Step, format string, args ...any) error {
+	what := "tar entry " + strconv.Quote(clipPath(s.Path))
+	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), unpack.ErrInvalidLayer)
+}

@@ -1,0 +1,340 @@
+package snapshot
+
+import (
+	"fmt"
+	"path"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// replay applies the entries of a layer, one after the other, to what the parent shows: in memory, to a tree that has
+// of the parent what the entries came across. What comes of it is what the stack has to show.
+type replay struct {
+	parent *merged
+	root   *simNode
+	inodes map[inode]*simNode  // those of the parent that were met and are no directories
+	own    map[string]*simNode // those of a layer without an order that have several names, by the first
+	// lenient leaves out hard links to nothing: without root's full rights layers have no devices.
+	lenient bool
+	newDir  unpack.Entry // the attributes of a directory without an entry
+	grow    func(bytes int64) error
+	// removals counts what was taken away, and keeps the directories that were resolved last from being used after it.
+	removals int
+	recent   [2]resolved
+}
+
+// simNode is an inode of a replay.
+type simNode struct {
+	entry unpack.Entry // its attributes; of the parent's only once read says so
+	read  bool
+
+	// Of a directory: what is in it, nil for a name that was taken away, and the parent's directory whose other content
+	// shows in it, nil if none.
+	kids  map[string]*simName
+	below *place
+	up    *simNode // the directory that it is in, nil for the root
+	// length is that of a directory's path.
+	length int
+
+	// lower is where it lies in the parent, nil if it is the layer's.
+	lower *place
+	// Of anything but a directory: where it lies in the layer.
+	made    string // a path of the layer's directory
+	aside   string // the name of its content among what was set aside
+	changed bool   // a hard link's header changed one of the parent's
+	// ownXattrs says that the map of its extended attributes is not shared.
+	ownXattrs bool
+	names     []string // where it is found in the end
+	emit      bool     // all its names go into the fix-up
+}
+
+// simName is a name in a directory of a replay.
+type simName struct {
+	*simNode
+	own bool // an entry of the layer made the name, or the directory
+}
+
+func (n *simNode) isDir() bool { return n.entry.Type == unpack.Dir }
+
+// simMemory is what an inode of a replay takes without its strings, with a name in the directory's map.
+const simMemory = 448
+
+// omitted is the type of a device that was left out, and of a hard link to one.
+const omitted unpack.Type = 0
+
+// resolved remembers where a path led that was found without anything missing.
+type resolved struct {
+	path     string
+	dir      *simNode
+	removals int
+}
+
+func newReplay(parent *merged, newDir unpack.Entry, lenient bool, grow func(bytes int64) error) *replay {
+	r := &replay{
+		parent: parent, lenient: lenient, newDir: newDir, grow: grow,
+		inodes: map[inode]*simNode{}, own: map[string]*simNode{},
+	}
+	r.root = &simNode{entry: newDir, read: true}
+	if len(parent.elems) > 0 {
+		r.root.below = parent.top
+	}
+	return r
+}
+
+// step applies one entry.
+func (r *replay) step(s *unpack.Step) error {
+	switch {
+	case s.Type == unpack.Whiteout && s.Opaque:
+		at, err := r.resolve(s.Path, s)
+		if err != nil || len(at.missing) > 0 {
+			return err
+		}
+		return r.purge(at.dir)
+	case s.Path == ".", s.Path == "":
+		return nil // the root directory's attributes are not a fix-up's
+	case s.Type == unpack.Whiteout:
+		at, err := r.resolve(path.Dir(s.Path), s)
+		if err != nil || len(at.missing) > 0 {
+			return err
+		}
+		return r.removeLower(at.dir, path.Base(s.Path))
+	}
+	dir, err := r.makeParent(s)
+	if err != nil {
+		return err
+	}
+	name := path.Base(s.Path)
+	switch s.Type {
+	case unpack.Dir:
+		return r.makeDir(dir, name, s)
+	case unpack.Link:
+		return r.link(dir, name, s)
+	}
+	n := &simNode{entry: s.Entry, read: true, made: s.Made, aside: s.Aside}
+	if s.Inode != "" { // layers without an order have an entry for each name of an inode
+		if first := r.own[s.Inode]; first != nil {
+			n = first
+		}
+		r.own[s.Inode] = n
+	}
+	if s.Omitted {
+		n.entry.Type = omitted
+	}
+	return r.put(dir, name, n)
+}
+
+// makeDir describes a directory, or makes one in the place of anything else.
+func (r *replay) makeDir(dir *simNode, name string, s *unpack.Step) error {
+	k, err := r.kid(dir, name)
+	if err != nil {
+		return err
+	}
+	if k != nil && k.isDir() {
+		k.entry, k.read, k.own = s.Entry, true, true
+		return nil
+	}
+	return r.put(dir, name, &simNode{entry: s.Entry, read: true})
+}
+
+// link gives an inode another name, and its attributes what the header has.
+func (r *replay) link(dir *simNode, name string, s *unpack.Step) error {
+	r.remove(dir, name)
+	at, err := r.resolve(path.Dir(s.Target), s)
+	if err != nil {
+		return err
+	}
+	var k *simName
+	if len(at.missing) == 0 {
+		if k, err = r.kid(at.dir, path.Base(s.Target)); err != nil {
+			return err
+		}
+	}
+	switch {
+	case k == nil && r.lenient:
+		return r.put(dir, name, &simNode{entry: unpack.Entry{Type: omitted}, read: true})
+	case k == nil:
+		return stepError(s, "hard link to %q, which does not exist", clipPath(s.Target))
+	case k.isDir():
+		return stepError(s, "hard link to %q, which is a directory", clipPath(s.Target))
+	case k.entry.Type == omitted:
+		return r.put(dir, name, k.simNode)
+	}
+	if err := r.readAttrs(k.simNode); err != nil {
+		return err
+	}
+	k.changed = k.changed || k.lower != nil
+	e := &k.entry
+	if e.Type != unpack.Symlink {
+		e.Mode = s.Mode
+	}
+	e.UID, e.GID, e.Sec, e.Nsec = s.UID, s.GID, s.Sec, s.Nsec
+	addXattrs(e, s.Xattrs, &k.ownXattrs)
+	return r.put(dir, name, k.simNode)
+}
+
+// makeParent returns the directory that an entry lies in, and makes what is missing of it, in place of anything else.
+func (r *replay) makeParent(s *unpack.Step) (*simNode, error) {
+	at, err := r.resolve(path.Dir(s.Path), s)
+	if err != nil {
+		return nil, err
+	}
+	dir := at.dir
+	for _, name := range at.missing {
+		n := &simNode{entry: r.newDir, read: true}
+		if err := r.put(dir, name, n); err != nil {
+			return nil, err
+		}
+		dir = n
+	}
+	return dir, nil
+}
+
+// put gives an inode a name, in place of whatever has it.
+func (r *replay) put(dir *simNode, name string, n *simNode) error {
+	length := len(name)
+	if dir.up != nil {
+		length += dir.length + 1
+	}
+	if len(name) > maxName || length > maxViewPath {
+		return fmt.Errorf("layer: a path of %d bytes with a component of %d: %w", length, len(name), unpack.ErrInvalidLayer)
+	}
+	r.remove(dir, name)
+	if n.isDir() {
+		n.up, n.length = dir, length
+	}
+	if dir.kids == nil {
+		dir.kids = map[string]*simName{}
+	}
+	dir.kids[name] = &simName{n, true}
+	return r.grow(simMemory + int64(len(name)))
+}
+
+// remove takes a name away.
+func (r *replay) remove(dir *simNode, name string) {
+	if k := dir.kids[name]; k != nil {
+		r.removals++
+	}
+	if dir.below == nil {
+		delete(dir.kids, name)
+		return
+	}
+	if dir.kids == nil {
+		dir.kids = map[string]*simName{}
+	}
+	dir.kids[name] = nil
+}
+
+// removeLower takes away what the layers below have under a name. A directory with names of this layer stays for them,
+// as a new one.
+func (r *replay) removeLower(dir *simNode, name string) error {
+	k := dir.kids[name]
+	if k == nil {
+		if dir.below != nil {
+			r.remove(dir, name)
+		}
+		return nil
+	}
+	if k.isDir() {
+		if err := r.purge(k.simNode); err != nil {
+			return err
+		}
+	}
+	switch {
+	case k.own:
+	case len(k.kids) > 0:
+		k.entry, k.read, k.own = r.newDir, true, true
+	default:
+		r.remove(dir, name)
+	}
+	return nil
+}
+
+// purge takes away what the layers below have in a directory. After it there is only the layer's own in it, so that each
+// directory is gone through once.
+func (r *replay) purge(dir *simNode) error {
+	if dir.below == nil {
+		return nil
+	}
+	for name, k := range dir.kids {
+		if k == nil {
+			delete(dir.kids, name)
+		} else if err := r.removeLower(dir, name); err != nil {
+			return err
+		}
+	}
+	for name, k := range dir.kids {
+		if k == nil {
+			delete(dir.kids, name)
+		}
+	}
+	dir.below = nil
+	r.removals++
+	return nil
+}
+
+// kid returns what has a name in a directory, nil when nothing has.
+func (r *replay) kid(dir *simNode, name string) (*simName, error) {
+	if k, ok := dir.kids[name]; ok || dir.below == nil || len(name) > maxName {
+		return k, nil
+	}
+	p, err := r.parent.kid(dir.below, name)
+	if err != nil || p == nil {
+		return nil, err
+	}
+	k := &simName{simNode: r.load(p)}
+	if k.isDir() {
+		k.up, k.length = dir, len(name)
+		if dir.up != nil {
+			k.length += dir.length + 1
+		}
+	}
+	if dir.kids == nil {
+		dir.kids = map[string]*simName{}
+	}
+	dir.kids[name] = k
+	return k, r.grow(simMemory + int64(len(name)))
+}
+
+// load makes an inode of what the parent has.
+func (r *replay) load(p *place) *simNode {
+	switch {
+	case len(p.dirs) > 0:
+		return &simNode{entry: unpack.Entry{Type: unpack.Dir}, below: p, lower: p}
+	default:
+		id := inode{int(p.elem), p.ino}
+		n := r.inodes[id]
+		if n == nil {
+			n = &simNode{entry: unpack.Entry{Type: unpack.File}, lower: p}
+			if p.link {
+				n.entry.Type = unpack.Symlink
+			}
+			r.inodes[id] = n
+		}
+		return n
+	}
+}
+
+// readAttrs reads the attributes of an inode of the parent.
+func (r *replay) readAttrs(n *simNode) error {
+	if n.read {
+		return nil
+	}
+	p := n.lower
+	dir, name := r.parent.elems[p.elem].root, "."
+	if p.parent != nil {
+		var err error
+		if dir, err = r.parent.dirs.open(r.parent, int(p.elem), p.parent); err != nil {
+			return err
+		}
+		name = p.name
+	}
+	e, err := unpack.ReadEntry(dir, name)
+	if err != nil {
+		return err
+	}
+	if isDir, isLink := e.Type == unpack.Dir, e.Type == unpack.Symlink; isDir != n.isDir() || isLink != p.link {
+		return pathError("read", p.path(), errReplaced)
+	}
+	n.entry, n.read = *e, true
+	return nil
+}

@@ -1,0 +1,152 @@
+package snapshot
+
+import (
+	"strings"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// Path resolution is bounded as in package unpack: by the number of symbolic links on the way, as in the kernel
+// (MAXSYMLINKS), and by the number of components, because targets may be long.
+const (
+	maxLinks      = 40
+	maxComponents = 8192
+)
+
+// simSpot is where a path leads in a replay: to a directory, and to names below it that are missing. The first of them
+// may be there, as something else than a directory.
+type simSpot struct {
+	dir     *simNode
+	missing []string
+}
+
+// walker is a resolution on its way.
+type walker struct {
+	*replay
+	at    simSpot
+	rest  string // of the path, after what symbolic links led to
+	own   int    // how many bytes at the end of rest are of the path itself
+	links int
+	steps int
+	// The last symbolic link that is a component of the path itself: its directory, its name, and the path after it.
+	link     *simName
+	linkAt   *simNode
+	linkName string
+	after    string
+	// passed says that something was missing on the way.
+	passed bool
+}
+
+// resolve follows a path of directories inside the root, through all symbolic links there are now. ".." of the root is
+// the root; what is missing is taken back by "..".
+func (r *replay) resolve(p string, s *unpack.Step) (simSpot, error) {
+	if p == "." {
+		p = ""
+	}
+	for i := range r.recent {
+		if c := &r.recent[i]; c.dir != nil && c.path == p && c.removals == r.removals {
+			return simSpot{dir: c.dir}, nil
+		}
+	}
+	w := walker{replay: r, at: simSpot{dir: r.root}, rest: p, own: len(p)}
+	for w.rest != "" {
+		if err := w.next(); err != nil {
+			return w.at, err
+		}
+		if w.links > maxLinks || w.steps > maxComponents {
+			return w.loop(s)
+		}
+	}
+	for _, c := range w.at.missing {
+		if unpack.Reserved(c) {
+			return w.at, stepError(s, "leads to %q, a name of whiteouts", clipPath(c))
+		}
+	}
+	if !w.passed {
+		r.recent[0], r.recent[1] = resolved{p, w.at.dir, r.removals}, r.recent[0]
+	}
+	return w.at, nil
+}
+
+// next goes one component on.
+func (w *walker) next() error {
+	ofPath := len(w.rest) <= w.own
+	var c string
+	c, w.rest, _ = strings.Cut(w.rest, "/")
+	w.own = min(w.own, len(w.rest))
+	w.steps++
+	switch {
+	case c == "" || c == ".":
+		return nil
+	case c == "..":
+		if n := len(w.at.missing); n > 0 {
+			w.at.missing = w.at.missing[:n-1]
+		} else if w.at.dir.up != nil {
+			w.at.dir = w.at.dir.up
+		}
+		return nil
+	case len(w.at.missing) > 0:
+		w.at.missing = append(w.at.missing, c)
+		return nil
+	}
+	k, err := w.kid(w.at.dir, c)
+	switch {
+	case err != nil:
+		return err
+	case k != nil && k.isDir():
+		w.at.dir = k.simNode
+		return nil
+	case k == nil || k.entry.Type != unpack.Symlink:
+		w.at.missing, w.passed = append(w.at.missing, c), true
+		return nil
+	}
+	if err := w.readAttrs(k.simNode); err != nil {
+		return err
+	}
+	if ofPath {
+		w.link, w.linkAt, w.linkName, w.after = k, w.at.dir, c, w.rest
+	}
+	w.links++
+	if strings.HasPrefix(k.entry.Target, "/") {
+		w.at.dir = w.root
+	}
+	w.rest = k.entry.Target + "/" + w.rest
+	return nil
+}
+
+// loop is where a path leads that goes through too many links. A link of the layer itself is refused, one of the parent
+// is taken for a file.
+func (w *walker) loop(s *unpack.Step) (simSpot, error) {
+	if w.link.own {
+		return w.at, stepError(s, "too many levels of symlinks")
+	}
+	at := simSpot{dir: w.linkAt, missing: []string{w.linkName}}
+	for c := range strings.SplitSeq(w.after, "/") {
+		if c != "" {
+			at.missing = append(at.missing, c)
+		}
+	}
+	return at, nil
+}
+
+// maxName is the length in bytes of the longest name, as in the kernel (NAME_MAX).
+const maxName = 255
+
+// inside returns the path of a name in a directory, whose path is clean. path.Join would look at all of a long path.
+func inside(dir, name string) string {
+	if dir == "" || dir == "." {
+		return name
+	}
+	return dir + "/" + name
+}
+
+// cutPath takes the first component off a path; more is false when that was the last one.
+func cutPath(p string) (name, rest string, more bool) { return strings.Cut(p, "/") }
+
+// clipPath keeps long paths from flooding messages.
+func clipPath(p string) string {
+	if len(p) > 300 {
+		return p[:300] + "..."
+	}
+	return p
+}

@@ -20,16 +20,18 @@ var ErrNotRootfs = cause.Mark(
 type notRootfs struct{ what string }
 
 func (e notRootfs) Error() string {
+	if strings.Contains(e.what, ", which ") {
+		return "this is " + e.what
+	}
 	return "this is " + e.what + ", not an image with a root filesystem"
 }
+
 func (e notRootfs) Unwrap() error { return ErrNotRootfs }
 
-// Cause decides the exit code and the advice that a command gives.
-func (notRootfs) Cause() cause.Cause { return cause.Cause{Kind: cause.NotRootfs} }
-
-// kinds name artifacts by the beginning of one of their media types. The first one that fits counts.
+// kinds name artifacts by the beginning of one of their media types. The first one that fits counts. A name with a
+// relative clause states by itself why there is no root filesystem.
 var kinds = []struct{ prefix, name string }{
-	{"application/vnd.docker.distribution.manifest.v1+", "an image of Docker schema 1"},
+	{"application/vnd.docker.distribution.manifest.v1+", "an image of Docker schema 1, which is no longer supported"},
 	{"application/vnd.oci.artifact.manifest.", "an OCI artifact"},
 	{"application/vnd.cncf.helm.", "a Helm chart"},
 	{"application/vnd.wasm.", "a WebAssembly module"},
@@ -61,15 +63,15 @@ var kinds = []struct{ prefix, name string }{
 	{"application/vnd.cncf.openpolicyagent.", "a bundle of policies"},
 	{"application/vnd.sylabs.sif.", "a Singularity image"},
 	{"application/vnd.amazon.soci.", "a SOCI index"},
-	{"application/vnd.oci.image.layer.nydus.", "a Nydus image"},
-	{"application/vnd.erofs.", "an image with EROFS layers"},
+	{"application/vnd.oci.image.layer.nydus.", "an image of Nydus layers, which are not archives"},
+	{"application/vnd.erofs.", "an image of EROFS layers, which are not archives"},
 	{"application/vnd.containerd.container.", "a checkpoint of a container"},
 }
 
 // Kind names what content of a media type is, with an article; "" for layers, configs and unknown media types.
 func Kind(mediaType string) string {
 	if Encrypted(mediaType) {
-		return "an encrypted image"
+		return "an encrypted image, which has to be decrypted first"
 	}
 	for _, k := range kinds {
 		if strings.HasPrefix(mediaType, k.prefix) {

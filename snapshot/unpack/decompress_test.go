@@ -153,7 +153,7 @@ func TestEveryLayerType(t *testing.T) {
 		}
 	}
 	for mediaType, want := range map[string]string{
-		"application/vnd.erofs.layer.v1":                      "an image with EROFS layers",
+		"application/vnd.erofs.layer.v1":                      "an image of EROFS layers",
 		ociTar + "+gzip+encrypted":                            "an encrypted image",
 		"application/vnd.cncf.helm.chart.content.v1.tar+gzip": "a Helm chart",
 		"application/x-something":                             `content of media type "application/x-something"`,

@@ -216,3 +216,29 @@ func TestDigestForms(t *testing.T) {
 		}
 	})
 }
+
+// TestDigestKeepsPath shows what protects the path that a pull returned: a pull by digest keeps it when the tag moves and
+// somebody collects garbage; without one it goes.
+func TestDigestKeepsPath(t *testing.T) {
+	t.Parallel()
+	for _, pinned := range []bool{false, true} {
+		reg := registrytest.New(t)
+		push(t, reg, "1", base)
+		r, ref := newRoot(t, false), reg.Host+"/x:1"
+		img, err := r.pull(t, ref, nil)
+		must(t, err)
+		if pinned {
+			again, err := r.pull(t, reg.Host+"/x@"+img.Digest.String(), nil)
+			if err != nil || again.Rootfs != img.Rootfs {
+				t.Errorf("by digest: %+v, %v", again, err)
+			}
+		}
+		push(t, reg, "1", base, base[:1])
+		_, err = r.pull(t, ref, nil)
+		must(t, err)
+		r.with(t, func(tk *tank.Tank) { must(t, second(tk.GC(context.Background()))) })
+		if _, err := os.Stat(img.Rootfs); (err == nil) != pinned {
+			t.Errorf("pinned %v: %v", pinned, err)
+		}
+	}
+}

@@ -95,7 +95,9 @@ func (c *cli) gcCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "gc",
 		Short: "Delete what nothing holds, and images that their tag has left",
-		Long: "Delete what nothing holds, and images that their tag has left: a later pull found another image under the same name.\n\n" +
+		Long: "Delete what nothing holds, and images that their tag has left: a later pull found another image under the same name. " +
+			"Their root filesystems go too, in use or not: an image that was pulled by digest stays.\n\n" +
+			"Blobs stay that an entry of another program in the root's index.json needs.\n\n" +
 			"The printed size is that of blobs and downloads. Layers, root filesystems and snapshots are counted, not " +
 			"measured.\n\n" +
 			"Files that somebody made immutable or append-only (chattr) stay. gc lists them on stderr and still ends with 0.",

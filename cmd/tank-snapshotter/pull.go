@@ -30,7 +30,11 @@ func (c *cli) pullCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pull [flags] REF",
 		Short: "Bring an image here and print the path of its root filesystem",
-		Args:  cobra.ExactArgs(1),
+		Long: "Bring an image here and print the path of its root filesystem.\n\n" +
+			"The directory stays until `rm REF` and `gc`, whoever calls them. If a later pull finds that the tag has moved, " +
+			"the next gc deletes the directory. Pull NAME@DIGEST to keep it when the tag moves, or use --to for a copy of " +
+			"your own.",
+		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			req.Ref = args[0]
 			switch {

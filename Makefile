@@ -23,7 +23,7 @@ IMAGE           ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix kubelet race fuzz bench bench-crane bench-pull bench-all lint fmt demo clean help
+.PHONY: build install test unit integration matrix kubelet race fuzz model compare bench bench-crane bench-pull bench-all lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -67,6 +67,14 @@ fuzz: ## run every fuzz target, and the model of layers with fresh seeds, for FU
 			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
 		done || exit 1; \
 	done
+
+# TANK_MODEL_SEEDS and TANK_COMPARE are the first seed and how many; each seed is an image.
+model: ## compare 20,000 random images, put together in every way, with the model of layers (takes half an hour)
+	TANK_MODEL_SEEDS=$${TANK_MODEL_SEEDS:-1,20000} TANK_MODEL_TIME=6h $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./snapshot
+
+compare: build ## compare 500 random images, through both doors, with umoci and containerd's overlayfs (takes minutes)
+	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_COMPARE=$${TANK_COMPARE:-1,500} \
+		$(GO) test -count=1 -timeout 2h -run '^TestCompare$$' -v .
 
 bench: bin/benchstat-$(BENCHSTAT) ## run the micro-benchmarks with BENCHDIR as their disk and compare them with docs/bench/baseline.txt
 	TMPDIR='$(BENCHDIR)' $(GO) test -run '^$$' -bench '^Benchmark($(BENCH))$$' -benchtime 0.3s -count 6 -timeout 30m $(TESTFLAGS) \

@@ -88,6 +88,21 @@ func BuildContainerd(version string) (string, error) {
 	return dir, nil
 }
 
+// BuildUmoci returns the path of the umoci that umoci/go.mod pins, beside the other programs.
+var BuildUmoci = sync.OnceValues(func() (string, error) {
+	out, err := filepath.Abs(filepath.Join(binDir(), "umoci-"+umociVersion))
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(out); err == nil {
+		return out, nil
+	}
+	return out, goBuild(filepath.Join(moduleDir(), "umoci"), out, "github.com/opencontainers/umoci/cmd/umoci")
+})
+
+// umociVersion is the version in umoci/go.mod.
+const umociVersion = "0.6.0"
+
 // building is held while a version of containerd is built.
 var building sync.Mutex
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -86,9 +87,32 @@ var linkRows = []stackRow{
 
 const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
+// loopRows have symlinks that are a loop in the layer alone.
+var loopRows = []stackRow{
+	{"a loop that the parent leads elsewhere", [][]Item{
+		{D("d"), D("d/e"), S("b", "d/e")}, {S("b/c", "../b/c"), F("b/c/x", "1")}},
+		[]string{"b symlink -> d/e", "d dir", "d/b dir @0", "d/b/c dir @0", `d/b/c/x file "1"`, "d/e dir",
+			"d/e/c symlink -> ../b/c"}, nil},
+	{"a hard link through it", [][]Item{
+		{D("d"), D("d/e"), S("b", "d/e"), D("d/b"), D("d/b/c"), F("d/b/c/y", "1")},
+		{S("b/c", "../b/c"), H("h", "b/c/y")}},
+		[]string{"b symlink -> d/e", "d dir", "d/b dir", "d/b/c dir", `d/b/c/y file "1"`, "d/e dir",
+			"d/e/c symlink -> ../b/c", `h file "1" = d/b/c/y`}, nil},
+	{"a whiteout behind it when the way there is gone", [][]Item{
+		{S("b", "a"), S("a", "/c/c/c")}, {S("b/c", "c"), W(".wh.a"), W("b/c/.wh.b")}},
+		[]string{"b symlink -> a", "c dir @0", "c/c dir @0", "c/c/c dir @0", "c/c/c/c symlink -> c"}, nil},
+	{"a loop by way of what the layer does not have", [][]Item{
+		{D("l"), D("k"), S("l/m", "/k")}, {S("s", "l/m/../s/t"), F("s/x", "1")}},
+		nil, errdefs.ErrFailedPrecondition},
+	{"a loop above the parent, too", [][]Item{{D("d"), S("b", "d")}, {S("b/c", "c"), F("b/c/x", "1")}},
+		nil, errdefs.ErrFailedPrecondition},
+	{"a loop above nothing", [][]Item{{S("b/c", "c"), F("b/c/x", "1")}}, nil, errdefs.ErrFailedPrecondition},
+	{"a hard link through a loop above nothing", [][]Item{{S("b/c", "c"), H("h", "b/c/x")}}, nil, errdefs.ErrFailedPrecondition},
+}
+
 func TestLinks(t *testing.T) {
 	requireMounts(t)
-	for _, row := range linkRows {
+	for _, row := range slices.Concat(linkRows, loopRows) {
 		t.Run(row.testName, row.run)
 	}
 }

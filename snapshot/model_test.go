@@ -22,7 +22,7 @@ import (
 
 // TestModelRows holds the model itself against the table.
 func TestModelRows(t *testing.T) {
-	for _, row := range slices.Concat(stackRows, breakoutRows, hostileRows, entryRows) {
+	for _, row := range slices.Concat(stackRows, breakoutRows, hostileRows, entryRows, linkRows, loopRows) {
 		t.Run(row.testName, func(t *testing.T) {
 			got, err := model.Apply(row.layers)
 			if errors.Is(err, model.ErrInvalid) {

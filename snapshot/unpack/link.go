@@ -12,12 +12,12 @@ import (
 // link adds a name to an inode of this layer, or notes a link to a lower layer. When what the entries did depends on the
 // layers below, nothing is refused for its target: a fix-up knows it.
 func (x *extractor) link(name string, dir *node, base string, ino *inode) error {
-	sure := !x.order.depends
-	x.order.odd = x.order.odd || !sure
-	at, reason := resolve(x.root, path.Dir(ino.Target))
+	at, reason := x.resolve(path.Dir(ino.Target))
 	if reason != "" {
 		return invalid(name, "hard link to %q: %s", clip(ino.Target), reason)
 	}
+	sure := !x.order.depends
+	x.order.odd = x.order.odd || !sure
 	tbase := path.Base(ino.Target)
 	var old *node
 	if len(at.missing) == 0 {

@@ -47,7 +47,7 @@ func (x *extractor) whiteout(name, parent, base string) error {
 	if base == opaqueMarker {
 		hidden = ""
 	}
-	at, reason := resolve(x.root, parent)
+	at, reason := x.resolve(parent)
 	if reason != "" {
 		return invalid(name, "%s", reason)
 	}

@@ -95,6 +95,15 @@ func (x *extractor) sayMarker(parent, hidden string, dir *node) {
 	}
 }
 
+// resolve finds the place of a path in what this layer has so far.
+func (x *extractor) resolve(p string) (place, string) {
+	at, reason := resolve(x.root, p)
+	if at.loop { // unless the parent leads it elsewhere, the fix-up refuses the layer
+		x.order.depends, x.order.odd = true, true
+	}
+	return at, reason
+}
+
 // keepBefore keeps the attributes of an inode that is about to get those of a hard link's header.
 func (x *extractor) keepBefore(ino *inode) {
 	if x.order.before[ino] != nil {

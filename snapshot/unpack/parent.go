@@ -11,7 +11,7 @@ func (x *extractor) parent(name, parent string) (dir *node, followed bool, err e
 	if x.last != nil && parent == x.lastPath {
 		return x.last, false, nil
 	}
-	at, reason := resolve(x.root, parent)
+	at, reason := x.resolve(parent)
 	if reason != "" {
 		return nil, false, invalid(name, "%s", reason)
 	}

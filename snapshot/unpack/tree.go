@@ -123,6 +123,9 @@ type place struct {
 	blocked *node
 	// followed: a symlink was on the way.
 	followed bool
+	// loop: too many symlinks were on the way, of which some may lead elsewhere above a parent. The place is then that of
+	// the last one that is a component of the path itself, as if it were a file.
+	loop bool
 }
 
 // Path resolution is bounded as in the kernel: by the number of symlinks, and, because their targets may be long, by the
@@ -136,10 +139,16 @@ const (
 // absolute targets begin there. A ".." after a missing component takes that component back.
 func resolve(root *node, p string) (place, string) {
 	at := place{dir: root}
+	own, sure := p, true  // what is left of p itself; whether the walk depends on nothing below
+	start, rest := at, "" // the last symlink that is a component of p, and what p has from there on
 	links, steps := 0, 0
 	for p != "" {
 		var c string
+		before, mine := p, len(p) <= len(own)
 		c, p, _ = strings.Cut(p, "/")
+		if mine {
+			own = p
+		}
 		if steps++; steps > maxComponents {
 			return at, "too many components in symlinks"
 		}
@@ -148,6 +157,7 @@ func resolve(root *node, p string) (place, string) {
 			continue
 		case "..":
 			if n := len(at.missing); n > 0 {
+				sure = false
 				if at.missing = at.missing[:n-1]; n == 1 {
 					at.blocked = nil
 				}
@@ -166,9 +176,17 @@ func resolve(root *node, p string) (place, string) {
 			at.missing = append(at.missing, c)
 		case next.isDir():
 			at.dir = next
+			sure = sure && (!next.implied || next.settled)
 		case next.ino.Type == Symlink:
+			if mine {
+				start, rest = place{dir: at.dir, blocked: next, followed: true, loop: true}, before
+			}
 			if links++; links > maxSymlinks {
-				return at, "too many levels of symlinks"
+				if sure {
+					return at, "too many levels of symlinks"
+				}
+				start.missing = strings.Split(rest, "/")
+				return start, ""
 			}
 			at.followed = true
 			target := next.ino.Target

@@ -138,6 +138,9 @@ func (k *TankRoot) DropIn(flags ...string) string {
 	return name
 }
 
+// dropInEnd is the last line of the drop-in.
+const dropInEnd = "  default = [\"tank-diff\", \"walking\"]\n"
+
 // directoryMode is Tank's config for it.
 const directoryMode = "mode = \"directory\"\n"
 
@@ -150,6 +153,9 @@ type Setup struct {
 	Isolated       bool // containerd's content_sharing_policy = "isolated"
 	SkipKnown      bool // Tank's skip_known_blobs = true
 	AsUnit         bool // the daemon may do only what its unit for systemd allows
+	// Processors are sections [stream_processors] of containerd's config or, with OwnProcessors, of Tank's.
+	Processors    string
+	OwnProcessors bool
 }
 
 // NewNode is a daemon with a containerd that uses it, as on a node, and a registry that both reach.
@@ -183,7 +189,13 @@ func (e *Env) startNode(s Setup, r *Registry) (*TankRoot, *Containerd) {
 	if s.Directory {
 		k.Config += directoryMode
 	}
+	if s.OwnProcessors {
+		k.Config += s.Processors
+	}
 	o.Import = k.DropIn(flags...)
+	if s.Processors != "" && !s.OwnProcessors {
+		k.replaceIn(o.Import, dropInEnd, dropInEnd+s.Processors)
+	}
 	if s.Sequential {
 		k.replaceIn(o.Import, "max_concurrent_unpacks = 4", "max_concurrent_unpacks = 1")
 	}

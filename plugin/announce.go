@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,17 +21,10 @@ type Layers interface {
 	Announce(layers []snapshot.Layer)
 	// Fits returns an error if a blob that is here has another size than its layer's descriptor.
 	Fits(layers []snapshot.Layer) error
-	// Apply has a layer unpacked for the snapshot that the mounts belong to and returns its diff ID.
-	Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error)
-}
-
-type applier struct{ layers Layers }
-
-// Apply serves containerd's diff service.
-func (a applier) Apply(
-	ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, _ ...diff.ApplyOpt,
-) (ocispec.Descriptor, error) {
-	return a.layers.Apply(ctx, desc, mounts)
+	// ApplyDecoded has a layer unpacked for the snapshot that the mounts belong to and returns its diff ID. decode reads
+	// the blob; nil: the blob is of a media type that Layers reads.
+	ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode snapshot.Decode) (
+		ocispec.Descriptor, error)
 }
 
 // announcer is a snapshotter that finds out, at a Prepare for an extraction, which layers will follow.

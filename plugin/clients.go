@@ -40,17 +40,21 @@ func (c *connection) sessionOf(ctx context.Context, binder *binding.Binder) (*bi
 	if c.ended {
 		return nil, context.Canceled
 	}
-	var credentials caller.Process
-	if p, ok := peer.FromContext(ctx); ok {
-		if info, ok := p.AuthInfo.(peerInfo); ok {
-			credentials = info.process
-		}
-	}
-	s, err := binder.Session(ctx, credentials)
+	s, err := binder.Session(ctx, processOf(ctx))
 	if err == nil {
 		c.session.Store(s)
 	}
 	return s, err
+}
+
+// processOf returns the process that made the connection of a call; the zero value if that is not known.
+func processOf(ctx context.Context) caller.Process {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(peerInfo); ok {
+			return info.process
+		}
+	}
+	return caller.Process{}
 }
 
 func (c *connection) end() {

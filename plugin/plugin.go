@@ -39,6 +39,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tank-snapshotter/tank/binding"
+	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -58,6 +60,9 @@ type Options struct {
 	StoresOf func(metadata.Holder) Stores
 	// Layers unpacks for Snapshotter.
 	Layers Layers
+	// Processors returns the stream processors that a containerd has configured, and errdefs.ErrUnavailable if they can't
+	// be found out. nil: there are none.
+	Processors func(ctx context.Context, containerd caller.Process) ([]processor.Processor, error)
 	// Admin is the root, for Tank's own commands.
 	Admin Admin
 	// Drain is how long calls may go on after Serve was told to stop. 0 means 10 seconds, less than none means forever.
@@ -110,7 +115,7 @@ func New(opts *Options) *Server {
 		a := &announcer{Snapshotter: snapshotter, layers: opts.Layers, recent: recent}
 		snapshotsapi.RegisterSnapshotsServer(g, snapshotservice.FromSnapshotter(a))
 		// No comparer: containerd's own writes the layer where its records know of it. See docs/adr/0009.
-		diffapi.RegisterDiffServer(g, diffservice.FromApplierAndComparer(applier{opts.Layers}, nil))
+		diffapi.RegisterDiffServer(g, diffservice.FromApplierAndComparer(&applier{opts.Layers, opts.Processors}, nil))
 	}
 	if opts.Admin != nil {
 		g.RegisterService(&adminService, opts.Admin)

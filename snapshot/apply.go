@@ -28,7 +28,15 @@ const labelLayerDigest = "containerd.io/snapshot/cri.layer-digest"
 // while it arrived, and returns its diff ID as a descriptor. errdefs.ErrNotImplemented for mounts that are not the
 // store's or whose snapshot holds something already: another differ serves them.
 func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {
-	if !unpack.Supported(desc.MediaType) {
+	return s.ApplyDecoded(ctx, desc, mounts, nil)
+}
+
+// ApplyDecoded is like Apply for a layer whose blob is of a media type that the store does not read; decode reads it.
+// nil: there is no decoder.
+func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode Decode) (
+	ocispec.Descriptor, error,
+) {
+	if decode == nil && !unpack.Supported(desc.MediaType) {
 		return ocispec.Descriptor{}, fmt.Errorf("layer %s: %v: %w",
 			desc.Digest, mediatype.NotRootfs(desc.MediaType), errdefs.ErrNotImplemented)
 	}
@@ -40,7 +48,7 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 	if err := s.access(ctx, desc.Digest); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if isStaged {
+	if isStaged && decode == nil {
 		return s.applyStaged(ctx, desc, staged)
 	}
 	s.mu.Lock()
@@ -49,9 +57,11 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 	if !ok {
 		return ocispec.Descriptor{}, fmt.Errorf("apply: no snapshot has the directory %s: %w", dir, errdefs.ErrNotFound)
 	}
-	if sn, err := s.snapshot(key); err != nil {
+	sn, err := s.snapshot(key)
+	if err != nil {
 		return ocispec.Descriptor{}, err
-	} else if sn.Whole {
+	}
+	if sn.Whole {
 		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it is a directory of its own: %w", key, errdefs.ErrNotImplemented)
 	}
 	if pristine, err := s.pristine(dir); err != nil {
@@ -59,7 +69,22 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 	} else if !pristine {
 		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it holds something: %w", key, errdefs.ErrNotImplemented)
 	}
-	rec, err := s.claim(ctx, Layer{Blob: desc}, func(tx *metadata.Tx, rec metadata.Layer) error {
+	var rec metadata.Layer
+	if decode == nil {
+		rec, err = s.claim(ctx, Layer{Blob: desc}, s.attach(key))
+	} else {
+		expected := digestOf(sn.Labels[snapshots.LabelSnapshotDiffID])
+		rec, err = s.claimDecoded(ctx, Layer{Blob: desc, DiffID: expected}, decode, s.attach(key))
+	}
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return applied(rec), nil
+}
+
+// attach returns what records that a layer was applied to the active snapshot key.
+func (s *Store) attach(key string) func(*metadata.Tx, metadata.Layer) error {
+	return func(tx *metadata.Tx, rec metadata.Layer) error {
 		sn, err := tx.Snapshot(key)
 		if err != nil {
 			return err
@@ -75,11 +100,7 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 			return err
 		}
 		return tx.Hold(metadata.SnapshotHolder(key), metadata.LayerNode(rec.Key))
-	})
-	if err != nil {
-		return ocispec.Descriptor{}, err
 	}
-	return applied(rec), nil
 }
 
 // access returns errdefs.ErrNotFound if the caller may not read a blob. Its layer may be known all the same, to others.

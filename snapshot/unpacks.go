@@ -48,6 +48,7 @@ type unpacks struct {
 // unpackJob is the unpack of one blob, running or finished and waiting to be claimed.
 type unpackJob struct {
 	layer  Layer
+	decode Decode // nil: the store reads the blob itself
 	cancel context.CancelFunc
 	// descriptors is how many the unpack may have open. 0: as many as are worth it.
 	descriptors descriptors.Share
@@ -55,12 +56,13 @@ type unpackJob struct {
 	once        sync.Once     // closes here
 	done        chan struct{} // closed when the fields below are set
 
-	followed bool // its bytes came from an ingest, which may not have become the blob
-	err      error
-	diffID   digest.Digest
-	dir      string // a staged name in layers/, with fs and seal; empty when the blob was only verified
-	record   metadata.Layer
-	finished time.Time
+	mediaType string // of the bytes that are unpacked
+	followed  bool   // its bytes came from an ingest, which may not have become the blob
+	err       error
+	diffID    digest.Digest
+	dir       string // a staged name in layers/, with fs and seal; empty when the blob was only verified
+	record    metadata.Layer
+	finished  time.Time
 
 	taken atomic.Bool // a caller of take may move or delete dir
 }
@@ -107,12 +109,12 @@ func (s *Store) Fits(layers []Layer) error {
 	return nil
 }
 
-// unknown returns those of the layers that are not here, or were not verified for their blobs; none if that cannot be
-// found out.
+// unknown returns those of the layers that are not here, or were not verified for their blobs, and can be unpacked
+// without a decoder; none if that cannot be found out.
 func (s *Store) unknown(layers []Layer) (unknown []Layer) {
 	err := s.db.Glance(func(tx *metadata.Tx) error {
 		for _, l := range layers {
-			if !isKnown(tx, l) {
+			if unpack.Supported(l.Blob.MediaType) && !isKnown(tx, l) {
 				unknown = append(unknown, l)
 			}
 		}
@@ -265,6 +267,13 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 		return fmt.Errorf("layer %s: %w", blob.Digest, err)
 	}
 	defer src.Close()
+	j.mediaType = blob.MediaType
+	if j.decode != nil {
+		if j.mediaType, src, err = j.decode(ctx, blob.MediaType, src); err != nil {
+			return fmt.Errorf("layer %s: %w", blob.Digest, err)
+		}
+		defer src.Close()
+	}
 	have, err := s.hasLayer(j.layer.DiffID)
 	if err != nil {
 		return err
@@ -273,7 +282,7 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 	claim := s.memory.Claim(func(ctx context.Context) error { return s.complete(ctx, j) })
 	defer claim.Release()
 	if have {
-		err = readTar(ctx, blob.MediaType, src, digester.Hash(), claim.Grow, func(tar io.Reader) error {
+		err = readTar(ctx, j.mediaType, src, digester.Hash(), claim.Grow, func(tar io.Reader) error {
 			return copyUntil(ctx, io.Discard, tar)
 		})
 	} else {
@@ -338,7 +347,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 		}
 		return os.Open(aside)
 	}
-	err = readTar(ctx, j.layer.Blob.MediaType, blob, digester.Hash(), claim.Grow, func(tar io.Reader) error {
+	err = readTar(ctx, j.mediaType, blob, digester.Hash(), claim.Grow, func(tar io.Reader) error {
 		res, err = unpack.Extract(ctx, dir, tar, &opts)
 		return err
 	})

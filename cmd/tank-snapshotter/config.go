@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/internal/userfile"
 )
 
@@ -37,6 +38,8 @@ type settings struct {
 	LogLevel          string `toml:"log_level"`
 	HostsDir          string `toml:"hosts_dir"`
 	ImageCache        string `toml:"image_cache"`
+	// StreamProcessors takes the place of the section of containerd's config. nil: what containerd has counts.
+	StreamProcessors map[string]processor.Processor `toml:"stream_processors,omitempty"`
 }
 
 // The values of the key mode.
@@ -85,6 +88,15 @@ hosts_dir = "` + defaultHosts + `"
 # Root of the commands other than serve, when neither --root nor $TANK_CACHE names one.
 # Empty: for uid 0 the daemon's root if there is one, else $XDG_CACHE_HOME/tank, else ~/.cache/tank.
 image_cache = ""
+
+# Programs that decode layers of other media types, such as encrypted ones (serve). Without a section [stream_processors]
+# Tank runs those of the config of the containerd that asks. With one, even an empty one, it runs only these:
+# [stream_processors."io.containerd.ocicrypt.decoder.v1.tar.gzip"]
+#   accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]
+#   returns = "application/vnd.oci.image.layer.v1.tar+gzip"
+#   path = "ctd-decoder"
+#   args = ["--decryption-keys-path", "/etc/containerd/ocicrypt/keys"]
+#   env = ["OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf"]
 `
 
 // readSettings reads the first of these files that exists. A key that nobody knows is an error: it is a setting that would be ignored.
@@ -109,12 +121,25 @@ func readSettings(ctx context.Context, files ...string) (settings, error) {
 			}
 			return s, usageError{fmt.Errorf("config %s: %w", name, err)}
 		}
+		if s.StreamProcessors == nil && hasSection(data, "stream_processors") {
+			s.StreamProcessors = map[string]processor.Processor{} // an empty section is decoded as none
+		}
 		if s.Mode != "" && s.Mode != modeOverlay && s.Mode != modeDirectory {
 			return s, usageError{fmt.Errorf("config %s: mode %q: neither %q nor %q", name, s.Mode, modeOverlay, modeDirectory)}
 		}
 		return s, nil
 	}
 	return s, nil
+}
+
+// hasSection reports whether a TOML file has a key at its top.
+func hasSection(data []byte, name string) bool {
+	var all map[string]any
+	if err := toml.Unmarshal(data, &all); err != nil {
+		return false
+	}
+	_, ok := all[name]
+	return ok
 }
 
 // settingsFor reads the config of a command, once, and takes the log level from it when no flag gives one.

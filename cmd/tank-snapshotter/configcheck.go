@@ -54,7 +54,7 @@ func (c *cli) configCheckCommand() *cobra.Command {
 // check says what is to be told about a containerd config. An error is about the file itself.
 func (in install) check(ctx context.Context, file string) (findings, error) {
 	var found findings
-	config, ok, err := readContainerdConfig(ctx, file, &found)
+	config, ok, err := readContainerdConfig(ctx, file, readAnyFile, &found)
 	if err != nil || !ok {
 		return found, err
 	}
@@ -72,6 +72,7 @@ func (in install) check(ctx context.Context, file string) (findings, error) {
 	k.diffService()
 	k.ownStore()
 	k.sharing()
+	k.streamProcessors()
 	if plugin := k.disabledCRI(); plugin != "" {
 		k.note("CRI is disabled (%q in disabled_plugins): ctr and nerdctl work, but no kubelet can use this containerd.", plugin)
 	} else {

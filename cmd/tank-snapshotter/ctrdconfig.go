@@ -14,6 +14,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/internal/userfile"
 )
 
@@ -48,9 +49,20 @@ type containerdConfig struct {
 	DisabledPlugins []string               `toml:"disabled_plugins"`
 	ProxyPlugins    map[string]proxyPlugin `toml:"proxy_plugins"`
 	Plugins         map[string]any         `toml:"plugins"`
-	GRPC            struct {
+	// StreamProcessors are by ID.
+	StreamProcessors map[string]processor.Processor `toml:"stream_processors"`
+	GRPC             struct {
 		Address string `toml:"address"`
 	} `toml:"grpc"`
+
+	files []string // that were read
+}
+
+// readFile reads a file of containerd's config.
+type readFile func(ctx context.Context, name string) ([]byte, error)
+
+func readAnyFile(ctx context.Context, name string) ([]byte, error) {
+	return userfile.ReadFile(ctx, name, maxContainerdConfig)
 }
 
 type proxyPlugin struct {
@@ -79,11 +91,14 @@ func (f *findings) note(format string, args ...any) {
 
 // readContainerdConfig reads a config as containerd does: the file, then its imports in their order, then theirs; each is brought to the
 // newest version by itself and then merged. ok is false when containerd would not get through. An error is about the file itself.
-func readContainerdConfig(ctx context.Context, file string, found *findings) (all *containerdConfig, ok bool, err error) {
+func readContainerdConfig(ctx context.Context, file string, read readFile, found *findings) (
+	all *containerdConfig, ok bool, err error,
+) {
 	if _, err := os.Stat(file); err != nil {
 		return nil, false, err
 	}
-	all = &containerdConfig{Plugins: map[string]any{}, ProxyPlugins: map[string]proxyPlugin{}}
+	all = &containerdConfig{Plugins: map[string]any{}, ProxyPlugins: map[string]proxyPlugin{},
+		StreamProcessors: map[string]processor.Processor{}}
 	pending, seen := []string{file}, map[string]bool{}
 	for ; len(pending) > 0; pending = pending[1:] {
 		name := pending[0]
@@ -91,7 +106,7 @@ func readContainerdConfig(ctx context.Context, file string, found *findings) (al
 			continue
 		}
 		seen[name] = true
-		c, good := readContainerdFile(ctx, name, found)
+		c, good := readContainerdFile(ctx, name, read, found)
 		if ctx.Err() != nil {
 			return nil, false, ctx.Err()
 		}
@@ -100,6 +115,7 @@ func readContainerdConfig(ctx context.Context, file string, found *findings) (al
 		}
 		c.migrate(name, found)
 		all.merge(c)
+		all.files = append(all.files, name)
 		imports, good := c.resolveImports(name, found)
 		if !good {
 			return nil, false, nil
@@ -109,9 +125,9 @@ func readContainerdConfig(ctx context.Context, file string, found *findings) (al
 	return all, true, nil
 }
 
-func readContainerdFile(ctx context.Context, name string, found *findings) (*containerdConfig, bool) {
+func readContainerdFile(ctx context.Context, name string, read readFile, found *findings) (*containerdConfig, bool) {
 	var c containerdConfig
-	data, err := userfile.ReadFile(ctx, name, maxContainerdConfig)
+	data, err := read(ctx, name)
 	if err != nil {
 		found.wrong("%s can't be read, so containerd does not start: %v.", name, err)
 		return nil, false
@@ -250,6 +266,7 @@ func (c *containerdConfig) merge(later *containerdConfig) {
 		}
 	}
 	maps.Copy(c.ProxyPlugins, later.ProxyPlugins)
+	maps.Copy(c.StreamProcessors, later.StreamProcessors)
 	c.Plugins = mergeMaps(c.Plugins, later.Plugins)
 }
 

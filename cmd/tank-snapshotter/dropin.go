@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/moby/sys/userns"
 	"github.com/spf13/cobra"
+
+	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
 func (c *cli) configCommand() *cobra.Command {
@@ -68,6 +70,8 @@ type install struct {
 	Directory         bool // snapshots are copies, not overlay mounts
 	UserNS            bool // both run inside a user namespace
 	SkipKnownBlobs    bool // containerd does not fetch the blobs of known layers
+	// Processors are the stream processors of Tank's own config. nil: Tank takes containerd's.
+	Processors map[string]processor.Processor
 }
 
 // install is what the daemon's config and the flags ask for.
@@ -79,6 +83,7 @@ func (c *cli) install(ctx context.Context) (in install, err error) {
 	in = install{
 		ContainerdAddress: s.ContainerdAddress, Content: s.ContainerdAddress == "",
 		Directory: s.Mode == modeDirectory, UserNS: userns.RunningInUserNS(), SkipKnownBlobs: s.SkipKnownBlobs,
+		Processors: s.StreamProcessors,
 	}
 	if in.Root, err = filepath.Abs(first(c.root, s.Root, defaultRoot)); err != nil {
 		return in, err
@@ -141,6 +146,11 @@ func (in install) dropIn() (string, error) {
 	line(`  address = %s`, address)
 	line(``)
 	line(dropInTail, runtime.GOARCH)
+	sections, err := processorSections(in.Processors)
+	if err != nil {
+		return "", usageError{fmt.Errorf("stream_processors: %w", err)}
+	}
+	b.WriteString(sections)
 	return strings.TrimSuffix(b.String(), "\n"), nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"sync"
@@ -209,7 +210,7 @@ func TestDefaultConfig(t *testing.T) {
 	}
 	got, err := readSettings(t.Context(), filepath.Join(t.TempDir(), "none"), file)
 	want := settings{Root: defaultRoot, Address: defaultAddress, Mode: modeOverlay, LogLevel: "info", HostsDir: defaultHosts}
-	if err != nil || got != want {
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	for name := range toMap(t, settings{}) {

@@ -88,6 +88,7 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	own.tank.KeepReserve()
 	server := plugin.New(&plugin.Options{
 		Binder: own.tank.Binder(), StoresOf: storesOf(own.tank, opts.Containerd == nil), Layers: own.tank.Snapshots(), Admin: own,
+		Processors: s.processors(),
 	})
 	end.inOrder.Store(true)
 	told := make(chan struct{})

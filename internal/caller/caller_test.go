@@ -179,6 +179,34 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestConfig: the configuration of a containerd is that of its command line, and must be certain.
+func TestConfig(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want string // "" for ErrHidden
+	}{
+		{nil, "/etc/containerd/config.toml"},
+		{[]string{"--config", "/a/b.toml"}, "/a/b.toml"},
+		{[]string{"-c=/a/b.toml"}, "/a/b.toml"},
+		{[]string{"--config", "b.toml"}, ""},
+	} {
+		conn, cmd := process(t, "", tc.args...)
+		p := Of(conn)
+		got, err := Config(p)
+		if got != tc.want || (err != nil) != (tc.want == "") || err != nil && !errors.Is(err, ErrHidden) {
+			t.Errorf("%q: %q, %v", tc.args, got, err)
+		}
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+		if got, err := Config(p); err == nil {
+			t.Errorf("%q: %q of a process that has ended", tc.args, got)
+		}
+	}
+	if _, err := Config(Process{}); !errors.Is(err, ErrHidden) {
+		t.Errorf("a process that is not visible: %v", err)
+	}
+}
+
 func TestLastTransaction(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
 	db, err := bolt.Open(path, 0o600, nil)

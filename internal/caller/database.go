@@ -154,7 +154,19 @@ const maxConfig = 1 << 20
 
 // placesOf lists where the database of a containerd is, by its command line and its configuration file.
 func placesOf(args []string) (places []string) {
-	config, roots := "/etc/containerd/config.toml", []string(nil)
+	config, roots := configOf(args)
+	roots = append(append(roots, rootOf(config)...), "/var/lib/containerd")
+	for _, r := range roots {
+		if filepath.IsAbs(r) {
+			places = append(places, filepath.Join(r, suffixes[0]), filepath.Join(r, suffixes[1]))
+		}
+	}
+	return places
+}
+
+// configOf returns the configuration file of a containerd and the roots that its command line names.
+func configOf(args []string) (config string, roots []string) {
+	config = "/etc/containerd/config.toml"
 	for i, arg := range args {
 		name, value, joined := strings.Cut(arg, "=")
 		if !joined && i+1 < len(args) {
@@ -167,13 +179,21 @@ func placesOf(args []string) (places []string) {
 			config = value
 		}
 	}
-	roots = append(append(roots, rootOf(config)...), "/var/lib/containerd")
-	for _, r := range roots {
-		if filepath.IsAbs(r) {
-			places = append(places, filepath.Join(r, suffixes[0]), filepath.Join(r, suffixes[1]))
-		}
+	return config, roots
+}
+
+// Config returns the path of the configuration file of a containerd, by its command line, and ErrHidden if that can't be
+// found out. The file need not exist.
+func Config(p Process) (string, error) {
+	if p.PID == 0 {
+		return "", ErrHidden
 	}
-	return places
+	args := arguments(p.PID)
+	config, _ := configOf(args)
+	if len(args) == 0 || p.Started != started(p.PID) || !filepath.IsAbs(config) {
+		return "", ErrHidden
+	}
+	return config, nil
 }
 
 func arguments(pid int) []string {

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"os"
+	"reflect"
+	"strings"
+
+	"github.com/tank-snapshotter/tank/internal/mediatype"
+	"github.com/tank-snapshotter/tank/internal/processor"
+)
+
+// streamProcessors compares the processors of containerd's config with those that Tank will run.
+func (k *configChecker) streamProcessors() {
+	if k.Processors != nil {
+		k.ownProcessors()
+		return
+	}
+	configured := k.configuredProcessors()
+	if len(configured) == 0 {
+		return
+	}
+	for _, name := range k.files {
+		info, err := os.Stat(name)
+		if err == nil {
+			err = owned(info)
+		}
+		if err != nil {
+			k.wrong("Tank does not run the stream processors of this containerd, because of %s: %v.", name, err)
+			return
+		}
+	}
+	for _, p := range configured {
+		types := strings.Join(p.Accepts, ", ")
+		if err := p.Find(); err != nil {
+			k.wrong("[stream_processors.%q] names a program that can't be run, so layers of %s can't be unpacked: %v.", p.ID, types, err)
+			continue
+		}
+		k.note("Tank runs the stream processor %q (%s) for layers of %s, with what Tank's own unit allows.", p.ID, p.Path, types)
+	}
+}
+
+// configuredProcessors are the processors of containerd's config but those that it has without one.
+func (k *configChecker) configuredProcessors() (list []processor.Processor) {
+	builtIn := builtInProcessors()
+	for _, p := range listed(k.StreamProcessors) {
+		b := builtIn[p.ID]
+		if b.ID = p.ID; !reflect.DeepEqual(p, b) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// ownProcessors compares the media types that both sides decode.
+func (k *configChecker) ownProcessors() {
+	own, theirs := listed(k.Processors), k.processors()
+	for _, p := range k.configuredProcessors() {
+		for _, t := range decodes(p, own) {
+			k.wrong("[stream_processors.%q] decodes layers of %s, but Tank's own config has no stream processor that does. "+
+				"Add it there, or leave [stream_processors] out of Tank's config, so that Tank runs containerd's.", p.ID, t)
+		}
+	}
+	for _, p := range own {
+		for _, t := range decodes(p, theirs) {
+			k.note("Tank's own config decodes layers of %s, but this containerd does not, so other snapshotters can't unpack them. "+
+				"`tank-snapshotter config containerd` prints the section.", t)
+		}
+	}
+}
+
+// decodes returns the media types that p accepts and that no chain of all turns into those of layers.
+func decodes(p processor.Processor, all []processor.Processor) (types []string) {
+	for _, t := range p.Accepts {
+		if !mediatype.Layer(t) && processor.Chain(all, t, mediatype.Layer) == nil {
+			types = append(types, t)
+		}
+	}
+	return types
+}

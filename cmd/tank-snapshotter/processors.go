@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/processor"
+)
+
+// builtInProcessors are those that containerd has without any configuration.
+func builtInProcessors() map[string]processor.Processor {
+	const name, layer = "io.containerd.ocicrypt.decoder.v1", "application/vnd.oci.image.layer.v1"
+	all := map[string]processor.Processor{}
+	for _, kind := range []struct{ id, suffix string }{{".tar", ".tar"}, {".tar.gzip", ".tar+gzip"}} {
+		all[name+kind.id] = processor.Processor{
+			Accepts: []string{layer + kind.suffix + "+encrypted"},
+			Returns: layer + kind.suffix,
+			Path:    "ctd-decoder",
+			Args:    []string{"--decryption-keys-path", "/etc/containerd/ocicrypt/keys"},
+			Env:     []string{"OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf"},
+		}
+	}
+	return all
+}
+
+// listed returns the processors by their IDs, in the order of these.
+func listed(all map[string]processor.Processor) (list []processor.Processor) {
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		p := all[id]
+		p.ID = id
+		list = append(list, p)
+	}
+	return list
+}
+
+// processors returns the processors of a containerd's config: first those that containerd does not have without one, and
+// last those whose programs are missing. containerd itself takes any of those that accept a media type.
+func (c *containerdConfig) processors() (list []processor.Processor) {
+	var builtIn []processor.Processor
+	defaults := builtInProcessors()
+	all := maps.Clone(defaults)
+	maps.Copy(all, c.StreamProcessors)
+	for _, p := range listed(all) {
+		d := defaults[p.ID]
+		if d.ID = p.ID; reflect.DeepEqual(p, d) {
+			builtIn = append(builtIn, p)
+		} else {
+			list = append(list, p)
+		}
+	}
+	list = append(list, builtIn...)
+	slices.SortStableFunc(list, func(a, b processor.Processor) int { return missing(a) - missing(b) })
+	return list
+}
+
+// missing returns 1 if the program of a processor can't be found, else 0.
+func missing(p processor.Processor) int {
+	if p.Find() != nil {
+		return 1
+	}
+	return 0
+}
+
+// processors returns what plugin.Options.Processors is: the processors of Tank's own config, or those of the config
+// that the calling containerd was started with.
+func (s settings) processors() func(context.Context, caller.Process) ([]processor.Processor, error) {
+	if s.StreamProcessors != nil {
+		own := listed(s.StreamProcessors)
+		return func(context.Context, caller.Process) ([]processor.Processor, error) { return own, nil }
+	}
+	return containerdProcessors
+}
+
+// containerdProcessors reads which processors a containerd has. They are programs that Tank runs with its own rights, so
+// only a process that has these rights may name them, in a file that only such processes can write.
+func containerdProcessors(ctx context.Context, p caller.Process) ([]processor.Processor, error) {
+	if p.UID != 0 && int(p.UID) != os.Geteuid() {
+		return nil, fmt.Errorf("containerd's config: of a process of uid %d: %w", p.UID, errdefs.ErrUnavailable)
+	}
+	file, err := caller.Config(p)
+	if err != nil {
+		return nil, fmt.Errorf("containerd's config: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	return processorsIn(ctx, file)
+}
+
+// processorsIn reads the processors of a containerd from its config.
+func processorsIn(ctx context.Context, file string) ([]processor.Processor, error) {
+	var found findings
+	config, ok, err := readContainerdConfig(ctx, file, readOwnedFile, &found)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return (&containerdConfig{}).processors(), nil
+	case err != nil:
+		return nil, fmt.Errorf("containerd's config: %w: %w", err, errdefs.ErrUnavailable)
+	case !ok:
+		return nil, fmt.Errorf("containerd's config: %s: %w", found[len(found)-1].text, errdefs.ErrUnavailable)
+	}
+	return config.processors(), nil
+}
+
+// readOwnedFile reads a regular file that only root and the user of this process can write.
+func readOwnedFile(_ context.Context, name string) ([]byte, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil {
+		err = owned(info)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("file %s: %w", name, err)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxContainerdConfig+1))
+	if err == nil && len(data) > maxContainerdConfig {
+		err = fmt.Errorf("file %s: more than %d bytes: %w", name, maxContainerdConfig, errdefs.ErrInvalidArgument)
+	}
+	return data, err
+}
+
+// owned returns an error if others than root and the user of this process can write a file.
+func owned(info fs.FileInfo) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !ok || !info.Mode().IsRegular():
+		return fmt.Errorf("not a regular file: %w", errdefs.ErrInvalidArgument)
+	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("uid %d owns it: %w", st.Uid, errdefs.ErrPermissionDenied)
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("other users can write it (mode %04o): %w", info.Mode().Perm(), errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// processorSections is the TOML of processors.
+func processorSections(all map[string]processor.Processor) (string, error) {
+	var b strings.Builder
+	var errs []error
+	quoted := func(s string) string {
+		q, err := quote(s)
+		errs = append(errs, err)
+		return q
+	}
+	list := func(all []string) string {
+		quotes := make([]string, len(all))
+		for i, s := range all {
+			quotes[i] = quoted(s)
+		}
+		return "[" + strings.Join(quotes, ", ") + "]"
+	}
+	for _, p := range listed(all) {
+		b.Write(fmt.Appendf(nil, "[stream_processors.%s]\n  accepts = %s\n  returns = %s\n  path = %s\n",
+			quoted(p.ID), list(p.Accepts), quoted(p.Returns), quoted(p.Path)))
+		b.Write(fmt.Appendf(nil, "  args = %s\n  env = %s\n", list(p.Args), list(p.Env)))
+	}
+	return b.String(), errors.Join(errs...)
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/processor"
+)
+
+// processorTOML is a section of containerd's config.
+func processorTOML(id, accepts, path string) string {
+	return fmt.Sprintf("[stream_processors.%q]\n  accepts = [%q]\n  returns = \"application/vnd.oci.image.layer.v1.tar\"\n  path = %q\n", id, accepts, path)
+}
+
+const encryptedTar = "application/vnd.oci.image.layer.v1.tar+encrypted"
+
+// TestProcessorsOfContainerd: the programs that Tank runs are those of a config that only root and this user can write,
+// in the order of what a containerd is most likely to run.
+func TestProcessorsOfContainerd(t *testing.T) {
+	const builtIn = "io.containerd.ocicrypt.decoder.v1.tar"
+	for _, tc := range []struct {
+		name   string
+		config string // "" for no file
+		other  string // imported
+		spoil  func(dir string) error
+		want   []string // IDs; nil for errdefs.ErrUnavailable
+	}{
+		{"no config", "", "", nil, []string{builtIn, builtIn + ".gzip"}},
+		{"none of its own", "version = 3\n", "", nil, []string{builtIn, builtIn + ".gzip"}},
+		{"of its own", processorTOML("x", encryptedTar, "/bin/sh"), "", nil, []string{"x", builtIn, builtIn + ".gzip"}},
+		{"of its own, without a program", processorTOML("x", encryptedTar, "/none"), "", nil, []string{"x", builtIn, builtIn + ".gzip"}},
+		{"two, one without a program", processorTOML("a", encryptedTar, "/none") + processorTOML("b", encryptedTar, "/bin/sh"), "", nil,
+			[]string{"b", "a", builtIn, builtIn + ".gzip"}},
+		{"a built-in one that is replaced", processorTOML(builtIn, encryptedTar, "/bin/sh"), "", nil, []string{builtIn, builtIn + ".gzip"}},
+		{"imported", "imports = [\"other.toml\"]\n", processorTOML("x", encryptedTar, "/bin/sh"), nil, []string{"x", builtIn, builtIn + ".gzip"}},
+		{"syntax", "[", "", nil, nil},
+		{"others may write it", processorTOML("x", encryptedTar, "/bin/sh"), "",
+			func(dir string) error { return os.Chmod(filepath.Join(dir, "config.toml"), 0o666) }, nil},
+		{"others may write an import", "imports = [\"other.toml\"]\n", processorTOML("x", encryptedTar, "/bin/sh"),
+			func(dir string) error { return os.Chmod(filepath.Join(dir, "other.toml"), 0o620) }, nil},
+		{"another user owns it", processorTOML("x", encryptedTar, "/bin/sh"), "",
+			func(dir string) error { return os.Chown(filepath.Join(dir, "config.toml"), 1234, 0) }, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, text := range map[string]string{"config.toml": tc.config, "other.toml": tc.other} {
+				if text == "" {
+					continue
+				}
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.spoil != nil {
+				if err := tc.spoil(dir); os.IsPermission(err) {
+					t.Skipf("only root can do this: %v", err)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := processorsIn(t.Context(), filepath.Join(dir, "config.toml"))
+			if tc.want == nil {
+				if !errdefs.IsUnavailable(err) {
+					t.Errorf("%+v, %v", got, err)
+				}
+				return
+			}
+			var ids []string
+			for _, p := range got {
+				ids = append(ids, p.ID)
+			}
+			if err != nil || !slices.Equal(ids, tc.want) {
+				t.Errorf("%q, %v", ids, err)
+			}
+		})
+	}
+	if _, err := (settings{}).processors()(t.Context(), caller.Process{PID: os.Getpid(), UID: 4321}); !errdefs.IsUnavailable(err) {
+		t.Errorf("of a process of another user: %v", err)
+	}
+}
+
+// TestOwnProcessors: a section in Tank's config takes the place of containerd's, is printed for containerd, and an empty
+// one turns stream processors off.
+func TestOwnProcessors(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	for text, want := range map[string]string{
+		"[stream_processors]\n":                         "",
+		processorTOML("x \"y\"", encryptedTar, "/a\\b"): "x \"y\"",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := readSettings(t.Context(), file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.processors()(t.Context(), caller.Process{UID: 4321})
+		if err != nil || len(got) != min(1, len(want)) || len(got) > 0 && got[0].ID != want {
+			t.Errorf("%q: %+v, %v", text, got, err)
+		}
+		printed, err := install{Root: "/r", Address: "/a", Processors: s.StreamProcessors}.dropIn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c containerdConfig
+		if err := toml.Unmarshal([]byte(printed), &c); err != nil {
+			t.Fatal(err)
+		}
+		if p, ok := c.StreamProcessors[want]; ok != (want != "") || ok && (p.Path != "/a\\b" || p.Accepts[0] != encryptedTar) {
+			t.Errorf("printed %+v", c.StreamProcessors)
+		}
+	}
+}
+
+// TestCheckProcessors: `config check` reports what Tank will run for containerd's stream processors, or why it will not.
+func TestCheckProcessors(t *testing.T) {
+	own := func(accepts string) map[string]processor.Processor {
+		return map[string]processor.Processor{"own": {Accepts: []string{accepts}, Returns: "application/vnd.oci.image.layer.v1.tar", Path: "/bin/sh"}}
+	}
+	const other = "application/vnd.test"
+	for _, tc := range []struct {
+		name, config string
+		processors   map[string]processor.Processor
+		mode         os.FileMode
+		says         string // "" for nothing
+		wrong        bool
+	}{
+		{"none", "", nil, 0o600, "", false},
+		{"one", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o600, `Tank runs the stream processor "x" (/bin/sh) for layers of ` + encryptedTar, false},
+		{"one without a program", processorTOML("x", encryptedTar, "/none"), nil, 0o600, "names a program that can't be run", true},
+		{"a file that others may write", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o666, "Tank does not run the stream processors", true},
+		{"of both", processorTOML("x", encryptedTar, "/bin/sh"), own(encryptedTar), 0o600, "", false},
+		{"of containerd alone", processorTOML("x", other, "/bin/sh"), own(encryptedTar), 0o600, "but Tank's own config has no stream processor that does", true},
+		{"of Tank alone", "", own(other), 0o600, "but this containerd does not", false},
+		{"turned off", processorTOML("x", other, "/bin/sh"), map[string]processor.Processor{}, 0o600, "leave [stream_processors] out of Tank's config", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			in := install{Root: "/srv/tank", Address: "/none", Content: true}
+			text, err := in.dropIn() // as printed before Tank's own config had the section
+			if err != nil {
+				t.Fatal(err)
+			}
+			in.Processors = tc.processors
+			for name, text := range map[string]string{
+				"config.toml": fmt.Sprintf("root = %q\nimports = [\"tank.toml\"]\n", dir) + tc.config, "tank.toml": text,
+			} {
+				file := filepath.Join(dir, name)
+				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Chmod(file, tc.mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			found, err := in.check(t.Context(), filepath.Join(dir, "config.toml"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = slices.DeleteFunc(found, func(f finding) bool { return strings.Contains(f.text, "Nobody answers") })
+			switch {
+			case tc.says == "" && len(found) > 0:
+				t.Errorf("says %+v", found)
+			case tc.says != "" && (len(found) != 1 || found[0].note == tc.wrong || !strings.Contains(found[0].text, tc.says)):
+				t.Errorf("says %+v, want %q", found, tc.says)
+			}
+		})
+	}
+}

@@ -1,0 +1,84 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Decode turns a blob of a media type that the store does not read into a stream of another type, which it returns. The
+// stream closes the blob; after an error it is closed as well.
+type Decode func(ctx context.Context, mediaType string, blob io.ReadCloser) (string, io.ReadCloser, error)
+
+// claimDecoded is like claim for a blob that has to be decoded, as an encrypted layer. It always decodes: what one
+// caller may decode another may not, so neither the blob's diff ID nor the work in progress is shared. A layer that is
+// here already, l.DiffID in particular, is not extracted again. What was extracted reaches the disk before claimDecoded
+// returns, because it can't be unpacked again without the caller. See docs/adr/0030.
+func (s *Store) claimDecoded(ctx context.Context, l Layer, decode Decode,
+	hold func(*metadata.Tx, metadata.Layer) error,
+) (rec metadata.Layer, err error) {
+	if err := s.Fits([]Layer{l}); err != nil {
+		return rec, err
+	}
+	for {
+		j := s.decodeOnce(ctx, l, decode)
+		if j.err != nil {
+			return rec, j.err
+		}
+		if err := s.mend(ctx, j); err != nil {
+			if j.take() {
+				err = errors.Join(err, s.trash(j.dir))
+			} else if errdefs.IsDataLoss(err) && l.DiffID != "" {
+				l.DiffID = "" // the bytes were only hashed: extract
+				continue
+			}
+			return rec, err
+		}
+		rec, ok, err := s.settle(j, hold)
+		if err != nil {
+			return rec, err
+		}
+		if ok {
+			return rec, s.Sync(ctx)
+		}
+		l.DiffID = "" // the layer that was here is not, or is another one: extract
+	}
+}
+
+// decodeOnce unpacks a blob in the call itself. The job is in no table, so no other call finds it.
+func (s *Store) decodeOnce(ctx context.Context, l Layer, decode Decode) *unpackJob {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx(), cancel)()
+	s.unpacks.wg.Add(1)
+	defer s.unpacks.wg.Done()
+	j := &unpackJob{layer: l, decode: decode, cancel: cancel, here: make(chan struct{}), done: make(chan struct{})}
+	s.unpacks.run(ctx, j)
+	return j
+}
+
+// mend compares the layer that a job's bytes belong to, if it is here and another process left it provisional. A broken
+// one gets the job's directory.
+func (s *Store) mend(ctx context.Context, j *unpackJob) error {
+	rec, err := s.layer(metadata.LayerKey(j.diffID))
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = s.trustLayer(ctx, rec)
+	if !errdefs.IsDataLoss(err) || !j.take() {
+		return err
+	}
+	if err := s.swap(&rec, j.dir, j.record); err != nil {
+		return fmt.Errorf("layer %s: %w", rec.Key, err)
+	}
+	s.trusted(metadata.LayerNode(rec.Key), rec.Dir)
+	return nil
+}

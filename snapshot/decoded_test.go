@@ -1,0 +1,186 @@
+package snapshot_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
+	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
+)
+
+const toyType = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
+
+// addEncrypted adds a layer whose blob is encrypted, to the extent that matters here.
+func (m memory) addEncrypted(t testing.TB, tar []byte) snapshot.Layer {
+	t.Helper()
+	l := m.add(t, tar)
+	secret := xor(m[l.Blob.Digest])
+	delete(m, l.Blob.Digest)
+	l.Blob.Digest, l.Blob.MediaType = digest.FromBytes(secret), toyType
+	m[l.Blob.Digest] = secret
+	return l
+}
+
+func xor(data []byte) []byte {
+	out := slices.Clone(data)
+	for i := range out {
+		out[i] ^= 0x5a
+	}
+	return out
+}
+
+// toy decodes what addEncrypted adds, and counts.
+type toy struct {
+	calls atomic.Int32
+	err   error // instead of a stream
+	end   error // of the stream, instead of io.EOF
+	other []byte
+}
+
+func (d *toy) decode(_ context.Context, mediaType string, blob io.ReadCloser) (string, io.ReadCloser, error) {
+	d.calls.Add(1)
+	data, err := io.ReadAll(blob)
+	if err = errors.Join(err, blob.Close()); err == nil {
+		err = d.err
+	}
+	if err != nil || mediaType != toyType {
+		return "", nil, errors.Join(err, fmt.Errorf("media type %s", mediaType))
+	}
+	plain := xor(data)
+	if d.other != nil {
+		plain = d.other
+	}
+	var r io.Reader = bytes.NewReader(plain)
+	if d.end != nil {
+		r = io.MultiReader(r, failing{d.end})
+	}
+	return "application/vnd.oci.image.layer.v1.tar+gzip", io.NopCloser(r), nil
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// applyDecoded extracts a layer as containerd does; expected is the diff ID that containerd names, "" for 2.2.
+func applyDecoded(w *world, key string, l snapshot.Layer, expected digest.Digest, decode snapshot.Decode) (digest.Digest, error) {
+	var opts []snapshots.Opt
+	if expected != "" {
+		opts = append(opts, snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotDiffID: expected.String()}))
+	}
+	mounts, err := w.For(metadata.Containerd).Prepare(ctx, key, "", opts...)
+	if err != nil {
+		return "", err
+	}
+	got, err := w.ApplyDecoded(ctx, l.Blob, mounts, decode)
+	return got.Digest, err
+}
+
+// TestDecoded: a layer that has to be decoded is decoded for each caller, and extracted once.
+func TestDecoded(t *testing.T) {
+	requireRoot(t)
+	noKey := fmt.Errorf("no key: %w", errdefs.ErrFailedPrecondition)
+	for _, row := range []struct {
+		testName string
+		named    bool // containerd names the diff ID
+		then     func(t *testing.T, w *world, l snapshot.Layer, good *toy)
+	}{
+		{"a caller who can decode it", true, func(t *testing.T, w *world, l snapshot.Layer, good *toy) {
+			before := w.layerDir(t, metadata.LayerKey(l.DiffID))
+			for i, named := range []digest.Digest{l.DiffID, ""} {
+				if got, err := applyDecoded(w, fmt.Sprint("again", i), l, named, good.decode); err != nil || got != l.DiffID {
+					t.Errorf("again: %s, %v", got, err)
+				}
+			}
+			if now := w.layerDir(t, metadata.LayerKey(l.DiffID)); now != before || good.calls.Load() != 3 {
+				t.Errorf("%s became %s, %d calls", before, now, good.calls.Load())
+			}
+		}},
+		{"a caller who cannot", true, func(t *testing.T, w *world, l snapshot.Layer, _ *toy) {
+			for i, bad := range []*toy{{err: noKey}, {end: noKey}} {
+				if got, err := applyDecoded(w, fmt.Sprint("bad", i), l, l.DiffID, bad.decode); !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("got %s, %v", got, err)
+				}
+			}
+			if _, err := applyDecoded(w, "none", l, l.DiffID, nil); !errdefs.IsNotImplemented(err) {
+				t.Errorf("without a decoder: %v", err)
+			}
+			sealed := l
+			sealed.Blob.MediaType = "application/vnd.oci.image.layer.v1.tar+gzip"
+			if _, err := applyDecoded(w, "plain", sealed, l.DiffID, nil); err == nil {
+				t.Error("the blob was taken for a plain layer")
+			}
+		}},
+		{"a caller whose decoder gives other bytes", true, func(t *testing.T, w *world, l snapshot.Layer, _ *toy) {
+			tar := Tar(t, F("evil", "1"))
+			got, err := applyDecoded(w, "other", l, l.DiffID, (&toy{other: Gzip(t, tar)}).decode)
+			if err != nil || got != digest.FromBytes(tar) { // which containerd refuses
+				t.Errorf("got %s, %v", got, err)
+			}
+		}},
+		{"known layers are not announced or given", true, func(t *testing.T, w *world, l snapshot.Layer, good *toy) {
+			w.Announce([]snapshot.Layer{l})
+			must(t, w.db.View(func(tx *metadata.Tx) error {
+				if d := tx.Verified(l.Blob.Digest); d != "" {
+					t.Errorf("the blob is recorded to have the diff ID %s", d)
+				}
+				return nil
+			}))
+			if n := good.calls.Load(); n != 1 {
+				t.Errorf("%d calls", n)
+			}
+		}},
+		{"it is broken", true, func(t *testing.T, w *world, l snapshot.Layer, good *toy) {
+			for i, named := range []digest.Digest{l.DiffID, ""} {
+				dir := w.layerDir(t, metadata.LayerKey(l.DiffID))
+				must(t, os.WriteFile(filepath.Join(dir, "fs", "a"), []byte("broken"), 0o644))
+				must(t, w.Doubt("", []digest.Digest{l.DiffID}))
+				if got, err := applyDecoded(w, fmt.Sprint("mended", i), l, named, good.decode); err != nil || got != l.DiffID {
+					t.Fatalf("%s, %v", got, err)
+				}
+			}
+		}},
+	} {
+		t.Run(row.testName, func(t *testing.T) {
+			w := open(t)
+			l := w.blobs.addEncrypted(t, Tar(t, F("a", "1"), D("d")))
+			good := &toy{}
+			got, err := applyDecoded(w, "first", l, l.DiffID, good.decode)
+			if err != nil || got != l.DiffID {
+				t.Fatalf("got %s, %v", got, err)
+			}
+			must(t, w.For(metadata.Containerd).Commit(ctx, "done", "first"))
+			must(t, w.db.View(func(tx *metadata.Tx) error {
+				rec, err := tx.Layer(metadata.LayerKey(l.DiffID))
+				if err == nil && !rec.Durable {
+					t.Error("the layer is not on the disk")
+				}
+				return err
+			}))
+			row.then(t, w, l, good)
+			sn := w.For(metadata.Containerd)
+			view, err := sn.View(ctx, "view", "done")
+			must(t, err)
+			if got := show(t, view); !slices.Equal(got, []string{`a file "1"`, "d dir"}) {
+				t.Errorf("got %q", got)
+			}
+			must(t, sn.Cleanup(ctx))
+			left, err := filepath.Glob(filepath.Join(w.root, "layers", ".*"))
+			if must(t, err); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}

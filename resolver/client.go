@@ -1,7 +1,6 @@
 package resolver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,8 +96,12 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 			answer = permanent(cause.Mark(fmt.Errorf(text, host.Host, errdefs.ErrUnavailable), cause.HTTPToTLS, ""))
 		}
 		drain(resp)
-		if err := asks.refused(ctx, resp, answer); err != nil || try == maxTries {
-			return nil, cmp.Or(err, answer)
+		err = asks.refused(ctx, resp, answer)
+		if err == nil && try == maxTries {
+			err = asks.explain(answer)
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 }

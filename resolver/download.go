@@ -259,8 +259,13 @@ func broken(ctx context.Context, host *endpoint, at, size int64, err error) erro
 // position makes the body begin at offset: a 206 has to say that it does, and of a 200 the beginning is skipped.
 func (d *download) position(resp *http.Response, want span) error {
 	if resp.StatusCode == http.StatusPartialContent {
-		_, err := partial(resp, want, d.desc.Size)
-		return err
+		end, err := partial(resp, want, d.desc.Size)
+		if err != nil || want != (span{}) {
+			return err
+		}
+		if end != d.desc.Size { // all of it, though as a range, is as good as a 200
+			return fmt.Errorf("%d of %d bytes as a range that was not asked for: %w", end, d.desc.Size, errdefs.ErrDataLoss)
+		}
 	}
 	if resp.ContentLength >= 0 && resp.ContentLength != d.desc.Size {
 		return fmt.Errorf("%d bytes where %d were announced: %w", resp.ContentLength, d.desc.Size, errdefs.ErrDataLoss)
@@ -279,7 +284,7 @@ func partial(resp *http.Response, want span, size int64) (end int64, err error) 
 		return 0, fmt.Errorf("asked for %q of %d bytes, got %.100q as %.50q: %w: %w", want.header(), size,
 			strings.TrimSpace(resp.Header.Get("Content-Range")), resp.Header.Get("Content-Type"), errRange, errdefs.ErrDataLoss)
 	}
-	if t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); strings.HasPrefix(t, "multipart/") || want == (span{}) {
+	if t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); strings.HasPrefix(t, "multipart/") {
 		return fail()
 	}
 	var start, last int64

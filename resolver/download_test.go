@@ -228,6 +228,9 @@ func TestD08Ranges(t *testing.T) {
 		{"multipart", registrytest.Multipart, nil},
 		{"206 without a range", func(d []byte) registrytest.Fault {
 			return registrytest.Answer(206, d, "Content-Range", fmt.Sprintf("bytes 0-%d/%d", len(d)-1, len(d)))
+		}, nil},
+		{"206 without a range, cut short", func(d []byte) registrytest.Fault {
+			return registrytest.Answer(206, d[:9], "Content-Range", fmt.Sprintf("bytes 0-8/%d", len(d)))
 		}, errdefs.ErrDataLoss},
 		{"ranges of changed content", func(d []byte) registrytest.Fault {
 			return registrytest.ContentRange(evil(d), func(s, last, size int) string { return fmt.Sprintf("bytes %d-%d/%d", s, last, size) })

@@ -11,7 +11,8 @@ import (
 )
 
 // realmURL reads the address of a token server that a registry at home named. It refuses what nobody would mean: another scheme than HTTP, HTTP
-// for a registry that has HTTPS, an address with a user in it. Where it leads is checked when it is dialled.
+// for a registry that has HTTPS, an address with a user in it. Where it leads is checked when it is dialled. A registry
+// behind a gateway that ends TLS may name its own host with HTTP; that is read as HTTPS.
 func realmURL(home *url.URL, realm string) (*url.URL, error) {
 	if realm == "" {
 		return nil, errors.New("challenge without realm")
@@ -25,7 +26,11 @@ func realmURL(home *url.URL, realm string) (*url.URL, error) {
 		return nil, errors.New("realm is not an address of HTTP")
 	case u.User != nil:
 		return nil, errors.New("realm names a user")
-	case home.Scheme == "https" && u.Scheme != "https":
+	}
+	if home.Scheme == "https" && u.Scheme == "http" && sameHost(home, u) {
+		u.Scheme, u.Host = "https", home.Host // the registry does not know that TLS ends before it
+	}
+	if home.Scheme == "https" && u.Scheme != "https" {
 		return nil, fmt.Errorf("realm at %s is not HTTPS, but the registry is", u.Host)
 	}
 	if a, err := netip.ParseAddr(u.Hostname()); err == nil && u.Hostname() != home.Hostname() {
@@ -36,6 +41,11 @@ func realmURL(home *url.URL, realm string) (*url.URL, error) {
 	}
 	u.Fragment = ""
 	return u, nil
+}
+
+// sameHost reports whether a realm without TLS is on the host of the registry, on the port of HTTP or of the registry.
+func sameHost(home, realm *url.URL) bool {
+	return strings.EqualFold(home.Hostname(), realm.Hostname()) && (port(realm) == "80" || port(realm) == port(home))
 }
 
 // realmPairs are registries whose token server is on another site, as their operators document it.

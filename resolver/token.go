@@ -156,18 +156,7 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cre
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
 	way := a.endpoint.way(realm)
-	client := http.Client{Transport: way.first, CheckRedirect: func(next *http.Request, via []*http.Request) error {
-		// Whoever answers gives out what opens the registry; and basic credentials or a refresh token are on their way to it.
-		if !sameOrigin(next.URL, realm) || next.URL.User != nil {
-			return errors.New("redirect to another origin")
-		}
-		if len(via) >= maxRedirects {
-			return errors.New("too many redirects")
-		}
-		next.Header.Del("Referer")
-		return nil
-	}}
-	resp, err := client.Do(req.WithContext(ctx))
+	resp, err := a.tokenClient(realm, cred).Do(req.WithContext(ctx))
 	if err != nil {
 		err = networkError("token server "+realm.Host, err)
 		way.failed(ctx, err)
@@ -190,6 +179,31 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cre
 		return "", 0, fmt.Errorf("token server %s: %w", realm.Host, err)
 	}
 	return token, life, nil
+}
+
+// tokenClient is a client for one request to a token server. A password or a refresh token follows redirects within the
+// origin of the realm only. An anonymous request is redirected to wherever a registry may redirect: the realm may be at a
+// gateway, in front of the token server.
+func (a *authorizer) tokenClient(realm *url.URL, cred Credential) *http.Client {
+	return &http.Client{Transport: ways{a.endpoint}, CheckRedirect: func(next *http.Request, via []*http.Request) error {
+		switch u := next.URL; {
+		case len(via) >= maxRedirects:
+			return errors.New("too many redirects")
+		case u.User != nil, cred != (Credential{}) && !sameOrigin(u, realm):
+			return errors.New("redirect to another origin")
+		case u.Scheme != "https" && via[len(via)-1].URL.Scheme == "https":
+			return fmt.Errorf("redirect from https to %.20q", u.Scheme)
+		}
+		next.Header.Del("Referer")
+		return nil
+	}}
+}
+
+// ways sends each request by the transport for its origin.
+type ways struct{ *endpoint }
+
+func (w ways) RoundTrip(req *http.Request) (*http.Response, error) {
+	return w.way(req.URL).first.RoundTrip(req)
 }
 
 func tokenRequest(ctx context.Context, realm *url.URL, d demand, cred Credential) (*http.Request, error) {

@@ -148,7 +148,7 @@ func (w *wallet) note(ctx context.Context, host string, err error) {
 	}
 	w.mu.Unlock()
 	if !again {
-		w.warn(ctx, fmt.Sprintf("credentials of %s: %v; trying without them", host, err))
+		w.warn(ctx, fmt.Sprintf("credentials of %s: %v; going on without", host, err))
 	}
 }
 

@@ -15,8 +15,11 @@ import (
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
-// maxForeign is how many manifests and indexes of other programs are read to find the blobs that they need.
-const maxForeign = 10_000
+// How much of the entries of other programs is followed.
+const (
+	maxForeign      = 10_000  // manifests and indexes
+	maxForeignBlobs = 500_000 // that they need
+)
 
 // foreignBlobs returns the blobs that the entries of other programs in index.json need. A sweep keeps these although no
 // record names them. Nothing is served from them: what has no record is not visible, and a pull that needs such a blob
@@ -63,11 +66,14 @@ type foreignWalk struct {
 // foreignDocument has all members by which a manifest or an index of whatever kind names blobs. It is read leniently: a
 // blob that is kept for nothing does no harm.
 type foreignDocument struct {
-	Config    ocispec.Descriptor
-	Layers    []ocispec.Descriptor
-	Blobs     []ocispec.Descriptor
-	Manifests []ocispec.Descriptor
+	Config    foreignBlob
+	Layers    []foreignBlob
+	Blobs     []foreignBlob
+	Manifests []foreignBlob
 }
+
+// foreignBlob is what is read of a descriptor: a document of a few megabytes may have a million of them.
+type foreignBlob struct{ Digest digest.Digest }
 
 // need adds the blobs that the manifest or index d needs, as far as they are here.
 func (f *foreignWalk) need(d digest.Digest) error {
@@ -75,8 +81,8 @@ func (f *foreignWalk) need(d digest.Digest) error {
 		return nil
 	}
 	f.needed[d], f.read[d] = true, true
-	if len(f.read) > maxForeign {
-		return fmt.Errorf("it needs more than %d manifests", maxForeign)
+	if len(f.read) > maxForeign || len(f.needed) > maxForeignBlobs {
+		return fmt.Errorf("it needs more than %d manifests or %d blobs", maxForeign, maxForeignBlobs)
 	}
 	path := filepath.Join(f.blobs, d.Algorithm().String(), d.Encoded())
 	b, err := regular.ReadFile(path, imagejson.MaxManifestSize)

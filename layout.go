@@ -26,12 +26,12 @@ const annotationEntry = "io.github.tank-snapshotter.entry"
 // annotationMarked is an annotation of index.json itself: all of Tank's entries in the file are marked.
 const annotationMarked = "io.github.tank-snapshotter.marked"
 
-// indexFile is index.json. What Tank does not write is kept as it was read.
-type indexFile struct {
+// indexFile is index.json, with entries of the type E: as they are read, or as they are written.
+type indexFile[E any] struct {
 	SchemaVersion int               `json:"schemaVersion"`
 	MediaType     string            `json:"mediaType,omitempty"`
 	Annotations   map[string]string `json:"annotations,omitempty"`
-	Manifests     []json.RawMessage `json:"manifests"`
+	Manifests     []E               `json:"manifests"`
 }
 
 // indexState is index.json as it was when Tank wrote or compared it last.
@@ -84,16 +84,12 @@ func replaceIfOther(path string, b []byte) error {
 // writeIndex writes index.json if it differs from the records: Tank's entries first, then those of other programs. It
 // is not synced either. t.layout is held.
 func (t *Tank) writeIndex(images []metadata.Image) error {
-	file := indexFile{
+	file := indexFile[any]{
 		SchemaVersion: 2, MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{annotationMarked: "1"},
-		Manifests: make([]json.RawMessage, 0, len(images)),
+		Manifests: make([]any, 0, len(images)),
 	}
 	for _, i := range images {
-		entry, err := json.Marshal(ownEntry(i))
-		if err != nil {
-			return err
-		}
-		file.Manifests = append(file.Manifests, entry)
+		file.Manifests = append(file.Manifests, ownEntry(i))
 	}
 	b, err := json.Marshal(file)
 	if err != nil {
@@ -143,7 +139,7 @@ func (t *Tank) sawIndex(path string, others bool) error {
 
 // addOthers adds the entries and annotations of other programs in index.json to what Tank will write there, and returns
 // how many there are. A copy of a file that cannot be read is kept below lost/.
-func (t *Tank) addOthers(file *indexFile, old []byte, images []metadata.Image) (n int, err error) {
+func (t *Tank) addOthers(file *indexFile[any], old []byte, images []metadata.Image) (n int, err error) {
 	was, err := parseIndex(old)
 	if err != nil { // another program may be writing it just now, in its place
 		time.Sleep(indexSettles)
@@ -226,7 +222,7 @@ func isOwn(d ocispec.Descriptor) bool {
 
 // readIndex reads index.json, as far as it can be read, and returns its bytes too. The error is os.ErrNotExist for a
 // missing file.
-func readIndex(root string) (file indexFile, b []byte, err error) {
+func readIndex(root string) (file indexFile[json.RawMessage], b []byte, err error) {
 	b, err = regular.ReadFile(filepath.Join(root, ocispec.ImageIndexFile), maxLayout)
 	if err == nil {
 		file, err = parseIndex(b)
@@ -235,7 +231,7 @@ func readIndex(root string) (file indexFile, b []byte, err error) {
 }
 
 // parseIndex reads index.json, as far as it can be read.
-func parseIndex(b []byte) (file indexFile, err error) {
+func parseIndex(b []byte) (file indexFile[json.RawMessage], err error) {
 	if err = json.Unmarshal(b, &file); err == nil {
 		return file, nil
 	}
@@ -243,9 +239,9 @@ func parseIndex(b []byte) (file indexFile, err error) {
 	_, list, _ := strings.Cut(string(b), `"manifests":[`)
 	d := json.NewDecoder(strings.NewReader("[" + list))
 	if _, e := d.Token(); e != nil {
-		return indexFile{}, err
+		return indexFile[json.RawMessage]{}, err
 	}
-	file = indexFile{}
+	file = indexFile[json.RawMessage]{}
 	for d.More() {
 		var raw json.RawMessage
 		if d.Decode(&raw) != nil {

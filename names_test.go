@@ -217,8 +217,8 @@ func TestDigestForms(t *testing.T) {
 	})
 }
 
-// TestDigestKeepsPath shows what protects the path that a pull returned: a pull by digest keeps it when the tag moves and
-// somebody collects garbage; without one it goes.
+// TestDigestKeepsPath shows what protects the path that a pull returned: a pull by digest keeps it when the tag moves
+// and somebody collects garbage; without one it goes.
 func TestDigestKeepsPath(t *testing.T) {
 	t.Parallel()
 	for _, pinned := range []bool{false, true} {

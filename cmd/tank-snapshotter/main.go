@@ -49,6 +49,9 @@ func run(args []string) int {
 		// cobra found the arguments wrong before any of our code ran.
 		err = usageError{err}
 	}
+	if code := c.ending.code(); err != nil && code != 0 {
+		giveUp(c.ending.message(), code)
+	}
 	if err != nil {
 		printable.Fprintf(stderr, "tank-snapshotter: %s\n", err)
 		if hint := hintFor(err); hint != "" {

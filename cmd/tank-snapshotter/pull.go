@@ -71,6 +71,9 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 	to string, asJSON bool,
 ) error {
 	report := func(p plugin.Progress) {
+		if p.Line == "" && !p.Cached {
+			c.ending.leaves("What was downloaded is kept for a day: the same pull goes on from there.")
+		}
 		switch {
 		case p.Line != "" && display.text != nil:
 			display.text(p.Line)
@@ -113,7 +116,7 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 			return err
 		}
 		if to != "" {
-			if image.Rootfs, err = cloneTo(cmd.Context(), image.Rootfs, to); err != nil {
+			if image.Rootfs, err = c.cloneTo(cmd.Context(), image.Rootfs, to); err != nil {
 				return err
 			}
 		}
@@ -137,11 +140,12 @@ func writable(to string) error {
 }
 
 // cloneTo writes a rootfs of the caller's own. This process does it, with the rights of who asked for it.
-func cloneTo(ctx context.Context, rootfs, to string) (string, error) {
+func (c *cli) cloneTo(ctx context.Context, rootfs, to string) (string, error) {
 	to, err := filepath.Abs(to)
 	if err != nil {
 		return "", err
 	}
+	c.ending.leaves("The copy in " + printable.Text(to) + " is not complete: delete it.")
 	if err := tank.Clone(ctx, rootfs, to); err != nil {
 		return "", localError{err}
 	}

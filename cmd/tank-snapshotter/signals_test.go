@@ -31,6 +31,9 @@ func silentPipe(t *testing.T, path string) {
 	t.Cleanup(func() { w.Close() })
 }
 
+// soon bounds the time from a signal to the end of the process: endWithin, and what a busy machine needs.
+const soon = endWithin + 850*time.Millisecond
+
 // TestOneSignalEnds: a command ends on its first signal, whatever it is doing.
 func TestOneSignalEnds(t *testing.T) {
 	t.Parallel()
@@ -100,12 +103,8 @@ func TestOneSignalEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			began := time.Now()
-			if err := cmd.Wait(); err == nil {
-				t.Errorf("it ended before the signal: %s", stderr.String())
-			}
-			// The program itself gives up after two seconds; a machine that is busy needs more.
-			status := cmd.ProcessState.Sys().(syscall.WaitStatus)
-			if took := time.Since(began); took > 2*endWithin+time.Second || status.Signal() == syscall.SIGKILL {
+			_ = cmd.Wait()
+			if took := time.Since(began); took > soon || cmd.ProcessState.ExitCode() != 128+int(signal) {
 				t.Errorf("it took %s, %s: %s", took, cmd.ProcessState, stderr.String())
 			}
 		})
@@ -141,8 +140,8 @@ func TestInterruptedOwner(t *testing.T) {
 	}
 	began := time.Now()
 	_ = owner.Wait()
-	if took := time.Since(began); took > 2*endWithin+time.Second {
-		t.Errorf("the owner took %s to end", took)
+	if took := time.Since(began); took > soon || owner.ProcessState.ExitCode() != 143 {
+		t.Errorf("the owner took %s to end: %s", took, owner.ProcessState)
 	}
 	release()
 	if err := second.Wait(); err != nil || !strings.HasPrefix(out.String(), root) {

@@ -8,6 +8,8 @@ import (
 	"io"
 	"maps"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -79,12 +81,14 @@ func (c *comparison) visit(have *unpack.Entry, id unpack.InodeID) error {
 		return err
 	}
 	if c.want == nil || c.want.Path != have.Path {
-		c.report(have.Path, "not in the seal")
+		c.report(have.Path, "added: the seal does not have it")
 		return nil
 	}
-	what := difference(c.want, have)
-	if what == "" && have.Type != unpack.Whiteout && !c.inodes.agree(c.want, id) {
-		what = "links"
+	what := ""
+	if differ(c.want, have) {
+		what = difference(c.want, have)
+	} else if have.Type != unpack.Whiteout && !c.inodes.agree(c.want, id) {
+		what = "other hard links"
 	}
 	if what != "" {
 		c.report(have.Path, what)
@@ -125,29 +129,40 @@ func (n *inodes) agree(want *unpack.Entry, id unpack.InodeID) bool {
 	return want.Inode == want.Path
 }
 
-// difference names the first thing in which two entries differ, "" when none. Names of hard links are not compared.
-func difference(a, b *unpack.Entry) string {
-	switch {
-	case a.Type != b.Type:
-		return "type"
-	case a.Type == unpack.Whiteout:
-		return "" // a whiteout only has to exist
-	case a.Mode != b.Mode && a.Type != unpack.Symlink:
-		return "mode"
-	case a.UID != b.UID || a.GID != b.GID:
-		return "owner"
-	case a.Sec != b.Sec || a.Nsec != b.Nsec:
-		return "time"
-	case a.Size != b.Size && a.Type == unpack.File:
-		return "size"
-	case a.Hash != b.Hash:
-		return "content"
-	case a.Target != b.Target || a.Rdev != b.Rdev:
-		return "target"
-	case a.Opaque != b.Opaque:
-		return "opaque"
-	case !maps.Equal(a.Xattrs, b.Xattrs):
-		return "xattrs"
+// differ reports whether two entries differ. Names of hard links are not compared.
+func differ(a, b *unpack.Entry) bool {
+	if a.Type != b.Type {
+		return true
 	}
-	return ""
+	return a.Type != unpack.Whiteout && // a whiteout only has to exist
+		(a.Mode != b.Mode && a.Type != unpack.Symlink || a.UID != b.UID || a.GID != b.GID ||
+			a.Sec != b.Sec || a.Nsec != b.Nsec || a.Size != b.Size && a.Type == unpack.File || a.Hash != b.Hash ||
+			a.Target != b.Target || a.Rdev != b.Rdev || a.Opaque != b.Opaque || !maps.Equal(a.Xattrs, b.Xattrs))
 }
+
+// difference names everything in which two entries differ, what matters most first. want is what the seal has.
+func difference(want, have *unpack.Entry) string {
+	if want.Type != have.Type {
+		return fmt.Sprintf("a %s instead of a %s", have.Type, want.Type)
+	}
+	var what []string
+	add := func(differs bool, text string, values ...any) {
+		if differs {
+			what = append(what, fmt.Sprintf(text, values...))
+		}
+	}
+	resized := want.Size != have.Size && want.Type == unpack.File
+	add(resized, "%d bytes instead of %d", have.Size, want.Size)
+	add(want.Hash != have.Hash && !resized, "other content")
+	add(want.Target != have.Target, "target %.100q instead of %.100q", have.Target, want.Target)
+	add(want.Rdev != have.Rdev, "another device number")
+	add(want.Mode != have.Mode && want.Type != unpack.Symlink, "mode %04o instead of %04o", have.Mode, want.Mode)
+	add(want.UID != have.UID || want.GID != have.GID, "owner %d:%d instead of %d:%d",
+		have.UID, have.GID, want.UID, want.GID)
+	add(want.Opaque != have.Opaque, "another opaque mark")
+	add(!maps.Equal(want.Xattrs, have.Xattrs), "other xattrs")
+	add(want.Sec != have.Sec || want.Nsec != have.Nsec, "time %s instead of %s", timeOf(have), timeOf(want))
+	return strings.Join(what, ", ")
+}
+
+func timeOf(e *unpack.Entry) string { return time.Unix(e.Sec, e.Nsec).UTC().Format(time.RFC3339Nano) }

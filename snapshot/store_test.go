@@ -126,6 +126,15 @@ func TestDurable(t *testing.T) {
 	}
 }
 
+func appendByte(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("2")
+	return errors.Join(err, f.Close())
+}
+
 // TestCheckFinds shows that check finds every kind of damage, and names the path.
 func TestCheckFinds(t *testing.T) {
 	requireRoot(t)
@@ -136,6 +145,24 @@ func TestCheckFinds(t *testing.T) {
 	}{
 		{"a byte of a layer", func(_ *world, layer, _ string) error { return os.WriteFile(layer+"/fs/f", []byte("2"), 0o644) }, "/fs/f: "},
 		{"a byte of a rootfs", func(_ *world, _, rootfs string) error { return os.WriteFile(rootfs+"/f", []byte("2"), 0o644) }, "/f: "},
+		{"a byte that was appended to a layer", func(_ *world, layer, _ string) error {
+			return appendByte(layer + "/fs/d/x")
+		}, "/fs/d/x: 2 bytes instead of 1, time "},
+		{"a byte that was appended to a rootfs, at the same time", func(_ *world, _, rootfs string) error {
+			at := time.Unix(Time, 0)
+			return errors.Join(appendByte(rootfs+"/d/x"), os.Chtimes(rootfs+"/d/x", at, at))
+		}, "/d/x: 2 bytes instead of 1: "},
+		{"other bytes at the same time", func(_ *world, layer, _ string) error {
+			at := time.Unix(Time, 0)
+			return errors.Join(os.WriteFile(layer+"/fs/d/x", []byte("2"), 0o644), os.Chtimes(layer+"/fs/d/x", at, at))
+		}, "/fs/d/x: other content: "},
+		{"a mode", func(_ *world, layer, _ string) error { return os.Chmod(layer+"/fs/d/x", 0o600) },
+			"/fs/d/x: mode 0600 instead of 0644: "},
+		{"an added file", func(_ *world, layer, _ string) error { return os.WriteFile(layer+"/fs/d/y", nil, 0o644) },
+			"/fs/d/y: added"},
+		{"another type", func(_ *world, layer, _ string) error {
+			return errors.Join(os.Remove(layer+"/fs/s"), os.Mkdir(layer+"/fs/s", 0o755))
+		}, "/fs/s: a dir instead of a symlink: "},
 		{"a missing file", func(_ *world, layer, _ string) error { return os.Remove(layer + "/fs/d/x") }, "d/x: missing"},
 		{"an owner", func(_ *world, layer, _ string) error { return os.Lchown(layer+"/fs/s", 1, 1) }, "s: owner"},
 		{"a link", func(_ *world, layer, _ string) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot"
 )
 
 // HolderInfo is a name that keeps things alive, and what it keeps. What a snapshot stands on counts for who holds the snapshot.
@@ -24,8 +26,9 @@ type HolderInfo struct {
 	Layers    int // and fix-ups
 	Rootfs    int
 	Snapshots int
-	Bytes     int64 // of all these on the disk; blobs as they are, the rest unpacked
-	Alone     int64 // bytes that nobody else keeps, which a release gives back
+	Bytes     int64 // that all these take on the disk, measured as du does
+	Alone     int64 // of Bytes, what nobody else keeps; a release frees it
+	Freed     int64 // bytes that the release freed on the disk; 0 from Holders
 	Running   bool  // a pull that runs just now
 	// Database, Seen and Connected tell of the containerd that acts for the holder: the path of its database, when it was
 	// connected last, and whether it is now. They are zero for other holders, and where nothing is known.
@@ -58,11 +61,12 @@ func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 		names[h] = true
 	}
 	var infos []HolderInfo
+	measured := sizes{}
 	for h, listed := range names {
 		if !listed {
 			continue
 		}
-		switch info, err := t.holder(ctx, h); {
+		switch info, err := t.holder(ctx, h, measured); {
 		case errdefs.IsNotFound(err): // containerd never was here, or it is gone meanwhile
 		case err != nil:
 			return nil, err
@@ -80,10 +84,31 @@ func isSnapshotHolder(h metadata.Holder) bool {
 	return strings.HasPrefix(string(h), string(metadata.SnapshotHolder("")))
 }
 
-// holder tells what h keeps; errdefs.ErrNotFound when there is no such holder.
-func (t *Tank) holder(ctx context.Context, h metadata.Holder) (HolderInfo, error) {
+// sizes are the bytes that paths of the root take on the disk. A layer that many hold is measured once.
+type sizes map[string]int64
+
+func (s sizes) of(ctx context.Context, path string) (int64, error) {
+	if size, ok := s[path]; ok {
+		return size, nil
+	}
+	size, err := snapshot.DiskUsage(ctx, path)
+	if err == nil {
+		s[path] = size
+	}
+	return size, err
+}
+
+// kept is a path of the root that a holder keeps.
+type kept struct {
+	path  string
+	alone bool // nobody else keeps it
+}
+
+// holder returns what h keeps; errdefs.ErrNotFound when there is no such holder. The disk is measured after the
+// transaction, because that takes as long as a walk through all files.
+func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured sizes) (HolderInfo, error) {
 	info := HolderInfo{Holder: string(h)}
-	var written map[string]bool // snapshots whose size only a look at their directories tells, and whether nobody else holds them
+	var all []kept
 	ref, known := strings.CutPrefix(string(h), string(metadata.PullHolder("")))
 	if err := t.db.View(func(tx *metadata.Tx) (err error) {
 		pulls, err := tx.Pulls()
@@ -91,20 +116,17 @@ func (t *Tank) holder(ctx context.Context, h metadata.Holder) (HolderInfo, error
 			return err
 		}
 		known = known && slices.ContainsFunc(pulls, func(p metadata.Pull) bool { return p.Ref == ref })
-		written, err = count(tx, h, &info)
+		all, err = t.count(tx, h, &info)
 		return err
 	}); err != nil {
 		return info, err
 	}
-	for key, alone := range written {
-		u, err := t.snapshots.For(h).Usage(ctx, key)
-		if errdefs.IsNotFound(err) {
-			continue // removed meanwhile
-		}
+	for _, k := range all {
+		size, err := measured.of(ctx, k.path)
 		if err != nil {
-			return info, err
+			return info, fmt.Errorf("holder %s: %w", h, err)
 		}
-		info.keep(u.Size, alone)
+		info.keep(size, k.alone)
 	}
 	ingests, err := t.content.For(h).ListStatuses(ctx)
 	if err != nil {
@@ -130,8 +152,8 @@ func (i *HolderInfo) keep(size int64, alone bool) {
 	}
 }
 
-// count adds up what the records say that h holds.
-func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[string]bool, err error) {
+// count counts what the records say that h holds, and returns the paths of it.
+func (t *Tank) count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (all []kept, err error) {
 	// Layers are held by snapshots, so whose they are depends on whose the snapshots are.
 	own := map[metadata.Holder]bool{h: true}
 	aloneIs := func(n metadata.Node) bool {
@@ -141,7 +163,6 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 	for _, key := range tx.Held(h, metadata.KindLayer, "", -1) {
 		layers[key] = true
 	}
-	written = map[string]bool{}
 	for _, key := range tx.Held(h, metadata.KindSnapshot, "", -1) {
 		s, err := tx.Snapshot(key)
 		if err != nil {
@@ -153,11 +174,8 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 		for _, l := range tx.Held(metadata.SnapshotHolder(key), metadata.KindLayer, "", -1) {
 			layers[l] = true
 		}
-		switch {
-		case s.Kind != metadata.Committed:
-			written[key] = alone
-		case s.Dir != "":
-			info.keep(s.Size, alone)
+		if s.Dir != "" {
+			all = append(all, kept{filepath.Join(t.root, "snapshots", s.Dir), alone})
 		}
 	}
 	for key := range layers {
@@ -166,7 +184,7 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 			return nil, err
 		}
 		info.Layers++
-		info.keep(l.Size, aloneIs(metadata.LayerNode(key)))
+		all = append(all, kept{filepath.Join(t.root, "layers", l.Dir), aloneIs(metadata.LayerNode(key))})
 	}
 	for _, key := range tx.Held(h, metadata.KindBlob, "", -1) {
 		b, err := tx.Blob(digest.Digest(key))
@@ -174,7 +192,7 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 			return nil, err
 		}
 		info.Blobs++
-		info.keep(b.Size, aloneIs(metadata.BlobNode(b.Digest)))
+		all = append(all, kept{t.content.Path(b.Digest), aloneIs(metadata.BlobNode(b.Digest))})
 	}
 	for _, key := range tx.Held(h, metadata.KindRootfs, "", -1) {
 		r, err := tx.Rootfs(digest.Digest(key))
@@ -182,9 +200,11 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 			return nil, err
 		}
 		info.Rootfs++
-		info.keep(r.Size, aloneIs(metadata.RootfsNode(r.Manifest)))
+		path := filepath.Join(t.root, "rootfs", r.Manifest.Algorithm().String(), r.Manifest.Encoded())
+		alone := aloneIs(metadata.RootfsNode(r.Manifest))
+		all = append(all, kept{path, alone}, kept{path + ".seal", alone})
 	}
-	return written, nil
+	return all, nil
 }
 
 // Release gives up all that a holder holds, deletes what nobody else does, and tells what it held. The reference
@@ -193,16 +213,17 @@ func count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (written map[st
 //
 // errdefs.ErrNotFound when there is no such holder, errdefs.ErrInvalidArgument for a snapshot's, and errdefs.ErrFailedPrecondition for a
 // pull that runs and, without force, for a containerd that is connected or whose snapshots are mounted.
-func (t *Tank) Release(ctx context.Context, holder string, force bool) (HolderInfo, error) {
+func (t *Tank) Release(ctx context.Context, holder string, force bool) (info HolderInfo, err error) {
 	h := normalized(metadata.Holder(holder))
 	holder = string(h)
 	if isSnapshotHolder(h) {
-		return HolderInfo{}, fmt.Errorf("holder %s: it goes with its snapshot: %w", h, errdefs.ErrInvalidArgument)
+		return info, fmt.Errorf("holder %s: it goes with its snapshot: %w", h, errdefs.ErrInvalidArgument)
 	}
-	info, err := t.holder(ctx, h)
-	if err != nil {
+	if info, err = t.holder(ctx, h, sizes{}); err != nil {
 		return info, err
 	}
+	counted := t.countFreed()
+	defer func() { info.Freed = counted() }()
 	image, isImage := strings.CutPrefix(holder, string(metadata.ImageHolder("")))
 	ref, isPull := strings.CutPrefix(holder, string(metadata.PullHolder("")))
 	switch {
@@ -259,7 +280,7 @@ func (t *Tank) releasePull(ref string) error {
 // errdefs.ErrInvalidArgument when one is not a containerd's, and errdefs.ErrFailedPrecondition while the containerd of
 // from is connected or runs.
 func (t *Tank) HandOver(ctx context.Context, from, to string) (HolderInfo, error) {
-	info, err := t.holder(ctx, metadata.Holder(from))
+	info, err := t.holder(ctx, metadata.Holder(from), sizes{})
 	if err != nil {
 		return info, err
 	}
@@ -311,6 +332,12 @@ func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
 		}
 	}
 	return t.spendUpdate(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) })
+}
+
+// countFreed counts the bytes that deletions free on the disk from now on, and returns the function that ends that.
+func (t *Tank) countFreed() (end func() int64) {
+	blobs, dirs := t.content.Count(), t.snapshots.Count()
+	return func() int64 { return blobs() + dirs() }
 }
 
 // Probe returns nil when the database answers readers and writers, and ctx's error when it does not in time.

@@ -173,14 +173,28 @@ func unknownImage(err error) error {
 // Reclaimed is what a GC took away.
 type Reclaimed struct {
 	Images, Blobs, Ingests, Layers, Rootfs, Snapshots int
-	Bytes                                             int64 // of blobs and ingests
+	Bytes                                             int64 // freed on the disk
 	// Kept names files that stay because somebody made them immutable or append-only; "" when there are none. They
 	// belong to nothing that is recorded, and the next GC tries again. docs/adr/0017.
 	Kept string
+	// Unfinished are the pulls that are not finished. What they gathered is kept for a day, so that they can go on, unless
+	// the disk is almost full.
+	Unfinished []Unfinished
 }
 
 // GC deletes the images that their tags have left, and then every byte that nothing holds.
 func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
+	counted := t.countFreed()
+	r, err := t.collect(ctx)
+	r.Bytes = counted()
+	if err != nil {
+		return r, err
+	}
+	r.Unfinished, err = t.unfinished(ctx)
+	return r, err
+}
+
+func (t *Tank) collect(ctx context.Context) (Reclaimed, error) {
 	var r Reclaimed
 	t.images.Lock()
 	defer t.images.Unlock()
@@ -243,7 +257,7 @@ func (t *Tank) lapse(r *Reclaimed) error {
 func (t *Tank) sweep(ctx context.Context, r *Reclaimed) error {
 	blobs, err := t.content.Sweep(ctx)
 	dirs, derr := t.snapshots.Sweep(ctx)
-	r.Blobs, r.Ingests, r.Bytes = r.Blobs+blobs.Blobs, r.Ingests+blobs.Ingests, r.Bytes+blobs.Bytes
+	r.Blobs, r.Ingests = r.Blobs+blobs.Blobs, r.Ingests+blobs.Ingests
 	r.Layers, r.Rootfs, r.Snapshots = r.Layers+dirs.Layers, r.Rootfs+dirs.Rootfs, r.Snapshots+dirs.Snapshots
 	left, rest := leftover.Split(errors.Join(err, derr))
 	switch {

@@ -126,6 +126,9 @@ func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image,
 			p.giveUp(ctx, err)
 		}
 	}
+	if err != nil && noSpace(err) {
+		err = t.fullDisk(ctx, err)
+	}
 	return img, err
 }
 

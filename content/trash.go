@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,22 @@ type trash struct {
 	busy int
 	idle chan struct{}    // closed when busy falls to 0; nil unless somebody waits
 	left map[string]error // what could not be deleted
+
+	counting atomic.Int32 // how many callers of Store.Count want to know what is freed
+	freed    atomic.Int64 // bytes, since the process began
+}
+
+// Count counts the bytes of disk blocks that deletions free from now on, until the function that it returns is called.
+// That function returns their sum.
+func (s *Store) Count() (end func() int64) {
+	t := &s.trash
+	t.counting.Add(1)
+	before := t.freed.Load()
+	return func() int64 {
+		t.wait()
+		defer t.counting.Add(-1)
+		return t.freed.Load() - before
+	}
 }
 
 // move gives path a staged name and returns it. A symlink is moved, not followed. Where a rename is impossible, because
@@ -42,7 +59,7 @@ func (t *trash) move(path string) (string, error) {
 	}
 	switch {
 	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), reserve.Full(err):
-		return "", removeAll(path)
+		return "", t.removeAll(path)
 	case err != nil:
 		return "", err
 	}
@@ -55,7 +72,7 @@ func (t *trash) remove(path string) {
 		return
 	}
 	t.begin(func() {
-		err := removeAll(path)
+		err := t.removeAll(path)
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if delete(t.left, path); err == nil {
@@ -83,6 +100,33 @@ func (t *trash) refused() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return errors.Join(slices.Collect(maps.Values(t.left))...)
+}
+
+// removeAll is the function removeAll, and counts what it frees while somebody wants to know.
+func (t *trash) removeAll(path string) error {
+	if t.counting.Load() == 0 {
+		return removeAll(path)
+	}
+	before := blocks(path)
+	err := removeAll(path)
+	if err != nil {
+		before -= blocks(path)
+	}
+	t.freed.Add(before)
+	return err
+}
+
+// blocks returns the bytes of disk blocks that go with path and what is below it: none for a file that has other names.
+// What can't be looked at is not counted.
+func blocks(path string) (bytes int64) {
+	_ = filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil && unix.Lstat(path, &st) == nil && (d.IsDir() || st.Nlink == 1) {
+			bytes += st.Blocks * 512 // stat(2)
+		}
+		return nil
+	})
+	return bytes
 }
 
 // removeAll deletes path and what is below it. A leftover.Error names what remains.

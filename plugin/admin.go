@@ -101,9 +101,18 @@ type Reclaimed struct {
 	Layers    int   `json:"layers"`
 	Rootfs    int   `json:"rootfs"`
 	Snapshots int   `json:"snapshots"`
-	Bytes     int64 `json:"bytes"` // of blobs and ingests
+	Bytes     int64 `json:"bytes"` // freed on the disk
 	// Kept lists files that stay because of a flag such as chattr +i; "" when there are none.
 	Kept string `json:"kept,omitempty"`
+	// Unfinished are the holders that keep unfinished pulls.
+	Unfinished []Unfinished `json:"unfinished,omitempty"`
+}
+
+// Unfinished is a holder that keeps an unfinished pull.
+type Unfinished struct {
+	Holder  string `json:"holder"`
+	Bytes   int64  `json:"bytes"` // that its release would free
+	Running bool   `json:"running,omitempty"`
 }
 
 // Fault is something that check found.
@@ -121,8 +130,9 @@ type Holder struct {
 	Layers    int    `json:"layers"`
 	Rootfs    int    `json:"rootfs"`
 	Snapshots int    `json:"snapshots"`
-	Bytes     int64  `json:"bytes"` // of all these on the disk
-	Alone     int64  `json:"alone"` // bytes that nobody else keeps
+	Bytes     int64  `json:"bytes"`           // that all these take on the disk
+	Alone     int64  `json:"alone"`           // of these, what nobody else keeps
+	Freed     int64  `json:"freed,omitempty"` // bytes that its release freed
 	Running   bool   `json:"running,omitempty"`
 	// Database, Seen and Connected tell of the containerd that acts for the holder: the path of its database, when it was
 	// connected last, and whether it is now.

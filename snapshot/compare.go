@@ -85,7 +85,7 @@ func (c *comparison) visit(have *unpack.Entry, id unpack.InodeID) error {
 		return nil
 	}
 	what := ""
-	if differ(c.want, have) {
+	if unlike(c.want, have) {
 		what = difference(c.want, have)
 	} else if have.Type != unpack.Whiteout && !c.inodes.agree(c.want, id) {
 		what = "other hard links"
@@ -129,8 +129,8 @@ func (n *inodes) agree(want *unpack.Entry, id unpack.InodeID) bool {
 	return want.Inode == want.Path
 }
 
-// differ reports whether two entries differ. Names of hard links are not compared.
-func differ(a, b *unpack.Entry) bool {
+// unlike reports whether two entries differ. Names of hard links are not compared.
+func unlike(a, b *unpack.Entry) bool {
 	if a.Type != b.Type {
 		return true
 	}

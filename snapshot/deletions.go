@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/log"
@@ -33,6 +34,30 @@ type deletions struct {
 	busy    map[string]chan struct{} // closed when the tree was dealt with
 	failed  map[string]error         // the next sweep tries these again; a leftover.Error lists the files
 	workers int
+
+	counting atomic.Int32 // how many callers of Count want to know what is freed
+	freed    atomic.Int64 // bytes, since the process began
+}
+
+// counter returns what counts the bytes that a removal frees; nil while nobody wants to know, because that takes a stat
+// for each file.
+func (d *deletions) counter() func(bytes int64) {
+	if d.counting.Load() == 0 {
+		return nil
+	}
+	return func(bytes int64) { d.freed.Add(bytes) }
+}
+
+// Count counts the bytes of disk blocks that deletions free from now on, until the function that it returns is called.
+// That function returns their sum.
+func (s *Store) Count() (end func() int64) {
+	d := &s.deletions
+	d.counting.Add(1)
+	before := d.freed.Load()
+	return func() int64 {
+		defer d.counting.Add(-1)
+		return d.freed.Load() - before
+	}
 }
 
 // put adds trees. It returns how many workers the caller has to start.
@@ -159,7 +184,7 @@ func (s *Store) aside(path string) (string, error) {
 	case errors.Is(err, os.ErrNotExist):
 		return "", nil
 	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EPERM), reserve.Full(err):
-		return "", removeAll(s.ctx(), path)
+		return "", removeAll(s.ctx(), path, s.deletions.counter())
 	}
 	return "", err
 }
@@ -233,7 +258,7 @@ func (s *Store) awaitDeletions(ctx context.Context) {
 func (s *Store) removeTaken(ctx context.Context, path string) error {
 	err := contained("deletion", func() error {
 		defer s.locks.lock(path)()
-		return removeAll(ctx, path)
+		return removeAll(ctx, path, s.deletions.counter())
 	})
 	if err != nil && ctx.Err() != nil { // the next sweep or opening of the root continues
 		s.deletions.done(path, nil)

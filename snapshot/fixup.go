@@ -171,7 +171,7 @@ func (x *plan) dir(n *tree, here string, bare bool) error {
 	case isDir:
 		e := *below.entry
 		e.Opaque = n.entry.Opaque
-		if differ(&e, &n.entry) {
+		if unlike(&e, &n.entry) {
 			e.Opaque = false // the layer's own directory hides what is below
 			if err := x.put(e, here); err != nil {
 				return err

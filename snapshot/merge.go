@@ -82,7 +82,7 @@ func removeContent(ctx context.Context, dir *os.File) error {
 		return err
 	}
 	for _, n := range names {
-		if err := unpack.RemoveAll(ctx, dir, n); err != nil {
+		if err := unpack.RemoveAll(ctx, dir, n, nil); err != nil {
 			return err
 		}
 	}
@@ -132,7 +132,7 @@ func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, f
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if !isDir && !fresh {
-		if err := unpack.RemoveAll(ctx, dst, name); err != nil {
+		if err := unpack.RemoveAll(ctx, dst, name, nil); err != nil {
 			return err
 		}
 	}
@@ -170,7 +170,7 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 		}
 	}
 	if exists && (e.Opaque || below.Mode&unix.S_IFMT != unix.S_IFDIR) {
-		if err := unpack.RemoveAll(ctx, dst, name); err != nil {
+		if err := unpack.RemoveAll(ctx, dst, name, nil); err != nil {
 			return err
 		}
 		exists = false

@@ -99,13 +99,13 @@ func pathError(op, path string, err error) error {
 }
 
 // removeAll deletes a tree, without following links. It returns a leftover.Error when parts of the tree remain.
-func removeAll(ctx context.Context, path string) error {
+func removeAll(ctx context.Context, path string, freed func(bytes int64)) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	err = unpack.RemoveAll(ctx, dir, filepath.Base(path))
+	err = unpack.RemoveAll(ctx, dir, filepath.Base(path), freed)
 	if left, _ := leftover.Split(err); left != nil {
 		return left.Below(dir.Name())
 	}

@@ -137,7 +137,7 @@ func (d *differ) subdir(at string, k *simName, own *tree, low *place) error {
 	if isDir && own != nil {
 		have := own.entry
 		have.Opaque = false
-		differs = difference(&e, &have) != ""
+		differs = unlike(&e, &have)
 	}
 	if differs {
 		if err := d.put(e, at); err != nil {
@@ -163,7 +163,7 @@ func (d *differ) shows(at string, n *simNode, own *tree, low *place) bool {
 	if group == "" {
 		group = shortName(at)
 	}
-	return group == shortName(n.made) && difference(&own.entry, &n.entry) == ""
+	return group == shortName(n.made) && !unlike(&own.entry, &n.entry)
 }
 
 // hold has all names of an inode go into the fix-up, so that they stay one inode.

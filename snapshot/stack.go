@@ -162,7 +162,7 @@ func (b *stackBuilder) readRoot() error {
 	}
 	b.st.root.Sec, b.st.root.Nsec = e.Sec, e.Nsec
 	b.st.root.Opaque = e.Opaque // which is no matter of attributes
-	if difference(&b.st.root, e) != "" {
+	if unlike(&b.st.root, e) {
 		b.st.rootFrom = -1
 	}
 	return nil

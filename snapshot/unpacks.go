@@ -226,7 +226,7 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	if j.err != nil {
 		u.forget(j)
 		if j.dir != "" {
-			err := removeAll(ctx, j.dir)
+			err := removeAll(ctx, j.dir, nil)
 			switch {
 			case ctx.Err() != nil: // the store closes: the deletion goes on now or later
 				u.s.deleteSoon([]string{j.dir})
@@ -364,7 +364,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 	case res.Ordered:
 		err = writeOrder(j.dir, res)
 	case setAside:
-		err = removeAll(ctx, aside)
+		err = removeAll(ctx, aside, nil)
 	}
 	if err != nil {
 		return classed(err)

@@ -13,6 +13,28 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
+// DiskUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
+// files share on some file systems (reflinks) for each of them. A path that does not exist has none.
+func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
+	var st unix.Stat_t
+	switch err := unix.Lstat(path, &st); {
+	case gone(err):
+		return 0, nil
+	case err != nil:
+		return 0, pathError("stat", path, err)
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return st.Blocks * blockUnit, nil
+	}
+	u, err := diskUsage(ctx, path)
+	if gone(err) {
+		return 0, nil
+	}
+	return u.Size, err
+}
+
+// blockUnit is the unit of the blocks that stat(2) reports.
+const blockUnit = 512
+
 // diskUsage counts the inodes below a directory, itself included, and the bytes of their blocks. Every directory is
 // opened beneath it, so that nothing outside is counted when a container that writes there replaces directories by
 // symbolic links. What goes away meanwhile is not counted.
@@ -98,8 +120,7 @@ func (c *usageCounter) add(dir *os.File, name string) error {
 		}
 		c.seen[key] = struct{}{}
 	}
-	const block = 512 // stat(2)
 	c.usage.Inodes++
-	c.usage.Size += st.Blocks * block
+	c.usage.Size += st.Blocks * blockUnit
 	return nil
 }

@@ -16,8 +16,8 @@ func (c *cli) holdersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "holders",
 		Short: "List who keeps what: containerd, images, unfinished pulls",
-		Long: "List who keeps what: containerd, images, unfinished pulls.\n\nBYTES is what a holder keeps, ALONE what of that nobody else keeps: " +
-			"the space that comes back with its release.\n\n" +
+		Long: "List who keeps what: containerd, images, unfinished pulls.\n\nBYTES is what a holder keeps on the disk, as du measures it; " +
+			"ALONE is what of that nobody else keeps: the space that its release frees.\n\n" +
 			"Each containerd has a holder of its own, which Tank finds by containerd's database. CONNECTED is the time of the " +
 			"last connection, DATABASE the path of the database at that time.",
 		Args: cobra.NoArgs,
@@ -92,7 +92,7 @@ func (c *cli) releaseCommand() *cobra.Command {
 				return nil
 			}
 			printable.Fprintf(cmd.OutOrStdout(), "released %s, reclaimed %s: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
-				h.Holder, bytesOf(h.Alone), h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
+				h.Holder, bytesOf(h.Freed), h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
 			return nil
 		}),
 	}

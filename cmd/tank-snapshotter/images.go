@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -98,8 +100,10 @@ func (c *cli) gcCommand() *cobra.Command {
 		Long: "Delete what nothing holds, and images that their tag has left: a later pull found another image under the same name. " +
 			"Their root filesystems go too, in use or not: an image that was pulled by digest stays.\n\n" +
 			"Blobs stay that an entry of another program in the root's index.json needs.\n\n" +
-			"The printed size is that of blobs and downloads. Layers, root filesystems and snapshots are counted, not " +
-			"measured.\n\n" +
+			"The printed size is what was freed on the disk, as du measures it: where files share blocks (reflinks), " +
+			"the disk gets less.\n\n" +
+			"What an unfinished pull has downloaded is kept for a day, so that the pull can go on. gc lists it on stderr, and " +
+			"frees it only if the disk is almost full. `release pull/REF` frees it at once.\n\n" +
 			"Files that somebody made immutable or append-only (chattr) stay. gc lists them on stderr and still ends with 0.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
@@ -116,7 +120,24 @@ func (c *cli) gcCommand() *cobra.Command {
 			}
 			printable.Fprintf(cmd.OutOrStdout(), "reclaimed %s: %d images, %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
 				bytesOf(r.Bytes), r.Images, r.Blobs, r.Ingests, r.Layers, r.Rootfs, r.Snapshots)
+			for _, u := range r.Unfinished {
+				printable.Fprintf(cmd.ErrOrStderr(), "%s\n", unfinishedLine(u))
+			}
 			return nil
 		}),
+	}
+}
+
+// unfinishedLine reports what an unfinished pull keeps, and how to free it.
+func unfinishedLine(u plugin.Unfinished) string {
+	_, pull := strings.CutPrefix(u.Holder, "pull/")
+	switch size := bytesOf(u.Bytes); {
+	case u.Running:
+		return fmt.Sprintf("%s, a pull that runs, has gathered %s", u.Holder, size)
+	case pull:
+		return fmt.Sprintf("%s, a pull that is not finished, keeps %s for a day: `release %s` frees it",
+			u.Holder, size, u.Holder)
+	default:
+		return fmt.Sprintf("%s keeps %s of unfinished downloads, which its containerd resumes or deletes", u.Holder, size)
 	}
 }

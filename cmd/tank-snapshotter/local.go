@@ -137,7 +137,14 @@ func (l *local) Remove(ctx context.Context, ref string) error { return l.tank.Re
 // GC deletes what nobody holds.
 func (l *local) GC(ctx context.Context) (plugin.Reclaimed, error) {
 	r, err := l.tank.GC(ctx)
-	return plugin.Reclaimed(r), err
+	got := plugin.Reclaimed{
+		Images: r.Images, Blobs: r.Blobs, Ingests: r.Ingests, Layers: r.Layers, Rootfs: r.Rootfs, Snapshots: r.Snapshots,
+		Bytes: r.Bytes, Kept: r.Kept,
+	}
+	for _, u := range r.Unfinished {
+		got.Unfinished = append(got.Unfinished, plugin.Unfinished(u))
+	}
+	return got, err
 }
 
 // Check compares the disk with the records.

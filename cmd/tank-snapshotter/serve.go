@@ -136,7 +136,7 @@ func storesOf(t *tank.Tank, content bool) func(metadata.Holder) plugin.Stores {
 // stopping tells that a signal came, and ends the process when stopping in order takes too long.
 func stopping(ctx context.Context) {
 	// Before the log entry, because writing to a log that nobody reads may block.
-	time.AfterFunc(stopWithin, func() { giveUp("not stopped within " + stopWithin.String() + ": giving up", exitOther) })
+	time.AfterFunc(stopWithin, func() { giveUp("not stopped within "+stopWithin.String()+": giving up", exitOther) })
 	tellSystemd(ctx, daemon.SdNotifyStopping)
 	extendTimeout(ctx, stopWithin+stopWithin/2)
 	log.G(ctx).Info("stopping")

@@ -72,7 +72,7 @@ func TestLoopsEnd(t *testing.T) {
 			}},
 		{"removal", 1024, func(dir string) error { return extract(context.Background(), dir, files) },
 			func(ctx context.Context, dir string) error {
-				return unpack.RemoveAll(ctx, openDir(t, filepath.Dir(dir)), filepath.Base(dir))
+				return unpack.RemoveAll(ctx, openDir(t, filepath.Dir(dir)), filepath.Base(dir), nil)
 			}},
 	} {
 		t.Run(row.testName, func(t *testing.T) {

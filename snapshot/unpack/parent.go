@@ -108,7 +108,7 @@ func (x *extractor) clear(name string, dir *node, base string) (bool, error) {
 		if old.isDir() {
 			x.dirs.purge()
 			if fd, err = x.dirs.fd(dir); err == nil {
-				err = removeAll(x.interrupted, fd, base)
+				err = removeAll(x.interrupted, fd, base, nil)
 			}
 		} else {
 			err = unix.Unlinkat(fd, base, 0)

@@ -80,17 +80,18 @@ func (c *climber) close() {
 // RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving the
 // tree. A name that does not exist is no error. Directories that their owner cannot search are opened up first. It
 // goes on past what it cannot remove, such as an immutable file, and then returns a leftover.Error with paths below
-// dir. It ends with ctx, whose error it returns then.
-func RemoveAll(ctx context.Context, dir *os.File, name string) error {
+// dir. It ends with ctx, whose error it returns then. freed is called with the bytes of disk blocks that each removal
+// gives back, which costs a stat for each; nil: nothing is counted.
+func RemoveAll(ctx context.Context, dir *os.File, name string, freed func(bytes int64)) error {
 	defer runtime.KeepAlive(dir)
-	if err := removeAll(ctx.Err, int(dir.Fd()), name); err != nil {
+	if err := removeAll(ctx.Err, int(dir.Fd()), name, freed); err != nil {
 		return fmt.Errorf("remove %q: %w", clip(name), err)
 	}
 	return nil
 }
 
-func removeAll(interrupted func() error, fd int, name string) error {
-	r := &remover{climber: climber{fd: fd}, interrupted: interrupted}
+func removeAll(interrupted func() error, fd int, name string, freed func(int64)) error {
+	r := &remover{climber: climber{fd: fd}, interrupted: interrupted, freed: freed}
 	defer r.close()
 	if err := r.run(name); err != nil {
 		return err
@@ -109,6 +110,28 @@ type remover struct {
 	left *leftover.Error
 	// interrupted returns why the removal has to end.
 	interrupted func() error
+	freed       func(bytes int64) // nil: nothing is counted
+}
+
+// bytes returns how many bytes of disk blocks go with name, in the current directory of r: none for a file that has
+// other names.
+func (r *remover) bytes(name string) int64 {
+	var st unix.Stat_t
+	if r.freed == nil || unix.Fstatat(r.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return 0
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
+		return 0
+	}
+	const block = 512 // stat(2)
+	return st.Blocks * block
+}
+
+// count is called after name was removed.
+func (r *remover) count(bytes int64) {
+	if r.freed != nil {
+		r.freed(bytes)
+	}
 }
 
 func (r *remover) run(name string) error {
@@ -148,7 +171,12 @@ func (r *remover) leaveEmpty() error {
 		r.skip(name)
 		return nil
 	}
-	if err := unix.Unlinkat(r.fd, name, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT {
+	bytes := r.bytes(name)
+	switch err := unix.Unlinkat(r.fd, name, unix.AT_REMOVEDIR); err {
+	case nil:
+		r.count(bytes)
+	case unix.ENOENT:
+	default:
 		r.keep(name, err)
 	}
 	return nil
@@ -156,9 +184,12 @@ func (r *remover) leaveEmpty() error {
 
 // removed removes what is not a directory, or an empty one. It reports whether name is done with: removed, or kept.
 func (r *remover) removed(name string) bool {
+	bytes := r.bytes(name)
 	done, err := removeOne(r.fd, name)
 	if err != nil {
 		r.keep(name, err)
+	} else if done {
+		r.count(bytes)
 	}
 	return done || err != nil
 }

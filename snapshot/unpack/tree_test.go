@@ -44,15 +44,15 @@ func TestRemoveAll(t *testing.T) {
 	}
 	unix.Close(fd)
 	unix.Close(top)
-	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "dddd"))
-	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "dddd"))
+	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "dddd", nil))
+	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "dddd", nil))
 	names, err := os.ReadDir(base)
 	must(t, err)
 	if len(names) != 1 || len(u.List(t, keep)) != 2 {
 		t.Errorf("left: %v, %v", names, u.List(t, keep))
 	}
 	must(t, os.Symlink(keep, filepath.Join(base, "l")))
-	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "l"))
+	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "l", nil))
 	if len(u.List(t, keep)) != 2 {
 		t.Error("the symlink was followed")
 	}

@@ -1,0 +1,98 @@
+package tank
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// Unfinished is a holder that keeps an unfinished pull: "pull/REF", or a containerd's.
+type Unfinished struct {
+	Holder  string
+	Bytes   int64 // that a release of it would free; of a containerd's, the bytes of its unfinished downloads
+	Running bool  // the pull runs just now; not known of a containerd's
+}
+
+// unfinished lists the pulls that are not finished, the largest first.
+func (t *Tank) unfinished(ctx context.Context) (all []Unfinished, err error) {
+	var pulls, containerds []metadata.Holder
+	if err := t.db.View(func(tx *metadata.Tx) error {
+		ps, err := tx.Pulls()
+		for _, p := range ps {
+			pulls = append(pulls, metadata.PullHolder(p.Ref))
+		}
+		containerds = append(containerds, metadata.Containerd)
+		for _, h := range tx.AllHolders() {
+			if h.IsContainerd() && h != metadata.Containerd {
+				containerds = append(containerds, h)
+			}
+		}
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	measured := sizes{}
+	for _, h := range pulls {
+		info, err := t.holder(ctx, h, measured)
+		if errdefs.IsNotFound(err) {
+			continue // it has ended meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if info.Alone > 0 {
+			all = append(all, Unfinished{Holder: info.Holder, Bytes: info.Alone, Running: info.Running})
+		}
+	}
+	for _, h := range containerds {
+		ingests, err := t.content.For(h).ListStatuses(ctx)
+		if err != nil {
+			return nil, err
+		}
+		u := Unfinished{Holder: string(h)}
+		for _, i := range ingests {
+			u.Bytes += i.Offset
+		}
+		if u.Bytes > 0 {
+			all = append(all, u)
+		}
+	}
+	slices.SortFunc(all, func(a, b Unfinished) int {
+		if a.Bytes != b.Bytes {
+			return int(min(max(b.Bytes-a.Bytes, -1), 1))
+		}
+		return strings.Compare(a.Holder, b.Holder)
+	})
+	return all, nil
+}
+
+// fullDisk adds to the error of a pull for which there was no room how much unfinished pulls hold. maxNamed bounds how
+// many of them it names.
+func (t *Tank) fullDisk(ctx context.Context, err error) error {
+	const maxNamed = 3
+	all, lerr := t.unfinished(context.WithoutCancel(ctx))
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	if len(all) == 0 {
+		return err
+	}
+	var names []string
+	sum := int64(0)
+	for i, u := range all {
+		sum += u.Bytes
+		if i < maxNamed {
+			names = append(names, fmt.Sprintf("%s %d", u.Holder, u.Bytes))
+		}
+	}
+	if more := len(all) - maxNamed; more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return fmt.Errorf("%w; unfinished pulls hold %d bytes: %s", err, sum, strings.Join(names, ", "))
+}

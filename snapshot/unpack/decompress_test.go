@@ -179,9 +179,11 @@ func TestDecompressFaults(t *testing.T) {
 		restore := unpack.SetOwnGzip(i == 1)
 		defer restore()
 		for _, cut := range []int{0, 1, 12, len(blob) - 1, len(blob)} {
-			_, err := decompress("", io.MultiReader(bytes.NewReader(blob[:cut]), iotest.ErrReader(fault)))
-			if !errors.Is(err, fault) || errors.Is(err, unpack.ErrInvalidLayer) {
-				t.Errorf("cut at %d of %d: %v", cut, len(blob), err)
+			for _, fault := range []error{fault, io.ErrUnexpectedEOF} {
+				_, err := decompress("", io.MultiReader(bytes.NewReader(blob[:cut]), iotest.ErrReader(fault)))
+				if !errors.Is(err, fault) || errors.Is(err, unpack.ErrInvalidLayer) {
+					t.Errorf("cut at %d of %d: %v", cut, len(blob), err)
+				}
 			}
 		}
 	}

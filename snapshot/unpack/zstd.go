@@ -56,7 +56,7 @@ func (r *zstdReader) Read(p []byte) (int, error) {
 		switch {
 		case err == nil:
 			return n, nil
-		case err != io.EOF:
+		case err != io.EOF, r.src.under.err != nil: // the decoder takes some errors for the end
 			return n, r.blame(err)
 		case !r.frames.larger:
 			return n, io.EOF
@@ -150,11 +150,13 @@ func (f *zstdFrames) take(window uint64) error {
 // header decodes the header of the next frame without taking it.
 func (f *zstdFrames) header() (*zstd.Header, error) {
 	b, err := f.src.Peek(zstd.HeaderMaxSize) // less, at the end of the stream
-	if len(b) == 0 {
+	if len(b) == 0 || err != nil && err != io.EOF {
 		return nil, err
 	}
 	var h zstd.Header
-	if err := h.Decode(b); err != nil {
+	if err := h.Decode(b); err == io.ErrUnexpectedEOF && len(b) == zstd.HeaderMaxSize {
+		return nil, errors.New("a header without an end")
+	} else if err != nil {
 		return nil, err
 	}
 	if window := windowOf(&h); window > maxWindow {
@@ -181,6 +183,8 @@ func (f *zstdFrames) next() error {
 	}
 	h, err := f.header()
 	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		f.left = int64(f.src.Buffered()) // a header that is cut: the decoder takes an error here for the end
 	case err != nil:
 		return err
 	case h.Skippable:

@@ -82,6 +82,13 @@ var linkRows = []stackRow{
 		[]string{"d symlink -> t", "e dir @0", `e/f file "2"`, "h symlink -> t = d", `t file "1"`}, nil},
 	{"lower content that a wrong guess hid", [][]Item{{D("t/u"), S("a", "t/u"), D("y"), F("y/d/keep", "1")}, {S("s", "a/../y"), F("s/d", "2")}},
 		[]string{"a symlink -> t/u", "s symlink -> a/../y", "t dir @0", "t/u dir", "t/y dir @0", `t/y/d file "2"`, "y dir", "y/d dir @0", `y/d/keep file "1"`}, nil},
+	{"a loop of the layer alone that is none above its parent", [][]Item{{S("b", "a"), S("a", "/c/c/c")}, {S("b/c", "c"), W(".wh.a"), W("b/c/.wh.b")}},
+		[]string{"b symlink -> a", "c dir @0", "c/c dir @0", "c/c/c dir @0", "c/c/c/c symlink -> c"}, nil},
+	{"a file in a loop of the layer alone", [][]Item{{D("t/u"), S("d", "t/u"), D("t/x")}, {S("d/s", "../x/s"), S("x/s", "/d/s"), F("d/s/f", "1")}},
+		[]string{"d symlink -> t/u", "t dir @0", "t/u dir", "t/u/s symlink -> ../x/s", "t/x dir", "t/x/s dir @0", `t/x/s/f file "1"`, "x dir @0", "x/s symlink -> /d/s"}, nil},
+	{"a loop in a directory that was a symlink then", [][]Item{{D("t"), S("d", "t")}, {F("d/y", "1"), S("d/l", "l"), D("d"), F("d/l/x", "2")}},
+		[]string{"d dir", "d/l dir @0", `d/l/x file "2"`, "t dir", "t/l symlink -> l", `t/y file "1"`}, nil},
+	{"a loop of the layer above every parent", [][]Item{{D("t"), S("d", "t")}, {F("d/y", "1"), S("l", "l"), F("l/x", "1")}}, nil, invalid},
 	{"a loop of symlinks of two layers", [][]Item{{S("a", "b")}, {S("b", "a"), F("b/x", "1")}}, nil, invalid},
 }
 

@@ -97,9 +97,9 @@ func (x *extractor) sayMarker(parent, hidden string, dir *node) {
 
 // resolve finds the place of a path in what this layer has so far.
 func (x *extractor) resolve(p string) (place, string) {
-	at, reason := resolve(x.root, p)
+	at, reason := resolve(x.root, p, !x.order.depends)
 	if at.loop { // unless the parent leads it elsewhere, the fix-up refuses the layer
-		x.order.depends, x.order.odd = true, true
+		x.order.odd = true
 	}
 	return at, reason
 }

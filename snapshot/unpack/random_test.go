@@ -86,6 +86,7 @@ func TestRandom(t *testing.T) {
 }
 
 // TestWhiteoutsHaveNoOrder: the same whiteouts before, between and after the other entries of a layer give the same tree.
+// Only what comes of it above a parent may depend on their place.
 func TestWhiteoutsHaveNoOrder(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to list trees of any mode")
@@ -106,7 +107,7 @@ func TestWhiteoutsHaveNoOrder(t *testing.T) {
 			root := filepath.Join(base, fmt.Sprintf("%d-%d", seed, i))
 			must(t, os.Mkdir(root, 0o700))
 			res := extractTo(t, root, u.Tar(t, list...))
-			tree := append(u.List(t, root), notes(res))
+			tree := append(u.List(t, root), strings.TrimSpace(strings.TrimPrefix(notes(res), "needs")))
 			if i == 0 {
 				first = tree
 			} else if !reflect.DeepEqual(tree, first) {

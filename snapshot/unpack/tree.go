@@ -136,10 +136,11 @@ const (
 )
 
 // resolve follows p, clean and relative to the root, through the symlinks of this layer. ".." of the root is the root, and
-// absolute targets begin there. A ".." after a missing component takes that component back.
-func resolve(root *node, p string) (place, string) {
+// absolute targets begin there. A ".." after a missing component takes that component back. sure says that the path leads
+// to the same above every parent.
+func resolve(root *node, p string, sure bool) (place, string) {
 	at := place{dir: root}
-	own, sure := p, true  // what is left of p itself; whether the walk depends on nothing below
+	own := p              // what is left of p itself
 	start, rest := at, "" // the last symlink that is a component of p, and what p has from there on
 	links, steps := 0, 0
 	for p != "" {
@@ -150,14 +151,13 @@ func resolve(root *node, p string) (place, string) {
 			own = p
 		}
 		if steps++; steps > maxComponents {
-			return at, "too many components in symlinks"
+			return stopped(start, rest, "too many components in symlinks", sure)
 		}
 		switch c {
 		case "", ".":
 			continue
 		case "..":
 			if n := len(at.missing); n > 0 {
-				sure = false
 				if at.missing = at.missing[:n-1]; n == 1 {
 					at.blocked = nil
 				}
@@ -176,17 +176,12 @@ func resolve(root *node, p string) (place, string) {
 			at.missing = append(at.missing, c)
 		case next.isDir():
 			at.dir = next
-			sure = sure && (!next.implied || next.settled)
 		case next.ino.Type == Symlink:
 			if mine {
 				start, rest = place{dir: at.dir, blocked: next, followed: true, loop: true}, before
 			}
 			if links++; links > maxSymlinks {
-				if sure {
-					return at, "too many levels of symlinks"
-				}
-				start.missing = strings.Split(rest, "/")
-				return start, ""
+				return stopped(start, rest, "too many levels of symlinks", sure)
 			}
 			at.followed = true
 			target := next.ino.Target
@@ -199,4 +194,14 @@ func resolve(root *node, p string) (place, string) {
 		}
 	}
 	return at, ""
+}
+
+// stopped is what a path leads to that goes through too many symlinks. If it may lead elsewhere above a parent, the
+// symlink at start, from which the path goes on with rest, is taken for a file.
+func stopped(start place, rest, reason string, sure bool) (place, string) {
+	if sure {
+		return start, reason
+	}
+	start.missing = strings.Split(rest, "/")
+	return start, ""
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/tank-snapshotter/tank/internal/mediatype"
@@ -15,7 +16,13 @@ func (k *configChecker) streamProcessors() {
 		k.ownProcessors()
 		return
 	}
-	configured := k.configuredProcessors()
+	configured := slices.DeleteFunc(k.configuredProcessors(), func(p processor.Processor) bool {
+		unread := decodes(p, nil)
+		if len(unread) == 0 {
+			k.note("Tank does not run the stream processor %q: it reads layers of %s itself.", p.ID, strings.Join(p.Accepts, ", "))
+		}
+		return len(unread) == 0
+	})
 	if len(configured) == 0 {
 		return
 	}
@@ -30,7 +37,7 @@ func (k *configChecker) streamProcessors() {
 		}
 	}
 	for _, p := range configured {
-		types := strings.Join(p.Accepts, ", ")
+		types := strings.Join(decodes(p, nil), ", ")
 		if err := p.Find(); err != nil {
 			k.wrong("[stream_processors.%q] names a program that can't be run, so layers of %s can't be unpacked: %v.", p.ID, types, err)
 			continue

@@ -136,6 +136,8 @@ func TestCheckProcessors(t *testing.T) {
 		{"none", "", nil, 0o600, "", false},
 		{"one", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o600, `Tank runs the stream processor "x" (/bin/sh) for layers of ` + encryptedTar, false},
 		{"one without a program", processorTOML("x", encryptedTar, "/none"), nil, 0o600, "names a program that can't be run", true},
+		{"one for layers that Tank reads", processorTOML("pigz", "application/vnd.oci.image.layer.v1.tar+gzip", "/none"), nil, 0o600,
+			`Tank does not run the stream processor "pigz"`, false},
 		{"a file that others may write", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o666, "Tank does not run the stream processors", true},
 		{"of both", processorTOML("x", encryptedTar, "/bin/sh"), own(encryptedTar), 0o600, "", false},
 		{"of containerd alone", processorTOML("x", other, "/bin/sh"), own(encryptedTar), 0o600, "but Tank's own config has no stream processor that does", true},

@@ -235,17 +235,18 @@ func awaitPID(t *testing.T, file string) int {
 
 // TestSlowInput: a program that takes bytes for longer than it may stall is not ended.
 func TestSlowInput(t *testing.T) {
+	t.Parallel()
 	r, w := io.Pipe()
 	go func() {
 		for range 8 {
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(300 * time.Millisecond)
 			if _, err := w.Write([]byte("x")); err != nil {
 				return
 			}
 		}
 		w.Close()
 	}()
-	got, err := run([]processor.Processor{shell("a", "x", "tar", "sort")}, r, &processor.Options{Stall: 300 * time.Millisecond})
+	got, err := run([]processor.Processor{shell("a", "x", "tar", "sort")}, r, &processor.Options{Stall: 1200 * time.Millisecond})
 	if err != nil || !slices.Equal([]byte(strings.TrimSpace(got)), []byte("xxxxxxxx")) {
 		t.Errorf("got %q, %v", got, err)
 	}

@@ -146,9 +146,10 @@ func (c *comparison) compare(i randomImage) {
 			c.t.Errorf("%s\tpulled, but not mounted: %v", i, err)
 		case refused && err != nil:
 			c.tally[way.name+" refuses, too"]++
-		case err != nil || refused:
-			text := fmt.Sprintf("refused by pull: %v; %s: %v", refused, way.name, err)
-			c.excuse(i, way.name, difference{refuses, text})
+		case err != nil:
+			c.excuse(i, way.name, difference{refuses, fmt.Sprintf("refuses what pull takes: %v", err)})
+		case refused:
+			c.t.Errorf("%s\t%s takes it, and pull refuses it", i, way.name)
 		default:
 			c.differences(i, way.name, want, got)
 		}
@@ -290,7 +291,7 @@ func listing(root string) ([]Node, error) {
 type kind int
 
 const (
-	refuses  kind = 1 << iota // one refuses the image, the other one does not
+	refuses  kind = 1 << iota // it refuses the image, and pull does not
 	shape                     // names, types, targets, contents, hard links
 	dirAttrs                  // mode, owner, xattrs or time of a directory
 	attrs                     // the same of anything else

@@ -316,6 +316,9 @@ func (c *comparison) diff(want, got []Node) (all []difference) {
 		if w.Type == "dir" && g.Type == "dir" && g.MTime >= c.began.Unix()-1 {
 			g.MTime = w.MTime
 		}
+		if w.Mode == "0755" && w.MTime == 0 && g.Mode == "2755" {
+			g.Mode, g.GID = w.Mode, w.GID
+		}
 		a, b := text(w), text(g)
 		switch {
 		case !ok:

@@ -246,6 +246,7 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 			p.log("%s%s", WarningPrefix, fetched.Warning)
 		}
 		c := platformOf(fetched)
+		p.warnDropped(u.records(c))
 		img = &Image{
 			Ref: p.ref.String(), Digest: target.Digest, Manifest: fetched.Manifest.Digest,
 			Config: fetched.ConfigBytes, Cached: fetched.Fetched == 0, Rootfs: u.rootfs,

@@ -140,5 +140,17 @@ func (p *pull) unpack(ctx context.Context, c metadata.Platform) ([]metadata.Laye
 	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("image %s: %w", p.ref, err)
 	}
+	p.warnDropped(recs)
 	return recs, nil
+}
+
+// warnDropped warns once for each layer that lacks extended attributes.
+func (p *pull) warnDropped(layers []metadata.Layer) {
+	warned := map[string]bool{}
+	for _, l := range layers {
+		if text := snapshot.DroppedXattrs(l); text != "" && !warned[l.Key] {
+			warned[l.Key] = true
+			p.log("%s%s", WarningPrefix, text)
+		}
+	}
 }

@@ -105,7 +105,9 @@ type Layer struct {
 	Whiteouts bool `json:"whiteouts,omitempty"`
 	// Plain says that some of them are not overlay's, because the file system refused those: overlay must not show the
 	// directory.
-	Plain   bool      `json:"plain,omitempty"`
+	Plain bool `json:"plain,omitempty"`
+	// Dropped lists, for people, the extended attributes of the tar that the file system does not have.
+	Dropped string    `json:"dropped,omitempty"`
 	Created time.Time `json:"created"`
 }
 

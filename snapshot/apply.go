@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -78,6 +79,9 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
+	}
+	if text := DroppedXattrs(rec); text != "" {
+		log.G(ctx).Warn(text)
 	}
 	return applied(rec), nil
 }

@@ -105,7 +105,8 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 			log.G(ctx).WithError(err).Warn("a consumed layer could not be deleted")
 		}
 	}()
-	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume, &copied)
+	lost := &lostXattrs{}
+	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume, &copied, lost)
 	if err != nil {
 		return err
 	}
@@ -116,17 +117,20 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	if err := s.finishRoot(fs, &all.root); err != nil {
 		return err
 	}
+	lost.warn(ctx, "rootfs "+rec.Manifest.String())
 	rec.Size, rec.Inodes = all.size, all.inodes
-	if err := writeSeal(filepath.Join(staged, "seal"), rec, all.count, all.each(ctx), !opts.NoSync); err != nil || opts.NoSync {
+	entries := lost.without(all.each(ctx))
+	if err := writeSeal(filepath.Join(staged, "seal"), rec, all.count, entries, !opts.NoSync); err != nil || opts.NoSync {
 		return err
 	}
 	return s.syncfs()
 }
 
 // stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged,
-// which lie in staged or with their layers. What was consumed by copying is added to copied, for the caller to delete.
+// which lie in staged or with their layers. What was consumed by copying is added to copied, for the caller to delete, and the
+// extended attributes that copies lack to lost.
 func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool,
-	copied *[]string,
+	copied *[]string, lost *lostXattrs,
 ) ([]*seal, error) {
 	last := map[string]int{}
 	for i, l := range layers {
@@ -157,7 +161,7 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 			sources[l.Key] = src
 		}
 		src.move = src.move && last[l.Key] == i
-		if seals, err = s.stackOne(ctx, staged, l, src, seals); err != nil {
+		if seals, err = s.stackOne(ctx, staged, l, src, seals, lost); err != nil {
 			return nil, err
 		}
 	}
@@ -166,14 +170,14 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 
 // stackOne merges one layer and its fix-up, and adds their seals.
 func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, src layerSource,
-	seals []*seal,
+	seals []*seal, lost *lostXattrs,
 ) ([]*seal, error) {
 	fs := filepath.Join(staged, "fs")
 	fixup, err := s.fixupFor(ctx, src, l, fs)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.mergeSealed(ctx, fs, filepath.Join(src.dir, "fs"), src.seal, src.move); err != nil {
+	if err := s.mergeSealed(ctx, fs, filepath.Join(src.dir, "fs"), src.seal, src.move, lost); err != nil {
 		return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
 	}
 	seals = append(seals, src.seal)
@@ -186,7 +190,7 @@ func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, s
 	}
 	sealed, err := openSeal(ctx, at)
 	if err == nil {
-		err = s.mergeSealed(ctx, fs, filepath.Join(fixup, "fs"), sealed, true)
+		err = s.mergeSealed(ctx, fs, filepath.Join(fixup, "fs"), sealed, true, lost)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
@@ -195,8 +199,10 @@ func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, s
 }
 
 // mergeSealed merges a directory into fs, by moving what is in it or by copying.
-func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, move bool) (err error) {
-	m := merge{root: fs, move: move}
+func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, move bool,
+	lost *lostXattrs,
+) (err error) {
+	m := merge{root: fs, move: move, lost: lost}
 	if !move {
 		m.room, m.shared = &room{path: fs}, s.clones()
 	} else {

@@ -39,6 +39,7 @@ func (s *Store) buildTree(ctx context.Context, staged string, t *tree,
 	if err := b.fill(ctx, root, t); err != nil {
 		return rec, err
 	}
+	b.lost.warn(ctx, "fix-up")
 	entries := t.entries()
 	regroup(entries)
 	rec.Created = time.Now().UTC()
@@ -52,6 +53,7 @@ type builder struct {
 	userXattr bool
 	made      map[string]*unpack.Entry // group of hard links -> the first that was made
 	rec       *metadata.Layer          // what was made is counted here
+	lost      lostXattrs
 }
 
 // fill makes what is in a directory, then sets the directory's own attributes.
@@ -79,12 +81,15 @@ func (b *builder) fill(ctx context.Context, dir *os.File, t *tree) error {
 	}
 	b.rec.Plain, b.rec.Whiteouts = b.rec.Plain || plain, b.rec.Whiteouts || m.Opaque
 	b.rec.Inodes++
-	return unpack.SetAttrsOf(dir, &t.entry)
+	had := t.entry.Xattrs
+	err = unpack.SetAttrsOf(dir, &t.entry)
+	b.lost.note(had, &t.entry)
+	return err
 }
 
 func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) error {
 	if first := b.made[t.entry.Inode]; first != nil {
-		t.entry.Hash, t.entry.Size = first.Hash, first.Size
+		t.entry.Hash, t.entry.Size, t.entry.Xattrs = first.Hash, first.Size, first.Xattrs
 		return linkAt(b.root, first.Path, dir, name)
 	}
 	var content *os.File
@@ -96,9 +101,11 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 		defer f.Close()
 		content = f.File
 	}
+	had := t.entry.Xattrs
 	if err := makeNode(ctx, dir, name, &t.entry, content); err != nil {
 		return err
 	}
+	b.lost.note(had, &t.entry)
 	if content != nil {
 		if err := sealContent(ctx, dir, name, &t.entry); err != nil {
 			return err

@@ -57,12 +57,14 @@ func (s *Store) copyStack(ctx context.Context, dir string, st *stack) error {
 	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
 		return classed(err)
 	}
+	lost := &lostXattrs{}
 	for _, d := range slices.Backward(st.dirs) {
-		m := merge{root: fs, live: d.live, room: &room{path: fs}, shared: s.clones()}
+		m := merge{lost: lost, root: fs, live: d.live, room: &room{path: fs}, shared: s.clones()}
 		if err := s.merge(ctx, &m, d.path); err != nil {
 			return fmt.Errorf("copy of %s: %w", d.name, classed(err))
 		}
 	}
+	lost.warn(ctx, "copy for a container")
 	return setAttrs(fs, &st.root)
 }
 

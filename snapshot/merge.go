@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -26,6 +27,7 @@ type merge struct {
 	move   bool            // take inodes away from the source by renames, instead of copying them
 	marked map[string]bool // of the source, as markedDirs returns them; for move
 
+	lost    *lostXattrs       // of copies
 	room    *room             // free space for copies; nil: not checked
 	shared  bool              // files share their content with what they are copied from
 	share   descriptors.Share // 0: no limit
@@ -192,7 +194,10 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 	if err := m.dir(ctx, from.File, to.File, at, !exists); err != nil {
 		return err
 	}
-	return unpack.SetAttrsOf(to.File, e)
+	had := e.Xattrs
+	err = unpack.SetAttrsOf(to.File, e)
+	m.lost.note(had, e)
+	return err
 }
 
 // moveDir moves a whole subtree. An ordinary user may move only directories that it may write, because ".." changes.
@@ -257,7 +262,7 @@ func (m *merge) copyNode(ctx context.Context, src, dst *os.File, name, at string
 		if err != nil {
 			return err
 		}
-		return makeNode(ctx, dst, name, e, from.File)
+		return m.makeNode(ctx, dst, name, e, from.File)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 		return copySocket(dst, name, at, st)
@@ -270,7 +275,15 @@ func (m *merge) copyNode(ctx context.Context, src, dst *os.File, name, at string
 		return pathError("read", at, errReplaced)
 	}
 	e.Path = at
-	return makeNode(ctx, dst, name, e, nil)
+	return m.makeNode(ctx, dst, name, e, nil)
+}
+
+// makeNode makes a node, and notes the attributes that it lacks.
+func (m *merge) makeNode(ctx context.Context, dst *os.File, name string, e *unpack.Entry, content *os.File) error {
+	had := e.Xattrs
+	err := makeNode(ctx, dst, name, e, content)
+	m.lost.note(had, e)
+	return err
 }
 
 // copySocket makes a socket as a container left one, which nobody listens on. No layer has any, so there is no entry of that type.
@@ -306,7 +319,7 @@ func Clone(ctx context.Context, from, to string) error {
 	case len(names) > 0:
 		return fmt.Errorf("directory %s: not empty: %w", to, errdefs.ErrFailedPrecondition)
 	}
-	m := merge{root: to}
+	m := merge{root: to, lost: &lostXattrs{}}
 	if err := m.run(ctx, from); err != nil {
 		return err
 	}
@@ -324,5 +337,9 @@ func Clone(ctx context.Context, from, to string) error {
 		return err
 	}
 	defer dst.Close()
-	return unpack.SetAttrsOf(dst, e)
+	had := e.Xattrs
+	err = unpack.SetAttrsOf(dst, e)
+	m.lost.note(had, e)
+	m.lost.warn(ctx, "directory "+printable.Text(to))
+	return err
 }

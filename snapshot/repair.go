@@ -206,7 +206,7 @@ func (s *Store) swap(rec *metadata.Layer, staged string, made metadata.Layer) er
 		if err != nil {
 			return err
 		}
-		now.Dir, now.Durable, now.Plain = dir, false, made.Plain
+		now.Dir, now.Durable, now.Plain, now.Dropped = dir, false, made.Plain, made.Dropped
 		now.Needs, now.Ordered = made.Needs, made.Ordered
 		if err := os.Rename(staged, s.path("layers", now.Dir)); err != nil {
 			return err

@@ -357,7 +357,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
 		Empty: res.Empty && !res.Whiteouts, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts, Plain: res.Plain,
-		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DiffID: digester.Digest(),
+		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, Dropped: droppedText(res.Dropped), DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
 	switch {

@@ -77,6 +77,9 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 			err = e
 		}
 	}()
+	if err := own.tank.Snapshots().CheckOverlay(); err != nil {
+		return localError{err}
+	}
 	var opened []*listener
 	err = own.tank.Spend(func() (err error) {
 		opened, err = listeners(ctx, s, gid, passed)

@@ -199,6 +199,7 @@ func growing(call func([]byte) (int, error)) (string, error) {
 
 // apply sets the attributes of a new inode in the one order that keeps all of them: owner, xattrs (a chown drops
 // capabilities), mode (a chown drops setuid), times. owner is what the inode has already, and mode what it probably has.
+// Xattrs that the file system does not have are dropped from e.
 func (t target) apply(e *Entry, ownerUID, ownerGID, mode uint32) error {
 	if e.UID != ownerUID || e.GID != ownerGID {
 		if err := t.chown(e.UID, e.GID); err != nil {
@@ -206,7 +207,11 @@ func (t target) apply(e *Entry, ownerUID, ownerGID, mode uint32) error {
 		}
 	}
 	for name, value := range e.Xattrs {
-		if err := t.setXattr(name, value); err != nil {
+		switch err := t.setXattr(name, value); err {
+		case nil:
+		case unix.EOPNOTSUPP:
+			e.dropXattr(name)
+		default:
 			return &xattrError{name, err}
 		}
 	}
@@ -271,8 +276,8 @@ func (t target) applyExact(e *Entry) error {
 }
 
 // SetAttrs gives name in dir, which exists and is of e's type, the owner, xattrs, mode and times of e, and removes xattrs
-// that e does not have; overlay's own stay. A symlink is not followed. Times of a directory have to be set after its
-// content. Errors are those of the system calls, with context.
+// that e does not have; overlay's own stay. Xattrs that the file system does not have are dropped from e. A symlink is not
+// followed. Times of a directory have to be set after its content. Errors are those of the system calls, with context.
 func SetAttrs(dir *os.File, name string, e *Entry) error {
 	defer runtime.KeepAlive(dir)
 	t := target{int(dir.Fd()), name}

@@ -134,6 +134,9 @@ func (x *extractor) setXattrs(hdr *tar.Header, ino *inode) error {
 		if err := x.keep(hdr.Name, len(name)+len(value)); err != nil {
 			return err
 		}
+		if x.dropped.has(name) {
+			continue
+		}
 		if ino.Xattrs == nil {
 			ino.Xattrs = make(map[string]string)
 		}

@@ -43,6 +43,7 @@ type extractor struct {
 	contents    int64
 	holes       int64 // bytes of the contents that the archive leaves out
 	rooted      bool  // the tar has an entry for the root
+	dropped     droppedXattrs
 
 	// Entries come directory by directory: the last parent path without symlinks, and where it led. Only a removal can
 	// change that.
@@ -294,6 +295,7 @@ func (x *extractor) apply(name string, t target, ino *inode, mode uint32) error 
 	if err := t.apply(&e, x.uid, x.gid, mode); err != nil {
 		return attrError(name, err)
 	}
+	x.dropped.note(ino, &e)
 	return x.settle(name, t, ino)
 }
 

@@ -20,6 +20,7 @@ func (x *extractor) finish(ctx context.Context) (*Result, error) {
 	r.OpaqueRoot = x.root.isOpaque()
 	r.Empty = r.Count == 1 && !f.opaque
 	r.Whiteouts = r.Whiteouts || f.opaque
+	r.Dropped = x.dropped.sorted()
 	return r, x.finishOrder(r)
 }
 

@@ -66,6 +66,7 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 	if err := (target{to, base}).applyExact(&e); err != nil {
 		return attrError(name, err)
 	}
+	x.dropped.note(old.ino, &e)
 	if err := x.settle(name, target{to, base}, old.ino); err != nil {
 		return err
 	}

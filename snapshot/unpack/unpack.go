@@ -136,6 +136,8 @@ type Result struct {
 	Plain bool
 	// OpaqueRoot: everything in the layers below is hidden.
 	OpaqueRoot bool
+	// Dropped are the names, sorted, of extended attributes that were left out because the file system does not have them.
+	Dropped []string
 
 	root  *node
 	order *order

@@ -1,0 +1,120 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// Some file systems have no extended attributes, or not all kinds of them. Those of an image are left out there, as other
+// programs do, and their names reported: in the record of the layer, and in the log where something is copied.
+
+// maxDropped bounds how many names of dropped attributes are recorded.
+const maxDropped = 8
+
+// droppedText lists the names of dropped attributes; "" when there are none.
+func droppedText(names []string) string {
+	more := ""
+	if len(names) > maxDropped {
+		more = fmt.Sprintf(" and %d more", len(names)-maxDropped)
+		names = names[:maxDropped]
+	}
+	for i := range names {
+		names[i] = printable.Text(names[i])
+	}
+	return strings.Join(names, ", ") + more
+}
+
+// DroppedXattrs returns a sentence about the extended attributes that the layer lacks because its file system does not
+// have them; "" when it has all.
+func DroppedXattrs(l metadata.Layer) string {
+	if l.Dropped == "" {
+		return ""
+	}
+	return fmt.Sprintf("layer %s: the file system of the root does not have these extended attributes, which are left out: %s",
+		l.DiffID, l.Dropped)
+}
+
+// lostXattrs gathers the names of attributes that copies lack.
+type lostXattrs struct {
+	mu    sync.Mutex // guards names
+	names map[string]bool
+}
+
+// note compares the attributes that an entry had with those that it has kept.
+func (d *lostXattrs) note(had map[string]string, e *unpack.Entry) {
+	if len(had) == len(e.Xattrs) {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.names == nil {
+		d.names = map[string]bool{}
+	}
+	for name := range had {
+		if _, kept := e.Xattrs[name]; !kept {
+			d.names[name] = true
+		}
+	}
+}
+
+// warn logs the names, if any.
+func (d *lostXattrs) warn(ctx context.Context, what string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.names) > 0 {
+		log.G(ctx).Warnf("%s: the file system does not have these extended attributes, which are left out: %s",
+			what, droppedText(slices.Sorted(maps.Keys(d.names))))
+	}
+}
+
+// without leaves the dropped attributes out of entries.
+func (d *lostXattrs) without(entries entrySource) entrySource {
+	if len(d.names) == 0 {
+		return entries
+	}
+	return func(visit func(*unpack.Entry) error) error {
+		return entries(func(e *unpack.Entry) error {
+			kept := *e
+			kept.Xattrs = maps.Clone(e.Xattrs)
+			maps.DeleteFunc(kept.Xattrs, func(name, _ string) bool { return d.names[name] })
+			if len(kept.Xattrs) == 0 {
+				kept.Xattrs = nil
+			}
+			return visit(&kept)
+		})
+	}
+}
+
+// CheckOverlay returns errdefs.ErrFailedPrecondition when the store would serve overlay mounts but the file system of
+// layers/ or snapshots/ does not have the extended attributes with which overlay marks directories.
+func (s *Store) CheckOverlay() error {
+	if s.opts.Directory || s.opts.ReadOnly {
+		return nil
+	}
+	prefix := unpack.TrustedOverlay
+	if s.opts.UserXattr {
+		prefix = unpack.UserOverlay
+	}
+	for _, pool := range []string{"layers", "snapshots"} {
+		// Reading is enough, and works on a full disk. Other errors say nothing about what the file system can do.
+		_, err := unix.Getxattr(s.path(pool), prefix+unpack.OpaqueAttr, nil)
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("root %s: the file system of %s has no extended attributes, which overlay needs: "+
+				"set mode = \"directory\" in the config, or use another file system: %w", s.root, pool, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
+}

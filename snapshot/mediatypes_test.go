@@ -91,13 +91,11 @@ func TestMediaTypes(t *testing.T) {
 func TestWindows(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
-	var all sync.WaitGroup
+	var layers []snapshot.Layer
 	for n := range 3 {
 		tar := Tar(t, F("a", fmt.Sprint(n)))
-		want := error(nil)
 		if n == 2 {
 			tar[0] ^= 1 // a wrong checksum in the header
-			want = unpack.ErrInvalidLayer
 		}
 		frames := [][]byte{zstded(t, tar[:512]), windowed(27), zstded(t, tar[512:])}
 		blob := bytes.Join(frames, nil)
@@ -105,11 +103,15 @@ func TestWindows(t *testing.T) {
 			MediaType: ocispec.MediaTypeImageLayerZstd, Digest: digest.FromBytes(blob), Size: int64(len(blob)),
 		}}
 		w.blobs[l.Blob.Digest] = blob
+		layers = append(layers, l)
+	}
+	var all sync.WaitGroup
+	for n, l := range layers {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			if _, err := w.Unpack(ctx, holder, l); !errors.Is(err, want) {
-				t.Errorf("layer %d: %v, not %v", n, err, want)
+			if _, err := w.Unpack(ctx, holder, l); errors.Is(err, unpack.ErrInvalidLayer) != (n == 2) || n < 2 && err != nil {
+				t.Errorf("layer %d: %v", n, err)
 			}
 		})
 	}

@@ -84,13 +84,14 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
 		}
-		asks, asked := own, host.auth.host()
+		asks, asked, login := own, host.auth.host(), true
 		if !home {
 			if asks = req.guests.at(resp.Request.URL); asks != nil {
 				asked = asks.auth.host()
 			}
+			login = asks != nil && (asks.proof.used || len(challenges(resp.Header)) > 0) // else it serves files
 		}
-		answer := markStatus(statusError(resp, kind, object), resp.StatusCode, kind, asked, asks != nil)
+		answer := markStatus(statusError(resp, kind, object), resp.StatusCode, kind, asked, login)
 		if spokeHTTPToTLS(resp) {
 			text := "registry %s: it speaks TLS, and HTTP without TLS was spoken to it: %w"
 			answer = permanent(cause.Mark(fmt.Errorf(text, host.Host, errdefs.ErrUnavailable), cause.HTTPToTLS, ""))

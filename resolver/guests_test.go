@@ -118,6 +118,19 @@ func TestGuestRefused(t *testing.T) {
 	}
 }
 
+// TestRedirectedFile: a server of files that refuses, as where a signed address has expired, is not one to log in to.
+func TestRedirectedFile(t *testing.T) {
+	t.Parallel()
+	front, files := registrytest.New(t), registrytest.New(t)
+	image(front)
+	files.Guard = registrytest.Answer(403, nil)
+	front.Guard = registrytest.On("/blobs/", registrytest.Redirect(307, "http://"+files.Host))
+	_, err := pull(t.Context(), client(t, nil), newStore(t), front.Host+"/x:1", nil)
+	if !errdefs.IsPermissionDenied(err) || !cause.Is(err, cause.RegistryFailed) {
+		t.Errorf("%v: the cause is %v", err, cause.Of(err))
+	}
+}
+
 // TestExpired: a token that expires in the middle of a download costs one new token, with whatever words the registry
 // refuses the old one, and the download goes on where it was.
 func TestExpired(t *testing.T) {

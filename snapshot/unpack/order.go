@@ -261,7 +261,7 @@ func (o *order) step(i int, first map[*inode]*node) (s Step, ok bool) {
 		}
 	case told:
 		s.Type, s.Path = Whiteout, text
-		if dir, opaque := strings.CutSuffix(text, opaqueMarker); opaque {
+		if dir, base := path.Split(text); base == opaqueMarker { // a name that a whiteout removes may end like it
 			s.Opaque, s.Path = true, strings.TrimSuffix(dir, "/")
 		}
 	default:

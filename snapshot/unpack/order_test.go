@@ -46,6 +46,11 @@ func TestOrder(t *testing.T) {
 			steps: []string{"1 file d/a 644 in d/a", "2 dir d 700"}},
 		{id: "through a symlink of the layer", items: items(u.S("s", "d"), u.F("s/a", "1"), u.W("s/.wh.b"), u.W("s/.wh..wh..opq")),
 			steps: []string{"1 symlink s => d 777 in s", "2 file s/a 644 in d/a", "3 whiteout s/b 0", "4 whiteout s 0 opaque"}},
+		{id: "a whiteout of a name that ends like the opaque marker",
+			items: items(u.S("s", "d"), u.F("s/a", "1"), u.W("s/.wh.b.wh..wh..opq"), u.W(".wh..wh..opq")),
+			steps: []string{
+				"1 symlink s => d 777 in s", "2 file s/a 644 in d/a", "3 whiteout s/b.wh..wh..opq 0", "4 whiteout . 0 opaque",
+			}},
 		{id: "whiteouts", items: items(u.F("d/a", "1"), u.W(".wh.d"), u.W("d/.wh.a"), u.W("d/.wh..wh..opq")),
 			steps: []string{"1 file d/a 644 in d/a", "2 whiteout d 0", "3 whiteout d/a 0", "4 whiteout d 0 opaque"}},
 		{id: "below a link", items: items(u.H("l", "a"), u.W("l/.wh.x"), u.F("l/y", "1")),

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -14,6 +15,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -179,7 +181,9 @@ func TestInvalidAtCommit(t *testing.T) {
 func TestSetAside(t *testing.T) {
 	requireRoot(t)
 	items := []Item{F("s/x", "first"), S("s", "v"), F("s/x", "second")}
-	for _, damaged := range []string{"aside/1", "order"} {
+	for _, damaged := range []string{
+		"aside/1", "aside/1 missing", "aside/1 fifo", "aside missing", "aside fifo", "order", "order missing", "order fifo",
+	} {
 		t.Run(damaged, func(t *testing.T) {
 			root := t.TempDir()
 			w := openAt(t, root, memory{})
@@ -191,8 +195,16 @@ func TestSetAside(t *testing.T) {
 				t.Fatal("the order of the layer does not count")
 			}
 			must(t, w.close())
-			at := filepath.Join(root, "layers", rec.Dir, damaged)
-			must(t, os.WriteFile(at, []byte("other"), 0o600))
+			name, how, _ := strings.Cut(damaged, " ")
+			at := filepath.Join(root, "layers", rec.Dir, name)
+			switch how {
+			case "":
+				must(t, os.WriteFile(at, []byte("other"), 0o600))
+			case "fifo":
+				must(t, errors.Join(os.RemoveAll(at), unix.Mkfifo(at, 0o600)))
+			case "missing":
+				must(t, os.RemoveAll(at))
+			}
 			db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
 			must(t, err)
 			s, err := snapshot.Open(root, db, w.blobs, &snapshot.Options{SyncDelay: -1, Unpack: rights()})

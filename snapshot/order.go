@@ -90,35 +90,50 @@ func checkOrder(ctx context.Context, dir string, rec metadata.Layer) error {
 		return err
 	}
 	aside, err := openTree(filepath.Join(dir, asideName))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+	switch {
+	case err == nil:
+		defer aside.Close()
+	case !errors.Is(err, os.ErrNotExist):
+		return lost(asideName, err)
 	}
+	return steps(func(st *unpack.Step) error {
+		if err := ctx.Err(); err != nil || st.Aside == "" || st.Type != unpack.File {
+			return err
+		}
+		if aside == nil {
+			return fmt.Errorf("%s: missing: %w", asideName, errLost)
+		}
+		return checkAside(ctx, aside, st)
+	})
+}
+
+// checkAside compares a file that was set aside with the step that it belongs to.
+func checkAside(ctx context.Context, aside *os.File, st *unpack.Step) error {
+	f, err := openFileBelow(aside, st.Aside)
+	if err != nil {
+		return lost(asideName+"/"+st.Aside, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	defer aside.Close()
-	return steps(func(st *unpack.Step) error {
-		if st.Aside == "" || st.Type != unpack.File {
-			return ctx.Err()
-		}
-		f, err := openFileBelow(aside, st.Aside)
-		if err != nil {
-			return fmt.Errorf("%s/%s: %w: %w", asideName, st.Aside, err, errLost)
-		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		hash, err := sparse.Sum128(ctx, int(f.Fd()), info.Size())
-		if err != nil {
-			return err
-		}
-		if info.Size() != st.Size || hash != st.Hash {
-			return fmt.Errorf("%s/%s: content: %w", asideName, st.Aside, errLost)
-		}
-		return nil
-	})
+	hash, err := sparse.Sum128(ctx, int(f.Fd()), info.Size())
+	if err != nil {
+		return err
+	}
+	if info.Size() != st.Size || hash != st.Hash {
+		return fmt.Errorf("%s/%s: content: %w", asideName, st.Aside, errLost)
+	}
+	return nil
+}
+
+// lost gives the class errdefs.ErrDataLoss to an error that shows that something is missing, or is something else.
+func lost(name string, err error) error {
+	if gone(err) || errors.Is(err, errReplaced) {
+		return fmt.Errorf("%s: %w: %w", name, err, errLost)
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }
 
 // sealSteps are the steps of a layer that is not ordered: its entries by their position in the tar.

@@ -53,6 +53,9 @@ func (x *plan) replayed(l planned) error {
 	return d.attributes(x.out)
 }
 
+// listedMemory is what a name that was listed takes beside its string.
+const listedMemory = 64
+
 // dir compares a directory of the replay with what is shown there: what the layer has, l, and below it what the parent
 // has, lower. Each is nil where nothing of it is shown.
 func (d *differ) dir(at string, want *simNode, l *tree, lower *place) error {
@@ -71,6 +74,13 @@ func (d *differ) dir(at string, want *simNode, l *tree, lower *place) error {
 			from = lower
 		}
 		if err := d.parent.list(from, names); err != nil {
+			return err
+		}
+		var bytes int64
+		for name := range names {
+			bytes += listedMemory + int64(len(name))
+		}
+		if err := d.grow(bytes); err != nil {
 			return err
 		}
 	}

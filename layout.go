@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -230,13 +231,19 @@ func readIndex(root string) (file indexFile[json.RawMessage], b []byte, err erro
 	return file, b, err
 }
 
+// listBegins is where the list of entries begins, in whatever layout a program writes JSON.
+var listBegins = regexp.MustCompile(`"manifests"\s*:\s*\[`)
+
 // parseIndex reads index.json, as far as it can be read.
 func parseIndex(b []byte) (file indexFile[json.RawMessage], err error) {
-	if err = json.Unmarshal(b, &file); err == nil {
-		return file, nil
+	if err = json.Unmarshal(b, &file); err == nil || len(file.Manifests) > 0 { // or another member has a wrong type
+		return file, err
 	}
 	// A file that was cut: what comes before the cut is right.
-	_, list, _ := strings.Cut(string(b), `"manifests":[`)
+	list := ""
+	if at := listBegins.FindIndex(b); at != nil {
+		list = string(b[at[1]:])
+	}
 	d := json.NewDecoder(strings.NewReader("[" + list))
 	if _, e := d.Token(); e != nil {
 		return indexFile[json.RawMessage]{}, err

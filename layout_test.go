@@ -277,22 +277,28 @@ func TestUnreadableIndex(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
-	r := newRoot(t, false)
-	_, err := r.pull(t, reg.Host+"/x:1", nil)
-	must(t, err)
-	path := filepath.Join(r.dir, "index.json")
 	x := digest.FromString("x").String()
-	cut := []byte(`{"schemaVersion":2,"manifests":[{"digest":"` + x + `","annotations":{}},{"dig`)
-	must(t, os.WriteFile(path, cut, 0o600))
-	r.with(t, func(*tank.Tank) {})
-	if refs, _ := layoutRefs(t, r.dir); !slices.Equal(refs, []string{reg.Host + "/x:1", ""}) {
-		t.Errorf("index.json has %q", refs)
-	}
-	copies, err := filepath.Glob(filepath.Join(r.dir, "lost", "*", "index.json"))
-	if err != nil || len(copies) != 1 {
-		t.Fatalf("copies %q, %v", copies, err)
-	}
-	if b, err := os.ReadFile(copies[0]); !bytes.Equal(b, cut) {
-		t.Errorf("copy %q, %v", b, err)
+	for name, text := range map[string]string{
+		"cut":                `{"schemaVersion":2,"manifests":[{"digest":"` + x + `","annotations":{}},{"dig`,
+		"cut, with spaces":   "{\n  \"manifests\" : [\n    {\"digest\": \"" + x + "\"},\n    {\"dig",
+		"a number as a text": `{"schemaVersion": "2", "manifests": [{"digest":"` + x + `"}], "annotations": {"a": 1}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoot(t, false)
+			_, err := r.pull(t, reg.Host+"/x:1", nil)
+			must(t, err)
+			must(t, os.WriteFile(filepath.Join(r.dir, "index.json"), []byte(text), 0o600))
+			r.with(t, func(*tank.Tank) {})
+			if refs, _ := layoutRefs(t, r.dir); !slices.Equal(refs, []string{reg.Host + "/x:1", ""}) {
+				t.Errorf("index.json has %q", refs)
+			}
+			copies, err := filepath.Glob(filepath.Join(r.dir, "lost", "*", "index.json"))
+			if err != nil || len(copies) != 1 {
+				t.Fatalf("copies %q, %v", copies, err)
+			}
+			if b, err := os.ReadFile(copies[0]); string(b) != text {
+				t.Errorf("copy %q, %v", b, err)
+			}
+		})
 	}
 }

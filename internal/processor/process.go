@@ -107,7 +107,11 @@ func (p *process) kill() {
 	}
 }
 
-func (p *process) killGroup() { _ = unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL) }
+// killGroup ends the program too if it has left its process group.
+func (p *process) killGroup() {
+	_ = unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL)
+	_ = unix.Kill(p.cmd.Process.Pid, unix.SIGKILL)
+}
 
 // maxStderr is how much of the end of stderr is kept, in bytes.
 const maxStderr = 4 << 10

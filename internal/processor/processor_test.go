@@ -154,6 +154,36 @@ func run(chain []processor.Processor, b io.ReadCloser, opts *processor.Options) 
 	return string(out), errors.Join(err, s.Close(), s.Close())
 }
 
+// leaves is set for a program that TestLeavesGroup starts.
+const leaves = "TANK_TEST_LEAVES_GROUP"
+
+// TestLeavesGroup: Close ends a program that has joined another process group than the one it was given.
+func TestLeavesGroup(t *testing.T) {
+	if os.Getenv(leaves) != "" {
+		group, err := unix.Getpgid(os.Getppid())
+		fmt.Println("left", errors.Join(err, unix.Setpgid(0, group)))
+		time.Sleep(time.Minute)
+		return
+	}
+	t.Parallel()
+	p := processor.Processor{
+		ID: "a", Accepts: []string{"x"}, Returns: "tar", Path: os.Args[0], Args: []string{"-test.run=^TestLeavesGroup$"},
+		Env: []string{leaves + "=1"},
+	}
+	s, err := processor.Start([]processor.Processor{p}, "x", newBlob(nil, nil), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make([]byte, len("left <nil>"))
+	if _, err := io.ReadFull(s, said); err != nil || string(said) != "left <nil>" {
+		t.Errorf("%q, %v", said, err)
+	}
+	start := time.Now()
+	if err := s.Close(); err != nil || time.Since(start) > 20*time.Second {
+		t.Errorf("Close: %v after %v", err, time.Since(start))
+	}
+}
+
 // TestEnds: no program outlives its stream, whatever it does: one that is closed, one that stalls, and one that leaves
 // another program behind.
 func TestEnds(t *testing.T) {

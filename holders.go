@@ -10,9 +10,11 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
 )
@@ -123,8 +125,11 @@ func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured sizes) (H
 	}
 	for _, k := range all {
 		size, err := measured.of(ctx, k.path)
-		if err != nil {
-			return info, fmt.Errorf("holder %s: %w", h, err)
+		if ctx.Err() != nil {
+			return info, fmt.Errorf("holder %s: %w", h, context.Cause(ctx))
+		}
+		if err != nil { // a release has to work on a disk with faults too
+			log.G(ctx).WithError(err).Warnf("holder %s: a size is not known", printable.Text(string(h)))
 		}
 		info.keep(size, k.alone)
 	}

@@ -2,10 +2,10 @@ package tank
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -72,13 +72,18 @@ func (t *Tank) unfinished(ctx context.Context) (all []Unfinished, err error) {
 	return all, nil
 }
 
+// measureWithin bounds how long an error waits for the sizes that it contains.
+const measureWithin = 10 * time.Second
+
 // fullDisk adds to the error of a pull for which there was no room how much unfinished pulls hold. maxNamed bounds how
 // many of them it names.
 func (t *Tank) fullDisk(ctx context.Context, err error) error {
 	const maxNamed = 3
-	all, lerr := t.unfinished(context.WithoutCancel(ctx))
+	ctx, cancel := context.WithTimeout(ctx, measureWithin)
+	defer cancel()
+	all, lerr := t.unfinished(ctx)
 	if lerr != nil {
-		return errors.Join(err, lerr)
+		return err // which counts more
 	}
 	if len(all) == 0 {
 		return err

@@ -36,8 +36,11 @@ func addXattrs(e *unpack.Entry, more map[string]string, own *bool) {
 	}
 }
 
-// namesOfInodes walks a directory for the names of the inodes that are keys of names.
-func namesOfInodes(root *os.File, names map[uint64][]string, interrupted func() error) error {
+// namesOfInodes walks a directory for the names of the inodes that are keys of names. grow is asked for the memory that
+// a name takes.
+func namesOfInodes(root *os.File, names map[uint64][]string, interrupted func() error,
+	grow func(bytes int64) error,
+) error {
 	var walk func(dir *os.File, at string) error
 	walk = func(dir *os.File, at string) error {
 		list, err := readDir(dir)
@@ -64,7 +67,11 @@ func namesOfInodes(root *os.File, names map[uint64][]string, interrupted func() 
 					return err
 				}
 			} else if found, wanted := names[st.Ino]; wanted {
-				names[st.Ino] = append(found, path.Join(at, n.name))
+				name := path.Join(at, n.name)
+				names[st.Ino] = append(found, name)
+				if err := grow(listedMemory + int64(len(name))); err != nil {
+					return err
+				}
 			}
 		}
 		return nil

@@ -198,7 +198,7 @@ func (d *differ) findNames() error {
 		wanted[n.lower.elem][n.lower.ino] = nil
 	}
 	for elem, inodes := range wanted {
-		if err := namesOfInodes(d.parent.elems[elem].root, inodes, d.interrupted); err != nil {
+		if err := namesOfInodes(d.parent.elems[elem].root, inodes, d.interrupted, d.grow); err != nil {
 			return err
 		}
 		for ino, names := range inodes {
@@ -221,7 +221,6 @@ func (d *differ) addName(n *simNode, name string) error {
 	k, err := d.r.find(name)
 	if err == nil && k != nil && k.simNode == n {
 		n.names = append(n.names, name)
-		err = d.grow(int64(len(name)))
 	}
 	return err
 }

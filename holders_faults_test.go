@@ -45,5 +45,8 @@ func TestHoldersOnFaultyDisk(t *testing.T) {
 		if all, err := tk.Holders(ctx); err != nil || len(all) == 0 {
 			t.Errorf("holders %v, %v", all, err)
 		}
+		must(t, unix.Unmount(broken, unix.MNT_DETACH))
+		_, err := tk.Release(ctx, "image/"+ref, false) // with the rootfs, which has one directory too many
+		must(t, err)
 	})
 }

@@ -1,12 +1,15 @@
 package imagejson
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/mediatype"
 )
 
 func desc(hex string, size string) string {
@@ -41,7 +44,6 @@ func TestRead(t *testing.T) {
 		{"type of the other kind", ocispec.MediaTypeImageIndex, manifest(c), ""},
 		{"both", "", `{"manifests": [], "layers": []}`, ""},
 		{"neither", "", `{}`, ""},
-		{"schema 1", "", `{"schemaVersion": 1, "fsLayers": []}`, ""},
 		{"not UTF-8", "", "{\"layers\": [], \"x\": \"\xff\"}", ""},
 		{"long s in layers", "", `{"config": ` + c + `, "layers": [], "layer\u017f": [` + desc("a", "5") + `]}`, ""},
 		{"long s as it is", "", `{"config": ` + c + `, "layers": [], "layerſ": [` + desc("a", "5") + `]}`, ""},
@@ -74,6 +76,13 @@ func TestRead(t *testing.T) {
 				t.Errorf("read as %+v", d)
 			}
 		})
+	}
+}
+
+// TestReadSchema1: an image of the old schema is no damaged document, but one that Tank does not unpack.
+func TestReadSchema1(t *testing.T) {
+	if _, err := Read("", []byte(`{"schemaVersion": 1, "fsLayers": []}`)); !errors.Is(err, mediatype.ErrNotRootfs) {
+		t.Error(err)
 	}
 }
 

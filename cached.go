@@ -71,7 +71,7 @@ func platformName(s string) string {
 	return s
 }
 
-// errTurn says that an answer takes work for which no other pull of the reference may run.
+// errTurn means that the answer needs work during which no other pull of the reference may run.
 var errTurn = errors.New("not this pull's turn")
 
 // cachedInTurn is cached, and waits for other pulls of the reference only if there is something to do. It does not wait

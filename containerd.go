@@ -54,8 +54,8 @@ func (b layerBlobs) Size(d digest.Digest) (int64, bool) {
 	return n, err == nil
 }
 
-// adoptable reports whether containerd takes a blob without fetching it. Without an answer it does: then containerd looks
-// itself.
+// adoptable reports whether containerd takes a blob without fetching it. If containerd does not answer, the result is
+// true, so that containerd looks itself.
 func (b layerBlobs) adoptable(ctx context.Context, d digest.Digest) bool {
 	_, err := b.containerd.Size(ctx, d)
 	return !errdefs.IsNotFound(err)

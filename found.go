@@ -113,7 +113,8 @@ func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor,
 	}
 	m.Annotations, m.Platform = nil, nil
 	return metadata.Platform{
-		Platform: platform.Of(platforms.DefaultSpec()).Complete(said), Manifest: m, Config: manifest.Config, Layers: manifest.Layers,
+		Platform: platform.Of(platforms.DefaultSpec()).Complete(said), Manifest: m, Config: manifest.Config,
+		Layers:  manifest.Layers,
 		DiffIDs: config.RootFS.DiffIDs, Rootfs: rootfs, Exact: true,
 	}, true
 }

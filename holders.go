@@ -212,9 +212,9 @@ func (t *Tank) count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (all 
 	return all, nil
 }
 
-// Release gives up all that a holder holds, deletes what nobody else does, and tells what it held. The reference
-// of an image or a pull may have any form that Pull accepts. It is for what an uninstalled
-// containerd left; an image is also forgotten by Remove, and an unfinished pull is forgotten a day after its end.
+// Release gives up all that a holder holds, deletes what nobody else holds, and returns what it held. The
+// reference of an image or a pull may have any form that Pull accepts. It is for what an uninstalled containerd left;
+// an image is also forgotten by Remove, and an unfinished pull is forgotten a day after its end.
 //
 // errdefs.ErrNotFound when there is no such holder, errdefs.ErrInvalidArgument for a snapshot's, and errdefs.ErrFailedPrecondition for a
 // pull that runs and, without force, for a containerd that is connected or whose snapshots are mounted.

@@ -47,7 +47,7 @@ type PullOptions struct {
 	// Progress is called often, by several goroutines. nil: nobody is told.
 	Progress func(Event)
 	// Log gets the lines "using cached REF (DIGEST)" and "pulling REF", and warnings, which begin with WarningPrefix. nil:
-	// nobody is told.
+	// they are dropped.
 	Log func(line string)
 }
 

@@ -150,7 +150,8 @@ func (r *rebuild) hadDaemon() bool {
 }
 
 // readIndexed returns the descriptors of Tank's entries in index.json, as far as they can be read. Other programs may
-// call an image what they like, so their entries are no record of a pull. The error is os.ErrNotExist for a missing file.
+// call an image what they like, so their entries are no record of a pull. The error is os.ErrNotExist for a missing
+// file.
 func readIndexed(root string) (own []ocispec.Descriptor, err error) {
 	file, b, err := readIndex(root)
 	// Versions of Tank that marked nothing kept nothing of other programs either.

@@ -246,8 +246,8 @@ var ownDirs = []string{
 }
 
 // checkOwners returns errdefs.ErrFailedPrecondition unless the root and Tank's directories in it are directories that
-// belong to the process's user and that no other user can write to. A user who can write to one could replace files in it
-// by links.
+// belong to the process's user and that no other user can write to. A user who can write to one could replace files in
+// it by links.
 func checkOwners(root string) error {
 	uid := os.Geteuid()
 	if err := checkOwner(unix.AT_FDCWD, root, uid); err != nil {

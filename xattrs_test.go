@@ -33,7 +33,8 @@ func TestWithoutXattrs(t *testing.T) {
 		[]Item{F("d/c", "2")},
 		[]Item{H("l", "b").Xattr("user.l", "3"), F("e", "3").Xattr("trusted.e", "3")})
 	bare := []string{`b file "1"`, "d dir", `d/a file "1"`, `d/c file "2"`, `e file "3"`, `l file "1" = b`}
-	full := []string{`b file "1" user.b="1" user.l="3"`, `d dir user.d="1"`, `d/a file "1" user.a="1"`, `d/c file "2"`, `e file "3" trusted.e="3"`,
+	full := []string{`b file "1" user.b="1" user.l="3"`, `d dir user.d="1"`, `d/a file "1" user.a="1"`, `d/c file "2"`,
+		`e file "3" trusted.e="3"`,
 		`l file "1" = b user.b="1" user.l="3"`}
 	for _, tc := range []struct {
 		testName string

@@ -95,9 +95,9 @@ func (in *ingest) follow(ctx context.Context, s *Store) (*follower, error) {
 // Open reads a blob from its beginning without holding it: the recorded blob or, while that is missing, the furthest of
 // the ingests that are announced as this blob, as it grows. Read waits for bytes of the ingest. It returns io.EOF after
 // this ingest, or another one with the same beginning, was committed as d; and errdefs.ErrUnavailable when the ingest
-// was truncated, aborted, committed as something else or closed without a commit, errdefs.ErrNotFound when the blob that
-// another writer committed was removed again. Until io.EOF nobody has verified the bytes of an ingest. The end of ctx and
-// Close end a Read that waits.
+// was truncated, aborted, committed as something else or closed without a commit, errdefs.ErrNotFound when the blob
+// that another writer committed was removed again. Until io.EOF nobody has verified the bytes of an ingest. The end of
+// ctx and Close end a Read that waits.
 //
 // It returns errdefs.ErrNotFound when the blob is neither recorded nor being written.
 func (s *Store) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {

@@ -223,7 +223,8 @@ func TestFollowElsewhere(t *testing.T) {
 			write(t, w, data[:half])
 		}, false},
 		"aborted": {data[:half], func(t *testing.T, r *root, w *writer) { must(t, r.For(alice).Abort(t.Context(), w.ref)) }, false},
-		"removed": {data[:half], func(t *testing.T, r *root, _ *writer) { must(t, r.For(bob).Delete(t.Context(), d)) }, false},
+		"removed": {data[:half], func(t *testing.T, r *root, _ *writer) { must(t, r.For(bob).Delete(t.Context(), d)) },
+			false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)

@@ -7,8 +7,8 @@ import (
 )
 
 // TestIsolated: with content_sharing_policy = "isolated" a namespace gets a layer that is unpacked here only from a
-// registry that has it, also after its blob was discarded. Then nothing is unpacked again, and the image is complete: it
-// can be exported, and another snapshotter can run it.
+// registry that has it, also after its blob was discarded. Then nothing is unpacked again, and the image is complete:
+// it can be exported, and another snapshotter can run it.
 func TestIsolated(t *testing.T) {
 	for name, s := range map[string]Setup{
 		"full": {Isolated: true}, "full sequential": {Isolated: true, Sequential: true},

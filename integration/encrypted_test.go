@@ -42,8 +42,8 @@ func encrypted(t testing.TB, img BuiltImage) BuiltImage {
 	return out
 }
 
-// TestEncrypted: what a stream processor of containerd's config decodes, containerd with Tank pulls and runs, through ctr
-// and CRI, as with its own overlayfs. Without the key nobody gets a layer, although Tank has it unpacked.
+// TestEncrypted: what a stream processor of containerd's config decodes, containerd with Tank pulls and runs, through
+// ctr and CRI, as with its own overlayfs. Without the key nobody gets a layer, although Tank has it unpacked.
 func TestEncrypted(t *testing.T) {
 	for name, s := range map[string]Setup{
 		"as the unit": {AsUnit: true}, "second": {WithoutContent: true},

@@ -98,8 +98,8 @@ type Layer struct {
 	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
 	// Needs says that a part of the layer depends on its parent, so that a fix-up may be due.
 	Needs bool `json:"needs,omitempty"`
-	// Ordered says that what comes of the layer above a parent depends on the order of its tar, which is kept beside the
-	// directory, and that the layer is invalid above some parents.
+	// Ordered means that the layer's result above a parent depends on the order of its tar, which is kept beside the
+	// directory, and that the layer may be invalid above some parents.
 	Ordered bool `json:"ordered,omitempty"`
 	// Whiteouts says that the directory holds whiteouts or opaque markers, so that it can't be shown without overlay.
 	Whiteouts bool `json:"whiteouts,omitempty"`

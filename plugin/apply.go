@@ -38,15 +38,15 @@ func (a *applier) Apply(
 	return a.layers.ApplyDecoded(ctx, desc, mounts, decode)
 }
 
-// decoder returns what reads a blob of another media type than those of layers; nil if nothing does, or if that can't be
-// found out: then the next differ in containerd's list is asked, which is containerd's own.
+// decoder returns what reads a blob of another media type than those of layers; nil if nothing does, or if that can't
+// be found out: then the next differ in containerd's list is asked, which is containerd's own.
 func (a *applier) decoder(ctx context.Context, desc ocispec.Descriptor, opts []diff.ApplyOpt) (snapshot.Decode, error) {
 	if a.processors == nil {
 		return nil, nil
 	}
 	all, err := a.processors(ctx, processOf(ctx))
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("stream processors: not known")
+		log.G(ctx).WithError(err).Warn("stream processors: can't be found out")
 		return nil, nil
 	}
 	chain := processor.Chain(all, desc.MediaType, mediatype.Layer)

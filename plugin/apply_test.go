@@ -49,10 +49,12 @@ func (l *decodingLayers) ApplyDecoded(
 func TestProcessors(t *testing.T) {
 	const outer, inner = "application/vnd.test.outer", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
 	shell := func(id, accepts, returns, script string) processor.Processor {
-		return processor.Processor{ID: id, Accepts: []string{accepts}, Returns: returns, Path: "/bin/sh", Args: []string{"-c", script}}
+		return processor.Processor{ID: id, Accepts: []string{accepts}, Returns: returns, Path: "/bin/sh",
+			Args: []string{"-c", script}}
 	}
 	both := []processor.Processor{
-		shell("first", outer, inner, "cat; echo -n ' first'"), shell("second", inner, ocispec.MediaTypeImageLayer, "cat; cat <&3"),
+		shell("first", outer, inner, "cat; echo -n ' first'"), shell("second", inner, ocispec.MediaTypeImageLayer,
+			"cat; cat <&3"),
 	}
 	encoded, err := anypb.New(wrapperspb.String("key"))
 	must(t, err)

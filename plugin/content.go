@@ -60,8 +60,8 @@ func (s *contentServer) Read(req *contentapi.ReadContentRequest, stream contenta
 	return nil
 }
 
-// cut explains why a blob ended before its size. If it was removed meanwhile, that is not a fault of its content, as an
-// unexpected end would seem to be to those who decompress it.
+// cut explains why a blob ended before its size. If the blob was removed meanwhile, the error is ErrNotFound,
+// because a decompressor would report the unexpected end as damaged content.
 func (s *contentServer) cut(ctx context.Context, d digest.Digest, at int64) error {
 	if _, err := s.store.Info(ctx, d); errdefs.IsNotFound(err) {
 		return err

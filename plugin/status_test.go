@@ -20,11 +20,13 @@ func TestStatusKeepsCause(t *testing.T) {
 		class error
 		want  cause.Cause
 	}{
-		{cause.Mark(fmt.Errorf("x: %w", errdefs.ErrNotFound), cause.Tag, "host"), errdefs.ErrNotFound, cause.Cause{Kind: cause.Tag, Subject: "host"}},
+		{cause.Mark(fmt.Errorf("x: %w", errdefs.ErrNotFound), cause.Tag, "host"), errdefs.ErrNotFound,
+			cause.Cause{Kind: cause.Tag, Subject: "host"}},
 		{fmt.Errorf("x: %w", unix.ENOSPC), errdefs.ErrUnknown, cause.Cause{Kind: cause.DiskFull}},
 		{fmt.Errorf("x: %w", errdefs.ErrUnavailable), errdefs.ErrUnavailable, cause.Cause{}},
 		{fmt.Errorf("%w: %w", errdefs.ErrUnavailable, errdefs.ErrDataLoss), errdefs.ErrDataLoss, cause.Cause{}},
-		{errors.Join(errors.New("x"), cause.Mark(errors.New("y"), cause.Database, "/r")), errdefs.ErrUnknown, cause.Cause{Kind: cause.Database, Subject: "/r"}},
+		{errors.Join(errors.New("x"), cause.Mark(errors.New("y"), cause.Database, "/r")), errdefs.ErrUnknown,
+			cause.Cause{Kind: cause.Database, Subject: "/r"}},
 		{context.Canceled, context.Canceled, cause.Cause{}},
 	} {
 		sent := toStatus(tc.err)

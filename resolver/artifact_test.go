@@ -53,7 +53,8 @@ func TestNotRootfs(t *testing.T) {
 		{"wasm with an image's config", "", ocispec.MediaTypeImageConfig, imageConfig(1),
 			[]string{"application/vnd.module.wasm.content.layer.v1+wasm"}, "a WebAssembly module"},
 		{"encrypted", "", ocispec.MediaTypeImageConfig, imageConfig(2),
-			[]string{ocispec.MediaTypeImageLayer, images.MediaTypeImageLayerGzipEncrypted}, "an encrypted image, which has to be decrypted first"},
+			[]string{ocispec.MediaTypeImageLayer, images.MediaTypeImageLayerGzipEncrypted},
+			"an encrypted image, which has to be decrypted first"},
 		{"signature", "", ocispec.MediaTypeImageConfig, imageConfig(1),
 			[]string{"application/vnd.dev.cosign.simplesigning.v1+json"}, "a signature"},
 		{"attestation", "", ocispec.MediaTypeImageConfig, imageConfig(1),
@@ -86,7 +87,8 @@ func TestNotRootfs(t *testing.T) {
 			if !strings.Contains(want, ", which ") {
 				want += ", not an image with a root filesystem"
 			}
-			if !errors.Is(err, mediatype.ErrNotRootfs) || !errdefs.IsFailedPrecondition(err) || !strings.HasSuffix(err.Error(), want) {
+			if !errors.Is(err, mediatype.ErrNotRootfs) || !errdefs.IsFailedPrecondition(err) ||
+				!strings.HasSuffix(err.Error(), want) {
 				t.Fatalf("%v, not %q", err, want)
 			}
 			if !cause.Is(err, cause.NotRootfs) {
@@ -127,7 +129,8 @@ func TestNotRootfsInIndex(t *testing.T) {
 			return []ocispec.Descriptor{chart(reg)}
 		}, mediatype.ErrNotRootfs},
 		{"a chart beside an image for another platform", func(reg *registrytest.Registry) []ocispec.Descriptor {
-			return []ocispec.Descriptor{chart(reg), reg.Image("", ocispec.Platform{OS: "linux", Architecture: "s390x"}, nil, nil)}
+			return []ocispec.Descriptor{chart(reg), reg.Image("", ocispec.Platform{OS: "linux", Architecture: "s390x"}, nil,
+				nil)}
 		}, errdefs.ErrNotFound},
 		{"the cache of BuildKit", func(reg *registrytest.Registry) []ocispec.Descriptor {
 			return []ocispec.Descriptor{

@@ -37,7 +37,7 @@ type proof struct {
 // host is the name that credentials are looked up by.
 func (a *authorizer) host() string { return hubName(a.endpoint.Host) }
 
-// cached reports whether a token was shown that was not got for this request.
+// cached reports whether the request had a token that was fetched for an earlier one.
 func (p proof) cached() bool { return p.token != "" && !p.fresh }
 
 // origin is what tokens and demands are kept by. What a redirect led to may have been reached with less verification

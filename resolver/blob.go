@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 )
 
-// blob downloads desc into the store unless it is there, and says whether it did. A zero by is no deadline.
+// blob downloads desc into the store unless it is there, and reports whether it did. A zero by is no deadline.
 func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh bool, err error) {
 	for arrived := true; arrived; {
 		if fresh, arrived, err = f.turn(ctx, desc, by); err != nil {

@@ -61,8 +61,8 @@ func spokeHTTPToTLS(resp *http.Response) bool {
 	return false
 }
 
-// networkCause returns why a request got no answer, or an answer ended too early. It is "" if the cause of err itself
-// says it, such as a lack of file descriptors.
+// networkCause returns why a request got no answer, or an answer ended too early. It is "" if err
+// has a cause of its own, such as a lack of file descriptors.
 func networkCause(err error) cause.Kind {
 	var (
 		timeout  net.Error
@@ -98,7 +98,8 @@ func networkCause(err error) cause.Kind {
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.ENETDOWN),
 		errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM): // a firewall of this machine
 		return cause.Unreachable
-	case errors.Is(err, errStalled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+	case errors.Is(err, errStalled), errors.Is(err, context.DeadlineExceeded),
+		errors.As(err, &timeout) && timeout.Timeout():
 		return cause.Timeout
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET),
 		errors.Is(err, unix.EPIPE):

@@ -52,8 +52,8 @@ type request struct {
 	lane   int         // requests of different lanes do not share a connection
 }
 
-// get asks one host for kind ("manifests" or "blobs") and object. The response has status 200 or 206, and a body that fails
-// when it stalls; the caller closes it, and looks at its encodings.
+// get asks one host for kind ("manifests" or "blobs") and object. The response has status 200 or 206, and a body that
+// fails when it stalls; the caller closes it, and looks at its encodings.
 func (p *repository) get(ctx context.Context, host *endpoint, kind, object, accept string, want span, lane int) (*http.Response, error) {
 	u := url.URL{Scheme: host.Scheme, Host: host.Host, Path: path.Join("/", host.Path, p.path, kind, object)}
 	if host.Host != p.registry && (p.registry != "docker.io" || host.Host != "registry-1.docker.io") {
@@ -110,8 +110,9 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 // maxRedirects bounds the redirects that one request follows.
 const maxRedirects = 10
 
-// send sends one request and follows its redirects. What is the host's own goes to the host alone, and to nobody any
-// more once a redirect led away, should it even lead back. home says that the answer is from a chain that never left.
+// send sends one request and follows its redirects. The headers of the host's own go to that host alone. Once a
+// redirect has led to another host they are sent no more, even if a later one leads back. home is true if no redirect
+// led away.
 //
 // net/http would follow by itself, but it keeps Authorization for other ports and for subdomains, and knows one transport with one client
 // certificate for all.

@@ -47,7 +47,7 @@ func (c Credential) identity() string {
 }
 
 // Credentials finds the credential for a registry, host or host:port exactly as references and hosts.toml name it; Docker Hub is docker.io.
-// It is called when a registry asks who is there, and not before.
+// It is called only after a registry has asked for credentials.
 //
 // An error does not end a pull, because the image may be public: the registry is asked with the credential that is
 // returned beside the error, usually the anonymous one. Options.Warn gets the error, and so does the caller if the

@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// documentTimeout is how long a small thing without which nothing goes on may take. A body that brings just enough not
-// to count as stalled could take days.
+// documentTimeout is how long a manifest, an index, a config or a token may take, since the pull waits for it. A body
+// that brings just enough not to count as stalled could take days.
 const documentTimeout = 2 * time.Minute
 
 // within bounds what one host may take of the time until end: all of it if it is the last host, half of it otherwise,

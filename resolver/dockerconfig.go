@@ -45,8 +45,8 @@ type dockerAuth struct {
 // A file that is not there knows nobody. The file is read anew on every call, so that a login needs no restart.
 //
 // A registry's name has to match exactly. Of an address such as https://host/v1/ only the host counts; Docker Hub's
-// https://index.docker.io/v1/ is docker.io. Errors are of class ErrFailedPrecondition and hold nothing secret. Beside the
-// error of a helper or store that fails is what auths has for the registry.
+// https://index.docker.io/v1/ is docker.io. Errors are of class ErrFailedPrecondition and hold nothing secret. Beside
+// the error of a helper or store that fails is what auths has for the registry.
 func DockerConfig(path string) Credentials {
 	return func(ctx context.Context, host string) (Credential, error) {
 		file := path
@@ -159,7 +159,9 @@ func serverURL(host string) string {
 var helperName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // runHelper asks docker-credential-NAME. found is false when it answered that it knows nothing.
-func runHelper(ctx context.Context, name, server string, timeout time.Duration) (cred Credential, found bool, err error) {
+func runHelper(ctx context.Context, name, server string, timeout time.Duration) (
+	cred Credential, found bool, err error,
+) {
 	fail := func(cause error) (Credential, bool, error) {
 		return Credential{}, false, fmt.Errorf("credential helper docker-credential-%.100s: %w: %w", name, cause, errdefs.ErrFailedPrecondition)
 	}

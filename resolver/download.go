@@ -162,8 +162,8 @@ func (d *download) single(ctx context.Context, host *endpoint) error {
 	return err
 }
 
-// get asks for a part of the blob. 416 means that the registry has fewer bytes than the manifest says, or trouble with
-// ranges. To ask for everything shows which.
+// get asks for a part of the blob. 416 means that the registry has fewer bytes than the manifest states, or does not
+// support ranges. A request for everything shows which.
 func (d *download) get(ctx context.Context, host *endpoint, want span, lane int) (*http.Response, error) {
 	asked := time.Now()
 	resp, err := d.repo.get(ctx, host, "blobs", d.desc.Digest.String(), "*/*", want, lane)
@@ -252,7 +252,8 @@ func broken(ctx context.Context, host *endpoint, at, size int64, err error) erro
 		ended := fmt.Errorf("registry %s: the body ended at %d of %d bytes: %w", host.Host, at, size, errdefs.ErrUnavailable)
 		return sourceError{cause.Mark(ended, cause.Broken, host.Host)}
 	}
-	broke := fmt.Errorf("registry %s: the body broke at %d of %d bytes: %v: %w", host.Host, at, size, err, errdefs.ErrUnavailable)
+	broke := fmt.Errorf("registry %s: the body broke at %d of %d bytes: %v: %w", host.Host, at, size, err,
+		errdefs.ErrUnavailable)
 	return sourceError{markNetwork(broke, err, host.Host)}
 }
 

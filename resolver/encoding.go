@@ -17,8 +17,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Content encodings are not asked for. A proxy may compress all the same, which has to be undone, or a registry may state
-// as an encoding that a layer is gzip itself, which must not be undone. Only the digest is certain.
+// Content encodings are not asked for. A proxy may compress all the same, which has to be undone, or a registry may
+// state as an encoding that a layer is gzip itself, which must not be undone. Only the digest is certain.
 
 // maxCodings is how many encodings are undone, one in the other.
 const maxCodings = 2
@@ -83,8 +83,8 @@ func isCompressed(head []byte) bool {
 	return bytes.HasPrefix(head, []byte{0x1f, 0x8b}) || bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd})
 }
 
-// readDecoded reads all of a small answer, without its encodings unless the bytes as they came hash to want or have none
-// of them.
+// readDecoded reads all of a small answer, without its encodings unless the bytes as they came hash to want or have
+// none of them.
 func readDecoded(resp *http.Response, want digest.Digest, limit int64) ([]byte, error) {
 	data, err := readAtMost(resp.Body, limit)
 	all := codings(resp.Header)
@@ -158,8 +158,8 @@ func (c *coded) Close() error {
 // peeked is how much of an encoded body is looked at.
 const peeked = 1 << 10
 
-// undo makes the body of an answer the bytes of the blob, if the answer has encodings. The choice may be wrong: then the
-// bytes do not hash to the digest, and the download that follows the failed one makes the other choice.
+// undo makes the body of an answer the bytes of the blob, if the answer has encodings. The choice may be wrong: then
+// the bytes do not hash to the digest, and the download that follows the failed one makes the other choice.
 func (d *download) undo(resp *http.Response) error {
 	all := codings(resp.Header)
 	if len(all) == 0 {
@@ -183,7 +183,8 @@ func (d *download) undo(resp *http.Response) error {
 	body := &coded{Reader: under, raw: raw, codings: all}
 	switch undo := possible(all, head); {
 	case !undo && length >= 0:
-		return fmt.Errorf("content encoding %.50q: %d bytes where %d were announced: %w", all, length, size, errdefs.ErrDataLoss)
+		return fmt.Errorf("content encoding %.50q: %d bytes where %d were announced: %w", all, length, size,
+			errdefs.ErrDataLoss)
 	case undo && (length >= 0 || d.seemsEncoded(all, head) != d.other):
 		decoded, err := decode(all, under)
 		switch {

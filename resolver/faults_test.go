@@ -169,7 +169,8 @@ func TestD19RetryAfterFar(t *testing.T) {
 				if !errdefs.IsUnavailable(err) || len(waited()) != 0 {
 					t.Fatalf("%d, %s, %s: %v, waits %v", status, part, after, err, waited())
 				}
-				if want := "try again after " + when.Format("2006-01-02 15:04"); after != "61" && !strings.Contains(err.Error(), want) {
+				if want := "try again after " + when.Format("2006-01-02 15:04"); after != "61" &&
+					!strings.Contains(err.Error(), want) {
 					t.Errorf("%s: %v does not contain %q", after, err, want)
 				}
 				if n := reg.Count(part); part == "/manifests/" && n != 1 {

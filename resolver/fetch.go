@@ -65,9 +65,9 @@ type FetchOptions struct {
 }
 
 // Fetch brings target, which Resolve answered for ref, into a store: the indexes on the way, the manifest of the platform, its config, then
-// all of its layers at once. A blob that the store has is not asked for; an ingest that was interrupted goes on where it stopped. A nil
-// platform means this machine's. Of an index, the entry that suits it best is taken, and the index decides what that
-// entry is for, whatever its config says.
+// all of its layers at once. A blob that the store has is not asked for; an ingest that was interrupted goes on where
+// it stopped. A nil platform means this machine's. Of an index, the entry that suits it best is taken, and the index
+// decides what that entry is for, whatever its config says.
 //
 // Classes: those of Resolve; ErrNotFound, with a NoPlatform, also when no manifest is for the platform; and whatever
 // the store answers with.

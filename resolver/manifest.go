@@ -91,7 +91,7 @@ func (p *repository) manifestTries(ctx context.Context, host *endpoint, last boo
 
 // noHost is the error for a registry whose hosts.toml allows to pull from none of its hosts.
 func (p *repository) noHost() error {
-	err := fmt.Errorf("registry %s: no host is configured to be pulled from: %w", p.registry, errdefs.ErrNotFound)
+	err := fmt.Errorf("registry %s: hosts.toml allows pulls from no host: %w", p.registry, errdefs.ErrNotFound)
 	return cause.Mark(err, cause.Configuration, p.opts.HostsDir)
 }
 

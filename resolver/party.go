@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// party is a registry that a request is sent to, directly or by a redirect, and what it was shown. A nil party is shown
-// nothing.
+// party is a registry that a request is sent to, directly or by a redirect, and the credentials that the request
+// contained. A nil party gets none.
 type party struct {
 	auth       *authorizer
 	repository string

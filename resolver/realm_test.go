@@ -158,7 +158,8 @@ func TestD02Answers(t *testing.T) {
 		header   string
 		ok       bool
 	}{
-		{"redirect to a file", func(s *registrytest.TokenServer) { s.Fault = registrytest.Redirect(302, "file://") }, "", false},
+		{"redirect to a file", func(s *registrytest.TokenServer) { s.Fault = registrytest.Redirect(302, "file://") }, "",
+			false},
 		{"redirect to metadata", func(s *registrytest.TokenServer) {
 			s.Fault = registrytest.Redirect(302, "http://169.254.169.254")
 		}, "", false},

@@ -102,7 +102,8 @@ func TestD01Redirects(t *testing.T) {
 				for _, key := range secrets {
 					own.Set(key, "hush")
 				}
-				resp, atHome, err := p.send(t.Context(), host, mustURL(a+"/v2/x/blobs/y"), request{common: http.Header{"Range": {"bytes=5-"}}, own: own})
+				resp, atHome, err := p.send(t.Context(), host, mustURL(a+"/v2/x/blobs/y"),
+					request{common: http.Header{"Range": {"bytes=5-"}}, own: own})
 				if (err == nil) != tc.ok || home != tc.home {
 					t.Fatal(resp, err, home)
 				}
@@ -117,8 +118,8 @@ func TestD01Redirects(t *testing.T) {
 	}
 }
 
-// TestD01ForeignChallenge: another registry that a redirect leads to gets no credentials and no token that was given for
-// them, whatever it asks for. It may give out anonymous tokens of its own.
+// TestD01ForeignChallenge: another registry that a redirect leads to gets no credentials and no token that was given
+// for them, whatever it asks for. It may give out anonymous tokens of its own.
 func TestD01ForeignChallenge(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)

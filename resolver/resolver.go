@@ -101,7 +101,8 @@ func New(opts *Options) (*Resolver, error) {
 	if opts != nil {
 		r.opts = *opts
 	}
-	if r.opts.StallTimeout < 0 || r.opts.DocumentTimeout < 0 || r.opts.Attempts < 0 || r.opts.Backoff < 0 || r.opts.Ranges < 0 || r.opts.ChunkSize < 0 {
+	if r.opts.StallTimeout < 0 || r.opts.DocumentTimeout < 0 || r.opts.Attempts < 0 ||
+		r.opts.Backoff < 0 || r.opts.Ranges < 0 || r.opts.ChunkSize < 0 {
 		return nil, fmt.Errorf("resolver options: negative limit: %w", errdefs.ErrInvalidArgument)
 	}
 	if r.opts.UserAgent == "" {

@@ -50,7 +50,7 @@ func withRetryAfter(err error, resp *http.Response) error {
 // tryAgain makes of err one that is not tried again, and adds when it may be.
 func tryAgain(err error, now time.Time, wait time.Duration) error {
 	wait = wait.Round(time.Second)
-	return permanent(fmt.Errorf("%w (the server asks to be left alone for %v: try again after %s)",
+	return permanent(fmt.Errorf("%w (the server asks clients to wait for %v: try again after %s)",
 		err, wait, now.Add(wait).UTC().Format("2006-01-02 15:04:05 MST")))
 }
 
@@ -81,7 +81,7 @@ func (r *Resolver) pause(ctx context.Context, n int, cause error) error {
 		if end, ok := ctx.Deadline(); ok && time.Until(end) < asked.wait {
 			return tryAgain(cause, time.Now(), asked.wait)
 		}
-		wait = asked.wait + min(wait, time.Second) // all who were told the same need not come back at the same time
+		wait = asked.wait + min(wait, time.Second) // clients with the same answer should not all return at once
 	}
 	return r.sleep(ctx, wait)
 }

@@ -145,7 +145,9 @@ func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, c
 	return token, life, err
 }
 
-func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cred Credential) (string, time.Duration, error) {
+func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cred Credential) (
+	string, time.Duration, error,
+) {
 	req, err := tokenRequest(ctx, realm, d, cred)
 	if err != nil {
 		return "", 0, fmt.Errorf("token server %s: %v: %w", realm.Host, err, errdefs.ErrInvalidArgument)
@@ -182,8 +184,8 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cre
 }
 
 // tokenClient is a client for one request to a token server. A password or a refresh token follows redirects within the
-// origin of the realm only. An anonymous request is redirected to wherever a registry may redirect: the realm may be at a
-// gateway, in front of the token server.
+// origin of the realm only. An anonymous request is redirected to wherever a registry may redirect: the realm may be at
+// a gateway, in front of the token server.
 func (a *authorizer) tokenClient(realm *url.URL, cred Credential) *http.Client {
 	return &http.Client{Transport: ways{a.endpoint}, CheckRedirect: func(next *http.Request, via []*http.Request) error {
 		switch u := next.URL; {

@@ -127,8 +127,8 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 }
 
 // stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged,
-// which lie in staged or with their layers. What was consumed by copying is added to copied, for the caller to delete, and the
-// extended attributes that copies lack to lost.
+// which lie in staged or with their layers. What was consumed by copying is added to copied, for the caller to delete,
+// and the extended attributes that copies lack to lost.
 func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool,
 	copied *[]string, lost *lostXattrs,
 ) ([]*seal, error) {

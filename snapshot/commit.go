@@ -66,8 +66,8 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 }
 
 // valid refuses, of class unpack.ErrInvalidLayer, a snapshot whose layer is invalid above its parent, such as one with
-// a hard link to a file that no layer has. containerd names the parent in Prepare or, when it unpacks layers at the same
-// time, not before Commit. Only an ordered layer can be invalid.
+// a hard link to a file that no layer has. containerd names the parent in Prepare or, when it unpacks layers at the
+// same time, not before Commit. Only an ordered layer can be invalid.
 func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) error {
 	if sn.Layer == "" {
 		return nil

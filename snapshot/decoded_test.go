@@ -75,7 +75,9 @@ type failing struct{ err error }
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 // applyDecoded extracts a layer as containerd does; expected is the diff ID that containerd names, "" for 2.2.
-func applyDecoded(w *world, key string, l snapshot.Layer, expected digest.Digest, decode snapshot.Decode) (digest.Digest, error) {
+func applyDecoded(w *world, key string, l snapshot.Layer, expected digest.Digest, decode snapshot.Decode) (
+	digest.Digest, error,
+) {
 	var opts []snapshots.Opt
 	if expected != "" {
 		opts = append(opts, snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotDiffID: expected.String()}))

@@ -77,13 +77,15 @@ func bound(t *testing.T, mounts []mount.Mount, mode string) string {
 func (w *world) sample(t *testing.T) (layers []snapshot.Layer, want []string) {
 	t.Helper()
 	for _, items := range [][]Item{
-		{D("./").At(7, 0), D("d").Mode(0o750).Owner(3, 4), F("d/a", "1"), F("d/gone", "1"), F("f", "content").Owner(7, 8), S("s", "f"), P("p")},
+		{D("./").At(7, 0), D("d").Mode(0o750).Owner(3, 4), F("d/a", "1"), F("d/gone", "1"), F("f", "content").Owner(7, 8),
+			S("s", "f"), P("p")},
 		{F("d/b", "2"), W("d/.wh.gone"), H("g", "f")},
 		{F("e/x", "3").Xattr("user.k", "v").Mode(0o4755)},
 	} {
 		layers = append(layers, w.blobs.add(t, Tar(t, items...)))
 	}
-	return layers, []string{". dir @7", "d dir 0750 3:4", `d/a file "1"`, `d/b file "2"`, "e dir @0", `e/x file 4755 "3" user.k="v"`,
+	return layers, []string{". dir @7", "d dir 0750 3:4", `d/a file "1"`, `d/b file "2"`, "e dir @0",
+		`e/x file 4755 "3" user.k="v"`,
 		`f file "content"`, `g file "content" = f`, "p fifo", "s symlink -> f"}
 }
 

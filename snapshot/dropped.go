@@ -18,8 +18,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// Some file systems have no extended attributes, or not all kinds of them. Those of an image are left out there, as other
-// programs do, and their names reported: in the record of the layer, and in the log where something is copied.
+// Some file systems have no extended attributes, or not all kinds of them. Those of an image are left out there, as
+// other programs do, and their names reported: in the record of the layer, and in the log where something is copied.
 
 // maxDropped bounds how many names of dropped attributes are recorded.
 const maxDropped = 8
@@ -43,7 +43,8 @@ func DroppedXattrs(l metadata.Layer) string {
 	if l.Dropped == "" {
 		return ""
 	}
-	return fmt.Sprintf("layer %s: the file system of the root does not have these extended attributes, which are left out: %s",
+	return fmt.Sprintf("layer %s: the file system of the root does not have these extended attributes, which are left "+
+		"out: %s",
 		l.DiffID, l.Dropped)
 }
 
@@ -113,7 +114,8 @@ func (s *Store) CheckOverlay() error {
 		_, err := unix.Getxattr(s.path(pool), prefix+unpack.OpaqueAttr, nil)
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			return fmt.Errorf("root %s: the file system of %s has no extended attributes, which overlay needs: "+
-				"set mode = \"directory\" in the config, or use another file system: %w", s.root, pool, errdefs.ErrFailedPrecondition)
+				"set mode = \"directory\" in the config, or use another file system: %w", s.root, pool,
+				errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil

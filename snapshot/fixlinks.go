@@ -19,7 +19,7 @@ type inode struct {
 	ino  uint64
 }
 
-// addXattrs adds what a hard link's header has; archivers leave out of it what the inode has already. own says that
+// addXattrs adds what a hard link's header has; archivers leave out of it what the inode has already. own is true once
 // the map is the inode's alone.
 func addXattrs(e *unpack.Entry, more map[string]string, own *bool) {
 	for k, v := range more {

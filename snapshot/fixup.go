@@ -54,7 +54,9 @@ type planned struct {
 // planFixup finds out what a layer needs above the parent. The plan is empty when it needs nothing.
 //
 // The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
-func planFixup(ctx context.Context, l planned, parent *merged, lenient bool, grow func(bytes int64) error) (*plan, error) {
+func planFixup(ctx context.Context, l planned, parent *merged, lenient bool, grow func(bytes int64) error) (
+	*plan, error,
+) {
 	grow = inSteps(grow)
 	layer, err := newLayerTree(l.entries, grow)
 	if err != nil {
@@ -76,7 +78,7 @@ func (x *plan) reset() {
 	x.out, x.copies, x.drops = newRoot(defaultDir(".")), map[string]source{}, nil
 }
 
-// errOrderMatters says that the final tree of the layer does not tell what comes of it above this parent.
+// errOrderMatters means that the final tree of the layer does not determine the result above this parent.
 var errOrderMatters = errors.New("the order of the entries matters")
 
 // simple plans for a layer of which only the attributes of directories depend on the parent, and fails with
@@ -135,7 +137,7 @@ func (x *plan) facts(diffID digest.Digest) digest.Digest {
 	return d.Digest()
 }
 
-// walk looks at what the layer has in a directory. bare says that nothing of the parent is below.
+// walk looks at what the layer has in a directory. bare is true if the parent has nothing there.
 func (x *plan) walk(n *tree, at string, bare bool) error {
 	for _, name := range n.names() {
 		if err := x.interrupted(); err != nil {

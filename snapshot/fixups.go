@@ -131,7 +131,9 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot, rec metadata.
 }
 
 // openPlanOf plans the fix-up of a layer whose directory is layerDir above a stack.
-func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.Layer, below []stackDir) (p *openPlan, err error) {
+func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.Layer, below []stackDir) (
+	p *openPlan, err error,
+) {
 	p = &openPlan{claim: s.memory.Claim(nil)}
 	defer func() {
 		if err != nil {

@@ -33,8 +33,8 @@ func windowed(log byte) []byte {
 	return []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, (log - 10) << 3, 0x01, 0x00, 0x00}
 }
 
-// TestMediaTypes: whatever the media type of a layer states about compression, both doors unpack what the bytes are, and
-// the diff ID decides whether that is right.
+// TestMediaTypes: whatever the media type of a layer states about compression, both doors unpack what the bytes are,
+// and the diff ID decides whether that is right.
 func TestMediaTypes(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -80,14 +80,15 @@ func TestMediaTypes(t *testing.T) {
 	}
 	mounts, err := sn.Prepare(ctx, "key", "")
 	must(t, err)
-	_, err = w.Apply(ctx, ocispec.Descriptor{MediaType: oci + "v1.tar+gzip+encrypted", Digest: digest.FromString("x")}, mounts)
+	_, err = w.Apply(ctx, ocispec.Descriptor{MediaType: oci + "v1.tar+gzip+encrypted", Digest: digest.FromString("x")},
+		mounts)
 	if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "this is an encrypted image") {
 		t.Errorf("an encrypted layer: %v", err)
 	}
 }
 
-// TestWindows: layers whose windows exceed the budget of memory are unpacked one after the other, and one that is refused
-// while it waits for memory does not keep the others waiting.
+// TestWindows: layers whose windows exceed the budget of memory are unpacked one after the other, and one that is
+// refused while it waits for memory does not keep the others waiting.
 func TestWindows(t *testing.T) {
 	requireRoot(t)
 	w := open(t)

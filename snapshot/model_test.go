@@ -239,8 +239,8 @@ func (c *tally) add(lists [][]Item) {
 	}
 }
 
-// TestModel compares random lists of layers with the model. A list that differs is shown, minimised, as a row of a table has it,
-// with its seed N: TANK_MODEL_SEEDS=N,1 makes it again.
+// TestModel compares random lists of layers with the model. A list that differs is shown, minimised, as a row of a
+// table has it, with its seed N: TANK_MODEL_SEEDS=N,1 makes it again.
 func TestModel(t *testing.T) {
 	requireMounts(t)
 	s := newWorkshop(t)
@@ -256,7 +256,8 @@ func TestModel(t *testing.T) {
 		lists = s.minimise(t, lists)
 		t.Errorf("seed %d:\n%s%s", seed, program(lists), s.check(t, lists))
 	}
-	t.Logf("%d lists, %d refused, %d with links to lower layers; %v", c.lists, c.refused, c.cases[model.LowerLink], c.cases)
+	t.Logf("%d lists, %d refused, %d with links to lower layers; %v", c.lists, c.refused, c.cases[model.LowerLink],
+		c.cases)
 }
 
 // release removes all snapshots of a holder, leaves first.

@@ -14,9 +14,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// An ordered layer is one whose result above a parent depends on the order of its tar (unpack.Result.Ordered). Beside fs
-// and seal it has a file order, with the steps in the form of a seal that is not sorted, and, if an entry took a file
-// away that another parent may keep, a directory aside with the contents of such files.
+// An ordered layer is one whose result above a parent depends on the order of its tar (unpack.Result.Ordered). Beside
+// fs and seal it has a file order, with the steps in the form of a seal that is not sorted, and, if an entry took a
+// file away that another parent may keep, a directory aside with the contents of such files.
 const (
 	orderName = "order"
 	asideName = "aside"

@@ -7,8 +7,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// replay applies the entries of a layer, one after the other, to what the parent shows: in memory, to a tree that has
-// of the parent what the entries came across. What comes of it is what the stack has to show.
+// replay applies the entries of a layer, one after the other, to the tree that the parent shows. It does so in memory,
+// and reads of the parent only what the entries touch. The result is the tree that the stack has to show.
 type replay struct {
 	parent *merged
 	root   *simNode
@@ -42,7 +42,7 @@ type simNode struct {
 	made    string // a path of the layer's directory
 	aside   string // the name of its content among what was set aside
 	changed bool   // a hard link's header changed one of the parent's
-	// ownXattrs says that the map of its extended attributes is not shared.
+	// ownXattrs is true if the map of its extended attributes is not shared.
 	ownXattrs bool
 	names     []string // where it is found in the end
 	emit      bool     // all its names go into the fix-up
@@ -249,8 +249,8 @@ func (r *replay) removeLower(dir *simNode, name string) error {
 	return nil
 }
 
-// purge takes away what the layers below have in a directory. After it there is only the layer's own in it, so that each
-// directory is gone through once.
+// purge takes away what the layers below have in a directory. After it there is only the layer's own in it, so that
+// each directory is gone through once.
 func (r *replay) purge(dir *simNode) error {
 	if dir.below == nil {
 		return nil

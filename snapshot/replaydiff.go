@@ -9,7 +9,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// differ puts into a plan what a replay has otherwise than overlay shows of the layer above the parent.
+// differ compares the tree of a replay with what overlay shows of the layer above the parent, and plans the difference.
 type differ struct {
 	*plan
 	r           *replay

@@ -33,7 +33,7 @@ type walker struct {
 	linkAt   *simNode
 	linkName string
 	after    string
-	// passed says that something was missing on the way.
+	// passed is true if something was missing on the way.
 	passed bool
 }
 

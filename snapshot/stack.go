@@ -161,7 +161,7 @@ func (b *stackBuilder) readRoot() error {
 		return nil
 	}
 	b.st.root.Sec, b.st.root.Nsec = e.Sec, e.Nsec
-	b.st.root.Opaque = e.Opaque // which is no matter of attributes
+	b.st.root.Opaque = e.Opaque // opacity is not an attribute of the root directory
 	if unlike(&b.st.root, e) {
 		b.st.rootFrom = -1
 	}

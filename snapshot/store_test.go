@@ -223,7 +223,8 @@ func TestKnownWithoutBlob(t *testing.T) {
 		{"sequential, all blobs are fetched", false, false, true, blobOf, diffOf, answer{}},
 		{"parallel, all blobs are fetched", true, false, true, blobOf, diffOf, answer{}},
 		{"containerd 2.2, all blobs are fetched", false, false, true, blobOf, noDiffID, answer{}},
-		{"no digest", true, false, false, func(_, _ snapshot.Layer) digest.Digest { return "sha256:../../x" }, diffOf, answer{}},
+		{"no digest", true, false, false, func(_, _ snapshot.Layer) digest.Digest { return "sha256:../../x" }, diffOf,
+			answer{}},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			opts := skipping()
@@ -326,7 +327,8 @@ func TestApplyNeedsBlob(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || got.Digest != l.DiffID || w.layerDir(t, metadata.LayerKey(l.DiffID)) != filepath.Join(w.root, "layers", first.Dir) {
+			if err != nil || got.Digest != l.DiffID ||
+				w.layerDir(t, metadata.LayerKey(l.DiffID)) != filepath.Join(w.root, "layers", first.Dir) {
 				t.Errorf("got %v, %v", got, err)
 			}
 		})

@@ -16,9 +16,9 @@ func (k *configChecker) ownStore() {
 		return
 	}
 	blobs := filepath.Join(cmp.Or(k.OwnRoot, containerdRoot), pluginContent, "blobs")
-	const then = "becomes unreachable while Tank is the content store: it can't be run, exported or pulled again until it is " +
-		"removed from containerd's list. Either remove those images first, or set containerd_address in Tank's own " +
-		"config, which leaves containerd its store."
+	const then = "becomes unreachable while Tank is the content store: it can't be run, exported or pulled again " +
+		"until it is removed from containerd's list. Either remove those images first, or set containerd_address in " +
+		"Tank's own config, which leaves containerd its store."
 	switch some, err := hasFile(blobs); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -63,8 +63,9 @@ func (k *configChecker) isolated() bool {
 // sharing compares skip_known_blobs with containerd's policy.
 func (k *configChecker) sharing() {
 	if k.SkipKnownBlobs && k.isolated() {
-		k.wrong("[plugins.'%s'] has content_sharing_policy = \"isolated\", but Tank's own config has skip_known_blobs = true: "+
-			"a namespace gets layers that its registry does not let it have. Leave skip_known_blobs out.", pluginMetadata)
+		k.wrong("[plugins.'%s'] has content_sharing_policy = \"isolated\", but Tank's own config has "+
+			"skip_known_blobs = true: a namespace gets layers that its registry does not let it have. Leave "+
+			"skip_known_blobs out.", pluginMetadata)
 	}
 }
 

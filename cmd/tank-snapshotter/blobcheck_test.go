@@ -32,7 +32,8 @@ func TestCheckBlobs(t *testing.T) {
 		in                 install
 		says               string // "" for nothing
 	}{
-		{"images in containerd's own store", own, "", full, own + "/io.containerd.content.v1.content/blobs, becomes unreachable"},
+		{"images in containerd's own store", own, "", full,
+			own + "/io.containerd.content.v1.content/blobs, becomes unreachable"},
 		{"images in containerd's own store, which it keeps", own, "", second, ""},
 		{"an empty store", empty, "", full, ""},
 		{"no store", filepath.Join(empty, "none"), "", full, ""},
@@ -68,7 +69,8 @@ func TestCheckBlobs(t *testing.T) {
 				t.Fatal(err)
 			}
 			found = slices.DeleteFunc(found, func(f finding) bool {
-				return strings.Contains(f.text, "Nobody answers") || strings.Contains(f.text, "discard_unpacked_layers = true: CRI then")
+				return strings.Contains(f.text, "Nobody answers") ||
+					strings.Contains(f.text, "discard_unpacked_layers = true: CRI then")
 			})
 			switch {
 			case tc.says == "" && len(found) > 0:

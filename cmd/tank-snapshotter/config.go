@@ -73,10 +73,11 @@ mode = "overlay"
 # Empty: Tank is containerd's content store.
 containerd_address = ""
 
-# false: containerd downloads every blob of an image, as with its own overlayfs, and a layer that is unpacked here already
-# is not unpacked again. true: it does not download the blob of such a layer. This suits nodes whose containerd discards
-# blobs after unpacking (discard_unpacked_layers); elsewhere images pulled so can't be pushed, exported or run by another
-# snapshotter, and a namespace gets layers that its registry may not have (content_sharing_policy = "isolated" is void).
+# false: containerd downloads every blob of an image, as with its own overlayfs, and Tank does not unpack a layer again
+# that it has. true: containerd does not download the blob of such a layer. This suits nodes whose containerd discards
+# blobs after unpacking (discard_unpacked_layers). Elsewhere it leaves images incomplete: they can't be pushed, exported
+# or run by another snapshotter. A namespace also gets layers that its registry may not have, so do not combine it with
+# content_sharing_policy = "isolated".
 skip_known_blobs = false
 
 # trace, debug, info, warn, error or fatal.
@@ -89,8 +90,9 @@ hosts_dir = "` + defaultHosts + `"
 # Empty: for uid 0 the daemon's root if there is one, else $XDG_CACHE_HOME/tank, else ~/.cache/tank.
 image_cache = ""
 
-# Programs that decode layers of other media types, such as encrypted ones (serve). Without a section [stream_processors]
-# Tank runs those of the config of the containerd that asks. With one, even an empty one, it runs only these:
+# Programs that decode layers of other media types, such as encrypted ones (serve). Without a section
+# [stream_processors] Tank runs the programs that the calling containerd has configured. With such a section, even an
+# empty one, it runs only these:
 # [stream_processors."io.containerd.ocicrypt.decoder.v1.tar.gzip"]
 #   accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]
 #   returns = "application/vnd.oci.image.layer.v1.tar+gzip"

@@ -74,7 +74,8 @@ func (in install) check(ctx context.Context, file string) (findings, error) {
 	k.sharing()
 	k.streamProcessors()
 	if plugin := k.disabledCRI(); plugin != "" {
-		k.note("CRI is disabled (%q in disabled_plugins): ctr and nerdctl work, but no kubelet can use this containerd.", plugin)
+		k.note("CRI is disabled (%q in disabled_plugins): ctr and nerdctl work, but no kubelet can use this containerd.",
+			plugin)
 	} else {
 		k.cri()
 	}

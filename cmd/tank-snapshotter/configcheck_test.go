@@ -187,7 +187,8 @@ func TestCheck(t *testing.T) {
 		dropIn func(string) string
 		says   []string // each in one sentence of its own
 	}{
-		{"skipped blobs under an isolating policy", skipping, same, add("[plugins.'io.containerd.metadata.v1.bolt']\n  content_sharing_policy = \"isolated\"\n"),
+		{"skipped blobs under an isolating policy", skipping, same,
+			add("[plugins.'io.containerd.metadata.v1.bolt']\n  content_sharing_policy = \"isolated\"\n"),
 			[]string{"a namespace gets layers that its registry does not let it have"}},
 		{"nothing of Tank", full, func(string) string { return "version = 3\n" }, same,
 			[]string{"Tank is not containerd's content store", "No proxy plugin of type snapshot has Tank's address /none"}},
@@ -294,7 +295,8 @@ func TestCheck(t *testing.T) {
 		{"no pattern", full, replaceImport(`imports = ["tank.toml", "[*.toml"]`), same, []string{"which is no pattern"}},
 		{"syntax", full, same, replace(t, "[proxy_plugins.tank]", "[proxy_plugins.tank"), []string{"tank.toml, line 4, column"}},
 		{"a list for a name", full, same, replace(t, `type = "snapshot"`, `type = ["snapshot"]`), []string{"tank.toml, line 5, column"}},
-		{"a plugin's old name", full, func(s string) string { return "disabled_plugins = [\"cri\"]\n" + s }, same, []string{"since version 2 is no name of a plugin: containerd does not start"}},
+		{"a plugin's old name", full, func(s string) string { return "disabled_plugins = [\"cri\"]\n" + s }, same,
+			[]string{"is not the name of a plugin since version 2: containerd does not start"}},
 		{"a newer version", full, func(s string) string { return strings.Replace(s, "version = 3", "version = 5", 1) }, same, []string{"has version 5; the newest"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

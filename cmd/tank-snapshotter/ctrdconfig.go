@@ -153,7 +153,8 @@ func readContainerdFile(ctx context.Context, name string, read readFile, found *
 	}
 	for _, plugin := range c.DisabledPlugins {
 		if c.Version >= 2 && !strings.Contains(plugin, ".") {
-			found.wrong("%s has %q in disabled_plugins, which since version 2 is no name of a plugin: containerd does not start. CRI is %q.",
+			found.wrong("%s has %q in disabled_plugins, which is not the name of a plugin since version 2: containerd does not "+
+				"start. The name of CRI is %q.",
 				name, plugin, pluginCRI)
 			return nil, false
 		}

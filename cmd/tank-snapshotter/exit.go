@@ -23,17 +23,17 @@ const (
 // exitCodes explains the exit codes, in the help of the program.
 const exitCodes = `Exit codes:
   0    success
-  1    a fault of this machine: a full disk, a missing permission, another process
+  1    this machine: a full disk, a missing permission, another process, a root of another user or newer version
   2    usage: the command line, a reference, a configuration file
-  3    not found: the image, tag, platform or holder; with --offline also what is not here
+  3    not found: the root, image, tag, platform or holder; with --offline also what was not pulled
   4    a registry wants a login, or refuses
-  5    network: the registry is not reached, fails or limits its users
+  5    network: the registry can't be reached, fails, limits requests, or has a certificate that is not trusted
   6    content that fails verification or is not allowed, a damaged database, faults that check found
   130  ended by SIGINT (Ctrl-C)
   143  ended by SIGTERM; serve ends with 0 after both signals`
 
-// hintFor returns what a user can do about an error; "" if nothing is known. A hint of the error itself is more specific
-// than that of its cause. The class of an error alone gives no hint: too many different causes have the same class.
+// hintFor returns advice about an error; "" if its cause is not known. A hint of the error itself is more specific than
+// that of its cause. The class of an error alone gives no hint: too many different causes have the same class.
 func hintFor(err error) string {
 	var h hinted
 	if errors.As(err, &h) {

@@ -16,8 +16,9 @@ func (c *cli) holdersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "holders",
 		Short: "List who keeps what: containerd, images, unfinished pulls",
-		Long: "List who keeps what: containerd, images, unfinished pulls.\n\nBYTES is what a holder keeps on the disk, as du measures it; " +
-			"ALONE is what of that nobody else keeps: the space that its release frees.\n\n" +
+		Long: "List who keeps what: containerd, images, unfinished pulls.\n\n" +
+			"BYTES is what a holder keeps on the disk, as du measures it. ALONE is the part of it that no other holder " +
+			"keeps: a release of the holder frees it.\n\n" +
 			"Each containerd has a holder of its own, which Tank finds by containerd's database. CONNECTED is the time of the " +
 			"last connection, DATABASE the path of the database at that time.",
 		Args: cobra.NoArgs,

@@ -96,12 +96,13 @@ func (c *cli) removeCommand() *cobra.Command {
 func (c *cli) gcCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "gc",
-		Short: "Delete what nothing holds, and images that their tag has left",
-		Long: "Delete what nothing holds, and images that their tag has left: a later pull found another image under the same name. " +
-			"Their root filesystems go too, in use or not: an image that was pulled by digest stays.\n\n" +
-			"Blobs stay that an entry of another program in the root's index.json needs.\n\n" +
-			"The printed size is what was freed on the disk, as du measures it: where files share blocks (reflinks), " +
-			"the disk gets less.\n\n" +
+		Short: "Delete what nothing holds, and images whose tag has moved",
+		Long: "Delete what nothing holds, and images whose tag has moved: a later pull found another image under the " +
+			"same name. Their root filesystems are deleted even while they are in use. Images that were pulled by " +
+			"digest stay.\n\n" +
+			"Blobs that an entry of another program in the root's index.json needs stay, too.\n\n" +
+			"The printed size is what was freed on the disk, as du measures it. Where files share blocks (reflinks), " +
+			"less is freed.\n\n" +
 			"What an unfinished pull has downloaded is kept for a day, so that the pull can go on. gc lists it on stderr, and " +
 			"frees it only if the disk is almost full. `release pull/REF` frees it at once.\n\n" +
 			"Files that somebody made immutable or append-only (chattr) stay. gc lists them on stderr and still ends with 0.",
@@ -133,9 +134,9 @@ func unfinishedLine(u plugin.Unfinished) string {
 	_, pull := strings.CutPrefix(u.Holder, "pull/")
 	switch size := bytesOf(u.Bytes); {
 	case u.Running:
-		return fmt.Sprintf("%s, a pull that runs, has gathered %s", u.Holder, size)
+		return fmt.Sprintf("%s, a running pull, has downloaded %s so far", u.Holder, size)
 	case pull:
-		return fmt.Sprintf("%s, a pull that is not finished, keeps %s for a day: `release %s` frees it",
+		return fmt.Sprintf("%s, an unfinished pull, keeps %s for a day: `release %s` frees it",
 			u.Holder, size, u.Holder)
 	default:
 		return fmt.Sprintf("%s keeps %s of unfinished downloads, which its containerd resumes or deletes", u.Holder, size)

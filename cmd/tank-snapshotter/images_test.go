@@ -13,9 +13,9 @@ func TestUnfinishedLine(t *testing.T) {
 		printed string
 	}{
 		{plugin.Unfinished{Holder: "pull/r.example/x:1", Bytes: 2_000_000},
-			"pull/r.example/x:1, a pull that is not finished, keeps 2.0 MB for a day: `release pull/r.example/x:1` frees it"},
+			"pull/r.example/x:1, an unfinished pull, keeps 2.0 MB for a day: `release pull/r.example/x:1` frees it"},
 		{plugin.Unfinished{Holder: "pull/r.example/x:1", Bytes: 2_000_000, Running: true},
-			"pull/r.example/x:1, a pull that runs, has gathered 2.0 MB"},
+			"pull/r.example/x:1, a running pull, has downloaded 2.0 MB so far"},
 		{plugin.Unfinished{Holder: "containerd", Bytes: 1500},
 			"containerd keeps 1.5 kB of unfinished downloads, which its containerd resumes or deletes"},
 	} {

@@ -64,7 +64,7 @@ func (c *cli) with(ctx context.Context, a access, f func(plugin.Admin) error) er
 			deadline = time.Now().Add(answersWithin)
 		}
 		if time.Now().After(deadline) {
-			return cause.Mark(fmt.Errorf("root %s: it does not answer: %w", root, err), cause.Silent, "")
+			return cause.Mark(fmt.Errorf("root %s: its owner does not answer: %w", root, err), cause.Silent, "")
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):

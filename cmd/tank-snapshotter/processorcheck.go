@@ -19,7 +19,8 @@ func (k *configChecker) streamProcessors() {
 	configured := slices.DeleteFunc(k.configuredProcessors(), func(p processor.Processor) bool {
 		unread := decodes(p, nil)
 		if len(unread) == 0 {
-			k.note("Tank does not run the stream processor %q: it reads layers of %s itself.", p.ID, strings.Join(p.Accepts, ", "))
+			k.note("Tank does not run the stream processor %q: Tank reads layers of %s itself.", p.ID,
+				strings.Join(p.Accepts, ", "))
 		}
 		return len(unread) == 0
 	})
@@ -39,14 +40,16 @@ func (k *configChecker) streamProcessors() {
 	for _, p := range configured {
 		types := strings.Join(decodes(p, nil), ", ")
 		if err := p.Find(); err != nil {
-			k.wrong("[stream_processors.%q] names a program that can't be run, so layers of %s can't be unpacked: %v.", p.ID, types, err)
+			k.wrong("[stream_processors.%q] names a program that can't be run, so layers of %s can't be unpacked: %v.",
+				p.ID, types, err)
 			continue
 		}
-		k.note("Tank runs the stream processor %q (%s) for layers of %s, with what Tank's own unit allows.", p.ID, p.Path, types)
+		k.note("Tank runs the stream processor %q (%s) for layers of %s, within the limits of Tank's own unit.", p.ID,
+			p.Path, types)
 	}
 }
 
-// configuredProcessors are the processors of containerd's config but those that it has without one.
+// configuredProcessors are the processors of containerd's config without the built-in ones.
 func (k *configChecker) configuredProcessors() (list []processor.Processor) {
 	builtIn := builtInProcessors()
 	for _, p := range listed(k.StreamProcessors) {
@@ -69,8 +72,8 @@ func (k *configChecker) ownProcessors() {
 	}
 	for _, p := range own {
 		for _, t := range decodes(p, theirs) {
-			k.note("Tank's own config decodes layers of %s, but this containerd does not, so other snapshotters can't unpack them. "+
-				"`tank-snapshotter config containerd` prints the section.", t)
+			k.note("Tank's own config decodes layers of %s, but this containerd does not, so other snapshotters can't "+
+				"unpack them. `tank-snapshotter config containerd` prints the section.", t)
 		}
 	}
 }

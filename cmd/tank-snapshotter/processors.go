@@ -20,7 +20,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
-// builtInProcessors are those that containerd has without any configuration.
+// builtInProcessors are the processors that containerd has without any configuration.
 func builtInProcessors() map[string]processor.Processor {
 	const name, layer = "io.containerd.ocicrypt.decoder.v1", "application/vnd.oci.image.layer.v1"
 	all := map[string]processor.Processor{}
@@ -46,8 +46,8 @@ func listed(all map[string]processor.Processor) (list []processor.Processor) {
 	return list
 }
 
-// processors returns the processors of a containerd's config: first those that containerd does not have without one, and
-// last those whose programs are missing. containerd itself takes any of those that accept a media type.
+// processors returns the processors of a containerd's config: first those that the config adds to the built-in ones,
+// and last those whose programs are missing. containerd itself takes any of those that accept a media type.
 func (c *containerdConfig) processors() (list []processor.Processor) {
 	var builtIn []processor.Processor
 	defaults := builtInProcessors()
@@ -84,8 +84,8 @@ func (s settings) processors() func(context.Context, caller.Process) ([]processo
 	return containerdProcessors
 }
 
-// containerdProcessors reads which processors a containerd has. They are programs that Tank runs with its own rights, so
-// only a process that has these rights may name them, in a file that only such processes can write.
+// containerdProcessors reads which processors a containerd has. Tank runs these programs with its own rights, so only a
+// process that has these rights may name them, in a file that only such processes can write.
 func containerdProcessors(ctx context.Context, p caller.Process) ([]processor.Processor, error) {
 	if p.UID != 0 && int(p.UID) != os.Geteuid() {
 		return nil, fmt.Errorf("containerd's config: of a process of uid %d: %w", p.UID, errdefs.ErrUnavailable)

@@ -36,11 +36,15 @@ func TestProcessorsOfContainerd(t *testing.T) {
 		{"no config", "", "", nil, []string{builtIn, builtIn + ".gzip"}},
 		{"none of its own", "version = 3\n", "", nil, []string{builtIn, builtIn + ".gzip"}},
 		{"of its own", processorTOML("x", encryptedTar, "/bin/sh"), "", nil, []string{"x", builtIn, builtIn + ".gzip"}},
-		{"of its own, without a program", processorTOML("x", encryptedTar, "/none"), "", nil, []string{"x", builtIn, builtIn + ".gzip"}},
-		{"two, one without a program", processorTOML("a", encryptedTar, "/none") + processorTOML("b", encryptedTar, "/bin/sh"), "", nil,
+		{"of its own, without a program", processorTOML("x", encryptedTar, "/none"), "", nil,
+			[]string{"x", builtIn, builtIn + ".gzip"}},
+		{"two, one without a program", processorTOML("a", encryptedTar, "/none") +
+			processorTOML("b", encryptedTar, "/bin/sh"), "", nil,
 			[]string{"b", "a", builtIn, builtIn + ".gzip"}},
-		{"a built-in one that is replaced", processorTOML(builtIn, encryptedTar, "/bin/sh"), "", nil, []string{builtIn, builtIn + ".gzip"}},
-		{"imported", "imports = [\"other.toml\"]\n", processorTOML("x", encryptedTar, "/bin/sh"), nil, []string{"x", builtIn, builtIn + ".gzip"}},
+		{"a built-in one that is replaced", processorTOML(builtIn, encryptedTar, "/bin/sh"), "", nil,
+			[]string{builtIn, builtIn + ".gzip"}},
+		{"imported", "imports = [\"other.toml\"]\n", processorTOML("x", encryptedTar, "/bin/sh"), nil,
+			[]string{"x", builtIn, builtIn + ".gzip"}},
 		{"syntax", "[", "", nil, nil},
 		{"others may write it", processorTOML("x", encryptedTar, "/bin/sh"), "",
 			func(dir string) error { return os.Chmod(filepath.Join(dir, "config.toml"), 0o666) }, nil},
@@ -82,13 +86,14 @@ func TestProcessorsOfContainerd(t *testing.T) {
 			}
 		})
 	}
-	if _, err := (settings{}).processors()(t.Context(), caller.Process{PID: os.Getpid(), UID: 4321}); !errdefs.IsUnavailable(err) {
+	other := caller.Process{PID: os.Getpid(), UID: 4321}
+	if _, err := (settings{}).processors()(t.Context(), other); !errdefs.IsUnavailable(err) {
 		t.Errorf("of a process of another user: %v", err)
 	}
 }
 
-// TestOwnProcessors: a section in Tank's config takes the place of containerd's, is printed for containerd, and an empty
-// one turns stream processors off.
+// TestOwnProcessors: a section in Tank's config takes the place of containerd's, is printed for containerd, and an
+// empty one turns stream processors off.
 func TestOwnProcessors(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.toml")
 	for text, want := range map[string]string{
@@ -114,16 +119,20 @@ func TestOwnProcessors(t *testing.T) {
 		if err := toml.Unmarshal([]byte(printed), &c); err != nil {
 			t.Fatal(err)
 		}
-		if p, ok := c.StreamProcessors[want]; ok != (want != "") || ok && (p.Path != "/a\\b" || p.Accepts[0] != encryptedTar) {
+		if p, ok := c.StreamProcessors[want]; ok != (want != "") ||
+			ok && (p.Path != "/a\\b" || p.Accepts[0] != encryptedTar) {
 			t.Errorf("printed %+v", c.StreamProcessors)
 		}
 	}
 }
 
-// TestCheckProcessors: `config check` reports what Tank will run for containerd's stream processors, or why it will not.
+// TestCheckProcessors: `config check` reports what Tank will run for containerd's stream processors, or why it will
+// not.
 func TestCheckProcessors(t *testing.T) {
 	own := func(accepts string) map[string]processor.Processor {
-		return map[string]processor.Processor{"own": {Accepts: []string{accepts}, Returns: "application/vnd.oci.image.layer.v1.tar", Path: "/bin/sh"}}
+		return map[string]processor.Processor{"own": {
+			Accepts: []string{accepts}, Returns: "application/vnd.oci.image.layer.v1.tar", Path: "/bin/sh",
+		}}
 	}
 	const other = "application/vnd.test"
 	for _, tc := range []struct {
@@ -134,15 +143,21 @@ func TestCheckProcessors(t *testing.T) {
 		wrong        bool
 	}{
 		{"none", "", nil, 0o600, "", false},
-		{"one", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o600, `Tank runs the stream processor "x" (/bin/sh) for layers of ` + encryptedTar, false},
-		{"one without a program", processorTOML("x", encryptedTar, "/none"), nil, 0o600, "names a program that can't be run", true},
-		{"one for layers that Tank reads", processorTOML("pigz", "application/vnd.oci.image.layer.v1.tar+gzip", "/none"), nil, 0o600,
+		{"one", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o600,
+			`Tank runs the stream processor "x" (/bin/sh) for layers of ` + encryptedTar, false},
+		{"one without a program", processorTOML("x", encryptedTar, "/none"), nil, 0o600, "names a program that can't be run",
+			true},
+		{"one for layers that Tank reads", processorTOML("pigz", "application/vnd.oci.image.layer.v1.tar+gzip", "/none"), nil,
+			0o600,
 			`Tank does not run the stream processor "pigz"`, false},
-		{"a file that others may write", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o666, "Tank does not run the stream processors", true},
+		{"a file that others may write", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o666,
+			"Tank does not run the stream processors", true},
 		{"of both", processorTOML("x", encryptedTar, "/bin/sh"), own(encryptedTar), 0o600, "", false},
-		{"of containerd alone", processorTOML("x", other, "/bin/sh"), own(encryptedTar), 0o600, "but Tank's own config has no stream processor that does", true},
+		{"of containerd alone", processorTOML("x", other, "/bin/sh"), own(encryptedTar), 0o600,
+			"but Tank's own config has no stream processor that does", true},
 		{"of Tank alone", "", own(other), 0o600, "but this containerd does not", false},
-		{"turned off", processorTOML("x", other, "/bin/sh"), map[string]processor.Processor{}, 0o600, "leave [stream_processors] out of Tank's config", true},
+		{"turned off", processorTOML("x", other, "/bin/sh"), map[string]processor.Processor{}, 0o600,
+			"leave [stream_processors] out of Tank's config", true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()

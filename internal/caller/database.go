@@ -182,8 +182,8 @@ func configOf(args []string) (config string, roots []string) {
 	return config, roots
 }
 
-// Config returns the path of the configuration file of a containerd, by its command line, and ErrHidden if that can't be
-// found out. The file need not exist.
+// Config returns the path of the configuration file of a containerd, by its command line, and ErrHidden if that can't
+// be found out. The file need not exist.
 func Config(p Process) (string, error) {
 	if p.PID == 0 {
 		return "", ErrHidden

@@ -32,18 +32,19 @@ func TestOf(t *testing.T) {
 		err  error
 		want cause.Kind
 	}{
-		"nil":                       {nil, ""},
-		"no cause":                  {errors.New("x"), ""},
-		"a class is no cause":       {fmt.Errorf("x: %w", errdefs.ErrPermissionDenied), ""},
-		"a mark":                    {fmt.Errorf("x: %w", tag), cause.Tag},
-		"the outermost mark":        {cause.Mark(fmt.Errorf("x: %w", tag), cause.NotCached, ""), cause.NotCached},
-		"a default":                 {cause.Default(errors.New("x"), cause.Tag, ""), cause.Tag},
-		"no default above a mark":   {cause.Default(tag, cause.NotCached, ""), cause.Tag},
-		"the most serious of many":  {errors.Join(tag, cause.Mark(errors.New("x"), cause.Database, ""), tag), cause.Database},
-		"beside an error without":   {fmt.Errorf("%w: %w", errdefs.ErrDataLoss, tag), cause.Tag},
-		"a full disk":               {&os.PathError{Op: "write", Path: "x", Err: unix.ENOSPC}, cause.DiskFull},
-		"a quota":                   {fmt.Errorf("x: %w", unix.EDQUOT), cause.DiskFull},
-		"a full disk spoils layers": {fmt.Errorf("%w: %w", unix.ENOSPC, cause.Mark(errors.New("x"), cause.LayerInvalid, "")), cause.DiskFull},
+		"nil":                      {nil, ""},
+		"no cause":                 {errors.New("x"), ""},
+		"a class is no cause":      {fmt.Errorf("x: %w", errdefs.ErrPermissionDenied), ""},
+		"a mark":                   {fmt.Errorf("x: %w", tag), cause.Tag},
+		"the outermost mark":       {cause.Mark(fmt.Errorf("x: %w", tag), cause.NotCached, ""), cause.NotCached},
+		"a default":                {cause.Default(errors.New("x"), cause.Tag, ""), cause.Tag},
+		"no default above a mark":  {cause.Default(tag, cause.NotCached, ""), cause.Tag},
+		"the most serious of many": {errors.Join(tag, cause.Mark(errors.New("x"), cause.Database, ""), tag), cause.Database},
+		"beside an error without":  {fmt.Errorf("%w: %w", errdefs.ErrDataLoss, tag), cause.Tag},
+		"a full disk":              {&os.PathError{Op: "write", Path: "x", Err: unix.ENOSPC}, cause.DiskFull},
+		"a quota":                  {fmt.Errorf("x: %w", unix.EDQUOT), cause.DiskFull},
+		"a full disk spoils layers": {fmt.Errorf("%w: %w", unix.ENOSPC, cause.Mark(errors.New("x"), cause.LayerInvalid, "")),
+			cause.DiskFull},
 		"permission":                {&os.PathError{Op: "open", Path: "x", Err: unix.EACCES}, cause.Denied},
 		"not permitted":             {fmt.Errorf("tar entry: owner: %w", unix.EPERM), cause.Denied},
 		"permission without number": {fmt.Errorf("x: %w", fs.ErrPermission), cause.Denied},
@@ -98,7 +99,8 @@ func TestHints(t *testing.T) {
 			}
 		}
 	}
-	if hint := (cause.Cause{Kind: cause.Unauthorized, Subject: "r.example:5000"}).Hint(); !strings.Contains(hint, "docker login r.example:5000") {
+	login := cause.Cause{Kind: cause.Unauthorized, Subject: "r.example:5000"}
+	if hint := login.Hint(); !strings.Contains(hint, "docker login r.example:5000") {
 		t.Errorf("login: %q", hint)
 	}
 	if (cause.Cause{}).Hint() != "" {

@@ -131,20 +131,20 @@ var table = []advice{
 		"",
 	},
 	{ForeignDirectory, ExitOther, "Nothing was changed. Choose another directory with --root.", ""},
-	{Newer, ExitOther, "Nothing was changed. Use the version of tank-snapshotter that made it, or a later one.", ""},
-	{Silent, ExitOther, "Is it stopped? If it hangs, restart it: what is in the root survives that.", ""},
-	{Untrusted, ExitOther, "Nothing was sent to it.", ""},
-	{Busy, ExitOther, "Wait until it has ended, or stop it.", ""},
+	{Newer, ExitOther, "Nothing was changed. Use the version of tank-snapshotter that made the root, or a later one.", ""},
+	{Silent, ExitOther, "Is the process stopped? If it hangs, restart it: a restart does no harm to the root.", ""},
+	{Untrusted, ExitOther, "Nothing was sent to that process.", ""},
+	{Busy, ExitOther, "Wait until the other process has ended, or stop it.", ""},
 	{NoDaemon, ExitOther, "Is the daemon running? Start it with: tank-snapshotter serve", ""},
 	{
 		InUse, ExitOther,
-		"Stop what uses it: for containerd, its service and all of its containers. --force releases it all the same, " +
-			"and breaks them.",
+		"Stop containerd and all of its containers first. --force releases the holder all the same, and breaks the " +
+			"containers.",
 		"",
 	},
 	{
 		Denied, ExitOther,
-		"This machine refused it, not the registry: check the owner of the root and the permissions of this " +
+		"This machine refused the access, not the registry: check the owner of the root and the permissions of this " +
 			"process.",
 		"",
 	},
@@ -159,7 +159,7 @@ var table = []advice{
 		"The image itself is at fault, so pulling it again does not help: tell the person who built it.",
 		"",
 	},
-	{NotRootfs, ExitContent, "It can't be unpacked into a directory. Use the program that it was made for.", ""},
+	{NotRootfs, ExitContent, "Such content can't be unpacked into a directory. Use the program that it was made for.", ""},
 	{
 		Document, ExitContent,
 		"The image itself is at fault, so pulling it again does not help: tell the person who built it.",
@@ -167,12 +167,12 @@ var table = []advice{
 	},
 	{
 		Faults, ExitContent,
-		"Pull the images of what is broken again with --refresh. If the database itself is broken: check " +
-			"--rebuild.",
+		"Pull the images that the faults concern again with --refresh. If the database itself is broken, run " +
+			"`check --rebuild`.",
 		"",
 	},
 	{Usage, ExitUsage, "", ""},
-	{Configuration, ExitUsage, "Mend the file, or its permissions.", ""},
+	{Configuration, ExitUsage, "Correct the file, or its permissions.", ""},
 	{
 		CredentialStore, ExitDenied,
 		"Unlock or mend the credential store that the Docker configuration names, or log in again.",
@@ -181,8 +181,9 @@ var table = []advice{
 	},
 	{
 		Redirected, ExitDenied,
-		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: name that one there.",
-		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: name %s there.",
+		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: add the other " +
+			"one there.",
+		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: add %s there.",
 	},
 	{
 		Forbidden, ExitDenied,
@@ -199,7 +200,7 @@ var table = []advice{
 	{NoRoot, ExitNotFound, "Is --root right, and is its disk mounted? Only `pull` and `serve` make a root.", ""},
 	{NotCached, ExitNotFound, "Pull it once without --offline.", ""},
 	{Image, ExitNotFound, "Is the name right? `images` lists what is here.", ""},
-	{Holder, ExitNotFound, "Is the name right? `holders` lists them.", ""},
+	{Holder, ExitNotFound, "Is the name right? `holders` lists all holders.", ""},
 	{
 		Platform, ExitNotFound,
 		"The registry has the image for other platforms only. --platform asks for one of those.",
@@ -261,8 +262,8 @@ var table = []advice{
 	},
 	{
 		Refused, ExitNetwork,
-		"No program listens there: are the registry's name and port right, and does it run?",
-		"No program listens at %s: are the name and the port right, and does the registry run?",
+		"No program listens there: are the registry's name and port right, and is the registry running?",
+		"No program listens at %s: are the name and the port right, and is the registry running?",
 	},
 	{
 		Unreachable, ExitNetwork,

@@ -56,8 +56,8 @@ type parts struct {
 }
 
 // Read decodes a manifest or an index. claimed is the media type from outside the document, and may be empty. Any fault
-// of a document is errdefs.ErrDataLoss. A document that is in order but belongs to no image, such as a manifest of Docker
-// schema 1, is mediatype.ErrNotRootfs.
+// of a document is errdefs.ErrDataLoss. A document that is in order but belongs to no image, such as a manifest of
+// Docker schema 1, is mediatype.ErrNotRootfs.
 func Read(claimed string, data []byte) (*Document, error) {
 	if len(data) > MaxManifestSize {
 		return nil, fmt.Errorf("larger than %d bytes: %w", MaxManifestSize, errdefs.ErrDataLoss)
@@ -149,8 +149,8 @@ func ReadConfig(data []byte) (*ocispec.Image, error) {
 	return &config, nil
 }
 
-// IsConfig reports whether a document that ReadConfig has read is the config of an image, whatever its media type is: it
-// names its layers.
+// IsConfig reports whether a document that ReadConfig has read is the config of an image, whatever its media type is:
+// it names its layers.
 func IsConfig(config *ocispec.Image) bool {
 	return (config.RootFS.Type == "layers" || config.RootFS.Type == "") && len(config.RootFS.DiffIDs) > 0
 }

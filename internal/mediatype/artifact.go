@@ -11,7 +11,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// ErrNotRootfs is what errors are about content that is in order, but is no image with a root filesystem. It is of class
+// ErrNotRootfs is the error for content that is valid, but is not an image with a root filesystem. Its class is
 // errdefs.ErrFailedPrecondition.
 var ErrNotRootfs = cause.Mark(
 	fmt.Errorf("not an image with a root filesystem: %w", errdefs.ErrFailedPrecondition), cause.NotRootfs, "")

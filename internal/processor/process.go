@@ -19,7 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// mediaTypeVariable tells a program the media type of what it reads, as containerd does.
+// mediaTypeVariable is the environment variable with the media type of a program's input, as with containerd.
 const mediaTypeVariable = "STREAM_PROCESSOR_MEDIATYPE"
 
 // leave is how long a program that left the process group of its parent may keep stderr open.

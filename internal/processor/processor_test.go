@@ -96,25 +96,35 @@ func TestStream(t *testing.T) {
 				shell("b", "y", "tar", `cat; echo "$STREAM_PROCESSOR_MEDIATYPE"`),
 			}, nil, nil, "x env none inherited\ny\n", nil,
 		},
-		{"payload", []processor.Processor{shell("keyed", "x", "tar", "cat <&3; cat")}, []byte(" blob"), nil, "secret blob", nil},
-		{"no payload of its own", []processor.Processor{shell("a", "x", "tar", "cat <&3 2>/dev/null || echo none")}, nil, nil, "none\n", nil},
+		{"payload", []processor.Processor{shell("keyed", "x", "tar", "cat <&3; cat")}, []byte(" blob"), nil, "secret blob",
+			nil},
+		{"no payload of its own", []processor.Processor{shell("a", "x", "tar", "cat <&3 2>/dev/null || echo none")}, nil, nil,
+			"none\n", nil},
 		{"a payload that is not read", []processor.Processor{shell("keyed", "x", "tar", "cat")}, []byte("b"), nil, "b", nil},
 		{"large", []processor.Processor{shell("a", "x", "tar", "cat")}, large, nil, string(large), nil},
 		{"an end before the blob's", []processor.Processor{shell("a", "x", "tar", "head -c 3")}, large, nil, "012", nil},
-		{"an end before the blob's error", []processor.Processor{shell("a", "x", "tar", "head -c 3")}, large, errBlob, "other bytes", errdefs.IsDataLoss},
-		{"the blob's error", []processor.Processor{shell("a", "x", "tar", "cat; exit 1")}, []byte("abc"), errBlob, "other bytes", errdefs.IsDataLoss},
-		{"failure", []processor.Processor{shell("a", "x", "tar", "echo out; echo no key >&2; exit 1")}, large, nil, "stream processor a: no key: ", errdefs.IsFailedPrecondition},
-		{"failure without a word", []processor.Processor{shell("a", "x", "tar", "exit 7")}, nil, nil, "exit status 7", errdefs.IsFailedPrecondition},
+		{"an end before the blob's error", []processor.Processor{shell("a", "x", "tar", "head -c 3")}, large, errBlob,
+			"other bytes", errdefs.IsDataLoss},
+		{"the blob's error", []processor.Processor{shell("a", "x", "tar", "cat; exit 1")}, []byte("abc"), errBlob,
+			"other bytes", errdefs.IsDataLoss},
+		{"failure", []processor.Processor{shell("a", "x", "tar", "echo out; echo no key >&2; exit 1")}, large, nil,
+			"stream processor a: no key: ", errdefs.IsFailedPrecondition},
+		{"failure without a word", []processor.Processor{shell("a", "x", "tar", "exit 7")}, nil, nil, "exit status 7",
+			errdefs.IsFailedPrecondition},
 		{
 			"failure of the first of two",
 			[]processor.Processor{shell("a", "x", "y", "echo no key >&2; exit 1"), shell("b", "y", "tar", "cat")}, large, nil,
 			"stream processor a: no key", errdefs.IsFailedPrecondition,
 		},
-		{"a lot on stderr", []processor.Processor{shell("a", "x", "tar", `head -c 9000000 /dev/zero >&2; echo "the end" >&2; exit 1`)}, nil, nil, "the end", errdefs.IsFailedPrecondition},
-		{"text for a terminal", []processor.Processor{shell("a", "x", "tar", `printf 'a\033[2Jb' >&2; exit 1`)}, nil, nil, `a\x1b[2Jb`, errdefs.IsFailedPrecondition},
-		{"no program", []processor.Processor{{ID: "a", Path: "/nonexistent/decoder"}}, large, nil, "/nonexistent/decoder", errdefs.IsFailedPrecondition},
+		{"a lot on stderr", []processor.Processor{shell("a", "x", "tar",
+			`head -c 9000000 /dev/zero >&2; echo "the end" >&2; exit 1`)}, nil, nil, "the end", errdefs.IsFailedPrecondition},
+		{"text for a terminal", []processor.Processor{shell("a", "x", "tar", `printf 'a\033[2Jb' >&2; exit 1`)}, nil, nil,
+			`a\x1b[2Jb`, errdefs.IsFailedPrecondition},
+		{"no program", []processor.Processor{{ID: "a", Path: "/nonexistent/decoder"}}, large, nil, "/nonexistent/decoder",
+			errdefs.IsFailedPrecondition},
 		{
-			"no second program", []processor.Processor{shell("a", "x", "y", "cat"), {ID: "b", Path: "/nonexistent/decoder"}}, large, nil,
+			"no second program", []processor.Processor{shell("a", "x", "y", "cat"),
+				{ID: "b", Path: "/nonexistent/decoder"}}, large, nil,
 			"stream processor b", errdefs.IsFailedPrecondition,
 		},
 	} {
@@ -208,7 +218,8 @@ func TestEnds(t *testing.T) {
 			if row.want == "" && !row.close {
 				b = newBlob(nil, nil)
 			}
-			s, err := processor.Start([]processor.Processor{shell("a", "x", "tar", "echo $$ >"+pids+"; "+row.script)}, "x", closing{b},
+			s, err := processor.Start([]processor.Processor{shell("a", "x", "tar", "echo $$ >"+pids+"; "+row.script)}, "x",
+				closing{b},
 				&processor.Options{Stall: row.stall})
 			if err != nil {
 				t.Fatal(err)
@@ -276,7 +287,8 @@ func TestSlowInput(t *testing.T) {
 		}
 		w.Close()
 	}()
-	got, err := run([]processor.Processor{shell("a", "x", "tar", "sort")}, r, &processor.Options{Stall: 1200 * time.Millisecond})
+	got, err := run([]processor.Processor{shell("a", "x", "tar", "sort")}, r,
+		&processor.Options{Stall: 1200 * time.Millisecond})
 	if err != nil || !slices.Equal([]byte(strings.TrimSpace(got)), []byte("xxxxxxxx")) {
 		t.Errorf("got %q, %v", got, err)
 	}

@@ -276,8 +276,9 @@ func (t target) applyExact(e *Entry) error {
 }
 
 // SetAttrs gives name in dir, which exists and is of e's type, the owner, xattrs, mode and times of e, and removes xattrs
-// that e does not have; overlay's own stay. Xattrs that the file system does not have are dropped from e. A symlink is not
-// followed. Times of a directory have to be set after its content. Errors are those of the system calls, with context.
+// that e does not have; overlay's own stay. Xattrs that the file system does not have are dropped from e. A symlink is
+// not followed. Times of a directory have to be set after its content. Errors are those of the system calls, with
+// context.
 func SetAttrs(dir *os.File, name string, e *Entry) error {
 	defer runtime.KeepAlive(dir)
 	t := target{int(dir.Fd()), name}

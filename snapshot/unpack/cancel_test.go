@@ -105,8 +105,8 @@ func TestLoopsEnd(t *testing.T) {
 	}
 }
 
-// TestWindow: memory is asked for before a zstd frame makes the decoder take it, for each frame that needs more than all
-// before it, up to 1 GiB.
+// TestWindow: memory is asked for before a zstd frame makes the decoder take it, for each frame that needs more than
+// all before it, up to 1 GiB.
 func TestWindow(t *testing.T) {
 	skipped := []byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}
 	for _, row := range []struct {

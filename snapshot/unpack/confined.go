@@ -40,14 +40,15 @@ func (x *extractor) unmapped(name, kind string, id uint32) error {
 	if kind == "gid" {
 		m = x.opts.GIDs
 	}
-	err := fmt.Errorf("tar entry %q: %s %d has no place in this user namespace, which maps %s (give its user more ids in /etc/sub%s): %w",
+	err := fmt.Errorf("tar entry %q: %s %d has no place in this user namespace, which maps %s (give its user more ids "+
+		"in /etc/sub%s): %w",
 		clip(name), kind, id, m, kind, errdefs.ErrFailedPrecondition)
 	return cause.Mark(err, cause.Mapping, "")
 }
 
-// checkXattr looks at the ids that an attribute's value names. What the kernel finds malformed is left to the kernel, but
-// for the version of ACLs: of another one the kernel says the same as a file system that has no ACLs. keep is false where
-// the attribute is to be left out: an ordinary user's files lose what that user can't express.
+// checkXattr looks at the ids in an attribute's value. Malformed values are left to the kernel, except for the version
+// of ACLs: for an unknown one the kernel returns the same error as a file system without ACLs. keep is false if the
+// attribute is to be left out: an ordinary user's files lose what that user can't express.
 func (x *extractor) checkXattr(name, attr, value string) (keep bool, err error) {
 	if v, ok := aclVersion(attr, value); ok && v != aclVersionKnown {
 		return false, invalid(name, "xattr %q: version %d", attr, v)

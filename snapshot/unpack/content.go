@@ -52,8 +52,8 @@ func (x *extractor) inode(hdr *tar.Header) (*inode, error) {
 	return ino, x.setXattrs(hdr, ino)
 }
 
-// ownerID is the id that chown sets for an id of a header; ok is false when there is none. Some archivers write ids with
-// their sign: -2 for 4294967294. -1, and the same without the sign, has chown change nothing, and a new inode is root's.
+// ownerID is the id that chown sets for an id of a header; ok is false when there is none. Some archivers write ids
+// with a sign: -2 for 4294967294. With -1 or 4294967295 chown changes nothing, so the new inode stays root's.
 func ownerID(id int64) (owner uint32, ok bool) {
 	switch {
 	case id == -1, id == math.MaxUint32:

@@ -34,9 +34,9 @@ const (
 func Supported(mediaType string) bool { return mediatype.Layer(mediaType) }
 
 // Decompress returns the tar stream in a layer's blob. What the blob is, gzip of several members, zstd of several frames
-// with skippable ones between them, or a plain tar, is recognised by its first bytes alone: the media type has to be one
-// of layers, and what it states about compression is ignored, since the diff ID decides whether the content is right. A
-// blob of no bytes is an empty tar. Zeros or garbage after the last member of gzip are read and ignored.
+// with skippable ones between them, or a plain tar, is recognised by its first bytes alone: the media type has to be
+// one of layers, and what it states about compression is ignored, since the diff ID decides whether the content is
+// right. A blob of no bytes is an empty tar. Zeros or garbage after the last member of gzip are read and ignored.
 //
 // Close the reader to free its memory; r is not closed. It is read to its end before the reader returns io.EOF. Errors are
 // of class ErrInvalidLayer when the bytes are to blame; those of r are wrapped as they are.

@@ -16,8 +16,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestDropped extracts layers with extended attributes to a file system that has none: they are left out and named once,
-// while what is malformed is refused as everywhere.
+// TestDropped extracts layers with extended attributes to a file system that has none: they are left out and named
+// once, while what is malformed is refused as everywhere.
 func TestDropped(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to mount")
@@ -27,7 +27,8 @@ func TestDropped(t *testing.T) {
 	t.Cleanup(func() { must(t, unix.Unmount(base, 0)) })
 	var many []u.Item
 	for i := range 300 {
-		many = append(many, u.F(fmt.Sprint("f", i), "1").Xattr("security.capability", capability).Xattr("user.x", fmt.Sprint(i)))
+		many = append(many, u.F(fmt.Sprint("f", i), "1").Xattr("security.capability", capability).
+			Xattr("user.x", fmt.Sprint(i)))
 	}
 	for i, row := range []struct {
 		testName string
@@ -36,12 +37,15 @@ func TestDropped(t *testing.T) {
 		refused  bool
 	}{
 		{"none", items(u.F("a", "1")), nil, false},
-		{"of every kind of file", items(u.D("d").Xattr("user.d", "1"), u.F("d/a", "1").Xattr("user.a", "1").Xattr("trusted.a", "2"),
-			u.S("s", "t").Xattr("trusted.s", "1"), u.P("p").Xattr("trusted.p", "1"), u.F("ping", "2").Xattr("security.capability", capability)),
+		{"of every kind of file", items(u.D("d").Xattr("user.d", "1"),
+			u.F("d/a", "1").Xattr("user.a", "1").Xattr("trusted.a", "2"),
+			u.S("s", "t").Xattr("trusted.s", "1"), u.P("p").Xattr("trusted.p", "1"),
+			u.F("ping", "2").Xattr("security.capability", capability)),
 			[]string{"security.capability", "trusted.a", "trusted.p", "trusted.s", "user.a", "user.d"}, false},
 		{"of the root directory", items(u.D("./").Xattr("user.root", "1")), []string{"user.root"}, false},
 		{"of a hard link's header", items(u.F("a", "1"), u.H("b", "a").Xattr("user.b", "1")), []string{"user.b"}, false},
-		{"ACLs", items(u.D("d").Mode(0o770).Xattr("system.posix_acl_default", acl), u.F("f", "").Mode(0o660).Xattr("system.posix_acl_access", acl)),
+		{"ACLs", items(u.D("d").Mode(0o770).Xattr("system.posix_acl_default", acl),
+			u.F("f", "").Mode(0o660).Xattr("system.posix_acl_access", acl)),
 			[]string{"system.posix_acl_access", "system.posix_acl_default"}, false},
 		{"of many small files", many, []string{"security.capability", "user.x"}, false},
 		{"a malformed capability", items(u.F("a", "").Xattr("security.capability", "short")), nil, true},

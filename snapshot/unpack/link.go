@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// link adds a name to an inode of this layer, or notes a link to a lower layer. When what the entries did depends on the
-// layers below, nothing is refused for its target: a fix-up knows it.
+// link adds a name to an inode of this layer, or notes a link to a lower layer. When what the entries did depends on
+// the layers below, nothing is refused for its target: a fix-up knows it.
 func (x *extractor) link(name string, dir *node, base string, ino *inode) error {
 	at, reason := x.resolve(path.Dir(ino.Target))
 	if reason != "" {
@@ -74,12 +74,12 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 	return nil
 }
 
-// refusal tells why old, to which the place at and a name lead, cannot get the name base in dir, as far as this layer
-// knows.
+// refusal returns why old, to which the place at and a name lead, cannot get the name base in dir, as far as this layer
+// shows.
 func refusal(dir *node, base string, at place, old *node) string {
 	switch {
 	case at.blocked != nil:
-		return "which is not there"
+		return "which does not exist"
 	case old == nil:
 		return ""
 	case old.isDir():
@@ -120,7 +120,7 @@ func sameAttrs(a, b *inode) bool {
 		maps.Equal(a.Xattrs, b.Xattrs)
 }
 
-// lowerLink notes a hard link to the path to of a lower layer. sure says that the path depends on nothing below.
+// lowerLink notes a hard link to the path to of a lower layer. sure is true if the path depends on nothing below.
 func (x *extractor) lowerLink(name string, dir *node, base string, ino *inode, to string, sure bool) error {
 	if sure {
 		if lowerGone(x.root, to) {

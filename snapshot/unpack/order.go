@@ -10,25 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// order remembers what the entries of the tar did, one after the other. Where a path leads may depend on what the layers
-// below have, so that the same entries give another result above another parent. See Result.Ordered.
+// order remembers what the entries of the tar did, one after the other. Where a path leads may depend on what the
+// layers below have, so that the same entries give another result above another parent. See Result.Ordered.
 type order struct {
-	// What each entry did, in the order of the tar: the node that it made or described, the directory of a whiteout, or nil.
-	// A layer may have a million of them.
+	// What each entry did, in the order of the tar: the node that it made or described, the directory of a whiteout, or
+	// nil. A layer may have a million of them.
 	chunks []*[opsPerChunk]*node
 	count  int
 	// headers are those of entries whose node has another inode: of hard links, and of directories described again.
 	headers map[int32]*inode
-	// before is what the entries that made them said of inodes to which the header of a hard link gave other attributes.
+	// before has the first attributes of inodes: those before the header of a hard link gave them others.
 	before map[*inode]*inode
-	// paths are those in the tar, where they are not those of the nodes. Without a node, it is that of a whiteout.
+	// paths are the paths in the tar of entries whose node has another path, and of whiteouts without a node.
 	paths map[int32]string
-	// markers are the names that whiteouts remove from the directories that are their nodes, "" an opaque marker's.
+	// markers are the names that whiteouts remove from the directory that is their node; "" for an opaque marker.
 	markers map[int32]string
-	// depends says that what an entry so far did depends on the layers below: a directory was only implied, or a hard link
-	// may lead to a lower layer.
+	// depends is true if what an entry so far did depends on the layers below: a directory was only implied, or a hard
+	// link may lead to a lower layer.
 	depends bool
-	// odd says that the final tree does not show what the entries did: one took away what another had made, followed a
+	// odd is true if the final tree does not show what the entries did: one took away what another had made, followed a
 	// symlink, or is a hard link whose target depends on the layers below.
 	odd bool
 	// aside is the directory of the files that were taken away, nil until there is one.
@@ -64,7 +64,7 @@ func (x *extractor) keepHeader(seq int32, header *inode) {
 	x.memory += entryMemory / 2
 }
 
-// say keeps the path of the current entry in the tar.
+// say keeps the path that the current entry has in the tar.
 func (x *extractor) say(path string) {
 	if x.order.paths == nil {
 		x.order.paths = map[int32]string{}
@@ -73,8 +73,8 @@ func (x *extractor) say(path string) {
 	x.memory += int64(len(path)) + entryMemory/2
 }
 
-// sayMarker keeps a whiteout, or an opaque marker if hidden is empty: in dir, or, if that is nil, in the directory to which
-// the path leads.
+// sayMarker keeps a whiteout, or an opaque marker if hidden is empty: in dir, or, if that is nil, in the directory to
+// which the path leads.
 func (x *extractor) sayMarker(parent, hidden string, dir *node) {
 	again := false
 	if dir != nil {
@@ -209,7 +209,7 @@ type Step struct {
 	Made string
 	// Aside is the name of a file's content in the directory of Options.Aside, when another entry took it away.
 	Aside string
-	// Omitted says that the entry is a device that an unprivileged extraction leaves out.
+	// Omitted means that the entry is a device that an unprivileged extraction leaves out.
 	Omitted bool
 }
 

@@ -25,7 +25,8 @@ func TestOrder(t *testing.T) {
 		steps []string // none: the order is not kept
 		aside []string
 	}{
-		{id: "directories with entries", items: items(u.D("d"), u.F("d/a", "1"), u.F("d/a", "2"), u.W("d/.wh.b"), u.H("c", "d/a"))},
+		{id: "directories with entries", items: items(u.D("d"), u.F("d/a", "1"), u.F("d/a", "2"), u.W("d/.wh.b"),
+			u.H("c", "d/a"))},
 		{id: "an implied directory", items: items(u.F("d/a", "1"), u.W("d/.wh.b"), u.S("s", "d"))},
 		{id: "below a new directory", items: items(u.W(".wh.d"), u.F("d/e/a", "1"), u.F("d/e/a", "2"))},
 		{id: "an opaque marker in a directory with an entry", items: items(u.D("d"), u.W("d/.wh..wh..opq"), u.F("d/a", "1"))},
@@ -36,7 +37,8 @@ func TestOrder(t *testing.T) {
 			steps: []string{"1 file d/a 644 aside 1", "2 file d/a 644 in d/a"}, aside: []string{`1 file "1"`}},
 		{id: "a replaced file with another name", items: items(u.F("d/a", "1"), u.H("d/b", "d/a"), u.F("d/a", "2")),
 			steps: []string{"1 file d/a 644 in d/b", "2 link d/b => d/a 644", "3 file d/a 644 in d/a"}},
-		{id: "a replaced file and its other name", items: items(u.F("d/a", "1"), u.H("d/b", "d/a"), u.F("d/a", "2"), u.F("d/b", "3")),
+		{id: "a replaced file and its other name", items: items(u.F("d/a", "1"), u.H("d/b", "d/a"), u.F("d/a", "2"),
+			u.F("d/b", "3")),
 			steps: []string{"1 file d/a 644 aside 1", "2 link d/b => d/a 644", "3 file d/a 644 in d/a", "4 file d/b 644 in d/b"},
 			aside: []string{`1 file "1"`}},
 		{id: "an implied directory that is replaced", items: items(u.F("d/e/a", "1"), u.F("d/b", "2"), u.S("d", "t")),
@@ -44,7 +46,8 @@ func TestOrder(t *testing.T) {
 			aside: []string{`1 file "1"`, `2 file "2"`}},
 		{id: "an implied directory with an entry later", items: items(u.F("d/a", "1"), u.D("d").Mode(0o700)),
 			steps: []string{"1 file d/a 644 in d/a", "2 dir d 700"}},
-		{id: "through a symlink of the layer", items: items(u.S("s", "d"), u.F("s/a", "1"), u.W("s/.wh.b"), u.W("s/.wh..wh..opq")),
+		{id: "through a symlink of the layer", items: items(u.S("s", "d"), u.F("s/a", "1"), u.W("s/.wh.b"),
+			u.W("s/.wh..wh..opq")),
 			steps: []string{"1 symlink s => d 777 in s", "2 file s/a 644 in d/a", "3 whiteout s/b 0", "4 whiteout s 0 opaque"}},
 		{id: "a whiteout of a name that ends like the opaque marker",
 			items: items(u.S("s", "d"), u.F("s/a", "1"), u.W("s/.wh.b.wh..wh..opq"), u.W(".wh..wh..opq")),
@@ -57,9 +60,11 @@ func TestOrder(t *testing.T) {
 			steps: []string{"1 link l => a 644", "2 whiteout l/x 0", "3 file l/y 644 in l/y"}},
 		{id: "a directory that took the place of a file, described later",
 			items: items(u.F("d/x", "1"), u.F("a", "2"), u.F("a/c", "3"), u.D("a").Mode(0o700), u.D("a")),
-			steps: []string{"1 file d/x 644 in d/x", "2 file a 644 aside 2", "3 file a/c 644 in a/c", "4 dir a 700", "5 dir a 755"},
+			steps: []string{"1 file d/x 644 in d/x", "2 file a 644 aside 2", "3 file a/c 644 in a/c", "4 dir a 700",
+				"5 dir a 755"},
 			aside: []string{`2 file "2"`}},
-		{id: "devices", items: items(u.H("b", "a"), u.C("n", 0, 0)), steps: []string{"1 link b => a 644", "2 char n 644 omitted"}},
+		{id: "devices", items: items(u.H("b", "a"), u.C("n", 0, 0)),
+			steps: []string{"1 link b => a 644", "2 char n 644 omitted"}},
 	} {
 		t.Run(row.id, func(t *testing.T) {
 			dir := openDir(t, t.TempDir())

@@ -136,8 +136,8 @@ const (
 )
 
 // resolve follows p, clean and relative to the root, through the symlinks of this layer. ".." of the root is the root, and
-// absolute targets begin there. A ".." after a missing component takes that component back. sure says that the path leads
-// to the same above every parent.
+// absolute targets begin there. A ".." after a missing component takes that component back. sure is true if the path
+// leads to the same place above every parent.
 func resolve(root *node, p string, sure bool) (place, string) {
 	at := place{dir: root}
 	own := p              // what is left of p itself

@@ -10,9 +10,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// How far back a zstd frame may refer is memory that it makes the decoder take: usualWindow is what every decoder has to
-// support, and maxWindow the most that a layer may ask for. Where addresses have 32 bits, there is no room for more than
-// a part of that.
+// How far back a zstd frame may refer is memory that it makes the decoder take: usualWindow is what every decoder has
+// to support, and maxWindow the most that a layer may ask for. Where addresses have 32 bits, there is no room for more
+// than a part of that.
 const (
 	usualWindow = 8 << 20
 	maxWindow   = 128 << 20 << (3 * (strconv.IntSize / 64))

@@ -45,7 +45,7 @@ func releaseAsUnpacked(t *testing.T, k *TankRoot, r *Registry, img Image, pull *
 	for i, d := range img.DiffIDs {
 		pending[d] = i
 	}
-	const patience = 10 * time.Second // without any layer seen
+	const patience = 30 * time.Second // without any layer seen; a loaded machine is slow
 	deadline := time.Now().Add(patience)
 	for len(pending) > 0 {
 		for d, i := range pending {

@@ -110,7 +110,8 @@ func open(path string, o Options) (*DB, error) {
 // openFile opens a database. file is the one that bbolt reads, which closes it.
 func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
 	defer func() {
-		if err != nil && file != nil { // after a panic bbolt leaves the file locked and mapped, and the mapping keeps the lock
+		// After a panic bbolt leaves the file locked and mapped, and the mapping keeps the lock.
+		if err != nil && file != nil {
 			_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
 			file.Close()
 		}
@@ -245,7 +246,7 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// verifySchema returns errdefs.ErrDataLoss when the schema is missing, and errdefs.ErrFailedPrecondition when it is newer.
+// verifySchema returns errdefs.ErrDataLoss when the schema is missing, and errdefs.ErrFailedPrecondition for a newer one.
 // There is no older schema to migrate yet; a migration makes the buckets that it adds.
 func (db *DB) verifySchema() (err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)

@@ -36,7 +36,7 @@ func (p *pull) platform(rec metadata.Image) *metadata.Platform {
 	var exact *metadata.Platform
 	for i := range rec.Platforms {
 		c := &rec.Platforms[i]
-		if slices.Contains(c.Asked, p.want.String()) {
+		if slices.Contains(c.RequestedAs, p.want.String()) {
 			return c
 		}
 		if exact == nil && p.want.Exactly(c.Platform) {

@@ -91,7 +91,7 @@ func (n *named) take(tx *metadata.Tx, rec metadata.Image, d digest.Digest) {
 		}
 		o := &n.Platforms[i]
 		o.Rootfs = o.Rootfs || c.Rootfs
-		o.Asked = union(o.Asked, c.Asked)
+		o.RequestedAs = union(o.RequestedAs, c.RequestedAs)
 	}
 }
 

@@ -55,7 +55,7 @@ func (p *plan) fill(ctx context.Context) {
 func (p *plan) fillBlobs() {
 	for _, b := range p.blobs {
 		p.here[b.Digest] = true
-		if !p.old.Whole {
+		if !p.old.Complete {
 			p.recorded[b.Digest] = b
 		}
 	}
@@ -63,7 +63,7 @@ func (p *plan) fillBlobs() {
 		if now, intact := p.recorded[b.Digest]; intact {
 			b.Size = now.Size
 		}
-		if p.old.Whole || p.here[b.Digest] {
+		if p.old.Complete || p.here[b.Digest] {
 			p.recorded[b.Digest] = b
 		}
 	}
@@ -81,13 +81,13 @@ func (p *plan) fillLayers() {
 		switch {
 		case taken[l.Dir], ok && intact.Key != l.Key: // one of the records is damaged
 			continue
-		case !p.old.Whole && !ok && !broken: // the directory is missing
+		case !p.old.Complete && !ok && !broken: // the directory is missing
 			continue
 		}
 		l.Durable = ok
 		p.layers[l.Key], taken[l.Dir] = l, true
 	}
-	if p.old.Whole {
+	if p.old.Complete {
 		return
 	}
 	for _, l := range p.dirs.Layers {
@@ -103,7 +103,7 @@ func (p *plan) fillLayers() {
 func (p *plan) fillSnapshots(ctx context.Context) {
 	dirs := map[string]string{}
 	for _, s := range p.old.Snapshots {
-		if other, twice := dirs[s.Dir]; twice && s.Dir != "" && !p.old.Whole {
+		if other, twice := dirs[s.Dir]; twice && s.Dir != "" && !p.old.Complete {
 			log.G(ctx).Warnf("rebuild: snapshots %q and %q have one directory", s.Key, other)
 			delete(p.snapshots, other)
 			continue
@@ -112,7 +112,7 @@ func (p *plan) fillSnapshots(ctx context.Context) {
 		p.snapshots[s.Key] = s
 	}
 	p.order(ctx)
-	if p.old.Whole {
+	if p.old.Complete {
 		return
 	}
 	needed, named := map[string]bool{}, map[string]bool{}
@@ -149,7 +149,7 @@ func (p *plan) order(ctx context.Context) {
 	for again := true; again; {
 		again = false
 		for key, s := range p.snapshots {
-			if !placed[key] && placed[s.Parent] && (p.old.Whole || p.stands(s)) {
+			if !placed[key] && placed[s.Parent] && (p.old.Complete || p.stands(s)) {
 				placed[key], again = true, true
 				p.ordered = append(p.ordered, s)
 			}
@@ -173,7 +173,7 @@ func (p *plan) stands(s metadata.Snapshot) bool {
 
 // layersUnder are the keys of the layers and fix-ups that a snapshot holds.
 func layersUnder(s metadata.Snapshot) []string {
-	return slices.DeleteFunc([]string{s.Layer, s.Fixup, s.Root}, func(key string) bool { return key == "" || key == metadata.NoFixup })
+	return slices.DeleteFunc([]string{s.Layer, s.Fixup, s.ViewRoot}, func(key string) bool { return key == "" || key == metadata.NoFixup })
 }
 
 // fillRootfs records also a rootfs that is not what its seal says: it stays until it is compared before its next use,
@@ -183,17 +183,17 @@ func (p *plan) fillRootfs() {
 	for _, f := range p.dirs.Rootfs {
 		intact[f.Manifest] = true
 		f.Durable = true
-		if !p.old.Whole {
+		if !p.old.Complete {
 			p.rootfs[f.Manifest] = f
 		}
 	}
-	if !p.old.Whole {
+	if !p.old.Complete {
 		for _, d := range p.dirs.BrokenRootfs {
 			p.rootfs[d] = metadata.Rootfs{Manifest: d, Created: time.Now().UTC()}
 		}
 	}
 	for _, f := range p.old.Rootfs {
-		if _, there := p.rootfs[f.Manifest]; there || p.old.Whole {
+		if _, there := p.rootfs[f.Manifest]; there || p.old.Complete {
 			f.Durable = intact[f.Manifest]
 			p.rootfs[f.Manifest] = f
 		}
@@ -207,11 +207,11 @@ func (p *plan) fillRootfs() {
 
 func (p *plan) fillImages(ctx context.Context) {
 	for _, i := range p.old.Images {
-		if p.old.Whole || p.anythingLeft(i) {
+		if p.old.Complete || p.anythingLeft(i) {
 			p.images[i.Ref] = i
 		}
 	}
-	if !p.old.Whole {
+	if !p.old.Complete {
 		found := newFound(p.root, p.blobs, p.rootfs)
 		for _, d := range p.index {
 			if i, ok := found.image(ctx, d); ok {
@@ -314,7 +314,7 @@ func (p *plan) holdImage(i metadata.Image) {
 		}
 		for _, d := range c.DiffIDs {
 			n := metadata.LayerNode(metadata.LayerKey(d))
-			if p.hasNode(n) && !p.old.Whole { // the next pull releases what a rootfs has taken the place of
+			if p.hasNode(n) && !p.old.Complete { // the next pull releases what a rootfs has taken the place of
 				p.holds[metadata.Hold{Holder: h, Node: n}] = true
 			}
 		}
@@ -384,7 +384,7 @@ func (p *plan) write(tx *metadata.Tx) error {
 			return err
 		}
 	}
-	if !p.old.Whole { // with a wrong pair, a blob would be served as another layer
+	if !p.old.Complete { // with a wrong pair, a blob would be served as another layer
 		return nil
 	}
 	for blob, diffID := range p.old.Pairs {

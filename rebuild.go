@@ -91,7 +91,7 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 		return err
 	}
 	r.index, err = readIndexed(r.root)
-	if r.badFile = err != nil; r.badFile && !r.old.Whole {
+	if r.badFile = err != nil; r.badFile && !r.old.Complete {
 		log.G(ctx).WithError(err).Warn("rebuild: index.json")
 	}
 	if r.blobs, r.damaged, err = content.Recover(ctx, r.root); err != nil {
@@ -117,7 +117,7 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 	if err := r.replace(built); err != nil {
 		return err
 	}
-	r.found.Names = r.old.Whole || !r.badFile || len(r.blobs) == 0
+	r.found.Names = r.old.Complete || !r.badFile || len(r.blobs) == 0
 	return r.dropIndex()
 }
 
@@ -136,7 +136,7 @@ func (r *rebuild) salvage() (*metadata.Salvaged, error) {
 	}
 	for _, path := range slices.Backward(earlier) {
 		if e, err := metadata.Salvage(path); err == nil && !e.Empty() {
-			e.Whole = false // it does not know what came later
+			e.Complete = false // it does not know what came later
 			return e, nil
 		}
 	}
@@ -257,7 +257,7 @@ func (r *rebuild) replace(built string) error {
 // was whole gets only the first of these names or none, because the new one has all its records. Where the file system
 // has hard links, the former database also stays in its place, so that the root is never without a database.
 func (r *rebuild) keep(mode os.FileMode) error {
-	for n := 0; n == 0 || !r.old.Whole; n++ {
+	for n := 0; n == 0 || !r.old.Complete; n++ {
 		to := r.path + ".old"
 		if n > 0 {
 			to = fmt.Sprintf("%s.old.%d", r.path, n)

@@ -15,7 +15,7 @@ func (p *pull) record(target ocispec.Descriptor, indexes []ocispec.Descriptor, c
 	ref := p.ref.String()
 	c.Rootfs = !p.opts.NoRootfs
 	if !p.want.Exactly(c.Platform) {
-		c.Asked = union(c.Asked, []string{p.want.String()})
+		c.RequestedAs = union(c.RequestedAs, []string{p.want.String()})
 	}
 	return p.t.db.Update(func(tx *metadata.Tx) error {
 		now := time.Now().UTC()
@@ -36,7 +36,7 @@ func (p *pull) record(target ocispec.Descriptor, indexes []ocispec.Descriptor, c
 		for _, old := range rec.Platforms {
 			if old.Manifest.Digest == c.Manifest.Digest {
 				all[0].Rootfs = all[0].Rootfs || old.Rootfs
-				all[0].Asked = union(all[0].Asked, old.Asked)
+				all[0].RequestedAs = union(all[0].RequestedAs, old.RequestedAs)
 			} else {
 				all = append(all, old)
 			}

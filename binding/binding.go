@@ -259,7 +259,7 @@ func (s *Session) bindNew(tx *metadata.Tx, bs []metadata.Binding) error {
 	}
 	holder, settled, err := s.newHolder(tx, bs, id)
 	s.binding = metadata.Binding{
-		ID: id, Holder: holder, Settled: settled,
+		ID: id, Holder: holder, Recognized: settled,
 		Inode: s.file.Inode, Born: s.file.Born, Path: s.file.Path, Writes: s.file.Writes,
 	}
 	return err
@@ -272,7 +272,7 @@ func (s *Session) bindDirect(tx *metadata.Tx, bs []metadata.Binding) (known bool
 		return true, nil
 	}
 	holder, _, err := s.newHolder(tx, bs, direct)
-	s.binding = metadata.Binding{ID: direct, Holder: holder, Settled: true}
+	s.binding = metadata.Binding{ID: direct, Holder: holder, Recognized: true}
 	return false, err
 }
 

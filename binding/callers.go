@@ -60,7 +60,7 @@ func (b *Binder) Released(h metadata.Holder) error {
 	defer b.mu.Unlock()
 	return b.db.Update(func(tx *metadata.Tx) error {
 		return b.unbind(tx, h, func(r metadata.Binding) error {
-			r.Holder, r.Settled = metadata.ContainerdHolder(r.ID), true
+			r.Holder, r.Recognized = metadata.ContainerdHolder(r.ID), true
 			return tx.PutBinding(r)
 		})
 	})

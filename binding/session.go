@@ -148,7 +148,7 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 			return false, err
 		}
 	}
-	if !anew && (s.binding.Settled || s.binding.First[ns] != 0) {
+	if !anew && (s.binding.Recognized || s.binding.First[ns] != 0) {
 		return false, nil
 	}
 	before := s.binding
@@ -164,7 +164,7 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 				return err
 			}
 		}
-		if !s.binding.Settled && s.binding.First[ns] == 0 {
+		if !s.binding.Recognized && s.binding.First[ns] == 0 {
 			first := maps.Clone(s.binding.First)
 			if first == nil {
 				first = map[string]uint64{}
@@ -201,7 +201,7 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 		return true
 	}
 	ns, sequence, ok := metadata.Sequence(key)
-	if !ok || s.binding.Settled {
+	if !ok || s.binding.Recognized {
 		return false
 	}
 	if first := s.binding.First[ns]; first != 0 && sequence >= first {
@@ -237,7 +237,7 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 // far.
 func (s *Session) takeOver(ctx context.Context, h metadata.Holder, key string) bool {
 	own, next := s.binding.Holder, s.binding
-	next.Holder, next.Settled, next.First, next.Seen = h, true, nil, time.Now().UTC()
+	next.Holder, next.Recognized, next.First, next.Seen = h, true, nil, time.Now().UTC()
 	for ns, first := range s.binding.First { // h made the snapshots from this number on after the backup
 		if err := s.b.opts.SetAside(h, ns, first); err != nil {
 			log.G(ctx).WithError(err).Error("a containerd's database was recognized, but binding it failed")

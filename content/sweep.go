@@ -22,7 +22,7 @@ import (
 // removed does not keep it from the rest: a leftover.Error names that, and the next Sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	var stats Stats
-	s.db.Settle()
+	s.db.Flush()
 	blobs, err := s.sweepBlobs(&stats)
 	ingests, ierr := s.sweepIngests(&stats)
 	for _, path := range append(blobs, ingests...) {
@@ -134,7 +134,7 @@ func (s *Store) listBlobs() ([]candidate, error) {
 
 // unrecorded returns those of cs that no durable record stands for.
 func (s *Store) unrecorded(cs []candidate) (out []candidate, err error) {
-	err = s.db.ViewDurable(func(tx *metadata.Tx) error {
+	err = s.db.ViewCommitted(func(tx *metadata.Tx) error {
 		for _, c := range cs {
 			if c.digest != "" {
 				_, err := tx.Blob(c.digest)

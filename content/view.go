@@ -234,7 +234,7 @@ func (v *View) Delete(_ context.Context, d digest.Digest) error {
 		return err
 	}
 	var last bool
-	released, err := v.s.db.UpdateSoon(func(tx *metadata.Tx) error {
+	released, err := v.s.db.UpdateDeferred(func(tx *metadata.Tx) error {
 		if err := tx.Release(v.holder, metadata.BlobNode(d)); err != nil {
 			return err
 		}

@@ -70,7 +70,7 @@ func TestBatch(t *testing.T) {
 				if bad != (err != nil) {
 					t.Errorf("%d: %v", i, err)
 				}
-				if verr := db.ViewDurable(func(tx *metadata.Tx) error {
+				if verr := db.ViewCommitted(func(tx *metadata.Tx) error {
 					_, err := tx.Blob(blobOf(i))
 					return err
 				}); bad == errdefs.IsNotFound(verr) {
@@ -132,11 +132,11 @@ func TestGlance(t *testing.T) {
 	db := open(t)
 	putBlobs(t, db, 3)
 	before := commits(t, db)
-	wait, err := db.UpdateSoon(release(0))
+	wait, err := db.UpdateDeferred(release(0))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Glance(func(tx *metadata.Tx) error {
+	if err := db.ViewPending(func(tx *metadata.Tx) error {
 		_, err := tx.Blob(blobOf(0))
 		return err
 	}); !errdefs.IsNotFound(err) {
@@ -145,7 +145,7 @@ func TestGlance(t *testing.T) {
 	if got := commits(t, db); got != before {
 		t.Errorf("a look wrote %d transactions", got-before)
 	}
-	if err := db.Glance(func(*metadata.Tx) error { panic("no") }); !errdefs.IsDataLoss(err) {
+	if err := db.ViewPending(func(*metadata.Tx) error { panic("no") }); !errdefs.IsDataLoss(err) {
 		t.Errorf("a panic in a look: %v", err)
 	}
 	if err := db.Batch(release(1)); err != nil {
@@ -160,7 +160,7 @@ func TestGlance(t *testing.T) {
 	if got := left(t, db, 3); fmt.Sprint(got) != "[2]" {
 		t.Errorf("left: %v", got)
 	}
-	if err := db.Glance(func(tx *metadata.Tx) error {
+	if err := db.ViewPending(func(tx *metadata.Tx) error {
 		_, err := tx.Blob(blobOf(2))
 		return err
 	}); err != nil {
@@ -181,7 +181,7 @@ func TestGlanceIsDurable(t *testing.T) {
 		for _, look := range []struct {
 			by   func(func(*metadata.Tx) error) error
 			into *[]int
-		}{{db.Glance, &seen}, {db.ViewDurable, &durable}} {
+		}{{db.ViewPending, &seen}, {db.ViewCommitted, &durable}} {
 			if err := look.by(func(tx *metadata.Tx) error {
 				for i := range n {
 					if _, err := tx.Blob(blobOf(i)); err != nil {
@@ -204,7 +204,7 @@ func TestReadersBesideWriter(t *testing.T) {
 	db := open(t)
 	putBlobs(t, db, 1)
 	if err := db.Update(func(*metadata.Tx) error {
-		for name, look := range map[string]func(func(*metadata.Tx) error) error{"View": db.View, "Glance": db.Glance} {
+		for name, look := range map[string]func(func(*metadata.Tx) error) error{"View": db.View, "ViewPending": db.ViewPending} {
 			done := make(chan error, 1)
 			go func() {
 				done <- look(func(tx *metadata.Tx) error {

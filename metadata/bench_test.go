@@ -48,10 +48,10 @@ func BenchmarkTransactions(b *testing.B) {
 			if err := db.Batch(put("bench")); err != nil {
 				return err
 			}
-			_, err := db.UpdateSoon(remove("bench"))
+			_, err := db.UpdateDeferred(remove("bench"))
 			return err
 		}},
-		{"Look", func() error { return db.Glance(look) }},
+		{"Look", func() error { return db.ViewPending(look) }},
 		{"Walk", func() error {
 			return db.View(func(tx *metadata.Tx) error {
 				for _, key := range tx.Held(metadata.Containerd, metadata.KindSnapshot, "", -1) {
@@ -71,7 +71,7 @@ func BenchmarkTransactions(b *testing.B) {
 				}
 			}
 		})
-		db.Settle()
+		db.Flush()
 	}
 	b.Run("PutReleaseAtOnce", func(b *testing.B) {
 		b.SetParallelism(8)
@@ -81,7 +81,7 @@ func BenchmarkTransactions(b *testing.B) {
 				if err := db.Batch(put(key)); err != nil {
 					b.Error(err)
 				}
-				if _, err := db.UpdateSoon(remove(key)); err != nil {
+				if _, err := db.UpdateDeferred(remove(key)); err != nil {
 					b.Error(err)
 				}
 			}

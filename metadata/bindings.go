@@ -27,7 +27,7 @@ type Binding struct {
 	First map[string]uint64 `json:"first,omitempty"`
 	// Settled is true if the database was recognized as the one that made what the holder holds. It never takes over
 	// another holder.
-	Settled bool `json:"settled,omitempty"`
+	Recognized bool `json:"settled,omitempty"`
 	// Process identifies the process that was connected last.
 	Process string    `json:"process,omitempty"`
 	Seen    time.Time `json:"seen"`

@@ -115,7 +115,7 @@ func TestBindings(t *testing.T) {
 	db := open(t)
 	now := time.Now().UTC()
 	old := metadata.Binding{ID: "d1", Holder: metadata.Containerd, Inode: 7, Born: now, Path: "/meta.db", Writes: 3, Seen: now}
-	late := metadata.Binding{ID: "d0", Holder: metadata.Containerd, Settled: true, Seen: now.Add(time.Hour)}
+	late := metadata.Binding{ID: "d0", Holder: metadata.Containerd, Recognized: true, Seen: now.Add(time.Hour)}
 	late.First = map[string]uint64{"default": 2}
 	must(t, db.Update(func(tx *metadata.Tx) error {
 		return errors.Join(tx.PutBinding(old), tx.PutBinding(late),

@@ -21,14 +21,14 @@ func (db *DB) Check(report func(error)) (err error) {
 			err = nil
 		}
 	}()
-	defer guard(debug.SetPanicOnFault(true), &err)
+	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	fault := func(format string, args ...any) {
 		report(fmt.Errorf("metadata: "+format+": %w", append(args, errdefs.ErrDataLoss)...))
 	}
 	if err := db.checkPages(fault); err != nil {
 		return err
 	}
-	db.settle(nil)
+	db.flush(nil)
 	return db.bolt.View(func(btx *bolt.Tx) error {
 		tx := &Tx{bolt: btx}
 		tx.checkNodes(fault)
@@ -41,9 +41,9 @@ func (db *DB) Check(report func(error)) (err error) {
 
 // checkPages takes the write transaction, so that no page is written meanwhile.
 func (db *DB) checkPages(fault faultFunc) error {
-	db.soon.mu.Lock()
-	defer db.soon.mu.Unlock()
-	db.settleBatch()
+	db.pending.mu.Lock()
+	defer db.pending.mu.Unlock()
+	db.commitBatch()
 	btx, err := db.bolt.Begin(!db.bolt.IsReadOnly())
 	if err != nil {
 		return fmt.Errorf("metadata: check: %w", err)
@@ -175,7 +175,7 @@ func (tx *Tx) checkSnapshots(fault faultFunc) {
 		if !exists(tx.bolt.Bucket(bucketChildren).Cursor(), join(s.Parent, key)) {
 			fault("snapshot %s: not in the index of %q's children", key, s.Parent)
 		}
-		for _, l := range []string{s.Layer, s.Fixup, s.Root} {
+		for _, l := range []string{s.Layer, s.Fixup, s.ViewRoot} {
 			if l != "" && l != NoFixup && !tx.Holds(SnapshotHolder(key), LayerNode(l)) {
 				fault("snapshot %s: does not hold layer %s", key, l)
 			}

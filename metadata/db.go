@@ -61,9 +61,9 @@ type Options struct {
 
 // DB is the open database.
 type DB struct {
-	bolt  *bolt.DB
-	soon  soon
-	spend func(commit func() error) error // Options.Spend
+	bolt    *bolt.DB
+	pending pending
+	spend   func(commit func() error) error // Options.Spend
 }
 
 // maxFile bounds the size of a database that is opened. A record is a few hundred bytes.
@@ -116,7 +116,7 @@ func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
 			file.Close()
 		}
 	}()
-	defer guard(debug.SetPanicOnFault(true), &err)
+	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	b, err = bolt.Open(path, 0o600, &bolt.Options{
 		Timeout: o.Timeout, FreelistType: bolt.FreelistMapType, NoSync: o.NoSync, ReadOnly: o.ReadOnly,
 		OpenFile: func(path string, flag int, _ os.FileMode) (*os.File, error) {
@@ -211,7 +211,7 @@ func create(path string) (err error) {
 
 // createFile makes a database without records. It replaces one that was not finished.
 func createFile(path string) (b *bolt.DB, err error) {
-	defer guard(debug.SetPanicOnFault(true), &err)
+	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -249,7 +249,7 @@ func syncDir(path string) error {
 // verifySchema returns errdefs.ErrDataLoss when the schema is missing, and errdefs.ErrFailedPrecondition for a newer one.
 // There is no older schema to migrate yet; a migration makes the buckets that it adds.
 func (db *DB) verifySchema() (err error) {
-	defer guard(debug.SetPanicOnFault(true), &err)
+	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	return db.bolt.View(func(tx *bolt.Tx) error {
 		var v []byte
 		if meta := tx.Bucket(bucketMeta); meta != nil {
@@ -266,16 +266,16 @@ func (db *DB) verifySchema() (err error) {
 	})
 }
 
-// Close closes the file. It waits for open transactions, and makes durable what UpdateSoon was given.
+// Close closes the file. It waits for open transactions, and makes durable what UpdateDeferred was given.
 func (db *DB) Close() (err error) {
-	db.settle(nil)
-	defer guard(debug.SetPanicOnFault(true), &err)
+	db.flush(nil)
+	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	return db.bolt.Close()
 }
 
 // Probe returns when a reader and a writer had their turn. It writes nothing.
 func (db *DB) Probe() (err error) {
-	defer guard(debug.SetPanicOnFault(true), &err)
+	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	for _, write := range []bool{false, !db.bolt.IsReadOnly()} {
 		tx, err := db.bolt.Begin(write)
 		if err != nil {
@@ -290,7 +290,7 @@ func (db *DB) Probe() (err error) {
 
 // guard turns what bbolt does about a damaged file, which is to panic or to read where nothing is mapped, into an error of
 // class errdefs.ErrDataLoss. It is deferred, with the value that debug.SetPanicOnFault had.
-func guard(old bool, err *error) {
+func recoverDamage(old bool, err *error) {
 	debug.SetPanicOnFault(old)
 	if p := recover(); p != nil {
 		*err = cause.Mark(fmt.Errorf("metadata: damaged: %v: %w", p, errdefs.ErrDataLoss), cause.Database, "")
@@ -299,14 +299,14 @@ func guard(old bool, err *error) {
 
 // View runs fn in a read transaction. fn must not call anybody else's code; see the package comment.
 func (db *DB) View(fn func(*Tx) error) (err error) {
-	db.settle(nil)
-	return db.ViewDurable(fn)
+	db.flush(nil)
+	return db.ViewCommitted(fn)
 }
 
-// ViewDurable is View of what is on the disk, without what UpdateSoon still gathers: for who deletes bytes in the background,
+// ViewCommitted is View of what is on the disk, without what UpdateDeferred still gathers: for who deletes bytes in the background,
 // and would have a batch end early by looking.
-func (db *DB) ViewDurable(fn func(*Tx) error) (err error) {
-	defer guard(debug.SetPanicOnFault(true), &err)
+func (db *DB) ViewCommitted(fn func(*Tx) error) (err error) {
+	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }
 

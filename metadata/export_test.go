@@ -12,4 +12,4 @@ func (db *DB) Commits() (n int, err error) {
 }
 
 // Queued is how many writers wait for the one before them.
-func (db *DB) Queued() int { return int(db.soon.queued.Load()) }
+func (db *DB) Queued() int { return int(db.pending.queued.Load()) }

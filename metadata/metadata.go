@@ -93,11 +93,11 @@ type Layer struct {
 	// Empty layers contribute no lower directory.
 	Empty bool `json:"empty,omitempty"`
 	// Root says that the layer's tar has an entry for the root directory itself.
-	Root bool `json:"root,omitempty"`
+	HasRootEntry bool `json:"root,omitempty"`
 	// OpaqueRoot says that the layer hides all that is below it: overlay ignores the marker on a root directory.
 	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
 	// Needs says that a part of the layer depends on its parent, so that a fix-up may be due.
-	Needs bool `json:"needs,omitempty"`
+	NeedsFixup bool `json:"needs,omitempty"`
 	// Ordered means that the layer's result above a parent depends on the order of its tar, which is kept beside the
 	// directory, and that the layer may be invalid above some parents.
 	Ordered bool `json:"ordered,omitempty"`
@@ -105,10 +105,10 @@ type Layer struct {
 	Whiteouts bool `json:"whiteouts,omitempty"`
 	// Plain says that some of them are not overlay's, because the file system refused those: overlay must not show the
 	// directory.
-	Plain bool `json:"plain,omitempty"`
+	PlainMarks bool `json:"plain,omitempty"`
 	// Dropped lists, for people, the extended attributes of the tar that the file system does not have.
-	Dropped string    `json:"dropped,omitempty"`
-	Created time.Time `json:"created"`
+	DroppedXattrs string    `json:"dropped,omitempty"`
+	Created       time.Time `json:"created"`
 }
 
 // Rootfs is an assembled root filesystem under rootfs/.
@@ -142,7 +142,7 @@ type Snapshot struct {
 	Dir string `json:"dir,omitempty"`
 	// Whole says that Dir holds everything that the snapshot shows, and not what it adds to its parent: what lies below does not
 	// count. Snapshots of directory mode are made so.
-	Whole bool `json:"whole,omitempty"`
+	FullCopy bool `json:"whole,omitempty"`
 	// Remapped says that containerd changed the owners of everything for a user namespace, in the snapshot or in one below it.
 	Remapped bool `json:"remapped,omitempty"`
 	// Layer is the key of the layer that stands for the snapshot's content; empty when that is Dir.
@@ -150,7 +150,7 @@ type Snapshot struct {
 	// Fixup is the state of the fix-up above Layer: "" not looked at yet, NoFixup, or the key of its layer record.
 	Fixup string `json:"fixup,omitempty"`
 	// Root is the key of the layer record that a view puts on top for the root directory's attributes, if it needs one.
-	Root string `json:"root,omitempty"`
+	ViewRoot string `json:"root,omitempty"`
 	// Size and Inodes are the usage of a committed snapshot.
 	Size   int64 `json:"size,omitempty"`
 	Inodes int64 `json:"inodes,omitempty"`
@@ -181,7 +181,7 @@ type Platform struct {
 	Layers   []ocispec.Descriptor `json:"layers"`
 	DiffIDs  []digest.Digest      `json:"diffIDs"`
 	// Asked are the platforms for which a pull took this one, although it is not exactly what was asked for.
-	Asked []string `json:"asked,omitempty"`
+	RequestedAs []string `json:"asked,omitempty"`
 	// Rootfs says whether a rootfs was assembled for it.
 	Rootfs bool `json:"rootfs,omitempty"`
 	// Exact is true if the documents were compared name by name when the image was recorded (ADR 24), which older

@@ -37,7 +37,7 @@ type Salvaged struct {
 	// LastID is the last number that TakeIDs gave out.
 	LastID uint64
 	// Whole is true if the database has no fault, so that no record was left out.
-	Whole bool
+	Complete bool
 }
 
 // Empty reports whether no record was found.
@@ -75,7 +75,7 @@ func Salvage(path string) (*Salvaged, error) {
 	if err := p.check(fi.Size(), false); err != nil {
 		return s, nil // no database at all: nothing was found
 	}
-	s.Whole = faults == 0 && s.sound(path)
+	s.Complete = faults == 0 && s.sound(path)
 	return s, nil
 }
 
@@ -94,17 +94,17 @@ func (s *Salvaged) sound(path string) bool {
 func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 	switch bucket {
 	case string(bucketBlobs):
-		return take(&s.Blobs, value, func(b Blob) bool { return b.Digest.String() == key && b.Digest.Validate() == nil })
+		return decodeInto(&s.Blobs, value, func(b Blob) bool { return b.Digest.String() == key && b.Digest.Validate() == nil })
 	case string(bucketLayers):
-		return take(&s.Layers, value, func(l Layer) bool { return l.Key == key && isName(l.Dir) })
+		return decodeInto(&s.Layers, value, func(l Layer) bool { return l.Key == key && isName(l.Dir) })
 	case string(bucketRootfs):
-		return take(&s.Rootfs, value, func(r Rootfs) bool { return r.Manifest.String() == key && r.Manifest.Validate() == nil })
+		return decodeInto(&s.Rootfs, value, func(r Rootfs) bool { return r.Manifest.String() == key && r.Manifest.Validate() == nil })
 	case string(bucketSnapshots):
-		return take(&s.Snapshots, value, func(sn Snapshot) bool { return sn.Key == key && (sn.Dir == "" || isName(sn.Dir)) })
+		return decodeInto(&s.Snapshots, value, func(sn Snapshot) bool { return sn.Key == key && (sn.Dir == "" || isName(sn.Dir)) })
 	case string(bucketImages):
-		return take(&s.Images, value, func(i Image) bool { return i.Ref == key && i.valid() })
+		return decodeInto(&s.Images, value, func(i Image) bool { return i.Ref == key && i.valid() })
 	case string(bucketPulls):
-		return take(&s.Pulls, value, func(p Pull) bool { return p.Ref == key })
+		return decodeInto(&s.Pulls, value, func(p Pull) bool { return p.Ref == key })
 	case string(bucketHolds):
 		p := strings.SplitN(key, "\x00", 3)
 		if len(p) != 3 || nodeBuckets[Kind(p[1])] == nil {
@@ -125,7 +125,7 @@ func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 	return true // unknown buckets, and indexes, which are made again from the records
 }
 
-func take[T any](into *[]T, value []byte, valid func(T) bool) bool {
+func decodeInto[T any](into *[]T, value []byte, valid func(T) bool) bool {
 	var record T
 	if json.Unmarshal(value, &record) != nil || !valid(record) {
 		return false

@@ -34,15 +34,15 @@ func TestSpend(t *testing.T) {
 		"without room": {false, func(db *metadata.DB) error { return db.Batch(set("a")) }, unix.ENOSPC, nil},
 		"an update":    {true, func(db *metadata.DB) error { return db.Update(set("a")) }, unix.ENOSPC, nil},
 		"releases": {true, func(db *metadata.DB) error {
-			first, err := db.UpdateSoon(set("a"))
+			first, err := db.UpdateDeferred(set("a"))
 			if err != nil {
 				return err
 			}
-			second, err := db.UpdateSoon(set("b"))
+			second, err := db.UpdateDeferred(set("b"))
 			if err != nil {
 				return err
 			}
-			db.Settle()
+			db.Flush()
 			return errors.Join(first(), second())
 		}, nil, []string{"a", "b"}},
 	} {

@@ -62,7 +62,7 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if sn.Whole {
+	if sn.FullCopy {
 		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it is a directory of its own: %w", key, errdefs.ErrNotImplemented)
 	}
 	if pristine, err := s.pristine(dir); err != nil {
@@ -281,7 +281,7 @@ func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]
 		Key: key, Kind: metadata.Committed, Parent: parent, Labels: labels, Layer: rec.Key,
 		Created: now, Updated: now, Size: rec.Size, Inodes: rec.Inodes,
 	}
-	if !rec.Needs {
+	if !rec.NeedsFixup {
 		sn.Fixup = metadata.NoFixup
 	}
 	err = n.s.db.Update(func(tx *metadata.Tx) error {

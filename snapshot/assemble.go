@@ -150,7 +150,7 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 	}
 	var seals []*seal
 	for i, l := range layers {
-		if i+1 < len(layers) && layers[i+1].Key == l.Key && !l.Needs {
+		if i+1 < len(layers) && layers[i+1].Key == l.Key && !l.NeedsFixup {
 			continue // merging the same layer twice in a row changes nothing
 		}
 		src := sources[l.Key]
@@ -298,7 +298,7 @@ func (s *Store) consume(holder metadata.Holder, staged string, rec metadata.Laye
 
 // fixupFor makes what the layer needs above what is assembled so far; "" when nothing.
 func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer, fs string) (staged string, err error) {
-	if !l.Needs {
+	if !l.NeedsFixup {
 		return "", nil
 	}
 	p, err := s.openPlanOf(ctx, src.dir, l, []stackDir{{name: "rootfs", path: fs}})

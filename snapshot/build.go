@@ -66,7 +66,7 @@ func (b *builder) fill(ctx context.Context, dir *os.File, t *tree) error {
 			if err != nil {
 				return pathError("whiteout", k.entry.Path, err)
 			}
-			b.rec.Plain, m.Whiteouts = b.rec.Plain || plain, m.Whiteouts || !plain
+			b.rec.PlainMarks, m.Whiteouts = b.rec.PlainMarks || plain, m.Whiteouts || !plain
 			b.rec.Whiteouts = true
 			b.rec.Inodes++
 			continue
@@ -79,7 +79,7 @@ func (b *builder) fill(ctx context.Context, dir *os.File, t *tree) error {
 	if err != nil {
 		return err
 	}
-	b.rec.Plain, b.rec.Whiteouts = b.rec.Plain || plain, b.rec.Whiteouts || m.Opaque
+	b.rec.PlainMarks, b.rec.Whiteouts = b.rec.PlainMarks || plain, b.rec.Whiteouts || m.Opaque
 	b.rec.Inodes++
 	had := t.entry.Xattrs
 	err = unpack.SetAttrsOf(dir, &t.entry)

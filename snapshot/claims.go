@@ -116,7 +116,7 @@ func (s *Store) claimKnown(ctx context.Context, l Layer,
 // record is the moment a blob is known to have a diff ID.
 func (s *Store) record(j *unpackJob) error {
 	verified := false
-	err := s.db.Glance(func(tx *metadata.Tx) error {
+	err := s.db.ViewPending(func(tx *metadata.Tx) error {
 		verified = tx.Verified(j.layer.Blob.Digest) == j.diffID
 		return nil
 	})

@@ -103,7 +103,7 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 		if _, err := n.checkParent(tx, c.Parent); err != nil {
 			return c, "", err
 		}
-		c.Whole = false // what was made on nothing is what it adds
+		c.FullCopy = false // what was made on nothing is what it adds
 	}
 	c.Remapped = c.Remapped || remapsItself(sn.Key, name)
 	c.Key, c.Kind, c.Labels = name, metadata.Committed, base.Labels
@@ -117,7 +117,7 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 	if err != nil {
 		return c, "", err
 	}
-	if !rec.Needs {
+	if !rec.NeedsFixup {
 		c.Fixup = metadata.NoFixup
 	}
 	if written {
@@ -160,7 +160,7 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	var sn metadata.Snapshot
 	var layers []metadata.Layer
 	seen := false
-	removed, err := n.s.db.UpdateSoon(func(tx *metadata.Tx) (err error) {
+	removed, err := n.s.db.UpdateDeferred(func(tx *metadata.Tx) (err error) {
 		if seen { // it runs again, for the sake of others, while what it found is in use
 			return tx.Release(n.holder, metadata.SnapshotNode(key))
 		}
@@ -199,7 +199,7 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 // trashLayers deletes those of the layers that have no record any more.
 func (s *Store) trashLayers(layers []metadata.Layer) error {
 	var gone []string
-	err := s.db.ViewDurable(func(tx *metadata.Tx) error {
+	err := s.db.ViewCommitted(func(tx *metadata.Tx) error {
 		for _, l := range layers {
 			if now, err := tx.Layer(l.Key); err != nil || now.Dir != l.Dir {
 				gone = append(gone, s.path("layers", l.Dir))

@@ -40,12 +40,12 @@ func droppedText(names []string) string {
 // DroppedXattrs returns a sentence about the extended attributes that the layer lacks because its file system does not
 // have them; "" when it has all.
 func DroppedXattrs(l metadata.Layer) string {
-	if l.Dropped == "" {
+	if l.DroppedXattrs == "" {
 		return ""
 	}
 	return fmt.Sprintf("layer %s: the file system of the root does not have these extended attributes, which are left "+
 		"out: %s",
-		l.DiffID, l.Dropped)
+		l.DiffID, l.DroppedXattrs)
 }
 
 // lostXattrs gathers the names of attributes that copies lack.

@@ -36,7 +36,7 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 	}
 	fixup := metadata.NoFixup
 	staged, made := "", metadata.Layer{}
-	if rec.Needs {
+	if rec.NeedsFixup {
 		p, err := s.planFor(ctx, sn, rec)
 		if err != nil {
 			return sn, fmt.Errorf("snapshot %s: %w", key, err)
@@ -189,7 +189,7 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.La
 
 // stageFixup makes the fix-up, or the root directory, that a snapshot stands on once more, in the pool of layers.
 func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string) (staged string, made metadata.Layer, err error) {
-	if sn.Root == key {
+	if sn.ViewRoot == key {
 		st, err := s.stack(ctx, sn.Parent)
 		if err != nil {
 			return "", made, err

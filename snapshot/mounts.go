@@ -34,9 +34,9 @@ func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]
 func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
 	fs := s.path("snapshots", sn.Dir, "fs")
 	switch {
-	case sn.Whole && sn.Kind == metadata.View:
+	case sn.FullCopy && sn.Kind == metadata.View:
 		return bind(fs, "ro"), nil
-	case sn.Whole:
+	case sn.FullCopy:
 		return bind(fs, "rw"), nil
 	}
 	lower := st.paths()
@@ -66,8 +66,8 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 	case len(lower) == 0:
 		return bind(fs, "ro"), nil
 	}
-	if sn.Root != "" {
-		rec, err := s.layer(sn.Root)
+	if sn.ViewRoot != "" {
+		rec, err := s.layer(sn.ViewRoot)
 		if err != nil {
 			return nil, err
 		}

@@ -15,17 +15,17 @@ import (
 // has since been copied to another file system.
 func (s *Store) servable(ctx context.Context, rec metadata.Layer) (metadata.Layer, error) {
 	rec, err := s.trustLayer(ctx, rec)
-	if err != nil || !rec.Plain || s.opts.Directory {
+	if err != nil || !rec.PlainMarks || s.opts.Directory {
 		return rec, err
 	}
 	defer s.locks.lock("trust/" + rec.Key)()
-	if rec, err = s.layer(rec.Key); err != nil || !rec.Plain {
+	if rec, err = s.layer(rec.Key); err != nil || !rec.PlainMarks {
 		return rec, err
 	}
 	if rec, err = s.unpackAgain(ctx, rec); err != nil {
 		return rec, fmt.Errorf("layer %s: %w", rec.Key, err)
 	}
-	if rec.Plain {
+	if rec.PlainMarks {
 		const text = "layer %s: this file system has no whiteouts for overlay to show: %w"
 		return rec, cause.Mark(fmt.Errorf(text, rec.Key, errdefs.ErrFailedPrecondition), cause.FileSystem, "")
 	}

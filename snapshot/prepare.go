@@ -69,7 +69,7 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	if _, _, _, err := n.s.idMaps(sn); err != nil {
 		return nil, err
 	}
-	sn.Whole = n.s.whole(sn, st)
+	sn.FullCopy = n.s.whole(sn, st)
 	staged, err := n.s.stageSnapshot(ctx, sn, st)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
@@ -88,7 +88,7 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 
 // checkNew refuses early what the transaction would refuse, before any directory is made.
 func (n *Snapshotter) checkNew(key, parent string) (p metadata.Snapshot, err error) {
-	err = n.s.db.Glance(func(tx *metadata.Tx) (err error) {
+	err = n.s.db.ViewPending(func(tx *metadata.Tx) (err error) {
 		if _, err := tx.Snapshot(key); err == nil {
 			return fmt.Errorf("snapshot %s: %w", key, errdefs.ErrAlreadyExists)
 		}
@@ -115,7 +115,7 @@ func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) (p metadata.Sn
 // stageSnapshot makes the directory of a new snapshot under a staged name; "" when it needs none of its own.
 func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *stack) (string, error) {
 	switch {
-	case sn.Whole:
+	case sn.FullCopy:
 		return s.stageWhole(ctx, sn.Parent, st)
 	case sn.Kind == metadata.View && len(st.dirs) > 0:
 		return "", nil
@@ -223,7 +223,7 @@ func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *st
 			}
 		}
 		made.Key = key
-		now, err := s.recordFixup(sn.Key, key, staged, made, func(sn *metadata.Snapshot) { sn.Root = key })
+		now, err := s.recordFixup(sn.Key, key, staged, made, func(sn *metadata.Snapshot) { sn.ViewRoot = key })
 		if !errors.Is(err, errReleased) {
 			return now, err
 		}

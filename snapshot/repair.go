@@ -125,7 +125,7 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 }
 
 func (s *Store) layer(key string) (rec metadata.Layer, err error) {
-	err = s.db.Glance(func(tx *metadata.Tx) error {
+	err = s.db.ViewPending(func(tx *metadata.Tx) error {
 		rec, err = tx.Layer(key)
 		return err
 	})
@@ -206,8 +206,8 @@ func (s *Store) swap(rec *metadata.Layer, staged string, made metadata.Layer) er
 		if err != nil {
 			return err
 		}
-		now.Dir, now.Durable, now.Plain, now.Dropped = dir, false, made.Plain, made.Dropped
-		now.Needs, now.Ordered = made.Needs, made.Ordered
+		now.Dir, now.Durable, now.PlainMarks, now.DroppedXattrs = dir, false, made.PlainMarks, made.DroppedXattrs
+		now.NeedsFixup, now.Ordered = made.NeedsFixup, made.Ordered
 		if err := os.Rename(staged, s.path("layers", now.Dir)); err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ var (
 func (s *Store) For(holder metadata.Holder) *Snapshotter { return &Snapshotter{s, holder} }
 
 func (s *Store) snapshot(key string) (sn metadata.Snapshot, err error) {
-	err = s.db.Glance(func(tx *metadata.Tx) error {
+	err = s.db.ViewPending(func(tx *metadata.Tx) error {
 		sn, err = tx.Snapshot(key)
 		return err
 	})
@@ -56,7 +56,7 @@ func (n *Snapshotter) held(tx *metadata.Tx, key string) (metadata.Snapshot, erro
 // get returns the record of what the holder calls key.
 func (n *Snapshotter) get(key string) (sn metadata.Snapshot, err error) {
 	key = n.holder.SnapshotKey(key)
-	err = n.s.db.Glance(func(tx *metadata.Tx) error {
+	err = n.s.db.ViewPending(func(tx *metadata.Tx) error {
 		sn, err = n.held(tx, key)
 		return err
 	})
@@ -127,7 +127,7 @@ func (n *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
-	if sn.Kind == metadata.Active && sn.Layer == "" || sn.Kind == metadata.View && sn.Whole {
+	if sn.Kind == metadata.Active && sn.Layer == "" || sn.Kind == metadata.View && sn.FullCopy {
 		return n.s.du(ctx, sn)
 	}
 	return snapshots.Usage{Size: sn.Size, Inodes: sn.Inodes}, nil
@@ -151,7 +151,7 @@ func (n *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		return nil, fmt.Errorf("snapshot %s: committed, has no mounts: %w", key, errdefs.ErrFailedPrecondition)
 	}
 	var st *stack
-	if !sn.Whole {
+	if !sn.FullCopy {
 		if st, err = n.s.stack(ctx, sn.Parent); err != nil {
 			return nil, err
 		}
@@ -167,7 +167,7 @@ func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 	}
 	for after := ""; ; {
 		var page []metadata.Snapshot
-		err := n.s.db.Glance(func(tx *metadata.Tx) error {
+		err := n.s.db.ViewPending(func(tx *metadata.Tx) error {
 			for _, key := range tx.Held(n.holder, metadata.KindSnapshot, after, walkPage) {
 				sn, err := tx.Snapshot(key)
 				if err != nil {

@@ -40,7 +40,7 @@ func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
 	if err != nil {
 		return nil, err
 	}
-	if i := slices.IndexFunc(chain, func(sn metadata.Snapshot) bool { return sn.Whole }); i >= 0 {
+	if i := slices.IndexFunc(chain, func(sn metadata.Snapshot) bool { return sn.FullCopy }); i >= 0 {
 		chain = chain[:i+1] // which shows nothing of what is below it
 	}
 	for i := len(chain) - 1; i >= 0; i-- { // from the bottom up: a fix-up looks at the stack below
@@ -61,7 +61,7 @@ func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
 
 // chain lists a snapshot and its ancestors.
 func (s *Store) chain(key string) (chain []metadata.Snapshot, err error) {
-	err = s.db.Glance(func(tx *metadata.Tx) error {
+	err = s.db.ViewPending(func(tx *metadata.Tx) error {
 		for key != "" {
 			sn, err := tx.Snapshot(key)
 			if err != nil {
@@ -87,7 +87,7 @@ type stackBuilder struct {
 
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	if sn.Dir != "" { // with a layer, what was written after it was applied
-		b.push(snapshotDir+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, !sn.Whole)
+		b.push(snapshotDir+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, !sn.FullCopy)
 	}
 	if sn.Layer == "" {
 		return nil
@@ -112,12 +112,12 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	}
 	dir := b.s.path("layers", rec.Dir, "fs")
 	if rec.Empty {
-		if rec.Root && b.rootPath == "" {
+		if rec.HasRootEntry && b.rootPath == "" {
 			b.rootPath, b.layered = dir, true
 		}
 		return nil
 	}
-	b.push(rec.Key, dir, rec.Root, rec.Whiteouts)
+	b.push(rec.Key, dir, rec.HasRootEntry, rec.Whiteouts)
 	b.st.provisional = b.st.provisional || !rec.Durable
 	b.hidden = b.hidden || rec.OpaqueRoot
 	return nil

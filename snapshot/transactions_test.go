@@ -12,7 +12,7 @@ import (
 // transactions is how many were written to the database: the number that the later of bbolt's two meta pages has.
 func (w *world) transactions(t *testing.T) (n int) {
 	t.Helper()
-	w.db.Settle()
+	w.db.Flush()
 	f, err := os.Open(filepath.Join(w.root, "metadata.db"))
 	must(t, err)
 	defer f.Close()

@@ -112,7 +112,7 @@ func (s *Store) Fits(layers []Layer) error {
 // unknown returns those of the layers that are not here, or were not verified for their blobs, and can be unpacked
 // without a decoder; none if that cannot be found out.
 func (s *Store) unknown(layers []Layer) (unknown []Layer) {
-	err := s.db.Glance(func(tx *metadata.Tx) error {
+	err := s.db.ViewPending(func(tx *metadata.Tx) error {
 		for _, l := range layers {
 			if unpack.Supported(l.Blob.MediaType) && !isKnown(tx, l) {
 				unknown = append(unknown, l)
@@ -356,8 +356,8 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 	}
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
-		Empty: res.Empty && !res.Whiteouts, Root: res.Root, Needs: res.Needs, Whiteouts: res.Whiteouts, Plain: res.Plain,
-		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, Dropped: droppedText(res.Dropped), DiffID: digester.Digest(),
+		Empty: res.Empty && !res.Whiteouts, HasRootEntry: res.Root, NeedsFixup: res.Needs, Whiteouts: res.Whiteouts, PlainMarks: res.Plain,
+		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DroppedXattrs: droppedText(res.Dropped), DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
 	switch {

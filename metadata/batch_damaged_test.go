@@ -34,7 +34,7 @@ func TestUpdateSoonDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The first page with flags gets so empty that the commit looks at the one beside it.
-	wait, err := db.UpdateSoon(func(tx *metadata.Tx) error {
+	wait, err := db.UpdateDeferred(func(tx *metadata.Tx) error {
 		for i := range 50 {
 			if err := tx.SetFlag(key(i), ""); err != nil {
 				return err

@@ -50,7 +50,7 @@ func left(t *testing.T, db *metadata.DB, n int) (found []int) {
 	return found
 }
 
-// Whoever begins a transaction sees what UpdateSoon did, and so does who opens the file next.
+// Whoever begins a transaction sees what UpdateDeferred did, and so does who opens the file next.
 func TestUpdateSoon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	db, err := metadata.Open(path, nil)
@@ -60,14 +60,14 @@ func TestUpdateSoon(t *testing.T) {
 	putBlobs(t, db, 4)
 	soon := func(i int) func() error {
 		t.Helper()
-		wait, err := db.UpdateSoon(release(i))
+		wait, err := db.UpdateDeferred(release(i))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return wait
 	}
 	wait := soon(0)
-	if err := db.ViewDurable(func(tx *metadata.Tx) error {
+	if err := db.ViewCommitted(func(tx *metadata.Tx) error {
 		_, err := tx.Blob(blobOf(0)) // not long after, so that it is not on the disk yet
 		return err
 	}); err != nil {
@@ -87,7 +87,7 @@ func TestUpdateSoon(t *testing.T) {
 	if err := wait(); err != nil { // nobody else does anything
 		t.Error(err)
 	}
-	if err := db.ViewDurable(func(tx *metadata.Tx) error {
+	if err := db.ViewCommitted(func(tx *metadata.Tx) error {
 		_, err := tx.Blob(blobOf(2))
 		return err
 	}); !errdefs.IsNotFound(err) {
@@ -119,18 +119,18 @@ func TestUpdateSoonFails(t *testing.T) {
 		},
 		"record without a holder": func(tx *metadata.Tx) error { return putBlob(tx, blobA) },
 	} {
-		if _, err := db.UpdateSoon(fn); err == nil {
+		if _, err := db.UpdateDeferred(fn); err == nil {
 			t.Errorf("%s, alone: no error", name)
 		}
 	}
-	first, err := db.UpdateSoon(release(0))
+	first, err := db.UpdateDeferred(release(0))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.UpdateSoon(func(tx *metadata.Tx) error { return errors.Join(release(3)(tx), broken) }); !errors.Is(err, broken) {
+	if _, err := db.UpdateDeferred(func(tx *metadata.Tx) error { return errors.Join(release(3)(tx), broken) }); !errors.Is(err, broken) {
 		t.Errorf("the failing one: %v", err)
 	}
-	second, err := db.UpdateSoon(release(1))
+	second, err := db.UpdateDeferred(release(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestUpdateSoonIsQuick(t *testing.T) {
 	one := time.Since(begin)
 	begin = time.Now()
 	for i := range n {
-		if _, err := db.UpdateSoon(release(i)); err != nil {
+		if _, err := db.UpdateDeferred(release(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -182,10 +182,10 @@ func TestUpdateSoonBesideOthers(t *testing.T) {
 			case 0:
 				err = db.Update(release(i))
 			case 1:
-				wait, err = db.UpdateSoon(release(i))
+				wait, err = db.UpdateDeferred(release(i))
 			default:
-				if wait, err = db.UpdateSoon(func(*metadata.Tx) error { return errdefs.ErrAborted }); errdefs.IsAborted(err) {
-					wait, err = db.UpdateSoon(release(i))
+				if wait, err = db.UpdateDeferred(func(*metadata.Tx) error { return errdefs.ErrAborted }); errdefs.IsAborted(err) {
+					wait, err = db.UpdateDeferred(release(i))
 				}
 			}
 			if err == nil && wait != nil {

@@ -83,7 +83,8 @@ func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 }
 
 func isSnapshotHolder(h metadata.Holder) bool {
-	return strings.HasPrefix(string(h), string(metadata.SnapshotHolder("")))
+	kind, _ := h.Split()
+	return kind == metadata.HolderSnapshot
 }
 
 // sizes are the bytes that paths of the root take on the disk. A layer that many hold is measured once.
@@ -111,7 +112,8 @@ type kept struct {
 func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured sizes) (HolderInfo, error) {
 	info := HolderInfo{Holder: string(h)}
 	var all []kept
-	ref, known := strings.CutPrefix(string(h), string(metadata.PullHolder("")))
+	kind, ref := h.Split()
+	known := kind == metadata.HolderPull
 	if err := t.db.View(func(tx *metadata.Tx) (err error) {
 		pulls, err := tx.Pulls()
 		if err != nil {

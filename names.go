@@ -138,14 +138,16 @@ func notOwn(tx *metadata.Tx, ref resolver.Reference) error {
 
 // normalized returns the name of an image's or a pull's holder with its reference normalized, as the records have it.
 func normalized(h metadata.Holder) metadata.Holder {
-	for _, prefix := range []metadata.Holder{metadata.ImageHolder(""), metadata.PullHolder("")} {
-		name, ok := strings.CutPrefix(string(h), string(prefix))
-		if !ok {
-			continue
-		}
-		if ref, err := resolver.ParseReference(name); err == nil {
-			return prefix + metadata.Holder(ref.String())
-		}
+	kind, name := h.Split()
+	if kind != metadata.HolderImage && kind != metadata.HolderPull {
+		return h
 	}
-	return h
+	ref, err := resolver.ParseReference(name)
+	switch {
+	case err != nil:
+		return h
+	case kind == metadata.HolderImage:
+		return metadata.ImageHolder(ref.String())
+	}
+	return metadata.PullHolder(ref.String())
 }

@@ -3,7 +3,6 @@ package tank
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/log"
@@ -337,13 +336,13 @@ func (p *plan) hasNode(n metadata.Node) (ok bool) {
 
 // hasHolder reports whether a holder has a record of its own, as far as its kind has one.
 func (p *plan) hasHolder(h metadata.Holder) (ok bool) {
-	kind, name, _ := strings.Cut(string(h), "/")
+	kind, name := h.Split()
 	switch kind {
-	case "image":
+	case metadata.HolderImage:
 		_, ok = p.images[name]
-	case "snapshot":
+	case metadata.HolderSnapshot:
 		_, ok = p.snapshots[name]
-	case "pull":
+	case metadata.HolderPull:
 		ok = slices.ContainsFunc(p.old.Pulls, func(pull metadata.Pull) bool { return pull.Ref == name })
 	default:
 		ok = true

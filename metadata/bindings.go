@@ -69,7 +69,8 @@ func ContainerdHolder(id string) Holder { return Holder(containerdPrefix + id) }
 
 // IsContainerd reports whether h is the holder of a containerd.
 func (h Holder) IsContainerd() bool {
-	return h == Containerd || strings.HasPrefix(string(h), containerdPrefix)
+	kind, _ := h.Split()
+	return kind == HolderContainerd
 }
 
 // SnapshotKey is the key under which the snapshot is recorded that the holder calls key. Containerds number their

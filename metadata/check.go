@@ -121,14 +121,14 @@ func (tx *Tx) checkHolds(fault faultFunc) {
 
 // checkHolder reports a holder whose own record is lost.
 func (tx *Tx) checkHolder(h Holder, fault faultFunc) {
-	kind, name, _ := strings.Cut(string(h), "/")
+	kind, name := h.Split()
 	var bucket []byte
 	switch kind {
-	case "image":
+	case HolderImage:
 		bucket = bucketImages
-	case "snapshot":
+	case HolderSnapshot:
 		bucket = bucketSnapshots
-	case "pull":
+	case HolderPull:
 		bucket = bucketPulls
 	default:
 		return

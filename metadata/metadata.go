@@ -14,6 +14,7 @@
 package metadata
 
 import (
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -34,6 +35,24 @@ func PullHolder(ref string) Holder { return Holder("pull/" + ref) }
 
 // SnapshotHolder holds the layer and the fix-up that the snapshot key stands on.
 func SnapshotHolder(key string) Holder { return Holder("snapshot/" + key) }
+
+// HolderKind is what a holder's name begins with.
+type HolderKind string
+
+// The kinds of holders.
+const (
+	HolderImage      HolderKind = "image"      // named by the reference
+	HolderPull       HolderKind = "pull"       // named by the reference
+	HolderSnapshot   HolderKind = "snapshot"   // named by the snapshot's key
+	HolderContainerd HolderKind = "containerd" // named by the ID of its binding; the first one has no name
+)
+
+// Split returns the kind of a holder and its name within the kind. The kind is none of the constants above for a name
+// that no function of this package made.
+func (h Holder) Split() (kind HolderKind, name string) {
+	prefix, name, _ := strings.Cut(string(h), "/")
+	return HolderKind(prefix), name
+}
 
 // Kind is a kind of node.
 type Kind string

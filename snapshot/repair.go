@@ -239,7 +239,7 @@ func (s *Store) standsOn(fixup string) (sn metadata.Snapshot, err error) {
 	var keys []string
 	if err := s.db.View(func(tx *metadata.Tx) error {
 		for _, h := range tx.Holders(metadata.LayerNode(fixup)) {
-			if key, ok := strings.CutPrefix(string(h), string(metadata.SnapshotHolder(""))); ok {
+			if kind, key := h.Split(); kind == metadata.HolderSnapshot {
 				keys = append(keys, key)
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 	"github.com/tank-snapshotter/tank/internal/mediatype"
+	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
@@ -326,7 +327,7 @@ func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, e
 		}
 		once[desc.Digest] = true
 		group.Go(func() (err error) {
-			defer contain("blob "+desc.Digest.String(), &err)
+			defer panics.Recover("blob "+desc.Digest.String(), &err)
 			if fresh[i], err = f.blob(ctx, desc, time.Time{}); err != nil || f.OnLayer == nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/panics"
 )
 
 // maxBuffered bounds the bytes of ranges that one Fetch holds in memory, all its blobs together.
@@ -202,7 +203,7 @@ func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, answe
 	start := func(c *chunk, first *part) {
 		lanes.Go(func() {
 			c.end(func() (err error) {
-				defer contain("blob "+d.desc.Digest.String(), &err)
+				defer panics.Recover("blob "+d.desc.Digest.String(), &err)
 				return d.fill(ctx, host, c, first)
 			}())
 		})

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/panics"
 )
 
 // Manifest is one manifest or index of a registry: its bytes hash to Digest, and its media type fits its content.
@@ -88,7 +90,7 @@ func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descrip
 
 // contained is run, with a panic as an error.
 func (d *download) contained(ctx context.Context) (err error) {
-	defer contain("blob "+d.desc.Digest.String(), &err)
+	defer panics.Recover("blob "+d.desc.Digest.String(), &err)
 	return d.run(ctx)
 }
 

@@ -3,7 +3,6 @@ package resolver
 import (
 	"context"
 	"errors"
-	"io"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -56,15 +55,8 @@ func TestPanic(t *testing.T) {
 	holds(t, store, data)
 }
 
-// TestPanicInRange: what panics in the goroutine of a range, or of a blob that is read, is an error of its reader.
-func TestPanicInRange(t *testing.T) {
-	err := func() (err error) {
-		defer contain("blob x", &err)
-		panic(io.EOF)
-	}()
-	if !errdefs.IsInternal(err) {
-		t.Error(err)
-	}
+// TestPanicInBlob: a panic in the goroutine of a blob that is read is an error of its reader.
+func TestPanicInBlob(t *testing.T) {
 	d := &download{desc: ocispec.Descriptor{Size: 1}} // without a repository
 	if err := d.contained(t.Context()); !errdefs.IsInternal(err) {
 		t.Error(err)

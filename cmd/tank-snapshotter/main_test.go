@@ -52,6 +52,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":   exits,
 			"await":   await,
+			"normal":  normal,
 			"release": func(*testscript.TestScript, bool, []string) { release() },
 			"requests": func(ts *testscript.TestScript, _ bool, args []string) {
 				for range 1000 {

@@ -260,7 +260,7 @@ func compatibility(results map[string]outcome) string {
 	for _, r := range matrixRows {
 		fmt.Fprintf(&b, "- %s: %s\n", r.title, r.asserts)
 	}
-	return b.String()
+	return WrapMarkdown(b.String())
 }
 
 const compatibilityHead = `# Compatibility with containerd

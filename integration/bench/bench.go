@@ -21,6 +21,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+
+	"github.com/tank-snapshotter/tank/integration"
 )
 
 // options are the flags.
@@ -156,5 +158,5 @@ func (b *bench) run() error {
 	if err != nil {
 		return err
 	}
-	return writeSection(b.opts.write, b.section(), text+"\n"+links)
+	return writeSection(b.opts.write, b.section(), integration.WrapMarkdown(text)+"\n"+links)
 }

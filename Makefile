@@ -2,9 +2,13 @@
 
 GO              ?= go
 GOLANGCI        ?= v2.15.0
-VERSION         ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# The version of the file VERSION and, where git can tell it, the commit as build metadata: 0.1.0+g1234567.
+RELEASE         := $(shell cat VERSION)
+COMMIT          := $(shell git describe --always --dirty --exclude '*' 2>/dev/null)
+VERSION         ?= $(RELEASE)$(if $(COMMIT),+g$(COMMIT))
 LDFLAGS         := -s -w -X main.version=$(VERSION)
-# Without gRPC's trace pages, which nobody serves, and the template packages that they bring: a start is quicker by a tenth.
+# This leaves out gRPC's trace pages, which nothing here serves, and the template packages behind them. The program
+# starts in nine tenths of the time.
 TAGS            := grpcnotrace
 FUZZTIME        ?= 30s
 TESTFLAGS       ?=
@@ -94,7 +98,8 @@ bench-pull: build ## pull an image (IMAGE=oci:DIR:TAG, or a generated one of 700
 bench-all: build ## pull in every scenario, with BENCHDIR as the disk, and write the tables and charts of docs/performance.md
 	$(PULLS) -scenario all -image '' -backing '$(BENCHDIR)' -write ../docs/performance.md $(BENCHFLAGS)
 
-lint: bin/golangci-lint-$(GOLANGCI) ## run the linters, which also hold who may import whom
+lint: bin/golangci-lint-$(GOLANGCI) ## run the linters (imports between packages included) and check widths and references
+	$(GO) run ./internal/sourcecheck
 	bin/golangci-lint-$(GOLANGCI) run ./...
 	cd integration && ../bin/golangci-lint-$(GOLANGCI) run ./...
 

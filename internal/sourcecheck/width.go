@@ -1,0 +1,73 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+)
+
+const (
+	maxColumns = 120
+	tabColumns = 4
+
+	// wideGoLines is how many lines of Go may still be wider than maxColumns. It is only ever made smaller.
+	wideGoLines = 2000
+)
+
+var (
+	linkTarget = regexp.MustCompile(`\]\([^)]*\)`)
+	address    = regexp.MustCompile(`https?://\S+`)
+)
+
+// columns returns the width of a line. The target of a link and an address, which cannot be broken, do not count.
+func columns(line string) int {
+	line = linkTarget.ReplaceAllString(line, "]")
+	line = address.ReplaceAllString(line, "")
+	return utf8.RuneCountInString(line) + strings.Count(line, "\t")*(tabColumns-1)
+}
+
+// wide returns the lines that have too many columns.
+func (t *tree) wide() []string {
+	var faults, goFaults []string
+	for _, name := range t.files(".md") {
+		for _, n := range wideMarkdown(t.text[name]) {
+			faults = append(faults, fmt.Sprintf("%s:%d: more than %d columns", name, n, maxColumns))
+		}
+	}
+	for _, name := range t.files(".go") {
+		for i, line := range strings.Split(t.text[name], "\n") {
+			if columns(line) > maxColumns {
+				goFaults = append(goFaults, fmt.Sprintf("%s:%d: more than %d columns", name, i+1, maxColumns))
+			}
+		}
+	}
+	if len(goFaults) > wideGoLines {
+		faults = append(faults, goFaults...)
+		faults = append(faults, fmt.Sprintf("%d lines of Go have more than %d columns, at most %d may",
+			len(goFaults), maxColumns, wideGoLines))
+	}
+	return faults
+}
+
+// wideMarkdown returns the numbers of the lines of a Markdown document that have too many columns. Tables, headings and
+// blocks of code are not looked at.
+func wideMarkdown(text string) (lines []int) {
+	fence, blank, code := false, true, false
+	for i, line := range strings.Split(text, "\n") {
+		if strings.HasPrefix(strings.TrimSpace(line), "```") {
+			fence = !fence
+			continue
+		}
+		indented := strings.HasPrefix(line, "    ")
+		code = indented && (blank || code)
+		blank = strings.TrimSpace(line) == ""
+		if fence || code || strings.HasPrefix(line, "|") || strings.HasPrefix(line, "#") {
+			continue
+		}
+		if columns(line) > maxColumns {
+			lines = append(lines, i+1)
+		}
+	}
+	return lines
+}

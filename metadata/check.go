@@ -10,6 +10,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/metadata/internal/boltfile"
 )
 
 // Check reports every broken invariant of the file: pages, records without holders, holds without records, indexes that
@@ -40,7 +41,7 @@ func (db *DB) Check(report func(error)) (err error) {
 }
 
 // checkPages takes the write transaction, so that no page is written meanwhile.
-func (db *DB) checkPages(fault faultFunc) error {
+func (db *DB) checkPages(fault boltfile.Report) error {
 	db.pending.mu.Lock()
 	defer db.pending.mu.Unlock()
 	db.commitBatch()
@@ -58,20 +59,18 @@ func (db *DB) checkPages(fault faultFunc) error {
 }
 
 // checkFile reports the faults in the pages of a database that nobody writes.
-func checkFile(f *os.File, leaked bool, fault faultFunc) error {
+func checkFile(f *os.File, leaked bool, fault boltfile.Report) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if err := checkPages(f, fi.Size(), leaked, fault); err != nil {
+	if err := boltfile.Check(f, fi.Size(), leaked, buckets, fault); err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 	}
 	return nil
 }
 
-type faultFunc func(format string, args ...any)
-
-func (tx *Tx) checkNodes(fault faultFunc) {
+func (tx *Tx) checkNodes(fault boltfile.Report) {
 	for _, k := range []Kind{KindBlob, KindLayer, KindRootfs, KindSnapshot} {
 		for _, key := range tx.Keys(k, "", -1) {
 			if len(tx.Holders(Node{k, key})) == 0 {
@@ -95,7 +94,7 @@ func (tx *Tx) checkNodes(fault faultFunc) {
 	}
 }
 
-func (tx *Tx) checkHolds(fault faultFunc) {
+func (tx *Tx) checkHolds(fault boltfile.Report) {
 	for _, key := range pageOf(tx.bolt.Bucket(bucketHolds), nil, "", -1) {
 		p := strings.SplitN(key, "\x00", 3)
 		if len(p) != 3 {
@@ -120,7 +119,7 @@ func (tx *Tx) checkHolds(fault faultFunc) {
 }
 
 // checkHolder reports a holder whose own record is lost.
-func (tx *Tx) checkHolder(h Holder, fault faultFunc) {
+func (tx *Tx) checkHolder(h Holder, fault boltfile.Report) {
 	kind, name := h.Split()
 	var bucket []byte
 	switch kind {
@@ -138,7 +137,7 @@ func (tx *Tx) checkHolder(h Holder, fault faultFunc) {
 	}
 }
 
-func (tx *Tx) checkImages(fault faultFunc) {
+func (tx *Tx) checkImages(fault boltfile.Report) {
 	images, err := tx.Images("", -1)
 	if err != nil {
 		fault("%v", err)
@@ -163,7 +162,7 @@ func (tx *Tx) checkImages(fault faultFunc) {
 	}
 }
 
-func (tx *Tx) checkSnapshots(fault faultFunc) {
+func (tx *Tx) checkSnapshots(fault boltfile.Report) {
 	for _, key := range tx.Keys(KindSnapshot, "", -1) {
 		s, err := tx.Snapshot(key)
 		if err != nil {

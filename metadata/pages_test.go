@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/metadata/internal/boltfile"
 )
 
 // grown makes a database whose trees have branches, pages with overflow, inline buckets and free pages.
@@ -80,9 +82,9 @@ func TestPagesLikeBbolt(t *testing.T) {
 		at := rnd.IntN(len(b)/pageSize) * pageSize
 		switch n % 5 {
 		case 0: // a page's header
-			b[at+rnd.IntN(pageHeader)] = byte(rnd.Uint32())
+			b[at+rnd.IntN(boltfile.PageHeader)] = byte(rnd.Uint32())
 		case 1: // its elements
-			b[at+pageHeader+rnd.IntN(20*elementSize)] = byte(rnd.Uint32())
+			b[at+boltfile.PageHeader+rnd.IntN(20*boltfile.ElementSize)] = byte(rnd.Uint32())
 		case 2:
 			copy(b[at:at+pageSize], make([]byte, pageSize))
 		case 3: // as a sector that another file's bytes got into

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/metadata/internal/boltfile"
 )
 
 // Hold is one hold of one holder.
@@ -63,17 +64,20 @@ func Salvage(path string) (*Salvaged, error) {
 	}
 	faults := 0
 	fault := func(string, ...any) { faults++ }
-	p := &pages{r: f, report: fault, visit: func(bucket string, key, value []byte) {
-		if !s.add(bucket, string(key), value) {
-			faults++
-		}
-	}, sequence: func(bucket string, n uint64) {
-		if bucket == string(bucketMeta) {
-			s.LastID = n
-		}
-	}}
-	if err := p.check(fi.Size(), false); err != nil {
-		return s, nil // no database at all: nothing was found
+	visitor := boltfile.Visitor{
+		Entry: func(bucket string, key, value []byte) {
+			if !s.add(bucket, string(key), value) {
+				faults++
+			}
+		},
+		Sequence: func(bucket string, n uint64) {
+			if bucket == string(bucketMeta) {
+				s.LastID = n
+			}
+		},
+	}
+	if err := boltfile.Salvage(f, fi.Size(), visitor, fault); err != nil {
+		return s, nil // not a database: nothing was found
 	}
 	s.Complete = faults == 0 && s.sound(path)
 	return s, nil

@@ -10,6 +10,8 @@ LDFLAGS         := -s -w -X main.version=$(VERSION)
 # This leaves out gRPC's trace pages, which nothing here serves, and the template packages behind them. The program
 # starts in nine tenths of the time.
 TAGS            := grpcnotrace
+# With this tag a test panics when a lock is taken out of order (internal/lockorder).
+TESTTAGS        ?= lockorder
 FUZZTIME        ?= 30s
 TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 20m
@@ -48,7 +50,7 @@ test: ## run every test that can run here; those that need root or mounts skip e
 	exit $$status
 
 unit: ## run the tests of the packages
-	$(GO) test $(TESTFLAGS) ./...
+	$(GO) test -tags '$(TESTTAGS)' $(TESTFLAGS) ./...
 
 integration: build ## run the tests with real containerd, runc and registry (the first run builds them)
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) test -timeout $(INTEGRATION_TIMEOUT) $(TESTFLAGS) ./...
@@ -62,7 +64,7 @@ kubelet: build ## follow docs/kubernetes.md with a real kubelet, which takes min
 	cd integration && TANK_KUBELET=$(CURDIR)/integration/.bin/kubelet $(GO) test -count=1 -timeout $(INTEGRATION_TIMEOUT) -run '^TestDocs$$' $(TESTFLAGS) .
 
 race: ## run the tests of the packages under the race detector (needs cgo)
-	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
+	CGO_ENABLED=1 $(GO) test -race -tags '$(TESTTAGS)' $(TESTFLAGS) ./...
 
 fuzz: ## run every fuzz target, and the model of layers with fresh seeds, for FUZZTIME each
 	TANK_MODEL_SEEDS=$$(date +%s)000,1000000 TANK_MODEL_TIME=$(FUZZTIME) $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./snapshot

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/lockorder"
 )
 
 const (
@@ -26,8 +26,8 @@ type pending struct {
 	deferred atomic.Bool  // the batch has what UpdateDeferred answered: readers have to see it, and look at nothing else of a batch
 	queued   atomic.Int32 // writers that wait for the lock, and will make what they find durable
 
-	mu    sync.Mutex // guards what follows, and is held by whoever writes
-	batch *batch     // nil while none is open
+	mu    lockorder.Mutex // guards what follows; the goroutine that runs changes holds it
+	batch *batch          // nil while none is open
 }
 
 // batch is one open write transaction with the changes in it.

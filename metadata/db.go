@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
@@ -97,7 +98,7 @@ func open(path string, o Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{bolt: b, spend: o.Spend}
+	db := newDB(b, o.Spend)
 	if err = verify(file); err == nil {
 		err = db.verifySchema()
 	}
@@ -105,6 +106,10 @@ func open(path string, o Options) (*DB, error) {
 		return nil, errors.Join(err, b.Close())
 	}
 	return db, nil
+}
+
+func newDB(b *bolt.DB, spend func(commit func() error) error) *DB {
+	return &DB{bolt: b, spend: spend, pending: pending{mu: lockorder.Mutex{Rank: lockorder.Database}}}
 }
 
 // openFile opens a database. file is the one that bbolt reads, which closes it.

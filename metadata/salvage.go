@@ -176,7 +176,7 @@ func Build(path string, fill func(*Tx) error) (err error) {
 	if err != nil {
 		return err
 	}
-	db := &DB{bolt: b}
+	db := newDB(b, nil)
 	if err := errors.Join(db.Update(fill), db.Close()); err != nil {
 		return err
 	}

@@ -41,5 +41,6 @@ func check(root string) ([]string, error) {
 	faults = append(faults, t.missingPaths()...)
 	faults = append(faults, t.missingDecisions()...)
 	faults = append(faults, t.missingTests()...)
+	faults = append(faults, t.missingCases()...)
 	return faults, nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -125,4 +126,38 @@ func (t *tree) missing(pattern *regexp.Regexp, fault string, exists func(string)
 		}
 	}
 	return faults
+}
+
+var (
+	caseID  = regexp.MustCompile(`\b([A-E])0?([1-9][0-9]?)\b`)
+	caseRow = regexp.MustCompile(`(?m)^\| ([A-E][1-9][0-9]?) \|`)
+	charset = regexp.MustCompile(`\bC0, DEL, C1\b|\bDEL, C1\b|\bC1 (as|in)\b`)
+)
+
+// casesDocument lists the cases that tests and decision records cite.
+const casesDocument = "docs/cases.md"
+
+// missingCases returns the ids of cases that Go files and decision records cite and that docs/cases.md does not list.
+// C1 is also a set of control characters; the phrases that speak of it are not looked at.
+func (t *tree) missingCases() (faults []string) {
+	listed := map[string]bool{}
+	for _, m := range caseRow.FindAllStringSubmatch(t.text[casesDocument], -1) {
+		if listed[m[1]] {
+			faults = append(faults, fmt.Sprintf("%s: two rows of case %s", casesDocument, m[1]))
+		}
+		listed[m[1]] = true
+	}
+	for name, text := range t.text {
+		if strings.HasPrefix(name, examples) || path.Ext(name) == ".md" && !strings.HasPrefix(name, "docs/adr/") {
+			continue
+		}
+		text = charset.ReplaceAllString(text, "")
+		for _, m := range caseID.FindAllStringSubmatch(text, -1) {
+			if id := m[1] + m[2]; !listed[id] {
+				faults = append(faults, fmt.Sprintf("%s: case %s is no row of %s", name, id, casesDocument))
+			}
+		}
+	}
+	slices.Sort(faults)
+	return slices.Compact(faults)
 }

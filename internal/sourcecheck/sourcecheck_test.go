@@ -67,6 +67,8 @@ func TestReferences(t *testing.T) {
 		"docs/adr/0012-it.md": "# It\n[x](../a.md#a-b-c)\n",
 		"x/x.go":              "package x\n\n// See docs/adr/0012 and docs/a.md (ADR 12), not other/docs/b.\n",
 		"x/x_test.go":         "package x\n\nfunc TestGood(t *testing.T) {}\n",
+		"docs/cases.md":       "| A1 | x |\n| D2 | x |\n",
+		"x/cases_test.go":     "package x\n\n// See A1, D02 and C1 as bytes.\n",
 		"bin/skipped.md":      "[x](none.md)\n",
 	}
 	for name, tc := range map[string]struct{ file, text, want string }{
@@ -78,6 +80,7 @@ func TestReferences(t *testing.T) {
 		"decision": {"x/y.go", "// ADR 13\n", "x/y.go:1: 13 is the number of no decision record"},
 		"broken":   {"x/y.go", "// ADR\n// 13\n", "x/y.go:2: 13 is the number of no decision record"},
 		"test":     {"docs/c.md", "`TestNone`\n", "docs/c.md:1: no test is called TestNone"},
+		"case":     {"x/y.go", "// A case (E13).\n", "x/y.go: case E13 is no row of docs/cases.md"},
 		"tests":    {"docs/c.md", "`TestNo*`\n", "docs/c.md:1: no test is called TestNo"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/internal/socket"
 )
 
 func (c *cli) configCheckCommand() *cobra.Command {
@@ -83,8 +84,8 @@ func (in install) check(ctx context.Context, file string) (findings, error) {
 }
 
 // answers says whether somebody listens on a socket, as far as this user may know.
-func answers(ctx context.Context, socket string) bool {
-	path, release, err := socketPath(filepath.Split(socket))
+func answers(ctx context.Context, address string) bool {
+	path, release, err := socket.Path(filepath.Split(address))
 	if err != nil {
 		return errors.Is(err, fs.ErrPermission)
 	}

@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // awaitSocket waits until a daemon answers on a socket that it made again, and returns its file.
@@ -133,44 +131,6 @@ func TestPassedSocketComesBack(t *testing.T) {
 	}
 }
 
-// TestRenewLeavesOthers: what is no dead socket stays, and the watchdog hears of it.
-func TestRenewLeavesOthers(t *testing.T) {
-	t.Parallel()
-	own, err := openLocal(t.TempDir(), "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer own.Close()
-	for name, put := range map[string]func(path string) error{
-		"a file": func(path string) error { return os.WriteFile(path, []byte("precious"), 0o600) },
-		"a link": func(path string) error { return os.Symlink("/etc/passwd", path) },
-		"a pipe": func(path string) error { return unix.Mkfifo(path, 0o600) },
-		"another's": func(path string) error {
-			l, err := net.Listen("unix", path)
-			t.Cleanup(func() { l.Close() })
-			return err
-		},
-	} {
-		dir := t.TempDir()
-		path := filepath.Join(dir, "s")
-		l, err := listen(t.Context(), dir, "s", grantee{gid: noGroup})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(os.Remove(path), put(path)); err != nil {
-			t.Fatal(err)
-		}
-		before, _, _ := inodeOf(path)
-		if renewed, err := l.renew(t.Context()); renewed || err == nil {
-			t.Errorf("%s: renewed %t, %v", name, renewed, err)
-		}
-		l.Close()
-		if after, _, err := inodeOf(path); err != nil || after != before {
-			t.Errorf("%s was replaced or removed: %v", name, err)
-		}
-	}
-}
-
 // TestWatchdogAsksTheAddress: a daemon that nobody can reach is not well, though its root and its other sockets are.
 func TestWatchdogAsksTheAddress(t *testing.T) {
 	t.Parallel()
@@ -213,36 +173,5 @@ func TestWatchdogAsksTheAddress(t *testing.T) {
 	}
 	if !heard(patienceOfTests) {
 		t.Error("it does not recover")
-	}
-}
-
-// TestGrantFollowsNoLink: what takes a socket's place before its group is set keeps its mode and its owner.
-func TestGrantFollowsNoLink(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "file")
-	socket := filepath.Join(dir, "socket")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if err := errors.Join(os.Chmod(socket, 0o600), os.WriteFile(file, nil, 0o600), os.Symlink(file, dir+"/link"), os.Symlink(socket, dir+"/tosocket"),
-		os.Link(socket, dir+"/hard")); err != nil {
-		t.Fatal(err)
-	}
-	gid := os.Getegid()
-	if os.Getuid() == 0 {
-		gid = 12345
-	}
-	for _, name := range []string{"file", "link", "tosocket", "hard"} {
-		if _, err := (grantee{gid, 0o660}).grant(filepath.Join(dir, name)); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
-	for _, path := range []string{file, socket} {
-		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 || int(fi.Sys().(*syscall.Stat_t).Gid) != os.Getegid() {
-			t.Errorf("%s: %v, %v", path, fi.Mode(), err)
-		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -238,42 +237,6 @@ func toMap(t *testing.T, v any) map[string]any {
 		t.Fatal(err)
 	}
 	return m
-}
-
-// TestListen: sockets below long directories work, are private, and replace what nobody answers on, but nothing else.
-func TestListen(t *testing.T) {
-	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), strings.Repeat("x", 120))} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		// A socket whose process is gone.
-		path, release, err := socketPath(dir, socketName)
-		if err != nil {
-			t.Fatal(err)
-		}
-		dead, err := net.Listen("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		dead.(*net.UnixListener).SetUnlinkOnClose(false)
-		dead.Close()
-		release()
-
-		l, err := listen(t.Context(), dir, socketName, grantee{gid: noGroup})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if fi, err := os.Stat(filepath.Join(dir, socketName)); err != nil || fi.Mode().Perm() != 0o600 {
-			t.Errorf("mode: %v, %v", fi, err)
-		}
-		if _, err := listen(t.Context(), dir, socketName, grantee{gid: noGroup}); !errdefs.IsUnavailable(err) {
-			t.Errorf("a socket that answers was taken: %v", err)
-		}
-		l.Close()
-		if _, err := os.Stat(filepath.Join(dir, socketName)); !os.IsNotExist(err) {
-			t.Errorf("the socket was left: %v", err)
-		}
-	}
 }
 
 func TestPlainProgress(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/reserve"
+	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -122,9 +123,9 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 	if own.tank.ReadOnly() {
 		return f(own) // a root that is only read can be shared
 	}
-	var socket *listener
+	var l *socket.Listener
 	err = own.tank.Spend(func() (err error) {
-		socket, err = listen(ctx, own.Root(), socketName, grantee{gid: noGroup})
+		l, err = socket.Listen(ctx, own.Root(), socketName, nil)
 		return err
 	})
 	if reserve.Full(err) {
@@ -139,7 +140,7 @@ func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) erro
 	defer stop()
 	served := make(chan error, 1)
 	server := plugin.New(&plugin.Options{Admin: own, Drain: -1})
-	go func() { served <- server.Serve(serving, socket) }()
+	go func() { served <- server.Serve(serving, l) }()
 	defer context.AfterFunc(ctx, server.Abort)()
 	err = f(own)
 	server.Idle()

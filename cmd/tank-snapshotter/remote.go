@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -23,9 +24,9 @@ type remote struct {
 
 // dial connects to the process that listens on a socket, however long the socket's path is. The process has to belong
 // to uid 0, this user or one of the owners.
-func dial(ctx context.Context, socket string, owners ...uint32) (*remote, error) {
-	dir, name := filepath.Split(socket)
-	path, release, err := socketPath(first(dir, "."), name)
+func dial(ctx context.Context, address string, owners ...uint32) (*remote, error) {
+	dir, name := filepath.Split(address)
+	path, release, err := socket.Path(first(dir, "."), name)
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +35,7 @@ func dial(ctx context.Context, socket string, owners ...uint32) (*remote, error)
 		release()
 		return nil, err
 	}
-	return &remote{Client: client, socket: socket, owners: owners, release: release}, nil
+	return &remote{Client: client, socket: address, owners: owners, release: release}, nil
 }
 
 // dialRoot connects to the process that owns a root which, as tank.Open has found, belongs to this user. It checks that

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
 )
@@ -80,7 +81,7 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	if err := own.tank.Snapshots().CheckOverlay(); err != nil {
 		return localError{err}
 	}
-	var opened []*listener
+	var opened []*socket.Listener
 	err = own.tank.Spend(func() (err error) {
 		opened, err = listeners(ctx, s, gid, passed)
 		return err
@@ -110,9 +111,9 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	var paths []string
 	for i, l := range opened {
 		sockets[i] = l
-		if l.hasFile() {
-			paths = append(paths, l.path())
-			go l.watch(watch)
+		if l.HasFile() {
+			paths = append(paths, l.File())
+			go l.Watch(watch)
 		}
 	}
 	go watchdog(watch, func(ctx context.Context) error { return own.alive(ctx, paths) })
@@ -146,7 +147,7 @@ func stopping(ctx context.Context) {
 }
 
 // listeners opens the admin socket below the root and, unless passed stands for it, the one at the address, which comes last.
-func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (opened []*listener, err error) {
+func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (opened []*socket.Listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, l := range opened {
@@ -155,7 +156,7 @@ func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (o
 		}
 	}()
 	admin := filepath.Join(s.Root, socketName)
-	l, err := listen(ctx, s.Root, socketName, grantee{gid: noGroup})
+	l, err := socket.Listen(ctx, s.Root, socketName, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +165,7 @@ func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (o
 		if gid != noGroup {
 			log.G(ctx).WithField("group", s.Group).Warn("systemd opened the socket: set SocketGroup= in the socket unit instead of a group here")
 		}
-		return append(opened, adopt(ctx, passed.(*net.UnixListener))), nil // activated checked what it is
+		return append(opened, socket.Adopt(ctx, passed.(*net.UnixListener))), nil // activated checked what it is
 	}
 	if s.Address == admin {
 		if gid != noGroup {
@@ -183,10 +184,13 @@ func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (o
 	if err := makeDir(ctx); err != nil {
 		return opened, err
 	}
-	if l, err = listen(ctx, dir, filepath.Base(s.Address), grantee{gid, 0o660}); err != nil {
+	sopts := &socket.Options{MakeDir: makeDir}
+	if gid != noGroup {
+		sopts.Group = &socket.Group{GID: gid, Mode: 0o660}
+	}
+	if l, err = socket.Listen(ctx, dir, filepath.Base(s.Address), sopts); err != nil {
 		return opened, err
 	}
-	l.makeDir = makeDir
 	return append(opened, l), nil
 }
 

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -405,113 +404,6 @@ func TestGroup(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(d.dir, "root")); !os.IsNotExist(err) {
 		t.Errorf("the root was opened: %v", err)
-	}
-}
-
-// TestListenReplaces: only a socket that nobody answers on is taken away.
-func TestListenReplaces(t *testing.T) {
-	dir := t.TempDir()
-	for name, make := range map[string]func(path string) error{
-		"file":      func(path string) error { return os.WriteFile(path, []byte("precious"), 0o600) },
-		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
-		"symlink":   func(path string) error { return os.Symlink("elsewhere", path) },
-		"pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
-	} {
-		path := filepath.Join(dir, name)
-		if err := make(path); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := listen(t.Context(), dir, name, grantee{gid: noGroup}); !errdefs.IsFailedPrecondition(err) {
-			t.Errorf("%s: %v", name, err)
-		}
-		if _, err := os.Lstat(path); err != nil {
-			t.Errorf("%s was removed: %v", name, err)
-		}
-	}
-}
-
-// TestListenAtOnce: of several that find a dead socket, one takes its place, and the others find that one.
-func TestListenAtOnce(t *testing.T) {
-	dir := t.TempDir()
-	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead.SetUnlinkOnClose(false)
-	dead.Close()
-	type answer struct {
-		l   net.Listener
-		err error
-	}
-	answers := make(chan answer)
-	for range 8 {
-		go func() {
-			l, err := listen(t.Context(), dir, "s", grantee{gid: noGroup})
-			answers <- answer{l, err}
-		}()
-	}
-	var won []net.Listener
-	for range 8 {
-		switch a := <-answers; {
-		case a.err == nil:
-			won = append(won, a.l)
-		case !errdefs.IsUnavailable(a.err):
-			t.Errorf("another error: %v", a.err)
-		}
-	}
-	if len(won) != 1 {
-		t.Fatalf("%d listen", len(won))
-	}
-	conn, err := net.Dial("unix", filepath.Join(dir, "s"))
-	if err != nil {
-		t.Errorf("the one that is left does not answer: %v", err)
-	} else {
-		conn.Close()
-	}
-	won[0].Close()
-}
-
-// TestGroupWindow watches a socket come: nobody else may open it before it is the group's, and others never.
-func TestGroupWindow(t *testing.T) {
-	gid := os.Getegid()
-	if os.Getuid() == 0 {
-		gid = 12345
-	}
-	dir := t.TempDir()
-	path := filepath.Join(dir, "s")
-	stop, watched := make(chan bool), make(chan bool)
-	var seen atomic.Int64
-	go func() {
-		defer close(watched)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			var st syscall.Stat_t
-			if syscall.Lstat(path, &st) != nil {
-				continue
-			}
-			seen.Add(1)
-			if mode := st.Mode & 0o777; mode&0o007 != 0 || mode&0o070 != 0 && int(st.Gid) != gid {
-				t.Errorf("mode %o, group %d", mode, st.Gid)
-				return
-			}
-		}
-	}()
-	deadline := time.Now().Add(patienceOfTests)
-	for n := 0; n < 200 || seen.Load() == 0 && time.Now().Before(deadline); n++ { // on a machine that is busy nobody may watch yet
-		l, err := listen(t.Context(), dir, "s", grantee{gid, 0o660})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.Close()
-	}
-	close(stop)
-	<-watched
-	if seen.Load() == 0 {
-		t.Error("nothing was seen")
 	}
 }
 

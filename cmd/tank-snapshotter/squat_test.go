@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
@@ -93,7 +94,7 @@ func squat(t *testing.T, s *squatter, uid int) {
 
 // listenAs listens on the socket of a root with the effective user uid, which the kernel reports to who connects.
 func listenAs(root string, uid int) (l net.Listener, err error) {
-	path, release, err := socketPath(root, socketName)
+	path, release, err := socket.Path(root, socketName)
 	if err != nil {
 		return nil, err
 	}

@@ -263,12 +263,17 @@ func (db *DB) verifySchema() (err error) {
 		if v == nil {
 			return fmt.Errorf("not a database of Tank's: %w", errdefs.ErrDataLoss)
 		}
-		if n, err := strconv.Atoi(string(v)); err != nil || n > schema {
-			return cause.Mark(fmt.Errorf("schema %.20q is newer than %d, written by a newer Tank: %w",
-				v, schema, errdefs.ErrFailedPrecondition), cause.Newer, "")
-		}
-		return nil
+		return notNewer(v)
 	})
+}
+
+// notNewer returns errdefs.ErrFailedPrecondition for the schema of a newer version, and for one that is not a number.
+func notNewer(value []byte) error {
+	if n, err := strconv.Atoi(string(value)); err == nil && n <= schema {
+		return nil
+	}
+	return cause.Mark(fmt.Errorf("schema %.20q is newer than %d, written by a newer Tank: %w",
+		value, schema, errdefs.ErrFailedPrecondition), cause.Newer, "")
 }
 
 // Close closes the file. It waits for open transactions, and makes durable what UpdateDeferred was given.

@@ -47,7 +47,8 @@ func (s *Salvaged) Empty() bool {
 }
 
 // Salvage reads what is readable of a database that nobody has open, page by page: a damaged page loses what it holds,
-// and nothing else. A file that is no database gives nothing. The error is os.ErrNotExist for a missing file.
+// and nothing else. A file that is no database gives nothing. The error is os.ErrNotExist for a missing file, and
+// errdefs.ErrFailedPrecondition for a database of a newer version, whose records this one cannot know.
 func Salvage(path string) (*Salvaged, error) {
 	s := &Salvaged{Pairs: map[digest.Digest]digest.Digest{}, Facts: map[string][]byte{}}
 	f, err := regular.Open(path)
@@ -64,8 +65,12 @@ func Salvage(path string) (*Salvaged, error) {
 	}
 	faults := 0
 	fault := func(string, ...any) { faults++ }
+	var newer error
 	visitor := boltfile.Visitor{
 		Entry: func(bucket string, key, value []byte) {
+			if bucket == string(bucketMeta) && string(key) == string(keySchema) {
+				newer = notNewer(value)
+			}
 			if !s.add(bucket, string(key), value) {
 				faults++
 			}
@@ -78,6 +83,9 @@ func Salvage(path string) (*Salvaged, error) {
 	}
 	if err := boltfile.Salvage(f, fi.Size(), visitor, fault); err != nil {
 		return s, nil // not a database: nothing was found
+	}
+	if newer != nil {
+		return s, fmt.Errorf("metadata %s: %w", path, newer)
 	}
 	s.Complete = faults == 0 && s.sound(path)
 	return s, nil

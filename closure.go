@@ -62,7 +62,7 @@ func (t *Tank) config(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 
 // checkImages reports each recorded image whose documents would be refused in a pull, or which give a blob another size
 // than it has. Damaged blobs are reported elsewhere.
-func (t *Tank) checkImages(ctx context.Context, report func(error)) error {
+func (t *Tank) checkImages(ctx context.Context, report func(metadata.Fault)) error {
 	recs, err := t.records()
 	if err != nil {
 		return err
@@ -76,8 +76,11 @@ func (t *Tank) checkImages(ctx context.Context, report func(error)) error {
 			for _, d := range closure(rec, p) {
 				size, here := t.content.Size(d.Digest)
 				if here && size != d.Size {
-					report(fmt.Errorf("image %s: blob %s: recorded with %d bytes, has %d: %w",
-						rec.Ref, d.Digest, d.Size, size, errdefs.ErrDataLoss))
+					report(metadata.Fault{
+						Damage: metadata.UnusableDocument, Image: rec.Ref, Mend: metadata.MendDownload,
+						Err: fmt.Errorf("image %s: blob %s: recorded with %d bytes, has %d: %w",
+							rec.Ref, d.Digest, d.Size, size, errdefs.ErrDataLoss),
+					})
 				}
 				whole = whole && here && size == d.Size
 			}
@@ -86,7 +89,10 @@ func (t *Tank) checkImages(ctx context.Context, report func(error)) error {
 			}
 			p.Exact = false
 			if _, err := t.readable(ctx, rec, p); errdefs.IsDataLoss(err) {
-				report(fmt.Errorf("image %s: %w", rec.Ref, err))
+				report(metadata.Fault{
+					Damage: metadata.UnusableDocument, Image: rec.Ref, Mend: metadata.MendDownload,
+					Err: fmt.Errorf("image %s: %w", rec.Ref, err),
+				})
 			}
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -282,11 +281,9 @@ func (f Fault) Unwrap() error { return f.Err }
 
 // Check compares everything on the disk with its records and seals, and reports each fault.
 func (t *Tank) Check(ctx context.Context, report func(Fault)) error {
-	each := func(err error) {
-		// Messages are "noun identifier: cause" everywhere.
-		subject, _, _ := strings.Cut(err.Error(), ": ")
-		what, name, _ := strings.Cut(subject, " ")
-		report(Fault{What: what, Name: name, Err: err})
+	each := func(f metadata.Fault) {
+		what, name := f.Subject()
+		report(Fault{What: what, Name: name, Err: f})
 	}
 	return errors.Join(t.db.Check(each), t.content.Check(ctx, each), t.checkImages(ctx, each), t.snapshots.Check(ctx, each))
 }

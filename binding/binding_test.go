@@ -321,7 +321,7 @@ func TestScenarios(t *testing.T) {
 			first.connect()
 			tc.run(t, m, first)
 			var faults []string
-			must(t, m.db.Check(func(err error) { faults = append(faults, err.Error()) }))
+			must(t, m.db.Check(func(f metadata.Fault) { faults = append(faults, f.Error()) }))
 			if len(faults) > 0 {
 				t.Error(strings.Join(faults, "\n"))
 			}

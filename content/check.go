@@ -13,9 +13,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Check reports every recorded blob whose file is missing, not a regular file, of another size or of another digest. Each
-// fault is of class errdefs.ErrDataLoss and names the digest. Bytes without a record are no fault.
-func (s *Store) Check(ctx context.Context, report func(error)) error {
+// Check reports every recorded blob whose file is missing, not a regular file, of another size or of another digest.
+// Bytes without a record are no fault.
+func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 	for after := ""; ; {
 		var keys []string
 		err := s.db.View(func(tx *metadata.Tx) error {
@@ -29,7 +29,14 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 			err := s.checkBlob(ctx, digest.Digest(key))
 			switch {
 			case errdefs.IsDataLoss(err):
-				report(fmt.Errorf("blob %s: %w", key, err))
+				damage := metadata.DifferentBytes
+				if errors.Is(err, errMissing) {
+					damage = metadata.MissingBytes
+				}
+				report(metadata.Fault{
+					Damage: damage, Node: metadata.BlobNode(digest.Digest(key)), Mend: metadata.MendDownload,
+					Err: fmt.Errorf("blob %s: %w", key, err),
+				})
 			case err != nil:
 				return err
 			}
@@ -69,6 +76,8 @@ func (s *Store) checkBlob(ctx context.Context, d digest.Digest) error {
 	return err
 }
 
+var errMissing = fault(errors.New("file is missing"))
+
 // fault makes err a fault, and nothing else than that.
 func fault(err error) error { return fmt.Errorf("%v: %w", err, errdefs.ErrDataLoss) }
 
@@ -78,7 +87,7 @@ func (s *Store) hash(ctx context.Context, b metadata.Blob) error {
 	}
 	f, err := openFile(s.Path(b.Digest))
 	if errors.Is(err, fs.ErrNotExist) {
-		return fault(errors.New("file is missing"))
+		return errMissing
 	}
 	if err != nil {
 		return fault(err)

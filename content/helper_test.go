@@ -42,8 +42,8 @@ func open(t *testing.T, path string, opts *Options) *root {
 	r := &root{Store: s, t: t, path: path}
 	t.Cleanup(func() {
 		if !r.damaged {
-			must(t, db.Check(func(err error) { t.Error(err) }))
-			must(t, s.Check(context.Background(), func(err error) { t.Error(err) }))
+			must(t, db.Check(func(f metadata.Fault) { t.Error(f) }))
+			must(t, s.Check(context.Background(), func(f metadata.Fault) { t.Error(f) }))
 		}
 		must(t, s.Close())
 		for _, pattern := range []string{"ingest/.*", "blobs/.*", "blobs/*/.*"} {

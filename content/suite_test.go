@@ -75,7 +75,7 @@ func suiteView(t *testing.T, dir string) (*View, func() error, error) {
 		return nil, nil, err
 	}
 	return s.For(metadata.Containerd), func() error {
-		fault := func(err error) { t.Error(err) }
+		fault := func(f metadata.Fault) { t.Error(f) }
 		must(t, db.Check(fault))
 		must(t, s.Check(context.Background(), fault))
 		must(t, s.Close())

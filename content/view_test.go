@@ -317,7 +317,7 @@ func TestDamagedFile(t *testing.T) {
 			damage(t, r.Path(d))
 
 			var faults []error
-			must(t, r.Check(t.Context(), func(err error) { faults = append(faults, err) }))
+			must(t, r.Check(t.Context(), func(err metadata.Fault) { faults = append(faults, err) }))
 			if len(faults) != 1 || !errdefs.IsDataLoss(faults[0]) || !strings.Contains(faults[0].Error(), d.String()) {
 				t.Errorf("faults: %v", faults)
 			}

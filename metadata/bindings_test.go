@@ -76,7 +76,7 @@ func TestHandOver(t *testing.T) {
 			if len(moved) != 4 {
 				t.Errorf("rekeyed: %v", moved)
 			}
-			must(t, db.Check(func(err error) { t.Error(err) }))
+			must(t, db.Check(func(f metadata.Fault) { t.Error(f) }))
 			must(t, db.View(func(tx *metadata.Tx) error {
 				if tx.HoldsAny(tc.from) {
 					t.Errorf("%s still holds something", tc.from)

@@ -14,17 +14,18 @@ import (
 )
 
 // Check reports every broken invariant of the file: pages, records without holders, holds without records, indexes that
-// disagree, images and snapshots whose closure has gaps. Each fault is of class errdefs.ErrDataLoss.
-func (db *DB) Check(report func(error)) (err error) {
+// disagree, images and snapshots whose closure has gaps.
+func (db *DB) Check(report func(Fault)) (err error) {
+	damaged := func(err error) { report(Fault{Damage: DamagedRecords, Mend: MendRecords, Err: err}) }
 	defer func() { // pages so damaged that they can't be walked are a fault as well
 		if errdefs.IsDataLoss(err) {
-			report(err)
+			damaged(err)
 			err = nil
 		}
 	}()
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	fault := func(format string, args ...any) {
-		report(fmt.Errorf("metadata: "+format+": %w", append(args, errdefs.ErrDataLoss)...))
+		damaged(fmt.Errorf("metadata: "+format+": %w", append(args, errdefs.ErrDataLoss)...))
 	}
 	if err := db.checkPages(fault); err != nil {
 		return err

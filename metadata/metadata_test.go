@@ -27,7 +27,7 @@ func open(t *testing.T) *metadata.DB {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := db.Check(func(err error) { t.Error(err) }); err != nil {
+		if err := db.Check(func(f metadata.Fault) { t.Error(f) }); err != nil {
 			t.Error(err)
 		}
 		db.Close()

@@ -107,7 +107,7 @@ func TestPagesLikeBbolt(t *testing.T) {
 			continue
 		}
 		var faults []error
-		if err := db.Check(func(err error) { faults = append(faults, err) }); err != nil {
+		if err := db.Check(func(f Fault) { faults = append(faults, f) }); err != nil {
 			t.Errorf("change %d: check: %v", n, err)
 		}
 		if len(faults) == 0 {
@@ -245,7 +245,7 @@ func TestReadOnly(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	if err := db.Check(func(err error) { t.Error(err) }); err != nil {
+	if err := db.Check(func(f Fault) { t.Error(f) }); err != nil {
 		t.Error(err)
 	}
 	if err := db.Probe(); err != nil {

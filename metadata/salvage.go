@@ -98,7 +98,7 @@ func (s *Salvaged) sound(path string) bool {
 		return false
 	}
 	faults := 0
-	err = db.Check(func(error) { faults++ })
+	err = db.Check(func(Fault) { faults++ })
 	return errors.Join(err, db.Close()) == nil && faults == 0
 }
 
@@ -192,7 +192,7 @@ func Build(path string, fill func(*Tx) error) (err error) {
 		return err
 	}
 	var faults []error
-	err = db.Check(func(err error) { faults = append(faults, err) })
+	err = db.Check(func(f Fault) { faults = append(faults, f) })
 	return errors.Join(append(faults, err, db.Close())...)
 }
 

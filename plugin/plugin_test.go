@@ -95,7 +95,7 @@ func serveWith(root string, admin plugin.Admin, db *metadata.Options) (*world, e
 		err := w.conn.Close()
 		stop()
 		var faults []error
-		report := func(err error) { faults = append(faults, err) }
+		report := func(f metadata.Fault) { faults = append(faults, f) }
 		err = errors.Join(err, <-served, w.db.Check(report), w.blobs.Check(context.Background(), report), w.snapshots.Check(context.Background(), report))
 		return errors.Join(append(faults, err, w.snapshots.Close(), w.blobs.Close(), w.db.Close(), os.RemoveAll(dir))...)
 	}

@@ -12,8 +12,8 @@ import (
 )
 
 // Check compares every layer, fix-up and rootfs with its seal, both ways, and looks for the directories of snapshots. It
-// reports each fault, of class errdefs.ErrDataLoss, with the path.
-func (s *Store) Check(ctx context.Context, report func(error)) error {
+// reports each fault with the path.
+func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 	layers, rootfs, snapshots, err := s.recorded()
 	if err != nil {
 		return err
@@ -23,13 +23,15 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 			return err
 		}
 		dir := s.path("layers", l.Dir)
-		s.checkSealed(ctx, "layer "+l.Key, dir+"/fs", dir+"/seal", report, func() bool {
+		s.checkSealed(ctx, layerFault(l), dir+"/fs", dir+"/seal", report, func() bool {
 			now, err := s.layer(l.Key)
 			return err == nil && now.Dir == l.Dir
 		})
 		if err := checkOrder(ctx, dir, l); err != nil && ctx.Err() == nil {
 			if now, gone := s.layer(l.Key); gone == nil && now.Dir == l.Dir {
-				report(fmt.Errorf("layer %s: %s: %w: %w", l.Key, dir, err, errdefs.ErrDataLoss))
+				f := layerFault(l)
+				f.Err = fmt.Errorf("layer %s: %s: %w: %w", l.Key, dir, err, errdefs.ErrDataLoss)
+				report(f)
 			}
 		}
 	}
@@ -38,7 +40,8 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 			return err
 		}
 		dir := s.rootfsPath(d)
-		s.checkSealed(ctx, "rootfs "+d.String(), dir, dir+".seal", report, func() bool {
+		f := metadata.Fault{Damage: metadata.DifferentBytes, Node: metadata.RootfsNode(d), Mend: metadata.MendAssemble}
+		s.checkSealed(ctx, f, dir, dir+".seal", report, func() bool {
 			return s.db.View(func(tx *metadata.Tx) error { _, err := tx.Rootfs(d); return err }) == nil
 		})
 	}
@@ -49,11 +52,19 @@ func (s *Store) Check(ctx context.Context, report func(error)) error {
 		dir := s.path("snapshots", sn.Dir, "fs")
 		if _, err := os.Lstat(dir); err != nil {
 			if now, gone := s.snapshot(sn.Key); gone == nil && now.Dir == sn.Dir {
-				report(fmt.Errorf("snapshot %s: directory %s: missing: %w", sn.Key, dir, errdefs.ErrDataLoss))
+				report(metadata.Fault{
+					Damage: metadata.MissingBytes, Node: metadata.SnapshotNode(sn.Key),
+					Err: fmt.Errorf("snapshot %s: directory %s: missing: %w", sn.Key, dir, errdefs.ErrDataLoss),
+				})
 			}
 		}
 	}
 	return ctx.Err()
+}
+
+// layerFault is what is wrong with a layer or fix-up that differs from its seal, without the text.
+func layerFault(l metadata.Layer) metadata.Fault {
+	return metadata.Fault{Damage: metadata.DifferentBytes, Node: metadata.LayerNode(l.Key), Mend: metadata.MendUnpack}
 }
 
 func (s *Store) recorded() (layers []metadata.Layer, rootfs []digest.Digest, snapshots []metadata.Snapshot, err error) {
@@ -85,8 +96,13 @@ func (s *Store) recorded() (layers []metadata.Layer, rootfs []digest.Digest, sna
 // maxFaults is how many differences of one directory are reported one by one.
 const maxFaults = 1000
 
-// checkSealed reports how a directory differs from its seal, unless it was removed meanwhile.
-func (s *Store) checkSealed(ctx context.Context, what, dir, seal string, report func(error), still func() bool) {
+// checkSealed reports how a directory differs from its seal, unless it was removed meanwhile. base is each fault without
+// its text.
+func (s *Store) checkSealed(ctx context.Context, base metadata.Fault, dir, seal string,
+	report func(metadata.Fault), still func() bool,
+) {
+	kind, name := base.Subject()
+	what := kind + " " + name
 	var faults []error
 	more := 0
 	done := s.alone()
@@ -108,7 +124,9 @@ func (s *Store) checkSealed(ctx context.Context, what, dir, seal string, report 
 	if len(faults) > 0 && !still() {
 		return
 	}
-	for _, f := range faults {
+	for _, err := range faults {
+		f := base
+		f.Err = err
 		report(f)
 	}
 }

@@ -104,7 +104,7 @@ func TestDirectoryKept(t *testing.T) {
 	}
 	must(t, os.Rename(dirs[0], dirs[0]+"-away"))
 	var faults []string
-	must(t, w.Check(ctx, func(err error) { faults = append(faults, err.Error()) }))
+	must(t, w.Check(ctx, func(err metadata.Fault) { faults = append(faults, err.Error()) }))
 	if len(faults) != 1 || !strings.Contains(faults[0], dirs[0]) {
 		t.Errorf("faults %q", faults)
 	}

@@ -110,7 +110,7 @@ func TestDirectoryClones(t *testing.T) {
 				t.Error("the copy differs")
 			}
 			must(t, os.WriteFile(copied, []byte("mine"), 0o644))
-			must(t, w.Check(ctx, func(err error) { t.Error(err) }))
+			must(t, w.Check(ctx, func(err metadata.Fault) { t.Error(err) }))
 		})
 	}
 }

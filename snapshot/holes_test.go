@@ -61,5 +61,5 @@ func TestDirtyHoles(t *testing.T) {
 			}
 		}
 	}
-	must(t, w.Check(ctx, func(err error) { t.Error(err) }))
+	must(t, w.Check(ctx, func(err metadata.Fault) { t.Error(err) }))
 }

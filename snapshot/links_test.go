@@ -232,7 +232,7 @@ func TestSetAside(t *testing.T) {
 			must(t, err)
 			defer func() { must(t, errors.Join(s.Close(), db.Close())) }()
 			reported := 0
-			must(t, s.Check(ctx, func(err error) {
+			must(t, s.Check(ctx, func(err metadata.Fault) {
 				if reported++; !errdefs.IsDataLoss(err) {
 					t.Error(err)
 				}

@@ -95,7 +95,7 @@ func TestInterrupted(t *testing.T) {
 		if _, err := w.Assemble(c, holder, digest.FromString("m"), recs, nil); err != nil {
 			return int(c.looks.Load()), err
 		}
-		err = w.Check(c, func(err error) { t.Error(err) })
+		err = w.Check(c, func(err metadata.Fault) { t.Error(err) })
 		return int(c.looks.Load()), err
 	}
 	looks, err := run(0)

@@ -173,7 +173,7 @@ func putEveryWay(t *testing.T, base string, lists [][]Item) (err error) {
 	}
 	defer func() {
 		var faults []error
-		report := func(err error) { faults = append(faults, err) }
+		report := func(err metadata.Fault) { faults = append(faults, err) }
 		err = errors.Join(err, s.Check(ctx, report), db.Check(report), s.Sync(ctx), s.Close(), db.Close())
 		err = errors.Join(append(faults, err)...)
 	}()

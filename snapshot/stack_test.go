@@ -78,7 +78,7 @@ func openWith(t *testing.T, root string, blobs memory, opts *snapshot.Options) *
 		if w.Store == nil {
 			return
 		}
-		report := func(err error) { t.Error(err) }
+		report := func(f metadata.Fault) { t.Error(f) }
 		must(t, errors.Join(db.Check(report), w.Check(context.Background(), report), w.close()))
 	})
 	return w

@@ -179,10 +179,10 @@ func TestCheckFinds(t *testing.T) {
 			must(t, err)
 			rootfs, err := w.Assemble(ctx, holder, l.DiffID, []metadata.Layer{rec}, nil)
 			must(t, err)
-			must(t, w.Check(ctx, func(err error) { t.Errorf("before: %v", err) }))
+			must(t, w.Check(ctx, func(err metadata.Fault) { t.Errorf("before: %v", err) }))
 			must(t, row.damage(w, w.layerDir(t, rec.Key), rootfs))
 			var faults []string
-			must(t, w.Check(ctx, func(err error) {
+			must(t, w.Check(ctx, func(err metadata.Fault) {
 				if !errdefs.IsDataLoss(err) {
 					t.Errorf("class of %v", err)
 				}

@@ -42,7 +42,7 @@ func openSuite(opts *snapshot.Options) testsuite.SnapshotterFunc {
 		}
 		closeAll := func() error {
 			var faults []error
-			report := func(err error) { faults = append(faults, err) }
+			report := func(f metadata.Fault) { faults = append(faults, f) }
 			err := errors.Join(s.Check(context.Background(), report), db.Check(report))
 			return errors.Join(append(faults, err, s.Close(), blobs.Close(), db.Close())...)
 		}

@@ -143,7 +143,7 @@ func userPut(t *testing.T, root string, lists [][]Item, way string) (path string
 		return "", err
 	}
 	defer func() {
-		report := func(err error) { t.Errorf("%s: %v", root, err) }
+		report := func(err metadata.Fault) { t.Errorf("%s: %v", root, err) }
 		err = errors.Join(err, s.Check(ctx, report), db.Check(report), s.Close(), db.Close())
 	}()
 	var layers []snapshot.Layer

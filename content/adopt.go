@@ -11,63 +11,53 @@ import (
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
-
-	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // adopt records and holds a blob whose bytes lie in their place without a record, as a kill leaves them right before the
 // record is written. They are hashed again, because nothing says whether they ever reached the disk. It returns
 // errdefs.ErrNotFound when there are none, or others; bytes of another size than the descriptor's are not read. A
 // descriptor of size 0 has none.
-func (v *View) adopt(ctx context.Context, desc ocispec.Descriptor) error {
-	b, came, err := v.adoptFile(ctx, desc)
-	if err == nil && came {
-		v.held(b)
-	}
-	return err
-}
-
-func (v *View) adoptFile(ctx context.Context, desc ocispec.Descriptor) (b metadata.Blob, came bool, err error) {
+func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error {
 	d := desc.Digest
-	v.s.gate.RLock()
-	defer v.s.gate.RUnlock()
-	path := v.s.Path(d)
+	hs.s.gate.RLock()
+	defer hs.s.gate.RUnlock()
+	path := hs.s.Path(d)
 	f, err := openFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return b, false, fmt.Errorf("blob %s: %w", d, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: %w", d, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return b, false, fmt.Errorf("blob %s: %w: %w", d, err, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: %w: %w", d, err, errdefs.ErrNotFound)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return b, false, err
+		return err
 	}
 	if !fi.Mode().IsRegular() {
-		return b, false, fmt.Errorf("blob %s: not a file: %w", d, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: not a file: %w", d, errdefs.ErrNotFound)
 	}
 	if desc.Size > 0 && fi.Size() != desc.Size || !fits(f, fi.Size()) {
-		return b, false, fmt.Errorf("blob %s: a file of %d bytes lies there: %w", d, fi.Size(), errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: a file of %d bytes lies there: %w", d, fi.Size(), errdefs.ErrNotFound)
 	}
 	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
 	if ctx.Err() != nil {
-		return b, false, fmt.Errorf("blob %s: %w", d, ctx.Err())
+		return fmt.Errorf("blob %s: %w", d, ctx.Err())
 	}
 	if err != nil || got != d {
-		return b, false, fmt.Errorf("blob %s: what lies there is something else: %w", d, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: what lies there is something else: %w", d, errdefs.ErrNotFound)
 	}
-	if err := v.s.hooks.syncFile(f); err != nil {
-		return b, false, err
+	if err := hs.s.hooks.syncFile(f); err != nil {
+		return err
 	}
-	if err := v.s.hooks.syncDir(filepath.Dir(path)); err != nil {
-		return b, false, err
+	if err := hs.s.hooks.syncDir(filepath.Dir(path)); err != nil {
+		return err
 	}
 	if now, err := os.Lstat(path); err != nil || !os.SameFile(fi, now) {
-		return b, false, fmt.Errorf("blob %s: replaced meanwhile: %w", d, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: replaced meanwhile: %w", d, errdefs.ErrNotFound)
 	}
-	b, _, came, err = v.record(d, fi.Size(), nil)
-	return b, came, err
+	_, err = hs.record(d, fi.Size(), nil)
+	return err
 }
 
 // fits reports whether a file can be all data: one that is larger than its file system has a hole, which no download

@@ -25,11 +25,11 @@ func BenchmarkWriter(b *testing.B) {
 	}{{"1MiB", 1 << 20}, {"32KiB", 32 << 10}} {
 		b.Run(row.name, func(b *testing.B) {
 			s := openForBench(b)
-			v := s.For(metadata.Containerd)
+			hs := s.For(metadata.Containerd)
 			b.SetBytes(size)
 			b.ReportAllocs()
 			for b.Loop() {
-				w, err := v.Writer(b.Context(), content.WithRef("bench"), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+				w, err := hs.Writer(b.Context(), content.WithRef("bench"), content.WithDescriptor(ocispec.Descriptor{Size: size}))
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -42,7 +42,7 @@ func BenchmarkWriter(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.StopTimer()
-				if err := v.Delete(b.Context(), desc.Digest); err != nil {
+				if err := hs.Delete(b.Context(), desc.Digest); err != nil {
 					b.Fatal(err)
 				}
 				if _, err := s.Sweep(b.Context()); err != nil {

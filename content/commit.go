@@ -13,8 +13,6 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
-
-	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // Commit verifies and records what was written, holds it, and ends the writer. size and expected may be zero when
@@ -22,49 +20,44 @@ import (
 // can be opened again. It returns errdefs.ErrAlreadyExists when the blob was in the store before; the blob is then held
 // as well, and the verified bytes replace the old ones, which may be damaged.
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
-	b, came, err := w.commit(ctx, size, expected, opts)
-	if came {
-		w.v.held(b)
-	}
+	err := w.commit(ctx, size, expected, opts)
 	if err != nil && !errdefs.IsAlreadyExists(err) { // which names the blob
 		return fmt.Errorf("ingest %.200q: %w", w.ref, err)
 	}
 	return err
 }
 
-func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
-	opts []content.Opt,
-) (b metadata.Blob, came bool, err error) {
+func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest, opts []content.Opt) error {
 	w.lockSummed(ctx.Done())
 	defer w.mu.Unlock()
 	if w.done {
-		return b, false, fmt.Errorf("writer is closed: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("writer is closed: %w", errdefs.ErrFailedPrecondition)
 	}
 	state, cause := gone, "not committed"
 	defer func() { _ = w.close(state, cause) }() // the bytes are on disk by then, or the error is known
 	if err := ctx.Err(); err != nil {
-		return b, false, err
+		return err
 	}
 	d, labels, err := w.verify(ctx, size, expected, opts)
 	if err != nil {
-		return b, false, err
+		return err
 	}
 	if err := w.sync(); err != nil {
-		return b, false, err
+		return err
 	}
-	b, existed, came, err := w.publish(d, labels)
+	existed, err := w.publish(d, labels)
 	if err != nil {
-		return b, false, err
+		return err
 	}
 	w.digest = d
 	if state = committed; w.in().digest != d {
 		state, cause = gone, "committed as "+d.String()
 	}
-	w.v.s.arrived(d, w.in())
+	w.hs.s.arrived(d, w.in())
 	if existed {
-		err = fmt.Errorf("blob %s: %w", d, errdefs.ErrAlreadyExists)
+		return fmt.Errorf("blob %s: %w", d, errdefs.ErrAlreadyExists)
 	}
-	return b, came, err
+	return nil
 }
 
 // verify returns the digest that the bytes have, if that and their number are as expected.
@@ -110,54 +103,54 @@ func (w *writer) verify(ctx context.Context, size int64, expected digest.Digest,
 }
 
 // publish gives the verified bytes their name, then records and holds them.
-func (w *writer) publish(d digest.Digest, labels map[string]string) (b metadata.Blob, existed, came bool, err error) {
-	s := w.v.s
+func (w *writer) publish(d digest.Digest, labels map[string]string) (existed bool, err error) {
+	s := w.hs.s
 	target := s.Path(d)
 	if err := s.makeDir(filepath.Dir(target)); err != nil {
-		return b, false, false, err
+		return false, err
 	}
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	if err := w.same(); err != nil {
-		return b, false, false, err
+		return false, err
 	}
 	if fi, err := os.Lstat(target); err == nil && fi.IsDir() {
 		if err := s.discard(target); err != nil { // nothing of ours, but in the way
-			return b, false, false, err
+			return false, err
 		}
 	}
 	if err := w.f.Chmod(0o444); err != nil {
-		return b, false, false, err
+		return false, err
 	}
 	if err := w.place(target); err != nil {
 		_ = w.f.Chmod(0o600) // or its owner could not resume it
 		if w.aborted.Load() {
 			err = errdefs.ErrAborted
 		}
-		return b, false, false, err
+		return false, err
 	}
 	if err := s.hooks.syncDir(filepath.Dir(target)); err != nil {
-		return b, false, false, err
+		return false, err
 	}
-	b, existed, came, err = w.v.record(d, w.offset, labels)
+	existed, err = w.hs.record(d, w.offset, labels)
 	if err != nil {
-		return b, false, false, err
+		return false, err
 	}
 	// What is left of the ingest goes before the ref is given up. An Abort may have been faster.
 	if err := s.discard(s.ingestDir(w.stored)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		log.L.WithError(err).WithField("digest", d).Warn("ingest of a committed blob is left to the next sweep")
 	}
-	return b, existed, came, nil
+	return existed, nil
 }
 
 // place gives the data file its name below blobs/. If blobs/ is on another file system or below another project quota,
 // a synced copy gets the name. The copied bytes are hashed once more, because they were read back from the disk.
 func (w *writer) place(target string) error {
-	err := w.v.s.hooks.rename(w.data(), target)
+	err := w.hs.s.hooks.rename(w.data(), target)
 	if !errors.Is(err, unix.EXDEV) {
 		return err
 	}
-	staged := w.v.s.stagedBeside(target)
+	staged := w.hs.s.stagedBeside(target)
 	err = w.copyTo(staged, digest.Algorithm(filepath.Base(filepath.Dir(target))), filepath.Base(target))
 	if err == nil {
 		err = os.Rename(staged, target)
@@ -179,7 +172,7 @@ func (w *writer) copyTo(path string, alg digest.Algorithm, encoded string) error
 		err = fmt.Errorf("data changed while it was copied: %w", errdefs.ErrDataLoss)
 	}
 	if err == nil {
-		err = w.v.s.hooks.syncFile(f)
+		err = w.hs.s.hooks.syncFile(f)
 	}
 	return errors.Join(err, f.Chmod(0o444), f.Close())
 }

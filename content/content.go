@@ -10,7 +10,7 @@
 // digest was verified (I2). Bytes are fsynced, file and directory, before their record. Only Sweep deletes bytes of a blob,
 // and only bytes without a record (I5).
 //
-// The surprising rule: through a View a hit is a hold. Info, ReaderAt, Update and whatever answers AlreadyExists record
+// The surprising rule: through a HolderStore a hit is a hold. Info, ReaderAt, Update and whatever answers AlreadyExists record
 // that the view's holder keeps the blob before they answer, because containerd adopts a blob by one Info and never
 // calls again. Store's own Size, Open and ReaderAt hold nothing.
 package content
@@ -43,9 +43,6 @@ type Options struct {
 	// OnIngest is called, outside every lock, when a writer was opened for a blob whose digest is known: from its
 	// descriptor, or because it ends the ref, as in containerd's `<ns>/<seq>/layer-sha256:<hex>`. nil: nobody is told.
 	OnIngest func(digest.Digest)
-	// OnHeld is called, outside every lock, after holder came to hold the blob, by a commit or by a hit. It is not called
-	// when holder held it already. nil: nobody is told.
-	OnHeld func(holder metadata.Holder, d digest.Digest, size int64)
 	// OnGarbage is called, outside every lock, after a Delete released the last hold of a blob: a Sweep would free
 	// its bytes now. nil: nobody is told.
 	OnGarbage func(d digest.Digest)
@@ -169,7 +166,7 @@ func (s *Store) Close() error {
 }
 
 // For returns the store as h sees it.
-func (s *Store) For(h metadata.Holder) *View { return &View{s: s, holder: h} }
+func (s *Store) For(h metadata.Holder) *HolderStore { return &HolderStore{s: s, holder: h} }
 
 // Path returns where the blob is or would be. d must be valid.
 func (s *Store) Path(d digest.Digest) string {

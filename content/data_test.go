@@ -205,9 +205,9 @@ type failing struct{}
 func (failing) Read([]byte) (int, error) { return 0, unix.EIO }
 
 // closed leaves an ingest.
-func closed(t *testing.T, v *View, data string) error {
+func closed(t *testing.T, hs *HolderStore, data string) error {
 	t.Helper()
-	w := start(t, v, "ref", ocispec.Descriptor{})
+	w := start(t, hs, "ref", ocispec.Descriptor{})
 	write(t, w, data)
 	return w.Close()
 }
@@ -218,16 +218,16 @@ func TestCorruptAtFullLength(t *testing.T) {
 	const data = "all of the bytes"
 	d := digest.FromString(data)
 	desc := ocispec.Descriptor{Size: int64(len(data)), Digest: d}
-	for name, front := range map[string]func(t *testing.T, v *View) (context.Context, content.Store){
-		"view": func(t *testing.T, v *View) (context.Context, content.Store) { return t.Context(), v },
-		"socket": func(t *testing.T, v *View) (context.Context, content.Store) {
-			cs, stop, err := serve(v, t.TempDir()+"/s")
+	for name, front := range map[string]func(t *testing.T, hs *HolderStore) (context.Context, content.Store){
+		"view": func(t *testing.T, hs *HolderStore) (context.Context, content.Store) { return t.Context(), hs },
+		"socket": func(t *testing.T, hs *HolderStore) (context.Context, content.Store) {
+			cs, stop, err := serve(hs, t.TempDir()+"/s")
 			must(t, err)
 			t.Cleanup(stop)
 			return t.Context(), cs
 		},
-		"containerd": func(t *testing.T, v *View) (context.Context, content.Store) {
-			cs, stop, err := serve(v, t.TempDir()+"/s")
+		"containerd": func(t *testing.T, hs *HolderStore) (context.Context, content.Store) {
+			cs, stop, err := serve(hs, t.TempDir()+"/s")
 			must(t, err)
 			t.Cleanup(stop)
 			ctx, cs, done, err := underMetadata(t.Context(), cs, t.TempDir()+"/db", func() error { return nil })

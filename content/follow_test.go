@@ -118,16 +118,16 @@ func TestFollowSlowWriter(t *testing.T) {
 	d := digest.FromBytes(data)
 	opened := make(chan digest.Digest, 2)
 	r := open(t, t.TempDir(), &Options{OnIngest: func(d digest.Digest) { opened <- d }})
-	v := r.For(alice)
+	hs := r.For(alice)
 	desc := ocispec.Descriptor{Size: int64(len(data)), Digest: d}
 
-	w := start(t, v, "ref", desc)
+	w := start(t, hs, "ref", desc)
 	write(t, w, string(data[:1<<20]))
 	must(t, w.Close())
 	_, err := r.Open(t.Context(), d)
 	class(t, errdefs.IsNotFound, err) // nobody writes
 
-	w = start(t, v, "ref", desc)
+	w = start(t, hs, "ref", desc)
 	for range 2 {
 		if got := <-opened; got != d {
 			t.Errorf("told of %s", got)
@@ -162,7 +162,7 @@ func TestFollowSlowWriter(t *testing.T) {
 func TestFollowPrefersTheFurthest(t *testing.T) {
 	d := digest.FromString("the whole blob")
 	r := open(t, t.TempDir(), nil)
-	for h, part := range map[*View]string{r.For(alice): "the", r.For(bob): "the whole"} {
+	for h, part := range map[*HolderStore]string{r.For(alice): "the", r.For(bob): "the whole"} {
 		write(t, start(t, h, "layer-"+d.String(), ocispec.Descriptor{}), part)
 	}
 	f, err := r.Open(t.Context(), d)

@@ -110,9 +110,9 @@ func class(t *testing.T, is func(error) bool, err error) {
 }
 
 // start opens a writer that is closed when the test ends.
-func start(t *testing.T, v *View, ref string, desc ocispec.Descriptor) *writer {
+func start(t *testing.T, hs *HolderStore, ref string, desc ocispec.Descriptor) *writer {
 	t.Helper()
-	w, err := v.Writer(t.Context(), content.WithRef(ref), content.WithDescriptor(desc))
+	w, err := hs.Writer(t.Context(), content.WithRef(ref), content.WithDescriptor(desc))
 	must(t, err)
 	t.Cleanup(func() { w.Close() })
 	return w.(*writer)
@@ -128,10 +128,10 @@ func write(t *testing.T, w content.Writer, data string) {
 }
 
 // put commits a blob.
-func put(t *testing.T, v *View, data string) digest.Digest {
+func put(t *testing.T, hs *HolderStore, data string) digest.Digest {
 	t.Helper()
 	d := digest.FromString(data)
-	w := start(t, v, "put-"+d.String(), ocispec.Descriptor{Size: int64(len(data))})
+	w := start(t, hs, "put-"+d.String(), ocispec.Descriptor{Size: int64(len(data))})
 	write(t, w, data)
 	must(t, w.Commit(t.Context(), int64(len(data)), d))
 	return d

@@ -20,7 +20,7 @@ import (
 
 // stored returns the name under which a holder's ref is kept, so that refs of two holders never meet. No holder contains
 // NUL, so the first one ends it.
-func (v *View) stored(ref string) string { return string(v.holder) + "\x00" + ref }
+func (hs *HolderStore) stored(ref string) string { return string(hs.holder) + "\x00" + ref }
 
 // splitRef undoes stored.
 func splitRef(stored string) (h metadata.Holder, ref string, ok bool) {
@@ -34,37 +34,37 @@ func (s *Store) ingestDir(stored string) string {
 }
 
 // Status returns the state of an ingest of the holder, errdefs.ErrNotFound when there is none.
-func (v *View) Status(_ context.Context, ref string) (content.Status, error) {
-	stored := v.stored(ref)
-	st, err := readIngest(v.s.ingestDir(stored))
+func (hs *HolderStore) Status(_ context.Context, ref string) (content.Status, error) {
+	stored := hs.stored(ref)
+	st, err := readIngest(hs.s.ingestDir(stored))
 	if errors.Is(err, fs.ErrNotExist) {
 		return content.Status{}, fmt.Errorf("ingest %.200q: %w", ref, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return content.Status{}, fmt.Errorf("ingest %.200q: %w", ref, err)
 	}
-	return v.status(st), nil
+	return hs.status(st), nil
 }
 
 // status fills in what only the open writer knows.
-func (v *View) status(st content.Status) content.Status {
-	v.s.mu.Lock()
-	if w := v.s.writers[st.Ref]; w != nil {
+func (hs *HolderStore) status(st content.Status) content.Status {
+	hs.s.mu.Lock()
+	if w := hs.s.writers[st.Ref]; w != nil {
 		st.Expected = w.in().digest
 		st.Total = max(st.Total, w.total)
 	}
-	v.s.mu.Unlock()
+	hs.s.mu.Unlock()
 	_, st.Ref, _ = splitRef(st.Ref)
 	return st
 }
 
 // ListStatuses lists the ingests of the holder. Filters are over "ref".
-func (v *View) ListStatuses(_ context.Context, fs ...string) ([]content.Status, error) {
+func (hs *HolderStore) ListStatuses(_ context.Context, fs ...string) ([]content.Status, error) {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
 		return nil, err
 	}
-	dirs, err := v.s.ingestDirs()
+	dirs, err := hs.s.ingestDirs()
 	if err != nil {
 		return nil, err
 	}
@@ -74,10 +74,10 @@ func (v *View) ListStatuses(_ context.Context, fs ...string) ([]content.Status, 
 		if err != nil {
 			continue // it ended meanwhile, or a crash left a part of it, which Sweep removes
 		}
-		if h, _, ok := splitRef(st.Ref); !ok || h != v.holder {
+		if h, _, ok := splitRef(st.Ref); !ok || h != hs.holder {
 			continue
 		}
-		if st = v.status(st); filter.Match(adaptStatus(st)) {
+		if st = hs.status(st); filter.Match(adaptStatus(st)) {
 			sts = append(sts, st)
 		}
 	}
@@ -85,8 +85,8 @@ func (v *View) ListStatuses(_ context.Context, fs ...string) ([]content.Status, 
 }
 
 // WalkStatusRefs calls fn for the ref of each ingest of the holder. fn may abort it.
-func (v *View) WalkStatusRefs(ctx context.Context, fn func(string) error) error {
-	dirs, err := v.s.ingestDirs()
+func (hs *HolderStore) WalkStatusRefs(ctx context.Context, fn func(string) error) error {
+	dirs, err := hs.s.ingestDirs()
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func (v *View) WalkStatusRefs(ctx context.Context, fn func(string) error) error 
 		if err != nil {
 			continue
 		}
-		if h, ref, ok := splitRef(st.Ref); ok && h == v.holder {
+		if h, ref, ok := splitRef(st.Ref); ok && h == hs.holder {
 			if err := fn(ref); err != nil {
 				return err
 			}
@@ -109,8 +109,8 @@ func (v *View) WalkStatusRefs(ctx context.Context, fn func(string) error) error 
 
 // Abort forgets an ingest of the holder, also while its writer is open: then the writer can only be closed. It returns
 // errdefs.ErrNotFound when there is none.
-func (v *View) Abort(_ context.Context, ref string) error {
-	err := v.s.abort(v.stored(ref))
+func (hs *HolderStore) Abort(_ context.Context, ref string) error {
+	err := hs.s.abort(hs.stored(ref))
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("ingest %.200q: %w", ref, errdefs.ErrNotFound)
 	}

@@ -135,14 +135,14 @@ func freeSpace(f *os.File) (int64, error) {
 // Room returns errdefs.ErrResourceExhausted unless the disk has room for what the view lacks of these blobs: those
 // that are not in the store, less what earlier downloads of the same holder left of them. With again, all of them are
 // downloaded once more. In a shortage, Options.OnShortage is called first to free space.
-func (v *View) Room(ctx context.Context, blobs []ocispec.Descriptor, again bool) error {
-	lack, err := v.lack(ctx, blobs, again)
+func (hs *HolderStore) Room(ctx context.Context, blobs []ocispec.Descriptor, again bool) error {
+	lack, err := hs.lack(ctx, blobs, again)
 	if err != nil || lack == 0 {
 		return err
 	}
-	return v.s.makeRoom(ctx, func() error {
+	return hs.s.makeRoom(ctx, func() error {
 		for _, pool := range []string{"ingest", "blobs"} { // they may lie on different disks
-			if err := v.s.roomIn(pool, lack); err != nil {
+			if err := hs.s.roomIn(pool, lack); err != nil {
 				return fmt.Errorf("content: %w", err)
 			}
 		}
@@ -162,10 +162,10 @@ func (s *Store) roomIn(pool string, bytes int64) error {
 }
 
 // lack returns how many bytes of these blobs must be downloaded.
-func (v *View) lack(ctx context.Context, blobs []ocispec.Descriptor, again bool) (int64, error) {
+func (hs *HolderStore) lack(ctx context.Context, blobs []ocispec.Descriptor, again bool) (int64, error) {
 	here := map[digest.Digest]int64{} // bytes that need not be downloaded
 	if !again {
-		ingests, err := v.ListStatuses(ctx)
+		ingests, err := hs.ListStatuses(ctx)
 		if err != nil {
 			return 0, err
 		}
@@ -175,7 +175,7 @@ func (v *View) lack(ctx context.Context, blobs []ocispec.Descriptor, again bool)
 	}
 	lack := int64(0)
 	for _, b := range blobs {
-		if _, ok := v.s.Size(b.Digest); ok && !again {
+		if _, ok := hs.s.Size(b.Digest); ok && !again {
 			continue
 		}
 		due := max(b.Size-here[b.Digest], 0)
@@ -200,8 +200,8 @@ func (s *Store) makeRoom(ctx context.Context, fn func() error) error {
 
 // promise compares the bytes that w announces with the free space. It is called before w is visible to others.
 func (w *writer) promise(ctx context.Context, f *os.File) error {
-	return w.v.s.makeRoom(ctx, func() (err error) {
-		w.due, err = w.v.s.room.take(f, max(w.total-w.offset, 0))
+	return w.hs.s.makeRoom(ctx, func() (err error) {
+		w.due, err = w.hs.s.room.take(f, max(w.total-w.offset, 0))
 		return err
 	})
 }
@@ -210,8 +210,8 @@ func (w *writer) promise(ctx context.Context, f *os.File) error {
 // mu held.
 func (w *writer) giveUp(cause error) error {
 	w.broken = cause
-	w.v.s.room.end(w.due)
-	if err := w.v.s.abort(w.stored); err != nil {
+	w.hs.s.room.end(w.due)
+	if err := w.hs.s.abort(w.stored); err != nil {
 		return fmt.Errorf("%w (and its bytes stay: %v)", cause, err)
 	}
 	return cause

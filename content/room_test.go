@@ -31,10 +31,10 @@ func TestRoom(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	d := disk{free: 100}
 	d.use(r)
-	v := r.For(alice)
+	hs := r.For(alice)
 	opens := func(ref string, size int64) bool {
 		t.Helper()
-		w, err := v.Writer(t.Context(), content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+		w, err := hs.Writer(t.Context(), content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: size}))
 		if err != nil {
 			class(t, errdefs.IsResourceExhausted, err)
 			return false
@@ -42,7 +42,7 @@ func TestRoom(t *testing.T) {
 		must(t, w.Close())
 		return true
 	}
-	first := start(t, v, "first", ocispec.Descriptor{Size: 60})
+	first := start(t, hs, "first", ocispec.Descriptor{Size: 60})
 	for _, tc := range []struct {
 		after string
 		do    func()
@@ -54,8 +54,8 @@ func TestRoom(t *testing.T) {
 		{"it begins anew", func() { must(t, first.Truncate(0)); d.free += 30 }, 50},
 		{"it has written a part", func() { write(t, first, strings.Repeat("x", 20)) }, 50},
 		{"it was closed", func() { must(t, first.Close()) }, 90},
-		{"it is resumed", func() { first = start(t, v, "first", ocispec.Descriptor{Size: 60}) }, 50},
-		{"it was aborted", func() { must(t, v.Abort(t.Context(), "first")); must(t, first.Close()) }, 90},
+		{"it is resumed", func() { first = start(t, hs, "first", ocispec.Descriptor{Size: 60}) }, 50},
+		{"it was aborted", func() { must(t, hs.Abort(t.Context(), "first")); must(t, first.Close()) }, 90},
 	} {
 		tc.do()
 		for _, size := range []int64{tc.most + 1, math.MaxInt64} {
@@ -66,13 +66,13 @@ func TestRoom(t *testing.T) {
 		if !opens("second", tc.most) {
 			t.Errorf("after %s: no room for %d bytes", tc.after, tc.most)
 		}
-		must(t, v.Abort(t.Context(), "second"))
+		must(t, hs.Abort(t.Context(), "second"))
 	}
 	if n := len(r.room.promises); n != 0 {
 		t.Errorf("%d promises stay", n)
 	}
 	// One that does not fit is not resumed later either: it would hold a full disk until then.
-	part := start(t, v, "part", ocispec.Descriptor{Size: 60})
+	part := start(t, hs, "part", ocispec.Descriptor{Size: 60})
 	write(t, part, "0123456789")
 	must(t, part.Close())
 	d.free = 49
@@ -122,11 +122,11 @@ func TestRoomForAnImage(t *testing.T) {
 		return shortages == 1
 	}})
 	d.use(r)
-	v := r.For(alice)
+	hs := r.For(alice)
 	here := put(t, r.For(bob), "here")
 	lacks := ocispec.Descriptor{Digest: digest.FromString("lacks"), Size: 100}
 	part := ocispec.Descriptor{Digest: digest.FromString("part"), Size: 50}
-	w := start(t, v, "layer-"+part.Digest.String(), part)
+	w := start(t, hs, "layer-"+part.Digest.String(), part)
 	write(t, w, strings.Repeat("x", 20))
 	must(t, w.Close())
 	all := []ocispec.Descriptor{lacks, {Digest: here, Size: 4}, part, lacks}
@@ -146,7 +146,7 @@ func TestRoomForAnImage(t *testing.T) {
 		if d.free = tc.free; tc.ok {
 			shortages = 0
 		}
-		err := v.Room(t.Context(), all, tc.again)
+		err := hs.Room(t.Context(), all, tc.again)
 		if (err == nil) != tc.ok || err != nil && !errdefs.IsResourceExhausted(err) || shortages != tc.shortages {
 			t.Errorf("%s: %v after %d shortages", tc.name, err, shortages)
 		}
@@ -154,12 +154,12 @@ func TestRoomForAnImage(t *testing.T) {
 	// Somebody makes room.
 	shortages, d.free = 0, 0
 	r.opts.OnShortage = func(context.Context) bool { d.free = 130; return true }
-	must(t, v.Room(t.Context(), all, false))
+	must(t, hs.Room(t.Context(), all, false))
 	d.free = 0
-	_, err := v.Writer(t.Context(), content.WithRef("x"), content.WithDescriptor(ocispec.Descriptor{Size: 130}))
+	_, err := hs.Writer(t.Context(), content.WithRef("x"), content.WithDescriptor(ocispec.Descriptor{Size: 130}))
 	must(t, err)
 	sum := []ocispec.Descriptor{{Digest: "a", Size: math.MaxInt64}, {Digest: "b", Size: 1}}
-	class(t, errdefs.IsResourceExhausted, v.Room(t.Context(), sum, true))
+	class(t, errdefs.IsResourceExhausted, hs.Room(t.Context(), sum, true))
 }
 
 // TestSlowPromise shows that a download which announces all that is free, and trickles, does not keep others from the disk.

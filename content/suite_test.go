@@ -28,18 +28,18 @@ import (
 
 func TestSuiteInProcess(t *testing.T) {
 	testsuite.ContentSuite(t, "view", func(ctx context.Context, dir string) (context.Context, content.Store, func() error, error) {
-		v, done, err := suiteView(t, dir)
-		return ctx, v, done, err
+		hs, done, err := suiteStore(t, dir)
+		return ctx, hs, done, err
 	})
 }
 
 func TestSuiteOverSocket(t *testing.T) {
 	testsuite.ContentSuite(t, "socket", func(ctx context.Context, dir string) (context.Context, content.Store, func() error, error) {
-		v, done, err := suiteView(t, dir)
+		hs, done, err := suiteStore(t, dir)
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		cs, stop, err := serve(v, filepath.Join(t.TempDir(), "s"))
+		cs, stop, err := serve(hs, filepath.Join(t.TempDir(), "s"))
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -50,11 +50,11 @@ func TestSuiteOverSocket(t *testing.T) {
 func TestSuiteUnderContainerdMetadata(t *testing.T) {
 	under := func(opts ...ctrmetadata.DBOpt) testsuite.StoreInitFn {
 		return func(ctx context.Context, dir string) (context.Context, content.Store, func() error, error) {
-			v, done, err := suiteView(t, dir)
+			hs, done, err := suiteStore(t, dir)
 			if err != nil {
 				return nil, nil, nil, err
 			}
-			return underMetadata(ctx, v, filepath.Join(dir, "containerd.db"), done, opts...)
+			return underMetadata(ctx, hs, filepath.Join(dir, "containerd.db"), done, opts...)
 		}
 	}
 	isolated := []ctrmetadata.DBOpt{ctrmetadata.WithPolicyIsolated}
@@ -64,8 +64,8 @@ func TestSuiteUnderContainerdMetadata(t *testing.T) {
 	testsuite.ContentSharedNSIsolatedSuite(t, "metadata", under(isolated...))
 }
 
-// suiteView opens a root in a directory of the suite, which removes it before the test's own cleanup.
-func suiteView(t *testing.T, dir string) (*View, func() error, error) {
+// suiteStore opens a root in a directory of the suite, which removes it before the test's own cleanup.
+func suiteStore(t *testing.T, dir string) (*HolderStore, func() error, error) {
 	db, err := metadata.Open(filepath.Join(dir, "metadata.db"), &metadata.Options{NoSync: true})
 	if err != nil {
 		return nil, nil, err

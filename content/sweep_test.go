@@ -122,19 +122,19 @@ func TestCrash(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
 			tc.leave(t, r)
 			s := r.reopen(nil)
-			v := s.For(alice)
-			_, err := v.Info(t.Context(), d)
+			hs := s.For(alice)
+			_, err := hs.Info(t.Context(), d)
 			if tc.again == nil {
 				class(t, errdefs.IsNotFound, err)
 			} else {
 				must(t, err)
 			}
-			w := start(t, v, "ref", ocispec.Descriptor{})
+			w := start(t, hs, "ref", ocispec.Descriptor{})
 			write(t, w, data)
 			if err := w.Commit(t.Context(), 0, d); errdefs.IsAlreadyExists(err) != (tc.again != nil) {
 				t.Errorf("commit: %v", err)
 			}
-			if b, err := content.ReadBlob(t.Context(), v, ocispec.Descriptor{Digest: d}); err != nil || string(b) != data {
+			if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil || string(b) != data {
 				t.Errorf("read %q, %v", b, err)
 			}
 			_, err = s.Sweep(t.Context())
@@ -193,12 +193,12 @@ func TestRace(t *testing.T) {
 	var wg sync.WaitGroup
 	for i, h := range []metadata.Holder{alice, bob, metadata.Containerd} {
 		wg.Go(func() {
-			v, rnd := r.For(h), rand.New(rand.NewSource(int64(i)))
+			hs, rnd := r.For(h), rand.New(rand.NewSource(int64(i)))
 			for n := 0; time.Now().Before(end); n++ {
 				data := fmt.Sprint("blob ", rnd.Intn(3))
 				d := digest.FromString(data)
-				if _, err := v.Info(t.Context(), d); errdefs.IsNotFound(err) {
-					err = content.WriteBlob(t.Context(), v, "layer-"+d.String(), strings.NewReader(data), ocispec.Descriptor{Size: int64(len(data)), Digest: d})
+				if _, err := hs.Info(t.Context(), d); errdefs.IsNotFound(err) {
+					err = content.WriteBlob(t.Context(), hs, "layer-"+d.String(), strings.NewReader(data), ocispec.Descriptor{Size: int64(len(data)), Digest: d})
 					if err != nil {
 						t.Errorf("%s: write: %v", h, err)
 						return
@@ -207,11 +207,11 @@ func TestRace(t *testing.T) {
 					t.Errorf("%s: info: %v", h, err)
 					return
 				}
-				if b, err := content.ReadBlob(t.Context(), v, ocispec.Descriptor{Digest: d}); err != nil || string(b) != data {
+				if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil || string(b) != data {
 					t.Errorf("%s: read %q, %v", h, b, err)
 					return
 				}
-				if err := v.Delete(t.Context(), d); err != nil {
+				if err := hs.Delete(t.Context(), d); err != nil {
 					t.Errorf("%s: delete: %v", h, err)
 					return
 				}

@@ -31,7 +31,7 @@ const digestWait = 200 * time.Millisecond
 // writer writes one ingest. Bytes that an earlier writer left are hashed in the background; what needs their hash
 // waits without mu, so that Status, Truncate and Close do not.
 type writer struct {
-	v       *View
+	hs      *HolderStore
 	ref     string
 	stored  string
 	total   int64 // announced bytes; 0 when unknown
@@ -64,7 +64,7 @@ var _ content.Syncer = (*writer)(nil)
 // The Write that reaches the descriptor's size, when there is one, fsyncs before it returns, so that Commit is quick.
 // Bytes that an earlier writer left are hashed after Writer returned: Write, Sync and Commit wait for that; Status
 // never does.
-func (v *View) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+func (hs *HolderStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
 		if err := opt(&o); err != nil {
@@ -75,9 +75,9 @@ func (v *View) Writer(ctx context.Context, opts ...content.WriterOpt) (content.W
 		return nil, fmt.Errorf("ingest: no ref: %w", errdefs.ErrInvalidArgument)
 	}
 	if o.Desc.Digest != "" {
-		_, err := v.hit(o.Desc.Digest)
+		_, err := hs.hit(o.Desc.Digest)
 		if errdefs.IsNotFound(err) {
-			err = v.adopt(ctx, o.Desc)
+			err = hs.adopt(ctx, o.Desc)
 		}
 		if err == nil {
 			return nil, fmt.Errorf("blob %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
@@ -86,24 +86,24 @@ func (v *View) Writer(ctx context.Context, opts ...content.WriterOpt) (content.W
 			return nil, err
 		}
 	}
-	w, err := v.openWriter(ctx, o.Ref, o.Desc)
+	w, err := hs.openWriter(ctx, o.Ref, o.Desc)
 	if err != nil {
 		return nil, fmt.Errorf("ingest %.200q: %w", o.Ref, err)
 	}
-	if d := w.in().digest; d != "" && v.s.opts.OnIngest != nil {
-		v.s.opts.OnIngest(d)
+	if d := w.in().digest; d != "" && hs.s.opts.OnIngest != nil {
+		hs.s.opts.OnIngest(d)
 	}
 	return w, nil
 }
 
-func (v *View) openWriter(ctx context.Context, ref string, desc ocispec.Descriptor) (_ *writer, err error) {
-	w := &writer{v: v, ref: ref, stored: v.stored(ref), total: max(desc.Size, 0)}
+func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.Descriptor) (_ *writer, err error) {
+	w := &writer{hs: hs, ref: ref, stored: hs.stored(ref), total: max(desc.Size, 0)}
 	d := desc.Digest
 	if d == "" {
 		d = digestOf(ref)
 	}
 	w.current.Store(&ingest{digest: d})
-	if err := v.s.lock(w); err != nil {
+	if err := hs.s.lock(w); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -111,10 +111,10 @@ func (v *View) openWriter(ctx context.Context, ref string, desc ocispec.Descript
 			w.close(gone, "not opened")
 		}
 	}()
-	f, st, err := v.s.openData(w.stored, w.total)
+	f, st, err := hs.s.openData(w.stored, w.total)
 	if w.aborted.Load() {
 		err = errdefs.ErrAborted
-		_ = v.s.discard(v.s.ingestDir(w.stored)) // Abort may have come before the directory
+		_ = hs.s.discard(hs.s.ingestDir(w.stored)) // Abort may have come before the directory
 	} else if err != nil {
 		err = classify(err)
 	}
@@ -124,15 +124,15 @@ func (v *View) openWriter(ctx context.Context, ref string, desc ocispec.Descript
 		}
 		return nil, err
 	}
-	v.s.mu.Lock() // Status may be asked about w already
+	hs.s.mu.Lock() // Status may be asked about w already
 	w.total = max(w.total, st.Total)
-	v.s.mu.Unlock()
+	hs.s.mu.Unlock()
 	w.f, w.started, w.updated = f, st.StartedAt, st.UpdatedAt
 	w.offset, w.flushed, w.dirty = st.Offset, st.Offset, true
 	if err := w.promise(ctx, f); err != nil {
 		return nil, w.giveUp(err)
 	}
-	w.sum.Store(v.s.sum(f, st.Offset))
+	w.sum.Store(hs.s.sum(f, st.Offset))
 	w.follow(d)
 	if w.aborted.Load() {
 		return nil, errdefs.ErrAborted
@@ -157,13 +157,13 @@ func (s *Store) lock(w *writer) error {
 // in returns what followers of w see.
 func (w *writer) in() *ingest { return w.current.Load() }
 
-func (w *writer) data() string { return filepath.Join(w.v.s.ingestDir(w.stored), "data") }
+func (w *writer) data() string { return filepath.Join(w.hs.s.ingestDir(w.stored), "data") }
 
 // follow shows w to followers, from its beginning, in the place of what they saw before.
 func (w *writer) follow(d digest.Digest) {
 	next := &ingest{digest: d, f: w.f, size: w.offset}
 	old := w.current.Swap(next)
-	w.v.s.register(old, next)
+	w.hs.s.register(old, next)
 	old.end(gone, "truncated")
 	if w.aborted.Load() {
 		next.end(gone, "aborted") // Abort may have seen only the old one
@@ -247,7 +247,7 @@ func (w *writer) Write(p []byte) (int, error) {
 		return n, err
 	}
 	if w.offset > w.total && (w.total > 0 || w.offset-w.flushed >= writeback) { // more than was announced
-		if err := w.v.s.room.fits(w.f, spare); err != nil {
+		if err := w.hs.s.room.fits(w.f, spare); err != nil {
 			return n, w.giveUp(fmt.Errorf("ingest %.200q: %w", w.ref, err))
 		}
 	}
@@ -266,10 +266,10 @@ func (w *writer) Write(p []byte) (int, error) {
 func (w *writer) writePieces(p []byte) (written int, err error) {
 	for len(p) > 0 && err == nil {
 		var n int
-		n, err = w.v.s.hooks.writeAt(w.f, p[:min(len(p), piece)], w.offset)
+		n, err = w.hs.s.hooks.writeAt(w.f, p[:min(len(p), piece)], w.offset)
 		w.sum.Load().hash.Write(p[:n])
 		w.offset += int64(n)
-		w.v.s.room.wrote(w.due, int64(n))
+		w.hs.s.room.wrote(w.due, int64(n))
 		written, p = written+n, p[n:]
 	}
 	return written, err
@@ -291,9 +291,9 @@ func (w *writer) sync() error {
 	if !w.dirty {
 		return nil
 	}
-	if err := w.v.s.hooks.syncFile(w.f); err != nil {
+	if err := w.hs.s.hooks.syncFile(w.f); err != nil {
 		err = fmt.Errorf("ingest %.200q: fsync: %w", w.ref, classify(err))
-		return errors.Join(err, w.v.s.abort(w.stored))
+		return errors.Join(err, w.hs.s.abort(w.stored))
 	}
 	w.dirty, w.flushed = false, w.offset
 	return nil
@@ -310,13 +310,13 @@ func (w *writer) Truncate(size int64) error {
 		return fmt.Errorf("ingest %.200q: can't be cut to %d bytes, only to none: %w", w.ref, size, errdefs.ErrInvalidArgument)
 	}
 	if w.offset > 0 {
-		w.v.s.room.again(w.due, max(w.total, 0))
+		w.hs.s.room.again(w.due, max(w.total, 0))
 		w.offset = 0
 		w.follow(w.in().digest)
 	}
 	w.flushed, w.updated, w.dirty = 0, time.Now(), true
 	w.broken = nil
-	old := w.sum.Swap(w.v.s.sum(w.f, 0))
+	old := w.sum.Swap(w.hs.s.sum(w.f, 0))
 	old.stop()
 	if err := w.f.Truncate(0); err != nil {
 		w.broken = fmt.Errorf("ingest %.200q: %w", w.ref, classify(err))
@@ -337,8 +337,8 @@ func (w *writer) Close() error {
 // close gives up the ref. Called with mu held, or before anybody else knows w.
 func (w *writer) close(state ingestState, cause string) error {
 	w.done = true
-	w.v.s.room.end(w.due)
-	s := w.v.s
+	w.hs.s.room.end(w.due)
+	s := w.hs.s
 	w.in().end(state, cause)
 	s.register(w.in(), nil)
 	var err error

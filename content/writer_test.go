@@ -39,8 +39,8 @@ func TestCommitRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
-			v := r.For(alice)
-			w := start(t, v, "ref", ocispec.Descriptor{})
+			hs := r.For(alice)
+			w := start(t, hs, "ref", ocispec.Descriptor{})
 			write(t, w, data)
 			class(t, tc.is, w.Commit(t.Context(), tc.size, tc.expected, tc.opts...))
 			class(t, errdefs.IsFailedPrecondition, w.Commit(t.Context(), 0, d))
@@ -51,7 +51,7 @@ func TestCommitRefuses(t *testing.T) {
 				t.Errorf("blobs %v", names)
 			}
 			// The bytes are kept and can be committed as what they are.
-			w = start(t, v, "ref", ocispec.Descriptor{})
+			w = start(t, hs, "ref", ocispec.Descriptor{})
 			if st, err := w.Status(); err != nil || st.Offset != int64(len(data)) || w.Digest() != d {
 				t.Errorf("resumed at %d with %s, %v", st.Offset, w.Digest(), err)
 			}
@@ -65,28 +65,28 @@ func TestCommitRefuses(t *testing.T) {
 
 func TestAlgorithms(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	v := r.For(alice)
+	hs := r.For(alice)
 	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512} {
 		d := alg.FromString("one text")
-		w := start(t, v, "ref", ocispec.Descriptor{Digest: d})
+		w := start(t, hs, "ref", ocispec.Descriptor{Digest: d})
 		write(t, w, "one text")
 		must(t, w.Commit(t.Context(), 8, d))
 		if w.Digest() != d {
 			t.Errorf("committed as %s", w.Digest())
 		}
-		if b, err := content.ReadBlob(t.Context(), v, ocispec.Descriptor{Digest: d}); err != nil || string(b) != "one text" {
+		if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil || string(b) != "one text" {
 			t.Errorf("%s: %q, %v", alg, b, err)
 		}
 	}
-	if n := len(digests(t, v)); n != 3 {
+	if n := len(digests(t, hs)); n != 3 {
 		t.Errorf("%d blobs", n)
 	}
 }
 
 func TestEmptyBlob(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	v := r.For(alice)
-	w := start(t, v, "empty", ocispec.Descriptor{})
+	hs := r.For(alice)
+	w := start(t, hs, "empty", ocispec.Descriptor{})
 	must(t, w.Commit(t.Context(), 0, digest.FromString("")))
 	if n, ok := r.Size(digest.FromString("")); n != 0 || !ok {
 		t.Errorf("size %d, %t", n, ok)
@@ -146,15 +146,15 @@ func TestDurable(t *testing.T) {
 // TestFailedSync says that bytes of which an fsync failed are never trusted again, not even after a later one succeeds.
 func TestFailedSync(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	v := r.For(alice)
+	hs := r.For(alice)
 	r.hooks.syncFile = func(*os.File) error { return unix.EIO }
-	w := start(t, v, "ref", ocispec.Descriptor{Size: 4})
+	w := start(t, hs, "ref", ocispec.Descriptor{Size: 4})
 	if _, err := w.Write([]byte("data")); !errors.Is(err, unix.EIO) {
 		t.Fatalf("write: %v", err)
 	}
 	r.hooks.syncFile = (*os.File).Sync
 	class(t, errdefs.IsAborted, w.Commit(t.Context(), 4, ""))
-	w = start(t, v, "ref", ocispec.Descriptor{Size: 4})
+	w = start(t, hs, "ref", ocispec.Descriptor{Size: 4})
 	if st, err := w.Status(); err != nil || st.Offset != 0 {
 		t.Errorf("resumed at %d, %v", st.Offset, err)
 	}
@@ -163,8 +163,8 @@ func TestFailedSync(t *testing.T) {
 // TestFullDisk shows that a writer that found no room can only be closed, and that its bytes do not stay on the disk.
 func TestFullDisk(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	v := r.For(alice)
-	w := start(t, v, "ref", ocispec.Descriptor{Size: 8})
+	hs := r.For(alice)
+	w := start(t, hs, "ref", ocispec.Descriptor{Size: 8})
 	write(t, w, "ab")
 	r.hooks.writeAt = full
 	n, err := w.Write([]byte("cdefgh"))
@@ -184,7 +184,7 @@ func TestFullDisk(t *testing.T) {
 	}
 
 	r.hooks.writeAt = (*os.File).WriteAt
-	w = start(t, v, "ref", ocispec.Descriptor{Size: 8})
+	w = start(t, hs, "ref", ocispec.Descriptor{Size: 8})
 	write(t, w, "abcdefgh")
 	must(t, w.Commit(t.Context(), 8, digest.FromString("abcdefgh")))
 }
@@ -215,32 +215,32 @@ var hostileRefs = []string{
 // TestRefs has two holders write the same hostile refs at once.
 func TestRefs(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	views := []*View{r.For(alice), r.For(bob)}
+	views := []*HolderStore{r.For(alice), r.For(bob)}
 	ws := map[string]*writer{}
-	for _, v := range views {
+	for _, hs := range views {
 		for _, ref := range hostileRefs {
-			w := start(t, v, ref, ocispec.Descriptor{Size: 1 << 20})
-			write(t, w, string(v.holder)+ref)
-			ws[string(v.holder)+"|"+ref] = w
-			_, err := v.Writer(t.Context(), content.WithRef(ref))
+			w := start(t, hs, ref, ocispec.Descriptor{Size: 1 << 20})
+			write(t, w, string(hs.holder)+ref)
+			ws[string(hs.holder)+"|"+ref] = w
+			_, err := hs.Writer(t.Context(), content.WithRef(ref))
 			class(t, errdefs.IsUnavailable, err)
 		}
-		_, err := v.Writer(t.Context())
+		_, err := hs.Writer(t.Context())
 		class(t, errdefs.IsInvalidArgument, err)
 	}
 	if n := len(r.names("ingest")); n != 2*len(hostileRefs) {
 		t.Errorf("%d directories", n)
 	}
-	for _, v := range views {
+	for _, hs := range views {
 		var refs []string
-		sts, err := v.ListStatuses(t.Context())
+		sts, err := hs.ListStatuses(t.Context())
 		must(t, err)
 		for _, st := range sts {
 			refs = append(refs, st.Ref)
-			if want := int64(len(string(v.holder) + st.Ref)); st.Offset != want || st.Total != 1<<20 {
+			if want := int64(len(string(hs.holder) + st.Ref)); st.Offset != want || st.Total != 1<<20 {
 				t.Errorf("%.20q: %d of %d bytes, want %d", st.Ref, st.Offset, st.Total, want)
 			}
-			if one, err := v.Status(t.Context(), st.Ref); err != nil || one != st {
+			if one, err := hs.Status(t.Context(), st.Ref); err != nil || one != st {
 				t.Errorf("%.20q: status %v, %v, want %v", st.Ref, one, err, st)
 			}
 		}
@@ -249,7 +249,7 @@ func TestRefs(t *testing.T) {
 			t.Errorf("listed %.300q", refs)
 		}
 		refs = nil
-		must(t, v.WalkStatusRefs(t.Context(), func(ref string) error { refs = append(refs, ref); return nil }))
+		must(t, hs.WalkStatusRefs(t.Context(), func(ref string) error { refs = append(refs, ref); return nil }))
 		if slices.Sort(refs); !slices.Equal(refs, want) {
 			t.Errorf("walked %.300q", refs)
 		}
@@ -274,38 +274,38 @@ func TestRefs(t *testing.T) {
 
 func TestListStatusesFilters(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	v := r.For(alice)
+	hs := r.For(alice)
 	for _, ref := range []string{"layer-1", "layer-2", "config"} {
-		must(t, start(t, v, ref, ocispec.Descriptor{}).Close())
+		must(t, start(t, hs, ref, ocispec.Descriptor{}).Close())
 	}
 	for filter, want := range map[string]int{"": 3, "ref==config": 1, "ref~=^layer-": 2, "ref==pull/alice": 0} {
 		var fs []string
 		if filter != "" {
 			fs = []string{filter}
 		}
-		if sts, err := v.ListStatuses(t.Context(), fs...); err != nil || len(sts) != want {
+		if sts, err := hs.ListStatuses(t.Context(), fs...); err != nil || len(sts) != want {
 			t.Errorf("%q: %v, %v", filter, sts, err)
 		}
 	}
-	_, err := v.ListStatuses(t.Context(), "==")
+	_, err := hs.ListStatuses(t.Context(), "==")
 	class(t, errdefs.IsInvalidArgument, err)
 }
 
 // TestAbortedWriter says that an abort under an open writer leaves nothing, and that the ref is free when that is closed.
 func TestAbortedWriter(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	v := r.For(alice)
-	w := start(t, v, "ref", ocispec.Descriptor{})
+	hs := r.For(alice)
+	w := start(t, hs, "ref", ocispec.Descriptor{})
 	write(t, w, "some bytes")
-	must(t, v.Abort(t.Context(), "ref"))
-	_, err := v.Writer(t.Context(), content.WithRef("ref"))
+	must(t, hs.Abort(t.Context(), "ref"))
+	_, err := hs.Writer(t.Context(), content.WithRef("ref"))
 	class(t, errdefs.IsUnavailable, err)
 	class(t, errdefs.IsAborted, w.Truncate(0))
 	must(t, w.Close())
 	if names := r.names("ingest"); len(names) > 0 {
 		t.Errorf("left %v", names)
 	}
-	w = start(t, v, "ref", ocispec.Descriptor{})
+	w = start(t, hs, "ref", ocispec.Descriptor{})
 	write(t, w, "others")
 	must(t, w.Commit(t.Context(), 0, digest.FromString("others")))
 }
@@ -376,17 +376,17 @@ func TestUnreadable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			must(t, os.WriteFile(secret, []byte("secret"), 0o600))
 			r := open(t, t.TempDir(), nil)
-			v := r.For(alice)
-			w := start(t, v, "ref", ocispec.Descriptor{Size: 99})
+			hs := r.For(alice)
+			w := start(t, hs, "ref", ocispec.Descriptor{Size: 99})
 			write(t, w, old)
 			must(t, w.Close())
 			tc.damage(t, r.ingestDir(w.stored))
 			if name != "other total" {
-				if sts, err := v.ListStatuses(t.Context()); err != nil || len(sts) > 0 {
+				if sts, err := hs.ListStatuses(t.Context()); err != nil || len(sts) > 0 {
 					t.Errorf("listed %v, %v", sts, err)
 				}
 			}
-			w = start(t, v, "ref", ocispec.Descriptor{Size: tc.total})
+			w = start(t, hs, "ref", ocispec.Descriptor{Size: tc.total})
 			if st, err := w.Status(); err != nil || st.Offset != 0 || st.Total != tc.total {
 				t.Errorf("status %+v, %v", st, err)
 			}
@@ -407,7 +407,7 @@ func TestUnreadable(t *testing.T) {
 // TestFailedOpen says that a writer which could not be opened gives its ref back.
 func TestFailedOpen(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	v := r.For(alice)
+	hs := r.For(alice)
 	openData := r.hooks.openData
 	for name, tc := range map[string]struct {
 		open func(path string, flag int) (*os.File, error)
@@ -416,37 +416,37 @@ func TestFailedOpen(t *testing.T) {
 		"disk": {func(string, int) (*os.File, error) { return nil, unix.EIO }, errdefs.IsInternal},
 		"full": {func(string, int) (*os.File, error) { return nil, unix.ENOSPC }, errdefs.IsResourceExhausted},
 		"aborted before": {func(path string, flag int) (*os.File, error) {
-			must(t, v.Abort(t.Context(), "ref"))
+			must(t, hs.Abort(t.Context(), "ref"))
 			return openData(path, flag)
 		}, errdefs.IsAborted},
 		"aborted after": {func(path string, flag int) (*os.File, error) {
 			f, err := openData(path, flag)
-			must(t, v.Abort(t.Context(), "ref"))
+			must(t, hs.Abort(t.Context(), "ref"))
 			return f, err
 		}, errdefs.IsAborted},
 	} {
 		t.Run(name, func(t *testing.T) {
-			must(t, start(t, v, "ref", ocispec.Descriptor{}).Close())
+			must(t, start(t, hs, "ref", ocispec.Descriptor{}).Close())
 			r.hooks.openData = tc.open
-			_, err := v.Writer(t.Context(), content.WithRef("ref"))
+			_, err := hs.Writer(t.Context(), content.WithRef("ref"))
 			class(t, tc.is, err)
 			if names := r.names("ingest"); len(names) > 0 && errdefs.IsAborted(err) {
 				t.Errorf("left %v", names)
 			}
 			r.hooks.openData = openData
-			must(t, start(t, v, "ref", ocispec.Descriptor{}).Close())
+			must(t, start(t, hs, "ref", ocispec.Descriptor{}).Close())
 		})
 	}
 	// Out of descriptors: that says nothing about what is there.
-	w := start(t, v, "ref", ocispec.Descriptor{})
+	w := start(t, hs, "ref", ocispec.Descriptor{})
 	write(t, w, "kept")
 	must(t, w.Close())
 	r.hooks.openData = func(string, int) (*os.File, error) { return nil, unix.EMFILE }
-	if _, err := v.Writer(t.Context(), content.WithRef("ref")); !errors.Is(err, unix.EMFILE) {
+	if _, err := hs.Writer(t.Context(), content.WithRef("ref")); !errors.Is(err, unix.EMFILE) {
 		t.Errorf("opened: %v", err)
 	}
 	r.hooks.openData = openData
-	if st, err := start(t, v, "ref", ocispec.Descriptor{}).Status(); err != nil || st.Offset != 4 {
+	if st, err := start(t, hs, "ref", ocispec.Descriptor{}).Status(); err != nil || st.Offset != 4 {
 		t.Errorf("resumed at %d, %v", st.Offset, err)
 	}
 }
@@ -483,11 +483,11 @@ func TestResumeAfterKill(t *testing.T) {
 	cmd.Wait()
 
 	r := open(t, dir, nil)
-	v := r.For(bob)
-	st, err := v.Status(t.Context(), "ref")
+	hs := r.For(bob)
+	st, err := hs.Status(t.Context(), "ref")
 	must(t, err)
 	want := strings.Repeat("0123456789", int(st.Offset)/10+1)[:st.Offset]
-	w := start(t, v, "ref", ocispec.Descriptor{Size: 1 << 30})
+	w := start(t, hs, "ref", ocispec.Descriptor{Size: 1 << 30})
 	own, err := w.Status()
 	if err != nil || own.Offset != st.Offset || own.Total != 1<<30 || own.Offset < 1000 {
 		t.Fatalf("resumed at %d of %d, listed at %d: %v", own.Offset, own.Total, st.Offset, err)

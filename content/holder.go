@@ -18,22 +18,22 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// View is the store as one holder sees it: a containerd content.Store. What it lists and deletes is the holder's own;
+// HolderStore is the store as one holder sees it: a containerd content.Store. What it lists and deletes is the holder's own;
 // what it finds becomes the holder's. Labels belong to the blob, so all of its holders see them.
-type View struct {
+type HolderStore struct {
 	s      *Store
 	holder metadata.Holder
 }
 
-var _ content.Store = (*View)(nil)
+var _ content.Store = (*HolderStore)(nil)
 
 // pageSize is how many records one transaction of a walk reads.
 const pageSize = 256
 
 // Info returns what is recorded of a blob, and holds it. It returns errdefs.ErrNotFound when the blob is not recorded, or
 // its file is missing or of another size.
-func (v *View) Info(_ context.Context, d digest.Digest) (content.Info, error) {
-	b, err := v.hit(d)
+func (hs *HolderStore) Info(_ context.Context, d digest.Digest) (content.Info, error) {
+	b, err := hs.hit(d)
 	if err != nil {
 		return content.Info{}, err
 	}
@@ -41,12 +41,12 @@ func (v *View) Info(_ context.Context, d digest.Digest) (content.Info, error) {
 }
 
 // ReaderAt reads a blob, and holds it. Errors are those of Info; of desc only the digest counts.
-func (v *View) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
-	b, err := v.hit(desc.Digest)
+func (hs *HolderStore) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	b, err := hs.hit(desc.Digest)
 	if err != nil {
 		return nil, err
 	}
-	f, err := v.s.openBlob(b)
+	f, err := hs.s.openBlob(b)
 	if err != nil {
 		return nil, err
 	}
@@ -54,58 +54,39 @@ func (v *View) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.Rea
 }
 
 // hit holds a blob that is here. It writes only when the holder does not hold it yet.
-func (v *View) hit(d digest.Digest) (b metadata.Blob, err error) {
+func (hs *HolderStore) hit(d digest.Digest) (b metadata.Blob, err error) {
 	if err := validate(d); err != nil {
 		return b, err
 	}
-	b, came, err := v.hold(d)
-	if err != nil {
-		return metadata.Blob{}, err
-	}
-	if came {
-		v.held(b)
-	}
-	return b, nil
-}
-
-func (v *View) hold(d digest.Digest) (b metadata.Blob, came bool, err error) {
-	v.s.gate.RLock()
-	defer v.s.gate.RUnlock()
+	hs.s.gate.RLock()
+	defer hs.s.gate.RUnlock()
 	var holds bool
-	err = v.s.db.View(func(tx *metadata.Tx) (err error) {
+	err = hs.s.db.View(func(tx *metadata.Tx) (err error) {
 		b, err = tx.Blob(d)
-		holds = tx.Holds(v.holder, metadata.BlobNode(d))
+		holds = tx.Holds(hs.holder, metadata.BlobNode(d))
 		return err
 	})
 	if err == nil {
-		err = v.s.present(b)
+		err = hs.s.present(b)
 	}
 	if err != nil || holds {
-		return b, false, err
+		return b, err
 	}
-	err = v.s.db.Batch(func(tx *metadata.Tx) (err error) {
+	err = hs.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		if b, err = tx.Blob(d); err != nil {
 			return err // released meanwhile
 		}
-		came = !tx.Holds(v.holder, metadata.BlobNode(d))
-		return tx.Hold(v.holder, metadata.BlobNode(d))
+		return tx.Hold(hs.holder, metadata.BlobNode(d))
 	})
-	return b, came, err
-}
-
-// held tells that the holder came to hold b. No lock may be held.
-func (v *View) held(b metadata.Blob) {
-	if v.s.opts.OnHeld != nil {
-		v.s.opts.OnHeld(v.holder, b.Digest, b.Size)
-	}
+	return b, err
 }
 
 // record records a blob whose bytes are in place, or adopts the record that is there, and holds it. existed says that
 // there was one.
-func (v *View) record(d digest.Digest, size int64, labels map[string]string) (b metadata.Blob, existed, came bool, err error) {
+func (hs *HolderStore) record(d digest.Digest, size int64, labels map[string]string) (existed bool, err error) {
 	n := metadata.BlobNode(d)
-	err = v.s.db.Batch(func(tx *metadata.Tx) (err error) {
-		b, err = tx.Blob(d)
+	err = hs.s.db.Batch(func(tx *metadata.Tx) error {
+		b, err := tx.Blob(d)
 		switch existed = err == nil; {
 		case existed && b.Size == size:
 		case existed: // a record that was never right
@@ -119,15 +100,14 @@ func (v *View) record(d digest.Digest, size int64, labels map[string]string) (b 
 		if err != nil {
 			return err
 		}
-		came = !tx.Holds(v.holder, n)
-		return tx.Hold(v.holder, n)
+		return tx.Hold(hs.holder, n)
 	})
-	return b, existed, came, err
+	return existed, err
 }
 
 // Update sets labels of a blob, and holds it. Fields are "labels" and "labels.<key>"; a label without a value is removed.
 // Other fields and labels over containerd's limit are errdefs.ErrInvalidArgument.
-func (v *View) Update(_ context.Context, in content.Info, fields ...string) (content.Info, error) {
+func (hs *HolderStore) Update(_ context.Context, in content.Info, fields ...string) (content.Info, error) {
 	if len(fields) == 0 {
 		fields = []string{"labels"}
 	}
@@ -136,11 +116,11 @@ func (v *View) Update(_ context.Context, in content.Info, fields ...string) (con
 			return content.Info{}, fmt.Errorf("blob %s: field %q can't be changed: %w", in.Digest, f, errdefs.ErrInvalidArgument)
 		}
 	}
-	if _, err := v.hit(in.Digest); err != nil {
+	if _, err := hs.hit(in.Digest); err != nil {
 		return content.Info{}, err
 	}
 	var b metadata.Blob
-	err := v.s.db.Batch(func(tx *metadata.Tx) (err error) {
+	err := hs.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		if b, err = tx.Blob(in.Digest); err != nil {
 			return err
 		}
@@ -187,7 +167,7 @@ func checkLabels(in map[string]string) (map[string]string, error) {
 }
 
 // Walk calls fn for what the holder holds, in the order of digests. fn may call the view, Delete included.
-func (v *View) Walk(ctx context.Context, fn content.WalkFunc, fs ...string) error {
+func (hs *HolderStore) Walk(ctx context.Context, fn content.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
 		return err
@@ -195,8 +175,8 @@ func (v *View) Walk(ctx context.Context, fn content.WalkFunc, fs ...string) erro
 	for after := ""; ; {
 		var page []content.Info
 		var keys []string
-		err := v.s.db.View(func(tx *metadata.Tx) error {
-			keys = tx.Held(v.holder, metadata.KindBlob, after, pageSize)
+		err := hs.s.db.View(func(tx *metadata.Tx) error {
+			keys = tx.Held(hs.holder, metadata.KindBlob, after, pageSize)
 			for _, key := range keys {
 				b, err := tx.Blob(digest.Digest(key))
 				if err != nil {
@@ -229,13 +209,13 @@ func (v *View) Walk(ctx context.Context, fn content.WalkFunc, fs ...string) erro
 
 // Delete releases the holder's hold; it waits for no disk, since containerd's collector deletes by the hundred under a lock. The
 // bytes stay, for other holders or for Sweep. It returns errdefs.ErrNotFound when the holder does not hold the blob.
-func (v *View) Delete(_ context.Context, d digest.Digest) error {
+func (hs *HolderStore) Delete(_ context.Context, d digest.Digest) error {
 	if err := validate(d); err != nil {
 		return err
 	}
 	var last bool
-	released, err := v.s.db.UpdateDeferred(func(tx *metadata.Tx) error {
-		if err := tx.Release(v.holder, metadata.BlobNode(d)); err != nil {
+	released, err := hs.s.db.UpdateDeferred(func(tx *metadata.Tx) error {
+		if err := tx.Release(hs.holder, metadata.BlobNode(d)); err != nil {
 			return err
 		}
 		_, err := tx.Blob(d)
@@ -245,11 +225,11 @@ func (v *View) Delete(_ context.Context, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	v.s.wg.Go(func() {
+	hs.s.wg.Go(func() {
 		if err := released(); err != nil {
 			log.L.WithError(err).WithField("digest", d).Warn("a deleted blob is still held")
-		} else if last && v.s.opts.OnGarbage != nil {
-			v.s.opts.OnGarbage(d)
+		} else if last && hs.s.opts.OnGarbage != nil {
+			hs.s.opts.OnGarbage(d)
 		}
 	})
 	return nil

@@ -52,7 +52,7 @@ func (u *unpacking) image(i *resolver.Image) error {
 			return err
 		}
 	}
-	if err := t.content.For(u.p.holder).Room(u.ctx, i.Layers, u.p.opts.Refresh); err != nil {
+	if err := t.content.For(u.p.holder).CheckSpace(u.ctx, i.Layers, u.p.opts.Refresh); err != nil {
 		return fmt.Errorf("image %s: %w", u.p.ref, err)
 	}
 	u.mu.Lock()

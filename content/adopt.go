@@ -10,7 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/diskspace"
 )
 
 // adopt records and holds a blob whose bytes lie in their place without a record, as a kill leaves them right before the
@@ -63,6 +64,6 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 // fits reports whether a file can be all data: one that is larger than its file system has a hole, which no download
 // makes and which takes hours to hash.
 func fits(f *os.File, size int64) bool {
-	var st unix.Statfs_t
-	return unix.Fstatfs(int(f.Fd()), &st) != nil || st.Blocks == 0 || uint64(size) <= st.Blocks*uint64(st.Bsize)
+	space, err := diskspace.OfFile(f)
+	return err != nil || size <= space.Total
 }

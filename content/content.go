@@ -34,6 +34,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -72,7 +73,7 @@ type Store struct {
 	opts  Options
 	hooks hooks
 	trash trash
-	room  *room
+	space diskspace.Ledger
 	wg    sync.WaitGroup // deletions that are not durable yet
 
 	// gate is held for reading from when bytes get their name under blobs/ until they are recorded and held, and while a
@@ -115,7 +116,6 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		root:    root,
 		db:      db,
 		hooks:   noHooks(),
-		room:    newRoom(),
 		writers: map[string]*writer{},
 		ingests: map[digest.Digest][]*ingest{},
 	}

@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/diskspace"
 )
 
 // writeback is how many bytes are written between two requests to the kernel to start writing them out, so that the
@@ -44,10 +46,10 @@ type writer struct {
 	offset  int64
 	started time.Time
 	updated time.Time
-	flushed int64    // bytes that the kernel was asked to write out
-	due     *promise // for the bytes that were announced but not written
-	dirty   bool     // an fsync is due
-	broken  error    // of a write that failed; Truncate clears it
+	flushed int64              // bytes that the kernel was asked to write out
+	due     *diskspace.Promise // for the bytes that were announced but not written
+	dirty   bool               // an fsync is due
+	broken  error              // of a write that failed; Truncate clears it
 	digest  digest.Digest
 	done    bool
 }
@@ -129,7 +131,7 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 	hs.s.mu.Unlock()
 	w.f, w.started, w.updated = f, st.StartedAt, st.UpdatedAt
 	w.offset, w.flushed, w.dirty = st.Offset, st.Offset, true
-	if err := w.promise(ctx, f); err != nil {
+	if err := w.promise(ctx); err != nil {
 		return nil, w.giveUp(err)
 	}
 	w.sum.Store(hs.s.sum(f, st.Offset))
@@ -247,7 +249,7 @@ func (w *writer) Write(p []byte) (int, error) {
 		return n, err
 	}
 	if w.offset > w.total && (w.total > 0 || w.offset-w.flushed >= writeback) { // more than was announced
-		if err := w.hs.s.room.fits(w.f, spare); err != nil {
+		if err := w.hs.s.space.Fits(w.f, spare); err != nil {
 			return n, w.giveUp(fmt.Errorf("ingest %.200q: %w", w.ref, err))
 		}
 	}
@@ -269,7 +271,7 @@ func (w *writer) writePieces(p []byte) (written int, err error) {
 		n, err = w.hs.s.hooks.writeAt(w.f, p[:min(len(p), piece)], w.offset)
 		w.sum.Load().hash.Write(p[:n])
 		w.offset += int64(n)
-		w.hs.s.room.wrote(w.due, int64(n))
+		w.due.Wrote(int64(n))
 		written, p = written+n, p[n:]
 	}
 	return written, err
@@ -310,7 +312,7 @@ func (w *writer) Truncate(size int64) error {
 		return fmt.Errorf("ingest %.200q: can't be cut to %d bytes, only to none: %w", w.ref, size, errdefs.ErrInvalidArgument)
 	}
 	if w.offset > 0 {
-		w.hs.s.room.again(w.due, max(w.total, 0))
+		w.due.Reset(max(w.total, 0))
 		w.offset = 0
 		w.follow(w.in().digest)
 	}
@@ -337,7 +339,7 @@ func (w *writer) Close() error {
 // close gives up the ref. Called with mu held, or before anybody else knows w.
 func (w *writer) close(state ingestState, cause string) error {
 	w.done = true
-	w.hs.s.room.end(w.due)
+	w.due.End()
 	s := w.hs.s
 	w.in().end(state, cause)
 	s.register(w.in(), nil)

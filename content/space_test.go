@@ -12,13 +12,15 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/tank-snapshotter/tank/internal/diskspace"
 )
 
 // disk is a small one: what is written to it is taken off its free space.
 type disk struct{ free int64 }
 
 func (d *disk) use(r *root) {
-	r.room.free = func(*os.File) (int64, error) { return d.free, nil }
+	r.space.Space = func(diskspace.File) (diskspace.Space, error) { return diskspace.Space{Free: d.free}, nil }
 	r.hooks.writeAt = func(f *os.File, p []byte, off int64) (int, error) {
 		n, err := f.WriteAt(p, off)
 		d.free -= int64(n)
@@ -68,7 +70,7 @@ func TestRoom(t *testing.T) {
 		}
 		must(t, hs.Abort(t.Context(), "second"))
 	}
-	if n := len(r.room.promises); n != 0 {
+	if n := r.space.Promises(); n != 0 {
 		t.Errorf("%d promises stay", n)
 	}
 	// One that does not fit is not resumed later either: it would hold a full disk until then.
@@ -146,7 +148,7 @@ func TestRoomForAnImage(t *testing.T) {
 		if d.free = tc.free; tc.ok {
 			shortages = 0
 		}
-		err := hs.Room(t.Context(), all, tc.again)
+		err := hs.CheckSpace(t.Context(), all, tc.again)
 		if (err == nil) != tc.ok || err != nil && !errdefs.IsResourceExhausted(err) || shortages != tc.shortages {
 			t.Errorf("%s: %v after %d shortages", tc.name, err, shortages)
 		}
@@ -154,12 +156,12 @@ func TestRoomForAnImage(t *testing.T) {
 	// Somebody makes room.
 	shortages, d.free = 0, 0
 	r.opts.OnShortage = func(context.Context) bool { d.free = 130; return true }
-	must(t, hs.Room(t.Context(), all, false))
+	must(t, hs.CheckSpace(t.Context(), all, false))
 	d.free = 0
 	_, err := hs.Writer(t.Context(), content.WithRef("x"), content.WithDescriptor(ocispec.Descriptor{Size: 130}))
 	must(t, err)
 	sum := []ocispec.Descriptor{{Digest: "a", Size: math.MaxInt64}, {Digest: "b", Size: 1}}
-	class(t, errdefs.IsResourceExhausted, hs.Room(t.Context(), sum, true))
+	class(t, errdefs.IsResourceExhausted, hs.CheckSpace(t.Context(), sum, true))
 }
 
 // TestSlowPromise shows that a download which announces all that is free, and trickles, does not keep others from the disk.
@@ -167,35 +169,20 @@ func TestSlowPromise(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	d := disk{free: 64 << 20}
 	d.use(r)
+	const window = 5 * time.Second // over which a rate is measured
+	now := time.Now()
+	r.space.Now = func() time.Time { return now }
 	slow := start(t, r.For(alice), "slow", ocispec.Descriptor{Size: d.free})
 	other := ocispec.Descriptor{Size: 8 << 20}
 	_, err := r.For(bob).Writer(t.Context(), content.WithRef("other"), content.WithDescriptor(other))
 	class(t, errdefs.IsResourceExhausted, err)
 	for range 3 {
-		r.room.mu.Lock()
-		slow.due.since = slow.due.since.Add(-slowWindow)
-		r.room.mu.Unlock()
+		now = now.Add(window)
 		write(t, slow, "x")
 	}
 	start(t, r.For(bob), "other", other)
-	r.room.mu.Lock() // it becomes fast
-	slow.due.since, slow.due.bytes = slow.due.since.Add(-slowWindow), 2*slowRate*int64(slowWindow/time.Second)
-	r.room.mu.Unlock()
+	write(t, slow, strings.Repeat("x", 4<<20)) // it becomes fast
+	now = now.Add(window)
 	_, err = r.For(bob).Writer(t.Context(), content.WithRef("third"), content.WithDescriptor(other))
 	class(t, errdefs.IsResourceExhausted, err)
-}
-
-func TestFreeSpace(t *testing.T) {
-	dir, err := os.Open(t.TempDir())
-	must(t, err)
-	defer dir.Close()
-	if n, err := freeSpace(dir); err != nil || n <= 0 {
-		t.Errorf("%d bytes are free, %v", n, err)
-	}
-	proc, err := os.Open("/proc") // a file system without a size
-	must(t, err)
-	defer proc.Close()
-	if n, err := freeSpace(proc); err != nil || n != math.MaxInt64 {
-		t.Errorf("%d bytes are free, %v", n, err)
-	}
 }

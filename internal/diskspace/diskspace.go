@@ -1,0 +1,193 @@
+// Package diskspace compares what is going to be written with the free space of a file system.
+//
+// It owns nothing on disk.
+//
+// Its invariant: the bytes that a Ledger has promised fit together into the space that was free when it promised the
+// last of them.
+//
+// The surprising rule: free space is what an ordinary user may write, also for root, so that the blocks that a file
+// system reserves stay free. A file system that does not report its size counts as having enough.
+package diskspace
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
+)
+
+// Space is the size of a file system, in bytes; math.MaxInt64 where the file system does not report it.
+type Space struct {
+	Free  int64 // what a process without privileges may still write
+	Total int64
+}
+
+// File is an open file or directory, for example an *os.File.
+type File interface {
+	Fd() uintptr
+	Name() string
+}
+
+// Of returns the space of the file system of a path.
+func Of(path string) (Space, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return Space{}, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return space(&st), nil
+}
+
+// OfFile returns the space of the file system of an open file.
+func OfFile(f File) (Space, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return Space{}, &os.PathError{Op: "statfs", Path: f.Name(), Err: err}
+	}
+	return space(&st), nil
+}
+
+func space(st *unix.Statfs_t) Space {
+	block := uint64(max(st.Bsize, 1))
+	if st.Blocks == 0 || max(st.Blocks, st.Bavail) > math.MaxInt64/block {
+		return Space{math.MaxInt64, math.MaxInt64}
+	}
+	return Space{int64(st.Bavail * block), int64(st.Blocks * block)}
+}
+
+// A promise to a download that brings less than slowRate over slowWindow does not count: a registry that announces as
+// much as is free, and then sends slowly, must not keep others from the disk.
+const (
+	slowRate   = 256 << 10 // bytes per second
+	slowWindow = 5 * time.Second
+)
+
+// Ledger holds what downloads have announced against the free space: a download begins only if all of it fits beside
+// what the others have announced and not written yet. The zero value is ready to use. Its methods and those of its
+// promises may be called by several goroutines at once.
+type Ledger struct {
+	Space func(File) (Space, error) // nil: OfFile
+	Now   func() time.Time          // nil: time.Now
+
+	promising sync.Mutex // held from reading the free space until the promise is recorded
+
+	mu       sync.Mutex // guards promises and what is in them
+	promises map[*Promise]struct{}
+}
+
+// Promise is the number of bytes that one download has announced and not written. All methods of nil do nothing.
+type Promise struct {
+	ledger *Ledger
+	due    int64
+	since  time.Time // when the window began
+	bytes  int64     // written in the window
+	slow   bool      // the window before it was slow
+}
+
+func (l *Ledger) now() time.Time {
+	if l.Now != nil {
+		return l.Now()
+	}
+	return time.Now()
+}
+
+// promised returns how many bytes downloads that are not slow have announced and not written.
+func (l *Ledger) promised() (bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	for p := range l.promises {
+		if p.count(now, 0); !p.slow {
+			bytes += p.due
+		}
+	}
+	return bytes
+}
+
+// count adds n bytes to the window and, if that is over, begins the next one. Called with the ledger's mu held.
+func (p *Promise) count(now time.Time, n int64) {
+	p.bytes += n
+	if took := now.Sub(p.since); took >= slowWindow {
+		p.slow = float64(p.bytes) < slowRate*took.Seconds()
+		p.since, p.bytes = now, 0
+	}
+}
+
+// Fits returns errdefs.ErrResourceExhausted unless so many bytes fit into the file system of f beside what is promised.
+func (l *Ledger) Fits(f File, bytes int64) error {
+	look := l.Space
+	if look == nil {
+		look = OfFile
+	}
+	space, err := look(f)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
+	}
+	if others := l.promised(); bytes > space.Free-others {
+		free := max(space.Free, 0)
+		err := fmt.Errorf("disk: %d bytes are needed, %d are free, and %d of these are promised to other downloads: %w",
+			bytes, free, max(min(others, free), 0), errdefs.ErrResourceExhausted)
+		return cause.Mark(err, cause.DiskFull, "")
+	}
+	return nil
+}
+
+// Promise promises bytes of the file system of f to a download, under the condition of Fits. End ends the promise.
+func (l *Ledger) Promise(f File, bytes int64) (*Promise, error) {
+	l.promising.Lock()
+	defer l.promising.Unlock()
+	p := &Promise{ledger: l, due: bytes, since: l.now()}
+	if err := l.Fits(f, bytes); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.promises == nil {
+		l.promises = map[*Promise]struct{}{}
+	}
+	l.promises[p] = struct{}{}
+	return p, nil
+}
+
+// Promises returns how many promises have not ended.
+func (l *Ledger) Promises() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.promises)
+}
+
+// Wrote subtracts n bytes that were written.
+func (p *Promise) Wrote(n int64) {
+	if p == nil {
+		return
+	}
+	p.ledger.mu.Lock()
+	defer p.ledger.mu.Unlock()
+	p.count(p.ledger.now(), n)
+	p.due = max(p.due-n, 0)
+}
+
+// Reset makes it a promise of that many bytes, whatever was written.
+func (p *Promise) Reset(bytes int64) {
+	if p == nil {
+		return
+	}
+	p.ledger.mu.Lock()
+	defer p.ledger.mu.Unlock()
+	p.due = bytes
+}
+
+// End ends the promise.
+func (p *Promise) End() {
+	if p == nil {
+		return
+	}
+	p.ledger.mu.Lock()
+	defer p.ledger.mu.Unlock()
+	delete(p.ledger.promises, p)
+}

@@ -278,7 +278,11 @@ func (s *Session) bindDirect(tx *metadata.Tx, bs []metadata.Binding) (known bool
 
 // newHolder returns the holder of a caller that is not known: metadata.Containerd if no binding has it, otherwise a new
 // one. What a Tank without bindings recorded belongs to a database that is older than those records.
-func (s *Session) newHolder(tx *metadata.Tx, bs []metadata.Binding, id string) (_ metadata.Holder, settled bool, _ error) {
+func (s *Session) newHolder(
+	tx *metadata.Tx,
+	bs []metadata.Binding,
+	id string,
+) (_ metadata.Holder, settled bool, _ error) {
 	if _, bound := metadata.BindingOf(bs, metadata.Containerd); bound {
 		return metadata.ContainerdHolder(id), false, nil
 	}

@@ -125,7 +125,10 @@ func (s *Session) search(ctx context.Context, keys []string) (found map[string]b
 	})
 	found, err := s.b.opts.Mentions(ctx, s.file, keys)
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("database", s.file.Path).Warn("the database of a containerd can't be searched")
+		log.G(ctx).
+			WithError(err).
+			WithField("database", s.file.Path).
+			Warn("the database of a containerd can't be searched")
 		return nil, false
 	}
 	return found, true

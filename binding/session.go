@@ -131,7 +131,8 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 	if s.binding.ID == direct {
 		return false, nil
 	}
-	// A process that goes on may send a smaller number late: calls at once, of which one is repeated after Tank's restart.
+	// A process that goes on may send a smaller number late: calls at once, of which one is repeated after Tank's
+	// restart.
 	last := uint64(0)
 	if !s.continued {
 		if err := s.b.db.View(func(tx *metadata.Tx) error {

@@ -15,41 +15,45 @@ import (
 )
 
 const (
-	// deferredDelay is how long after its first change a batch of UpdateDeferred is made durable at the latest.
+	// deferredDelay is the longest time from the first change of UpdateDeferred in a batch until the batch is durable.
 	deferredDelay = 100 * time.Millisecond
-	// maxJoined bounds what has to be run again when a change fails.
+	// maxJoined is the largest number of changes in a batch: all of them run again when one fails.
 	maxJoined = 128
 )
 
-// soon is the write transaction that changes are gathered in. Making one durable costs the disk two flushes, whatever is in it.
+// pending is the write transaction that collects changes until it is committed. A commit costs the disk two flushes,
+// however many changes it has.
 type pending struct {
-	deferred atomic.Bool  // the batch has what UpdateDeferred answered: readers have to see it, and look at nothing else of a batch
-	queued   atomic.Int32 // writers that wait for the lock, and will make what they find durable
+	// deferred is true if the batch has a change for which UpdateDeferred has returned: readers must see that change. A
+	// batch without one has nothing that a reader must see.
+	deferred atomic.Bool
+	queued   atomic.Int32 // writers that wait for mu; the last of them commits the batch
 
 	mu    lockorder.Mutex // guards what follows; the goroutine that runs changes holds it
 	batch *batch          // nil while none is open
 }
 
-// batch is one open write transaction with the changes in it.
+// batch is one open write transaction and its changes.
 type batch struct {
 	bolt    *bolt.Tx
 	changes []func(*Tx) error
-	awaited bool          // somebody returns only when it is durable
-	final   bool          // it has a change of Update, which may not be run again
-	done    chan struct{} // closed when the batch is durable, or err says why it is not
+	awaited bool          // a caller of Update or Batch waits for it
+	final   bool          // it has a change of Update, which must not run again
+	done    chan struct{} // closed when the batch is durable or has failed, after err was set
 	err     error
 }
 
-// Update runs fn in the write transaction, of which there is one at a time, and makes it durable. Nothing is changed
-// when fn fails, or when it would leave a record without a holder (errdefs.ErrFailedPrecondition).
+// Update runs fn in the write transaction, of which there is one at a time, and returns when the change is durable. It
+// changes nothing if fn fails, or if a record would be left without a holder (errdefs.ErrFailedPrecondition).
 func (db *DB) Update(fn func(*Tx) error) error { return db.update(fn, false) }
 
-// Batch is Update for what may be called by many at once: they share one transaction, and with it the time of the disk. Nobody waits
-// for others to come. fn is run again when another one of the same transaction fails, so it does nothing but what it does to the Tx.
+// Batch is like Update, but callers that arrive together share one transaction and with it the time of the disk. No
+// caller waits for later ones. fn runs again if another function of the same transaction fails, so it must have no
+// effect other than on the Tx.
 func (db *DB) Batch(fn func(*Tx) error) error { return db.update(fn, true) }
 
-func (db *DB) update(fn func(*Tx) error, again bool) error {
-	b, err := db.gather(fn, again)
+func (db *DB) update(fn func(*Tx) error, repeatable bool) error {
+	b, err := db.gather(fn, repeatable)
 	if err != nil {
 		return err
 	}
@@ -57,8 +61,9 @@ func (db *DB) update(fn func(*Tx) error, again bool) error {
 	return b.err
 }
 
-// gather has fn join the batch and makes that durable, or leaves this to the next in the queue if fn may run again.
-func (db *DB) gather(fn func(*Tx) error, again bool) (*batch, error) {
+// gather adds fn to the batch. It then commits the batch, or leaves that to the next writer in the queue if fn may run
+// again.
+func (db *DB) gather(fn func(*Tx) error, repeatable bool) (*batch, error) {
 	db.pending.queued.Add(1)
 	db.pending.mu.Lock()
 	defer db.pending.mu.Unlock()
@@ -69,18 +74,19 @@ func (db *DB) gather(fn func(*Tx) error, again bool) (*batch, error) {
 	b, err := db.join(fn)
 	if b != nil {
 		b.awaited = b.awaited || err == nil
-		b.final = b.final || err == nil && !again
-		if b.awaited && (err == nil && !again || db.pending.queued.Load() == 0) {
+		b.final = b.final || err == nil && !repeatable
+		if b.awaited && (err == nil && !repeatable || db.pending.queued.Load() == 0) {
 			db.commitBatch()
 		}
 	}
 	return b, err
 }
 
-// UpdateDeferred is Update for releases that come by the hundred, one after another, while somebody holds a lock: it returns
-// without waiting for the disk. Whoever begins a transaction after that sees the change. wait returns when it is durable,
-// in a tenth of a second or when another transaction begins, with the error if that failed; until then no bytes may be
-// deleted, since a crash undoes the change. fn is run again when another one of the same batch fails.
+// UpdateDeferred is like Update, but returns without waiting for the disk. It is for releases that come by the
+// hundred, one after another, while the caller holds a lock. Transactions that begin later see the change. The
+// function wait returns when the change is durable, or the error if the commit failed; that takes at most a tenth of
+// a second. Until then the caller must not delete bytes, because a crash undoes the change. fn runs again if another
+// function of the same batch fails.
 func (db *DB) UpdateDeferred(fn func(*Tx) error) (wait func() error, err error) {
 	db.pending.mu.Lock()
 	defer db.pending.mu.Unlock()
@@ -99,8 +105,9 @@ func (db *DB) UpdateDeferred(fn func(*Tx) error) (wait func() error, err error) 
 	}, nil
 }
 
-// join runs fn in the open batch, or in a new one. After an error the batch is what it was before; nil if that was none, or if it
-// was lost, which those who wait for it are told. soon.mu is held.
+// join runs fn in the open batch, or in a new one. After an error the batch has the changes it had before. b is nil if
+// there was no batch, or if restoring it failed; callers that wait for that batch receive the error. The caller holds
+// pending.mu.
 func (db *DB) join(fn func(*Tx) error) (b *batch, err error) {
 	if b = db.pending.batch; b == nil {
 		if b, err = db.openBatch(); err != nil {
@@ -115,7 +122,7 @@ func (db *DB) join(fn func(*Tx) error) (b *batch, err error) {
 	return b, nil
 }
 
-// openBatch begins a batch. soon.mu is held.
+// openBatch begins a batch. The caller holds pending.mu.
 func (db *DB) openBatch() (b *batch, err error) {
 	tx, err := db.begin()
 	if err != nil {
@@ -131,7 +138,8 @@ func (b *batch) run(fn func(*Tx) error) (err error) {
 	return apply(b.bolt, fn)
 }
 
-// replay undoes what a failed change left in the transaction: it begins again and repeats the others. soon.mu is held.
+// replay removes what a failed change left in the transaction: it begins a new one and repeats the other changes. The
+// caller holds pending.mu.
 func (db *DB) replay(b *batch) (err error) {
 	if err := b.rollback(); err != nil || len(b.changes) == 0 {
 		db.closeBatch(b, err)
@@ -144,7 +152,7 @@ func (db *DB) replay(b *batch) (err error) {
 	return nil
 }
 
-// rerun runs all of a batch in a new transaction. soon.mu is held.
+// rerun repeats all changes of a batch in a new transaction. The caller holds pending.mu.
 func (db *DB) rerun(b *batch) (err error) {
 	if b.bolt, err = db.begin(); err != nil {
 		return err
@@ -170,10 +178,10 @@ func (b *batch) rollback() (err error) {
 	return b.bolt.Rollback()
 }
 
-// Flush makes durable what UpdateDeferred gathered so far.
+// Flush commits the pending changes and returns when they are durable.
 func (db *DB) Flush() { db.flush(nil) }
 
-// settle makes a batch durable; nil means the one that is open.
+// flush commits a batch if it is still open; nil means the open one.
 func (db *DB) flush(b *batch) {
 	if !db.pending.deferred.Load() {
 		return
@@ -185,7 +193,7 @@ func (db *DB) flush(b *batch) {
 	}
 }
 
-// settleBatch makes the open batch durable, if there is one. soon.mu is held.
+// commitBatch commits the open batch, if there is one. The caller holds pending.mu.
 func (db *DB) commitBatch() {
 	b := db.pending.batch
 	if b == nil {
@@ -209,11 +217,11 @@ func (db *DB) commitBatch() {
 
 func (b *batch) commit() (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
-	defer func() { _ = b.bolt.Rollback() }() // of a panic, which would keep everybody from writing; else there is nothing to undo
+	defer func() { _ = b.bolt.Rollback() }() // after a panic, which would block all writers; otherwise it does nothing
 	return b.bolt.Commit()
 }
 
-// closeBatch tells those who wait. soon.mu is held.
+// closeBatch ends a batch and wakes the callers that wait for it. The caller holds pending.mu.
 func (db *DB) closeBatch(b *batch, err error) {
 	b.err = err
 	db.pending.batch = nil
@@ -221,17 +229,17 @@ func (db *DB) closeBatch(b *batch, err error) {
 	close(b.done)
 }
 
-// ViewPending is View for short looks: what UpdateDeferred gathered is seen, and not made durable for it. fn reads a few records; it
-// keeps writers waiting. What somebody waits for to become durable is seen when it is.
+// ViewPending is like View, but sees pending changes without committing them. fn must read only a few records, because
+// writers wait meanwhile. A batch that a caller of Update waits for is committed anyway, so ViewPending waits for it.
 func (db *DB) ViewPending(fn func(*Tx) error) error {
-	if seen, err := db.viewPending(fn); seen {
+	if ran, err := db.viewPending(fn); ran {
 		return err
 	}
 	return db.ViewCommitted(fn)
 }
 
-// glance looks at the batch, if something of it was answered.
-func (db *DB) viewPending(fn func(*Tx) error) (seen bool, err error) {
+// viewPending runs fn in the batch if it has changes that a reader must see.
+func (db *DB) viewPending(fn func(*Tx) error) (ran bool, err error) {
 	if !db.pending.deferred.Load() {
 		return false, nil
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// A batch whose commit meets a damaged page ends with an error: what was in it is as before, and others write on.
+// A batch whose commit meets a damaged page ends with an error. Its changes are undone, and later writers succeed.
 func TestUpdateSoonDamaged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	db, err := metadata.Open(path, nil)
@@ -33,7 +33,7 @@ func TestUpdateSoonDamaged(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	// The first page with flags gets so empty that the commit looks at the one beside it.
+	// The first page of flags becomes so empty that the commit reads its neighbour.
 	wait, err := db.UpdateDeferred(func(tx *metadata.Tx) error {
 		for i := range 50 {
 			if err := tx.SetFlag(key(i), ""); err != nil {
@@ -51,7 +51,7 @@ func TestUpdateSoonDamaged(t *testing.T) {
 	}
 	if err := db.View(func(tx *metadata.Tx) error {
 		if tx.Flag(key(0)) == "" {
-			t.Error("what was not made durable is gone all the same")
+			t.Error("a change that was not committed is visible")
 		}
 		return nil
 	}); err != nil {
@@ -65,11 +65,11 @@ func TestUpdateSoonDamaged(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(5 * time.Second):
-		t.Fatal("nobody can write any more")
+		t.Fatal("no writer gets its turn any more")
 	}
 }
 
-// damage changes what the pages say of themselves that hold text.
+// damage changes the headers of the pages that contain text.
 func damage(t *testing.T, path, text string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

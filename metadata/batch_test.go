@@ -21,7 +21,7 @@ func commits(t *testing.T, db *metadata.DB) int {
 	return n
 }
 
-// besideWriter calls fn n times at once while somebody writes, so that they all wait for the same.
+// besideWriter makes n concurrent calls of fn while another writer runs, so that all of them wait for it.
 func besideWriter(t *testing.T, db *metadata.DB, n int, fn func(i int)) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -41,8 +41,8 @@ func besideWriter(t *testing.T, db *metadata.DB, n int, fn func(i int)) {
 	wg.Wait()
 }
 
-// Who calls Batch while somebody writes shares the next transaction; what was answered is on the disk, and one that fails spoils
-// nothing for the others.
+// Calls of Batch that arrive while another writer runs share the next transaction. When a call returns, its change is on
+// the disk, and a change that fails has no effect on the others.
 func TestBatch(t *testing.T) {
 	const n = 40
 	broken := errors.New("no")
@@ -91,7 +91,7 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// A writer that may run once only takes along what waits, and is not run again.
+// An Update commits the changes that wait along with its own, and does not run again.
 func TestBatchBesideUpdate(t *testing.T) {
 	const n = 12
 	db := open(t)
@@ -105,7 +105,8 @@ func TestBatchBesideUpdate(t *testing.T) {
 		case 1:
 			err = db.Batch(release(i))
 		case 2:
-			if err = db.Update(func(*metadata.Tx) error { runs[i]++; return errdefs.ErrAborted }); errdefs.IsAborted(err) {
+			err = db.Update(func(*metadata.Tx) error { runs[i]++; return errdefs.ErrAborted })
+			if errdefs.IsAborted(err) {
 				err = nil
 			}
 		}
@@ -116,7 +117,7 @@ func TestBatchBesideUpdate(t *testing.T) {
 	for i, r := range runs {
 		want := 1
 		if i%3 == 1 {
-			want = 0 // nobody counted
+			want = 0 // not counted
 		}
 		if r != want {
 			t.Errorf("%d ran %d times", i, r)
@@ -127,7 +128,7 @@ func TestBatchBesideUpdate(t *testing.T) {
 	}
 }
 
-// A release and the writer after it share a transaction, and a look at a few records does not wait for the disk.
+// A deferred release and the writer after it share a transaction, and ViewPending does not wait for the disk.
 func TestGlance(t *testing.T) {
 	db := open(t)
 	putBlobs(t, db, 3)
@@ -164,11 +165,11 @@ func TestGlance(t *testing.T) {
 		_, err := tx.Blob(blobOf(2))
 		return err
 	}); err != nil {
-		t.Errorf("a look beside nobody: %v", err)
+		t.Errorf("ViewPending without a writer: %v", err)
 	}
 }
 
-// What somebody waits for is not seen before it is durable: a crash would undo what was answered.
+// A change that a caller of Batch waits for is invisible until it is durable: a crash would undo what a reader saw.
 func TestGlanceIsDurable(t *testing.T) {
 	const n = 30
 	db := open(t)
@@ -199,12 +200,13 @@ func TestGlanceIsDurable(t *testing.T) {
 	})
 }
 
-// Readers don't wait for a writer's disk: only for what was answered and is not there yet.
+// Readers do not wait for the disk of a running writer.
 func TestReadersBesideWriter(t *testing.T) {
 	db := open(t)
 	putBlobs(t, db, 1)
 	if err := db.Update(func(*metadata.Tx) error {
-		for name, look := range map[string]func(func(*metadata.Tx) error) error{"View": db.View, "ViewPending": db.ViewPending} {
+		looks := map[string]func(func(*metadata.Tx) error) error{"View": db.View, "ViewPending": db.ViewPending}
+		for name, look := range looks {
 			done := make(chan error, 1)
 			go func() {
 				done <- look(func(tx *metadata.Tx) error {

@@ -8,7 +8,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// BenchmarkTransactions measures what a write and a look cost among 10,000 snapshots; how long a flush takes is a matter of TMPDIR.
+// BenchmarkTransactions measures a write and a read among 10,000 snapshots. The time of a flush depends on the disk of
+// TMPDIR.
 func BenchmarkTransactions(b *testing.B) {
 	db, err := metadata.Open(filepath.Join(b.TempDir(), "metadata.db"), nil)
 	if err != nil {

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Binding records which holder the containerd with a certain database acts for. See docs/adr/0019.
+// Binding records for which holder a containerd acts. A containerd is identified by its database; see docs/adr/0019.
 type Binding struct {
 	ID     string `json:"id"`
 	Holder Holder `json:"holder"`
-	// Inode and Born are the inode number and the birth time of the file of the database. Both are zero for a caller
-	// whose database Tank could not look at, and in a binding that another one has replaced.
+	// Inode and Born are the inode number and the birth time of the database's file. Both are zero for a caller whose
+	// database Tank could not open, and in a binding that another one has replaced.
 	Inode uint64    `json:"inode,omitempty"`
 	Born  time.Time `json:"born,omitzero"`
-	// Path is where the file was when it was last seen. Empty: unknown.
+	// Path is the path of the file when it was last seen. Empty: unknown.
 	Path string `json:"path,omitempty"`
 	// Writes is the number of the last transaction that was seen in the database. A smaller one later means that the
 	// file was emptied, or restored from a backup. 0: not known.
@@ -25,8 +25,8 @@ type Binding struct {
 	// First is, by namespace, the sequence number of the first snapshot that this database made here. The database can
 	// know a snapshot with a smaller number only from somewhere else.
 	First map[string]uint64 `json:"first,omitempty"`
-	// Settled is true if the database was recognized as the one that made what the holder holds. It never takes over
-	// another holder.
+	// Recognized is true if the database was found to be the one that made what the holder holds. Such a binding never
+	// changes to another holder.
 	Recognized bool `json:"settled,omitempty"`
 	// Process identifies the process that was connected last.
 	Process string    `json:"process,omitempty"`
@@ -61,10 +61,10 @@ func (tx *Tx) DeleteBinding(id string) error {
 	return tx.bolt.Bucket(bucketMeta).Delete([]byte(bindingPrefix + id))
 }
 
-// containerdPrefix begins the holder names of all containerds but the first.
+// containerdPrefix is the prefix of the holders of all containerds but the first.
 const containerdPrefix = string(Containerd) + "/"
 
-// ContainerdHolder is the holder of a containerd that is not the first of its root.
+// ContainerdHolder returns the holder of a containerd that is not the first of its root.
 func ContainerdHolder(id string) Holder { return Holder(containerdPrefix + id) }
 
 // IsContainerd reports whether h is the holder of a containerd.
@@ -73,8 +73,8 @@ func (h Holder) IsContainerd() bool {
 	return kind == HolderContainerd
 }
 
-// SnapshotKey is the key under which the snapshot is recorded that the holder calls key. Containerds number their
-// snapshots independently of each other, so two of them choose the same keys.
+// SnapshotKey returns the key under which a snapshot is recorded that the holder itself calls key. The holder is a
+// part of it because two containerds number their snapshots independently of each other and choose the same keys.
 func (h Holder) SnapshotKey(key string) string {
 	if key == "" || h == Containerd || !h.IsContainerd() {
 		return key
@@ -82,7 +82,7 @@ func (h Holder) SnapshotKey(key string) string {
 	return string(h) + "/" + key
 }
 
-// SnapshotName undoes SnapshotKey.
+// SnapshotName is the reverse of SnapshotKey.
 func (h Holder) SnapshotName(key string) string {
 	if h == Containerd || !h.IsContainerd() {
 		return key
@@ -90,11 +90,11 @@ func (h Holder) SnapshotName(key string) string {
 	return strings.TrimPrefix(key, string(h)+"/")
 }
 
-// Rekeyed is a snapshot that got another key.
+// Rekeyed is a snapshot whose key has changed.
 type Rekeyed struct{ Old, New string }
 
-// HandOver gives everything that from holds to to, and renames the snapshots to keys of to. If to has another snapshot
-// with the same key, to keeps that one under a new key. Both are holders of containerds.
+// HandOver makes to hold everything that from holds, and renames the snapshots to keys of to. If to already has a
+// snapshot with such a key, that snapshot stays and gets a new key. Both holders are containerds.
 func (tx *Tx) HandOver(from, to Holder) ([]Rekeyed, error) {
 	keys, err := tx.HeldSnapshots(from)
 	if err != nil {
@@ -147,10 +147,10 @@ func (tx *Tx) moveHold(from, to Holder, n Node) error {
 	return tx.Release(from, n)
 }
 
-// setAside is a part of the key of a snapshot that had to give its key to another one.
+// setAside is a part of the new key of a snapshot whose old key another snapshot needed.
 const setAside = " (replaced "
 
-// freeKey returns an unused key for a snapshot that has to give up its own.
+// freeKey returns an unused key for a snapshot whose key another one needs.
 func (tx *Tx) freeKey(key string) string {
 	for n := 1; ; n++ {
 		if free := fmt.Sprintf("%s%s%d)", key, setAside, n); !tx.has(SnapshotNode(free)) {
@@ -159,7 +159,7 @@ func (tx *Tx) freeKey(key string) string {
 	}
 }
 
-// Newest returns when the newest snapshot or blob that h holds was recorded; the zero time when h holds neither.
+// Newest returns when the newest snapshot or blob that h holds was recorded. It is the zero time if h holds neither.
 func (tx *Tx) Newest(h Holder) (newest time.Time, err error) {
 	var record struct {
 		Created time.Time `json:"created"`
@@ -183,7 +183,7 @@ func (tx *Tx) HoldsAny(h Holder) bool {
 	return len(pageOf(tx.bolt.Bucket(bucketHolds), join(string(h), ""), "", 1)) > 0
 }
 
-// Sequence splits a key of containerd's, "<namespace>/<sequence>/<name>". ok is false for any other key.
+// Sequence splits a containerd key, "<namespace>/<sequence>/<name>". ok is false for any other key.
 func Sequence(key string) (namespace string, sequence uint64, ok bool) {
 	namespace, rest, ok := strings.Cut(key, "/")
 	digits, _, more := strings.Cut(rest, "/")
@@ -199,7 +199,7 @@ func Sequence(key string) (namespace string, sequence uint64, ok bool) {
 	return namespace, sequence, true
 }
 
-// LastSequence is the largest sequence number of the snapshots in a namespace that h holds, 0 when there are none.
+// LastSequence returns the largest sequence number of the snapshots in a namespace that h holds; 0 if there are none.
 func (tx *Tx) LastSequence(h Holder, namespace string) (last uint64) {
 	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
 	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {
@@ -210,8 +210,8 @@ func (tx *Tx) LastSequence(h Holder, namespace string) (last uint64) {
 	return last
 }
 
-// SetAside gives other keys to the snapshots in a namespace that h holds with this sequence number or a larger one.
-// Their database does not know them any more, and is about to use these numbers again.
+// SetAside gives new keys to the snapshots in a namespace that h holds and whose sequence number is at least sequence.
+// Their containerd's database does not know them any more and will use these numbers again.
 func (tx *Tx) SetAside(h Holder, namespace string, sequence uint64) (moved []Rekeyed, err error) {
 	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
 	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {
@@ -233,10 +233,10 @@ func (tx *Tx) SetAside(h Holder, namespace string, sequence uint64) (moved []Rek
 	return moved, nil
 }
 
-// latest orders bindings by when they were seen, the latest first.
+// latest orders bindings by the time at which they were seen, the latest first.
 func latest(a, b Binding) int { return cmp.Or(b.Seen.Compare(a.Seen), strings.Compare(a.ID, b.ID)) }
 
-// BindingOf returns the latest binding to a holder. ok is false when there is none.
+// BindingOf returns the latest binding to a holder. ok is false if there is none.
 func BindingOf(bs []Binding, h Holder) (b Binding, ok bool) {
 	bs = slices.SortedFunc(slices.Values(bs), latest)
 	i := slices.IndexFunc(bs, func(b Binding) bool { return b.Holder == h })

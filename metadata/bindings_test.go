@@ -34,8 +34,8 @@ func TestSequence(t *testing.T) {
 	}
 }
 
-// TestHandOver: what one containerd holds becomes another's, by the names that its database has; nothing of the other
-// is lost.
+// TestHandOver moves what one containerd holds to another one, under the names of that one's database. Nothing that the
+// other one holds is lost.
 func TestHandOver(t *testing.T) {
 	second := metadata.ContainerdHolder("d1")
 	for _, tc := range []struct {
@@ -114,7 +114,9 @@ func TestHandOver(t *testing.T) {
 func TestBindings(t *testing.T) {
 	db := open(t)
 	now := time.Now().UTC()
-	old := metadata.Binding{ID: "d1", Holder: metadata.Containerd, Inode: 7, Born: now, Path: "/meta.db", Writes: 3, Seen: now}
+	old := metadata.Binding{
+		ID: "d1", Holder: metadata.Containerd, Inode: 7, Born: now, Path: "/meta.db", Writes: 3, Seen: now,
+	}
 	late := metadata.Binding{ID: "d0", Holder: metadata.Containerd, Recognized: true, Seen: now.Add(time.Hour)}
 	late.First = map[string]uint64{"default": 2}
 	must(t, db.Update(func(tx *metadata.Tx) error {

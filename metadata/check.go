@@ -17,7 +17,7 @@ import (
 // disagree, images and snapshots whose closure has gaps.
 func (db *DB) Check(report func(Fault)) (err error) {
 	damaged := func(err error) { report(Fault{Damage: DamagedRecords, Mend: MendRecords, Err: err}) }
-	defer func() { // pages so damaged that they can't be walked are a fault as well
+	defer func() { // pages that are too damaged to be walked are a fault as well
 		if errdefs.IsDataLoss(err) {
 			damaged(err)
 			err = nil
@@ -41,7 +41,7 @@ func (db *DB) Check(report func(Fault)) (err error) {
 	})
 }
 
-// checkPages takes the write transaction, so that no page is written meanwhile.
+// checkPages holds the write transaction, so that no page is written meanwhile.
 func (db *DB) checkPages(fault boltfile.Report) error {
 	db.pending.mu.Lock()
 	defer db.pending.mu.Unlock()
@@ -59,7 +59,7 @@ func (db *DB) checkPages(fault boltfile.Report) error {
 	return checkFile(f, true, fault)
 }
 
-// checkFile reports the faults in the pages of a database that nobody writes.
+// checkFile reports the faults in the pages of a database that no process writes meanwhile.
 func checkFile(f *os.File, leaked bool, fault boltfile.Report) error {
 	fi, err := f.Stat()
 	if err != nil {

@@ -22,19 +22,19 @@ import (
 // schema is the version of the buckets below. A file of a newer schema is refused.
 const schema = 1
 
-// The buckets. Keys of the indexes are joined by NUL, which no name may contain.
+// The buckets. The parts of an index key are joined by NUL, which no name may contain.
 var (
-	bucketMeta      = []byte("meta")      // name -> value: schema, and what SetFlag stores
+	bucketMeta      = []byte("meta")      // name -> value: schema, flags, bindings
 	bucketBlobs     = []byte("blobs")     // digest -> Blob
 	bucketLayers    = []byte("layers")    // layer or fix-up key -> Layer
 	bucketRootfs    = []byte("rootfs")    // manifest digest -> Rootfs
 	bucketSnapshots = []byte("snapshots") // snapshot key -> Snapshot
 	bucketImages    = []byte("images")    // reference -> Image
-	bucketPulls     = []byte("pulls")     // reference -> when its pull was renewed
+	bucketPulls     = []byte("pulls")     // reference -> Pull
 	bucketHolds     = []byte("holds")     // holder, kind, key -> nothing
 	bucketHeld      = []byte("held")      // kind, key, holder -> nothing: holds, by node
 	bucketChildren  = []byte("children")  // parent, child -> nothing: snapshots, by parent
-	bucketVerified  = []byte("verified")  // blob digest -> diff ID that it was seen to have
+	bucketVerified  = []byte("verified")  // blob digest -> diff ID that was computed for it
 	bucketDiffs     = []byte("diffs")     // diff ID, blob digest -> nothing: verified, by diff ID
 
 	buckets = [][]byte{
@@ -48,14 +48,16 @@ var (
 type Options struct {
 	// Timeout is how long Open waits for another process that has the file open. 0 means 100 ms.
 	Timeout time.Duration
-	// Spend runs a commit, and may run it again after it made room on a full disk: see internal/reserve. Changes of Update
-	// are committed without it, since they may not be run again. nil: a commit that finds the disk full fails.
+	// Spend runs a commit, and may make room on a full disk and run it again; see internal/reserve. A batch with a
+	// change of Update is committed without Spend, because that change must not run again. nil: a commit on a full disk
+	// fails.
 	Spend func(commit func() error) error
-	// NoSync leaves commits to the page cache. For tests and throw-away roots only: a power cut may lose the file.
+	// NoSync leaves commits in the page cache: a power cut may lose the file. It is for tests and temporary roots.
+	// false: commits are synced.
 	NoSync bool
-	// Existing has Open refuse a missing file with errdefs.ErrDataLoss. false: a missing file is created.
+	// Existing makes Open return errdefs.ErrDataLoss for a missing file. false: Open creates it.
 	Existing bool
-	// ReadOnly opens an existing file without writing to it: Update then returns errdefs.ErrFailedPrecondition. false: the
+	// ReadOnly opens an existing file and never writes to it: Update returns errdefs.ErrFailedPrecondition. false: the
 	// file is opened for writing.
 	ReadOnly bool
 }
@@ -70,9 +72,9 @@ type DB struct {
 // maxFile bounds the size of a database that is opened. A record is a few hundred bytes.
 const maxFile = 16 << 30
 
-// Open opens the database at path, and creates it when it is missing. It returns errdefs.ErrUnavailable while another
-// process has it open, errdefs.ErrFailedPrecondition when a newer Tank wrote it, and errdefs.ErrDataLoss when it is
-// empty, damaged or not a database of Tank's. A file that exists is never taken for a new one.
+// Open opens the database at path and creates a missing one. It returns errdefs.ErrUnavailable while another process
+// has the file open, errdefs.ErrFailedPrecondition if a newer Tank wrote it, and errdefs.ErrDataLoss if it is empty,
+// damaged or not a database of Tank's. Open never treats an existing file as a new one.
 func Open(path string, opts *Options) (*DB, error) {
 	var o Options
 	if opts != nil {
@@ -112,10 +114,10 @@ func newDB(b *bolt.DB, spend func(commit func() error) error) *DB {
 	return &DB{bolt: b, spend: spend, pending: pending{mu: lockorder.Mutex{Rank: lockorder.Database}}}
 }
 
-// openFile opens a database. file is the one that bbolt reads, which closes it.
+// openFile opens a database. file is the file that bbolt reads and closes.
 func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
 	defer func() {
-		// After a panic bbolt leaves the file locked and mapped, and the mapping keeps the lock.
+		// After a panic bbolt leaves the file locked and mapped, and the mapping would keep the lock.
 		if err != nil && file != nil {
 			_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
 			file.Close()
@@ -139,12 +141,12 @@ func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
 	case errors.As(err, new(unix.Errno)), errdefs.IsDataLoss(err):
 		return nil, file, err
 	}
-	// A fault that bbolt finds in the file, its size included.
+	// bbolt found a fault in the file or in its size.
 	return nil, file, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 }
 
-// openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would make a
-// database of an empty one.
+// openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would turn an empty
+// file into a new database.
 func openExisting(path string, flag int) (*os.File, error) {
 	f, err := os.OpenFile(path, flag&^os.O_CREATE|regular.Flags, 0)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
@@ -163,7 +165,7 @@ func openExisting(path string, flag int) (*os.File, error) {
 		err = fmt.Errorf("the file is empty: %w", errdefs.ErrDataLoss)
 	case st.Size > maxFile:
 		err = fmt.Errorf("%d bytes are too many for a database: %w", st.Size, errdefs.ErrDataLoss)
-	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0: // another user could choose what is served
+	case int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0: // another user could choose which bytes are served
 		err = cause.Mark(fmt.Errorf("another user can write to it (uid %d, mode %04o): %w",
 			st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition), cause.Exposed, "")
 	}
@@ -174,8 +176,8 @@ func openExisting(path string, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// verify returns errdefs.ErrDataLoss when a page of the file is damaged: bbolt would notice only when it comes across
-// that page, and some damage it takes for records that were deleted.
+// verify returns errdefs.ErrDataLoss if a page of the file is damaged. bbolt notices a damaged page only when it
+// reads it, and takes some damage for deleted records.
 func verify(file *os.File) error {
 	var first error
 	faults := 0
@@ -195,7 +197,7 @@ func verify(file *os.File) error {
 	return nil
 }
 
-// create makes the file under another name first: bbolt can't open a file whose first pages a power cut lost.
+// create makes the file under another name first, because bbolt can't open a file whose first pages a power cut lost.
 func create(path string) (err error) {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -214,7 +216,7 @@ func create(path string) (err error) {
 	return syncDir(filepath.Dir(path))
 }
 
-// createFile makes a database without records. It replaces one that was not finished.
+// createFile makes a database without records. It replaces an unfinished one.
 func createFile(path string) (b *bolt.DB, err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -251,8 +253,8 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// verifySchema returns errdefs.ErrDataLoss when the schema is missing, and errdefs.ErrFailedPrecondition for a newer one.
-// There is no older schema to migrate yet; a migration makes the buckets that it adds.
+// verifySchema returns errdefs.ErrDataLoss if the schema is missing, and errdefs.ErrFailedPrecondition if it is newer
+// than this program's. There is no older schema yet; a migration will create the buckets that it adds.
 func (db *DB) verifySchema() (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	return db.bolt.View(func(tx *bolt.Tx) error {
@@ -276,14 +278,15 @@ func notNewer(value []byte) error {
 		value, schema, errdefs.ErrFailedPrecondition), cause.Newer, "")
 }
 
-// Close closes the file. It waits for open transactions, and makes durable what UpdateDeferred was given.
+// Close commits pending changes, waits for open transactions and closes the file.
 func (db *DB) Close() (err error) {
 	db.flush(nil)
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	return db.bolt.Close()
 }
 
-// Probe returns when a reader and a writer had their turn. It writes nothing.
+// Probe begins and ends one read transaction and one write transaction, to show that neither is blocked. It writes
+// nothing.
 func (db *DB) Probe() (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	for _, write := range []bool{false, !db.bolt.IsReadOnly()} {
@@ -298,8 +301,9 @@ func (db *DB) Probe() (err error) {
 	return nil
 }
 
-// guard turns what bbolt does about a damaged file, which is to panic or to read where nothing is mapped, into an error of
-// class errdefs.ErrDataLoss. It is deferred, with the value that debug.SetPanicOnFault had.
+// recoverDamage returns an error of class errdefs.ErrDataLoss for a panic of bbolt's. On a damaged file bbolt panics,
+// or reads where nothing is mapped. It is deferred with the value that debug.SetPanicOnFault returned, and restores
+// it.
 func recoverDamage(old bool, err *error) {
 	debug.SetPanicOnFault(old)
 	if p := recover(); p != nil {
@@ -307,20 +311,20 @@ func recoverDamage(old bool, err *error) {
 	}
 }
 
-// View runs fn in a read transaction. fn must not call anybody else's code; see the package comment.
+// View commits pending changes and runs fn in a read transaction. fn must not call foreign code; see the package doc.
 func (db *DB) View(fn func(*Tx) error) (err error) {
 	db.flush(nil)
 	return db.ViewCommitted(fn)
 }
 
-// ViewCommitted is View of what is on the disk, without what UpdateDeferred still gathers: for who deletes bytes in the background,
-// and would have a batch end early by looking.
+// ViewCommitted is like View, but leaves pending changes pending and does not see them: it sees only what is on the
+// disk. Background deletion uses it, so that looking does not end a batch early.
 func (db *DB) ViewCommitted(fn func(*Tx) error) (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }
 
-// apply runs fn in a write transaction and holds the invariant.
+// apply runs fn in a write transaction and checks the invariant.
 func apply(btx *bolt.Tx, fn func(*Tx) error) error {
 	tx := &Tx{bolt: btx, touched: map[Node]bool{}}
 	if err := fn(tx); err != nil {

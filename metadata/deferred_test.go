@@ -50,7 +50,7 @@ func left(t *testing.T, db *metadata.DB, n int) (found []int) {
 	return found
 }
 
-// Whoever begins a transaction sees what UpdateDeferred did, and so does who opens the file next.
+// A later transaction sees what UpdateDeferred changed, and so does the next opening of the file.
 func TestUpdateSoon(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	db, err := metadata.Open(path, nil)
@@ -84,7 +84,7 @@ func TestUpdateSoon(t *testing.T) {
 		t.Errorf("a writer does not see that 1 was released: %v", err)
 	}
 	wait = soon(2)
-	if err := wait(); err != nil { // nobody else does anything
+	if err := wait(); err != nil { // no other transaction begins
 		t.Error(err)
 	}
 	if err := db.ViewCommitted(func(tx *metadata.Tx) error {
@@ -106,7 +106,7 @@ func TestUpdateSoon(t *testing.T) {
 	}
 }
 
-// A change that fails takes none of the same batch with it, and leaves nothing of itself.
+// A change that fails has no effect, and the others of its batch keep theirs.
 func TestUpdateSoonFails(t *testing.T) {
 	db := open(t)
 	putBlobs(t, db, 4)
@@ -127,7 +127,8 @@ func TestUpdateSoonFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.UpdateDeferred(func(tx *metadata.Tx) error { return errors.Join(release(3)(tx), broken) }); !errors.Is(err, broken) {
+	fails := func(tx *metadata.Tx) error { return errors.Join(release(3)(tx), broken) }
+	if _, err := db.UpdateDeferred(fails); !errors.Is(err, broken) {
 		t.Errorf("the failing one: %v", err)
 	}
 	second, err := db.UpdateDeferred(release(1))
@@ -142,7 +143,7 @@ func TestUpdateSoonFails(t *testing.T) {
 	}
 }
 
-// Hundreds of releases, one after another, wait for the disk a few times only.
+// Hundreds of releases, one after another, wait for the disk only a few times.
 func TestUpdateSoonIsQuick(t *testing.T) {
 	const n = 500
 	db := open(t)
@@ -168,7 +169,7 @@ func TestUpdateSoonIsQuick(t *testing.T) {
 	}
 }
 
-// Readers and writers of all kinds at once, under the race detector.
+// Readers and writers of all kinds run at once, for the race detector.
 func TestUpdateSoonBesideOthers(t *testing.T) {
 	const n = 90
 	db := open(t)
@@ -184,7 +185,8 @@ func TestUpdateSoonBesideOthers(t *testing.T) {
 			case 1:
 				wait, err = db.UpdateDeferred(release(i))
 			default:
-				if wait, err = db.UpdateDeferred(func(*metadata.Tx) error { return errdefs.ErrAborted }); errdefs.IsAborted(err) {
+				wait, err = db.UpdateDeferred(func(*metadata.Tx) error { return errdefs.ErrAborted })
+				if errdefs.IsAborted(err) {
 					wait, err = db.UpdateDeferred(release(i))
 				}
 			}

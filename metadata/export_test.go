@@ -11,5 +11,5 @@ func (db *DB) Commits() (n int, err error) {
 	return n, err
 }
 
-// Queued is how many writers wait for the one before them.
+// Queued is the number of writers that wait for another one.
 func (db *DB) Queued() int { return int(db.pending.queued.Load()) }

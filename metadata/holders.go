@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Hold keeps n for h; holding twice is holding once. errdefs.ErrNotFound when n has no record.
+// Hold makes h hold n. Holding a node twice is the same as once. It returns errdefs.ErrNotFound if n has no record.
 func (tx *Tx) Hold(h Holder, n Node) error {
 	if err := checkName("holder", string(h)); err != nil {
 		return err
@@ -28,8 +28,8 @@ func (tx *Tx) Hold(h Holder, n Node) error {
 	return tx.bolt.Bucket(bucketHeld).Put(join(string(n.Kind), n.Key, string(h)), nil)
 }
 
-// Release ends h's hold of n; the last one deletes the record. errdefs.ErrNotFound when h does not hold n, and
-// errdefs.ErrFailedPrecondition when it is the last hold of a snapshot that has children.
+// Release ends h's hold of n; the last release deletes the record. It returns errdefs.ErrNotFound if h does not hold
+// n, and errdefs.ErrFailedPrecondition for the last hold of a snapshot that has children.
 func (tx *Tx) Release(h Holder, n Node) error {
 	if !tx.Holds(h, n) {
 		return fmt.Errorf("%s %s: not held by %s: %w", n.Kind, n.Key, h, errdefs.ErrNotFound)
@@ -46,7 +46,7 @@ func (tx *Tx) Release(h Holder, n Node) error {
 	return tx.delete(n)
 }
 
-// delete deletes a record that nobody holds, and what hangs on it.
+// delete deletes a record without holders, and what belongs to it.
 func (tx *Tx) delete(n Node) error {
 	if n.Kind == KindSnapshot {
 		if err := tx.unlinkSnapshot(n.Key); err != nil {
@@ -59,7 +59,8 @@ func (tx *Tx) delete(n Node) error {
 	return tx.dropPairs(n)
 }
 
-// ReleaseAll ends all holds of h. errdefs.ErrFailedPrecondition when a snapshot that only h holds has a child of somebody else's.
+// ReleaseAll ends all holds of h. It returns errdefs.ErrFailedPrecondition if a snapshot that only h holds has a
+// child that another holder holds.
 func (tx *Tx) ReleaseAll(h Holder) error {
 	snapshots, err := tx.HeldSnapshots(h)
 	if err != nil {
@@ -80,7 +81,7 @@ func (tx *Tx) ReleaseAll(h Holder) error {
 	return nil
 }
 
-// MoveHolds gives all that from holds to to.
+// MoveHolds makes to hold everything that from holds, and ends the holds of from.
 func (tx *Tx) MoveHolds(from, to Holder) error {
 	for _, k := range []Kind{KindSnapshot, KindRootfs, KindLayer, KindBlob} {
 		for _, key := range tx.Held(from, k, "", -1) {
@@ -92,18 +93,18 @@ func (tx *Tx) MoveHolds(from, to Holder) error {
 	return tx.ReleaseAll(from)
 }
 
-// Holds says whether h holds n.
+// Holds reports whether h holds n.
 func (tx *Tx) Holds(h Holder, n Node) bool {
 	return exists(tx.bolt.Bucket(bucketHolds).Cursor(), join(string(h), string(n.Kind), n.Key))
 }
 
-// exists is needed because bbolt's Get tells an empty value from none only by a nil that Put(nil) also gives back.
+// exists reports whether a bucket has the key. bbolt's Get returns nil for a missing key, but also for an empty value.
 func exists(c interface{ Seek([]byte) ([]byte, []byte) }, key []byte) bool {
 	k, _ := c.Seek(key)
 	return bytes.Equal(k, key)
 }
 
-// Holders lists who holds n.
+// Holders lists the holders of n.
 func (tx *Tx) Holders(n Node) []Holder {
 	var hs []Holder
 	for _, h := range pageOf(tx.bolt.Bucket(bucketHeld), join(string(n.Kind), n.Key, ""), "", -1) {
@@ -112,13 +113,13 @@ func (tx *Tx) Holders(n Node) []Holder {
 	return hs
 }
 
-// Held returns a page of at most limit (all when negative) keys of the nodes of a kind that h holds, those that follow
-// after; "" is before the first.
+// Held returns the first keys of the nodes of a kind that h holds, at most limit of them, that are greater than
+// after. "" is less than every key; a negative limit means no limit.
 func (tx *Tx) Held(h Holder, k Kind, after string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(bucketHolds), join(string(h), string(k), ""), after, limit)
 }
 
-// HeldSnapshots lists the snapshots that h holds, children before their parents: the order in which they can be released.
+// HeldSnapshots lists the snapshots that h holds, children before their parents. They can be released in this order.
 func (tx *Tx) HeldSnapshots(h Holder) ([]string, error) {
 	keys := tx.Held(h, KindSnapshot, "", -1)
 	depths := make(map[string]int, len(keys))
@@ -158,19 +159,19 @@ func (tx *Tx) AllHolders() []Holder {
 	return hs
 }
 
-// PullLife is how long a pull that nobody renews keeps what it gathered.
+// PullLife is how long a pull that is not renewed keeps its holds.
 const PullLife = 24 * time.Hour
 
-// lapseGrace is how long after it was first found out of time a pull is let go: a clock that jumped shows itself
-// by then, and a pull that runs has renewed itself.
+// lapseGrace is the time between the marking of a pull that is older than PullLife and its end. If the clock has
+// jumped, it is set right within that time, or a pull that runs renews itself.
 const lapseGrace = time.Hour
 
-// Renew records that the pull of ref is alive at now.
+// Renew records that the pull of ref runs at the time now.
 func (tx *Tx) Renew(ref string, now time.Time) error {
 	return tx.put(bucketPulls, "pull", ref, Pull{Ref: ref, Renewed: now})
 }
 
-// EndPull forgets the pull of ref and releases all it holds. It is no error when there is none.
+// EndPull deletes the record of the pull of ref and releases all that it holds. A missing record is not an error.
 func (tx *Tx) EndPull(ref string) error {
 	if err := tx.bolt.Bucket(bucketPulls).Delete([]byte(ref)); err != nil {
 		return err
@@ -191,8 +192,8 @@ func (tx *Tx) Pulls() ([]Pull, error) {
 	return ps, nil
 }
 
-// Lapse ends the pulls that were not renewed for PullLife before now. A jump of the clock ends nothing at once: a pull
-// is only marked the first time, and ended when it is still out of time an hour later.
+// Lapse ends the pulls that were not renewed for PullLife before now. A jump of the clock ends nothing at once: the
+// first call only marks a pull, and a call an hour later ends it if it was not renewed since.
 func (tx *Tx) Lapse(now time.Time) error {
 	ps, err := tx.Pulls()
 	if err != nil {

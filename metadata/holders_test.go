@@ -9,7 +9,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestReleaseSnapshots: a holder's snapshots go children first, whatever their names are.
+// TestReleaseSnapshots releases a holder's snapshots, children before parents whatever their names are.
 func TestReleaseSnapshots(t *testing.T) {
 	db := open(t)
 	const holder, other = metadata.Containerd, metadata.Holder("other")
@@ -56,7 +56,7 @@ func TestReleaseSnapshots(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	// A parent stays as long as somebody's child stands on it.
+	// A parent stays as long as it has a child, whoever holds the child.
 	if err := db.Update(put("f", "e", holder)); err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestProbe(t *testing.T) {
 	go func() { answer <- db.Probe() }()
 	select {
 	case err := <-answer:
-		t.Errorf("the writer hangs, and the probe says %v", err)
+		t.Errorf("a writer hangs, and the probe returns %v", err)
 	default:
 	}
 	close(leave)

@@ -1,16 +1,3 @@
-// Package metadata records what a root holds and who holds it.
-//
-// It owns one file, metadata.db (bbolt), and no directory beside it. Blobs, layers, rootfs and snapshots are nodes;
-// holders are names that keep nodes alive; images say which nodes a reference stands for.
-//
-// Its invariant (I5 in docs/on-disk.md): a node's record lives exactly as long as it has a holder. A transaction that
-// would leave a record without a holder, or a hold without a record, fails and changes nothing.
-//
-// The surprising rule: releasing the last hold deletes the record, in the same transaction. Nobody deletes a node;
-// the bytes become garbage and the packages that own directories sweep them.
-//
-// No transaction may be open while a callback of somebody else runs or a stream is sent: containerd deletes inside a
-// listing, and a read transaction that stays open keeps the writer from growing the file. So listings are pages.
 package metadata
 
 import (
@@ -24,16 +11,16 @@ import (
 // Holder is a name that keeps nodes alive.
 type Holder string
 
-// Containerd holds what the first containerd of a root knows of; see ContainerdHolder for others.
+// Containerd holds what the first containerd of a root knows. ContainerdHolder names the others.
 const Containerd Holder = "containerd"
 
 // ImageHolder holds the closure of the image recorded as ref.
 func ImageHolder(ref string) Holder { return Holder("image/" + ref) }
 
-// PullHolder holds what an unfinished pull of ref has gathered. It lapses; see Tx.Renew.
+// PullHolder holds what an unfinished pull of ref has downloaded and unpacked. It lapses; see Tx.Lapse.
 func PullHolder(ref string) Holder { return Holder("pull/" + ref) }
 
-// SnapshotHolder holds the layer and the fix-up that the snapshot key stands on.
+// SnapshotHolder holds the layer and the fix-up that stand for the content of the snapshot key.
 func SnapshotHolder(key string) Holder { return Holder("snapshot/" + key) }
 
 // HolderKind is what a holder's name begins with.
@@ -87,7 +74,8 @@ func SnapshotNode(key string) Node { return Node{KindSnapshot, key} }
 // LayerKey is the key of the layer with this diff ID.
 func LayerKey(diffID digest.Digest) string { return diffID.String() }
 
-// FixupKey is the key of the fix-up that these facts ask for; facts is the digest over diff ID and parent facts.
+// FixupKey is the key of a fix-up. facts is the digest of the layer's diff ID and of those properties of the parent
+// that the fix-up depends on.
 func FixupKey(facts digest.Digest) string { return "fixup/" + facts.String() }
 
 // Blob is a verified blob under blobs/.
@@ -106,26 +94,28 @@ type Layer struct {
 	DiffID digest.Digest `json:"diffID,omitempty"` // of a layer; empty for a fix-up
 	Size   int64         `json:"size"`             // bytes, as Usage reports them
 	Inodes int64         `json:"inodes"`
-	// Durable says that the directory's content reached the disk; until then it is provisional and is compared with
-	// its seal when the root was not closed cleanly.
+	// Durable is true once the directory's content reached the disk. Until then it is provisional: a process that did
+	// not write it compares it with its seal before it is used.
 	Durable bool `json:"durable,omitempty"`
-	// Empty layers contribute no lower directory.
+	// Empty layers add no lower directory to a mount.
 	Empty bool `json:"empty,omitempty"`
-	// Root says that the layer's tar has an entry for the root directory itself.
+	// HasRootEntry is true if the layer's tar has an entry for the root directory itself.
 	HasRootEntry bool `json:"root,omitempty"`
-	// OpaqueRoot says that the layer hides all that is below it: overlay ignores the marker on a root directory.
+	// OpaqueRoot is true if the layer hides everything below it. It is a field because overlay ignores an opaque
+	// marker on a root directory.
 	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
-	// Needs says that a part of the layer depends on its parent, so that a fix-up may be due.
+	// NeedsFixup is true if a part of the layer depends on its parent, so that it may need a fix-up.
 	NeedsFixup bool `json:"needs,omitempty"`
-	// Ordered means that the layer's result above a parent depends on the order of its tar, which is kept beside the
-	// directory, and that the layer may be invalid above some parents.
+	// Ordered is true if what the layer gives above a parent depends on the order of its tar. The order is kept
+	// beside the directory. Such a layer may be invalid above some parents.
 	Ordered bool `json:"ordered,omitempty"`
-	// Whiteouts says that the directory holds whiteouts or opaque markers, so that it can't be shown without overlay.
+	// Whiteouts is true if the directory holds whiteouts or opaque markers, so that it can be shown only through
+	// overlay.
 	Whiteouts bool `json:"whiteouts,omitempty"`
-	// Plain says that some of them are not overlay's, because the file system refused those: overlay must not show the
-	// directory.
+	// PlainMarks is true if some of those markers are ordinary files, because the file system refused overlay's.
+	// Overlay must not show the directory.
 	PlainMarks bool `json:"plain,omitempty"`
-	// Dropped lists, for people, the extended attributes of the tar that the file system does not have.
+	// DroppedXattrs lists, as a text for people, the extended attributes of the tar that the file system refused.
 	DroppedXattrs string    `json:"dropped,omitempty"`
 	Created       time.Time `json:"created"`
 }
@@ -139,7 +129,7 @@ type Rootfs struct {
 	Created  time.Time     `json:"created"`
 }
 
-// SnapshotKind is what a snapshot is: active, view or committed.
+// SnapshotKind is the kind of a snapshot: active, view or committed.
 type SnapshotKind string
 
 // The kinds of snapshots, by containerd's names.
@@ -149,7 +139,7 @@ const (
 	Committed SnapshotKind = "committed"
 )
 
-// Snapshot is one snapshot, by containerd's words.
+// Snapshot is one snapshot of containerd's.
 type Snapshot struct {
 	Key     string            `json:"key"`
 	Kind    SnapshotKind      `json:"kind"`
@@ -157,36 +147,38 @@ type Snapshot struct {
 	Labels  map[string]string `json:"labels,omitempty"`
 	Created time.Time         `json:"created"`
 	Updated time.Time         `json:"updated"`
-	// Dir names the snapshot's own directory under snapshots/; empty once a layer took its place.
+	// Dir is the name of the snapshot's directory under snapshots/. Empty once a layer stands for its content.
 	Dir string `json:"dir,omitempty"`
-	// Whole says that Dir holds everything that the snapshot shows, and not what it adds to its parent: what lies below does not
-	// count. Snapshots of directory mode are made so.
+	// FullCopy is true if Dir holds everything that the snapshot shows, and not only what it adds to its parent.
+	// Directory mode makes such snapshots.
 	FullCopy bool `json:"whole,omitempty"`
-	// Remapped says that containerd changed the owners of everything for a user namespace, in the snapshot or in one below it.
+	// Remapped is true if containerd changed the owners of all files for a user namespace, in this snapshot or in one
+	// of its ancestors.
 	Remapped bool `json:"remapped,omitempty"`
 	// Layer is the key of the layer that stands for the snapshot's content; empty when that is Dir.
 	Layer string `json:"layer,omitempty"`
-	// Fixup is the state of the fix-up above Layer: "" not looked at yet, NoFixup, or the key of its layer record.
+	// Fixup is the state of the fix-up above Layer: "" not examined yet, NoFixup, or the key of its layer record.
 	Fixup string `json:"fixup,omitempty"`
-	// Root is the key of the layer record that a view puts on top for the root directory's attributes, if it needs one.
+	// ViewRoot is the key of the layer record that a view is mounted with on top, for the attributes of the root
+	// directory. Empty: the view needs none.
 	ViewRoot string `json:"root,omitempty"`
 	// Size and Inodes are the usage of a committed snapshot.
 	Size   int64 `json:"size,omitempty"`
 	Inodes int64 `json:"inodes,omitempty"`
 }
 
-// NoFixup in Snapshot.Fixup says that the layer needs nothing above this parent.
+// NoFixup in Snapshot.Fixup means that the layer needs no fix-up above this parent.
 const NoFixup = "none"
 
-// Image is what a reference was pulled as. Its holder is ImageHolder(Ref).
+// Image is the record of a pulled reference. Its holder is ImageHolder(Ref).
 type Image struct {
-	// Ref is the normalized reference, or <reference>@<digest> for an image that its tag has left behind.
+	// Ref is the normalized reference, or <reference>@<digest> for an image whose tag points elsewhere now.
 	Ref string `json:"ref"`
 	// Target is what the reference resolved to: an index or a manifest.
 	Target ocispec.Descriptor `json:"target"`
 	// Platforms are the pulled platforms, the latest first.
 	Platforms []Platform `json:"platforms"`
-	// Untagged images are kept until gc, because somebody may be using their rootfs.
+	// Untagged images are kept until gc, because a program may be using their rootfs.
 	Untagged bool      `json:"untagged,omitempty"`
 	Created  time.Time `json:"created"`
 	Updated  time.Time `json:"updated"`
@@ -199,11 +191,11 @@ type Platform struct {
 	Config   ocispec.Descriptor   `json:"config"`
 	Layers   []ocispec.Descriptor `json:"layers"`
 	DiffIDs  []digest.Digest      `json:"diffIDs"`
-	// Asked are the platforms for which a pull took this one, although it is not exactly what was asked for.
+	// RequestedAs are the platforms for which a pull chose this one although it is not exactly the requested one.
 	RequestedAs []string `json:"asked,omitempty"`
-	// Rootfs says whether a rootfs was assembled for it.
+	// Rootfs is true if a rootfs was assembled for it.
 	Rootfs bool `json:"rootfs,omitempty"`
-	// Exact is true if the documents were compared name by name when the image was recorded (ADR 24), which older
-	// versions did not do.
+	// Exact is true if the JSON of manifest and config was checked to have only one reading when the image was recorded
+	// (ADR 24). Older versions did not check that.
 	Exact bool `json:"exact,omitempty"`
 }

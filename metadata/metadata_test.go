@@ -69,9 +69,13 @@ func TestHolders(t *testing.T) {
 	}{
 		{"a record needs a holder", []step{{"put", put(), errdefs.ErrFailedPrecondition}}, false},
 		{"a hold needs a record", []step{{"hold", hold("containerd"), errdefs.ErrNotFound}}, false},
-		{"the last release deletes", []step{{"put", put("x", "containerd"), nil}, {"release", release("x"), nil}, {"release", release("containerd"), nil}}, false},
+		{"the last release deletes", []step{
+			{"put", put("x", "containerd"), nil}, {"release", release("x"), nil}, {"release", release("containerd"), nil},
+		}, false},
 		{"another holder keeps", []step{{"put", put("x", "containerd"), nil}, {"release", release("containerd"), nil}}, true},
-		{"a name that begins alike is another", []step{{"put", put("containerd2"), nil}, {"release", release("containerd"), errdefs.ErrNotFound}}, true},
+		{"a name with the same beginning is another name", []step{
+			{"put", put("containerd2"), nil}, {"release", release("containerd"), errdefs.ErrNotFound},
+		}, true},
 		{"holding twice is once", []step{{"put", put("x"), nil}, {"hold", hold("x"), nil}, {"release", release("x"), nil}}, false},
 		{"a holder's name has no NUL", []step{{"put", put("x\x00y"), errdefs.ErrInvalidArgument}}, false},
 	} {
@@ -145,14 +149,16 @@ func TestSnapshots(t *testing.T) {
 	if err := db.Update(func(tx *metadata.Tx) error {
 		return put(tx, metadata.Snapshot{Key: "orphan", Parent: "none"})
 	}); !errdefs.IsNotFound(err) {
-		t.Errorf("parent that is not there: %v", err)
+		t.Errorf("missing parent: %v", err)
 	}
 	must(t, db.Update(func(tx *metadata.Tx) error {
 		return tx.RenameSnapshot("base", metadata.Snapshot{Key: "name", Kind: metadata.Committed, Layer: layer.Key})
 	}))
 	must(t, db.Update(func(tx *metadata.Tx) error { return put(tx, metadata.Snapshot{Key: "child", Parent: "name"}) }))
 	release := func(key string) error {
-		return db.Update(func(tx *metadata.Tx) error { return tx.Release(metadata.Containerd, metadata.SnapshotNode(key)) })
+		return db.Update(func(tx *metadata.Tx) error {
+			return tx.Release(metadata.Containerd, metadata.SnapshotNode(key))
+		})
 	}
 	if err := release("name"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("removal of a parent: %v", err)
@@ -265,7 +271,8 @@ func Example() {
 		if err := tx.Hold(image, metadata.BlobNode(blob)); err != nil {
 			return err
 		}
-		return tx.PutImage(metadata.Image{Ref: "docker.io/library/hello:latest", Target: ocispec.Descriptor{Digest: blob}})
+		target := ocispec.Descriptor{Digest: blob}
+		return tx.PutImage(metadata.Image{Ref: "docker.io/library/hello:latest", Target: target})
 	})
 	fmt.Println("recorded:", err)
 	db.Update(func(tx *metadata.Tx) error { return tx.DeleteImage("docker.io/library/hello:latest") })
@@ -276,7 +283,7 @@ func Example() {
 	// after the image: not found is true
 }
 
-// TestOpenWritesNothing: who only looks waits for no disk, and a file that is as it should be stays as it is.
+// TestOpenWritesNothing opens an intact file and finds it unchanged: a command that only reads waits for no disk.
 func TestOpenWritesNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metadata.db")
 	content := func() string {

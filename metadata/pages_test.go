@@ -63,8 +63,8 @@ func verifyPath(path string) error {
 	return verify(f)
 }
 
-// TestPagesLikeBbolt compares the check of pages with bbolt's on files whose bytes were changed at random: what it lets pass,
-// bbolt's check lets pass as well, and no file ends the process.
+// TestPagesLikeBbolt compares the check of pages with bbolt's own on files with random changes: bbolt's check finds no
+// fault in a file that passes, and no file ends the process.
 func TestPagesLikeBbolt(t *testing.T) {
 	t.Parallel()
 	path := grown(t, 150)
@@ -129,7 +129,7 @@ func TestPagesLikeBbolt(t *testing.T) {
 	}
 }
 
-// TestOpenRefuses lists what a database can be in the place of: none of it is taken for a new database, or changed.
+// TestOpenRefuses lists what can be at the path of a database. Open neither changes it nor takes it for a new database.
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	write := func(content string) func(string) error {
@@ -228,7 +228,7 @@ func lstat(t *testing.T, path string) string {
 	return fmt.Sprint(fi.Mode(), fi.Size(), fi.ModTime())
 }
 
-// TestReadOnly reads a file that can't be written, and reports an attempt to write as such.
+// TestReadOnly reads a file that is not writable, and expects an attempt to write to fail with its own class.
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	path := grown(t, 10)
@@ -256,7 +256,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// BenchmarkOpen measures the check of pages that an Open begins with.
+// BenchmarkOpen measures the check of the pages, with which Open begins.
 func BenchmarkOpen(b *testing.B) {
 	for _, records := range []int{100, 10_000} {
 		path := grown(b, records)

@@ -22,7 +22,7 @@ type Hold struct {
 	Node   Node
 }
 
-// Salvaged holds the records that could be read from a database. Some of those that refer to each other may be missing.
+// Salvaged has the records that could be read from a database. Records that others refer to may be missing.
 type Salvaged struct {
 	Blobs     []Blob
 	Layers    []Layer
@@ -33,11 +33,11 @@ type Salvaged struct {
 	Holds     []Hold
 	// Pairs are the blobs that were verified to decompress to a diff ID.
 	Pairs map[digest.Digest]digest.Digest
-	// Facts is all else that is recorded of the root: flags and bindings. See Tx.PutFact.
+	// Facts has everything else that is recorded about the root: flags and bindings. See Tx.PutFact.
 	Facts map[string][]byte
 	// LastID is the last number that TakeIDs gave out.
 	LastID uint64
-	// Whole is true if the database has no fault, so that no record was left out.
+	// Complete is true if the database has no fault, so that no record was left out.
 	Complete bool
 }
 
@@ -46,9 +46,10 @@ func (s *Salvaged) Empty() bool {
 	return len(s.Blobs)+len(s.Layers)+len(s.Rootfs)+len(s.Snapshots)+len(s.Images) == 0
 }
 
-// Salvage reads what is readable of a database that nobody has open, page by page: a damaged page loses what it holds,
-// and nothing else. A file that is no database gives nothing. The error is os.ErrNotExist for a missing file, and
-// errdefs.ErrFailedPrecondition for a database of a newer version, whose records this one cannot know.
+// Salvage reads what is readable of a database that no process has open, page by page: a damaged page loses what it
+// holds and nothing else. A file that is not a database gives no records. The error is os.ErrNotExist for a missing
+// file, and errdefs.ErrFailedPrecondition for a database of a newer version, because this version does not know its
+// records.
 func Salvage(path string) (*Salvaged, error) {
 	s := &Salvaged{Pairs: map[digest.Digest]digest.Digest{}, Facts: map[string][]byte{}}
 	f, err := regular.Open(path)
@@ -61,7 +62,12 @@ func Salvage(path string) (*Salvaged, error) {
 		return s, err
 	}
 	if fi.Size() > maxFile {
-		return s, fmt.Errorf("metadata %s: %d bytes are too many for a database: %w", path, fi.Size(), errdefs.ErrDataLoss)
+		return s, fmt.Errorf(
+			"metadata %s: %d bytes are too many for a database: %w",
+			path,
+			fi.Size(),
+			errdefs.ErrDataLoss,
+		)
 	}
 	faults := 0
 	fault := func(string, ...any) { faults++ }
@@ -91,7 +97,7 @@ func Salvage(path string) (*Salvaged, error) {
 	return s, nil
 }
 
-// sound reports whether all records fit together, which a check of the pages does not show.
+// sound reports whether the records agree with each other, which a check of the pages does not show.
 func (s *Salvaged) sound(path string) bool {
 	db, err := Open(path, &Options{ReadOnly: true})
 	if err != nil {
@@ -102,17 +108,29 @@ func (s *Salvaged) sound(path string) bool {
 	return errors.Join(err, db.Close()) == nil && faults == 0
 }
 
-// add adds the record in one entry of a bucket. ok is false when the entry is not valid.
+// add adds the record in one entry of a bucket. It reports whether the entry is valid.
 func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 	switch bucket {
 	case string(bucketBlobs):
-		return decodeInto(&s.Blobs, value, func(b Blob) bool { return b.Digest.String() == key && b.Digest.Validate() == nil })
+		return decodeInto(
+			&s.Blobs,
+			value,
+			func(b Blob) bool { return b.Digest.String() == key && b.Digest.Validate() == nil },
+		)
 	case string(bucketLayers):
 		return decodeInto(&s.Layers, value, func(l Layer) bool { return l.Key == key && isName(l.Dir) })
 	case string(bucketRootfs):
-		return decodeInto(&s.Rootfs, value, func(r Rootfs) bool { return r.Manifest.String() == key && r.Manifest.Validate() == nil })
+		return decodeInto(
+			&s.Rootfs,
+			value,
+			func(r Rootfs) bool { return r.Manifest.String() == key && r.Manifest.Validate() == nil },
+		)
 	case string(bucketSnapshots):
-		return decodeInto(&s.Snapshots, value, func(sn Snapshot) bool { return sn.Key == key && (sn.Dir == "" || isName(sn.Dir)) })
+		return decodeInto(
+			&s.Snapshots,
+			value,
+			func(sn Snapshot) bool { return sn.Key == key && (sn.Dir == "" || isName(sn.Dir)) },
+		)
 	case string(bucketImages):
 		return decodeInto(&s.Images, value, func(i Image) bool { return i.Ref == key && i.valid() })
 	case string(bucketPulls):
@@ -134,7 +152,7 @@ func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 			s.Facts[key] = bytes.Clone(value)
 		}
 	}
-	return true // unknown buckets, and indexes, which are made again from the records
+	return true // unknown buckets; and indexes, which are built again from the records
 }
 
 func decodeInto[T any](into *[]T, value []byte, valid func(T) bool) bool {
@@ -149,7 +167,7 @@ func decodeInto[T any](into *[]T, value []byte, valid func(T) bool) bool {
 // isName reports whether a record's Dir is a name in a directory of the root.
 func isName(s string) bool { return s != "" && s[0] != '.' && !strings.ContainsAny(s, "/\x00") }
 
-// valid reports whether all digests of an image are digests.
+// valid reports whether all digests of an image have a valid form.
 func (i Image) valid() bool {
 	all := []digest.Digest{i.Target.Digest}
 	for _, p := range i.Platforms {
@@ -172,8 +190,8 @@ func (tx *Tx) PutFact(name string, value []byte) error {
 // PutPull records a pull as Pulls returned it.
 func (tx *Tx) PutPull(p Pull) error { return tx.put(bucketPulls, "pull", p.Ref, p) }
 
-// Build makes a database in the file at path, replacing one that was not finished, and checks it. No process may have
-// the file open. After an error Build removes the file.
+// Build makes a database in the file at path, fills it and checks it. It replaces an unfinished one. No process may
+// have the file open. After an error Build removes the file.
 func Build(path string, fill func(*Tx) error) (err error) {
 	defer func() {
 		if err != nil {

@@ -15,7 +15,7 @@ func (tx *Tx) Snapshot(key string) (s Snapshot, err error) {
 // PutSnapshot writes the record of a snapshot. Its parent must exist (errdefs.ErrNotFound).
 func (tx *Tx) PutSnapshot(s Snapshot) error {
 	if err := checkName("snapshot", s.Key+string(SnapshotHolder(""))); err != nil {
-		return err // also when only its holder would be too long
+		return err // SnapshotHolder(key) must fit as well
 	}
 	if old, err := tx.Snapshot(s.Key); err == nil && old.Parent != s.Parent {
 		if err := tx.bolt.Bucket(bucketChildren).Delete(join(old.Parent, s.Key)); err != nil {
@@ -31,8 +31,8 @@ func (tx *Tx) PutSnapshot(s Snapshot) error {
 	return tx.putNode(SnapshotNode(s.Key), s)
 }
 
-// RenameSnapshot gives the snapshot old the key of s, with its holders, its children and what it holds, and writes s.
-// errdefs.ErrAlreadyExists when the new key is taken.
+// RenameSnapshot replaces the snapshot old by s under the key of s. Its holders, its children and what it holds move
+// along. It returns errdefs.ErrAlreadyExists if the new key is in use.
 func (tx *Tx) RenameSnapshot(old string, s Snapshot) error {
 	if tx.has(SnapshotNode(s.Key)) {
 		return fmt.Errorf("snapshot %s: %w", s.Key, errdefs.ErrAlreadyExists)
@@ -68,13 +68,13 @@ func (tx *Tx) RenameSnapshot(old string, s Snapshot) error {
 	return nil
 }
 
-// Children lists at most limit (all when negative) of the snapshots that have key as their parent; those without a
-// parent for the key "".
+// Children lists at most limit of the snapshots whose parent is key; the key "" lists the snapshots without a parent. A
+// negative limit means no limit.
 func (tx *Tx) Children(key string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(bucketChildren), join(key, ""), "", limit)
 }
 
-// unlinkSnapshot takes a snapshot out of its parent's children and releases what it stands on.
+// unlinkSnapshot removes a snapshot from the index of its parent's children and releases what it holds.
 func (tx *Tx) unlinkSnapshot(key string) error {
 	if children := tx.Children(key, 1); len(children) > 0 {
 		return fmt.Errorf("snapshot %s: remove: has child %s: %w", key, children[0], errdefs.ErrFailedPrecondition)

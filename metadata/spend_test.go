@@ -12,7 +12,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestSpend has commits fail on a full disk: what may be run again is, once Spend made room, with all that share the
+// TestSpend makes commits fail on a full disk. Changes of Batch run again after Spend made room, with all that share their
 // transaction. A change of Update fails.
 func TestSpend(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -51,14 +51,15 @@ func TestSpend(t *testing.T) {
 			must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"))
 			defer func() { must(t, unix.Unmount(dir, 0)) }()
 			filler := filepath.Join(dir, "filler")
-			db, err := metadata.Open(filepath.Join(dir, "metadata.db"), &metadata.Options{NoSync: true, Spend: func(commit func() error) error {
+			opts := &metadata.Options{NoSync: true, Spend: func(commit func() error) error {
 				err := commit()
 				if errors.Is(err, unix.ENOSPC) && tc.room {
 					must(t, os.Remove(filler))
 					err = commit()
 				}
 				return err
-			}})
+			}}
+			db, err := metadata.Open(filepath.Join(dir, "metadata.db"), opts)
 			must(t, err)
 			defer func() { must(t, db.Close()) }()
 			if err := os.WriteFile(filler, make([]byte, 4<<20), 0o600); !errors.Is(err, unix.ENOSPC) {

@@ -14,10 +14,11 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// maxName bounds the names that others choose: snapshot keys and references. bbolt takes keys of 32 KiB.
+// maxName is the largest size in bytes of a name that a client chooses: a snapshot key or a reference. bbolt allows
+// keys of 32 KiB.
 const maxName = 8 << 10
 
-// Tx reads and writes records. It is valid only inside View or Update.
+// Tx reads and writes records. It is valid only inside the function that a DB's method runs.
 type Tx struct {
 	bolt    *bolt.Tx
 	touched map[Node]bool // nodes that this transaction wrote; nil in a read transaction
@@ -31,7 +32,7 @@ func checkName(what, name string) error {
 	return nil
 }
 
-// badRecord is the error for a record that can't be decoded.
+// badRecord returns the error for a record that can't be decoded.
 func badRecord(what, key string, err error) error {
 	return cause.Mark(fmt.Errorf("%s %s: record: %w: %w", what, key, err, errdefs.ErrDataLoss), cause.Database, "")
 }
@@ -105,10 +106,11 @@ func (tx *Tx) Image(ref string) (i Image, err error) {
 	return i, err
 }
 
-// PutImage writes the record of a reference. What it holds is the caller's to Hold.
+// PutImage writes the record of a reference. The caller must Hold what the image stands for.
 func (tx *Tx) PutImage(i Image) error { return tx.put(bucketImages, "image", i.Ref, i) }
 
-// DeleteImage deletes the record of a reference and releases all it holds; errdefs.ErrNotFound when there is none.
+// DeleteImage deletes the record of a reference and releases all that it holds. It returns errdefs.ErrNotFound if
+// there is no record.
 func (tx *Tx) DeleteImage(ref string) error {
 	if _, err := tx.Image(ref); err != nil {
 		return err
@@ -119,7 +121,8 @@ func (tx *Tx) DeleteImage(ref string) error {
 	return tx.ReleaseAll(ImageHolder(ref))
 }
 
-// Images returns a page of at most limit records whose references follow after; "" is before the first.
+// Images returns the first records, at most limit of them, whose references are greater than after. "" is less than
+// every reference; a negative limit means no limit.
 func (tx *Tx) Images(after string, limit int) ([]Image, error) {
 	var page []Image
 	for _, ref := range pageOf(tx.bolt.Bucket(bucketImages), nil, after, limit) {
@@ -148,13 +151,14 @@ func (tx *Tx) ImagesOf(repository string) ([]Image, error) {
 	return all, nil
 }
 
-// Keys returns a page of at most limit keys of a kind's nodes that follow after; "" is before the first.
+// Keys returns the first keys of a kind's nodes, at most limit of them, that are greater than after. "" is less than
+// every key; a negative limit means no limit.
 func (tx *Tx) Keys(k Kind, after string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(nodeBuckets[k]), nil, after, limit)
 }
 
-// SnapshotDirs returns the key of the snapshot that owns each directory under snapshots/. It reads no more of a record
-// than that, because a root may have tens of thousands, and each opening reads them all.
+// SnapshotDirs returns, by the name of each directory under snapshots/, the key of its snapshot. It decodes nothing
+// else of a record, because a root may have tens of thousands and each opening reads all of them.
 func (tx *Tx) SnapshotDirs() (map[string]string, error) {
 	keys := map[string]string{}
 	err := tx.bolt.Bucket(bucketSnapshots).ForEach(func(key, value []byte) error {
@@ -172,15 +176,15 @@ func (tx *Tx) SnapshotDirs() (map[string]string, error) {
 	return keys, err
 }
 
-// TakeIDs returns the first of n numbers that nobody took before. They name directories, so they have to be taken in a
-// transaction of their own: one that fails would give them back while a directory has the name.
+// TakeIDs reserves n numbers that were never returned before, and returns the first. They name directories, so a caller
+// uses them only once the transaction is durable: a failed one would return the same numbers again.
 func (tx *Tx) TakeIDs(n uint64) (first uint64, err error) {
 	b := tx.bolt.Bucket(bucketMeta)
 	first = b.Sequence() + 1
 	return first, b.SetSequence(b.Sequence() + n)
 }
 
-// SkipIDs has TakeIDs return only numbers after last.
+// SkipIDs makes TakeIDs return only numbers greater than last.
 func (tx *Tx) SkipIDs(last uint64) error {
 	b := tx.bolt.Bucket(bucketMeta)
 	if b.Sequence() >= last {
@@ -189,7 +193,7 @@ func (tx *Tx) SkipIDs(last uint64) error {
 	return b.SetSequence(last)
 }
 
-// Flag returns the value stored under name, "" when there is none.
+// Flag returns the value stored under name; "" if there is none.
 func (tx *Tx) Flag(name string) string {
 	return string(tx.bolt.Bucket(bucketMeta).Get([]byte("flag/" + name)))
 }
@@ -202,12 +206,12 @@ func (tx *Tx) SetFlag(name, value string) error {
 	return tx.bolt.Bucket(bucketMeta).Put([]byte("flag/"+name), []byte(value))
 }
 
-// Verified returns the diff ID that the blob was seen to have in this root, "" when nobody looked.
+// Verified returns the diff ID that was computed for the blob in this root; "" if none was.
 func (tx *Tx) Verified(blob digest.Digest) digest.Digest {
 	return digest.Digest(tx.bolt.Bucket(bucketVerified).Get([]byte(blob)))
 }
 
-// BlobsOf lists the blobs that were seen to decompress to diffID, whether or not they are still here.
+// BlobsOf lists the blobs that decompress to diffID, whether or not they are still stored.
 func (tx *Tx) BlobsOf(diffID digest.Digest) []digest.Digest {
 	var blobs []digest.Digest
 	for _, b := range pageOf(tx.bolt.Bucket(bucketDiffs), join(diffID.String(), ""), "", -1) {
@@ -216,7 +220,7 @@ func (tx *Tx) BlobsOf(diffID digest.Digest) []digest.Digest {
 	return blobs
 }
 
-// SetVerified records that the blob decompresses to diffID. The pair lives as long as the blob or the layer does.
+// SetVerified records that the blob decompresses to diffID. The pair is kept as long as the blob or the layer.
 func (tx *Tx) SetVerified(blob, diffID digest.Digest) error {
 	if err := tx.bolt.Bucket(bucketVerified).Put([]byte(blob), []byte(diffID)); err != nil {
 		return err
@@ -224,7 +228,7 @@ func (tx *Tx) SetVerified(blob, diffID digest.Digest) error {
 	return tx.bolt.Bucket(bucketDiffs).Put(join(diffID.String(), blob.String()), nil)
 }
 
-// dropPairs forgets the verified pairs of which neither blob nor layer is left, after n was deleted.
+// dropPairs deletes, after n was deleted, the verified pairs whose blob and layer are both gone.
 func (tx *Tx) dropPairs(n Node) error {
 	var blobs []digest.Digest
 	var diffID digest.Digest
@@ -257,7 +261,8 @@ func (tx *Tx) dropPairs(n Node) error {
 	return nil
 }
 
-// pageOf lists at most limit keys (all when negative) below prefix that follow after, without the prefix.
+// pageOf lists the first keys with the prefix, at most limit of them, whose rest is greater than after; it returns the
+// rests. A negative limit means no limit.
 func pageOf(b *bolt.Bucket, prefix []byte, after string, limit int) []string {
 	c := b.Cursor()
 	seek := append(bytes.Clone(prefix), after...)
@@ -272,13 +277,13 @@ func pageOf(b *bolt.Bucket, prefix []byte, after string, limit int) []string {
 	return page
 }
 
-// join makes an index key.
+// join returns the index key with these parts.
 func join(parts ...string) []byte { return []byte(strings.Join(parts, "\x00")) }
 
-// Pull says when a pull was last known to be alive.
+// Pull records when an unfinished pull last ran.
 type Pull struct {
 	Ref     string    `json:"ref"`
 	Renewed time.Time `json:"renewed"`
-	// Lapsed is when it was first found to be out of time; zero while it is not.
+	// Lapsed is when the pull was first found to be older than PullLife. Zero: it was not.
 	Lapsed time.Time `json:"lapsed,omitzero"`
 }

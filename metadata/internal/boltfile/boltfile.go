@@ -176,7 +176,8 @@ func (w *walk) readMeta(offset int64) (m boltMeta, ok bool) {
 	b = b[PageHeader:]
 	sum := fnv.New64a()
 	sum.Write(b[:metaSum])
-	if native.Uint32(b) != boltMagic || native.Uint32(b[4:]) != boltVersion || native.Uint64(b[metaSum:]) != sum.Sum64() {
+	if native.Uint32(b) != boltMagic || native.Uint32(b[4:]) != boltVersion ||
+		native.Uint64(b[metaSum:]) != sum.Sum64() {
 		return m, false
 	}
 	return boltMeta{

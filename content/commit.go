@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/follow"
 )
 
 // Commit verifies and records what was written, holds it, and ends the writer. size and expected may be zero when
@@ -33,7 +35,7 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 	if w.done {
 		return fmt.Errorf("writer is closed: %w", errdefs.ErrFailedPrecondition)
 	}
-	state, cause := gone, "not committed"
+	state, cause := follow.Ended, "not committed"
 	defer func() { _ = w.close(state, cause) }() // the bytes are on disk by then, or the error is known
 	if err := ctx.Err(); err != nil {
 		return err
@@ -50,10 +52,10 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 		return err
 	}
 	w.digest = d
-	if state = committed; w.in().digest != d {
-		state, cause = gone, "committed as "+d.String()
+	if state = follow.Committed; w.in().Digest() != d {
+		state, cause = follow.Ended, "committed as "+d.String()
 	}
-	w.hs.s.arrived(d, w.in())
+	w.hs.s.ingests.Committed(d, w.in())
 	if existed {
 		return fmt.Errorf("blob %s: %w", d, errdefs.ErrAlreadyExists)
 	}

@@ -35,6 +35,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
+	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -74,7 +75,9 @@ type Store struct {
 	hooks hooks
 	trash trash
 	space diskspace.Ledger
-	wg    sync.WaitGroup // deletions that are not durable yet
+	// ingests are the open writers of blobs whose digest is known.
+	ingests *follow.Table
+	wg      sync.WaitGroup // deletions that are not durable yet
 
 	// gate is held for reading from when bytes get their name under blobs/ until they are recorded and held, and while a
 	// hit becomes a hold; Sweep holds it for writing while it looks for bytes without a record and renames them.
@@ -84,7 +87,6 @@ type Store struct {
 	mu      sync.Mutex
 	closed  bool
 	writers map[string]*writer // open writers by stored ref
-	ingests map[digest.Digest][]*ingest
 }
 
 // hooks are what tests observe.
@@ -117,8 +119,8 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		db:      db,
 		hooks:   noHooks(),
 		writers: map[string]*writer{},
-		ingests: map[digest.Digest][]*ingest{},
 	}
+	s.ingests = follow.NewTable(s.openRecorded)
 	if opts != nil {
 		s.opts = *opts
 	}
@@ -191,6 +193,43 @@ func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.Re
 		return nil, err
 	}
 	return &readerAt{f, b.Size}, nil
+}
+
+// Open reads a blob from its beginning without holding it: the recorded blob or, while that is missing, the largest of
+// the ingests that are announced as this blob, as it grows. Read waits for bytes of the ingest. It returns io.EOF after
+// this ingest, or another one with the same beginning, was committed as d; errdefs.ErrUnavailable when the ingest was
+// truncated, aborted, committed as something else or closed without a commit; and errdefs.ErrNotFound when the blob
+// that another writer committed was removed again. The bytes of an ingest are not verified before io.EOF. The end of
+// ctx and Close end a Read that waits.
+//
+// Open returns errdefs.ErrNotFound when the blob is neither recorded nor being written.
+func (s *Store) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	for range 2 { // an ingest may be committed between the two parts of the first look
+		f, err := s.openRecorded(d)
+		if err == nil {
+			return f, nil
+		}
+		if !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		r, err := s.ingests.Follow(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("blob %s: neither in the store nor being written: %w", d, errdefs.ErrNotFound)
+}
+
+// openRecorded opens the file of a blob, under the conditions of ReaderAt.
+func (s *Store) openRecorded(d digest.Digest) (*os.File, error) {
+	b, err := s.blob(d)
+	if err != nil {
+		return nil, err
+	}
+	return s.openBlob(b)
 }
 
 type readerAt struct {

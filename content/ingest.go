@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -50,7 +51,7 @@ func (hs *HolderStore) Status(_ context.Context, ref string) (content.Status, er
 func (hs *HolderStore) status(st content.Status) content.Status {
 	hs.s.mu.Lock()
 	if w := hs.s.writers[st.Ref]; w != nil {
-		st.Expected = w.in().digest
+		st.Expected = w.in().Digest()
 		st.Total = max(st.Total, w.total)
 	}
 	hs.s.mu.Unlock()
@@ -137,7 +138,7 @@ func (s *Store) abort(stored string) error {
 		}
 		// Followers first: they must not take the bytes that are cut off here for bytes that are still to come. The
 		// writer has the file open, which would keep their space until its Close.
-		w.in().end(gone, "aborted")
+		w.in().End(follow.Ended, "aborted")
 		if moved != "" {
 			if err := os.Truncate(filepath.Join(moved, "data"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.trash.remove(moved)

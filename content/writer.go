@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
+	"github.com/tank-snapshotter/tank/internal/follow"
 )
 
 // writeback is how many bytes are written between two requests to the kernel to start writing them out, so that the
@@ -38,7 +39,7 @@ type writer struct {
 	stored  string
 	total   int64 // announced bytes; 0 when unknown
 	aborted atomic.Bool
-	current atomic.Pointer[ingest]
+	current atomic.Pointer[follow.Ingest]
 	sum     atomic.Pointer[sum] // its hash is guarded by mu, once it is ready; nil until the data file is open
 
 	mu      sync.Mutex
@@ -92,7 +93,7 @@ func (hs *HolderStore) Writer(ctx context.Context, opts ...content.WriterOpt) (c
 	if err != nil {
 		return nil, fmt.Errorf("ingest %.200q: %w", o.Ref, err)
 	}
-	if d := w.in().digest; d != "" && hs.s.opts.OnIngest != nil {
+	if d := w.in().Digest(); d != "" && hs.s.opts.OnIngest != nil {
 		hs.s.opts.OnIngest(d)
 	}
 	return w, nil
@@ -104,13 +105,13 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 	if d == "" {
 		d = digestOf(ref)
 	}
-	w.current.Store(&ingest{digest: d})
+	w.current.Store(follow.NewIngest(d, nil, 0))
 	if err := hs.s.lock(w); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			w.close(gone, "not opened")
+			w.close(follow.Ended, "not opened")
 		}
 	}()
 	f, st, err := hs.s.openData(w.stored, w.total)
@@ -157,18 +158,18 @@ func (s *Store) lock(w *writer) error {
 }
 
 // in returns what followers of w see.
-func (w *writer) in() *ingest { return w.current.Load() }
+func (w *writer) in() *follow.Ingest { return w.current.Load() }
 
 func (w *writer) data() string { return filepath.Join(w.hs.s.ingestDir(w.stored), "data") }
 
 // follow shows w to followers, from its beginning, in the place of what they saw before.
 func (w *writer) follow(d digest.Digest) {
-	next := &ingest{digest: d, f: w.f, size: w.offset}
+	next := follow.NewIngest(d, w.f, w.offset)
 	old := w.current.Swap(next)
-	w.hs.s.register(old, next)
-	old.end(gone, "truncated")
+	w.hs.s.ingests.Replace(old, next)
+	old.End(follow.Ended, "truncated")
 	if w.aborted.Load() {
-		next.end(gone, "aborted") // Abort may have seen only the old one
+		next.End(follow.Ended, "aborted") // Abort may have seen only the old one
 	}
 }
 
@@ -176,7 +177,7 @@ func (w *writer) Status() (content.Status, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return content.Status{
-		Ref: w.ref, Offset: w.offset, Total: w.total, Expected: w.in().digest, StartedAt: w.started, UpdatedAt: w.updated,
+		Ref: w.ref, Offset: w.offset, Total: w.total, Expected: w.in().Digest(), StartedAt: w.started, UpdatedAt: w.updated,
 	}, nil
 }
 
@@ -239,7 +240,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	}
 	n, err := w.writePieces(p)
 	w.updated, w.dirty = time.Now(), true
-	w.in().grow(w.offset)
+	w.in().Grow(w.offset)
 	if err != nil {
 		err = fmt.Errorf("ingest %.200q: write at %d: %w", w.ref, w.offset, classify(err))
 		if errdefs.IsResourceExhausted(err) {
@@ -314,7 +315,7 @@ func (w *writer) Truncate(size int64) error {
 	if w.offset > 0 {
 		w.due.Reset(max(w.total, 0))
 		w.offset = 0
-		w.follow(w.in().digest)
+		w.follow(w.in().Digest())
 	}
 	w.flushed, w.updated, w.dirty = 0, time.Now(), true
 	w.broken = nil
@@ -333,22 +334,22 @@ func (w *writer) Close() error {
 	if w.done {
 		return nil
 	}
-	return w.close(gone, "closed without a commit")
+	return w.close(follow.Ended, "closed without a commit")
 }
 
 // close gives up the ref. Called with mu held, or before anybody else knows w.
-func (w *writer) close(state ingestState, cause string) error {
+func (w *writer) close(state follow.State, cause string) error {
 	w.done = true
 	w.due.End()
 	s := w.hs.s
-	w.in().end(state, cause)
-	s.register(w.in(), nil)
+	w.in().End(state, cause)
+	s.ingests.Replace(w.in(), nil)
 	var err error
 	if m := w.sum.Load(); m != nil {
 		m.stop()
 	}
 	if w.f != nil {
-		if state == gone && !w.aborted.Load() {
+		if state == follow.Ended && !w.aborted.Load() {
 			// The kernel's time of the last write may be some milliseconds old. It is worth no more than a try.
 			ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(w.updated.UnixNano())}
 			_ = unix.UtimesNanoAt(unix.AT_FDCWD, w.data(), ts, unix.AT_SYMLINK_NOFOLLOW)

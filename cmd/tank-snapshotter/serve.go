@@ -14,6 +14,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/containerdconfig"
+	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
@@ -225,4 +228,14 @@ func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*local, err
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// processors returns what plugin.Options.Processors is: the processors of Tank's own config, or those of the config
+// that the calling containerd was started with.
+func (s settings) processors() func(context.Context, caller.Process) ([]processor.Processor, error) {
+	if s.StreamProcessors != nil {
+		own := containerdconfig.Sorted(s.StreamProcessors)
+		return func(context.Context, caller.Process) ([]processor.Processor, error) { return own, nil }
+	}
+	return containerdconfig.ProcessorsOf
 }

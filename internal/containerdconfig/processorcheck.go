@@ -1,4 +1,4 @@
-package main
+package containerdconfig
 
 import (
 	"os"
@@ -11,7 +11,7 @@ import (
 )
 
 // streamProcessors compares the processors of containerd's config with those that Tank will run.
-func (k *configChecker) streamProcessors() {
+func (k *checker) streamProcessors() {
 	if k.Processors != nil {
 		k.ownProcessors()
 		return
@@ -50,9 +50,9 @@ func (k *configChecker) streamProcessors() {
 }
 
 // configuredProcessors are the processors of containerd's config without the built-in ones.
-func (k *configChecker) configuredProcessors() (list []processor.Processor) {
+func (k *checker) configuredProcessors() (list []processor.Processor) {
 	builtIn := builtInProcessors()
-	for _, p := range listed(k.StreamProcessors) {
+	for _, p := range Sorted(k.StreamProcessors) {
 		b := builtIn[p.ID]
 		if b.ID = p.ID; !reflect.DeepEqual(p, b) {
 			list = append(list, p)
@@ -62,8 +62,8 @@ func (k *configChecker) configuredProcessors() (list []processor.Processor) {
 }
 
 // ownProcessors compares the media types that both sides decode.
-func (k *configChecker) ownProcessors() {
-	own, theirs := listed(k.Processors), k.processors()
+func (k *checker) ownProcessors() {
+	own, theirs := Sorted(k.Processors), k.processors()
 	for _, p := range k.configuredProcessors() {
 		for _, t := range decodes(p, own) {
 			k.wrong("[stream_processors.%q] decodes layers of %s, but Tank's own config has no stream processor that does. "+

@@ -1,69 +1,18 @@
-package main
+package containerdconfig
 
 import (
-	"context"
 	"fmt"
-	"io"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"unicode/utf8"
 
-	"github.com/containerd/log"
-	"github.com/moby/sys/userns"
-	"github.com/spf13/cobra"
+	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
-func (c *cli) configCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "config", Short: "Print and check configuration", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(&cobra.Command{
-		Use:   "default",
-		Short: "Print this program's config file with every key and its default",
-		Args:  cobra.NoArgs,
-		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			_, err := io.WriteString(cmd.OutOrStdout(), defaultConfig)
-			return err
-		}),
-	}, c.containerdCommand(), c.configCheckCommand())
-	return cmd
-}
-
-func (c *cli) containerdCommand() *cobra.Command {
-	var withoutContent bool
-	cmd := &cobra.Command{
-		Use:   "containerd",
-		Short: "Print what containerd's config has to import to work with this daemon",
-		Args:  cobra.NoArgs,
-		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			in, err := c.install(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if withoutContent && in.ContainerdAddress == "" {
-				log.G(cmd.Context()).Warn("without the content store Tank needs the key containerd_address in its own config")
-			}
-			if withoutContent {
-				in.Content = false
-			}
-			text, err := in.dropIn()
-			if err != nil {
-				return err
-			}
-			_, err = io.WriteString(cmd.OutOrStdout(), text)
-			return err
-		}),
-	}
-	cmd.Flags().BoolVar(&withoutContent, "without-content", false, "leave containerd its own content store, as containerd_address in the config does")
-	return cmd
-}
-
-// install is how a containerd and a daemon work together.
-type install struct {
+// Install is how a containerd and a daemon work together.
+type Install struct {
 	Root, Address     string // the daemon's, absolute
 	ContainerdAddress string
 	Content           bool // Tank is containerd's content store
@@ -72,24 +21,6 @@ type install struct {
 	SkipKnownBlobs    bool // containerd does not fetch the blobs of known layers
 	// Processors are the stream processors of Tank's own config. nil: Tank takes containerd's.
 	Processors map[string]processor.Processor
-}
-
-// install is what the daemon's config and the flags ask for.
-func (c *cli) install(ctx context.Context) (in install, err error) {
-	s, err := c.settingsFor(ctx, true)
-	if err != nil {
-		return in, err
-	}
-	in = install{
-		ContainerdAddress: s.ContainerdAddress, Content: s.ContainerdAddress == "",
-		Directory: s.Mode == modeDirectory, UserNS: userns.RunningInUserNS(), SkipKnownBlobs: s.SkipKnownBlobs,
-		Processors: s.StreamProcessors,
-	}
-	if in.Root, err = filepath.Abs(first(c.root, s.Root, defaultRoot)); err != nil {
-		return in, err
-	}
-	in.Address, err = filepath.Abs(first(c.address, s.Address, defaultAddress))
-	return in, err
 }
 
 // The capabilities of a snapshotter that containerd knows.
@@ -101,22 +32,22 @@ const (
 // capabilities are what containerd may count on. "rebase" needs whiteouts that Tank takes over from overlay's upper directories, which
 // containerd can't make inside a user namespace and which copies have no place for. Remapped ids need a mount that can do it: not bind
 // mounts of copies, and not from inside a user namespace, where nobody may remap a file system of the outside.
-func (in install) capabilities() []string {
+func (in Install) capabilities() []string {
 	if in.Directory || in.UserNS {
 		return []string{}
 	}
 	return []string{capRebase, capRemapIDs}
 }
 
-// dropIn is the TOML of DESIGN section 8.
-func (in install) dropIn() (string, error) {
+// DropIn returns the TOML file that containerd has to import to use Tank.
+func (in Install) DropIn() (string, error) {
 	root, err := quote(in.Root)
 	if err != nil {
-		return "", usageError{fmt.Errorf("--root: %w", err)}
+		return "", fmt.Errorf("--root: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	address, err := quote(in.Address)
 	if err != nil {
-		return "", usageError{fmt.Errorf("--address: %w", err)}
+		return "", fmt.Errorf("--address: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	var capabilities []string
 	for _, c := range in.capabilities() {
@@ -148,7 +79,7 @@ func (in install) dropIn() (string, error) {
 	line(dropInTail, runtime.GOARCH)
 	sections, err := processorSections(in.Processors)
 	if err != nil {
-		return "", usageError{fmt.Errorf("stream_processors: %w", err)}
+		return "", fmt.Errorf("stream_processors: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	b.WriteString(sections)
 	return strings.TrimSuffix(b.String(), "\n"), nil

@@ -1,4 +1,4 @@
-package main
+package containerdconfig
 
 import (
 	"context"
@@ -36,8 +36,8 @@ func builtInProcessors() map[string]processor.Processor {
 	return all
 }
 
-// listed returns the processors by their IDs, in the order of these.
-func listed(all map[string]processor.Processor) (list []processor.Processor) {
+// Sorted returns the processors in the order of their IDs, which are the keys.
+func Sorted(all map[string]processor.Processor) (list []processor.Processor) {
 	for _, id := range slices.Sorted(maps.Keys(all)) {
 		p := all[id]
 		p.ID = id
@@ -48,12 +48,12 @@ func listed(all map[string]processor.Processor) (list []processor.Processor) {
 
 // processors returns the processors of a containerd's config: first those that the config adds to the built-in ones,
 // and last those whose programs are missing. containerd itself takes any of those that accept a media type.
-func (c *containerdConfig) processors() (list []processor.Processor) {
+func (c *Config) processors() (list []processor.Processor) {
 	var builtIn []processor.Processor
 	defaults := builtInProcessors()
 	all := maps.Clone(defaults)
 	maps.Copy(all, c.StreamProcessors)
-	for _, p := range listed(all) {
+	for _, p := range Sorted(all) {
 		d := defaults[p.ID]
 		if d.ID = p.ID; reflect.DeepEqual(p, d) {
 			builtIn = append(builtIn, p)
@@ -74,19 +74,9 @@ func missing(p processor.Processor) int {
 	return 0
 }
 
-// processors returns what plugin.Options.Processors is: the processors of Tank's own config, or those of the config
-// that the calling containerd was started with.
-func (s settings) processors() func(context.Context, caller.Process) ([]processor.Processor, error) {
-	if s.StreamProcessors != nil {
-		own := listed(s.StreamProcessors)
-		return func(context.Context, caller.Process) ([]processor.Processor, error) { return own, nil }
-	}
-	return containerdProcessors
-}
-
-// containerdProcessors reads which processors a containerd has. Tank runs these programs with its own rights, so only a
+// ProcessorsOf reads which processors a containerd has. Tank runs these programs with its own rights, so only a
 // process that has these rights may name them, in a file that only such processes can write.
-func containerdProcessors(ctx context.Context, p caller.Process) ([]processor.Processor, error) {
+func ProcessorsOf(ctx context.Context, p caller.Process) ([]processor.Processor, error) {
 	if p.UID != 0 && int(p.UID) != os.Geteuid() {
 		return nil, fmt.Errorf("containerd's config: of a process of uid %d: %w", p.UID, errdefs.ErrUnavailable)
 	}
@@ -100,14 +90,14 @@ func containerdProcessors(ctx context.Context, p caller.Process) ([]processor.Pr
 // processorsIn reads the processors of a containerd from its config.
 func processorsIn(ctx context.Context, file string) ([]processor.Processor, error) {
 	var found findings
-	config, ok, err := readContainerdConfig(ctx, file, readOwnedFile, &found)
+	config, ok, err := read(ctx, file, readOwnedFile, &found)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return (&containerdConfig{}).processors(), nil
+		return (&Config{}).processors(), nil
 	case err != nil:
 		return nil, fmt.Errorf("containerd's config: %w: %w", err, errdefs.ErrUnavailable)
 	case !ok:
-		return nil, fmt.Errorf("containerd's config: %s: %w", found[len(found)-1].text, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("containerd's config: %s: %w", found[len(found)-1].Text, errdefs.ErrUnavailable)
 	}
 	return config.processors(), nil
 }
@@ -163,7 +153,7 @@ func processorSections(all map[string]processor.Processor) (string, error) {
 		}
 		return "[" + strings.Join(quotes, ", ") + "]"
 	}
-	for _, p := range listed(all) {
+	for _, p := range Sorted(all) {
 		b.Write(fmt.Appendf(nil, "[stream_processors.%s]\n  accepts = %s\n  returns = %s\n  path = %s\n",
 			quoted(p.ID), list(p.Accepts), quoted(p.Returns), quoted(p.Path)))
 		b.Write(fmt.Appendf(nil, "  args = %s\n  env = %s\n", list(p.Args), list(p.Env)))

@@ -1,4 +1,15 @@
-package main
+// Package containerdconfig knows the configuration of a containerd: it reads a config file with its imports, reports what
+// in it does not fit Tank, writes the file that containerd imports to use Tank, and finds the stream processors.
+//
+// It owns nothing on disk, and writes no file: the command prints what it returns.
+//
+// Its invariant: it reads a config as containerd does, each file migrated by itself and then merged, so that what it
+// reports about a key is what containerd will do.
+//
+// The surprising rule: a config that is wrong is no error. Read and Check return findings, and an error only if the
+// first file can't be read at all. ProcessorsOf is stricter: Tank runs these programs with its own rights, so it takes
+// only files that nobody but root and its own user can write.
+package containerdconfig
 
 import (
 	"cmp"
@@ -20,7 +31,7 @@ import (
 
 // What containerd has when its config says nothing else.
 const (
-	containerdAddress     = "/run/containerd/containerd.sock"
+	DefaultAddress        = "/run/containerd/containerd.sock"
 	containerdRoot        = "/var/lib/containerd"
 	containerdSnapshotter = "overlayfs"
 	newestConfigVersion   = 4
@@ -41,8 +52,8 @@ const (
 	pluginContent  = "io.containerd.content.v1.content"
 )
 
-// containerdConfig is the part of containerd's config that matters here, with the names that containerd gives it.
-type containerdConfig struct {
+// Config is the part of containerd's config that matters here, with the names that containerd gives it.
+type Config struct {
 	Version         int                    `toml:"version"`
 	OwnRoot         string                 `toml:"root"`
 	Imports         []string               `toml:"imports"`
@@ -72,32 +83,32 @@ type proxyPlugin struct {
 	Capabilities []string          `toml:"capabilities"`
 }
 
-// finding is one sentence about a config. A note is nothing that has to be changed.
-type finding struct {
-	text string
-	note bool
+// Finding is one sentence about a config. A note is nothing that has to be changed.
+type Finding struct {
+	Text string
+	Note bool
 }
 
 // findings collects sentences.
-type findings []finding
+type findings []Finding
 
 func (f *findings) wrong(format string, args ...any) {
-	*f = append(*f, finding{text: fmt.Sprintf(format, args...)})
+	*f = append(*f, Finding{Text: fmt.Sprintf(format, args...)})
 }
 
 func (f *findings) note(format string, args ...any) {
-	*f = append(*f, finding{text: "Note: " + fmt.Sprintf(format, args...), note: true})
+	*f = append(*f, Finding{Text: "Note: " + fmt.Sprintf(format, args...), Note: true})
 }
 
-// readContainerdConfig reads a config as containerd does: the file, then its imports in their order, then theirs; each is brought to the
+// read reads a config as containerd does: the file, then its imports in their order, then theirs; each is brought to the
 // newest version by itself and then merged. ok is false when containerd would not get through. An error is about the file itself.
-func readContainerdConfig(ctx context.Context, file string, read readFile, found *findings) (
-	all *containerdConfig, ok bool, err error,
+func read(ctx context.Context, file string, read readFile, found *findings) (
+	all *Config, ok bool, err error,
 ) {
 	if _, err := os.Stat(file); err != nil {
 		return nil, false, err
 	}
-	all = &containerdConfig{Plugins: map[string]any{}, ProxyPlugins: map[string]proxyPlugin{},
+	all = &Config{Plugins: map[string]any{}, ProxyPlugins: map[string]proxyPlugin{},
 		StreamProcessors: map[string]processor.Processor{}}
 	pending, seen := []string{file}, map[string]bool{}
 	for ; len(pending) > 0; pending = pending[1:] {
@@ -106,7 +117,7 @@ func readContainerdConfig(ctx context.Context, file string, read readFile, found
 			continue
 		}
 		seen[name] = true
-		c, good := readContainerdFile(ctx, name, read, found)
+		c, good := readOne(ctx, name, read, found)
 		if ctx.Err() != nil {
 			return nil, false, ctx.Err()
 		}
@@ -125,8 +136,8 @@ func readContainerdConfig(ctx context.Context, file string, read readFile, found
 	return all, true, nil
 }
 
-func readContainerdFile(ctx context.Context, name string, read readFile, found *findings) (*containerdConfig, bool) {
-	var c containerdConfig
+func readOne(ctx context.Context, name string, read readFile, found *findings) (*Config, bool) {
+	var c Config
 	data, err := read(ctx, name)
 	if err != nil {
 		found.wrong("%s can't be read, so containerd does not start: %v.", name, err)
@@ -166,7 +177,7 @@ func readContainerdFile(ctx context.Context, name string, read readFile, found *
 }
 
 // resolveImports returns the files that a config imports: relative to it, and patterns only when they have a star.
-func (c *containerdConfig) resolveImports(parent string, found *findings) (files []string, ok bool) {
+func (c *Config) resolveImports(parent string, found *findings) (files []string, ok bool) {
 	for _, name := range c.Imports {
 		if name = filepath.Clean(name); !filepath.IsAbs(name) {
 			name = filepath.Join(filepath.Dir(parent), name)
@@ -193,7 +204,7 @@ func (c *containerdConfig) resolveImports(parent string, found *findings) (files
 }
 
 // migrate brings a file to the newest version, as far as it is looked at here.
-func (c *containerdConfig) migrate(file string, found *findings) {
+func (c *Config) migrate(file string, found *findings) {
 	if c.Version < 2 { // plugins had short names
 		if cri, ok := c.Plugins["cri"]; ok {
 			c.Plugins[pluginCRI] = cri
@@ -226,7 +237,7 @@ func (c *containerdConfig) migrate(file string, found *findings) {
 }
 
 // migrateCRI takes the old section of CRI apart. What it says takes the place of what the new sections of the same file say of images.
-func (c *containerdConfig) migrateCRI(old, containerd map[string]any) {
+func (c *Config) migrateCRI(old, containerd map[string]any) {
 	images, runtime := c.section(pluginImages), c.section(pluginRuntime)
 	maps.Copy(images, pick(old, "registry", "max_concurrent_downloads", "image_pull_with_sync_fs"))
 	maps.Copy(images, pick(containerd, "snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"))
@@ -249,7 +260,7 @@ func (c *containerdConfig) migrateCRI(old, containerd map[string]any) {
 }
 
 // section returns the section of a plugin, to write to.
-func (c *containerdConfig) section(plugin string) map[string]any {
+func (c *Config) section(plugin string) map[string]any {
 	m, ok := c.Plugins[plugin].(map[string]any)
 	if !ok {
 		m = map[string]any{}
@@ -259,7 +270,7 @@ func (c *containerdConfig) section(plugin string) map[string]any {
 }
 
 // merge adds what a later file says: lists are joined at the top and replaced in the sections of plugins, proxies are replaced whole.
-func (c *containerdConfig) merge(later *containerdConfig) {
+func (c *Config) merge(later *Config) {
 	c.OwnRoot = cmp.Or(later.OwnRoot, c.OwnRoot)
 	for _, name := range later.DisabledPlugins {
 		if !slices.Contains(c.DisabledPlugins, name) {
@@ -300,7 +311,7 @@ func pick(m map[string]any, keys ...string) map[string]any {
 }
 
 // decode reads the section of a plugin into v, which has the defaults. It says whether containerd could.
-func (c *containerdConfig) decode(plugin string, v any, found *findings) bool {
+func (c *Config) decode(plugin string, v any, found *findings) bool {
 	data, ok := c.Plugins[plugin]
 	if !ok {
 		return true

@@ -1,4 +1,4 @@
-package main
+package containerdconfig
 
 import (
 	"cmp"
@@ -39,7 +39,7 @@ type criRuntime struct {
 }
 
 // cri looks at what Kubernetes uses.
-func (k *configChecker) cri() {
+func (k *checker) cri() {
 	images := criImages{Snapshotter: containerdSnapshotter, NoLabels: true, Downloads: 3}
 	var runtime criRuntime
 	if !k.decode(pluginImages, &images, k.findings) || !k.decode(pluginRuntime, &runtime, k.findings) {
@@ -65,7 +65,7 @@ func (k *configChecker) cri() {
 
 // handlers looks at which runtime handlers use Tank, and says whether any does. CRI has two places for a handler's snapshotter: where images
 // are pulled to, and where containers are made. What neither says is images.Snapshotter.
-func (k *configChecker) handlers(images criImages, runtime criRuntime) (used bool) {
+func (k *checker) handlers(images criImages, runtime criRuntime) (used bool) {
 	var by []string
 	names := map[string]bool{}
 	for name := range images.Platforms {
@@ -107,7 +107,7 @@ func (k *configChecker) handlers(images criImages, runtime criRuntime) (used boo
 }
 
 // localPull looks for each setting that silently takes CRI's pulls away from the transfer service.
-func (k *configChecker) localPull(images criImages) {
+func (k *checker) localPull(images criImages) {
 	for _, s := range []struct {
 		set  bool
 		name string

@@ -1,4 +1,4 @@
-package main
+package containerdconfig
 
 import (
 	"cmp"
@@ -13,53 +13,17 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-
-	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/socket"
 )
 
-func (c *cli) configCheckCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "check FILE",
-		Short: "Say what is missing, wrong or dangerous in a containerd config",
-		Long: "Say what is missing, wrong or dangerous for Tank in a containerd config and what it imports, a sentence per line.\n\n" +
-			"The root, the address and the mode are those of the flags and of Tank's own config. Neither daemon has to run.\n" +
-			"The exit code is 1 when something is to be changed; lines that begin with \"Note:\" are only told.",
-		Args: cobra.ExactArgs(1),
-		RunE: c.do(func(cmd *cobra.Command, args []string) error {
-			in, err := c.install(cmd.Context())
-			if err != nil {
-				return err
-			}
-			found, err := in.check(cmd.Context(), args[0])
-			if err != nil {
-				return usageError{fmt.Errorf("config %s: %w", args[0], err)}
-			}
-			wrong := 0
-			for _, f := range found {
-				if !f.note {
-					wrong++
-				}
-				printable.Fprintf(cmd.OutOrStdout(), "%s\n", f.text)
-			}
-			if wrong > 0 {
-				return localError{fmt.Errorf("config %s: %d to be changed; `tank-snapshotter config containerd` prints what belongs into it", args[0], wrong)}
-			}
-			printable.Fprintf(cmd.ErrOrStderr(), "%s fits a daemon with the root %s at %s\n", args[0], in.Root, in.Address)
-			return nil
-		}),
-	}
-}
-
-// check says what is to be told about a containerd config. An error is about the file itself.
-func (in install) check(ctx context.Context, file string) (findings, error) {
+// Check returns what does not fit Tank in a containerd config. It returns an error only if the file can not be read.
+func (in Install) Check(ctx context.Context, file string) ([]Finding, error) {
 	var found findings
-	config, ok, err := readContainerdConfig(ctx, file, readAnyFile, &found)
+	config, ok, err := read(ctx, file, readAnyFile, &found)
 	if err != nil || !ok {
 		return found, err
 	}
-	k := &configChecker{containerdConfig: config, install: in, findings: &found}
+	k := &checker{Config: config, Install: in, findings: &found}
 	k.proxies()
 	k.contentStores()
 	if !k.findTank() {
@@ -98,10 +62,10 @@ func answers(ctx context.Context, address string) bool {
 	return true
 }
 
-// configChecker looks at one config.
-type configChecker struct {
-	*containerdConfig
-	install
+// checker looks at one config.
+type checker struct {
+	*Config
+	Install
 	*findings
 
 	snapshotter, differ string // names of Tank's proxies, "" for none
@@ -129,7 +93,7 @@ func typeOf(p proxyPlugin) string {
 }
 
 // named lists the proxies of a type that are not disabled, by name.
-func (k *configChecker) named(kind string) (names []string) {
+func (k *checker) named(kind string) (names []string) {
 	for _, name := range slices.Sorted(maps.Keys(k.ProxyPlugins)) {
 		if typeOf(k.ProxyPlugins[name]) == kind && !slices.Contains(k.DisabledPlugins, proxyTypes[kind].uri+"."+name) {
 			names = append(names, name)
@@ -139,14 +103,14 @@ func (k *configChecker) named(kind string) (names []string) {
 }
 
 // exists says whether containerd has a plugin of this name: a proxy, or one of its own.
-func (k *configChecker) exists(kind, name string) bool {
+func (k *checker) exists(kind, name string) bool {
 	t := proxyTypes[kind]
 	return slices.Contains(k.named(kind), name) ||
 		slices.Contains(t.builtIn, name) && !slices.Contains(k.DisabledPlugins, t.uri+"."+name)
 }
 
 // proxies looks for what ends containerd with a panic.
-func (k *configChecker) proxies() {
+func (k *checker) proxies() {
 	for _, name := range slices.Sorted(maps.Keys(k.ProxyPlugins)) {
 		p := k.ProxyPlugins[name]
 		switch kind := typeOf(p); {
@@ -162,7 +126,7 @@ func (k *configChecker) proxies() {
 }
 
 // contentStores: containerd works with exactly one.
-func (k *configChecker) contentStores() {
+func (k *checker) contentStores() {
 	const own = pluginContent
 	proxies := k.named("content")
 	disabled := slices.Contains(k.DisabledPlugins, own)
@@ -188,19 +152,19 @@ func (k *configChecker) contentStores() {
 		Address string `toml:"address"`
 	}
 	if !k.Content && k.decode(pluginGRPC, &grpc, k.findings) {
-		if a := cmp.Or(grpc.Address, containerdAddress); a != k.ContainerdAddress {
+		if a := cmp.Or(grpc.Address, DefaultAddress); a != k.ContainerdAddress {
 			k.wrong("This containerd listens on %s, but containerd_address in Tank's own config is %s.", a, k.ContainerdAddress)
 		}
 	}
 }
 
 // isTank says whether a proxy leads to Tank's socket.
-func (k *configChecker) isTank(p proxyPlugin) bool {
+func (k *checker) isTank(p proxyPlugin) bool {
 	return filepath.Clean(strings.TrimPrefix(p.Address, "unix://")) == k.Address
 }
 
 // findTank finds the proxies that lead to Tank. Without a snapshotter there is nothing more to be said.
-func (k *configChecker) findTank() bool {
+func (k *checker) findTank() bool {
 	find := func(kind, name string) string {
 		names := k.named(kind)
 		if i := slices.IndexFunc(names, func(n string) bool { return k.isTank(k.ProxyPlugins[n]) }); i >= 0 {
@@ -227,7 +191,7 @@ func (k *configChecker) findTank() bool {
 }
 
 // snapshotProxy looks at what the snapshotter is said to do, and at what others learn of it.
-func (k *configChecker) snapshotProxy() {
+func (k *checker) snapshotProxy() {
 	p, at := k.ProxyPlugins[k.snapshotter], fmt.Sprintf("[proxy_plugins.%s]", k.snapshotter)
 	may := k.capabilities()
 	why := "in directory mode"
@@ -258,7 +222,7 @@ func (k *configChecker) snapshotProxy() {
 }
 
 // transfer looks at the service that pulls for ctr, nerdctl and CRI.
-func (k *configChecker) transfer() {
+func (k *checker) transfer() {
 	transfer := struct {
 		MaxUnpacks int `toml:"max_concurrent_unpacks"`
 		Unpack     []struct {
@@ -306,7 +270,7 @@ func (k *configChecker) transfer() {
 }
 
 // diffService looks at who applies and compares layers for clients that unpack themselves.
-func (k *configChecker) diffService() {
+func (k *checker) diffService() {
 	diff := struct {
 		Order []string `toml:"default"`
 	}{[]string{"walking"}}

@@ -1,4 +1,4 @@
-package main
+package containerdconfig
 
 import (
 	"fmt"
@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
-	"github.com/pelletier/go-toml/v2"
 
 	"github.com/tank-snapshotter/tank/internal/caller"
 	"github.com/tank-snapshotter/tank/internal/processor"
@@ -87,42 +86,8 @@ func TestProcessorsOfContainerd(t *testing.T) {
 		})
 	}
 	other := caller.Process{PID: os.Getpid(), UID: 4321}
-	if _, err := (settings{}).processors()(t.Context(), other); !errdefs.IsUnavailable(err) {
+	if _, err := ProcessorsOf(t.Context(), other); !errdefs.IsUnavailable(err) {
 		t.Errorf("of a process of another user: %v", err)
-	}
-}
-
-// TestOwnProcessors: a section in Tank's config takes the place of containerd's, is printed for containerd, and an
-// empty one turns stream processors off.
-func TestOwnProcessors(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "config.toml")
-	for text, want := range map[string]string{
-		"[stream_processors]\n":                         "",
-		processorTOML("x \"y\"", encryptedTar, "/a\\b"): "x \"y\"",
-	} {
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s, err := readSettings(t.Context(), file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := s.processors()(t.Context(), caller.Process{UID: 4321})
-		if err != nil || len(got) != min(1, len(want)) || len(got) > 0 && got[0].ID != want {
-			t.Errorf("%q: %+v, %v", text, got, err)
-		}
-		printed, err := install{Root: "/r", Address: "/a", Processors: s.StreamProcessors}.dropIn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var c containerdConfig
-		if err := toml.Unmarshal([]byte(printed), &c); err != nil {
-			t.Fatal(err)
-		}
-		if p, ok := c.StreamProcessors[want]; ok != (want != "") ||
-			ok && (p.Path != "/a\\b" || p.Accepts[0] != encryptedTar) {
-			t.Errorf("printed %+v", c.StreamProcessors)
-		}
 	}
 }
 
@@ -161,8 +126,8 @@ func TestCheckProcessors(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
-			in := install{Root: "/srv/tank", Address: "/none", Content: true}
-			text, err := in.dropIn() // as printed before Tank's own config had the section
+			in := Install{Root: "/srv/tank", Address: "/none", Content: true}
+			text, err := in.DropIn() // as printed before Tank's own config had the section
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -178,15 +143,15 @@ func TestCheckProcessors(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			found, err := in.check(t.Context(), filepath.Join(dir, "config.toml"))
+			found, err := in.Check(t.Context(), filepath.Join(dir, "config.toml"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			found = slices.DeleteFunc(found, func(f finding) bool { return strings.Contains(f.text, "Nobody answers") })
+			found = slices.DeleteFunc(found, func(f Finding) bool { return strings.Contains(f.Text, "Nobody answers") })
 			switch {
 			case tc.says == "" && len(found) > 0:
 				t.Errorf("says %+v", found)
-			case tc.says != "" && (len(found) != 1 || found[0].note == tc.wrong || !strings.Contains(found[0].text, tc.says)):
+			case tc.says != "" && (len(found) != 1 || found[0].Note == tc.wrong || !strings.Contains(found[0].Text, tc.says)):
 				t.Errorf("says %+v, want %q", found, tc.says)
 			}
 		})

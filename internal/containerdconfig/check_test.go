@@ -1,4 +1,4 @@
-package main
+package containerdconfig
 
 import (
 	"fmt"
@@ -9,22 +9,23 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 )
 
 // TestDropIn reads what is printed as containerd would, with paths that want to break out of their quotes.
 func TestDropIn(t *testing.T) {
 	for _, path := range []string{"/a", "/a b", `/a"b`, `/a\b`, "/a\nb", "/ä\x7f", "/%s"} {
-		for _, in := range []install{
+		for _, in := range []Install{
 			{Content: true}, {}, {Content: true, UserNS: true}, {UserNS: true}, {Content: true, Directory: true}, {Directory: true, UserNS: true},
 		} {
 			in.Root, in.Address = path, path+".sock"
-			text, err := in.dropIn()
+			text, err := in.DropIn()
 			if err != nil {
 				t.Fatal(err)
 			}
 			var m struct {
-				containerdConfig
+				Config
 				Version int
 			}
 			if err := toml.NewDecoder(strings.NewReader(text)).DisallowUnknownFields().Decode(&m); err != nil {
@@ -44,17 +45,17 @@ func TestDropIn(t *testing.T) {
 			}
 		}
 	}
-	if _, err := (install{Root: "/\xff", Address: "/x"}).dropIn(); exitCode(err) != exitUsage {
+	if _, err := (Install{Root: "/\xff", Address: "/x"}).DropIn(); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a path that is not UTF-8: %v", err)
 	}
 }
 
 // checked writes a containerd config that imports the drop-in of in, each after edit, and checks it. Notes are left out unless there is
 // nothing else.
-func checked(t *testing.T, in install, main, dropIn func(string) string) (wrong, notes []string) {
+func checked(t *testing.T, in Install, main, dropIn func(string) string) (wrong, notes []string) {
 	t.Helper()
 	dir := t.TempDir()
-	text, err := in.dropIn()
+	text, err := in.DropIn()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,18 +68,18 @@ func checked(t *testing.T, in install, main, dropIn func(string) string) (wrong,
 			t.Fatal(err)
 		}
 	}
-	found, err := in.check(t.Context(), filepath.Join(dir, "config.toml"))
+	found, err := in.Check(t.Context(), filepath.Join(dir, "config.toml"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range found {
-		if f.note {
-			notes = append(notes, f.text)
+		if f.Note {
+			notes = append(notes, f.Text)
 		} else {
-			wrong = append(wrong, f.text)
+			wrong = append(wrong, f.Text)
 		}
-		if !strings.HasSuffix(f.text, ".") || strings.Contains(f.text, "%!") || strings.Contains(f.text, "\n") {
-			t.Errorf("not a sentence on one line: %q", f.text)
+		if !strings.HasSuffix(f.Text, ".") || strings.Contains(f.Text, "%!") || strings.Contains(f.Text, "\n") {
+			t.Errorf("not a sentence on one line: %q", f.Text)
 		}
 	}
 	return wrong, notes
@@ -117,16 +118,16 @@ func cut(t *testing.T, begin string) func(string) string {
 	}
 }
 
-// TestCheckClean: what is printed is right, for every install, also below a config of version 2 that has everything otherwise.
+// TestCheckClean: what is printed is right, for every Install, also below a config of version 2 that has everything otherwise.
 func TestCheckClean(t *testing.T) {
-	full := install{Root: "/srv/tank", Address: filepath.Join(t.TempDir(), "s"), Content: true}
+	full := Install{Root: "/srv/tank", Address: filepath.Join(t.TempDir(), "s"), Content: true}
 	l, err := net.Listen("unix", full.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	second := full
-	second.Content, second.ContainerdAddress = false, containerdAddress
+	second.Content, second.ContainerdAddress = false, DefaultAddress
 	directory, inside := full, full
 	directory.Directory, inside.UserNS = true, true
 	older := func(string) string {
@@ -145,7 +146,7 @@ imports = ["/dev/null", "tank.toml"]
     root = "/replaced"
 `
 	}
-	for name, in := range map[string]install{"full": full, "second": second, "directory": directory, "user namespace": inside} {
+	for name, in := range map[string]Install{"full": full, "second": second, "directory": directory, "user namespace": inside} {
 		for _, main := range []func(string) string{same, older} {
 			if wrong, notes := checked(t, in, main, same); len(wrong)+len(notes) > 0 {
 				t.Errorf("%s: %q, %q", name, wrong, notes)
@@ -163,18 +164,18 @@ imports = ["/dev/null", "tank.toml"]
 		cut(t, "[plugins.'io.containerd.cri.v1.images']")); len(wrong) > 0 {
 		t.Errorf("without CRI: %q", wrong)
 	}
-	if _, notes := checked(t, install{Root: "/srv/tank", Address: "/none", Content: true}, same, same); len(notes) != 1 || !strings.Contains(notes[0], "Nobody answers on /none") {
+	if _, notes := checked(t, Install{Root: "/srv/tank", Address: "/none", Content: true}, same, same); len(notes) != 1 || !strings.Contains(notes[0], "Nobody answers on /none") {
 		t.Errorf("without a daemon: %q", notes)
 	}
 }
 
 // TestCheck spoils one thing in each row, and expects one sentence about it.
 func TestCheck(t *testing.T) {
-	full := install{Root: "/srv/tank", Address: "/none", Content: true}
-	second := install{Root: "/srv/tank", Address: "/none", ContainerdAddress: containerdAddress}
-	directory := install{Root: "/srv/tank", Address: "/none", Content: true, Directory: true}
-	inside := install{Root: "/srv/tank", Address: "/none", Content: true, UserNS: true}
-	skipping := install{Root: "/srv/tank", Address: "/none", Content: true, SkipKnownBlobs: true}
+	full := Install{Root: "/srv/tank", Address: "/none", Content: true}
+	second := Install{Root: "/srv/tank", Address: "/none", ContainerdAddress: DefaultAddress}
+	directory := Install{Root: "/srv/tank", Address: "/none", Content: true, Directory: true}
+	inside := Install{Root: "/srv/tank", Address: "/none", Content: true, UserNS: true}
+	skipping := Install{Root: "/srv/tank", Address: "/none", Content: true, SkipKnownBlobs: true}
 	const images, runtimes = "[plugins.'io.containerd.cri.v1.images']\n", "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes"
 	setImages := func(line string) func(string) string { return replace(t, images, images+"  "+line+"\n") }
 	registry := func(kind string) func(string) string {
@@ -182,7 +183,7 @@ func TestCheck(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name   string
-		in     install
+		in     Install
 		main   func(string) string
 		dropIn func(string) string
 		says   []string // each in one sentence of its own
@@ -205,9 +206,9 @@ func TestCheck(t *testing.T) {
 		{"no content store", full, same, cut(t, "[proxy_plugins.tank-content]"), []string{"no proxy takes its place"}},
 		{"disabled content proxy", full, same, replace(t, "v1.content\"]", "v1.content\", \"io.containerd.content.v1.tank-content\"]"),
 			[]string{"no proxy takes its place"}},
-		{"neither install", full, same, func(s string) string { return cut(t, "disabled_plugins")(cut(t, "[proxy_plugins.tank-content]")(s)) },
+		{"neither Install", full, same, func(s string) string { return cut(t, "disabled_plugins")(cut(t, "[proxy_plugins.tank-content]")(s)) },
 			[]string{"set containerd_address in Tank's own config"}},
-		{"both installs", second, same, func(string) string { s, _ := full.dropIn(); return s }, []string{"Tank's own config has containerd_address"}},
+		{"both installs", second, same, func(string) string { s, _ := full.DropIn(); return s }, []string{"Tank's own config has containerd_address"}},
 		{"another containerd", second, add("[grpc]\naddress = \"/run/other.sock\"\n"), same, []string{"This containerd listens on /run/other.sock, but containerd_address"}},
 		{"another containerd, version 4", second, add("[plugins.'io.containerd.server.v1.grpc']\naddress = \"/run/o.sock\"\n"), same,
 			[]string{"This containerd listens on /run/o.sock"}},
@@ -320,7 +321,7 @@ func replaceImport(imports string) func(string) string {
 
 // TestCheckNotes: what is only told.
 func TestCheckNotes(t *testing.T) {
-	in := install{Root: "/srv/tank", Address: "/none", Content: true}
+	in := Install{Root: "/srv/tank", Address: "/none", Content: true}
 	const images = "[plugins.'io.containerd.cri.v1.images']\n  snapshotter = \"tank\"\n"
 	for _, tc := range []struct {
 		name, images string
@@ -346,7 +347,7 @@ func TestCheckNotes(t *testing.T) {
 
 // TestCheckEmptyPattern: a pattern that matches nothing does not keep containerd from starting.
 func TestCheckEmptyPattern(t *testing.T) {
-	wrong, notes := checked(t, install{Root: "/srv/tank", Address: "/none", Content: true}, replaceImport(`imports = ["tank.toml", "conf.d/*.toml"]`), same)
+	wrong, notes := checked(t, Install{Root: "/srv/tank", Address: "/none", Content: true}, replaceImport(`imports = ["tank.toml", "conf.d/*.toml"]`), same)
 	if len(wrong) > 0 || !slices.ContainsFunc(notes, func(s string) bool { return strings.Contains(s, "conf.d/*.toml, which matches no file") }) {
 		t.Errorf("%q, %q", wrong, notes)
 	}

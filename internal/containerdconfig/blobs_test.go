@@ -1,4 +1,4 @@
-package main
+package containerdconfig
 
 import (
 	"fmt"
@@ -20,8 +20,8 @@ func TestCheckBlobs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	full := install{Root: "/srv/tank", Address: "/none", Content: true}
-	second := install{Root: "/srv/tank", Address: "/none", ContainerdAddress: containerdAddress}
+	full := Install{Root: "/srv/tank", Address: "/none", Content: true}
+	second := Install{Root: "/srv/tank", Address: "/none", ContainerdAddress: DefaultAddress}
 	skipping := full
 	skipping.SkipKnownBlobs = true
 	const discard = "[plugins.'io.containerd.cri.v1.images']\n  discard_unpacked_layers = true\n"
@@ -29,7 +29,7 @@ func TestCheckBlobs(t *testing.T) {
 	disabled := func(plugin string) string { return fmt.Sprintf("disabled_plugins = [%q]\n", plugin) }
 	for _, tc := range []struct {
 		name, root, config string
-		in                 install
+		in                 Install
 		says               string // "" for nothing
 	}{
 		{"images in containerd's own store", own, "", full,
@@ -52,7 +52,7 @@ func TestCheckBlobs(t *testing.T) {
 				version = ""
 			}
 			dir := t.TempDir()
-			text, err := tc.in.dropIn()
+			text, err := tc.in.DropIn()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -64,18 +64,18 @@ func TestCheckBlobs(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			found, err := tc.in.check(t.Context(), filepath.Join(dir, "config.toml"))
+			found, err := tc.in.Check(t.Context(), filepath.Join(dir, "config.toml"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			found = slices.DeleteFunc(found, func(f finding) bool {
-				return strings.Contains(f.text, "Nobody answers") ||
-					strings.Contains(f.text, "discard_unpacked_layers = true: CRI then")
+			found = slices.DeleteFunc(found, func(f Finding) bool {
+				return strings.Contains(f.Text, "Nobody answers") ||
+					strings.Contains(f.Text, "discard_unpacked_layers = true: CRI then")
 			})
 			switch {
 			case tc.says == "" && len(found) > 0:
 				t.Errorf("says %+v", found)
-			case tc.says != "" && (len(found) != 1 || !found[0].note || !strings.Contains(found[0].text, tc.says)):
+			case tc.says != "" && (len(found) != 1 || !found[0].Note || !strings.Contains(found[0].Text, tc.says)):
 				t.Errorf("says %+v, want %q", found, tc.says)
 			}
 		})

@@ -1,4 +1,4 @@
-package main
+package containerdconfig
 
 import (
 	"cmp"
@@ -11,7 +11,7 @@ import (
 )
 
 // ownStore looks for images in containerd's own content store, which containerd no longer reads in the full install.
-func (k *configChecker) ownStore() {
+func (k *checker) ownStore() {
 	if !k.Content || !slices.Contains(k.DisabledPlugins, pluginContent) {
 		return
 	}
@@ -53,7 +53,7 @@ func hasFile(dir string) (bool, error) {
 }
 
 // isolated reports whether namespaces have to prove that they may have a blob.
-func (k *configChecker) isolated() bool {
+func (k *checker) isolated() bool {
 	var bolt struct {
 		Policy string `toml:"content_sharing_policy"`
 	}
@@ -61,7 +61,7 @@ func (k *configChecker) isolated() bool {
 }
 
 // sharing compares skip_known_blobs with containerd's policy.
-func (k *configChecker) sharing() {
+func (k *checker) sharing() {
 	if k.SkipKnownBlobs && k.isolated() {
 		k.wrong("[plugins.'%s'] has content_sharing_policy = \"isolated\", but Tank's own config has "+
 			"skip_known_blobs = true: a namespace gets layers that its registry does not let it have. Leave "+
@@ -70,7 +70,7 @@ func (k *configChecker) sharing() {
 }
 
 // discarded looks at what CRI does with the blobs of unpacked layers, and whether skip_known_blobs fits.
-func (k *configChecker) discarded(discard bool) {
+func (k *checker) discarded(discard bool) {
 	switch {
 	case discard && !k.SkipKnownBlobs && !k.isolated():
 		k.note("CRI discards the blobs of unpacked layers (discard_unpacked_layers = true). " +
@@ -82,7 +82,7 @@ func (k *configChecker) discarded(discard bool) {
 }
 
 // disabledCRI returns the first plugin of CRI that is disabled, "" if none is.
-func (k *configChecker) disabledCRI() string {
+func (k *checker) disabledCRI() string {
 	for _, plugin := range []string{pluginCRI, pluginImages, pluginRuntime} {
 		if slices.Contains(k.DisabledPlugins, plugin) {
 			return plugin

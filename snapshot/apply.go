@@ -297,7 +297,7 @@ func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]
 		return false, nil // the layer or the parent went away meanwhile
 	}
 	if err == nil && sn.Fixup == "" {
-		n.s.background("fix-up", func(ctx context.Context) error {
+		n.s.work.Go("fix-up", func(ctx context.Context) error {
 			_, err := n.s.stack(ctx, key)
 			if errdefs.IsNotFound(err) {
 				return nil

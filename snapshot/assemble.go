@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -71,7 +72,7 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	if opts == nil {
 		opts = &AssembleOptions{}
 	}
-	defer s.locks.lock("rootfs/" + manifest.String())()
+	defer s.locks.Lock("rootfs/" + manifest.String())()
 	if path, err := s.Rootfs(ctx, holder, manifest); err == nil || !errdefs.IsNotFound(err) {
 		return path, err
 	}
@@ -79,16 +80,16 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", fmt.Errorf("rootfs %s: %w", manifest, err)
 	}
-	staged := s.stageBeside(path, "rootfs")
+	staged := s.dir.StageBeside(path, "rootfs")
 	rec := metadata.Rootfs{Manifest: manifest, Durable: !opts.NoSync, Created: time.Now().UTC()}
 	err := s.assemble(ctx, holder, staged, layers, opts, &rec)
 	if err == nil {
 		err = s.placeRootfs(holder, staged, rec)
 	}
 	if err != nil {
-		return "", errors.Join(fmt.Errorf("rootfs %s: %w", manifest, err), s.trash(staged))
+		return "", errors.Join(fmt.Errorf("rootfs %s: %w", manifest, err), s.dir.Trash(staged))
 	}
-	return path, s.trash(staged)
+	return path, s.dir.Trash(staged)
 }
 
 // assemble builds the rootfs in the new directory staged, and its seal beside it.
@@ -101,7 +102,7 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	}
 	var copied []string
 	defer func() {
-		if err := s.trash(copied...); err != nil {
+		if err := s.dir.Trash(copied...); err != nil {
 			log.G(ctx).WithError(err).Warn("a consumed layer could not be deleted")
 		}
 	}()
@@ -123,7 +124,7 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	if err := writeSeal(filepath.Join(staged, "seal"), rec, all.count, entries, !opts.NoSync); err != nil || opts.NoSync {
 		return err
 	}
-	return s.syncfs()
+	return s.dir.Sync(rootdir.Layers, rootdir.Rootfs)
 }
 
 // stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged,
@@ -195,7 +196,7 @@ func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, s
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: fix-up: %w", l.DiffID, err)
 	}
-	return append(seals, sealed), s.trash(fixup)
+	return append(seals, sealed), s.dir.Trash(fixup)
 }
 
 // mergeSealed merges a directory into fs, by moving what is in it or by copying.
@@ -241,8 +242,7 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 	if !consume {
 		return sources, nil
 	}
-	s.gate.RLock()
-	defer s.gate.RUnlock()
+	defer s.dir.KeepSweepsAway()()
 	err := s.db.Update(func(tx *metadata.Tx) error {
 		for key := range sources {
 			n := metadata.LayerNode(key)
@@ -285,7 +285,7 @@ func (s *Store) consume(holder metadata.Holder, staged string, rec metadata.Laye
 	if !errors.Is(err, unix.EXDEV) {
 		return layerSource{dir: to, move: true}, err
 	}
-	to = s.stageBeside(from, "consumed")
+	to = s.dir.StageBeside(from, "consumed")
 	err = os.Rename(from, to)
 	if !errors.Is(err, unix.EXDEV) {
 		return layerSource{dir: to, drop: err == nil}, err
@@ -309,7 +309,7 @@ func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer,
 	if p.empty() {
 		return "", nil
 	}
-	staged = s.stageBeside(filepath.Dir(fs), "fixup")
+	staged = s.dir.StageBeside(filepath.Dir(fs), "fixup")
 	_, err = s.build(ctx, staged, p.plan)
 	return staged, err
 }
@@ -324,9 +324,6 @@ func (s *Store) finishRoot(fs string, root *unpack.Entry) error {
 
 // placeRootfs moves a finished rootfs into its place and records it. What lies there without a record is moved aside.
 func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.Rootfs) error {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
-	path := s.rootfsPath(rec.Manifest)
 	// A broken rootfs may still have its record, which says from now on that nobody knows what is there.
 	n := metadata.RootfsNode(rec.Manifest)
 	err := s.db.Update(func(tx *metadata.Tx) error {
@@ -340,37 +337,21 @@ func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.
 	if err != nil {
 		return err
 	}
-	if err := s.trash(path, path+".seal"); err != nil {
-		return err
-	}
-	if err := errors.Join(os.Rename(filepath.Join(staged, "seal"), path+".seal"), renameTree(filepath.Join(staged, "fs"), path)); err != nil {
-		return err
-	}
-	if rec.Durable {
-		if err := syncDir(filepath.Dir(path)); err != nil {
-			return err
-		}
-	}
-	err = s.db.Update(func(tx *metadata.Tx) error {
+	err = s.dir.Place(rootdir.Entry{
+		Kind: metadata.KindRootfs, Name: filepath.Join(rec.Manifest.Algorithm().String(), rec.Manifest.Encoded()),
+		Staged: staged, Durable: rec.Durable,
+	}, func(tx *metadata.Tx, _ string) (bool, error) {
 		if err := tx.PutRootfs(rec); err != nil {
-			return err
+			return false, err
 		}
-		return tx.Hold(holder, n)
+		return true, tx.Hold(holder, n)
 	})
 	if err != nil {
-		return errors.Join(err, s.trash(path, path+".seal"))
+		return err
 	}
 	s.replaced(n)
 	if !rec.Durable {
 		s.syncer.add(n, rootfsVersion(rec))
 	}
 	return nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -23,7 +23,7 @@ func (s *Store) buildTree(ctx context.Context, staged string, t *tree,
 ) (rec metadata.Layer, err error) {
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.trash(staged))
+			err = errors.Join(err, s.dir.Trash(staged))
 		}
 	}()
 	fs := filepath.Join(staged, "fs")

@@ -2,13 +2,12 @@ package snapshot
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -130,40 +129,37 @@ func (s *Store) record(j *unpackJob) error {
 func (s *Store) settle(j *unpackJob,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, ok bool, err error) {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
+	j.recording.Lock()
+	defer j.recording.Unlock()
 	defer s.unpacks.forget(j)
-	dir, err := s.newDir()
-	if err != nil {
-		return rec, false, err
-	}
-	mine, moved := false, false
-	err = s.db.Update(func(tx *metadata.Tx) error {
+	used := false
+	record := func(tx *metadata.Tx, dir string) (bool, error) {
+		used = false
+		var err error
 		if rec, err = tx.Layer(metadata.LayerKey(j.diffID)); err == nil {
 			ok = true
-			return hold(tx, rec)
+			return false, hold(tx, rec)
 		}
-		if mine = j.take(); !mine {
-			return nil // another claimer recorded the layer, which has been removed since
+		if ok = dir != ""; !ok {
+			return false, nil // another claimer recorded the layer, which has been removed since
 		}
-		rec = j.record
+		used, rec = true, j.record
 		rec.Dir = dir
-		if err := os.Rename(j.dir, s.path("layers", rec.Dir)); err != nil {
-			return err
-		}
-		moved, ok = true, true
 		if err := tx.PutLayer(rec); err != nil {
-			return err
+			return false, err
 		}
-		return hold(tx, rec)
-	})
-	switch {
-	case err != nil && moved:
-		err = errors.Join(err, s.trash(s.path("layers", dir)))
-	case moved:
+		return true, hold(tx, rec)
+	}
+	if !j.take() {
+		err = s.db.Update(func(tx *metadata.Tx) error {
+			_, err := record(tx, "")
+			return err
+		})
+		return rec, ok && err == nil, err
+	}
+	err = s.dir.Place(rootdir.Entry{Kind: metadata.KindLayer, Staged: j.dir}, record)
+	if err == nil && used {
 		s.syncer.add(metadata.LayerNode(rec.Key), rec.Dir)
-	case mine || j.take():
-		err = errors.Join(err, s.trash(j.dir))
 	}
 	return rec, ok && err == nil, err
 }

@@ -53,7 +53,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		err = n.s.disown(left)
 	}
 	if committed.Layer != "" && committed.Fixup == "" {
-		n.s.background("fix-up", func(ctx context.Context) error {
+		n.s.work.Go("fix-up", func(ctx context.Context) error {
 			_, err := n.s.stack(ctx, committed.Key)
 			if errdefs.IsNotFound(err) {
 				return nil // removed meanwhile
@@ -149,7 +149,7 @@ func (s *Store) disown(dir string) error {
 	s.mu.Lock()
 	delete(s.dirs, dir)
 	s.mu.Unlock()
-	return s.trash(s.path("snapshots", dir))
+	return s.dir.Trash(s.path("snapshots", dir))
 }
 
 // Remove ends the holder's hold of a snapshot; errdefs.ErrFailedPrecondition while it has children. It waits for no disk:
@@ -183,13 +183,13 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	n.s.mu.Lock()
 	delete(n.s.dirs, sn.Dir)
 	n.s.mu.Unlock()
-	n.s.background("snapshot "+key+": remove", func(context.Context) error {
+	n.s.work.Go("snapshot "+key+": remove", func(context.Context) error {
 		if err := removed(); err != nil {
 			n.s.own(sn) // it is still held, with its bytes
 			return err
 		}
 		if sn.Dir != "" {
-			err = n.s.trash(n.s.path("snapshots", sn.Dir))
+			err = n.s.dir.Trash(n.s.path("snapshots", sn.Dir))
 		}
 		return errors.Join(err, n.s.trashLayers(layers))
 	})
@@ -210,5 +210,5 @@ func (s *Store) trashLayers(layers []metadata.Layer) error {
 	if err != nil || len(gone) == 0 {
 		return err
 	}
-	return s.trash(gone...)
+	return s.dir.Trash(gone...)
 }

@@ -32,7 +32,7 @@ func (s *Store) claimDecoded(ctx context.Context, l Layer, decode Decode,
 		}
 		if err := s.mend(ctx, j); err != nil {
 			if j.take() {
-				err = errors.Join(err, s.trash(j.dir))
+				err = errors.Join(err, s.dir.Trash(j.dir))
 			} else if errdefs.IsDataLoss(err) && l.DiffID != "" {
 				l.DiffID = "" // the bytes were only hashed: extract
 				continue
@@ -52,11 +52,10 @@ func (s *Store) claimDecoded(ctx context.Context, l Layer, decode Decode,
 
 // decodeOnce unpacks a blob in the call itself. The job is in no table, so no other call finds it.
 func (s *Store) decodeOnce(ctx context.Context, l Layer, decode Decode) *unpackJob {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := s.work.Bind(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.ctx(), cancel)()
-	s.unpacks.wg.Add(1)
-	defer s.unpacks.wg.Done()
+	s.work.Add()
+	defer s.work.Done()
 	j := &unpackJob{layer: l, decode: decode, cancel: cancel, here: make(chan struct{}), done: make(chan struct{})}
 	s.unpacks.run(ctx, j)
 	return j

@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -28,11 +32,37 @@ func TestManyDeletions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	s.deletions.workers = maxDeletions // as if all were at large trees
+	// As many trees as the background deletes at once are so large that it deletes nothing else.
+	const workers, manyDeletions, deletionPause = 4, 1024, 100 * time.Millisecond
+	large, faulty := make(chan struct{}), atomic.Bool{}
+	s.dir.Close()
+	s.dir, err = rootdir.Open(s.root, db, &rootdir.Options{
+		Pools: pools, Remove: func(ctx context.Context, path string, freed func(int64)) error {
+			if strings.Contains(path, ".large") {
+				<-large
+			}
+			if faulty.Swap(false) {
+				return errdefs.ErrUnknown
+			}
+			return removeAll(ctx, path, freed)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := sync.OnceFunc(func() { close(large) })
+	defer release()
+	for range workers {
+		path := s.dir.Stage(rootdir.Layers, "large")
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		s.dir.Delete(path)
+	}
 	sn := s.For(metadata.Containerd)
 	staged := func(want int, when string) {
 		t.Helper()
-		if names, err := filepath.Glob(s.path("layers", ".*")); err != nil || len(names) != want {
+		if names, err := filepath.Glob(s.path("layers", ".trash*")); err != nil || len(names) != want {
 			t.Errorf("%d trees are to be deleted %s, not %d: %v", len(names), when, want, err)
 		}
 	}
@@ -47,7 +77,7 @@ func TestManyDeletions(t *testing.T) {
 	for n := range manyDeletions {
 		all = append(all, makeTree(t, s, n))
 	}
-	if err := s.trash(all...); err != nil {
+	if err := s.dir.Trash(all...); err != nil {
 		t.Fatal(err)
 	}
 	staged(manyDeletions, "after removals")
@@ -60,26 +90,26 @@ func TestManyDeletions(t *testing.T) {
 		t.Errorf("a sweep cut short: %v", err)
 	}
 	staged(manyDeletions, "after it")
+	time.AfterFunc(10*time.Millisecond, release) // the sweep deletes the rest itself, and then waits for the background
 	if _, err := s.Sweep(ctx); err != nil {
 		t.Fatal(err)
 	}
 	staged(0, "after a sweep")
-	s.deletions.workers = 0 // idle again
-	if err := s.trash(makeTree(t, s, 0)); err != nil {
+	if err := s.dir.Trash(makeTree(t, s, 0)); err != nil {
 		t.Fatal(err)
 	}
-	s.wg.Wait()
+	s.dir.Wait()
 	staged(0, "by the background")
-	if s.deletions.workers != 0 {
-		t.Errorf("%d workers", s.deletions.workers)
+	faulty.Store(true)
+	if err := s.dir.Trash(makeTree(t, s, 1)); err != nil {
+		t.Fatal(err)
 	}
-	s.deletions.failed = map[string]error{makeTree(t, s, 1): errdefs.ErrUnknown}
+	s.dir.Wait()
+	staged(1, "after a deletion that failed")
 	if _, err := s.Sweep(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat(s.path("layers", "gone-1")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("what could not be deleted once is still there: %v", err)
-	}
+	staged(0, "after the next sweep")
 }
 
 func makeTree(t *testing.T, s *Store, n int) string {

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -32,7 +33,7 @@ func (s *Store) whole(sn metadata.Snapshot, st *stack) bool {
 // layer's.
 func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (string, error) {
 	for {
-		staged := s.stage("snapshots", "snapshot")
+		staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
 		err := s.copyStack(ctx, staged, st)
 		// What was read may have been on its way to be deleted: neither a removal nor a repair waits for who copies. Names of
 		// directories never come again, so that a stack that is still the same was there all the time.
@@ -41,7 +42,7 @@ func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (strin
 		if err == nil && same {
 			return staged, nil
 		}
-		if trashed := s.trash(staged); same || gone != nil || trashed != nil {
+		if trashed := s.dir.Trash(staged); same || gone != nil || trashed != nil {
 			return "", errors.Join(gone, err, trashed)
 		}
 		st = now
@@ -103,5 +104,5 @@ func (s *Store) alone() (done func()) {
 	if os.Geteuid() == 0 {
 		return func() {}
 	}
-	return s.locks.lock("modes")
+	return s.locks.Lock("modes")
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -155,7 +156,7 @@ func (s *Store) makeDurable(nodes map[metadata.Node]string) error {
 	if len(nodes) == 0 {
 		return nil
 	}
-	if err := s.syncfs(); err != nil {
+	if err := s.dir.Sync(rootdir.Layers, rootdir.Rootfs); err != nil {
 		return err
 	}
 	return s.db.Batch(func(tx *metadata.Tx) error {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/tank-snapshotter/tank/internal/budget"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -17,7 +18,7 @@ var errReleased = errors.New("released meanwhile")
 // ensureFixup finds out what a committed snapshot's layer needs above its parent, makes it, and records it. The
 // snapshots below must have theirs. It returns the record as it is then.
 func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
-	defer s.locks.lock("snapshot/" + key)()
+	defer s.locks.Lock("snapshot/" + key)()
 	for {
 		if sn, err := s.makeFixup(ctx, key); !errors.Is(err, errReleased) {
 			return sn, err
@@ -45,7 +46,7 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 		if !p.empty() {
 			fixup = metadata.FixupKey(p.facts(rec.DiffID))
 			if _, err := s.layer(fixup); err != nil {
-				staged = s.stage("layers", "fixup")
+				staged = s.dir.Stage(rootdir.Layers, "fixup")
 				if made, err = s.build(ctx, staged, p.plan); err != nil {
 					return sn, fmt.Errorf("snapshot %s: fix-up: %w", key, err)
 				}
@@ -60,43 +61,38 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer,
 	set func(*metadata.Snapshot),
 ) (sn metadata.Snapshot, err error) {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
-	dir, err := s.newDir()
-	if err != nil {
-		return sn, err
-	}
-	moved := ""
-	err = s.db.Update(func(tx *metadata.Tx) error {
+	used := false
+	record := func(tx *metadata.Tx, dir string) (bool, error) {
+		used = false
+		var err error
 		if sn, err = tx.Snapshot(key); err != nil {
-			return err
+			return false, err
 		}
 		set(&sn)
 		if err := tx.PutSnapshot(sn); err != nil || fixup == metadata.NoFixup {
-			return err
+			return false, err
 		}
 		if _, err := tx.Layer(fixup); err != nil {
-			if staged == "" {
-				return errReleased
+			if dir == "" {
+				return false, errReleased
 			}
-			made.Dir = dir
-			moved = s.path("layers", made.Dir)
-			if err := os.Rename(staged, moved); err != nil {
-				return err
-			}
+			used, made.Dir = true, dir
 			if err := tx.PutLayer(made); err != nil {
-				return err
+				return false, err
 			}
 		}
-		return tx.Hold(metadata.SnapshotHolder(key), metadata.LayerNode(fixup))
-	})
-	switch {
-	case err != nil && moved != "":
-		err = errors.Join(err, s.trash(moved))
-	case moved != "":
-		s.syncer.add(metadata.LayerNode(fixup), dir)
-	case staged != "":
-		err = errors.Join(err, s.trash(staged))
+		return used, tx.Hold(metadata.SnapshotHolder(key), metadata.LayerNode(fixup))
+	}
+	if staged == "" {
+		err = s.db.Update(func(tx *metadata.Tx) error {
+			_, err := record(tx, "")
+			return err
+		})
+		return sn, err
+	}
+	err = s.dir.Place(rootdir.Entry{Kind: metadata.KindLayer, Staged: staged}, record)
+	if err == nil && used {
+		s.syncer.add(metadata.LayerNode(fixup), made.Dir)
 	}
 	return sn, err
 }
@@ -194,7 +190,7 @@ func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string
 		if err != nil {
 			return "", made, err
 		}
-		staged = s.stage("layers", "fixup")
+		staged = s.dir.Stage(rootdir.Layers, "fixup")
 		made, err = s.buildTree(ctx, staged, newRoot(st.root), nil)
 		return staged, made, err
 	}
@@ -207,7 +203,7 @@ func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string
 		return "", made, err
 	}
 	defer p.close()
-	staged = s.stage("layers", "fixup")
+	staged = s.dir.Stage(rootdir.Layers, "fixup")
 	made, err = s.build(ctx, staged, p.plan)
 	return staged, made, err
 }

@@ -182,28 +182,6 @@ func openTree(path string) (*os.File, error) {
 	return o.File, nil
 }
 
-// renameTree moves a file or directory. An ordinary user may move only directories that it may write, because ".."
-// changes: those others can be written meanwhile, and have their mode back on disk when it returns.
-func renameTree(from, to string) error {
-	err := os.Rename(from, to)
-	if !errors.Is(err, os.ErrPermission) {
-		return err
-	}
-	fi, lerr := os.Lstat(from)
-	if lerr != nil || !fi.IsDir() || fi.Mode()&0o200 != 0 {
-		return err
-	}
-	if os.Chmod(from, fi.Mode()|0o700) != nil {
-		return err
-	}
-	d, lerr := os.Open(from)
-	if lerr != nil {
-		return errors.Join(err, os.Chmod(from, fi.Mode()))
-	}
-	defer d.Close()
-	return errors.Join(os.Rename(from, to), d.Chmod(fi.Mode()), d.Sync())
-}
-
 // linkAt links the path from below root to name in dir.
 func linkAt(root *os.File, from string, dir *os.File, name string) error {
 	d, err := openOwnBelow(root, path.Dir(from))

@@ -18,7 +18,7 @@ func (s *Store) servable(ctx context.Context, rec metadata.Layer) (metadata.Laye
 	if err != nil || !rec.PlainMarks || s.opts.Directory {
 		return rec, err
 	}
-	defer s.locks.lock("trust/" + rec.Key)()
+	defer s.locks.Lock("trust/" + rec.Key)()
 	if rec, err = s.layer(rec.Key); err != nil || !rec.PlainMarks {
 		return rec, err
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
@@ -172,7 +172,7 @@ func TestPlainElsewhere(t *testing.T) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		if err == nil && e.IsDir() && staging.Is(e.Name()) {
+		if err == nil && e.IsDir() && rootdir.IsStaged(e.Name()) {
 			return fs.SkipDir // it is being deleted
 		}
 		if err == nil && e.Type()&fs.ModeSocket != 0 {

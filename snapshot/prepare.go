@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -56,7 +57,7 @@ func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
 
 // create makes the snapshot's directory, then its record.
 func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount.Mount, error) {
-	n.s.awaitDeletions(ctx)
+	n.s.dir.Throttle(ctx)
 	parent, err := n.checkNew(sn.Key, sn.Parent)
 	if err != nil {
 		return nil, err
@@ -75,9 +76,6 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
 	}
 	if sn, err = n.put(sn, staged); err != nil {
-		if staged != "" {
-			err = errors.Join(err, n.s.trash(staged))
-		}
 		return nil, err
 	}
 	if sn, err = n.s.ensureViewRoot(ctx, sn, st); err != nil {
@@ -127,9 +125,9 @@ func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *sta
 			return "", err
 		}
 	}
-	staged := s.stage("snapshots", "snapshot")
+	staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
 	if err := makeUpper(staged, &root); err != nil {
-		return "", errors.Join(err, s.trash(staged))
+		return "", errors.Join(err, s.dir.Trash(staged))
 	}
 	return staged, nil
 }
@@ -145,50 +143,32 @@ func makeUpper(dir string, root *unpack.Entry) error {
 
 // put records a new snapshot, after its directory was moved into place.
 func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapshot, error) {
-	n.s.gate.RLock()
-	defer n.s.gate.RUnlock()
 	sn.Created = time.Now().UTC()
 	sn.Updated = sn.Created
-	var err error
-	if staged != "" {
-		if sn.Dir, err = n.s.newDir(); err != nil {
-			return sn, err
-		}
-		path := n.s.path("snapshots", sn.Dir)
-		if err := os.Rename(staged, path); err != nil {
-			return sn, err
-		}
-		if err := n.s.syncEntry("snapshots", path); err != nil {
-			return sn, errors.Join(err, n.s.trash(path))
-		}
-	}
-	more := n.s.ids.few()
-	var ids uint64
-	err = n.s.db.Batch(func(tx *metadata.Tx) (err error) {
+	record := func(tx *metadata.Tx, dir string) (bool, error) {
 		if _, err := tx.Snapshot(sn.Key); err == nil {
-			return fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
+			return false, fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
 		}
 		if _, err := n.checkParent(tx, sn.Parent); err != nil {
-			return err
+			return false, err
 		}
+		sn.Dir = dir
 		if err := tx.PutSnapshot(sn); err != nil {
-			return err
+			return false, err
 		}
-		if more {
-			if ids, err = tx.TakeIDs(idBlock); err != nil {
-				return err
-			}
-		}
-		return tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
-	})
-	if err != nil {
-		if sn.Dir != "" {
-			err = errors.Join(err, n.s.trash(n.s.path("snapshots", sn.Dir)))
-		}
-		return sn, err
+		return true, tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
 	}
-	if more {
-		n.s.ids.add(ids)
+	var err error
+	if staged != "" {
+		err = n.s.dir.Place(rootdir.Entry{Kind: metadata.KindSnapshot, Staged: staged}, record)
+	} else {
+		err = n.s.db.Batch(func(tx *metadata.Tx) error {
+			_, err := record(tx, "")
+			return err
+		})
+	}
+	if err != nil {
+		return sn, err
 	}
 	n.s.own(sn)
 	return sn, nil
@@ -213,11 +193,11 @@ func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *st
 	if key == "" {
 		return sn, nil
 	}
-	defer s.locks.lock("root/" + key)()
+	defer s.locks.Lock("root/" + key)()
 	for {
 		staged, made := "", metadata.Layer{}
 		if _, err := s.layer(key); err != nil {
-			staged = s.stage("layers", "fixup")
+			staged = s.dir.Stage(rootdir.Layers, "fixup")
 			if made, err = s.buildTree(ctx, staged, newRoot(st.root), nil); err != nil {
 				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
 			}

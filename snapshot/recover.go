@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -99,7 +99,7 @@ func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
 	}
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
-		if staging.Is(e.Name()) || staging.Foreign(e.Name()) {
+		if rootdir.IsStaged(e.Name()) || rootdir.IsLostFound(e.Name()) {
 			continue
 		}
 		names = append(names, e.Name())

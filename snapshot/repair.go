@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -13,7 +12,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -58,7 +59,7 @@ func (s *Store) CompareAll() {
 	if len(suspects) == 0 {
 		return
 	}
-	s.background("comparison", func(ctx context.Context) error {
+	s.work.Go("comparison", func(ctx context.Context) error {
 		var errs []error
 		for _, n := range suspects {
 			if ctx.Err() != nil || n.Kind != metadata.KindLayer {
@@ -105,7 +106,7 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 	if !s.suspect(n) {
 		return rec, nil
 	}
-	defer s.locks.lock("trust/" + rec.Key)()
+	defer s.locks.Lock("trust/" + rec.Key)()
 	if !s.suspect(n) {
 		return s.layer(rec.Key) // another call was quicker
 	}
@@ -174,13 +175,13 @@ func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Dig
 	j := &unpackJob{layer: Layer{Blob: ocispec.Descriptor{Digest: blob}}}
 	defer func() {
 		if j.dir != "" {
-			if err := s.trash(j.dir); err != nil {
+			if err := s.dir.Trash(j.dir); err != nil {
 				log.G(ctx).WithError(err).Warn("repair: an unfinished directory could not be deleted")
 			}
 		}
 	}()
 	// The layer is everybody's, and whoever has the blob will do: the call's values stay behind.
-	reading, cancel := context.WithCancel(s.ctx())
+	reading, cancel := s.work.Bind(context.Background())
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
 	if err := s.unpack(reading, j); err != nil {
@@ -194,30 +195,22 @@ func (s *Store) repair(ctx context.Context, rec *metadata.Layer, blob digest.Dig
 
 // swap gives a layer's record the new directory staged, and deletes the old one. made is what is known of the new one.
 func (s *Store) swap(rec *metadata.Layer, staged string, made metadata.Layer) error {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
 	old := rec.Dir
-	dir, err := s.newDir()
-	if err != nil {
-		return err
-	}
-	err = s.db.Update(func(tx *metadata.Tx) error {
-		now, err := tx.Layer(rec.Key)
-		if err != nil {
-			return err
+	var now metadata.Layer
+	err := s.dir.Place(rootdir.Entry{Kind: metadata.KindLayer, Staged: staged}, func(tx *metadata.Tx, dir string) (bool, error) {
+		var err error
+		if now, err = tx.Layer(rec.Key); err != nil {
+			return false, err
 		}
 		now.Dir, now.Durable, now.PlainMarks, now.DroppedXattrs = dir, false, made.PlainMarks, made.DroppedXattrs
 		now.NeedsFixup, now.Ordered = made.NeedsFixup, made.Ordered
-		if err := os.Rename(staged, s.path("layers", now.Dir)); err != nil {
-			return err
-		}
-		*rec = now
-		return tx.PutLayer(now)
+		return true, tx.PutLayer(now)
 	})
 	if err != nil {
 		return err
 	}
-	return s.trash(s.path("layers", old))
+	*rec = now
+	return s.dir.Trash(s.path("layers", old))
 }
 
 // fixAgain makes a broken fix-up anew for a snapshot that stands on it.

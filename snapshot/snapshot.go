@@ -15,7 +15,6 @@ package snapshot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -23,12 +22,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/background"
 	"github.com/tank-snapshotter/tank/internal/budget"
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/keylock"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -88,25 +88,13 @@ type Store struct {
 	db      *metadata.DB
 	blobs   Blobs
 	opts    Options
-	names   *staging.Names
+	dir     *rootdir.Dir
 	unpacks *unpacks
 	syncer  *syncer
 	memory  *budget.Budget // what extractions and plans keep at once
-	locks   keyLock
-	ids     ids
-	wg      sync.WaitGroup         // background work: fix-ups, deletions
-	clones  func() bool            // whether files can share extents
-	ctx     func() context.Context // of background work, which outlives the calls that begin it
-	stop    context.CancelFunc     // ends background work
-
-	leftovers *time.Timer // begins to look for what earlier processes left; counted in wg until it fires
-
-	apart map[string]bool // pools that are not on the database's file system
-
-	deletions deletions
-
-	// gate keeps a sweep away from directories that are in place but not recorded yet.
-	gate sync.RWMutex
+	locks   keylock.Locks
+	work    background.Group // fix-ups, removals, unpacks: what outlives the call that began it
+	clones  func() bool      // whether files can share extents
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -117,7 +105,7 @@ type Store struct {
 // Open opens the directories under root, an existing directory. Errors are of errdefs' classes.
 func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, error) {
 	s := &Store{
-		root: root, db: db, blobs: blobs, names: staging.New(), suspects: map[metadata.Node]struct{}{},
+		root: root, db: db, blobs: blobs, suspects: map[metadata.Node]struct{}{},
 	}
 	if opts != nil {
 		s.opts = *opts
@@ -130,14 +118,14 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	}
 	s.opts.UserXattr = s.opts.UserXattr || s.opts.Unpack.Unprivileged || s.opts.Unpack.Confined // who may not write trusted.*
 	s.opts.Unpack.UserXattr = s.opts.UserXattr
-	if err := s.openPools(); err != nil {
+	var err error
+	s.dir, err = rootdir.Open(root, db, &rootdir.Options{Pools: pools, Remove: removeAll, ReadOnly: s.opts.ReadOnly})
+	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	s.ctx, s.stop = func() context.Context { return ctx }, stop
 	s.clones = sync.OnceValue(s.canClone)
 	s.memory = budget.New(memoryBudget)
 	s.unpacks = newUnpacks(s)
@@ -145,7 +133,7 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	if s.opts.ReadOnly {
 		return s, nil
 	}
-	return s, s.removeLeft()
+	return s, s.dir.DeleteLeftovers()
 }
 
 // load reads which snapshot owns which directory, and what another process left provisional.
@@ -172,72 +160,24 @@ func (s *Store) load() error {
 	})
 }
 
-// closeGrace is how long Close lets deletions go on: those of a failed pull, mostly. What is left after it is deleted by
-// the next sweep, or by the next process that stays a while.
-const closeGrace = 500 * time.Millisecond
-
 // Close waits for background work and closes the store. What is provisional stays so.
 func (s *Store) Close() error {
-	for end := time.Now().Add(closeGrace); !s.deletions.idle() && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
-	s.stop()
-	if s.leftovers != nil && s.leftovers.Stop() {
-		s.wg.Done()
-	}
-	s.unpacks.wg.Wait()
-	s.wg.Wait()
+	s.dir.Close()
+	s.work.Stop()
+	s.work.Wait()
 	return s.syncer.close()
-}
-
-// background runs fn outside the caller's time; Close waits for it.
-func (s *Store) background(what string, fn func(context.Context) error) {
-	s.wg.Add(1)
-	go func() {
-		defer s.wg.Done()
-		if err := contained(what, func() error { return fn(s.ctx()) }); err != nil && !errors.Is(err, context.Canceled) {
-			log.L.WithError(err).Warn(what)
-		}
-	}()
 }
 
 func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.root}, elem...)...)
 }
 
-// keyLock is a lock for each key in use.
-type keyLock struct {
-	mu    sync.Mutex // guards locks
-	locks map[string]*keyLockEntry
-}
+// pools are the directories of the root that a Store owns.
+var pools = []string{rootdir.Layers, rootdir.Rootfs, rootdir.Snapshots, rootdir.Scratch}
 
-type keyLockEntry struct {
-	mu    sync.Mutex
-	users int // guarded by keyLock.mu
-}
-
-// lock locks key and returns what unlocks it.
-func (k *keyLock) lock(key string) func() {
-	k.mu.Lock()
-	if k.locks == nil {
-		k.locks = map[string]*keyLockEntry{}
-	}
-	e := k.locks[key]
-	if e == nil {
-		e = &keyLockEntry{}
-		k.locks[key] = e
-	}
-	e.users++
-	k.mu.Unlock()
-	e.mu.Lock()
-	return func() {
-		e.mu.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if e.users--; e.users == 0 {
-			delete(k.locks, key)
-		}
-	}
+// canClone reports whether a copy of a layer can share its extents, in one of the places where layers are copied to.
+func (s *Store) canClone() bool {
+	return canClone(s.path("layers"), s.path("snapshots")) || canClone(s.path("layers"), s.path("rootfs"))
 }
 
 var errLost = fmt.Errorf("directory differs from its seal: %w", errdefs.ErrDataLoss)

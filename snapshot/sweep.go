@@ -11,7 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -28,15 +28,17 @@ type Stats struct {
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
 	unclaimed := s.unpacks.dropUnclaimed(time.Now())
 	stats, moved, err := s.moveUnrecorded()
-	older, lerr := s.left(ctx) // the background may not have deleted that yet
+	older, lerr := s.dir.Leftovers(ctx, pools...) // the background may not have deleted that yet
 	moved, err = append(moved, older...), errors.Join(err, lerr)
 	// The caller of a sweep wants the space now, also that of what waits to be deleted already.
-	return stats, leftover.Join(unclaimed, err, s.deleteAll(ctx, moved))
+	return stats, leftover.Join(unclaimed, err, s.dir.Empty(ctx, moved...))
 }
 
+// Count counts the bytes of disk blocks that deletions free from now on, until end is called, which returns their sum.
+func (s *Store) Count() (end func() int64) { return s.dir.Count() }
+
 func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
-	s.gate.Lock()
-	defer s.gate.Unlock()
+	defer s.dir.BeginSweep()()
 	var gone []string
 	err = s.db.View(func(tx *metadata.Tx) error {
 		layers, err := s.unrecorded("layers", func() (map[string]bool, error) { return layerDirs(tx) })
@@ -57,11 +59,11 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	}
 	var errs []error
 	for _, p := range gone {
-		to, err := s.aside(p) // "" when the snapshot's removal has moved it already
-		if to != "" {
-			moved = append(moved, to)
+		to, err := s.dir.Aside(p)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the snapshot's removal has moved it already
 		}
-		errs = append(errs, err)
+		moved, errs = append(moved, to), append(errs, err)
 	}
 	return stats, moved, errors.Join(errs...)
 }
@@ -79,7 +81,7 @@ func (s *Store) unrecorded(kind string, recorded func() (map[string]bool, error)
 	}
 	var gone []string
 	for _, n := range names {
-		if !known[n.Name()] && !staging.Is(n.Name()) && !staging.Foreign(n.Name()) {
+		if !known[n.Name()] && !rootdir.IsStaged(n.Name()) && !rootdir.IsLostFound(n.Name()) {
 			gone = append(gone, s.path(kind, n.Name()))
 		}
 	}
@@ -117,7 +119,7 @@ func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
 	}
 	var gone []string
 	for _, alg := range algs {
-		if staging.Is(alg.Name()) || staging.Foreign(alg.Name()) {
+		if rootdir.IsStaged(alg.Name()) || rootdir.IsLostFound(alg.Name()) {
 			continue
 		}
 		names, err := os.ReadDir(s.path("rootfs", alg.Name()))
@@ -125,7 +127,7 @@ func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
 			return nil, err
 		}
 		for _, n := range names {
-			if staging.Is(n.Name()) {
+			if rootdir.IsStaged(n.Name()) {
 				continue
 			}
 			d := digest.NewDigestFromEncoded(digest.Algorithm(alg.Name()), strings.TrimSuffix(n.Name(), ".seal"))

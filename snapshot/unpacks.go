@@ -18,6 +18,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -37,7 +38,6 @@ type unpacks struct {
 	slots chan struct{} // for layers whose blobs are here
 	// following are the slots for layers that are being downloaded, each of which takes up to 2 MB.
 	following chan struct{}
-	wg        sync.WaitGroup
 
 	// mu guards jobs and announced.
 	mu        sync.Mutex
@@ -65,6 +65,10 @@ type unpackJob struct {
 	finished  time.Time
 
 	taken atomic.Bool // a caller of take may move or delete dir
+
+	// recording is held by the claimer that records the layer, so that the others find the record. It is taken before the
+	// gate of the root directory.
+	recording sync.Mutex
 }
 
 // take reports whether the caller is the first to take the job's directory away. A second one must not move what the
@@ -135,7 +139,7 @@ func (s *Store) Ingested(blob digest.Digest) {
 	if !ok {
 		return
 	}
-	u.start(u.s.ctx(), l)
+	u.start(context.Background(), l)
 }
 
 // start returns the blob's job, a new one when there is none, or when the last one ended with an error. The job outlives the
@@ -146,15 +150,13 @@ func (u *unpacks) start(ctx context.Context, l Layer) (j *unpackJob, began bool)
 	if j := u.jobs[l.Blob.Digest]; j != nil && !j.failed() {
 		return j, false
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(u.s.ctx(), cancel)
+	ctx, cancel := u.s.work.Bind(context.WithoutCancel(ctx))
 	j = &unpackJob{layer: l, cancel: cancel, here: make(chan struct{}), done: make(chan struct{})}
 	u.jobs[l.Blob.Digest] = j
-	u.wg.Add(1)
+	u.s.work.Add()
 	go func() {
-		defer u.wg.Done()
+		defer u.s.work.Done()
 		defer cancel()
-		defer stop()
 		u.run(ctx, j)
 	}()
 	return j, true
@@ -229,7 +231,7 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 			err := removeAll(ctx, j.dir, nil)
 			switch {
 			case ctx.Err() != nil: // the store closes: the deletion goes on now or later
-				u.s.deleteSoon([]string{j.dir})
+				u.s.dir.Delete(j.dir)
 			case err != nil:
 				log.G(ctx).WithError(err).Warn("unpack: an unfinished directory could not be deleted")
 			}
@@ -322,7 +324,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 	if name == "" {
 		name = j.layer.Blob.Digest
 	}
-	j.dir = s.stage("layers", "layer-"+name.Encoded()[:12])
+	j.dir = s.dir.Stage(rootdir.Layers, "layer-"+name.Encoded()[:12])
 	fs := filepath.Join(j.dir, "fs")
 	if err := errors.Join(os.Mkdir(j.dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
 		return err
@@ -389,7 +391,7 @@ func (u *unpacks) dropUnclaimed(now time.Time) error {
 		}
 		u.forget(j)
 		if j.take() {
-			errs = append(errs, u.s.trash(j.dir))
+			errs = append(errs, u.s.dir.Trash(j.dir))
 		}
 	}
 	return errors.Join(errs...)

@@ -5,6 +5,15 @@ package lockorder
 const (
 	_ Rank = iota // no rank: a lock of this package's types must have one
 
+	// Gate is held for reading while an entry has its position in the root but no record, and for writing by a sweep
+	// (rootdir.Dir.KeepSweepsAway, BeginSweep). It comes before the database because the record is written meanwhile.
+	// The keyed locks (package keylock) come before it, and have no rank: a goroutine may hold several of them.
+	Gate
+
+	// Numbers is held while rootdir.Dir gives out the number of a layer or a snapshot. It comes before the database,
+	// from which it takes the numbers in a transaction.
+	Numbers
+
 	// Database is held by the goroutine that runs the functions of write transactions (metadata.DB.Update, Batch,
 	// UpdateDeferred). It comes last: a function in a transaction takes no lock but a leaf, because every writer of the
 	// root waits for it.
@@ -13,5 +22,7 @@ const (
 
 // rankNames are the ranks as an error shows them.
 var rankNames = [...]string{
+	Gate:     "the gate of a root directory",
+	Numbers:  "the numbers of a root directory's entries",
 	Database: "the database's write transaction",
 }

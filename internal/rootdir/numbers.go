@@ -1,0 +1,69 @@
+package rootdir
+
+import (
+	"strconv"
+
+	"github.com/tank-snapshotter/tank/internal/lockorder"
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// numberBlock is how many numbers are taken from the database at once. Those that a process does not use are never
+// used.
+const numberBlock = 64
+
+// numbers gives out the names of layers and snapshots. They are short, because overlay's options have to fit into a
+// page, and no number comes twice, whatever becomes of the transaction that records the directory.
+type numbers struct {
+	mu        lockorder.Mutex // guards the fields below; held while a block is taken in a transaction of its own
+	next, end uint64
+	spare     uint64 // the first number of the block after this one; 0 if there is none yet
+}
+
+// low reports whether a transaction that records an entry should take the next block too.
+func (n *numbers) low() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.spare == 0 && n.end-n.next < numberBlock/2
+}
+
+// add adds the block that a transaction took, once that is durable. Of two blocks that were taken at once, one is never
+// used.
+func (n *numbers) add(first uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.spare = first
+}
+
+// newNumber returns a name that nothing in layers/ and snapshots/ has. It must not be called in a transaction.
+func (d *Dir) newNumber() (string, error) {
+	n := &d.numbers
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for {
+		if n.next == n.end && n.spare != 0 {
+			n.next, n.end, n.spare = n.spare, n.spare+numberBlock, 0
+		}
+		if n.next == n.end {
+			if err := d.takeNumbers(); err != nil {
+				return "", err
+			}
+		}
+		n.next++
+		name := strconv.FormatUint(n.next-1, 10)
+		// After the loss of the database, numbers that the database gives out may be in use.
+		if !exists(d.Path(Layers, name)) && !exists(d.Path(Snapshots, name)) {
+			return name, nil
+		}
+	}
+}
+
+// takeNumbers is called with numbers.mu held.
+func (d *Dir) takeNumbers() error {
+	return d.db.Update(func(tx *metadata.Tx) error {
+		first, err := tx.TakeIDs(numberBlock)
+		if err == nil {
+			d.numbers.next, d.numbers.end = first, first+numberBlock
+		}
+		return err
+	})
+}

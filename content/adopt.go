@@ -23,7 +23,7 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 	hs.s.gate.RLock()
 	defer hs.s.gate.RUnlock()
 	path := hs.s.Path(d)
-	f, err := openFile(path)
+	f, err := hs.s.fs.OpenFile(path, readFlags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("blob %s: %w", d, errdefs.ErrNotFound)
 	}
@@ -48,10 +48,10 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 	if err != nil || got != d {
 		return fmt.Errorf("blob %s: what lies there is something else: %w", d, errdefs.ErrNotFound)
 	}
-	if err := hs.s.hooks.syncFile(f); err != nil {
+	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := hs.s.hooks.syncDir(filepath.Dir(path)); err != nil {
+	if err := hs.s.fs.SyncDir(filepath.Dir(path)); err != nil {
 		return err
 	}
 	if now, err := os.Lstat(path); err != nil || !os.SameFile(fi, now) {
@@ -63,7 +63,7 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 
 // fits reports whether a file can be all data: one that is larger than its file system has a hole, which no download
 // makes and which takes hours to hash.
-func fits(f *os.File, size int64) bool {
+func fits(f diskspace.File, size int64) bool {
 	space, err := diskspace.OfFile(f)
 	return err != nil || size <= space.Total
 }

@@ -16,19 +16,17 @@ import (
 // TestCommitAcrossDisks commits to a blobs/ that no file can be renamed to: a synced copy of the right bytes gets the
 // name, or nothing does and the download stays.
 func TestCommitAcrossDisks(t *testing.T) {
-	broken := errors.New("broken disk")
 	for name, tc := range map[string]struct {
 		alg    digest.Algorithm
-		sync   func(f *os.File) error
-		spoil  bool
+		fault  string
+		spoil  bool // changes a byte before the copy
 		failed func(error) bool
 	}{
 		"a copy":             {alg: digest.SHA256},
 		"another algorithm":  {alg: digest.SHA512},
-		"bytes that changed": {digest.SHA256, nil, true, errdefs.IsDataLoss},
+		"bytes that changed": {alg: digest.SHA256, spoil: true, failed: errdefs.IsDataLoss},
 		"a sync that fails": {
-			digest.SHA256, func(*os.File) error { return broken }, false,
-			func(err error) bool { return errors.Is(err, broken) },
+			digest.SHA256, "sync blobs/*/*: fail EIO", false, func(err error) bool { return errors.Is(err, unix.EIO) },
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -38,22 +36,20 @@ func TestCommitAcrossDisks(t *testing.T) {
 			w := start(t, r.For(alice), "ref", ocispec.Descriptor{})
 			write(t, w, data)
 			must(t, w.Sync())
-			synced := ""
-			r.hooks.rename = func(from, to string) error {
-				if tc.spoil {
-					f, err := os.OpenFile(from, os.O_WRONLY, 0)
+			r.fs.Add(t, "rename blobs/*/* #1: fail EXDEV")
+			if tc.fault != "" {
+				r.fs.Add(t, tc.fault)
+			}
+			if tc.spoil {
+				r.fs.Before("rename", "blobs/*/*", func(string) {
+					f, err := os.OpenFile(w.data(), os.O_WRONLY, 0)
 					must(t, err)
 					_, err = f.WriteAt([]byte("B"), 0)
 					must(t, errors.Join(err, f.Close()))
-				}
-				return &os.LinkError{Op: "rename", Old: from, New: to, Err: unix.EXDEV}
+				})
 			}
-			r.hooks.syncFile = func(f *os.File) error {
-				if synced = f.Name(); tc.sync != nil {
-					return tc.sync(f)
-				}
-				return f.Sync()
-			}
+			synced := ""
+			r.fs.Before("sync", "", func(path string) { synced = path })
 			err := w.Commit(t.Context(), 0, d)
 			if tc.failed != nil {
 				if !tc.failed(err) {

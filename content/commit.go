@@ -131,7 +131,7 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (existed boo
 		}
 		return false, err
 	}
-	if err := s.hooks.syncDir(filepath.Dir(target)); err != nil {
+	if err := s.fs.SyncDir(filepath.Dir(target)); err != nil {
 		return false, err
 	}
 	existed, err = w.hs.record(d, w.offset, labels)
@@ -148,23 +148,23 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (existed boo
 // place gives the data file its name below blobs/. If blobs/ is on another file system or below another project quota,
 // a synced copy gets the name. The copied bytes are hashed once more, because they were read back from the disk.
 func (w *writer) place(target string) error {
-	err := w.hs.s.hooks.rename(w.data(), target)
+	err := w.hs.s.fs.Rename(w.data(), target)
 	if !errors.Is(err, unix.EXDEV) {
 		return err
 	}
 	staged := w.hs.s.stagedBeside(target)
 	err = w.copyTo(staged, digest.Algorithm(filepath.Base(filepath.Dir(target))), filepath.Base(target))
 	if err == nil {
-		err = os.Rename(staged, target)
+		err = w.hs.s.fs.Rename(staged, target)
 	}
 	if err != nil {
-		_ = os.Remove(staged) // if this fails, the next sweep removes it
+		_ = w.hs.s.fs.Remove(staged) // if this fails, the next sweep removes it
 	}
 	return err
 }
 
 func (w *writer) copyTo(path string, alg digest.Algorithm, encoded string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	f, err := w.hs.s.fs.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
 	if err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (w *writer) copyTo(path string, alg digest.Algorithm, encoded string) error
 		err = fmt.Errorf("data changed while it was copied: %w", errdefs.ErrDataLoss)
 	}
 	if err == nil {
-		err = w.hs.s.hooks.syncFile(f)
+		err = f.Sync()
 	}
 	return errors.Join(err, f.Chmod(0o444), f.Close())
 }

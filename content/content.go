@@ -16,6 +16,7 @@
 package content
 
 import (
+	"cmp"
 	"context"
 	_ "crypto/sha256" // what digest.Digest.Validate accepts
 	_ "crypto/sha512"
@@ -36,6 +37,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/follow"
+	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -57,6 +59,8 @@ type Options struct {
 	// Needed returns blobs that Sweep keeps although they have no record; an error has it keep all. It is called outside
 	// every lock, and only if there are blobs without a record. nil: none are kept.
 	Needed func() (map[digest.Digest]bool, error)
+	// FS changes the file system. nil: the operating system's.
+	FS fsys.FS
 	// ReadOnly has Open change nothing in the root. false: Open makes directories and deletes leftovers.
 	ReadOnly bool
 }
@@ -72,12 +76,14 @@ type Store struct {
 	root  string
 	db    *metadata.DB
 	opts  Options
-	hooks hooks
+	fs    fsys.FS
 	trash trash
 	space diskspace.Ledger
 	// ingests are the open writers of blobs whose digest is known.
 	ingests *follow.Table
-	wg      sync.WaitGroup // deletions that are not durable yet
+	// rehash lets tests slow down the hashing of bytes that an earlier writer left; nil otherwise.
+	rehash func(io.Reader) io.Reader
+	wg     sync.WaitGroup // deletions that are not durable yet
 
 	// gate is held for reading from when bytes get their name under blobs/ until they are recorded and held, and while a
 	// hit becomes a hold; Sweep holds it for writing while it looks for bytes without a record and renames them.
@@ -89,27 +95,6 @@ type Store struct {
 	writers map[string]*writer // open writers by stored ref
 }
 
-// hooks are what tests observe.
-type hooks struct {
-	syncFile func(*os.File) error
-	syncDir  func(path string) error
-	openData func(path string, flag int) (*os.File, error)
-	writeAt  func(f *os.File, p []byte, off int64) (int, error)
-	rename   func(from, to string) error
-	rehash   func(io.Reader) io.Reader // between bytes that an earlier writer left and their hash
-}
-
-func noHooks() hooks {
-	return hooks{
-		syncFile: (*os.File).Sync,
-		syncDir:  syncDir,
-		openData: func(path string, flag int) (*os.File, error) { return os.OpenFile(path, flag, 0o600) },
-		writeAt:  (*os.File).WriteAt,
-		rename:   os.Rename,
-		rehash:   func(r io.Reader) io.Reader { return r },
-	}
-}
-
 // Open opens blobs/ and ingest/ under root, and creates them when they are missing. root exists; db is its open
 // metadata and stays the caller's to close. It returns errdefs.ErrFailedPrecondition when something else than a directory
 // has the name of one. nil opts are the defaults.
@@ -117,13 +102,13 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 	s := &Store{
 		root:    root,
 		db:      db,
-		hooks:   noHooks(),
 		writers: map[string]*writer{},
 	}
 	s.ingests = follow.NewTable(s.openRecorded)
 	if opts != nil {
 		s.opts = *opts
 	}
+	s.fs = cmp.Or(s.opts.FS, fsys.OS)
 	s.trash.dir, s.trash.names = filepath.Join(root, "ingest"), staging.New()
 	if s.opts.ReadOnly {
 		return s, nil
@@ -144,10 +129,10 @@ func (s *Store) makeDir(path string) error {
 	fi, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		if err := os.Mkdir(path, 0o700); err != nil {
+		if err := s.fs.Mkdir(path, 0o700); err != nil {
 			return err
 		}
-		return s.hooks.syncDir(filepath.Dir(path))
+		return s.fs.SyncDir(filepath.Dir(path))
 	case err != nil:
 		return err
 	case !fi.IsDir():
@@ -297,10 +282,10 @@ func (s *Store) openBlob(b metadata.Blob) (*os.File, error) {
 	return f, nil
 }
 
-// openFile opens a file for reading and follows no symlink in its last component, nor waits on a FIFO.
-func openFile(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-}
+func openFile(path string) (*os.File, error) { return os.OpenFile(path, readFlags, 0) }
+
+// readFlags open a file for reading, without following a symlink and without waiting for the writer of a FIFO.
+const readFlags = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
 
 // validate refuses what is not exactly <algorithm>:<hex> of an algorithm that can be computed here.
 func validate(d digest.Digest) error {
@@ -325,12 +310,4 @@ func digestOf(ref string) digest.Digest {
 		return ""
 	}
 	return d
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

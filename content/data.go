@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/fsys"
 )
 
 // An ingest's directory holds two files: data, the bytes so far, and state, which is written once, before data is made, and
@@ -29,7 +31,7 @@ type stateHead struct {
 
 // openData opens the data file of an ingest for reading and writing: the one that is there, or a new one when there is none,
 // when it can't be resumed, or when it was announced with another total. st is its state, with the stored ref.
-func (s *Store) openData(stored string, total int64) (f *os.File, st content.Status, err error) {
+func (s *Store) openData(stored string, total int64) (f fsys.File, st content.Status, err error) {
 	dir := s.ingestDir(stored)
 	f, st, err = s.resumeData(dir)
 	switch {
@@ -46,12 +48,12 @@ func (s *Store) openData(stored string, total int64) (f *os.File, st content.Sta
 	return s.createData(dir, stored, total)
 }
 
-func (s *Store) resumeData(dir string) (*os.File, content.Status, error) {
+func (s *Store) resumeData(dir string) (fsys.File, content.Status, error) {
 	st, err := readIngest(dir)
 	if err != nil {
 		return nil, st, err
 	}
-	f, err := s.hooks.openData(filepath.Join(dir, "data"), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	f, err := s.fs.OpenFile(filepath.Join(dir, "data"), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, st, err
 	}
@@ -67,20 +69,20 @@ func (s *Store) resumeData(dir string) (*os.File, content.Status, error) {
 	return f, st, nil
 }
 
-func (s *Store) createData(dir, stored string, total int64) (*os.File, content.Status, error) {
+func (s *Store) createData(dir, stored string, total int64) (fsys.File, content.Status, error) {
 	now := time.Now().UTC()
 	st := content.Status{Ref: stored, Total: total, StartedAt: now, UpdatedAt: now}
 	head, err := json.Marshal(stateHead{total, now})
 	if err != nil {
 		return nil, st, err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := s.fs.Mkdir(dir, 0o700); err != nil {
 		return nil, st, err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "state"), append(append(head, '\n'), stored...), 0o600); err != nil {
+	if err := fsys.WriteFile(s.fs, filepath.Join(dir, "state"), append(append(head, '\n'), stored...), 0o600); err != nil {
 		return nil, st, err
 	}
-	f, err := s.hooks.openData(filepath.Join(dir, "data"), os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	f, err := s.fs.OpenFile(filepath.Join(dir, "data"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	return f, st, err
 }
 
@@ -167,14 +169,17 @@ type sum struct {
 }
 
 // sum begins to hash the first size bytes of f.
-func (s *Store) sum(f *os.File, size int64) *sum {
+func (s *Store) sum(f io.ReaderAt, size int64) *sum {
 	ctx, stop := context.WithCancel(context.Background())
 	m := &sum{ready: make(chan struct{}), stopped: ctx.Done(), stop: stop, hash: sha256.New()}
 	if size == 0 {
 		close(m.ready)
 		return m
 	}
-	r := s.hooks.rehash(io.NewSectionReader(f, 0, size))
+	var r io.Reader = io.NewSectionReader(f, 0, size)
+	if s.rehash != nil {
+		r = s.rehash(r)
+	}
 	go func() {
 		defer close(m.ready)
 		n, err := io.CopyBuffer(m.hash, ctxReader{ctx.Err, r}, make([]byte, 256<<10))

@@ -44,7 +44,7 @@ func resumeSlowly(t *testing.T, r *root, left string) (w *writer, release func()
 	write(t, w, left)
 	must(t, w.Close())
 	gate := make(chan struct{})
-	r.hooks.rehash = func(rd io.Reader) io.Reader { return slow{rd, gate} }
+	r.rehash = func(rd io.Reader) io.Reader { return slow{rd, gate} }
 	t.Cleanup(func() {
 		select {
 		case <-gate:
@@ -177,7 +177,7 @@ func TestFailedRehash(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
 			must(t, closed(t, r.For(alice), "left"))
-			r.hooks.rehash = tc.rehash
+			r.rehash = tc.rehash
 			w := start(t, r.For(alice), "ref", ocispec.Descriptor{})
 			if d := w.Digest(); d != "" {
 				t.Errorf("digest %s", d)
@@ -189,9 +189,9 @@ func TestFailedRehash(t *testing.T) {
 			write(t, w, "anew")
 			must(t, w.Commit(t.Context(), 4, digest.FromString("anew")))
 
-			r.hooks.rehash = noHooks().rehash
+			r.rehash = nil
 			must(t, closed(t, r.For(alice), "left"))
-			r.hooks.rehash = tc.rehash
+			r.rehash = tc.rehash
 			w = start(t, r.For(alice), "ref", ocispec.Descriptor{})
 			if err := w.Commit(t.Context(), 0, ""); !errors.Is(err, tc.want) {
 				t.Errorf("commit: %v", err)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -50,12 +51,12 @@ func (s *Store) handOver(dir, stored, next string) error {
 		return err
 	}
 	head, _, _ := bytes.Cut([]byte(text), []byte("\n"))
-	if err := os.Rename(dir, to); err != nil {
+	if err := s.fs.Rename(dir, to); err != nil {
 		return err
 	}
 	state := filepath.Join(to, "state")
-	if err := os.WriteFile(state+".new", append(append(head, '\n'), next...), 0o600); err != nil {
+	if err := fsys.WriteFile(s.fs, state+".new", append(append(head, '\n'), next...), 0o600); err != nil {
 		return err
 	}
-	return os.Rename(state+".new", state)
+	return s.fs.Rename(state+".new", state)
 }

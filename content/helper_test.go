@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/fsys/fsystest"
 	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -26,6 +27,7 @@ type root struct {
 	*Store
 	t       *testing.T
 	path    string
+	fs      *fsystest.FS
 	damaged bool
 }
 
@@ -37,9 +39,15 @@ func open(t *testing.T, path string, opts *Options) *root {
 	must(t, db.Update(func(tx *metadata.Tx) error { // Check asks for the records of holders
 		return errors.Join(tx.Renew("alice", time.Now()), tx.Renew("bob", time.Now()))
 	}))
-	s, err := Open(path, db, opts)
+	var o Options
+	if opts != nil {
+		o = *opts
+	}
+	fs := fsystest.New(t, path)
+	o.FS = fs
+	s, err := Open(path, db, &o)
 	must(t, err)
-	r := &root{Store: s, t: t, path: path}
+	r := &root{Store: s, t: t, path: path, fs: fs}
 	t.Cleanup(func() {
 		if !r.damaged {
 			must(t, db.Check(func(f metadata.Fault) { t.Error(f) }))

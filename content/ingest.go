@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/staging"
@@ -140,7 +141,7 @@ func (s *Store) abort(stored string) error {
 		// writer has the file open, which would keep their space until its Close.
 		w.in().End(follow.Ended, "aborted")
 		if moved != "" {
-			if err := os.Truncate(filepath.Join(moved, "data"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := s.truncate(filepath.Join(moved, "data")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.trash.remove(moved)
 				return err
 			}
@@ -148,6 +149,14 @@ func (s *Store) abort(stored string) error {
 	}
 	s.trash.remove(moved)
 	return nil
+}
+
+func (s *Store) truncate(path string) error {
+	f, err := s.fs.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(0), f.Close())
 }
 
 // ingestDirs lists the paths below ingest/.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/follow"
+	"github.com/tank-snapshotter/tank/internal/fsys"
 )
 
 // writeback is how many bytes are written between two requests to the kernel to start writing them out, so that the
@@ -43,7 +43,7 @@ type writer struct {
 	sum     atomic.Pointer[sum] // its hash is guarded by mu, once it is ready; nil until the data file is open
 
 	mu      sync.Mutex
-	f       *os.File // the data file
+	f       fsys.File // the data file
 	offset  int64
 	started time.Time
 	updated time.Time
@@ -269,7 +269,7 @@ func (w *writer) Write(p []byte) (int, error) {
 func (w *writer) writePieces(p []byte) (written int, err error) {
 	for len(p) > 0 && err == nil {
 		var n int
-		n, err = w.hs.s.hooks.writeAt(w.f, p[:min(len(p), piece)], w.offset)
+		n, err = w.f.WriteAt(p[:min(len(p), piece)], w.offset)
 		w.sum.Load().hash.Write(p[:n])
 		w.offset += int64(n)
 		w.due.Wrote(int64(n))
@@ -294,7 +294,7 @@ func (w *writer) sync() error {
 	if !w.dirty {
 		return nil
 	}
-	if err := w.hs.s.hooks.syncFile(w.f); err != nil {
+	if err := w.f.Sync(); err != nil {
 		err = fmt.Errorf("ingest %.200q: fsync: %w", w.ref, classify(err))
 		return errors.Join(err, w.hs.s.abort(w.stored))
 	}

@@ -112,11 +112,8 @@ func TestDurable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
 			var log []string
-			r.hooks.syncFile = func(f *os.File) error {
-				log = append(log, "file")
-				return f.Sync()
-			}
-			r.hooks.syncDir = func(path string) error {
+			r.fs.Before("sync", "", func(string) { log = append(log, "file") })
+			r.fs.Before("syncdir", "", func(path string) {
 				if _, err := os.Lstat(r.Path(d)); err != nil || filepath.Dir(r.Path(d)) != path {
 					t.Errorf("synced %s too early: %v", path, err)
 				}
@@ -124,8 +121,7 @@ func TestDurable(t *testing.T) {
 					t.Error("recorded before it was synced")
 				}
 				log = append(log, "dir")
-				return syncDir(path)
-			}
+			})
 			expect := func(want string) {
 				t.Helper()
 				if got := strings.Join(log, " "); got != want {
@@ -147,12 +143,11 @@ func TestDurable(t *testing.T) {
 func TestFailedSync(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs := r.For(alice)
-	r.hooks.syncFile = func(*os.File) error { return unix.EIO }
+	r.fs.Add(t, "sync: fail EIO")
 	w := start(t, hs, "ref", ocispec.Descriptor{Size: 4})
 	if _, err := w.Write([]byte("data")); !errors.Is(err, unix.EIO) {
 		t.Fatalf("write: %v", err)
 	}
-	r.hooks.syncFile = (*os.File).Sync
 	class(t, errdefs.IsAborted, w.Commit(t.Context(), 4, ""))
 	w = start(t, hs, "ref", ocispec.Descriptor{Size: 4})
 	if st, err := w.Status(); err != nil || st.Offset != 0 {
@@ -166,8 +161,8 @@ func TestFullDisk(t *testing.T) {
 	hs := r.For(alice)
 	w := start(t, hs, "ref", ocispec.Descriptor{Size: 8})
 	write(t, w, "ab")
-	r.hooks.writeAt = full
-	n, err := w.Write([]byte("cdefgh"))
+	r.fs.Add(t, "write: fail ENOSPC during")
+	n, err := w.Write([]byte("cdef"))
 	if n != 2 {
 		t.Errorf("wrote %d", n)
 	}
@@ -183,16 +178,9 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("left %v", names)
 	}
 
-	r.hooks.writeAt = (*os.File).WriteAt
 	w = start(t, hs, "ref", ocispec.Descriptor{Size: 8})
 	write(t, w, "abcdefgh")
 	must(t, w.Commit(t.Context(), 8, digest.FromString("abcdefgh")))
-}
-
-// full writes two bytes of anything.
-func full(f *os.File, p []byte, off int64) (int, error) {
-	n, err := f.WriteAt(p[:2], off)
-	return n, errors.Join(err, unix.ENOSPC)
 }
 
 func TestTruncate(t *testing.T) {
@@ -408,32 +396,36 @@ func TestUnreadable(t *testing.T) {
 func TestFailedOpen(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs := r.For(alice)
-	openData := r.hooks.openData
 	for name, tc := range map[string]struct {
-		open func(path string, flag int) (*os.File, error)
-		is   func(error) bool
+		fault string // an ingest whose operation hangs is aborted meanwhile
+		is    func(error) bool
 	}{
-		"disk": {func(string, int) (*os.File, error) { return nil, unix.EIO }, errdefs.IsInternal},
-		"full": {func(string, int) (*os.File, error) { return nil, unix.ENOSPC }, errdefs.IsResourceExhausted},
-		"aborted before": {func(path string, flag int) (*os.File, error) {
-			must(t, hs.Abort(t.Context(), "ref"))
-			return openData(path, flag)
-		}, errdefs.IsAborted},
-		"aborted after": {func(path string, flag int) (*os.File, error) {
-			f, err := openData(path, flag)
-			must(t, hs.Abort(t.Context(), "ref"))
-			return f, err
-		}, errdefs.IsAborted},
+		"disk":           {"any ingest/*/data #1+: fail EIO", errdefs.IsInternal},
+		"full":           {"any ingest/*/data #1+: fail ENOSPC", errdefs.IsResourceExhausted},
+		"aborted before": {"open ingest/*/data: hang", errdefs.IsAborted},
+		"aborted after":  {"open ingest/*/data: hang after", errdefs.IsAborted},
 	} {
 		t.Run(name, func(t *testing.T) {
 			must(t, start(t, hs, "ref", ocispec.Descriptor{}).Close())
-			r.hooks.openData = tc.open
-			_, err := hs.Writer(t.Context(), content.WithRef("ref"))
+			r.fs.Add(t, tc.fault)
+			opened := make(chan error, 1)
+			go func() {
+				_, err := hs.Writer(t.Context(), content.WithRef("ref"))
+				opened <- err
+			}()
+			var err error
+			select {
+			case err = <-opened:
+			case <-r.fs.Hung():
+				must(t, hs.Abort(t.Context(), "ref"))
+				r.fs.Release()
+				err = <-opened
+			}
 			class(t, tc.is, err)
 			if names := r.names("ingest"); len(names) > 0 && errdefs.IsAborted(err) {
 				t.Errorf("left %v", names)
 			}
-			r.hooks.openData = openData
+			r.fs.Clear()
 			must(t, start(t, hs, "ref", ocispec.Descriptor{}).Close())
 		})
 	}
@@ -441,11 +433,10 @@ func TestFailedOpen(t *testing.T) {
 	w := start(t, hs, "ref", ocispec.Descriptor{})
 	write(t, w, "kept")
 	must(t, w.Close())
-	r.hooks.openData = func(string, int) (*os.File, error) { return nil, unix.EMFILE }
+	r.fs.Add(t, "open ingest/*/data: fail EMFILE")
 	if _, err := hs.Writer(t.Context(), content.WithRef("ref")); !errors.Is(err, unix.EMFILE) {
 		t.Errorf("opened: %v", err)
 	}
-	r.hooks.openData = openData
 	if st, err := start(t, hs, "ref", ocispec.Descriptor{}).Status(); err != nil || st.Offset != 4 {
 		t.Errorf("resumed at %d, %v", st.Offset, err)
 	}

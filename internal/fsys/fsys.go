@@ -23,7 +23,7 @@ import (
 // FS changes files and directories. Errors are those of package os; callers add the errdefs class. All methods may be
 // called by several goroutines at once.
 type FS interface {
-	// OpenFile opens a file for writing, as os.OpenFile does.
+	// OpenFile opens a file to write or sync it, as os.OpenFile does.
 	OpenFile(path string, flag int, perm fs.FileMode) (File, error)
 	// Mkdir makes one directory.
 	Mkdir(path string, perm fs.FileMode) error

@@ -112,12 +112,18 @@ func parseFault(line string) (*fault, error) {
 	return f, nil
 }
 
-// hits counts a matching operation and reports whether the fault is due.
-func (f *fault) hits(op, name string) bool {
-	if f.op != "any" && f.op != op {
+// matches reports whether an operation on name has the wanted name and pattern.
+func matches(wantOp, pattern, op, name string) bool {
+	if wantOp != "any" && wantOp != op {
 		return false
 	}
-	if ok, _ := path.Match(f.pattern, name); f.pattern != "" && !ok {
+	ok, _ := path.Match(pattern, name)
+	return ok || pattern == ""
+}
+
+// hits counts a matching operation and reports whether the fault is due.
+func (f *fault) hits(op, name string) bool {
+	if !matches(f.op, f.pattern, op, name) {
 		return false
 	}
 	f.seen++

@@ -28,23 +28,23 @@ var ErrCrashed = errors.New("the machine has stopped")
 
 // FS wraps fsys.OS. See the comment at fault for the language of faults.
 type FS struct {
-	root    string
-	release chan struct{} // closed by Release
-	hung    chan struct{} // receives one value for each operation that hangs; has room for many
+	root string
+	hung chan struct{} // receives one value for each operation that hangs; has room for many
 
-	mu       sync.Mutex // guards the fields below
-	faults   []*fault
-	history  []string
-	hits     int
-	crashed  bool
-	released bool
+	mu      sync.Mutex // guards the fields below
+	faults  []*fault
+	watches []watch
+	history []string
+	hits    int
+	crashed bool
+	release chan struct{} // closed by Release; nil while nothing hangs
 }
 
 // New returns an FS for the directory root with these faults, one line each. It fails the test when a line is not
 // valid. Operations that hang go on when the test ends.
 func New(t testing.TB, root string, faults ...string) *FS {
 	t.Helper()
-	f := &FS{root: root, release: make(chan struct{}), hung: make(chan struct{}, 1024)}
+	f := &FS{root: root, hung: make(chan struct{}, 1024)}
 	f.Add(t, faults...)
 	t.Cleanup(f.Release)
 	return f
@@ -64,16 +64,48 @@ func (f *FS) Add(t testing.TB, faults ...string) {
 	}
 }
 
+// Clear removes all faults and watches. What crashed stays crashed.
+func (f *FS) Clear() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.faults, f.watches = nil, nil
+}
+
+// watch is a function that Before was given.
+type watch struct {
+	op, pattern string
+	fn          func(path string)
+}
+
+// Before has fn called before each operation of that name and pattern, as in a fault; "" matches every path. fn may use
+// the FS. An operation that it leads to is recorded first.
+func (f *FS) Before(op, pattern string, fn func(path string)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.watches = append(f.watches, watch{op, pattern, fn})
+}
+
+func (f *FS) watch(op, path string) {
+	f.mu.Lock()
+	watches := slices.Clone(f.watches)
+	f.mu.Unlock()
+	for _, w := range watches {
+		if matches(w.op, w.pattern, op, f.rel(path)) {
+			w.fn(path)
+		}
+	}
+}
+
 // Hung receives a value for each operation that begins to hang.
 func (f *FS) Hung() <-chan struct{} { return f.hung }
 
-// Release lets all operations that hang go on, and no other one hang.
+// Release lets the operations that hang go on.
 func (f *FS) Release() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.released {
-		f.released = true
+	if f.release != nil {
 		close(f.release)
+		f.release = nil
 	}
 }
 
@@ -114,6 +146,7 @@ func (f *FS) rel(path string) string {
 // do records an operation and carries it out, unless a fault prevents that. path is what it changes, text what the
 // history shows after the operation's name. half does a part of it; nil: nothing.
 func (f *FS) do(op, path, text string, half, whole func() error) error {
+	f.watch(op, path)
 	hit, err := f.begin(op, path, text)
 	switch {
 	case err != nil:
@@ -168,8 +201,14 @@ func (f *FS) begin(op, path, text string) (hit *fault, err error) {
 }
 
 func (f *FS) wait() {
+	f.mu.Lock()
+	if f.release == nil {
+		f.release = make(chan struct{})
+	}
+	release := f.release
+	f.mu.Unlock()
 	f.hung <- struct{}{}
-	<-f.release
+	<-release
 }
 
 // OpenFile records "create" when flag has os.O_CREATE, else "open".

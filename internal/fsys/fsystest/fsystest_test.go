@@ -156,24 +156,44 @@ func TestRepeatedFaults(t *testing.T) {
 	}
 }
 
+func TestBefore(t *testing.T) {
+	root := t.TempDir()
+	f := New(t, root, "mkdir: fail")
+	f.Before("mkdir", "a*", func(path string) {
+		if err := f.SyncDir(filepath.Dir(path)); err != nil {
+			t.Error(err)
+		}
+	})
+	f.Clear()
+	f.Before("mkdir", "b*", func(path string) {
+		if err := f.SyncDir(filepath.Dir(path)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := errors.Join(f.Mkdir(filepath.Join(root, "a"), 0o700), f.Mkdir(filepath.Join(root, "b"), 0o700)); err != nil {
+		t.Error(err)
+	}
+	if got := f.History(); !slices.Equal(got, []string{"mkdir a", "syncdir .", "mkdir b"}) {
+		t.Errorf("history: %q", got)
+	}
+}
+
 func TestHang(t *testing.T) {
 	root := t.TempDir()
 	f := New(t, root, "mkdir a: hang", "mkdir b: hang after")
 	for _, name := range []string{"a", "b"} {
 		done := make(chan error, 1)
 		go func() { done <- f.Mkdir(filepath.Join(root, name), 0o700) }()
-		if name == "a" {
-			<-f.Hung()
-			select {
-			case err := <-done:
-				t.Fatalf("mkdir did not hang: %v", err)
-			case <-time.After(10 * time.Millisecond):
-			}
-			if got := list(t, root); got != "" {
-				t.Errorf("while it hangs: %s", got)
-			}
-			f.Release()
+		<-f.Hung()
+		select {
+		case err := <-done:
+			t.Fatalf("mkdir did not hang: %v", err)
+		case <-time.After(10 * time.Millisecond):
 		}
+		if got := list(t, root); got != map[string]string{"a": "", "b": "a b"}[name] {
+			t.Errorf("while it hangs: %s", got)
+		}
+		f.Release()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}

@@ -38,6 +38,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/fsys"
+	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -59,6 +60,9 @@ type Options struct {
 	// Needed returns blobs that Sweep keeps although they have no record; an error has it keep all. It is called outside
 	// every lock, and only if there are blobs without a record. nil: none are kept.
 	Needed func() (map[digest.Digest]bool, error)
+	// Observe sees sweeps, and a Hit whenever a holder asks for the Info of a blob that is in the store, or wants to
+	// write one. nil: nobody observes.
+	Observe observe.Observer
 	// FS changes the file system. nil: the operating system's.
 	FS fsys.FS
 	// ReadOnly has Open change nothing in the root. false: Open makes directories and deletes leftovers.

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -32,12 +33,19 @@ const pageSize = 256
 
 // Info returns what is recorded of a blob, and holds it. It returns errdefs.ErrNotFound when the blob is not recorded, or
 // its file is missing or of another size.
-func (hs *HolderStore) Info(_ context.Context, d digest.Digest) (content.Info, error) {
+func (hs *HolderStore) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
 	b, err := hs.hit(d)
 	if err != nil {
 		return content.Info{}, err
 	}
+	hs.noteHit(ctx, d, b.Size)
 	return info(b), nil
+}
+
+// noteHit tells the observer that a blob is in the store. size may be 0 when it is unknown.
+func (hs *HolderStore) noteHit(ctx context.Context, d digest.Digest, size int64) {
+	e := observe.Event{Kind: observe.Hit, Subject: d.String(), Bytes: size}
+	observe.Note(ctx, hs.s.opts.Observe, e, observe.Result{})
 }
 
 // ReaderAt reads a blob, and holds it. Errors are those of Info; of desc only the digest counts.

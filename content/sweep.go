@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -20,15 +21,18 @@ import (
 // Sweep deletes the bytes of blobs without a record, and ingests that nobody can resume or whose holder is not live.
 // Commits and hits wait while it renames what it found, not while it deletes. It returns what it removed. What can't be
 // removed does not keep it from the rest: a leftover.Error names that, and the next Sweep tries again.
-func (s *Store) Sweep(ctx context.Context) (Stats, error) {
-	var stats Stats
+func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
+	ctx, end := observe.Begin(ctx, s.opts.Observe, observe.Event{Kind: observe.Sweep, Subject: "content"})
+	defer func() {
+		end(observe.Result{Err: err, Bytes: stats.Bytes, Count: int64(stats.Blobs + stats.Ingests)})
+	}()
 	s.db.Flush()
-	blobs, err := s.sweepBlobs(&stats)
+	blobs, berr := s.sweepBlobs(&stats)
 	ingests, ierr := s.sweepIngests(&stats)
 	for _, path := range append(blobs, ingests...) {
 		s.trash.remove(path)
 	}
-	if err = leftover.Join(err, ierr); err != nil {
+	if err = leftover.Join(berr, ierr); err != nil {
 		err = fmt.Errorf("content: sweep: %w", err)
 	}
 	if ctx.Err() != nil {

@@ -83,6 +83,7 @@ func (hs *HolderStore) Writer(ctx context.Context, opts ...content.WriterOpt) (c
 			err = hs.adopt(ctx, o.Desc)
 		}
 		if err == nil {
+			hs.noteHit(ctx, o.Desc.Digest, o.Desc.Size)
 			return nil, fmt.Errorf("blob %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
 		}
 		if !errdefs.IsNotFound(err) {

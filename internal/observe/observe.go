@@ -33,9 +33,9 @@ const (
 	// Sweep deletes what no record names. Event: Subject is "content" or "layers". Result: Bytes are those that were
 	// freed, as far as the sweep knows, Count is the number of entries.
 	Sweep Kind = "sweep"
-	// Hit is an answer from the store without any transfer or extraction. It takes no time. Event: Subject is the
-	// digest of a blob, the diff ID of a layer or the reference of an image, Bytes the size of the blob. Result: Err is
-	// always nil.
+	// Hit is an answer from the store that makes a transfer or an extraction unnecessary. It takes no time. Event:
+	// Subject is the digest of a blob, the diff ID of a layer or the reference of an image, Bytes the size of the blob,
+	// 0 if it is unknown. Result: Err is always nil.
 	Hit Kind = "hit"
 )
 

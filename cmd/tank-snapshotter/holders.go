@@ -59,7 +59,7 @@ func printHolders(to io.Writer, holders []plugin.Holder) error {
 			database = h.Database
 		}
 		printable.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", h.Holder, h.Blobs, h.Ingests, h.Layers,
-			h.Rootfs, h.Snapshots, bytesOf(h.Bytes), bytesOf(h.Alone), connected, database)
+			h.Rootfs, h.Snapshots, printable.Bytes(h.Bytes), printable.Bytes(h.Alone), connected, database)
 	}
 	return w.Flush()
 }
@@ -93,7 +93,7 @@ func (c *cli) releaseCommand() *cobra.Command {
 				return nil
 			}
 			printable.Fprintf(cmd.OutOrStdout(), "released %s, reclaimed %s: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
-				h.Holder, bytesOf(h.Freed), h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
+				h.Holder, printable.Bytes(h.Freed), h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
 			return nil
 		}),
 	}

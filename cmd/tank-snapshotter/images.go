@@ -39,7 +39,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 			printable.Fprintf(w, "REF\tDIGEST\tPLATFORM\tSIZE\tPULLED\n")
 			for _, i := range images {
 				printable.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n",
-					i.Ref, short(i.Digest), i.Platform, bytesOf(i.Size), i.Created.UTC().Format(time.RFC3339))
+					i.Ref, printable.Digest(i.Digest), i.Platform, printable.Bytes(i.Size), i.Created.UTC().Format(time.RFC3339))
 			}
 			return w.Flush()
 		}),
@@ -120,7 +120,7 @@ func (c *cli) gcCommand() *cobra.Command {
 				printable.Fprintf(cmd.ErrOrStderr(), "tank-snapshotter: %s\n", r.Kept)
 			}
 			printable.Fprintf(cmd.OutOrStdout(), "reclaimed %s: %d images, %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
-				bytesOf(r.Bytes), r.Images, r.Blobs, r.Ingests, r.Layers, r.Rootfs, r.Snapshots)
+				printable.Bytes(r.Bytes), r.Images, r.Blobs, r.Ingests, r.Layers, r.Rootfs, r.Snapshots)
 			for _, u := range r.Unfinished {
 				printable.Fprintf(cmd.ErrOrStderr(), "%s\n", unfinishedLine(u))
 			}
@@ -132,7 +132,7 @@ func (c *cli) gcCommand() *cobra.Command {
 // unfinishedLine reports what an unfinished pull keeps, and how to free it.
 func unfinishedLine(u plugin.Unfinished) string {
 	_, pull := strings.CutPrefix(u.Holder, "pull/")
-	switch size := bytesOf(u.Bytes); {
+	switch size := printable.Bytes(u.Bytes); {
 	case u.Running:
 		return fmt.Sprintf("%s, a running pull, has downloaded %s so far", u.Holder, size)
 	case pull:

@@ -27,7 +27,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
-	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -237,19 +236,6 @@ func toMap(t *testing.T, v any) map[string]any {
 		t.Fatal(err)
 	}
 	return m
-}
-
-func TestPlainProgress(t *testing.T) {
-	var b strings.Builder
-	show := (&plainProgress{w: &b, last: map[string]time.Time{}}).event
-	d := "sha256:" + strings.Repeat("ab", 32)
-	show(plugin.Progress{Digest: d, Offset: 0, Total: 1234})
-	show(plugin.Progress{Digest: d, Offset: 100, Total: 1234})
-	show(plugin.Progress{Digest: d, Offset: 1234, Total: 1234, Done: true})
-	show(plugin.Progress{Digest: d, Offset: 999, Total: 999, Done: true, Cached: true})
-	if want := "sha256:abababababab fetched (1.2 kB)\nsha256:abababababab is here (999 B)\n"; b.String() != want {
-		t.Errorf("got %q", b.String())
-	}
 }
 
 // TestCodesAreDocumented: README and the program's help list the exit codes that causes have, and no others.

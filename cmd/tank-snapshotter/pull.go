@@ -15,6 +15,7 @@ import (
 
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/internal/progress"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver"
 )
@@ -23,7 +24,7 @@ func (c *cli) pullCommand() *cobra.Command {
 	var (
 		req      plugin.PullRequest
 		asJSON   bool
-		progress string
+		kind     string
 		to       string
 		hostsDir string
 	)
@@ -46,7 +47,7 @@ func (c *cli) pullCommand() *cobra.Command {
 			if err := writable(to); err != nil {
 				return err
 			}
-			display, err := progressTo(os.Stderr, progress)
+			display, err := progress.New(os.Stderr, kind)
 			if err != nil {
 				return usageError{err}
 			}
@@ -63,11 +64,11 @@ func (c *cli) pullCommand() *cobra.Command {
 	f.StringVar(&hostsDir, "hosts-dir", "", "directory of hosts.toml files (default "+defaultHosts+")")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	f.BoolVar(&req.NoSync, "no-sync", false, "do not wait until everything is on the disk")
-	f.StringVar(&progress, "progress", "auto", "auto, plain or none")
+	f.StringVar(&kind, "progress", "auto", "auto, plain or none")
 	return cmd
 }
 
-func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, display show,
+func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, display progress.Display,
 	to string, asJSON bool,
 ) error {
 	report := func(p plugin.Progress) {
@@ -75,16 +76,18 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 			c.ending.leaves("What was downloaded is kept for a day: the same pull goes on from there.")
 		}
 		switch {
-		case p.Line != "" && display.text != nil:
-			display.text(p.Line)
+		case p.Line != "" && display.Text != nil:
+			display.Text(p.Line)
 		case p.Line != "":
 			if warning, ok := strings.CutPrefix(p.Line, tank.WarningPrefix); ok {
 				log.G(cmd.Context()).Warn(warning)
 				return
 			}
 			log.G(cmd.Context()).Info(p.Line)
-		case display.event != nil:
-			display.event(p)
+		case display.Event != nil:
+			display.Event(progress.Event{
+				Digest: p.Digest, Offset: p.Offset, Total: p.Total, Done: p.Done, Cached: p.Cached,
+			})
 		}
 	}
 	s, err := c.settingsFor(cmd.Context(), false)

@@ -1,4 +1,5 @@
-// Package printable makes text of others safe to print on a terminal and to write to a log.
+// Package printable makes text of others safe to print on a terminal and to write to a log, and writes sizes and digests
+// for people.
 //
 // It owns nothing on disk.
 //

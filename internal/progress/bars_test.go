@@ -1,4 +1,4 @@
-package main
+package progress
 
 import (
 	"fmt"
@@ -6,23 +6,21 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/tank-snapshotter/tank/plugin"
 )
 
 func TestBars(t *testing.T) {
 	var out strings.Builder
 	now := time.Unix(0, 0)
 	b := &bars{w: &out, lines: map[string]*bar{}, width: func() int { return 100 }, now: func() time.Time { return now }}
-	at := func(seconds int, e plugin.Progress) {
+	at := func(seconds int, e Event) {
 		now = time.Unix(int64(seconds), 0)
 		b.event(e)
 	}
 	const one, two = "sha256:111111111111aaaa", "sha256:222222222222bbbb"
-	at(1, plugin.Progress{Digest: one, Total: 1000})
-	at(2, plugin.Progress{Digest: two, Total: 500, Cached: true})
+	at(1, Event{Digest: one, Total: 1000})
+	at(2, Event{Digest: two, Total: 500, Cached: true})
 	b.text("pulling x")
-	at(3, plugin.Progress{Digest: one, Offset: 500, Total: 1000})
+	at(3, Event{Digest: one, Offset: 500, Total: 1000})
 	screen := out.String()[strings.LastIndex(out.String(), "\x1b[J")+3:]
 	lines := strings.Split(strings.TrimSpace(screen), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[0], "250 B/s 2s left") || !strings.Contains(lines[1], "is here") {
@@ -41,18 +39,31 @@ func TestBars(t *testing.T) {
 	}
 	for n, claimed := range []int64{2e17, math.MaxInt64, -1, 0} {
 		for _, offset := range []int64{claimed, 1, -1, math.MaxInt64} {
-			at(3, plugin.Progress{Digest: fmt.Sprint(n), Offset: offset, Total: claimed})
-			at(4+n, plugin.Progress{Digest: fmt.Sprint(n), Offset: offset / 2, Total: claimed, Done: true}) // draws
+			at(3, Event{Digest: fmt.Sprint(n), Offset: offset, Total: claimed})
+			at(4+n, Event{Digest: fmt.Sprint(n), Offset: offset / 2, Total: claimed, Done: true}) // draws
 		}
 	}
-	at(5, plugin.Progress{Digest: "x\x1b[2J", Total: 2e17})
-	at(6, plugin.Progress{Digest: "x\x1b[2J", Total: 2e17, Offset: 1e17})
+	at(5, Event{Digest: "x\x1b[2J", Total: 2e17})
+	at(6, Event{Digest: "x\x1b[2J", Total: 2e17, Offset: 1e17})
 	b.text("a\x1b[2J\nb")
 	if strings.Contains(out.String(), "\x1b[2J") || !strings.Contains(out.String(), `a\x1b[2J\nb`+"\n") {
 		t.Errorf("escapes of others:\n%q", out.String())
 	}
-	at(7, plugin.Progress{Digest: one, Offset: 1000, Total: 1000, Done: true})
+	at(7, Event{Digest: one, Offset: 1000, Total: 1000, Done: true})
 	if !strings.Contains(strings.Split(out.String()[strings.LastIndex(out.String(), "\x1b[J"):], "\n")[0], " done") {
 		t.Errorf("the end:\n%q", out.String())
+	}
+}
+
+func TestPlain(t *testing.T) {
+	var b strings.Builder
+	show := (&plain{w: &b, last: map[string]time.Time{}}).event
+	d := "sha256:" + strings.Repeat("ab", 32)
+	show(Event{Digest: d, Offset: 0, Total: 1234})
+	show(Event{Digest: d, Offset: 100, Total: 1234})
+	show(Event{Digest: d, Offset: 1234, Total: 1234, Done: true})
+	show(Event{Digest: d, Offset: 999, Total: 999, Done: true, Cached: true})
+	if want := "sha256:abababababab fetched (1.2 kB)\nsha256:abababababab is here (999 B)\n"; b.String() != want {
+		t.Errorf("got %q", b.String())
 	}
 }

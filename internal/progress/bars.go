@@ -1,4 +1,4 @@
-package main
+package progress
 
 import (
 	"fmt"
@@ -11,7 +11,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tank-snapshotter/tank/internal/printable"
-	"github.com/tank-snapshotter/tank/plugin"
 )
 
 // redrawEvery is how often bars are drawn at the most.
@@ -51,7 +50,7 @@ func newBars(f *os.File) *bars {
 }
 
 // event takes in how far a download is.
-func (b *bars) event(e plugin.Progress) {
+func (b *bars) event(e Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l := b.lines[e.Digest]
@@ -98,7 +97,7 @@ func (b *bars) draw() {
 
 // line is what one download looks like in so many columns.
 func (l *bar) line(digest string, width int, now time.Time) string {
-	name := strings.TrimPrefix(short(digest), "sha256:")
+	name := strings.TrimPrefix(printable.Digest(digest), "sha256:")
 	var state string
 	switch {
 	case l.cached:
@@ -108,7 +107,7 @@ func (l *bar) line(digest string, width int, now time.Time) string {
 	default:
 		state = l.speed(now)
 	}
-	size := fmt.Sprintf("%8s of %8s", bytesOf(l.offset), bytesOf(l.total))
+	size := fmt.Sprintf("%8s of %8s", printable.Bytes(l.offset), printable.Bytes(l.total))
 	room := width - len(name) - len(size) - len("  [] ") - len("000.0 MB/s 00m00s left") - 1
 	if room < 4 {
 		return fmt.Sprintf("%s %s %s", name, size, state)
@@ -129,8 +128,8 @@ func (l *bar) speed(now time.Time) string {
 	perSecond := float64(l.offset-l.first) / seconds
 	seconds = (float64(l.total) - float64(l.offset)) / perSecond
 	if seconds >= maxLeft.Seconds() {
-		return fmt.Sprintf("%s/s", bytesOf(int64(perSecond)))
+		return fmt.Sprintf("%s/s", printable.Bytes(int64(perSecond)))
 	}
 	left := time.Duration(max(0, seconds) * float64(time.Second)).Round(time.Second)
-	return fmt.Sprintf("%s/s %s left", bytesOf(int64(perSecond)), left)
+	return fmt.Sprintf("%s/s %s left", printable.Bytes(int64(perSecond)), left)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/containerdconfig"
 	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/internal/socket"
+	"github.com/tank-snapshotter/tank/internal/systemd"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
 )
@@ -56,11 +57,11 @@ func (c *cli) serveCommand() *cobra.Command {
 
 // serve serves the root of s until ctx ends. It ends the process itself, without the deadline for other commands.
 func serve(ctx context.Context, s settings, end *ending) (err error) {
-	gid, err := groupID(s.Group)
+	group, err := socket.FindGroup(s.Group)
 	if err != nil {
 		return err
 	}
-	passed, err := activated()
+	passed, err := systemd.Socket()
 	if err != nil {
 		return localError{err}
 	}
@@ -86,7 +87,7 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	}
 	var opened []*socket.Listener
 	err = own.tank.Spend(func() (err error) {
-		opened, err = listeners(ctx, s, gid, passed)
+		opened, err = listeners(ctx, s, group, passed)
 		return err
 	})
 	if err != nil {
@@ -119,10 +120,10 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 			go l.Watch(watch)
 		}
 	}
-	go watchdog(watch, func(ctx context.Context) error { return own.alive(ctx, paths) })
+	go systemd.Watchdog(watch, func(ctx context.Context) error { return own.alive(ctx, paths) })
 	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": sockets[len(sockets)-1].Addr()}).Info("serving")
 	// The sockets are bound, and what comes before the server accepts waits in their backlogs.
-	tellSystemd(ctx, daemon.SdNotifyReady)
+	systemd.Notify(ctx, daemon.SdNotifyReady)
 	if err := server.Serve(ctx, sockets...); err != nil {
 		return localError{err}
 	}
@@ -144,13 +145,13 @@ func storesOf(t *tank.Tank, content bool) func(metadata.Holder) plugin.Stores {
 func stopping(ctx context.Context) {
 	// Before the log entry, because writing to a log that nobody reads may block.
 	time.AfterFunc(stopWithin, func() { giveUp("not stopped within "+stopWithin.String()+": giving up", exitOther) })
-	tellSystemd(ctx, daemon.SdNotifyStopping)
-	extendTimeout(ctx, stopWithin+stopWithin/2)
+	systemd.Notify(ctx, daemon.SdNotifyStopping)
+	systemd.ExtendTimeout(ctx, stopWithin+stopWithin/2)
 	log.G(ctx).Info("stopping")
 }
 
 // listeners opens the admin socket below the root and, unless passed stands for it, the one at the address, which comes last.
-func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (opened []*socket.Listener, err error) {
+func listeners(ctx context.Context, s settings, group *socket.Group, passed *net.UnixListener) (opened []*socket.Listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, l := range opened {
@@ -165,13 +166,13 @@ func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (o
 	}
 	opened = append(opened, l)
 	if passed != nil {
-		if gid != noGroup {
+		if group != nil {
 			log.G(ctx).WithField("group", s.Group).Warn("systemd opened the socket: set SocketGroup= in the socket unit instead of a group here")
 		}
-		return append(opened, socket.Adopt(ctx, passed.(*net.UnixListener))), nil // activated checked what it is
+		return append(opened, socket.Adopt(ctx, passed)), nil
 	}
 	if s.Address == admin {
-		if gid != noGroup {
+		if group != nil {
 			return opened, fmt.Errorf("socket %s: the root's own socket is not for a group: %w",
 				admin, errdefs.ErrInvalidArgument)
 		}
@@ -179,7 +180,7 @@ func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (o
 	}
 	dir := filepath.Dir(s.Address)
 	makeDir := func(ctx context.Context) error {
-		if err := socketDir(ctx, dir, gid); err != nil {
+		if err := socket.MakeDir(ctx, dir, group); err != nil {
 			return fmt.Errorf("address: %w", err)
 		}
 		return nil
@@ -187,11 +188,8 @@ func listeners(ctx context.Context, s settings, gid int, passed net.Listener) (o
 	if err := makeDir(ctx); err != nil {
 		return opened, err
 	}
-	sopts := &socket.Options{MakeDir: makeDir}
-	if gid != noGroup {
-		sopts.Group = &socket.Group{GID: gid, Mode: 0o660}
-	}
-	if l, err = socket.Listen(ctx, dir, filepath.Base(s.Address), sopts); err != nil {
+	l, err = socket.Listen(ctx, dir, filepath.Base(s.Address), &socket.Options{Group: group, MakeDir: makeDir})
+	if err != nil {
 		return opened, err
 	}
 	return append(opened, l), nil
@@ -213,7 +211,7 @@ func (s settings) options() (opts *tank.Options, release func(), err error) {
 
 // awaitRoot owns the root for a daemon, and gives a command that is working there time to end.
 func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*local, error) {
-	extendTimeout(ctx, 2*patience)
+	systemd.ExtendTimeout(ctx, 2*patience)
 	for deadline := time.Now().Add(patience); ; {
 		own, err := openLocal(s.Root, s.HostsDir, opts)
 		if !errdefs.IsUnavailable(err) {

@@ -1,4 +1,4 @@
-package main
+package socket
 
 import (
 	"context"
@@ -11,51 +11,49 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 )
 
-// noGroup is the group of a socket that only its user may open.
-const noGroup = -1
-
-// groupID finds a group by name or number; noGroup for none. The error is one of usage.
-func groupID(name string) (int, error) {
+// FindGroup returns the group with a name or number, for sockets of mode 0660; nil for the empty name.
+// errdefs.ErrInvalidArgument for a group that does not exist.
+func FindGroup(name string) (*Group, error) {
 	if name == "" {
-		return noGroup, nil
+		return nil, nil
 	}
 	g, err := user.LookupGroup(name)
-	if err != nil {
-		// A number needs no name, as for chown.
-		n, nerr := strconv.ParseUint(name, 10, 31)
-		if nerr != nil {
-			return noGroup, usageError{fmt.Errorf("group %q: %w", name, err)}
-		}
-		return int(n), nil
+	if err == nil {
+		name = g.Gid
 	}
-	n, err := strconv.Atoi(g.Gid)
-	if err != nil {
-		return noGroup, usageError{fmt.Errorf("group %q: id %q: %w", name, g.Gid, err)}
+	gid, nerr := strconv.ParseUint(name, 10, 31) // a number needs no name, as for chown
+	switch {
+	case nerr == nil:
+		return &Group{GID: int(gid), Mode: 0o660}, nil
+	case err == nil:
+		return nil, fmt.Errorf("group %q: id %q: %w: %w", g.Name, g.Gid, nerr, errdefs.ErrInvalidArgument)
 	}
-	return n, nil
+	return nil, fmt.Errorf("group %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
 }
 
-// socketDir makes the directory of a daemon's socket. Anybody may walk through it: the socket's own mode says who may open that. One that is
-// there is left as it is.
-func socketDir(ctx context.Context, dir string, gid int) error {
+// MakeDir makes the directory of a socket. Every user may search it, because the mode of the socket decides who may
+// open that. A directory that exists is not changed; if the group can't search it, MakeDir logs a warning.
+func MakeDir(ctx context.Context, dir string, group *Group) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
 	switch err := os.Mkdir(dir, 0o711); {
 	case err == nil:
-		return os.Chmod(dir, 0o711) // whatever the umask
+		return os.Chmod(dir, 0o711) // the umask may have removed bits
 	case !errors.Is(err, fs.ErrExist):
 		return err
 	}
-	for d := dir; gid != noGroup; d = filepath.Dir(d) {
+	for d := dir; group != nil; d = filepath.Dir(d) {
 		fi, err := os.Stat(d)
 		if err != nil {
 			return err
 		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok && fi.Mode()&0o001 == 0 && (int(st.Gid) != gid || fi.Mode()&0o010 == 0) {
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if ok && fi.Mode()&0o001 == 0 && (int(st.Gid) != group.GID || fi.Mode()&0o010 == 0) {
 			log.G(ctx).WithField("directory", d).Warn("the socket's group can't get through its directory")
 		}
 		if d == filepath.Dir(d) {

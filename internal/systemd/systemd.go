@@ -1,4 +1,13 @@
-package main
+// Package systemd talks to a service manager: it sends notifications, feeds the watchdog, and takes the socket that the
+// manager passes.
+//
+// It owns nothing on disk.
+//
+// Its invariant: without a service manager, which is when the environment has none of its variables, every function
+// does nothing.
+//
+// The surprising rule: Socket can be called once only, because it removes the variables that describe the socket.
+package systemd
 
 import (
 	"context"
@@ -16,22 +25,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tellSystemd sends a line of sd_notify(3), if a service manager asked for it. One that can't be told is no reason to stop serving.
-func tellSystemd(ctx context.Context, state string) {
+// Notify sends a state to the service manager, if there is one (sd_notify(3)). It only logs an error: that the manager
+// can't be reached is no reason to stop serving.
+func Notify(ctx context.Context, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		log.G(ctx).WithError(err).Warn("sd_notify")
 	}
 }
 
-// extendTimeout asks the service manager for this much more time to start, or to stop.
-func extendTimeout(ctx context.Context, by time.Duration) {
-	tellSystemd(ctx, "EXTEND_TIMEOUT_USEC="+strconv.FormatInt(by.Microseconds(), 10))
+// ExtendTimeout asks the service manager for more time to start or to stop, counted from now.
+func ExtendTimeout(ctx context.Context, by time.Duration) {
+	Notify(ctx, "EXTEND_TIMEOUT_USEC="+strconv.FormatInt(by.Microseconds(), 10))
 }
 
-// watchdog tells the service manager that this process is alive, six times as often as it asks for, as long as probe says so. A probe may
-// take two thirds of the time that the manager gives: a disk that is busy makes no dead daemon. It returns when ctx ends, or at once when nobody
-// asks.
-func watchdog(ctx context.Context, probe func(context.Context) error) {
+// Watchdog notifies the service manager that this process works, as long as probe returns nil. It does so six times in
+// the interval after which the manager would kill the process. A probe may take two thirds of that interval, so a busy
+// disk does not make a process look dead. Watchdog returns when ctx ends, or at once if the manager has no watchdog.
+func Watchdog(ctx context.Context, probe func(context.Context) error) {
 	within, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		log.G(ctx).WithError(err).Warn("watchdog")
@@ -47,7 +57,7 @@ func watchdog(ctx context.Context, probe func(context.Context) error) {
 			return
 		case <-tick.C:
 		}
-		// A probe that just fails leaves the next one time to be told of.
+		// If a probe takes all its time and fails, the next one can still succeed before the interval ends.
 		trying, cancel := context.WithTimeout(ctx, within*2/3)
 		err := probe(trying)
 		cancel()
@@ -55,38 +65,42 @@ func watchdog(ctx context.Context, probe func(context.Context) error) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			log.G(ctx).WithError(err).Error("watchdog: not well")
+			log.G(ctx).WithError(err).Error("watchdog: the daemon does not work")
 		default:
-			tellSystemd(ctx, daemon.SdNotifyWatchdog)
+			Notify(ctx, daemon.SdNotifyWatchdog)
 		}
 	}
 }
 
-// activated returns the socket that the service manager listens on for us, nil when it does not (sd_listen_fds(3)), and takes what names it
-// out of the environment. errdefs.ErrInvalidArgument for anything but one listening unix stream socket.
-func activated() (net.Listener, error) {
+// Socket returns the socket that the service manager listens on for this process, nil if there is none
+// (sd_listen_fds(3)). It removes the variables about it from the environment. errdefs.ErrInvalidArgument for anything
+// but one listening unix stream socket.
+func Socket() (*net.UnixListener, error) {
 	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
-		activation.Files(true) // another process's: only unset
+		activation.Files(true) // the variables are for another process: only remove them
 		return nil, nil
 	}
 	count := os.Getenv("LISTEN_FDS")
 	if n, err := strconv.Atoi(count); err != nil || n != 1 {
 		activation.Files(true)
-		return nil, fmt.Errorf("socket activation: LISTEN_FDS=%q: one socket is expected: %w", count, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("socket activation: LISTEN_FDS=%q: one socket is expected: %w", count,
+			errdefs.ErrInvalidArgument)
 	}
 	file := activation.Files(true)[0]
 	defer file.Close() // the listener has a duplicate
 	if on, err := unix.GetsockoptInt(int(file.Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
-		return nil, fmt.Errorf("socket activation: descriptor %s: not a listening socket: %w", file.Name(), errors.Join(err, errdefs.ErrInvalidArgument))
+		return nil, fmt.Errorf("socket activation: descriptor %s: not a listening socket: %w", file.Name(),
+			errors.Join(err, errdefs.ErrInvalidArgument))
 	}
 	l, err := net.FileListener(file)
 	if err != nil {
 		return nil, fmt.Errorf("socket activation: descriptor %s: %w: %w", file.Name(), err, errdefs.ErrInvalidArgument)
 	}
-	if l.Addr().Network() != "unix" {
+	unixListener, ok := l.(*net.UnixListener)
+	if !ok {
 		l.Close()
 		return nil, fmt.Errorf("socket activation: descriptor %s: a %s socket, not a unix stream socket: %w",
 			file.Name(), l.Addr().Network(), errdefs.ErrInvalidArgument)
 	}
-	return l, nil
+	return unixListener, nil
 }

@@ -67,9 +67,9 @@ type limit struct {
 // limits are what is known not to hold. A cell with another fault fails the test, and so does one that is here and has none.
 var limits = []limit{
 	{regexp.MustCompile(`^2\.2\..*/drop-in$`), regexp.MustCompile(`^containerd warns: .*unpack_config optional`),
-		"containerd 2.2 warns that it ignores `optional`: there its own overlayfs has to work as well."},
+		"containerd 2.2 warns that it ignores `optional`; its own overlayfs has to work there as well."},
 	{regexp.MustCompile(`^2\.[23]\..*/parallel/pull-skipped$`), regexp.MustCompile(`^fetched again: `),
-		"In parallel unpack containerd before 2.4 fetches and applies every layer but the lowest, whatever the snapshotter answers; Tank unpacks nothing again."},
+		"In parallel unpack, containerd before 2.4 fetches and applies every layer but the lowest, whatever the snapshotter answers. Tank does not unpack any of them again."},
 }
 
 // outcome is what a cell found to be wrong; empty: nothing.
@@ -255,7 +255,7 @@ func compatibility(results map[string]outcome) string {
 	for i, n := range notes {
 		fmt.Fprintf(&b, "%d. %s\n", i+1, n)
 	}
-	b.WriteString("\n## What each row asserts\n\nEach cell runs on a node of its own, with the tests' own image, which has what real images rarely show " +
+	b.WriteString("\n## What each row asserts\n\nEach cell runs on a node of its own with the tests' own image, which has features that are rare in real images " +
 		"(`integration/README.md`).\n\n")
 	for _, r := range matrixRows {
 		fmt.Fprintf(&b, "- %s: %s\n", r.title, r.asserts)
@@ -265,11 +265,11 @@ func compatibility(results map[string]outcome) string {
 
 const compatibilityHead = `# Compatibility with containerd
 
-Written by ` + "`make matrix`" + `, which runs every cell; do not edit. How to set a node up: docs/containerd.md.
+` + "`make matrix`" + ` writes this document and runs every cell of it; do not edit it. [containerd.md](containerd.md) describes how to set up a node.
 
 - *full install*: the drop-in that ` + "`tank-snapshotter config containerd`" + ` prints; containerd proxies snapshots, diffs and content.
 - *second install*: ` + "`config containerd --without-content`" + ` and the key ` + "`containerd_address`" + ` in Tank's config; containerd keeps its own content store.
 - *parallel*: as printed, ` + "`max_concurrent_unpacks = 4`" + `; *sequential*: 1. Tank's mode *directory* has no parallel unpack.
 
-The versions are the latest of their lines in the Go module proxy when this was made.
+The versions were the latest of their lines in the Go module proxy when this document was written.
 `

@@ -22,8 +22,9 @@ var programs = map[string]string{
 	"registry":                "github.com/distribution/distribution/v3/cmd/registry",
 }
 
-// Build returns the absolute directory of the programs and builds those that are missing there: $TANK_TEST_BIN, else .bin beside
-// this file. What is there is taken as it is; its name carries the versions in go.mod, so that a new pin is a new directory.
+// Build returns the absolute directory of the programs and builds those that are missing there:
+// $TANK_TEST_BIN, else .bin beside this file. What is there is taken as it is; its name carries the
+// versions in go.mod, so that a new pin is a new directory.
 var Build = sync.OnceValues(func() (string, error) { return buildInto(binDir()) })
 
 // buildInto is Build with another directory.
@@ -50,8 +51,9 @@ func buildInto(dir string) (string, error) {
 // containerdTags leave out what containerd needs cgo for, and what nobody tests here.
 const containerdTags = "no_btrfs no_devmapper no_zfs"
 
-// BuildContainerd returns the absolute directory of containerd, ctr and the shim of a version, as "2.3.7". Those of another
-// version than Pinned come from the Go module proxy with what their own go.mod pins, all at once or not at all.
+// BuildContainerd returns the absolute directory of containerd, ctr and the shim of a version, as
+// "2.3.7". Those of another version than Pinned come from the Go module proxy with what their own
+// go.mod pins, all at once or not at all.
 func BuildContainerd(version string) (string, error) {
 	pinned, err := Build()
 	if err != nil || version == Pinned {
@@ -115,7 +117,8 @@ var Tank = sync.OnceValues(func() (string, error) {
 	return out, goBuild(filepath.Dir(moduleDir()), out, "./cmd/tank-snapshotter")
 })
 
-// testProgram builds testdata/hello, the program inside the tests' own image: static and the same bytes on every machine.
+// testProgram builds testdata/hello, the program inside the tests' own image: static and the same bytes
+// on every machine.
 var testProgram = sync.OnceValues(func() ([]byte, error) {
 	out := filepath.Join(moduleDir(), ".bin", "hello")
 	if err := goBuild(moduleDir(), out, "./testdata/hello", "-ldflags", "-s -w -buildid="); err != nil {
@@ -130,7 +133,8 @@ var sandboxProgram = sync.OnceValues(func() (string, error) {
 	return out, goBuild(moduleDir(), out, "./sandbox")
 })
 
-// goBuild builds pkg, as seen from the module in dir, into out, by a rename, so that a running program is never overwritten.
+// goBuild builds pkg, as seen from the module in dir, into out, by a rename, so that a running program
+// is never overwritten.
 func goBuild(dir, out, pkg string, flags ...string) error {
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return err

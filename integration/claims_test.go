@@ -7,9 +7,10 @@ import (
 	"testing"
 )
 
-// TestClaims: a config that claims for a blob the diff ID of another layer is refused through both doors: while that layer is here or
-// not, while the blob is here under an image that tells the truth about it or not, and whoever brought them. Afterwards honest
-// pulls give the right trees. TestFalseDiffID has the other ways to install.
+// TestClaims: a config that claims for a blob the diff ID of another layer is refused through both
+// doors: while that layer is here or not, while the blob is here under an image that tells the truth
+// about it or not, and whoever brought them. Afterwards honest pulls give the right trees.
+// TestFalseDiffID has the other ways to install.
 func TestClaims(t *testing.T) {
 	base := gzipLayer(t, dir("etc", 0o755), file("etc/base", 0o644, "base\n"))
 	claimed := gzipLayer(t, file("etc/motd", 0o644, "claimed\n"))
@@ -21,7 +22,8 @@ func TestClaims(t *testing.T) {
 		// two lies that together claim nothing but what is there
 		"swapped": rawImage(t, base, blobLayer{evil.blob, claimed.diffID}, blobLayer{claimed.blob, evil.diffID}),
 	}
-	// In the honest images the layers lie in other chains than the liars claim: of a chain that containerd has it asks nobody.
+	// In the honest images the layers lie in other chains than the liars claim: of a chain that
+	// containerd has it asks nobody.
 	top := gzipLayer(t, file("etc/top", 0o644, "top\n"))
 	honest := map[string]BuiltImage{"claimed": rawImage(t, top, claimed), "evil": rawImage(t, top, evil)}
 	trees := map[string]string{"claimed": "claimed\n", "evil": "evil\n"}
@@ -49,11 +51,13 @@ func TestClaims(t *testing.T) {
 			}
 			for range 2 { // what the first refusal left changes nothing
 				for name := range liars {
-					if res := k.Run("pull", "--progress", "none", r.Ref("liar/"+name+":1")); res.Code != 6 || !strings.Contains(res.Stderr, "diff ID") {
+					if res := k.Run("pull", "--progress", "none", r.Ref("liar/"+name+":1")); res.Code != 6 ||
+						!strings.Contains(res.Stderr, "diff ID") {
 						t.Errorf("%s: want exit 6 and a diff ID named: %s", name, res)
 					}
 					ref := TestRegistry + "/liar/" + name + ":1"
-					if res := c.CtrResult(c.pullArgs(ref)...); res.Code == 0 || !strings.Contains(res.Stderr, "wrong diff id") {
+					if res := c.CtrResult(c.pullArgs(ref)...); res.Code == 0 ||
+						!strings.Contains(res.Stderr, "wrong diff id") {
 						t.Errorf("%s: want a wrong diff id: %s", name, res)
 					}
 					if out := c.Ctr("images", "ls", "-q"); strings.Contains(out, ref) {

@@ -37,7 +37,8 @@ type prober struct {
 	errs   []error
 }
 
-// probePrepare starts a prober on the snapshotter tank. It removes nothing before its end: a Remove waits for the same locks.
+// probePrepare starts a prober on the snapshotter tank. It removes nothing before its end: a Remove
+// waits for the same locks.
 func (c *Containerd) probePrepare(parent string) *prober {
 	c.env.t.Helper()
 	ctx, client := c.client()
@@ -77,11 +78,13 @@ func (p *prober) end(t *testing.T, what string) time.Duration {
 	}
 	slices.Sort(p.took)
 	slowest := p.took[len(p.took)-1]
-	t.Logf("%s: %d calls of Prepare, median %v, slowest %v", what, len(p.took), p.took[len(p.took)/2].Round(time.Microsecond), slowest)
+	t.Logf("%s: %d calls of Prepare, median %v, slowest %v", what, len(p.took),
+		p.took[len(p.took)/2].Round(time.Microsecond), slowest)
 	return slowest
 }
 
-// leaveSnapshots makes n active snapshots. The returned function has them, and all else that is garbage by then, collected.
+// leaveSnapshots makes n active snapshots. The returned function has them, and all else that is garbage
+// by then, collected.
 func (c *Containerd) leaveSnapshots(n int) (collect func()) {
 	c.env.t.Helper()
 	ctx, client := c.client()
@@ -121,8 +124,8 @@ func collectionImages(t *testing.T) (files, layers BuiltImage) {
 	return rawImage(t, wide...), rawImage(t, long...)
 }
 
-// TestPrepareDuringCollection: while containerd's collector removes 50,000 files, hundreds of snapshots and hundreds of blobs, a
-// Prepare is answered within a second.
+// TestPrepareDuringCollection: while containerd's collector removes 50,000 files, hundreds of snapshots
+// and hundreds of blobs, a Prepare is answered within a second.
 func TestPrepareDuringCollection(t *testing.T) {
 	e := New(t)
 	k, c, r := e.NewNode()

@@ -22,8 +22,8 @@ type twin struct {
 	tank, plain *Containerd
 }
 
-// command is one of ctr's. In its arguments $SNAP is the snapshotter, $DIR the node's own directory, $OTHERSNAP and $OTHER are
-// the other's.
+// command is one of ctr's. In its arguments $SNAP is the snapshotter, $DIR the node's own directory,
+// $OTHERSNAP and $OTHER are the other's.
 type command struct {
 	args   string
 	output func(string) string // what of stdout is compared; nil: all of it, without what differs by nature
@@ -38,7 +38,8 @@ var differing = []struct {
 	{regexp.MustCompile(`\b(tank|overlayfs)\b`), "SNAP"},
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d)`), "TIME"},
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:[0-9:. +A-Z]+`), "TIME"},
-	{regexp.MustCompile(`elapsed: *\S+ s|total: .*|Less than a second|(\d+|About a) (seconds?|minutes?)|[0-9.]+ ?m?s\b`), "AGE"},
+	{regexp.MustCompile(
+		`elapsed: *\S+ s|total: .*|Less than a second|(\d+|About a) (seconds?|minutes?)|[0-9.]+ ?m?s\b`), "AGE"},
 	{regexp.MustCompile(`[ \t]+`), " "},
 }
 
@@ -51,10 +52,12 @@ func normal(out string) string {
 		if key, labels, ok := strings.Cut(line, "="); ok { // of labels, which come from a map as well
 			labels := strings.Split(key+"="+labels, ",")
 			slices.Sort(labels)
-			all[i] = strings.Join(slices.DeleteFunc(labels, func(l string) bool { return strings.Contains(l, "/snapshot/cri.") }), ",")
+			all[i] = strings.Join(
+				slices.DeleteFunc(labels, func(l string) bool { return strings.Contains(l, "/snapshot/cri.") }), ",")
 		}
 	}
-	all = slices.DeleteFunc(all, func(l string) bool { return strings.Contains(l, "/snapshot/cri.") }) // which only Tank asks for
+	// which only Tank asks for
+	all = slices.DeleteFunc(all, func(l string) bool { return strings.Contains(l, "/snapshot/cri.") })
 	for i := range all {
 		all[i] = strings.TrimSuffix(all[i], ",")
 	}
@@ -91,7 +94,8 @@ func tarList(out string) string {
 			return err.Error()
 		}
 		b, _ := io.ReadAll(tr)
-		names = append(names, fmt.Sprintf("%s %c %o %d %d %q %s", h.Name, h.Typeflag, h.Mode, h.Uid, h.Gid, h.Linkname, b))
+		names = append(names,
+			fmt.Sprintf("%s %c %o %d %d %q %s", h.Name, h.Typeflag, h.Mode, h.Uid, h.Gid, h.Linkname, b))
 	}
 	slices.Sort(names)
 	return strings.Join(names, "\n")
@@ -107,7 +111,8 @@ func (w *twin) run(commands []command, vars map[string]string) {
 			if c == w.plain {
 				other = w.tank
 			}
-			own := map[string]string{"SNAP": c.Snapshotter, "DIR": c.Dir, "OTHER": other.Dir, "OTHERSNAP": other.Snapshotter}
+			own := map[string]string{"SNAP": c.Snapshotter, "DIR": c.Dir, "OTHER": other.Dir,
+				"OTHERSNAP": other.Snapshotter}
 			var args []string
 			for _, a := range strings.Fields(cmd.args) {
 				args = append(args, os.Expand(a, func(name string) string { return cmp.Or(own[name], vars[name]) }))
@@ -139,17 +144,22 @@ func TestCommands(t *testing.T) {
 	w := &twin{t, c, e.NewContainerd(ContainerdOptions{Name: "d", Registries: []*Proxy{r.Proxy}})}
 	img, _ := smallImage(t,
 		[]Entry{dir("d", 0o755), file("d/one", 0o644, "one\n"), file("d/gone", 0o644, "gone\n")},
-		[]Entry{dir("d", 0o755), file("d/.wh.gone", 0, ""), symlink("link", "d/one"), file("d/two", 0o600, "two\n", owner(3, 4))})
+		[]Entry{dir("d", 0o755), file("d/.wh.gone", 0, ""), symlink("link", "d/one"),
+			file("d/two", 0o600, "two\n", owner(3, 4))})
 	r.PushBuilt(img, "test/it:1")
 	editor := e.Path("editor")
-	if err := errors.Join(os.WriteFile(editor, []byte("#!/bin/sh\necho >> \"$1\"\n"), 0o755), //nolint:gosec // it is a program
-		os.Mkdir(filepath.Join(w.tank.Dir, "mounted"), 0o755), os.Mkdir(filepath.Join(w.plain.Dir, "mounted"), 0o755)); err != nil {
+	if err := errors.Join(os.WriteFile(editor, []byte("#!/bin/sh\necho >> \"$1\"\n"), 0o755),
+		//nolint:gosec // it is a program
+		os.Mkdir(filepath.Join(w.tank.Dir, "mounted"), 0o755),
+		os.Mkdir(filepath.Join(w.plain.Dir, "mounted"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	chains := chainIDs(img.Image)
 	vars := map[string]string{
-		"IMAGE": TestRegistry + "/test/it:1", "HOSTS": filepath.Join(c.Dir, "hosts"), "TOP": chains[2], "MIDDLE": chains[1], "BOTTOM": chains[0],
-		"MANIFEST": img.Manifest.Digest.String(), "CONFIG": img.Config.Digest.String(), "LAYER": img.Layers[1].Digest.String(),
+		"IMAGE": TestRegistry + "/test/it:1", "HOSTS": filepath.Join(c.Dir, "hosts"), "TOP": chains[2],
+		"MIDDLE": chains[1], "BOTTOM": chains[0],
+		"MANIFEST": img.Manifest.Digest.String(), "CONFIG": img.Config.Digest.String(),
+		"LAYER":    img.Layers[1].Digest.String(),
 		"REGISTRY": r.Addr, "ID": e.Name("c"), "EDITOR": editor,
 	}
 	run := "run --snapshotter $SNAP --runc-root $DIR/runc --fifo-dir $DIR/fifo "
@@ -193,7 +203,8 @@ func TestCommands(t *testing.T) {
 		{args: "snapshots --snapshotter $SNAP usage $TOP", output: sizes},
 		{args: "snapshots --snapshotter $SNAP usage", output: sizes},
 		{args: "snapshots --snapshotter $SNAP label $TOP some=label"},
-		// A view and what was committed from nothing that is kept last until the next collection only, which any removal brings about.
+		// A view and what was committed from nothing that is kept last until the next collection only,
+		// which any removal brings about.
 		{args: "snapshots --snapshotter $SNAP view a-view $TOP", output: ignored},
 		{args: "snapshots --snapshotter $SNAP view a-view $TOP", fails: true},
 		{args: "snapshots --snapshotter $SNAP mounts $DIR/at a-view", output: ignored},
@@ -219,8 +230,10 @@ func TestCommands(t *testing.T) {
 		{args: run + "--rm $IMAGE $ID /usr/bin/hello cat /d/one"},
 		{args: run + "--rm --read-only $IMAGE $ID /usr/bin/hello cat /d/one"},
 		{args: run + "--rm --read-only $IMAGE $ID /usr/bin/hello write /d/one changed", fails: true},
-		{args: run + "--rm --uidmap 0:100000:65536 --gidmap 0:100000:65536 $IMAGE $ID /usr/bin/hello stat / /d/one /d/two"},
-		{args: run + "--rm --uidmap 0:100000:65536 --gidmap 0:100000:65536 --remap-labels $IMAGE $ID /usr/bin/hello stat / /d/one /d/two"},
+		{args: run + "--rm --uidmap 0:100000:65536 --gidmap 0:100000:65536 $IMAGE $ID /usr/bin/hello stat / /d/one " +
+			"/d/two"},
+		{args: run + "--rm --uidmap 0:100000:65536 --gidmap 0:100000:65536 --remap-labels $IMAGE $ID /usr/bin/hello " +
+			"stat / /d/one /d/two"},
 		{args: run + "--rm --user 3:4 $IMAGE $ID /usr/bin/hello cat /d/two"},
 		{args: run + "--rm --user 5:6 $IMAGE $ID /usr/bin/hello cat /d/two", fails: true},
 		{args: run + "--detach --null-io $IMAGE $ID /usr/bin/hello pause"},
@@ -234,13 +247,15 @@ func TestCommands(t *testing.T) {
 		{args: "containers rm $ID"},
 
 		{args: "images mount --snapshotter $SNAP $IMAGE $DIR/mounted", output: ignored},
-		{args: "run --runc-root $DIR/runc --fifo-dir $DIR/fifo --rm --rootfs $DIR/mounted $ID /usr/bin/hello cat /d/one"},
+		{args: "run --runc-root $DIR/runc --fifo-dir $DIR/fifo --rm --rootfs $DIR/mounted $ID /usr/bin/hello cat " +
+			"/d/one"},
 		{args: "images unmount --rm --snapshotter $SNAP $DIR/mounted", output: ignored},
 
 		{args: "images convert --uncompress --oci $IMAGE example.org/plain:1"},
 		{args: "images ls name==example.org/plain:1"},
 		{args: run + "--rm example.org/plain:1 $ID /usr/bin/hello cat /link"}, // unpacks it first
-		{args: "images push --hosts-dir $HOSTS --plain-http $REGISTRY/test/pushed-by-$SNAP:1 example.org/plain:1", output: ignored},
+		{args: "images push --hosts-dir $HOSTS --plain-http $REGISTRY/test/pushed-by-$SNAP:1 example.org/plain:1",
+			output: ignored},
 		{args: "images rm --sync example.org/plain:1"},
 		{args: "images rm --sync $IMAGE"},
 		{args: "images ls"},
@@ -259,7 +274,8 @@ func TestCommands(t *testing.T) {
 		{args: run + "--rm $IMAGE $ID /usr/bin/hello cat /link"},
 		{args: "content prune references", output: ignored},
 		{args: "images rm --sync $IMAGE"},
-		{args: "images pull --plain-http --snapshotter $SNAP $REGISTRY/test/pushed-by-$OTHERSNAP:1", output: ignored}, // what the other one pushed
+		// what the other one pushed
+		{args: "images pull --plain-http --snapshotter $SNAP $REGISTRY/test/pushed-by-$OTHERSNAP:1", output: ignored},
 		{args: run + "--rm $REGISTRY/test/pushed-by-$OTHERSNAP:1 $ID /usr/bin/hello cat /link"},
 		{args: "images rm --sync $REGISTRY/test/pushed-by-$OTHERSNAP:1", output: ignored},
 		{args: "content ls"},

@@ -93,7 +93,8 @@ func (m *committer) put(mediaType string, v any, refs ...ocispec.Descriptor) oci
 	for i, r := range refs {
 		labels["containerd.io/gc.ref.content."+string(rune('a'+i))] = r.Digest.String()
 	}
-	m.must(content.WriteBlob(m.ctx, m.client.ContentStore(), d.Digest.String(), bytes.NewReader(text), d, content.WithLabels(labels)))
+	m.must(content.WriteBlob(m.ctx, m.client.ContentStore(), d.Digest.String(), bytes.NewReader(text), d,
+		content.WithLabels(labels)))
 	return d
 }
 
@@ -111,14 +112,15 @@ func (m *committer) commit(name string, base containerd.Image, layer ocispec.Des
 	config.History = nil
 	manifest.Config = m.put(manifest.Config.MediaType, config)
 	manifest.Layers = append(manifest.Layers, layer)
-	target := m.put(ocispec.MediaTypeImageManifest, manifest, append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)...)
+	target := m.put(ocispec.MediaTypeImageManifest, manifest,
+		append([]ocispec.Descriptor{manifest.Config}, manifest.Layers...)...)
 	img, err := m.client.ImageService().Create(m.ctx, images.Image{Name: name, Target: target})
 	m.must(err)
 	m.must(containerd.NewImage(m.client, img).Unpack(m.ctx, m.c.Snapshotter))
 }
 
-// change does to a container's files what a build step may: new ones, changed ones, links, and files and whole directories that go
-// or come back as something else.
+// change does to a container's files what a build step may: new ones, changed ones, links, and files
+// and whole directories that go or come back as something else.
 func change(t *testing.T, root string) {
 	t.Helper()
 	in := func(name string) string { return filepath.Join(root, name) }
@@ -144,9 +146,10 @@ func change(t *testing.T, root string) {
 	}
 }
 
-// TestCommit: what a container wrote becomes a layer of a new image, as `nerdctl commit` and BuildKit make it through containerd's diff
-// service; unpacked again, that image is what the container saw. The layer is complete in containerd's records, so that the image can
-// be exported and a second container runs from it.
+// TestCommit: what a container wrote becomes a layer of a new image, as `nerdctl commit` and BuildKit
+// make it through containerd's diff service; unpacked again, that image is what the container saw. The
+// layer is complete in containerd's records, so that the image can be exported and a second container
+// runs from it.
 func TestCommit(t *testing.T) {
 	for name, s := range map[string]Setup{
 		"overlay": {}, "directory": {Directory: true}, "second install": {WithoutContent: true},

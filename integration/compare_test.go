@@ -137,7 +137,8 @@ func (c *comparison) compare(i randomImage) {
 		{"overlayfs", func(i randomImage) ([]Node, error) { return c.mounted(c.plain, i) }},
 	} {
 		got, err := way.tree(i)
-		if err == nil && !refused && way.name != "umoci" { // containerd's root directory is another one than that of a rootfs
+		// containerd's root directory is another one than that of a rootfs
+		if err == nil && !refused && way.name != "umoci" {
 			roots = append(roots, got[0])
 			got[0] = want[0]
 		}
@@ -267,7 +268,8 @@ func listing(root string) ([]Node, error) {
 	if err := unix.Stat(root, &st); err != nil {
 		return nil, err
 	}
-	self.Mode, self.UID, self.GID, self.MTime = fmt.Sprintf("%04o", st.Mode&0o7777), int(st.Uid), int(st.Gid), st.Mtim.Sec
+	self.Mode, self.UID, self.GID, self.MTime = fmt.Sprintf("%04o", st.Mode&0o7777), int(st.Uid), int(st.Gid),
+		st.Mtim.Sec
 	if err := self.fill(root, &st); err != nil {
 		return nil, err
 	}

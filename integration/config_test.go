@@ -22,8 +22,9 @@ func writeFile(e *Env, name, text string) string {
 	return name
 }
 
-// newForConfigs is New, but for 2.2, whose config is older: it has neither version 4 nor optional entries of unpack_config, and does not load
-// the transfer service when it is asked for what it does not have, as the entry for EROFS.
+// newForConfigs is New, but for 2.2, whose config is older: it has neither version 4 nor optional
+// entries of unpack_config, and does not load the transfer service when it is asked for what it does
+// not have, as the entry for EROFS.
 func newForConfigs(t *testing.T) *Env {
 	t.Helper()
 	if strings.HasPrefix(os.Getenv("TANK_TEST_CONTAINERD"), "2.2.") {
@@ -32,13 +33,14 @@ func newForConfigs(t *testing.T) *Env {
 	return New(t)
 }
 
-// dump has containerd itself read a config and write it whole, and returns the file and what containerd had to say. It writes its imports as
-// well, which are in the file by then.
+// dump has containerd itself read a config and write it whole, and returns the file and what containerd
+// had to say. It writes its imports as well, which are in the file by then.
 func dump(e *Env, config string) (file, said string) {
 	e.t.Helper()
 	r := e.Run("containerd", "--config", config, "config", "dump")
 	mustSucceed(e.t, r)
-	return writeFile(e, filepath.Base(config)+".dump", strings.Replace(r.Stdout, "\nimports = ", "\n# imports = ", 1)), r.Stderr
+	return writeFile(e, filepath.Base(config)+".dump", strings.Replace(r.Stdout, "\nimports = ", "\n# imports = ", 1)),
+		r.Stderr
 }
 
 // configCheck runs `config check` for a root that nobody serves, and returns the sentences, without that about nobody.
@@ -54,10 +56,11 @@ func (k *TankRoot) configCheck(file string) (code int, said string) {
 	return r.Code, b.String()
 }
 
-// TestDropInDump: containerd takes every key of what is printed, and `config check` finds nothing to say about it, before containerd has
-// filled in its defaults and after.
+// TestDropInDump: containerd takes every key of what is printed, and `config check` finds nothing to
+// say about it, before containerd has filled in its defaults and after.
 func TestDropInDump(t *testing.T) {
-	for name, s := range map[string]Setup{"full": {}, "second": {WithoutContent: true}, "directory": {Directory: true}} {
+	for name, s := range map[string]Setup{"full": {}, "second": {WithoutContent: true},
+		"directory": {Directory: true}} {
 		t.Run(name, func(t *testing.T) {
 			e := newForConfigs(t)
 			k := e.NewTank()
@@ -83,7 +86,8 @@ func TestDropInDump(t *testing.T) {
 	}
 }
 
-// TestCheckReadsAsContainerd: `config check` says the same of a config of several files and versions as of the one that containerd makes of it.
+// TestCheckReadsAsContainerd: `config check` says the same of a config of several files and versions as
+// of the one that containerd makes of it.
 func TestCheckReadsAsContainerd(t *testing.T) {
 	e := newForConfigs(t)
 	k := e.NewTank()
@@ -159,7 +163,8 @@ disabled_plugins = ["io.containerd.content.v1.content", "io.containerd.snapshott
 	whole, _ := dump(e, config)
 	code, said := k.configCheck(config)
 	// Three that need each of the files to be read in its turn.
-	for _, want := range []string{"max_concurrent_unpacks = 0", `lacks "walking" in default`, `The runtime handler "kata"`, "registry.mirrors", "runtime_platforms"} {
+	for _, want := range []string{"max_concurrent_unpacks = 0", `lacks "walking" in default`,
+		`The runtime handler "kata"`, "registry.mirrors", "runtime_platforms"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("nothing says %q", want)
 		}
@@ -201,30 +206,49 @@ func TestCheckIsRight(t *testing.T) {
 		plugin string // the plugin that is not loaded, if it goes on
 		warns  string // what containerd logs, if all is loaded
 	}{
-		{name: "unknown type", dropIn: add("[proxy_plugins.x]\n  type = \"snapshotter\"\n  address = \"/x\"\n"), says: "it panics", ends: "panic: plugin: no type"},
-		{name: "name of a built-in", dropIn: add("[proxy_plugins.overlayfs]\n  type = \"snapshot\"\n  address = \"/x\"\n"), says: "panics at its start", ends: "panic: io.containerd.snapshotter.v1.overlayfs"},
+		{name: "unknown type", dropIn: add("[proxy_plugins.x]\n  type = \"snapshotter\"\n  address = \"/x\"\n"),
+			says: "it panics", ends: "panic: plugin: no type"},
+		{name: "name of a built-in", dropIn: add("[proxy_plugins.overlayfs]\n  type = \"snapshot\"\n  address = " +
+			"\"/x\"\n"), says: "panics at its start", ends: "panic: io.containerd.snapshotter.v1.overlayfs"},
 		{name: "name of a disabled built-in", dropIn: func(s string) string {
-			return replace("v1.content\"]", "v1.content\", \"io.containerd.snapshotter.v1.native\"]")(s) + "[proxy_plugins.native]\n  type = \"snapshot\"\n  address = \"/x\"\n"
+			return replace("v1.content\"]", "v1.content\", \"io.containerd.snapshotter.v1.native\"]")(s) +
+				"[proxy_plugins.native]\n  type = \"snapshot\"\n  address = \"/x\"\n"
 		}, says: "even if that is disabled", ends: "panic: io.containerd.snapshotter.v1.native"},
-		{name: "annotations a bool", dropIn: replace(`annotations = "true"`, `annotations = true`), says: "containerd does not start", ends: "failed to unmarshal TOML"},
-		{name: "an import that is not there", dropIn: replace("version = 3", "version = 3\nimports = [\"none.toml\"]"), says: "containerd does not start", ends: "no such file"},
+		{name: "annotations a bool", dropIn: replace(`annotations = "true"`, `annotations = true`),
+			says: "containerd does not start", ends: "failed to unmarshal TOML"},
+		{name: "an import that is not there", dropIn: replace("version = 3", "version = 3\nimports = "+
+			"[\"none.toml\"]"), says: "containerd does not start", ends: "no such file"},
 		{name: "a plugin's old name", dropIn: replace("disabled_plugins = [", "disabled_plugins = [\"cri\", "),
 			says: "containerd does not start", ends: "invalid disabled plugin URI"},
-		{name: "a newer version", dropIn: replace("version = 3", "version = 5"), says: "it does not start", ends: "expected containerd config version"},
-		{name: "a word for a number", dropIn: replace("unpacks = 4", `unpacks = "four"`), says: "which does not start", ends: "toml"},
-		{name: "two content stores", dropIn: replace("disabled_plugins", "#"), says: "Add \"io.containerd.content.v1.content\" to disabled_plugins", plugin: "io.containerd.metadata.v1 bolt"},
-		{name: "no content store", dropIn: replace("type = \"content\"", "type = \"sandbox\""), says: "no proxy takes its place", plugin: "io.containerd.metadata.v1 bolt"},
-		{name: "unknown snapshotter", dropIn: replace("    optional = true", "  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n    platform = \"linux\"\n    snapshotter = \"stargz\"\n"),
+		{name: "a newer version", dropIn: replace("version = 3", "version = 5"), says: "it does not start",
+			ends: "expected containerd config version"},
+		{name: "a word for a number", dropIn: replace("unpacks = 4", `unpacks = "four"`), says: "which does not start",
+			ends: "toml"},
+		{name: "two content stores", dropIn: replace("disabled_plugins", "#"),
+			says:   "Add \"io.containerd.content.v1.content\" to disabled_plugins",
+			plugin: "io.containerd.metadata.v1 bolt"},
+		{name: "no content store", dropIn: replace("type = \"content\"", "type = \"sandbox\""),
+			says: "no proxy takes its place", plugin: "io.containerd.metadata.v1 bolt"},
+		{name: "unknown snapshotter",
+			dropIn: replace("    optional = true", "  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n "+
+				"   platform = \"linux\"\n    snapshotter = \"stargz\"\n"),
 			says: "the transfer service is not loaded", plugin: "io.containerd.transfer.v1 local"},
-		{name: "unknown differ", dropIn: replace("differ = \"walking\"\n    optional = true", "differ = \"walker\""), says: "the transfer service is not loaded",
+		{name: "unknown differ", dropIn: replace("differ = \"walking\"\n    optional = true", "differ = \"walker\""),
+			says:   "the transfer service is not loaded",
 			plugin: "io.containerd.transfer.v1 local"},
-		{name: "unknown default differ", dropIn: replace(`"walking"]`, `"walking", "nydus"]`), says: "the service is not loaded", plugin: "io.containerd.service.v1 diff-service"},
-		{name: "CRI without a snapshotter", dropIn: replace(images+"\n  snapshotter = \"tank\"", images+"\n  snapshotter = \"tnak\""), says: "CRI is not loaded",
+		{name: "unknown default differ", dropIn: replace(`"walking"]`, `"walking", "nydus"]`),
+			says: "the service is not loaded", plugin: "io.containerd.service.v1 diff-service"},
+		{name: "CRI without a snapshotter",
+			dropIn: replace(images+"\n  snapshotter = \"tank\"", images+"\n  snapshotter = \"tnak\""),
+			says:   "CRI is not loaded",
 			plugin: "io.containerd.cri.v1 images"},
-		{name: "CRI's downloads", dropIn: replace(images, images+"\n  max_concurrent_downloads = 10"), says: "CRI then pulls without", warns: "Falling back to local image pull"},
-		{name: "annotations from CRI", dropIn: replace(images, images+"\n  disable_snapshot_annotations = false"), says: "CRI then pulls without", warns: "Falling back to local image pull"},
+		{name: "CRI's downloads", dropIn: replace(images, images+"\n  max_concurrent_downloads = 10"),
+			says: "CRI then pulls without", warns: "Falling back to local image pull"},
+		{name: "annotations from CRI", dropIn: replace(images, images+"\n  disable_snapshot_annotations = false"),
+			says: "CRI then pulls without", warns: "Falling back to local image pull"},
 		{name: "downloads in their place", dropIn: replace(transfer, transfer+"\n  max_concurrent_downloads = 10")},
-		{name: "without overlayfs", dropIn: replace("v1.content\"]", "v1.content\", \"io.containerd.snapshotter.v1.overlayfs\"]")},
+		{name: "without overlayfs",
+			dropIn: replace("v1.content\"]", "v1.content\", \"io.containerd.snapshotter.v1.overlayfs\"]")},
 		{name: "with erofs", dropIn: func(s string) string {
 			before, after, _ := strings.Cut(s, "EROFS:\n")
 			return before + "EROFS\n" + strings.ReplaceAll(after, "  # ", "  ")

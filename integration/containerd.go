@@ -64,8 +64,9 @@ func (e *Env) NewContainerd(o ContainerdOptions) *Containerd {
 	return c
 }
 
-// containerdConfig is the configuration of a containerd below dir. It keeps every path private. restrict_oom_score_adj: without CAP_SYS_RESOURCE no process may lower its score,
-// and pods ask for that. A test machine has neither CNI nor AppArmor profiles of containerd's.
+// containerdConfig is the configuration of a containerd below dir. It keeps every path private.
+// restrict_oom_score_adj: without CAP_SYS_RESOURCE no process may lower its score, and pods ask for
+// that. A test machine has neither CNI nor AppArmor profiles of containerd's.
 func containerdConfig(dir string, o ContainerdOptions) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version = 3\nroot = %q\nstate = %q\n", dir+"/root", dir+"/state")
@@ -95,7 +96,8 @@ func containerdConfig(dir string, o ContainerdOptions) string {
 		fmt.Fprintf(&b, "[plugins.'io.containerd.cri.v1.images'.pinned_images]\n  sandbox = %q\n", o.Sandbox)
 	}
 	if o.Snapshotter == "native" { // not among containerd's defaults
-		b.WriteString("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n    platform = \"linux\"\n    snapshotter = \"native\"\n")
+		b.WriteString("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n    platform = \"linux\"\n    " +
+			"snapshotter = \"native\"\n")
 	}
 	fmt.Fprintf(&b, "[plugins.'io.containerd.nri.v1.nri']\n  disable = true\n")
 	return b.String()
@@ -104,7 +106,8 @@ func containerdConfig(dir string, o ContainerdOptions) string {
 // Start starts containerd again after its end and waits until it answers.
 func (c *Containerd) Start() {
 	c.env.t.Helper()
-	c.proc = c.env.Start("containerd", "containerd", "--config", filepath.Join(c.Dir, "config.toml"), "--log-level", logLevel())
+	c.proc = c.env.Start("containerd", "containerd", "--config", filepath.Join(c.Dir, "config.toml"), "--log-level",
+		logLevel())
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		if !c.proc.Running() {

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// TestContainerdTree: an image that containerd pulls with Tank's drop-in, unpacking in parallel, mounts as the listed tree.
+// TestContainerdTree: an image that containerd pulls with Tank's drop-in, unpacking in parallel, mounts
+// as the listed tree.
 func TestContainerdTree(t *testing.T) {
 	images := func(t *testing.T, f Fixture) {
 		e := New(t)
@@ -17,7 +18,8 @@ func TestContainerdTree(t *testing.T) {
 		c.Pull(ref)
 		dir := c.Mount(ref)
 		CheckTree(t, "ctr images mount", f.Tree, dir)
-		if m := mountOf(t, dir); !strings.Contains(m, " overlay ") || !strings.Contains(m, filepath.Join(k.Root, "layers")) {
+		if m := mountOf(t, dir); !strings.Contains(m, " overlay ") ||
+			!strings.Contains(m, filepath.Join(k.Root, "layers")) {
 			t.Errorf("mounted as %q, not as overlay on %s/layers", m, k.Root)
 		}
 		c.Unmount(dir)

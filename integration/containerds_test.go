@@ -102,7 +102,8 @@ func TestContainerds(t *testing.T) {
 			if tc.bounded {
 				k.bounded()
 			}
-			o := ContainerdOptions{Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef, Import: k.DropIn()}
+			o := ContainerdOptions{Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef,
+				Import: k.DropIn()}
 			k.Serve()
 			n := &twoContainerds{t: t, e: e, k: k, c: e.NewContainerd(o), kept: e.Name("kept")}
 			n.own = TestRegistry + "/" + OwnFixture(t).Name

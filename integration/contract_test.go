@@ -70,7 +70,8 @@ func TestPullOutput(t *testing.T) {
 				t.Errorf("a hit is not logged as such: %s", res)
 			}
 			checkPullJSON(t, k, ref, f.Image.Config.Digest, "ref", "digest", "manifest", "rootfs", "config", "cached")
-			checkPullJSON(t, k, ref, f.Image.Config.Digest, "ref", "digest", "manifest", "config", "cached", "--no-rootfs")
+			checkPullJSON(t, k, ref, f.Image.Config.Digest, "ref", "digest", "manifest", "config", "cached",
+				"--no-rootfs")
 			to := e.Path("to")
 			res := k.Run("pull", "--json", "--to", to, ref)
 			var out pulled
@@ -120,7 +121,8 @@ func TestNormalizedReference(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(hosts, "docker.io"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", r.Addr)
+	text := fmt.Sprintf(
+		"server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", r.Addr)
 	if err := os.WriteFile(filepath.Join(hosts, "docker.io", "hosts.toml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -144,18 +146,24 @@ type failure struct {
 	names []string
 }
 
-// TestExitCodes: each kind of failure has its code, says nothing on stdout and names its subject on stderr; through a daemon too.
+// TestExitCodes: each kind of failure has its code, says nothing on stdout and names its subject on
+// stderr; through a daemon too.
 func TestExitCodes(t *testing.T) {
 	f := OwnFixture(t)
 	layer, config := f.Image.Layers[0], f.Image.Config
 	flip := func(b []byte) []byte { b = bytes.Clone(b); b[0] ^= 0xff; return b }
 	good := gzipLayer(t, file("a", 0o644, "a\n"))
 	images := map[string]BuiltImage{
-		"test/nogzip:1":    rawImage(t, blobLayer{[]byte("this is no gzip stream, and no tar archive, but text"), digest.FromString("x")}),
-		"test/notar:1":     rawImage(t, blobLayer{gzipped(t, bytes.Repeat([]byte("no tar "), 1000)), digest.FromBytes(bytes.Repeat([]byte("no tar "), 1000))}),
+		"test/nogzip:1": rawImage(t,
+			blobLayer{[]byte("this is no gzip stream, and no tar archive, but text"), digest.FromString("x")}),
+		"test/notar:1": rawImage(t,
+			blobLayer{gzipped(t, bytes.Repeat([]byte("no tar "), 1000)),
+				digest.FromBytes(bytes.Repeat([]byte("no tar "), 1000))}),
 		"test/wrongdiff:1": rawImage(t, good, blobLayer{gzipLayer(t, file("b", 0o644, "b\n")).blob, good.diffID}),
 		"test/cutgzip:1":   rawImage(t, blobLayer{good.blob[:len(good.blob)-12], good.diffID}),
-		"test/badcrc:1":    rawImage(t, blobLayer{append(bytes.Clone(good.blob[:len(good.blob)-8]), flip(good.blob[len(good.blob)-8:])...), good.diffID}),
+		"test/badcrc:1": rawImage(t,
+			blobLayer{append(bytes.Clone(good.blob[:len(good.blob)-8]), flip(good.blob[len(good.blob)-8:])...),
+				good.diffID}),
 	}
 	lying := func(w http.ResponseWriter, r *http.Request) bool {
 		if strings.Contains(r.URL.Path, "/manifests/") {
@@ -178,15 +186,18 @@ func TestExitCodes(t *testing.T) {
 		{"bad platform", 2, nil, []string{"pull", "--platform", "a/b/c/d", "REF"}, []string{"a/b/c/d"}},
 		{"bad progress", 2, nil, []string{"pull", "--progress", "loud", "REF"}, []string{"loud"}},
 		{"bad log level", 2, nil, []string{"images", "--log-level", "loud"}, []string{"loud"}},
-		{"offline and refresh", 2, nil, []string{"pull", "--offline", "--refresh", "REF"}, []string{"--offline", "--refresh"}},
-		{"to and no-rootfs", 2, nil, []string{"pull", "--to", "DIR", "--no-rootfs", "REF"}, []string{"--to", "--no-rootfs"}},
+		{"offline and refresh", 2, nil, []string{"pull", "--offline", "--refresh", "REF"},
+			[]string{"--offline", "--refresh"}},
+		{"to and no-rootfs", 2, nil, []string{"pull", "--to", "DIR", "--no-rootfs", "REF"},
+			[]string{"--to", "--no-rootfs"}},
 		{"unknown command", 2, nil, []string{"fetch", "REF"}, []string{"fetch"}},
 		{"no such tag", 3, nil, []string{"pull", "REF-none"}, []string{"REF-none"}},
 		{"no such repository", 3, nil, []string{"pull", "HOST/none:1"}, []string{"HOST/none:1"}},
 		{"offline", 3, nil, []string{"pull", "--offline", "HOST/none:1"}, []string{"HOST/none:1", "--offline"}},
 		{"rm of nothing", 3, nil, []string{"rm", "HOST/none:1"}, []string{"HOST/none:1"}},
 		{"inspect of nothing", 3, nil, []string{"inspect", "HOST/none:1"}, []string{"HOST/none:1"}},
-		{"blob that is not there", 3, onBlob(layer.Digest, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }),
+		{"blob that is not there", 3,
+			onBlob(layer.Digest, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }),
 			[]string{"pull", "REF"}, []string{"REF", short(layer.Digest)}},
 		{"401", 4, status(401), []string{"pull", "REF"}, []string{"REF"}},
 		{"403", 4, status(403), []string{"pull", "REF"}, []string{"REF"}},
@@ -196,8 +207,10 @@ func TestExitCodes(t *testing.T) {
 		{"cut", 5, cutAll, []string{"pull", "REF"}, []string{"REF"}},
 		{"cut blob", 5, onBlob(layer.Digest, cut), []string{"pull", "REF"}, []string{"REF", short(layer.Digest)}},
 		{"lying digest header", 6, lying, []string{"pull", "REF"}, []string{"REF"}},
-		{"other bytes in a layer", 6, onBlob(layer.Digest, garbage(layer.Size)), []string{"pull", "REF"}, []string{"REF", short(layer.Digest)}},
-		{"other bytes in the config", 6, onBlob(config.Digest, garbage(config.Size)), []string{"pull", "REF"}, []string{"REF", short(config.Digest)}},
+		{"other bytes in a layer", 6, onBlob(layer.Digest, garbage(layer.Size)), []string{"pull", "REF"},
+			[]string{"REF", short(layer.Digest)}},
+		{"other bytes in the config", 6, onBlob(config.Digest, garbage(config.Size)), []string{"pull", "REF"},
+			[]string{"REF", short(config.Digest)}},
 		{"no gzip", 6, nil, []string{"pull", "HOST/nogzip:1"}, []string{"HOST/nogzip:1", "LAYER"}},
 		{"no tar", 6, nil, []string{"pull", "HOST/notar:1"}, []string{"HOST/notar:1", "LAYER"}},
 		{"gzip that is cut", 6, nil, []string{"pull", "HOST/cutgzip:1"}, []string{"HOST/cutgzip:1", "LAYER"}},
@@ -231,7 +244,9 @@ func TestExitCodes(t *testing.T) {
 }
 
 // bareClass is an error's class without the error.
-var bareClass = regexp.MustCompile(`^\s*(unavailable|not found|unauthenticated|permission denied|data loss|failed precondition|invalid argument|unknown)\s*$`)
+var bareClass = regexp.MustCompile(
+	`^\s*(unavailable|not found|unauthenticated|permission denied|data loss|failed precondition|` +
+		`invalid argument|unknown)\s*$`)
 
 // runFailure runs one row on the root.
 func runFailure(t *testing.T, k *TankRoot, faulty *Faulty, f Fixture, images map[string]BuiltImage, row failure) {
@@ -295,7 +310,8 @@ func TestWhatToDo(t *testing.T) {
 			e.Use(t)
 			var args []string
 			for _, a := range row.args[1:] {
-				args = append(args, strings.NewReplacer("REF", faulty.Ref(f.Name), "HOST", faulty.Addr+"/test").Replace(a))
+				args = append(args,
+					strings.NewReplacer("REF", faulty.Ref(f.Name), "HOST", faulty.Addr+"/test").Replace(a))
 			}
 			faulty.Answer(row.fault)
 			res := k.Run(row.args[0], args...)
@@ -308,11 +324,13 @@ func TestWhatToDo(t *testing.T) {
 	}
 }
 
-// TestBadLayerBesideOthers: a bad layer ends the pull at once with its own exit code and message, whatever else is on its way then.
+// TestBadLayerBesideOthers: a bad layer ends the pull at once with its own exit code and message,
+// whatever else is on its way then.
 func TestBadLayerBesideOthers(t *testing.T) {
 	e := New(t)
 	r := e.NewRegistry()
-	bad := blobLayer{gzipped(t, bytes.Repeat([]byte("no tar "), 1000)), digest.FromBytes(bytes.Repeat([]byte("no tar "), 1000))}
+	bad := blobLayer{gzipped(t, bytes.Repeat([]byte("no tar "), 1000)),
+		digest.FromBytes(bytes.Repeat([]byte("no tar "), 1000))}
 	slow := gzipLayer(t, file("slow", 0o644, random(1, 2<<20)))
 	large := gzipLayer(t, file("large", 0o644, random(2, 13<<20)))
 	img := rawImage(t, slow, large, bad)
@@ -322,7 +340,8 @@ func TestBadLayerBesideOthers(t *testing.T) {
 		r.SetRate(int64(i%4) << 20) // the failure meets the others at other moments
 		start := time.Now()
 		res := k.Run("pull", "--progress", "none", r.Ref("test/bad:1"))
-		if took := time.Since(start); res.Code != 6 || !strings.Contains(res.Stderr, img.Layers[2].Digest.Encoded()[:12]) || took > 2*time.Second {
+		if took := time.Since(start); res.Code != 6 ||
+			!strings.Contains(res.Stderr, img.Layers[2].Digest.Encoded()[:12]) || took > 2*time.Second {
 			t.Errorf("%d, after %v: want exit 6 and %s named: %s", i, took, img.Layers[2].Digest, res)
 		}
 		r.SetRate(0)
@@ -405,7 +424,8 @@ func TestListings(t *testing.T) {
 				size += l.Size
 			}
 			i := list[0]
-			if i.Ref != ref || i.Digest != want || i.Manifest != want || i.Platform != "linux/amd64" || i.Rootfs != rootfs || i.Size != size || i.Created == "" {
+			if i.Ref != ref || i.Digest != want || i.Manifest != want || i.Platform != "linux/amd64" ||
+				i.Rootfs != rootfs || i.Size != size || i.Created == "" {
 				t.Errorf("images --json: %+v; want %s %s linux/amd64 %s %d", i, ref, want, rootfs, size)
 			}
 			var record struct {
@@ -417,7 +437,8 @@ func TestListings(t *testing.T) {
 				}
 			}
 			text := k.MustRun("inspect", ref)
-			if err := json.Unmarshal([]byte(text), &record); err != nil || record.Ref != ref || len(record.Platforms) != 1 ||
+			if err := json.Unmarshal([]byte(text), &record); err != nil || record.Ref != ref ||
+				len(record.Platforms) != 1 ||
 				record.Platforms[0].Rootfs != rootfs || !slices.Equal(record.Platforms[0].DiffIDs, f.Image.DiffIDs) {
 				t.Errorf("inspect: %s (%v)", text, err)
 			}
@@ -453,7 +474,8 @@ func checkFaultJSON(t *testing.T, k *TankRoot, name string) {
 			t.Errorf("check --json does not name the file: %+v", f)
 		}
 	}
-	if res := k.Run("check"); res.Code != 6 || strings.Count(res.Stdout, "\n") != 1 || !strings.Contains(res.Stdout, "a/b/d") {
+	if res := k.Run("check"); res.Code != 6 || strings.Count(res.Stdout, "\n") != 1 ||
+		!strings.Contains(res.Stdout, "a/b/d") {
 		t.Errorf("check with one fault: %s", res)
 	}
 	flipByte(t, name)

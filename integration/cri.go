@@ -69,7 +69,8 @@ func (k *CRI) RunPod(name string) (string, *runtimeapi.PodSandboxConfig) {
 }
 
 // StartContainer creates and starts a container in a pod and returns its id.
-func (k *CRI) StartContainer(pod string, config *runtimeapi.PodSandboxConfig, name, image string, args ...string) string {
+func (k *CRI) StartContainer(pod string, config *runtimeapi.PodSandboxConfig, name, image string,
+	args ...string) string {
 	k.c.env.t.Helper()
 	ctx, cancel := k.context()
 	defer cancel()
@@ -89,7 +90,8 @@ func (k *CRI) StartContainer(pod string, config *runtimeapi.PodSandboxConfig, na
 	if err != nil {
 		k.c.env.t.Fatalf("CRI: create container %s: %v", name, err)
 	}
-	if _, err := k.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
+	if _, err := k.Runtime.StartContainer(ctx,
+		&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
 		k.c.env.t.Fatalf("CRI: start container %s: %v", name, err)
 	}
 	return r.ContainerId
@@ -130,7 +132,8 @@ func (k *CRI) RemoveImage(ref string) {
 	k.c.env.t.Helper()
 	ctx, cancel := k.context()
 	defer cancel()
-	if _, err := k.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+	if _, err := k.Images.RemoveImage(ctx,
+		&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
 		k.c.env.t.Fatalf("CRI: remove image %s: %v", ref, err)
 	}
 }

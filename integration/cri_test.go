@@ -22,8 +22,9 @@ func (k *CRI) podConfig(name string) *runtimeapi.PodSandboxConfig {
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: k.c.env.Name(name), Namespace: "default"},
 		LogDirectory: k.c.env.Path("log"),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    k.cgroup,
-			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}},
+			CgroupParent: k.cgroup,
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}},
 		},
 	}
 }
@@ -55,7 +56,8 @@ func (k *CRI) pullFor(t *testing.T, handler, ref string, config *runtimeapi.PodS
 }
 
 // printed is what a container that ends well wrote.
-func (k *CRI) printed(t *testing.T, pod string, config *runtimeapi.PodSandboxConfig, name, image string, args ...string) string {
+func (k *CRI) printed(t *testing.T, pod string, config *runtimeapi.PodSandboxConfig, name, image string,
+	args ...string) string {
 	t.Helper()
 	id := k.StartContainer(pod, config, name, image, args...)
 	code := k.Await(id)
@@ -115,13 +117,15 @@ func newCRINode(t *testing.T, e *Env) (*TankRoot, *Containerd, *Registry) {
 	r.PushPause()
 	k := e.NewTank()
 	dropIn := k.DropIn()
-	k.replaceIn(dropIn, "[plugins.'io.containerd.cri.v1.images']\n", "[plugins.'io.containerd.cri.v1.images']\n  stats_collect_period = 1\n")
+	k.replaceIn(dropIn, "[plugins.'io.containerd.cri.v1.images']\n",
+		"[plugins.'io.containerd.cri.v1.images']\n  stats_collect_period = 1\n")
 	k.Serve()
-	return k, e.NewContainerd(ContainerdOptions{Import: dropIn, Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef}), r
+	return k, e.NewContainerd(
+		ContainerdOptions{Import: dropIn, Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef}), r
 }
 
-// TestImageFilesystem: the pause image lies in Tank as well; what the kubelet reads about the image filesystem grows by a pull and
-// shrinks by a removal, which frees the disk at once.
+// TestImageFilesystem: the pause image lies in Tank as well; what the kubelet reads about the image
+// filesystem grows by a pull and shrinks by a removal, which frees the disk at once.
 func TestImageFilesystem(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -137,7 +141,8 @@ func TestImageFilesystem(t *testing.T) {
 	}
 	ctx, cancel := cri.context()
 	defer cancel()
-	status, err := cri.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: PauseRef}})
+	status, err := cri.Images.ImageStatus(ctx,
+		&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: PauseRef}})
 	if err != nil || status.Image == nil || !status.Image.Pinned {
 		t.Errorf("the pause image is %v, %v, and has to be pinned", status, err)
 	}
@@ -155,11 +160,12 @@ func TestImageFilesystem(t *testing.T) {
 		t.Errorf("right after the image was removed %d bytes are unpacked; before the pull all was %d", left, onDisk)
 	}
 	Eventually(t, 2*time.Second, "the blobs are gone", func() bool { return k.diskUsage(t, ".") <= onDisk+(1<<20) })
-	Eventually(t, 20*time.Second, "the removal is counted", func() bool { return cri.filesystem(t, k.Root) < counted-size })
+	Eventually(t, 20*time.Second, "the removal is counted",
+		func() bool { return cri.filesystem(t, k.Root) < counted-size })
 }
 
-// TestPerRuntime: where overlayfs is CRI's default and one runtime handler has Tank as its snapshotter, the pods of each have their
-// images and containers on their own.
+// TestPerRuntime: where overlayfs is CRI's default and one runtime handler has Tank as its snapshotter,
+// the pods of each have their images and containers on their own.
 func TestPerRuntime(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -167,7 +173,8 @@ func TestPerRuntime(t *testing.T) {
 	r.PushPause()
 	k := e.NewTank()
 	dropIn := k.DropIn()
-	k.replaceIn(dropIn, "[plugins.'io.containerd.cri.v1.images']\n  snapshotter = \"tank\"\n", fmt.Sprintf(`[plugins.'io.containerd.cri.v1.images']
+	k.replaceIn(dropIn, "[plugins.'io.containerd.cri.v1.images']\n  snapshotter = \"tank\"\n",
+		fmt.Sprintf(`[plugins.'io.containerd.cri.v1.images']
   snapshotter = "overlayfs"
   [plugins.'io.containerd.cri.v1.images'.runtime_platforms.tank]
     platform = "linux/amd64"
@@ -179,7 +186,8 @@ func TestPerRuntime(t *testing.T) {
     Root = %q
 `, e.Path("c", "runc")))
 	k.Serve()
-	c := e.NewContainerd(ContainerdOptions{Import: dropIn, Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef})
+	c := e.NewContainerd(
+		ContainerdOptions{Import: dropIn, Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef})
 	img, _ := smallImage(t, []Entry{file("etc/one", 0o644, "one\n")})
 	r.PushBuilt(img, "test/it:1")
 	ref := TestRegistry + "/test/it:1"
@@ -193,11 +201,13 @@ func TestPerRuntime(t *testing.T) {
 	config := cri.podConfig("on-tank")
 	image := cri.pullFor(t, "tank", ref, config)
 	if !has("tank", top) || has("overlayfs", top) {
-		t.Errorf("pulled for the handler tank: unpacked in tank: %v, in overlayfs: %v", has("tank", top), has("overlayfs", top))
+		t.Errorf("pulled for the handler tank: unpacked in tank: %v, in overlayfs: %v", has("tank", top),
+			has("overlayfs", top))
 	}
 	pod := cri.runPodAs(t, "tank", config)
 	if !has("tank", pod) || has("overlayfs", pod) {
-		t.Errorf("the sandbox with the handler tank is in tank: %v, in overlayfs: %v", has("tank", pod), has("overlayfs", pod))
+		t.Errorf("the sandbox with the handler tank is in tank: %v, in overlayfs: %v", has("tank", pod),
+			has("overlayfs", pod))
 	}
 	if got := cri.printed(t, pod, config, "on-tank", image, "/usr/bin/hello", "cat", "/etc/one"); got != "one" {
 		t.Errorf("printed %q", got)
@@ -228,16 +238,19 @@ ADD) echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbo
 esac
 `
 
-// TestPodUserNamespace: a pod with hostUsers: false has its own ids over the same layers, which are mapped and not copied.
+// TestPodUserNamespace: a pod with hostUsers: false has its own ids over the same layers, which are
+// mapped and not copied.
 func TestPodUserNamespace(t *testing.T) {
 	t.Parallel()
 	e := New(t)
-	if err := errors.Join(os.Chmod(e.Dir, 0o711), os.Mkdir(e.Path("c"), 0o711)); err != nil { // a mapped root has to get to the bundle
+	// a mapped root has to get to the bundle
+	if err := errors.Join(os.Chmod(e.Dir, 0o711), os.Mkdir(e.Path("c"), 0o711)); err != nil {
 		t.Fatal(err)
 	}
 	cni := e.Path("c", "cni")
 	writeFiles(t, cni, map[string][]byte{
-		"10-fake.conflist": []byte(`{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"fake"}]}`), "fake": []byte(fakeCNI), "loopback": []byte(fakeCNI),
+		"10-fake.conflist": []byte(`{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"fake"}]}`),
+		"fake":             []byte(fakeCNI), "loopback": []byte(fakeCNI),
 	})
 	for _, name := range []string{"fake", "loopback"} {
 		if err := os.Chmod(filepath.Join(cni, name), 0o755); err != nil { //nolint:gosec // a program
@@ -245,7 +258,8 @@ func TestPodUserNamespace(t *testing.T) {
 		}
 	}
 	k, c, r := newCRINode(t, e)
-	img, _ := smallImage(t, []Entry{file("etc/one", 0o644, "one\n"), file("etc/of-three", 0o600, "three\n", owner(3, 4))})
+	img, _ := smallImage(t,
+		[]Entry{file("etc/one", 0o644, "one\n"), file("etc/of-three", 0o600, "three\n", owner(3, 4))})
 	r.PushBuilt(img, "test/it:1")
 	cri := c.CRI()
 	image := cri.Pull(TestRegistry + "/test/it:1")
@@ -257,7 +271,8 @@ func TestPodUserNamespace(t *testing.T) {
 	pod := cri.runPodAs(t, "", config)
 	inSandbox := func(args ...string) string {
 		t.Helper()
-		exec := []string{"tasks", "exec", "--exec-id", e.Name("exec"), "--fifo-dir", filepath.Join(c.Dir, "fifo"), pod, "/pause"}
+		exec := []string{"tasks", "exec", "--exec-id", e.Name("exec"), "--fifo-dir", filepath.Join(c.Dir, "fifo"), pod,
+			"/pause"}
 		return c.inCRI().Ctr(append(exec, args...)...)
 	}
 	if out := inSandbox("cat", "/proc/self/uid_map"); strings.Join(strings.Fields(out), " ") != "0 200000 65536" {
@@ -267,7 +282,8 @@ func TestPodUserNamespace(t *testing.T) {
 		t.Errorf("in the sandbox: %q", out)
 	}
 	layers := k.LayerInodes(t)
-	if features := e.MustRun("runc", "features"); strings.Contains(features, "idmap") { // runc 1.2; containerd asks for it because of a container's volumes
+	// runc 1.2; containerd asks for it because of a container's volumes
+	if features := e.MustRun("runc", "features"); strings.Contains(features, "idmap") {
 		checkMappedContainer(t, cri, pod, config, image)
 	} else {
 		t.Log("runc maps no ids of volumes, so containerd makes no container in such a pod: that it would is not shown")
@@ -288,7 +304,8 @@ func checkMappedContainer(t *testing.T, cri *CRI, pod string, config *runtimeapi
 		defer cancel()
 		made, err := cri.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 			PodSandboxId: pod, SandboxConfig: config, Config: &runtimeapi.ContainerConfig{
-				Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: image}, Args: args, LogPath: name + ".cri",
+				Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: image},
+				Args: args, LogPath: name + ".cri",
 				Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 					NamespaceOptions: config.Linux.SecurityContext.NamespaceOptions,
 				}},
@@ -305,11 +322,14 @@ func checkMappedContainer(t *testing.T, cri *CRI, pod string, config *runtimeapi
 		}
 		return string(tail(cri.c.env.Path("log", name+".cri"), 4000))
 	}
-	if out := run("map", "/usr/bin/hello", "cat", "/proc/self/uid_map"); !strings.Contains(strings.Join(strings.Fields(out), " "), "0 200000 65536") {
+	if out := run("map", "/usr/bin/hello", "cat",
+		"/proc/self/uid_map"); !strings.Contains(strings.Join(strings.Fields(out), " "), "0 200000 65536") {
 		t.Errorf("the container's ids are not mapped: %q", out)
 	}
-	for name, want := range map[string]string{"/": "/ 0 0", "/etc/one": "/etc/one 0 0", "/etc/of-three": "/etc/of-three 3 4", "/usr/bin/hello": "/usr/bin/hello 0 0"} {
-		if out := run("stat"+strings.ReplaceAll(name, "/", "-"), "/usr/bin/hello", "stat", name); !strings.Contains(out, want+" ") {
+	for name, want := range map[string]string{"/": "/ 0 0", "/etc/one": "/etc/one 0 0",
+		"/etc/of-three": "/etc/of-three 3 4", "/usr/bin/hello": "/usr/bin/hello 0 0"} {
+		if out := run("stat"+strings.ReplaceAll(name, "/", "-"), "/usr/bin/hello", "stat", name); !strings.Contains(out,
+			want+" ") {
 			t.Errorf("want %q in the container: %q", want, out)
 		}
 	}

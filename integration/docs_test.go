@@ -13,8 +13,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestDocs does what a document tells a new user to do, line by line, on what looks like a fresh node: each command has to succeed, and to
-// print what the document shows (… stands for anything). A file's content in a block that begins with its name is written there.
+// TestDocs does what a document tells a new user to do, line by line, on what looks like a fresh node:
+// each command has to succeed, and to print what the document shows (… stands for anything). A file's
+// content in a block that begins with its name is written there.
 func TestDocs(t *testing.T) {
 	t.Run("containerd.md", func(t *testing.T) { followDoc(t, readSteps(t, "containerd.md", "")) })
 	if os.Getenv(kubeletVariable) == "" {
@@ -119,8 +120,8 @@ type step struct {
 
 var fence = regexp.MustCompile("^```([a-z]*)$")
 
-// readSteps finds the steps in a document, up to a line if that is not empty: commands behind "# " in blocks of console, and files in
-// blocks of toml whose first line is "# /absolute/name".
+// readSteps returns the steps in a document, up to the line until if that is not empty: commands after "# " in
+// blocks of console, and files in blocks of toml whose first line is "# /absolute/name".
 func readSteps(t *testing.T, doc, until string) (steps []step) {
 	t.Helper()
 	f, err := os.Open(filepath.Join(moduleDir(), "..", "docs", doc))
@@ -159,18 +160,21 @@ func readSteps(t *testing.T, doc, until string) (steps []step) {
 	return steps
 }
 
-// docScript is what runs on the node. Each step is announced with its number and ends with its exit code, one behind stepMark.
+// docScript returns the script that runs on the node. It prints the number of each step before the step and its exit
+// code after it, both after stepMark.
 func docScript(e *Env, r *Registry, repository string, steps []step) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	hosts := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n", r.Addr)
+	hosts := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", "+
+		"\"resolve\", \"push\"]\n", r.Addr)
 	line("exec 2>&1\ncd %s", repository)
 	line("mkdir -p /opt/shims /etc/containerd/certs.d/docker.io")
 	line("cat >/etc/containerd/certs.d/docker.io/hosts.toml <<'END'\n%sEND", hosts)
 	line("cp %s /opt/shims/systemctl", filepath.Join(moduleDir(), "testdata/docs/systemctl"))
 	// ctr reads no configuration and has to be told where mirrors are.
 	line("cat >/opt/shims/ctr <<'END'\n#!/bin/bash\nif [ \"${1-} ${2-}\" = 'images pull' ]; then\n"+
-		"\texec %[1]s/ctr images pull --hosts-dir /etc/containerd/certs.d \"${@:3}\" 2>/dev/null\nfi\nexec %[1]s/ctr \"$@\" 2> >(grep -v 'cgroup v1' >&2)\nEND", e.Bin)
+		"\texec %[1]s/ctr images pull --hosts-dir /etc/containerd/certs.d \"${@:3}\" 2>/dev/null\nfi\nexec "+
+		"%[1]s/ctr \"$@\" 2> >(grep -v 'cgroup v1' >&2)\nEND", e.Bin)
 	line("chmod +x /opt/shims/*; export PATH=/usr/local/bin:/opt/shims:%s:$PATH", e.Bin)
 	line("export KUBELET=%s", os.Getenv(kubeletVariable))
 	line("unset XDG_CACHE_HOME XDG_CONFIG_HOME; export GOFLAGS=-buildvcs=false")
@@ -181,7 +185,8 @@ func docScript(e *Env, r *Registry, repository string, steps []step) string {
 		} else {
 			line("%s", s.command)
 		}
-		line("status=$?; printf '\\n%s %d exit %%d\\n' $status; [ $status = 0 ] || { tail -n 30 /run/*.log; exit 1; }", stepMark, i)
+		line("status=$?; printf '\\n%s %d exit %%d\\n' $status; [ $status = 0 ] || { tail -n 30 /run/*.log; exit 1; "+
+			"}", stepMark, i)
 	}
 	line("systemctl stop kubelet; systemctl stop containerd; systemctl stop tank-snapshotter; exit 0")
 	return b.String()

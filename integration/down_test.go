@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// TestWhileDown: without the daemon containers run on and can be ended, containerd answers from its own database, new ones fail
-// at once with a message that names the daemon's socket, and pulls wait. containerd finds the new daemon within seconds.
+// TestWhileDown: without the daemon containers run on and can be ended, containerd answers from its own
+// database, new ones fail at once with a message that names the daemon's socket, and pulls wait.
+// containerd finds the new daemon within seconds.
 func TestWhileDown(t *testing.T) {
 	e := New(t)
 	k, c, r := e.NewNode()
@@ -24,7 +25,8 @@ func TestWhileDown(t *testing.T) {
 	k.Daemon().Kill9()
 
 	for _, args := range [][]string{
-		{"images", "ls"}, {"containers", "ls"}, {"tasks", "ls"}, {"content", "ls"}, {"leases", "ls"}, {"snapshots", "--snapshotter", "tank", "ls"}, {"plugins", "ls"},
+		{"images", "ls"}, {"containers", "ls"}, {"tasks", "ls"}, {"content", "ls"}, {"leases", "ls"},
+		{"snapshots", "--snapshotter", "tank", "ls"}, {"plugins", "ls"},
 	} {
 		begin := time.Now()
 		res := c.CtrResult(args...)
@@ -32,7 +34,8 @@ func TestWhileDown(t *testing.T) {
 		if res.Code != 0 && !needs {
 			t.Errorf("%s", res)
 		}
-		t.Logf("ctr %s: exit %d in %v: %s", strings.Join(args, " "), res.Code, time.Since(begin), strings.TrimSpace(res.Stderr))
+		t.Logf("ctr %s: exit %d in %v: %s", strings.Join(args, " "), res.Code, time.Since(begin),
+			strings.TrimSpace(res.Stderr))
 	}
 	begin := time.Now()
 	res := c.CtrResult(c.runArgs([]string{"--rm"}, ref, e.Name("down"))...)
@@ -40,7 +43,8 @@ func TestWhileDown(t *testing.T) {
 		t.Errorf("ctr run without the daemon, after %v, has to fail at once and to name %s: %s", took, k.Socket, res)
 	}
 	t.Logf("ctr run: %s", strings.TrimSpace(res.Stderr))
-	// containerd takes a content store that is unavailable for a blob that somebody else writes, and tries again until it is there.
+	// containerd takes a content store that is unavailable for a blob that somebody else writes, and
+	// tries again until it is there.
 	pull, given := c.StartPull(moreRef), c.StartPull(ref)
 	h.lives(t, "without the daemon")
 	h.sees(t, "without the daemon")
@@ -96,7 +100,8 @@ func TestBootOrder(t *testing.T) {
 			r.Stop() // later boots have no network
 		}
 		c.greets(t, boot.name, ref)
-		if out := c.Ctr("images", "check", "--snapshotter", "tank", "name=="+ref); !strings.Contains(out, "complete") || !strings.Contains(out, "true") {
+		if out := c.Ctr("images", "check", "--snapshotter", "tank", "name=="+ref); !strings.Contains(out, "complete") ||
+			!strings.Contains(out, "true") {
 			t.Errorf("%s: %s", boot.name, out)
 		}
 		if i%2 == 0 {

@@ -31,8 +31,9 @@ func oneLayerRegistry(t *testing.T, e *Env) (*Registry, BuiltImage) {
 	return r, img
 }
 
-// TestDownloadDivided: from a registry that limits each connection, the command gets one layer in several ranges, in little more than half of
-// the time that one connection needs. Killed among them, it goes on from what is on the disk.
+// TestDownloadDivided: from a registry that limits each connection, the command gets one layer in
+// several ranges, in little more than half of the time that one connection needs. Killed among them, it
+// goes on from what is on the disk.
 func TestDownloadDivided(t *testing.T) {
 	e := New(t)
 	r, img := oneLayerRegistry(t, e)
@@ -55,7 +56,8 @@ func TestDownloadDivided(t *testing.T) {
 	k = e.NewTank()
 	r.ResetLog()
 	pull := k.StartPull(ref)
-	Eventually(t, 30*time.Second, "there are ranges, or the pull is over", func() bool { return rangesOf(r) >= 6 || !pull.Running() })
+	Eventually(t, 30*time.Second, "there are ranges, or the pull is over",
+		func() bool { return rangesOf(r) >= 6 || !pull.Running() })
 	if !pull.Running() {
 		t.Fatal("the pull was over before it was killed")
 	}
@@ -100,7 +102,8 @@ func TestDownloadOnce(t *testing.T) {
 	}
 }
 
-// TestDownloadConnections: a daemon's next pull finds the connections of the one before, and a daemon that stops leaves none.
+// TestDownloadConnections: a daemon's next pull finds the connections of the one before, and a daemon
+// that stops leaves none.
 func TestDownloadConnections(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)

@@ -33,7 +33,8 @@ func encrypted(t testing.TB, img BuiltImage) BuiltImage {
 		out.Layers = append(out.Layers, out.add(images.MediaTypeImageLayerGzipEncrypted, blob))
 	}
 	text, err := json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: out.Config, Layers: out.Layers,
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: out.Config,
+		Layers: out.Layers,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -58,15 +59,18 @@ func TestEncrypted(t *testing.T) {
 			if err := os.Chmod(decoder, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			s.Processors = fmt.Sprintf("[stream_processors.toy]\n  accepts = [%q]\n  returns = %q\n  path = %q\n  args = [%q]\n"+
-				"  env = [\"KEY=open sesame\"]\n", images.MediaTypeImageLayerGzipEncrypted, ocispec.MediaTypeImageLayerGzip, decoder, key)
+			s.Processors = fmt.Sprintf(
+				"[stream_processors.toy]\n  accepts = [%q]\n  returns = %q\n  path = %q\n  args = [%q]\n"+
+					"  env = [\"KEY=open sesame\"]\n", images.MediaTypeImageLayerGzipEncrypted,
+				ocispec.MediaTypeImageLayerGzip, decoder, key)
 			k, c := e.startNode(s, r)
 			img, tree := smallImage(t, []Entry{file("etc/one", 0o644, "one\n")})
 			secret := encrypted(t, img)
 			r.PushBuilt(secret, "test/secret:1")
 			ref := TestRegistry + "/test/secret:1"
 			config := filepath.Join(c.Dir, "config.toml")
-			if code, said := k.configCheck(config); !s.Sequential && code != 0 || !s.OwnProcessors && !strings.Contains(said, "Tank runs the stream processor \"toy\"") {
+			if code, said := k.configCheck(config); !s.Sequential && code != 0 || !s.OwnProcessors &&
+				!strings.Contains(said, "Tank runs the stream processor \"toy\"") {
 				t.Errorf("config check: exit code %d\n%s", code, said)
 			}
 
@@ -88,7 +92,8 @@ func TestEncrypted(t *testing.T) {
 				t.Fatal(err)
 			}
 			other := c.in(e.Name("other"))
-			if res := other.CtrResult(other.pullArgs(ref)...); res.Code == 0 || !strings.Contains(res.Stderr, "no suitable key found") {
+			if res := other.CtrResult(other.pullArgs(ref)...); res.Code == 0 ||
+				!strings.Contains(res.Stderr, "no suitable key found") {
 				t.Errorf("without the key: %s", res)
 			}
 			if !s.WithoutContent {
@@ -111,7 +116,8 @@ func TestEncryptedWithout(t *testing.T) {
 	img, _ := smallImage(t)
 	secret := encrypted(t, img)
 	r.PushBuilt(secret, "test/secret:1")
-	if res := c.CtrResult(c.pullArgs(TestRegistry + "/test/secret:1")...); res.Code == 0 || !strings.Contains(res.Stderr, "ctd-decoder") {
+	if res := c.CtrResult(c.pullArgs(TestRegistry + "/test/secret:1")...); res.Code == 0 ||
+		!strings.Contains(res.Stderr, "ctd-decoder") {
 		t.Errorf("without a program: %s", res)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// BenchmarkExport exports an image of 300 MB (or $TANK_TEST_EXPORT_MB) from Tank's content store and from containerd's own in turn, and
-// reports the median seconds of both and the median ratio.
+// BenchmarkExport exports an image of 300 MB (or $TANK_TEST_EXPORT_MB) from Tank's content store and
+// from containerd's own in turn, and reports the median seconds of both and the median ratio.
 func BenchmarkExport(b *testing.B) {
 	size := 300
 	if s := os.Getenv("TANK_TEST_EXPORT_MB"); s != "" {

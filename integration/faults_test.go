@@ -36,14 +36,15 @@ func NewFaulty(t testing.TB, r *Registry) *Faulty {
 	pass := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.Addr})
 	pass.FlushInterval = -1
 	pass.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
-	s := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		f.mu.Lock()
-		answer := f.answer
-		f.mu.Unlock()
-		if answer == nil || !answer(w, req) {
-			pass.ServeHTTP(w, req)
-		}
-	})}
+	s := &http.Server{ReadHeaderTimeout: time.Minute,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			f.mu.Lock()
+			answer := f.answer
+			f.mu.Unlock()
+			if answer == nil || !answer(w, req) {
+				pass.ServeHTTP(w, req)
+			}
+		})}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })
 	return f
@@ -60,7 +61,8 @@ func (f *Faulty) Answer(answer func(http.ResponseWriter, *http.Request) bool) {
 func (f *Faulty) Ref(name string) string { return f.Addr + "/" + name }
 
 // onBlob answers GETs of one blob; of every blob when d is empty.
-func onBlob(d digest.Digest, answer func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter, *http.Request) bool {
+func onBlob(d digest.Digest, answer func(http.ResponseWriter, *http.Request)) func(http.ResponseWriter,
+	*http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		asked := Request{Path: r.URL.Path}.Blob()
 		if r.Method != http.MethodGet || asked == "" || (d != "" && asked != d) {
@@ -138,10 +140,12 @@ func rawImage(t testing.TB, layers ...blobLayer) BuiltImage {
 		b.DiffIDs = append(b.DiffIDs, l.diffID)
 	}
 	b.Config = b.add(ocispec.MediaTypeImageConfig, marshal(ocispec.Image{
-		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: b.DiffIDs},
+		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: b.DiffIDs},
 	}))
 	b.Manifest = b.add(ocispec.MediaTypeImageManifest, marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: b.Config, Layers: b.Layers,
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: b.Config,
+		Layers: b.Layers,
 	}))
 	return b
 }

@@ -10,8 +10,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Fixture is an image that tests are shown on: where its layout is, what it is, the tree that it must give, and how to see a
-// container of it run.
+// Fixture is an image that tests are shown on: where its layout is, what it is, the tree that it must
+// give, and how to see a container of it run.
 type Fixture struct {
 	Name    string // repository:tag in the tests' registry
 	Layout  string

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// TestHarness shows, without Tank, that what the other tests stand on is right: the model agrees with containerd's native
-// snapshotter about the own image, the tree lister with tree.py, and containers and pods run here.
+// TestHarness shows, without Tank, that what the other tests stand on is right: the model agrees with
+// containerd's native snapshotter about the own image, the tree lister with tree.py, and containers and
+// pods run here.
 func TestHarness(t *testing.T) {
 	e := New(t)
 	r := e.NewRegistry()
@@ -48,7 +49,8 @@ func TestHarness(t *testing.T) {
 	})
 }
 
-// withoutTimes drops the time of the directories to which recent, a listing of the same tree, gives the time of this test run.
+// withoutTimes drops the time of the directories to which recent, a listing of the same tree, gives the
+// time of this test run.
 func withoutTimes(nodes, recent []Node) []Node {
 	isNew := map[string]bool{}
 	for _, n := range recent {

@@ -32,8 +32,8 @@ func (k *TankRoot) holders() map[string]heldBy {
 	return all
 }
 
-// TestRelease: what a containerd left that never comes back is told, and given up only when nothing runs on it any more. What Tank's own
-// command pulled stays.
+// TestRelease: what a containerd left that never comes back is told, and given up only when nothing
+// runs on it any more. What Tank's own command pulled stays.
 func TestRelease(t *testing.T) {
 	own, corner := OwnFixture(t), CornerFixture(t)
 	for _, tc := range []struct {
@@ -60,10 +60,12 @@ func TestRelease(t *testing.T) {
 			c.RunDetached(TestRegistry+"/"+own.Name, id, "/usr/bin/hello", "pause")
 
 			image, left := k.holders()["image/"+kept], k.holders()["containerd"]
-			if image.Blobs < 3 || image.Layers == 0 || image.Rootfs != 1 || image.Snapshots != 0 || image.Alone >= image.Bytes {
+			if image.Blobs < 3 || image.Layers == 0 || image.Rootfs != 1 || image.Snapshots != 0 ||
+				image.Alone >= image.Bytes {
 				t.Errorf("the image of the command: %+v", image)
 			}
-			if layers := int64(len(own.Image.Layers)); left.Blobs <= image.Blobs || left.Snapshots <= layers || left.Layers < layers ||
+			if layers := int64(len(own.Image.Layers)); left.Blobs <= image.Blobs || left.Snapshots <= layers ||
+				left.Layers < layers ||
 				left.Rootfs != 0 || left.Alone == 0 || left.Alone >= left.Bytes {
 				t.Errorf("containerd: %+v", left)
 			}
@@ -91,9 +93,11 @@ func TestRelease(t *testing.T) {
 			if err := unmountBelow(filepath.Join(c.Dir, "state")); err != nil {
 				t.Fatal(err)
 			}
-			Eventually(t, 30*time.Second, "containerd is released", func() bool { return k.Run("release", "containerd").Code == 0 })
+			Eventually(t, 30*time.Second, "containerd is released",
+				func() bool { return k.Run("release", "containerd").Code == 0 })
 			after := k.holders()
-			if now := after["image/"+kept]; len(after) != 1 || now.Blobs != image.Blobs || now.Bytes != image.Bytes || now.Alone != now.Bytes {
+			if now := after["image/"+kept]; len(after) != 1 || now.Blobs != image.Blobs || now.Bytes != image.Bytes ||
+				now.Alone != now.Bytes {
 				t.Errorf("after the release: %+v, before %+v", after, image)
 			}
 			if r := k.Run("release", "containerd"); r.Code != 3 {

@@ -1,13 +1,16 @@
-// Package integration tests Tank from outside, against real programs: containerd, ctr, containerd-shim-runc-v2, runc, the
-// distribution registry and Tank's own binary, all on private paths below one short directory per test.
+// Package integration tests Tank from outside, against real programs: containerd, ctr,
+// containerd-shim-runc-v2, runc, the distribution registry and Tank's own binary, all on private paths
+// below one short directory per test.
 //
-// An Env owns that directory and everything that was started or mounted for it: processes (by pid), shims and containers
-// (by the containerd address in their arguments, which lies below the directory), mounts (by their place below it).
+// An Env owns that directory and everything that was started or mounted for it: processes (by pid),
+// shims and containers (by the containerd address in their arguments, which lies below the directory),
+// mounts (by their place below it).
 //
 // Its invariant: when a test ends, however it ends, exactly what its Env started is gone.
 //
-// The surprising rule: nothing here may import Tank's packages. What a test says about Tank is seen in registry requests,
-// strace output, inode numbers, /proc and directory listings, never in Tank's logs or counters.
+// The surprising rule: nothing here may import Tank's packages. What a test says about Tank is seen in
+// registry requests, strace output, inode numbers, /proc and directory listings, never in Tank's logs
+// or counters.
 package integration
 
 import (
@@ -99,8 +102,8 @@ func (e *Env) environ() []string {
 		"XDG_CACHE_HOME="+e.Path("cache"), "XDG_CONFIG_HOME="+e.Path("config"))
 }
 
-// close ends what the environment started, latest first, and removes its directory. Order matters: processes that could start
-// others first, then shims with their containers, then mounts, then files.
+// close ends what the environment started, latest first, and removes its directory. Order matters:
+// processes that could start others first, then shims with their containers, then mounts, then files.
 func (e *Env) close() {
 	e.t.Helper()
 	if e.t.Failed() {

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// herd is many running containers of one image; each adds lines to a file of its own and reads files of the image all the time.
+// herd is many running containers of one image; each adds lines to a file of its own and reads files of
+// the image all the time.
 type herd struct {
 	c    *Containerd
 	pids map[string]int // by id
@@ -160,12 +161,14 @@ var killOrders = []killOrder{
 	},
 }
 
-// TestKillUnderContainers: under 50 running containers and two pulls, daemon and containerd are killed in every order. The containers
-// go on with their files, both come back without network, the pulls succeed when tried again, and in the end nothing is left.
+// TestKillUnderContainers: under 50 running containers and two pulls, daemon and containerd are killed
+// in every order. The containers go on with their files, both come back without network, the pulls
+// succeed when tried again, and in the end nothing is left.
 func TestKillUnderContainers(t *testing.T) {
 	e := New(t)
 	k, c, r := e.NewNode()
-	img, _ := smallImage(t, []Entry{file("etc/one", 0o644, noise(1, 3000))}, []Entry{file("etc/two", 0o644, noise(2, 3000))})
+	img, _ := smallImage(t, []Entry{file("etc/one", 0o644, noise(1, 3000))},
+		[]Entry{file("etc/two", 0o644, noise(2, 3000))})
 	r.PushBuilt(img, "test/herd:1")
 	ref := TestRegistry + "/test/herd:1"
 	c.Pull(ref)
@@ -177,7 +180,8 @@ func TestKillUnderContainers(t *testing.T) {
 	for i, order := range killOrders {
 		begin := time.Now()
 		name := fmt.Sprintf("test/pulled:%d", i)
-		pulled, tree := smallImage(t, []Entry{file("etc/big", 0o644, noise(uint64(100+i), 1<<20))}, []Entry{file("etc/big2", 0o644, noise(uint64(200+i), 1<<20))})
+		pulled, tree := smallImage(t, []Entry{file("etc/big", 0o644, noise(uint64(100+i), 1<<20))},
+			[]Entry{file("etc/big2", 0o644, noise(uint64(200+i), 1<<20))})
 		r.PushBuilt(pulled, name)
 		r.ResetLog()
 		r.SetRate(400 << 10)
@@ -211,7 +215,8 @@ func TestKillUnderContainers(t *testing.T) {
 	}
 	h.lives(t, "at last")
 	h.remove(t)
-	for _, lease := range strings.Fields(c.Ctr("leases", "ls", "-q")) { // of killed pulls: containerd would keep them for a day
+	// of killed pulls: containerd would keep them for a day
+	for _, lease := range strings.Fields(c.Ctr("leases", "ls", "-q")) {
 		c.Ctr("leases", "delete", "--sync", lease)
 	}
 	c.RemoveImage(ref)

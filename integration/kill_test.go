@@ -107,7 +107,8 @@ func TestKillContainerd(t *testing.T) {
 	})
 }
 
-// TestContainerSurvives: a running container does not notice that the daemon, then containerd, is killed and comes back.
+// TestContainerSurvives: a running container does not notice that the daemon, then containerd, is
+// killed and comes back.
 func TestContainerSurvives(t *testing.T) {
 	e := New(t)
 	k, c, r := e.NewNode()

@@ -24,7 +24,8 @@ func random(seed byte, size int) string {
 	return string(b)
 }
 
-// blobFixture is an image whose blobs take different times: one that is downloaded in several ranges, some in one piece, small ones.
+// blobFixture is an image whose blobs take different times: one that is downloaded in several ranges,
+// some in one piece, small ones.
 type blobFixture struct {
 	BuiltImage
 	tree  []Node
@@ -43,7 +44,8 @@ func (f blobFixture) digests() []digest.Digest {
 var blobImage = sync.OnceValues(func() (blobFixture, error) {
 	var layers [][]Entry
 	for i, size := range []int{3 << 20, 13 << 20, 1 << 20, 400 << 10, 50 << 10, 100} {
-		layer := []Entry{dir("shared", 0o755), file("shared/last", 0o644, fmt.Sprintln(i)), dir(fmt.Sprintf("d%d", i), 0o750, at(1600000000+int64(i)))}
+		layer := []Entry{dir("shared", 0o755), file("shared/last", 0o644, fmt.Sprintln(i)),
+			dir(fmt.Sprintf("d%d", i), 0o750, at(1600000000+int64(i)))}
 		for n := range 8 {
 			layer = append(layer, file(fmt.Sprintf("d%d/f%d", i, n), 0o640, random(byte(i*8+n), size/8)))
 		}
@@ -112,7 +114,8 @@ func stateOf(t testing.TB, k *TankRoot) state {
 	return state{blobsOf(t, k.Root), ingests(t, k)}
 }
 
-// checkResumed reads in the registry's log that no complete blob was fetched again, and of the others only what was not there.
+// checkResumed reads in the registry's log that no complete blob was fetched again, and of the others
+// only what was not there.
 func (s state) checkResumed(t testing.TB, r *Registry) {
 	t.Helper()
 	for _, g := range r.BlobGets() {
@@ -146,13 +149,14 @@ func (p killPoint) await(t testing.TB, r *Registry, total int64, pull *Process) 
 }
 
 var (
-	manyPoints = []killPoint{{0, 30 * time.Millisecond}, {0.05, 0}, {0.2, 0}, {0.4, 0}, {0.6, 0}, {0.75, 0}, {0.9, 0}, {0.97, 0},
+	manyPoints = []killPoint{{0, 30 * time.Millisecond}, {0.05, 0}, {0.2, 0}, {0.4, 0}, {0.6, 0}, {0.75, 0}, {0.9, 0},
+		{0.97, 0},
 		{1, 10 * time.Millisecond}, {1, 25 * time.Millisecond}, {1, 50 * time.Millisecond}, {1, 100 * time.Millisecond}}
 	fewPoints = []killPoint{{0.1, 0}, {0.5, 0}, {0.9, 0}, {1, 20 * time.Millisecond}}
 )
 
-// TestKillPoints: kill -9 of the command at many moments, then a pull: the right tree, check finds nothing, and nothing that was there is
-// fetched again.
+// TestKillPoints: kill -9 of the command at many moments, then a pull: the right tree, check finds
+// nothing, and nothing that was there is fetched again.
 func TestKillPoints(t *testing.T) {
 	eachUser(t, func(t *testing.T, tank func(*Env) *TankRoot) {
 		e := New(t)
@@ -189,8 +193,8 @@ func TestKillPoints(t *testing.T) {
 	})
 }
 
-// TestKillAgain: a pull that is killed again and again comes to its end, since none of them fetches again what the others left, and none
-// takes away from that.
+// TestKillAgain: a pull that is killed again and again comes to its end, since none of them fetches
+// again what the others left, and none takes away from that.
 func TestKillAgain(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
@@ -236,7 +240,8 @@ func (s state) lost(later state) string {
 	return ""
 }
 
-// TestKillDaemonPoints: kill -9 of the daemon while the command pulls through it: the command goes on by itself, with what the daemon had.
+// TestKillDaemonPoints: kill -9 of the daemon while the command pulls through it: the command goes on
+// by itself, with what the daemon had.
 func TestKillDaemonPoints(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
@@ -268,7 +273,8 @@ func TestKillDaemonPoints(t *testing.T) {
 	}
 }
 
-// TestInterrupt: Ctrl-C ends a pull soon, with an exit code that is not 0, and leaves nothing broken; the next pull goes on from there.
+// TestInterrupt: Ctrl-C ends a pull soon, with an exit code that is not 0, and leaves nothing broken;
+// the next pull goes on from there.
 func TestInterrupt(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
@@ -309,8 +315,9 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// TestKilledBeforeRecord: what a kill leaves between the renaming of a blob or a layer and its record does not stand in the way of the next
-// pull: a directory in layers/ that is recorded nowhere is passed by, a blob that is whole is not fetched again, and one that is not is.
+// TestKilledBeforeRecord: what a kill leaves between the renaming of a blob or a layer and its record
+// does not stand in the way of the next pull: a directory in layers/ that is recorded nowhere is passed
+// by, a blob that is whole is not fetched again, and one that is not is.
 func TestKilledBeforeRecord(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
@@ -329,8 +336,10 @@ func TestKilledBeforeRecord(t *testing.T) {
 				}
 			}
 		}, ""},
-		{"whole blob", func(t *testing.T, k *TankRoot) { leaveBlob(t, k, whole.Digest, f.Blobs[whole.Digest]) }, whole.Digest},
-		{"broken blob", func(t *testing.T, k *TankRoot) { leaveBlob(t, k, broken.Digest, make([]byte, broken.Size)) }, ""},
+		{"whole blob", func(t *testing.T, k *TankRoot) { leaveBlob(t, k, whole.Digest, f.Blobs[whole.Digest]) },
+			whole.Digest},
+		{"broken blob", func(t *testing.T, k *TankRoot) { leaveBlob(t, k, broken.Digest, make([]byte, broken.Size)) },
+			""},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {

@@ -16,7 +16,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ReadImage reads the image that an OCI layout calls ref: a manifest, or an index of which the linux/amd64 manifest is taken.
+// ReadImage reads the image that an OCI layout calls ref: a manifest, or an index of which the
+// linux/amd64 manifest is taken.
 func ReadImage(layout, ref string) (Image, error) {
 	d, err := findRef(layout, ref)
 	if err != nil {
@@ -46,7 +47,8 @@ func ReadImage(layout, ref string) (Image, error) {
 	return img, nil
 }
 
-// Push uploads the image that an OCI layout calls ref to the registry at base, under name (repository:tag), every blob once.
+// Push uploads the image that an OCI layout calls ref to the registry at base, under name
+// (repository:tag), every blob once.
 func Push(layout, ref, base, name string) error {
 	d, err := findRef(layout, ref)
 	if err != nil {
@@ -154,7 +156,8 @@ func WriteLayout(layout string, images map[string]BuiltImage) error {
 	if err := os.MkdirAll(filepath.Join(layout, "blobs", "sha256"), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(layout, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(layout, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`),
+		0o644); err != nil {
 		return err
 	}
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}

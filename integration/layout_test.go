@@ -15,8 +15,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// readLayout reads the root as an OCI image layout, as somebody else's tool would, and returns its references. Of an index, the platforms
-// that were not pulled may be missing, but not all.
+// readLayout reads the root as an OCI image layout, as somebody else's tool would, and returns its
+// references. Of an index, the platforms that were not pulled may be missing, but not all.
 func readLayout(root string) ([]string, error) {
 	b, err := os.ReadFile(filepath.Join(root, ocispec.ImageLayoutFile))
 	if err != nil {
@@ -171,8 +171,9 @@ func TestLayoutAlways(t *testing.T) {
 	}
 }
 
-// layoutMoved says whether a reading failed because the layout went on meanwhile: it opened index.json, and before it came to the blobs
-// these were removed together with their name. A second reading finds it right then.
+// layoutMoved says whether a reading failed because the layout went on meanwhile: it opened index.json,
+// and before it came to the blobs these were removed together with their name. A second reading finds
+// it right then.
 func layoutMoved(root string, err error) bool {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return false
@@ -213,7 +214,8 @@ func TestLayoutIsMadeAgain(t *testing.T) {
 	}
 }
 
-// TestSkopeo: skopeo reads each image of the root by the ref that --json tells, and one that its tag has left by the ref that images tells.
+// TestSkopeo: skopeo reads each image of the root by the ref that --json tells, and one that its tag
+// has left by the ref that images tells.
 func TestSkopeo(t *testing.T) {
 	requireProgram(t, "skopeo")
 	first, second, _ := movedImages(t)
@@ -224,7 +226,8 @@ func TestSkopeo(t *testing.T) {
 	k := e.NewTank()
 	inspect := func(ref string, want digest.Digest) {
 		t.Helper()
-		res := e.Run("skopeo", "inspect", "--override-os", "linux", "--override-arch", "amd64", "--format", "{{.Digest}} {{len .Layers}}", "oci:"+k.Root+":"+ref)
+		res := e.Run("skopeo", "inspect", "--override-os", "linux", "--override-arch", "amd64", "--format",
+			"{{.Digest}} {{len .Layers}}", "oci:"+k.Root+":"+ref)
 		if res.Code != 0 || !strings.HasPrefix(res.Stdout, want.String()+" ") {
 			t.Errorf("want %s: %s", want, res)
 		}

@@ -18,7 +18,8 @@ func manyLayers(t *testing.T, seed, layers int) (BuiltImage, []Node) {
 	for i := range layers {
 		var layer []Entry
 		for d := range 10 {
-			layer = append(layer, dir(fmt.Sprintf("dir%02d", d), 0o755), dir(fmt.Sprintf("dir%02d/layer%02d", d, i), 0o755))
+			layer = append(layer, dir(fmt.Sprintf("dir%02d", d), 0o755),
+				dir(fmt.Sprintf("dir%02d/layer%02d", d, i), 0o755))
 			for f := range 3 {
 				name := fmt.Sprintf("dir%02d/layer%02d/file%d", d, i, f)
 				layer = append(layer, file(name, 0o644, noise(uint64(seed<<20|i<<10|d<<3|f), 3000)))

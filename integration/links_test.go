@@ -11,7 +11,8 @@ import (
 func TestLinks(t *testing.T) {
 	linked := gzipLayer(t, hardlink("etc/motd", "etc/old", 0o644), hardlink("etc/again", "etc/new", 0o644),
 		file("etc/new", 0o644, "replaced\n"), file("etc/.wh.old", 0o644, ""))
-	good := rawImage(t, gzipLayer(t, dir("etc", 0o755), file("etc/old", 0o644, "old\n"), file("etc/new", 0o644, "new\n")),
+	good := rawImage(t,
+		gzipLayer(t, dir("etc", 0o755), file("etc/old", 0o644, "old\n"), file("etc/new", 0o644, "new\n")),
 		linked)
 	bad := rawImage(t, gzipLayer(t, dir("etc", 0o755), file("etc/old", 0o644, "old\n")), linked)
 	for _, row := range []struct {

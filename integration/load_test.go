@@ -95,7 +95,8 @@ func loadImage(t *testing.T, n int, l load) BuiltImage {
 	layers := make([][]Entry, l.layers)
 	for i := range layers {
 		for j := range l.files {
-			layers[i] = append(layers[i], file(fmt.Sprintf("layer%d/file%d", i, j), 0o644, noise(uint64(n<<20|i<<10|j), 2000)))
+			layers[i] = append(layers[i],
+				file(fmt.Sprintf("layer%d/file%d", i, j), 0o644, noise(uint64(n<<20|i<<10|j), 2000)))
 		}
 	}
 	b, err := BuildImage(layers, ocispec.ImageConfig{Env: []string{"A=" + noise(uint64(n), 100_000)}})

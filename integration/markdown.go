@@ -11,8 +11,8 @@ const markdownColumns = 100
 
 var listMark = regexp.MustCompile(`^(- |\d+\. )`)
 
-// WrapMarkdown breaks the long lines of a generated document, each of which is a paragraph, an item of a list or the row
-// of a table. The rows of tables, headings and lines of code stay as they are.
+// WrapMarkdown breaks the long lines of a generated document, each of which is a paragraph, an item of
+// a list or the row of a table. The rows of tables, headings and lines of code stay as they are.
 func WrapMarkdown(text string) string {
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {

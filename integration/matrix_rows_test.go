@@ -24,26 +24,43 @@ type matrixRow struct {
 // matrixRows are the operations of the table, in its order.
 var matrixRows = []matrixRow{
 	{"drop-in", "the printed drop-in", "containerd loads every plugin in it and warns of no key", rowDropIn},
-	{"pull", "`ctr images pull`", "every blob is fetched once; `ctr images check` reports the image as complete and unpacked", rowPull},
-	{"pull-local", "`ctr images pull --local`", "the client pulls instead of the transfer service; the image is complete and unpacked, and the mounted tree is the model's", rowPullLocal},
-	{"pull-unlabelled", "pull without labels", "`enable_remote_snapshot_annotations` is removed from the drop-in; the image is complete and unpacked, and the mounted tree is the model's", rowPullUnlabelled},
-	{"pull-shared", "pull of an image built from another", "only the new layer is fetched and unpacked; the mounted tree is the model's", rowPullShared},
-	{"pull-reordered", "pull of the same layers in another order", "no layer is fetched or unpacked; the mounted tree is the model's", rowPullReordered},
-	{"pull-after-cli", "pull of what the CLI pulled before", "no layer is unpacked again, and the image is complete; in the full install containerd fetches no blob", rowPullAfterCLI},
-	{"pull-known", "pull of layers whose blobs were deleted", "another namespace pulls; each layer is fetched once and none is unpacked again; the image is complete, the mounted tree is the model's, and a container runs", rowPullKnown},
-	{"pull-skipped", "the same with `skip_known_blobs`", "no layer is fetched or unpacked again; the mounted tree is the model's, and a container runs", rowPullSkipped},
-	{"mount", "`ctr images mount`", "the tree is the model's, also for an image that containerd's overlayfs refuses", rowMount},
-	{"rm", "`ctr images rm`", "after a container ran, nothing is left in Tank's root, and no blob in containerd's content store", rowRemove},
+	{"pull", "`ctr images pull`",
+		"every blob is fetched once; `ctr images check` reports the image as complete and unpacked", rowPull},
+	{"pull-local", "`ctr images pull --local`", "the client pulls instead of the transfer service; the image is " +
+		"complete and unpacked, and the mounted tree is the model's", rowPullLocal},
+	{"pull-unlabelled", "pull without labels", "`enable_remote_snapshot_annotations` is removed from the drop-in; " +
+		"the image is complete and unpacked, and the mounted tree is the model's", rowPullUnlabelled},
+	{"pull-shared", "pull of an image built from another",
+		"only the new layer is fetched and unpacked; the mounted tree is the model's", rowPullShared},
+	{"pull-reordered", "pull of the same layers in another order",
+		"no layer is fetched or unpacked; the mounted tree is the model's", rowPullReordered},
+	{"pull-after-cli", "pull of what the CLI pulled before", "no layer is unpacked again, and the image is " +
+		"complete; in the full install containerd fetches no blob", rowPullAfterCLI},
+	{"pull-known", "pull of layers whose blobs were deleted", "another namespace pulls; each layer is fetched once " +
+		"and none is unpacked again; the image is complete, the mounted tree is the model's, and a container runs",
+		rowPullKnown},
+	{"pull-skipped", "the same with `skip_known_blobs`",
+		"no layer is fetched or unpacked again; the mounted tree is the model's, and a container runs", rowPullSkipped},
+	{"mount", "`ctr images mount`", "the tree is the model's, also for an image that containerd's overlayfs refuses",
+		rowMount},
+	{"rm", "`ctr images rm`",
+		"after a container ran, nothing is left in Tank's root, and no blob in containerd's content store", rowRemove},
 	{"import", "`ctr images import`", "an OCI archive is imported; the mounted tree is the model's", rowImport},
-	{"export", "`ctr images export`", "a containerd without Tank imports the archive and mounts the model's tree", rowExport},
-	{"push", "`ctr images push`", "the image is pushed to another repository; a containerd without Tank pulls the same manifest from there and mounts the model's tree", rowPush},
+	{"export", "`ctr images export`", "a containerd without Tank imports the archive and mounts the model's tree",
+		rowExport},
+	{"push", "`ctr images push`", "the image is pushed to another repository; a containerd without Tank pulls the " +
+		"same manifest from there and mounts the model's tree", rowPush},
 	{"run", "`ctr run`", "the container prints its greeting", rowRun},
-	{"fetch", "`ctr content fetch`", "every blob is stored; mounting then unpacks the blobs to the model's tree", rowFetch},
-	{"usage", "`ctr snapshots usage`", "the usage of a layer is that of its files, and of a container's snapshot that of what the container wrote", rowUsage},
+	{"fetch", "`ctr content fetch`", "every blob is stored; mounting then unpacks the blobs to the model's tree",
+		rowFetch},
+	{"usage", "`ctr snapshots usage`", "the usage of a layer is that of its files, and of a container's snapshot " +
+		"that of what the container wrote", rowUsage},
 	{"pod", "a pod with two containers (CRI)", "both print their greeting; pod and image are removed", rowPod},
-	{"pod-unpack", "a pod from an image that is not unpacked (CRI)", "the snapshotter was changed after the pull; containers start, and no blob is fetched", rowPodUnpack},
+	{"pod-unpack", "a pod from an image that is not unpacked (CRI)",
+		"the snapshotter was changed after the pull; containers start, and no blob is fetched", rowPodUnpack},
 	{"status", "image status (CRI)", "identity, name and size are those of the image", rowImageStatus},
-	{"fsinfo", "filesystem statistics (CRI)", "the path is Tank's root, and bytes and inodes in use are counted", rowImageFsInfo},
+	{"fsinfo", "filesystem statistics (CRI)", "the path is Tank's root, and bytes and inodes in use are counted",
+		rowImageFsInfo},
 }
 
 // matrixNode is the node of one cell, with the tests' own image in its registry.
@@ -91,7 +108,8 @@ func (n *matrixNode) checkMount(what string, want []Node, ref string) {
 func (n *matrixNode) checkComplete(ref string) {
 	out := n.c.Ctr("images", "check", "--snapshotter", n.c.Snapshotter, "name=="+ref)
 	blobs := len(distinct(n.f.Image.Layers)) + 2
-	if !strings.Contains(out, fmt.Sprintf("complete (%d/%d)", blobs, blobs)) || !strings.HasSuffix(strings.TrimSpace(out), "true") {
+	if !strings.Contains(out, fmt.Sprintf("complete (%d/%d)", blobs, blobs)) ||
+		!strings.HasSuffix(strings.TrimSpace(out), "true") {
 		n.Errorf("ctr images check: %s", out)
 	}
 }
@@ -112,8 +130,8 @@ func (n *matrixNode) elsewhere() *Containerd {
 	return n.e.NewContainerd(ContainerdOptions{Name: "d", Snapshotter: "native"})
 }
 
-// checkElsewhere compares what another containerd unpacked with the model, except for the times of directories that a layer only
-// implies, which containerd sets to now.
+// checkElsewhere compares what another containerd unpacked with the model, except for the times of
+// directories that a layer only implies, which containerd sets to now.
 func (n *matrixNode) checkElsewhere(d *Containerd, ref string) {
 	dir := d.Mount(ref)
 	got, err := Tree(dir)
@@ -153,7 +171,8 @@ func rowDropIn(n *matrixNode) {
 			loaded[f[0]+" "+f[1]] = f[len(f)-1]
 		}
 	}
-	want := []string{"io.containerd.snapshotter.v1 tank", "io.containerd.differ.v1 tank-diff", "io.containerd.transfer.v1 local",
+	want := []string{"io.containerd.snapshotter.v1 tank", "io.containerd.differ.v1 tank-diff",
+		"io.containerd.transfer.v1 local",
 		"io.containerd.cri.v1 images", "io.containerd.grpc.v1 cri"}
 	if !n.col.setup.WithoutContent {
 		want = append(want, "io.containerd.content.v1 tank-content")
@@ -182,7 +201,8 @@ func rowPull(n *matrixNode) {
 
 func rowPullLocal(n *matrixNode) {
 	n.start()
-	n.c.Ctr("images", "pull", "--local", "--hosts-dir", filepath.Join(n.c.Dir, "hosts"), "--snapshotter", n.c.Snapshotter, n.ref)
+	n.c.Ctr("images", "pull", "--local", "--hosts-dir", filepath.Join(n.c.Dir, "hosts"), "--snapshotter",
+		n.c.Snapshotter, n.ref)
 	n.checkComplete(n.ref)
 	n.checkMount("ctr images mount", n.f.Tree, n.ref)
 }
@@ -486,7 +506,8 @@ func rowPod(n *matrixNode) {
 		if code := k.Await(container); code != 0 {
 			n.Errorf("container %s ended with %d", name, code)
 		}
-		if log := string(tail(n.e.Path("log", name+".cri"), 4000)); !strings.Contains(log, strings.TrimSpace(helloText)) {
+		if log := string(tail(n.e.Path("log", name+".cri"), 4000)); !strings.Contains(log,
+			strings.TrimSpace(helloText)) {
 			n.Errorf("container %s printed %q", name, log)
 		}
 	}
@@ -494,7 +515,8 @@ func rowPod(n *matrixNode) {
 	k.RemoveImage(n.ref)
 	ctx, cancel := k.context()
 	defer cancel()
-	if r, err := k.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: n.ref}}); err != nil || r.Image != nil {
+	if r, err := k.Images.ImageStatus(ctx,
+		&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: n.ref}}); err != nil || r.Image != nil {
 		n.Errorf("after its removal: image status %v, %v", r, err)
 	}
 }
@@ -545,7 +567,8 @@ func rowImageStatus(n *matrixNode) {
 	for _, d := range append(n.f.Image.Layers, n.f.Image.Config, n.f.Image.Manifest) {
 		blobs += uint64(d.Size)
 	}
-	if r.Image.Id != n.f.Image.Config.Digest.String() || !slices.Contains(r.Image.RepoTags, n.ref) || r.Image.Size != blobs {
+	if r.Image.Id != n.f.Image.Config.Digest.String() || !slices.Contains(r.Image.RepoTags, n.ref) ||
+		r.Image.Size != blobs {
 		n.Errorf("image status %v; wanted %s with %d bytes", r.Image, n.f.Image.Config.Digest, blobs)
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// matrixVariable selects what TestMatrix runs: a regular expression on version/install/mode/unpack/row. Only the whole matrix, ".",
-// writes docs/compatibility.md.
+// matrixVariable selects what TestMatrix runs: a regular expression on version/install/mode/unpack/row.
+// Only the whole matrix, ".", writes docs/compatibility.md.
 const matrixVariable = "TANK_MATRIX"
 
 // matrixVersions are the versions of containerd, the latest of each line that the module proxy has, newest first.
@@ -44,8 +44,8 @@ func (c column) title(full, second, separator string) string {
 	return strings.Join(words, separator)
 }
 
-// columns are all of a version, in the order of the table. Directory mode has no parallel unpack: there the drop-in leaves out the
-// capability, and containerd unpacks one layer after the other.
+// columns are all of a version, in the order of the table. Directory mode has no parallel unpack: there
+// the drop-in leaves out the capability, and containerd unpacks one layer after the other.
 func columns(version string) []column {
 	var all []column
 	for _, without := range []bool{false, true} {
@@ -64,12 +64,14 @@ type limit struct {
 	reason string
 }
 
-// limits are what is known not to hold. A cell with another fault fails the test, and so does one that is here and has none.
+// limits are what is known not to hold. A cell with another fault fails the test, and so does one that
+// is here and has none.
 var limits = []limit{
 	{regexp.MustCompile(`^2\.2\..*/drop-in$`), regexp.MustCompile(`^containerd warns: .*unpack_config optional`),
 		"containerd 2.2 warns that it ignores `optional`; its own overlayfs has to work there as well."},
 	{regexp.MustCompile(`^2\.[23]\..*/parallel/pull-skipped$`), regexp.MustCompile(`^fetched again: `),
-		"In parallel unpack, containerd before 2.4 fetches and applies every layer but the lowest, whatever the snapshotter answers. Tank does not unpack any of them again."},
+		"In parallel unpack, containerd before 2.4 fetches and applies every layer but the lowest, whatever the " +
+			"snapshotter answers. Tank does not unpack any of them again."},
 }
 
 // outcome is what a cell found to be wrong; empty: nothing.
@@ -146,7 +148,8 @@ func TestMatrix(t *testing.T) {
 		t.Logf("docs/compatibility.md is not written, as this is not the whole matrix without faults\n%s", table)
 		return
 	}
-	if err := os.WriteFile(filepath.Join(moduleDir(), "..", "docs", "compatibility.md"), []byte(table), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(moduleDir(), "..", "docs", "compatibility.md"), []byte(table),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -255,7 +258,8 @@ func compatibility(results map[string]outcome) string {
 	for i, n := range notes {
 		fmt.Fprintf(&b, "%d. %s\n", i+1, n)
 	}
-	b.WriteString("\n## What each row asserts\n\nEach cell runs on a node of its own with the tests' own image, which has features that are rare in real images " +
+	b.WriteString("\n## What each row asserts\n\nEach cell runs on a node of its own with the tests' own image, " +
+		"which has features that are rare in real images " +
 		"(`integration/README.md`).\n\n")
 	for _, r := range matrixRows {
 		fmt.Fprintf(&b, "- %s: %s\n", r.title, r.asserts)

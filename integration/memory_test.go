@@ -88,7 +88,8 @@ func peakMemory(p, until *Process) int64 {
 
 var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
 
-// writeBigImage writes an image of so many layers of so many bytes, with files that do not compress, and returns the size of its blobs.
+// writeBigImage writes an image of so many layers of so many bytes, with files that do not compress,
+// and returns the size of its blobs.
 func writeBigImage(t testing.TB, layout string, layers int, layerSize int64) (total int64) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Join(layout, "blobs", "sha256"), 0o755); err != nil {
@@ -114,12 +115,15 @@ func writeImage(t testing.TB, layout string, img *Image) {
 		return putBlob(t, layout, mediaType, b)
 	}
 	img.Config = put(ocispec.MediaTypeImageConfig, ocispec.Image{
-		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: img.DiffIDs},
+		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: img.DiffIDs},
 	})
 	m := put(ocispec.MediaTypeImageManifest, ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: img.Config, Layers: img.Layers,
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: img.Config,
+		Layers: img.Layers,
 	})
-	if err := os.Symlink(filepath.Base(blobFile(layout, m.Digest)), filepath.Join(layout, "blobs", "sha256", "tagged")); err != nil {
+	if err := os.Symlink(filepath.Base(blobFile(layout, m.Digest)),
+		filepath.Join(layout, "blobs", "sha256", "tagged")); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -160,7 +164,8 @@ func writeBigLayer(t testing.TB, layout string, n int, size int64) (ocispec.Desc
 			part = buf[:64<<10]
 		}
 		_, _ = source.Read(part)
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("layer%d/d%02d/file%04d", n, i%50, i), Mode: 0o644, Size: int64(len(part))}
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("layer%d/d%02d/file%04d", n, i%50, i), Mode: 0o644,
+			Size: int64(len(part))}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
@@ -181,11 +186,12 @@ func writeBigLayer(t testing.TB, layout string, n int, size int64) (ocispec.Desc
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: blob.Digest(), Size: st.Size()}, diff.Digest()
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: blob.Digest(), Size: st.Size()},
+		diff.Digest()
 }
 
-// serveLayout is a registry whose every tag is the manifest that blobs/sha256/tagged leads to. A real one would have to take all the bytes in
-// first.
+// serveLayout is a registry whose every tag is the manifest that blobs/sha256/tagged leads to. A real
+// one would have to take all the bytes in first.
 func serveLayout(t testing.TB, layout string) (addr string) {
 	t.Helper()
 	blobs := filepath.Join(layout, "blobs", "sha256")
@@ -211,12 +217,13 @@ func serveLayout(t testing.TB, layout string) (addr string) {
 	return strings.TrimPrefix(s.URL, "http://")
 }
 
-// entriesVariable is an environment variable: how many entries the image of TestMemoryOfEntries has. Its promise is about 500000,
-// which take a minute.
+// entriesVariable is an environment variable: how many entries the image of TestMemoryOfEntries has.
+// Its promise is about 500000, which take a minute.
 const entriesVariable = "TANK_TEST_ENTRIES"
 
-// TestMemoryOfEntries: the resident memory of a pull stays within 256 MiB when its image has 500,000 entries, whose parents a
-// tar only implies, so that a fix-up is planned for them. With fewer entries it is as much less as they are fewer.
+// TestMemoryOfEntries: the resident memory of a pull stays within 256 MiB when its image has 500,000
+// entries, whose parents a tar only implies, so that a fix-up is planned for them. With fewer entries
+// it is as much less as they are fewer.
 func TestMemoryOfEntries(t *testing.T) {
 	const most, promised, fixed = 256 << 20, 500_000, 60 << 20
 	entries := 40_000
@@ -257,8 +264,8 @@ func shortLived(t *testing.T) string {
 	return dir
 }
 
-// writeLayersOf writes an image whose layers have so many entries each, empty files below directories that no layer but the first
-// has an entry for.
+// writeLayersOf writes an image whose layers have so many entries each, empty files below directories
+// that no layer but the first has an entry for.
 func writeLayersOf(t testing.TB, layout string, entries ...int) {
 	t.Helper()
 	var img Image
@@ -278,7 +285,8 @@ func writeLayersOf(t testing.TB, layout string, entries ...int) {
 			}
 		}
 		for j := range n {
-			h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o644, Name: fmt.Sprintf("usr/lib/modules/layer%d-%d/file%06d.conf", i, j/1000, j)}
+			h := &tar.Header{Typeflag: tar.TypeReg, Mode: 0o644,
+				Name: fmt.Sprintf("usr/lib/modules/layer%d-%d/file%06d.conf", i, j/1000, j)}
 			if err := w.WriteHeader(h); err != nil {
 				t.Fatal(err)
 			}

@@ -27,8 +27,9 @@ func (c *Containerd) fails(t *testing.T, when, message string, args ...string) {
 	}
 }
 
-// TestMigration: a node comes from overlayfs and containerd's own content store to Tank, and goes back. Containers run on each time.
-// Images are there by name only, until they are removed and pulled again: docs/kubernetes.md says so with these messages.
+// TestMigration: a node comes from overlayfs and containerd's own content store to Tank, and goes back.
+// Containers run on each time. Images are there by name only, until they are removed and pulled again:
+// docs/kubernetes.md says so with these messages.
 func TestMigration(t *testing.T) {
 	t.Parallel()
 	e := New(t)

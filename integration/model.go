@@ -10,11 +10,14 @@ import (
 	"strings"
 )
 
-// model is what a list of layers must look like: a map from path to node, to which the tars are applied one after another as the
-// OCI image specification's layer.md says, and with these rules where it leaves a choice:
+// model is what a list of layers must look like: a map from path to node, to which the tars are applied
+// one after another as the OCI image specification's layer.md says, and with these rules where it
+// leaves a choice:
 //
-//   - a directory that a layer only implies keeps what it was, times included; where there was none, it is 0755, 0:0, time 0;
-//   - paths go through symlinks of what lies below, inside the root; a file in the way of an implied directory gives way;
+//   - a directory that a layer only implies keeps what it was, times included; where there was none, it
+//     is 0755, 0:0, time 0;
+//   - paths go through symlinks of what lies below, inside the root; a file in the way of an implied
+//     directory gives way;
 //   - whiteouts remove only what lower layers put there, whatever their place in the tar; they imply no directory;
 //   - a hard link's header sets the attributes of the inode, under all its names.
 //

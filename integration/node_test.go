@@ -19,7 +19,8 @@ func smallImage(t testing.TB, layers ...[]Entry) (BuiltImage, []Node) {
 	}
 	all := append([][]Entry{{
 		dir("usr", 0o755), dir("usr/bin", 0o755), file("usr/bin/hello", 0o755, string(hello)),
-		dir("proc", 0o555), dir("sys", 0o555), dir("dev", 0o755), dir("etc", 0o755), dir("run", 0o755), dir("tmp", 0o1777),
+		dir("proc", 0o555), dir("sys", 0o555), dir("dev", 0o755), dir("etc", 0o755), dir("run", 0o755),
+		dir("tmp", 0o1777),
 	}}, layers...)
 	img, err := BuildImage(all, helloConfig)
 	if err != nil {
@@ -68,8 +69,8 @@ func (c *Containerd) greets(t testing.TB, when, ref string) {
 	}
 }
 
-// TestCollector: whatever makes containerd's collector run, an image that the CLI pulled stays as it is, and containerd then takes it
-// over without fetching a blob or unpacking a layer.
+// TestCollector: whatever makes containerd's collector run, an image that the CLI pulled stays as it
+// is, and containerd then takes it over without fetching a blob or unpacking a layer.
 func TestCollector(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -138,8 +139,8 @@ func TestCollector(t *testing.T) {
 	c.greets(t, "adopted", ref)
 }
 
-// TestNamespaces: two namespaces and the CLI share one copy of an image's blobs and layers, whatever the namespaces' policy, and each
-// removes only its own.
+// TestNamespaces: two namespaces and the CLI share one copy of an image's blobs and layers, whatever
+// the namespaces' policy, and each removes only its own.
 func TestNamespaces(t *testing.T) {
 	for _, policy := range []string{"shared", "isolated"} {
 		t.Run(policy, func(t *testing.T) {
@@ -148,7 +149,8 @@ func TestNamespaces(t *testing.T) {
 			r := e.NewRegistry()
 			k := e.NewTank()
 			dropIn := k.DropIn()
-			appendTo(t, dropIn, fmt.Sprintf("[plugins.'io.containerd.metadata.v1.bolt']\n  content_sharing_policy = %q\n", policy))
+			appendTo(t, dropIn,
+				fmt.Sprintf("[plugins.'io.containerd.metadata.v1.bolt']\n  content_sharing_policy = %q\n", policy))
 			k.Serve()
 			a := e.NewContainerd(ContainerdOptions{Import: dropIn, Snapshotter: "tank", Registries: []*Proxy{r.Proxy}})
 			b := a.in(e.Name("b"))
@@ -191,7 +193,8 @@ func TestNamespaces(t *testing.T) {
 					all[l]()
 				}
 			}
-			again("namespace b", func() { b.Pull(ref) }, policy == "isolated") // who is isolated has to prove that it may have the blobs
+			// who is isolated has to prove that it may have the blobs
+			again("namespace b", func() { b.Pull(ref) }, policy == "isolated")
 			all["namespace b"]()
 			again("the CLI", func() { k.Pull(cli) }, false)
 			remove("namespace a", func() { a.RemoveImage(ref) }, "namespace b", "the CLI")

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-var networkSocket = regexp.MustCompile(`socket\((AF_INET|AF_INET6|AF_NETLINK)\b|sa_family=(AF_INET|AF_INET6|AF_NETLINK)\b`)
+var networkSocket = regexp.MustCompile(
+	`socket\((AF_INET|AF_INET6|AF_NETLINK)\b|sa_family=(AF_INET|AF_INET6|AF_NETLINK)\b`)
 
 // TestOffline: with the registry stopped, --offline answers and opens no network socket.
 func TestOffline(t *testing.T) {

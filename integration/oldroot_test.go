@@ -30,15 +30,18 @@ var oldKinds = map[string]*Setup{"command": nil, "overlay": {}, "directory": {Di
 // oldImages are the images in each kept root, by repository and tag. They share their first layer.
 func oldImages() map[string][][]Entry {
 	base := []Entry{
-		dir("usr", 0o755), dir("usr/lib", 0o751, owner(3, 4), at(1600000000)), dir("etc", 0o755), symlink("lib", "usr/lib"),
+		dir("usr", 0o755), dir("usr/lib", 0o751, owner(3, 4), at(1600000000)), dir("etc", 0o755),
+		symlink("lib", "usr/lib"),
 		file("etc/passwd", 0o644, "root:x:0:0:root:/:/bin/sh\n"),
 		file("usr/target", 0o640, "linked from above\n", owner(31, 32), at(1400000005), xattr("user.note", "linked")),
 		file("usr/first", 0o644, "two names\n"), hardlink("usr/second", "usr/first", 0o644),
-		dir("opaque", 0o755), file("opaque/old", 0o644, "old\n"), dir("opaque/sub", 0o755), file("opaque/sub/old", 0o644, "old\n"),
+		dir("opaque", 0o755), file("opaque/old", 0o644, "old\n"), dir("opaque/sub", 0o755),
+		file("opaque/sub/old", 0o644, "old\n"),
 		dir("removed", 0o755), file("removed/x", 0o644, "x\n"),
 		dir("implied", 0o711, owner(21, 22), at(1400000003), xattr("user.kind", "implied")),
 		file("implied/stays", 0o644, "stays\n"), file("implied/gone", 0o644, "gone\n"),
-		file("usr/suid", 0o4755, "suid\n"), file("usr/capable", 0o755, "capable\n", xattr("security.capability", netRaw)),
+		file("usr/suid", 0o4755, "suid\n"),
+		file("usr/capable", 0o755, "capable\n", xattr("security.capability", netRaw)),
 		fifo("usr/fifo", 0o620, owner(61, 62)),
 	}
 	changes := []Entry{
@@ -54,9 +57,9 @@ func oldImages() map[string][][]Entry {
 	}
 }
 
-// TestOldRoots: the present program serves a root that the program of 36efd09 made. It finds no fault, lists the images,
-// answers pulls without the network, and gives containerd the same files in images and snapshots. It neither unpacks a
-// layer again nor assembles a rootfs again.
+// TestOldRoots: the present program serves a root that the program of 36efd09 made. It finds no fault,
+// lists the images, answers pulls without the network, and gives containerd the same files in images
+// and snapshots. It neither unpacks a layer again nor assembles a rootfs again.
 //
 // With TANK_OLD_ROOTS=write the test makes the kept roots instead, with the program that TANK_BINARY names.
 func TestOldRoots(t *testing.T) {

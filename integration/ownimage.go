@@ -72,8 +72,8 @@ var netRaw = func() string {
 // helloArgs is the image's config: hello without arguments.
 var helloConfig = ocispec.ImageConfig{Cmd: []string{"/usr/bin/hello"}, Env: []string{"PATH=/usr/bin"}, WorkingDir: "/"}
 
-// OwnLayers are the layers of the tests' own image. containerd's overlayfs agrees with the model about them, except for the times
-// of directories that a layer only implies.
+// OwnLayers are the layers of the tests' own image. containerd's overlayfs agrees with the model about
+// them, except for the times of directories that a layer only implies.
 func OwnLayers() ([][]Entry, error) {
 	hello, err := testProgram()
 	if err != nil {
@@ -107,7 +107,8 @@ func ownBase(hello []byte) []Entry {
 		file("usr/target", 0o640, "linked from above\n", owner(31, 32), at(1400000005), xattr("user.note", "linked")),
 		file("usr/first", 0o644, "two names\n"), hardlink("usr/second", "usr/first", 0o644),
 		// replaced and removed from above
-		dir("opaque", 0o755), file("opaque/old", 0o644, "old\n"), dir("opaque/sub", 0o755), file("opaque/sub/old", 0o644, "old\n"),
+		dir("opaque", 0o755), file("opaque/old", 0o644, "old\n"), dir("opaque/sub", 0o755),
+		file("opaque/sub/old", 0o644, "old\n"),
 		dir("hidden", 0o710, owner(41, 42), at(1400000006)), file("hidden/old", 0o644, "old\n"),
 		dir("removed", 0o755), file("removed/x", 0o644, "x\n"),
 		dir("becomes-file", 0o755), file("becomes-file/x", 0o644, "x\n"),
@@ -154,7 +155,8 @@ func ownTop() []Entry {
 func CornerLayers() ([][]Entry, error) {
 	layers, err := OwnLayers()
 	return append(layers, []Entry{
-		file("absent/x/.wh.y", 0, ""),                                            // a whiteout where nothing is: no directory is left
+		// a whiteout where nothing is: no directory is left
+		file("absent/x/.wh.y", 0, ""),
 		file("etc/passwd/sub/file", 0o644, "an implied directory over a file\n"), // the file gives way
 		file("lib/y/.wh.z", 0, ""),
 		hardlink("usr/third", "usr/first", 0o600, at(1234567890)), // its header changes all names

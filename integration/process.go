@@ -25,8 +25,8 @@ type Process struct {
 	err  error
 }
 
-// Start starts a program with its output in a file of its own. It ends with the Env at the latest, and with the test process
-// even if that is killed.
+// Start starts a program with its output in a file of its own. It ends with the Env at the latest, and
+// with the test process even if that is killed.
 func (e *Env) Start(name string, argv ...string) *Process {
 	e.t.Helper()
 	p, err := e.start(name, argv...)
@@ -138,7 +138,8 @@ type Result struct {
 }
 
 func (r Result) String() string {
-	return fmt.Sprintf("%s\nexit %d\nstdout: %s\nstderr: %s", strings.Join(r.argv, " "), r.Code, clip(r.Stdout), clip(r.Stderr))
+	return fmt.Sprintf("%s\nexit %d\nstdout: %s\nstderr: %s", strings.Join(r.argv, " "), r.Code, clip(r.Stdout),
+		clip(r.Stderr))
 }
 
 func clip(s string) string {
@@ -194,8 +195,8 @@ func mustSucceed(t testing.TB, r Result) string {
 	return r.Stdout
 }
 
-// spawn starts cmd on an OS thread that lives as long as the test process, because Pdeathsig is sent at the end of the thread
-// that forked.
+// spawn starts cmd on an OS thread that lives as long as the test process, because Pdeathsig is sent at
+// the end of the thread that forked.
 func spawn(cmd *exec.Cmd) error {
 	spawner.once.Do(func() {
 		spawner.requests = make(chan spawnRequest)

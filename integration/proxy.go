@@ -39,8 +39,8 @@ func (r Request) Blob() digest.Digest {
 
 var blobPath = regexp.MustCompile(`/blobs/(sha256:[0-9a-f]{64})$`)
 
-// Proxy stands before the real registry: it logs every request, slows bodies down, and holds the rest of a blob until the test
-// lets it go.
+// Proxy stands before the real registry: it logs every request, slows bodies down, and holds the rest
+// of a blob until the test lets it go.
 type Proxy struct {
 	Addr string // 127.0.0.1:port
 
@@ -71,7 +71,8 @@ func NewProxy(t testing.TB, backend string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Addr: l.Addr().String(), t: t, backend: &url.URL{Scheme: "http", Host: backend}, gates: map[digest.Digest]*gate{}}
+	p := &Proxy{Addr: l.Addr().String(), t: t, backend: &url.URL{Scheme: "http", Host: backend},
+		gates: map[digest.Digest]*gate{}}
 	p.serve(l)
 	t.Cleanup(func() { p.OpenAll(); p.Stop() })
 	return p
@@ -123,7 +124,8 @@ func (p *Proxy) wrapBody(resp *http.Response) error {
 	entry.Status = resp.StatusCode
 	p.mu.Unlock()
 	if resp.Request.Method == http.MethodGet {
-		resp.Body = &slowBody{ReadCloser: resp.Body, p: p, entry: entry, ctx: resp.Request.Context(), at: rangeStart(resp)}
+		resp.Body = &slowBody{ReadCloser: resp.Body, p: p, entry: entry, ctx: resp.Request.Context(),
+			at: rangeStart(resp)}
 	}
 	return nil
 }
@@ -311,7 +313,8 @@ func writeHosts(hosts, addr string) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-		text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", addr)
+		text := fmt.Sprintf(
+			"server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", addr)
 		if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(text), 0o644); err != nil {
 			return err
 		}

@@ -77,7 +77,8 @@ func TestProxy(t *testing.T) {
 		t.Errorf("a body that should take a quarter of a second took %v", took)
 	}
 	p.SetRate(0)
-	if gets := p.BlobGets(); len(gets) != 1 || gets[0].Bytes != int64(len(blob)) || gets[0].Blob() != d || gets[0].Status != 200 {
+	if gets := p.BlobGets(); len(gets) != 1 || gets[0].Bytes != int64(len(blob)) || gets[0].Blob() != d ||
+		gets[0].Status != 200 {
 		t.Errorf("log: %+v", gets)
 	}
 

@@ -29,7 +29,8 @@ func TestPullTree(t *testing.T) {
 		if out.Ref != r.Ref(f.Name) || out.Digest != want || out.Manifest != want || out.Rootfs != root || !out.Cached {
 			t.Errorf("pull --json: %s", text)
 		}
-		if list := k.MustRun("images"); !strings.Contains(list, f.Name[strings.Index(f.Name, "/")+1:strings.Index(f.Name, ":")]) {
+		if list := k.MustRun("images"); !strings.Contains(list,
+			f.Name[strings.Index(f.Name, "/")+1:strings.Index(f.Name, ":")]) {
 			t.Errorf("images does not list the image: %q", list)
 		}
 	}

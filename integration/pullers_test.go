@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestTwoPulls: commands that pull the same reference into the same root at once answer the same, and each byte is downloaded once.
+// TestTwoPulls: commands that pull the same reference into the same root at once answer the same, and
+// each byte is downloaded once.
 func TestTwoPulls(t *testing.T) {
 	eachUser(t, func(t *testing.T, tank func(*Env) *TankRoot) {
 		for _, daemon := range []bool{false, true} {
@@ -84,9 +85,11 @@ func TestWhilePulling(t *testing.T) {
 	}
 	ref := r.Ref("test/blobs:1")
 	pull := k.StartPull(ref)
-	Eventually(t, 20*time.Second, "the pull waits for the registry", func() bool { return r.Reached(f.Layers[1].Digest) })
+	Eventually(t, 20*time.Second, "the pull waits for the registry",
+		func() bool { return r.Reached(f.Layers[1].Digest) })
 	for _, args := range [][]string{
-		{"images"}, {"images", "--json"}, {"inspect", r.Ref(own.Name)}, {"pull", "--offline", "--progress", "none", r.Ref(own.Name)},
+		{"images"}, {"images", "--json"}, {"inspect", r.Ref(own.Name)},
+		{"pull", "--offline", "--progress", "none", r.Ref(own.Name)},
 		{"pull", "--progress", "none", r.Ref(own.Name)}, {"gc"}, {"check"}, {"gc"},
 	} {
 		start := time.Now()
@@ -111,8 +114,8 @@ func TestWhilePulling(t *testing.T) {
 	CheckTree(t, "the pull", f.tree, k.Pull(ref, "--offline"))
 }
 
-// TestOwnerEnds: the command that owns the root ends, by Ctrl-C or kill -9, while another's pull goes through it. The other one's comes to its
-// end all the same.
+// TestOwnerEnds: the command that owns the root ends, by Ctrl-C or kill -9, while another's pull goes
+// through it. The other one's comes to its end all the same.
 func TestOwnerEnds(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		t.Run(signal.String(), func(t *testing.T) {
@@ -125,7 +128,8 @@ func TestOwnerEnds(t *testing.T) {
 			}
 			k := e.NewTank()
 			owner := k.StartPull(r.Ref(own.Name))
-			Eventually(t, 20*time.Second, "the first pull waits for the registry", func() bool { return r.Reached(own.Image.Layers[0].Digest) })
+			Eventually(t, 20*time.Second, "the first pull waits for the registry",
+				func() bool { return r.Reached(own.Image.Layers[0].Digest) })
 			r.SetRate(slowRate)
 			r.ResetLog()
 			second := make(chan Result)

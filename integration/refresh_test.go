@@ -18,7 +18,8 @@ func (k *TankRoot) traced(args ...string) Result {
 	t := k.env.t
 	t.Helper()
 	trace := k.env.Path("trace")
-	argv := append([]string{"strace", "-f", "-e", "trace=socket,connect", "-o", trace}, k.Args("pull", append([]string{"--progress", "none"}, args...)...)...)
+	argv := append([]string{"strace", "-f", "-e", "trace=socket,connect", "-o", trace},
+		k.Args("pull", append([]string{"--progress", "none"}, args...)...)...)
 	res := k.env.Run(argv...)
 	b, err := os.ReadFile(trace)
 	if err != nil {
@@ -35,8 +36,9 @@ func (k *TankRoot) traced(args ...string) Result {
 	return res
 }
 
-// TestOfflineMissing: as root and as an ordinary user, alone and through a daemon, --offline answers with the same path and without a
-// network socket; without the image, the platform or a whole blob it ends with exit 3 and names what is missing.
+// TestOfflineMissing: as root and as an ordinary user, alone and through a daemon, --offline answers
+// with the same path and without a network socket; without the image, the platform or a whole blob it
+// ends with exit 3 and names what is missing.
 func TestOfflineMissing(t *testing.T) {
 	requireProgram(t, "strace")
 	f := AlpineFixture(t, "amd64")
@@ -67,14 +69,16 @@ func TestOfflineMissing(t *testing.T) {
 				ref := r.Ref(f.Name)
 				root := k.Pull(ref, "--platform", "linux/amd64")
 				r.Stop()
-				if res := k.traced("--offline", "--platform", "linux/amd64", ref); res.Code != 0 || res.Stdout != root+"\n" {
+				if res := k.traced("--offline", "--platform", "linux/amd64", ref); res.Code != 0 ||
+					res.Stdout != root+"\n" {
 					t.Errorf("want %s: %s", root, res)
 				}
 				CheckTree(t, "--offline", k.expect(f.Tree), root)
 				missing := func(what string, args ...string) {
 					t.Helper()
 					res := k.traced(append([]string{"--offline"}, args...)...)
-					if res.Code != 3 || res.Stdout != "" || !strings.Contains(res.Stderr, what) || !strings.Contains(res.Stderr, args[len(args)-1]) {
+					if res.Code != 3 || res.Stdout != "" || !strings.Contains(res.Stderr, what) ||
+						!strings.Contains(res.Stderr, args[len(args)-1]) {
 						t.Errorf("want exit 3 and %q on stderr alone: %s", what, res)
 					}
 				}
@@ -188,7 +192,8 @@ func movedImages(t testing.TB) (first, second BuiltImage, trees [2][]Node) {
 	}
 	layers := [2][][]Entry{
 		{shared, {file("top", 0o644, "first\n")}},
-		{shared, {file("top", 0o644, "second\n"), file("shared/.wh.000", 0, "")}, {dir("more", 0o750), file("more/x", 0o600, noise(99, 5000))}},
+		{shared, {file("top", 0o644, "second\n"), file("shared/.wh.000", 0, "")},
+			{dir("more", 0o750), file("more/x", 0o600, noise(99, 5000))}},
 	}
 	var built [2]BuiltImage
 	for i := range layers {
@@ -215,8 +220,8 @@ func layerDirs(t testing.TB, k *TankRoot) map[uint64]string {
 	return found
 }
 
-// TestMovedTag: after a tag moved only the new layers are fetched, and a daemon's root unpacks only those. The image that the tag left
-// stays until gc, which takes exactly it.
+// TestMovedTag: after a tag moved only the new layers are fetched, and a daemon's root unpacks only
+// those. The image that the tag left stays until gc, which takes exactly it.
 func TestMovedTag(t *testing.T) {
 	first, second, trees := movedImages(t)
 	for _, daemon := range []bool{false, true} {
@@ -316,7 +321,8 @@ func TestRefreshFails(t *testing.T) {
 	}{
 		{"garbage in a layer", onBlob(layer.Digest, garbage(layer.Size)), 6},
 		{"garbage in every blob", onBlob("", garbage(200)), 6},
-		{"a layer is gone", onBlob(layer.Digest, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }), 3},
+		{"a layer is gone", onBlob(layer.Digest, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }),
+			3},
 		{"garbage manifest", func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.Contains(r.URL.Path, "/manifests/") {
 				return false

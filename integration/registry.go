@@ -22,7 +22,8 @@ type Registry struct {
 func (e *Env) NewRegistry() *Registry {
 	e.t.Helper()
 	backend := freeAddr(e)
-	if err := os.WriteFile(e.Path("registry.yml"), []byte(registryConfig(e.Path("registry"), backend)), 0o644); err != nil {
+	if err := os.WriteFile(e.Path("registry.yml"), []byte(registryConfig(e.Path("registry"), backend)),
+		0o644); err != nil {
 		e.t.Fatal(err)
 	}
 	r := &Registry{Backend: backend, proc: e.Start("registry", "registry", "serve", e.Path("registry.yml"))}
@@ -72,8 +73,8 @@ func (r *Registry) Push(layout, ref, name string) Image {
 	return img
 }
 
-// heldTail is how much HoldLayers holds of a big blob. containerd hands a blob on in pieces of 1 MiB, so that the rest of what it
-// has got is not seen by anybody; the half of a small blob is held.
+// heldTail is how much HoldLayers holds of a big blob. containerd hands a blob on in pieces of 1 MiB,
+// so that the rest of what it has got is not seen by anybody; the half of a small blob is held.
 const heldTail = 32 << 10
 
 // HoldLayers holds the last bytes of every layer of img.

@@ -25,14 +25,16 @@ import (
 	"time"
 )
 
-// alicePassword as bcrypt, which is what the registry's htpasswd files have. Cost 4 keeps the registry from computing long.
+// alicePassword as bcrypt, which is what the registry's htpasswd files have. Cost 4 keeps the registry
+// from computing long.
 const (
 	alicePassword = "se:cret"
 	aliceEntry    = "alice:$2a$04$oQfGt8bUt0Aj7qai3LgpfeSbadiX9cgJile2/YN1LkRB.snBVub9S\n"
 )
 
-// TestRegistryAuth: pull from the distribution registry, with its own htpasswd and token authentication, over HTTP and TLS. In the rows with a
-// front the token server has the registry's own address, as with Harbor; in the others it is elsewhere and is told no password.
+// TestRegistryAuth: pull from the distribution registry, with its own htpasswd and token
+// authentication, over HTTP and TLS. In the rows with a front the token server has the registry's own
+// address, as with Harbor; in the others it is elsewhere and is told no password.
 func TestRegistryAuth(t *testing.T) {
 	for _, row := range []struct {
 		name        string
@@ -61,12 +63,14 @@ func TestRegistryAuth(t *testing.T) {
 			f := OwnFixture(t)
 			e.NewRegistry().Push(f.Layout, f.Ref, f.Name) // whose files the registry of the test has too
 			certs := newCertificate(t, e)
-			r := &authRegistry{env: e, certs: certs, tls: row.tls, auth: row.auth, tokens: &tokenServer{t: t, certs: certs, open: row.open}}
+			r := &authRegistry{env: e, certs: certs, tls: row.tls, auth: row.auth,
+				tokens: &tokenServer{t: t, certs: certs, open: row.open}}
 			host := r.start(row.front)
 			t.Setenv("DOCKER_CONFIG", dockerLogin(t, e, host, row.login))
 
 			k := e.NewTank()
-			result := k.Run("pull", "--progress", "none", "--hosts-dir", certsD(t, e, host, certs, row.tls), host+"/"+f.Name)
+			result := k.Run("pull", "--progress", "none", "--hosts-dir", certsD(t, e, host, certs, row.tls),
+				host+"/"+f.Name)
 			if result.Code != row.code {
 				t.Fatalf("want exit %d: %s", row.code, result)
 			}
@@ -104,7 +108,8 @@ func certsD(t *testing.T, e *Env, host string, c *certificate, tls bool) string 
 	files := map[string][]byte{}
 	if tls {
 		files["ca.crt"] = c.certPEM
-		files["hosts.toml"] = fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", host)
+		files["hosts.toml"] = fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n",
+			host)
 	}
 	writeFiles(t, filepath.Join(root, strings.ReplaceAll(host, ":", "_")+"_"), files)
 	return root
@@ -148,7 +153,8 @@ func newCertificate(t *testing.T, e *Env) *certificate {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -223,7 +229,8 @@ func (r *authRegistry) run(address, realm string, withTLS bool) {
 	config := strings.TrimSuffix(registryConfig(r.env.Path("registry"), address), "\n") + "\n"
 	if withTLS {
 		config = strings.Replace(config, "http: {addr: "+address+"}",
-			fmt.Sprintf("http: {addr: %s, tls: {certificate: %s, key: %s}}", address, r.certs.certFile, r.certs.keyFile), 1)
+			fmt.Sprintf("http: {addr: %s, tls: {certificate: %s, key: %s}}", address, r.certs.certFile,
+				r.certs.keyFile), 1)
 	}
 	switch r.auth {
 	case "htpasswd":
@@ -233,7 +240,8 @@ func (r *authRegistry) run(address, realm string, withTLS bool) {
 		}
 		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}\n", file)
 	case "token":
-		config += fmt.Sprintf("auth: {token: {realm: %q, service: test-registry, issuer: test-issuer, rootcertbundle: %s}}\n", realm, r.certs.certFile)
+		config += fmt.Sprintf("auth: {token: {realm: %q, service: test-registry, issuer: test-issuer, "+
+			"rootcertbundle: %s}}\n", realm, r.certs.certFile)
 	}
 	name := r.env.Path("auth-registry.yml")
 	if err := os.WriteFile(name, []byte(config), 0o600); err != nil {
@@ -282,7 +290,8 @@ func (s *tokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	now := time.Now().Unix()
 	token, err := s.sign(map[string]any{
-		"iss": "test-issuer", "sub": user, "aud": r.URL.Query().Get("service"), "nbf": now - 10, "iat": now, "exp": now + 300, "jti": randomHex(8), "access": access,
+		"iss": "test-issuer", "sub": user, "aud": r.URL.Query().Get("service"), "nbf": now - 10, "iat": now,
+		"exp": now + 300, "jti": randomHex(8), "access": access,
 	})
 	if err != nil {
 		s.t.Error(err)
@@ -290,13 +299,15 @@ func (s *tokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.issued.Add(1)
-	w.Write(mustJSON(map[string]any{"token": token, "expires_in": 300, "issued_at": time.Now().UTC().Format(time.RFC3339)}))
+	w.Write(mustJSON(
+		map[string]any{"token": token, "expires_in": 300, "issued_at": time.Now().UTC().Format(time.RFC3339)}))
 }
 
 // sign makes a JSON web token (RFC 7515, RFC 7519).
 func (s *tokenServer) sign(claims map[string]any) (string, error) {
 	encode := base64.RawURLEncoding.EncodeToString
-	header := map[string]any{"typ": "JWT", "alg": "ES256", "x5c": []string{base64.StdEncoding.EncodeToString(s.certs.der)}}
+	header := map[string]any{"typ": "JWT", "alg": "ES256",
+		"x5c": []string{base64.StdEncoding.EncodeToString(s.certs.der)}}
 	signed := encode(mustJSON(header)) + "." + encode(mustJSON(claims))
 	hash := sha256.Sum256([]byte(signed))
 	a, b, err := ecdsa.Sign(rand.Reader, s.certs.key, hash[:])

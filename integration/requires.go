@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Require says in one place what these tests need. Where it is missing they skip with the reason; with CI=true they fail.
+// Require says in one place what these tests need. Where it is missing they skip with the reason; with
+// CI=true they fail.
 func Require(t testing.TB) {
 	t.Helper()
 	if err := requirements(); err != nil {
@@ -60,8 +61,9 @@ var requirements = sync.OnceValue(func() error {
 	return unix.Unmount(filepath.Join(dir, "m"), 0)
 })
 
-// sharedImages returns the directory of the shared real images: $TANK_SHARED_IMAGES, else ../../shared/images. Rows that need
-// it skip where it is absent; with CI=true they fail if TANK_SHARED_IMAGES was set.
+// sharedImages returns the directory of the shared real images: $TANK_SHARED_IMAGES, else
+// ../../shared/images. Rows that need it skip where it is absent; with CI=true they fail if
+// TANK_SHARED_IMAGES was set.
 func sharedImages(t testing.TB) string {
 	t.Helper()
 	dir := os.Getenv("TANK_SHARED_IMAGES")

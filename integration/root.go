@@ -57,8 +57,8 @@ func (k *TankRoot) LayerInodes(t testing.TB) map[string]uint64 {
 	return inodes
 }
 
-// staged reports whether a path that is relative to a pool is a name for something that is built or deleted, or lies below
-// one.
+// staged reports whether a path that is relative to a pool is a name for something that is built or
+// deleted, or lies below one.
 func staged(rel string) bool { return len(rel) > 1 && rel[0] == '.' }
 
 // unpackBegan reports whether the layer is being unpacked: there is layers/.layer-<12 digits of the diff ID>-<n>/fs,
@@ -82,7 +82,8 @@ func (k *TankRoot) watchStaging(t testing.TB) func() []string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Close(fd) })
-	if _, err := unix.InotifyAddWatch(fd, filepath.Join(k.Root, "layers"), unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+	if _, err := unix.InotifyAddWatch(fd, filepath.Join(k.Root, "layers"),
+		unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
 		t.Fatal(err)
 	}
 	return func() []string {

@@ -80,7 +80,8 @@ func (n *Namespace) mountOf(t *testing.T, dir string) string {
 	return ""
 }
 
-// TestRootless: a containerd with Tank inside a user namespace pulls, mounts and runs an image, and leaves nothing behind.
+// TestRootless: a containerd with Tank inside a user namespace pulls, mounts and runs an image, and
+// leaves nothing behind.
 func TestRootless(t *testing.T) {
 	for _, row := range []struct {
 		name    string
@@ -105,7 +106,8 @@ func TestRootless(t *testing.T) {
 			c.Pull(ref)
 			dir := c.Mount(ref)
 			n.checkTree(t, "ctr images mount", f.Tree, dir)
-			overlay := strings.Contains(n.mountOf(t, dir), "userxattr") && strings.Contains(n.mountOf(t, dir), filepath.Join(k.Root, "layers"))
+			overlay := strings.Contains(n.mountOf(t, dir), "userxattr") &&
+				strings.Contains(n.mountOf(t, dir), filepath.Join(k.Root, "layers"))
 			if overlay == row.setup.Directory {
 				t.Errorf("mounted as %q; with userxattr on %s/layers: %v", n.mountOf(t, dir), k.Root, overlay)
 			}
@@ -122,8 +124,8 @@ func TestRootless(t *testing.T) {
 	}
 }
 
-// TestRootlessRestart: in a user namespace, too, containers do not notice that the daemon is gone, and it comes back without
-// network to what it had.
+// TestRootlessRestart: in a user namespace, too, containers do not notice that the daemon is gone, and
+// it comes back without network to what it had.
 func TestRootlessRestart(t *testing.T) {
 	f := OwnFixture(t)
 	e := New(t)
@@ -161,8 +163,9 @@ func TestRootlessRestart(t *testing.T) {
 	checkEmpty(t, k)
 }
 
-// TestRootlessWrites: a container removes, replaces and renames what its image has, and leaves directories that nobody may enter. All
-// of it can be removed again, and an image that is made of it, as by nerdctl commit, shows the same.
+// TestRootlessWrites: a container removes, replaces and renames what its image has, and leaves
+// directories that nobody may enter. All of it can be removed again, and an image that is made of it,
+// as by nerdctl commit, shows the same.
 func TestRootlessWrites(t *testing.T) {
 	f := DebianFixture(t)
 	e := New(t)
@@ -214,7 +217,8 @@ sleep 1000`
 	checkEmpty(t, k)
 }
 
-// endContainer is RemoveContainer for one without a cgroup: runc can't kill all that is in it, as containerd would have it.
+// endContainer is RemoveContainer for one without a cgroup: runc can't kill all that is in it, as
+// containerd would have it.
 func endContainer(t *testing.T, c *Containerd, id string) {
 	t.Helper()
 	c.Ctr("tasks", "kill", "--signal", "KILL", id)
@@ -233,8 +237,8 @@ func modeOf(dir string, pid int) os.FileMode {
 	return st.Mode().Perm()
 }
 
-// TestRootlessRemapped: containerd finds no "remap-ids" in the printed drop-in, and changes the owners for a container in a user
-// namespace of its own.
+// TestRootlessRemapped: containerd finds no "remap-ids" in the printed drop-in, and changes the owners
+// for a container in a user namespace of its own.
 func TestRootlessRemapped(t *testing.T) {
 	f := OwnFixture(t)
 	e := New(t)
@@ -242,7 +246,8 @@ func TestRootlessRemapped(t *testing.T) {
 	r.Push(f.Layout, f.Ref, f.Name)
 	ref := TestRegistry + "/" + f.Name
 	c.Pull(ref)
-	out := c.Ctr(c.runArgs([]string{"--rm", "--uidmap", "0:1000:60000", "--gidmap", "0:1000:60000"}, ref, e.Name("remapped"))...)
+	out := c.Ctr(
+		c.runArgs([]string{"--rm", "--uidmap", "0:1000:60000", "--gidmap", "0:1000:60000"}, ref, e.Name("remapped"))...)
 	if out != helloText {
 		t.Errorf("printed %q", out)
 	}
@@ -270,8 +275,9 @@ func TestRootlessDropIn(t *testing.T) {
 	}
 }
 
-// TestRootlessAlone: without a daemon, files keep their owners where the namespace has ids for them; with one id all belong to it.
-// The root is found whole, repaired and rebuilt there, and refused elsewhere.
+// TestRootlessAlone: without a daemon, files keep their owners where the namespace has ids for them;
+// with one id all belong to it. The root is found whole, repaired and rebuilt there, and refused
+// elsewhere.
 func TestRootlessAlone(t *testing.T) {
 	for _, ids := range []struct {
 		name string
@@ -291,7 +297,8 @@ func TestRootlessAlone(t *testing.T) {
 				n.checkTree(t, "pull --to", f.Tree, e.Path("to"))
 
 				checkRefusedToRoot(t, k, n)
-				if err := errors.Join(os.Remove(filepath.Join(rootfs, "a/b/d")), os.Chmod(filepath.Join(rootfs, "usr/bin"), 0)); err != nil {
+				if err := errors.Join(os.Remove(filepath.Join(rootfs, "a/b/d")),
+					os.Chmod(filepath.Join(rootfs, "usr/bin"), 0)); err != nil {
 					t.Fatal(err)
 				}
 				if res := k.Run("check"); res.Code == 0 || !strings.Contains(res.Stdout+res.Stderr, "a/b/d") {
@@ -325,7 +332,8 @@ func checkRefusedToRoot(t *testing.T, k *TankRoot, n *Namespace) {
 	}
 	for _, args := range [][]string{{"check"}, {"check", "--rebuild"}, {"pull", "--offline", "alpine"}} {
 		res := k.env.Run(append([]string{bin, args[0], "--root", k.Root}, args[1:]...)...)
-		if res.Code == 0 || !strings.Contains(res.Stderr, want) || !strings.Contains(res.Stderr, "this process is privileged") {
+		if res.Code == 0 || !strings.Contains(res.Stderr, want) ||
+			!strings.Contains(res.Stderr, "this process is privileged") {
 			t.Errorf("want %q: %s", want, res)
 		}
 	}
@@ -341,13 +349,15 @@ func TestRootlessUnmappedIDs(t *testing.T) {
 	if err := WriteLayout(layout, map[string]BuiltImage{"unmapped:1": img}); err != nil {
 		t.Fatal(err)
 	}
-	const want = `tar entry "d/f": uid 70000 has no place in this user namespace, which maps 0:65534:1,1:100000:65536 (give its user more ids in /etc/subuid)`
+	const want = `tar entry "d/f": uid 70000 has no place in this user namespace, ` +
+		`which maps 0:65534:1,1:100000:65536 (give its user more ids in /etc/subuid)`
 	t.Run("alone", func(t *testing.T) {
 		e := New(t)
 		r := e.NewRegistry()
 		r.Push(layout, "unmapped:1", "test/unmapped:1")
 		k := e.NewNamespace(subordinate).NewTank()
-		if res := k.Run("pull", "--progress", "none", r.Ref("test/unmapped:1")); res.Code == 0 || !strings.Contains(res.Stderr, want) {
+		if res := k.Run("pull", "--progress", "none", r.Ref("test/unmapped:1")); res.Code == 0 ||
+			!strings.Contains(res.Stderr, want) {
 			t.Errorf("want %q: %s", want, res)
 		}
 		for _, left := range k.Leftovers() { // the blobs are kept for another try
@@ -360,7 +370,8 @@ func TestRootlessUnmappedIDs(t *testing.T) {
 		e := New(t)
 		_, k, c, r := newRootlessNode(e)
 		r.Push(layout, "unmapped:1", "test/unmapped:1")
-		if res := c.CtrResult(c.pullArgs(TestRegistry + "/test/unmapped:1")...); res.Code == 0 || !strings.Contains(strings.ReplaceAll(res.Stderr, `\"`, `"`), want) {
+		if res := c.CtrResult(c.pullArgs(TestRegistry + "/test/unmapped:1")...); res.Code == 0 ||
+			!strings.Contains(strings.ReplaceAll(res.Stderr, `\"`, `"`), want) {
 			t.Errorf("want %q: %s", want, res)
 		}
 		k.MustRun("check")

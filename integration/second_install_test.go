@@ -45,8 +45,9 @@ func layerGets(r *Registry, img Image) (gets []digest.Digest) {
 	return gets
 }
 
-// TestSecondInstall: containerd keeps its own content store. An image mounts as the listed tree and runs, its blobs are containerd's
-// alone, a second namespace shares the layers on disk, and each side can remove it without the other.
+// TestSecondInstall: containerd keeps its own content store. An image mounts as the listed tree and
+// runs, its blobs are containerd's alone, a second namespace shares the layers on disk, and each side
+// can remove it without the other.
 func TestSecondInstall(t *testing.T) {
 	eachSecondInstall(t, func(t *testing.T, s Setup) {
 		e := New(t)
@@ -133,8 +134,8 @@ func TestSecondInstallAfterCLI(t *testing.T) {
 	})
 }
 
-// TestSecondInstallComesAndGoes: either of the two may be away or start again. Tank starts and answers its commands without
-// containerd, and after a restart of one of them pulls work at once.
+// TestSecondInstallComesAndGoes: either of the two may be away or start again. Tank starts and answers
+// its commands without containerd, and after a restart of one of them pulls work at once.
 func TestSecondInstallComesAndGoes(t *testing.T) {
 	e := New(t)
 	k, c, r := e.NewNodeAs(Setup{WithoutContent: true}) // Tank starts first
@@ -147,7 +148,8 @@ func TestSecondInstallComesAndGoes(t *testing.T) {
 	c.Kill9()
 	commands := func(when string) {
 		t.Helper()
-		for _, args := range [][]string{{"images"}, {"gc"}, {"check"}, {"pull", "--no-rootfs", "--progress", "none", r.Ref(corner.Name)}} {
+		for _, args := range [][]string{{"images"}, {"gc"}, {"check"},
+			{"pull", "--no-rootfs", "--progress", "none", r.Ref(corner.Name)}} {
 			start := time.Now()
 			k.MustRun(args[0], args[1:]...)
 			if took := time.Since(start); took > 20*time.Second {
@@ -213,8 +215,9 @@ func TestSecondInstallKilled(t *testing.T) {
 	})
 }
 
-// TestSecondInstallRepairs: a layer that did not reach the disk before a crash is unpacked again from containerd's blob, in the
-// background when Tank starts, or when containerd is there again and somebody wants the layer.
+// TestSecondInstallRepairs: a layer that did not reach the disk before a crash is unpacked again from
+// containerd's blob, in the background when Tank starts, or when containerd is there again and somebody
+// wants the layer.
 func TestSecondInstallRepairs(t *testing.T) {
 	e := New(t)
 	k, c, r := e.NewNodeAs(Setup{WithoutContent: true})
@@ -277,8 +280,8 @@ func makeProvisional(t *testing.T, root string) {
 	}
 }
 
-// TestFalseDiffID: a config that claims a diff ID which its blob does not have is refused in every install, also when the layer with
-// that diff ID is here, and nothing that can be used is left of it.
+// TestFalseDiffID: a config that claims a diff ID which its blob does not have is refused in every
+// install, also when the layer with that diff ID is here, and nothing that can be used is left of it.
 func TestFalseDiffID(t *testing.T) {
 	for name, s := range map[string]Setup{
 		"full": {}, "full sequential": {Sequential: true}, "second": {WithoutContent: true},
@@ -292,10 +295,12 @@ func TestFalseDiffID(t *testing.T) {
 			r.PushBuilt(rawImage(t, blobLayer{evil.blob, good.diffID}), "test/liar:1")
 			liar := TestRegistry + "/test/liar:1"
 			above := TestRegistry + "/test/liar:2"
-			r.PushBuilt(rawImage(t, gzipLayer(t, file("base", 0o644, "base\n")), blobLayer{evil.blob, good.diffID}), "test/liar:2")
+			r.PushBuilt(rawImage(t, gzipLayer(t, file("base", 0o644, "base\n")), blobLayer{evil.blob, good.diffID}),
+				"test/liar:2")
 			refuse := func(when string, c *Containerd, ref string) {
 				t.Helper()
-				if res := c.CtrResult(c.pullArgs(ref)...); res.Code == 0 || !strings.Contains(res.Stderr, "wrong diff id") {
+				if res := c.CtrResult(c.pullArgs(ref)...); res.Code == 0 ||
+					!strings.Contains(res.Stderr, "wrong diff id") {
 					t.Errorf("%s: %s", when, res)
 				}
 			}
@@ -304,7 +309,8 @@ func TestFalseDiffID(t *testing.T) {
 			c.Pull(TestRegistry + "/test/good:1")
 			refuse("known, at another place", c, above)
 			refuse("known, once more", c, above)
-			refuse("known, in another namespace", c.in(e.Name("other")), liar) // in this one containerd has the chain, and asks nobody
+			// in this one containerd has the chain, and asks nobody
+			refuse("known, in another namespace", c.in(e.Name("other")), liar)
 			dir := c.Mount(TestRegistry + "/test/good:1")
 			if b, err := os.ReadFile(filepath.Join(dir, "etc/motd")); err != nil || string(b) != "good\n" {
 				t.Errorf("the good image has %q, %v", b, err)
@@ -327,7 +333,8 @@ func (c *Containerd) activeIngests() map[string]string {
 	return active
 }
 
-// TestPullProgress: while an image is pulled, containerd shows each layer's ingest with its growing size, whoever keeps the content.
+// TestPullProgress: while an image is pulled, containerd shows each layer's ingest with its growing
+// size, whoever keeps the content.
 func TestPullProgress(t *testing.T) {
 	for name, s := range map[string]Setup{"full": {}, "second": {WithoutContent: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -353,7 +360,8 @@ func TestPullProgress(t *testing.T) {
 			})
 			r.Release(layer.Digest)
 			r.Hold(layer.Digest, 4<<20)
-			Eventually(t, 30*time.Second, "the ingest grows", func() bool { now := shown(); return now != "" && now != first })
+			Eventually(t, 30*time.Second, "the ingest grows",
+				func() bool { now := shown(); return now != "" && now != first })
 			r.Release(layer.Digest)
 			if code, err := pull.Wait(time.Minute); err != nil || code != 0 {
 				t.Errorf("the pull: exit %d, %v: %s", code, err, tail(pull.Log, 2000))

@@ -4,7 +4,8 @@ import (
 	"testing"
 )
 
-// TestBothDoors: what the CLI pulled while the daemon runs is used by containerd as it is, and each removes only its own.
+// TestBothDoors: what the CLI pulled while the daemon runs is used by containerd as it is, and each
+// removes only its own.
 func TestBothDoors(t *testing.T) {
 	eachImage(t, func(t *testing.T, f Fixture) {
 		e := New(t)

@@ -100,7 +100,8 @@ func (f form) build(t testing.TB, layers [][]Entry) BuiltImage {
 }
 
 // bothWays pulls an image through one door and then through the other, and compares the trees with want.
-func bothWays(t *testing.T, what string, want []Node, k *TankRoot, c *Containerd, r *Registry, name string, cliFirst bool) {
+func bothWays(t *testing.T, what string, want []Node, k *TankRoot, c *Containerd, r *Registry, name string,
+	cliFirst bool) {
 	t.Helper()
 	cli := func() { CheckTree(t, what+", by the CLI", want, k.Pull(r.Ref(name))) }
 	node := func() {
@@ -119,8 +120,8 @@ func bothWays(t *testing.T, what string, want []Node, k *TankRoot, c *Containerd
 	}
 }
 
-// TestCompressions: the same layers in any compression and under any media types are unpacked once, through both doors, and share one
-// directory on disk.
+// TestCompressions: the same layers in any compression and under any media types are unpacked once,
+// through both doors, and share one directory on disk.
 func TestCompressions(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -165,14 +166,18 @@ func TestCompressions(t *testing.T) {
 	}
 }
 
-// TestOrders: layers of which the order decides give the right tree in each order, and one layer in two places is one directory.
+// TestOrders: layers of which the order decides give the right tree in each order, and one layer in two
+// places is one directory.
 func TestOrders(t *testing.T) {
 	t.Parallel()
 	e := New(t)
 	k, c, r := e.NewNode()
-	x := []Entry{dir("d", 0o700), file("d/x", 0o644, "x\n"), file("both", 0o644, "of x\n"), file(".wh.y", 0, ""), file("e/.wh..wh..opq", 0, "")}
-	y := []Entry{dir("d", 0o755), file("y", 0o644, "y\n"), file("both", 0o600, "of y\n"), file("d/.wh.x", 0, ""), file("e/y", 0o644, "y\n")}
-	z := []Entry{file("d/z", 0o644, "z\n"), file("e/z", 0o644, "z\n"), hardlink("link", "both", 0o640)} // d and e are implied
+	x := []Entry{dir("d", 0o700), file("d/x", 0o644, "x\n"), file("both", 0o644, "of x\n"), file(".wh.y", 0, ""),
+		file("e/.wh..wh..opq", 0, "")}
+	y := []Entry{dir("d", 0o755), file("y", 0o644, "y\n"), file("both", 0o600, "of y\n"), file("d/.wh.x", 0, ""),
+		file("e/y", 0o644, "y\n")}
+	// d and e are implied
+	z := []Entry{file("d/z", 0o644, "z\n"), file("e/z", 0o644, "z\n"), hardlink("link", "both", 0o640)}
 	var made int
 	for i, row := range []struct {
 		name   string
@@ -209,8 +214,8 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// TestBuiltFromAnother: of an image that was built from another only its own layers are fetched and unpacked, through both doors, and
-// each goes without the other.
+// TestBuiltFromAnother: of an image that was built from another only its own layers are fetched and
+// unpacked, through both doors, and each goes without the other.
 func TestBuiltFromAnother(t *testing.T) {
 	for _, cliFirst := range []bool{true, false} {
 		t.Run(fmt.Sprintf("cliFirst=%v", cliFirst), func(t *testing.T) {
@@ -218,7 +223,8 @@ func TestBuiltFromAnother(t *testing.T) {
 			e := New(t)
 			k, c, r := e.NewNode()
 			base, baseTree := smallImage(t, []Entry{file("etc/one", 0o644, "one\n")})
-			built, builtTree := smallImage(t, []Entry{file("etc/one", 0o644, "one\n")}, []Entry{file("etc/two", 0o644, "two\n")})
+			built, builtTree := smallImage(t, []Entry{file("etc/one", 0o644, "one\n")},
+				[]Entry{file("etc/two", 0o644, "two\n")})
 			r.PushBuilt(base, "test/base:1")
 			r.PushBuilt(built, "test/built:1")
 			bothWays(t, "base", baseTree, k, c, r, "test/base:1", cliFirst)
@@ -251,7 +257,8 @@ func TestBuiltFromAnother(t *testing.T) {
 	}
 }
 
-// layerRecords counts the layers in the root whose content is that of the diff ID, by the seal's own listing being the same file twice.
+// layerRecords counts the layers in the root whose content is that of the diff ID, by the seal's own
+// listing being the same file twice.
 func (k *TankRoot) layerRecords(t testing.TB, diff digest.Digest) int {
 	t.Helper()
 	seals, err := filepath.Glob(filepath.Join(k.Root, "layers", "[^.]*", "seal"))

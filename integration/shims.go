@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shim is one containerd-shim-runc-v2: it and its containers leave the process tree of the containerd that started it, so it
-// is known by the argument -address, which is a socket below a directory of ours and nobody else's.
+// shim is one containerd-shim-runc-v2: it and its containers leave the process tree of the containerd
+// that started it, so it is known by the argument -address, which is a socket below a directory of ours
+// and nobody else's.
 type shim struct {
 	pid       int
 	namespace string
@@ -102,8 +103,8 @@ func children(pid int) []int {
 	return kids
 }
 
-// removeShimSockets removes the sockets that killed shims left in containerd's default state directory: each bundle below dir
-// records its own.
+// removeShimSockets removes the sockets that killed shims left in containerd's default state directory:
+// each bundle below dir records its own.
 func removeShimSockets(dir string) {
 	for _, pattern := range []string{"*/address", "*/bootstrap.json"} {
 		names, _ := filepath.Glob(filepath.Join(dir, "*", "state", "io.containerd.runtime.v2.task", "*", pattern))
@@ -167,8 +168,9 @@ func unmountBelow(dir string) error {
 	return errors.Join(errs...)
 }
 
-// removeCgroups removes the empty cgroups whose path begins with /stem in every hierarchy: containers' cgroups lie below their
-// namespace's name or their pod's parent, which an Env names after its directory.
+// removeCgroups removes the empty cgroups whose path begins with /stem in every hierarchy: containers'
+// cgroups lie below their namespace's name or their pod's parent, which an Env names after its
+// directory.
 func removeCgroups(stem string) {
 	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
 		tops, _ := filepath.Glob(pattern + stem + "*")

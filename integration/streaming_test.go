@@ -7,8 +7,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestUnpackWhileDownloading: the registry keeps the end of each layer's blob until the layer's unpack has begun, so a pull that
-// waits for whole blobs never ends.
+// TestUnpackWhileDownloading: the registry keeps the end of each layer's blob until the layer's unpack
+// has begun, so a pull that waits for whole blobs never ends.
 func TestUnpackWhileDownloading(t *testing.T) {
 	eachImage(t, func(t *testing.T, f Fixture) {
 		t.Run("alone", func(t *testing.T) {
@@ -36,9 +36,10 @@ func TestUnpackWhileDownloading(t *testing.T) {
 	})
 }
 
-// releaseAsUnpacked lets the rest of each layer go when its unpack was seen, and waits for the end of the pull. containerd
-// fetches three layers at a time, so the others are not asked for before these are let go. Of a layer whose blob has at least
-// big bytes, so that Tank got some, a file has to be there; of a smaller one its directory.
+// releaseAsUnpacked lets the rest of each layer go when its unpack was seen, and waits for the end of
+// the pull. containerd fetches three layers at a time, so the others are not asked for before these are
+// let go. Of a layer whose blob has at least big bytes, so that Tank got some, a file has to be there;
+// of a smaller one its directory.
 func releaseAsUnpacked(t *testing.T, k *TankRoot, r *Registry, img Image, pull *Process, big int64) {
 	t.Helper()
 	pending := map[digest.Digest]int{}
@@ -58,10 +59,12 @@ func releaseAsUnpacked(t *testing.T, k *TankRoot, r *Registry, img Image, pull *
 		switch {
 		case len(pending) == 0:
 		case !pull.Running():
-			t.Fatalf("the pull ended, and the unpack of %d layers was not seen to begin: %s", len(pending), tail(pull.Log, 4000))
+			t.Fatalf("the pull ended, and the unpack of %d layers was not seen to begin: %s", len(pending),
+				tail(pull.Log, 4000))
 		case time.Now().After(deadline):
 			for d, i := range pending {
-				t.Errorf("layer %d (diff ID %s, %d bytes): not unpacked while its blob %s was incomplete (held at its end: %v)",
+				t.Errorf("layer %d (diff ID %s, %d bytes): not unpacked while its blob %s was incomplete (held at "+
+					"its end: %v)",
 					i, d, img.Layers[i].Size, img.Layers[i].Digest, r.Reached(img.Layers[i].Digest))
 			}
 			t.FailNow()

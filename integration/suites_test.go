@@ -25,15 +25,17 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// suiteVariable tells a child process of this test binary which suite to run, as depth/suite/mode. The suites run in a child
-// because a subtest that fails can't be forgiven in the same process, and those in testdata/known-failures.txt are.
+// suiteVariable tells a child process of this test binary which suite to run, as depth/suite/mode. The
+// suites run in a child because a subtest that fails can't be forgiven in the same process, and those
+// in testdata/known-failures.txt are.
 const suiteVariable = "TANK_TEST_SUITE"
 
 // fewest is how many subtests of each suite of containerd 2.4.2 have to run, so that a suite that skips shows.
 var fewest = map[string]int{"snapshots": 21, "content": 12}
 
-// suites are the rows of TestSuites. The depth socket is Tank's own, with containerd's proxy clients; containerd is containerd's
-// client against a containerd whose plugin Tank is. What is stored has no mode, so content has one only.
+// suites are the rows of TestSuites. The depth socket is Tank's own, with containerd's proxy clients;
+// containerd is containerd's client against a containerd whose plugin Tank is. What is stored has no
+// mode, so content has one only.
 var suites = []string{
 	"socket/snapshots/overlay", "socket/snapshots/directory", "socket/content/overlay",
 	"containerd/snapshots/overlay", "containerd/snapshots/directory", "containerd/content/overlay",
@@ -141,15 +143,17 @@ func TestSuiteChild(t *testing.T) {
 		case "snapshots":
 			// the name tells the suite whether it meets overlayfs, whose renames of directories differ
 			snapshotter := map[bool]string{false: "overlayfs", true: "native"}[setup.Directory]
-			snapshotssuite.SnapshotterSuite(t, snapshotter, func(ctx context.Context, _ string) (snapshots.Snapshotter, func() error, error) {
-				s, err := connect(ctx)
-				return s.snapshots, s.close, err
-			})
+			snapshotssuite.SnapshotterSuite(t, snapshotter,
+				func(ctx context.Context, _ string) (snapshots.Snapshotter, func() error, error) {
+					s, err := connect(ctx)
+					return s.snapshots, s.close, err
+				})
 		case "content":
-			contentsuite.ContentSuite(t, "tank", func(ctx context.Context, _ string) (context.Context, content.Store, func() error, error) {
-				s, err := connect(ctx)
-				return namespaces.WithNamespace(ctx, "testsuite"), s.content, s.close, err
-			})
+			contentsuite.ContentSuite(t, "tank",
+				func(ctx context.Context, _ string) (context.Context, content.Store, func() error, error) {
+					s, err := connect(ctx)
+					return namespaces.WithNamespace(ctx, "testsuite"), s.content, s.close, err
+				})
 		default:
 			t.Fatal(fmt.Errorf("no suite %q", name))
 		}
@@ -171,7 +175,8 @@ func tankStores(e *Env, setup Setup) (stores, error) {
 	}
 	d := k.Serve()
 	conn, err := grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20))) // as containerd's
+		// as containerd's
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20)))
 	return stores{
 		snapshots: snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank"),
 		content:   contentproxy.NewContentStore(contentapi.NewContentClient(conn)),
@@ -183,8 +188,8 @@ func tankStores(e *Env, setup Setup) (stores, error) {
 	}, err
 }
 
-// stores connects with a namespace and a lease of their own, whatever the calls' contexts say: what one case leaves, no other
-// sees, and containerd's collector takes nothing that a case still uses.
+// stores connects with a namespace and a lease of their own, whatever the calls' contexts say: what one
+// case leaves, no other sees, and containerd's collector takes nothing that a case still uses.
 func (c *Containerd) stores(ctx context.Context) (stores, error) {
 	own := func(ctx context.Context) context.Context { return ctx }
 	cl, err := client.New(c.Socket, client.WithExtraDialOpts([]grpc.DialOption{
@@ -193,11 +198,12 @@ func (c *Containerd) stores(ctx context.Context) (stores, error) {
 		) error {
 			return invoke(own(ctx), method, req, reply, conn, opts...)
 		}),
-		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
-			stream grpc.Streamer, opts ...grpc.CallOption,
-		) (grpc.ClientStream, error) {
-			return stream(own(ctx), desc, conn, method, opts...)
-		}),
+		grpc.WithStreamInterceptor(
+			func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
+				stream grpc.Streamer, opts ...grpc.CallOption,
+			) (grpc.ClientStream, error) {
+				return stream(own(ctx), desc, conn, method, opts...)
+			}),
 	}))
 	if err != nil {
 		return stores{}, err

@@ -130,7 +130,9 @@ func (k *TankRoot) Daemon() *Process { return k.daemon }
 // DropIn writes what `config containerd` prints for this root and returns the file's name.
 func (k *TankRoot) DropIn(flags ...string) string {
 	k.env.t.Helper()
-	args := append([]string{k.bin, "config", "containerd", "--config", k.configFile(), "--root", k.Root, "--address", k.Socket}, flags...)
+	args := append(
+		[]string{k.bin, "config", "containerd", "--config", k.configFile(), "--root", k.Root, "--address", k.Socket},
+		flags...)
 	name := k.env.Path("tank-dropin.toml")
 	if err := os.WriteFile(name, []byte(k.env.MustRun(args...)), 0o644); err != nil {
 		k.env.t.Fatal(err)

@@ -59,7 +59,8 @@ func Tree(root string) ([]Node, error) {
 		if err := unix.Lstat(full, &st); err != nil {
 			return nil, fmt.Errorf("%s: %w", full, err)
 		}
-		n := Node{Path: p, Mode: fmt.Sprintf("%04o", st.Mode&0o7777), UID: int(st.Uid), GID: int(st.Gid), MTime: st.Mtim.Sec}
+		n := Node{Path: p, Mode: fmt.Sprintf("%04o", st.Mode&0o7777), UID: int(st.Uid), GID: int(st.Gid),
+			MTime: st.Mtim.Sec}
 		if err := n.fill(full, &st); err != nil {
 			return nil, err
 		}

@@ -25,7 +25,8 @@ func specialLayers(t *testing.T) [][]Entry {
 	}
 	bottom := []Entry{
 		dir("usr", 0o755), dir("usr/bin", 0o755), dir("dev", 0o755), dir("proc", 0o555), dir("sys", 0o555),
-		dir("etc", 0o755), dir("closed", 0o000, owner(1000, 1000)), dir("sticky", 0o1777), dir("shared", 0o2775, owner(3, 4)),
+		dir("etc", 0o755), dir("closed", 0o000, owner(1000, 1000)), dir("sticky", 0o1777),
+		dir("shared", 0o2775, owner(3, 4)),
 		file("usr/bin/hello", 0o755, string(hello)),
 		file("usr/bin/suid", 0o4755, "suid\n"), file("usr/bin/sgid", 0o2755, "sgid\n", owner(0, 9)),
 		file("usr/bin/both", 0o6711, "both\n", owner(1000, 1001)),
@@ -123,7 +124,8 @@ func TestSandbox(t *testing.T) {
 		{"RestrictNamespaces: no unshare", "tried(c.unshare(0x00020000))", unix.EPERM},
 		{"RestrictAddressFamilies: no netlink", "tried(c.socket(16,3,0))", unix.EAFNOSUPPORT},
 		{"RestrictAddressFamilies: IPv4", "tried(c.socket(2,1,0))", 0},
-		{"RestrictRealtime: no realtime", "p=ctypes.c_int(1); tried(c.sched_setscheduler(0,1,ctypes.byref(p)))", unix.EPERM},
+		{"RestrictRealtime: no realtime", "p=ctypes.c_int(1); tried(c.sched_setscheduler(0,1,ctypes.byref(p)))",
+			unix.EPERM},
 		{"LockPersonality: no other", "tried(c.personality(0x0400000))", unix.EPERM},
 		{
 			"MemoryDenyWriteExecute: no code is written",
@@ -151,7 +153,8 @@ func TestSandbox(t *testing.T) {
 			t.Fatal(err)
 		}
 		other := e.Path("other.service")
-		changed := regexp.MustCompile(`(?m)^NoNewPrivileges=`).ReplaceAll(b, []byte("ProtectHostname=yes\nNoNewPrivileges="))
+		changed := regexp.MustCompile(`(?m)^NoNewPrivileges=`).ReplaceAll(b,
+			[]byte("ProtectHostname=yes\nNoNewPrivileges="))
 		if err := os.WriteFile(other, changed, 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -20,13 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asUser runs Tank's binary as an ordinary user without capabilities. The process stays the one that was started, so that signals and
-// /proc are Tank's.
+// asUser runs Tank's binary as an ordinary user without capabilities. The process stays the one that
+// was started, so that signals and /proc are Tank's.
 const asUser = `#!/bin/sh
 HOME=%[1]s exec setpriv --reuid=%[2]d --regid=%[2]d --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs --pdeathsig=KILL -- %[3]s "$@"
 `
 
-// NewUserTank is NewTank for an ordinary user: the root lies in a directory of that user's own, the only one it can write.
+// NewUserTank is NewTank for an ordinary user: the root lies in a directory of that user's own, the
+// only one it can write.
 func (e *Env) NewUserTank() *TankRoot {
 	e.t.Helper()
 	requireProgram(e.t, "setpriv")
@@ -113,8 +114,8 @@ func (k *TankRoot) PullJSON(ref string, flags ...string) pulled {
 	return out
 }
 
-// AlpineFixture is one platform of the shared alpine:3.20. Its tree is the model's, from the layer's tar; linux/amd64 has a listing, with
-// which the model has to agree.
+// AlpineFixture is one platform of the shared alpine:3.20. Its tree is the model's, from the layer's
+// tar; linux/amd64 has a listing, with which the model has to agree.
 func AlpineFixture(t testing.TB, arch string) Fixture {
 	t.Helper()
 	f := sharedFixture(t, "alpine:3.20", "alpine-3.20-amd64.tree.jsonl")
@@ -196,7 +197,8 @@ func readLayer(name string) ([]Entry, error) {
 	}
 }
 
-// TestPullTrees: every shared image and the tests' own give the listed tree, as root and as an ordinary user, once and again.
+// TestPullTrees: every shared image and the tests' own give the listed tree, as root and as an ordinary
+// user, once and again.
 func TestPullTrees(t *testing.T) {
 	rows := []struct {
 		name     string
@@ -226,7 +228,8 @@ func TestPullTrees(t *testing.T) {
 				}
 				first := k.PullJSON(r.Ref(f.Name), flags...)
 				if first.Cached || first.Manifest != f.Image.Manifest.Digest.String() {
-					t.Errorf("pulled cached=%v manifest %s, not %s", first.Cached, first.Manifest, f.Image.Manifest.Digest)
+					t.Errorf("pulled cached=%v manifest %s, not %s", first.Cached, first.Manifest,
+						f.Image.Manifest.Digest)
 				}
 				if config := digest.FromBytes(first.Config); config != f.Image.Config.Digest {
 					t.Errorf("the config is not as it is: %s, not %s", config, f.Image.Config.Digest)
@@ -264,8 +267,8 @@ func TestPlatforms(t *testing.T) {
 	}
 }
 
-// TestPullTo: --to writes the same tree to a directory that is missing or empty, shares no inode with the root, and leaves alone one
-// that is not empty.
+// TestPullTo: --to writes the same tree to a directory that is missing or empty, shares no inode with
+// the root, and leaves alone one that is not empty.
 func TestPullTo(t *testing.T) {
 	rows := []struct {
 		name string

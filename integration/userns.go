@@ -22,16 +22,16 @@ type idRange struct{ inside, outside, size int }
 // subordinate are the ids of an ordinary user with a line in /etc/subuid and /etc/subgid, as RootlessKit maps them.
 var subordinate = []idRange{{0, ordinary, 1}, {1, 100000, 65536}}
 
-// Namespace is a user namespace with mounts of its own, as RootlessKit and `unshare -Ur` make it. A process holds it; every
-// other one joins it.
+// Namespace is a user namespace with mounts of its own, as RootlessKit and `unshare -Ur` make it. A
+// process holds it; every other one joins it.
 type Namespace struct {
 	env    *Env
 	ids    []idRange
 	holder *Process
 }
 
-// NewNamespace makes a user namespace, whose root may write below the environment's directory. /run there is empty, because
-// shims keep their sockets in it.
+// NewNamespace makes a user namespace, whose root may write below the environment's directory. /run
+// there is empty, because shims keep their sockets in it.
 func (e *Env) NewNamespace(ids []idRange) *Namespace {
 	e.t.Helper()
 	requireProgram(e.t, "nsenter")
@@ -52,8 +52,10 @@ func (e *Env) NewNamespace(ids []idRange) *Namespace {
 		m = append(m, syscall.SysProcIDMap{ContainerID: r.inside, HostID: r.outside, Size: r.size})
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS, UidMappings: m, GidMappings: m, GidMappingsEnableSetgroups: len(ids) > 1,
-		Credential: &syscall.Credential{NoSetGroups: len(ids) == 1}, Setpgid: true, Pdeathsig: syscall.SIGKILL,
+		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS, UidMappings: m, GidMappings: m,
+		GidMappingsEnableSetgroups: len(ids) > 1,
+		Credential:                 &syscall.Credential{NoSetGroups: len(ids) == 1}, Setpgid: true,
+		Pdeathsig: syscall.SIGKILL,
 	}
 	if err := spawn(cmd); err != nil {
 		skipOrFail(e.t, "needs user namespaces: "+err.Error())
@@ -117,7 +119,8 @@ func (n *Namespace) EnterContainerd() {
 	for _, name := range []string{"containerd", "ctr"} {
 		n.Wrap(dir, filepath.Join(n.env.Bin, name))
 	}
-	shim, err := os.ReadFile(filepath.Join(n.env.Bin, "containerd-shim-runc-v2")) // containerd starts it, inside already
+	// containerd starts it, inside already
+	shim, err := os.ReadFile(filepath.Join(n.env.Bin, "containerd-shim-runc-v2"))
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "containerd-shim-runc-v2"), shim, 0o755)
 	}
@@ -143,7 +146,8 @@ func (n *Namespace) Path(name string) string {
 	return fmt.Sprintf("/proc/%d/root%s", n.holder.Pid(), name)
 }
 
-// Tree lists the tree at root as it looks from inside: ids are those of the namespace, and a file capability is bound to it.
+// Tree lists the tree at root as it looks from inside: ids are those of the namespace, and a file
+// capability is bound to it.
 func (n *Namespace) Tree(root string) ([]Node, error) {
 	nodes, err := Tree(n.Path(root))
 	return n.seen(nodes), err
@@ -172,14 +176,16 @@ func (n *Namespace) inside(id int) int {
 // insideCapability turns revision 3 with the namespace's root (linux/capability.h: vfs_ns_cap_data) into revision 2.
 func (n *Namespace) insideCapability(value string) string {
 	b, err := hex.DecodeString(value)
-	if err != nil || len(b) != 24 || b[3] != 3 || n.inside(int(b[20])|int(b[21])<<8|int(b[22])<<16|int(b[23])<<24) != 0 {
+	if err != nil || len(b) != 24 || b[3] != 3 ||
+		n.inside(int(b[20])|int(b[21])<<8|int(b[22])<<16|int(b[23])<<24) != 0 {
 		return "not of this namespace: " + value
 	}
 	b[3] = 2
 	return hex.EncodeToString(b[:20])
 }
 
-// withoutDevices is what is left of a listed tree inside a user namespace, where nobody can make device nodes and write trusted.*.
+// withoutDevices is what is left of a listed tree inside a user namespace, where nobody can make device
+// nodes and write trusted.*.
 func withoutDevices(nodes []Node) []Node {
 	var out []Node
 	for _, n := range nodes {

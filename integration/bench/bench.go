@@ -1,11 +1,12 @@
 // Program bench pulls images with Tank and with its peers in turn and prints what each of them took: wall time, CPU
 // seconds, peak memory, bytes on disk.
 //
-// On disk it owns one temporary directory, what it mounts there, and the images in its cache directory. Peers come from the Go
-// module proxy, as ../go.mod pins them, and from Debian's packages; one that is missing is left out and named.
+// On disk it owns one temporary directory, what it mounts there, and the images in its cache directory.
+// Peers come from the Go module proxy, as ../go.mod pins them, and from Debian's packages; one that is
+// missing is left out and named.
 //
-// Its invariant: it removes exactly the mounts, loop devices, processes and files that it made, also on Ctrl-C. It mounts in
-// a mount namespace of its own, so that even after SIGKILL only files are left.
+// Its invariant: it removes exactly the mounts, loop devices, processes and files that it made, also on
+// Ctrl-C. It mounts in a mount namespace of its own, so that even after SIGKILL only files are left.
 //
 // The surprising rule: every run gets a file system made for it. A run after an `rm -rf` would measure how ext4 avoids
 // inodes that were deleted lately, and the leftovers of the run before.
@@ -50,18 +51,24 @@ func main() {
 	var o options
 	flag.StringVar(&o.scenarios, "scenario", "pull", "comma-separated `names`, or all: "+describeScenarios())
 	flag.StringVar(&o.image, "image", os.Getenv("IMAGE"), "`oci:DIR:TAG` to pull instead of the scenario's image")
-	flag.IntVar(&o.size, "size", 0, "`MB` (10^6 bytes) of the generated image, compressed, instead of the scenario's size")
+	flag.IntVar(&o.size, "size", 0,
+		"`MB` (10^6 bytes) of the generated image, compressed, instead of the scenario's size")
 	flag.IntVar(&o.layers, "layers", 0, "layers of the generated image, instead of the scenario's")
 	flag.Float64Var(&o.scale, "scale", 1, "`factor` for the sizes of generated images: 0.02 to see whether all works")
 	flag.IntVar(&o.rounds, "rounds", 0, "how often each contender pulls, instead of the scenario's rounds")
-	flag.StringVar(&o.only, "only", "", "comma-separated `names` of contenders, instead of the scenario's; the others are compared with the first")
+	flag.StringVar(&o.only, "only", "",
+		"comma-separated `names` of contenders, instead of the scenario's; the others are compared with the first")
 	flag.StringVar(&o.fs, "fs", "xfs", "file system made for each run: xfs, ext4 or tmpfs")
 	flag.IntVar(&o.fsSize, "fs-size", 0, "its size in `GiB`; 0: as the largest image wants it, at least 4")
-	flag.StringVar(&o.backing, "backing", os.TempDir(), "`directory` of the loop file and all else; on tmpfs a busy disk does not count")
-	flag.StringVar(&o.cache, "cache", filepath.Join(os.TempDir(), "tank-bench"), "`directory` that keeps generated images for the next time")
-	flag.StringVar(&o.write, "write", "", "`file` that gets each table, between the markers bench-SCENARIO, and the charts in bench/ beside it")
+	flag.StringVar(&o.backing, "backing", os.TempDir(),
+		"`directory` of the loop file and all else; on tmpfs a busy disk does not count")
+	flag.StringVar(&o.cache, "cache", filepath.Join(os.TempDir(), "tank-bench"),
+		"`directory` that keeps generated images for the next time")
+	flag.StringVar(&o.write, "write", "",
+		"`file` that gets each table, between the markers bench-SCENARIO, and the charts in bench/ beside it")
 	flag.StringVar(&o.builds, "builds", "", "other builds of Tank to compare with: comma-separated `name=binary`")
-	flag.Float64Var(&o.quiet, "quiet", 0, "repeat, at most ten times, a run during which others took more than this `percent` of the CPUs; 0: never")
+	flag.Float64Var(&o.quiet, "quiet", 0,
+		"repeat, at most ten times, a run during which others took more than this `percent` of the CPUs; 0: never")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -83,8 +90,8 @@ func main() {
 	}
 }
 
-// enter starts the program again in a mount namespace of its own and removes the temporary directory after its end. A signal
-// ends the inner process, which then ends its own.
+// enter starts the program again in a mount namespace of its own and removes the temporary directory
+// after its end. A signal ends the inner process, which then ends its own.
 func enter(o options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it mounts file systems, and compares owners and xattrs too")

@@ -36,7 +36,8 @@ func (b *bench) charts(rows []row) []chart {
 		c := chart{name: g.name, title: b.title + ": " + g.what, unit: "seconds per " + g.unit}
 		for _, r := range g.of(rows) {
 			n := g.amount(r.src.image)
-			c.bars = append(c.bars, r.bar(fmt.Sprintf("%.3g GB, %d entries", float64(r.src.Unpacked)/1e9, r.src.Entries), n))
+			c.bars = append(c.bars,
+				r.bar(fmt.Sprintf("%.3g GB, %d entries", float64(r.src.Unpacked)/1e9, r.src.Entries), n))
 		}
 		all = append(all, c)
 	}
@@ -84,18 +85,22 @@ text{fill:#f0f6fc}
 func (c chart) svg() string {
 	var w strings.Builder
 	bottom := plotTop + barStep*len(c.bars)
-	fmt.Fprintf(&w, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" role=\"img\">\n<title>%s</title>\n", chartWidth, bottom+34, escape(c.title))
+	fmt.Fprintf(&w, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" role=\"img\">\n"+
+		"<title>%s</title>\n", chartWidth, bottom+34, escape(c.title))
 	w.WriteString(chartStyle)
 	fmt.Fprintf(&w, "<rect class=\"back\" width=\"%d\" height=\"%d\"/>\n", chartWidth, bottom+34)
 	fmt.Fprintf(&w, "<text class=\"title\" x=\"14\" y=\"24\">%s</text>\n", escape(c.title))
-	fmt.Fprintf(&w, "<rect class=\"wall\" x=\"14\" y=\"37\" width=\"12\" height=\"12\"/><text class=\"small\" x=\"31\" y=\"47\">%s, median, fastest and slowest</text>\n", escape(c.unit))
-	fmt.Fprintf(&w, "<rect class=\"cpu\" x=\"%d\" y=\"37\" width=\"12\" height=\"12\"/><text class=\"small\" x=\"%d\" y=\"47\">CPU %s, median</text>\n",
+	fmt.Fprintf(&w, "<rect class=\"wall\" x=\"14\" y=\"37\" width=\"12\" height=\"12\"/><text class=\"small\" "+
+		"x=\"31\" y=\"47\">%s, median, fastest and slowest</text>\n", escape(c.unit))
+	fmt.Fprintf(&w, "<rect class=\"cpu\" x=\"%d\" y=\"37\" width=\"12\" height=\"12\"/><text class=\"small\" "+
+		"x=\"%d\" y=\"47\">CPU %s, median</text>\n",
 		plotLeft, plotLeft+17, escape(c.unit))
 	longest := c.longest()
 	for v, step := 0.0, tickStep(longest); v <= longest; v += step {
 		x := plotLeft + length(v, longest)
 		fmt.Fprintf(&w, "<line class=\"grid\" x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\"/>", x, plotTop, x, bottom)
-		fmt.Fprintf(&w, "<text class=\"small\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%.3g</text>\n", x, bottom+18, v)
+		fmt.Fprintf(&w, "<text class=\"small\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%.3g</text>\n", x, bottom+18,
+			v)
 	}
 	for i, b := range c.bars {
 		b.draw(&w, plotTop+barStep*i, longest)
@@ -107,12 +112,16 @@ func (c chart) svg() string {
 // draw draws the bar below y.
 func (b bar) draw(w *strings.Builder, y int, longest float64) {
 	fmt.Fprintf(w, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n", plotLeft-10, y+20, escape(b.label))
-	fmt.Fprintf(w, "<rect class=\"wall\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"14\"/>", plotLeft, y+5, length(b.mid, longest))
-	fmt.Fprintf(w, "<rect class=\"cpu\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"10\"/>\n", plotLeft, y+20, length(b.cpu, longest))
+	fmt.Fprintf(w, "<rect class=\"wall\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"14\"/>", plotLeft, y+5,
+		length(b.mid, longest))
+	fmt.Fprintf(w, "<rect class=\"cpu\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"10\"/>\n", plotLeft, y+20,
+		length(b.cpu, longest))
 	low, high := plotLeft+length(b.low, longest), plotLeft+length(b.high, longest)
-	fmt.Fprintf(w, "<path class=\"whisker\" d=\"M%.1f %dH%.1fM%.1f %dv8M%.1f %dv8\"/>\n", low, y+12, high, low, y+8, high, y+8)
+	fmt.Fprintf(w, "<path class=\"whisker\" d=\"M%.1f %dH%.1fM%.1f %dv8M%.1f %dv8\"/>\n", low, y+12, high, low, y+8,
+		high, y+8)
 	fmt.Fprintf(w, "<text x=\"%.1f\" y=\"%d\">%.3g</text>", max(high, plotLeft+length(b.mid, longest))+6, y+17, b.mid)
-	fmt.Fprintf(w, "<text class=\"small\" x=\"%.1f\" y=\"%d\">%.3g</text>\n", plotLeft+length(b.cpu, longest)+6, y+29, b.cpu)
+	fmt.Fprintf(w, "<text class=\"small\" x=\"%.1f\" y=\"%d\">%.3g</text>\n", plotLeft+length(b.cpu, longest)+6, y+29,
+		b.cpu)
 }
 
 // longest is the value that takes the whole width, more than 0.

@@ -79,7 +79,8 @@ func TestChart(t *testing.T) {
 		}
 	}
 	texts := strings.Join(d.texts, "|")
-	for _, want := range []string{"a < b & c", "seconds, median, fastest and slowest", "CPU seconds, median", "Tank \"one\"", "peer <two>", "|8|", "|10|"} {
+	for _, want := range []string{"a < b & c", "seconds, median, fastest and slowest", "CPU seconds, median",
+		"Tank \"one\"", "peer <two>", "|8|", "|10|"} {
 		if !strings.Contains(texts, want) {
 			t.Errorf("%q is not in %q", want, texts)
 		}
@@ -103,7 +104,8 @@ func TestSeriesCharts(t *testing.T) {
 	var rows []row
 	for _, n := range []float64{1, 2, 4} {
 		rows = append(rows, rowOf("tank", &source{image: image{Unpacked: int64(n * 1e9), Entries: 10}}, 3*n))
-		rows = append(rows, rowOf("tank", &source{image: image{Entries: int(n * 1e3)}, recipe: recipe{entries: 1}}, 5*n))
+		rows = append(rows,
+			rowOf("tank", &source{image: image{Entries: int(n * 1e3)}, recipe: recipe{entries: 1}}, 5*n))
 	}
 	b := &bench{}
 	b.images = make([]recipe, 6)

@@ -51,7 +51,8 @@ func (r *run) startContainerd(drop, extra string, env []string) error {
 	if err := os.MkdirAll(hosts, 0o755); err != nil {
 		return err
 	}
-	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", r.reg.addr)
+	text := fmt.Sprintf(
+		"server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", r.reg.addr)
 	if err := os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(text), 0o644); err != nil {
 		return err
 	}
@@ -65,12 +66,14 @@ func (r *run) startContainerd(drop, extra string, env []string) error {
 	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o644); err != nil {
 		return err
 	}
-	d, err := r.startDaemon("containerd", env, "containerd", "--config", filepath.Join(dir, "config.toml"), "--log-level", "warn")
+	d, err := r.startDaemon("containerd", env, "containerd", "--config", filepath.Join(dir, "config.toml"),
+		"--log-level", "warn")
 	if err != nil {
 		return err
 	}
 	return d.await(r.ctx, func() bool {
-		return r.cri(func(ctx context.Context, images runtimeapi.ImageServiceClient) error { // the last service that is ready
+		// the last service that is ready
+		return r.cri(func(ctx context.Context, images runtimeapi.ImageServiceClient) error {
 			_, err := images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 			return err
 		}) == nil
@@ -84,14 +87,19 @@ func (r *run) ctr(args ...string) []string {
 // ctrPull pulls by the transfer service, as ctr does by default.
 func ctrPull(snapshotter string) func(*run, *meter) error {
 	return func(r *run, m *meter) error {
-		return m.pipe(r.command("ctr", r.ctr("images", "pull", "--hosts-dir", r.path("c", "hosts"), "--snapshotter", snapshotter, r.ref())...))
+		return m.pipe(
+			r.command("ctr",
+				r.ctr("images", "pull", "--hosts-dir", r.path("c", "hosts"), "--snapshotter", snapshotter, r.ref())...))
 	}
 }
 
 // ctrPrepare makes the snapshot that a container would write to.
 func ctrPrepare(snapshotter string) func(*run, *meter) error {
 	return func(r *run, m *meter) error {
-		return m.pipe(r.command("ctr", r.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "container-"+r.tag, r.ChainIDs[r.tag].String())...))
+		return m.pipe(
+			r.command("ctr",
+				r.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "container-"+r.tag,
+					r.ChainIDs[r.tag].String())...))
 	}
 }
 
@@ -105,7 +113,8 @@ func criPull(r *run, _ *meter) error {
 
 // cri calls containerd's image service. What the client in this process takes is nobody's.
 func (r *run) cri(call func(context.Context, runtimeapi.ImageServiceClient) error) error {
-	conn, err := grpc.NewClient("unix://"+r.path("c", "c.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+r.path("c", "c.sock"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
@@ -120,7 +129,9 @@ func mounted(snapshotter, namespace string) func(*run) (string, error) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return "", err
 		}
-		out, err := r.command("ctr", r.ctr("--namespace", namespace, "images", "mount", "--snapshotter", snapshotter, r.ref(), dir)...).CombinedOutput()
+		out, err := r.command("ctr",
+			r.ctr("--namespace", namespace, "images", "mount", "--snapshotter", snapshotter, r.ref(),
+				dir)...).CombinedOutput()
 		if err != nil {
 			return "", fmt.Errorf("ctr images mount: %w\n%s", err, out)
 		}

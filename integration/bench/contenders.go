@@ -31,23 +31,28 @@ func contenders() []contender {
 			tankNode("mode = \"directory\"\n"), then(ctrPull("tank"), ctrPrepare("tank")), mounted("tank", "default"),
 		},
 		{"crane", "crane export, tar x", []string{"crane", "tar"}, noDaemon, cranePull, at("rootfs")},
-		{"overlayfs", "containerd, overlayfs, default", node, peerNode("", plain), ctrPull("overlayfs"), mounted("overlayfs", "default")},
+		{"overlayfs", "containerd, overlayfs, default", node, peerNode("", plain), ctrPull("overlayfs"),
+			mounted("overlayfs", "default")},
 		{
 			"overlayfs-tuned", "containerd, overlayfs, 4 unpacks", node,
 			peerNode("[plugins.'io.containerd.transfer.v1.local']\n  max_concurrent_unpacks = 4\n", nil),
 			ctrPull("overlayfs"), mounted("overlayfs", "default"),
 		},
-		{"overlayfs-cri", "containerd, overlayfs, CRI, default", node, peerNode("", plain), criPull, mounted("overlayfs", "k8s.io")},
+		{"overlayfs-cri", "containerd, overlayfs, CRI, default", node, peerNode("", plain), criPull,
+			mounted("overlayfs", "k8s.io")},
 		{
 			"native", "containerd, native, and Prepare", node,
-			peerNode("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = \"linux\"\n  snapshotter = \"native\"\n", plain),
+			peerNode("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = \"linux\"\n  "+
+				"snapshotter = \"native\"\n", plain),
 			then(ctrPull("native"), ctrPrepare("native")), mounted("native", "default"),
 		},
-		{"umoci", "skopeo copy, umoci unpack", []string{"skopeo", "umoci"}, noDaemon, umociPull, at("bundle", "rootfs")},
+		{"umoci", "skopeo copy, umoci unpack", []string{"skopeo", "umoci"}, noDaemon, umociPull,
+			at("bundle", "rootfs")},
 	}
 }
 
-// selectContenders returns those that are named, but not those that can't run here, which it says. Other builds of Tank come last.
+// selectContenders returns those that are named, but not those that can't run here, which it says.
+// Other builds of Tank come last.
 func selectContenders(only []string, builds string, p programs) ([]contender, error) {
 	all, names := contenders(), slices.Clone(only)
 	for build := range strings.SplitSeq(builds, ",") {
@@ -57,7 +62,9 @@ func selectContenders(only []string, builds string, p programs) ([]contender, er
 		}
 		p[name] = path
 		names = append(names, name)
-		all = append(all, contender{name, "Tank `--no-sync`, " + name, []string{name}, noDaemon, tankPull(name, "--no-sync"), tankTree})
+		all = append(all,
+			contender{name, "Tank `--no-sync`, " + name, []string{name}, noDaemon, tankPull(name, "--no-sync"),
+				tankTree})
 	}
 	var picked []contender
 	for _, name := range names {
@@ -170,7 +177,9 @@ func umociPull(r *run, m *meter) error {
 		return err
 	}
 	layout := r.path("layout") + ":" + r.tag
-	err := m.pipe(r.command("skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", "docker://"+r.ref(), "oci:"+layout))
+	err := m.pipe(
+		r.command("skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", "docker://"+r.ref(),
+			"oci:"+layout))
 	if err != nil {
 		return err
 	}

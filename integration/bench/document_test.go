@@ -7,12 +7,15 @@ import (
 )
 
 func TestWriteSection(t *testing.T) {
-	const text = "head\n<!-- bench-a: begin -->\nold\n<!-- bench-a: end -->\nbetween\n<!-- bench-ab: begin -->\n<!-- bench-ab: end -->\ntail\n"
+	const text = "head\n<!-- bench-a: begin -->\nold\n<!-- bench-a: end -->\nbetween\n" +
+		"<!-- bench-ab: begin -->\n<!-- bench-ab: end -->\ntail\n"
 	for name, tc := range map[string]struct {
 		section, want string
 	}{
-		"replaced": {"bench-a", "head\n<!-- bench-a: begin -->\nnew\n<!-- bench-a: end -->\nbetween\n<!-- bench-ab: begin -->\n<!-- bench-ab: end -->\ntail\n"},
-		"empty":    {"bench-ab", "head\n<!-- bench-a: begin -->\nold\n<!-- bench-a: end -->\nbetween\n<!-- bench-ab: begin -->\nnew\n<!-- bench-ab: end -->\ntail\n"},
+		"replaced": {"bench-a", "head\n<!-- bench-a: begin -->\nnew\n<!-- bench-a: end -->\nbetween\n<!-- bench-ab: " +
+			"begin -->\n<!-- bench-ab: end -->\ntail\n"},
+		"empty": {"bench-ab", "head\n<!-- bench-a: begin -->\nold\n<!-- bench-a: end -->\nbetween\n<!-- " +
+			"bench-ab: begin -->\nnew\n<!-- bench-ab: end -->\ntail\n"},
 		"no marks": {"bench-b", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -40,7 +43,8 @@ func TestWriteSection(t *testing.T) {
 
 func TestWriteCharts(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "bench")
-	links, err := writeCharts(dir, []chart{{name: "a", title: "A b", bars: []bar{{"x", 1, 1, 1, 1}}}, {name: "c", title: "C"}})
+	links, err := writeCharts(dir,
+		[]chart{{name: "a", title: "A b", bars: []bar{{"x", 1, 1, 1, 1}}}, {name: "c", title: "C"}})
 	if err != nil {
 		t.Fatal(err)
 	}

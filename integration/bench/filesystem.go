@@ -19,8 +19,8 @@ type filesystem struct {
 	file string // of the loop device; empty for tmpfs
 }
 
-// makeFS makes a file system of this type and size and mounts it at dir. The loop device has nobody but the mount to keep
-// it: it goes with the mount, and the mount with the namespace.
+// makeFS makes a file system of this type and size and mounts it at dir. The loop device has nobody but
+// the mount to keep it: it goes with the mount, and the mount with the namespace.
 func makeFS(ctx context.Context, dir, kind string, size int64) (*filesystem, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err

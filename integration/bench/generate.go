@@ -66,8 +66,8 @@ func (c *counter) Write(p []byte) (int, error) {
 
 func (c *counter) digest() digest.Digest { return digest.NewDigest(digest.SHA256, c.hash) }
 
-// generateLayer writes a gzip layer of a recipe's image into blobs. Same arguments, same bytes, as long as compress/gzip stays
-// the same. Another version has files of the same names.
+// generateLayer writes a gzip layer of a recipe's image into blobs. Same arguments, same bytes, as long
+// as compress/gzip stays the same. Another version has files of the same names.
 func generateLayer(blobs string, r recipe, index, version int) (g generated, err error) {
 	f, err := os.CreateTemp(blobs, "layer")
 	if err != nil {
@@ -112,8 +112,8 @@ func generateLayer(blobs string, r recipe, index, version int) (g generated, err
 	return g, os.Rename(f.Name(), filepath.Join(blobs, g.Digest.Encoded()))
 }
 
-// changed is how many files each layer replaces or deletes in the one below, and the fewest it has. A whiteout of what never was
-// would show in the listing of an overlay.
+// changed is how many files each layer replaces or deletes in the one below, and the fewest it has. A
+// whiteout of what never was would show in the listing of an overlay.
 const changed = 10
 
 // changes replaces and deletes some files of the layer below, if there is one.
@@ -125,7 +125,8 @@ func (l *layer) changes() error {
 		name := place(l.index-1, n)
 		if n%2 == 1 {
 			dir, base := path.Split(name)
-			if err := l.add(&tar.Header{Name: dir + ".wh." + base, Typeflag: tar.TypeReg, Mode: 0o644}, nil); err != nil {
+			if err := l.add(&tar.Header{Name: dir + ".wh." + base, Typeflag: tar.TypeReg, Mode: 0o644},
+				nil); err != nil {
 				return err
 			}
 			continue
@@ -152,12 +153,14 @@ func (l *layer) file(n int) error {
 		h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, path.Base(place(l.index, n-1)), 0o777
 		return l.add(h, nil)
 	case n%101 == 100 && l.prev != nil:
-		h = &tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: l.prev.Name, Mode: l.prev.Mode, ModTime: l.prev.ModTime,
-			Uid: l.prev.Uid, Gid: l.prev.Gid}
+		h = &tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: l.prev.Name, Mode: l.prev.Mode,
+			ModTime: l.prev.ModTime,
+			Uid:     l.prev.Uid, Gid: l.prev.Gid}
 		return l.add(h, nil)
 	case n%211 == 1:
 		// cap_net_raw=ep, as ping has it
-		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00" + strings.Repeat("\x00", 12)}
+		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00" +
+			strings.Repeat("\x00", 12)}
 		h.Mode = 0o755
 	case n%7 == 3:
 		h.Mode = 0o755
@@ -292,6 +295,7 @@ func (l *layer) noise(size int) []byte {
 func writeBlob(blobs, mediaType string, data []byte) (ocispec.Descriptor, error) {
 	sum := sha256.Sum256(data)
 	name := hex.EncodeToString(sum[:])
-	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.NewDigestFromEncoded(digest.SHA256, name), Size: int64(len(data))}
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.NewDigestFromEncoded(digest.SHA256, name),
+		Size: int64(len(data))}
 	return d, os.WriteFile(filepath.Join(blobs, name), bytes.Clone(data), 0o644)
 }

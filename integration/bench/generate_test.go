@@ -34,10 +34,12 @@ func TestGenerate(t *testing.T) {
 		size     func(image) float64
 		min, max float64
 	}{
-		"compressed": {recipe{compressed: 1, layers: 2}, func(i image) float64 { return float64(i.Compressed) }, 1e6, 2.2e6},
-		"unpacked":   {recipe{unpacked: 4, layers: 1}, func(i image) float64 { return float64(i.Unpacked) }, 4e6, 6e6},
-		"entries":    {recipe{entries: 2000, layers: 3}, func(i image) float64 { return float64(i.Entries) }, 2000, 2050},
-		"update":     {recipe{compressed: 1, layers: 2, update: true}, func(i image) float64 { return float64(i.Compressed) }, 1e6, 2.2e6},
+		"compressed": {recipe{compressed: 1, layers: 2}, func(i image) float64 { return float64(i.Compressed) }, 1e6,
+			2.2e6},
+		"unpacked": {recipe{unpacked: 4, layers: 1}, func(i image) float64 { return float64(i.Unpacked) }, 4e6, 6e6},
+		"entries":  {recipe{entries: 2000, layers: 3}, func(i image) float64 { return float64(i.Entries) }, 2000, 2050},
+		"update": {recipe{compressed: 1, layers: 2, update: true},
+			func(i image) float64 { return float64(i.Compressed) }, 1e6, 2.2e6},
 	} {
 		t.Run(name, func(t *testing.T) {
 			layout, img := generateFor(t, tc.recipe)
@@ -55,7 +57,8 @@ func TestGenerate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if described.Compressed != img.Compressed || described.Unpacked != img.Unpacked || described.Entries != img.Entries ||
+			if described.Compressed != img.Compressed || described.Unpacked != img.Unpacked ||
+				described.Entries != img.Entries ||
 				described.Manifest != img.Manifest || described.ChainIDs[tagLatest] != img.ChainIDs[tagLatest] {
 				t.Errorf("told %+v, is %+v", img, described)
 			}

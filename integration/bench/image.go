@@ -36,8 +36,8 @@ type image struct {
 	store string
 }
 
-// prepareImage returns the image that is asked for. One that was not used before is pushed into a registry's store below the
-// cache directory, which later runs take as it is.
+// prepareImage returns the image that is asked for. One that was not used before is pushed into a
+// registry's store below the cache directory, which later runs take as it is.
 func prepareImage(ctx context.Context, cache string, r recipe, p programs) (image, error) {
 	key := r.key()
 	var layout, ref string

@@ -12,7 +12,8 @@ import (
 
 // backingText names the file system that the loop file lies on.
 func backingText(dir string) string {
-	names := map[int64]string{0xef53: "ext4", 0x58465342: "XFS", unix.TMPFS_MAGIC: "tmpfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.OVERLAYFS_SUPER_MAGIC: "overlay"}
+	names := map[int64]string{0xef53: "ext4", 0x58465342: "XFS", unix.TMPFS_MAGIC: "tmpfs",
+		unix.BTRFS_SUPER_MAGIC: "btrfs", unix.OVERLAYFS_SUPER_MAGIC: "overlay"}
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) == nil && names[st.Type] != "" {
 		return names[st.Type]
@@ -33,7 +34,8 @@ func machine() string {
 	_ = unix.Uname(&uts)
 	var si unix.Sysinfo_t
 	_ = unix.Sysinfo(&si)
-	return fmt.Sprintf("%d CPUs (%s), %.0f GB, Linux %s", runtime.NumCPU(), model, float64(si.Totalram)*float64(si.Unit)/1e9,
+	return fmt.Sprintf("%d CPUs (%s), %.0f GB, Linux %s", runtime.NumCPU(), model,
+		float64(si.Totalram)*float64(si.Unit)/1e9,
 		strings.SplitN(unix.ByteSliceToString(uts.Release[:]), "-", 2)[0])
 }
 

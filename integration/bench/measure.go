@@ -47,7 +47,8 @@ type meter struct {
 
 // begin starts the clock. Daemons' peaks are those from now on.
 func (r *run) begin() (*meter, error) {
-	m := &meter{r: r, base: map[*daemon]time.Duration{}, peak: map[int]int64{}, stop: make(chan struct{}), done: make(chan struct{})}
+	m := &meter{r: r, base: map[*daemon]time.Duration{}, peak: map[int]int64{}, stop: make(chan struct{}),
+		done: make(chan struct{})}
 	for _, d := range r.daemons {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", d.cmd.Process.Pid), []byte("5"), 0); err != nil {
 			return nil, err

@@ -52,8 +52,10 @@ func buildCrane(ctx context.Context, dir string) (string, error) {
 	}
 	_, file, _, _ := runtime.Caller(0)
 	tmp := fmt.Sprintf("%s.%d", out, os.Getpid())
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", tmp, "github.com/google/go-containerregistry/cmd/crane")
-	cmd.Dir, cmd.Env = filepath.Dir(file), append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", tmp,
+		"github.com/google/go-containerregistry/cmd/crane")
+	cmd.Dir, cmd.Env = filepath.Dir(file),
+		append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return "", errors.Join(fmt.Errorf("go build crane: %w\n%s", err, b), os.RemoveAll(tmp))
 	}
@@ -164,8 +166,8 @@ func startRegistry(ctx context.Context, config, store string, p programs) (*regi
 	return &registry{d, addr}, nil
 }
 
-// start starts cmd on an OS thread that lives as long as this process, because Pdeathsig is sent at the end of the thread
-// that forked.
+// start starts cmd on an OS thread that lives as long as this process, because Pdeathsig is sent at the
+// end of the thread that forked.
 func start(cmd *exec.Cmd) error {
 	starter.once.Do(func() {
 		starter.requests = make(chan startRequest)

@@ -135,8 +135,10 @@ func (r recipe) generateLayers(ctx context.Context, blobs string) ([]generated, 
 
 // writeManifest stores the config and the manifest of an image of these layers.
 func writeManifest(blobs string, layers []generated) (img integration.BuiltImage, err error) {
-	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers"}}
-	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	config := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
+		RootFS: ocispec.RootFS{Type: "layers"}}
+	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest}
 	for _, l := range layers {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.diffID)
 		manifest.Layers = append(manifest.Layers, l.Descriptor)

@@ -60,13 +60,15 @@ func (b *bench) report(rows []row) string {
 		}
 	}
 	writeTrees(&w, rows)
-	fmt.Fprintf(&w, "Machine: %s. A new %s for each run%s. While pulls were measured, other processes and the kernel's own threads took %.0f %% of the CPUs. %s.\n",
+	fmt.Fprintf(&w, "Machine: %s. A new %s for each run%s. While pulls were measured, other processes and the "+
+		"kernel's own threads took %.0f %% of the CPUs. %s.\n",
 		machine(), b.opts.fs, b.deviceText(), elsewhere(rows), versions(b.progs))
 	return w.String()
 }
 
 func writeImage(w *strings.Builder, img image) {
-	fmt.Fprintf(w, "Image: %s; %.0f MB compressed, %.2f GB and %d entries unpacked. ", img.Name, float64(img.Compressed)/1e6,
+	fmt.Fprintf(w, "Image: %s; %.0f MB compressed, %.2f GB and %d entries unpacked. ", img.Name,
+		float64(img.Compressed)/1e6,
 		float64(img.Unpacked)/1e9, img.Entries)
 	if len(img.Layers) > 1 {
 		w.WriteString("Layers of")
@@ -82,7 +84,8 @@ func writeImage(w *strings.Builder, img image) {
 }
 
 func writeTable(w *strings.Builder, rows []row) {
-	fmt.Fprintf(w, "| | seconds | to %[1]s | CPU seconds | to %[1]s | peak MB | disk MB |\n|---|---|---|---|---|---|---|\n", rows[0].title)
+	fmt.Fprintf(w, "| | seconds | to %[1]s | CPU seconds | to %[1]s | peak MB | disk MB |\n"+
+		"|---|---|---|---|---|---|---|\n", rows[0].title)
 	base, _, _ := seconds.median(rows[0].samples)
 	baseCPU, _, _ := cpuSeconds.median(rows[0].samples)
 	for _, r := range rows {
@@ -90,7 +93,8 @@ func writeTable(w *strings.Builder, rows []row) {
 		u, _, _ := cpuSeconds.median(r.samples)
 		rss, _, _ := peakMB.median(r.samples)
 		disk, _, _ := diskMB.median(r.samples)
-		fmt.Fprintf(w, "| %s | %.2f (%.2f-%.2f) | %.2f | %.2f | %.2f | %.0f | %.0f |\n", r.title, t, fast, slow, t/base, u, u/baseCPU, rss, disk)
+		fmt.Fprintf(w, "| %s | %.2f (%.2f-%.2f) | %.2f | %.2f | %.2f | %.0f | %.0f |\n", r.title, t, fast, slow, t/base,
+			u, u/baseCPU, rss, disk)
 	}
 	w.WriteString("\n")
 }

@@ -11,7 +11,9 @@ import (
 func samplesOf(seconds ...float64) []sample {
 	var list []sample
 	for _, s := range seconds {
-		list = append(list, sample{wall: time.Duration(s * 1e9), cpu: time.Duration(s * 1e9), rss: int64(s * 10e6), disk: int64(s * 100e6)})
+		list = append(list,
+			sample{wall: time.Duration(s * 1e9), cpu: time.Duration(s * 1e9), rss: int64(s * 10e6),
+				disk: int64(s * 100e6)})
 	}
 	return list
 }
@@ -62,7 +64,8 @@ func TestSlope(t *testing.T) {
 		})
 	}
 	// A point that is off weighs as least squares have it: logarithms 0, 1, 2 and 0, 1, 5.
-	if got := slope([]float64{1, math.E, math.E * math.E}, []float64{1, math.E, math.Exp(5)}); math.Abs(got-2.5) > 1e-9 {
+	if got := slope([]float64{1, math.E, math.E * math.E},
+		[]float64{1, math.E, math.Exp(5)}); math.Abs(got-2.5) > 1e-9 {
 		t.Errorf("slope %g, want 2.5", got)
 	}
 }
@@ -73,9 +76,11 @@ func TestGoals(t *testing.T) {
 		goal goal
 		want string
 	}{
-		"reached":   {goal{seconds, "a", "b", 0.3, ""}, "- seconds, A against B: 0.30; the goal is 0.30: reached\n"},
-		"missed":    {goal{cpuSeconds, "c", "b", 0.4, ""}, "- CPU seconds, C against B: 0.50; the goal is 0.40: missed by 25 %\n"},
-		"beside":    {goal{seconds, "a", "b", 0.3, "c"}, "- seconds, A against B: 0.30; the goal is 0.30: reached (C: 0.50)\n"},
+		"reached": {goal{seconds, "a", "b", 0.3, ""}, "- seconds, A against B: 0.30; the goal is 0.30: reached\n"},
+		"missed": {goal{cpuSeconds, "c", "b", 0.4, ""},
+			"- CPU seconds, C against B: 0.50; the goal is 0.40: missed by 25 %\n"},
+		"beside": {goal{seconds, "a", "b", 0.3, "c"},
+			"- seconds, A against B: 0.30; the goal is 0.30: reached (C: 0.50)\n"},
 		"no limit":  {goal{seconds, "a", "b", 0, ""}, "- seconds, A against B: 0.30\n"},
 		"alone":     {goal{peakMB, "a", "", 25, "b"}, "- peak MB, A: 30; the goal is 25: missed by 20 % (B: 100)\n"},
 		"no peer":   {goal{seconds, "a", "x", 0.3, ""}, ""},
@@ -92,7 +97,8 @@ func TestGoals(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	img := image{Name: "generated, 2 layers", Layers: []int64{1e6, 2.5e6}, Compressed: 3.5e6, Unpacked: 8e6, Entries: 70}
+	img := image{Name: "generated, 2 layers", Layers: []int64{1e6, 2.5e6}, Compressed: 3.5e6, Unpacked: 8e6,
+		Entries: 70}
 	src := &source{image: img}
 	rows := []row{rowOf("a", src, 2, 3, 4), rowOf("b", src, 6, 12, 9)}
 	rows[1].differs = true
@@ -102,10 +108,12 @@ func TestTable(t *testing.T) {
 	b.goals = []goal{{seconds, "a", "b", 0.5, ""}}
 	text := b.report(rows)
 	for _, want := range []string{
-		"Image: generated, 2 layers; 4 MB compressed, 0.01 GB and 70 entries unpacked. Layers of 1.0 2.5 MB. Medians of 3 alternating rounds",
+		"Image: generated, 2 layers; 4 MB compressed, 0.01 GB and 70 entries unpacked. Layers of 1.0 2.5 MB. " +
+			"Medians of 3 alternating rounds",
 		"| | seconds | to A | CPU seconds | to A | peak MB | disk MB |\n",
 		"| A | 3.00 (2.00-4.00) | 1.00 | 3.00 | 1.00 | 30 | 300 |\n",
-		"| B | 9.00 (6.00-12.00) | 3.00 | 9.00 | 3.00 | 90 | 900 |\n\n- seconds, A against B: 0.33; the goal is 0.50: reached\n\n",
+		"| B | 9.00 (6.00-12.00) | 3.00 | 9.00 | 3.00 | 90 | 900 |\n\n- seconds, A against B: 0.33; the goal is " +
+			"0.50: reached\n\n",
 		"Another root filesystem than the first contender's: B.\n\n",
 		"Machine: ", "A new tmpfs for each run. ",
 	} {
@@ -131,8 +139,10 @@ func TestSeries(t *testing.T) {
 	for _, want := range []string{
 		"| 2.000 | 10 | 6.00 (6.00-6.00) | 3.000 | 6.00 | 3.000 | 60 |\n",
 		"| 1.000 | 10000 | 100.00 (100.00-100.00) | 10.000 | 100.00 | 10.000 | 1000 |\n",
-		"- seconds against bytes: exponent 1.00; the goal is 1.10: reached (from the last image but one to the last: 1.00)\n",
-		"- CPU seconds against entries: exponent 2.00; the goal is 1.10: missed by 82 % (from the last image but one to the last: 2.00)\n",
+		"- seconds against bytes: exponent 1.00; the goal is 1.10: reached (from the last image but one to the " +
+			"last: 1.00)\n",
+		"- CPU seconds against entries: exponent 2.00; the goal is 1.10: missed by 82 % (from the last image but " +
+			"one to the last: 2.00)\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in the report:\n%s", want, text)

@@ -71,7 +71,8 @@ func (b *bench) turns(rows []row) error {
 				return fmt.Errorf("%s: %w", r.name, err)
 			}
 			r.samples = append(r.samples, s)
-			fmt.Fprintf(os.Stderr, "%s %d/%d  %-16s %6.2f GB %6d entries  %6.2f s  %6.2f CPU s  %5.0f MB peak  (others %.2f CPU s)\n",
+			fmt.Fprintf(os.Stderr,
+				"%s %d/%d  %-16s %6.2f GB %6d entries  %6.2f s  %6.2f CPU s  %5.0f MB peak  (others %.2f CPU s)\n",
 				b.name, round+1, b.rounds, r.name, float64(r.src.Unpacked)/1e9, r.src.Entries,
 				s.wall.Seconds(), s.cpu.Seconds(), float64(s.rss)/1e6, s.elsewhere.Seconds())
 		}

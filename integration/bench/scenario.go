@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// scenario is one question that the program answers: which images, pulled by whom. Its section of the document is between the
-// markers bench-NAME, its chart is NAME.svg.
+// scenario is one question that the program answers: which images, pulled by whom. Its section of the
+// document is between the markers bench-NAME, its chart is NAME.svg.
 type scenario struct {
 	name   string
 	title  string // of the chart
@@ -31,7 +31,8 @@ func scenarios() []scenario {
 	return []scenario{
 		{
 			name: "small", title: "50 MB, six layers", images: []recipe{{compressed: 50, layers: 6}}, rounds: 5,
-			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs", "overlayfs-tuned", "overlayfs-cri", "umoci"},
+			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs",
+				"overlayfs-tuned", "overlayfs-cri", "umoci"},
 		},
 		{
 			name: "crane", title: "300 MB, six layers", images: []recipe{{compressed: 300, layers: 6}}, rounds: 5,
@@ -40,7 +41,8 @@ func scenarios() []scenario {
 		},
 		{
 			name: "pull", title: "700 MB, six layers", images: []recipe{{compressed: 700, layers: 6}}, rounds: 5,
-			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs", "overlayfs-tuned", "overlayfs-cri", "umoci"},
+			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs",
+				"overlayfs-tuned", "overlayfs-cri", "umoci"},
 			goals: []goal{
 				{seconds, "tank", "overlayfs", 0.33, "tank-durable"},
 				{seconds, "tank", "overlayfs-tuned", 0.50, "tank-durable"},
@@ -54,32 +56,44 @@ func scenarios() []scenario {
 			},
 		},
 		{
-			name: "layer", title: "One layer of 2 GB unpacked", images: []recipe{{unpacked: 2000, layers: 1}}, rounds: 3,
-			only:  []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs", "overlayfs-tuned", "overlayfs-cri"},
-			goals: []goal{{seconds, "tank-durable", "overlayfs", 0.45, "tank"}, {seconds, "tank-containerd", "overlayfs", 0, ""}},
+			name: "layer", title: "One layer of 2 GB unpacked", images: []recipe{{unpacked: 2000, layers: 1}},
+			rounds: 3,
+			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs",
+				"overlayfs-tuned", "overlayfs-cri"},
+			goals: []goal{{seconds, "tank-durable", "overlayfs", 0.45, "tank"},
+				{seconds, "tank-containerd", "overlayfs", 0, ""}},
 		},
 		{
 			name: "layers", title: "240 MB, 120 layers", images: []recipe{{compressed: 240, layers: 120}}, rounds: 3,
-			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs", "overlayfs-tuned", "overlayfs-cri"},
+			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs",
+				"overlayfs-tuned", "overlayfs-cri"},
 		},
 		{
-			name: "files", title: "500,000 small files, six layers", images: []recipe{{entries: 500_000, layers: 6}}, rounds: 3,
-			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs", "overlayfs-tuned", "overlayfs-cri"},
+			name: "files", title: "500,000 small files, six layers", images: []recipe{{entries: 500_000, layers: 6}},
+			rounds: 3,
+			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "crane", "overlayfs",
+				"overlayfs-tuned", "overlayfs-cri"},
 		},
 		{
-			name: "update", title: "700 MB, the last of six layers is new", images: []recipe{{compressed: 700, layers: 6, update: true}}, rounds: 3,
-			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "overlayfs", "overlayfs-tuned", "overlayfs-cri", "umoci"},
+			name: "update", title: "700 MB, the last of six layers is new",
+			images: []recipe{{compressed: 700, layers: 6, update: true}}, rounds: 3,
+			only: []string{"tank", "tank-durable", "tank-containerd", "tank-cri", "overlayfs", "overlayfs-tuned",
+				"overlayfs-cri", "umoci"},
 		},
 		{
-			name: "native", title: "700 MB, six layers, and a container's snapshot", images: []recipe{{compressed: 700, layers: 6}}, rounds: 3,
-			only:  []string{"tank-directory", "native"},
-			goals: []goal{{seconds, "tank-directory", "native", 0.10, ""}, {diskMB, "tank-directory", "native", 0.6, ""}},
+			name: "native", title: "700 MB, six layers, and a container's snapshot",
+			images: []recipe{{compressed: 700, layers: 6}}, rounds: 3,
+			only: []string{"tank-directory", "native"},
+			goals: []goal{{seconds, "tank-directory", "native", 0.10, ""},
+				{diskMB, "tank-directory", "native", 0.6, ""}},
 		},
 		{
 			name: "linear", title: "Growth with bytes and entries", rounds: 3, only: []string{"tank"},
 			images: []recipe{
-				{unpacked: 100, layers: 6}, {unpacked: 250, layers: 6}, {unpacked: 500, layers: 6}, {unpacked: 1000, layers: 6}, {unpacked: 2000, layers: 6},
-				{entries: 1000, layers: 6}, {entries: 10_000, layers: 6}, {entries: 100_000, layers: 6}, {entries: 500_000, layers: 6},
+				{unpacked: 100, layers: 6}, {unpacked: 250, layers: 6}, {unpacked: 500, layers: 6},
+				{unpacked: 1000, layers: 6}, {unpacked: 2000, layers: 6},
+				{entries: 1000, layers: 6}, {entries: 10_000, layers: 6}, {entries: 100_000, layers: 6},
+				{entries: 500_000, layers: 6},
 			},
 		},
 	}

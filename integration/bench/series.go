@@ -16,8 +16,10 @@ type growth struct {
 }
 
 var growths = []growth{
-	{"linear-bytes", "bytes", "GB", func(i image) float64 { return float64(i.Unpacked) / 1e9 }, func(r recipe) bool { return r.entries == 0 }},
-	{"linear-entries", "entries", "1,000 entries", func(i image) float64 { return float64(i.Entries) / 1e3 }, func(r recipe) bool { return r.entries > 0 }},
+	{"linear-bytes", "bytes", "GB", func(i image) float64 { return float64(i.Unpacked) / 1e9 },
+		func(r recipe) bool { return r.entries == 0 }},
+	{"linear-entries", "entries", "1,000 entries", func(i image) float64 { return float64(i.Entries) / 1e3 },
+		func(r recipe) bool { return r.entries > 0 }},
 }
 
 // of returns the rows that belong to it.
@@ -33,11 +35,14 @@ func (g growth) of(rows []row) []row {
 
 // writeSeries is the report of a series: a table for each growth, and the exponents.
 func (b *bench) writeSeries(w *strings.Builder, rows []row) {
-	fmt.Fprintf(w, "%s pulls generated images of %d layers. Medians of %d alternating rounds; in brackets the fastest and the slowest. "+
-		"The exponent is the slope of a straight line through the logarithms; 1 is linear.\n\n", rows[0].title, b.images[0].layers, b.rounds)
+	fmt.Fprintf(w, "%s pulls generated images of %d layers. Medians of %d alternating rounds; in brackets the "+
+		"fastest and the slowest. "+
+		"The exponent is the slope of a straight line through the logarithms; 1 is linear.\n\n", rows[0].title,
+		b.images[0].layers, b.rounds)
 	for _, g := range growths {
 		of := g.of(rows)
-		fmt.Fprintf(w, "| GB unpacked | entries | seconds | per %[1]s | CPU seconds | per %[1]s | peak MB |\n|---|---|---|---|---|---|---|\n", g.unit)
+		fmt.Fprintf(w, "| GB unpacked | entries | seconds | per %[1]s | CPU seconds | per %[1]s | peak MB |\n"+
+			"|---|---|---|---|---|---|---|\n", g.unit)
 		for _, r := range of {
 			n := g.amount(r.src.image)
 			t, fast, slow := seconds.median(r.samples)
@@ -63,7 +68,8 @@ func (g growth) writeSlope(w *strings.Builder, m measured, rows []row) {
 	}
 	n := len(x)
 	all := slope(x, y)
-	fmt.Fprintf(w, "- %s against %s: exponent %.2f; the goal is %.2f: %s (from the last image but one to the last: %.2f)\n",
+	fmt.Fprintf(w,
+		"- %s against %s: exponent %.2f; the goal is %.2f: %s (from the last image but one to the last: %.2f)\n",
 		m.name, g.what, all, slopeGoal, verdict(all, slopeGoal), slope(x[n-2:], y[n-2:]))
 }
 

@@ -14,12 +14,17 @@ func TestTree(t *testing.T) {
 		change func(dir string) error
 		same   bool
 	}{
-		"nothing":           {func(string) error { return nil }, true},
-		"directory's times": {func(dir string) error { return os.Chtimes(filepath.Join(dir, "d"), time.Unix(9, 0), time.Unix(9, 0)) }, true},
-		"file's time":       {func(dir string) error { return os.Chtimes(filepath.Join(dir, "d/f"), time.Unix(9, 0), time.Unix(9, 0)) }, false},
-		"mode":              {func(dir string) error { return os.Chmod(filepath.Join(dir, "d/f"), 0o600) }, false},
-		"size":              {func(dir string) error { return os.Truncate(filepath.Join(dir, "d/f"), 1) }, false},
-		"another link":      {func(dir string) error { return os.Link(filepath.Join(dir, "d/f"), filepath.Join(dir, "d/g")) }, false},
+		"nothing": {func(string) error { return nil }, true},
+		"directory's times": {
+			func(dir string) error { return os.Chtimes(filepath.Join(dir, "d"), time.Unix(9, 0), time.Unix(9, 0)) },
+			true},
+		"file's time": {
+			func(dir string) error { return os.Chtimes(filepath.Join(dir, "d/f"), time.Unix(9, 0), time.Unix(9, 0)) },
+			false},
+		"mode": {func(dir string) error { return os.Chmod(filepath.Join(dir, "d/f"), 0o600) }, false},
+		"size": {func(dir string) error { return os.Truncate(filepath.Join(dir, "d/f"), 1) }, false},
+		"another link": {
+			func(dir string) error { return os.Link(filepath.Join(dir, "d/f"), filepath.Join(dir, "d/g")) }, false},
 		"link's target": {func(dir string) error {
 			if err := os.Remove(filepath.Join(dir, "l")); err != nil {
 				return err

@@ -60,6 +60,25 @@ func TestWideMarkdown(t *testing.T) {
 	}
 }
 
+func TestWideGo(t *testing.T) {
+	long := strings.Repeat("word ", 30)
+	for name, tc := range map[string]struct {
+		text string
+		want []int
+	}{
+		"comment":    {"package x\n\n// " + long + "\n", []int{3}},
+		"string":     {"package x\n\nconst a = `" + long + "`\n", []int{3}},
+		"raw string": {"package x\n\nconst a = `\n" + long + "\n`\n\n// " + long + "\n", []int{7}},
+		"tabs":       {"package x\n\n" + strings.Repeat("\t", 31) + "\n", []int{3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := wideGo(tc.text); !slices.Equal(got, tc.want) {
+				t.Errorf("lines %v, want %v", got, tc.want)
+			}
+		})
+	}
+}
+
 // TestReferences: each kind of reference that leads nowhere is found, and none that leads somewhere.
 func TestReferences(t *testing.T) {
 	good := map[string]string{

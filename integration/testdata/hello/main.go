@@ -2,7 +2,8 @@
 //
 //	hello                prints the line that the tests look for
 //	hello count FILE     adds a line to FILE every 20 ms until it is ended
-//	hello live FILE READ...  adds a line to FILE every quarter of a second and reads the others, until one of them changed
+//	hello live FILE READ...  adds a line to FILE every quarter of a second and reads the
+//	                     other files, until one of them has changed
 //	hello cat FILE...    prints files
 //	hello stat FILE...   prints the owner, the group and the permissions of files
 //	hello write FILE TEXT
@@ -44,7 +45,8 @@ func main() {
 		signal.Notify(c, syscall.SIGTERM, syscall.SIGINT)
 		<-c
 	default:
-		fmt.Fprintln(os.Stderr, "usage: hello [count FILE | live FILE READ... | cat FILE... | stat FILE... | write FILE TEXT | pause]")
+		fmt.Fprintln(os.Stderr,
+			"usage: hello [count FILE | live FILE READ... | cat FILE... | stat FILE... | write FILE TEXT | pause]")
 		os.Exit(2)
 	}
 }

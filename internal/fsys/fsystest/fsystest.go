@@ -64,6 +64,13 @@ func (f *FS) Add(t testing.TB, faults ...string) {
 	}
 }
 
+// Each calls run with the faults "any #1: ACTION", "any #2: ACTION" and so on, until one hits no operation, which run
+// reports. So every operation that run does is hit once.
+func Each(action string, run func(fault string) (hit bool)) {
+	for n := 1; run(fmt.Sprintf("any #%d: %s", n, action)); n++ {
+	}
+}
+
 // Clear removes all faults and watches. What crashed stays crashed.
 func (f *FS) Clear() {
 	f.mu.Lock()

@@ -138,6 +138,22 @@ func list(t *testing.T, root string) string {
 	return strings.Join(names, " ")
 }
 
+func TestEach(t *testing.T) {
+	runs := 0
+	Each("fail EIO", func(fault string) bool {
+		runs++
+		root := t.TempDir()
+		f := New(t, root, fault)
+		if err := story(root, f); (err != nil) != (f.Hits() == 1) {
+			t.Errorf("%s: %d hits, %v", fault, f.Hits(), err)
+		}
+		return f.Hits() == 1
+	})
+	if runs != 17 {
+		t.Errorf("%d runs for 16 operations", runs)
+	}
+}
+
 func TestRepeatedFaults(t *testing.T) {
 	root := t.TempDir()
 	f := New(t, root, "syncdir #2+: fail ENOSPC", "remove: crash")

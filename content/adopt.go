@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
+	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // adopt records and holds a blob whose bytes lie in their place without a record, as a kill leaves them right before the
@@ -20,8 +21,7 @@ import (
 // descriptor of size 0 has none.
 func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error {
 	d := desc.Digest
-	hs.s.gate.RLock()
-	defer hs.s.gate.RUnlock()
+	defer hs.s.dir.KeepSweepsAway()()
 	path := hs.s.Path(d)
 	f, err := hs.s.fs.OpenFile(path, readFlags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -57,8 +57,10 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 	if now, err := os.Lstat(path); err != nil || !os.SameFile(fi, now) {
 		return fmt.Errorf("blob %s: replaced meanwhile: %w", d, errdefs.ErrNotFound)
 	}
-	_, err = hs.record(d, fi.Size(), nil)
-	return err
+	return hs.s.db.Batch(func(tx *metadata.Tx) error {
+		_, err := hs.record(tx, d, fi.Size(), nil)
+		return err
+	})
 }
 
 // fits reports whether a file can be all data: one that is larger than its file system has a hole, which no download

@@ -12,9 +12,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/follow"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
+	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // Commit verifies and records what was written, holds it, and ends the writer. size and expected may be zero when
@@ -104,73 +105,54 @@ func (w *writer) verify(ctx context.Context, size int64, expected digest.Digest,
 	return d, labels, nil
 }
 
-// publish gives the verified bytes their name, then records and holds them.
+// publish gives the verified bytes their position below blobs/, then records and holds them. If blobs/ is on another
+// file system or below another project quota, a copy gets the position.
 func (w *writer) publish(d digest.Digest, labels map[string]string) (existed bool, err error) {
 	s := w.hs.s
-	target := s.Path(d)
-	if err := s.makeDir(filepath.Dir(target)); err != nil {
+	if err := s.makeDir(filepath.Dir(s.Path(d))); err != nil {
 		return false, err
 	}
-	s.gate.RLock()
-	defer s.gate.RUnlock()
 	if err := w.same(); err != nil {
 		return false, err
-	}
-	if fi, err := os.Lstat(target); err == nil && fi.IsDir() {
-		if err := s.discard(target); err != nil { // nothing of ours, but in the way
-			return false, err
-		}
 	}
 	if err := w.f.Chmod(0o444); err != nil {
 		return false, err
 	}
-	if err := w.place(target); err != nil {
-		_ = w.f.Chmod(0o600) // or its owner could not resume it
-		if w.aborted.Load() {
+	placed := false
+	err = s.dir.Place(rootdir.Entry{
+		Kind: metadata.KindBlob, Name: filepath.Join(d.Algorithm().String(), d.Encoded()), Staged: w.data(), Durable: true,
+		Copy: func(to string) error { return w.copyTo(to, d) },
+	}, func(tx *metadata.Tx, _ string) (bool, error) {
+		var err error
+		placed = true
+		existed, err = w.hs.record(tx, d, w.offset, labels)
+		return true, err
+	})
+	if err != nil {
+		if w.same() == nil {
+			_ = w.f.Chmod(0o600) // or its owner could not resume it
+		}
+		if w.aborted.Load() && !placed {
 			err = errdefs.ErrAborted
 		}
 		return false, err
 	}
-	if err := s.fs.SyncDir(filepath.Dir(target)); err != nil {
-		return false, err
-	}
-	existed, err = w.hs.record(d, w.offset, labels)
-	if err != nil {
-		return false, err
-	}
 	// What is left of the ingest goes before the ref is given up. An Abort may have been faster.
-	if err := s.discard(s.ingestDir(w.stored)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := s.dir.Trash(s.ingestDir(w.stored)); err != nil {
 		log.L.WithError(err).WithField("digest", d).Warn("ingest of a committed blob is left to the next sweep")
 	}
 	return existed, nil
 }
 
-// place gives the data file its name below blobs/. If blobs/ is on another file system or below another project quota,
-// a synced copy gets the name. The copied bytes are hashed once more, because they were read back from the disk.
-func (w *writer) place(target string) error {
-	err := w.hs.s.fs.Rename(w.data(), target)
-	if !errors.Is(err, unix.EXDEV) {
-		return err
-	}
-	staged := w.hs.s.stagedBeside(target)
-	err = w.copyTo(staged, digest.Algorithm(filepath.Base(filepath.Dir(target))), filepath.Base(target))
-	if err == nil {
-		err = w.hs.s.fs.Rename(staged, target)
-	}
-	if err != nil {
-		_ = w.hs.s.fs.Remove(staged) // if this fails, the next sweep removes it
-	}
-	return err
-}
-
-func (w *writer) copyTo(path string, alg digest.Algorithm, encoded string) error {
+// copyTo makes a synced copy of the data file. It hashes the bytes once more, because it reads them back from the disk.
+func (w *writer) copyTo(path string, d digest.Digest) error {
 	f, err := w.hs.s.fs.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
 	if err != nil {
 		return err
 	}
-	h := alg.Hash()
+	h := d.Algorithm().Hash()
 	_, err = io.CopyBuffer(io.MultiWriter(f, h), io.NewSectionReader(w.f, 0, w.offset), make([]byte, piece))
-	if err == nil && digest.NewDigestFromBytes(alg, h.Sum(nil)).Encoded() != encoded {
+	if err == nil && digest.NewDigestFromBytes(d.Algorithm(), h.Sum(nil)) != d {
 		err = fmt.Errorf("data changed while it was copied: %w", errdefs.ErrDataLoss)
 	}
 	if err == nil {

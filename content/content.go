@@ -39,7 +39,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/observe"
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -81,17 +81,13 @@ type Store struct {
 	db    *metadata.DB
 	opts  Options
 	fs    fsys.FS
-	trash trash
+	dir   *rootdir.Dir // names, deletions and the gate of blobs/ and ingest/
 	space diskspace.Ledger
 	// ingests are the open writers of blobs whose digest is known.
 	ingests *follow.Table
 	// rehash lets tests slow down the hashing of bytes that an earlier writer left; nil otherwise.
 	rehash func(io.Reader) io.Reader
 	wg     sync.WaitGroup // deletions that are not durable yet
-
-	// gate is held for reading from when bytes get their name under blobs/ until they are recorded and held, and while a
-	// hit becomes a hold; Sweep holds it for writing while it looks for bytes without a record and renames them.
-	gate sync.RWMutex
 
 	// mu guards what follows, and the names below ingest/ against being taken away from under an opening writer.
 	mu      sync.Mutex
@@ -113,16 +109,27 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		s.opts = *opts
 	}
 	s.fs = cmp.Or(s.opts.FS, fsys.OS)
-	s.trash.dir, s.trash.names = filepath.Join(root, "ingest"), staging.New()
+	if !s.opts.ReadOnly {
+		for _, dir := range []string{"blobs", "blobs/sha256", "ingest"} {
+			if err := s.makeDir(filepath.Join(root, dir)); err != nil {
+				return nil, fmt.Errorf("content: %w", err)
+			}
+		}
+	}
+	var err error
+	s.dir, err = rootdir.Open(root, db, &rootdir.Options{
+		Pools: []string{rootdir.Blobs, rootdir.Ingest}, TrashPool: rootdir.Ingest, FS: s.fs, ReadOnly: s.opts.ReadOnly,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("content: %w", err)
+	}
 	if s.opts.ReadOnly {
 		return s, nil
 	}
-	for _, dir := range []string{"blobs", "blobs/sha256", "ingest"} {
-		if err := s.makeDir(filepath.Join(root, dir)); err != nil {
-			return nil, fmt.Errorf("content: %w", err)
-		}
-	}
-	if err := s.trash.empty(); err != nil {
+	left, err := s.dir.Leftovers(context.Background(), rootdir.Ingest)
+	s.dir.Delete(left...)
+	if err != nil {
+		s.dir.Close()
 		return nil, fmt.Errorf("content: ingest: %w", err)
 	}
 	return s, nil
@@ -152,7 +159,8 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	s.wg.Wait()
-	s.trash.wait()
+	s.dir.Wait()
+	s.dir.Close()
 	return nil
 }
 

@@ -42,7 +42,7 @@ func (s *Store) openData(stored string, total int64) (f fsys.File, st content.St
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
 		return nil, st, err // says nothing about the ingest
 	}
-	if err := s.discard(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := s.dir.Trash(dir); err != nil {
 		return nil, st, err
 	}
 	return s.createData(dir, stored, total)

@@ -40,11 +40,7 @@ func (s *Store) handOver(dir, stored, next string) error {
 	}
 	to := s.ingestDir(next)
 	if _, err := os.Lstat(to); err == nil {
-		moved, err := s.trash.move(dir)
-		if err == nil {
-			s.trash.remove(moved)
-		}
-		return err
+		return s.dir.Trash(dir)
 	}
 	text, err := readSmall(filepath.Join(dir, "state"))
 	if err != nil {

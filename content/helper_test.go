@@ -13,7 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/fsys/fsystest"
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -79,7 +79,7 @@ func (r *root) names(dir string) (names []string) {
 	es, err := os.ReadDir(filepath.Join(r.path, dir))
 	must(r.t, err)
 	for _, e := range es {
-		if !staging.Is(e.Name()) {
+		if !rootdir.IsStaged(e.Name()) {
 			names = append(names, e.Name())
 		}
 	}

@@ -66,8 +66,7 @@ func (hs *HolderStore) hit(d digest.Digest) (b metadata.Blob, err error) {
 	if err := validate(d); err != nil {
 		return b, err
 	}
-	hs.s.gate.RLock()
-	defer hs.s.gate.RUnlock()
+	defer hs.s.dir.KeepSweepsAway()()
 	var holds bool
 	err = hs.s.db.View(func(tx *metadata.Tx) (err error) {
 		b, err = tx.Blob(d)
@@ -89,28 +88,26 @@ func (hs *HolderStore) hit(d digest.Digest) (b metadata.Blob, err error) {
 	return b, err
 }
 
-// record records a blob whose bytes are in place, or adopts the record that is there, and holds it. existed says that
-// there was one.
-func (hs *HolderStore) record(d digest.Digest, size int64, labels map[string]string) (existed bool, err error) {
-	n := metadata.BlobNode(d)
-	err = hs.s.db.Batch(func(tx *metadata.Tx) error {
-		b, err := tx.Blob(d)
-		switch existed = err == nil; {
-		case existed && b.Size == size:
-		case existed: // a record that was never right
-			b.Size = size
-			err = tx.PutBlob(b)
-		case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
-			now := time.Now().UTC()
-			b = metadata.Blob{Digest: d, Size: size, Created: now, Updated: now, Labels: labels}
-			err = tx.PutBlob(b)
-		}
-		if err != nil {
-			return err
-		}
-		return tx.Hold(hs.holder, n)
-	})
-	return existed, err
+// record records a blob whose bytes are in their position, or adopts the record that exists, and holds it. existed
+// reports whether one existed.
+func (hs *HolderStore) record(tx *metadata.Tx, d digest.Digest, size int64, labels map[string]string) (
+	existed bool, err error,
+) {
+	b, err := tx.Blob(d)
+	switch existed = err == nil; {
+	case existed && b.Size == size:
+	case existed: // a record that was never right
+		b.Size = size
+		err = tx.PutBlob(b)
+	case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
+		now := time.Now().UTC()
+		b = metadata.Blob{Digest: d, Size: size, Created: now, Updated: now, Labels: labels}
+		err = tx.PutBlob(b)
+	}
+	if err != nil {
+		return existed, err
+	}
+	return existed, tx.Hold(hs.holder, metadata.BlobNode(d))
 }
 
 // Update sets labels of a blob, and holds it. Fields are "labels" and "labels.<key>"; a label without a value is removed.

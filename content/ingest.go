@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/follow"
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -125,7 +125,7 @@ func (hs *HolderStore) Abort(_ context.Context, ref string) error {
 func (s *Store) abort(stored string) error {
 	s.mu.Lock()
 	w := s.writers[stored]
-	moved, err := s.trash.move(s.ingestDir(stored))
+	moved, err := s.dir.Aside(s.ingestDir(stored))
 	if err == nil && w != nil {
 		w.aborted.Store(true)
 	}
@@ -142,12 +142,12 @@ func (s *Store) abort(stored string) error {
 		w.in().End(follow.Ended, "aborted")
 		if moved != "" {
 			if err := s.truncate(filepath.Join(moved, "data")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				s.trash.remove(moved)
+				s.dir.Delete(moved)
 				return err
 			}
 		}
 	}
-	s.trash.remove(moved)
+	s.dir.Delete(moved)
 	return nil
 }
 
@@ -168,7 +168,7 @@ func (s *Store) ingestDirs() ([]string, error) {
 	}
 	paths := make([]string, 0, len(es))
 	for _, e := range es {
-		if !staging.Is(e.Name()) && !staging.Foreign(e.Name()) {
+		if !rootdir.IsStaged(e.Name()) && !rootdir.IsLostFound(e.Name()) {
 			paths = append(paths, filepath.Join(dir, e.Name()))
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -18,8 +18,8 @@ import (
 func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged []string, err error) {
 	dir := filepath.Join(root, "blobs")
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() || staging.Is(e.Name()) || staging.Foreign(e.Name()) {
-			if e != nil && e.IsDir() && (staging.Is(e.Name()) || staging.Foreign(e.Name())) {
+		if err != nil || e.IsDir() || rootdir.IsStaged(e.Name()) || rootdir.IsLostFound(e.Name()) {
+			if e != nil && e.IsDir() && (rootdir.IsStaged(e.Name()) || rootdir.IsLostFound(e.Name())) {
 				return fs.SkipDir
 			}
 			return err

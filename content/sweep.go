@@ -14,7 +14,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/internal/observe"
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -29,18 +29,21 @@ func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
 	s.db.Flush()
 	blobs, berr := s.sweepBlobs(&stats)
 	ingests, ierr := s.sweepIngests(&stats)
-	for _, path := range append(blobs, ingests...) {
-		s.trash.remove(path)
-	}
+	moved := append(blobs, ingests...)
 	if err = leftover.Join(berr, ierr); err != nil {
 		err = fmt.Errorf("content: sweep: %w", err)
 	}
-	if ctx.Err() != nil {
-		return stats, errors.Join(err, ctx.Err()) // the trash goes on
+	return stats, leftover.Join(err, s.dir.Empty(ctx, moved...))
+}
+
+// Count counts the bytes of disk blocks that deletions free from now on, until end is called. end waits for the
+// deletions that have begun, and returns the sum.
+func (s *Store) Count() (end func() int64) {
+	counted := s.dir.Count()
+	return func() int64 {
+		s.dir.Wait()
+		return counted()
 	}
-	s.trash.retry()
-	s.trash.wait()
-	return stats, leftover.Join(err, s.trash.refused())
 }
 
 // candidate is a path below blobs/ and the digest that it names, "" when it names none.
@@ -61,8 +64,7 @@ func (s *Store) sweepBlobs(stats *Stats) (moved []string, err error) {
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
-	s.gate.Lock()
-	defer s.gate.Unlock()
+	defer s.dir.BeginSweep()()
 	if found, err = s.unrecorded(found); err != nil {
 		return nil, err
 	}
@@ -74,7 +76,7 @@ func (s *Store) sweepBlobs(stats *Stats) (moved []string, err error) {
 		}
 		path := ""
 		if err == nil {
-			path, err = s.trash.move(c.path)
+			path, err = s.dir.Aside(c.path)
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -110,7 +112,7 @@ func (s *Store) listBlobs() ([]candidate, error) {
 	}
 	var all []candidate
 	for _, alg := range algs {
-		if staging.Foreign(alg.Name()) {
+		if rootdir.IsLostFound(alg.Name()) {
 			continue
 		}
 		dir := filepath.Join(root, alg.Name())
@@ -123,7 +125,7 @@ func (s *Store) listBlobs() ([]candidate, error) {
 			return nil, err
 		}
 		for _, e := range es {
-			if staging.Foreign(e.Name()) {
+			if rootdir.IsLostFound(e.Name()) {
 				continue
 			}
 			d := digest.Digest(alg.Name() + ":" + e.Name())
@@ -208,7 +210,7 @@ func (s *Store) moveIdle(dir, stored string) (path string, idle bool, err error)
 			return "", false, nil
 		}
 	}
-	path, err = s.trash.move(dir)
+	path, err = s.dir.Aside(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", false, nil
 	}

@@ -114,7 +114,7 @@ func TestCrash(t *testing.T) {
 		}, nil},
 		"in a sweep": {func(t *testing.T, r *root) {
 			r.plant(d, data)
-			_, err := r.trash.move(r.Path(d))
+			_, err := r.dir.Aside(r.Path(d))
 			must(t, err)
 		}, nil},
 	} {

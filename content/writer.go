@@ -118,7 +118,7 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 	f, st, err := hs.s.openData(w.stored, w.total)
 	if w.aborted.Load() {
 		err = errdefs.ErrAborted
-		_ = hs.s.discard(hs.s.ingestDir(w.stored)) // Abort may have come before the directory
+		_ = hs.s.dir.Trash(hs.s.ingestDir(w.stored)) // Abort may have come before the directory
 	} else if err != nil {
 		err = classify(err)
 	}

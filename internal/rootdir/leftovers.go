@@ -58,7 +58,7 @@ func (d *Dir) Leftovers(ctx context.Context, pools ...string) (paths []string, e
 		}
 	}
 	for _, dir := range dirs {
-		found, lerr := d.names.Left(ctx, dir)
+		found, lerr := d.names.left(ctx, dir)
 		paths, err = append(paths, found...), errors.Join(err, lerr)
 	}
 	return paths, err

@@ -1,21 +1,81 @@
 package rootdir
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
 	"path/filepath"
-
-	"github.com/tank-snapshotter/tank/internal/staging"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
 )
 
+// names gives out staged names. None is used twice, whatever an earlier process left and whatever the clock shows. So
+// a process can delete what others left while it makes new entries itself.
+type names struct {
+	token string // of this process and this Dir; no other has it
+	count atomic.Uint64
+}
+
+// newNames makes a random token. It is no secret, so it need not come from crypto/rand, which ends the process in a
+// sandbox that does not permit getrandom.
+func newNames() *names {
+	return &names{token: fmt.Sprintf("%016x", rand.Uint64())}
+}
+
+// in returns a path in dir that nothing has. what is the beginning of the name, after the dot, for people who list the
+// directory.
+func (n *names) in(dir, what string) string {
+	return filepath.Join(dir, "."+what+"-"+n.token+"-"+strconv.FormatUint(n.count.Add(1), 36))
+}
+
+// made reports whether in made the name.
+func (n *names) made(name string) bool {
+	return IsStaged(name) && strings.Contains(name, "-"+n.token+"-")
+}
+
 // IsStaged reports whether an entry with this name is being built or waits to be deleted.
-func IsStaged(name string) bool { return staging.Is(name) }
+func IsStaged(name string) bool { return strings.HasPrefix(name, ".") }
 
 // IsLostFound reports whether an entry of a pool is the lost+found of a file system that is mounted there, which is
 // none of Tank's.
-func IsLostFound(name string) bool { return staging.Foreign(name) }
+func IsLostFound(name string) bool { return name == "lost+found" }
 
 // Stage returns the path of a staged name in a pool that is not nested, for an entry that is going to be built there.
 // what is the beginning of the name.
-func (d *Dir) Stage(pool, what string) string { return d.names.In(d.Path(pool), what) }
+func (d *Dir) Stage(pool, what string) string { return d.names.in(d.Path(pool), what) }
 
 // StageBeside returns the path of a staged name in the directory of path.
-func (d *Dir) StageBeside(path, what string) string { return d.names.In(filepath.Dir(path), what) }
+func (d *Dir) StageBeside(path, what string) string { return d.names.in(filepath.Dir(path), what) }
+
+// left lists the paths of what others left in dir. It returns no error for a directory that is missing.
+func (n *names) left(ctx context.Context, dir string) (paths []string, err error) {
+	// O_NONBLOCK saves the os package from finding out whether the runtime can wait for a directory.
+	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	for ctx.Err() == nil {
+		names, err := d.Readdirnames(512)
+		for _, name := range names {
+			if IsStaged(name) && !n.made(name) {
+				paths = append(paths, filepath.Join(dir, name))
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return paths, nil
+		}
+		if err != nil {
+			return paths, err
+		}
+	}
+	return paths, ctx.Err()
+}

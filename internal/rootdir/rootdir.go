@@ -31,7 +31,6 @@ import (
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/keylock"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
-	"github.com/tank-snapshotter/tank/internal/staging"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -73,7 +72,7 @@ type Dir struct {
 	db    *metadata.DB
 	opts  Options
 	fs    fsys.FS
-	names *staging.Names
+	names *names
 
 	numbers  numbers
 	queue    queue
@@ -94,7 +93,7 @@ type Dir struct {
 // else than a directory.
 func Open(root string, db *metadata.DB, opts *Options) (*Dir, error) {
 	d := &Dir{
-		root: root, db: db, fs: fsys.OS, names: staging.New(), separate: map[string]bool{},
+		root: root, db: db, fs: fsys.OS, names: newNames(), separate: map[string]bool{},
 		numbers: numbers{mu: lockorder.Mutex{Rank: lockorder.Numbers}}, gate: lockorder.RWMutex{Rank: lockorder.Gate},
 	}
 	if opts != nil {

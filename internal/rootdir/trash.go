@@ -48,7 +48,7 @@ func (d *Dir) Aside(path string) (moved string, err error) {
 	if d.opts.TrashPool != "" {
 		dir = d.Path(d.opts.TrashPool)
 	}
-	moved = d.names.In(dir, "trash")
+	moved = d.names.in(dir, "trash")
 	err = d.move(path, moved)
 	if errors.Is(err, fs.ErrNotExist) && d.opts.TrashPool != "" && d.fs.Mkdir(dir, 0o700) == nil {
 		err = d.move(path, moved) // the pool was missing
@@ -129,7 +129,7 @@ func (d *Dir) deleteTaken(ctx context.Context, path string) error {
 // debug level, because gc lists them and every opening would repeat the warning.
 func (d *Dir) logLeft(ctx context.Context, path string, err error) {
 	left, _ := leftover.Split(err)
-	if left != nil && left.Protected && !d.names.Own(filepath.Base(path)) {
+	if left != nil && left.Protected && !d.names.made(filepath.Base(path)) {
 		log.G(ctx).WithError(err).Debug("deletion")
 		return
 	}

@@ -1,4 +1,4 @@
-package staging
+package rootdir
 
 import (
 	"os"
@@ -9,23 +9,23 @@ import (
 
 func TestLeft(t *testing.T) {
 	dir := t.TempDir()
-	before, now := New(), New()
+	before, now := newNames(), newNames()
 	touch := func(path string) string {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
-	left := []string{touch(before.In(dir, "layer-abc")), touch(before.In(dir, "trash")), touch(filepath.Join(dir, ".other"))}
-	touch(now.In(dir, "layer-abc"))
+	left := []string{touch(before.in(dir, "layer-abc")), touch(before.in(dir, "trash")), touch(filepath.Join(dir, ".other"))}
+	touch(now.in(dir, "layer-abc"))
 	touch(filepath.Join(dir, "17"))
 	touch(filepath.Join(dir, "lost+found"))
-	found, err := now.Left(t.Context(), dir)
+	found, err := now.left(t.Context(), dir)
 	slices.Sort(left)
 	if slices.Sort(found); err != nil || !slices.Equal(found, left) {
 		t.Errorf("left %q, %v; want %q", found, err, left)
 	}
-	if found, err := now.Left(t.Context(), filepath.Join(dir, "none")); err != nil || len(found) > 0 {
+	if found, err := now.left(t.Context(), filepath.Join(dir, "none")); err != nil || len(found) > 0 {
 		t.Errorf("of a missing directory: %q, %v", found, err)
 	}
 }
@@ -33,9 +33,9 @@ func TestLeft(t *testing.T) {
 func TestNamesDiffer(t *testing.T) {
 	seen := map[string]bool{}
 	for range 3 {
-		for n, i := New(), 0; i < 100; i++ {
-			path := n.In("d", "x")
-			if seen[path] || !Is(filepath.Base(path)) || !n.Own(filepath.Base(path)) {
+		for n, i := newNames(), 0; i < 100; i++ {
+			path := n.in("d", "x")
+			if seen[path] || !IsStaged(filepath.Base(path)) || !n.made(filepath.Base(path)) {
 				t.Errorf("name %q", path)
 			}
 			seen[path] = true

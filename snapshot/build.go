@@ -2,48 +2,37 @@ package snapshot
 
 import (
 	"context"
-	"errors"
 	"os"
-	"path/filepath"
-	"time"
 
 	"github.com/tank-snapshotter/tank/internal/sparse"
-	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// build makes a planned fix-up in the new directory staged, and seals it.
-func (s *Store) build(ctx context.Context, staged string, p *plan) (metadata.Layer, error) {
-	return s.buildTree(ctx, staged, p.out, p.copies)
+// built sums up what buildTree made.
+type built struct {
+	plainMarks bool // overlay does not understand the whiteouts, because the file system has none
+	whiteouts  bool // there are whiteouts or opaque directories
+	inodes     int64
+	size       int64 // bytes of content
 }
 
-// buildTree makes t in the new directory staged, and seals it. After an error nothing of it is left.
-func (s *Store) buildTree(ctx context.Context, staged string, t *tree,
-	copies map[string]source,
-) (rec metadata.Layer, err error) {
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.dir.Trash(staged))
-		}
-	}()
-	fs := filepath.Join(staged, "fs")
-	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
-		return rec, err
-	}
-	root, err := os.Open(fs)
+// buildTree fills the new directory dir with t and returns the entries for its seal, sorted.
+func buildTree(ctx context.Context, dir string, t *tree, copies map[string]source, userXattr bool) (
+	made built, entries []*unpack.Entry, err error,
+) {
+	root, err := os.Open(dir)
 	if err != nil {
-		return rec, err
+		return made, nil, err
 	}
 	defer root.Close()
-	b := builder{copies: copies, userXattr: s.opts.UserXattr, made: map[string]*unpack.Entry{}, rec: &rec, root: root}
+	b := builder{copies: copies, userXattr: userXattr, made: map[string]*unpack.Entry{}, built: &made, root: root}
 	if err := b.fill(ctx, root, t); err != nil {
-		return rec, err
+		return made, nil, err
 	}
 	b.lost.warn(ctx, "fix-up")
-	entries := t.entries()
+	entries = t.entries()
 	regroup(entries)
-	rec.Created = time.Now().UTC()
-	return rec, writeSeal(filepath.Join(staged, "seal"), rec, len(entries), entriesOf(entries), true)
+	return made, entries, nil
 }
 
 // builder makes a tree on disk.
@@ -52,7 +41,7 @@ type builder struct {
 	copies    map[string]source
 	userXattr bool
 	made      map[string]*unpack.Entry // group of hard links -> the first that was made
-	rec       *metadata.Layer          // what was made is counted here
+	built     *built                   // what was made is counted here
 	lost      lostXattrs
 }
 
@@ -66,9 +55,9 @@ func (b *builder) fill(ctx context.Context, dir *os.File, t *tree) error {
 			if err != nil {
 				return pathError("whiteout", k.entry.Path, err)
 			}
-			b.rec.PlainMarks, m.Whiteouts = b.rec.PlainMarks || plain, m.Whiteouts || !plain
-			b.rec.Whiteouts = true
-			b.rec.Inodes++
+			b.built.plainMarks, m.Whiteouts = b.built.plainMarks || plain, m.Whiteouts || !plain
+			b.built.whiteouts = true
+			b.built.inodes++
 			continue
 		}
 		if err := b.make(ctx, dir, name, k); err != nil {
@@ -79,8 +68,8 @@ func (b *builder) fill(ctx context.Context, dir *os.File, t *tree) error {
 	if err != nil {
 		return err
 	}
-	b.rec.PlainMarks, b.rec.Whiteouts = b.rec.PlainMarks || plain, b.rec.Whiteouts || m.Opaque
-	b.rec.Inodes++
+	b.built.plainMarks, b.built.whiteouts = b.built.plainMarks || plain, b.built.whiteouts || m.Opaque
+	b.built.inodes++
 	had := t.entry.Xattrs
 	err = unpack.SetAttrsOf(dir, &t.entry)
 	b.lost.note(had, &t.entry)
@@ -111,12 +100,12 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree) 
 			return err
 		}
 	}
-	b.rec.Size += t.entry.Size
+	b.built.size += t.entry.Size
 	if t.entry.Inode != "" {
 		b.made[t.entry.Inode] = &t.entry
 	}
 	if t.entry.Type != unpack.Dir {
-		b.rec.Inodes++
+		b.built.inodes++
 		return nil
 	}
 	sub, err := openDir(dir, name)

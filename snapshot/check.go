@@ -27,7 +27,10 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 			now, err := s.layer(l.Key)
 			return err == nil && now.Dir == l.Dir
 		})
-		if err := checkOrder(ctx, dir, l); err != nil && ctx.Err() == nil {
+		if !l.Ordered {
+			continue
+		}
+		if err := checkOrder(ctx, dir); err != nil && ctx.Err() == nil {
 			if now, gone := s.layer(l.Key); gone == nil && now.Dir == l.Dir {
 				f := layerFault(l)
 				f.Err = fmt.Errorf("layer %s: %s: %w: %w", l.Key, dir, err, errdefs.ErrDataLoss)

@@ -1,41 +1,15 @@
 package snapshot
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
-
-// Some file systems have no extended attributes, or not all kinds of them. Those of an image are left out there, as
-// other programs do, and their names reported: in the record of the layer, and in the log where something is copied.
-
-// maxDropped bounds how many names of dropped attributes are recorded.
-const maxDropped = 8
-
-// droppedText lists the names of dropped attributes; "" when there are none.
-func droppedText(names []string) string {
-	more := ""
-	if len(names) > maxDropped {
-		more = fmt.Sprintf(" and %d more", len(names)-maxDropped)
-		names = names[:maxDropped]
-	}
-	for i := range names {
-		names[i] = printable.Text(names[i])
-	}
-	return strings.Join(names, ", ") + more
-}
 
 // DroppedXattrs returns a sentence about the extended attributes that the layer lacks because its file system does not
 // have them; "" when it has all.
@@ -46,57 +20,6 @@ func DroppedXattrs(l metadata.Layer) string {
 	return fmt.Sprintf("layer %s: the file system of the root does not have these extended attributes, which are left "+
 		"out: %s",
 		l.DiffID, l.DroppedXattrs)
-}
-
-// lostXattrs gathers the names of attributes that copies lack.
-type lostXattrs struct {
-	mu    sync.Mutex // guards names
-	names map[string]bool
-}
-
-// note compares the attributes that an entry had with those that it has kept.
-func (d *lostXattrs) note(had map[string]string, e *unpack.Entry) {
-	if len(had) == len(e.Xattrs) {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.names == nil {
-		d.names = map[string]bool{}
-	}
-	for name := range had {
-		if _, kept := e.Xattrs[name]; !kept {
-			d.names[name] = true
-		}
-	}
-}
-
-// warn logs the names, if any.
-func (d *lostXattrs) warn(ctx context.Context, what string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.names) > 0 {
-		log.G(ctx).Warnf("%s: the file system does not have these extended attributes, which are left out: %s",
-			what, droppedText(slices.Sorted(maps.Keys(d.names))))
-	}
-}
-
-// without leaves the dropped attributes out of entries.
-func (d *lostXattrs) without(entries entrySource) entrySource {
-	if len(d.names) == 0 {
-		return entries
-	}
-	return func(visit func(*unpack.Entry) error) error {
-		return entries(func(e *unpack.Entry) error {
-			kept := *e
-			kept.Xattrs = maps.Clone(e.Xattrs)
-			maps.DeleteFunc(kept.Xattrs, func(name, _ string) bool { return d.names[name] })
-			if len(kept.Xattrs) == 0 {
-				kept.Xattrs = nil
-			}
-			return visit(&kept)
-		})
-	}
 }
 
 // CheckOverlay returns errdefs.ErrFailedPrecondition when the store would serve overlay mounts but the file system of

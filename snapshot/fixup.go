@@ -93,14 +93,6 @@ func (x *plan) simple() error {
 	return x.carry(x.out)
 }
 
-// ownAll gives all nodes to an ordinary user.
-func (t *tree) ownAll(uid, gid uint32) {
-	t.entry.UID, t.entry.GID = uid, gid
-	for _, k := range t.kids {
-		k.ownAll(uid, gid)
-	}
-}
-
 // maxOut bounds the memory of what a fix-up holds. The paths in it may be longer than those of the layer.
 const maxOut = 192 << 20
 

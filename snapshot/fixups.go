@@ -152,14 +152,14 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.La
 	if err != nil {
 		return p, err
 	}
-	l.entries, l.self = sealed.each, &element{rec.Key, self}
+	l.entries, l.self = sealed.each, &element{name: rec.Key, root: self}
 	if rec.Ordered {
 		if l.steps, err = openOrder(ctx, layerDir); err != nil {
 			return p, err
 		}
 		aside, err := open(asideName)
 		if err == nil {
-			l.aside = &element{asideName, aside}
+			l.aside = &element{name: asideName, root: aside}
 		} else if !errors.Is(err, os.ErrNotExist) {
 			return p, err
 		}

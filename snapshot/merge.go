@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -40,12 +41,12 @@ type merge struct {
 }
 
 func (m *merge) run(ctx context.Context, dir string) error {
-	tree, err := openOwnPath(dir, m.rights())
+	source, err := openOwnPath(dir, m.rights())
 	if err != nil {
 		return err
 	}
-	defer tree.Close()
-	src := tree.File
+	defer source.Close()
+	src := source.File
 	if m.into, err = os.Open(m.root); err != nil {
 		return err
 	}
@@ -107,7 +108,7 @@ func (m *merge) dir(ctx context.Context, src, dst *os.File, at string, fresh boo
 			continue
 		}
 		one := func() {
-			err := contained("merge", func() error { return m.entry(ctx, src, dst, name, at, fresh) })
+			err := panics.Call("merge", func() error { return m.entry(ctx, src, dst, name, at, fresh) })
 			if err != nil {
 				m.fail(err)
 			}
@@ -305,9 +306,9 @@ func readNames(dir *os.File) ([]string, error) {
 	return d.Readdirnames(-1)
 }
 
-// Clone copies the tree from into the directory to, which must be missing or empty (errdefs.ErrFailedPrecondition), and
+// cloneTree copies the tree from into the directory to, which must be missing or empty (errdefs.ErrFailedPrecondition), and
 // shares no inode with it.
-func Clone(ctx context.Context, from, to string) error {
+func cloneTree(ctx context.Context, from, to string) error {
 	names, err := os.ReadDir(to)
 	switch {
 	case errors.Is(err, os.ErrNotExist):

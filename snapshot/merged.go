@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -137,7 +138,7 @@ func (m *merged) at(path string) (*place, error) {
 	}
 	for name, more := "", true; more && p != nil; {
 		var err error
-		name, rest, more = cutPath(rest)
+		name, rest, more = strings.Cut(rest, "/")
 		if p, err = m.kid(p, name); err != nil {
 			return nil, err
 		}
@@ -315,4 +316,11 @@ func (d *openDirs) close() {
 		}
 		d.slots[i] = openDirSlot{}
 	}
+}
+
+// stackDir is one directory of a stack, and the name that stands for its content.
+type stackDir struct {
+	name string
+	path string
+	live bool // a container may be writing to it, although its snapshot was committed
 }

@@ -7,10 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/sparse"
-	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -81,10 +81,7 @@ func openOrder(ctx context.Context, dir string) (stepSource, error) {
 
 // checkOrder verifies the steps of an ordered layer and the contents set aside; errdefs.ErrDataLoss names the first
 // difference.
-func checkOrder(ctx context.Context, dir string, rec metadata.Layer) error {
-	if !rec.Ordered {
-		return nil
-	}
+func checkOrder(ctx context.Context, dir string) error {
 	steps, err := openOrder(ctx, dir)
 	if err != nil {
 		return err
@@ -174,8 +171,5 @@ func sealSteps(entries entrySource, grow func(bytes int64) error) stepSource {
 	}
 }
 
-// stepError is about one entry of the tar.
-func stepError(s *unpack.Step, format string, args ...any) error {
-	what := "tar entry " + strconv.Quote(clipPath(s.Path))
-	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), unpack.ErrInvalidLayer)
-}
+// errLost means that a directory is not what its seal describes.
+var errLost = fmt.Errorf("directory differs from its seal: %w", errdefs.ErrDataLoss)

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -69,7 +70,7 @@ func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash
 			p.release(c)
 		}
 	})
-	if err = contained("tar", func() error { return read(p) }); err == nil {
+	if err = panics.Call("tar", func() error { return read(p) }); err == nil {
 		err = copyUntil(ctx, io.Discard, p)
 	}
 	if err != nil {
@@ -91,7 +92,7 @@ func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash
 func (p *tarPipe) decompress(tar io.Reader) {
 	defer close(p.sums)
 	defer close(p.chunks)
-	defer contain("decompress", &p.err)
+	defer panics.Recover("decompress", &p.err)
 	for size := firstChunk; p.err == nil; size = min(2*size, chunkSize) {
 		select {
 		case p.places <- struct{}{}:

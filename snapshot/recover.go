@@ -46,7 +46,7 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 		}
 		var l metadata.Layer
 		if s.recover(ctx, s.path("layers", name, "fs"), s.path("layers", name, "seal"), &l) && l.Key != "" &&
-			checkOrder(ctx, s.path("layers", name), l) == nil {
+			(!l.Ordered || checkOrder(ctx, s.path("layers", name)) == nil) {
 			l.Dir, l.Durable = name, false
 			r.Layers = append(r.Layers, l)
 		} else {

@@ -111,8 +111,8 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 		return s.layer(rec.Key) // another call was quicker
 	}
 	err := s.intact(ctx, s.path("layers", rec.Dir, "fs"), s.path("layers", rec.Dir, "seal"))
-	if err == nil {
-		err = checkOrder(ctx, s.path("layers", rec.Dir), rec)
+	if err == nil && rec.Ordered {
+		err = checkOrder(ctx, s.path("layers", rec.Dir))
 	}
 	if errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		log.G(ctx).WithError(err).WithField("layer", rec.Key).Warn("layer was not written out before the last stop: unpacking it again")

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -297,7 +298,7 @@ func (d *differ) attributes(n *tree) error {
 func (r *replay) find(p string) (*simName, error) {
 	k := &simName{simNode: r.root}
 	for name, rest, more := "", p, p != "."; more; {
-		name, rest, more = cutPath(rest)
+		name, rest, more = strings.Cut(rest, "/")
 		if !k.isDir() {
 			return nil, nil
 		}

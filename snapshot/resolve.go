@@ -1,6 +1,8 @@
 package snapshot
 
 import (
+	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -140,13 +142,16 @@ func inside(dir, name string) string {
 	return dir + "/" + name
 }
 
-// cutPath takes the first component off a path; more is false when that was the last one.
-func cutPath(p string) (name, rest string, more bool) { return strings.Cut(p, "/") }
-
 // clipPath keeps long paths from flooding messages.
 func clipPath(p string) string {
 	if len(p) > 300 {
 		return p[:300] + "..."
 	}
 	return p
+}
+
+// stepError is about one entry of the tar.
+func stepError(s *unpack.Step, format string, args ...any) error {
+	what := "tar entry " + strconv.Quote(clipPath(s.Path))
+	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), unpack.ErrInvalidLayer)
 }

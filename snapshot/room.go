@@ -1,9 +1,7 @@
 package snapshot
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"sync"
@@ -65,19 +63,4 @@ func freeBytes(path string) (free, reserve int64, err error) {
 		return math.MaxInt64, 0, nil
 	}
 	return int64(st.Bavail * block), min(int64(st.Blocks*block)/reservePart, maxReserve), nil
-}
-
-// complete returns when the whole blob is here. Until then an extraction waits for somebody's registry, and must not
-// keep others from memory that only one may have.
-func (s *Store) complete(ctx context.Context, j *unpackJob) error {
-	if _, here := s.blobs.Size(j.layer.Blob.Digest); here {
-		return nil
-	}
-	blob, err := s.blobs.Open(ctx, j.layer.Blob.Digest)
-	if err != nil {
-		return err
-	}
-	defer blob.Close()
-	defer context.AfterFunc(ctx, func() { blob.Close() })()
-	return copyUntil(ctx, io.Discard, blob)
 }

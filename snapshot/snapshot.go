@@ -21,7 +21,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -179,5 +178,3 @@ var pools = []string{rootdir.Layers, rootdir.Rootfs, rootdir.Snapshots, rootdir.
 func (s *Store) canClone() bool {
 	return canClone(s.path("layers"), s.path("snapshots")) || canClone(s.path("layers"), s.path("rootfs"))
 }
-
-var errLost = fmt.Errorf("directory differs from its seal: %w", errdefs.ErrDataLoss)

@@ -16,13 +16,6 @@ import (
 // snapshotDir begins the name of what a snapshot's directory holds.
 const snapshotDir = "snapshot/"
 
-// stackDir is one directory of a stack, and the name that stands for its content.
-type stackDir struct {
-	name string
-	path string
-	live bool // a container may be writing to it, although its snapshot was committed
-}
-
 // stack is what a snapshot's children stand on: directories, topmost first, and the attributes of the root directory.
 type stack struct {
 	dirs      []stackDir
@@ -135,7 +128,7 @@ func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
 		return
 	}
 	b.seen[dir] = true
-	b.st.dirs = append(b.st.dirs, stackDir{name, dir, strings.HasPrefix(name, snapshotDir)})
+	b.st.dirs = append(b.st.dirs, stackDir{name: name, path: dir, live: strings.HasPrefix(name, snapshotDir)})
 	b.st.whiteouts = len(b.st.dirs) == 1 && whiteouts
 }
 

@@ -38,7 +38,7 @@ func newLayerTree(entries entrySource, grow func(bytes int64) error) (*tree, err
 	return t, entries(func(e *unpack.Entry) error {
 		n := t
 		for name, rest, more := "", e.Path, e.Path != "."; more; {
-			name, rest, more = cutPath(rest)
+			name, rest, more = strings.Cut(rest, "/")
 			kid := n.kids[name]
 			if kid == nil {
 				name = strings.Clone(name) // not a part of the path
@@ -130,4 +130,12 @@ func (t *tree) entries() []*unpack.Entry {
 	walk(t)
 	slices.SortFunc(es, func(a, b *unpack.Entry) int { return unpack.ComparePaths(a.Path, b.Path) })
 	return es
+}
+
+// ownAll gives all nodes to an ordinary user.
+func (t *tree) ownAll(uid, gid uint32) {
+	t.entry.UID, t.entry.GID = uid, gid
+	for _, k := range t.kids {
+		k.ownAll(uid, gid)
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -223,7 +224,7 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	}
 	defer release()
 	j.descriptors = share
-	j.err = contained("unpack", func() error { return u.s.unpack(ctx, j) })
+	j.err = panics.Call("unpack", func() error { return u.s.unpack(ctx, j) })
 	j.finished = time.Now()
 	if j.err != nil {
 		u.forget(j)

@@ -13,9 +13,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// DiskUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
+// treeUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
 // files share on some file systems (reflinks) for each of them. A path that does not exist has none.
-func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
+func treeUsage(ctx context.Context, path string) (bytes int64, err error) {
 	var st unix.Stat_t
 	switch err := unix.Lstat(path, &st); {
 	case gone(err):

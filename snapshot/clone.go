@@ -1,0 +1,13 @@
+package snapshot
+
+import "context"
+
+// Clone copies the tree from into the directory to, which must be missing or empty (errdefs.ErrFailedPrecondition), and
+// shares no inode with it.
+func Clone(ctx context.Context, from, to string) error { return cloneTree(ctx, from, to) }
+
+// DiskUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
+// files share on some file systems (reflinks) for each of them. A path that does not exist has none.
+func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
+	return treeUsage(ctx, path)
+}

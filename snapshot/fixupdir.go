@@ -1,0 +1,40 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// build makes a planned fix-up in the new directory staged, and seals it.
+func (s *Store) build(ctx context.Context, staged string, p *plan) (metadata.Layer, error) {
+	return s.buildTree(ctx, staged, p.out, p.copies)
+}
+
+// buildTree makes t in the new directory staged, and seals it. After an error nothing of it is left.
+func (s *Store) buildTree(ctx context.Context, staged string, t *tree,
+	copies map[string]source,
+) (rec metadata.Layer, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.dir.Trash(staged))
+		}
+	}()
+	fs := filepath.Join(staged, "fs")
+	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+		return rec, err
+	}
+	made, entries, err := buildTree(ctx, fs, t, copies, s.opts.UserXattr)
+	if err != nil {
+		return rec, err
+	}
+	rec = metadata.Layer{
+		PlainMarks: made.plainMarks, Whiteouts: made.whiteouts, Inodes: made.inodes, Size: made.size,
+		Created: time.Now().UTC(),
+	}
+	return rec, writeSeal(filepath.Join(staged, "seal"), rec, len(entries), entriesOf(entries), true)
+}

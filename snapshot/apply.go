@@ -19,6 +19,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -162,7 +163,7 @@ func (s *Store) owned(mounts []mount.Mount, kind string) (name string, ok bool) 
 }
 
 func (s *Store) pristine(dir string) (bool, error) {
-	f, err := openTree(s.path("snapshots", dir, "fs"))
+	f, err := nodes.OpenTree(s.path("snapshots", dir, "fs"))
 	if err != nil {
 		return false, err
 	}

@@ -16,6 +16,9 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -106,22 +109,22 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 			log.G(ctx).WithError(err).Warn("a consumed layer could not be deleted")
 		}
 	}()
-	lost := &lostXattrs{}
+	lost := &nodes.LostXattrs{}
 	seals, err := s.stackUp(ctx, holder, staged, layers, opts.Consume, &copied, lost)
 	if err != nil {
 		return err
 	}
-	all, err := flatten(ctx, seals)
+	all, err := tree.Flatten(ctx, seals)
 	if err != nil {
 		return err
 	}
-	if err := s.finishRoot(fs, &all.root); err != nil {
+	if err := s.finishRoot(fs, &all.Root); err != nil {
 		return err
 	}
-	lost.warn(ctx, "rootfs "+rec.Manifest.String())
-	rec.Size, rec.Inodes = all.size, all.inodes
-	entries := lost.without(all.each(ctx))
-	if err := writeSeal(filepath.Join(staged, "seal"), rec, all.count, entries, !opts.NoSync); err != nil || opts.NoSync {
+	lost.Warn(ctx, "rootfs "+rec.Manifest.String())
+	rec.Size, rec.Inodes = all.Size, all.Inodes
+	entries := lost.Without(all.Each(ctx))
+	if err := tree.WriteSeal(filepath.Join(staged, "seal"), rec, all.Count, entries, !opts.NoSync); err != nil || opts.NoSync {
 		return err
 	}
 	return s.dir.Sync(rootdir.Layers, rootdir.Rootfs)
@@ -131,8 +134,8 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 // which lie in staged or with their layers. What was consumed by copying is added to copied, for the caller to delete,
 // and the extended attributes that copies lack to lost.
 func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer, consume bool,
-	copied *[]string, lost *lostXattrs,
-) ([]*seal, error) {
+	copied *[]string, lost *nodes.LostXattrs,
+) ([]*tree.Seal, error) {
 	last := map[string]int{}
 	for i, l := range layers {
 		last[l.Key] = i
@@ -149,14 +152,14 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 	if err != nil {
 		return nil, err
 	}
-	var seals []*seal
+	var seals []*tree.Seal
 	for i, l := range layers {
 		if i+1 < len(layers) && layers[i+1].Key == l.Key && !l.NeedsFixup {
 			continue // merging the same layer twice in a row changes nothing
 		}
 		src := sources[l.Key]
 		if src.seal == nil {
-			if src.seal, err = openSeal(ctx, filepath.Join(src.dir, "seal")); err != nil {
+			if src.seal, err = tree.OpenSeal(ctx, filepath.Join(src.dir, "seal")); err != nil {
 				return nil, err
 			}
 			sources[l.Key] = src
@@ -171,8 +174,8 @@ func (s *Store) stackUp(ctx context.Context, holder metadata.Holder, staged stri
 
 // stackOne merges one layer and its fix-up, and adds their seals.
 func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, src layerSource,
-	seals []*seal, lost *lostXattrs,
-) ([]*seal, error) {
+	seals []*tree.Seal, lost *nodes.LostXattrs,
+) ([]*tree.Seal, error) {
 	fs := filepath.Join(staged, "fs")
 	fixup, err := s.fixupFor(ctx, src, l, fs)
 	if err != nil {
@@ -189,7 +192,7 @@ func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, s
 	if err := os.Rename(filepath.Join(fixup, "seal"), at); err != nil {
 		return nil, err
 	}
-	sealed, err := openSeal(ctx, at)
+	sealed, err := tree.OpenSeal(ctx, at)
 	if err == nil {
 		err = s.mergeSealed(ctx, fs, filepath.Join(fixup, "fs"), sealed, true, lost)
 	}
@@ -200,14 +203,14 @@ func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, s
 }
 
 // mergeSealed merges a directory into fs, by moving what is in it or by copying.
-func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, move bool,
-	lost *lostXattrs,
+func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *tree.Seal, move bool,
+	lost *nodes.LostXattrs,
 ) (err error) {
-	m := merge{root: fs, move: move, lost: lost}
+	m := overlay.Merge{To: fs, Move: move, Lost: lost}
 	if !move {
-		m.room, m.shared = &room{path: fs}, s.clones()
+		m.Space, m.SharesExtents = &nodes.Space{Path: fs}, s.clones()
 	} else {
-		if m.marked, err = markedDirs(sealed.each); err != nil {
+		if m.Marked, err = overlay.MarkedDirs(sealed.Each); err != nil {
 			return err
 		}
 	}
@@ -217,9 +220,9 @@ func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *seal, m
 // layerSource is where a layer is taken from.
 type layerSource struct {
 	dir  string
-	seal *seal // nil until it was read
-	move bool  // its inodes are moved, not copied
-	drop bool  // it is deleted after it was copied
+	seal *tree.Seal // nil until it was read
+	move bool       // its inodes are moved, not copied
+	drop bool       // it is deleted after it was copied
 }
 
 // sources returns the source of each layer. A layer that is consumed first loses its record. Then it is moved to staged
@@ -301,16 +304,16 @@ func (s *Store) fixupFor(ctx context.Context, src layerSource, l metadata.Layer,
 	if !l.NeedsFixup {
 		return "", nil
 	}
-	p, err := s.openPlanOf(ctx, src.dir, l, []stackDir{{name: "rootfs", path: fs}})
+	p, err := s.openPlanOf(ctx, src.dir, l, []overlay.Dir{{Name: "rootfs", Path: fs}})
 	if err != nil {
 		return "", err
 	}
 	defer p.close()
-	if p.empty() {
+	if p.Empty() {
 		return "", nil
 	}
 	staged = s.dir.StageBeside(filepath.Dir(fs), "fixup")
-	_, err = s.build(ctx, staged, p.plan)
+	_, err = s.build(ctx, staged, p.Plan)
 	return staged, err
 }
 

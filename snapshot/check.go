@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
 // Check compares every layer, fix-up and rootfs with its seal, both ways, and looks for the directories of snapshots. It
@@ -30,7 +31,7 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 		if !l.Ordered {
 			continue
 		}
-		if err := checkOrder(ctx, dir); err != nil && ctx.Err() == nil {
+		if err := tree.CheckOrder(ctx, dir); err != nil && ctx.Err() == nil {
 			if now, gone := s.layer(l.Key); gone == nil && now.Dir == l.Dir {
 				f := layerFault(l)
 				f.Err = fmt.Errorf("layer %s: %s: %w: %w", l.Key, dir, err, errdefs.ErrDataLoss)
@@ -109,7 +110,7 @@ func (s *Store) checkSealed(ctx context.Context, base metadata.Fault, dir, seal 
 	var faults []error
 	more := 0
 	done := s.alone()
-	err := compareSeal(ctx, seal, dir, func(path, diff string) {
+	err := tree.CompareSeal(ctx, seal, dir, func(path, diff string) {
 		if more++; more <= maxFaults {
 			faults = append(faults, fmt.Errorf("%s: %s/%s: %s: %w", what, dir, path, diff, errdefs.ErrDataLoss))
 		}

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"io"
 )
 
@@ -17,5 +18,5 @@ func (s *Store) complete(ctx context.Context, j *unpackJob) error {
 	}
 	defer blob.Close()
 	defer context.AfterFunc(ctx, func() { blob.Close() })()
-	return copyUntil(ctx, io.Discard, blob)
+	return interrupt.Copy(ctx, io.Discard, blob)
 }

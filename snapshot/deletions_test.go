@@ -16,6 +16,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
 // TestManyDeletions: whoever makes directories waits when very many are to be deleted, for a moment; removals never do, nothing that waits is
@@ -44,7 +45,7 @@ func TestManyDeletions(t *testing.T) {
 			if faulty.Swap(false) {
 				return errdefs.ErrUnknown
 			}
-			return removeAll(ctx, path, freed)
+			return nodes.RemoveAll(ctx, path, freed)
 		},
 	})
 	if err != nil {

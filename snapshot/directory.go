@@ -13,6 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -56,16 +58,16 @@ func (s *Store) copyStack(ctx context.Context, dir string, st *stack) error {
 	}
 	fs := filepath.Join(dir, "fs")
 	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
-		return classed(err)
+		return nodes.Classed(err)
 	}
-	lost := &lostXattrs{}
+	lost := &nodes.LostXattrs{}
 	for _, d := range slices.Backward(st.dirs) {
-		m := merge{lost: lost, root: fs, live: d.live, room: &room{path: fs}, shared: s.clones()}
-		if err := s.merge(ctx, &m, d.path); err != nil {
-			return fmt.Errorf("copy of %s: %w", d.name, classed(err))
+		m := overlay.Merge{Lost: lost, To: fs, Live: d.Live, Space: &nodes.Space{Path: fs}, SharesExtents: s.clones()}
+		if err := s.merge(ctx, &m, d.Path); err != nil {
+			return fmt.Errorf("copy of %s: %w", d.Name, nodes.Classed(err))
 		}
 	}
-	lost.warn(ctx, "copy for a container")
+	lost.Warn(ctx, "copy for a container")
 	return setAttrs(fs, &st.root)
 }
 
@@ -79,7 +81,7 @@ func (s *Store) settled(ctx context.Context, provisional bool) error {
 }
 
 func setAttrs(dir string, e *unpack.Entry) error {
-	f, err := openTree(dir)
+	f, err := nodes.OpenTree(dir)
 	if err != nil {
 		return err
 	}
@@ -88,15 +90,15 @@ func setAttrs(dir string, e *unpack.Entry) error {
 }
 
 // merge runs m over a directory.
-func (s *Store) merge(ctx context.Context, m *merge, dir string) error {
+func (s *Store) merge(ctx context.Context, m *overlay.Merge, dir string) error {
 	share, release, err := descriptors.Process.Take(ctx, descriptors.Assembly)
 	if err != nil {
 		return err
 	}
 	defer release()
-	m.share = share
+	m.Descriptors = share
 	defer s.alone()()
-	return m.run(ctx, dir)
+	return m.Run(ctx, dir)
 }
 
 // alone keeps apart what reads the trees of an ordinary user: directories that their owner can't read are opened up meanwhile.

@@ -8,16 +8,18 @@ import (
 	"time"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
 // build makes a planned fix-up in the new directory staged, and seals it.
-func (s *Store) build(ctx context.Context, staged string, p *plan) (metadata.Layer, error) {
-	return s.buildTree(ctx, staged, p.out, p.copies)
+func (s *Store) build(ctx context.Context, staged string, p *overlay.Plan) (metadata.Layer, error) {
+	return s.buildTree(ctx, staged, p.Tree, p.Copies)
 }
 
 // buildTree makes t in the new directory staged, and seals it. After an error nothing of it is left.
-func (s *Store) buildTree(ctx context.Context, staged string, t *tree,
-	copies map[string]source,
+func (s *Store) buildTree(ctx context.Context, staged string, t *tree.Node,
+	copies map[string]overlay.Source,
 ) (rec metadata.Layer, err error) {
 	defer func() {
 		if err != nil {
@@ -28,13 +30,13 @@ func (s *Store) buildTree(ctx context.Context, staged string, t *tree,
 	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
 		return rec, err
 	}
-	made, entries, err := buildTree(ctx, fs, t, copies, s.opts.UserXattr)
+	made, entries, err := overlay.Build(ctx, fs, t, copies, s.opts.UserXattr)
 	if err != nil {
 		return rec, err
 	}
 	rec = metadata.Layer{
-		PlainMarks: made.plainMarks, Whiteouts: made.whiteouts, Inodes: made.inodes, Size: made.size,
+		PlainMarks: made.PlainMarks, Whiteouts: made.Whiteouts, Inodes: made.Inodes, Size: made.Size,
 		Created: time.Now().UTC(),
 	}
-	return rec, writeSeal(filepath.Join(staged, "seal"), rec, len(entries), entriesOf(entries), true)
+	return rec, tree.WriteSeal(filepath.Join(staged, "seal"), rec, len(entries), tree.ListOf(entries), true)
 }

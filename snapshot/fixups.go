@@ -10,6 +10,9 @@ import (
 	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
 // errReleased says that a fix-up that was there when it was looked for has lost its last holder since.
@@ -43,11 +46,11 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 			return sn, fmt.Errorf("snapshot %s: %w", key, err)
 		}
 		defer p.close()
-		if !p.empty() {
-			fixup = metadata.FixupKey(p.facts(rec.DiffID))
+		if !p.Empty() {
+			fixup = metadata.FixupKey(p.Facts(rec.DiffID))
 			if _, err := s.layer(fixup); err != nil {
 				staged = s.dir.Stage(rootdir.Layers, "fixup")
-				if made, err = s.build(ctx, staged, p.plan); err != nil {
+				if made, err = s.build(ctx, staged, p.Plan); err != nil {
 					return sn, fmt.Errorf("snapshot %s: fix-up: %w", key, err)
 				}
 			}
@@ -99,7 +102,7 @@ func (s *Store) recordFixup(key, fixup, staged string, made metadata.Layer,
 
 // openPlan is a plan with the directories it reads.
 type openPlan struct {
-	*plan
+	*overlay.Plan
 	dirs  []*os.File
 	claim *budget.Claim // what the plan takes
 }
@@ -108,8 +111,8 @@ func (p *openPlan) close() {
 	for _, d := range p.dirs {
 		d.Close()
 	}
-	if p.plan != nil {
-		p.parent.close()
+	if p.Plan != nil {
+		p.Parent.Close()
 	}
 	p.claim.Release()
 }
@@ -127,7 +130,7 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot, rec metadata.
 }
 
 // openPlanOf plans the fix-up of a layer whose directory is layerDir above a stack.
-func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.Layer, below []stackDir) (
+func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.Layer, below []overlay.Dir) (
 	p *openPlan, err error,
 ) {
 	p = &openPlan{claim: s.memory.Claim(nil)}
@@ -136,15 +139,15 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.La
 			p.close()
 		}
 	}()
-	l := planned{newDir: s.usualRoot()}
+	l := overlay.Layer{NewDir: s.usualRoot()}
 	open := func(name string) (*os.File, error) {
-		f, err := openTree(filepath.Join(layerDir, name))
+		f, err := nodes.OpenTree(filepath.Join(layerDir, name))
 		if err == nil {
 			p.dirs = append(p.dirs, f)
 		}
 		return f, err
 	}
-	sealed, err := openSeal(ctx, filepath.Join(layerDir, "seal"))
+	sealed, err := tree.OpenSeal(ctx, filepath.Join(layerDir, "seal"))
 	if err != nil {
 		return p, err
 	}
@@ -152,33 +155,33 @@ func (s *Store) openPlanOf(ctx context.Context, layerDir string, rec metadata.La
 	if err != nil {
 		return p, err
 	}
-	l.entries, l.self = sealed.each, &element{name: rec.Key, root: self}
+	l.Entries, l.Self = sealed.Each, &overlay.Element{Name: rec.Key, Root: self}
 	if rec.Ordered {
-		if l.steps, err = openOrder(ctx, layerDir); err != nil {
+		if l.Steps, err = tree.OpenOrder(ctx, layerDir); err != nil {
 			return p, err
 		}
-		aside, err := open(asideName)
+		aside, err := open(tree.AsideName)
 		if err == nil {
-			l.aside = &element{name: asideName, root: aside}
+			l.Aside = &overlay.Element{Name: tree.AsideName, Root: aside}
 		} else if !errors.Is(err, os.ErrNotExist) {
 			return p, err
 		}
 	}
-	parent, err := openMerged(below)
+	parent, err := overlay.OpenMerged(below)
 	if err != nil {
 		return p, err
 	}
 	rights := s.opts.Unpack
-	p.plan, err = planFixup(ctx, l, parent, rights.Unprivileged || rights.Confined, func(bytes int64) error {
+	p.Plan, err = overlay.PlanFixup(ctx, l, parent, rights.Unprivileged || rights.Confined, func(bytes int64) error {
 		return p.claim.Grow(ctx, bytes)
 	})
 	if err != nil {
-		parent.close()
-		p.plan = nil
+		parent.Close()
+		p.Plan = nil
 		return p, err
 	}
 	if rights.Unprivileged {
-		p.out.ownAll(uint32(os.Geteuid()), uint32(os.Getegid()))
+		p.Tree.SetOwner(uint32(os.Geteuid()), uint32(os.Getegid()))
 	}
 	return p, nil
 }
@@ -191,7 +194,7 @@ func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string
 			return "", made, err
 		}
 		staged = s.dir.Stage(rootdir.Layers, "fixup")
-		made, err = s.buildTree(ctx, staged, newRoot(st.root), nil)
+		made, err = s.buildTree(ctx, staged, tree.New(st.root), nil)
 		return staged, made, err
 	}
 	rec, err := s.layer(sn.Layer)
@@ -204,6 +207,6 @@ func (s *Store) stageFixup(ctx context.Context, sn metadata.Snapshot, key string
 	}
 	defer p.close()
 	staged = s.dir.Stage(rootdir.Layers, "fixup")
-	made, err = s.build(ctx, staged, p.plan)
+	made, err = s.build(ctx, staged, p.Plan)
 	return staged, made, err
 }

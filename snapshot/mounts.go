@@ -126,7 +126,7 @@ var hasIndex = sync.OnceValue(func() bool {
 func (st *stack) paths() []string {
 	paths := make([]string, len(st.dirs))
 	for i, d := range st.dirs {
-		paths[i] = d.path
+		paths[i] = d.Path
 	}
 	return paths
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -198,7 +199,7 @@ func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *st
 		staged, made := "", metadata.Layer{}
 		if _, err := s.layer(key); err != nil {
 			staged = s.dir.Stage(rootdir.Layers, "fixup")
-			if made, err = s.buildTree(ctx, staged, newRoot(st.root), nil); err != nil {
+			if made, err = s.buildTree(ctx, staged, tree.New(st.root), nil); err != nil {
 				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
 			}
 		}

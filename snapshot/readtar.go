@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
@@ -71,7 +72,7 @@ func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash
 		}
 	})
 	if err = panics.Call("tar", func() error { return read(p) }); err == nil {
-		err = copyUntil(ctx, io.Discard, p)
+		err = interrupt.Copy(ctx, io.Discard, p)
 	}
 	if err != nil {
 		close(p.stop)
@@ -80,7 +81,7 @@ func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash
 	}
 	both.Wait()
 	if err == nil {
-		err = copyUntil(ctx, io.Discard, blob)
+		err = interrupt.Copy(ctx, io.Discard, blob)
 	}
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx) // instead of the error of the closed blob

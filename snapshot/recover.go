@@ -14,6 +14,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
 // Recovered is what the directories say when the database is lost: records of what is intact, and what no record can be
@@ -46,7 +47,7 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 		}
 		var l metadata.Layer
 		if s.recover(ctx, s.path("layers", name, "fs"), s.path("layers", name, "seal"), &l) && l.Key != "" &&
-			(!l.Ordered || checkOrder(ctx, s.path("layers", name)) == nil) {
+			(!l.Ordered || tree.CheckOrder(ctx, s.path("layers", name)) == nil) {
 			l.Dir, l.Durable = name, false
 			r.Layers = append(r.Layers, l)
 		} else {
@@ -112,12 +113,12 @@ func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
 
 // recover reads the record in a seal, if the directory is what the seal says.
 func (s *Store) recover(ctx context.Context, dir, seal string, record any) bool {
-	sealed, err := openSeal(ctx, seal)
+	sealed, err := tree.OpenSeal(ctx, seal)
 	if err == nil {
 		err = s.intact(ctx, dir, seal)
 	}
 	if err == nil {
-		err = json.Unmarshal(sealed.record, record)
+		err = json.Unmarshal(sealed.Record, record)
 	}
 	if err != nil {
 		log.G(ctx).WithError(err).Warnf("recover: %s is not what its seal says", dir)

@@ -16,6 +16,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
 // suspect says whether another process left the record provisional and nobody has compared it yet.
@@ -112,7 +113,7 @@ func (s *Store) trustLayer(ctx context.Context, rec metadata.Layer) (metadata.La
 	}
 	err := s.intact(ctx, s.path("layers", rec.Dir, "fs"), s.path("layers", rec.Dir, "seal"))
 	if err == nil && rec.Ordered {
-		err = checkOrder(ctx, s.path("layers", rec.Dir))
+		err = tree.CheckOrder(ctx, s.path("layers", rec.Dir))
 	}
 	if errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		log.G(ctx).WithError(err).WithField("layer", rec.Key).Warn("layer was not written out before the last stop: unpacking it again")
@@ -137,9 +138,9 @@ func (s *Store) layer(key string) (rec metadata.Layer, err error) {
 func (s *Store) intact(ctx context.Context, dir, seal string) error {
 	defer s.alone()()
 	var first error
-	err := compareSeal(ctx, seal, dir, func(path, what string) {
+	err := tree.CompareSeal(ctx, seal, dir, func(path, what string) {
 		if first == nil {
-			first = fmt.Errorf("%s: %s: %w", path, what, errLost)
+			first = fmt.Errorf("%s: %s: %w", path, what, tree.ErrDiffers)
 		}
 	})
 	if err != nil {

@@ -29,6 +29,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/keylock"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -118,7 +119,7 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	s.opts.UserXattr = s.opts.UserXattr || s.opts.Unpack.Unprivileged || s.opts.Unpack.Confined // who may not write trusted.*
 	s.opts.Unpack.UserXattr = s.opts.UserXattr
 	var err error
-	s.dir, err = rootdir.Open(root, db, &rootdir.Options{Pools: pools, Remove: removeAll, ReadOnly: s.opts.ReadOnly})
+	s.dir, err = rootdir.Open(root, db, &rootdir.Options{Pools: pools, Remove: nodes.RemoveAll, ReadOnly: s.opts.ReadOnly})
 	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
@@ -176,5 +177,5 @@ var pools = []string{rootdir.Layers, rootdir.Rootfs, rootdir.Snapshots, rootdir.
 
 // canClone reports whether a copy of a layer can share its extents, in one of the places where layers are copied to.
 func (s *Store) canClone() bool {
-	return canClone(s.path("layers"), s.path("snapshots")) || canClone(s.path("layers"), s.path("rootfs"))
+	return nodes.CanClone(s.path("layers"), s.path("snapshots")) || nodes.CanClone(s.path("layers"), s.path("rootfs"))
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
 // labelParentChainID comes with the Prepare of a layer that containerd unpacks without naming its parent ("rebase").
@@ -134,7 +135,7 @@ func (n *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 }
 
 func (s *Store) du(ctx context.Context, sn metadata.Snapshot) (snapshots.Usage, error) {
-	u, err := diskUsage(ctx, s.path("snapshots", sn.Dir, "fs"))
+	u, err := nodes.Usage(ctx, s.path("snapshots", sn.Dir, "fs"))
 	if err != nil {
 		return snapshots.Usage{}, fmt.Errorf("snapshot %s: usage: %w", sn.Key, err)
 	}

@@ -10,6 +10,9 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -18,7 +21,7 @@ const snapshotDir = "snapshot/"
 
 // stack is what a snapshot's children stand on: directories, topmost first, and the attributes of the root directory.
 type stack struct {
-	dirs      []stackDir
+	dirs      []overlay.Dir
 	root      unpack.Entry
 	rootFrom  int  // which of dirs shows the root directory as it has to be; -1: none
 	rootSaid  bool // whether a layer or snapshot has an entry for the root directory
@@ -128,7 +131,7 @@ func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
 		return
 	}
 	b.seen[dir] = true
-	b.st.dirs = append(b.st.dirs, stackDir{name: name, path: dir, live: strings.HasPrefix(name, snapshotDir)})
+	b.st.dirs = append(b.st.dirs, overlay.Dir{Name: name, Path: dir, Live: strings.HasPrefix(name, snapshotDir)})
 	b.st.whiteouts = len(b.st.dirs) == 1 && whiteouts
 }
 
@@ -139,12 +142,12 @@ func (b *stackBuilder) readRoot() error {
 	if b.rootPath == "" {
 		return nil
 	}
-	f, err := openOwnTree(b.rootPath)
+	f, err := nodes.OpenRoot(b.rootPath)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	e, err := f.entry(".")
+	e, err := f.Entry(".")
 	if err != nil {
 		return err
 	}
@@ -155,7 +158,7 @@ func (b *stackBuilder) readRoot() error {
 	}
 	b.st.root.Sec, b.st.root.Nsec = e.Sec, e.Nsec
 	b.st.root.Opaque = e.Opaque // opacity is not an attribute of the root directory
-	if unlike(&b.st.root, e) {
+	if tree.Differ(&b.st.root, e) {
 		b.st.rootFrom = -1
 	}
 	return nil
@@ -170,12 +173,12 @@ func (st *stack) viewRoot(remap bool) string {
 		return ""
 	}
 	e.Implied, e.Opaque, e.Seq = false, false, 0
-	return metadata.FixupKey(digest.FromBytes(append([]byte("root\n"), appendEntry(nil, &e)...)))
+	return metadata.FixupKey(digest.FromBytes(append([]byte("root\n"), tree.AppendEntry(nil, &e)...)))
 }
 
 // usualRoot is the root directory when no layer says anything of it.
 func (s *Store) usualRoot() unpack.Entry {
-	root := defaultDir(".")
+	root := tree.DefaultDir(".")
 	if s.opts.Unpack.Unprivileged {
 		root.UID, root.GID = uint32(os.Geteuid()), uint32(os.Getegid())
 	}

@@ -18,9 +18,12 @@ import (
 	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -229,7 +232,7 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	if j.err != nil {
 		u.forget(j)
 		if j.dir != "" {
-			err := removeAll(ctx, j.dir, nil)
+			err := nodes.RemoveAll(ctx, j.dir, nil)
 			switch {
 			case ctx.Err() != nil: // the store closes: the deletion goes on now or later
 				u.s.dir.Delete(j.dir)
@@ -286,7 +289,7 @@ func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
 	defer claim.Release()
 	if have {
 		err = readTar(ctx, j.mediaType, src, digester.Hash(), claim.Grow, func(tar io.Reader) error {
-			return copyUntil(ctx, io.Discard, tar)
+			return interrupt.Copy(ctx, io.Discard, tar)
 		})
 	} else {
 		err = s.extract(ctx, j, src, digester, claim)
@@ -340,8 +343,8 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 		opts.Descriptors = int(j.descriptors) - 4 // for the directory, the blob and the seal
 	}
 	var res *unpack.Result
-	opts.Memory, opts.Room = claim.Grow, (&room{path: j.dir}).take
-	aside := filepath.Join(j.dir, asideName)
+	opts.Memory, opts.Room = claim.Grow, (&nodes.Space{Path: j.dir}).Take
+	aside := filepath.Join(j.dir, tree.AsideName)
 	setAside := false
 	opts.Aside = func() (*os.File, error) {
 		setAside = true
@@ -355,25 +358,25 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 		return err
 	})
 	if err != nil {
-		return classed(err)
+		return nodes.Classed(err)
 	}
 	j.record = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
 		Empty: res.Empty && !res.Whiteouts, HasRootEntry: res.Root, NeedsFixup: res.Needs, Whiteouts: res.Whiteouts, PlainMarks: res.Plain,
-		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DroppedXattrs: droppedText(res.Dropped), DiffID: digester.Digest(),
+		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DroppedXattrs: nodes.DroppedText(res.Dropped), DiffID: digester.Digest(),
 	}
 	j.record.Key = metadata.LayerKey(j.record.DiffID)
 	switch {
 	case res.Ordered:
-		err = writeOrder(j.dir, res)
+		err = tree.WriteOrder(j.dir, res)
 	case setAside:
-		err = removeAll(ctx, aside, nil)
+		err = nodes.RemoveAll(ctx, aside, nil)
 	}
 	if err != nil {
-		return classed(err)
+		return nodes.Classed(err)
 	}
-	interrupted := everyFew(ctx)
-	return classed(writeSeal(filepath.Join(j.dir, "seal"), j.record, res.Count, func(visit func(*unpack.Entry) error) error {
+	interrupted := interrupt.Every(ctx)
+	return nodes.Classed(tree.WriteSeal(filepath.Join(j.dir, "seal"), j.record, res.Count, func(visit func(*unpack.Entry) error) error {
 		return res.Each(func(e *unpack.Entry) error {
 			if err := interrupted(); err != nil {
 				return err

@@ -1,4 +1,4 @@
-package snapshot
+package tree
 
 import (
 	"bufio"
@@ -24,12 +24,12 @@ const sealMagic = "tank seal 1\n"
 // maxSeal bounds the size of a seal in bytes: some tens of millions of entries.
 const maxSeal = 4 << 30
 
-// entrySource calls visit for each of some entries, sorted by path, and returns the first error. An entry is valid
+// List calls visit for each of some entries, sorted by path, and returns the first error. An entry is valid
 // until visit returns.
-type entrySource func(visit func(*unpack.Entry) error) error
+type List func(visit func(*unpack.Entry) error) error
 
-// entriesOf are entries in memory.
-func entriesOf(es []*unpack.Entry) entrySource {
+// ListOf are entries in memory.
+func ListOf(es []*unpack.Entry) List {
 	return func(visit func(*unpack.Entry) error) error {
 		for _, e := range es {
 			if err := visit(e); err != nil {
@@ -40,9 +40,9 @@ func entriesOf(es []*unpack.Entry) entrySource {
 	}
 }
 
-// writeSeal writes a new seal and makes it durable, unless sync is false. record is what the database will say, as far as
+// WriteSeal writes a new seal and makes it durable, unless sync is false. record is what the database will say, as far as
 // it is known: where the directory lies is not. The source has count entries.
-func writeSeal(path string, record any, count int, entries entrySource, sync bool) error {
+func WriteSeal(path string, record any, count int, entries List, sync bool) error {
 	header, err := json.Marshal(record)
 	if err != nil {
 		return err
@@ -60,7 +60,7 @@ func writeSeal(path string, record any, count int, entries entrySource, sync boo
 	w.Write(buf)
 	size := int64(len(sealMagic) + len(buf))
 	err = entries(func(e *unpack.Entry) error {
-		buf = appendEntry(buf[:0], e)
+		buf = AppendEntry(buf[:0], e)
 		count--
 		if size += int64(len(buf)); size > maxSeal-8 {
 			return fmt.Errorf("seal: more than %d bytes: %w", int64(maxSeal), errdefs.ErrFailedPrecondition)
@@ -88,7 +88,8 @@ func writeSeal(path string, record any, count int, entries entrySource, sync boo
 	return f.Close()
 }
 
-func appendEntry(b []byte, e *unpack.Entry) []byte {
+// AppendEntry appends the form that an entry has in a seal.
+func AppendEntry(b []byte, e *unpack.Entry) []byte {
 	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	str(e.Path)
 	str(e.Type.String())

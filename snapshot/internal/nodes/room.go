@@ -1,4 +1,4 @@
-package snapshot
+package nodes
 
 import (
 	"fmt"
@@ -22,30 +22,30 @@ const (
 	roomStep = 8 << 20
 )
 
-// room compares what is written below a directory with the free space of its file system. Several goroutines may use
+// Space compares what is written below a directory with the free space of its file system. Several goroutines may use
 // it.
-type room struct {
-	path string
+type Space struct {
+	Path string
 
 	mu   sync.Mutex // guards left
 	left int64      // bytes that may be written before the next look
 }
 
-// take is called before so many bytes are written. It returns errdefs.ErrResourceExhausted when too little would be
+// Take is called before so many bytes are written. It returns errdefs.ErrResourceExhausted when too little would be
 // left.
-func (r *room) take(bytes int64) error {
+func (r *Space) Take(bytes int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.left -= bytes; r.left >= 0 {
 		return nil
 	}
-	free, reserve, err := freeBytes(r.path)
+	free, reserve, err := freeBytes(r.Path)
 	if err != nil {
 		return err
 	}
 	if free-reserve < bytes {
 		const text = "the disk of %s is too small: %d MiB are free, and %d MiB of them are kept in reserve: %w"
-		return cause.Mark(fmt.Errorf(text, r.path, free>>20, reserve>>20, errdefs.ErrResourceExhausted), cause.DiskFull, "")
+		return cause.Mark(fmt.Errorf(text, r.Path, free>>20, reserve>>20, errdefs.ErrResourceExhausted), cause.DiskFull, "")
 	}
 	r.left = min(roomStep, (free-reserve-bytes)/4)
 	return nil

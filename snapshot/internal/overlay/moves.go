@@ -1,4 +1,4 @@
-package snapshot
+package overlay
 
 import (
 	"encoding/binary"
@@ -8,12 +8,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// markedDirs are the directories, other than the root, that are opaque, hold a whiteout, or have one that does somewhere below
+// MarkedDirs are the directories, other than the root, that are opaque, hold a whiteout, or have one that does somewhere below
 // them. All others are in a plain tree what they are in overlay's form.
-func markedDirs(entries entrySource) (map[string]bool, error) {
+func MarkedDirs(entries tree.List) (map[string]bool, error) {
 	marked := map[string]bool{}
 	err := entries(func(e *unpack.Entry) error {
 		at := e.Path
@@ -34,12 +36,12 @@ func markedDirs(entries entrySource) (map[string]bool, error) {
 
 // take moves an entry with one rename and no look at what is in the way: a file replaces another one, and a directory with all below
 // it goes where nothing is. False, for whatever reason, is that entry has to do it.
-func (m *merge) take(src, dst *os.File, e dirent, at string) bool {
+func (m *Merge) take(src, dst *os.File, e dirent, at string) bool {
 	var flags uint
 	switch e.kind {
 	case unix.DT_REG, unix.DT_LNK, unix.DT_FIFO, unix.DT_BLK:
 	case unix.DT_DIR:
-		if m.marked[at] {
+		if m.Marked[at] {
 			return false
 		}
 		flags = unix.RENAME_NOREPLACE
@@ -57,7 +59,7 @@ type dirent struct {
 
 // readDir lists a directory without a look at what is in it.
 func readDir(dir *os.File) ([]dirent, error) {
-	d, err := openDir(dir, ".")
+	d, err := nodes.OpenDir(dir, ".")
 	if err != nil {
 		return nil, err
 	}

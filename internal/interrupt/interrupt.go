@@ -1,13 +1,13 @@
-package snapshot
+package interrupt
 
 import (
 	"context"
 	"io"
 )
 
-// everyFew returns a function that loops call for every step. It returns the cause of the end of ctx, which it looks
+// Every returns a function that loops call for every step. It returns the cause of the end of ctx, which it looks
 // for often enough for steps that take microseconds.
-func everyFew(ctx context.Context) func() error {
+func Every(ctx context.Context) func() error {
 	const few = 64
 	steps := 0
 	return func() error {
@@ -18,8 +18,8 @@ func everyFew(ctx context.Context) func() error {
 	}
 }
 
-// copyUntil copies until the end of the reader, or of ctx, whose cause it returns then.
-func copyUntil(ctx context.Context, to io.Writer, from io.Reader) error {
+// Copy copies until the end of the reader, or of ctx, whose cause it returns then.
+func Copy(ctx context.Context, to io.Writer, from io.Reader) error {
 	for buf := make([]byte, 256<<10); ; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

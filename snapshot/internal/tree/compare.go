@@ -1,4 +1,4 @@
-package snapshot
+package tree
 
 import (
 	"context"
@@ -13,18 +13,19 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// compareSeal compares a seal with a directory, both ways, and reports each difference. Both are read once, in the
+// CompareSeal compares a seal with a directory, both ways, and reports each difference. Both are read once, in the
 // order of their paths, so that the memory for it does not depend on how many entries there are, except for names of
 // hard links.
-func compareSeal(ctx context.Context, path, dir string, report func(path, what string)) error {
-	sealed, err := openSeal(ctx, path)
+func CompareSeal(ctx context.Context, path, dir string, report func(path, what string)) error {
+	sealed, err := OpenSeal(ctx, path)
 	if err != nil {
 		return err
 	}
-	root, err := openTree(dir)
+	root, err := nodes.OpenTree(dir)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("directory %s: missing: %w", dir, errdefs.ErrDataLoss)
@@ -32,7 +33,7 @@ func compareSeal(ctx context.Context, path, dir string, report func(path, what s
 		return err
 	}
 	defer root.Close()
-	c := comparison{sealed: sealed.cursor(), report: report, inodes: newInodes()}
+	c := comparison{sealed: sealed.Cursor(), report: report, inodes: newInodes()}
 	if err := c.next(); err != nil {
 		return err
 	}
@@ -44,7 +45,7 @@ func compareSeal(ctx context.Context, path, dir string, report func(path, what s
 
 // comparison walks a seal and a tree side by side.
 type comparison struct {
-	sealed *sealCursor
+	sealed *Cursor
 	want   *unpack.Entry // the next entry of the seal, nil at its end
 	report func(path, what string)
 	inodes *inodes
@@ -53,7 +54,7 @@ type comparison struct {
 // next goes to the next entry of the seal that exists on disk.
 func (c *comparison) next() (err error) {
 	for {
-		c.want, err = c.sealed.next()
+		c.want, err = c.sealed.Next()
 		if errors.Is(err, io.EOF) {
 			c.want = nil
 			return nil
@@ -85,7 +86,7 @@ func (c *comparison) visit(have *unpack.Entry, id unpack.InodeID) error {
 		return nil
 	}
 	what := ""
-	if unlike(c.want, have) {
+	if Differ(c.want, have) {
 		what = difference(c.want, have)
 	} else if have.Type != unpack.Whiteout && !c.inodes.agree(c.want, id) {
 		what = "other hard links"
@@ -129,8 +130,8 @@ func (n *inodes) agree(want *unpack.Entry, id unpack.InodeID) bool {
 	return want.Inode == want.Path
 }
 
-// unlike reports whether two entries differ. Names of hard links are not compared.
-func unlike(a, b *unpack.Entry) bool {
+// Differ reports whether two entries differ. Names of hard links are not compared.
+func Differ(a, b *unpack.Entry) bool {
 	if a.Type != b.Type {
 		return true
 	}

@@ -1,4 +1,4 @@
-package snapshot
+package tree
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/sparse"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -19,20 +20,20 @@ import (
 // file away that another parent may keep, a directory aside with the contents of such files.
 const (
 	orderName = "order"
-	asideName = "aside"
+	AsideName = "aside"
 )
 
-// stepSource calls visit for each entry of a tar in its order and returns the first error. A step is valid until visit
+// Steps calls visit for each entry of a tar in its order and returns the first error. A step is valid until visit
 // returns.
-type stepSource func(visit func(*unpack.Step) error) error
+type Steps func(visit func(*unpack.Step) error) error
 
-// writeOrder writes the file order into a layer's directory.
-func writeOrder(dir string, res *unpack.Result) error {
+// WriteOrder writes the file order into a layer's directory.
+func WriteOrder(dir string, res *unpack.Result) error {
 	count := 0
 	if err := res.Steps(func(*unpack.Step) error { count++; return nil }); err != nil {
 		return err
 	}
-	return writeSeal(filepath.Join(dir, orderName), nil, count, func(visit func(*unpack.Entry) error) error {
+	return WriteSeal(filepath.Join(dir, orderName), nil, count, func(visit func(*unpack.Entry) error) error {
 		return res.Steps(func(s *unpack.Step) error {
 			e := packStep(s)
 			return visit(&e)
@@ -64,41 +65,41 @@ func unpackStep(e *unpack.Entry) unpack.Step {
 	return s
 }
 
-// openOrder reads the steps of an ordered layer.
-func openOrder(ctx context.Context, dir string) (stepSource, error) {
-	sealed, err := openSeal(ctx, filepath.Join(dir, orderName))
+// OpenOrder reads the steps of an ordered layer.
+func OpenOrder(ctx context.Context, dir string) (Steps, error) {
+	sealed, err := OpenSeal(ctx, filepath.Join(dir, orderName))
 	if err != nil {
 		return nil, err
 	}
 	sealed.unsorted = true
 	return func(visit func(*unpack.Step) error) error {
-		return sealed.each(func(e *unpack.Entry) error {
+		return sealed.Each(func(e *unpack.Entry) error {
 			s := unpackStep(e)
 			return visit(&s)
 		})
 	}, nil
 }
 
-// checkOrder verifies the steps of an ordered layer and the contents set aside; errdefs.ErrDataLoss names the first
+// CheckOrder verifies the steps of an ordered layer and the contents set aside; errdefs.ErrDataLoss names the first
 // difference.
-func checkOrder(ctx context.Context, dir string) error {
-	steps, err := openOrder(ctx, dir)
+func CheckOrder(ctx context.Context, dir string) error {
+	steps, err := OpenOrder(ctx, dir)
 	if err != nil {
 		return err
 	}
-	aside, err := openTree(filepath.Join(dir, asideName))
+	aside, err := nodes.OpenTree(filepath.Join(dir, AsideName))
 	switch {
 	case err == nil:
 		defer aside.Close()
 	case !errors.Is(err, os.ErrNotExist):
-		return lost(asideName, err)
+		return lost(AsideName, err)
 	}
 	return steps(func(st *unpack.Step) error {
 		if err := ctx.Err(); err != nil || st.Aside == "" || st.Type != unpack.File {
 			return err
 		}
 		if aside == nil {
-			return fmt.Errorf("%s: missing: %w", asideName, errLost)
+			return fmt.Errorf("%s: missing: %w", AsideName, ErrDiffers)
 		}
 		return checkAside(ctx, aside, st)
 	})
@@ -106,9 +107,9 @@ func checkOrder(ctx context.Context, dir string) error {
 
 // checkAside compares a file that was set aside with the step that it belongs to.
 func checkAside(ctx context.Context, aside *os.File, st *unpack.Step) error {
-	f, err := openFileBelow(aside, st.Aside)
+	f, err := nodes.OpenFileBelow(aside, st.Aside)
 	if err != nil {
-		return lost(asideName+"/"+st.Aside, err)
+		return lost(AsideName+"/"+st.Aside, err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -120,21 +121,21 @@ func checkAside(ctx context.Context, aside *os.File, st *unpack.Step) error {
 		return err
 	}
 	if info.Size() != st.Size || hash != st.Hash {
-		return fmt.Errorf("%s/%s: content: %w", asideName, st.Aside, errLost)
+		return fmt.Errorf("%s/%s: content: %w", AsideName, st.Aside, ErrDiffers)
 	}
 	return nil
 }
 
 // lost gives the class errdefs.ErrDataLoss to an error that shows that something is missing, or is something else.
 func lost(name string, err error) error {
-	if gone(err) || errors.Is(err, errReplaced) {
-		return fmt.Errorf("%s: %w: %w", name, err, errLost)
+	if nodes.Gone(err) || errors.Is(err, nodes.ErrReplaced) {
+		return fmt.Errorf("%s: %w: %w", name, err, ErrDiffers)
 	}
 	return fmt.Errorf("%s: %w", name, err)
 }
 
-// sealSteps are the steps of a layer that is not ordered: its entries by their position in the tar.
-func sealSteps(entries entrySource, grow func(bytes int64) error) stepSource {
+// StepsOf are the steps of a layer that is not ordered: its entries by their position in the tar.
+func StepsOf(entries List, grow func(bytes int64) error) Steps {
 	return func(visit func(*unpack.Step) error) error {
 		var all []unpack.Step
 		err := entries(func(e *unpack.Entry) error {
@@ -156,7 +157,7 @@ func sealSteps(entries entrySource, grow func(bytes int64) error) stepSource {
 				}
 			}
 			all = append(all, s)
-			return grow(nodeMemory + int64(len(e.Path)+len(e.Inode)+len(e.Target)))
+			return grow(NodeMemory + int64(len(e.Path)+len(e.Inode)+len(e.Target)))
 		})
 		if err != nil {
 			return err
@@ -171,5 +172,5 @@ func sealSteps(entries entrySource, grow func(bytes int64) error) stepSource {
 	}
 }
 
-// errLost means that a directory is not what its seal describes.
-var errLost = fmt.Errorf("directory differs from its seal: %w", errdefs.ErrDataLoss)
+// ErrDiffers means that a directory is not what its seal describes.
+var ErrDiffers = fmt.Errorf("directory differs from its seal: %w", errdefs.ErrDataLoss)

@@ -1,4 +1,4 @@
-package snapshot
+package overlay
 
 import (
 	"context"
@@ -8,11 +8,12 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 func TestMarkedDirs(t *testing.T) {
-	got, err := markedDirs(entriesOf([]*unpack.Entry{
+	got, err := MarkedDirs(tree.ListOf([]*unpack.Entry{
 		{Path: ".", Type: unpack.Dir, Opaque: true}, {Path: "a", Type: unpack.Dir}, {Path: "a/b", Type: unpack.Dir}, {Path: "a/b/c", Type: unpack.Whiteout},
 		{Path: "a/d", Type: unpack.Dir}, {Path: "e", Type: unpack.Whiteout}, {Path: "f", Type: unpack.Dir}, {Path: "f/g", Type: unpack.Dir, Opaque: true},
 		{Path: "f/g/h", Type: unpack.Dir},
@@ -55,8 +56,8 @@ func TestMovedWhole(t *testing.T) {
 	for _, name := range names {
 		before[name] = inode(from, name)
 	}
-	m := merge{root: to, move: true, marked: map[string]bool{"marked": true}}
-	if err := m.run(context.Background(), from); err != nil {
+	m := Merge{To: to, Move: true, Marked: map[string]bool{"marked": true}}
+	if err := m.Run(context.Background(), from); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range names {

@@ -1,4 +1,4 @@
-package snapshot
+package overlay
 
 import (
 	"cmp"
@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -57,7 +58,7 @@ func namesOfInodes(root *os.File, names map[uint64][]string, interrupted func() 
 				return err
 			}
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				sub, err := openDir(dir, n.name)
+				sub, err := nodes.OpenDir(dir, n.name)
 				if err != nil {
 					return err
 				}

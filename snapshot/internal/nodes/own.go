@@ -1,4 +1,4 @@
-package snapshot
+package nodes
 
 import (
 	"errors"
@@ -16,25 +16,25 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// ownFile is an open file or directory. One of an ordinary user's, which its mode keeps from its owner, has the rights
+// File is an open file or directory. One of an ordinary user's, which its mode keeps from its owner, has the rights
 // that were asked for until Close.
-type ownFile struct {
+type File struct {
 	*os.File
 	mode  uint32 // without those rights
 	given bool   // whether there were any to give
 }
 
-// openOwnDir opens a directory inside dir, never through a symbolic link; rights are those its owner needs.
-func openOwnDir(dir *os.File, name string, rights uint32) (*ownFile, error) {
+// OpenDirWith opens a directory inside dir, never through a symbolic link; rights are those its owner needs.
+func OpenDirWith(dir *os.File, name string, rights uint32) (*File, error) {
 	return openOwn(dir, name, rights, func() (int, error) {
 		return unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
 }
 
-// openOwnFile opens a file inside dir to read it; a symbolic link is not followed. live is for a directory that a
+// OpenFile opens a file inside dir to read it; a symbolic link is not followed. live is for a directory that a
 // container may be writing to: there, what is not a regular file is refused and not even opened, since opening a device
 // acts on it.
-func openOwnFile(dir *os.File, name string, live bool) (*ownFile, error) {
+func OpenFile(dir *os.File, name string, live bool) (*File, error) {
 	return openOwn(dir, name, 0o400, func() (int, error) {
 		if live {
 			return openLive(int(dir.Fd()), name)
@@ -43,8 +43,8 @@ func openOwnFile(dir *os.File, name string, live bool) (*ownFile, error) {
 	})
 }
 
-// errReplaced is returned for a file of a committed snapshot to which a container is still writing.
-var errReplaced = fmt.Errorf("no longer a regular file: %w", errdefs.ErrAborted)
+// ErrReplaced is returned for a file of a committed snapshot to which a container is still writing.
+var ErrReplaced = fmt.Errorf("no longer a regular file: %w", errdefs.ErrAborted)
 
 // openLive opens a name if it is a regular file: first in a way that only names the inode, then that inode to be read.
 // It does not wait for a lease that a container holds on the file.
@@ -59,7 +59,7 @@ func openLive(dir int, name string) (int, error) {
 		return -1, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return -1, errReplaced
+		return -1, ErrReplaced
 	}
 	again, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if !errors.Is(err, unix.ENOENT) {
@@ -74,29 +74,29 @@ func openLive(dir int, name string) (int, error) {
 	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-// openFileBelow opens a regular file below root, for which openOwnFile holds. No component of its path may be a
+// OpenFileBelow opens a regular file below root, for which openOwnFile holds. No component of its path may be a
 // symbolic link.
-func openFileBelow(root *os.File, at string) (*ownFile, error) {
+func OpenFileBelow(root *os.File, at string) (*File, error) {
 	dir, err := openOwnBelow(root, path.Dir(at))
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	return openOwnFile(dir.File, path.Base(at), true)
+	return OpenFile(dir.File, path.Base(at), true)
 }
 
 // openOwnBelow opens a directory below root, component by component where modes keep directories from their owner.
-func openOwnBelow(root *os.File, at string) (*ownFile, error) {
+func openOwnBelow(root *os.File, at string) (*File, error) {
 	d, err := unpack.OpenDirBelow(root, at)
 	if !errors.Is(err, unix.EACCES) {
-		return &ownFile{File: d}, err
+		return &File{File: d}, err
 	}
-	if d, err = openDir(root, "."); err != nil {
+	if d, err = OpenDir(root, "."); err != nil {
 		return nil, err
 	}
-	above := &ownFile{File: d}
+	above := &File{File: d}
 	for c := range strings.SplitSeq(at, "/") {
-		o, err := openOwnDir(above.File, c, 0o500)
+		o, err := OpenDirWith(above.File, c, 0o500)
 		above.Close()
 		if err != nil {
 			return nil, err
@@ -107,18 +107,18 @@ func openOwnBelow(root *os.File, at string) (*ownFile, error) {
 }
 
 // openOwn gives the owner of name the rights that it needs, and opens it.
-func openOwn(dir *os.File, name string, rights uint32, open func() (int, error)) (*ownFile, error) {
-	o := &ownFile{}
+func openOwn(dir *os.File, name string, rights uint32, open func() (int, error)) (*File, error) {
+	o := &File{}
 	if os.Geteuid() != 0 {
 		var st unix.Stat_t
 		if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return nil, pathError("stat", name, err)
+			return nil, PathError("stat", name, err)
 		}
 		o.mode = st.Mode & 0o7777
 		usable := st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Mode&unix.S_IFMT == unix.S_IFREG
 		if o.given = usable && o.mode&rights != rights && int(st.Uid) == os.Geteuid(); o.given {
 			if err := unpack.Chmod(dir, name, o.mode|rights); err != nil {
-				return nil, pathError("chmod", name, err)
+				return nil, PathError("chmod", name, err)
 			}
 		}
 	}
@@ -127,30 +127,31 @@ func openOwn(dir *os.File, name string, rights uint32, open func() (int, error))
 		if o.given {
 			_ = unpack.Chmod(dir, name, o.mode)
 		}
-		return nil, pathError("open", name, err)
+		return nil, PathError("open", name, err)
 	}
 	o.File = os.NewFile(uintptr(fd), name)
 	return o, nil
 }
 
 // Close closes the file and takes back the rights that it was given.
-func (o *ownFile) Close() error {
-	o.restore()
+func (o *File) Close() error {
+	o.Restore()
 	return o.File.Close()
 }
 
-func (o *ownFile) restore() {
+// Restore takes back the rights that the file was given when it was opened.
+func (o *File) Restore() {
 	if o.given {
 		o.given = false
 		_ = unix.Fchmod(int(o.Fd()), o.mode)
 	}
 }
 
-// entry reads what the file is, without the rights that it was given.
-func (o *ownFile) entry(at string) (*unpack.Entry, error) {
+// Entry reads what the file is, without the rights that it was given.
+func (o *File) Entry(at string) (*unpack.Entry, error) {
 	e, err := unpack.ReadEntry(o.File, "")
 	if err != nil {
-		return nil, pathError("read", at, err)
+		return nil, PathError("read", at, err)
 	}
 	e.Path = at
 	if o.given {
@@ -159,35 +160,35 @@ func (o *ownFile) entry(at string) (*unpack.Entry, error) {
 	return e, nil
 }
 
-// openOwnTree opens the root of a tree to read it.
-func openOwnTree(path string) (*ownFile, error) { return openOwnPath(path, 0o500) }
+// OpenRoot opens the root of a tree to read it.
+func OpenRoot(path string) (*File, error) { return OpenPath(path, 0o500) }
 
-// openOwnPath opens a directory; rights are those its owner needs.
-func openOwnPath(path string, rights uint32) (*ownFile, error) {
+// OpenPath opens a directory; rights are those its owner needs.
+func OpenPath(path string, rights uint32) (*File, error) {
 	parent, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
 	defer parent.Close()
-	return openOwnDir(parent, filepath.Base(path), rights)
+	return OpenDirWith(parent, filepath.Base(path), rights)
 }
 
-// openTree opens the root of a tree, and leaves its mode as it is.
-func openTree(path string) (*os.File, error) {
-	o, err := openOwnTree(path)
+// OpenTree opens the root of a tree, and leaves its mode as it is.
+func OpenTree(path string) (*os.File, error) {
+	o, err := OpenRoot(path)
 	if err != nil {
 		return nil, err
 	}
-	o.restore()
+	o.Restore()
 	return o.File, nil
 }
 
-// linkAt links the path from below root to name in dir.
-func linkAt(root *os.File, from string, dir *os.File, name string) error {
+// Link links the path from below root to name in dir.
+func Link(root *os.File, from string, dir *os.File, name string) error {
 	d, err := openOwnBelow(root, path.Dir(from))
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return pathError("link", from, unix.Linkat(int(d.Fd()), path.Base(from), int(dir.Fd()), name, 0))
+	return PathError("link", from, unix.Linkat(int(d.Fd()), path.Base(from), int(dir.Fd()), name, 0))
 }

@@ -1,4 +1,4 @@
-package snapshot
+package tree
 
 import (
 	"container/heap"
@@ -9,59 +9,60 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// flattened are layers on top of each other as overlay shows them: whiteouts and opaque directories take effect and are
+// Flat are layers on top of each other as overlay shows them: whiteouts and opaque directories take effect and are
 // gone, groups of hard links keep the names that are left. The layers are seals, whose entries are sorted; they are
 // read side by side, so that the memory depends on the number of layers and not on what is in them.
-type flattened struct {
-	layers []*seal // lowest first
+type Flat struct {
+	layers []*Seal // lowest first
 	seed   maphash.Seed
 	// groups are the hard links by a hash of layer and name: how many names are left. There may be as many as entries.
 	groups map[uint64]uint32
 
-	count        int
-	size, inodes int64
-	root         unpack.Entry
+	Count        int
+	Size, Inodes int64
+	Root         unpack.Entry
 }
 
-// flatten reads the layers once and sums up what they show.
-func flatten(ctx context.Context, layers []*seal) (*flattened, error) {
-	f := &flattened{layers: layers, seed: maphash.MakeSeed(), groups: map[uint64]uint32{}}
+// Flatten reads the layers once and sums up what they show.
+func Flatten(ctx context.Context, layers []*Seal) (*Flat, error) {
+	f := &Flat{layers: layers, seed: maphash.MakeSeed(), groups: map[uint64]uint32{}}
 	err := f.merge(ctx, func(e *unpack.Entry, layer int) error {
 		if e.Path == "." {
-			f.root = *e
+			f.Root = *e
 		}
-		f.count++
+		f.Count++
 		if e.Inode != "" {
 			if f.groups[f.group(layer, e)]++; f.groups[f.group(layer, e)] > 1 {
 				return nil
 			}
 		}
-		f.size += e.Size
-		f.inodes++
+		f.Size += e.Size
+		f.Inodes++
 		return nil
 	})
 	return f, err
 }
 
 // group is what stands for a group of hard links among all layers.
-func (f *flattened) group(layer int, e *unpack.Entry) uint64 {
+func (f *Flat) group(layer int, e *unpack.Entry) uint64 {
 	return maphash.Comparable(f.seed, struct {
 		layer int
 		inode string
 	}{layer, e.Inode})
 }
 
-// each returns the entries sorted by path bytes, "." first, with the root directory as it was set. A group of hard
+// Each returns the entries sorted by path bytes, "." first, with the root directory as it was set. A group of hard
 // links is named by its first path, and a group of one is none.
-func (f *flattened) each(ctx context.Context) entrySource {
+func (f *Flat) Each(ctx context.Context) List {
 	return func(visit func(*unpack.Entry) error) error {
 		left, first := map[uint64]uint32{}, map[uint64]string{}
 		return f.merge(ctx, func(e *unpack.Entry, layer int) error {
 			if e.Path == "." {
-				e = &f.root
+				e = &f.Root
 			}
 			if e.Inode != "" {
 				g := f.group(layer, e)
@@ -84,16 +85,16 @@ func (f *flattened) each(ctx context.Context) entrySource {
 }
 
 // merge calls visit for each entry that the layers show, with the layer that has it.
-func (f *flattened) merge(ctx context.Context, visit func(e *unpack.Entry, layer int) error) error {
+func (f *Flat) merge(ctx context.Context, visit func(e *unpack.Entry, layer int) error) error {
 	heads := &headsOf{}
 	for i, l := range f.layers {
-		if err := heads.add(&head{layer: i, cursor: l.cursor()}); err != nil {
+		if err := heads.add(&head{layer: i, cursor: l.Cursor()}); err != nil {
 			return err
 		}
 	}
-	interrupted := everyFew(ctx)
+	interrupted := interrupt.Every(ctx)
 	var hidden hides
-	root := defaultDir(".")
+	root := DefaultDir(".")
 	if err := f.mergeRoot(heads, &root, &hidden, visit); err != nil {
 		return err
 	}
@@ -123,7 +124,7 @@ func (f *flattened) merge(ctx context.Context, visit func(e *unpack.Entry, layer
 }
 
 // mergeRoot merges the root directories. A root that a layer only implies does not change that of the layers below.
-func (f *flattened) mergeRoot(heads *headsOf, root *unpack.Entry, hidden *hides,
+func (f *Flat) mergeRoot(heads *headsOf, root *unpack.Entry, hidden *hides,
 	visit func(*unpack.Entry, int) error,
 ) error {
 	said, opaque := -1, -1
@@ -205,7 +206,7 @@ func (h *hides) show(path string, same []*head) (shown *unpack.Entry, layer int)
 // head is the first entry of a layer that was not merged yet.
 type head struct {
 	layer  int
-	cursor *sealCursor
+	cursor *Cursor
 	e      *unpack.Entry
 }
 
@@ -233,7 +234,7 @@ func (h *headsOf) pop() *head { return heap.Pop(h).(*head) }
 
 // add goes to the next entry of a layer, if it has one.
 func (h *headsOf) add(x *head) (err error) {
-	if x.e, err = x.cursor.next(); errors.Is(err, io.EOF) {
+	if x.e, err = x.cursor.Next(); errors.Is(err, io.EOF) {
 		return nil
 	}
 	if err == nil {
@@ -242,8 +243,8 @@ func (h *headsOf) add(x *head) (err error) {
 	return err
 }
 
-// regroup names each group of hard links by its first path, and forgets groups of one. Entries are sorted.
-func regroup(es []*unpack.Entry) {
+// Regroup names each group of hard links by its first path, and forgets groups of one. Entries are sorted.
+func Regroup(es []*unpack.Entry) {
 	first := map[string]*unpack.Entry{}
 	many := map[string]bool{}
 	for _, e := range es {

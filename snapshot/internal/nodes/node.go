@@ -1,4 +1,4 @@
-package snapshot
+package nodes
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// openDir opens a directory inside dir, never through a symbolic link.
-func openDir(dir *os.File, name string) (*os.File, error) {
+// OpenDir opens a directory inside dir, never through a symbolic link.
+func OpenDir(dir *os.File, name string) (*os.File, error) {
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: name, Err: err}
@@ -24,14 +24,14 @@ func openDir(dir *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// makeNode makes what e describes as name in dir, with all its attributes; of a directory the attributes are for
+// Make makes what e describes as name in dir, with all its attributes; of a directory the attributes are for
 // later, when it is full. content is a file's.
-func makeNode(ctx context.Context, dir *os.File, name string, e *unpack.Entry, content *os.File) error {
+func Make(ctx context.Context, dir *os.File, name string, e *unpack.Entry, content *os.File) error {
 	fd := int(dir.Fd())
 	var err error
 	switch e.Type {
 	case unpack.Dir:
-		return pathError("mkdir", e.Path, unix.Mkdirat(fd, name, 0o700))
+		return PathError("mkdir", e.Path, unix.Mkdirat(fd, name, 0o700))
 	case unpack.Symlink:
 		err = unix.Symlinkat(e.Target, fd, name)
 	case unpack.Fifo:
@@ -41,12 +41,12 @@ func makeNode(ctx context.Context, dir *os.File, name string, e *unpack.Entry, c
 	case unpack.Block:
 		err = unix.Mknodat(fd, name, unix.S_IFBLK|0o600, int(e.Rdev))
 	case unpack.File:
-		return pathError("create", e.Path, makeFile(ctx, fd, name, e, content))
+		return PathError("create", e.Path, makeFile(ctx, fd, name, e, content))
 	default:
 		err = fmt.Errorf("type %q", e.Type)
 	}
 	if err != nil {
-		return pathError("create", e.Path, err)
+		return PathError("create", e.Path, err)
 	}
 	return unpack.SetAttrs(dir, name, e)
 }
@@ -66,8 +66,8 @@ func makeFile(ctx context.Context, dirfd int, name string, e *unpack.Entry, cont
 	return errors.Join(err, to.Close())
 }
 
-// canClone reports whether files in two directories can share extents.
-func canClone(from, to string) bool {
+// CanClone reports whether files in two directories can share extents.
+func CanClone(from, to string) bool {
 	var files [2]*os.File
 	for i, dir := range []string{from, to} {
 		f, err := os.CreateTemp(dir, ".clone-")
@@ -83,23 +83,24 @@ func canClone(from, to string) bool {
 	return unix.IoctlFileClone(int(files[0].Fd()), int(files[1].Fd())) == nil
 }
 
-// classed gives the want of space its class.
-func classed(err error) error {
+// Classed gives the want of space its class.
+func Classed(err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	}
 	return err
 }
 
-func pathError(op, path string, err error) error {
+// PathError returns an os.PathError, or nil if err is nil.
+func PathError(op, path string, err error) error {
 	if err == nil {
 		return nil
 	}
 	return &os.PathError{Op: op, Path: path, Err: err}
 }
 
-// removeAll deletes a tree, without following links. It returns a leftover.Error when parts of the tree remain.
-func removeAll(ctx context.Context, path string, freed func(bytes int64)) error {
+// RemoveAll deletes a tree, without following links. It returns a leftover.Error when parts of the tree remain.
+func RemoveAll(ctx context.Context, path string, freed func(bytes int64)) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err

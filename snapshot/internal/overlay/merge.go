@@ -1,4 +1,4 @@
-package snapshot
+package overlay
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -21,38 +22,39 @@ import (
 // work on inodes.
 const mergeWorkers = 8
 
-// merge lays a directory in overlay's form over a plain one, as a mount of the two would show them.
-type merge struct {
-	root   string          // the plain directory
-	live   bool            // a container may be writing to the source, although its snapshot was committed
-	move   bool            // take inodes away from the source by renames, instead of copying them
-	marked map[string]bool // of the source, as markedDirs returns them; for move
+// Merge lays a directory in overlay's form over a plain one, as a mount of the two would show them.
+type Merge struct {
+	To     string          // the plain directory
+	Live   bool            // a container may be writing to the source, although its snapshot was committed
+	Move   bool            // take inodes away from the source by renames, instead of copying them
+	Marked map[string]bool // of the source, as markedDirs returns them; for move
 
-	lost    *lostXattrs       // of copies
-	room    *room             // free space for copies; nil: not checked
-	shared  bool              // files share their content with what they are copied from
-	share   descriptors.Share // 0: no limit
-	into    *os.File
-	workers chan struct{}           // a place for each that copies beside the first; nil: none
-	fail    context.CancelCauseFunc // ends all workers
+	Lost          *nodes.LostXattrs // of copies
+	Space         *nodes.Space      // free space for copies; nil: not checked
+	SharesExtents bool              // files share their content with what they are copied from
+	Descriptors   descriptors.Share // 0: no limit
+	into          *os.File
+	workers       chan struct{}           // a place for each that copies beside the first; nil: none
+	fail          context.CancelCauseFunc // ends all workers
 
 	mu    sync.Mutex        // guards links, and is held while the first name of an inode is made
 	links map[uint64]string // copies of inodes with several names: where the first copy is
 }
 
-func (m *merge) run(ctx context.Context, dir string) error {
-	source, err := openOwnPath(dir, m.rights())
+// Run lays the directory dir over m.To. The attributes of m.To itself are left to the caller.
+func (m *Merge) Run(ctx context.Context, dir string) error {
+	source, err := nodes.OpenPath(dir, m.rights())
 	if err != nil {
 		return err
 	}
 	defer source.Close()
 	src := source.File
-	if m.into, err = os.Open(m.root); err != nil {
+	if m.into, err = os.Open(m.To); err != nil {
 		return err
 	}
 	defer m.into.Close()
 	m.links = map[uint64]string{}
-	if !m.move && m.share == 0 {
+	if !m.Move && m.Descriptors == 0 {
 		m.workers = make(chan struct{}, min(runtime.GOMAXPROCS(0), mergeWorkers)-1)
 	}
 	ctx, m.fail = context.WithCancelCause(ctx)
@@ -72,8 +74,8 @@ func (m *merge) run(ctx context.Context, dir string) error {
 }
 
 // rights are what the owner of the source's directories needs in them.
-func (m *merge) rights() uint32 {
-	if m.move {
+func (m *Merge) rights() uint32 {
+	if m.Move {
 		return 0o700
 	}
 	return 0o500
@@ -93,7 +95,7 @@ func removeContent(ctx context.Context, dir *os.File) error {
 }
 
 // dir merges what is in src into dst, in which nothing is when it is fresh. The caller sets dst's own attributes.
-func (m *merge) dir(ctx context.Context, src, dst *os.File, at string, fresh bool) error {
+func (m *Merge) dir(ctx context.Context, src, dst *os.File, at string, fresh bool) error {
 	list, err := readDir(src)
 	if err != nil {
 		return err
@@ -104,7 +106,7 @@ func (m *merge) dir(ctx context.Context, src, dst *os.File, at string, fresh boo
 			break
 		}
 		name, at := e.name, inside(at, e.name)
-		if m.move && m.take(src, dst, e, at) {
+		if m.Move && m.take(src, dst, e, at) {
 			continue
 		}
 		one := func() {
@@ -128,10 +130,10 @@ func (m *merge) dir(ctx context.Context, src, dst *os.File, at string, fresh boo
 }
 
 // entry merges one name.
-func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
+func (m *Merge) entry(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return pathError("stat", at, err)
+		return nodes.PathError("stat", at, err)
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if !isDir && !fresh {
@@ -144,8 +146,8 @@ func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, f
 		return nil
 	case isDir:
 		return m.subdir(ctx, src, dst, name, at, fresh)
-	case m.move:
-		return pathError("move", at, unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name))
+	case m.Move:
+		return nodes.PathError("move", at, unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name))
 	case st.Nlink > 1:
 		return m.linked(ctx, src, dst, name, at, st.Ino)
 	}
@@ -153,13 +155,13 @@ func (m *merge) entry(ctx context.Context, src, dst *os.File, name, at string, f
 }
 
 // subdir merges one directory of the source.
-func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
-	from, err := openOwnDir(src, name, m.rights())
+func (m *Merge) subdir(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
+	from, err := nodes.OpenDirWith(src, name, m.rights())
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	e, err := from.entry(at)
+	e, err := from.Entry(at)
 	if err != nil {
 		return err
 	}
@@ -169,7 +171,7 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 		err = unix.Fstatat(int(dst.Fd()), name, &below, unix.AT_SYMLINK_NOFOLLOW)
 		exists = err == nil
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return pathError("stat", at, err)
+			return nodes.PathError("stat", at, err)
 		}
 	}
 	if exists && (e.Opaque || below.Mode&unix.S_IFMT != unix.S_IFDIR) {
@@ -178,16 +180,16 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 		}
 		exists = false
 	}
-	if !exists && m.move && !m.marked[at] {
-		from.restore()
+	if !exists && m.Move && !m.Marked[at] {
+		from.Restore()
 		return m.moveDir(src, dst, name, at, e)
 	}
 	if !exists {
-		if err := makeNode(ctx, dst, name, e, nil); err != nil {
+		if err := nodes.Make(ctx, dst, name, e, nil); err != nil {
 			return err
 		}
 	}
-	to, err := openOwnDir(dst, name, 0o700)
+	to, err := nodes.OpenDirWith(dst, name, 0o700)
 	if err != nil {
 		return err
 	}
@@ -197,34 +199,34 @@ func (m *merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 	}
 	had := e.Xattrs
 	err = unpack.SetAttrsOf(to.File, e)
-	m.lost.note(had, e)
+	m.Lost.Note(had, e)
 	return err
 }
 
 // moveDir moves a whole subtree. An ordinary user may move only directories that it may write, because ".." changes.
-func (m *merge) moveDir(src, dst *os.File, name, at string, e *unpack.Entry) error {
+func (m *Merge) moveDir(src, dst *os.File, name, at string, e *unpack.Entry) error {
 	err := unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name)
 	if errors.Is(err, unix.EACCES) && e.Mode&0o200 == 0 {
 		if err := unpack.Chmod(src, name, e.Mode|0o700); err != nil {
-			return pathError("chmod", at, err)
+			return nodes.PathError("chmod", at, err)
 		}
 		if err = unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name); err == nil {
 			return unpack.SetAttrs(dst, name, e)
 		}
 	}
-	return pathError("move", at, err)
+	return nodes.PathError("move", at, err)
 }
 
 // linked copies the first name of an inode, and links the others to it.
-func (m *merge) linked(ctx context.Context, src, dst *os.File, name, at string, ino uint64) error {
+func (m *Merge) linked(ctx context.Context, src, dst *os.File, name, at string, ino uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if first, ok := m.links[ino]; ok {
-		return linkAt(m.into, first, dst, name)
+		return nodes.Link(m.into, first, dst, name)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return pathError("stat", at, err)
+		return nodes.PathError("stat", at, err)
 	}
 	if err := m.copyNode(ctx, src, dst, name, at, &st); err != nil {
 		return err
@@ -234,31 +236,31 @@ func (m *merge) linked(ctx context.Context, src, dst *os.File, name, at string, 
 }
 
 // fits compares the size of a copy with the free space.
-func (m *merge) fits(st *unix.Stat_t) error {
-	if m.room == nil {
+func (m *Merge) fits(st *unix.Stat_t) error {
+	if m.Space == nil {
 		return nil
 	}
 	bytes := int64(4096) // an inode
-	if !m.shared {
+	if !m.SharesExtents {
 		bytes += st.Blocks * 512
 	}
-	return m.room.take(bytes)
+	return m.Space.Take(bytes)
 }
 
 // copyNode copies what is not a directory.
-func (m *merge) copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.Stat_t) error {
+func (m *Merge) copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.Stat_t) error {
 	if err := m.fits(st); err != nil {
-		return pathError("copy", at, err)
+		return nodes.PathError("copy", at, err)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		from, err := openOwnFile(src, name, m.live)
+		from, err := nodes.OpenFile(src, name, m.Live)
 		if err != nil {
 			return err
 		}
 		defer from.Close()
-		e, err := from.entry(at)
+		e, err := from.Entry(at)
 		if err == nil && e.Type != unpack.File {
-			err = pathError("read", at, errReplaced)
+			err = nodes.PathError("read", at, nodes.ErrReplaced)
 		}
 		if err != nil {
 			return err
@@ -270,27 +272,27 @@ func (m *merge) copyNode(ctx context.Context, src, dst *os.File, name, at string
 	}
 	e, err := unpack.ReadEntry(src, name)
 	if err != nil {
-		return pathError("read", at, err)
+		return nodes.PathError("read", at, err)
 	}
 	if e.Type == unpack.File || e.Type == unpack.Dir {
-		return pathError("read", at, errReplaced)
+		return nodes.PathError("read", at, nodes.ErrReplaced)
 	}
 	e.Path = at
 	return m.makeNode(ctx, dst, name, e, nil)
 }
 
 // makeNode makes a node, and notes the attributes that it lacks.
-func (m *merge) makeNode(ctx context.Context, dst *os.File, name string, e *unpack.Entry, content *os.File) error {
+func (m *Merge) makeNode(ctx context.Context, dst *os.File, name string, e *unpack.Entry, content *os.File) error {
 	had := e.Xattrs
-	err := makeNode(ctx, dst, name, e, content)
-	m.lost.note(had, e)
+	err := nodes.Make(ctx, dst, name, e, content)
+	m.Lost.Note(had, e)
 	return err
 }
 
 // copySocket makes a socket as a container left one, which nobody listens on. No layer has any, so there is no entry of that type.
 func copySocket(dst *os.File, name, at string, st *unix.Stat_t) error {
 	if err := unix.Mknodat(int(dst.Fd()), name, unix.S_IFSOCK|0o600, 0); err != nil {
-		return pathError("create", at, err)
+		return nodes.PathError("create", at, err)
 	}
 	return unpack.SetAttrs(dst, name, &unpack.Entry{
 		Path: at, Type: unpack.Fifo, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Sec: int64(st.Mtim.Sec), Nsec: int64(st.Mtim.Nsec),
@@ -298,7 +300,7 @@ func copySocket(dst *os.File, name, at string, st *unix.Stat_t) error {
 }
 
 func readNames(dir *os.File) ([]string, error) {
-	d, err := openDir(dir, ".")
+	d, err := nodes.OpenDir(dir, ".")
 	if err != nil {
 		return nil, err
 	}
@@ -306,9 +308,9 @@ func readNames(dir *os.File) ([]string, error) {
 	return d.Readdirnames(-1)
 }
 
-// cloneTree copies the tree from into the directory to, which must be missing or empty (errdefs.ErrFailedPrecondition), and
+// Clone copies the tree from into the directory to, which must be missing or empty (errdefs.ErrFailedPrecondition), and
 // shares no inode with it.
-func cloneTree(ctx context.Context, from, to string) error {
+func Clone(ctx context.Context, from, to string) error {
 	names, err := os.ReadDir(to)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -320,16 +322,16 @@ func cloneTree(ctx context.Context, from, to string) error {
 	case len(names) > 0:
 		return fmt.Errorf("directory %s: not empty: %w", to, errdefs.ErrFailedPrecondition)
 	}
-	m := merge{root: to, lost: &lostXattrs{}}
-	if err := m.run(ctx, from); err != nil {
+	m := Merge{To: to, Lost: &nodes.LostXattrs{}}
+	if err := m.Run(ctx, from); err != nil {
 		return err
 	}
-	src, err := openOwnTree(from)
+	src, err := nodes.OpenRoot(from)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	e, err := src.entry(".")
+	e, err := src.Entry(".")
 	if err != nil {
 		return err
 	}
@@ -340,7 +342,7 @@ func cloneTree(ctx context.Context, from, to string) error {
 	defer dst.Close()
 	had := e.Xattrs
 	err = unpack.SetAttrsOf(dst, e)
-	m.lost.note(had, e)
-	m.lost.warn(ctx, "directory "+printable.Text(to))
+	m.Lost.Note(had, e)
+	m.Lost.Warn(ctx, "directory "+printable.Text(to))
 	return err
 }

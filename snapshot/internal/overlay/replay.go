@@ -1,16 +1,17 @@
-package snapshot
+package overlay
 
 import (
 	"fmt"
 	"path"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // replay applies the entries of a layer, one after the other, to the tree that the parent shows. It does so in memory,
 // and reads of the parent only what the entries touch. The result is the tree that the stack has to show.
 type replay struct {
-	parent *merged
+	parent *Merged
 	root   *simNode
 	inodes map[inode]*simNode  // those of the parent that were met and are no directories
 	own    map[string]*simNode // those of a layer without an order that have several names, by the first
@@ -69,7 +70,7 @@ type resolved struct {
 	removals int
 }
 
-func newReplay(parent *merged, newDir unpack.Entry, lenient bool, grow func(bytes int64) error) *replay {
+func newReplay(parent *Merged, newDir unpack.Entry, lenient bool, grow func(bytes int64) error) *replay {
 	r := &replay{
 		parent: parent, lenient: lenient, newDir: newDir, grow: grow,
 		inodes: map[inode]*simNode{}, own: map[string]*simNode{},
@@ -320,7 +321,7 @@ func (r *replay) readAttrs(n *simNode) error {
 		return nil
 	}
 	p := n.lower
-	dir, name := r.parent.elems[p.elem].root, "."
+	dir, name := r.parent.elems[p.elem].Root, "."
 	if p.parent != nil {
 		var err error
 		if dir, err = r.parent.dirs.open(r.parent, int(p.elem), p.parent); err != nil {
@@ -333,7 +334,7 @@ func (r *replay) readAttrs(n *simNode) error {
 		return err
 	}
 	if isDir, isLink := e.Type == unpack.Dir, e.Type == unpack.Symlink; isDir != n.isDir() || isLink != p.link {
-		return pathError("read", p.path(), errReplaced)
+		return nodes.PathError("read", p.path(), nodes.ErrReplaced)
 	}
 	n.entry, n.read = *e, true
 	return nil

@@ -1,4 +1,4 @@
-package snapshot
+package tree
 
 import (
 	"bytes"
@@ -13,14 +13,15 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/zeebo/xxh3"
 
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// seal is a seal that was read once and found intact. It holds no descriptor: any number of them may be in use.
-type seal struct {
+// Seal is a seal that was read once and found intact. It holds no descriptor: any number of them may be in use.
+type Seal struct {
 	path   string
-	record []byte
+	Record []byte
 	count  uint64
 	start  int64 // where the entries begin
 	end    int64
@@ -31,9 +32,9 @@ type seal struct {
 // sealWindow is how much of a seal is read at once.
 const sealWindow = 32 << 10
 
-// openSeal reads a seal to its end; errdefs.ErrDataLoss when it is damaged or no regular file, errdefs.ErrNotFound when
+// OpenSeal reads a seal to its end; errdefs.ErrDataLoss when it is damaged or no regular file, errdefs.ErrNotFound when
 // it is missing.
-func openSeal(ctx context.Context, path string) (*seal, error) {
+func OpenSeal(ctx context.Context, path string) (*Seal, error) {
 	f, err := regular.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("seal %s: %w", path, errdefs.ErrNotFound)
@@ -47,7 +48,7 @@ func openSeal(ctx context.Context, path string) (*seal, error) {
 		return nil, err
 	}
 	damaged := fmt.Errorf("seal %s: damaged: %w", path, errdefs.ErrDataLoss)
-	s := &seal{path: path, end: info.Size() - 8}
+	s := &Seal{path: path, end: info.Size() - 8}
 	if s.end < 0 || info.Size() > maxSeal {
 		return nil, damaged
 	}
@@ -62,7 +63,7 @@ func openSeal(ctx context.Context, path string) (*seal, error) {
 		return nil, err
 	}
 	d := sealDecoder{b: head[len(sealMagic):]}
-	s.record = []byte(d.str())
+	s.Record = []byte(d.str())
 	s.count = d.uvarint()
 	if d.bad {
 		return nil, damaged
@@ -72,9 +73,9 @@ func openSeal(ctx context.Context, path string) (*seal, error) {
 }
 
 // verify compares the checksum at the end with that of what comes before it.
-func (s *seal) verify(ctx context.Context, f *os.File) error {
+func (s *Seal) verify(ctx context.Context, f *os.File) error {
 	h := xxh3.New()
-	if err := copyUntil(ctx, h, io.NewSectionReader(f, 0, s.end)); err != nil {
+	if err := interrupt.Copy(ctx, h, io.NewSectionReader(f, 0, s.end)); err != nil {
 		return err
 	}
 	var sum [8]byte
@@ -87,14 +88,14 @@ func (s *seal) verify(ctx context.Context, f *os.File) error {
 	return nil
 }
 
-// cursor returns a reader of the entries from the first.
-func (s *seal) cursor() *sealCursor { return &sealCursor{s: s, at: s.start, left: s.count} }
+// Cursor returns a reader of the entries from the first.
+func (s *Seal) Cursor() *Cursor { return &Cursor{s: s, at: s.start, left: s.count} }
 
-// each is an entrySource.
-func (s *seal) each(visit func(*unpack.Entry) error) error {
-	c := s.cursor()
+// Each is an entrySource.
+func (s *Seal) Each(visit func(*unpack.Entry) error) error {
+	c := s.Cursor()
 	for {
-		e, err := c.next()
+		e, err := c.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -107,9 +108,9 @@ func (s *seal) each(visit func(*unpack.Entry) error) error {
 	}
 }
 
-// sealCursor reads the entries of a seal one after the other.
-type sealCursor struct {
-	s     *seal
+// Cursor reads the entries of a seal one after the other.
+type Cursor struct {
+	s     *Seal
 	at    int64 // where the next window begins
 	left  uint64
 	buf   []byte // the bytes that were read but not decoded
@@ -121,8 +122,8 @@ type sealCursor struct {
 	raw    []byte // as the seal has them
 }
 
-// next returns the next entry, io.EOF after the last. The entry is overwritten by the next call; its strings are not.
-func (c *sealCursor) next() (*unpack.Entry, error) {
+// Next returns the next entry, io.EOF after the last. The entry is overwritten by the next call; its strings are not.
+func (c *Cursor) Next() (*unpack.Entry, error) {
 	damaged := func() error { return fmt.Errorf("seal %s: damaged: %w", c.s.path, errdefs.ErrDataLoss) }
 	if c.left == 0 {
 		if len(c.buf) > 0 || c.at != c.s.end {
@@ -153,7 +154,7 @@ func (c *sealCursor) next() (*unpack.Entry, error) {
 	return &c.e, nil
 }
 
-func (c *sealCursor) setXattrs(raw []byte) {
+func (c *Cursor) setXattrs(raw []byte) {
 	if raw == nil {
 		return
 	}
@@ -172,7 +173,7 @@ func (c *sealCursor) setXattrs(raw []byte) {
 
 // fill reads another window. An entry that does not fit into one gets twice the space, which is bounded by the file's
 // size.
-func (c *sealCursor) fill() error {
+func (c *Cursor) fill() error {
 	need := max(sealWindow, 2*len(c.buf))
 	if len(c.space) < need {
 		c.space = make([]byte, need)

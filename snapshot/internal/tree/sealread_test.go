@@ -1,4 +1,4 @@
-package snapshot
+package tree
 
 import (
 	"context"
@@ -27,7 +27,7 @@ func TestDamagedSeal(t *testing.T) {
 		b := append([]byte(sealMagic), body...)
 		return binary.BigEndian.AppendUint64(b, xxh3.Hash(b))
 	}
-	entry := func(path string) []byte { return appendEntry(nil, &unpack.Entry{Path: path, Type: unpack.File}) }
+	entry := func(path string) []byte { return AppendEntry(nil, &unpack.Entry{Path: path, Type: unpack.File}) }
 	header := []byte{2, '{', '}'}
 	huge := binary.AppendUvarint(nil, 1<<62)
 	file := func(b []byte) func(string) error {
@@ -53,7 +53,7 @@ func TestDamagedSeal(t *testing.T) {
 		{"a huge number of entries", file(sealed(slices.Concat(header, huge, entry("a"))))},
 		{"fewer entries than there are", file(sealed(slices.Concat(header, []byte{1}, entry("a"), entry("b"))))},
 		{"a huge path", file(sealed(slices.Concat(header, []byte{1}, huge)))},
-		{"an unknown type", file(sealed(slices.Concat(header, []byte{1}, appendEntry(nil, &unpack.Entry{Path: "a", Type: 99}))))},
+		{"an unknown type", file(sealed(slices.Concat(header, []byte{1}, AppendEntry(nil, &unpack.Entry{Path: "a", Type: 99}))))},
 		{"a path twice", file(sealed(slices.Concat(header, []byte{2}, entry("a"), entry("a"))))},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -63,9 +63,9 @@ func TestDamagedSeal(t *testing.T) {
 			}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			s, err := openSeal(context.Background(), path)
+			s, err := OpenSeal(context.Background(), path)
 			if err == nil {
-				err = s.each(func(*unpack.Entry) error { return nil })
+				err = s.Each(func(*unpack.Entry) error { return nil })
 			}
 			runtime.ReadMemStats(&after)
 			if !errdefs.IsDataLoss(err) {
@@ -101,25 +101,25 @@ func TestFlatten(t *testing.T) {
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			dir := t.TempDir()
-			var seals []*seal
+			var seals []*Seal
 			for i, l := range row.layers {
 				path := filepath.Join(dir, fmt.Sprint(i))
 				es := parseEntries(l)
-				if err := writeSeal(path, nil, len(es), entriesOf(es), false); err != nil {
+				if err := WriteSeal(path, nil, len(es), ListOf(es), false); err != nil {
 					t.Fatal(err)
 				}
-				s, err := openSeal(context.Background(), path)
+				s, err := OpenSeal(context.Background(), path)
 				if err != nil {
 					t.Fatal(err)
 				}
 				seals = append(seals, s)
 			}
-			f, err := flatten(context.Background(), seals)
+			f, err := Flatten(context.Background(), seals)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var got []string
-			if err := f.each(context.Background())(func(e *unpack.Entry) error {
+			if err := f.Each(context.Background())(func(e *unpack.Entry) error {
 				s := e.Path
 				if e.Type == unpack.Dir && s != "." {
 					s += "/"
@@ -132,8 +132,8 @@ func TestFlatten(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
-			if s := strings.Join(got, " "); s != row.want || len(got) != f.count {
-				t.Errorf("got %q, %d entries; want %q", s, f.count, row.want)
+			if s := strings.Join(got, " "); s != row.want || len(got) != f.Count {
+				t.Errorf("got %q, %d entries; want %q", s, f.Count, row.want)
 			}
 		})
 	}

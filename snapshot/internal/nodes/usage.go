@@ -1,4 +1,4 @@
-package snapshot
+package nodes
 
 import (
 	"context"
@@ -13,20 +13,20 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// treeUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
+// DiskUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
 // files share on some file systems (reflinks) for each of them. A path that does not exist has none.
-func treeUsage(ctx context.Context, path string) (bytes int64, err error) {
+func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
 	var st unix.Stat_t
 	switch err := unix.Lstat(path, &st); {
-	case gone(err):
+	case Gone(err):
 		return 0, nil
 	case err != nil:
-		return 0, pathError("stat", path, err)
+		return 0, PathError("stat", path, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return st.Blocks * blockUnit, nil
 	}
-	u, err := diskUsage(ctx, path)
-	if gone(err) {
+	u, err := Usage(ctx, path)
+	if Gone(err) {
 		return 0, nil
 	}
 	return u.Size, err
@@ -35,11 +35,11 @@ func treeUsage(ctx context.Context, path string) (bytes int64, err error) {
 // blockUnit is the unit of the blocks that stat(2) reports.
 const blockUnit = 512
 
-// diskUsage counts the inodes below a directory, itself included, and the bytes of their blocks. Every directory is
+// Usage counts the inodes below a directory, itself included, and the bytes of their blocks. Every directory is
 // opened beneath it, so that nothing outside is counted when a container that writes there replaces directories by
 // symbolic links. What goes away meanwhile is not counted.
-func diskUsage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
-	root, err := openTree(dir)
+func Usage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
+	root, err := OpenTree(dir)
 	if err != nil {
 		return u, err
 	}
@@ -55,7 +55,7 @@ func diskUsage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 		rel := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
 		d, err := unpack.OpenDirBelow(root, rel)
-		if gone(err) {
+		if Gone(err) {
 			continue
 		}
 		if err != nil {
@@ -73,9 +73,9 @@ func diskUsage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 	return c.usage, nil
 }
 
-// gone reports whether a path no longer leads where it did: it was removed, or something else is in the place of one of
+// Gone reports whether a path no longer leads where it did: it was removed, or something else is in the place of one of
 // its directories.
-func gone(err error) bool {
+func Gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
@@ -92,7 +92,7 @@ func (c *usageCounter) dir(ctx context.Context, d *os.File) ([]string, error) {
 	for {
 		names, err := d.Readdirnames(1024)
 		for _, name := range names {
-			if err := c.add(d, name); err != nil && !gone(err) {
+			if err := c.add(d, name); err != nil && !Gone(err) {
 				return nil, err
 			}
 		}
@@ -108,7 +108,7 @@ func (c *usageCounter) dir(ctx context.Context, d *os.File) ([]string, error) {
 func (c *usageCounter) add(dir *os.File, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return pathError("stat", name, err)
+		return PathError("stat", name, err)
 	}
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:

@@ -1,4 +1,4 @@
-package snapshot
+package nodes
 
 import (
 	"context"
@@ -20,8 +20,8 @@ import (
 // maxDropped bounds how many names of dropped attributes are recorded.
 const maxDropped = 8
 
-// droppedText lists the names of dropped attributes; "" when there are none.
-func droppedText(names []string) string {
+// DroppedText lists the names of dropped attributes; "" when there are none.
+func DroppedText(names []string) string {
 	more := ""
 	if len(names) > maxDropped {
 		more = fmt.Sprintf(" and %d more", len(names)-maxDropped)
@@ -33,14 +33,14 @@ func droppedText(names []string) string {
 	return strings.Join(names, ", ") + more
 }
 
-// lostXattrs gathers the names of attributes that copies lack.
-type lostXattrs struct {
+// LostXattrs gathers the names of attributes that copies lack.
+type LostXattrs struct {
 	mu    sync.Mutex // guards names
 	names map[string]bool
 }
 
-// note compares the attributes that an entry had with those that it has kept.
-func (d *lostXattrs) note(had map[string]string, e *unpack.Entry) {
+// Note compares the attributes that an entry had with those that it has kept.
+func (d *LostXattrs) Note(had map[string]string, e *unpack.Entry) {
 	if len(had) == len(e.Xattrs) {
 		return
 	}
@@ -56,18 +56,18 @@ func (d *lostXattrs) note(had map[string]string, e *unpack.Entry) {
 	}
 }
 
-// warn logs the names, if any.
-func (d *lostXattrs) warn(ctx context.Context, what string) {
+// Warn logs the names, if any.
+func (d *LostXattrs) Warn(ctx context.Context, what string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.names) > 0 {
 		log.G(ctx).Warnf("%s: the file system does not have these extended attributes, which are left out: %s",
-			what, droppedText(slices.Sorted(maps.Keys(d.names))))
+			what, DroppedText(slices.Sorted(maps.Keys(d.names))))
 	}
 }
 
-// without leaves the dropped attributes out of entries.
-func (d *lostXattrs) without(entries func(visit func(*unpack.Entry) error) error) func(func(*unpack.Entry) error) error {
+// Without leaves the dropped attributes out of entries.
+func (d *LostXattrs) Without(entries func(visit func(*unpack.Entry) error) error) func(func(*unpack.Entry) error) error {
 	if len(d.names) == 0 {
 		return entries
 	}

@@ -1,4 +1,4 @@
-package snapshot
+package overlay
 
 import (
 	"fmt"
@@ -7,21 +7,22 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // differ compares the tree of a replay with what overlay shows of the layer above the parent, and plans the difference.
 type differ struct {
-	*plan
+	*Plan
 	r           *replay
-	self, aside *element
+	self, aside *Element
 	emitted     []*simNode // inodes that are no directories, whose names all go into the fix-up
 }
 
 // replayed plans a fix-up by applying the layer's entries one after the other.
-func (x *plan) replayed(l planned) error {
-	r := newReplay(x.parent, l.newDir, x.lenient, x.grow)
-	err := l.steps(func(s *unpack.Step) error {
+func (x *Plan) replayed(l Layer) error {
+	r := newReplay(x.Parent, l.NewDir, x.lenient, x.grow)
+	err := l.Steps(func(s *unpack.Step) error {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
@@ -30,10 +31,10 @@ func (x *plan) replayed(l planned) error {
 	if err != nil {
 		return err
 	}
-	d := differ{plan: x, r: r, self: l.self, aside: l.aside}
+	d := differ{Plan: x, r: r, self: l.Self, aside: l.Aside}
 	var lower *place
-	if len(x.parent.elems) > 0 && !x.layer.entry.Opaque {
-		lower = x.parent.top
+	if len(x.Parent.elems) > 0 && !x.layer.Entry.Opaque {
+		lower = x.Parent.top
 	}
 	if err := d.dir(".", r.root, x.layer, lower); err != nil {
 		return err
@@ -51,7 +52,7 @@ func (x *plan) replayed(l planned) error {
 			return err
 		}
 	}
-	return d.attributes(x.out)
+	return d.attributes(x.Tree)
 }
 
 // listedMemory is what a name that was listed takes beside its string.
@@ -59,13 +60,13 @@ const listedMemory = 64
 
 // dir compares a directory of the replay with what is shown there: what the layer has, l, and below it what the parent
 // has, lower. Each is nil where nothing of it is shown.
-func (d *differ) dir(at string, want *simNode, l *tree, lower *place) error {
+func (d *differ) dir(at string, want *simNode, l *tree.Node, lower *place) error {
 	names := map[string]struct{}{}
 	for name := range want.kids {
 		names[name] = struct{}{}
 	}
 	if l != nil {
-		for name := range l.kids {
+		for name := range l.Kids {
 			names[name] = struct{}{}
 		}
 	}
@@ -74,7 +75,7 @@ func (d *differ) dir(at string, want *simNode, l *tree, lower *place) error {
 		if from == nil {
 			from = lower
 		}
-		if err := d.parent.list(from, names); err != nil {
+		if err := d.Parent.list(from, names); err != nil {
 			return err
 		}
 		var bytes int64
@@ -97,21 +98,21 @@ func (d *differ) dir(at string, want *simNode, l *tree, lower *place) error {
 }
 
 // name compares one name of a directory.
-func (d *differ) name(at, name string, dir *simNode, l *tree, lower *place) error {
+func (d *differ) name(at, name string, dir *simNode, l *tree.Node, lower *place) error {
 	k, err := d.r.kid(dir, name)
 	if err != nil {
 		return err
 	}
-	var own *tree
+	var own *tree.Node
 	if l != nil {
-		own = l.kids[name]
+		own = l.Kids[name]
 	}
-	if own != nil && own.entry.Type == unpack.Link {
+	if own != nil && own.Entry.Type == unpack.Link {
 		own = nil // nothing is on disk
 	}
 	var low *place
-	if lower != nil && (own == nil || own.entry.Type == unpack.Dir && !own.entry.Opaque) {
-		if low, err = d.parent.kid(lower, name); err != nil {
+	if lower != nil && (own == nil || own.Entry.Type == unpack.Dir && !own.Entry.Opaque) {
+		if low, err = d.Parent.kid(lower, name); err != nil {
 			return err
 		}
 	}
@@ -120,7 +121,7 @@ func (d *differ) name(at, name string, dir *simNode, l *tree, lower *place) erro
 	}
 	switch {
 	case k == nil || k.entry.Type == omitted:
-		if low != nil || own != nil && own.entry.Type != unpack.Whiteout {
+		if low != nil || own != nil && own.Entry.Type != unpack.Whiteout {
 			return d.put(unpack.Entry{Type: unpack.Whiteout}, at)
 		}
 		return nil
@@ -134,8 +135,8 @@ func (d *differ) name(at, name string, dir *simNode, l *tree, lower *place) erro
 }
 
 // subdir compares a directory with what is shown in its place.
-func (d *differ) subdir(at string, k *simName, own *tree, low *place) error {
-	isDir := own != nil && own.entry.Type == unpack.Dir || own == nil && low != nil && len(low.dirs) > 0
+func (d *differ) subdir(at string, k *simName, own *tree.Node, low *place) error {
+	isDir := own != nil && own.Entry.Type == unpack.Dir || own == nil && low != nil && len(low.dirs) > 0
 	if isDir && own == nil && !k.own && len(k.kids) == 0 && k.below != nil {
 		return nil // the parent's, which no entry came to
 	}
@@ -146,9 +147,9 @@ func (d *differ) subdir(at string, k *simName, own *tree, low *place) error {
 	e.Opaque = isDir && own == nil && k.below == nil // whose content is all in the fix-up
 	differs := !isDir || e.Opaque || own == nil && k.own
 	if isDir && own != nil {
-		have := own.entry
+		have := own.Entry
 		have.Opaque = false
-		differs = unlike(&e, &have)
+		differs = tree.Differ(&e, &have)
 	}
 	if differs {
 		if err := d.put(e, at); err != nil {
@@ -162,19 +163,19 @@ func (d *differ) subdir(at string, k *simName, own *tree, low *place) error {
 }
 
 // shows reports whether what is shown in the place of an inode that is no directory is that inode.
-func (d *differ) shows(at string, n *simNode, own *tree, low *place) bool {
+func (d *differ) shows(at string, n *simNode, own *tree.Node, low *place) bool {
 	if n.lower != nil {
 		return own == nil && low != nil && !n.changed && low.elem == n.lower.elem && low.ino == n.lower.ino &&
 			len(low.dirs) == 0
 	}
-	if own == nil || n.made == "" || own.entry.Type == unpack.Dir || own.entry.Type == unpack.Whiteout {
+	if own == nil || n.made == "" || own.Entry.Type == unpack.Dir || own.Entry.Type == unpack.Whiteout {
 		return false
 	}
-	group := own.entry.Inode
+	group := own.Entry.Inode
 	if group == "" {
-		group = shortName(at)
+		group = tree.ShortName(at)
 	}
-	return group == shortName(n.made) && !unlike(&own.entry, &n.entry)
+	return group == tree.ShortName(n.made) && !tree.Differ(&own.Entry, &n.entry)
 }
 
 // hold has all names of an inode go into the fix-up, so that they stay one inode.
@@ -199,7 +200,7 @@ func (d *differ) findNames() error {
 		wanted[n.lower.elem][n.lower.ino] = nil
 	}
 	for elem, inodes := range wanted {
-		if err := namesOfInodes(d.parent.elems[elem].root, inodes, d.interrupted, d.grow); err != nil {
+		if err := namesOfInodes(d.Parent.elems[elem].Root, inodes, d.interrupted, d.grow); err != nil {
 			return err
 		}
 		for ino, names := range inodes {
@@ -234,14 +235,14 @@ func (d *differ) emitNames(n *simNode) error {
 	slices.Sort(n.names)
 	n.names = slices.Compact(n.names)
 	e := n.entry
-	var from source
+	var from Source
 	switch {
 	case n.lower != nil:
-		from = source{&d.parent.elems[n.lower.elem], n.lower.path()}
+		from = Source{&d.Parent.elems[n.lower.elem], n.lower.path()}
 	case n.made != "":
-		from = source{d.self, n.made}
+		from = Source{d.self, n.made}
 	case n.aside != "" && d.aside != nil:
-		from = source{d.aside, n.aside}
+		from = Source{d.aside, n.aside}
 	}
 	for _, name := range n.names {
 		if err := d.interrupted(); err != nil {
@@ -254,28 +255,28 @@ func (d *differ) emitNames(n *simNode) error {
 			if from.elem == nil {
 				return fmt.Errorf("fix-up: %q: its content was not kept: %w", clipPath(name), errdefs.ErrInternal)
 			}
-			d.copies[name] = from
+			d.Copies[name] = from
 		}
 		if len(n.names) > 1 {
-			d.out.make(name).entry.Inode = n.names[0]
+			d.Tree.Make(name).Entry.Inode = n.names[0]
 		}
 	}
 	return nil
 }
 
 // attributes gives the directories that are only on the way the attributes that they have.
-func (d *differ) attributes(n *tree) error {
-	for _, k := range n.kids {
+func (d *differ) attributes(n *tree.Node) error {
+	for _, k := range n.Kids {
 		if err := d.interrupted(); err != nil {
 			return err
 		}
-		if k.entry.Type != unpack.Dir {
+		if k.Entry.Type != unpack.Dir {
 			continue
 		}
-		if k.entry.Implied {
-			dir, err := d.r.find(k.entry.Path)
+		if k.Entry.Implied {
+			dir, err := d.r.find(k.Entry.Path)
 			if err == nil && dir == nil {
-				err = fmt.Errorf("fix-up: %q is missing: %w", clipPath(k.entry.Path), errdefs.ErrInternal)
+				err = fmt.Errorf("fix-up: %q is missing: %w", clipPath(k.Entry.Path), errdefs.ErrInternal)
 			}
 			if err == nil {
 				err = d.r.readAttrs(dir.simNode)
@@ -283,9 +284,9 @@ func (d *differ) attributes(n *tree) error {
 			if err != nil {
 				return err
 			}
-			at := k.entry.Path
-			k.entry = dir.entry
-			k.entry.Path, k.entry.Implied, k.entry.Opaque, k.entry.Seq = at, false, false, 0
+			at := k.Entry.Path
+			k.Entry = dir.entry
+			k.Entry.Path, k.Entry.Implied, k.Entry.Opaque, k.Entry.Seq = at, false, false, 0
 		}
 		if err := d.attributes(k); err != nil {
 			return err

@@ -1,4 +1,4 @@
-package snapshot
+package overlay
 
 import (
 	"context"
@@ -10,17 +10,19 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/interrupt"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show differently above
+// Plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show differently above
 // this parent so that the stack is what applying the tars one after the other gives (docs/adr/0003-layer-application.md).
-type plan struct {
-	layer   *tree
-	parent  *merged
-	out     *tree             // nodes that are still implied are directories on the way to the others
+type Plan struct {
+	layer   *tree.Node
+	Parent  *Merged
+	Tree    *tree.Node        // nodes that are still implied are directories on the way to the others
 	drops   []dropped         // directories of the layer that are not to be seen
-	copies  map[string]source // by path in out: where a file's content comes from
+	Copies  map[string]Source // by path in out: where a file's content comes from
 	lenient bool              // see replay
 
 	outBytes int64                   // what out takes
@@ -31,51 +33,51 @@ type plan struct {
 
 // dropped is a directory of the layer, and what the parent, where there is something, has in its place.
 type dropped struct {
-	dir   *tree
+	dir   *tree.Node
 	at    string // the node's path
 	below *found
 }
 
-// source is a node to copy.
-type source struct {
-	elem *element
+// Source is a node to copy.
+type Source struct {
+	elem *Element
 	path string
 }
 
-// planned is a layer for which a fix-up is planned.
-type planned struct {
-	entries entrySource
-	steps   stepSource   // of an ordered layer, otherwise nil
-	self    *element     // the layer's own directory
-	aside   *element     // nil if nothing was set aside
-	newDir  unpack.Entry // the attributes of a directory without an entry
+// Layer is a layer for which a fix-up is planned.
+type Layer struct {
+	Entries tree.List
+	Steps   tree.Steps   // of an ordered layer, otherwise nil
+	Self    *Element     // the layer's own directory
+	Aside   *Element     // nil if nothing was set aside
+	NewDir  unpack.Entry // the attributes of a directory without an entry
 }
 
-// planFixup finds out what a layer needs above the parent. The plan is empty when it needs nothing.
+// PlanFixup finds out what a layer needs above the parent. The plan is empty when it needs nothing.
 //
 // The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
-func planFixup(ctx context.Context, l planned, parent *merged, lenient bool, grow func(bytes int64) error) (
-	*plan, error,
+func PlanFixup(ctx context.Context, l Layer, parent *Merged, lenient bool, grow func(bytes int64) error) (
+	*Plan, error,
 ) {
 	grow = inSteps(grow)
-	layer, err := newLayerTree(l.entries, grow)
+	layer, err := tree.Read(l.Entries, grow)
 	if err != nil {
 		return nil, err
 	}
-	x := &plan{layer: layer, parent: parent, lenient: lenient, grow: grow, interrupted: everyFew(ctx)}
-	if l.steps == nil {
+	x := &Plan{layer: layer, Parent: parent, lenient: lenient, grow: grow, interrupted: interrupt.Every(ctx)}
+	if l.Steps == nil {
 		x.reset()
 		if err := x.simple(); !errors.Is(err, errOrderMatters) {
 			return x, err
 		}
-		l.steps = sealSteps(l.entries, grow)
+		l.Steps = tree.StepsOf(l.Entries, grow)
 	}
 	x.reset()
 	return x, x.replayed(l)
 }
 
-func (x *plan) reset() {
-	x.out, x.copies, x.drops = newRoot(defaultDir(".")), map[string]source{}, nil
+func (x *Plan) reset() {
+	x.Tree, x.Copies, x.drops = tree.New(tree.DefaultDir(".")), map[string]Source{}, nil
 }
 
 // errOrderMatters means that the final tree of the layer does not determine the result above this parent.
@@ -83,14 +85,14 @@ var errOrderMatters = errors.New("the order of the entries matters")
 
 // simple plans for a layer of which only the attributes of directories depend on the parent, and fails with
 // errOrderMatters for any other.
-func (x *plan) simple() error {
-	if err := x.walk(x.layer, ".", x.layer.entry.Opaque); err != nil {
+func (x *Plan) simple() error {
+	if err := x.walk(x.layer, ".", x.layer.Entry.Opaque); err != nil {
 		return err
 	}
 	if err := x.drop(x.drops); err != nil {
 		return err
 	}
-	return x.carry(x.out)
+	return x.carry(x.Tree)
 }
 
 // maxOut bounds the memory of what a fix-up holds. The paths in it may be longer than those of the layer.
@@ -110,36 +112,37 @@ func inSteps(grow func(bytes int64) error) func(bytes int64) error {
 	}
 }
 
-func (x *plan) empty() bool { return len(x.out.kids) == 0 }
+// Empty reports whether the layer needs no fix-up.
+func (x *Plan) Empty() bool { return len(x.Tree.Kids) == 0 }
 
-// facts is the digest over all that decides the fix-up's content.
-func (x *plan) facts(diffID digest.Digest) digest.Digest {
+// Facts is the digest over all that decides the fix-up's content.
+func (x *Plan) Facts(diffID digest.Digest) digest.Digest {
 	d := digest.SHA256.Digester()
 	fmt.Fprintf(d.Hash(), "%s\n", diffID)
 	var buf []byte
-	for _, shared := range x.out.entries() {
+	for _, shared := range x.Tree.Entries() {
 		e := *shared
 		e.Hash, e.Seq = [16]byte{}, 0
-		buf = appendEntry(buf[:0], &e)
+		buf = tree.AppendEntry(buf[:0], &e)
 		d.Hash().Write(buf)
-		if s, ok := x.copies[e.Path]; ok {
-			fmt.Fprintf(d.Hash(), "\n%q %q\n", s.elem.name, s.path)
+		if s, ok := x.Copies[e.Path]; ok {
+			fmt.Fprintf(d.Hash(), "\n%q %q\n", s.elem.Name, s.path)
 		}
 	}
 	return d.Digest()
 }
 
 // walk looks at what the layer has in a directory. bare is true if the parent has nothing there.
-func (x *plan) walk(n *tree, at string, bare bool) error {
-	for _, name := range n.names() {
+func (x *Plan) walk(n *tree.Node, at string, bare bool) error {
+	for _, name := range n.Names() {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
-		kid := n.kids[name]
-		if kid.entry.Type == unpack.Link {
+		kid := n.Kids[name]
+		if kid.Entry.Type == unpack.Link {
 			return errOrderMatters
 		}
-		if kid.entry.Type != unpack.Dir {
+		if kid.Entry.Type != unpack.Dir {
 			continue
 		}
 		if err := x.dir(kid, inside(at, name), bare); err != nil {
@@ -150,28 +153,28 @@ func (x *plan) walk(n *tree, at string, bare bool) error {
 }
 
 // dir looks at one directory of the layer.
-func (x *plan) dir(n *tree, here string, bare bool) error {
+func (x *Plan) dir(n *tree.Node, here string, bare bool) error {
 	var below *found
 	if !bare {
 		var err error
-		if below, err = x.parent.lookup(here); err != nil {
+		if below, err = x.Parent.lookup(here); err != nil {
 			return err
 		}
 	}
 	isDir := below != nil && below.entry.Type == unpack.Dir
 	switch {
-	case !n.entry.Implied:
-		return x.walk(n, here, n.entry.Opaque || !isDir)
+	case !n.Entry.Implied:
+		return x.walk(n, here, n.Entry.Opaque || !isDir)
 	case isDir:
 		e := *below.entry
-		e.Opaque = n.entry.Opaque
-		if unlike(&e, &n.entry) {
+		e.Opaque = n.Entry.Opaque
+		if tree.Differ(&e, &n.Entry) {
 			e.Opaque = false // the layer's own directory hides what is below
 			if err := x.put(e, here); err != nil {
 				return err
 			}
 		}
-		return x.walk(n, here, n.entry.Opaque)
+		return x.walk(n, here, n.Entry.Opaque)
 	case below != nil && below.entry.Type == unpack.Symlink:
 		return errOrderMatters
 	case below != nil && below.nlink > 1:
@@ -185,22 +188,22 @@ func (x *plan) dir(n *tree, here string, bare bool) error {
 }
 
 // drop hides directories, or those inside them where something is.
-func (x *plan) drop(dirs []dropped) error {
+func (x *Plan) drop(dirs []dropped) error {
 	for _, d := range dirs {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
 		at := d.at
 		var err error
-		switch there := x.out.find(at); {
-		case d.dir.entry.Type != unpack.Dir:
+		switch there := x.Tree.Find(at); {
+		case d.dir.Entry.Type != unpack.Dir:
 		case there == nil && d.below != nil:
 			err = x.put(*d.below.entry, at)
-			x.copies[at] = source{&x.parent.elems[d.below.elem], at}
+			x.Copies[at] = Source{&x.Parent.elems[d.below.elem], at}
 		case there == nil:
 			err = x.put(unpack.Entry{Type: unpack.Whiteout}, at)
-		case there.entry.Type == unpack.Dir:
-			for name, k := range d.dir.kids {
+		case there.Entry.Type == unpack.Dir:
+			for name, k := range d.dir.Kids {
 				if err := x.drop([]dropped{{dir: k, at: path.Join(at, name)}}); err != nil {
 					return err
 				}
@@ -215,49 +218,49 @@ func (x *plan) drop(dirs []dropped) error {
 
 // onlyWhiteouts reports whether nothing below a directory of the layer adds anything. The layer's tree does not change,
 // so that each directory is looked at once.
-func onlyWhiteouts(n *tree) bool {
-	if n.adds == unknown {
-		n.adds = no
-		for _, k := range n.kids {
-			if !isMarker(k) && !(k.entry.Type == unpack.Dir && k.entry.Implied && onlyWhiteouts(k)) {
-				n.adds = yes
+func onlyWhiteouts(n *tree.Node) bool {
+	if n.Adds == tree.Unknown {
+		n.Adds = tree.No
+		for _, k := range n.Kids {
+			if !isMarker(k) && !(k.Entry.Type == unpack.Dir && k.Entry.Implied && onlyWhiteouts(k)) {
+				n.Adds = tree.Yes
 				break
 			}
 		}
 	}
-	return n.adds == no
+	return n.Adds == tree.No
 }
 
 // isMarker reports whether a node is a whiteout that is no entry of its own: it makes no directories that it lies in.
-func isMarker(n *tree) bool { return n.entry.Type == unpack.Whiteout && !n.entry.Opaque }
+func isMarker(n *tree.Node) bool { return n.Entry.Type == unpack.Whiteout && !n.Entry.Opaque }
 
 // put puts a node into the fix-up.
-func (x *plan) put(e unpack.Entry, at string) error {
+func (x *Plan) put(e unpack.Entry, at string) error {
 	e.Path, e.Implied, e.Inode, e.Seq = at, false, "", 0
-	bytes := nodeMemory + 2*int64(len(at))
+	bytes := tree.NodeMemory + 2*int64(len(at))
 	if x.outBytes += bytes; x.outBytes > maxOut {
 		err := fmt.Errorf("fix-up: more than %d bytes of entries: %w", int64(maxOut), errdefs.ErrFailedPrecondition)
 		return cause.Mark(err, cause.LayerInvalid, "")
 	}
-	x.out.make(at).entry = e
+	x.Tree.Make(at).Entry = e
 	return x.grow(bytes)
 }
 
 // carry gives the directories that are only on the way the attributes that they have without the fix-up.
-func (x *plan) carry(n *tree) error {
-	for _, k := range n.kids {
+func (x *Plan) carry(n *tree.Node) error {
+	for _, k := range n.Kids {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
-		if k.entry.Type != unpack.Dir {
+		if k.Entry.Type != unpack.Dir {
 			continue
 		}
-		if k.entry.Implied {
-			e, err := x.shown(k.entry.Path)
+		if k.Entry.Implied {
+			e, err := x.shown(k.Entry.Path)
 			if err != nil {
 				return err
 			}
-			k.entry = e
+			k.Entry = e
 		}
 		if err := x.carry(k); err != nil {
 			return err
@@ -267,13 +270,13 @@ func (x *plan) carry(n *tree) error {
 }
 
 // shown is the directory that layer and parent show at a path.
-func (x *plan) shown(at string) (unpack.Entry, error) {
-	e := defaultDir(at)
-	own := x.layer.find(at)
-	if own != nil && own.entry.Type == unpack.Dir && !own.entry.Implied {
-		e = own.entry
+func (x *Plan) shown(at string) (unpack.Entry, error) {
+	e := tree.DefaultDir(at)
+	own := x.layer.Find(at)
+	if own != nil && own.Entry.Type == unpack.Dir && !own.Entry.Implied {
+		e = own.Entry
 		e.Path = at
-	} else if f, err := x.parent.lookup(at); err != nil {
+	} else if f, err := x.Parent.lookup(at); err != nil {
 		return e, err
 	} else if f != nil && f.entry.Type == unpack.Dir {
 		e = *f.entry

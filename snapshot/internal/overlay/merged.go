@@ -1,4 +1,4 @@
-package snapshot
+package overlay
 
 import (
 	"errors"
@@ -8,20 +8,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // maxViewPath is the length in bytes of the longest path of a view, as in the kernel (PATH_MAX without its NUL).
 const maxViewPath = 4095
 
-// merged is a read-only view of a stack of directories in overlay's form, topmost first. It uses plain system calls,
+// Merged is a read-only view of a stack of directories in overlay's form, topmost first. It uses plain system calls,
 // because a fix-up needs the stack of its parent where nothing is mounted. The directories do not change while it is
 // open.
 //
 // A view remembers where it was, so that a path costs one step for each component that was not looked at before,
 // however deep it lies.
-type merged struct {
-	elems []element
+type Merged struct {
+	elems []Element
 	top   *place
 	dirs  openDirs
 	cost  int // of the remembered places
@@ -30,10 +31,10 @@ type merged struct {
 	lastPath string
 }
 
-// element is one directory of a stack.
-type element struct {
-	name string // what stands for its content in the facts of a fix-up
-	root *os.File
+// Element is one directory of a stack.
+type Element struct {
+	Name string // what stands for its content in the facts of a fix-up
+	Root *os.File
 }
 
 // found is what lies at a path of a merged view.
@@ -44,42 +45,43 @@ type found struct {
 	entry *unpack.Entry
 }
 
-// openMerged opens a stack; dirs are the directories, topmost first, by the names that stand for their content.
-func openMerged(dirs []stackDir) (*merged, error) {
-	m := &merged{}
+// OpenMerged opens a stack; dirs are the directories, topmost first, by the names that stand for their content.
+func OpenMerged(dirs []Dir) (*Merged, error) {
+	m := &Merged{}
 	for _, d := range dirs {
-		f, err := openTree(d.path)
+		f, err := nodes.OpenTree(d.Path)
 		if err != nil {
-			m.close()
+			m.Close()
 			return nil, err
 		}
-		m.elems = append(m.elems, element{d.name, f})
+		m.elems = append(m.elems, Element{d.Name, f})
 	}
 	m.forget()
 	return m, nil
 }
 
-func (m *merged) close() {
+// Close closes the directories.
+func (m *Merged) Close() {
 	m.dirs.close()
 	for _, e := range m.elems {
-		e.root.Close()
+		e.Root.Close()
 	}
 }
 
 // lookup finds a clean relative path without following symbolic links in any component; nil when nothing is there.
-func (m *merged) lookup(path string) (*found, error) {
+func (m *Merged) lookup(path string) (*found, error) {
 	if len(m.elems) == 0 {
 		return nil, nil
 	}
 	if len(path) > maxViewPath {
-		return nil, pathError("lookup", path, unix.ENAMETOOLONG)
+		return nil, nodes.PathError("lookup", path, unix.ENAMETOOLONG)
 	}
 	m.forgetTooMuch()
 	p, err := m.at(path)
 	if err != nil || p == nil {
 		return nil, err
 	}
-	dir, name := m.elems[p.elem].root, "."
+	dir, name := m.elems[p.elem].Root, "."
 	if p.parent != nil {
 		name = p.name
 		if dir, err = m.dirs.open(m, int(p.elem), p.parent); err != nil {
@@ -112,7 +114,7 @@ type place struct {
 const maxRemembered = 1 << 16
 
 // forget makes the view remember nothing but its root.
-func (m *merged) forget() {
+func (m *Merged) forget() {
 	m.cost, m.last = 0, nil
 	m.top = &place{dirs: make([]int32, len(m.elems))}
 	for i := range m.top.dirs {
@@ -121,14 +123,14 @@ func (m *merged) forget() {
 	m.dirs.close()
 }
 
-func (m *merged) forgetTooMuch() {
+func (m *Merged) forgetTooMuch() {
 	if m.cost > maxRemembered {
 		m.forget()
 	}
 }
 
 // at returns the place of a clean relative path, nil when nothing is there.
-func (m *merged) at(path string) (*place, error) {
+func (m *Merged) at(path string) (*place, error) {
 	p, rest := m.top, path
 	if path == "." {
 		return p, nil
@@ -150,7 +152,7 @@ func (m *merged) at(path string) (*place, error) {
 }
 
 // kid returns what has a name in a directory of the view, nil when nothing does.
-func (m *merged) kid(at *place, name string) (*place, error) {
+func (m *Merged) kid(at *place, name string) (*place, error) {
 	if k := at.kids[name]; k != nil {
 		return k, nil
 	}
@@ -199,7 +201,7 @@ func (m *merged) kid(at *place, name string) (*place, error) {
 }
 
 // list adds the names in a directory of the view, those that it hides among them.
-func (m *merged) list(at *place, names map[string]struct{}) error {
+func (m *Merged) list(at *place, names map[string]struct{}) error {
 	for _, i := range at.dirs {
 		dir, err := m.dirs.open(m, int(i), at)
 		if err != nil {
@@ -254,9 +256,9 @@ type openDirSlot struct {
 }
 
 // open returns a directory of one element. It is open until fifteen others were asked for.
-func (d *openDirs) open(m *merged, elem int, at *place) (*os.File, error) {
+func (d *openDirs) open(m *Merged, elem int, at *place) (*os.File, error) {
 	if at.parent == nil {
-		return m.elems[elem].root, nil
+		return m.elems[elem].Root, nil
 	}
 	d.tick++
 	var above *openDirSlot
@@ -277,7 +279,7 @@ func (d *openDirs) open(m *merged, elem int, at *place) (*os.File, error) {
 		above.used = d.tick
 		return d.add(above.dir, elem, at, at.name)
 	}
-	return d.add(m.elems[elem].root, elem, at, at.path())
+	return d.add(m.elems[elem].Root, elem, at, at.path())
 }
 
 // add opens a directory, whose path relative to another one is rel, in the place of the one that was used first.
@@ -318,9 +320,9 @@ func (d *openDirs) close() {
 	}
 }
 
-// stackDir is one directory of a stack, and the name that stands for its content.
-type stackDir struct {
-	name string
-	path string
-	live bool // a container may be writing to it, although its snapshot was committed
+// Dir is one directory of a stack, and the name that stands for its content.
+type Dir struct {
+	Name string
+	Path string
+	Live bool // a container may be writing to it, although its snapshot was committed
 }

@@ -1,0 +1,136 @@
+package overlay
+
+import (
+	"context"
+	"os"
+
+	"github.com/tank-snapshotter/tank/internal/sparse"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// Built sums up what buildTree made.
+type Built struct {
+	PlainMarks bool // overlay does not understand the whiteouts, because the file system has none
+	Whiteouts  bool // there are whiteouts or opaque directories
+	Inodes     int64
+	Size       int64 // bytes of content
+}
+
+// Build fills the new directory dir with t and returns the entries for its seal, sorted.
+func Build(ctx context.Context, dir string, t *tree.Node, copies map[string]Source, userXattr bool) (
+	made Built, entries []*unpack.Entry, err error,
+) {
+	root, err := os.Open(dir)
+	if err != nil {
+		return made, nil, err
+	}
+	defer root.Close()
+	b := builder{copies: copies, userXattr: userXattr, made: map[string]*unpack.Entry{}, built: &made, root: root}
+	if err := b.fill(ctx, root, t); err != nil {
+		return made, nil, err
+	}
+	b.lost.Warn(ctx, "fix-up")
+	entries = t.Entries()
+	tree.Regroup(entries)
+	return made, entries, nil
+}
+
+// builder makes a tree on disk.
+type builder struct {
+	root      *os.File
+	copies    map[string]Source
+	userXattr bool
+	made      map[string]*unpack.Entry // group of hard links -> the first that was made
+	built     *Built                   // what was made is counted here
+	lost      nodes.LostXattrs
+}
+
+// fill makes what is in a directory, then sets the directory's own attributes.
+func (b *builder) fill(ctx context.Context, dir *os.File, t *tree.Node) error {
+	m := unpack.Marks{Opaque: t.Entry.Opaque}
+	for _, name := range t.Names() {
+		k := t.Kids[name]
+		if k.Entry.Type == unpack.Whiteout {
+			plain, err := unpack.MakeWhiteout(dir, name)
+			if err != nil {
+				return nodes.PathError("whiteout", k.Entry.Path, err)
+			}
+			b.built.PlainMarks, m.Whiteouts = b.built.PlainMarks || plain, m.Whiteouts || !plain
+			b.built.Whiteouts = true
+			b.built.Inodes++
+			continue
+		}
+		if err := b.make(ctx, dir, name, k); err != nil {
+			return err
+		}
+	}
+	plain, err := unpack.Mark(dir, m, b.userXattr)
+	if err != nil {
+		return err
+	}
+	b.built.PlainMarks, b.built.Whiteouts = b.built.PlainMarks || plain, b.built.Whiteouts || m.Opaque
+	b.built.Inodes++
+	had := t.Entry.Xattrs
+	err = unpack.SetAttrsOf(dir, &t.Entry)
+	b.lost.Note(had, &t.Entry)
+	return err
+}
+
+func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree.Node) error {
+	if first := b.made[t.Entry.Inode]; first != nil {
+		t.Entry.Hash, t.Entry.Size, t.Entry.Xattrs = first.Hash, first.Size, first.Xattrs
+		return nodes.Link(b.root, first.Path, dir, name)
+	}
+	var content *os.File
+	if src, ok := b.copies[t.Entry.Path]; ok && t.Entry.Type == unpack.File {
+		f, err := nodes.OpenFileBelow(src.elem.Root, src.path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		content = f.File
+	}
+	had := t.Entry.Xattrs
+	if err := nodes.Make(ctx, dir, name, &t.Entry, content); err != nil {
+		return err
+	}
+	b.lost.Note(had, &t.Entry)
+	if content != nil {
+		if err := sealContent(ctx, dir, name, &t.Entry); err != nil {
+			return err
+		}
+	}
+	b.built.Size += t.Entry.Size
+	if t.Entry.Inode != "" {
+		b.made[t.Entry.Inode] = &t.Entry
+	}
+	if t.Entry.Type != unpack.Dir {
+		b.built.Inodes++
+		return nil
+	}
+	sub, err := nodes.OpenDir(dir, name)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	return b.fill(ctx, sub, t)
+}
+
+// sealContent puts into the entry what the copy holds. It is not what the source holds: a container may be writing to
+// that.
+func sealContent(ctx context.Context, dir *os.File, name string, e *unpack.Entry) error {
+	f, err := nodes.OpenFile(dir, name, false)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	e.Size = info.Size()
+	e.Hash, err = sparse.Sum128(ctx, int(f.Fd()), e.Size)
+	return err
+}

@@ -1,0 +1,143 @@
+package tree
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
+)
+
+// Node is a directory tree in memory, made of entries.
+type Node struct {
+	Entry unpack.Entry
+	Kids  map[string]*Node // by name
+	Adds  Answer           // a plan's note: whether anything below the directory adds something
+}
+
+// Answer is a fact about a node that is determined once.
+type Answer byte
+
+// The answers. Unknown means that the fact was not determined yet.
+const (
+	Unknown Answer = iota
+	Yes
+	No
+)
+
+// NodeMemory is what a node takes without its strings, with its place in the directory's map.
+const NodeMemory = 256
+
+// Read builds the tree of a layer. Path of an entry is its name only, and Inode what shortName makes of it:
+// there may be a million of them. grow is called before the tree takes so many bytes more.
+func Read(entries List, grow func(bytes int64) error) (*Node, error) {
+	const step = 256 << 10
+	t := New(DefaultDir("."))
+	asked, bytes := int64(0), int64(0)
+	return t, entries(func(e *unpack.Entry) error {
+		n := t
+		for name, rest, more := "", e.Path, e.Path != "."; more; {
+			name, rest, more = strings.Cut(rest, "/")
+			kid := n.Kids[name]
+			if kid == nil {
+				name = strings.Clone(name) // not a part of the path
+				kid = New(DefaultDir(name))
+				if n.Kids == nil {
+					n.Kids = map[string]*Node{}
+				}
+				n.Kids[name] = kid
+				bytes += NodeMemory + int64(len(name))
+			}
+			n = kid
+		}
+		name := n.Entry.Path
+		n.Entry = *e
+		n.Entry.Path, n.Entry.Inode = name, ShortName(e.Inode)
+		bytes += int64(len(n.Entry.Target) + len(n.Entry.Inode))
+		if bytes < asked {
+			return nil
+		}
+		asked += step
+		return grow(step)
+	})
+}
+
+// ShortName stands for the name of a group of hard links. A name may be long, and each entry of the group has it.
+func ShortName(inode string) string {
+	if len(inode) <= 64 {
+		return inode
+	}
+	return digest.FromString(inode).Encoded()
+}
+
+// New returns a tree that consists of one node.
+func New(e unpack.Entry) *Node { return &Node{Entry: e} }
+
+// DefaultDir is a directory that nothing says anything about.
+func DefaultDir(path string) unpack.Entry {
+	return unpack.Entry{Path: path, Type: unpack.Dir, Mode: 0o755, Implied: true}
+}
+
+// Find returns the node at path, nil when there is none.
+func (t *Node) Find(path string) *Node {
+	if path == "." {
+		return t
+	}
+	for name := range strings.SplitSeq(path, "/") {
+		if t = t.Kids[name]; t == nil {
+			return nil
+		}
+	}
+	return t
+}
+
+// Make returns the node at path, with its parents.
+func (t *Node) Make(path string) *Node {
+	if path == "." {
+		return t
+	}
+	for i := 0; i <= len(path); i++ {
+		if i < len(path) && path[i] != '/' {
+			continue
+		}
+		name := path[strings.LastIndexByte(path[:i], '/')+1 : i]
+		kid := t.Kids[name]
+		if kid == nil {
+			kid = &Node{Entry: DefaultDir(path[:i])}
+			if t.Kids == nil {
+				t.Kids = map[string]*Node{}
+			}
+			t.Kids[name] = kid
+		}
+		t = kid
+	}
+	return t
+}
+
+// Names returns the names in a directory, sorted.
+func (t *Node) Names() []string { return slices.Sorted(maps.Keys(t.Kids)) }
+
+// Entries lists the tree sorted by path bytes, "." first.
+func (t *Node) Entries() []*unpack.Entry {
+	var es []*unpack.Entry
+	var walk func(*Node)
+	walk = func(t *Node) {
+		es = append(es, &t.Entry)
+		for _, k := range t.Kids {
+			walk(k)
+		}
+	}
+	walk(t)
+	slices.SortFunc(es, func(a, b *unpack.Entry) int { return unpack.ComparePaths(a.Path, b.Path) })
+	return es
+}
+
+// SetOwner gives all nodes to an ordinary user.
+func (t *Node) SetOwner(uid, gid uint32) {
+	t.Entry.UID, t.Entry.GID = uid, gid
+	for _, k := range t.Kids {
+		k.SetOwner(uid, gid)
+	}
+}

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank"
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -63,7 +63,7 @@ func TestReleaseOfOne(t *testing.T) {
 	}
 
 	// This process has no database, so it is what the first new caller of a root is.
-	s, err := tk.Binder().Session(ctx, caller.Process{})
+	s, err := tk.Binder().Session(ctx, peer.Process{})
 	must(t, err)
 	if _, err := tk.HandOver(ctx, string(second), "containerd/d2"); !errdefs.IsNotFound(err) {
 		t.Errorf("handed over to nobody: %v", err)

@@ -23,7 +23,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/containerddb"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -33,14 +34,14 @@ type Options struct {
 	HandOver func(from, to metadata.Holder, also func(*metadata.Tx) error) error
 	// SetAside gives other keys to the snapshots of h in a namespace with this sequence number or a larger one.
 	SetAside func(h metadata.Holder, namespace string, sequence uint64) error
-	// Database finds the containerd database that a process has open. nil means caller.Database.
-	Database func(p caller.Process, places []string) (caller.File, error)
-	// Alive reports whether a process runs. nil means caller.Process.Alive.
-	Alive func(p caller.Process) (alive, known bool)
-	// Busy reports whether a database is open in a process. nil means caller.Busy.
-	Busy func(caller.File) bool
-	// Mentions lists those of the keys that are in the file of a database. nil means caller.Mentions.
-	Mentions func(ctx context.Context, f caller.File, keys []string) (map[string]bool, error)
+	// Database finds the containerd database that a process has open. nil means containerddb.Find.
+	Database func(p peer.Process, places []string) (containerddb.File, error)
+	// Alive reports whether a process runs. nil means peer.Process.Alive.
+	Alive func(p peer.Process) (alive, known bool)
+	// Busy reports whether a database is open in a process. nil means containerddb.Busy.
+	Busy func(containerddb.File) bool
+	// Mentions lists those of the keys that are in the file of a database. nil means containerddb.Mentions.
+	Mentions func(ctx context.Context, f containerddb.File, keys []string) (map[string]bool, error)
 }
 
 // Binder decides for which holder each caller of one root acts.
@@ -62,7 +63,7 @@ type process struct {
 	uid     uint32
 }
 
-func processOf(p caller.Process) process {
+func processOf(p peer.Process) process {
 	switch {
 	case p.PID != 0:
 		return process{pid: p.PID, started: p.Started}
@@ -76,16 +77,16 @@ func processOf(p caller.Process) process {
 func New(db *metadata.DB, opts *Options) *Binder {
 	b := &Binder{db: db, opts: *opts, sessions: map[process]*Session{}}
 	if b.opts.Database == nil {
-		b.opts.Database = caller.Database
+		b.opts.Database = containerddb.Find
 	}
 	if b.opts.Alive == nil {
-		b.opts.Alive = caller.Process.Alive
+		b.opts.Alive = peer.Process.Alive
 	}
 	if b.opts.Busy == nil {
-		b.opts.Busy = caller.Busy
+		b.opts.Busy = containerddb.Busy
 	}
 	if b.opts.Mentions == nil {
-		b.opts.Mentions = caller.Mentions
+		b.opts.Mentions = containerddb.Mentions
 	}
 	return b
 }
@@ -95,7 +96,7 @@ func (b *Binder) Close() { b.wg.Wait() }
 
 // Session returns the session of the process at the other end of a connection. Each call is ended by one of End. Errors
 // are of class errdefs.ErrUnavailable.
-func (b *Binder) Session(ctx context.Context, p caller.Process) (*Session, error) {
+func (b *Binder) Session(ctx context.Context, p peer.Process) (*Session, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.forgetDead()
@@ -106,7 +107,7 @@ func (b *Binder) Session(ctx context.Context, p caller.Process) (*Session, error
 		return s, nil
 	}
 	f, err := b.opts.Database(p, b.places())
-	if s != nil && errors.Is(err, caller.ErrNone) {
+	if s != nil && errors.Is(err, containerddb.ErrNone) {
 		s.connections++
 		return s, nil
 	}
@@ -170,7 +171,7 @@ func (b *Binder) bind(s *Session, looked error) error {
 			return err
 		}
 		switch {
-		case errors.Is(looked, caller.ErrNone):
+		case errors.Is(looked, containerddb.ErrNone):
 			known, err = s.bindDirect(tx, bs)
 		case looked != nil || s.file.Born.IsZero():
 			err = s.bindNew(tx, bs)
@@ -220,7 +221,7 @@ func (s *Session) bindFile(tx *metadata.Tx, bs []metadata.Binding) (known bool, 
 }
 
 // nameOf identifies a process in a binding; "" when it can't be distinguished from another one.
-func nameOf(p caller.Process) string {
+func nameOf(p peer.Process) string {
 	if p.PID == 0 || p.Started == 0 {
 		return ""
 	}
@@ -266,7 +267,7 @@ func (s *Session) bindNew(tx *metadata.Tx, bs []metadata.Binding) error {
 }
 
 func (s *Session) bindDirect(tx *metadata.Tx, bs []metadata.Binding) (known bool, err error) {
-	s.file = caller.File{}
+	s.file = containerddb.File{}
 	if i := slices.IndexFunc(bs, func(r metadata.Binding) bool { return r.ID == direct }); i >= 0 {
 		s.binding = bs[i]
 		return true, nil
@@ -296,8 +297,8 @@ func (s *Session) newHolder(
 	return metadata.ContainerdHolder(id), false, err
 }
 
-func fileOf(r metadata.Binding) caller.File {
-	return caller.File{Path: r.Path, Inode: r.Inode, Born: r.Born}
+func fileOf(r metadata.Binding) containerddb.File {
+	return containerddb.File{Path: r.Path, Inode: r.Inode, Born: r.Born}
 }
 
 // inUse reports whether a process other than that of the session except acts for the binding's holder, or has its

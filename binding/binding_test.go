@@ -10,7 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/containerddb"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -187,30 +187,30 @@ func TestScenarios(t *testing.T) {
 		}},
 		{"hidden, restarted", func(t *testing.T, m *machine, first *client) {
 			first.stop()
-			hidden := m.start(caller.File{}, true)
+			hidden := m.start(containerddb.File{}, true)
 			hidden.collect()
 			expectFinds(t, hidden, whole...)
 			must(t, hidden.make("default/9/more", layer))
 			hidden.stop()
-			hidden = m.start(caller.File{}, true)
+			hidden = m.start(containerddb.File{}, true)
 			must(t, hidden.make("default/10/early", ""))
 			expectFinds(t, hidden, layer, container, "default/9/more", "default/10/early")
 		}},
 		{"hidden, beside it", func(t *testing.T, m *machine, first *client) {
-			hidden := m.start(caller.File{}, true)
+			hidden := m.start(containerddb.File{}, true)
 			hidden.fill()
 			hidden.collect()
 			expect(t, first, whole...)
 		}},
 		{"another program", func(t *testing.T, m *machine, first *client) {
 			first.stop()
-			program := m.start(caller.File{}, false)
+			program := m.start(containerddb.File{}, false)
 			if program.has(layer) {
 				t.Error("it has a snapshot of containerd's")
 			}
 			program.fill()
 			program.stop()
-			expect(t, m.start(caller.File{}, false), whole...)
+			expect(t, m.start(containerddb.File{}, false), whole...)
 			expect(t, m.start(file(1, 10), false), whole...)
 		}},
 		{"two former ones had the layer", func(t *testing.T, m *machine, first *client) {
@@ -365,7 +365,7 @@ func TestUpgrade(t *testing.T) {
 				err := tx.PutSnapshot(metadata.Snapshot{Key: container, Kind: metadata.Active, Created: old})
 				return errors.Join(err, tx.Hold(metadata.Containerd, metadata.SnapshotNode(container)))
 			}))
-			c := m.start(caller.File{Path: "/meta.db", Inode: 1, Born: tc.born, Writes: 7}, false)
+			c := m.start(containerddb.File{Path: "/meta.db", Inode: 1, Born: tc.born, Writes: 7}, false)
 			if h := c.s.Holder(); (h == metadata.Containerd) != (tc.want == metadata.Containerd) {
 				t.Errorf("it acts for %s", h)
 			}

@@ -13,7 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/binding"
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/containerddb"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -22,9 +23,9 @@ type machine struct {
 	t         *testing.T
 	db        *metadata.DB
 	b         *binding.Binder
-	processes map[int]caller.File // of those that run, by PID
-	hidden    map[int]bool        // cannot be looked at
-	text      map[uint64]string   // of the files, as far as it matters
+	processes map[int]containerddb.File // of those that run, by PID
+	hidden    map[int]bool              // cannot be looked at
+	text      map[uint64]string         // of the files, as far as it matters
 	next      int
 }
 
@@ -32,7 +33,7 @@ func newMachine(t *testing.T) *machine {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), &metadata.Options{NoSync: true})
 	must(t, err)
-	m := &machine{t: t, db: db, processes: map[int]caller.File{}, hidden: map[int]bool{}, text: map[uint64]string{}}
+	m := &machine{t: t, db: db, processes: map[int]containerddb.File{}, hidden: map[int]bool{}, text: map[uint64]string{}}
 	m.restart()
 	t.Cleanup(func() {
 		m.b.Close()
@@ -61,17 +62,17 @@ func (m *machine) restart() {
 				return err
 			})
 		},
-		Database: func(p caller.Process, _ []string) (caller.File, error) {
+		Database: func(p peer.Process, _ []string) (containerddb.File, error) {
 			switch f := m.processes[p.PID]; {
 			case m.hidden[p.PID]:
-				return caller.File{}, caller.ErrHidden
+				return containerddb.File{}, containerddb.ErrHidden
 			case f.Inode == 0:
-				return caller.File{}, caller.ErrNone
+				return containerddb.File{}, containerddb.ErrNone
 			default:
 				return f, nil
 			}
 		},
-		Mentions: func(_ context.Context, f caller.File, keys []string) (map[string]bool, error) {
+		Mentions: func(_ context.Context, f containerddb.File, keys []string) (map[string]bool, error) {
 			text, ok := m.text[f.Inode]
 			if !ok {
 				return nil, errors.New("no such file")
@@ -82,11 +83,11 @@ func (m *machine) restart() {
 			}
 			return found, nil
 		},
-		Alive: func(p caller.Process) (bool, bool) {
+		Alive: func(p peer.Process) (bool, bool) {
 			_, runs := m.processes[p.PID]
 			return runs, true
 		},
-		Busy: func(f caller.File) bool {
+		Busy: func(f containerddb.File) bool {
 			for _, open := range m.processes {
 				if open.Same(f) {
 					return true
@@ -105,7 +106,7 @@ type client struct {
 }
 
 // start starts a process that has the file open, and connects it.
-func (m *machine) start(f caller.File, hidden bool) *client {
+func (m *machine) start(f containerddb.File, hidden bool) *client {
 	m.t.Helper()
 	m.next++
 	m.processes[m.next], m.hidden[m.next] = f, hidden
@@ -116,7 +117,7 @@ func (m *machine) start(f caller.File, hidden bool) *client {
 
 func (c *client) connect() {
 	c.m.t.Helper()
-	s, err := c.m.b.Session(context.Background(), caller.Process{PID: c.pid, Started: 1})
+	s, err := c.m.b.Session(context.Background(), peer.Process{PID: c.pid, Started: 1})
 	must(c.m.t, err)
 	c.s = s
 }
@@ -194,7 +195,7 @@ func (c *client) collect(keep ...string) {
 var born = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // file is the file of a database; n tells files apart.
-func file(n uint64, writes uint64) caller.File {
+func file(n uint64, writes uint64) containerddb.File {
 	path := fmt.Sprintf("/%d/meta.db", n)
-	return caller.File{Path: path, Inode: n, Born: born.Add(time.Duration(n) * time.Hour), Writes: writes}
+	return containerddb.File{Path: path, Inode: n, Born: born.Add(time.Duration(n) * time.Hour), Writes: writes}
 }

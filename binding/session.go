@@ -10,15 +10,16 @@ import (
 
 	"github.com/containerd/log"
 
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/containerddb"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // Session is one calling process. It lasts as long as the process runs.
 type Session struct {
 	b       *Binder
-	process caller.Process
-	file    caller.File // the zero value when nothing is known about it
+	process peer.Process
+	file    containerddb.File // the zero value when nothing is known about it
 
 	holder  atomic.Pointer[metadata.Holder]
 	sampled atomic.Int64 // when the database was looked at last, in nanoseconds
@@ -52,7 +53,7 @@ func (s *Session) End() {
 
 // record records when the process was connected last, and how far its database was then.
 func (s *Session) record() {
-	writes := caller.Writes(s.file)
+	writes := containerddb.Writes(s.file)
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	s.binding.Seen = time.Now().UTC()
@@ -101,7 +102,7 @@ func (s *Session) Making(ctx context.Context, key string) error {
 }
 
 func (s *Session) sample() {
-	writes := caller.Writes(s.file)
+	writes := containerddb.Writes(s.file)
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	s.binding.Writes = max(s.binding.Writes, writes)

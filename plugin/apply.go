@@ -12,8 +12,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"github.com/tank-snapshotter/tank/internal/caller"
 	"github.com/tank-snapshotter/tank/internal/mediatype"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/snapshot"
 )
@@ -21,7 +21,7 @@ import (
 // applier serves containerd's diff service.
 type applier struct {
 	layers     Layers
-	processors func(context.Context, caller.Process) ([]processor.Processor, error) // nil: there are none
+	processors func(context.Context, peer.Process) ([]processor.Processor, error) // nil: there are none
 }
 
 // Apply unpacks a layer. One of a media type that Tank does not read goes through containerd's stream processors.

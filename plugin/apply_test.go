@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -74,10 +74,10 @@ func TestProcessors(t *testing.T) {
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			layers := &decodingLayers{}
-			var asked caller.Process
+			var asked peer.Process
 			conn := dial(t, plugin.New(&plugin.Options{
 				Snapshotter: noSnapshots{}, Layers: layers,
-				Processors: func(_ context.Context, p caller.Process) ([]processor.Processor, error) {
+				Processors: func(_ context.Context, p peer.Process) ([]processor.Processor, error) {
 					asked = p
 					return row.known, row.err
 				},

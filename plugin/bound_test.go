@@ -23,7 +23,8 @@ import (
 
 	"github.com/tank-snapshotter/tank/binding"
 	tankcontent "github.com/tank-snapshotter/tank/content"
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/containerddb"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -36,7 +37,7 @@ type boundServer struct {
 	binder *binding.Binder
 
 	mu     sync.Mutex // guards what follows
-	opened caller.File
+	opened containerddb.File
 	runs   map[uint64]bool // databases whose process runs
 	looks  int
 }
@@ -53,7 +54,7 @@ func serveBound(t *testing.T) *boundServer {
 	s := &boundServer{t: t, socket: filepath.Join(root, "s"), runs: map[uint64]bool{}}
 	s.binder = binding.New(db, &binding.Options{
 		HandOver: layers.HandOver, SetAside: layers.SetAside,
-		Database: func(p caller.Process, _ []string) (caller.File, error) {
+		Database: func(p peer.Process, _ []string) (containerddb.File, error) {
 			if p.PID != os.Getpid() {
 				t.Errorf("the caller is %+v", p)
 			}
@@ -63,8 +64,8 @@ func serveBound(t *testing.T) *boundServer {
 			return s.opened, nil
 		},
 		// This process stands for several, one after the other.
-		Alive: func(caller.Process) (bool, bool) { return false, false },
-		Busy: func(f caller.File) bool {
+		Alive: func(peer.Process) (bool, bool) { return false, false },
+		Busy: func(f containerddb.File) bool {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			return s.runs[f.Inode]
@@ -96,7 +97,7 @@ func serveBound(t *testing.T) *boundServer {
 func (s *boundServer) containerd(n uint64) (content.Store, snapshots.Snapshotter, func()) {
 	s.t.Helper()
 	s.mu.Lock()
-	s.opened = caller.File{Path: "/meta.db", Inode: n, Born: time.Unix(int64(n), 0), Writes: 1}
+	s.opened = containerddb.File{Path: "/meta.db", Inode: n, Born: time.Unix(int64(n), 0), Writes: 1}
 	s.runs[n] = true
 	s.mu.Unlock()
 	conn, err := grpc.NewClient("unix:"+s.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -9,11 +9,11 @@ import (
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/peer"
+	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/stats"
 
 	"github.com/tank-snapshotter/tank/binding"
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
 // connection is one connection of a client, and the session of the process at its other end.
@@ -48,13 +48,13 @@ func (c *connection) sessionOf(ctx context.Context, binder *binding.Binder) (*bi
 }
 
 // processOf returns the process that made the connection of a call; the zero value if that is not known.
-func processOf(ctx context.Context) caller.Process {
-	if p, ok := peer.FromContext(ctx); ok {
+func processOf(ctx context.Context) peer.Process {
+	if p, ok := grpcpeer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(peerInfo); ok {
 			return info.process
 		}
 	}
-	return caller.Process{}
+	return peer.Process{}
 }
 
 func (c *connection) end() {
@@ -87,7 +87,7 @@ func (connections) HandleRPC(context.Context, stats.RPCStats) {}
 // peerInfo carries the process that made a connection to the calls on it.
 type peerInfo struct {
 	credentials.CommonAuthInfo
-	process caller.Process
+	process peer.Process
 }
 
 func (peerInfo) AuthType() string { return "unix" }
@@ -100,7 +100,7 @@ type unixCredentials struct {
 func newUnixCredentials() unixCredentials { return unixCredentials{insecure.NewCredentials()} }
 
 func (c unixCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return conn, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, caller.Of(conn)}, nil
+	return conn, peerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, peer.Of(conn)}, nil
 }
 
 func (c unixCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -107,7 +107,7 @@ func (o *DialOptions) connect(ctx context.Context, socket string) (net.Conn, err
 
 // check refuses a process of any other user, which must not get this user's passwords or return paths to it.
 func (o *DialOptions) check(conn net.Conn) error {
-	cred, err := peer.Of(conn)
+	cred, err := peer.Credentials(conn)
 	if err != nil {
 		return err
 	}

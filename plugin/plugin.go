@@ -39,7 +39,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tank-snapshotter/tank/binding"
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -62,7 +62,7 @@ type Options struct {
 	Layers Layers
 	// Processors returns the stream processors that a containerd has configured, and errdefs.ErrUnavailable if they can't
 	// be found out. nil: there are none.
-	Processors func(ctx context.Context, containerd caller.Process) ([]processor.Processor, error)
+	Processors func(ctx context.Context, containerd peer.Process) ([]processor.Processor, error)
 	// Admin is the root, for Tank's own commands.
 	Admin Admin
 	// Drain is how long calls may go on after Serve was told to stop. 0 means 10 seconds, less than none means forever.

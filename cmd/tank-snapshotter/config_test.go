@@ -8,8 +8,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"github.com/tank-snapshotter/tank/internal/caller"
 	"github.com/tank-snapshotter/tank/internal/containerdconfig"
+	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
 // TestOwnProcessors: a section in Tank's config takes the place of containerd's, is printed for containerd, and an
@@ -30,7 +30,7 @@ func TestOwnProcessors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := s.processors()(t.Context(), caller.Process{UID: 4321})
+		got, err := s.processors()(t.Context(), peer.Process{UID: 4321})
 		if err != nil || len(got) != min(1, len(want)) || len(got) > 0 && got[0].ID != want {
 			t.Errorf("%q: %+v, %v", text, got, err)
 		}

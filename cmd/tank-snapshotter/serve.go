@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tank-snapshotter/tank"
-	"github.com/tank-snapshotter/tank/internal/caller"
 	"github.com/tank-snapshotter/tank/internal/containerdconfig"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/internal/systemd"
@@ -230,10 +230,10 @@ func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*local, err
 
 // processors returns what plugin.Options.Processors is: the processors of Tank's own config, or those of the config
 // that the calling containerd was started with.
-func (s settings) processors() func(context.Context, caller.Process) ([]processor.Processor, error) {
+func (s settings) processors() func(context.Context, peer.Process) ([]processor.Processor, error) {
 	if s.StreamProcessors != nil {
 		own := containerdconfig.Sorted(s.StreamProcessors)
-		return func(context.Context, caller.Process) ([]processor.Processor, error) { return own, nil }
+		return func(context.Context, peer.Process) ([]processor.Processor, error) { return own, nil }
 	}
 	return containerdconfig.ProcessorsOf
 }

@@ -16,7 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/containerddb"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
@@ -76,11 +77,11 @@ func missing(p processor.Processor) int {
 
 // ProcessorsOf reads which processors a containerd has. Tank runs these programs with its own rights, so only a
 // process that has these rights may name them, in a file that only such processes can write.
-func ProcessorsOf(ctx context.Context, p caller.Process) ([]processor.Processor, error) {
+func ProcessorsOf(ctx context.Context, p peer.Process) ([]processor.Processor, error) {
 	if p.UID != 0 && int(p.UID) != os.Geteuid() {
 		return nil, fmt.Errorf("containerd's config: of a process of uid %d: %w", p.UID, errdefs.ErrUnavailable)
 	}
-	file, err := caller.Config(p)
+	file, err := containerddb.ConfigFile(p)
 	if err != nil {
 		return nil, fmt.Errorf("containerd's config: %w: %w", err, errdefs.ErrUnavailable)
 	}

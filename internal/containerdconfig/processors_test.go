@@ -10,7 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/tank-snapshotter/tank/internal/caller"
+	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
@@ -85,7 +85,7 @@ func TestProcessorsOfContainerd(t *testing.T) {
 			}
 		})
 	}
-	other := caller.Process{PID: os.Getpid(), UID: 4321}
+	other := peer.Process{PID: os.Getpid(), UID: 4321}
 	if _, err := ProcessorsOf(t.Context(), other); !errdefs.IsUnavailable(err) {
 		t.Errorf("of a process of another user: %v", err)
 	}

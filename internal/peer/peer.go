@@ -1,11 +1,12 @@
-// Package peer reports which process is at the other end of a unix socket.
+// Package peer reports which process is at the other end of a unix socket, and whether that process still runs.
 //
 // It owns nothing on disk.
 //
-// Its invariant: the answer is the kernel's (SO_PEERCRED), and never the word of the process.
+// Its invariant: the answer comes from the kernel (SO_PEERCRED, SO_PEERPIDFD, /proc) and never from the process.
 //
-// The surprising rule: for the side that connected, the kernel reports the process that called listen, also when
-// another process has the socket now; a pid may belong to another process by the time it is looked at.
+// The surprising rule: on the side that connected, the kernel reports the process that called listen, even if another
+// process accepts connections now. A PID may belong to another process by the time it is used, so a Process also has
+// the time at which the process started.
 package peer
 
 import (
@@ -18,9 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Of returns pid, uid and gid of the process at the other end of conn, as they were when it connected or listened.
-// errdefs.ErrInvalidArgument for a connection that is no unix socket.
-func Of(conn net.Conn) (unix.Ucred, error) {
+// Credentials returns pid, uid and gid of the process at the other end of conn, as they were when it connected or
+// listened. errdefs.ErrInvalidArgument for a connection that is no unix socket.
+func Credentials(conn net.Conn) (unix.Ucred, error) {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
 		return unix.Ucred{}, fmt.Errorf("peer of a %T: no socket: %w", conn, errdefs.ErrInvalidArgument)

@@ -32,7 +32,7 @@ func dialed(t *testing.T, network, address string) (client, server net.Conn) {
 func TestOf(t *testing.T) {
 	client, server := dialed(t, "unix", filepath.Join(t.TempDir(), "s"))
 	for name, conn := range map[string]net.Conn{"client": client, "server": server} {
-		cred, err := peer.Of(conn)
+		cred, err := peer.Credentials(conn)
 		if err != nil || int(cred.Pid) != os.Getpid() || int(cred.Uid) != os.Geteuid() || int(cred.Gid) != os.Getegid() {
 			t.Errorf("%s: %+v, %v", name, cred, err)
 		}
@@ -45,7 +45,7 @@ func TestOfNoUnixSocket(t *testing.T) {
 	defer pipe.Close()
 	defer other.Close()
 	for name, conn := range map[string]net.Conn{"tcp": client, "pipe": pipe} {
-		if cred, err := peer.Of(conn); !errdefs.IsInvalidArgument(err) {
+		if cred, err := peer.Credentials(conn); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %+v, %v", name, cred, err)
 		}
 	}

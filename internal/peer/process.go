@@ -1,17 +1,6 @@
-// Package caller finds out which containerd database the process at the other end of a unix socket has open.
-//
-// It owns nothing on disk.
-//
-// Its invariant: what it returns about a database was read from a file that the process has open or locked, never from
-// a path that merely looks right.
-//
-// The surprising rule: as root without CAP_SYS_PTRACE, which is how Tank's unit runs, the links in /proc/PID/fd of a
-// process with more capabilities can't be read. Then the locks that the process holds, from /proc/locks, are compared
-// with the places where its database may be.
-package caller
+package peer
 
 import (
-	"errors"
 	"net"
 	"os"
 	"strconv"
@@ -19,8 +8,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
 // Process is what the kernel knows about the process that connected. The zero value is a process about which it knows
@@ -41,7 +28,7 @@ const pidfs = 0x50494446
 
 // Of returns the process that connected; the zero value if the connection is not a unix socket.
 func Of(conn net.Conn) Process {
-	cred, err := peer.Of(conn)
+	cred, err := Credentials(conn)
 	if err != nil {
 		return Process{}
 	}
@@ -83,9 +70,12 @@ func (p Process) Alive() (alive, known bool) {
 	return started(p.PID) == p.Started, true
 }
 
+// Unchanged reports whether the process still has its PID, or ended before anything was known about it.
+func (p Process) Unchanged() bool { return p.Started == started(p.PID) }
+
 // started reads when a process started, 0 when there is none or /proc does not show it. A zombie does not run any more.
 func started(pid int) uint64 {
-	text, err := os.ReadFile(proc(pid, "stat"))
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0
 	}
@@ -99,21 +89,4 @@ func started(pid int) uint64 {
 		return 0
 	}
 	return n
-}
-
-func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }
-
-// Busy reports whether a process has the file at path locked as bbolt locks its database, if the file is still the one
-// that f describes.
-func Busy(f File) bool {
-	file, err := os.OpenFile(f.Path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return false
-	}
-	defer file.Close()
-	if now, err := describe(file); err != nil || !now.Same(f) {
-		return false
-	}
-	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB) // given up with the file
-	return errors.Is(err, unix.EWOULDBLOCK)
 }

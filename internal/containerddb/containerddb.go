@@ -1,4 +1,14 @@
-package caller
+// Package containerddb finds the database file that a containerd process has open, and its config file.
+//
+// It owns nothing on disk.
+//
+// Its invariant: what it returns about a database was read from a file that the process has open or locked, never from
+// a path that merely looks right.
+//
+// The surprising rule: as root without CAP_SYS_PTRACE, which is how Tank's unit runs, the links in /proc/PID/fd of a
+// process with more capabilities can't be read. Then the locks that the process holds, from /proc/locks, are compared
+// with the places where its database may be.
+package containerddb
 
 import (
 	"bufio"
@@ -13,6 +23,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
 // File is the file of a database.
@@ -43,9 +55,9 @@ func isDatabase(path string) bool {
 	return slices.ContainsFunc(suffixes, func(s string) bool { return strings.HasSuffix(path, s) })
 }
 
-// Database finds the containerd database that a process has open. Places are files that may be it, for a process whose
+// Find finds the containerd database that a process has open. Places are files that may be it, for a process whose
 // open files are hidden. It returns ErrNone when there is none, and ErrHidden when that can't be found out.
-func Database(p Process, places []string) (File, error) {
+func Find(p peer.Process, places []string) (File, error) {
 	if p.PID == 0 {
 		return File{}, ErrHidden
 	}
@@ -53,7 +65,7 @@ func Database(p Process, places []string) (File, error) {
 	if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
 		f, err = lockedDatabase(p.PID, places)
 	}
-	if p.Started != started(p.PID) {
+	if !p.Unchanged() {
 		return File{}, ErrHidden // the PID now belongs to another process
 	}
 	return f, err
@@ -182,15 +194,15 @@ func configOf(args []string) (config string, roots []string) {
 	return config, roots
 }
 
-// Config returns the path of the configuration file of a containerd, by its command line, and ErrHidden if that can't
+// ConfigFile returns the path of the configuration file of a containerd, by its command line, and ErrHidden if that can't
 // be found out. The file need not exist.
-func Config(p Process) (string, error) {
+func ConfigFile(p peer.Process) (string, error) {
 	if p.PID == 0 {
 		return "", ErrHidden
 	}
 	args := arguments(p.PID)
 	config, _ := configOf(args)
-	if len(args) == 0 || p.Started != started(p.PID) || !filepath.IsAbs(config) {
+	if len(args) == 0 || !p.Unchanged() || !filepath.IsAbs(config) {
 		return "", ErrHidden
 	}
 	return config, nil
@@ -261,4 +273,21 @@ func describe(f *os.File) (d File, err error) {
 	}
 	d.Writes = lastTransaction(f)
 	return d, nil
+}
+
+func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }
+
+// Busy reports whether a process has the file at path locked as bbolt locks its database, if the file is still the one
+// that f describes.
+func Busy(f File) bool {
+	file, err := os.OpenFile(f.Path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	if now, err := describe(file); err != nil || !now.Same(f) {
+		return false
+	}
+	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB) // given up with the file
+	return errors.Is(err, unix.EWOULDBLOCK)
 }

@@ -1,4 +1,4 @@
-package caller
+package containerddb
 
 import (
 	"bufio"
@@ -18,13 +18,15 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
-// TestMain is also the process at the other end: TANK_CALLER_DB is the database that it opens, TANK_CALLER_SOCKET what
+// TestMain is also the process at the other end: TANK_PEER_DB is the database that it opens, TANK_PEER_SOCKET what
 // it connects to.
 func TestMain(m *testing.M) {
-	if socket := os.Getenv("TANK_CALLER_SOCKET"); socket != "" {
-		if err := call(socket, os.Getenv("TANK_CALLER_DB")); err != nil {
+	if socket := os.Getenv("TANK_PEER_SOCKET"); socket != "" {
+		if err := call(socket, os.Getenv("TANK_PEER_DB")); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -60,7 +62,7 @@ func process(t *testing.T, path string, args ...string) (net.Conn, *exec.Cmd) {
 	must(t, err)
 	t.Cleanup(func() { l.Close() })
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), "TANK_CALLER_SOCKET="+socket, "TANK_CALLER_DB="+path)
+	cmd.Env = append(os.Environ(), "TANK_PEER_SOCKET="+socket, "TANK_PEER_DB="+path)
 	cmd.Stderr = os.Stderr
 	must(t, cmd.Start())
 	t.Cleanup(func() {
@@ -88,20 +90,20 @@ func databaseIn(t *testing.T, root string) string {
 	return path
 }
 
-// TestDatabase: the database of the process at the other end is found by the files that it has open, and by its locks
+// TestFind: the database of the process at the other end is found by the files that it has open, and by its locks
 // where those are hidden; never by a path alone.
-func TestDatabase(t *testing.T) {
+func TestFind(t *testing.T) {
 	root := t.TempDir()
 	path := databaseIn(t, root)
 	conn, cmd := process(t, path, "--root", root)
-	p := Of(conn)
+	p := peer.Of(conn)
 	if p.PID != cmd.Process.Pid || p.Started == 0 || p.UID != uint32(os.Geteuid()) {
 		t.Fatalf("the process is %+v, want %d", p, cmd.Process.Pid)
 	}
 	if alive, known := p.Alive(); !alive || !known {
 		t.Error("it does not run")
 	}
-	f, err := Database(p, nil)
+	f, err := Find(p, nil)
 	must(t, err)
 	if f.Path != path || f.Inode == 0 || f.Writes == 0 || !f.Born.IsZero() && time.Since(f.Born) > time.Minute {
 		t.Errorf("its database is %+v", f)
@@ -117,8 +119,8 @@ func TestDatabase(t *testing.T) {
 		path   string
 	}{
 		{"by the command line", p.PID, nil, nil, path},
-		{"by where it was before", Of(other).PID, []string{elsewhere, path + ".other"}, nil, path + ".other"},
-		{"of no place that is known", Of(other).PID, []string{elsewhere, path}, ErrHidden, ""},
+		{"by where it was before", peer.Of(other).PID, []string{elsewhere, path + ".other"}, nil, path + ".other"},
+		{"of no place that is known", peer.Of(other).PID, []string{elsewhere, path}, ErrHidden, ""},
 		{"without a lock", os.Getpid(), []string{path}, ErrNone, ""},
 	} {
 		t.Run("locks, "+tc.name, func(t *testing.T) {
@@ -128,7 +130,7 @@ func TestDatabase(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Database(Of(other), nil); !errors.Is(err, ErrNone) {
+	if _, err := Find(peer.Of(other), nil); !errors.Is(err, ErrNone) {
 		t.Errorf("of a process with another database: %v", err)
 	}
 	if !Busy(f) || Busy(File{Path: elsewhere, Inode: f.Inode, Born: f.Born}) {
@@ -145,7 +147,7 @@ func TestDatabase(t *testing.T) {
 	if w := Writes(f); w < f.Writes {
 		t.Errorf("%d transactions, were %d", w, f.Writes)
 	}
-	if _, err := Database(p, nil); !errors.Is(err, ErrHidden) {
+	if _, err := Find(p, nil); !errors.Is(err, ErrHidden) {
 		t.Errorf("of a process that has ended: %v", err)
 	}
 }
@@ -179,8 +181,8 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// TestConfig: the configuration of a containerd is that of its command line, and must be certain.
-func TestConfig(t *testing.T) {
+// TestConfigFile: the configuration of a containerd is that of its command line, and must be certain.
+func TestConfigFile(t *testing.T) {
 	for _, tc := range []struct {
 		args []string
 		want string // "" for ErrHidden
@@ -191,18 +193,18 @@ func TestConfig(t *testing.T) {
 		{[]string{"--config", "b.toml"}, ""},
 	} {
 		conn, cmd := process(t, "", tc.args...)
-		p := Of(conn)
-		got, err := Config(p)
+		p := peer.Of(conn)
+		got, err := ConfigFile(p)
 		if got != tc.want || (err != nil) != (tc.want == "") || err != nil && !errors.Is(err, ErrHidden) {
 			t.Errorf("%q: %q, %v", tc.args, got, err)
 		}
 		must(t, cmd.Process.Kill())
 		_ = cmd.Wait()
-		if got, err := Config(p); err == nil {
+		if got, err := ConfigFile(p); err == nil {
 			t.Errorf("%q: %q of a process that has ended", tc.args, got)
 		}
 	}
-	if _, err := Config(Process{}); !errors.Is(err, ErrHidden) {
+	if _, err := ConfigFile(peer.Process{}); !errors.Is(err, ErrHidden) {
 		t.Errorf("a process that is not visible: %v", err)
 	}
 }

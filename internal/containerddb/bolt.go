@@ -1,4 +1,4 @@
-package caller
+package containerddb
 
 import (
 	"encoding/binary"

@@ -13,8 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// client is quick, with options of the test's own.
-func client(tb testing.TB, edit func(*Options)) *Resolver {
+// newResolver is quick, with options of the test's own.
+func newResolver(tb testing.TB, edit func(*Options)) *Resolver {
 	tb.Helper()
 	opts := Options{Backoff: time.Millisecond, StallTimeout: 2 * time.Second, Attempts: 3}
 	if edit != nil {
@@ -56,7 +56,7 @@ func TestBasic(t *testing.T) {
 			reg := registrytest.New(t)
 			image(reg)
 			reg.Guard = registrytest.Basic("alice", "se:cret")
-			_, err := pull(t.Context(), client(t, func(o *Options) { o.Credentials = always(tc.cred) }), newStore(t), reg.Host+"/x:1", nil)
+			_, err := pull(t.Context(), newResolver(t, func(o *Options) { o.Credentials = always(tc.cred) }), newStore(t), reg.Host+"/x:1", nil)
 			if !isClass(err, tc.class) {
 				t.Fatal(err)
 			}
@@ -93,7 +93,7 @@ func TestTokenFlows(t *testing.T) {
 			reg, tokens := guarded(t)
 			tokens.Users = map[string]string{"alice": "se:cret"}
 			tokens.Refresh = map[string]bool{"refresh me": true}
-			r := client(t, func(o *Options) {
+			r := newResolver(t, func(o *Options) {
 				o.Credentials = always(tc.cred)
 				o.Realms = map[string][]string{reg.Host: {strings.TrimPrefix(strings.TrimSuffix(tokens.URL, "/token"), "http://")}}
 			})
@@ -128,7 +128,7 @@ func TestRegistryToken(t *testing.T) {
 		}
 		return registrytest.Answer(401, nil, "WWW-Authenticate", "Bearer realm=\"nowhere\"")(w, r)
 	}
-	r := client(t, func(o *Options) { o.Credentials = always(Credential{RegistryToken: "mine"}) })
+	r := newResolver(t, func(o *Options) { o.Credentials = always(Credential{RegistryToken: "mine"}) })
 	if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 // tokens without regard to who they were given to.
 type authorizer struct {
 	endpoint *endpoint
-	resolver *Resolver
+	client   *client
 	wallet   *wallet
 	via      string // the registry that redirected to this endpoint; empty for one that is configured
 }
@@ -58,7 +58,7 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 	if h.Get("Authorization") != "" { // hosts.toml has the last word
 		return proof{fixed: true}, nil
 	}
-	d, ok := a.resolver.tokens.demand(a.place(repository))
+	d, ok := a.client.tokens.demand(a.place(repository))
 	if !ok {
 		return proof{}, nil
 	}
@@ -83,19 +83,19 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 		return proof{}, nil //nolint:nilerr // it was of use to another credential; the registry's answer will tell
 	}
 	p := proof{asked: d}
-	if cred != (Credential{}) && !trusted(a.endpoint.origin(), realm, a.resolver.opts.Realms[a.host()]) {
+	if cred != (Credential{}) && !trusted(a.endpoint.origin(), realm, a.client.opts.Realms[a.host()]) {
 		p.note = fmt.Sprintf("credentials of %s were not sent to the token server %s, which is of another site", a.host(), realm.Host)
 		cred = Credential{}
 	}
 	p.key = tokenKey{origin: a.origin(), realm: d.realm, service: d.service, scope: d.scope, identity: cred.identity()}
-	p.token, p.fresh, err = a.resolver.tokens.token(ctx, p.key, func() (token string, life time.Duration, err error) {
+	p.token, p.fresh, err = a.client.tokens.token(ctx, p.key, func() (token string, life time.Duration, err error) {
 		return a.fetchToken(ctx, realm, d, cred)
 	})
 	if err != nil {
 		if errdefs.IsUnauthorized(err) {
 			a.wallet.forget(a.host())
 		}
-		a.resolver.tokens.dropDemand(a.place(repository)) // the registry may have moved to another token server
+		a.client.tokens.dropDemand(a.place(repository)) // the registry may have moved to another token server
 		for _, kind := range []cause.Kind{cause.Unauthorized, cause.Forbidden} {
 			if cause.Is(err, kind) {
 				err = cause.Mark(err, kind, a.host()) // a login is one to the registry, not to its token server
@@ -120,7 +120,7 @@ func (a *authorizer) explain(p proof, err error) error {
 func (a *authorizer) challenged(ctx context.Context, h http.Header, repository string, p proof) (bool, error) {
 	if p.used {
 		if p.token != "" {
-			a.resolver.tokens.drop(p.key, p.token)
+			a.client.tokens.drop(p.key, p.token)
 		} else {
 			a.wallet.forget(a.host())
 		}
@@ -144,7 +144,7 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 				d.scope = "repository:" + repository + ":pull"
 			}
 			if p.fresh && d == p.asked {
-				a.resolver.tokens.dropDemand(a.place(repository)) // the next request begins anew
+				a.client.tokens.dropDemand(a.place(repository)) // the next request begins anew
 				return false, nil
 			}
 			if d.realm == "" && p.cached() {
@@ -156,12 +156,12 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 					continue
 				}
 			}
-			a.resolver.tokens.setDemand(a.place(repository), d)
+			a.client.tokens.setDemand(a.place(repository), d)
 			return true, nil
 		}
 	}
 	if basic && cred.Username != "" {
-		a.resolver.tokens.setDemand(a.place(repository), demand{scheme: "basic"})
+		a.client.tokens.setDemand(a.place(repository), demand{scheme: "basic"})
 		return true, nil
 	}
 	if refused != nil {

@@ -30,7 +30,7 @@ func BenchmarkFetch(b *testing.B) {
 			b.ReportAllocs()
 			before := processTime()
 			for b.Loop() {
-				r := client(b, func(o *Options) { o.HostsDir = dir })
+				r := newResolver(b, func(o *Options) { o.HostsDir = dir })
 				if _, err := pull(b.Context(), r, newStore(b), reg.Host+"/x:1", nil); err != nil {
 					b.Fatal(err)
 				}

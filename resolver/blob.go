@@ -14,10 +14,10 @@ import (
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 )
 
-// blob downloads desc into the store unless it is there, and reports whether it did. A zero by is no deadline.
-func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh bool, err error) {
+// Blob downloads desc into the store unless it is there, and reports whether it did. A zero by is no deadline.
+func (e *engine) Blob(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh bool, err error) {
 	for arrived := true; arrived; {
-		if fresh, arrived, err = f.turn(ctx, desc, by); err != nil {
+		if fresh, arrived, err = e.turn(ctx, desc, by); err != nil {
 			return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
 		}
 	}
@@ -26,12 +26,12 @@ func (f *fetch) blob(ctx context.Context, desc ocispec.Descriptor, by time.Time)
 
 // turn waits until desc may be downloaded, and downloads it. arrived reports that another download of it was faster, so
 // that it is in the store.
-func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh, arrived bool, err error) {
-	own, turn, done, err := f.repo.flights.take(ctx, desc.Digest, f.repo.registry)
+func (e *engine) turn(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh, arrived bool, err error) {
+	own, turn, done, err := e.flights.take(ctx, desc.Digest, e.repo.registry)
 	if err != nil {
 		return false, false, err
 	}
-	if f.Refresh {
+	if e.opts.Refresh {
 		own = ctx // a refresh must download every blob itself
 	}
 	defer func() { done(err == nil && !arrived) }()
@@ -43,17 +43,17 @@ func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor, by time.Time)
 		return false, false, err
 	}
 	defer release()
-	d := &download{repo: f.repo, desc: desc, buffers: f.buffers, pace: f.pace, turn: turn, by: by}
-	fresh, err = f.ingest(own, d)
+	d := &download{repo: e.repo, desc: desc, buffers: e.buffers, pace: e.pace, turn: turn, by: by}
+	fresh, err = e.ingest(own, d)
 	if errdefs.IsDataLoss(err) && own.Err() == nil {
 		// Bytes of an older download, or badly joined ranges, or one host of several may be to blame. The bytes are gone now, so the registry
 		// deserves one more chance: from the beginning, in one piece, and from another host than the last if there is one.
 		next := 0
-		if d.host+1 < len(f.repo.hosts) {
+		if d.host+1 < len(e.repo.hosts) {
 			next = d.host + 1
 		}
-		fresh, err = f.ingest(own, &download{
-			repo: f.repo, desc: desc, host: next, whole: true, other: d.encoded.Load() && next == d.host, turn: turn, by: by,
+		fresh, err = e.ingest(own, &download{
+			repo: e.repo, desc: desc, host: next, whole: true, other: d.encoded.Load() && next == d.host, turn: turn, by: by,
 		})
 	}
 	if err != nil && errors.Is(context.Cause(own), errArrived) && ctx.Err() == nil {
@@ -67,18 +67,18 @@ func (f *fetch) turn(ctx context.Context, desc ocispec.Descriptor, by time.Time)
 //
 // A refresh has a ref of its own, so that it begins with nothing, and keeps the digest from the descriptor: with it the store would answer
 // that the blob is there. Commit, which is told the digest, then compares, and heals what the store has.
-func (f *fetch) open(ctx context.Context, desc ocispec.Descriptor) (content.Writer, string, error) {
+func (e *engine) open(ctx context.Context, desc ocispec.Descriptor) (content.Writer, string, error) {
 	desc = plain(desc)
 	ref := remotes.MakeRefKey(ctx, desc)
-	if f.Refresh {
+	if e.opts.Refresh {
 		ref = "refresh-" + ref
 		desc = ocispec.Descriptor{MediaType: desc.MediaType, Size: desc.Size}
 	}
-	w, err := content.OpenWriter(ctx, f.into, content.WithRef(ref), content.WithDescriptor(desc))
+	w, err := content.OpenWriter(ctx, e.store, content.WithRef(ref), content.WithDescriptor(desc))
 	if err != nil {
 		return nil, ref, err
 	}
-	if f.Refresh {
+	if e.opts.Refresh {
 		if err := w.Truncate(0); err != nil {
 			w.Close()
 			return nil, ref, err
@@ -88,14 +88,14 @@ func (f *fetch) open(ctx context.Context, desc ocispec.Descriptor) (content.Writ
 }
 
 // ingest runs one ingest to its commit, and says whether it was needed.
-func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error) {
+func (e *engine) ingest(ctx context.Context, d *download) (fresh bool, err error) {
 	desc := d.desc
-	w, ref, err := f.open(ctx, desc)
+	w, ref, err := e.open(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {
-		if err := f.sameSize(ctx, desc); err != nil {
+		if err := e.sameSize(ctx, desc); err != nil {
 			return false, err
 		}
-		f.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true, Cached: true})
+		e.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true, Cached: true})
 		return false, nil
 	}
 	if err != nil {
@@ -106,8 +106,8 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 	defer func() {
 		closed()
 		w.Close()
-		if err != nil && f.hopeless(ctx, err) {
-			_ = f.into.Abort(context.WithoutCancel(ctx), ref) // the context may be over already
+		if err != nil && e.hopeless(ctx, err) {
+			_ = e.store.Abort(context.WithoutCancel(ctx), ref) // the context may be over already
 		}
 	}()
 	status, err := w.Status()
@@ -122,10 +122,10 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 		if d.turn != nil {
 			d.turn.bytes.Add(int64(len(p)))
 		}
-		f.progress(Event{Descriptor: desc, Offset: d.offset + int64(len(p))})
+		e.progress(Event{Descriptor: desc, Offset: d.offset + int64(len(p))})
 		return nil
 	}
-	f.progress(Event{Descriptor: desc, Offset: d.offset})
+	e.progress(Event{Descriptor: desc, Offset: d.offset})
 	err = d.run(ctx)
 	if !closed() {
 		return false, ctx.Err()
@@ -134,22 +134,22 @@ func (f *fetch) ingest(ctx context.Context, d *download) (fresh bool, err error)
 		return false, err
 	}
 	if err := commit(ctx, w, desc); err != nil {
-		return false, fmt.Errorf("from %s: %w", f.repo.registry, err)
+		return false, fmt.Errorf("from %s: %w", e.repo.registry, err)
 	}
-	f.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true})
+	e.progress(Event{Descriptor: desc, Offset: desc.Size, Done: true})
 	return true, nil
 }
 
 // hopeless reports whether an ingest that failed with err is of no use to a later fetch: the disk is full, its bytes
 // are not the beginning of this blob, the blob is in the store already, or every fetch downloads it anew.
-func (f *fetch) hopeless(ctx context.Context, err error) bool {
-	return errdefs.IsDataLoss(err) || errdefs.IsResourceExhausted(err) || errors.Is(context.Cause(ctx), errArrived) || f.Refresh
+func (e *engine) hopeless(ctx context.Context, err error) bool {
+	return errdefs.IsDataLoss(err) || errdefs.IsResourceExhausted(err) || errors.Is(context.Cause(ctx), errArrived) || e.opts.Refresh
 }
 
 // sameSize compares the size in a descriptor with that of the blob in the store, which is not downloaded again. So
 // whether a manifest is valid does not depend on what was pulled before.
-func (f *fetch) sameSize(ctx context.Context, desc ocispec.Descriptor) error {
-	info, err := f.into.Info(ctx, desc.Digest)
+func (e *engine) sameSize(ctx context.Context, desc ocispec.Descriptor) error {
+	info, err := e.store.Info(ctx, desc.Digest)
 	if err == nil && info.Size != desc.Size {
 		err = fmt.Errorf("%d bytes where the manifest announces %d: %w", info.Size, desc.Size, errdefs.ErrDataLoss)
 	}
@@ -168,8 +168,36 @@ func commit(ctx context.Context, w content.Writer, desc ocispec.Descriptor) erro
 	return err
 }
 
-func (f *fetch) progress(e Event) {
-	if f.Progress != nil {
-		f.Progress(e)
+func (e *engine) progress(at Event) {
+	if e.opts.Progress != nil {
+		e.opts.Progress(at)
 	}
+}
+
+// Store writes bytes that are in memory and verified.
+func (e *engine) Store(ctx context.Context, desc ocispec.Descriptor, data []byte) error {
+	// No other fetch waits for this: the bytes are in memory, and each holder has ingests of its own.
+	w, _, err := e.open(ctx, desc)
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	defer w.Close()
+	if err := w.Truncate(0); err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	if _, err := w.Write(data); err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	if err := commit(ctx, w, desc); err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	return nil
+}
+
+// plain drops what only the manifest around a descriptor needs.
+func plain(d ocispec.Descriptor) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 }

@@ -18,7 +18,7 @@ import (
 
 // repository is one repository with the hosts that may serve it, mirrors first.
 type repository struct {
-	*Resolver
+	client   *client
 	registry string // name in the reference, which mirrors are told
 	path     string
 	hosts    []*endpoint
@@ -60,7 +60,7 @@ func (p *repository) get(ctx context.Context, host *endpoint, kind, object, acce
 		u.RawQuery = url.Values{"ns": {p.registry}}.Encode() // a mirror of several registries has to be told which
 	}
 	req := request{common: http.Header{}, guests: p.guests(host), lane: lane}
-	req.common.Set("User-Agent", p.opts.UserAgent)
+	req.common.Set("User-Agent", p.client.opts.UserAgent)
 	req.common.Set("Accept", accept)
 	// Digests and sizes are those of the bytes on the wire.
 	req.common.Set("Accept-Encoding", "identity")
@@ -189,7 +189,7 @@ func (p *repository) once(ctx context.Context, host *endpoint, t http.RoundTripp
 		cancel(nil)
 		return nil, networkError("registry "+host.Host, err)
 	}
-	resp.Body = watch(resp.Body, cancel, p.opts.StallTimeout)
+	resp.Body = watch(resp.Body, cancel, p.client.opts.StallTimeout)
 	return resp, nil
 }
 
@@ -197,4 +197,10 @@ func (p *repository) once(ctx context.Context, host *endpoint, t http.RoundTripp
 func drain(resp *http.Response) {
 	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
 	resp.Body.Close()
+}
+
+// noHost is the error for a registry whose hosts.toml allows to pull from none of its hosts.
+func (p *repository) noHost() error {
+	err := fmt.Errorf("registry %s: hosts.toml allows pulls from no host: %w", p.registry, errdefs.ErrNotFound)
+	return cause.Mark(err, cause.Configuration, p.client.opts.HostsDir)
 }

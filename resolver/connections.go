@@ -111,8 +111,8 @@ func sameTLS(a, b *tls.Config) bool {
 
 // connectionsKey is what connections to a registry depend on beside hosts, roots and certificates.
 // hosts is the content of hosts.toml, because it has dial timeouts that a transport does not expose.
-func (r *Resolver) connectionsKey(name string, hosts []byte) string {
-	return fmt.Sprintf("%s %t %d %d %x", name, r.opts.PlainHTTP, r.opts.StallTimeout, r.opts.Ranges, sha256.Sum256(hosts))
+func (c *client) connectionsKey(name string, hosts []byte) string {
+	return fmt.Sprintf("%s %t %d %d %x", name, c.opts.PlainHTTP, c.opts.StallTimeout, c.opts.PerHost, sha256.Sum256(hosts))
 }
 
 // lanes are transports that differ in nothing but their connections. HTTP/2 puts all requests to a host on one connection, which may be slower than

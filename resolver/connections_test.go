@@ -58,7 +58,7 @@ func TestFewConnections(t *testing.T) {
 			defer pool.Close()
 			var opened int
 			for n, downloads := range []int{4, 1, 1} {
-				r := client(t, func(o *Options) { o.HostsDir, o.Connections = dir, pool })
+				r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = dir, pool })
 				timed(t, r, reg, data, &FetchOptions{Downloads: downloads})
 				if n == 0 { // net/http may begin one more while another is about to be free
 					opened = link.Opened() + store.Opened()
@@ -127,7 +127,7 @@ func TestProtocols(t *testing.T) {
 				}
 				return false
 			}
-			timed(t, client(t, func(o *Options) { o.HostsDir, o.ChunkSize = dir, testChunk }), reg, data, nil)
+			timed(t, newResolver(t, func(o *Options) { o.HostsDir, o.ChunkSize = dir, testChunk }), reg, data, nil)
 			if other.Load() != 0 {
 				t.Errorf("%d requests are not HTTP/%d", other.Load(), tc.want)
 			}
@@ -145,7 +145,7 @@ func TestClose(t *testing.T) {
 			reg, dir := p.make(t, nil)
 			data := layerImage(reg, 8*testChunk, 8*testChunk, 1000)
 			pool := new(Connections)
-			r := client(t, func(o *Options) { o.HostsDir, o.ChunkSize, o.Connections = dir, testChunk, pool })
+			r := newResolver(t, func(o *Options) { o.HostsDir, o.ChunkSize, o.Connections = dir, testChunk, pool })
 			timed(t, r, reg, data, nil)
 			open := clientGoroutines()
 			r.Close()
@@ -153,7 +153,7 @@ func TestClose(t *testing.T) {
 				t.Error("the connections of others were closed, or there was none")
 			}
 			pool.Close()
-			own := client(t, func(o *Options) { o.HostsDir, o.ChunkSize = dir, testChunk })
+			own := newResolver(t, func(o *Options) { o.HostsDir, o.ChunkSize = dir, testChunk })
 			timed(t, own, reg, data, nil)
 			own.Close()
 			deadline := time.Now().Add(5 * time.Second)
@@ -181,8 +181,8 @@ func TestConnectionsApart(t *testing.T) {
 	const name = "r.example.com:5000"
 	host := func() *endpoint {
 		t.Helper()
-		r := client(t, nil)
-		hosts, err := r.endpoints(t.Context(), name)
+		r := newResolver(t, nil)
+		hosts, err := r.client.endpoints(t.Context(), name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -213,8 +213,8 @@ func TestConnectionsApart(t *testing.T) {
 		pool := new(Connections)
 		var got []*endpoint
 		for _, d := range []string{certsDir(t, name, tc.a), certsDir(t, name, tc.b)} {
-			r := client(t, func(o *Options) { o.HostsDir, o.Connections = d, pool })
-			hosts, err := r.endpoints(t.Context(), name)
+			r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = d, pool })
+			hosts, err := r.client.endpoints(t.Context(), name)
 			if err != nil {
 				t.Fatal(tc.name, err)
 			}
@@ -223,7 +223,7 @@ func TestConnectionsApart(t *testing.T) {
 		if (got[0].home == got[1].home) != tc.same || (got[0].foreign == got[1].foreign) != tc.same {
 			t.Errorf("%s: shared: %v", tc.name, !tc.same)
 		}
-		if got[0].auth == got[1].auth || got[0].auth.resolver == got[1].auth.resolver {
+		if got[0].auth == got[1].auth || got[0].auth.client == got[1].auth.client {
 			t.Errorf("%s: who asks is shared", tc.name)
 		}
 	}
@@ -240,8 +240,8 @@ func TestConnectionsFallBack(t *testing.T) {
 	pool := new(Connections)
 	seen := map[*lanes]bool{}
 	for i, plain := range []bool{true, false, true, false} {
-		r := client(t, func(o *Options) { o.HostsDir, o.Connections, o.PlainHTTP = dir, pool, plain })
-		hosts, err := r.endpoints(t.Context(), name)
+		r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections, o.PlainHTTP = dir, pool, plain })
+		hosts, err := r.client.endpoints(t.Context(), name)
 		if err != nil || len(hosts) != 1 || hosts[0].Scheme != "https" {
 			t.Fatal(hosts, err)
 		}
@@ -261,7 +261,7 @@ func TestConnectionsFallBackClose(t *testing.T) {
 	reg := registrytest.New(t) // a loopback name, so HTTP is tried after HTTPS
 	data := layerImage(reg, 1000)
 	dir := certsDir(t, reg.Host, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
-	r := client(t, func(o *Options) { o.HostsDir, o.Connections = dir, new(Connections) })
+	r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = dir, new(Connections) })
 	before := clientGoroutines()
 	timed(t, r, reg, data, nil)
 	if clientGoroutines() == before {
@@ -288,8 +288,8 @@ func TestConnectionsHere(t *testing.T) {
 		dir := certsDir(t, name, map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%s\"]\n", name, tc.host)})
 		var got []*endpoint
 		for range 2 {
-			r := client(t, func(o *Options) { o.HostsDir, o.Connections = dir, pool })
-			hosts, err := r.endpoints(t.Context(), name)
+			r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = dir, pool })
+			hosts, err := r.client.endpoints(t.Context(), name)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -370,7 +370,7 @@ func TestConnectionsDead(t *testing.T) {
 	pool := new(Connections)
 	defer pool.Close()
 	again := func() time.Duration {
-		r := client(t, func(o *Options) { o.Connections, o.Attempts, o.StallTimeout = pool, 3, 500*time.Millisecond })
+		r := newResolver(t, func(o *Options) { o.Connections, o.Attempts, o.StallTimeout = pool, 3, 500*time.Millisecond })
 		return timed(t, r, reg, data, nil)
 	}
 	again()

@@ -57,7 +57,7 @@ func TestFailingStore(t *testing.T) {
 				}
 				var mu sync.Mutex
 				var warnings []string
-				r := client(t, func(o *Options) {
+				r := newResolver(t, func(o *Options) {
 					o.Credentials = DockerConfig(file)
 					o.Realms = map[string][]string{reg.Host: {mustURL(tokens.URL).Host}}
 					o.Warn = func(text string) {
@@ -100,7 +100,7 @@ func errorText(err error) string {
 func TestWarnOnce(t *testing.T) {
 	t.Parallel()
 	var warnings []string
-	r := client(t, func(o *Options) {
+	r := newResolver(t, func(o *Options) {
 		o.Credentials = func(context.Context, string) (Credential, error) { return Credential{}, errors.New("locked") }
 		o.Warn = func(text string) { warnings = append(warnings, text) }
 	})

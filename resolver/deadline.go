@@ -30,8 +30,8 @@ func within(ctx context.Context, end time.Time, last bool) (context.Context, con
 func late(ctx, bounded context.Context) bool { return ctx.Err() == nil && bounded.Err() != nil }
 
 // lateError is the error for a host that took too long. The same request is not made again.
-func (r *Resolver) lateError(host string) error {
+func lateError(host string, limit time.Duration) error {
 	err := fmt.Errorf("%s: no complete answer in time (at most %v): %w",
-		host, r.opts.DocumentTimeout, errdefs.ErrUnavailable)
+		host, limit, errdefs.ErrUnavailable)
 	return permanent(cause.Mark(err, cause.Timeout, ""))
 }

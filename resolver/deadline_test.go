@@ -51,7 +51,7 @@ func TestSlowDocuments(t *testing.T) {
 				reg.Fault = registrytest.On(path, slowly(data[0], 2*limit))
 			}
 			tokens.Fault = registrytest.On("/token", registrytest.On(part, drip))
-			r := client(t, func(o *Options) { o.DocumentTimeout = limit })
+			r := newResolver(t, func(o *Options) { o.DocumentTimeout = limit })
 			start := time.Now()
 			_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:"+tag, nil)
 			took := time.Since(start)
@@ -78,7 +78,7 @@ func configOf(t *testing.T, reg *registrytest.Registry, m ocispec.Descriptor) oc
 	if err != nil {
 		t.Fatal(err)
 	}
-	doc, err := client(t, nil).Manifest(t.Context(), ref)
+	doc, err := newResolver(t, nil).Manifest(t.Context(), ref)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestSlowMirror(t *testing.T) {
 		mirror.Fault = registrytest.On(path, hang)
 		dir := certsDir(t, "r.example.com:1", map[string][]byte{"hosts.toml": fmt.Appendf(nil,
 			"server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", reg.Host, mirror.Host)})
-		r := client(t, func(o *Options) { o.HostsDir, o.DocumentTimeout = dir, time.Second })
+		r := newResolver(t, func(o *Options) { o.HostsDir, o.DocumentTimeout = dir, time.Second })
 		if _, err := pull(t.Context(), r, newStore(t), "r.example.com:1/x:1", nil); err != nil {
 			t.Errorf("%s: %v", part, err)
 		}
@@ -133,7 +133,7 @@ func TestWaitBehindDeadline(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)
 	reg.Fault = registrytest.On("/manifests/", registrytest.Answer(503, nil, "Retry-After", "30"))
-	r := client(t, func(o *Options) { o.DocumentTimeout = 20 * time.Second })
+	r := newResolver(t, func(o *Options) { o.DocumentTimeout = 20 * time.Second })
 	start := time.Now()
 	_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 	took := time.Since(start)

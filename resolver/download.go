@@ -56,7 +56,7 @@ func (d *download) run(ctx context.Context) error {
 	if d.offset > d.desc.Size {
 		return fmt.Errorf("ingest has %d of %d bytes: %w", d.offset, d.desc.Size, errdefs.ErrDataLoss)
 	}
-	if d.buffers != nil && d.desc.Size > worthRanges*d.repo.opts.ChunkSize {
+	if d.buffers != nil && d.desc.Size > worthRanges*d.buffers.size {
 		lane, leave := d.pace.enter()
 		defer leave()
 		d.lane = lane
@@ -71,7 +71,7 @@ func (d *download) run(ctx context.Context) error {
 		bounded, cancel := within(ctx, d.by, last)
 		err, final := d.fromHost(bounded, host, last)
 		if err != nil && late(ctx, bounded) {
-			err, final = d.repo.lateError("registry "+host.Host), false
+			err, final = lateError("registry "+host.Host, d.repo.client.opts.DocumentTimeout), false
 		}
 		cancel()
 		if err == nil || final {
@@ -111,13 +111,13 @@ func (d *download) fromHost(ctx context.Context, host *endpoint, last bool) (err
 			attempt = 1
 		}
 		switch {
-		case attempt < d.repo.opts.Attempts && (last || d.offset > before):
+		case attempt < d.repo.client.opts.Retry.Attempts && (last || d.offset > before):
 		case last && d.ranged && mayRefuseRange(err):
 			d.whole = true // one more attempt
 		default:
 			return err, false
 		}
-		if err := d.repo.pause(ctx, attempt, err); err != nil {
+		if err := d.repo.client.opts.Retry.pause(ctx, attempt, err); err != nil {
 			return err, true
 		}
 	}
@@ -140,7 +140,7 @@ func (d *download) attempt(ctx context.Context, host *endpoint) error {
 
 // divisible says whether what is lacking is worth ranges.
 func (d *download) divisible() bool {
-	return d.buffers != nil && !d.whole && d.desc.Size-d.offset > worthRanges*d.repo.opts.ChunkSize
+	return d.buffers != nil && !d.whole && d.desc.Size-d.offset > worthRanges*d.buffers.size
 }
 
 // single asks for all that is lacking. If its answer turns out to be slower than the way may be, it becomes the first of several ranges.
@@ -220,7 +220,7 @@ func (d *download) stream(ctx context.Context, host *endpoint, resp *http.Respon
 		}
 		if err == nil {
 			if rate, ok := starved.read(n, waited); ok && ranges && d.divisible() && d.pace.divide(rate) {
-				d.trial = newTrial(rate, d.repo.opts.Ranges)
+				d.trial = newTrial(rate, d.pace.ranges)
 				return true, nil
 			}
 			continue

@@ -39,7 +39,7 @@ func bigImage(reg *registrytest.Registry) []byte {
 }
 
 func ranged(tb testing.TB) *Resolver {
-	r := client(tb, func(o *Options) { o.ChunkSize, o.StallTimeout = testChunk, 300*time.Millisecond })
+	r := newResolver(tb, func(o *Options) { o.ChunkSize, o.StallTimeout = testChunk, 300*time.Millisecond })
 	r.wide = true
 	return r
 }
@@ -108,7 +108,7 @@ func TestRanges(t *testing.T) {
 	}
 	one := registrytest.New(t)
 	data = bigImage(one)
-	if _, err := pull(t.Context(), client(t, func(o *Options) { o.Ranges = 1 }), newStore(t), one.Host+"/x:1", nil); err != nil || one.Count("bytes=") != 0 {
+	if _, err := pull(t.Context(), newResolver(t, func(o *Options) { o.Ranges = 1 }), newStore(t), one.Host+"/x:1", nil); err != nil || one.Count("bytes=") != 0 {
 		t.Error(err, one.Requests())
 	}
 }
@@ -117,7 +117,7 @@ func TestRanges(t *testing.T) {
 func TestRangesEndless(t *testing.T) {
 	const end = 2 * testChunk // of the second range
 	reg, data, r := large(t)
-	r.opts.StallTimeout = 20 * time.Second
+	r.client.opts.StallTimeout = 20 * time.Second
 	first, shown := make(chan struct{}), make(chan struct{})
 	var late atomic.Bool
 	reg.Fault = registrytest.On(layerPath(data), func(w http.ResponseWriter, req *http.Request) bool {
@@ -170,16 +170,16 @@ func TestRangesBound(t *testing.T) {
 	}
 	reg.Image("1", amd64, layers, ids)
 	r := ranged(t)
-	b := newBuffers(&r.opts)
+	b := newBuffers(r.opts.Ranges, r.opts.ChunkSize)
 	if cap(b.free) != maxBuffered/testChunk {
 		t.Errorf("%d buffers", cap(b.free))
 	}
 	r.opts.ChunkSize = maxBuffered // as few buffers as there may be: Ranges
-	if b := newBuffers(&r.opts); cap(b.free) != r.opts.Ranges {
+	if b := newBuffers(r.opts.Ranges, r.opts.ChunkSize); cap(b.free) != r.opts.Ranges {
 		t.Errorf("%d buffers", cap(b.free))
 	}
 	for _, chunk := range []int64{testChunk, 200_000} {
-		r := client(t, func(o *Options) { o.ChunkSize, o.Ranges = chunk, 2 })
+		r := newResolver(t, func(o *Options) { o.ChunkSize, o.Ranges = chunk, 2 })
 		if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); err != nil {
 			t.Fatal(err)
 		}
@@ -365,7 +365,7 @@ func TestD07HTTP2(t *testing.T) {
 			data := bigImage(reg)
 			reg.Fault = registrytest.On(layerPath(data), tc.fault(data))
 			r := ranged(t)
-			r.opts.HostsDir = certsDir(t, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
+			r.client.opts.HostsDir = certsDir(t, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
 				"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
 			store := newStore(t)
 			if _, err := pull(t.Context(), r, store, reg.Host+"/x:1", nil); err != nil {

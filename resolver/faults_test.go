@@ -73,7 +73,7 @@ func TestD19RetryAfter(t *testing.T) {
 func waits(r *Resolver) func() []time.Duration {
 	var mu sync.Mutex
 	var all []time.Duration
-	r.sleep = func(ctx context.Context, d time.Duration) error {
+	r.client.opts.Retry.Sleep = func(ctx context.Context, d time.Duration) error {
 		mu.Lock()
 		defer mu.Unlock()
 		all = append(all, d)
@@ -126,7 +126,7 @@ func TestD19Waits(t *testing.T) {
 				if part == "/token" {
 					reg.Guard, tokens.Fault = tokens.Guard, fault
 				}
-				r := client(t, func(o *Options) { o.Attempts = 5 })
+				r := newResolver(t, func(o *Options) { o.Attempts = 5 })
 				waited := waits(r)
 				_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 				if part == "/token" && tc.class == errdefs.ErrNotFound {
@@ -163,7 +163,7 @@ func TestD19RetryAfterFar(t *testing.T) {
 				if reg.Fault = fault; part == "/token" {
 					reg.Guard, tokens.Fault = tokens.Guard, fault
 				}
-				r := client(t, nil)
+				r := newResolver(t, nil)
 				waited := waits(r)
 				_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 				if !errdefs.IsUnavailable(err) || len(waited()) != 0 {
@@ -240,7 +240,7 @@ func TestD23TLS(t *testing.T) {
 		{"TLS 1.1", own(old, old.Host), old, false},
 	} {
 		t.Run(tc.testName, func(t *testing.T) {
-			r := client(t, func(o *Options) { o.HostsDir = tc.dir })
+			r := newResolver(t, func(o *Options) { o.HostsDir = tc.dir })
 			waited := waits(r)
 			before := len(tc.reg.Requests())
 			_, err := pull(t.Context(), r, newStore(t), tc.reg.Host+"/x:1", nil)
@@ -260,19 +260,19 @@ func TestD23TLS(t *testing.T) {
 		name := "localhost:" + port // the certificate is for 127.0.0.1 and example.com
 		dir := certsDir(t, name, map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", name)})
 		before := len(unknown.Requests())
-		r := client(t, func(o *Options) { o.HostsDir = dir })
+		r := newResolver(t, func(o *Options) { o.HostsDir = dir })
 		if _, err := pull(t.Context(), r, newStore(t), name+"/x:1", nil); !errdefs.IsUnavailable(err) || len(unknown.Requests()) != before {
 			t.Fatal(err)
 		}
 	})
 	t.Run("no plain HTTP by default", func(t *testing.T) {
 		r := quick(t)
-		hosts, err := r.endpoints(t.Context(), "r.example.com")
+		hosts, err := r.client.endpoints(t.Context(), "r.example.com")
 		if err != nil || len(hosts) != 1 || hosts[0].Scheme != "https" {
 			t.Fatal(hosts, err)
 		}
 		for _, name := range []string{"localhost:5000", "127.0.0.1:5000", "[::1]:5000"} {
-			if hosts, err := r.endpoints(t.Context(), name); err != nil || hosts[0].Scheme != "http" {
+			if hosts, err := r.client.endpoints(t.Context(), name); err != nil || hosts[0].Scheme != "http" {
 				t.Error(name, hosts, err)
 			}
 		}
@@ -318,7 +318,7 @@ func TestD24Secrets(t *testing.T) {
 			}
 			guard := reg.Guard
 			reg.Guard = registrytest.First(guard, registrytest.On("/blobs/", fault))
-			r := client(t, func(o *Options) {
+			r := newResolver(t, func(o *Options) {
 				o.Credentials = always(Credential{Username: "alice", Password: "hush"})
 				o.Realms = map[string][]string{reg.Host: {mustURL(tokens.URL).Host}}
 			})
@@ -336,7 +336,7 @@ func TestD24Secrets(t *testing.T) {
 			reg, tokens := guarded(t)
 			tokens.URL += "?key=hush"
 			tokens.Fault = fault
-			r := client(t, func(o *Options) { o.Credentials = always(Credential{IdentityToken: "hush"}) })
+			r := newResolver(t, func(o *Options) { o.Credentials = always(Credential{IdentityToken: "hush"}) })
 			if _, err := pull(ctx, r, newStore(t), reg.Host+"/x:1", nil); err == nil || strings.Contains(err.Error(), "hu") && !strings.Contains(err.Error(), "http") {
 				t.Fatal(err)
 			} else if strings.Contains(err.Error(), "hush") {
@@ -406,7 +406,7 @@ func TestMirrors(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, "r.example.com", "hosts.toml"), []byte(toml), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			r := client(t, func(o *Options) { o.HostsDir = dir })
+			r := newResolver(t, func(o *Options) { o.HostsDir = dir })
 			store := newStore(t)
 			if _, err := pull(t.Context(), r, store, "r.example.com/x:1", nil); err != nil {
 				t.Fatal(err)

@@ -43,12 +43,7 @@ type Image struct {
 }
 
 // Event tells how far the download of one blob is.
-type Event struct {
-	Descriptor ocispec.Descriptor
-	Offset     int64 // bytes that are here, resumed ones included
-	Done       bool  // the blob is in the store
-	Cached     bool  // it was there before; nothing was downloaded
-}
+type Event = DownloadEvent
 
 // FetchOptions configure one Fetch.
 type FetchOptions struct {
@@ -82,8 +77,7 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 		machine := platforms.DefaultSpec()
 		want = &machine
 	}
-	f := &fetch{into: into, platform: platform.Of(*want), buffers: newBuffers(&r.opts), pace: newPace(&r.opts)}
-	f.pace.pays = r.wide
+	f := &fetch{into: into, platform: platform.Of(*want), resolver: r}
 	if opts != nil {
 		f.FetchOptions = *opts
 	}
@@ -94,6 +88,10 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	if f.repo, err = r.repository(ctx, ref); err != nil {
 		return nil, err
 	}
+	f.blobs = newEngine(f.repo, into, engineOptions{
+		Ranges: r.opts.Ranges, ChunkSize: r.opts.ChunkSize, Divided: r.wide,
+		Flights: r.flights, Refresh: f.Refresh, Progress: f.Progress,
+	})
 	image, err := f.image(ctx, target, nil, 0)
 	if err != nil {
 		return nil, fmt.Errorf("reference %s: %w", ref, refused(err, cause.Document))
@@ -116,11 +114,11 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 // fetch is one call of Fetch. Its fields are written before the layers start and only read from then on.
 type fetch struct {
 	FetchOptions
+	resolver *Resolver
 	repo     *repository
 	into     content.Store
 	platform platform.Wanted
-	buffers  *buffers
-	pace     *pace
+	blobs    *engine
 	indexes  []ocispec.Descriptor
 	fetched  int
 
@@ -201,11 +199,6 @@ func (f *fetch) decide(manifest digest.Digest, config ocispec.Platform, said *oc
 	return p, warning, nil
 }
 
-// plain drops what only the manifest around a descriptor needs.
-func plain(d ocispec.Descriptor) ocispec.Descriptor {
-	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
-}
-
 // document returns the manifest or index desc: from the store, from what Resolve just read, or from the registry.
 // Afterwards it is in the store. sized is false if a size of zero in desc means that the size is not known.
 func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized bool) (doc document, err error) {
@@ -221,8 +214,8 @@ func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized boo
 	}
 	if !here && err == nil {
 		var ok bool
-		if doc, ok = f.repo.recall(desc.Digest); !ok {
-			doc, err = f.repo.manifest(ctx, desc.Digest.String(), desc.Digest, desc.MediaType)
+		if doc, ok = f.resolver.recall(desc.Digest); !ok {
+			doc, err = manifest(ctx, f.repo, desc.Digest.String(), desc.Digest, desc.MediaType)
 		}
 	}
 	if err != nil {
@@ -240,7 +233,7 @@ func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized boo
 		return doc, nil
 	}
 	f.fetched++
-	return doc, f.store(ctx, doc.descriptor(), doc.bytes)
+	return doc, f.blobs.Store(ctx, doc.descriptor(), doc.bytes)
 }
 
 // storedDocument returns the manifest or index desc from the store, and whether the store has it.
@@ -281,7 +274,7 @@ func (f *fetch) stored(ctx context.Context, d digest.Digest) ([]byte, error) {
 
 // small brings a blob that fits into memory, such as a config, into the store and reads it.
 func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	fresh, err := f.blob(ctx, desc, time.Now().Add(f.repo.opts.DocumentTimeout))
+	fresh, err := f.blobs.Blob(ctx, desc, time.Now().Add(f.resolver.opts.DocumentTimeout))
 	if err != nil {
 		return nil, err
 	}
@@ -289,29 +282,6 @@ func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 		f.fetched++
 	}
 	return f.stored(ctx, desc.Digest)
-}
-
-// store writes bytes that are in memory and verified.
-func (f *fetch) store(ctx context.Context, desc ocispec.Descriptor, data []byte) error {
-	// No other fetch waits for this: the bytes are in memory, and each holder has ingests of its own.
-	w, _, err := f.open(ctx, desc)
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("blob %s: %w", desc.Digest, err)
-	}
-	defer w.Close()
-	if err := w.Truncate(0); err != nil {
-		return fmt.Errorf("blob %s: %w", desc.Digest, err)
-	}
-	if _, err := w.Write(data); err != nil {
-		return fmt.Errorf("blob %s: %w", desc.Digest, err)
-	}
-	if err := commit(ctx, w, desc); err != nil {
-		return fmt.Errorf("blob %s: %w", desc.Digest, err)
-	}
-	return nil
 }
 
 // layers downloads every layer once, however often the manifest repeats it, and the largest first: the last one to come has nobody beside
@@ -328,7 +298,7 @@ func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, e
 		once[desc.Digest] = true
 		group.Go(func() (err error) {
 			defer panics.Recover("blob "+desc.Digest.String(), &err)
-			if fresh[i], err = f.blob(ctx, desc, time.Time{}); err != nil || f.OnLayer == nil {
+			if fresh[i], err = f.blobs.Blob(ctx, desc, time.Time{}); err != nil || f.OnLayer == nil {
 				return err
 			}
 			return f.OnLayer(desc)

@@ -37,7 +37,7 @@ func TestFlights(t *testing.T) {
 			}))
 			store, flights := newStore(t), NewFlights()
 			fetch := func(ctx context.Context) error {
-				r := client(t, func(o *Options) { o.Flights = flights })
+				r := newResolver(t, func(o *Options) { o.Flights = flights })
 				_, err := pull(ctx, r, store, reg.Host+"/x:1", nil)
 				return err
 			}

@@ -204,7 +204,7 @@ func TestCancelDuringHash(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		_, err := pull(ctx, client(t, func(*Options) {}), store, reg.Host+"/x:1", nil)
+		_, err := pull(ctx, newResolver(t, func(*Options) {}), store, reg.Host+"/x:1", nil)
 		ended <- err
 	}()
 	<-store.writes

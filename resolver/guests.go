@@ -39,7 +39,7 @@ func (g *guests) at(u *url.URL) *party {
 			RegistryHost: docker.RegistryHost{Scheme: u.Scheme, Host: u.Host, Path: "/v2"},
 			home:         g.host.foreign, foreign: g.host.foreign,
 		}
-		e.auth = &authorizer{endpoint: e, resolver: g.repo.Resolver, wallet: new(wallet), via: g.host.Host}
+		e.auth = &authorizer{endpoint: e, client: g.repo.client, wallet: new(wallet), via: g.host.Host}
 		other = &party{auth: e.auth}
 		g.known[origin] = other
 	}

@@ -46,7 +46,7 @@ func TestGuestToken(t *testing.T) {
 				}
 				shared := NewTokenCache()
 				for range 2 {
-					r := client(t, func(o *Options) {
+					r := newResolver(t, func(o *Options) {
 						o.Tokens, o.Credentials = shared, always(alice)
 						o.Realms = map[string][]string{front.Host: {mustURL(own.URL).Host}}
 					})
@@ -103,7 +103,7 @@ func TestGuestRefused(t *testing.T) {
 			front, back := registrytest.New(t), registrytest.New(t)
 			back.Fault = registrytest.On("/token", registrytest.Answer(200, []byte(`{"token":"t"}`)))
 			back.Guard, front.Guard = guard, registrytest.On("/v2/", registrytest.Redirect(307, "http://"+back.Host))
-			r := client(t, func(o *Options) { o.Credentials = always(alice) })
+			r := newResolver(t, func(o *Options) { o.Credentials = always(alice) })
 			_, err := pull(t.Context(), r, newStore(t), front.Host+"/x:1", nil)
 			if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), back.Host) {
 				t.Fatal(err)
@@ -125,7 +125,7 @@ func TestRedirectedFile(t *testing.T) {
 	image(front)
 	files.Guard = registrytest.Answer(403, nil)
 	front.Guard = registrytest.On("/blobs/", registrytest.Redirect(307, "http://"+files.Host))
-	_, err := pull(t.Context(), client(t, nil), newStore(t), front.Host+"/x:1", nil)
+	_, err := pull(t.Context(), newResolver(t, nil), newStore(t), front.Host+"/x:1", nil)
 	if !errdefs.IsPermissionDenied(err) || !cause.Is(err, cause.RegistryFailed) {
 		t.Errorf("%v: the cause is %v", err, cause.Of(err))
 	}
@@ -169,7 +169,7 @@ func TestExpired(t *testing.T) {
 				host = front.Host
 			}
 			store := newStore(t)
-			if _, err := pull(t.Context(), client(t, nil), store, host+"/x:1", nil); err != nil {
+			if _, err := pull(t.Context(), newResolver(t, nil), store, host+"/x:1", nil); err != nil {
 				t.Fatal(err)
 			}
 			holds(t, store, data)
@@ -205,7 +205,7 @@ func TestChallengeElsewhere(t *testing.T) {
 			reg.Guard = func(w http.ResponseWriter, r *http.Request) bool {
 				return tokens.Guard(edited{w, func(h http.Header) { edit(h, r.URL.Path == "/v2/") }}, r)
 			}
-			if _, err := pull(t.Context(), client(t, nil), newStore(t), reg.Host+"/x:1", nil); err != nil {
+			if _, err := pull(t.Context(), newResolver(t, nil), newStore(t), reg.Host+"/x:1", nil); err != nil {
 				t.Fatal(err, reg.Requests())
 			}
 		})

@@ -41,9 +41,9 @@ type hostFiles struct {
 	made string // a directory to remove
 }
 
-// hostFiles reads the files of a registry. The caller calls remove.
-func (r *Resolver) hostFiles(ctx context.Context, registry string) (h hostFiles, err error) {
-	if h.dir, err = RegistryDir(r.opts.HostsDir, registry); h.dir == "" || err != nil {
+// readHostFiles reads the files of a registry. The caller calls remove.
+func readHostFiles(ctx context.Context, root, registry string) (h hostFiles, err error) {
+	if h.dir, err = RegistryDir(root, registry); h.dir == "" || err != nil {
 		return h, err
 	}
 	file := filepath.Join(h.dir, "hosts.toml")

@@ -54,19 +54,19 @@ func (e *endpoint) way(u *url.URL) *lanes {
 }
 
 // endpoints reads the hosts of a registry by the rules of containerd's hosts.toml.
-func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint, err error) {
+func (c *client) endpoints(ctx context.Context, name string) (all []*endpoint, err error) {
 	var local atomic.Bool
 	plain := map[*http.Client]*http.Transport{} // what may later hide inside a fallback to HTTP
 	opts := config.HostOptions{
-		UpdateClient: func(c *http.Client) error {
-			if t, ok := c.Transport.(*http.Transport); ok {
-				r.tune(t, &local)
-				plain[c] = t
+		UpdateClient: func(h *http.Client) error {
+			if t, ok := h.Transport.(*http.Transport); ok {
+				c.tune(t, &local)
+				plain[h] = t
 			}
 			return nil
 		},
 	}
-	files, err := r.hostFiles(ctx, name)
+	files, err := readHostFiles(ctx, c.opts.HostsDir, name)
 	defer func() {
 		if e := files.remove(); err == nil && e != nil {
 			err = fmt.Errorf("hosts of %s: %w", name, e)
@@ -81,7 +81,7 @@ func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint,
 	if files.dir != "" {
 		opts.HostDir = func(string) (string, error) { return files.dir, nil }
 	}
-	if r.opts.PlainHTTP || isLoopback(name) {
+	if c.opts.PlainHTTP || isLoopback(name) {
 		opts.DefaultScheme = "http"
 	}
 	hosts, err := config.ConfigureHosts(ctx, opts)(name)
@@ -92,15 +92,15 @@ func (r *Resolver) endpoints(ctx context.Context, name string) (all []*endpoint,
 		t := plain[h.Client]
 		if t == nil {
 			t = docker.DefaultHTTPTransport(&tls.Config{})
-			r.tune(t, &local)
+			c.tune(t, &local)
 		}
 		e := &endpoint{RegistryHost: h, home: newLanes(h.Client.Transport, t), tls: t.TLSClientConfig, local: &local}
 		foreign := foreignTransport(t, e.origin(), &local)
 		e.foreign = newLanes(foreign, foreign)
-		e.auth = &authorizer{endpoint: e, resolver: r, wallet: &r.wallet}
+		e.auth = &authorizer{endpoint: e, client: c, wallet: &c.wallet}
 		all = append(all, e)
 	}
-	r.connections.share(r.connectionsKey(name, files.toml), all)
+	c.connections.share(c.connectionsKey(name, files.toml), all)
 	return all, nil
 }
 
@@ -113,12 +113,12 @@ func hostsError(registry string, err error) error {
 }
 
 // tune sets what containerd's transport leaves open. It may be called twice for one transport.
-func (r *Resolver) tune(t *http.Transport, local *atomic.Bool) {
+func (c *client) tune(t *http.Transport, local *atomic.Bool) {
 	t.ForceAttemptHTTP2 = true // containerd's own dialer turns it off
 	t.DisableCompression = true
 	t.MaxResponseHeaderBytes = maxHeaderBytes
-	t.ResponseHeaderTimeout = r.opts.StallTimeout
-	t.TLSHandshakeTimeout = min(10*time.Second, r.opts.StallTimeout)
+	t.ResponseHeaderTimeout = c.opts.StallTimeout
+	t.TLSHandshakeTimeout = min(10*time.Second, c.opts.StallTimeout)
 	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.IdleConnTimeout = 4*maxIdleConns, maxIdleConns, idleConnTimeout
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: http2PingAfter, PingTimeout: http2PingAnswer, MaxReceiveBufferPerStream: http2Buffer}
 	dial := t.DialContext

@@ -37,14 +37,14 @@ func (d document) descriptor() ocispec.Descriptor {
 }
 
 // manifest gets the document object, a tag or a digest, from the first host that has it. want is its digest, empty when only a tag is known.
-func (p *repository) manifest(ctx context.Context, object string, want digest.Digest,
+func manifest(ctx context.Context, p *repository, object string, want digest.Digest,
 	mediaType string,
 ) (document, error) {
 	need := docker.HostCapabilityPull
 	if want == "" {
 		need |= docker.HostCapabilityResolve // a mirror may not be trusted with what a tag means
 	}
-	end := time.Now().Add(p.opts.DocumentTimeout)
+	end := time.Now().Add(p.client.opts.DocumentTimeout)
 	var first error
 	for i, host := range p.hosts {
 		if !host.Capabilities.Has(need) {
@@ -52,9 +52,9 @@ func (p *repository) manifest(ctx context.Context, object string, want digest.Di
 		}
 		last := i == len(p.hosts)-1
 		bounded, cancel := within(ctx, end, last)
-		doc, err := p.manifestTries(bounded, host, last, object, want, mediaType)
+		doc, err := manifestTries(bounded, p, host, last, object, want, mediaType)
 		if err != nil && late(ctx, bounded) {
-			err = p.lateError("registry " + host.Host)
+			err = lateError("registry "+host.Host, p.client.opts.DocumentTimeout)
 		}
 		cancel()
 		if err == nil || ctx.Err() != nil {
@@ -72,30 +72,24 @@ func (p *repository) manifest(ctx context.Context, object string, want digest.Di
 }
 
 // manifestTries asks one host, the last one more than once.
-func (p *repository) manifestTries(ctx context.Context, host *endpoint, last bool, object string,
+func manifestTries(ctx context.Context, p *repository, host *endpoint, last bool, object string,
 	want digest.Digest, mediaType string,
 ) (document, error) {
 	for attempt := 1; ; attempt++ {
-		doc, err := p.manifestFrom(ctx, host, object, want, mediaType)
+		doc, err := manifestFrom(ctx, p, host, object, want, mediaType)
 		if err == nil {
 			return doc, nil
 		}
-		if ctx.Err() != nil || !last || !temporary(err) || attempt >= p.opts.Attempts {
+		if ctx.Err() != nil || !last || !temporary(err) || attempt >= p.client.opts.Retry.Attempts {
 			return document{}, err
 		}
-		if err := p.pause(ctx, attempt, err); err != nil {
+		if err := p.client.opts.Retry.pause(ctx, attempt, err); err != nil {
 			return document{}, err
 		}
 	}
 }
 
-// noHost is the error for a registry whose hosts.toml allows to pull from none of its hosts.
-func (p *repository) noHost() error {
-	err := fmt.Errorf("registry %s: hosts.toml allows pulls from no host: %w", p.registry, errdefs.ErrNotFound)
-	return cause.Mark(err, cause.Configuration, p.opts.HostsDir)
-}
-
-func (p *repository) manifestFrom(ctx context.Context, host *endpoint, object string,
+func manifestFrom(ctx context.Context, p *repository, host *endpoint, object string,
 	want digest.Digest, mediaType string,
 ) (document, error) {
 	resp, err := p.get(ctx, host, "manifests", object, acceptManifests, span{}, 0)

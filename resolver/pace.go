@@ -38,8 +38,8 @@ type pace struct {
 	retry   time.Duration
 }
 
-func newPace(opts *Options) *pace {
-	return &pace{ranges: opts.Ranges, chunk: opts.ChunkSize, retry: firstRetry}
+func newPace(ranges int, chunk int64) *pace {
+	return &pace{ranges: ranges, chunk: chunk, retry: firstRetry}
 }
 
 // enter counts a large blob, until leave, and gives it a lane.

@@ -69,7 +69,7 @@ func TestLinkPerConnection(t *testing.T) {
 			link := registrytest.Link{PerConnection: rate}
 			reg, dir := p.make(t, link.Limit)
 			data := layerImage(reg, size)
-			r := client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 128<<10, dir })
+			r := newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 128<<10, dir })
 			took := timed(t, r, reg, data, nil)
 			const alone = size * time.Second / rate
 			if took > alone/2 {
@@ -92,7 +92,7 @@ func TestLinkSecond(t *testing.T) {
 			link := registrytest.Link{PerConnection: rate}
 			reg, dir := p.make(t, link.Limit)
 			data := layerImage(reg, size)
-			r := client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir })
+			r := newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir })
 			r.wide = true // as after a first one
 			took := timed(t, r, reg, data, nil)
 			const alone = size * time.Second / rate
@@ -117,7 +117,7 @@ func TestLinkTotal(t *testing.T) {
 				link := registrytest.Link{Total: rate}
 				reg, dir := p.make(t, link.Limit)
 				data := layerImage(reg, size)
-				r := client(t, func(o *Options) { o.ChunkSize, o.HostsDir, o.Ranges = 128<<10, dir, ranges })
+				r := newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir, o.Ranges = 128<<10, dir, ranges })
 				group.Go(func() {
 					took[i] = timed(t, r, reg, data, nil)
 					n := reg.Count(layerPath(data[0]))
@@ -147,7 +147,7 @@ func TestLinkFast(t *testing.T) {
 				if slow { // for more than a second
 					opts.Progress = func(Event) { time.Sleep(5 * time.Millisecond) }
 				}
-				timed(t, client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir }), reg, data, &opts)
+				timed(t, newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir }), reg, data, &opts)
 				if n := reg.Count("/blobs/"); n != 2 {
 					t.Errorf("%d requests", n)
 				}
@@ -165,7 +165,7 @@ func TestLinkLayers(t *testing.T) {
 			link := registrytest.Link{PerConnection: rate}
 			reg, dir := p.make(t, link.Limit)
 			data := layerImage(reg, size, size, size, size)
-			took := timed(t, client(t, func(o *Options) { o.ChunkSize, o.HostsDir = 128<<10, dir }), reg, data, nil)
+			took := timed(t, newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 128<<10, dir }), reg, data, nil)
 			const alone = layers * size * time.Second / rate
 			if took > alone/2 {
 				t.Errorf("%v, and one connection needs %v", took, alone)
@@ -188,7 +188,7 @@ func TestLinkLatency(t *testing.T) {
 				time.Sleep(latency)
 				return false
 			}
-			took := timed(t, client(t, func(o *Options) { o.ChunkSize, o.HostsDir = chunk, dir }), reg, data, nil)
+			took := timed(t, newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = chunk, dir }), reg, data, nil)
 			if n := reg.Count("bytes="); n != 0 {
 				t.Errorf("%d ranges", n)
 			}
@@ -200,7 +200,7 @@ func TestLinkLatency(t *testing.T) {
 // TestPace: when a stream is divided.
 func TestPace(t *testing.T) {
 	const mb = 1 << 20
-	p := newPace(&Options{Ranges: 4, ChunkSize: 2 * mb})
+	p := newPace(4, 2*mb)
 	try := func(rate float64, want bool, why string) {
 		t.Helper()
 		if p.divide(rate) != want {
@@ -274,7 +274,7 @@ func TestRangesRefused(t *testing.T) {
 		busy.Store(false)
 		return false
 	})
-	r.opts.Attempts, r.opts.Backoff = 5, 20*time.Millisecond
+	r.client.opts.Retry.Attempts, r.client.opts.Retry.Backoff = 5, 20*time.Millisecond
 	store := newStore(t)
 	if _, err := pull(t.Context(), r, store, reg.Host+"/x:1", nil); err != nil {
 		t.Fatal(err)
@@ -287,7 +287,7 @@ func TestRangesRefused(t *testing.T) {
 
 // TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait, and what others bring then does not count.
 func TestRangesRefusedAtOnce(t *testing.T) {
-	d := &download{pace: newPace(&Options{Ranges: 4, ChunkSize: testChunk})}
+	d := &download{pace: newPace(4, testChunk)}
 	var refused sync.WaitGroup
 	for range 8 {
 		refused.Go(func() { d.verdict(t.Context(), false) })

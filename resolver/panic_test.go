@@ -57,8 +57,8 @@ func TestPanic(t *testing.T) {
 
 // TestPanicInBlob: a panic in the goroutine of a blob that is read is an error of its reader.
 func TestPanicInBlob(t *testing.T) {
-	d := &download{desc: ocispec.Descriptor{Size: 1}} // without a repository
-	if err := d.contained(t.Context()); !errdefs.IsInternal(err) {
+	err := stream(t.Context(), nil, ocispec.Descriptor{Size: 1}, nil) // without a repository
+	if !errdefs.IsInternal(err) {
 		t.Error(err)
 	}
 }

@@ -68,9 +68,9 @@ func (p *party) ping(ctx context.Context) http.Header {
 	u := e.origin()
 	u.Path, u.RawQuery = e.Path+"/", p.query
 	h := http.Header{}
-	h.Set("User-Agent", p.auth.resolver.opts.UserAgent)
+	h.Set("User-Agent", p.auth.client.opts.UserAgent)
 	h.Set("Accept-Encoding", "identity")
-	repo := repository{Resolver: p.auth.resolver}
+	repo := repository{client: p.auth.client}
 	resp, err := repo.once(ctx, e, e.home.lane(u, 0), u, h)
 	if err != nil {
 		return nil // the answer to the request itself is the one that counts

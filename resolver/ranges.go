@@ -28,11 +28,11 @@ type buffers struct {
 	free chan []byte // nil ones are not made yet
 }
 
-func newBuffers(opts *Options) *buffers {
-	if opts.Ranges < 2 || descriptors.Few() {
+func newBuffers(ranges int, chunk int64) *buffers {
+	if ranges < 2 || descriptors.Few() {
 		return nil
 	}
-	b := &buffers{size: opts.ChunkSize, free: make(chan []byte, max(int64(opts.Ranges), maxBuffered/opts.ChunkSize))}
+	b := &buffers{size: chunk, free: make(chan []byte, max(int64(ranges), maxBuffered/chunk))}
 	for range cap(b.free) {
 		b.free <- nil
 	}
@@ -169,7 +169,7 @@ func (d *download) parallel(ctx context.Context, host *endpoint, resp *http.Resp
 	head := newChunk(d.span(d.offset), buf)
 	head.lane = d.lane
 	ctx, cancel := context.WithCancel(ctx)
-	slots, order := make(chan struct{}, d.repo.opts.Ranges), make(chan *chunk, d.repo.opts.Ranges)
+	slots, order := make(chan struct{}, d.pace.ranges), make(chan *chunk, d.pace.ranges)
 	go func() {
 		defer close(order) // after the last lane has ended
 		d.dispatch(ctx, host, head, &part{resp, end}, slots, order)
@@ -184,7 +184,7 @@ func (d *download) parallel(ctx context.Context, host *endpoint, resp *http.Resp
 
 // span is the range that begins at start.
 func (d *download) span(start int64) span {
-	return span{start: start, end: min(start+d.repo.opts.ChunkSize, d.desc.Size)}
+	return span{start: start, end: min(start+d.buffers.size, d.desc.Size)}
 }
 
 // part is an answer whose body has the bytes before end.
@@ -229,7 +229,7 @@ func (d *download) dispatch(ctx context.Context, host *endpoint, c *chunk, answe
 			return
 		}
 		c, answer = newChunk(d.span(c.span.end), buf), nil
-		c.lane, c.warm = (d.lane+n)%d.repo.opts.Ranges, n >= d.repo.opts.Ranges
+		c.lane, c.warm = (d.lane+n)%d.pace.ranges, n >= d.pace.ranges
 	}
 }
 
@@ -276,10 +276,10 @@ func (d *download) fill(ctx context.Context, host *endpoint, c *chunk, answer *p
 		if c.filled-before >= progress {
 			attempt = 1
 		}
-		if attempt >= d.repo.opts.Attempts {
+		if attempt >= d.repo.client.opts.Retry.Attempts {
 			return err
 		}
-		if err := d.repo.pause(ctx, attempt, err); err != nil {
+		if err := d.repo.client.opts.Retry.pause(ctx, attempt, err); err != nil {
 			return err
 		}
 	}

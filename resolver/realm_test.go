@@ -116,7 +116,7 @@ func TestD02CredentialsStayHome(t *testing.T) {
 	reg, tokens := guarded(t)
 	tokens.Users = map[string]string{"alice": "se:cret"}
 	for _, c := range []Credential{alice, {IdentityToken: "refresh me"}} {
-		r := client(t, func(o *Options) { o.Credentials = always(c) })
+		r := newResolver(t, func(o *Options) { o.Credentials = always(c) })
 		_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 		if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "of another site") {
 			t.Fatal(err)
@@ -138,7 +138,7 @@ func TestD02TokenRedirects(t *testing.T) {
 			gateway.Fault = registrytest.Redirect(status, strings.TrimSuffix(tokens.URL, "/token"))
 			tokens.Realm = gateway.URL
 			tokens.Refresh = map[string]bool{"refresh me": true}
-			r := client(t, func(o *Options) {
+			r := newResolver(t, func(o *Options) {
 				o.Credentials = always(cred)
 				o.Realms = map[string][]string{reg.Host: {mustURL(gateway.URL).Host}}
 			})

@@ -97,7 +97,7 @@ func TestD01Redirects(t *testing.T) {
 				}
 				r := quick(t)
 				host := &endpoint{RegistryHost: docker.RegistryHost{Scheme: "https", Host: "r.example.com"}, home: newLanes(via(true), nil), foreign: newLanes(via(false), nil)}
-				p := &repository{Resolver: r, registry: "r.example.com", path: "x", hosts: []*endpoint{host}}
+				p := &repository{client: r.client, registry: "r.example.com", path: "x", hosts: []*endpoint{host}}
 				own := http.Header{}
 				for _, key := range secrets {
 					own.Set(key, "hush")
@@ -133,7 +133,7 @@ func TestD01ForeignChallenge(t *testing.T) {
 	defer other.Close()
 	reg.Guard = registrytest.First(registrytest.Basic("alice", "se:cret"),
 		registrytest.On("/blobs/", registrytest.Redirect(307, other.URL)))
-	r := client(t, func(o *Options) { o.Credentials = always(alice) })
+	r := newResolver(t, func(o *Options) { o.Credentials = always(alice) })
 	if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); !errdefs.IsUnauthorized(err) || leaked.Load() != nil {
 		t.Fatal(err, leaked.Load())
 	}
@@ -211,7 +211,7 @@ func TestD01ClientCertificate(t *testing.T) {
 	cert, key := keyPair(t)
 	dir := certsDir(t, reg.Host, map[string][]byte{"ca.crt": reg.CA, "client.cert": cert, "client.key": key, "hosts.toml": fmt.Appendf(nil,
 		"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\nclient = [[\"client.cert\", \"client.key\"]]\n", reg.Host)})
-	r := client(t, func(o *Options) { o.HostsDir = dir })
+	r := newResolver(t, func(o *Options) { o.HostsDir = dir })
 	if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,6 @@ package resolver
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -82,22 +81,17 @@ type Options struct {
 // Resolver asks registries. It may be used by several goroutines; hosts, connections and tokens are shared by all of its calls.
 type Resolver struct {
 	opts    Options
-	tokens  *TokenCache
-	wallet  wallet
+	client  *client
 	flights *Flights
-	sleep   func(context.Context, time.Duration) error // tests don't wait
-	wide    bool                                       // tests begin with ranges
+	wide    bool // tests begin with ranges
 
-	connections *Connections
-
-	mu    sync.Mutex
-	hosts map[string][]*endpoint     // by registry name, as hosts.toml describes them
-	seen  map[digest.Digest]document // what Resolve read and Fetch need not ask for again
+	mu   sync.Mutex
+	seen map[digest.Digest]document // what Resolve read and Fetch need not ask for again
 }
 
 // New makes a resolver. It opens nothing, and returns no error yet but for options out of range (errdefs.ErrInvalidArgument).
 func New(opts *Options) (*Resolver, error) {
-	r := &Resolver{hosts: map[string][]*endpoint{}, seen: map[digest.Digest]document{}, sleep: sleep}
+	r := &Resolver{seen: map[digest.Digest]document{}}
 	if opts != nil {
 		r.opts = *opts
 	}
@@ -129,14 +123,13 @@ func New(opts *Options) (*Resolver, error) {
 	if r.flights = r.opts.Flights; r.flights == nil {
 		r.flights = NewFlights()
 	}
-	if r.connections = r.opts.Connections; r.connections == nil {
-		r.connections = new(Connections)
-	}
-	r.tokens = r.opts.Tokens
-	if r.tokens == nil {
-		r.tokens = NewTokenCache()
-	}
-	r.wallet.ask, r.wallet.warn = r.opts.Credentials, r.warn
+	r.client = newClient(clientOptions{
+		PlainHTTP: r.opts.PlainHTTP, HostsDir: r.opts.HostsDir, UserAgent: r.opts.UserAgent,
+		StallTimeout: r.opts.StallTimeout, DocumentTimeout: r.opts.DocumentTimeout,
+		Retry:       policy{Attempts: r.opts.Attempts, Backoff: r.opts.Backoff},
+		Credentials: r.opts.Credentials, Warn: r.warn, Tokens: r.opts.Tokens, Realms: r.opts.Realms,
+		PerHost: r.opts.Ranges, Connections: r.opts.Connections,
+	})
 	return r, nil
 }
 
@@ -149,18 +142,7 @@ func (r *Resolver) warn(ctx context.Context, text string) {
 }
 
 // Close closes the resolver's idle connections, unless they are those of Options. It may be used further.
-func (r *Resolver) Close() {
-	if r.opts.Connections == nil {
-		r.connections.Close()
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, hosts := range r.hosts {
-		if slices.ContainsFunc(hosts, fallsBack) { // not kept by connections
-			closeIdle(hosts)
-		}
-	}
-}
+func (r *Resolver) Close() { r.client.Close() }
 
 // Resolve asks the registry what ref stands for now: an index or a manifest. A reference with a digest is checked to exist and to hash to it.
 //
@@ -189,7 +171,7 @@ func (r *Resolver) resolve(ctx context.Context, ref Reference) (document, error)
 	if d := ref.Digest(); d != "" {
 		object = d.String()
 	}
-	doc, err := repo.manifest(ctx, object, ref.Digest(), "")
+	doc, err := manifest(ctx, repo, object, ref.Digest(), "")
 	if err != nil {
 		return document{}, fmt.Errorf("reference %s: %w", ref, refused(err, cause.Document))
 	}
@@ -215,24 +197,6 @@ func (r *Resolver) recall(d digest.Digest) (document, bool) {
 	return doc, ok
 }
 
-// repository finds the hosts of ref's registry, once for the life of the resolver: their clients keep connections.
 func (r *Resolver) repository(ctx context.Context, ref Reference) (*repository, error) {
-	name := ref.Domain()
-	r.mu.Lock()
-	hosts, ok := r.hosts[name]
-	r.mu.Unlock()
-	if !ok {
-		var err error
-		if hosts, err = r.endpoints(ctx, name); err != nil {
-			return nil, err
-		}
-		r.mu.Lock()
-		if other, ok := r.hosts[name]; ok {
-			hosts = other
-		} else {
-			r.hosts[name] = hosts
-		}
-		r.mu.Unlock()
-	}
-	return &repository{Resolver: r, registry: name, path: ref.Path(), hosts: hosts}, nil
+	return r.client.repository(ctx, ref.Domain(), ref.Path())
 }

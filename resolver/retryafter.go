@@ -71,10 +71,20 @@ func retryAfter(s string, now time.Time) (time.Duration, bool) {
 	return wait, wait > 0 && wait <= believableWait
 }
 
+// policy says how often a request is repeated, and after which waits.
+type policy struct {
+	// Attempts bounds how often a request is tried while each try ends without a new byte.
+	Attempts int
+	// Backoff is the wait before the second attempt; it doubles for each further one.
+	Backoff time.Duration
+	// Sleep waits. nil: until a timer or the context ends.
+	Sleep func(context.Context, time.Duration) error
+}
+
 // pause waits before attempt number n (from 1) is followed by another: as long as the registry asked for, or with a
 // growing, jittered delay. A wait that does not end before the context does is not begun.
-func (r *Resolver) pause(ctx context.Context, n int, cause error) error {
-	wait := r.opts.Backoff << min(n-1, 6)
+func (p policy) pause(ctx context.Context, n int, cause error) error {
+	wait := p.Backoff << min(n-1, 6)
 	wait += time.Duration(rand.Int64N(int64(wait)/2 + 1))
 	var asked retryAfterError
 	if errors.As(cause, &asked) {
@@ -83,5 +93,8 @@ func (r *Resolver) pause(ctx context.Context, n int, cause error) error {
 		}
 		wait = asked.wait + min(wait, time.Second) // clients with the same answer should not all return at once
 	}
-	return r.sleep(ctx, wait)
+	if p.Sleep != nil {
+		return p.Sleep(ctx, wait)
+	}
+	return sleep(ctx, wait)
 }

@@ -10,8 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/tank-snapshotter/tank/internal/panics"
 )
 
 // Manifest is one manifest or index of a registry: its bytes hash to Digest, and its media type fits its content.
@@ -61,18 +59,18 @@ func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descrip
 	pr, pw := io.Pipe()
 	b := &blobReader{PipeReader: pr, cancel: cancel, done: make(chan struct{}), desc: desc, hash: sha256.New()}
 	begun := make(chan struct{}, 1)
-	d := &download{repo: repo, desc: desc, write: func(p []byte) error {
+	write := func(p []byte) error {
 		select {
 		case begun <- struct{}{}:
 		default:
 		}
 		_, err := pw.Write(p)
 		return err
-	}}
+	}
 	var failed error
 	go func() {
 		defer close(b.done)
-		if failed = d.contained(ctx); failed != nil {
+		if failed = stream(ctx, repo, desc, write); failed != nil {
 			failed = fmt.Errorf("blob %s: %w", desc.Digest, failed)
 		}
 		pw.CloseWithError(failed)
@@ -86,12 +84,6 @@ func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descrip
 		}
 	}
 	return b, nil
-}
-
-// contained is run, with a panic as an error.
-func (d *download) contained(ctx context.Context) (err error) {
-	defer panics.Recover("blob "+d.desc.Digest.String(), &err)
-	return d.run(ctx)
 }
 
 // blobReader hashes what passes.

@@ -135,7 +135,7 @@ func TestD20Slow(t *testing.T) {
 func TestSlowStore(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)
-	r := client(t, func(o *Options) { o.StallTimeout = 100 * time.Millisecond })
+	r := newResolver(t, func(o *Options) { o.StallTimeout = 100 * time.Millisecond })
 	_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", &FetchOptions{Progress: func(Event) { time.Sleep(20 * time.Millisecond) }})
 	if err != nil {
 		t.Fatal(err)

@@ -136,11 +136,11 @@ func (c *TokenCache) drop(key tokenKey, token string) {
 func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, cred Credential) (
 	token string, life time.Duration, err error,
 ) {
-	bounded, done := within(ctx, time.Now().Add(a.resolver.opts.DocumentTimeout), true)
+	bounded, done := within(ctx, time.Now().Add(a.client.opts.DocumentTimeout), true)
 	defer done()
 	token, life, err = a.askToken(bounded, realm, d, cred)
 	if err != nil && late(ctx, bounded) {
-		err = a.resolver.lateError("token server " + realm.Host)
+		err = lateError("token server "+realm.Host, a.client.opts.DocumentTimeout)
 	}
 	return token, life, err
 }
@@ -152,7 +152,7 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cre
 	if err != nil {
 		return "", 0, fmt.Errorf("token server %s: %v: %w", realm.Host, err, errdefs.ErrInvalidArgument)
 	}
-	req.Header.Set("User-Agent", a.resolver.opts.UserAgent)
+	req.Header.Set("User-Agent", a.client.opts.UserAgent)
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("Accept-Encoding", "identity")
 	ctx, cancel := context.WithCancelCause(req.Context())
@@ -164,7 +164,7 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cre
 		way.failed(ctx, err)
 		return "", 0, err
 	}
-	resp.Body = watch(resp.Body, cancel, a.resolver.opts.StallTimeout)
+	resp.Body = watch(resp.Body, cancel, a.client.opts.StallTimeout)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return "", 0, tokenRefused(resp, realm.Host)

@@ -64,7 +64,7 @@ func TestD18Tokens(t *testing.T) {
 			tokens.ExpiresIn, tokens.Fault = tc.expires, tc.fault
 			shared := NewTokenCache()
 			for range 2 {
-				r := client(t, func(o *Options) { o.Tokens = shared })
+				r := newResolver(t, func(o *Options) { o.Tokens = shared })
 				if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); (err == nil) != tc.ok {
 					t.Fatal(err)
 				}
@@ -109,7 +109,7 @@ func TestD18Identities(t *testing.T) {
 	tokens.Users = map[string]string{"alice": "se:cret"}
 	shared := NewTokenCache()
 	as := func(c Credential) error {
-		r := client(t, func(o *Options) {
+		r := newResolver(t, func(o *Options) {
 			o.Tokens, o.Credentials = shared, always(c)
 			o.Realms = map[string][]string{reg.Host: {mustURL(tokens.URL).Host}}
 		})
@@ -140,7 +140,7 @@ func TestDemandChanges(t *testing.T) {
 	now := registrytest.NewTokenServer(t)
 	shared := NewTokenCache()
 	try := func() error {
-		r := client(t, func(o *Options) { o.Tokens = shared })
+		r := newResolver(t, func(o *Options) { o.Tokens = shared })
 		_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 		return err
 	}
@@ -216,7 +216,7 @@ func TestCredentialsAreAskedLate(t *testing.T) {
 	image(private)
 	private.Guard = registrytest.Basic("alice", "se:cret")
 	var asked []string
-	r := client(t, func(o *Options) {
+	r := newResolver(t, func(o *Options) {
 		o.Credentials = func(_ context.Context, host string) (Credential, error) {
 			asked = append(asked, host)
 			return alice, nil

@@ -105,7 +105,7 @@ func TestHostsThatCannotBeRead(t *testing.T) {
 			if err := tc.make(file); err != nil {
 				t.Fatal(err)
 			}
-			r := client(t, func(o *Options) { o.HostsDir = root })
+			r := newResolver(t, func(o *Options) { o.HostsDir = root })
 			_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 			if !errdefs.IsInvalidArgument(err) || !strings.Contains(fmt.Sprint(err), file) ||
 				!strings.Contains(fmt.Sprint(err), tc.names) || !cause.Is(err, cause.Configuration) {

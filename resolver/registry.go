@@ -1,0 +1,94 @@
+package resolver
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// clientOptions configure a client.
+type clientOptions struct {
+	// PlainHTTP speaks HTTP with every registry that no hosts.toml describes. false: only with registries of this machine.
+	PlainHTTP bool
+	// HostsDir has the hosts.toml files. "": none is read.
+	HostsDir string
+	// UserAgent is sent with every request.
+	UserAgent string
+	// StallTimeout is how long a body may bring next to nothing.
+	StallTimeout time.Duration
+	// DocumentTimeout is how long a manifest, a config or a token may take.
+	DocumentTimeout time.Duration
+	// Retry says how often a request is repeated.
+	Retry policy
+	// Credentials finds the credential for a registry. nil: all requests are anonymous.
+	Credentials Credentials
+	// Warn gets each fault of Credentials once. Several goroutines may call it at once.
+	Warn func(ctx context.Context, text string)
+	// Tokens keeps access tokens. nil: a cache of the client's own.
+	Tokens *TokenCache
+	// Realms lists, by registry, the token servers of another site that may be sent its credentials.
+	Realms map[string][]string
+	// PerHost is how many connections the large blobs of one HTTP/2 host are spread over.
+	PerHost int
+	// Connections keeps connections. nil: the client's own, which its Close closes.
+	Connections *Connections
+}
+
+// client sends requests to registries. Several goroutines may use it at once.
+type client struct {
+	opts        clientOptions
+	tokens      *TokenCache
+	wallet      wallet
+	connections *Connections
+
+	mu    sync.Mutex
+	hosts map[string][]*endpoint // by registry name, as hosts.toml describes them
+}
+
+func newClient(opts clientOptions) *client {
+	c := &client{opts: opts, hosts: map[string][]*endpoint{}}
+	if c.connections = opts.Connections; c.connections == nil {
+		c.connections = new(Connections)
+	}
+	if c.tokens = opts.Tokens; c.tokens == nil {
+		c.tokens = NewTokenCache()
+	}
+	c.wallet.ask, c.wallet.warn = opts.Credentials, opts.Warn
+	return c
+}
+
+// Close closes the idle connections, unless they are those of the options. The client may be used further.
+func (c *client) Close() {
+	if c.opts.Connections == nil {
+		c.connections.Close()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, hosts := range c.hosts {
+		if slices.ContainsFunc(hosts, fallsBack) { // not kept by connections
+			closeIdle(hosts)
+		}
+	}
+}
+
+// repository finds the hosts of a registry, once for the life of the client: their transports keep connections.
+func (c *client) repository(ctx context.Context, registry, path string) (*repository, error) {
+	c.mu.Lock()
+	hosts, ok := c.hosts[registry]
+	c.mu.Unlock()
+	if !ok {
+		var err error
+		if hosts, err = c.endpoints(ctx, registry); err != nil {
+			return nil, err
+		}
+		c.mu.Lock()
+		if other, ok := c.hosts[registry]; ok {
+			hosts = other
+		} else {
+			c.hosts[registry] = hosts
+		}
+		c.mu.Unlock()
+	}
+	return &repository{client: c, registry: registry, path: path, hosts: hosts}, nil
+}

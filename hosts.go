@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/resolver/hostsdir"
 )
 
 // hostsDir returns the directory of hosts files for a pull, and what removes it again if it was made for the pull.
@@ -43,7 +43,7 @@ func writeHostsFile(dir, name string, data []byte) error {
 		return fmt.Errorf("not a path below the hosts directory: %w", errdefs.ErrInvalidArgument)
 	}
 	if filepath.Base(name) == "hosts.toml" {
-		if err := resolver.CheckHosts(data); err != nil {
+		if err := hostsdir.CheckCertificates(data); err != nil {
 			return err
 		}
 	}

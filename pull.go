@@ -16,6 +16,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/resolver/auth"
 	"github.com/tank-snapshotter/tank/snapshot"
 )
 
@@ -41,7 +42,7 @@ type PullOptions struct {
 	// hosts.toml among them may name certificates only beside itself.
 	HostsFiles map[string][]byte
 	// Credentials finds out who we are when a registry asks. nil: nobody, which is anonymous.
-	Credentials resolver.Credentials
+	Credentials auth.Source
 	// Platform is OS/ARCH[/VARIANT]. "": this machine's.
 	Platform string
 	// Progress is called often, by several goroutines. nil: nobody is told.
@@ -157,7 +158,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	}
 	defer remove()
 	r, err := resolver.New(&resolver.Options{
-		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials, Tokens: p.t.tokens, Flights: p.t.flights,
+		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials, Tokens: p.t.tokens, InFlight: p.t.flights,
 		Connections: &p.t.connections, Warn: func(text string) { p.log("%s%s", WarningPrefix, text) },
 	})
 	if err != nil {

@@ -69,7 +69,7 @@ type Tank struct {
 	binder    *binding.Binder
 	sweeper   *sweeper
 	tokens    *resolver.TokenCache // shared by all pulls
-	flights   *resolver.Flights    // so that two pulls download nothing twice
+	flights   *resolver.InFlight   // so that two pulls download nothing twice
 
 	connections resolver.Connections // for the next pull too
 
@@ -117,7 +117,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
 		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
 	}
-	t := &Tank{root: root, reserve: spare, pulls: map[string]bool{}, tokens: resolver.NewTokenCache(), flights: resolver.NewFlights()}
+	t := &Tank{root: root, reserve: spare, pulls: map[string]bool{}, tokens: resolver.NewTokenCache(), flights: resolver.NewInFlight()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/resolver/auth"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -28,8 +29,8 @@ func newResolver(tb testing.TB, edit func(*Options)) *Resolver {
 }
 
 // always is the same credential for every host.
-func always(c Credential) Credentials {
-	return func(context.Context, string) (Credential, error) { return c, nil }
+func always(c auth.Credential) auth.Source {
+	return func(context.Context, string) (auth.Credential, error) { return c, nil }
 }
 
 func guarded(tb testing.TB) (*registrytest.Registry, *registrytest.TokenServer) {
@@ -40,17 +41,17 @@ func guarded(tb testing.TB) (*registrytest.Registry, *registrytest.TokenServer) 
 	return reg, tokens
 }
 
-var alice = Credential{Username: "alice", Password: "se:cret"}
+var alice = auth.Credential{Username: "alice", Password: "se:cret"}
 
 func TestBasic(t *testing.T) {
 	for _, tc := range []struct {
 		testName string
-		cred     Credential
+		cred     auth.Credential
 		class    error
 	}{
 		{"right", alice, nil},
-		{"wrong", Credential{Username: "alice", Password: "guess"}, errdefs.ErrUnauthenticated},
-		{"nobody", Credential{}, errdefs.ErrUnauthenticated},
+		{"wrong", auth.Credential{Username: "alice", Password: "guess"}, errdefs.ErrUnauthenticated},
+		{"nobody", auth.Credential{}, errdefs.ErrUnauthenticated},
 	} {
 		t.Run(tc.testName, func(t *testing.T) {
 			reg := registrytest.New(t)
@@ -78,16 +79,16 @@ func isClass(err, class error) bool {
 func TestTokenFlows(t *testing.T) {
 	for _, tc := range []struct {
 		testName string
-		cred     Credential
+		cred     auth.Credential
 		method   string
 		class    error
 	}{
-		{"anonymous", Credential{}, "GET", errdefs.ErrUnauthenticated},
+		{"anonymous", auth.Credential{}, "GET", errdefs.ErrUnauthenticated},
 		{"password", alice, "GET", nil},
-		{"wrong password", Credential{Username: "alice", Password: "guess"}, "GET", errdefs.ErrUnauthenticated},
-		{"identity token", Credential{Username: "ignored", IdentityToken: "refresh me"}, "POST", nil},
-		{"wrong identity token", Credential{IdentityToken: "no"}, "POST", errdefs.ErrUnauthenticated},
-		{"wrong registry token", Credential{RegistryToken: "no"}, "", errdefs.ErrUnauthenticated},
+		{"wrong password", auth.Credential{Username: "alice", Password: "guess"}, "GET", errdefs.ErrUnauthenticated},
+		{"identity token", auth.Credential{Username: "ignored", IdentityToken: "refresh me"}, "POST", nil},
+		{"wrong identity token", auth.Credential{IdentityToken: "no"}, "POST", errdefs.ErrUnauthenticated},
+		{"wrong registry token", auth.Credential{RegistryToken: "no"}, "", errdefs.ErrUnauthenticated},
 	} {
 		t.Run(tc.testName, func(t *testing.T) {
 			reg, tokens := guarded(t)
@@ -128,7 +129,7 @@ func TestRegistryToken(t *testing.T) {
 		}
 		return registrytest.Answer(401, nil, "WWW-Authenticate", "Bearer realm=\"nowhere\"")(w, r)
 	}
-	r := newResolver(t, func(o *Options) { o.Credentials = always(Credential{RegistryToken: "mine"}) })
+	r := newResolver(t, func(o *Options) { o.Credentials = always(auth.Credential{RegistryToken: "mine"}) })
 	if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"runtime"
 	"slices"
 	"strings"
@@ -118,7 +117,7 @@ func TestProtocols(t *testing.T) {
 				}
 			})
 			data := layerImage(reg, 8*testChunk, 8*testChunk, 8*testChunk, 8*testChunk, 8*testChunk, 8*testChunk)
-			dir := certsDir(t, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
+			dir := registrytest.CertsDir(t, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
 				"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
 			var other atomic.Int32
 			reg.Fault = func(_ http.ResponseWriter, r *http.Request) bool {
@@ -156,17 +155,22 @@ func TestClose(t *testing.T) {
 			own := newResolver(t, func(o *Options) { o.HostsDir, o.ChunkSize = dir, testChunk })
 			timed(t, own, reg, data, nil)
 			own.Close()
-			deadline := time.Now().Add(5 * time.Second)
-			for clientGoroutines() > 0 && time.Now().Before(deadline) {
-				time.Sleep(5 * time.Millisecond)
-			}
-			if n := clientGoroutines(); n > 0 {
+			if n := clientGoroutinesUpTo(0); n > 0 {
 				t.Errorf("%d goroutines of connections are left", n)
 			}
 			timed(t, r, reg, data, nil) // as if nothing had happened
 			pool.Close()
 		})
 	}
+}
+
+// clientGoroutinesUpTo waits up to 5 seconds until no more than limit are left, and returns how many are.
+func clientGoroutinesUpTo(limit int) int {
+	deadline := time.Now().Add(5 * time.Second)
+	for clientGoroutines() > limit && time.Now().Before(deadline) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	return clientGoroutines()
 }
 
 // clientGoroutines counts those that read connections of transports. Other tests run before and after, not beside.
@@ -176,129 +180,20 @@ func clientGoroutines() int {
 	return strings.Count(all, "(*persistConn).readLoop(") + strings.Count(all, "(*http2ClientConn).readLoop(") + strings.Count(all, "(*ClientConn).readLoop(")
 }
 
-// TestConnectionsApart: connections are shared by those alone whose configuration is the same.
-func TestConnectionsApart(t *testing.T) {
-	const name = "r.example.com:5000"
-	host := func() *endpoint {
-		t.Helper()
-		r := newResolver(t, nil)
-		hosts, err := r.client.endpoints(t.Context(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return hosts[0]
-	}
-	reg := registrytest.NewTLS(t, nil)
-	cert, key := keyPair(t)
-	toml := func(s string) []byte {
-		return []byte("server = \"https://" + name + "\"\n[host.\"https://" + name + "\"]\n" + s)
-	}
-	plain := map[string][]byte{"hosts.toml": toml(""), "ca.crt": reg.CA}
-	type files = map[string][]byte
-	for _, tc := range []struct {
-		name string
-		a, b files
-		same bool
-	}{
-		{"the same", files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA}, files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA}, true},
-		{"without CA", plain, files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA}, false},
-		{"another CA behind the same name", files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA},
-			files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": cert}, false},
-		{"skip_verify", plain, files{"hosts.toml": toml("skip_verify = true\n")}, false},
-		{"dial_timeout", plain, files{"hosts.toml": toml("dial_timeout = \"1s\"\n")}, false},
-		{"client certificate", plain, files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key}, false},
-		{"the same client certificate", files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key},
-			files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key}, true},
-	} {
-		pool := new(Connections)
-		var got []*endpoint
-		for _, d := range []string{certsDir(t, name, tc.a), certsDir(t, name, tc.b)} {
-			r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = d, pool })
-			hosts, err := r.client.endpoints(t.Context(), name)
-			if err != nil {
-				t.Fatal(tc.name, err)
-			}
-			got = append(got, hosts[0])
-		}
-		if (got[0].home == got[1].home) != tc.same || (got[0].foreign == got[1].foreign) != tc.same {
-			t.Errorf("%s: shared: %v", tc.name, !tc.same)
-		}
-		if got[0].auth == got[1].auth || got[0].auth.client == got[1].auth.client {
-			t.Errorf("%s: who asks is shared", tc.name)
-		}
-	}
-	if a, b := host(), host(); a.home == b.home {
-		t.Error("two resolvers share without being told")
-	}
-}
-
-// TestConnectionsFallBack: who wants HTTPS does not get the transport of somebody who takes HTTP as well, nor does anybody what another one's
-// transport found out about that.
-func TestConnectionsFallBack(t *testing.T) {
-	const name = "r.example.com:5000"
-	dir := certsDir(t, name, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
-	pool := new(Connections)
-	seen := map[*lanes]bool{}
-	for i, plain := range []bool{true, false, true, false} {
-		r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections, o.PlainHTTP = dir, pool, plain })
-		hosts, err := r.client.endpoints(t.Context(), name)
-		if err != nil || len(hosts) != 1 || hosts[0].Scheme != "https" {
-			t.Fatal(hosts, err)
-		}
-		way := hosts[0].home
-		if _, ok := way.first.(*http.Transport); ok == plain {
-			t.Errorf("pull %d, plain: %v, has %T", i, plain, way.first)
-		}
-		if seen[way] != (i == 3) { // the second one with HTTPS alone shares
-			t.Errorf("pull %d, plain: %v, shares: %v", i, plain, seen[way])
-		}
-		seen[way] = true
-	}
-}
-
 // TestConnectionsFallBackClose: what is not shared ends with the resolver.
 func TestConnectionsFallBackClose(t *testing.T) {
 	reg := registrytest.New(t) // a loopback name, so HTTP is tried after HTTPS
 	data := layerImage(reg, 1000)
-	dir := certsDir(t, reg.Host, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
+	dir := registrytest.CertsDir(t, reg.Host, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
 	r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = dir, new(Connections) })
-	before := clientGoroutines()
+	before := clientGoroutinesUpTo(0) // those of an earlier test end by themselves
 	timed(t, r, reg, data, nil)
 	if clientGoroutines() == before {
 		t.Fatal("no connection is kept")
 	}
 	r.Close()
-	deadline := time.Now().Add(5 * time.Second)
-	for clientGoroutines() > before && time.Now().Before(deadline) {
-		time.Sleep(5 * time.Millisecond)
-	}
-	if n := clientGoroutines(); n > before {
+	if n := clientGoroutinesUpTo(before); n > before {
 		t.Errorf("%d goroutines of connections are left", n-before)
-	}
-}
-
-// TestConnectionsHere: that a registry was found on this machine, so that it may lead here, is not known to pulls that did not find it there.
-func TestConnectionsHere(t *testing.T) {
-	const name = "r.example.com:5000"
-	for _, tc := range []struct {
-		name, host string
-		same       bool
-	}{{"by address", name, false}, {"by name", "127.0.0.1:5000", true}} {
-		pool := new(Connections)
-		dir := certsDir(t, name, map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%s\"]\n", name, tc.host)})
-		var got []*endpoint
-		for range 2 {
-			r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = dir, pool })
-			hosts, err := r.client.endpoints(t.Context(), name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got = append(got, hosts[0])
-			hosts[0].local.Store(len(got) == 1)
-		}
-		if (got[0].home == got[1].home) != tc.same || (got[0].foreign == got[1].foreign) != tc.same {
-			t.Errorf("found here %s: shared: %v", tc.name, !tc.same)
-		}
 	}
 }
 
@@ -379,30 +274,5 @@ func TestConnectionsDead(t *testing.T) {
 	}
 	if took := again(); took > 5*time.Second {
 		t.Errorf("%v", took)
-	}
-}
-
-// TestConnectionsBound: what is remembered of registries is bounded, and ends.
-func TestConnectionsBound(t *testing.T) {
-	pool := new(Connections)
-	for i := range 2 * maxRegistries {
-		pool.share(fmt.Sprint(i), nil)
-	}
-	if n := len(pool.registries); n != maxRegistries {
-		t.Errorf("%d registries", n)
-	}
-	for _, c := range pool.registries {
-		c.used = time.Now().Add(-2 * forgetRegistry)
-	}
-	pool.share("x", nil)
-	if n := len(pool.registries); n != 1 {
-		t.Errorf("%d registries after all were forgotten", n)
-	}
-	l := newLanes(&http.Transport{}, &http.Transport{})
-	for i := range 2 * maxRegistries {
-		l.learn(&url.URL{Scheme: "https", Host: fmt.Sprint(i)}, &http.Response{ProtoMajor: 1})
-	}
-	if n := len(l.http1); n > maxRegistries {
-		t.Errorf("%d hosts", n)
 	}
 }

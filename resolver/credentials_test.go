@@ -8,11 +8,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/resolver/auth"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -58,8 +58,8 @@ func TestFailingStore(t *testing.T) {
 				var mu sync.Mutex
 				var warnings []string
 				r := newResolver(t, func(o *Options) {
-					o.Credentials = DockerConfig(file)
-					o.Realms = map[string][]string{reg.Host: {mustURL(tokens.URL).Host}}
+					o.Credentials = auth.DockerConfig(file)
+					o.Realms = map[string][]string{reg.Host: {registrytest.MustURL(tokens.URL).Host}}
 					o.Warn = func(text string) {
 						mu.Lock()
 						defer mu.Unlock()
@@ -101,7 +101,9 @@ func TestWarnOnce(t *testing.T) {
 	t.Parallel()
 	var warnings []string
 	r := newResolver(t, func(o *Options) {
-		o.Credentials = func(context.Context, string) (Credential, error) { return Credential{}, errors.New("locked") }
+		o.Credentials = func(context.Context, string) (auth.Credential, error) {
+			return auth.Credential{}, errors.New("locked")
+		}
 		o.Warn = func(text string) { warnings = append(warnings, text) }
 	})
 	for range 2 {
@@ -117,25 +119,5 @@ func TestWarnOnce(t *testing.T) {
 	}
 	if len(warnings) != 1 {
 		t.Errorf("%q", warnings)
-	}
-}
-
-// TestHelperHangs: a helper that asks somebody who is not there is given up.
-func TestHelperHangs(t *testing.T) {
-	bin := t.TempDir()
-	script := "#!/bin/sh\nexec sleep 60\n"
-	if err := os.WriteFile(filepath.Join(bin, "docker-credential-hangs"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	_, found, err := runHelper(t.Context(), "hangs", "h", 50*time.Millisecond)
-	want := "docker-credential-hangs: no answer within 50ms"
-	if found || !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
-		t.Errorf("%v, %v", found, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, _, err := runHelper(ctx, "hangs", "h", time.Minute); !errors.Is(err, context.Canceled) {
-		t.Error(err)
 	}
 }

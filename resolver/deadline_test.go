@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -61,7 +62,7 @@ func TestSlowDocuments(t *testing.T) {
 				}
 				return
 			}
-			if !errdefs.IsUnavailable(err) || temporary(err) || !strings.Contains(err.Error(), "no complete answer in time") {
+			if !errdefs.IsUnavailable(err) || retry.IsTemporary(err) || !strings.Contains(err.Error(), "no complete answer in time") {
 				t.Error(err)
 			}
 			if took < limit || took > limit+10*time.Second {
@@ -115,7 +116,7 @@ func TestSlowMirror(t *testing.T) {
 			path = "/blobs/" + configOf(t, reg, m).Digest.String()
 		}
 		mirror.Fault = registrytest.On(path, hang)
-		dir := certsDir(t, "r.example.com:1", map[string][]byte{"hosts.toml": fmt.Appendf(nil,
+		dir := registrytest.CertsDir(t, "r.example.com:1", map[string][]byte{"hosts.toml": fmt.Appendf(nil,
 			"server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", reg.Host, mirror.Host)})
 		r := newResolver(t, func(o *Options) { o.HostsDir, o.DocumentTimeout = dir, time.Second })
 		if _, err := pull(t.Context(), r, newStore(t), "r.example.com:1/x:1", nil); err != nil {

@@ -38,9 +38,14 @@ func bigImage(reg *registrytest.Registry) []byte {
 	return data
 }
 
-func ranged(tb testing.TB) *Resolver {
-	r := newResolver(tb, func(o *Options) { o.ChunkSize, o.StallTimeout = testChunk, 300*time.Millisecond })
-	r.wide = true
+func ranged(tb testing.TB, edits ...func(*Options)) *Resolver {
+	r := newResolver(tb, func(o *Options) {
+		o.ChunkSize, o.StallTimeout = testChunk, 300*time.Millisecond
+		for _, edit := range edits {
+			edit(o)
+		}
+	})
+	r.divided = true
 	return r
 }
 
@@ -116,8 +121,8 @@ func TestRanges(t *testing.T) {
 // TestRangesEndless: a body that has brought its bytes and does not end keeps neither them nor the download for long.
 func TestRangesEndless(t *testing.T) {
 	const end = 2 * testChunk // of the second range
-	reg, data, r := large(t)
-	r.client.opts.StallTimeout = 20 * time.Second
+	reg, data, _ := large(t)
+	r := ranged(t, func(o *Options) { o.StallTimeout = 20 * time.Second })
 	first, shown := make(chan struct{}), make(chan struct{})
 	var late atomic.Bool
 	reg.Fault = registrytest.On(layerPath(data), func(w http.ResponseWriter, req *http.Request) bool {
@@ -169,15 +174,6 @@ func TestRangesBound(t *testing.T) {
 		layers, ids = append(layers, l), append(ids, l.Digest)
 	}
 	reg.Image("1", amd64, layers, ids)
-	r := ranged(t)
-	b := newBuffers(r.opts.Ranges, r.opts.ChunkSize)
-	if cap(b.free) != maxBuffered/testChunk {
-		t.Errorf("%d buffers", cap(b.free))
-	}
-	r.opts.ChunkSize = maxBuffered // as few buffers as there may be: Ranges
-	if b := newBuffers(r.opts.Ranges, r.opts.ChunkSize); cap(b.free) != r.opts.Ranges {
-		t.Errorf("%d buffers", cap(b.free))
-	}
 	for _, chunk := range []int64{testChunk, 200_000} {
 		r := newResolver(t, func(o *Options) { o.ChunkSize, o.Ranges = chunk, 2 })
 		if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); err != nil {
@@ -364,9 +360,9 @@ func TestD07HTTP2(t *testing.T) {
 			reg := registrytest.NewTLS(t, nil)
 			data := bigImage(reg)
 			reg.Fault = registrytest.On(layerPath(data), tc.fault(data))
-			r := ranged(t)
-			r.client.opts.HostsDir = certsDir(t, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
+			dir := registrytest.CertsDir(t, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
 				"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
+			r := ranged(t, func(o *Options) { o.HostsDir = dir })
 			store := newStore(t)
 			if _, err := pull(t.Context(), r, store, reg.Host+"/x:1", nil); err != nil {
 				t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/resolver/auth"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -61,7 +62,7 @@ func ExampleResolver_Blob() {
 
 	ctx := context.Background()
 	r, err := resolver.New(&resolver.Options{
-		Credentials: resolver.DockerConfig(""),
+		Credentials: auth.DockerConfig(""),
 		Tokens:      resolver.NewTokenCache(), // may be shared by all resolvers of a program
 	})
 	if err != nil {

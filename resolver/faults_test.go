@@ -33,47 +33,15 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/platform"
+	"github.com/tank-snapshotter/tank/resolver/auth"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
-
-func TestD19RetryAfter(t *testing.T) {
-	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	for _, tc := range []struct {
-		in   string
-		want time.Duration
-		ok   bool
-	}{
-		{"1", time.Second, true},
-		{" 2 ", 2 * time.Second, true},
-		{"120", 2 * time.Minute, true},
-		{"21600", 6 * time.Hour, true},
-		{fmt.Sprint(now.Add(6 * time.Hour).Unix()), 6 * time.Hour, true},
-		{"1000000000", 0, false}, // in 2001
-		{"999999999", 0, false},
-		{fmt.Sprint(now.Add(6 * time.Hour).UnixMilli()), 0, false},
-		{"9223372036854775807", 0, false},
-		{"99999999999999999999999", 0, false},
-		{now.Add(5 * time.Second).Format(http.TimeFormat), 5 * time.Second, true},
-		{now.Add(time.Hour).Format(http.TimeFormat), time.Hour, true},
-		{now.Add(time.Hour).Format(time.RFC850), time.Hour, true},
-		{now.Add(-time.Hour).Format(http.TimeFormat), 0, false},
-		{"0", 0, false},
-		{"-5", 0, false},
-		{"1.5", 0, false},
-		{"soon", 0, false},
-		{"", 0, false},
-	} {
-		if got, ok := retryAfter(tc.in, now); got != tc.want && ok || ok != tc.ok {
-			t.Errorf("%q: %v, %v", tc.in, got, ok)
-		}
-	}
-}
 
 // waits makes r remember its waits instead of waiting.
 func waits(r *Resolver) func() []time.Duration {
 	var mu sync.Mutex
 	var all []time.Duration
-	r.client.opts.Retry.Sleep = func(ctx context.Context, d time.Duration) error {
+	r.sleep = func(ctx context.Context, d time.Duration) error {
 		mu.Lock()
 		defer mu.Unlock()
 		all = append(all, d)
@@ -224,9 +192,9 @@ func TestD23TLS(t *testing.T) {
 	plain := registrytest.New(t)
 	image(plain)
 	own := func(reg *registrytest.Registry, name string) string {
-		return certsDir(t, name, map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
+		return registrytest.CertsDir(t, name, map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
 	}
-	empty := certsDir(t, unknown.Host, map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n", unknown.Host)})
+	empty := registrytest.CertsDir(t, unknown.Host, map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n", unknown.Host)})
 	old := registrytest.NewTLS(t, func(s *httptest.Server) { s.TLS = &tls.Config{MaxVersion: tls.VersionTLS11} })
 	image(old)
 	for _, tc := range []struct {
@@ -258,7 +226,7 @@ func TestD23TLS(t *testing.T) {
 	t.Run("other name", func(t *testing.T) {
 		_, port, _ := net.SplitHostPort(unknown.Host)
 		name := "localhost:" + port // the certificate is for 127.0.0.1 and example.com
-		dir := certsDir(t, name, map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", name)})
+		dir := registrytest.CertsDir(t, name, map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", name)})
 		before := len(unknown.Requests())
 		r := newResolver(t, func(o *Options) { o.HostsDir = dir })
 		if _, err := pull(t.Context(), r, newStore(t), name+"/x:1", nil); !errdefs.IsUnavailable(err) || len(unknown.Requests()) != before {
@@ -267,13 +235,13 @@ func TestD23TLS(t *testing.T) {
 	})
 	t.Run("no plain HTTP by default", func(t *testing.T) {
 		r := quick(t)
-		hosts, err := r.client.endpoints(t.Context(), "r.example.com")
-		if err != nil || len(hosts) != 1 || hosts[0].Scheme != "https" {
-			t.Fatal(hosts, err)
+		repo, err := r.client.Repository(t.Context(), "r.example.com", "x")
+		if err != nil || len(repo.Hosts) != 1 || repo.Hosts[0].Scheme != "https" {
+			t.Fatal(repo, err)
 		}
 		for _, name := range []string{"localhost:5000", "127.0.0.1:5000", "[::1]:5000"} {
-			if hosts, err := r.client.endpoints(t.Context(), name); err != nil || hosts[0].Scheme != "http" {
-				t.Error(name, hosts, err)
+			if repo, err := r.client.Repository(t.Context(), name, "x"); err != nil || repo.Hosts[0].Scheme != "http" {
+				t.Error(name, repo, err)
 			}
 		}
 	})
@@ -319,8 +287,8 @@ func TestD24Secrets(t *testing.T) {
 			guard := reg.Guard
 			reg.Guard = registrytest.First(guard, registrytest.On("/blobs/", fault))
 			r := newResolver(t, func(o *Options) {
-				o.Credentials = always(Credential{Username: "alice", Password: "hush"})
-				o.Realms = map[string][]string{reg.Host: {mustURL(tokens.URL).Host}}
+				o.Credentials = always(auth.Credential{Username: "alice", Password: "hush"})
+				o.Realms = map[string][]string{reg.Host: {registrytest.MustURL(tokens.URL).Host}}
 			})
 			_, err := pull(ctx, r, newStore(t), reg.Host+"/x:1", nil)
 			if err == nil || strings.Contains(err.Error(), "hush") || strings.Contains(err.Error(), "token-") {
@@ -336,7 +304,7 @@ func TestD24Secrets(t *testing.T) {
 			reg, tokens := guarded(t)
 			tokens.URL += "?key=hush"
 			tokens.Fault = fault
-			r := newResolver(t, func(o *Options) { o.Credentials = always(Credential{IdentityToken: "hush"}) })
+			r := newResolver(t, func(o *Options) { o.Credentials = always(auth.Credential{IdentityToken: "hush"}) })
 			if _, err := pull(ctx, r, newStore(t), reg.Host+"/x:1", nil); err == nil || strings.Contains(err.Error(), "hu") && !strings.Contains(err.Error(), "http") {
 				t.Fatal(err)
 			} else if strings.Contains(err.Error(), "hush") {

@@ -22,6 +22,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/resolver/internal/download"
+	"github.com/tank-snapshotter/tank/resolver/internal/registry"
 )
 
 // Image is one platform of what a reference stands for.
@@ -43,7 +45,7 @@ type Image struct {
 }
 
 // Event tells how far the download of one blob is.
-type Event = DownloadEvent
+type Event = download.Event
 
 // FetchOptions configure one Fetch.
 type FetchOptions struct {
@@ -88,9 +90,9 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	if f.repo, err = r.repository(ctx, ref); err != nil {
 		return nil, err
 	}
-	f.blobs = newEngine(f.repo, into, engineOptions{
-		Ranges: r.opts.Ranges, ChunkSize: r.opts.ChunkSize, Divided: r.wide,
-		Flights: r.flights, Refresh: f.Refresh, Progress: f.Progress,
+	f.blobs = download.New(f.repo, into, download.Options{
+		Ranges: r.opts.Ranges, ChunkSize: r.opts.ChunkSize, Divided: r.divided,
+		InFlight: r.inFlight, Refresh: f.Refresh, Progress: f.Progress,
 	})
 	image, err := f.image(ctx, target, nil, 0)
 	if err != nil {
@@ -115,10 +117,10 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 type fetch struct {
 	FetchOptions
 	resolver *Resolver
-	repo     *repository
+	repo     *registry.Repository
 	into     content.Store
 	platform platform.Wanted
-	blobs    *engine
+	blobs    *download.Downloader
 	indexes  []ocispec.Descriptor
 	fetched  int
 
@@ -161,7 +163,7 @@ func (f *fetch) manifest(ctx context.Context, doc document, said *ocispec.Platfo
 		return nil, fmt.Errorf("manifest %s: %w", doc.digest, err)
 	}
 	return &Image{
-		Manifest: doc.descriptor(), Config: plain(m.Config), Layers: m.Layers,
+		Manifest: doc.descriptor(), Config: download.Plain(m.Config), Layers: m.Layers,
 		DiffIDs: config.RootFS.DiffIDs, ConfigBytes: data, Platform: p, Warning: warning,
 	}, nil
 }

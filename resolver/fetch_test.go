@@ -35,9 +35,9 @@ func TestFlights(t *testing.T) {
 				}
 				return false
 			}))
-			store, flights := newStore(t), NewFlights()
+			store, flights := newStore(t), NewInFlight()
 			fetch := func(ctx context.Context) error {
-				r := newResolver(t, func(o *Options) { o.Flights = flights })
+				r := newResolver(t, func(o *Options) { o.InFlight = flights })
 				_, err := pull(ctx, r, store, reg.Host+"/x:1", nil)
 				return err
 			}
@@ -65,8 +65,8 @@ func TestFlights(t *testing.T) {
 			}
 			cancel()
 			holds(t, store, data)
-			if n := reg.Count(layerPath(data)); n != requests || len(flights.flights) != 0 {
-				t.Errorf("%d downloads, %d turns left", n, len(flights.flights))
+			if n := reg.Count(layerPath(data)); n != requests || flights.Len() != 0 {
+				t.Errorf("%d downloads, %d turns left", n, flights.Len())
 			}
 		})
 	}

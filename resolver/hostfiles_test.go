@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,23 +15,6 @@ import (
 
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
-
-// pipeWith makes a pipe into which data is written once; no writer for nil data.
-func pipeWith(t *testing.T, path string, data []byte) {
-	t.Helper()
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if data == nil {
-		return
-	}
-	go func() {
-		if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
-			_, _ = f.Write(data)
-			f.Close()
-		}
-	}()
-}
 
 // TestHostFilesAsPipes: hosts.toml and certificates are read once, whatever they are, and never without end.
 func TestHostFilesAsPipes(t *testing.T) {
@@ -86,7 +68,7 @@ func TestHostFilesAsPipes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			root := certsDir(t, reg.Host, nil)
+			root := registrytest.CertsDir(t, reg.Host, nil)
 			dir := filepath.Join(root, strings.ReplaceAll(reg.Host, ":", "_")+"_")
 			tt.prepare(t, dir, filepath.Join(t.TempDir(), "elsewhere"))
 			r, err := New(&Options{HostsDir: root, Backoff: time.Millisecond, Attempts: 1})
@@ -125,44 +107,19 @@ func TestHostFilesEndWithTheContext(t *testing.T) {
 	}
 }
 
-func TestHostNames(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		registry, toml string
-		want           []string
-	}{
-		{"example.com", "", []string{"example.com"}},
-		{"example.com", "no toml", []string{"example.com"}},
-		{"registry-1.docker.io", "", []string{"docker.io"}},
-		{"docker.io", "server = \"https://registry-1.docker.io\"\n[host.\"https://mirror.test:5000/v2/hub\"]\n[host.\"other.test\".header]\nx = \"y\"\n",
-			[]string{"docker.io", "mirror.test:5000", "other.test", "docker.io"}},
-	} {
-		if got := HostNames(tt.registry, []byte(tt.toml)); !slices.Equal(got, tt.want) {
-			t.Errorf("%s, %q: %q, want %q", tt.registry, tt.toml, got, tt.want)
-		}
-	}
-}
-
-// TestDockerConfigIsBounded: a config.json may be a pipe.
-func TestDockerConfigIsBounded(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	pipeWith(t, dir+"/pipe", []byte(`{"auths":{"h":{"username":"u","password":"p"}}}`))
-	if c, err := DockerConfig(dir+"/pipe")(t.Context(), "h"); err != nil || c.Username != "u" {
-		t.Errorf("pipe: %v, %v", c, err)
-	}
-	if err := errors.Join(os.WriteFile(dir+"/huge", nil, 0o600), os.Truncate(dir+"/huge", 1<<40)); err != nil {
+// pipeWith makes a pipe into which data is written once; no writer for nil data.
+func pipeWith(t *testing.T, path string, data []byte) {
+	t.Helper()
+	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	pipeWith(t, dir+"/silent", nil)
-	for _, name := range []string{dir + "/huge", "/dev/zero"} {
-		if _, err := DockerConfig(name)(t.Context(), "h"); !errdefs.IsFailedPrecondition(err) {
-			t.Errorf("%s: %v", name, err)
+	if data == nil {
+		return
+	}
+	go func() {
+		if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+			_, _ = f.Write(data)
+			f.Close()
 		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := DockerConfig(dir+"/silent")(ctx, "h"); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("cancelled: %v", err)
-	}
+	}()
 }

@@ -3,7 +3,6 @@ package resolver
 import (
 	"context"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"strings"
@@ -17,6 +16,10 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/imagejson"
+	"github.com/tank-snapshotter/tank/resolver/internal/encoding"
+	"github.com/tank-snapshotter/tank/resolver/internal/httperror"
+	"github.com/tank-snapshotter/tank/resolver/internal/registry"
+	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
 // acceptManifests names every document that this package understands.
@@ -37,24 +40,24 @@ func (d document) descriptor() ocispec.Descriptor {
 }
 
 // manifest gets the document object, a tag or a digest, from the first host that has it. want is its digest, empty when only a tag is known.
-func manifest(ctx context.Context, p *repository, object string, want digest.Digest,
+func manifest(ctx context.Context, p *registry.Repository, object string, want digest.Digest,
 	mediaType string,
 ) (document, error) {
 	need := docker.HostCapabilityPull
 	if want == "" {
 		need |= docker.HostCapabilityResolve // a mirror may not be trusted with what a tag means
 	}
-	end := time.Now().Add(p.client.opts.DocumentTimeout)
+	end := time.Now().Add(p.DocumentTimeout())
 	var first error
-	for i, host := range p.hosts {
+	for i, host := range p.Hosts {
 		if !host.Capabilities.Has(need) {
 			continue
 		}
-		last := i == len(p.hosts)-1
-		bounded, cancel := within(ctx, end, last)
+		last := i == len(p.Hosts)-1
+		bounded, cancel := retry.Within(ctx, end, last)
 		doc, err := manifestTries(bounded, p, host, last, object, want, mediaType)
-		if err != nil && late(ctx, bounded) {
-			err = lateError("registry "+host.Host, p.client.opts.DocumentTimeout)
+		if err != nil && retry.Expired(ctx, bounded) {
+			err = retry.TimeoutError("registry "+host.Host, p.DocumentTimeout())
 		}
 		cancel()
 		if err == nil || ctx.Err() != nil {
@@ -66,13 +69,13 @@ func manifest(ctx context.Context, p *repository, object string, want digest.Dig
 		}
 	}
 	if first == nil {
-		first = p.noHost()
+		first = p.NoHostError()
 	}
 	return document{}, first
 }
 
 // manifestTries asks one host, the last one more than once.
-func manifestTries(ctx context.Context, p *repository, host *endpoint, last bool, object string,
+func manifestTries(ctx context.Context, p *registry.Repository, host *registry.Endpoint, last bool, object string,
 	want digest.Digest, mediaType string,
 ) (document, error) {
 	for attempt := 1; ; attempt++ {
@@ -80,29 +83,29 @@ func manifestTries(ctx context.Context, p *repository, host *endpoint, last bool
 		if err == nil {
 			return doc, nil
 		}
-		if ctx.Err() != nil || !last || !temporary(err) || attempt >= p.client.opts.Retry.Attempts {
+		if ctx.Err() != nil || !last || !retry.IsTemporary(err) || attempt >= p.Retry().Attempts {
 			return document{}, err
 		}
-		if err := p.client.opts.Retry.pause(ctx, attempt, err); err != nil {
+		if err := p.Retry().Wait(ctx, attempt, err); err != nil {
 			return document{}, err
 		}
 	}
 }
 
-func manifestFrom(ctx context.Context, p *repository, host *endpoint, object string,
+func manifestFrom(ctx context.Context, p *registry.Repository, host *registry.Endpoint, object string,
 	want digest.Digest, mediaType string,
 ) (document, error) {
-	resp, err := p.get(ctx, host, "manifests", object, acceptManifests, span{}, 0)
+	resp, err := p.Get(ctx, host, "manifests", object, acceptManifests, registry.Range{}, 0)
 	if err != nil {
 		return document{}, err
 	}
 	defer resp.Body.Close()
-	data, err := readDecoded(resp, want, MaxManifestSize)
+	data, err := encoding.ReadAll(resp, want, MaxManifestSize)
 	if err != nil {
 		if errdefs.IsDataLoss(err) {
 			return document{}, fmt.Errorf("manifest %s from %s: %w", object, host.Host, err)
 		}
-		return document{}, networkError("registry "+host.Host, err)
+		return document{}, httperror.Network("registry "+host.Host, err)
 	}
 	doc := document{bytes: data, digest: digest.FromBytes(data)}
 	if want != "" && doc.digest != want {
@@ -136,15 +139,4 @@ func headerType(h http.Header) string {
 		return ""
 	}
 	return t
-}
-
-func readAtMost(r io.Reader, limit int64) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("larger than %d bytes: %w", limit, errdefs.ErrDataLoss)
-	}
-	return data, nil
 }

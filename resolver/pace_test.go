@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,7 +25,7 @@ var protocols = []struct {
 	}},
 	{"HTTP2", func(tb testing.TB, configure func(*httptest.Server)) (*registrytest.Registry, string) {
 		reg := registrytest.NewTLS(tb, configure)
-		return reg, certsDir(tb, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
+		return reg, registrytest.CertsDir(tb, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
 			"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
 	}},
 }
@@ -93,7 +92,7 @@ func TestLinkSecond(t *testing.T) {
 			reg, dir := p.make(t, link.Limit)
 			data := layerImage(reg, size)
 			r := newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir })
-			r.wide = true // as after a first one
+			r.divided = true // as after a first one
 			took := timed(t, r, reg, data, nil)
 			const alone = size * time.Second / rate
 			if took > alone*2/5 {
@@ -197,70 +196,9 @@ func TestLinkLatency(t *testing.T) {
 	}
 }
 
-// TestPace: when a stream is divided.
-func TestPace(t *testing.T) {
-	const mb = 1 << 20
-	p := newPace(4, 2*mb)
-	try := func(rate float64, want bool, why string) {
-		t.Helper()
-		if p.divide(rate) != want {
-			t.Errorf("%s: %v", why, !want)
-		}
-	}
-	_, leave := p.enter()
-	p.answered(2 * time.Second)
-	p.answered(100 * time.Millisecond)
-	p.answered(time.Second)
-	try(30*mb, true, "3 MB on their way")
-	try(50*mb, false, "5 MB on their way")
-	for i := 1; i < 4; i++ {
-		lane, also := p.enter()
-		if lane != i {
-			t.Errorf("lane %d", lane)
-		}
-		try(mb, i < 3, fmt.Sprintf("%d other blobs", i))
-		defer also()
-	}
-	leave()
-	try(mb, true, "a blob less")
-	if p.wide() {
-		t.Error("ranges without a trial")
-	}
-	p.judge(true)
-	if !p.wide() {
-		t.Error("no ranges though they pay")
-	}
-	p.judge(false)
-	try(mb, false, "did not pay")
-	if p.wide() {
-		t.Error("ranges though they did not pay")
-	}
-	p.not = time.Now()
-	try(mb, true, "did not pay, long ago")
-	for range 20 {
-		p.judge(false)
-	}
-	if wait := time.Until(p.not); wait > lastRetry || wait < lastRetry/2 {
-		t.Errorf("waits %v", wait)
-	}
-
-	for _, tc := range []struct {
-		rates []float64
-		pays  bool
-	}{{[]float64{10, 10, 10}, true}, {[]float64{2.5, 2.5, 2.5}, false}, {[]float64{2, 8, 1}, true}, {[]float64{5, 6, 6}, false}} {
-		v := newTrial(10*mb, 4)
-		for i, rate := range tc.rates {
-			pays, over := v.add(int64(rate*mb/10), 100*time.Millisecond)
-			if over != (i == 2) || over && pays != tc.pays {
-				t.Errorf("%v: %v, %v", tc.rates, pays, over)
-			}
-		}
-	}
-}
-
 // TestRangesRefused: a registry that answers one request at a time, and others with 503 or 429, is asked for one again.
 func TestRangesRefused(t *testing.T) {
-	reg, data, r := large(t)
+	reg, data, _ := large(t)
 	var busy atomic.Bool
 	var refused atomic.Int32
 	reg.Fault = registrytest.On(layerPath(data), func(w http.ResponseWriter, req *http.Request) bool {
@@ -274,7 +212,7 @@ func TestRangesRefused(t *testing.T) {
 		busy.Store(false)
 		return false
 	})
-	r.client.opts.Retry.Attempts, r.client.opts.Retry.Backoff = 5, 20*time.Millisecond
+	r := ranged(t, func(o *Options) { o.Attempts, o.Backoff = 5, 20*time.Millisecond })
 	store := newStore(t)
 	if _, err := pull(t.Context(), r, store, reg.Host+"/x:1", nil); err != nil {
 		t.Fatal(err)
@@ -282,58 +220,5 @@ func TestRangesRefused(t *testing.T) {
 	holds(t, store, data)
 	if n := reg.Count(layerPath(data) + " bytes="); n > 15 || refused.Load() == 0 {
 		t.Errorf("%d ranges, of which %d were refused", n, refused.Load())
-	}
-}
-
-// TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait, and what others bring then does not count.
-func TestRangesRefusedAtOnce(t *testing.T) {
-	d := &download{pace: newPace(4, testChunk)}
-	var refused sync.WaitGroup
-	for range 8 {
-		refused.Go(func() { d.verdict(t.Context(), false) })
-	}
-	refused.Wait()
-	d.verdict(t.Context(), true)
-	if d.pace.retry != 2*firstRetry || d.pace.wide() || !d.narrow.Load() {
-		t.Errorf("waits %v after this, ranges: %v", d.pace.retry, d.pace.wide())
-	}
-	d.narrow.Store(false) // ranges again, later
-	d.verdict(t.Context(), false)
-	if d.pace.retry != 4*firstRetry {
-		t.Errorf("waits %v after the second time", d.pace.retry)
-	}
-}
-
-// TestStarvation: a stream starves that waits, with processors idle, and does not become faster.
-func TestStarvation(t *testing.T) {
-	procs := time.Duration(runtime.GOMAXPROCS(0))
-	for _, tc := range []struct {
-		name   string
-		waited time.Duration
-		cpu    time.Duration // of all processors together
-		before float64       // to the rate of this window
-		want   bool
-	}{
-		{"waits", window, 0, 1, true},
-		{"waits, a little faster than before", window, 0, 0.9, true},
-		{"becomes faster", window, 0, 0.5, false},
-		{"becomes slower", window, 0, 2, false},
-		{"first window", window, 0, 0, false},
-		{"works half of the time", window / 2, 0, 1, false},
-		{"the processors are busy", window, window * procs * 3 / 4, 1, false},
-		{"so is one of two", window, window * procs / 4, 1, true},
-	} {
-		const n = 1 << 20
-		s := watchStarvation()
-		s.since = s.since.Add(-window)
-		s.cpu -= tc.cpu
-		s.before = tc.before * n / window.Seconds()
-		if _, starves := s.read(n, tc.waited); starves != tc.want {
-			t.Errorf("%s: %v", tc.name, starves)
-		}
-	}
-	s := watchStarvation()
-	if _, starves := s.read(1, window); starves || s.bytes != 1 {
-		t.Error("before the window was over")
 	}
 }

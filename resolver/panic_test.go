@@ -54,11 +54,3 @@ func TestPanic(t *testing.T) {
 	}
 	holds(t, store, data)
 }
-
-// TestPanicInBlob: a panic in the goroutine of a blob that is read is an error of its reader.
-func TestPanicInBlob(t *testing.T) {
-	err := stream(t.Context(), nil, ocispec.Descriptor{Size: 1}, nil) // without a repository
-	if !errdefs.IsInternal(err) {
-		t.Error(err)
-	}
-}

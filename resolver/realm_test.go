@@ -3,119 +3,20 @@ package resolver
 import (
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
-	"net/url"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/resolver/auth"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
-
-// TestD02Realms: where a token server may be, and where it gets credentials.
-func TestD02Realms(t *testing.T) {
-	for _, tc := range []struct {
-		home, realm string
-		ok, trusted bool
-	}{
-		{"https://r.example.com", "https://r.example.com/token", true, true},
-		{"https://r.example.com:5000", "https://r.example.com:5000/token?x=y", true, true},
-		{"https://r.example.com", "https://R.Example.COM:443/token", true, true},
-		{"https://r.example.com", "https://auth.example.com/token", true, true}, // GitLab of one's own
-		{"https://r.example.com", "https://example.com:8443/token", true, true},
-		{"https://registry-1.docker.io", "https://auth.docker.io/token", true, true},
-		{"https://registry.gitlab.com", "https://gitlab.com/jwt/auth", true, true},
-		{"https://r.example.com", "https://auth.example.net/token", true, false},
-		{"https://r.example.com", "https://r.example.com.evil.net/token", true, false},
-		{"https://r.example.com", "https://evilexample.com/token", true, false},
-		{"https://one.github.io", "https://two.github.io/token", true, false},
-		{"https://one.co.uk", "https://two.co.uk/token", true, false},
-		{"https://registry", "https://auth/token", true, false},
-		{"https://10.0.0.1", "https://10.0.0.1:8443/token", true, false},
-		{"https://10.0.0.1", "https://10.0.0.2/token", true, false},
-		{"https://r.example.com", "https://10.0.0.2/token", true, false},
-		{"http://r.example.com", "http://r.example.com/token", true, true},
-		{"http://r.example.com:80", "https://r.example.com/token", true, true},
-		{"https://r.example.com", "http://r.example.com/token", true, true}, // by HTTPS
-		{"https://r.example.com:5000", "http://R.example.com/token", true, true},
-		{"https://r.example.com:5000", "http://r.example.com:5000/token", true, true},
-		{"https://r.example.com", "http://r.example.com:5000/token", false, false},
-		{"https://r.example.com", "http://auth.example.com/token", false, false},
-		{"https://r.example.com", "https://169.254.169.254/", false, false},
-		{"https://r.example.com", "https://[fe80::1]/", false, false},
-		{"https://r.example.com", "https://[fd00:ec2::254]/", false, false},
-		{"https://r.example.com", "https://[::]/", false, false},
-		{"https://r.example.com", "https://[::ffff:169.254.169.254]/", false, false},
-		{"https://r.example.com", "https://[64:ff9b::a9fe:a9fe]/", false, false},
-		{"https://r.example.com", "https://0.0.0.0/", false, false},
-		{"http://169.254.1.1", "http://169.254.1.1/token", true, true},
-		{"http://169.254.1.1", "http://169.254.1.2/token", false, false},
-		{"https://r.example.com", "file:///etc/passwd", false, false},
-		{"https://r.example.com", "unix:///run/x", false, false},
-		{"https://r.example.com", "https:opaque", false, false},
-		{"https://r.example.com", "https://", false, false},
-		{"https://r.example.com", "/token", false, false},
-		{"https://r.example.com", "https://u:p@r.example.com/token", false, false},
-		{"https://r.example.com", "https://r.example.com/\x7f", false, false},
-		{"https://r.example.com", "", false, false},
-	} {
-		t.Run(tc.home+" "+tc.realm, func(t *testing.T) {
-			home, err := url.Parse(tc.home)
-			if err != nil {
-				t.Fatal(err)
-			}
-			u, err := realmURL(home, tc.realm)
-			if (err == nil) != tc.ok {
-				t.Fatal(u, err)
-			}
-			if err == nil && u.Scheme != "https" && home.Scheme == "https" {
-				t.Errorf("%s is not HTTPS", u)
-			}
-			if err == nil && trusted(home, u, nil) != tc.trusted {
-				t.Errorf("trusted: %v", !tc.trusted)
-			}
-			if err == nil && !trusted(home, u, []string{u.Host}) {
-				t.Error("a configured realm is not trusted")
-			}
-		})
-	}
-}
-
-// TestD02Addresses: what a name may turn out to be when it is dialled.
-func TestD02Addresses(t *testing.T) {
-	for _, tc := range []struct {
-		addr                string
-		far, whenRegistryIs bool // allowed to a registry elsewhere, to one on this machine
-	}{
-		{"93.184.216.34", true, true},
-		{"10.1.2.3", true, true},
-		{"127.0.0.1", false, true},
-		{"::1", false, true},
-		{"::ffff:127.0.0.1", false, true},
-		{"169.254.169.254", false, false},
-		{"fe80::1%eth0", false, false},
-		{"0.0.0.0", false, false},
-		{"::", false, false},
-		{"224.0.0.1", false, false},
-		{"100.100.100.200", false, false},
-		{"64:ff9b::a9fe:a9fe", false, false},
-	} {
-		a := netip.MustParseAddr(tc.addr)
-		if err := checkAddress(a, false); (err == nil) != tc.far {
-			t.Errorf("%s: %v", a, err)
-		}
-		if err := checkAddress(a, true); (err == nil) != tc.whenRegistryIs {
-			t.Errorf("%s, local registry: %v", a, err)
-		}
-	}
-}
 
 // TestD02CredentialsStayHome: a realm of another site is asked without credentials, and the error says so.
 func TestD02CredentialsStayHome(t *testing.T) {
 	reg, tokens := guarded(t)
 	tokens.Users = map[string]string{"alice": "se:cret"}
-	for _, c := range []Credential{alice, {IdentityToken: "refresh me"}} {
+	for _, c := range []auth.Credential{alice, {IdentityToken: "refresh me"}} {
 		r := newResolver(t, func(o *Options) { o.Credentials = always(c) })
 		_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 		if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "of another site") {
@@ -132,7 +33,7 @@ func TestD02CredentialsStayHome(t *testing.T) {
 // TestD02TokenRedirects: an anonymous request for a token goes where it is redirected; credentials do not.
 func TestD02TokenRedirects(t *testing.T) {
 	for _, status := range []int{302, 307} {
-		for _, cred := range []Credential{{}, alice, {IdentityToken: "refresh me"}} {
+		for _, cred := range []auth.Credential{{}, alice, {IdentityToken: "refresh me"}} {
 			reg, tokens := guarded(t)
 			gateway := registrytest.NewTokenServer(t)
 			gateway.Fault = registrytest.Redirect(status, strings.TrimSuffix(tokens.URL, "/token"))
@@ -140,10 +41,10 @@ func TestD02TokenRedirects(t *testing.T) {
 			tokens.Refresh = map[string]bool{"refresh me": true}
 			r := newResolver(t, func(o *Options) {
 				o.Credentials = always(cred)
-				o.Realms = map[string][]string{reg.Host: {mustURL(gateway.URL).Host}}
+				o.Realms = map[string][]string{reg.Host: {registrytest.MustURL(gateway.URL).Host}}
 			})
 			_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
-			if (err == nil) != (cred == Credential{}) || err != nil && len(tokens.Requests()) != 0 {
+			if (err == nil) != (cred == auth.Credential{}) || err != nil && len(tokens.Requests()) != 0 {
 				t.Errorf("%d, %v: %v, %+v", status, cred, err, tokens.Requests())
 			}
 		}

@@ -26,7 +26,7 @@ func TestRangeRefused(t *testing.T) {
 			t.Run(fmt.Sprint(name, " ", wide), func(t *testing.T) {
 				t.Parallel()
 				reg, data, r := large(t)
-				r.wide = wide
+				r.divided = wide
 				reg.Fault = registrytest.On(layerPath(data), registrytest.First(
 					func(w http.ResponseWriter, req *http.Request) bool {
 						return req.Header.Get("Range") != "" && fault(w, req)
@@ -57,7 +57,7 @@ func TestRangeRefusedLater(t *testing.T) {
 		}
 		return false
 	})
-	r.wide = false
+	r.divided = false
 	store := newStore(t)
 	if _, err := pull(t.Context(), r, store, reg.Host+"/x:1", nil); !errdefs.IsUnavailable(err) {
 		t.Fatal(err)
@@ -70,18 +70,5 @@ func TestRangeRefusedLater(t *testing.T) {
 	holds(t, store, data)
 	if n := reg.Count(layerPath(data)) - before; n != 2 {
 		t.Errorf("%d requests, not one that is refused and one for everything", n)
-	}
-}
-
-// TestRefusesRange: answers that any request would get say nothing about ranges.
-func TestRefusesRange(t *testing.T) {
-	t.Parallel()
-	for status, want := range map[int]bool{
-		204: true, 304: true, 400: true, 401: false, 403: true, 404: false, 405: true, 408: false, 410: false, 416: true,
-		425: false, 429: false, 451: false, 500: false, 501: true, 502: false, 503: false, 505: true,
-	} {
-		if got := refusesRange(fmt.Errorf("x: %w", answered{errdefs.ErrUnknown, status})); got != want {
-			t.Errorf("%d: %v", status, got)
-		}
 	}
 }

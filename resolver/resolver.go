@@ -27,6 +27,9 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/exactjson"
 	"github.com/tank-snapshotter/tank/internal/imagejson"
+	"github.com/tank-snapshotter/tank/resolver/auth"
+	"github.com/tank-snapshotter/tank/resolver/internal/registry"
+	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
 // Limits on what a registry may make us read into memory.
@@ -56,7 +59,7 @@ type Options struct {
 	// Backoff is the wait before the second attempt; it doubles for each further one. Zero value: 200 milliseconds.
 	Backoff time.Duration
 	// Credentials finds out who we are when a registry asks. Zero value: nobody, which is anonymous.
-	Credentials Credentials
+	Credentials auth.Source
 	// Warn gets each fault that a pull gets over once, such as a credential store that fails. Several goroutines may call
 	// it at once. nil: faults are logged.
 	Warn func(string)
@@ -71,19 +74,20 @@ type Options struct {
 	// ChunkSize is the size of such a part in bytes; blobs of up to four are not worth it. One Fetch holds at most 16 MiB of parts in
 	// memory, or Ranges parts if that is more. Zero value: 2 MiB.
 	ChunkSize int64
-	// Flights keeps concurrent fetches from downloading the same blob twice; share it among resolvers that write to the same store. Zero value:
+	// InFlight keeps concurrent fetches from downloading the same blob twice; share it among resolvers that write to the same store. Zero value:
 	// the resolver's own.
-	Flights *Flights
+	InFlight *InFlight
 	// Connections keeps connections; share it to spare other pulls the handshake. Zero value: the resolver's own, which its Close closes.
 	Connections *Connections
 }
 
 // Resolver asks registries. It may be used by several goroutines; hosts, connections and tokens are shared by all of its calls.
 type Resolver struct {
-	opts    Options
-	client  *client
-	flights *Flights
-	wide    bool // tests begin with ranges
+	opts     Options
+	client   *registry.Client
+	inFlight *InFlight
+	divided  bool                                       // tests begin with ranges
+	sleep    func(context.Context, time.Duration) error // tests don't wait
 
 	mu   sync.Mutex
 	seen map[digest.Digest]document // what Resolve read and Fetch need not ask for again
@@ -91,7 +95,7 @@ type Resolver struct {
 
 // New makes a resolver. It opens nothing, and returns no error yet but for options out of range (errdefs.ErrInvalidArgument).
 func New(opts *Options) (*Resolver, error) {
-	r := &Resolver{seen: map[digest.Digest]document{}}
+	r := &Resolver{seen: map[digest.Digest]document{}, sleep: retry.Sleep}
 	if opts != nil {
 		r.opts = *opts
 	}
@@ -106,7 +110,7 @@ func New(opts *Options) (*Resolver, error) {
 		r.opts.StallTimeout = 30 * time.Second
 	}
 	if r.opts.DocumentTimeout == 0 {
-		r.opts.DocumentTimeout = documentTimeout
+		r.opts.DocumentTimeout = 2 * time.Minute
 	}
 	if r.opts.Attempts == 0 {
 		r.opts.Attempts = 5
@@ -120,13 +124,16 @@ func New(opts *Options) (*Resolver, error) {
 	if r.opts.ChunkSize == 0 {
 		r.opts.ChunkSize = 2 << 20
 	}
-	if r.flights = r.opts.Flights; r.flights == nil {
-		r.flights = NewFlights()
+	if r.inFlight = r.opts.InFlight; r.inFlight == nil {
+		r.inFlight = NewInFlight()
 	}
-	r.client = newClient(clientOptions{
+	r.client = registry.New(registry.Options{
 		PlainHTTP: r.opts.PlainHTTP, HostsDir: r.opts.HostsDir, UserAgent: r.opts.UserAgent,
 		StallTimeout: r.opts.StallTimeout, DocumentTimeout: r.opts.DocumentTimeout,
-		Retry:       policy{Attempts: r.opts.Attempts, Backoff: r.opts.Backoff},
+		Retry: retry.Policy{
+			Attempts: r.opts.Attempts, Backoff: r.opts.Backoff,
+			Sleep: func(ctx context.Context, wait time.Duration) error { return r.sleep(ctx, wait) },
+		},
 		Credentials: r.opts.Credentials, Warn: r.warn, Tokens: r.opts.Tokens, Realms: r.opts.Realms,
 		PerHost: r.opts.Ranges, Connections: r.opts.Connections,
 	})
@@ -197,6 +204,14 @@ func (r *Resolver) recall(d digest.Digest) (document, bool) {
 	return doc, ok
 }
 
-func (r *Resolver) repository(ctx context.Context, ref Reference) (*repository, error) {
-	return r.client.repository(ctx, ref.Domain(), ref.Path())
+func (r *Resolver) repository(ctx context.Context, ref Reference) (*registry.Repository, error) {
+	return r.client.Repository(ctx, ref.Domain(), ref.Path())
+}
+
+// refused gives an error about content a cause, unless a deeper one is known.
+func refused(err error, kind cause.Kind) error {
+	if errdefs.IsDataLoss(err) {
+		return cause.Default(err, kind, "")
+	}
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/tank-snapshotter/tank/resolver/internal/download"
 )
 
 // Manifest is one manifest or index of a registry: its bytes hash to Digest, and its media type fits its content.
@@ -70,7 +71,7 @@ func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descrip
 	var failed error
 	go func() {
 		defer close(b.done)
-		if failed = stream(ctx, repo, desc, write); failed != nil {
+		if failed = download.Stream(ctx, repo, desc, write); failed != nil {
 			failed = fmt.Errorf("blob %s: %w", desc.Digest, failed)
 		}
 		pw.CloseWithError(failed)

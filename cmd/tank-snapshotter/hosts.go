@@ -16,6 +16,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/userfile"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/resolver/hostsdir"
 )
 
 // maxHostsFiles bounds what is sent of a hosts directory, in bytes.
@@ -37,10 +38,10 @@ func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullCl
 	case named || !errors.Is(err, fs.ErrNotExist):
 		return usageError{fmt.Errorf("--hosts-dir: %w", err)}
 	}
-	names := resolver.HostNames(ref.Domain(), nil)
+	names := hostsdir.Names(ref.Domain(), nil)
 	for name, data := range req.HostsFiles {
 		if filepath.Base(name) == "hosts.toml" {
-			names = resolver.HostNames(ref.Domain(), data)
+			names = hostsdir.Names(ref.Domain(), data)
 		}
 	}
 	ask := client.Credentials
@@ -67,7 +68,7 @@ func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byt
 		}
 		return nil, usageError{fmt.Errorf("--hosts-dir: %w", err)}
 	}
-	from, err := resolver.RegistryDir(dir, registry)
+	from, err := hostsdir.Find(dir, registry)
 	if err != nil {
 		return fail(err)
 	}
@@ -85,12 +86,12 @@ func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byt
 		if e.Name() != "hosts.toml" && !certificate {
 			continue
 		}
-		data, err := userfile.ReadFile(ctx, name, resolver.MaxHostsFile)
+		data, err := userfile.ReadFile(ctx, name, hostsdir.MaxFileSize)
 		if err != nil {
 			return fail(err)
 		}
 		if e.Name() == "hosts.toml" {
-			if err := resolver.ValidHosts(data); err != nil {
+			if err := hostsdir.Validate(data); err != nil {
 				return fail(fmt.Errorf("file %s: %w", printable.Text(name), err))
 			}
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/plugin"
-	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 
 // local is the service of a root that this process owns, for itself and for the commands that come second.
@@ -96,13 +96,13 @@ func (l *local) Pull(ctx context.Context, req plugin.PullRequest,
 }
 
 // credentialsOf asks the client; without one, nobody is known.
-func credentialsOf(client plugin.PullClient) resolver.Credentials {
+func credentialsOf(client plugin.PullClient) auth.Source {
 	if client.Credentials == nil {
 		return nil
 	}
-	return func(ctx context.Context, host string) (resolver.Credential, error) {
+	return func(ctx context.Context, host string) (auth.Credential, error) {
 		c, err := client.Credentials(ctx, host)
-		return resolver.Credential(c), err
+		return auth.Credential(c), err
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/progress"
 	"github.com/tank-snapshotter/tank/plugin"
-	"github.com/tank-snapshotter/tank/resolver"
+	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 
 func (c *cli) pullCommand() *cobra.Command {
@@ -94,7 +94,7 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 	if err != nil {
 		return err
 	}
-	docker := resolver.DockerConfig("")
+	docker := auth.DockerConfig("")
 	credentials := func(ctx context.Context, host string) (plugin.Credential, error) {
 		cred, err := docker(ctx, host)
 		return plugin.Credential(cred), err

@@ -1,0 +1,164 @@
+package download
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/tank-snapshotter/tank/resolver/internal/httperror"
+)
+
+// chunkBytes is the size of a range in these tests.
+const chunkBytes = 64 << 10
+
+// TestPace: when a stream is divided.
+func TestPace(t *testing.T) {
+	const mb = 1 << 20
+	p := newPace(4, 2*mb)
+	try := func(rate float64, want bool, why string) {
+		t.Helper()
+		if p.divide(rate) != want {
+			t.Errorf("%s: %v", why, !want)
+		}
+	}
+	_, leave := p.enter()
+	p.answered(2 * time.Second)
+	p.answered(100 * time.Millisecond)
+	p.answered(time.Second)
+	try(30*mb, true, "3 MB on their way")
+	try(50*mb, false, "5 MB on their way")
+	for i := 1; i < 4; i++ {
+		lane, also := p.enter()
+		if lane != i {
+			t.Errorf("lane %d", lane)
+		}
+		try(mb, i < 3, fmt.Sprintf("%d other blobs", i))
+		defer also()
+	}
+	leave()
+	try(mb, true, "a blob less")
+	if p.wide() {
+		t.Error("ranges without a trial")
+	}
+	p.judge(true)
+	if !p.wide() {
+		t.Error("no ranges though they pay")
+	}
+	p.judge(false)
+	try(mb, false, "did not pay")
+	if p.wide() {
+		t.Error("ranges though they did not pay")
+	}
+	p.not = time.Now()
+	try(mb, true, "did not pay, long ago")
+	for range 20 {
+		p.judge(false)
+	}
+	if wait := time.Until(p.not); wait > lastRetry || wait < lastRetry/2 {
+		t.Errorf("waits %v", wait)
+	}
+
+	for _, tc := range []struct {
+		rates []float64
+		pays  bool
+	}{{[]float64{10, 10, 10}, true}, {[]float64{2.5, 2.5, 2.5}, false}, {[]float64{2, 8, 1}, true}, {[]float64{5, 6, 6}, false}} {
+		v := newTrial(10*mb, 4)
+		for i, rate := range tc.rates {
+			pays, over := v.add(int64(rate*mb/10), 100*time.Millisecond)
+			if over != (i == 2) || over && pays != tc.pays {
+				t.Errorf("%v: %v, %v", tc.rates, pays, over)
+			}
+		}
+	}
+}
+
+// TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait, and what others bring then does not count.
+func TestRangesRefusedAtOnce(t *testing.T) {
+	d := &download{pace: newPace(4, chunkBytes)}
+	var refused sync.WaitGroup
+	for range 8 {
+		refused.Go(func() { d.verdict(t.Context(), false) })
+	}
+	refused.Wait()
+	d.verdict(t.Context(), true)
+	if d.pace.retry != 2*firstRetry || d.pace.wide() || !d.narrow.Load() {
+		t.Errorf("waits %v after this, ranges: %v", d.pace.retry, d.pace.wide())
+	}
+	d.narrow.Store(false) // ranges again, later
+	d.verdict(t.Context(), false)
+	if d.pace.retry != 4*firstRetry {
+		t.Errorf("waits %v after the second time", d.pace.retry)
+	}
+}
+
+// TestStarvation: a stream starves that waits, with processors idle, and does not become faster.
+func TestStarvation(t *testing.T) {
+	procs := time.Duration(runtime.GOMAXPROCS(0))
+	for _, tc := range []struct {
+		name   string
+		waited time.Duration
+		cpu    time.Duration // of all processors together
+		before float64       // to the rate of this window
+		want   bool
+	}{
+		{"waits", window, 0, 1, true},
+		{"waits, a little faster than before", window, 0, 0.9, true},
+		{"becomes faster", window, 0, 0.5, false},
+		{"becomes slower", window, 0, 2, false},
+		{"first window", window, 0, 0, false},
+		{"works half of the time", window / 2, 0, 1, false},
+		{"the processors are busy", window, window * procs * 3 / 4, 1, false},
+		{"so is one of two", window, window * procs / 4, 1, true},
+	} {
+		const n = 1 << 20
+		s := watchStarvation()
+		s.since = s.since.Add(-window)
+		s.cpu -= tc.cpu
+		s.before = tc.before * n / window.Seconds()
+		if _, starves := s.read(n, tc.waited); starves != tc.want {
+			t.Errorf("%s: %v", tc.name, starves)
+		}
+	}
+	s := watchStarvation()
+	if _, starves := s.read(1, window); starves || s.bytes != 1 {
+		t.Error("before the window was over")
+	}
+}
+
+// TestBuffers: the memory of one fetch is bounded, but each blob can have all of its ranges.
+func TestBuffers(t *testing.T) {
+	b := newBuffers(4, chunkBytes)
+	if cap(b.free) != maxBuffered/chunkBytes {
+		t.Errorf("%d buffers", cap(b.free))
+	}
+	if b := newBuffers(4, maxBuffered); cap(b.free) != 4 { // as few buffers as there may be
+		t.Errorf("%d buffers", cap(b.free))
+	}
+}
+
+// TestRefusesRange: answers that any request would get say nothing about ranges.
+func TestRefusesRange(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int]bool{
+		204: true, 304: true, 400: true, 401: false, 403: true, 404: false, 405: true, 408: false, 410: false, 416: true,
+		425: false, 429: false, 451: false, 500: false, 501: true, 502: false, 503: false, 505: true,
+	} {
+		if got := refusesRange(fmt.Errorf("x: %w", httperror.Status(&http.Response{StatusCode: status, Request: &http.Request{URL: &url.URL{}}}, "blobs", "x"))); got != want {
+			t.Errorf("%d: %v", status, got)
+		}
+	}
+}
+
+// TestPanicInBlob: a panic in the goroutine of a blob that is read is an error of its reader.
+func TestPanicInBlob(t *testing.T) {
+	err := Stream(t.Context(), nil, ocispec.Descriptor{Size: 1}, nil) // without a repository
+	if !errdefs.IsInternal(err) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,158 @@
+package download
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// A download that others wait for is left to itself when it brings less than slowRate over slowWindow: then one of
+// those that wait, whose bytes come from another registry, downloads the blob too. Whichever is first ends the
+// others.
+const (
+	slowRate   = 256 << 10 // bytes per second
+	slowWindow = 5 * time.Second
+)
+
+// InFlight keeps the fetches into one store from downloading the same blob at the same time: the second waits for the
+// first, and then finds the blob in the store, or goes on where the first gave up. It does not wait for a registry
+// that is slow. Share one among the resolvers of a process that write to the same store. The zero value is not
+// usable.
+type InFlight struct {
+	window time.Duration // slowWindow, but for tests
+
+	mu      sync.Mutex // guards flights and what is in them
+	flights map[digest.Digest]*flight
+}
+
+// flight is the downloads of one blob and the fetches that wait for them.
+type flight struct {
+	turns   []*turn       // the downloads that run
+	users   int           // turns, and fetches that wait for one
+	changed chan struct{} // closed when a turn ends, and then replaced
+}
+
+// turn is one download.
+type turn struct {
+	source string
+	bytes  atomic.Int64
+	arrive context.CancelCauseFunc // ends it, because the blob has arrived from elsewhere
+
+	// What follows is guarded by the mutex of InFlight.
+	since  time.Time // when the window began
+	before int64     // bytes at that time
+	slow   bool      // the last whole window was
+}
+
+// NewInFlight makes an empty registry of downloads.
+func NewInFlight() *InFlight {
+	return &InFlight{window: slowWindow, flights: map[digest.Digest]*flight{}}
+}
+
+// Len returns the number of blobs that are downloaded or waited for now.
+func (f *InFlight) Len() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.flights)
+}
+
+// errArrived is the cause of the end of a download when another download has brought the blob.
+var errArrived = errors.New("the blob has arrived from another registry")
+
+// take waits for a turn to download d from source, a registry. The context that it returns ends, with the cause
+// errArrived, when another download of d was faster. The caller calls done when it has ended its download, and passes
+// whether d is in the store now.
+func (f *InFlight) take(ctx context.Context, d digest.Digest, source string) (
+	_ context.Context, t *turn, done func(arrived bool), err error,
+) {
+	f.mu.Lock()
+	fl := f.flights[d]
+	if fl == nil {
+		fl = &flight{changed: make(chan struct{})}
+		f.flights[d] = fl
+	}
+	fl.users++
+	f.mu.Unlock()
+	for {
+		f.mu.Lock()
+		if fl.admits(source, time.Now(), f.window) {
+			t = &turn{source: source, since: time.Now()}
+			ctx, t.arrive = context.WithCancelCause(ctx)
+			fl.turns = append(fl.turns, t)
+			f.mu.Unlock()
+			return ctx, t, func(arrived bool) { f.done(d, fl, t, arrived) }, nil
+		}
+		changed := fl.changed
+		f.mu.Unlock()
+		look := time.NewTimer(f.window / 5)
+		select {
+		case <-changed:
+		case <-look.C:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		look.Stop()
+		if err != nil {
+			f.mu.Lock()
+			f.leave(d, fl)
+			f.mu.Unlock()
+			return nil, nil, nil, err
+		}
+	}
+}
+
+// admits reports whether another download may begin: if there is none, or if all of them are slow and none has the
+// same source.
+func (fl *flight) admits(source string, now time.Time, window time.Duration) bool {
+	admits := true
+	for _, t := range fl.turns { // no early return: isSlow also moves each window
+		slow := t.isSlow(now, window)
+		admits = admits && slow && t.source != source
+	}
+	return admits
+}
+
+// isSlow judges a download by the last whole window. If isSlow was not called for a while, a new window begins, because
+// in a long window the average hides that a download has become slow.
+func (t *turn) isSlow(now time.Time, window time.Duration) bool {
+	took := now.Sub(t.since)
+	if took < window {
+		return t.slow
+	}
+	bytes := t.bytes.Load()
+	t.slow = took < 2*window && float64(bytes-t.before) < slowRate*took.Seconds()
+	t.since, t.before = now, bytes
+	return t.slow
+}
+
+// done ends a turn. If the blob is in the store, it ends the other downloads of it.
+func (f *InFlight) done(d digest.Digest, fl *flight, t *turn, arrived bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, other := range fl.turns {
+		if other == t {
+			fl.turns = append(fl.turns[:i], fl.turns[i+1:]...)
+			break
+		}
+	}
+	if arrived {
+		for _, other := range fl.turns {
+			other.arrive(errArrived)
+		}
+	}
+	t.arrive(nil)
+	close(fl.changed)
+	fl.changed = make(chan struct{})
+	f.leave(d, fl)
+}
+
+// leave is called with the mutex held.
+func (f *InFlight) leave(d digest.Digest, fl *flight) {
+	if fl.users--; fl.users == 0 {
+		delete(f.flights, d)
+	}
+}

@@ -1,0 +1,145 @@
+package download
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// TestFlightsOfSeveralSources shows who waits for whom. Each row is what happens to one blob, in order.
+func TestFlightsOfSeveralSources(t *testing.T) {
+	t.Parallel()
+	const window = 100 * time.Millisecond
+	enough := int64(slowRate) // much more than is asked for in a window
+	for name, tc := range map[string]struct {
+		fast       bool     // the first download brings bytes all the time
+		sources    []string // of the downloads that come after the first, which is from "one"
+		admitted   []bool   // whether each begins within some windows
+		arrives    int      // which of them brings the blob, 0 being the first
+		cancelled  []int    // downloads that end because of it
+		firstFails bool
+	}{
+		"slow, another registry":       {false, []string{"two"}, []bool{true}, 1, []int{0}, false},
+		"slow, the same registry":      {false, []string{"one"}, []bool{false}, 0, nil, false},
+		"fast, another registry":       {true, []string{"two"}, []bool{false}, 0, nil, false},
+		"slow ones from everywhere":    {false, []string{"two", "three", "two"}, []bool{true, true, false}, 2, []int{0, 1}, false},
+		"the slow one brings it after": {false, []string{"two"}, []bool{true}, 0, []int{1}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := NewInFlight()
+			f.window = window
+			d := digest.FromString("blob")
+			type taken struct {
+				ctx  context.Context
+				done func(bool)
+			}
+			var turns []taken
+			ctx, first, done, err := f.take(t.Context(), d, "one")
+			if err != nil {
+				t.Fatal(err)
+			}
+			turns = append(turns, taken{ctx, done})
+			if tc.fast {
+				stop := make(chan struct{})
+				defer close(stop)
+				go func() {
+					for {
+						select {
+						case <-stop:
+							return
+						case <-time.After(window / 10):
+							first.bytes.Add(enough)
+						}
+					}
+				}()
+			}
+			for i, source := range tc.sources {
+				patience := 6 * window
+				if tc.admitted[i] {
+					patience = 10 * time.Second
+				}
+				wait, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				own, _, done, err := f.take(wait, d, source)
+				if (err == nil) != tc.admitted[i] {
+					t.Fatalf("%s: %v", source, err)
+				}
+				if err == nil {
+					turns = append(turns, taken{own, done})
+				}
+			}
+			turns[tc.arrives].done(true)
+			for i, turn := range turns {
+				ended := false
+				for _, c := range tc.cancelled {
+					ended = ended || c == i
+				}
+				if i != tc.arrives && errors.Is(context.Cause(turn.ctx), errArrived) != ended {
+					t.Errorf("download %d: %v", i, context.Cause(turn.ctx))
+				}
+				if i != tc.arrives {
+					turn.done(false)
+				}
+			}
+			if len(f.flights) != 0 {
+				t.Errorf("%d flights are left", len(f.flights))
+			}
+		})
+	}
+}
+
+// TestFlightsWait shows that whoever waits goes on at once when the download ends, and ends with its context.
+func TestFlightsWait(t *testing.T) {
+	t.Parallel()
+	f := NewInFlight()
+	d := digest.FromString("blob")
+	_, _, done, err := f.take(t.Context(), d, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, _, err := f.take(ctx, d, "two"); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled wait: %v", err)
+	}
+	time.AfterFunc(20*time.Millisecond, func() { done(false) })
+	began := time.Now()
+	_, _, again, err := f.take(t.Context(), d, "one")
+	if err != nil || time.Since(began) > slowWindow/2 {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	again(true)
+}
+
+// TestSlow judges downloads by their windows.
+func TestSlow(t *testing.T) {
+	begin := time.Now()
+	for name, tc := range map[string]struct {
+		bytes []int64 // that have come after each half of a window
+		slow  []bool
+	}{
+		"nothing":         {[]int64{0, 0, 0, 0}, []bool{false, true, true, true}},
+		"fast":            {[]int64{1 << 20, 2 << 20, 3 << 20, 4 << 20}, []bool{false, false, false, false}},
+		"stalls":          {[]int64{1 << 20, 2 << 20, 2 << 20, 2 << 20}, []bool{false, false, false, true}},
+		"becomes fast":    {[]int64{0, 0, 1 << 20, 2 << 20}, []bool{false, true, true, false}},
+		"at the rate":     {[]int64{0, slowRate * 5, 0, slowRate * 10}, []bool{false, false, false, false}},
+		"below the rate":  {[]int64{0, slowRate*5 - 1}, []bool{false, true}},
+		"nobody looks":    {[]int64{-1, -1, -1, -1, -1, 1 << 20, 1 << 20, 1 << 20}, []bool{5: false, 6: false, 7: true}},
+		"a byte sometime": {[]int64{1, 2, 3, 4}, []bool{false, true, true, true}},
+	} {
+		tr := &turn{since: begin}
+		for i, n := range tc.bytes {
+			if n < 0 {
+				continue
+			}
+			tr.bytes.Store(n)
+			if got := tr.isSlow(begin.Add(time.Duration(i+1)*slowWindow/2), slowWindow); got != tc.slow[i] {
+				t.Errorf("%s: after %d halves slow is %v", name, i+1, got)
+			}
+		}
+	}
+}

@@ -1,0 +1,288 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/resolver/auth"
+	"github.com/tank-snapshotter/tank/resolver/internal/encoding"
+	"github.com/tank-snapshotter/tank/resolver/internal/httperror"
+	"github.com/tank-snapshotter/tank/resolver/internal/retry"
+)
+
+// Limits on what a token server may answer.
+const (
+	maxTokenAnswer = 256 << 10        // bytes of the JSON document
+	maxToken       = 64 << 10         // bytes of the token in it, which goes into a header
+	defaultExpiry  = 60 * time.Second // when the server does not say (distribution's token specification)
+	maxExpiry      = time.Hour
+	maxSkew        = 10 * time.Second // how long before its end a token is not used any more; at most a quarter of its life
+	maxEntries     = 1024
+)
+
+// TokenCache keeps access tokens until they expire, and remembers how registries want to be asked. It may be shared by any number of
+// resolvers and goroutines: an entry belongs to one registry, token server, service, scope and credential, so nobody gets what
+// another user's credential was given. It lives in memory alone.
+type TokenCache struct {
+	mu      sync.Mutex
+	tokens  map[tokenKey]*tokenEntry
+	demands map[place]demand
+}
+
+// NewTokenCache makes an empty cache.
+func NewTokenCache() *TokenCache {
+	return &TokenCache{tokens: map[tokenKey]*tokenEntry{}, demands: map[place]demand{}}
+}
+
+type tokenKey struct {
+	origin, realm, service, scope string
+	identity                      string // of the credential; empty is anonymous
+}
+
+type tokenEntry struct {
+	turn  chan struct{} // held by the one who asks the token server
+	token string
+	until time.Time
+}
+
+// place is what a challenge is remembered for.
+type place struct{ origin, repository string }
+
+// demand is how a registry wants to be asked for a repository.
+type demand struct {
+	scheme                string // "bearer" or "basic"
+	realm, service, scope string
+}
+
+func (c *TokenCache) demand(p place) (demand, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d, ok := c.demands[p]
+	return d, ok
+}
+
+func (c *TokenCache) setDemand(p place, d demand) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.demands) >= maxEntries {
+		clear(c.demands)
+	}
+	c.demands[p] = d
+}
+
+func (c *TokenCache) dropDemand(p place) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.demands, p)
+}
+
+// token returns the token of key: a cached one, or what ask gets. Several callers ask once. fresh says that it was not cached.
+func (c *TokenCache) token(ctx context.Context, key tokenKey, ask func() (string, time.Duration, error)) (token string, fresh bool, err error) {
+	e := c.entry(key)
+	select {
+	case e.turn <- struct{}{}:
+		defer func() { <-e.turn }()
+	case <-ctx.Done():
+		return "", false, ctx.Err()
+	}
+	c.mu.Lock()
+	token, until := e.token, e.until
+	c.mu.Unlock()
+	if token != "" && time.Now().Before(until) {
+		return token, false, nil
+	}
+	asked := time.Now() // a token's life is counted from before the server began to
+	token, life, err := ask()
+	if err != nil {
+		return "", false, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.token, e.until = token, asked.Add(life-min(maxSkew, life/4))
+	return token, true, nil
+}
+
+func (c *TokenCache) entry(key tokenKey) *tokenEntry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.tokens[key]
+	if e == nil {
+		if len(c.tokens) >= maxEntries {
+			clear(c.tokens) // who holds an entry goes on with it; the next one asks again
+		}
+		e = &tokenEntry{turn: make(chan struct{}, 1)}
+		c.tokens[key] = e
+	}
+	return e
+}
+
+// drop forgets a token that the registry refused, unless it was replaced meanwhile.
+func (c *TokenCache) drop(key tokenKey, token string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.tokens[key]; e != nil && e.token == token {
+		e.token = ""
+	}
+}
+
+// fetchToken asks a token server: with a refresh token by POST (OAuth2), else by GET, with basic authentication if cred has a name.
+func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, cred auth.Credential) (
+	token string, life time.Duration, err error,
+) {
+	bounded, done := retry.Within(ctx, time.Now().Add(a.client.opts.DocumentTimeout), true)
+	defer done()
+	token, life, err = a.askToken(bounded, realm, d, cred)
+	if err != nil && retry.Expired(ctx, bounded) {
+		err = retry.TimeoutError("token server "+realm.Host, a.client.opts.DocumentTimeout)
+	}
+	return token, life, err
+}
+
+func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cred auth.Credential) (
+	string, time.Duration, error,
+) {
+	req, err := tokenRequest(ctx, realm, d, cred)
+	if err != nil {
+		return "", 0, fmt.Errorf("token server %s: %v: %w", realm.Host, err, errdefs.ErrInvalidArgument)
+	}
+	req.Header.Set("User-Agent", a.client.opts.UserAgent)
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept-Encoding", "identity")
+	ctx, cancel := context.WithCancelCause(req.Context())
+	defer cancel(nil)
+	way := a.endpoint.way(realm)
+	resp, err := a.tokenClient(realm, cred).Do(req.WithContext(ctx))
+	if err != nil {
+		err = httperror.Network("token server "+realm.Host, err)
+		way.failed(ctx, err)
+		return "", 0, err
+	}
+	resp.Body = watch(resp.Body, cancel, a.client.opts.StallTimeout)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return "", 0, tokenRefused(resp, realm.Host)
+	}
+	data, err := encoding.ReadAll(resp, "", maxTokenAnswer)
+	if err != nil {
+		if errdefs.IsDataLoss(err) {
+			return "", 0, fmt.Errorf("token server %s: answer %w", realm.Host, err)
+		}
+		return "", 0, httperror.Network("token server "+realm.Host, err)
+	}
+	token, life, err := readToken(data)
+	if err != nil {
+		return "", 0, fmt.Errorf("token server %s: %w", realm.Host, err)
+	}
+	return token, life, nil
+}
+
+// tokenClient is a client for one request to a token server. A password or a refresh token follows redirects within the
+// origin of the realm only. An anonymous request is redirected to wherever a registry may redirect: the realm may be at
+// a gateway, in front of the token server.
+func (a *authorizer) tokenClient(realm *url.URL, cred auth.Credential) *http.Client {
+	return &http.Client{Transport: ways{a.endpoint}, CheckRedirect: func(next *http.Request, via []*http.Request) error {
+		switch u := next.URL; {
+		case len(via) >= maxRedirects:
+			return errors.New("too many redirects")
+		case u.User != nil, cred != (auth.Credential{}) && !sameOrigin(u, realm):
+			return errors.New("redirect to another origin")
+		case u.Scheme != "https" && via[len(via)-1].URL.Scheme == "https":
+			return fmt.Errorf("redirect from https to %.20q", u.Scheme)
+		}
+		next.Header.Del("Referer")
+		return nil
+	}}
+}
+
+// ways sends each request by the transport for its origin.
+type ways struct{ *Endpoint }
+
+func (w ways) RoundTrip(req *http.Request) (*http.Response, error) {
+	return w.way(req.URL).first.RoundTrip(req)
+}
+
+func tokenRequest(ctx context.Context, realm *url.URL, d demand, cred auth.Credential) (*http.Request, error) {
+	scopes := strings.Fields(d.scope)
+	if cred.IdentityToken != "" {
+		form := url.Values{"grant_type": {"refresh_token"}, "service": {d.service}, "client_id": {"tank"}, "refresh_token": {cred.IdentityToken}}
+		if len(scopes) > 0 {
+			form.Set("scope", strings.Join(scopes, " "))
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, realm.String(), strings.NewReader(form.Encode()))
+		if err == nil {
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		return req, err
+	}
+	u := *realm
+	q := u.Query()
+	if d.service != "" {
+		q.Set("service", d.service)
+	}
+	for _, s := range scopes {
+		q.Add("scope", s)
+	}
+	u.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err == nil && cred.Username != "" {
+		req.SetBasicAuth(cred.Username, cred.Password)
+	}
+	return req, err
+}
+
+// tokenRefused classifies an answer without token. Its body is not told: it may hold anything.
+func tokenRefused(resp *http.Response, host string) error {
+	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // so that the connection can be used again
+	class := httperror.Class(resp.StatusCode)
+	switch resp.StatusCode {
+	case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed:
+		class = errdefs.ErrUnauthenticated
+	}
+	err := fmt.Errorf("token server %s: status %d: %w", host, resp.StatusCode, class)
+	if errdefs.IsUnauthorized(class) {
+		err = cause.Mark(err, cause.Unauthorized, "")
+	} else {
+		err = httperror.MarkStatus(err, resp.StatusCode, "token", host, true)
+	}
+	return retry.WithRetryAfter(err, resp)
+}
+
+// readToken takes the token and its life out of a token server's answer.
+func readToken(data []byte) (string, time.Duration, error) {
+	var a struct {
+		Token       string   `json:"token"`
+		AccessToken string   `json:"access_token"`
+		ExpiresIn   *float64 `json:"expires_in"`
+	}
+	if err := json.Unmarshal(data, &a); err != nil {
+		return "", 0, fmt.Errorf("the answer is not a token document: %w", errdefs.ErrDataLoss) // it may hold a token
+	}
+	token := a.Token
+	if token == "" {
+		token = a.AccessToken
+	}
+	switch {
+	case token == "":
+		return "", 0, fmt.Errorf("the answer has no token: %w", errdefs.ErrUnauthenticated)
+	case len(token) > maxToken:
+		return "", 0, fmt.Errorf("token of %d bytes is larger than %d: %w", len(token), maxToken, errdefs.ErrDataLoss)
+	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
+		return "", 0, fmt.Errorf("the token has characters that no token has: %w", errdefs.ErrDataLoss)
+	}
+	life := defaultExpiry
+	if a.ExpiresIn != nil {
+		life = time.Duration(min(max(*a.ExpiresIn, 0), maxExpiry.Seconds()) * float64(time.Second))
+	}
+	return token, life, nil
+}

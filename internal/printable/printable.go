@@ -114,3 +114,15 @@ func clip(s string, size, limit int) string {
 	}
 	return s[:head] + mark + s[tail:]
 }
+
+// maxClip is the size in bytes of a name or path that an error shows whole.
+const maxClip = 300
+
+// Clip shortens a name or path of others, so that it does not fill a message. It escapes nothing: errors are escaped
+// when they are printed.
+func Clip(name string) string {
+	if len(name) > maxClip {
+		return name[:maxClip] + "..."
+	}
+	return name
+}

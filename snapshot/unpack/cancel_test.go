@@ -10,7 +10,10 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -68,11 +71,11 @@ func TestLoopsEnd(t *testing.T) {
 		}},
 		{"walk", 1, func(dir string) error { return extract(context.Background(), dir, files) },
 			func(ctx context.Context, dir string) error {
-				return unpack.Walk(ctx, openDir(t, dir), func(*unpack.Entry, unpack.InodeID) error { return nil })
+				return unpack.Walk(ctx, openDir(t, dir), func(*entry.Entry, unpack.InodeID) error { return nil })
 			}},
 		{"removal", 1024, func(dir string) error { return extract(context.Background(), dir, files) },
 			func(ctx context.Context, dir string) error {
-				return unpack.RemoveAll(ctx, openDir(t, filepath.Dir(dir)), filepath.Base(dir), nil)
+				return beneath.RemoveAll(ctx, openDir(t, filepath.Dir(dir)), filepath.Base(dir), nil)
 			}},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -105,67 +108,6 @@ func TestLoopsEnd(t *testing.T) {
 	}
 }
 
-// TestWindow: memory is asked for before a zstd frame makes the decoder take it, for each frame that needs more than
-// all before it, up to 1 GiB.
-func TestWindow(t *testing.T) {
-	skipped := []byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}
-	for _, row := range []struct {
-		testName string
-		blob     []byte
-		grows    int64
-		wantErr  error
-	}{
-		{"small", windowFrame(20), 8 << 20, nil},
-		{"usual", windowFrame(23), 8 << 20, nil},
-		{"large", windowFrame(27), 128 << 20, nil},
-		{"large behind a frame to skip", append(bytes.Clone(skipped), windowFrame(25)...), 32 << 20, nil},
-		{"larger than the first", append(windowFrame(20), windowFrame(24)...), 16 << 20, nil},
-		{"one larger than the other", join(windowFrame(24), skipped, windowFrame(25), windowFrame(20), windowFrame(26)),
-			64 << 20, nil},
-		{"of 1 GiB", windowFrame(30), 1 << 30, nil},
-		{"too large", windowFrame(31), 8 << 20, unpack.ErrInvalidLayer},
-		{"too large behind a small one", append(windowFrame(20), windowFrame(31)...), 8 << 20, unpack.ErrInvalidLayer},
-		{"a segment of 2 GiB", []byte{0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 0x80, 1, 0, 0}, 8 << 20, unpack.ErrInvalidLayer},
-		{"reserved block", []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0x50, 7, 0, 0}, 8 << 20, unpack.ErrInvalidLayer},
-		{"gzip", u.Gzip(t, nil), 0, nil},
-	} {
-		t.Run(row.testName, func(t *testing.T) {
-			grown := int64(0)
-			z, err := unpack.DecompressWithin("", bytes.NewReader(row.blob), func(bytes int64) error { grown += bytes; return nil })
-			if err == nil {
-				_, err = new(bytes.Buffer).ReadFrom(z)
-				z.Close()
-			}
-			if grown != row.grows || !errors.Is(err, row.wantErr) {
-				t.Errorf("%d bytes, %v; want %d, %v", grown, err, row.grows, row.wantErr)
-			}
-		})
-	}
-	full := errors.New("full")
-	for _, row := range []struct {
-		blob   []byte
-		enough int64
-	}{
-		{windowFrame(20), 8<<20 - 1},
-		{windowFrame(27), 8 << 20},
-		{append(windowFrame(20), windowFrame(27)...), 8 << 20},
-	} {
-		z, err := unpack.DecompressWithin("", bytes.NewReader(row.blob), func(bytes int64) error {
-			if row.enough -= bytes; row.enough < 0 {
-				return full
-			}
-			return nil
-		})
-		if err == nil {
-			_, err = new(bytes.Buffer).ReadFrom(z)
-			z.Close()
-		}
-		if !errors.Is(err, full) || errors.Is(err, unpack.ErrInvalidLayer) {
-			t.Errorf("without memory: %v", err)
-		}
-	}
-}
-
 // TestGrowth: an extraction asks for memory and for room on the disk before it takes them, and ends when it is refused.
 func TestGrowth(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -191,7 +133,7 @@ func TestGrowth(t *testing.T) {
 		{"enough", enough, nil},
 		{"no memory", unpack.Options{Memory: func(context.Context, int64) error { return refused }}, refused},
 		{"no room", unpack.Options{Room: func(int64) error { return refused }}, refused},
-		{"strings", unpack.Options{Limits: unpack.Limits{Strings: 1000}}, unpack.ErrInvalidLayer},
+		{"strings", unpack.Options{Limits: unpack.Limits{Strings: 1000}}, stream.ErrInvalidLayer},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			_, err := unpack.Extract(context.Background(), openDir(t, memoryDir(t)), bytes.NewReader(tar), &row.opts)

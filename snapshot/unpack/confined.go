@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 const capabilityAttr = "security.capability"
@@ -42,7 +44,7 @@ func (x *extractor) unmapped(name, kind string, id uint32) error {
 	}
 	err := fmt.Errorf("tar entry %q: %s %d has no place in this user namespace, which maps %s (give its user more ids "+
 		"in /etc/sub%s): %w",
-		clip(name), kind, id, m, kind, errdefs.ErrFailedPrecondition)
+		printable.Clip(name), kind, id, m, kind, errdefs.ErrFailedPrecondition)
 	return cause.Mark(err, cause.Mapping, "")
 }
 
@@ -67,7 +69,7 @@ func (x *extractor) checkXattr(name, attr, value string) (keep bool, err error) 
 func (x *extractor) unmappedIn(attr, value string) (kind string, id uint32, found bool) {
 	v := []byte(value)
 	switch attr {
-	case aclAccess, aclDefault:
+	case entry.ACLAccess, entry.ACLDefault:
 		const header, entry, user, group = 4, 8, 0x02, 0x08 // linux/posix_acl_xattr.h
 		for at := header; at+entry <= len(v); at += entry {
 			id = binary.LittleEndian.Uint32(v[at+4:])
@@ -94,7 +96,7 @@ const aclVersionKnown = 2
 
 // aclVersion is the version of a POSIX ACL; ok is false when the attribute is none, or too short to have one.
 func aclVersion(attr, value string) (version uint32, ok bool) {
-	if attr != aclAccess && attr != aclDefault || len(value) < 4 {
+	if attr != entry.ACLAccess && attr != entry.ACLDefault || len(value) < 4 {
 		return 0, false
 	}
 	return binary.LittleEndian.Uint32([]byte(value[:4])), true

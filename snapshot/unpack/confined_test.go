@@ -15,15 +15,17 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/internal/idmap"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
 // theIDs are those of the tests' user namespace, in the usual form: the user that made it, and that user's subordinate ids.
-var theIDs = unpack.IDMap{{Container: 0, Host: nobody, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
+var theIDs = idmap.Map{{Container: 0, Host: nobody, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
 
 // namespaceOf starts a process as root of a new user namespace.
-func namespaceOf(ids unpack.IDMap) *syscall.SysProcAttr {
+func namespaceOf(ids idmap.Map) *syscall.SysProcAttr {
 	var m []syscall.SysProcIDMap
 	for _, r := range ids {
 		m = append(m, syscall.SysProcIDMap{ContainerID: int(r.Container), HostID: int(r.Host), Size: int(r.Size)})
@@ -106,13 +108,13 @@ func TestUnmappedIDs(t *testing.T) {
 		{"root of a capability", u.F("f", "").Xattr("security.capability", capabilityFor(5)), "uid 5", `f file ""`},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
-			ids := unpack.IDMap{{Container: 0, Host: 1000, Size: 1}}
+			ids := idmap.Map{{Container: 0, Host: 1000, Size: 1}}
 			raw := u.Tar(t, row.item)
 			confined := &unpack.Options{Confined: true, UIDs: ids, GIDs: ids}
 			_, err := unpack.Extract(context.Background(), emptyDir(t), bytes.NewReader(raw), confined)
 			switch {
 			case row.want == "" && err == nil:
-			case row.want == "" || !errdefs.IsFailedPrecondition(err) || errors.Is(err, unpack.ErrInvalidLayer) || !strings.Contains(err.Error(), row.want):
+			case row.want == "" || !errdefs.IsFailedPrecondition(err) || errors.Is(err, stream.ErrInvalidLayer) || !strings.Contains(err.Error(), row.want):
 				t.Errorf("error %v, want %q", err, row.want)
 			}
 			dir := emptyDir(t)
@@ -159,11 +161,11 @@ func TestNamespace(t *testing.T) {
 
 func TestIDMap(t *testing.T) {
 	for _, s := range []string{"", "0", "0:1", "0:1:0", "0:1:2:3", "a:b:c", "0:0:4294967296", "-1:0:1", "0:0:1,", ",0:0:1", "0:0:1 "} {
-		if m, err := unpack.ParseIDMap(s); !errdefs.IsInvalidArgument(err) {
+		if m, err := idmap.Parse(s); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v, %v", s, m, err)
 		}
 	}
-	m, err := unpack.ParseIDMap("0:1000:1,1:100000:65536")
+	m, err := idmap.Parse("0:1000:1,1:100000:65536")
 	must(t, err)
 	if m.String() != "0:1000:1,1:100000:65536" || m.Len() != 65537 {
 		t.Errorf("%s of %d", m, m.Len())
@@ -174,7 +176,7 @@ func TestIDMap(t *testing.T) {
 			t.Errorf("%d: %d, %v, want %d", id, host, ok, want)
 		}
 	}
-	if all := unpack.IDMap(nil); !all.Has(4294967294) || all.Len() < 1<<31 {
+	if all := idmap.Map(nil); !all.Has(4294967294) || all.Len() < 1<<31 {
 		t.Error("no map is not the map of all ids")
 	}
 	for _, row := range []struct {
@@ -184,7 +186,7 @@ func TestIDMap(t *testing.T) {
 		{"0:1000:1", true}, {"1:100000:65536", true}, {"5:100004:10", true}, {"0:1000:1,1:100000:65536", true},
 		{"0:1000:2", false}, {"1:100000:65537", false}, {"0:1001:1", false}, {"5:100005:10", false}, {"70000:1:1", false},
 	} {
-		other, err := unpack.ParseIDMap(row.other)
+		other, err := idmap.Parse(row.other)
 		must(t, err)
 		if m.Includes(other) != row.want {
 			t.Errorf("includes %s: %v", row.other, !row.want)
@@ -194,7 +196,7 @@ func TestIDMap(t *testing.T) {
 
 // TestProcessIDMaps is run again inside the namespace by TestNamespace.
 func TestProcessIDMaps(t *testing.T) {
-	uids, gids, err := unpack.ProcessIDMaps()
+	uids, gids, err := idmap.Process()
 	must(t, err)
 	if !uids.Has(uint32(os.Geteuid())) || !gids.Has(uint32(os.Getegid())) {
 		t.Errorf("not this process's ids: %v, %v", uids, gids)

@@ -14,6 +14,11 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
 const (
@@ -29,7 +34,7 @@ func (x *extractor) inode(hdr *tar.Header) (*inode, error) {
 		return nil, err
 	}
 	ino.Mode = uint32(hdr.Mode) & 0o7777
-	if ino.Type == Symlink {
+	if ino.Type == entry.Symlink {
 		ino.Mode = symlinkMode
 	}
 	var uidOK, gidOK bool
@@ -67,26 +72,26 @@ func ownerID(id int64) (owner uint32, ok bool) {
 func (x *extractor) setType(hdr *tar.Header, ino *inode) error {
 	switch hdr.Typeflag {
 	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // old archives have TypeRegA
-		ino.Type, ino.Size = File, hdr.Size
+		ino.Type, ino.Size = entry.File, hdr.Size
 	case tar.TypeDir:
-		ino.Type = Dir
+		ino.Type = entry.Dir
 	case tar.TypeSymlink:
-		ino.Type, ino.Target = Symlink, strings.Clone(hdr.Linkname)
+		ino.Type, ino.Target = entry.Symlink, strings.Clone(hdr.Linkname)
 		if n := len(hdr.Linkname); n == 0 || n > x.limits.Path {
 			return invalid(hdr.Name, "symlink target of %d bytes", n)
 		}
 	case tar.TypeLink:
-		ino.Type, ino.Target = Link, path.Clean("/" + hdr.Linkname)[1:]
+		ino.Type, ino.Target = entry.Link, path.Clean("/" + hdr.Linkname)[1:]
 		switch {
 		case ino.Target == "":
 			return invalid(hdr.Name, "hard link to the root directory")
 		case len(ino.Target) > x.limits.Path:
 			return invalid(hdr.Name, "hard link to a path of %d bytes", len(ino.Target))
-		case strings.HasPrefix(path.Base(ino.Target), whiteoutPrefix), belowAUFS(ino.Target):
+		case strings.HasPrefix(path.Base(ino.Target), entry.WhiteoutPrefix), entry.BelowAUFS(ino.Target):
 			return invalid(hdr.Name, "hard link to a whiteout")
 		}
 	case tar.TypeFifo:
-		ino.Type = Fifo
+		ino.Type = entry.Fifo
 	case tar.TypeChar, tar.TypeBlock:
 		return x.setDevice(hdr, ino)
 	default:
@@ -103,18 +108,18 @@ func (x *extractor) setDevice(hdr *tar.Header, ino *inode) error {
 	if major < 0 || major > maxMajor || minor < 0 || minor > maxMinor {
 		return invalid(hdr.Name, "device number %d:%d is out of range", major, minor)
 	}
-	ino.Type, ino.Rdev = Block, unix.Mkdev(uint32(major), uint32(minor))
+	ino.Type, ino.Rdev = entry.Block, unix.Mkdev(uint32(major), uint32(minor))
 	if hdr.Typeflag == tar.TypeChar {
-		ino.Type = Char
+		ino.Type = entry.Char
 	}
-	ino.omitted = x.opts.Unprivileged || x.opts.Confined || ino.Type == Char && ino.Rdev == 0
+	ino.omitted = x.opts.Unprivileged || x.opts.Confined || ino.Type == entry.Char && ino.Rdev == 0
 	return nil
 }
 
 func (x *extractor) setXattrs(hdr *tar.Header, ino *inode) error {
 	for record, value := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(record, xattrRecord)
-		if !ok || !keepXattr(name, ino.Type) {
+		if !ok || !entry.KeepsXattr(name, ino.Type) {
 			continue
 		}
 		if !x.permitted(name) {
@@ -175,7 +180,7 @@ func (x *extractor) share(name string, ino *inode) error {
 
 // file makes a regular file.
 func (x *extractor) file(
-	ctx context.Context, hdr *tar.Header, dir *node, base string, ino *inode, body io.Reader, src *source,
+	ctx context.Context, hdr *tar.Header, dir *node, base string, ino *inode, body io.Reader, src *stream.Source,
 ) error {
 	if x.contents += ino.Size; x.contents > x.limits.Bytes || x.contents < 0 {
 		return invalid(hdr.Name, "more than %d bytes of files", x.limits.Bytes)
@@ -210,7 +215,7 @@ func (x *extractor) createFile(name string, dir *node, base string, ino *inode) 
 	create := func() error {
 		at, err := x.dirs.fd(dir)
 		if err == nil {
-			fd, err = openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+			fd, err = beneath.OpenAt(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 		}
 		return err
 	}
@@ -232,7 +237,7 @@ func (x *extractor) complete(name string, fd int, ino *inode, mode uint32, err e
 		err = unix.Fchmod(fd, 0o600) // user.* wants the right to write, which a umask may have taken
 	}
 	if err == nil {
-		err = x.apply(name, target{fd: fd}, ino, mode)
+		err = x.apply(name, beneath.Inode{FD: fd}, ino, mode)
 	}
 	if cerr := unix.Close(fd); cerr != nil && err == nil {
 		err = ioError(name, "close", cerr)
@@ -240,10 +245,10 @@ func (x *extractor) complete(name string, fd int, ino *inode, mode uint32, err e
 	return err
 }
 
-func entryOf(name string) string { return fmt.Sprintf("tar entry %q", clip(name)) }
+func entryOf(name string) string { return fmt.Sprintf("tar entry %q", printable.Clip(name)) }
 
 // fill writes the content and hashes it on the way.
-func (x *extractor) fill(ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *source) error {
+func (x *extractor) fill(ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *stream.Source) error {
 	if isSparse(hdr) {
 		return x.fillSparse(ctx, hdr, fd, ino, body, src)
 	}
@@ -254,7 +259,7 @@ func (x *extractor) fill(ctx context.Context, hdr *tar.Header, fd int, ino *inod
 		}
 		buf := x.buf[:min(int64(len(x.buf)), ino.Size-off)]
 		if err := readFull(body, buf); err != nil {
-			return src.blame(entryOf(hdr.Name), err)
+			return src.Blame(entryOf(hdr.Name), err)
 		}
 		x.hash.Write(buf)
 		if err := x.take(hdr.Name, int64(len(buf))); err != nil {
@@ -275,7 +280,7 @@ var zeros [holeSize]byte
 func (x *extractor) write(name string, fd int, buf []byte, off int64) error {
 	for len(buf) > 0 {
 		var n int
-		err := ignoringEINTR(func() (err error) {
+		err := beneath.IgnoringEINTR(func() (err error) {
 			if off < 0 {
 				n, err = unix.Write(fd, buf)
 			} else {

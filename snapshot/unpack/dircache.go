@@ -6,11 +6,14 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
 )
 
 // dirCache keeps the descriptors of the directories used last: entries of a tar come directory by directory.
 type dirCache struct {
-	open  *opener
+	open  *beneath.Opener
 	spare func() error // closes other descriptors, when there are too many
 	slots [16]dirSlot
 	few   int // how many of the slots are used; 0: all
@@ -27,12 +30,12 @@ type dirSlot struct {
 // fd is valid until three other directories were asked for.
 func (c *dirCache) fd(n *node) (int, error) {
 	if n.parent == nil {
-		return c.open.root, nil
+		return c.open.Root, nil
 	}
 	c.tick++
 	slots := c.slots[:cmp.Or(c.few, len(c.slots))]
 	oldest := &slots[0]
-	at, rel := c.open.root, ""
+	at, rel := c.open.Root, ""
 	for i := range slots {
 		s := &slots[i]
 		if s.n == n {
@@ -55,16 +58,16 @@ func (c *dirCache) fd(n *node) (int, error) {
 		rel = n.path()
 	}
 	if err == nil {
-		fd, err = c.open.dir(at, rel)
+		fd, err = c.open.Dir(at, rel)
 	}
 	if errors.Is(err, unix.EMFILE) && c.spare != nil {
 		if err = c.spare(); err == nil {
 			c.shrink()
-			fd, err = c.open.dir(c.open.root, n.path())
+			fd, err = c.open.Dir(c.open.Root, n.path())
 		}
 	}
 	if err != nil {
-		return -1, fmt.Errorf("directory %q: %w", clip(n.path()), err)
+		return -1, fmt.Errorf("directory %q: %w", printable.Clip(n.path()), err)
 	}
 	if oldest.n != nil {
 		unix.Close(oldest.fd)
@@ -116,9 +119,9 @@ type steps struct {
 
 // near returns the descriptor of the root, or of a directory at most stride levels above n, and the path from there. The
 // descriptor is valid until the next call.
-func (s *steps) near(o *opener, n *node) (at int, rel string, err error) {
+func (s *steps) near(o *beneath.Opener, n *node) (at int, rel string, err error) {
 	s.tick++
-	at, levels := o.root, 0
+	at, levels := o.Root, 0
 	above := n
 	for above.parent != nil {
 		if slot := s.find(above); slot != nil && above != n {
@@ -134,7 +137,7 @@ func (s *steps) near(o *opener, n *node) (at int, rel string, err error) {
 		for range levels {
 			next = next.parent
 		}
-		fd, err := o.dir(at, next.pathFrom(above))
+		fd, err := o.Dir(at, next.pathFrom(above))
 		if err != nil {
 			return -1, "", err
 		}

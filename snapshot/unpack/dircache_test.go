@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
 )
 
 // TestDeepDirectories goes up a chain of directories, as the end of an extraction does. Each of them is opened from at
@@ -24,7 +26,7 @@ func TestDeepDirectories(t *testing.T) {
 		if err := unix.Mkdirat(fd, "d", 0o700); err != nil {
 			t.Fatal(err)
 		}
-		next, err := unix.Openat(fd, "d", dirFlags, 0)
+		next, err := unix.Openat(fd, "d", beneath.DirFlags, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,7 +39,7 @@ func TestDeepDirectories(t *testing.T) {
 		fd, inodes[i], chain[i] = next, inodeOf(t, next), chain[i-1].child("d", &inode{})
 	}
 	for _, walk := range []bool{false, true} {
-		open, err := newOpener(int(dir.Fd()), walk)
+		open, err := beneath.NewOpener(int(dir.Fd()), walk)
 		if err != nil {
 			t.Fatal(err)
 		}

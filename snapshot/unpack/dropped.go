@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // droppedXattrs are the names of extended attributes that the file system does not have. What is wrong with a layer on
@@ -27,7 +29,7 @@ func (d *droppedXattrs) has(name string) bool {
 }
 
 // note gives the inode the attributes that its entry has kept.
-func (d *droppedXattrs) note(ino *inode, e *Entry) {
+func (d *droppedXattrs) note(ino *inode, e *entry.Entry) {
 	if len(e.Xattrs) == len(ino.Xattrs) {
 		return
 	}
@@ -50,13 +52,4 @@ func (d *droppedXattrs) sorted() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Sorted(maps.Keys(d.names))
-}
-
-// dropXattr takes an attribute away from an entry, whose map others may share.
-func (e *Entry) dropXattr(name string) {
-	rest := maps.Clone(e.Xattrs)
-	if delete(rest, name); len(rest) == 0 {
-		rest = nil
-	}
-	e.Xattrs = rest
 }

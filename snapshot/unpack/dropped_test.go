@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -57,7 +58,7 @@ func TestDropped(t *testing.T) {
 			must(t, os.Mkdir(path, 0o700))
 			res, err := unpack.Extract(context.Background(), openDir(t, path), bytes.NewReader(u.Tar(t, row.items...)), nil)
 			if row.refused {
-				if !errors.Is(err, unpack.ErrInvalidLayer) {
+				if !errors.Is(err, stream.ErrInvalidLayer) {
 					t.Errorf("error %v", err)
 				}
 				return

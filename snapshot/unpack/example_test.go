@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 )
 
 func Example() {
@@ -33,7 +34,7 @@ func Example() {
 	}
 	defer dir.Close()
 
-	stream, err := unpack.Decompress("application/vnd.oci.image.layer.v1.tar", &blob)
+	stream, err := decompress.NewReader("application/vnd.oci.image.layer.v1.tar", &blob)
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -6,16 +6,6 @@ func (o Options) WithoutOpenat2() *Options {
 	return &o
 }
 
-// SetOwnGzip chooses the decoder of gzip until the function that it returns is called.
-func SetOwnGzip(own bool) (restore func()) {
-	before := ownGzip
-	ownGzip = own
-	return func() { ownGzip = before }
-}
-
-// OwnGzip tells which decoder of gzip is in use.
-func OwnGzip() bool { return ownGzip }
-
 // MaxSmall is the size of the largest file that is gathered.
 const MaxSmall = maxSmall
 

@@ -13,6 +13,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
 const (
@@ -58,7 +63,7 @@ type extractor struct {
 
 // newExtractor takes over the empty directory: its attributes are set as those of every other one, at the end.
 func newExtractor(fd int, opts Options) (*extractor, error) {
-	opener, err := newOpener(fd, opts.walk)
+	opener, err := beneath.NewOpener(fd, opts.walk)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +74,7 @@ func newExtractor(fd int, opts Options) (*extractor, error) {
 	x := &extractor{
 		opts:   opts,
 		limits: opts.Limits.withDefaults(),
-		prefix: overlayPrefix(opts.UserXattr),
+		prefix: beneath.OverlayPrefix(opts.UserXattr),
 		dirs:   dirCache{open: opener},
 		uid:    uint32(os.Geteuid()),
 		gid:    uint32(os.Getegid()),
@@ -84,29 +89,29 @@ func newExtractor(fd int, opts Options) (*extractor, error) {
 	}
 	x.root = &node{ino: x.implied(), implied: true}
 	// Nothing may be inherited: no group from a setgid directory, no default ACL.
-	root := target{fd: fd}
+	root := beneath.Inode{FD: fd}
 	var st unix.Stat_t
-	if err := root.stat(&st); err != nil {
+	if err := root.Stat(&st); err != nil {
 		return nil, err
 	}
 	if st.Uid != x.uid || st.Gid != x.gid {
-		if err := root.chown(x.uid, x.gid); err != nil {
+		if err := root.Chown(x.uid, x.gid); err != nil {
 			return nil, err
 		}
 	}
-	for _, name := range []string{aclDefault, aclAccess} {
-		if err := root.removeXattr(name); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
+	for _, name := range []string{entry.ACLDefault, entry.ACLAccess} {
+		if err := root.RemoveXattr(name); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
 			return nil, err
 		}
 	}
-	if err := root.chmod(0o700); err != nil {
+	if err := root.Chmod(0o700); err != nil {
 		return nil, err
 	}
 	const probe = 123456789
-	if err := root.setTimes(1, probe); err != nil {
+	if err := root.SetTimes(1, probe); err != nil {
 		return nil, err
 	}
-	if err := root.stat(&st); err != nil {
+	if err := root.Stat(&st); err != nil {
 		return nil, err
 	}
 	x.coarse = int64(st.Mtim.Nsec) != probe
@@ -114,7 +119,7 @@ func newExtractor(fd int, opts Options) (*extractor, error) {
 }
 
 func checkEmpty(fd int) error {
-	dup, err := openat(fd, ".", dirFlags, 0)
+	dup, err := beneath.OpenAt(fd, ".", beneath.DirFlags, 0)
 	if err != nil {
 		return err
 	}
@@ -138,7 +143,7 @@ func (x *extractor) close() {
 
 // implied are the attributes of directories without an entry.
 func (x *extractor) implied() *inode {
-	ino := &inode{Type: Dir, Mode: 0o755}
+	ino := &inode{Type: entry.Dir, Mode: 0o755}
 	if x.opts.Unprivileged {
 		ino.UID, ino.GID = x.uid, x.gid
 	}
@@ -146,7 +151,7 @@ func (x *extractor) implied() *inode {
 }
 
 // entry applies one entry of the tar.
-func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, src *source) error {
+func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, src *stream.Source) error {
 	x.seq++
 	x.order.next()
 	if err := x.charge(hdr.Name, len(hdr.Linkname)); err != nil {
@@ -167,10 +172,10 @@ func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, 
 	}
 	parent, base := path.Split(name)
 	parent = strings.TrimSuffix(parent, "/")
-	if belowAUFS(parent) {
+	if entry.BelowAUFS(parent) {
 		return nil
 	}
-	if strings.HasPrefix(base, whiteoutPrefix) {
+	if strings.HasPrefix(base, entry.WhiteoutPrefix) {
 		return x.whiteout(hdr.Name, parent, base)
 	}
 	ino, err := x.inode(hdr)
@@ -186,11 +191,11 @@ func (x *extractor) entry(ctx context.Context, hdr *tar.Header, body io.Reader, 
 		x.say(name)
 	}
 	switch ino.Type {
-	case Dir:
+	case entry.Dir:
 		err = x.directory(hdr.Name, dir, base, ino)
-	case Link:
+	case entry.Link:
 		err = x.link(hdr.Name, dir, base, ino)
-	case File:
+	case entry.File:
 		err = x.file(ctx, hdr, dir, base, ino, body, src)
 	default:
 		err = x.special(hdr.Name, dir, base, ino)
@@ -274,25 +279,25 @@ func (x *extractor) special(name string, dir *node, base string, ino *inode) err
 		return err
 	}
 	switch ino.Type {
-	case Symlink:
+	case entry.Symlink:
 		err = unix.Symlinkat(ino.Target, fd, base)
-	case Fifo:
+	case entry.Fifo:
 		err = unix.Mknodat(fd, base, unix.S_IFIFO|0o600, 0)
-	case Char:
+	case entry.Char:
 		err = unix.Mknodat(fd, base, unix.S_IFCHR|0o600, int(ino.Rdev))
-	case Block:
+	case entry.Block:
 		err = unix.Mknodat(fd, base, unix.S_IFBLK|0o600, int(ino.Rdev))
 	}
 	if err != nil {
 		return ioError(name, "create "+ino.Type.String(), err)
 	}
-	return x.apply(name, target{fd, base}, ino, 0o600)
+	return x.apply(name, beneath.At(fd, base), ino, 0o600)
 }
 
 // apply sets the attributes of a new inode, made with mode, and corrects in ino what the filesystem made of them.
-func (x *extractor) apply(name string, t target, ino *inode, mode uint32) error {
+func (x *extractor) apply(name string, t beneath.Inode, ino *inode, mode uint32) error {
 	e := ino.entry()
-	if err := t.apply(&e, x.uid, x.gid, mode); err != nil {
+	if err := t.Apply(&e, x.uid, x.gid, mode); err != nil {
 		return attrError(name, err)
 	}
 	x.dropped.note(ino, &e)
@@ -301,23 +306,23 @@ func (x *extractor) apply(name string, t target, ino *inode, mode uint32) error 
 
 // settle reads back what filesystems are known to change: times out of their range or finer than their grain, ACLs, which
 // share bits with the mode, and capabilities of revision 3, which are shown as revision 2 to the root that they are bound to.
-func (x *extractor) settle(name string, t target, ino *inode) error {
-	_, access := ino.Xattrs[aclAccess]
-	_, dflt := ino.Xattrs[aclDefault]
+func (x *extractor) settle(name string, t beneath.Inode, ino *inode) error {
+	_, access := ino.Xattrs[entry.ACLAccess]
+	_, dflt := ino.Xattrs[entry.ACLDefault]
 	_, caps := capabilityRoot(ino.Xattrs[capabilityAttr])
 	times := x.coarse && ino.Nsec != 0 || ino.Sec < 0 || ino.Sec >= 1<<31
 	if !times && !access && !dflt && !caps {
 		return nil
 	}
 	var st unix.Stat_t
-	if err := t.stat(&st); err != nil {
+	if err := t.Stat(&st); err != nil {
 		return ioError(name, "stat", err)
 	}
 	ino.Sec, ino.Nsec = int64(st.Mtim.Sec), uint32(st.Mtim.Nsec)
 	if access || dflt || caps {
 		ino.Mode = st.Mode & 0o7777
 		var err error
-		if ino.Xattrs, err = t.xattrs(ino.Type); err != nil {
+		if ino.Xattrs, err = t.Xattrs(ino.Type); err != nil {
 			return ioError(name, "xattrs", err)
 		}
 	}
@@ -326,14 +331,14 @@ func (x *extractor) settle(name string, t target, ino *inode) error {
 
 // ioError is about the machine, not about the layer.
 func ioError(name, op string, err error) error {
-	return fmt.Errorf("tar entry %q: %s: %w", clip(name), op, err)
+	return fmt.Errorf("tar entry %q: %s: %w", printable.Clip(name), op, err)
 }
 
 func attrError(name string, err error) error {
-	if malformedXattr(err) {
+	if beneath.IsMalformedXattr(err) {
 		return invalid(name, "%v", err)
 	}
-	return fmt.Errorf("tar entry %q: %w", clip(name), err)
+	return fmt.Errorf("tar entry %q: %w", printable.Clip(name), err)
 }
 
 // readFull is io.ReadFull for content that the header promised.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -77,7 +78,7 @@ func TestExtractFaults(t *testing.T) {
 	for cut := 0; cut <= len(raw); cut += 100 {
 		in := io.MultiReader(bytes.NewReader(raw[:cut]), iotest.ErrReader(fault))
 		_, err := unpack.Extract(context.Background(), openDir(t, t.TempDir()), in, userOptions())
-		if !errors.Is(err, fault) || errors.Is(err, unpack.ErrInvalidLayer) {
+		if !errors.Is(err, fault) || errors.Is(err, stream.ErrInvalidLayer) {
 			t.Errorf("cut at %d: %v", cut, err)
 		}
 	}
@@ -253,7 +254,7 @@ func TestHoleOfMany(t *testing.T) {
 	for _, row := range []struct {
 		limit int64
 		want  error
-	}{{size - 9, unpack.ErrInvalidLayer}, {size - 8, nil}} {
+	}{{size - 9, stream.ErrInvalidLayer}, {size - 8, nil}} {
 		_, err := unpack.Extract(t.Context(), openDir(t, t.TempDir()), bytes.NewReader(raw), &unpack.Options{Limits: unpack.Limits{Holes: row.limit}})
 		if !errors.Is(err, row.want) {
 			t.Errorf("limit %d: %v", row.limit, err)

@@ -3,7 +3,9 @@ package unpack
 import (
 	"context"
 	"fmt"
-	"strings"
+
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // finish decides what comes of the whiteouts, sets the attributes of the directories, and sums up what there is.
@@ -84,10 +86,10 @@ func (f *finisher) add(n *node) {
 	if n.implied {
 		n.seq = 0
 	}
-	if n.ino.Type == Link || n.implied && n.parent != nil {
+	if n.ino.Type == entry.Link || n.implied && n.parent != nil {
 		r.Needs = true
 	}
-	if n.ino.Type == Link {
+	if n.ino.Type == entry.Link {
 		return
 	}
 	if n.ino.names++; n.ino.names == 1 || n.isDir() {
@@ -138,48 +140,34 @@ func (f *finisher) seal(ctx context.Context, n *node) error {
 	if err != nil {
 		return err
 	}
-	m := Marks{Opaque: n.isOpaque()}
+	m := beneath.Marks{Opaque: n.isOpaque()}
 	for name := range n.whiteouts {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("layer: %w", err)
 		}
-		plain, err := makeWhiteout(fd, name)
+		plain, err := beneath.MakeWhiteoutAt(fd, name)
 		if err != nil {
 			return ioError(path+"/"+name, "create whiteout", err)
 		}
 		m.Whiteouts = m.Whiteouts || !plain
 		f.result.Plain = f.result.Plain || plain
 	}
-	plain, err := mark(fd, m, f.prefix)
+	plain, err := beneath.MarkAt(fd, m, f.prefix)
 	if err != nil {
 		return ioError(path, "mark", err)
 	}
 	f.opaque, f.result.Plain = f.opaque || m.Opaque, f.result.Plain || plain
-	return f.apply(path, target{fd: fd}, n.ino, 0o700)
+	return f.apply(path, beneath.Inode{FD: fd}, n.ino, 0o700)
 }
 
 // usage is what an entry takes on disk by Result.Size.
 func usage(i *inode) int64 {
 	const block = 4096
 	switch i.Type {
-	case Dir:
+	case entry.Dir:
 		return block
-	case File:
+	case entry.File:
 		return (i.Size + block - 1) / block * block
 	}
 	return 0
-}
-
-// ComparePaths orders paths as Result.Entries are: by bytes, the root first.
-func ComparePaths(a, b string) int {
-	if a == "." || b == "." {
-		switch {
-		case a == b:
-			return 0
-		case a == ".":
-			return -1
-		}
-		return 1
-	}
-	return strings.Compare(a, b)
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
 // To create a small file, to fill it, to give it its attributes and to close it costs more than what it holds. It is created when its
@@ -75,7 +77,7 @@ type gatherer struct {
 }
 
 // add gathers a file, whose content it reads. It closes the file in the end, also after an error.
-func (g *gatherer) add(f smallFile, body io.Reader, src *source) error {
+func (g *gatherer) add(f smallFile, body io.Reader, src *stream.Source) error {
 	if b := g.current; b != nil && (len(b.files) == g.batchFiles() || int64(b.used)+f.ino.Size > batchBytes) {
 		if err := g.flush(); err != nil {
 			unix.Close(f.fd)
@@ -92,7 +94,7 @@ func (g *gatherer) add(f smallFile, body io.Reader, src *source) error {
 	g.count++
 	f.ino.gathered = g.count
 	if err := readFull(body, f.content); err != nil {
-		return src.blame(entryOf(f.name), err)
+		return src.Blame(entryOf(f.name), err)
 	}
 	return nil
 }

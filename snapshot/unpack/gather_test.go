@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -113,7 +114,7 @@ func TestGatheredFaults(t *testing.T) {
 		cuts := 0
 		for cut := len(raw) / 3; cut < len(raw)-2000; cut += len(raw)/20 + 1 {
 			switch err := extract(t, t.TempDir(), raw[:cut]); {
-			case errors.Is(err, unpack.ErrInvalidLayer):
+			case errors.Is(err, stream.ErrInvalidLayer):
 				cuts++
 			case err != nil: // without one it was cut in padding
 				t.Errorf("cut at %d: %v", cut, err)
@@ -129,7 +130,7 @@ func TestGatheredFaults(t *testing.T) {
 			skipOrFail(t, "mount: "+err.Error())
 		}
 		defer func() { must(t, unix.Unmount(dir, 0)) }()
-		if err := extract(t, dir, full); !errors.Is(err, unix.ENOSPC) || errors.Is(err, unpack.ErrInvalidLayer) {
+		if err := extract(t, dir, full); !errors.Is(err, unix.ENOSPC) || errors.Is(err, stream.ErrInvalidLayer) {
 			t.Errorf("a full disk: %v", err)
 		}
 	})

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/sparse"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
 // isSparse reports whether the archiver found holes in the file.
@@ -31,7 +32,7 @@ func isSparse(hdr *tar.Header) bool {
 // fillSparse writes and hashes the content of a file with holes. Holes of the archive are neither written nor hashed
 // byte by byte, and blocks of zeros are left out.
 func (x *extractor) fillSparse(
-	ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *source,
+	ctx context.Context, hdr *tar.Header, fd int, ino *inode, body io.Reader, src *stream.Source,
 ) error {
 	w := &holeWriter{interrupted: ctx.Err, x: x, name: hdr.Name, fd: fd}
 	var n int64
@@ -48,7 +49,7 @@ func (x *extractor) fillSparse(
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
-		return src.blame(entryOf(hdr.Name), err)
+		return src.Blame(entryOf(hdr.Name), err)
 	}
 	ino.Hash = w.hash.Sum128()
 	if err := unix.Ftruncate(fd, ino.Size); err != nil {

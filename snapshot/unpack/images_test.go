@@ -13,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 )
 
 // layout is an OCI image layout.
@@ -68,7 +69,7 @@ func checkLayer(t *testing.T, blob, mediaType string, diffID digest.Digest) {
 	f, err := os.Open(blob)
 	must(t, err)
 	defer f.Close()
-	z, err := unpack.Decompress(mediaType, f)
+	z, err := decompress.NewReader(mediaType, f)
 	must(t, err)
 	defer z.Close()
 	hash := sha256.New()

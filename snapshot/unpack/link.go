@@ -7,6 +7,10 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // link adds a name to an inode of this layer, or notes a link to a lower layer. When what the entries did depends on
@@ -14,7 +18,7 @@ import (
 func (x *extractor) link(name string, dir *node, base string, ino *inode) error {
 	at, reason := x.resolve(path.Dir(ino.Target))
 	if reason != "" {
-		return invalid(name, "hard link to %q: %s", clip(ino.Target), reason)
+		return invalid(name, "hard link to %q: %s", printable.Clip(ino.Target), reason)
 	}
 	sure := !x.order.depends
 	x.order.odd = x.order.odd || !sure
@@ -25,12 +29,12 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 	}
 	if sure {
 		if reason := refusal(dir, base, at, old); reason != "" {
-			return invalid(name, "hard link to %q, %s", clip(ino.Target), reason)
+			return invalid(name, "hard link to %q, %s", printable.Clip(ino.Target), reason)
 		}
 	}
-	if old == nil || old.isDir() || old.ino.Type == Link || refusal(dir, base, at, old) != "" {
+	if old == nil || old.isDir() || old.ino.Type == entry.Link || refusal(dir, base, at, old) != "" {
 		to := strings.TrimPrefix(path.Join(at.dir.path(), path.Join(at.missing...), tbase), "./")
-		if old != nil && old.ino.Type == Link {
+		if old != nil && old.ino.Type == entry.Link {
 			to = old.ino.Target
 		}
 		return x.lowerLink(name, dir, base, ino, to, sure)
@@ -55,7 +59,7 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 		return err
 	}
 	if err := unix.Linkat(from, old.name, to, base, 0); err != nil {
-		return ioError(name, fmt.Sprintf("link to %q", clip(ino.Target)), err)
+		return ioError(name, fmt.Sprintf("link to %q", printable.Clip(ino.Target)), err)
 	}
 	if sameAttrs(&merged, old.ino) {
 		return nil
@@ -63,11 +67,11 @@ func (x *extractor) link(name string, dir *node, base string, ino *inode) error 
 	x.keepBefore(old.ino)
 	*old.ino = merged
 	e := merged.entry()
-	if err := (target{to, base}).applyExact(&e); err != nil {
+	if err := beneath.At(to, base).ApplyExact(&e); err != nil {
 		return attrError(name, err)
 	}
 	x.dropped.note(old.ino, &e)
-	if err := x.settle(name, target{to, base}, old.ino); err != nil {
+	if err := x.settle(name, beneath.At(to, base), old.ino); err != nil {
 		return err
 	}
 	ino.Mode, ino.Sec, ino.Nsec = old.ino.Mode, old.ino.Sec, old.ino.Nsec // the header, as the file system keeps it
@@ -96,7 +100,7 @@ func refusal(dir *node, base string, at place, old *node) string {
 // that a missing one removes nothing.
 func (ino *inode) merge(hdr *inode) {
 	ino.Mode, ino.UID, ino.GID, ino.Sec, ino.Nsec = hdr.Mode, hdr.UID, hdr.GID, hdr.Sec, hdr.Nsec
-	if ino.Type == Symlink {
+	if ino.Type == entry.Symlink {
 		ino.Mode = symlinkMode
 	}
 	if len(hdr.Xattrs) == 0 {
@@ -104,7 +108,7 @@ func (ino *inode) merge(hdr *inode) {
 	}
 	xattrs := maps.Clone(ino.Xattrs)
 	for k, v := range hdr.Xattrs {
-		if !keepXattr(k, ino.Type) {
+		if !entry.KeepsXattr(k, ino.Type) {
 			continue
 		}
 		if xattrs == nil {
@@ -124,10 +128,10 @@ func sameAttrs(a, b *inode) bool {
 func (x *extractor) lowerLink(name string, dir *node, base string, ino *inode, to string, sure bool) error {
 	if sure {
 		if lowerGone(x.root, to) {
-			return invalid(name, "hard link to %q, which the layer removes", clip(ino.Target))
+			return invalid(name, "hard link to %q, which the layer removes", printable.Clip(ino.Target))
 		}
 		if int(dir.length)+len(base) == len(to) && path.Join(dir.path(), base) == to {
-			return invalid(name, "hard link to %q, which is its own name", clip(ino.Target))
+			return invalid(name, "hard link to %q, which is its own name", printable.Clip(ino.Target))
 		}
 	}
 	x.order.depends, x.order.odd = true, true

@@ -3,11 +3,13 @@ package unpack
 import (
 	"slices"
 	"strings"
+
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // Each calls visit for every entry, sorted by the bytes of Path, "." first, and returns the first error. The entry is
 // valid until visit returns; a list of all would take more memory than what the result keeps.
-func (r *Result) Each(visit func(*Entry) error) error {
+func (r *Result) Each(visit func(*entry.Entry) error) error {
 	l := lister{visit: visit, first: map[*inode]*node{}}
 	if err := l.one(".", r.root); err != nil {
 		return err
@@ -16,9 +18,9 @@ func (r *Result) Each(visit func(*Entry) error) error {
 }
 
 // Entries returns all entries, as Each visits them.
-func (r *Result) Entries() []Entry {
-	es := make([]Entry, 0, r.Count)
-	_ = r.Each(func(e *Entry) error { // which never fails
+func (r *Result) Entries() []entry.Entry {
+	es := make([]entry.Entry, 0, r.Count)
+	_ = r.Each(func(e *entry.Entry) error { // which never fails
 		es = append(es, *e)
 		return nil
 	})
@@ -27,11 +29,11 @@ func (r *Result) Entries() []Entry {
 
 // lister goes through the nodes of a layer in the order of their paths.
 type lister struct {
-	visit func(*Entry) error
+	visit func(*entry.Entry) error
 	path  []byte           // of the current directory, with a slash at its end if it is not the root
 	first map[*inode]*node // of the inodes with several names, or of all
 	all   bool
-	e     Entry
+	e     entry.Entry
 }
 
 // key is what the paths in a directory are sorted by. A directory has two: one for itself, and one for what lies in it,
@@ -80,7 +82,7 @@ func (l *lister) content(dir *node) error {
 		var err error
 		switch {
 		case k.n == nil:
-			l.e = Entry{Path: string(l.path), Type: Whiteout, Seq: int(k.w.seq), Opaque: k.w.device}
+			l.e = entry.Entry{Path: string(l.path), Type: entry.Whiteout, Seq: int(k.w.seq), Opaque: k.w.device}
 			err = l.visit(&l.e)
 		case k.content:
 			l.path = append(l.path, '/')
@@ -101,7 +103,7 @@ func (l *lister) one(path string, n *node) error {
 	if l.all && l.first[n.ino] == nil {
 		l.first[n.ino] = n
 	}
-	if n.ino.names > 1 && n.ino.Type != Link {
+	if n.ino.names > 1 && n.ino.Type != entry.Link {
 		if l.first[n.ino] == nil {
 			l.first[n.ino] = n
 		}

@@ -3,48 +3,31 @@ package unpack
 import (
 	"path"
 	"strings"
+
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
-
-// Markers are the names with which a tar removes what the layers below have: ".wh.NAME" and ".wh..wh..opq". A name of
-// this form is a marker only where an entry ends with it. As a directory on the way to an entry it is an ordinary name,
-// but for those of AUFS, one of which marks opaque directories on file systems without extended attributes.
-
-const (
-	whiteoutPrefix = ".wh."
-	opaqueMarker   = ".wh..wh..opq"
-	aufsPrefix     = ".wh..wh."
-)
-
-// Reserved reports whether a path has a component that is never a name on disk: those of AUFS, and the marker of opaque
-// directories among them.
-func Reserved(path string) bool { return belowAUFS(path) }
-
-// belowAUFS reports whether a directory lies in one of AUFS's own, whose content is not part of a layer.
-func belowAUFS(dir string) bool {
-	return strings.HasPrefix(dir, aufsPrefix) || strings.Contains(dir, "/"+aufsPrefix)
-}
 
 // tooLong reports whether the path of an entry is too long. The prefix of a marker does not count: the path that it
 // removes has none.
 func (x *extractor) tooLong(name string) bool {
 	n := len(name)
-	if n > x.limits.Path && strings.HasPrefix(path.Base(name), whiteoutPrefix) {
-		n -= len(whiteoutPrefix)
+	if n > x.limits.Path && strings.HasPrefix(path.Base(name), entry.WhiteoutPrefix) {
+		n -= len(entry.WhiteoutPrefix)
 	}
 	return n > x.limits.Path
 }
 
 // whiteout notes what a marker asks for. What comes of it in this layer is decided at the end.
 func (x *extractor) whiteout(name, parent, base string) error {
-	hidden := strings.TrimPrefix(base, whiteoutPrefix)
+	hidden := strings.TrimPrefix(base, entry.WhiteoutPrefix)
 	switch {
-	case base == opaqueMarker:
-	case strings.HasPrefix(base, aufsPrefix):
+	case base == entry.OpaqueMarker:
+	case strings.HasPrefix(base, entry.AUFSPrefix):
 		return nil
 	case hidden == "", hidden == ".", hidden == "..":
 		return invalid(name, "a whiteout of nothing")
 	}
-	if base == opaqueMarker {
+	if base == entry.OpaqueMarker {
 		hidden = ""
 	}
 	at, reason := x.resolve(parent)

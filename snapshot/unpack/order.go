@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // order remembers what the entries of the tar did, one after the other. Where a path leads may depend on what the
@@ -89,7 +91,7 @@ func (x *extractor) sayMarker(parent, hidden string, dir *node) {
 		}
 		x.order.markers[x.seq] = strings.Clone(hidden)
 	case hidden == "":
-		x.say(path.Join(parent, opaqueMarker))
+		x.say(path.Join(parent, entry.OpaqueMarker))
 	default:
 		x.say(path.Join(parent, hidden))
 	}
@@ -131,7 +133,7 @@ func (x *extractor) setAside(n *node) (bool, error) {
 		}
 		return false, nil
 	}
-	if n.ino.Type != File || n.ino.aside != 0 {
+	if n.ino.Type != entry.File || n.ino.aside != 0 {
 		return false, nil
 	}
 	if x.order.aside == nil {
@@ -203,7 +205,7 @@ func (o *order) header(i int) *inode {
 type Step struct {
 	// Entry has what the header says. Whiteout is a whiteout of the path, or, if Opaque is set, of all in the directory of
 	// that path. Target of a Link is the path in the tar. Seq is the position in the tar, Inode is empty.
-	Entry
+	entry.Entry
 	// Made is a path, below the directory that was extracted to, where the inode lies that the entry made: the first one,
 	// in byte order. Empty for directories and links, and when another entry took the inode away.
 	Made string
@@ -219,7 +221,7 @@ func (r *Result) Steps(visit func(*Step) error) error {
 		return nil
 	}
 	first := map[*inode]*node{}
-	l := lister{visit: func(*Entry) error { return nil }, first: first, all: true}
+	l := lister{visit: func(*entry.Entry) error { return nil }, first: first, all: true}
 	if err := l.content(r.root); err != nil {
 		return err
 	}
@@ -241,7 +243,7 @@ func (o *order) step(i int, first map[*inode]*node) (s Step, ok bool) {
 	hidden, marker := o.markers[seq]
 	switch {
 	case marker:
-		s.Type, s.Opaque, s.Path = Whiteout, hidden == "", n.path()
+		s.Type, s.Opaque, s.Path = entry.Whiteout, hidden == "", n.path()
 		if hidden != "" {
 			s.Path = strings.TrimPrefix(s.Path+"/"+hidden, "./")
 		}
@@ -254,14 +256,14 @@ func (o *order) step(i int, first map[*inode]*node) (s Step, ok bool) {
 			s.Path = n.path()
 		}
 		s.Omitted = ino.omitted
-		if at := first[ino]; at != nil && ino.Type != Dir && ino.Type != Link {
+		if at := first[ino]; at != nil && ino.Type != entry.Dir && ino.Type != entry.Link {
 			s.Made = at.path()
 		} else if ino.aside != 0 {
 			s.Aside = asideName(ino.aside)
 		}
 	case told:
-		s.Type, s.Path = Whiteout, text
-		if dir, base := path.Split(text); base == opaqueMarker { // a name that a whiteout removes may end like it
+		s.Type, s.Path = entry.Whiteout, text
+		if dir, base := path.Split(text); base == entry.OpaqueMarker { // a name that a whiteout removes may end like it
 			s.Opaque, s.Path = true, strings.TrimSuffix(dir, "/")
 		}
 	default:

@@ -4,6 +4,10 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // parent is the directory that a path's last component lies in, and whether a symlink of this layer leads there.
@@ -63,7 +67,7 @@ func (x *extractor) mkdir(name string, dir *node, base string, ino *inode) (*nod
 		return nil, ioError(name, "mkdir", err)
 	}
 	if x.uid != 0 { // a umask that takes rights from the owner
-		if err := (target{fd, base}).chmod(0o700); err != nil {
+		if err := beneath.At(fd, base).Chmod(0o700); err != nil {
 			return nil, ioError(name, "mode", err)
 		}
 	}
@@ -73,8 +77,8 @@ func (x *extractor) mkdir(name string, dir *node, base string, ino *inode) (*nod
 // add puts an inode into the tree.
 func (x *extractor) add(name string, dir *node, base string, ino *inode) (*node, error) {
 	switch {
-	case strings.HasPrefix(base, aufsPrefix): // a symlink led there
-		return nil, invalid(name, "%q is a name of whiteouts", clip(base))
+	case strings.HasPrefix(base, entry.AUFSPrefix): // a symlink led there
+		return nil, invalid(name, "%q is a name of whiteouts", printable.Clip(base))
 	case len(base) > maxName:
 		return nil, invalid(name, "a component of more than %d bytes", maxName)
 	}
@@ -108,7 +112,7 @@ func (x *extractor) clear(name string, dir *node, base string) (bool, error) {
 		if old.isDir() {
 			x.dirs.purge()
 			if fd, err = x.dirs.fd(dir); err == nil {
-				err = removeAll(x.interrupted, fd, base, nil)
+				err = beneath.RemoveAllAt(x.interrupted, fd, base, nil)
 			}
 		} else {
 			err = unix.Unlinkat(fd, base, 0)

@@ -13,7 +13,10 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/sparse"
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // InodeID distinguishes inodes with several names. It is zero for an inode with one name and for a directory.
@@ -25,10 +28,10 @@ type InodeID struct{ dev, ino uint64 }
 // and regular files. As an ordinary user it opens up what its owner cannot read and closes it again. It keeps the names
 // of the directories on the way in memory, and no entries. Errors are the first of visit, those of the system calls,
 // with the path, and the end of ctx.
-func Walk(ctx context.Context, dir *os.File, visit func(e *Entry, id InodeID) error) error {
+func Walk(ctx context.Context, dir *os.File, visit func(e *entry.Entry, id InodeID) error) error {
 	defer runtime.KeepAlive(dir)
 	r := &treeReader{
-		at:    climber{fd: int(dir.Fd())},
+		at:    beneath.Climber{FD: int(dir.Fd())},
 		buf:   make([]byte, bufferSize),
 		hash:  xxh3.New(),
 		visit: visit,
@@ -41,10 +44,10 @@ func Walk(ctx context.Context, dir *os.File, visit func(e *Entry, id InodeID) er
 }
 
 // ReadTree is like Walk and returns all entries, with Inode.
-func ReadTree(dir *os.File) ([]Entry, error) {
-	var entries []Entry
+func ReadTree(dir *os.File) ([]entry.Entry, error) {
+	var entries []entry.Entry
 	links := map[InodeID][]int{}
-	err := Walk(context.Background(), dir, func(e *Entry, id InodeID) error {
+	err := Walk(context.Background(), dir, func(e *entry.Entry, id InodeID) error {
 		if id != (InodeID{}) {
 			links[id] = append(links[id], len(entries))
 		}
@@ -64,10 +67,10 @@ func ReadTree(dir *os.File) ([]Entry, error) {
 
 // treeReader walks a tree.
 type treeReader struct {
-	at    climber
+	at    beneath.Climber
 	path  string // of the current directory, "" for the root
 	todo  []frame
-	visit func(e *Entry, id InodeID) error
+	visit func(e *entry.Entry, id InodeID) error
 	buf   []byte
 	hash  *xxh3.Hasher
 }
@@ -94,12 +97,12 @@ func (r *treeReader) close() {
 	for len(r.todo) > 1 && r.leave() == nil {
 	}
 	r.restore()
-	r.at.close()
+	r.at.Close()
 }
 
 func (r *treeReader) readAll(ctx context.Context) error {
 	root := frame{}
-	if err := r.open(&root, target{fd: r.at.fd}); err != nil {
+	if err := r.open(&root, beneath.Inode{FD: r.at.FD}); err != nil {
 		return err
 	}
 	r.todo = []frame{root}
@@ -138,8 +141,8 @@ func (r *treeReader) one(ctx context.Context, top *frame) error {
 		return r.enter(ctx, strings.TrimSuffix(n.key, "/"), false)
 	case n.mode&unix.S_IFMT != unix.S_IFDIR:
 		path := r.join(n.key)
-		if err := r.file(ctx, path, target{r.at.fd, n.key}, n); err != nil {
-			return fmt.Errorf("%q: %w", clip(path), err)
+		if err := r.file(ctx, path, beneath.At(r.at.FD, n.key), n); err != nil {
+			return fmt.Errorf("%q: %w", printable.Clip(path), err)
 		}
 		return nil
 	case top.names[0].key == n.key+"/":
@@ -172,14 +175,14 @@ func (r *treeReader) enter(ctx context.Context, name string, self bool) error {
 // down goes into a directory.
 func (r *treeReader) down(name string) error {
 	f := frame{path: r.path}
-	if err := r.open(&f, target{r.at.fd, name}); err != nil {
-		return fmt.Errorf("%q: %w", clip(r.join(name)), err)
+	if err := r.open(&f, beneath.At(r.at.FD, name)); err != nil {
+		return fmt.Errorf("%q: %w", printable.Clip(r.join(name)), err)
 	}
-	if err := r.at.down(name); err != nil {
+	if err := r.at.Down(name); err != nil {
 		if f.opened {
-			err = errors.Join(err, target{r.at.fd, name}.chmod(f.mode))
+			err = errors.Join(err, beneath.At(r.at.FD, name).Chmod(f.mode))
 		}
-		return fmt.Errorf("%q: %w", clip(r.join(name)), err)
+		return fmt.Errorf("%q: %w", printable.Clip(r.join(name)), err)
 	}
 	r.path = r.join(name)
 	r.todo = append(r.todo, f)
@@ -187,19 +190,19 @@ func (r *treeReader) down(name string) error {
 }
 
 // open makes a directory of an ordinary user readable to its owner, for as long as the reader is in it.
-func (r *treeReader) open(f *frame, t target) error {
+func (r *treeReader) open(f *frame, t beneath.Inode) error {
 	if os.Geteuid() == 0 {
 		return nil
 	}
 	var st unix.Stat_t
-	if err := t.stat(&st); err != nil {
+	if err := t.Stat(&st); err != nil {
 		return err
 	}
 	if f.mode = st.Mode & 0o7777; f.mode&0o500 == 0o500 || int(st.Uid) != os.Geteuid() {
 		return nil
 	}
 	f.opened = true
-	return t.chmod(f.mode | 0o500)
+	return t.Chmod(f.mode | 0o500)
 }
 
 // restore gives the current directory its mode back.
@@ -209,14 +212,14 @@ func (r *treeReader) restore() {
 	}
 	if top := &r.todo[len(r.todo)-1]; top.opened {
 		top.opened = false
-		_ = unix.Fchmod(r.at.fd, top.mode)
+		_ = unix.Fchmod(r.at.FD, top.mode)
 	}
 }
 
 // leave goes back to the directory above.
 func (r *treeReader) leave() error {
 	top := r.todo[len(r.todo)-1]
-	inner := r.at.fd
+	inner := r.at.FD
 	if top.opened { // ".." wants the right to search, so that the mode comes back through a second descriptor
 		dup, err := unix.FcntlInt(uintptr(inner), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
@@ -225,8 +228,8 @@ func (r *treeReader) leave() error {
 		defer unix.Close(dup)
 		defer func() { _ = unix.Fchmod(dup, top.mode) }()
 	}
-	if _, err := r.at.leave(); err != nil {
-		return fmt.Errorf("%q: %w", clip(r.path), err)
+	if _, err := r.at.Leave(); err != nil {
+		return fmt.Errorf("%q: %w", printable.Clip(r.path), err)
 	}
 	r.path = top.path
 	r.todo = r.todo[:len(r.todo)-1]
@@ -246,16 +249,16 @@ func (r *treeReader) self(ctx context.Context) error {
 	if path == "" {
 		path = "."
 	}
-	self := target{fd: r.at.fd}
+	self := beneath.Inode{FD: r.at.FD}
 	if err := r.add(ctx, path, self, self, -1); err != nil {
-		return fmt.Errorf("%q: %w", clip(path), err)
+		return fmt.Errorf("%q: %w", printable.Clip(path), err)
 	}
 	return nil
 }
 
 // list reads the names in the current directory.
 func (r *treeReader) list(ctx context.Context) error {
-	fd, err := openat(r.at.fd, ".", dirFlags, 0)
+	fd, err := beneath.OpenAt(r.at.FD, ".", beneath.DirFlags, 0)
 	if err != nil {
 		return err
 	}
@@ -270,10 +273,10 @@ func (r *treeReader) list(ctx context.Context) error {
 		names, err = f.Readdirnames(1024)
 		for _, name := range names {
 			var st unix.Stat_t
-			if err := (target{r.at.fd, name}).stat(&st); err != nil {
-				return fmt.Errorf("%q: %w", clip(r.join(name)), err)
+			if err := beneath.At(r.at.FD, name).Stat(&st); err != nil {
+				return fmt.Errorf("%q: %w", printable.Clip(r.join(name)), err)
 			}
-			if name == opaqueMarker && IsWhiteout(&st) {
+			if name == entry.OpaqueMarker && beneath.IsWhiteout(&st) {
 				continue // of the directory
 			}
 			list = append(list, treeName{name, st.Mode, st.Uid})
@@ -291,51 +294,51 @@ func (r *treeReader) list(ctx context.Context) error {
 }
 
 // file visits what is not a directory.
-func (r *treeReader) file(ctx context.Context, path string, t target, n treeName) (err error) {
+func (r *treeReader) file(ctx context.Context, path string, t beneath.Inode, n treeName) (err error) {
 	if n.mode&unix.S_IFMT != unix.S_IFREG {
 		return r.add(ctx, path, t, t, -1)
 	}
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	mode := n.mode & 0o7777
 	given := -1
-	fd, err := openat(t.fd, t.name, flags, 0)
+	fd, err := beneath.OpenAt(t.FD, t.Name, flags, 0)
 	if err == unix.EACCES && int(n.uid) == os.Geteuid() {
-		if err := t.chmod(mode | 0o400); err != nil {
+		if err := t.Chmod(mode | 0o400); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, t.chmod(mode)) }()
+		defer func() { err = errors.Join(err, t.Chmod(mode)) }()
 		given = int(mode)
-		fd, err = openat(t.fd, t.name, flags, 0)
+		fd, err = beneath.OpenAt(t.FD, t.Name, flags, 0)
 	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	return r.add(ctx, path, target{fd: fd}, t, given)
+	return r.add(ctx, path, beneath.Inode{FD: fd}, t, given)
 }
 
 // add visits the entry of t; named is the same inode by name, and mode what it is without the rights that it was given,
 // or -1.
-func (r *treeReader) add(ctx context.Context, path string, t, named target, mode int) error {
+func (r *treeReader) add(ctx context.Context, path string, t, named beneath.Inode, mode int) error {
 	var st unix.Stat_t
-	if err := t.stat(&st); err != nil {
+	if err := t.Stat(&st); err != nil {
 		return err
 	}
 	e, err := statEntry(path, &st)
 	if err != nil {
 		return err
 	}
-	if e.Type == Whiteout {
+	if e.Type == entry.Whiteout {
 		return r.visit(&e, InodeID{})
 	}
-	if top := &r.todo[len(r.todo)-1]; e.Type == Dir && top.opened {
+	if top := &r.todo[len(r.todo)-1]; e.Type == entry.Dir && top.opened {
 		e.Mode = top.mode
 	}
 	if mode >= 0 {
 		e.Mode = uint32(mode)
 	}
 	var id InodeID
-	if e.Type != Dir && st.Nlink > 1 {
+	if e.Type != entry.Dir && st.Nlink > 1 {
 		id = InodeID{uint64(st.Dev), st.Ino}
 	}
 	if err := r.details(ctx, &e, t, named); err != nil {
@@ -345,24 +348,24 @@ func (r *treeReader) add(ctx context.Context, path string, t, named target, mode
 }
 
 // details are what a status does not tell.
-func (r *treeReader) details(ctx context.Context, e *Entry, t, named target) (err error) {
-	if e.Xattrs, err = t.xattrs(e.Type); err != nil {
+func (r *treeReader) details(ctx context.Context, e *entry.Entry, t, named beneath.Inode) (err error) {
+	if e.Xattrs, err = t.Xattrs(e.Type); err != nil {
 		return err
 	}
 	switch e.Type {
-	case Dir:
-		e.Opaque, err = t.opaque()
-	case File:
-		e.Hash, err = r.content(ctx, t.fd, e.Size)
-	case Symlink:
+	case entry.Dir:
+		e.Opaque, err = t.IsOpaque()
+	case entry.File:
+		e.Hash, err = r.content(ctx, t.FD, e.Size)
+	case entry.Symlink:
 		e.Target, err = readlink(named)
 	}
 	return err
 }
 
-func readlink(t target) (string, error) {
+func readlink(t beneath.Inode) (string, error) {
 	for buf := make([]byte, 256); ; buf = make([]byte, 4*len(buf)) {
-		n, err := unix.Readlinkat(t.fd, t.name, buf)
+		n, err := unix.Readlinkat(t.FD, t.Name, buf)
 		if err != nil {
 			return "", err
 		}
@@ -384,7 +387,7 @@ func (r *treeReader) content(ctx context.Context, fd int, size int64) ([16]byte,
 			return [16]byte{}, err
 		}
 		var n int
-		err := ignoringEINTR(func() (err error) {
+		err := beneath.IgnoringEINTR(func() (err error) {
 			n, err = unix.Read(fd, r.buf)
 			return err
 		})

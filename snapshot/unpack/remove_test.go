@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
 )
 
 // setFlags sets or clears flags of a file, as chattr does.
@@ -72,7 +72,7 @@ func TestRemoveAllGoesOn(t *testing.T) {
 				setFlags(t, filepath.Join(base, path), flags, 0)
 				t.Cleanup(func() { setFlags(t, filepath.Join(base, path), 0, flags) })
 			}
-			err := unpack.RemoveAll(context.Background(), openDir(t, base), "t", nil)
+			err := beneath.RemoveAll(context.Background(), openDir(t, base), "t", nil)
 			left, rest := leftover.Split(err)
 			if rest != nil || (left == nil) != (tc.count == 0) {
 				t.Fatalf("error %v", err)

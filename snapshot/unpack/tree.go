@@ -2,6 +2,8 @@ package unpack
 
 import (
 	"strings"
+
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // inode is what names lead to: what an Entry has of it, in as little space as it takes. A layer may have a million of
@@ -16,20 +18,20 @@ type inode struct {
 	names                uint32 // in the final tree
 	gathered             uint32 // among the small files it is this one; 0 if it is none
 	aside                int32  // the number of the entry by which it was set aside; 0 if it was not
-	Type                 Type
+	Type                 entry.Type
 	omitted              bool // a device that is not made: all its names are absent
 }
 
 // entry is the inode's part of an Entry.
-func (i *inode) entry() Entry {
-	return Entry{
+func (i *inode) entry() entry.Entry {
+	return entry.Entry{
 		Type: i.Type, Mode: i.Mode, UID: i.UID, GID: i.GID, Sec: i.Sec, Nsec: int64(i.Nsec), Size: i.Size, Rdev: i.Rdev,
 		Target: i.Target, Xattrs: i.Xattrs, Hash: i.Hash,
 	}
 }
 
 // onDisk tells whether the inode was created.
-func (i *inode) onDisk() bool { return i.Type != Link && !i.omitted }
+func (i *inode) onDisk() bool { return i.Type != entry.Link && !i.omitted }
 
 // node is one path of the layer. The tree of nodes mirrors what is on disk, so that paths are resolved by what this layer
 // holds; the kernel is then asked for the resolved path and told to refuse any symlink in it.
@@ -51,7 +53,7 @@ type node struct {
 	bare bool
 }
 
-func (n *node) isDir() bool { return n.ino.Type == Dir }
+func (n *node) isDir() bool { return n.ino.Type == entry.Dir }
 
 // path of the node, "." for the root.
 func (n *node) path() string {
@@ -176,7 +178,7 @@ func resolve(root *node, p string, sure bool) (place, string) {
 			at.missing = append(at.missing, c)
 		case next.isDir():
 			at.dir = next
-		case next.ino.Type == Symlink:
+		case next.ino.Type == entry.Symlink:
 			if mine {
 				start, rest = place{dir: at.dir, blocked: next, followed: true, loop: true}, before
 			}

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -44,15 +46,15 @@ func TestRemoveAll(t *testing.T) {
 	}
 	unix.Close(fd)
 	unix.Close(top)
-	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "dddd", nil))
-	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "dddd", nil))
+	must(t, beneath.RemoveAll(context.Background(), openDir(t, base), "dddd", nil))
+	must(t, beneath.RemoveAll(context.Background(), openDir(t, base), "dddd", nil))
 	names, err := os.ReadDir(base)
 	must(t, err)
 	if len(names) != 1 || len(u.List(t, keep)) != 2 {
 		t.Errorf("left: %v, %v", names, u.List(t, keep))
 	}
 	must(t, os.Symlink(keep, filepath.Join(base, "l")))
-	must(t, unpack.RemoveAll(context.Background(), openDir(t, base), "l", nil))
+	must(t, beneath.RemoveAll(context.Background(), openDir(t, base), "l", nil))
 	if len(u.List(t, keep)) != 2 {
 		t.Error("the symlink was followed")
 	}
@@ -72,27 +74,27 @@ func TestSetAttrs(t *testing.T) {
 		e := &res.Entries()[i]
 		path := filepath.Join(to, e.Path)
 		switch e.Type {
-		case unpack.Dir:
+		case entry.Dir:
 			if e.Path != "." {
 				must(t, os.Mkdir(path, 0o700))
 			}
-		case unpack.File:
+		case entry.File:
 			must(t, os.WriteFile(path, bytes.Repeat([]byte("x"), int(e.Size)), 0o600))
 			_ = unix.Lsetxattr(path, "user.stray", []byte("1"), 0)
-		case unpack.Symlink:
+		case entry.Symlink:
 			must(t, os.Symlink(e.Target, path))
-		case unpack.Fifo:
+		case entry.Fifo:
 			must(t, unix.Mkfifo(path, 0o644))
 		}
 	}
 	for i := len(res.Entries()) - 1; i >= 0; i-- {
 		e := &res.Entries()[i]
 		if e.Path == "." {
-			must(t, unpack.SetAttrsOf(dir, e))
+			must(t, beneath.SetAttrsOf(dir, e))
 			continue
 		}
 		parent := openDir(t, filepath.Join(to, filepath.Dir(e.Path)))
-		must(t, unpack.SetAttrs(parent, filepath.Base(e.Path), e))
+		must(t, beneath.SetAttrs(parent, filepath.Base(e.Path), e))
 	}
 	tree, err := unpack.ReadTree(dir)
 	must(t, err)
@@ -106,22 +108,22 @@ func TestOpaqueAndWhiteout(t *testing.T) {
 	user := os.Geteuid() != 0 || inNamespace()
 	extractTo(t, base, u.Tar(t, u.D("o"), u.W("o/.wh..wh..opq"), u.D("n"), u.W("n/.wh.w"), u.F("f", "")))
 	for path, want := range map[string]bool{"o": true, "n": false, ".": false} {
-		if got, err := unpack.IsOpaque(openDir(t, filepath.Join(base, path))); err != nil || got != want {
+		if got, err := beneath.IsOpaque(openDir(t, filepath.Join(base, path))); err != nil || got != want {
 			t.Errorf("%s: opaque %v, %v", path, got, err)
 		}
 	}
 	for path, want := range map[string]bool{"n/w": true, "f": false, "o": false} {
 		var st unix.Stat_t
 		must(t, unix.Lstat(filepath.Join(base, path), &st))
-		if unpack.IsWhiteout(&st) != want {
+		if beneath.IsWhiteout(&st) != want {
 			t.Errorf("%s: whiteout %v", path, !want)
 		}
 	}
 	n := openDir(t, filepath.Join(base, "n"))
-	if plain, err := unpack.Mark(n, unpack.Marks{Whiteouts: true, Opaque: true}, user); err != nil || plain {
+	if plain, err := beneath.Mark(n, beneath.Marks{Whiteouts: true, Opaque: true}, user); err != nil || plain {
 		t.Errorf("mark: plain %v, %v", plain, err)
 	}
-	if got, err := unpack.IsOpaque(n); err != nil || !got {
+	if got, err := beneath.IsOpaque(n); err != nil || !got {
 		t.Errorf("made opaque: %v, %v", got, err)
 	}
 }

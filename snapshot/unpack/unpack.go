@@ -19,17 +19,10 @@ import (
 	"os"
 	"runtime"
 
-	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
-
-	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/idmap"
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
-
-// ErrInvalidLayer is the class of every error that the content of a layer is to blame for: hostile, malformed or
-// contradictory entries, damaged compression, a mismatch of media type and bytes, and content beyond Limits. It is of
-// class errdefs.ErrFailedPrecondition. Errors of the reader and of the filesystem do not have it; they are passed with
-// context.
-var ErrInvalidLayer = cause.Mark(fmt.Errorf("invalid layer: %w", errdefs.ErrFailedPrecondition), cause.LayerInvalid, "")
 
 // Options say for whom a layer is unpacked.
 type Options struct {
@@ -43,7 +36,7 @@ type Options struct {
 	Confined bool
 	// UIDs and GIDs are the ids that the process's user namespace has, as ProcessIDMaps returns them. Others can't be set:
 	// they are an error, and an ordinary user's ACLs that name them are left out. nil: all.
-	UIDs, GIDs IDMap
+	UIDs, GIDs idmap.Map
 	// UserXattr writes overlay's own attributes as user.overlay.*, for mounts with the option userxattr. false:
 	// trusted.overlay.*.
 	UserXattr bool
@@ -173,7 +166,7 @@ func Extract(ctx context.Context, dir *os.File, r io.Reader, opts *Options) (*Re
 
 // readAll applies every entry of the stream and reads it to its end.
 func (x *extractor) readAll(ctx context.Context, r io.Reader) error {
-	src := newSource(r, x.limits.Bytes, largeReads)
+	src := stream.NewSource(r, x.limits.Bytes, stream.LargeReads)
 	tr := tar.NewReader(src)
 	for {
 		hdr, err := tr.Next()
@@ -181,7 +174,7 @@ func (x *extractor) readAll(ctx context.Context, r io.Reader) error {
 			break
 		}
 		if err != nil && !(errors.Is(err, tar.ErrInsecurePath) && hdr != nil) {
-			return src.blame(fmt.Sprintf("tar entry %d", x.seq+1), err)
+			return src.Blame(fmt.Sprintf("tar entry %d", x.seq+1), err)
 		}
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("layer: %w", err)
@@ -193,7 +186,7 @@ func (x *extractor) readAll(ctx context.Context, r io.Reader) error {
 			return err
 		}
 	}
-	return src.drain(ctx)
+	return src.Drain(ctx)
 }
 
 // memoryStep is how much memory is asked for at once: that of a thousand entries.
@@ -225,22 +218,5 @@ func (x *extractor) take(name string, bytes int64) error {
 
 // invalid is an error of class ErrInvalidLayer about the entry with this name.
 func invalid(name, format string, args ...any) error {
-	return fmt.Errorf("tar entry %q: %s: %w", clip(name), fmt.Sprintf(format, args...), ErrInvalidLayer)
-}
-
-// clip keeps hostile names from flooding messages.
-func clip(s string) string {
-	if len(s) > 300 {
-		return s[:300] + "..."
-	}
-	return s
-}
-
-// ignoringEINTR repeats a system call that a signal interrupted.
-func ignoringEINTR(call func() error) error {
-	for {
-		if err := call(); err != unix.EINTR {
-			return err
-		}
-	}
+	return fmt.Errorf("tar entry %q: %s: %w", printable.Clip(name), fmt.Sprintf(format, args...), stream.ErrInvalidLayer)
 }

@@ -18,7 +18,9 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -411,7 +413,7 @@ func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome 
 	in := bytes.NewReader(raw)
 	res, err := unpack.Extract(context.Background(), root, in, opts)
 	if err != nil {
-		o := outcome{Err: err.Error(), Invalid: errors.Is(err, unpack.ErrInvalidLayer)}
+		o := outcome{Err: err.Error(), Invalid: errors.Is(err, stream.ErrInvalidLayer)}
 		if o.Invalid != errdefs.IsFailedPrecondition(err) && !(opts.UIDs != nil && errdefs.IsFailedPrecondition(err)) {
 			o.Disagree = "class of " + o.Err
 		}
@@ -433,12 +435,12 @@ func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome 
 }
 
 // difference compares what was extracted with what is there.
-func difference(extracted, tree []unpack.Entry) string {
-	var want []unpack.Entry
+func difference(extracted, tree []entry.Entry) string {
+	var want []entry.Entry
 	for _, e := range extracted {
-		if e.Type != unpack.Link {
+		if e.Type != entry.Link {
 			e.Implied, e.Seq = false, 0
-			e.Opaque = e.Opaque && e.Type != unpack.Whiteout // what made it does not show on disk
+			e.Opaque = e.Opaque && e.Type != entry.Whiteout // what made it does not show on disk
 			want = append(want, e)
 		}
 	}
@@ -469,7 +471,7 @@ func notes(r *unpack.Result) string {
 	}
 	for _, e := range r.Entries() {
 		switch {
-		case e.Type == unpack.Link:
+		case e.Type == entry.Link:
 			n = append(n, fmt.Sprintf("link:%s=>%s:%o", e.Path, e.Target, e.Mode))
 		case e.Implied && e.Path != ".":
 			n = append(n, "implied:"+e.Path)

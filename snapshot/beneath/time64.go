@@ -1,5 +1,5 @@
 //go:build !(386 || arm || mips || mipsle)
 
-package unpack
+package beneath
 
 func timespec(sec, nsec int64) (int64, int64) { return sec, nsec }

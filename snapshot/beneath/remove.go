@@ -1,4 +1,4 @@
-package unpack
+package beneath
 
 import (
 	"context"
@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// climber walks a tree of any depth with one descriptor open. It goes up by "..", and checks that it came to the
-// directory that it had come from: somebody may move directories about.
-type climber struct {
-	fd    int
+// Climber walks a tree of any depth with one descriptor open. It goes up by "..", and checks that this leads to the
+// directory from which it went down, because another process may move directories.
+type Climber struct {
+	FD    int
 	owned bool // fd is the climber's to close
 	up    []level
 }
@@ -28,31 +29,31 @@ type level struct {
 	fd       int // of the first level, which is not reached by ".."
 }
 
-// down enters the directory name.
-func (c *climber) down(name string) error {
+// Down enters the directory name.
+func (c *Climber) Down(name string) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(c.fd, &st); err != nil {
+	if err := unix.Fstat(c.FD, &st); err != nil {
 		return err
 	}
-	fd, err := openat(c.fd, name, dirFlags, 0)
+	fd, err := OpenAt(c.FD, name, DirFlags, 0)
 	if err != nil {
 		return err
 	}
-	c.up = append(c.up, level{name: name, dev: uint64(st.Dev), ino: st.Ino, owned: c.owned, fd: c.fd})
+	c.up = append(c.up, level{name: name, dev: uint64(st.Dev), ino: st.Ino, owned: c.owned, fd: c.FD})
 	if c.owned {
-		unix.Close(c.fd)
+		unix.Close(c.FD)
 	}
-	c.fd, c.owned = fd, true
+	c.FD, c.owned = fd, true
 	return nil
 }
 
-// leave returns to the directory above and says what the one that it left is called there.
-func (c *climber) leave() (string, error) {
+// Leave returns to the directory above, and returns the name there of the directory that it left.
+func (c *Climber) Leave() (string, error) {
 	last := c.up[len(c.up)-1]
 	fd := last.fd
 	if last.owned {
 		var err error
-		if fd, err = openat(c.fd, "..", dirFlags, 0); err != nil {
+		if fd, err = OpenAt(c.FD, "..", DirFlags, 0); err != nil {
 			return "", err
 		}
 		var st unix.Stat_t
@@ -62,18 +63,19 @@ func (c *climber) leave() (string, error) {
 		}
 		if uint64(st.Dev) != last.dev || st.Ino != last.ino {
 			unix.Close(fd)
-			return "", fmt.Errorf("directory %q was moved: %w", clip(last.name), unix.ESTALE)
+			return "", fmt.Errorf("directory %q was moved: %w", printable.Clip(last.name), unix.ESTALE)
 		}
 	}
-	unix.Close(c.fd)
-	c.fd, c.owned = fd, last.owned
+	unix.Close(c.FD)
+	c.FD, c.owned = fd, last.owned
 	c.up = c.up[:len(c.up)-1]
 	return last.name, nil
 }
 
-func (c *climber) close() {
+// Close closes the descriptor.
+func (c *Climber) Close() {
 	if c.owned {
-		unix.Close(c.fd)
+		unix.Close(c.FD)
 	}
 }
 
@@ -84,15 +86,16 @@ func (c *climber) close() {
 // gives back, which costs a stat for each; nil: nothing is counted.
 func RemoveAll(ctx context.Context, dir *os.File, name string, freed func(bytes int64)) error {
 	defer runtime.KeepAlive(dir)
-	if err := removeAll(ctx.Err, int(dir.Fd()), name, freed); err != nil {
-		return fmt.Errorf("remove %q: %w", clip(name), err)
+	if err := RemoveAllAt(ctx.Err, int(dir.Fd()), name, freed); err != nil {
+		return fmt.Errorf("remove %q: %w", printable.Clip(name), err)
 	}
 	return nil
 }
 
-func removeAll(interrupted func() error, fd int, name string, freed func(int64)) error {
-	r := &remover{climber: climber{fd: fd}, interrupted: interrupted, freed: freed}
-	defer r.close()
+// RemoveAllAt is like RemoveAll for a directory's descriptor. It ends with the error of interrupted.
+func RemoveAllAt(interrupted func() error, fd int, name string, freed func(int64)) error {
+	r := &remover{Climber: Climber{FD: fd}, interrupted: interrupted, freed: freed}
+	defer r.Close()
 	if err := r.run(name); err != nil {
 		return err
 	}
@@ -105,7 +108,7 @@ func removeAll(interrupted func() error, fd int, name string, freed func(int64))
 // remover empties a tree. Whatever it could not remove has its name in left, and in kept of the directory that holds
 // it, so that the directory is not emptied again and again.
 type remover struct {
-	climber
+	Climber
 	kept []map[string]bool // of each level of climber.up, and of the directory that it is in
 	left *leftover.Error
 	// interrupted returns why the removal has to end.
@@ -117,7 +120,7 @@ type remover struct {
 // other names.
 func (r *remover) bytes(name string) int64 {
 	var st unix.Stat_t
-	if r.freed == nil || unix.Fstatat(r.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+	if r.freed == nil || unix.Fstatat(r.FD, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 		return 0
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
@@ -162,7 +165,7 @@ func (r *remover) run(name string) error {
 // leaveEmpty goes up, and removes the directory that it leaves unless something was kept there.
 func (r *remover) leaveEmpty() error {
 	holds := len(r.kept[len(r.kept)-1]) > 0
-	name, err := r.leave()
+	name, err := r.Leave()
 	if err != nil {
 		return err
 	}
@@ -172,7 +175,7 @@ func (r *remover) leaveEmpty() error {
 		return nil
 	}
 	bytes := r.bytes(name)
-	switch err := unix.Unlinkat(r.fd, name, unix.AT_REMOVEDIR); err {
+	switch err := unix.Unlinkat(r.FD, name, unix.AT_REMOVEDIR); err {
 	case nil:
 		r.count(bytes)
 	case unix.ENOENT:
@@ -185,7 +188,7 @@ func (r *remover) leaveEmpty() error {
 // removed removes what is not a directory, or an empty one. It reports whether name is done with: removed, or kept.
 func (r *remover) removed(name string) bool {
 	bytes := r.bytes(name)
-	done, err := removeOne(r.fd, name)
+	done, err := removeOne(r.FD, name)
 	if err != nil {
 		r.keep(name, err)
 	} else if done {
@@ -196,10 +199,10 @@ func (r *remover) removed(name string) bool {
 
 // enter goes down and makes sure that the directory can be emptied.
 func (r *remover) enter(name string) {
-	err := r.down(name)
+	err := r.Down(name)
 	if err == unix.EACCES {
-		if err = (target{r.fd, name}).chmod(0o700); err == nil {
-			err = r.down(name)
+		if err = (Inode{r.FD, name}).Chmod(0o700); err == nil {
+			err = r.Down(name)
 		}
 	}
 	if err == unix.ENOTDIR {
@@ -211,7 +214,7 @@ func (r *remover) enter(name string) {
 	}
 	r.kept = append(r.kept, nil)
 	if os.Geteuid() != 0 {
-		if err := unix.Fchmod(r.fd, 0o700); err != nil {
+		if err := unix.Fchmod(r.FD, 0o700); err != nil {
 			r.keep(".", err)
 		}
 	}
@@ -221,9 +224,9 @@ func (r *remover) enter(name string) {
 func (r *remover) keep(name string, err error) {
 	at := make([]string, 0, len(r.up)+1)
 	for _, l := range r.up[:min(len(r.up), maxNamed)] {
-		at = append(at, clip(l.name))
+		at = append(at, printable.Clip(l.name))
 	}
-	r.left = r.left.Add(leftover.New(path.Join(append(at, clip(name))...), leftover.Protected(r.fd, name), err))
+	r.left = r.left.Add(leftover.New(path.Join(append(at, printable.Clip(name))...), leftover.Protected(r.FD, name), err))
 	r.skip(name)
 }
 
@@ -267,7 +270,7 @@ func removeOne(fd int, name string) (done bool, err error) {
 // removeContent empties the directory until it comes to a directory that is not empty, which it returns. It returns ""
 // when nothing is left but what is kept.
 func (r *remover) removeContent() (string, error) {
-	dup, err := openat(r.fd, ".", dirFlags, 0)
+	dup, err := OpenAt(r.FD, ".", DirFlags, 0)
 	if err != nil {
 		return "", err
 	}

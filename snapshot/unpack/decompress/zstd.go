@@ -1,4 +1,4 @@
-package unpack
+package decompress
 
 import (
 	"errors"
@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
 // How far back a zstd frame may refer is memory that it makes the decoder take: usualWindow is what every decoder has
@@ -21,12 +23,12 @@ const (
 // zstdReader decodes a zstd stream. A frame that refers further back than all before it gets a new decoder, so that the
 // memory of the old one is free before the new one takes its own.
 type zstdReader struct {
-	src    *source
+	src    *stream.Source
 	frames *zstdFrames
 	z      *zstd.Decoder // nil when closed
 }
 
-func newZstdReader(src *source, grow func(int64) error) (*zstdReader, error) {
+func newZstdReader(src *stream.Source, grow func(int64) error) (*zstdReader, error) {
 	r := &zstdReader{src: src, frames: &zstdFrames{src: src, grow: grow}}
 	if err := r.frames.take(usualWindow); err != nil {
 		return nil, r.blame(err)
@@ -56,7 +58,7 @@ func (r *zstdReader) Read(p []byte) (int, error) {
 		switch {
 		case err == nil:
 			return n, nil
-		case err != io.EOF, r.src.under.err != nil: // the decoder takes some errors for the end
+		case err != io.EOF, r.src.Failed() != nil: // the decoder takes some errors for the end
 			return n, r.blame(err)
 		case !r.frames.larger:
 			return n, io.EOF
@@ -80,7 +82,7 @@ func (r *zstdReader) blame(err error) error {
 	if errors.As(err, &refused) {
 		return fmt.Errorf("zstd: memory: %w", refused.error)
 	}
-	return r.src.blame("zstd", err)
+	return r.src.Blame("zstd", err)
 }
 
 func (r *zstdReader) Close() error {
@@ -99,7 +101,7 @@ func (e memoryError) Unwrap() error { return e.error }
 // zstdFrames passes a zstd stream on, frame by frame (RFC 8878), and asks for the memory of a frame before its header
 // reaches the decoder. It ends, with larger set, before a frame that needs more memory than all before it.
 type zstdFrames struct {
-	src     *source
+	src     *stream.Source
 	grow    func(int64) error
 	granted uint64 // the memory of a window that was asked for
 	larger  bool   // the next frame needs more than that

@@ -1,4 +1,18 @@
-package unpack
+// Package entry is the vocabulary of layers: one path with its attributes, and the names that have a meaning of their
+// own.
+//
+// It owns nothing.
+//
+// Its invariant: an Entry says everything about a path that a layer's digest covers, and nothing else.
+//
+// The surprising rule: Link and Whiteout are types as well. A Link names a file that only a lower layer has; a Whiteout
+// removes a path of the layers below.
+package entry
+
+import (
+	"maps"
+	"strings"
+)
 
 // Type is what lies at a path of an unpacked layer.
 type Type uint8
@@ -64,4 +78,27 @@ type Entry struct {
 	// Opaque directories hide what the layers below have inside them. An opaque Whiteout is a device in the tar, which
 	// also took the place of what the layer itself had there before; on disk it is like any other.
 	Opaque bool
+}
+
+// DropXattr takes an attribute away from an entry, whose map others may share.
+func (e *Entry) DropXattr(name string) {
+	rest := maps.Clone(e.Xattrs)
+	if delete(rest, name); len(rest) == 0 {
+		rest = nil
+	}
+	e.Xattrs = rest
+}
+
+// ComparePaths orders paths as Result.Entries are: by bytes, the root first.
+func ComparePaths(a, b string) int {
+	if a == "." || b == "." {
+		switch {
+		case a == b:
+			return 0
+		case a == ".":
+			return -1
+		}
+		return 1
+	}
+	return strings.Compare(a, b)
 }

@@ -1,4 +1,4 @@
-package unpack_test
+package decompress_test
 
 import (
 	"bytes"
@@ -15,7 +15,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/tank-snapshotter/tank/internal/mediatype"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -102,16 +103,16 @@ func TestDecompress(t *testing.T) {
 	} {
 		t.Run(tc.id, func(t *testing.T) {
 			for way := range 4 {
-				restore := unpack.SetOwnGzip(way&1 != 0)
+				restore := decompress.SetOwnGzip(way&1 != 0)
 				defer restore()
 				wrap := func(r io.Reader) io.Reader { return r }
 				if way&2 != 0 {
 					wrap = iotest.OneByteReader
 				}
 				in := bytes.NewReader(tc.blob)
-				got, err := decompress(tc.mediaType, wrap(in))
+				got, err := readAll(tc.mediaType, wrap(in))
 				if tc.err != "" {
-					if !errors.Is(err, unpack.ErrInvalidLayer) || !strings.Contains(err.Error(), tc.err) {
+					if !errors.Is(err, stream.ErrInvalidLayer) || !strings.Contains(err.Error(), tc.err) {
 						t.Errorf("error %v, want %q", err, tc.err)
 					}
 					continue
@@ -127,8 +128,8 @@ func TestDecompress(t *testing.T) {
 	}
 }
 
-func decompress(mediaType string, r io.Reader) ([]byte, error) {
-	z, err := unpack.Decompress(mediaType, r)
+func readAll(mediaType string, r io.Reader) ([]byte, error) {
+	z, err := decompress.NewReader(mediaType, r)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +149,7 @@ func TestEveryLayerType(t *testing.T) {
 		"application/vnd.docker.image.rootfs.foreign.diff.tar.zstd",
 	} {
 		for _, blob := range [][]byte{tarBytes, u.Gzip(t, tarBytes), zstdBytes(t, tarBytes)} {
-			if got, err := decompress(mediaType, bytes.NewReader(blob)); err != nil || !bytes.Equal(got, tarBytes) {
+			if got, err := readAll(mediaType, bytes.NewReader(blob)); err != nil || !bytes.Equal(got, tarBytes) {
 				t.Errorf("%q, % x: %d bytes, %v", mediaType, blob[:4], len(got), err)
 			}
 		}
@@ -159,7 +160,7 @@ func TestEveryLayerType(t *testing.T) {
 		"application/vnd.cncf.helm.chart.content.v1.tar+gzip": "a Helm chart",
 		"application/x-something":                             `content of media type "application/x-something"`,
 	} {
-		_, err := unpack.Decompress(mediaType, bytes.NewReader(tarBytes))
+		_, err := decompress.NewReader(mediaType, bytes.NewReader(tarBytes))
 		if !errors.Is(err, mediatype.ErrNotRootfs) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", mediaType, err)
 		}
@@ -177,12 +178,12 @@ func TestDecompressFaults(t *testing.T) {
 	for i, blob := range [][]byte{
 		u.Gzip(t, u.Tar(t, u.F("a", "1"))), u.Gzip(t, u.Tar(t, u.F("a", "1"))), zstdBytes(t, u.Tar(t, u.F("a", "1"))), u.Tar(t, u.F("a", "1")),
 	} {
-		restore := unpack.SetOwnGzip(i == 1)
+		restore := decompress.SetOwnGzip(i == 1)
 		defer restore()
 		for _, cut := range []int{0, 1, 12, len(blob) - 1, len(blob)} {
 			for _, fault := range []error{fault, io.ErrUnexpectedEOF} {
-				_, err := decompress("", io.MultiReader(bytes.NewReader(blob[:cut]), iotest.ErrReader(fault)))
-				if !errors.Is(err, fault) || errors.Is(err, unpack.ErrInvalidLayer) {
+				_, err := readAll("", io.MultiReader(bytes.NewReader(blob[:cut]), iotest.ErrReader(fault)))
+				if !errors.Is(err, fault) || errors.Is(err, stream.ErrInvalidLayer) {
 					t.Errorf("cut at %d of %d: %v", cut, len(blob), err)
 				}
 			}
@@ -205,24 +206,25 @@ func TestGzipDecodersAgree(t *testing.T) {
 		var errs [2]error
 		var left [2]int
 		for own := range 2 {
-			restore := unpack.SetOwnGzip(own == 1)
+			restore := decompress.SetOwnGzip(own == 1)
 			in := bytes.NewReader(blob)
-			got[own], errs[own] = decompress("", in)
+			got[own], errs[own] = readAll("", in)
 			left[own] = in.Len()
 			restore()
 		}
-		same := (errs[0] == nil) == (errs[1] == nil) && errors.Is(errs[0], unpack.ErrInvalidLayer) == errors.Is(errs[1], unpack.ErrInvalidLayer)
+		same := (errs[0] == nil) == (errs[1] == nil) && errors.Is(errs[0], stream.ErrInvalidLayer) == errors.Is(errs[1], stream.ErrInvalidLayer)
 		if !same || errs[0] == nil && (!bytes.Equal(got[0], got[1]) || left != [2]int{}) {
 			t.Errorf("case %d: %d bytes and %v, %d bytes and %v, %v left", i, len(got[0]), errs[0], len(got[1]), errs[1], left)
 		}
 	}
 }
 
-// TestDecompressWriteTo: the decoder's buffer is handed over, the writer's error is not the layer's, and a closed reader is closed.
+// TestDecompressWriteTo: the decoder's buffer is handed over, the writer's error is not the layer's, and a closed
+// reader is closed.
 func TestDecompressWriteTo(t *testing.T) {
-	defer unpack.SetOwnGzip(true)()
+	defer decompress.SetOwnGzip(true)()
 	data := bytes.Repeat([]byte("layer "), 100_000)
-	z, err := unpack.Decompress("", bytes.NewReader(u.Gzip(t, data)))
+	z, err := decompress.NewReader("", bytes.NewReader(u.Gzip(t, data)))
 	must(t, err)
 	var out bytes.Buffer
 	n, err := z.(io.WriterTo).WriteTo(&out)
@@ -240,19 +242,19 @@ func TestDecompressWriteTo(t *testing.T) {
 
 	full := errors.New("disk full")
 	for _, w := range []io.Writer{iotest.TruncateWriter(io.Discard, 0), failing{full}} {
-		z, err = unpack.Decompress("", bytes.NewReader(u.Gzip(t, data)))
+		z, err = decompress.NewReader("", bytes.NewReader(u.Gzip(t, data)))
 		must(t, err)
 		_, err = z.(io.WriterTo).WriteTo(w)
-		if _, fails := w.(failing); fails != errors.Is(err, full) || errors.Is(err, unpack.ErrInvalidLayer) {
+		if _, fails := w.(failing); fails != errors.Is(err, full) || errors.Is(err, stream.ErrInvalidLayer) {
 			t.Errorf("writer %T: %v", w, err)
 		}
 		must(t, z.Close())
 	}
 	bad := u.Gzip(t, data)
 	bad[len(bad)-1] ^= 1
-	z, err = unpack.Decompress("", bytes.NewReader(bad))
+	z, err = decompress.NewReader("", bytes.NewReader(bad))
 	must(t, err)
-	if _, err := z.(io.WriterTo).WriteTo(io.Discard); !errors.Is(err, unpack.ErrInvalidLayer) {
+	if _, err := z.(io.WriterTo).WriteTo(io.Discard); !errors.Is(err, stream.ErrInvalidLayer) {
 		t.Errorf("a wrong checksum: %v", err)
 	}
 	must(t, z.Close())
@@ -265,7 +267,7 @@ func (f failing) Write([]byte) (int, error) { return 0, f.err }
 // TestGzipVariable: an operator can go back to klauspost's decoder without a rebuild.
 func TestGzipVariable(t *testing.T) {
 	if os.Getenv("TANK_TEST_PRINTS_DECODER") != "" {
-		fmt.Println("own decoder:", unpack.OwnGzip())
+		fmt.Println("own decoder:", decompress.OwnGzip())
 		return
 	}
 	for value, want := range map[string]bool{"": true, "klauspost": false, "other": true} {
@@ -275,5 +277,12 @@ func TestGzipVariable(t *testing.T) {
 		if err != nil || !strings.Contains(string(out), fmt.Sprintf("own decoder: %v\n", want)) {
 			t.Errorf("TANK_GZIP=%q: %v\n%s", value, err, out)
 		}
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

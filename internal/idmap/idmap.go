@@ -1,4 +1,11 @@
-package unpack
+// Package idmap describes how the user and group ids of a user namespace map to the ids outside of it.
+//
+// It owns nothing; it reads /proc/self/uid_map and gid_map.
+//
+// Its invariant: a Map of a process is sorted and its ranges do not touch, so that equal mappings are equal values.
+//
+// The surprising rule: a nil Map maps every id to itself.
+package idmap
 
 import (
 	"fmt"
@@ -14,17 +21,18 @@ import (
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
-// IDMap is how the ids of a user namespace map to those outside of it. nil maps every id to itself.
-type IDMap []IDRange
+// Map maps the ids of a user namespace to the ids outside of it. nil maps every id to itself.
+type Map []Range
 
-// IDRange maps the Size ids from Container on to those from Host on.
-type IDRange struct{ Container, Host, Size uint32 }
+// Range maps Size ids: Container, the first, to Host, and so on.
+type Range struct{ Container, Host, Size uint32 }
 
-// ParseIDMap reads CONTAINER:HOST:SIZE, comma-separated; errdefs.ErrInvalidArgument when it is anything else.
-func ParseIDMap(s string) (IDMap, error) {
-	var m IDMap
+// Parse reads ranges of the form CONTAINER:HOST:SIZE, separated by commas. It returns errdefs.ErrInvalidArgument for
+// anything else.
+func Parse(s string) (Map, error) {
+	var m Map
 	for part := range strings.SplitSeq(s, ",") {
-		r, err := parseIDRange(strings.Split(part, ":"))
+		r, err := parseRange(strings.Split(part, ":"))
 		if err != nil {
 			return nil, fmt.Errorf("id mapping %.100q: %w: %w", s, err, errdefs.ErrInvalidArgument)
 		}
@@ -33,43 +41,43 @@ func ParseIDMap(s string) (IDMap, error) {
 	return m, nil
 }
 
-func parseIDRange(fields []string) (IDRange, error) {
+func parseRange(fields []string) (Range, error) {
 	var n [3]uint32
 	if len(fields) != len(n) {
-		return IDRange{}, fmt.Errorf("not CONTAINER:HOST:SIZE")
+		return Range{}, fmt.Errorf("not CONTAINER:HOST:SIZE")
 	}
 	for i, f := range fields {
 		v, err := strconv.ParseUint(f, 10, 32)
 		if err != nil {
-			return IDRange{}, err
+			return Range{}, err
 		}
 		n[i] = uint32(v)
 	}
 	if n[2] == 0 {
-		return IDRange{}, fmt.Errorf("empty range")
+		return Range{}, fmt.Errorf("empty range")
 	}
-	return IDRange{n[0], n[1], n[2]}, nil
+	return Range{n[0], n[1], n[2]}, nil
 }
 
-// processIDs are the maps that ProcessIDMaps has read. A process with several threads can't enter another user
+// processIDs are the maps that ProcessMaps has read. A process with several threads can't enter another user
 // namespace, and the kernel lets a namespace's map be written only once, so the first complete answer holds.
 var processIDs struct {
 	mu         sync.Mutex // guards the rest
 	known      bool
-	uids, gids IDMap
+	uids, gids Map
 }
 
-// ProcessIDMaps returns the ids of this process's user namespace, sorted, adjacent ranges as one; nil for the initial
+// Process returns the ids of this process's user namespace, sorted, adjacent ranges as one; nil for the initial
 // namespace and for kernels without any. The caller must not change the maps.
-func ProcessIDMaps() (uids, gids IDMap, err error) {
+func Process() (uids, gids Map, err error) {
 	p := &processIDs
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.known {
 		return p.uids, p.gids, nil
 	}
-	if uids, err = readIDMap("/proc/self/uid_map"); err == nil {
-		gids, err = readIDMap("/proc/self/gid_map")
+	if uids, err = readMap("/proc/self/uid_map"); err == nil {
+		gids, err = readMap("/proc/self/gid_map")
 	}
 	p.known = err == nil && len(uids) > 0 && len(gids) > 0
 	if uids.isAll() && gids.isAll() {
@@ -79,28 +87,28 @@ func ProcessIDMaps() (uids, gids IDMap, err error) {
 	return uids, gids, err
 }
 
-func readIDMap(name string) (IDMap, error) {
+func readMap(name string) (Map, error) {
 	text, err := regular.ReadFile(name, 1<<20)
 	if os.IsNotExist(err) {
-		return IDMap{{Size: math.MaxUint32}}, nil
+		return Map{{Size: math.MaxUint32}}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	m := IDMap{}
+	m := Map{}
 	for line := range strings.Lines(string(text)) {
-		r, err := parseIDRange(strings.Fields(line))
+		r, err := parseRange(strings.Fields(line))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		m = append(m, r)
 	}
-	slices.SortFunc(m, func(a, b IDRange) int { return int(int64(a.Container) - int64(b.Container)) })
+	slices.SortFunc(m, func(a, b Range) int { return int(int64(a.Container) - int64(b.Container)) })
 	return m.joined(), nil
 }
 
 // joined makes one of ranges that continue each other. The map is sorted.
-func (m IDMap) joined() IDMap {
+func (m Map) joined() Map {
 	out := m[:0]
 	for _, r := range m {
 		if n := len(out) - 1; n >= 0 && out[n].Container+out[n].Size == r.Container && out[n].Host+out[n].Size == r.Host {
@@ -113,12 +121,12 @@ func (m IDMap) joined() IDMap {
 }
 
 // isAll tells whether this is the initial namespace's map, or like it.
-func (m IDMap) isAll() bool {
-	return len(m) == 1 && m[0] == IDRange{Size: math.MaxUint32}
+func (m Map) isAll() bool {
+	return len(m) == 1 && m[0] == Range{Size: math.MaxUint32}
 }
 
 // Len is how many ids the namespace has.
-func (m IDMap) Len() uint64 {
+func (m Map) Len() uint64 {
 	if m == nil {
 		return math.MaxUint32
 	}
@@ -130,13 +138,13 @@ func (m IDMap) Len() uint64 {
 }
 
 // Has tells whether the id has a place in the namespace.
-func (m IDMap) Has(id uint32) bool {
+func (m Map) Has(id uint32) bool {
 	_, ok := m.Host(id)
 	return ok
 }
 
 // Host maps an id of the namespace to the one outside; ok is false when it has none.
-func (m IDMap) Host(id uint32) (host uint32, ok bool) {
+func (m Map) Host(id uint32) (host uint32, ok bool) {
 	if m == nil {
 		return id, true
 	}
@@ -148,10 +156,10 @@ func (m IDMap) Host(id uint32) (host uint32, ok bool) {
 	return 0, false
 }
 
-// Includes tells whether every id of the other map is mapped by m, to the same. Both are as ProcessIDMaps returns them.
-func (m IDMap) Includes(other IDMap) bool {
+// Includes tells whether every id of the other map is mapped by m, to the same. Both are as ProcessMaps returns them.
+func (m Map) Includes(other Map) bool {
 	for _, o := range other {
-		if !slices.ContainsFunc(m, func(r IDRange) bool {
+		if !slices.ContainsFunc(m, func(r Range) bool {
 			off := int64(o.Container) - int64(r.Container)
 			return off >= 0 && off+int64(o.Size) <= int64(r.Size) && int64(o.Host)-int64(r.Host) == off
 		}) {
@@ -161,8 +169,8 @@ func (m IDMap) Includes(other IDMap) bool {
 	return true
 }
 
-// String is the map as ParseIDMap and containerd's mounts take it.
-func (m IDMap) String() string {
+// String is the map as ParseMap and containerd's mounts take it.
+func (m Map) String() string {
 	parts := make([]string, len(m))
 	for i, r := range m {
 		parts[i] = fmt.Sprintf("%d:%d:%d", r.Container, r.Host, r.Size)

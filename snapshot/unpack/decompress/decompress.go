@@ -1,4 +1,12 @@
-package unpack
+// Package decompress returns the tar stream in the blob of a layer.
+//
+// It owns nothing: it reads one stream.
+//
+// Its invariant: memory that the stream asks for is announced before it is taken, and an error of the stream's content
+// has the class stream.ErrInvalidLayer.
+//
+// The surprising rule: the first bytes of a blob decide how it is compressed, not its media type (ADR 28).
+package decompress
 
 import (
 	"bufio"
@@ -14,10 +22,11 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
-// gzipVariable is an environment variable. With the value klauspost, gzip is decoded by that library, which takes and refuses the
-// same, instead of package inflate: docs/adr/0013-own-gzip-decoder.md.
+// gzipVariable is an environment variable. With the value klauspost, gzip is decoded by that library, which takes and
+// refuses the same, instead of package inflate: docs/adr/0013-own-gzip-decoder.md.
 const gzipVariable = "TANK_GZIP"
 
 var ownGzip = os.Getenv(gzipVariable) != "klauspost"
@@ -30,46 +39,48 @@ const (
 	zstded  compression = "zstd"
 )
 
-// Supported reports whether blobs of the media type are layers that Decompress can read.
+// Supported reports whether blobs of the media type are layers that NewReader can read.
 func Supported(mediaType string) bool { return mediatype.Layer(mediaType) }
 
-// Decompress returns the tar stream in a layer's blob. What the blob is, gzip of several members, zstd of several frames
+// NewReader returns the tar stream in a layer's blob. What the blob is, gzip of several members, zstd of several frames
 // with skippable ones between them, or a plain tar, is recognised by its first bytes alone: the media type has to be
 // one of layers, and what it states about compression is ignored, since the diff ID decides whether the content is
 // right. A blob of no bytes is an empty tar. Zeros or garbage after the last member of gzip are read and ignored.
 //
-// Close the reader to free its memory; r is not closed. It is read to its end before the reader returns io.EOF. Errors are
-// of class ErrInvalidLayer when the bytes are to blame; those of r are wrapped as they are.
-func Decompress(mediaType string, r io.Reader) (io.ReadCloser, error) {
-	return DecompressWithin(mediaType, r, func(int64) error { return nil })
+// Close the reader to free its memory; r is not closed. It is read to its end before the reader returns io.EOF.
+// Errors are of class ErrInvalidLayer when the bytes are to blame; those of r are wrapped as they are.
+func NewReader(mediaType string, r io.Reader) (io.ReadCloser, error) {
+	return NewReaderWithin(mediaType, r, func(int64) error { return nil })
 }
 
-// DecompressWithin is like Decompress and calls grow before the decoder of a zstd stream takes so many bytes of memory,
+// NewReaderWithin is like NewReader and calls grow before the decoder of a zstd stream takes so many bytes of memory,
 // which the stream decides, here or in a later Read; grow may wait. Decoders of other streams take little.
-func DecompressWithin(mediaType string, r io.Reader, grow func(bytes int64) error) (io.ReadCloser, error) {
+func NewReaderWithin(mediaType string, r io.Reader, grow func(bytes int64) error) (io.ReadCloser, error) {
 	if !Supported(mediaType) {
 		return nil, mediatype.NotRootfs(mediaType)
 	}
 	src := newBlobSource(r)
 	got, err := sniff(src.Reader)
 	if err != nil {
-		return nil, src.blame("blob", err)
+		return nil, src.Blame("blob", err)
 	}
 	switch got {
 	case gzipped:
 		if ownGzip {
 			return newInflateReader(src), nil
 		}
-		src.Reader = bufio.NewReaderSize(src.Reader, smallReads)
+		src.Reader = bufio.NewReaderSize(src.Reader, stream.SmallReads)
 		return &gzipReader{src: src}, nil
 	case zstded:
-		src.Reader = bufio.NewReaderSize(src.Reader, smallReads)
+		src.Reader = bufio.NewReaderSize(src.Reader, stream.SmallReads)
 		return newZstdReader(src, grow)
 	}
 	return io.NopCloser(src), nil
 }
 
-func newBlobSource(r io.Reader) *source { return newSource(r, 1<<63-1, largeReads) }
+func newBlobSource(r io.Reader) *stream.Source {
+	return stream.NewSource(r, 1<<63-1, stream.LargeReads)
+}
 
 // others are the beginnings of what some tools compress with, and no registry's clients decompress.
 var others = []struct{ magic, name string }{
@@ -137,7 +148,7 @@ var errGzipClosed = fmt.Errorf("gzip: closed reader: %w", io.ErrClosedPipe)
 
 // gzipReader reads one member after the other and stops where something else follows.
 type gzipReader struct {
-	src  *source
+	src  *stream.Source
 	z    *gzip.Reader
 	done error
 }
@@ -160,7 +171,7 @@ func (g *gzipReader) Read(p []byte) (int, error) {
 		case err == io.EOF:
 			g.done = g.next()
 		case err != nil:
-			g.done = g.src.blame("gzip", err)
+			g.done = g.src.Blame("gzip", err)
 		}
 		if n > 0 {
 			return n, nil
@@ -182,7 +193,7 @@ func (g *gzipReader) begin(z *gzip.Reader) (err error) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return g.src.blame("gzip header", err)
+		return g.src.Blame("gzip header", err)
 	}
 	z.Multistream(false)
 	g.z = z
@@ -196,7 +207,7 @@ func (g *gzipReader) next() error {
 		return g.begin(g.z)
 	}
 	if _, err := io.Copy(io.Discard, g.src); err != nil {
-		return g.src.blame("blob", err)
+		return g.src.Blame("blob", err)
 	}
 	return io.EOF
 }
@@ -209,11 +220,11 @@ func (g *gzipReader) Close() error {
 
 // inflateReader does what gzipReader does.
 type inflateReader struct {
-	src *source
+	src *stream.Source
 	z   *inflate.Reader // nil when closed
 }
 
-func newInflateReader(src *source) *inflateReader {
+func newInflateReader(src *stream.Source) *inflateReader {
 	return &inflateReader{src, inflate.New(src, &inflate.Options{IgnoreTrailing: true, RefuseReserved: true})}
 }
 
@@ -242,7 +253,7 @@ func (r *inflateReader) blame(err error) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
-	return r.src.blame("gzip", err)
+	return r.src.Blame("gzip", err)
 }
 
 func (r *inflateReader) Close() error {

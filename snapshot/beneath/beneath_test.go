@@ -1,4 +1,4 @@
-package unpack
+package beneath
 
 import (
 	"errors"
@@ -35,15 +35,15 @@ func TestOpener(t *testing.T) {
 			{base, "none", unix.ENOENT},
 			{"/", "proc", unix.EXDEV},
 		} {
-			root, err := unix.Open(tc.root, dirFlags, 0)
+			root, err := unix.Open(tc.root, DirFlags, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			o, err := newOpener(root, walk)
+			o, err := NewOpener(root, walk)
 			if err != nil {
 				t.Fatal(err)
 			}
-			fd, err := o.dir(root, tc.path)
+			fd, err := o.Dir(root, tc.path)
 			if err == nil {
 				unix.Close(fd)
 			}

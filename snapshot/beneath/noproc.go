@@ -1,4 +1,4 @@
-package unpack
+package beneath
 
 import (
 	"runtime"
@@ -8,16 +8,16 @@ import (
 
 // viaProc calls fn with a path of the target that leads through /proc, for system calls that take neither a directory
 // nor flags. Where /proc is not mounted, fn gets the bare name, in a thread whose working directory is the target's.
-func (t target) viaProc(fn func(path string) error) error {
+func (t Inode) viaProc(fn func(path string) error) error {
 	err := fn(t.proc())
 	if err != unix.ENOENT {
 		return err
 	}
 	var st unix.Stat_t
-	if t.stat(&st) != nil {
+	if t.Stat(&st) != nil {
 		return err // the target itself is missing
 	}
-	return inDirectory(t.fd, func() error { return fn(t.name) })
+	return inDirectory(t.FD, func() error { return fn(t.Name) })
 }
 
 // inDirectory calls fn in a thread of its own whose working directory is dir. The rest of the process keeps its own.

@@ -1,4 +1,4 @@
-package unpack
+package beneath
 
 import (
 	"fmt"
@@ -6,6 +6,9 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // On disk, a whiteout has overlay's form: a character device 0:0. Some file systems refuse that device (overlayfs does,
@@ -28,10 +31,11 @@ func IsWhiteout(st *unix.Stat_t) bool {
 // MakeWhiteout makes a whiteout of a name in dir. plain is true when it is one that overlay does not understand.
 func MakeWhiteout(dir *os.File, name string) (plain bool, err error) {
 	defer runtime.KeepAlive(dir)
-	return makeWhiteout(int(dir.Fd()), name)
+	return MakeWhiteoutAt(int(dir.Fd()), name)
 }
 
-func makeWhiteout(dir int, name string) (plain bool, err error) {
+// MakeWhiteoutAt is like MakeWhiteout for a directory's descriptor.
+func MakeWhiteoutAt(dir int, name string) (plain bool, err error) {
 	err = unix.Mknodat(dir, name, unix.S_IFCHR, 0)
 	switch err {
 	case unix.EPERM, unix.EOPNOTSUPP, unix.EINVAL, unix.ENOSYS:
@@ -55,13 +59,14 @@ type Marks struct {
 // understand the marks.
 func Mark(dir *os.File, m Marks, userXattr bool) (plain bool, err error) {
 	defer runtime.KeepAlive(dir)
-	if plain, err = mark(int(dir.Fd()), m, overlayPrefix(userXattr)); err != nil {
-		return plain, fmt.Errorf("directory %q: %w", clip(dir.Name()), err)
+	if plain, err = MarkAt(int(dir.Fd()), m, OverlayPrefix(userXattr)); err != nil {
+		return plain, fmt.Errorf("directory %q: %w", printable.Clip(dir.Name()), err)
 	}
 	return plain, nil
 }
 
-func mark(fd int, m Marks, prefix string) (plain bool, err error) {
+// MarkAt is like Mark for a directory's descriptor and the prefix of overlay's attributes.
+func MarkAt(fd int, m Marks, prefix string) (plain bool, err error) {
 	set := func(name, value string) (have bool, err error) {
 		switch err := unix.Fsetxattr(fd, prefix+name, []byte(value), 0); err {
 		case nil:
@@ -73,7 +78,7 @@ func mark(fd int, m Marks, prefix string) (plain bool, err error) {
 		}
 	}
 	if m.Whiteouts {
-		have, err := set(OriginAttr, "")
+		have, err := set(entry.OriginAttr, "")
 		if err != nil {
 			return false, err
 		}
@@ -82,9 +87,9 @@ func mark(fd int, m Marks, prefix string) (plain bool, err error) {
 	if !m.Opaque {
 		return plain, nil
 	}
-	have, err := set(OpaqueAttr, "y")
+	have, err := set(entry.OpaqueAttr, "y")
 	if err == nil && !have {
-		err = unix.Mknodat(fd, opaqueMarker, unix.S_IFSOCK, 0)
+		err = unix.Mknodat(fd, entry.OpaqueMarker, unix.S_IFSOCK, 0)
 	}
 	return plain || !have, err
 }
@@ -92,18 +97,19 @@ func mark(fd int, m Marks, prefix string) (plain bool, err error) {
 // IsOpaque reports whether the directory is opaque, by an attribute of either prefix or by a marker in it.
 func IsOpaque(dir *os.File) (bool, error) {
 	defer runtime.KeepAlive(dir)
-	opaque, err := target{fd: int(dir.Fd())}.opaque()
+	opaque, err := Inode{FD: int(dir.Fd())}.IsOpaque()
 	if err != nil {
 		return false, fmt.Errorf("directory %q: %w", dir.Name(), err)
 	}
 	return opaque, nil
 }
 
-func (t target) opaque() (bool, error) {
+// IsOpaque reports whether the directory is opaque.
+func (t Inode) IsOpaque() (bool, error) {
 	unsupported := false
-	for _, prefix := range []string{TrustedOverlay, UserOverlay} {
+	for _, prefix := range []string{entry.TrustedOverlay, entry.UserOverlay} {
 		var buf [8]byte
-		n, err := t.getXattr(prefix+OpaqueAttr, buf[:])
+		n, err := t.getXattr(prefix+entry.OpaqueAttr, buf[:])
 		switch err {
 		case nil:
 			if string(buf[:n]) == "y" {
@@ -123,17 +129,17 @@ func (t target) opaque() (bool, error) {
 }
 
 // hasMarker looks for the marker of an opaque directory, for file systems without attributes.
-func (t target) hasMarker() (bool, error) {
-	fd := t.fd
-	if t.name != "" {
+func (t Inode) hasMarker() (bool, error) {
+	fd := t.FD
+	if t.Name != "" {
 		var err error
-		if fd, err = openat(t.fd, t.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+		if fd, err = OpenAt(t.FD, t.Name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
 			return false, err
 		}
 		defer unix.Close(fd)
 	}
 	var st unix.Stat_t
-	switch err := unix.Fstatat(fd, opaqueMarker, &st, unix.AT_SYMLINK_NOFOLLOW); err {
+	switch err := unix.Fstatat(fd, entry.OpaqueMarker, &st, unix.AT_SYMLINK_NOFOLLOW); err {
 	case nil:
 		return IsWhiteout(&st), nil
 	case unix.ENOENT:
@@ -143,9 +149,10 @@ func (t target) hasMarker() (bool, error) {
 	}
 }
 
-func overlayPrefix(userXattr bool) string {
+// OverlayPrefix returns the prefix of overlay's own attributes, for mounts with or without the option userxattr.
+func OverlayPrefix(userXattr bool) string {
 	if userXattr {
-		return UserOverlay
+		return entry.UserOverlay
 	}
-	return TrustedOverlay
+	return entry.TrustedOverlay
 }

@@ -1,0 +1,99 @@
+// Package stream reads the bytes of a layer and remembers which side failed.
+//
+// It owns nothing: it reads what it is given.
+//
+// Its invariant: an error of the underlying reader never gets the class ErrInvalidLayer, and every error of the content
+// has it.
+//
+// The surprising rule: an unexpected end of the stream is the content's fault unless the reader reported an error.
+package stream
+
+import (
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
+
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// ErrInvalidLayer is the class of every error that the content of a layer is to blame for: hostile, malformed or
+// contradictory entries, damaged compression, a mismatch of media type and bytes, and content beyond Limits. It is of
+// class errdefs.ErrFailedPrecondition. Errors of the reader and of the filesystem do not have it; they are passed with
+// context.
+var ErrInvalidLayer = cause.Mark(fmt.Errorf("invalid layer: %w", errdefs.ErrFailedPrecondition), cause.LayerInvalid, "")
+
+// Source reads a stream. It joins small reads, counts the bytes, and remembers the error of the underlying reader, so
+// that it can be distinguished from an error of the content.
+type Source struct {
+	*bufio.Reader
+	under *counter
+}
+
+type counter struct {
+	r     io.Reader
+	left  int64
+	err   error // of r, other than io.EOF
+	limit int64
+}
+
+// Sizes of a source's buffer. Reads of as much go past it: a small one spares those who bring large buffers a copy.
+const (
+	SmallReads = 128 << 10 // for those who read byte by byte
+	LargeReads = 4 << 10
+)
+
+// NewSource returns a source of at most limit bytes of r, with a buffer of so many bytes.
+func NewSource(r io.Reader, limit int64, buffer int) *Source {
+	c := &counter{r: r, left: limit, limit: limit}
+	return &Source{bufio.NewReaderSize(c, buffer), c}
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	if c.err != nil {
+		return 0, c.err
+	}
+	n, err := c.r.Read(p)
+	c.left -= int64(n)
+	if c.left < 0 {
+		err = fmt.Errorf("more than %d bytes: %w", c.limit, ErrInvalidLayer)
+	}
+	if err != nil && err != io.EOF {
+		c.err = err
+	}
+	return n, err
+}
+
+// Failed returns the error of the underlying reader, nil if it did not fail.
+func (s *Source) Failed() error { return s.under.err }
+
+// Blame wraps err, which occurred while the content was read. If the reader failed, its error is wrapped; otherwise the
+// content is wrong, and the error has the class ErrInvalidLayer.
+func (s *Source) Blame(what string, err error) error {
+	if s.under.err != nil {
+		return fmt.Errorf("%s: %w", what, s.under.err)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s: the stream ends in its middle: %w", what, ErrInvalidLayer)
+	}
+	return fmt.Errorf("%s: %w: %w", what, err, ErrInvalidLayer)
+}
+
+// Drain reads the stream to its end.
+func (s *Source) Drain(ctx context.Context) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("layer: %w", err)
+		}
+		switch _, err := io.CopyN(io.Discard, s, 16<<20); err {
+		case nil:
+		case io.EOF:
+			return nil
+		default:
+			return s.Blame("tar stream", err)
+		}
+	}
+}

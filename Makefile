@@ -25,7 +25,7 @@ UNITDIR         ?= $(PREFIX)/lib/systemd/system
 DESTDIR         ?=
 IMAGE           ?=
 
-# Go's own tarball puts it there without telling the PATH. The tests start go as well.
+# Go's own tarball installs it there without adding it to the PATH. The tests start go as well.
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
@@ -34,7 +34,7 @@ export PATH := $(PATH):/usr/local/go/bin
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
 
-# UNITDIR is where systemd looks for units of PREFIX. A config that is there stays.
+# UNITDIR is where systemd looks for units of PREFIX. An existing config is not overwritten.
 install: build ## install the program, its units for systemd and its default config below DESTDIR
 	install -D -m 0755 bin/tank-snapshotter '$(DESTDIR)$(PREFIX)/bin/tank-snapshotter'
 	install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)/etc/tank-snapshotter'
@@ -43,7 +43,7 @@ install: build ## install the program, its units for systemd and its default con
 	test -e '$(DESTDIR)/etc/tank-snapshotter/config.toml' || \
 		bin/tank-snapshotter config default > '$(DESTDIR)/etc/tank-snapshotter/config.toml'
 
-test: ## run every test that can run here; those that need root or mounts skip elsewhere, with a reason
+test: ## run every test that this machine can run; those that need root or mounts skip otherwise, with a reason
 	@status=0; \
 	$(MAKE) --no-print-directory unit || status=1; \
 	$(MAKE) --no-print-directory integration || status=1; \
@@ -52,21 +52,21 @@ test: ## run every test that can run here; those that need root or mounts skip e
 unit: ## run the tests of the packages
 	$(GO) test -tags '$(TESTTAGS)' $(TESTFLAGS) ./...
 
-integration: build ## run the tests with real containerd, runc and registry (the first run builds them)
+integration: build ## run the tests with a real containerd, runc and registry (the first run builds them)
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) test -timeout $(INTEGRATION_TIMEOUT) $(TESTFLAGS) ./...
 
-matrix: build ## run every operation under each containerd, install and mode (MATRIX=2.3.7/second: some), write docs/compatibility.md
+matrix: build ## run every operation under each containerd, install and mode (some: MATRIX=2.3.7/second); writes docs/compatibility.md
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_MATRIX='$(MATRIX)' $(GO) test -count=1 -timeout 40m -parallel 3 \
 		-run '^TestMatrix$$' $(TESTFLAGS) .
 
-kubelet: build ## follow docs/kubernetes.md with a real kubelet, which takes minutes to build
+kubelet: build ## follow docs/kubernetes.md with a real kubelet, whose build takes minutes
 	cd integration/kubelet && CGO_ENABLED=0 $(GO) build -trimpath -o ../.bin/kubelet k8s.io/kubernetes/cmd/kubelet
 	cd integration && TANK_KUBELET=$(CURDIR)/integration/.bin/kubelet $(GO) test -count=1 -timeout $(INTEGRATION_TIMEOUT) -run '^TestDocs$$' $(TESTFLAGS) .
 
 race: ## run the tests of the packages under the race detector (needs cgo)
 	CGO_ENABLED=1 $(GO) test -race -tags '$(TESTTAGS)' $(TESTFLAGS) ./...
 
-fuzz: ## run every fuzz target, and the model of layers with fresh seeds, for FUZZTIME each
+fuzz: ## run each fuzz target, and the model of layers with new images, for FUZZTIME each
 	TANK_MODEL_SEEDS=$$(date +%s)000,1000000 TANK_MODEL_TIME=$(FUZZTIME) $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./snapshot
 	@grep -rlE '^func Fuzz' --include='*_test.go' --exclude-dir=integration . | xargs -n1 dirname | sort -u | while read -r dir; do \
 		grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | sed 's/^func //' | while read -r name; do \
@@ -74,30 +74,30 @@ fuzz: ## run every fuzz target, and the model of layers with fresh seeds, for FU
 		done || exit 1; \
 	done
 
-# TANK_MODEL_SEEDS and TANK_COMPARE are the first seed and how many; each seed is an image.
-model: ## compare 20,000 random images, put together in every way, with the model of layers (takes half an hour)
+# TANK_MODEL_SEEDS and TANK_COMPARE have the form FIRST,COUNT; each seed makes one image.
+model: ## compare 20,000 random images with the model of layers (takes half an hour)
 	TANK_MODEL_SEEDS=$${TANK_MODEL_SEEDS:-1,20000} TANK_MODEL_TIME=6h $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./snapshot
 
-compare: build ## compare 500 random images, through both doors, with umoci and containerd's overlayfs (takes minutes)
+compare: build ## compare 500 random images with umoci and containerd's overlayfs (takes minutes)
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_COMPARE=$${TANK_COMPARE:-1,500} \
 		$(GO) test -count=1 -timeout 2h -run '^TestCompare$$' -v .
 
-bench: bin/benchstat-$(BENCHSTAT) ## run the micro-benchmarks with BENCHDIR as their disk and compare them with docs/bench/baseline.txt
+bench: bin/benchstat-$(BENCHSTAT) ## run the micro-benchmarks on BENCHDIR and compare them with docs/bench/baseline.txt
 	TMPDIR='$(BENCHDIR)' $(GO) test -run '^$$' -bench '^Benchmark($(BENCH))$$' -benchtime 0.3s -count 6 -timeout 30m $(TESTFLAGS) \
 		./metadata ./content ./snapshot/unpack/... ./plugin . ./cmd/tank-snapshotter > bin/bench.txt || \
 		{ cat bin/bench.txt; exit 1; }
 	bin/benchstat-$(BENCHSTAT) docs/bench/baseline.txt bin/bench.txt
 
-# They run as root, build the peers at their first run, and say what each flag is with BENCHFLAGS=-help.
+# These run as root and build the peers at the first run. BENCHFLAGS=-help explains the flags.
 PULLS := cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter $(GO) run ./bench
 
-bench-crane: build ## pull a generated image of 300 MB in turn with crane export, tar x
+bench-crane: build ## pull a generated image of 300 MB with Tank and with crane export, tar x, in turns
 	$(PULLS) -scenario crane -image '' $(BENCHFLAGS)
 
-bench-pull: build ## pull an image (IMAGE=oci:DIR:TAG, or a generated one of 700 MB) in turn with every peer
+bench-pull: build ## pull an image (IMAGE=oci:DIR:TAG, or a generated one of 700 MB) with Tank and every peer, in turns
 	$(PULLS) -scenario pull -image '$(IMAGE)' $(BENCHFLAGS)
 
-bench-all: build ## pull in every scenario, with BENCHDIR as the disk, and write the tables and charts of docs/performance.md
+bench-all: build ## pull in every scenario on BENCHDIR; writes the tables and charts of docs/performance.md
 	$(PULLS) -scenario all -image '' -backing '$(BENCHDIR)' -write ../docs/performance.md $(BENCHFLAGS)
 
 lint: bin/golangci-lint-$(GOLANGCI) ## run the linters (imports between packages included) and check widths and references
@@ -108,7 +108,8 @@ lint: bin/golangci-lint-$(GOLANGCI) ## run the linters (imports between packages
 fmt: ## format the code
 	$(GO) fmt ./... && cd integration && $(GO) fmt ./...
 
-# Installed from the Go module proxy into bin/, not a tool of go.mod: the product's dependencies stay its own.
+# The tools are installed from the Go module proxy into bin/. They are not tools of go.mod, so that they add nothing to the
+# dependencies of the product.
 bin/golangci-lint-$(GOLANGCI):
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	mv bin/golangci-lint $@
@@ -117,7 +118,7 @@ bin/benchstat-$(BENCHSTAT):
 	GOBIN=$(CURDIR)/bin $(GO) install golang.org/x/perf/cmd/benchstat@$(BENCHSTAT)
 	mv bin/benchstat $@
 
-demo: ## pull and run an image alone and under containerd, on private paths, and leave nothing running
+demo: ## pull and run an image alone and under containerd, on private paths; leaves nothing running
 	@demo/demo.sh
 
 clean: ## remove what was built

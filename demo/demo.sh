@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The README's demo: one image pulled alone and under containerd, and run. Everything lies in one temporary directory; nothing outside of it
-# is changed but missing Debian packages, which are installed, and nothing is left running.
+# The demo of the README: it pulls an image alone and under containerd, and runs it. All files are in one temporary
+# directory. The demo changes nothing else, except that it installs missing Debian packages, and leaves nothing running.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/local/go/bin"

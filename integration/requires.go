@@ -61,9 +61,9 @@ var requirements = sync.OnceValue(func() error {
 	return unix.Unmount(filepath.Join(dir, "m"), 0)
 })
 
-// sharedImages returns the directory of the shared real images: $TANK_SHARED_IMAGES, else
-// ../../shared/images. Rows that need it skip where it is absent; with CI=true they fail if
-// TANK_SHARED_IMAGES was set.
+// sharedImages returns a directory of real images: $TANK_SHARED_IMAGES, or else a folder beside the
+// repository. A test that needs it skips if it does not exist, and fails if CI=true and
+// TANK_SHARED_IMAGES are set.
 func sharedImages(t testing.TB) string {
 	t.Helper()
 	dir := os.Getenv("TANK_SHARED_IMAGES")

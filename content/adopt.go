@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -33,7 +34,7 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return err
+		return errclass.Ensure(fmt.Errorf("blob %s: %w", d, err))
 	}
 	if !fi.Mode().IsRegular() {
 		return fmt.Errorf("blob %s: not a file: %w", d, errdefs.ErrNotFound)
@@ -48,11 +49,12 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 	if err != nil || got != d {
 		return fmt.Errorf("blob %s: what lies there is something else: %w", d, errdefs.ErrNotFound)
 	}
-	if err := f.Sync(); err != nil {
-		return err
+	err = f.Sync()
+	if err == nil {
+		err = hs.s.fs.SyncDir(filepath.Dir(path))
 	}
-	if err := hs.s.fs.SyncDir(filepath.Dir(path)); err != nil {
-		return err
+	if err != nil {
+		return errclass.Ensure(fmt.Errorf("blob %s: %w", d, err))
 	}
 	if now, err := os.Lstat(path); err != nil || !os.SameFile(fi, now) {
 		return fmt.Errorf("blob %s: replaced meanwhile: %w", d, errdefs.ErrNotFound)

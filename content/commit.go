@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -25,7 +26,7 @@ import (
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
 	err := w.commit(ctx, size, expected, opts)
 	if err != nil && !errdefs.IsAlreadyExists(err) { // which names the blob
-		return fmt.Errorf("ingest %.200q: %w", w.ref, err)
+		return errclass.Ensure(fmt.Errorf("ingest %.200q: %w", w.ref, err))
 	}
 	return err
 }

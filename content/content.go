@@ -36,6 +36,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/observe"
@@ -112,7 +113,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 	if !s.opts.ReadOnly {
 		for _, dir := range []string{"blobs", "blobs/sha256", "ingest"} {
 			if err := s.makeDir(filepath.Join(root, dir)); err != nil {
-				return nil, fmt.Errorf("content: %w", err)
+				return nil, errclass.Ensure(fmt.Errorf("content: %w", err))
 			}
 		}
 	}
@@ -121,7 +122,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		Pools: []string{rootdir.Blobs, rootdir.Ingest}, TrashPool: rootdir.Ingest, FS: s.fs, ReadOnly: s.opts.ReadOnly,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("content: %w", err)
+		return nil, errclass.Ensure(fmt.Errorf("content: %w", err))
 	}
 	if s.opts.ReadOnly {
 		return s, nil
@@ -130,7 +131,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 	s.dir.Delete(left...)
 	if err != nil {
 		s.dir.Close()
-		return nil, fmt.Errorf("content: ingest: %w", err)
+		return nil, errclass.Ensure(fmt.Errorf("content: ingest: %w", err))
 	}
 	return s, nil
 }
@@ -259,7 +260,7 @@ func (s *Store) present(b metadata.Blob) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("blob %s: file is missing: %w", b.Digest, errdefs.ErrNotFound)
 	case err != nil:
-		return fmt.Errorf("blob %s: %w", b.Digest, err)
+		return errclass.Ensure(fmt.Errorf("blob %s: %w", b.Digest, err))
 	}
 	return plausible(b, fi)
 }
@@ -281,7 +282,7 @@ func (s *Store) openBlob(b metadata.Blob) (*os.File, error) {
 		return nil, fmt.Errorf("blob %s: %w: %w", b.Digest, err, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("blob %s: %w", b.Digest, err)
+		return nil, errclass.Ensure(fmt.Errorf("blob %s: %w", b.Digest, err))
 	}
 	fi, err := f.Stat()
 	if err == nil {
@@ -289,7 +290,7 @@ func (s *Store) openBlob(b metadata.Blob) (*os.File, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, err
+		return nil, errclass.Ensure(err)
 	}
 	return f, nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -25,7 +26,8 @@ func (s *Store) HandOver(from, to metadata.Holder) error {
 		}
 		if h, ref, ok := splitRef(st.Ref); ok && h == from {
 			if err := s.handOver(dir, st.Ref, s.For(to).stored(ref)); err != nil {
-				return fmt.Errorf("ingest %.200q: hand over to %s: %w", ref, to, err)
+				err = fmt.Errorf("ingest %.200q: hand over to %s: %w", ref, to, err)
+				return errclass.Ensure(err)
 			}
 		}
 	}

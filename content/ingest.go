@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -43,7 +44,7 @@ func (hs *HolderStore) Status(_ context.Context, ref string) (content.Status, er
 		return content.Status{}, fmt.Errorf("ingest %.200q: %w", ref, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return content.Status{}, fmt.Errorf("ingest %.200q: %w", ref, err)
+		return content.Status{}, errclass.Ensure(fmt.Errorf("ingest %.200q: %w", ref, err))
 	}
 	return hs.status(st), nil
 }
@@ -117,7 +118,7 @@ func (hs *HolderStore) Abort(_ context.Context, ref string) error {
 		return fmt.Errorf("ingest %.200q: %w", ref, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return fmt.Errorf("ingest %.200q: %w", ref, err)
+		return errclass.Ensure(fmt.Errorf("ingest %.200q: %w", ref, err))
 	}
 	return nil
 }
@@ -164,7 +165,7 @@ func (s *Store) ingestDirs() ([]string, error) {
 	dir := filepath.Join(s.root, "ingest")
 	es, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("content: %w", err)
+		return nil, errclass.Ensure(fmt.Errorf("content: %w", err))
 	}
 	paths := make([]string, 0, len(es))
 	for _, e := range es {

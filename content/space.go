@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/errclass"
 )
 
 // spare is how many bytes an ingest of unknown length leaves free, for the database and for ingests of known length.
@@ -28,7 +29,7 @@ func (hs *HolderStore) CheckSpace(ctx context.Context, blobs []ocispec.Descripto
 	return hs.s.withSpace(ctx, func() error {
 		for _, pool := range []string{"ingest", "blobs"} { // they may lie on different disks
 			if err := hs.s.checkPool(pool, missing); err != nil {
-				return fmt.Errorf("content: %w", err)
+				return errclass.Ensure(fmt.Errorf("content: %w", err))
 			}
 		}
 		return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
@@ -31,9 +32,9 @@ func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
 	ingests, ierr := s.sweepIngests(&stats)
 	moved := append(blobs, ingests...)
 	if err = leftover.Join(berr, ierr); err != nil {
-		err = fmt.Errorf("content: sweep: %w", err)
+		err = errclass.Ensure(fmt.Errorf("content: sweep: %w", err))
 	}
-	return stats, leftover.Join(err, s.dir.Empty(ctx, moved...))
+	return stats, errclass.Ensure(leftover.Join(err, s.dir.Empty(ctx, moved...)))
 }
 
 // Count counts the bytes of disk blocks that deletions free from now on, until end is called. end waits for the

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 )
@@ -120,7 +121,7 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 		err = errdefs.ErrAborted
 		_ = hs.s.dir.Trash(hs.s.ingestDir(w.stored)) // Abort may have come before the directory
 	} else if err != nil {
-		err = classify(err)
+		err = errclass.Ensure(err)
 	}
 	if err != nil {
 		if f != nil {
@@ -202,7 +203,7 @@ func (w *writer) lockSummed(ended <-chan struct{}) {
 		select {
 		case <-m.ready:
 			if m.err != nil && w.broken == nil {
-				w.broken = fmt.Errorf("ingest %.200q: hash: %w", w.ref, classify(m.err))
+				w.broken = fmt.Errorf("ingest %.200q: hash: %w", w.ref, errclass.Ensure(m.err))
 			}
 			return
 		case <-m.stopped: // by Close or Abort
@@ -243,7 +244,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	w.updated, w.dirty = time.Now(), true
 	w.in().Grow(w.offset)
 	if err != nil {
-		err = fmt.Errorf("ingest %.200q: write at %d: %w", w.ref, w.offset, classify(err))
+		err = fmt.Errorf("ingest %.200q: write at %d: %w", w.ref, w.offset, errclass.Ensure(err))
 		if errdefs.IsResourceExhausted(err) {
 			return n, w.giveUp(err)
 		}
@@ -296,8 +297,8 @@ func (w *writer) sync() error {
 		return nil
 	}
 	if err := w.f.Sync(); err != nil {
-		err = fmt.Errorf("ingest %.200q: fsync: %w", w.ref, classify(err))
-		return errors.Join(err, w.hs.s.abort(w.stored))
+		err = fmt.Errorf("ingest %.200q: fsync: %w", w.ref, errclass.Ensure(err))
+		return errors.Join(err, errclass.Ensure(w.hs.s.abort(w.stored)))
 	}
 	w.dirty, w.flushed = false, w.offset
 	return nil
@@ -323,7 +324,7 @@ func (w *writer) Truncate(size int64) error {
 	old := w.sum.Swap(w.hs.s.sum(w.f, 0))
 	old.stop()
 	if err := w.f.Truncate(0); err != nil {
-		w.broken = fmt.Errorf("ingest %.200q: %w", w.ref, classify(err))
+		w.broken = fmt.Errorf("ingest %.200q: %w", w.ref, errclass.Ensure(err))
 	}
 	return w.broken
 }
@@ -361,14 +362,4 @@ func (w *writer) close(state follow.State, cause string) error {
 	delete(s.writers, w.stored)
 	s.mu.Unlock()
 	return err
-}
-
-// classify gives an error of the filesystem its class.
-func classify(err error) error {
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
-	default:
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
-	}
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
@@ -302,13 +303,17 @@ func (db *DB) Probe() (err error) {
 }
 
 // recoverDamage returns an error of class errdefs.ErrDataLoss for a panic of bbolt's. On a damaged file bbolt panics,
-// or reads where nothing is mapped. It is deferred with the value that debug.SetPanicOnFault returned, and restores
-// it.
+// or reads where nothing is mapped. It gives other errors a class if they have none. It is deferred with the value that
+// debug.SetPanicOnFault returned, and restores it.
 func recoverDamage(old bool, err *error) {
 	debug.SetPanicOnFault(old)
 	if p := recover(); p != nil {
 		*err = cause.Mark(fmt.Errorf("metadata: damaged: %v: %w", p, errdefs.ErrDataLoss), cause.Database, "")
 	}
+	if errors.Is(*err, boltErrors.ErrDatabaseNotOpen) {
+		*err = fmt.Errorf("metadata: %w: %w", *err, errdefs.ErrUnavailable)
+	}
+	*err = errclass.Ensure(*err)
 }
 
 // View commits pending changes and runs fn in a read transaction. fn must not call foreign code; see the package doc.

@@ -31,16 +31,23 @@ func Ensure(err error) error {
 	case err == nil || Of(err) != nil:
 		return err
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return classed{err, errdefs.ErrResourceExhausted}
+		return full{err}
 	default:
-		return classed{err, errdefs.ErrInternal}
+		return internal{err}
 	}
 }
 
-// classed is an error with a class that its text does not mention.
-type classed struct {
-	error
-	class error
-}
+// Both types wrap one error, not an error and its class: code that takes joined errors apart would find the class among
+// them. Package errdefs knows them by the methods ResourceExhausted and System.
 
-func (c classed) Unwrap() []error { return []error{c.error, c.class} }
+type full struct{ error }
+
+func (e full) Unwrap() error        { return e.error }
+func (e full) Is(target error) bool { return target == errdefs.ErrResourceExhausted }
+func (e full) ResourceExhausted()   {}
+
+type internal struct{ error }
+
+func (e internal) Unwrap() error        { return e.error }
+func (e internal) Is(target error) bool { return target == errdefs.ErrInternal }
+func (e internal) System()              {}

@@ -28,9 +28,15 @@ func TestEnsure(t *testing.T) {
 		if Of(got) != tc.class || !errors.Is(got, tc.err) || tc.err != nil && got.Error() != tc.err.Error() {
 			t.Errorf("%v: %v of class %v", tc.err, got, Of(got))
 		}
+		if tc.class != nil && !errors.Is(got, tc.class) {
+			t.Errorf("%v: errors.Is does not find %v", tc.err, tc.class)
+		}
 		if again := Ensure(got); again != got {
 			t.Errorf("%v: changed again", tc.err)
 		}
+	}
+	if !errdefs.IsInternal(Ensure(unix.EIO)) || !errdefs.IsResourceExhausted(Ensure(unix.ENOSPC)) {
+		t.Error("package errdefs does not know the classes")
 	}
 	if Of(errors.New("x")) != nil || Of(errdefs.ErrUnknown) != nil {
 		t.Error("an error without a class has one")

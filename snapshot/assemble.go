@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
@@ -208,7 +209,7 @@ func (s *Store) mergeSealed(ctx context.Context, fs, dir string, sealed *tree.Se
 ) (err error) {
 	m := overlay.Merge{To: fs, Move: move, Lost: lost}
 	if !move {
-		m.Space, m.SharesExtents = &nodes.Space{Path: fs}, s.clones()
+		m.Space, m.SharesExtents = diskspace.NewMeter(fs), s.clones()
 	} else {
 		if m.Marked, err = overlay.MarkedDirs(sealed.Each); err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
@@ -62,7 +63,7 @@ func (s *Store) copyStack(ctx context.Context, dir string, st *stack) error {
 	}
 	lost := &nodes.LostXattrs{}
 	for _, d := range slices.Backward(st.dirs) {
-		m := overlay.Merge{Lost: lost, To: fs, Live: d.Live, Space: &nodes.Space{Path: fs}, SharesExtents: s.clones()}
+		m := overlay.Merge{Lost: lost, To: fs, Live: d.Live, Space: diskspace.NewMeter(fs), SharesExtents: s.clones()}
 		if err := s.merge(ctx, &m, d.Path); err != nil {
 			return fmt.Errorf("copy of %s: %w", d.Name, nodes.Classed(err))
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
@@ -343,7 +344,7 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 		opts.Descriptors = int(j.descriptors) - 4 // for the directory, the blob and the seal
 	}
 	var res *unpack.Result
-	opts.Memory, opts.Room = claim.Grow, (&nodes.Space{Path: j.dir}).Take
+	opts.Memory, opts.Room = claim.Grow, diskspace.NewMeter(j.dir).Take
 	aside := filepath.Join(j.dir, tree.AsideName)
 	setAside := false
 	opts.Aside = func() (*os.File, error) {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/descriptors"
+	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
@@ -30,7 +31,7 @@ type Merge struct {
 	Marked map[string]bool // of the source, as markedDirs returns them; for move
 
 	Lost          *nodes.LostXattrs // of copies
-	Space         *nodes.Space      // free space for copies; nil: not checked
+	Space         *diskspace.Meter  // free space for copies; nil: not checked
 	SharesExtents bool              // files share their content with what they are copied from
 	Descriptors   descriptors.Share // 0: no limit
 	into          *os.File

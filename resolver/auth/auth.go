@@ -85,22 +85,22 @@ func CanonicalHost(host string) string {
 
 // Cache remembers what a Source answered, because a credential helper is slow and may ask its user.
 type Cache struct {
-	ask  Source
-	warn func(context.Context, string) // of a fault, once
+	source Source
+	warn   func(context.Context, string) // of a fault, once
 
-	mu     sync.Mutex         // guards what follows
-	known  map[string]*answer // by host
-	failed map[string]error   // by host: what the last question ended with
-	warned map[string]bool    // by the text of a fault
+	mu     sync.Mutex             // guards what follows
+	known  map[string]*cacheEntry // by host
+	failed map[string]error       // by host: what the last question ended with
+	warned map[string]bool        // by the text of a fault
 }
 
 // NewCache makes an empty cache. A nil ask makes every credential anonymous; warn is called once for each fault of ask.
 func NewCache(ask Source, warn func(context.Context, string)) *Cache {
-	return &Cache{ask: ask, warn: warn}
+	return &Cache{source: ask, warn: warn}
 }
 
-type answer struct {
-	turn  chan struct{} // held by the one who asks
+type cacheEntry struct {
+	sem   chan struct{} // held by the one who asks
 	cred  Credential
 	until time.Time
 }
@@ -110,30 +110,30 @@ const credentialAge = 5 * time.Minute
 
 // Get returns the credential for a host, from the cache or from the source. Its error is the context's.
 func (w *Cache) Get(ctx context.Context, host string) (Credential, error) {
-	if w.ask == nil {
+	if w.source == nil {
 		return Credential{}, nil
 	}
 	host = CanonicalHost(host)
 	w.mu.Lock()
 	if w.known == nil {
-		w.known = map[string]*answer{}
+		w.known = map[string]*cacheEntry{}
 	}
 	a := w.known[host]
 	if a == nil {
-		a = &answer{turn: make(chan struct{}, 1)}
+		a = &cacheEntry{sem: make(chan struct{}, 1)}
 		w.known[host] = a
 	}
 	w.mu.Unlock()
 	select {
-	case a.turn <- struct{}{}:
-		defer func() { <-a.turn }()
+	case a.sem <- struct{}{}:
+		defer func() { <-a.sem }()
 	case <-ctx.Done():
 		return Credential{}, ctx.Err()
 	}
 	if time.Now().Before(a.until) {
 		return a.cred, nil
 	}
-	cred, err := w.ask(ctx, host)
+	cred, err := w.source(ctx, host)
 	if ctx.Err() != nil {
 		return Credential{}, ctx.Err()
 	}
@@ -142,13 +142,13 @@ func (w *Cache) Get(ctx context.Context, host string) (Credential, error) {
 			cred, err = Credential{}, errors.New("control characters in the credential")
 		}
 	}
-	w.note(ctx, host, err)
+	w.record(ctx, host, err)
 	a.cred, a.until = cred, time.Now().Add(credentialAge)
 	return cred, nil
 }
 
 // note keeps what a question for host's credential ended with, and warns of a fault once, whichever hosts meet it.
-func (w *Cache) note(ctx context.Context, host string, err error) {
+func (w *Cache) record(ctx context.Context, host string, err error) {
 	w.mu.Lock()
 	if w.failed == nil {
 		w.failed, w.warned = map[string]error{}, map[string]bool{}

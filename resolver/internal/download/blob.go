@@ -17,7 +17,7 @@ import (
 // Blob downloads desc into the store unless it is there, and reports whether it did. A zero by is no deadline.
 func (e *Downloader) Blob(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh bool, err error) {
 	for arrived := true; arrived; {
-		if fresh, arrived, err = e.turn(ctx, desc, by); err != nil {
+		if fresh, arrived, err = e.download(ctx, desc, by); err != nil {
 			return false, fmt.Errorf("blob %s: %w", desc.Digest, err)
 		}
 	}
@@ -26,8 +26,8 @@ func (e *Downloader) Blob(ctx context.Context, desc ocispec.Descriptor, by time.
 
 // turn waits until desc may be downloaded, and downloads it. arrived reports that another download of it was faster, so
 // that it is in the store.
-func (e *Downloader) turn(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh, arrived bool, err error) {
-	own, turn, done, err := e.inFlight.take(ctx, desc.Digest, e.repo.Registry)
+func (e *Downloader) download(ctx context.Context, desc ocispec.Descriptor, by time.Time) (fresh, arrived bool, err error) {
+	own, turn, done, err := e.inFlight.begin(ctx, desc.Digest, e.repo.Registry)
 	if err != nil {
 		return false, false, err
 	}
@@ -37,13 +37,13 @@ func (e *Downloader) turn(ctx context.Context, desc ocispec.Descriptor, by time.
 	defer func() { done(err == nil && !arrived) }()
 	_, release, err := descriptors.Process.Take(own, descriptors.Download)
 	if err != nil {
-		if errors.Is(context.Cause(own), errArrived) && ctx.Err() == nil {
+		if errors.Is(context.Cause(own), errDownloadedElsewhere) && ctx.Err() == nil {
 			return false, true, nil
 		}
 		return false, false, err
 	}
 	defer release()
-	d := &download{repo: e.repo, desc: desc, buffers: e.buffers, pace: e.pace, turn: turn, by: by}
+	d := &download{repo: e.repo, desc: desc, buffers: e.buffers, link: e.link, slot: turn, deadline: by}
 	fresh, err = e.ingest(own, d)
 	if errdefs.IsDataLoss(err) && own.Err() == nil {
 		// Bytes of an older download, or badly joined ranges, or one host of several may be to blame. The bytes are gone now, so the registry
@@ -53,10 +53,10 @@ func (e *Downloader) turn(ctx context.Context, desc ocispec.Descriptor, by time.
 			next = d.host + 1
 		}
 		fresh, err = e.ingest(own, &download{
-			repo: e.repo, desc: desc, host: next, whole: true, other: d.encoded.Load() && next == d.host, turn: turn, by: by,
+			repo: e.repo, desc: desc, host: next, noRanges: true, otherEncoding: d.encoded.Load() && next == d.host, slot: turn, deadline: by,
 		})
 	}
-	if err != nil && errors.Is(context.Cause(own), errArrived) && ctx.Err() == nil {
+	if err != nil && errors.Is(context.Cause(own), errDownloadedElsewhere) && ctx.Err() == nil {
 		return false, true, nil
 	}
 	return fresh, false, err
@@ -119,8 +119,8 @@ func (e *Downloader) ingest(ctx context.Context, d *download) (fresh bool, err e
 		if _, err := w.Write(p); err != nil {
 			return err
 		}
-		if d.turn != nil {
-			d.turn.bytes.Add(int64(len(p)))
+		if d.slot != nil {
+			d.slot.bytes.Add(int64(len(p)))
 		}
 		e.progress(Event{Descriptor: desc, Offset: d.offset + int64(len(p))})
 		return nil
@@ -143,7 +143,7 @@ func (e *Downloader) ingest(ctx context.Context, d *download) (fresh bool, err e
 // hopeless reports whether an ingest that failed with err is of no use to a later fetch: the disk is full, its bytes
 // are not the beginning of this blob, the blob is in the store already, or every fetch downloads it anew.
 func (e *Downloader) hopeless(ctx context.Context, err error) bool {
-	return errdefs.IsDataLoss(err) || errdefs.IsResourceExhausted(err) || errors.Is(context.Cause(ctx), errArrived) || e.opts.Refresh
+	return errdefs.IsDataLoss(err) || errdefs.IsResourceExhausted(err) || errors.Is(context.Cause(ctx), errDownloadedElsewhere) || e.opts.Refresh
 }
 
 // sameSize compares the size in a descriptor with that of the blob in the store, which is not downloaded again. So

@@ -24,22 +24,22 @@ import (
 
 // download brings the bytes of one blob to write, in order and each once.
 type download struct {
-	repo    *registry.Repository
-	desc    ocispec.Descriptor
-	write   func([]byte) error // its errors are the store's, and end the download
-	buffers *buffers           // for ranges; nil: one stream
-	pace    *pace              // whether there are to be ranges; not nil if buffers is not
-	turn    *turn              // counts the bytes written; nil: they are not counted
-	lane    int                // of the stream, and of the first range
-	by      time.Time          // when a document has to be here; zero: no deadline
-	offset  int64              // how many bytes were written
-	host    int                // the host that is asked now; those before it are not asked
-	whole   bool               // ranges are not to be trusted
-	ranged  bool               // the last attempt asked for a range
-	encoded atomic.Bool        // an answer had a content encoding, which may be the blob's own
-	other   bool               // the choice that was made before about an encoding was wrong
-	trial   *trial             // of whether ranges pay; nil: that is known
-	narrow  atomic.Bool        // they do not
+	repo          *registry.Repository
+	desc          ocispec.Descriptor
+	write         func([]byte) error // its errors are the store's, and end the download
+	buffers       *buffers           // for ranges; nil: one stream
+	link          *linkState         // whether there are to be ranges; not nil if buffers is not
+	slot          *slot              // counts the bytes written; nil: they are not counted
+	connection    int                // of the stream, and of the first range
+	deadline      time.Time          // when a document has to be here; zero: no deadline
+	offset        int64              // how many bytes were written
+	host          int                // the host that is asked now; those before it are not asked
+	noRanges      bool               // ranges are not to be trusted
+	usedRange     bool               // the last attempt asked for a range
+	encoded       atomic.Bool        // an answer had a content encoding, which may be the blob's own
+	otherEncoding bool               // the choice that was made before about an encoding was wrong
+	trial         *trial             // of whether ranges pay; nil: that is known
+	stopRanges    atomic.Bool        // they do not
 }
 
 // sourceError came from a registry; other errors are the store's, and another host or attempt can't help against them.
@@ -53,17 +53,17 @@ func isSource(err error) bool { return errors.As(err, new(sourceError)) }
 var errRange = errors.New("bad answer to a range")
 
 // progress is how many new bytes make an attempt count as one that went well.
-const progress = 64 << 10
+const minProgress = 64 << 10
 
 // run writes what is lacking, from the first host that gives it. As long as attempts bring new bytes it goes on.
 func (d *download) run(ctx context.Context) error {
 	if d.offset > d.desc.Size {
 		return fmt.Errorf("ingest has %d of %d bytes: %w", d.offset, d.desc.Size, errdefs.ErrDataLoss)
 	}
-	if d.buffers != nil && d.desc.Size > worthRanges*d.buffers.size {
-		lane, leave := d.pace.enter()
+	if d.buffers != nil && d.desc.Size > minChunks*d.buffers.size {
+		lane, leave := d.link.begin()
 		defer leave()
-		d.lane = lane
+		d.connection = lane
 	}
 	var first error
 	for ; d.offset < d.desc.Size && d.host < len(d.repo.Hosts); d.host++ {
@@ -72,7 +72,7 @@ func (d *download) run(ctx context.Context) error {
 			continue
 		}
 		last := d.host == len(d.repo.Hosts)-1
-		bounded, cancel := retry.Within(ctx, d.by, last)
+		bounded, cancel := retry.Within(ctx, d.deadline, last)
 		err, final := d.fromHost(bounded, host, last)
 		if err != nil && retry.Expired(ctx, bounded) {
 			err, final = retry.TimeoutError("registry "+host.Host, d.repo.DocumentTimeout()), false
@@ -103,21 +103,21 @@ func (d *download) fromHost(ctx context.Context, host *registry.Endpoint, last b
 			return nil, true
 		case ctx.Err() != nil || !isSource(err):
 			return err, true
-		case errors.Is(err, errRange) && !d.whole:
-			d.whole = true
+		case errors.Is(err, errRange) && !d.noRanges:
+			d.noRanges = true
 			continue // at once, for it is another request
 		case errdefs.IsDataLoss(err):
 			return err, last || d.offset > before
 		case !retry.IsTemporary(err):
 			return err, false
 		}
-		if d.offset-before >= progress {
+		if d.offset-before >= minProgress {
 			attempt = 1
 		}
 		switch {
 		case attempt < d.repo.Retry().Attempts && (last || d.offset > before):
-		case last && d.ranged && mayRefuseRange(err):
-			d.whole = true // one more attempt
+		case last && d.usedRange && mayRefuseRange(err):
+			d.noRanges = true // one more attempt
 		default:
 			return err, false
 		}
@@ -131,7 +131,7 @@ func (d *download) fromHost(ctx context.Context, host *registry.Endpoint, last b
 func (d *download) attempt(ctx context.Context, host *registry.Endpoint) error {
 	for {
 		var err error
-		if d.divisible() && d.pace.wide() {
+		if d.divisible() && d.link.startDivided() {
 			err = d.ranges(ctx, host)
 		} else {
 			err = d.single(ctx, host)
@@ -144,23 +144,23 @@ func (d *download) attempt(ctx context.Context, host *registry.Endpoint) error {
 
 // divisible says whether what is lacking is worth ranges.
 func (d *download) divisible() bool {
-	return d.buffers != nil && !d.whole && d.desc.Size-d.offset > worthRanges*d.buffers.size
+	return d.buffers != nil && !d.noRanges && d.desc.Size-d.offset > minChunks*d.buffers.size
 }
 
 // single asks for all that is lacking. If its answer turns out to be slower than the way may be, it becomes the first of several ranges.
 func (d *download) single(ctx context.Context, host *registry.Endpoint) error {
 	want := registry.Range{}
-	if !d.whole {
+	if !d.noRanges {
 		want.Start = d.offset
 	}
-	d.ranged = want.Start > 0
-	resp, err := d.get(ctx, host, want, d.lane)
+	d.usedRange = want.Start > 0
+	resp, err := d.get(ctx, host, want, d.connection)
 	if err != nil {
 		return err
 	}
 	divide, err := d.stream(ctx, host, resp, want)
 	if divide {
-		d.ranged = true
+		d.usedRange = true
 		return d.parallel(ctx, host, resp, d.span(d.offset).End)
 	}
 	return err
@@ -171,8 +171,8 @@ func (d *download) single(ctx context.Context, host *registry.Endpoint) error {
 func (d *download) get(ctx context.Context, host *registry.Endpoint, want registry.Range, lane int) (*http.Response, error) {
 	asked := time.Now()
 	resp, err := d.repo.Get(ctx, host, "blobs", d.desc.Digest.String(), "*/*", want, lane)
-	if err == nil && d.pace != nil {
-		d.pace.answered(time.Since(asked))
+	if err == nil && d.link != nil {
+		d.link.addLatency(time.Since(asked))
 	}
 	switch {
 	case errdefs.IsOutOfRange(err):
@@ -199,7 +199,7 @@ func (d *download) undo(resp *http.Response) error {
 		}
 		return nil
 	}
-	encoded, err := encoding.Undo(resp, d.desc, d.other)
+	encoded, err := encoding.Undo(resp, d.desc, d.otherEncoding)
 	if encoded {
 		d.encoded.Store(true)
 	}
@@ -220,7 +220,7 @@ func (d *download) stream(ctx context.Context, host *registry.Endpoint, resp *ht
 		return false, sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
 	}
 	ranges := resp.StatusCode == http.StatusPartialContent || strings.EqualFold(resp.Header.Get("Accept-Ranges"), "bytes")
-	starved := watchStarvation()
+	starved := newNetworkWait()
 	buf := make([]byte, 128<<10)
 	for {
 		start := time.Now()
@@ -239,8 +239,8 @@ func (d *download) stream(ctx context.Context, host *registry.Endpoint, resp *ht
 			return false, d.end(host, resp.Body)
 		}
 		if err == nil {
-			if rate, ok := starved.read(n, waited); ok && ranges && d.divisible() && d.pace.divide(rate) {
-				d.trial = newTrial(rate, d.pace.ranges)
+			if rate, ok := starved.read(n, waited); ok && ranges && d.divisible() && d.link.shouldDivide(rate) {
+				d.trial = newTrial(rate, d.link.ranges)
 				return true, nil
 			}
 			continue

@@ -20,21 +20,21 @@ const chunkBytes = 64 << 10
 // TestPace: when a stream is divided.
 func TestPace(t *testing.T) {
 	const mb = 1 << 20
-	p := newPace(4, 2*mb)
+	p := newLinkState(4, 2*mb)
 	try := func(rate float64, want bool, why string) {
 		t.Helper()
-		if p.divide(rate) != want {
+		if p.shouldDivide(rate) != want {
 			t.Errorf("%s: %v", why, !want)
 		}
 	}
-	_, leave := p.enter()
-	p.answered(2 * time.Second)
-	p.answered(100 * time.Millisecond)
-	p.answered(time.Second)
+	_, leave := p.begin()
+	p.addLatency(2 * time.Second)
+	p.addLatency(100 * time.Millisecond)
+	p.addLatency(time.Second)
 	try(30*mb, true, "3 MB on their way")
 	try(50*mb, false, "5 MB on their way")
 	for i := 1; i < 4; i++ {
-		lane, also := p.enter()
+		lane, also := p.begin()
 		if lane != i {
 			t.Errorf("lane %d", lane)
 		}
@@ -43,24 +43,24 @@ func TestPace(t *testing.T) {
 	}
 	leave()
 	try(mb, true, "a blob less")
-	if p.wide() {
+	if p.startDivided() {
 		t.Error("ranges without a trial")
 	}
-	p.judge(true)
-	if !p.wide() {
+	p.recordTrial(true)
+	if !p.startDivided() {
 		t.Error("no ranges though they pay")
 	}
-	p.judge(false)
+	p.recordTrial(false)
 	try(mb, false, "did not pay")
-	if p.wide() {
+	if p.startDivided() {
 		t.Error("ranges though they did not pay")
 	}
-	p.not = time.Now()
+	p.notBefore = time.Now()
 	try(mb, true, "did not pay, long ago")
 	for range 20 {
-		p.judge(false)
+		p.recordTrial(false)
 	}
-	if wait := time.Until(p.not); wait > lastRetry || wait < lastRetry/2 {
+	if wait := time.Until(p.notBefore); wait > lastRetry || wait < lastRetry/2 {
 		t.Errorf("waits %v", wait)
 	}
 
@@ -80,20 +80,20 @@ func TestPace(t *testing.T) {
 
 // TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait, and what others bring then does not count.
 func TestRangesRefusedAtOnce(t *testing.T) {
-	d := &download{pace: newPace(4, chunkBytes)}
+	d := &download{link: newLinkState(4, chunkBytes)}
 	var refused sync.WaitGroup
 	for range 8 {
-		refused.Go(func() { d.verdict(t.Context(), false) })
+		refused.Go(func() { d.decide(t.Context(), false) })
 	}
 	refused.Wait()
-	d.verdict(t.Context(), true)
-	if d.pace.retry != 2*firstRetry || d.pace.wide() || !d.narrow.Load() {
-		t.Errorf("waits %v after this, ranges: %v", d.pace.retry, d.pace.wide())
+	d.decide(t.Context(), true)
+	if d.link.retryDelay != 2*firstRetry || d.link.startDivided() || !d.stopRanges.Load() {
+		t.Errorf("waits %v after this, ranges: %v", d.link.retryDelay, d.link.startDivided())
 	}
-	d.narrow.Store(false) // ranges again, later
-	d.verdict(t.Context(), false)
-	if d.pace.retry != 4*firstRetry {
-		t.Errorf("waits %v after the second time", d.pace.retry)
+	d.stopRanges.Store(false) // ranges again, later
+	d.decide(t.Context(), false)
+	if d.link.retryDelay != 4*firstRetry {
+		t.Errorf("waits %v after the second time", d.link.retryDelay)
 	}
 }
 
@@ -117,7 +117,7 @@ func TestStarvation(t *testing.T) {
 		{"so is one of two", window, window * procs / 4, 1, true},
 	} {
 		const n = 1 << 20
-		s := watchStarvation()
+		s := newNetworkWait()
 		s.since = s.since.Add(-window)
 		s.cpu -= tc.cpu
 		s.before = tc.before * n / window.Seconds()
@@ -125,7 +125,7 @@ func TestStarvation(t *testing.T) {
 			t.Errorf("%s: %v", tc.name, starves)
 		}
 	}
-	s := watchStarvation()
+	s := newNetworkWait()
 	if _, starves := s.read(1, window); starves || s.bytes != 1 {
 		t.Error("before the window was over")
 	}

@@ -25,22 +25,22 @@ const (
 type InFlight struct {
 	window time.Duration // slowWindow, but for tests
 
-	mu      sync.Mutex // guards flights and what is in them
-	flights map[digest.Digest]*flight
+	mu    sync.Mutex // guards flights and what is in them
+	blobs map[digest.Digest]*blobDownloads
 }
 
 // flight is the downloads of one blob and the fetches that wait for them.
-type flight struct {
-	turns   []*turn       // the downloads that run
+type blobDownloads struct {
+	slots   []*slot       // the downloads that run
 	users   int           // turns, and fetches that wait for one
 	changed chan struct{} // closed when a turn ends, and then replaced
 }
 
 // turn is one download.
-type turn struct {
+type slot struct {
 	source string
 	bytes  atomic.Int64
-	arrive context.CancelCauseFunc // ends it, because the blob has arrived from elsewhere
+	cancel context.CancelCauseFunc // ends it, because the blob has arrived from elsewhere
 
 	// What follows is guarded by the mutex of InFlight.
 	since  time.Time // when the window began
@@ -50,39 +50,39 @@ type turn struct {
 
 // NewInFlight makes an empty registry of downloads.
 func NewInFlight() *InFlight {
-	return &InFlight{window: slowWindow, flights: map[digest.Digest]*flight{}}
+	return &InFlight{window: slowWindow, blobs: map[digest.Digest]*blobDownloads{}}
 }
 
 // Len returns the number of blobs that are downloaded or waited for now.
 func (f *InFlight) Len() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.flights)
+	return len(f.blobs)
 }
 
 // errArrived is the cause of the end of a download when another download has brought the blob.
-var errArrived = errors.New("the blob has arrived from another registry")
+var errDownloadedElsewhere = errors.New("the blob has arrived from another registry")
 
 // take waits for a turn to download d from source, a registry. The context that it returns ends, with the cause
 // errArrived, when another download of d was faster. The caller calls done when it has ended its download, and passes
 // whether d is in the store now.
-func (f *InFlight) take(ctx context.Context, d digest.Digest, source string) (
-	_ context.Context, t *turn, done func(arrived bool), err error,
+func (f *InFlight) begin(ctx context.Context, d digest.Digest, source string) (
+	_ context.Context, t *slot, done func(arrived bool), err error,
 ) {
 	f.mu.Lock()
-	fl := f.flights[d]
+	fl := f.blobs[d]
 	if fl == nil {
-		fl = &flight{changed: make(chan struct{})}
-		f.flights[d] = fl
+		fl = &blobDownloads{changed: make(chan struct{})}
+		f.blobs[d] = fl
 	}
 	fl.users++
 	f.mu.Unlock()
 	for {
 		f.mu.Lock()
 		if fl.admits(source, time.Now(), f.window) {
-			t = &turn{source: source, since: time.Now()}
-			ctx, t.arrive = context.WithCancelCause(ctx)
-			fl.turns = append(fl.turns, t)
+			t = &slot{source: source, since: time.Now()}
+			ctx, t.cancel = context.WithCancelCause(ctx)
+			fl.slots = append(fl.slots, t)
 			f.mu.Unlock()
 			return ctx, t, func(arrived bool) { f.done(d, fl, t, arrived) }, nil
 		}
@@ -107,9 +107,9 @@ func (f *InFlight) take(ctx context.Context, d digest.Digest, source string) (
 
 // admits reports whether another download may begin: if there is none, or if all of them are slow and none has the
 // same source.
-func (fl *flight) admits(source string, now time.Time, window time.Duration) bool {
+func (fl *blobDownloads) admits(source string, now time.Time, window time.Duration) bool {
 	admits := true
-	for _, t := range fl.turns { // no early return: isSlow also moves each window
+	for _, t := range fl.slots { // no early return: isSlow also moves each window
 		slow := t.isSlow(now, window)
 		admits = admits && slow && t.source != source
 	}
@@ -118,7 +118,7 @@ func (fl *flight) admits(source string, now time.Time, window time.Duration) boo
 
 // isSlow judges a download by the last whole window. If isSlow was not called for a while, a new window begins, because
 // in a long window the average hides that a download has become slow.
-func (t *turn) isSlow(now time.Time, window time.Duration) bool {
+func (t *slot) isSlow(now time.Time, window time.Duration) bool {
 	took := now.Sub(t.since)
 	if took < window {
 		return t.slow
@@ -130,29 +130,29 @@ func (t *turn) isSlow(now time.Time, window time.Duration) bool {
 }
 
 // done ends a turn. If the blob is in the store, it ends the other downloads of it.
-func (f *InFlight) done(d digest.Digest, fl *flight, t *turn, arrived bool) {
+func (f *InFlight) done(d digest.Digest, fl *blobDownloads, t *slot, arrived bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i, other := range fl.turns {
+	for i, other := range fl.slots {
 		if other == t {
-			fl.turns = append(fl.turns[:i], fl.turns[i+1:]...)
+			fl.slots = append(fl.slots[:i], fl.slots[i+1:]...)
 			break
 		}
 	}
 	if arrived {
-		for _, other := range fl.turns {
-			other.arrive(errArrived)
+		for _, other := range fl.slots {
+			other.cancel(errDownloadedElsewhere)
 		}
 	}
-	t.arrive(nil)
+	t.cancel(nil)
 	close(fl.changed)
 	fl.changed = make(chan struct{})
 	f.leave(d, fl)
 }
 
 // leave is called with the mutex held.
-func (f *InFlight) leave(d digest.Digest, fl *flight) {
+func (f *InFlight) leave(d digest.Digest, fl *blobDownloads) {
 	if fl.users--; fl.users == 0 {
-		delete(f.flights, d)
+		delete(f.blobs, d)
 	}
 }

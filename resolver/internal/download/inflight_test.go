@@ -38,7 +38,7 @@ func TestFlightsOfSeveralSources(t *testing.T) {
 				done func(bool)
 			}
 			var turns []taken
-			ctx, first, done, err := f.take(t.Context(), d, "one")
+			ctx, first, done, err := f.begin(t.Context(), d, "one")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -64,7 +64,7 @@ func TestFlightsOfSeveralSources(t *testing.T) {
 				}
 				wait, cancel := context.WithTimeout(t.Context(), patience)
 				defer cancel()
-				own, _, done, err := f.take(wait, d, source)
+				own, _, done, err := f.begin(wait, d, source)
 				if (err == nil) != tc.admitted[i] {
 					t.Fatalf("%s: %v", source, err)
 				}
@@ -78,15 +78,15 @@ func TestFlightsOfSeveralSources(t *testing.T) {
 				for _, c := range tc.cancelled {
 					ended = ended || c == i
 				}
-				if i != tc.arrives && errors.Is(context.Cause(turn.ctx), errArrived) != ended {
+				if i != tc.arrives && errors.Is(context.Cause(turn.ctx), errDownloadedElsewhere) != ended {
 					t.Errorf("download %d: %v", i, context.Cause(turn.ctx))
 				}
 				if i != tc.arrives {
 					turn.done(false)
 				}
 			}
-			if len(f.flights) != 0 {
-				t.Errorf("%d flights are left", len(f.flights))
+			if len(f.blobs) != 0 {
+				t.Errorf("%d flights are left", len(f.blobs))
 			}
 		})
 	}
@@ -97,18 +97,18 @@ func TestFlightsWait(t *testing.T) {
 	t.Parallel()
 	f := NewInFlight()
 	d := digest.FromString("blob")
-	_, _, done, err := f.take(t.Context(), d, "one")
+	_, _, done, err := f.begin(t.Context(), d, "one")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, _, err := f.take(ctx, d, "two"); !errors.Is(err, context.Canceled) {
+	if _, _, _, err := f.begin(ctx, d, "two"); !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled wait: %v", err)
 	}
 	time.AfterFunc(20*time.Millisecond, func() { done(false) })
 	began := time.Now()
-	_, _, again, err := f.take(t.Context(), d, "one")
+	_, _, again, err := f.begin(t.Context(), d, "one")
 	if err != nil || time.Since(began) > slowWindow/2 {
 		t.Errorf("after %v: %v", time.Since(began), err)
 	}
@@ -131,7 +131,7 @@ func TestSlow(t *testing.T) {
 		"nobody looks":    {[]int64{-1, -1, -1, -1, -1, 1 << 20, 1 << 20, 1 << 20}, []bool{5: false, 6: false, 7: true}},
 		"a byte sometime": {[]int64{1, 2, 3, 4}, []bool{false, true, true, true}},
 	} {
-		tr := &turn{since: begin}
+		tr := &slot{since: begin}
 		for i, n := range tc.bytes {
 			if n < 0 {
 				continue

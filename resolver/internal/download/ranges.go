@@ -21,7 +21,7 @@ import (
 const maxBuffered = 16 << 20
 
 // worthRanges is how many parts a blob has to have to be downloaded in parts. A kill loses the parts in memory: of a smaller blob, too much of it.
-const worthRanges = 4
+const minChunks = 4
 
 // buffers is the memory that the ranges of one Fetch share. Every blob takes its buffers in the order of its bytes, so who has any has the
 // next bytes to be written in one of them, and whoever waits waits for somebody who goes on.
@@ -56,45 +56,45 @@ func (b *buffers) get(ctx context.Context) ([]byte, error) {
 func (b *buffers) put(buf []byte) { b.free <- buf }
 
 // tellAfter is how many new bytes wake the one who writes: a wakeup for every packet costs more than the download.
-const tellAfter = 256 << 10
+const wakeBytes = 256 << 10
 
 // chunk is a range on its way. The one who downloads appends; the one who writes follows.
 type chunk struct {
 	registry.Range
-	lane int
-	warm bool          // its connection was used before, unless another one was faster to be free
-	more chan struct{} // holds one: look again
-	done chan struct{} // closed when nothing is appended any more
+	connection int
+	warm       bool          // its connection was used before, unless another one was faster to be free
+	grown      chan struct{} // holds one: look again
+	done       chan struct{} // closed when nothing is appended any more
 
 	buf []byte
 	err error // of the download, once done is closed
 
 	mu     sync.Mutex
 	filled int64 // bytes of buf; only the one who downloads changes it
-	told   int64 // bytes that the one who writes was woken for
+	woken  int64 // bytes that the one who writes was woken for
 }
 
 func newChunk(s registry.Range, buf []byte) *chunk {
-	return &chunk{Range: s, buf: buf[:s.End-s.Start], more: make(chan struct{}, 1), done: make(chan struct{})}
+	return &chunk{Range: s, buf: buf[:s.End-s.Start], grown: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 func (c *chunk) grow(n int) {
 	c.mu.Lock()
 	c.filled += int64(n)
-	tell := c.filled-c.told >= tellAfter
+	tell := c.filled-c.woken >= wakeBytes
 	if tell {
-		c.told = c.filled
+		c.woken = c.filled
 	}
 	c.mu.Unlock()
 	if tell {
-		c.tell()
+		c.wake()
 	}
 }
 
 // tell wakes the one who writes.
-func (c *chunk) tell() {
+func (c *chunk) wake() {
 	select {
-	case c.more <- struct{}{}:
+	case c.grown <- struct{}{}:
 	default:
 	}
 }
@@ -129,7 +129,7 @@ func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
 			return nil, c.err
 		}
 		select {
-		case <-c.more:
+		case <-c.grown:
 		case <-c.done:
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -139,14 +139,14 @@ func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
 
 // ranges begins with ranges. A host that answers the first one with everything is taken at its word: that answer becomes the one stream.
 func (d *download) ranges(ctx context.Context, host *registry.Endpoint) error {
-	d.trial, d.ranged = nil, true
+	d.trial, d.usedRange = nil, true
 	want := d.span(d.offset)
-	resp, err := d.get(ctx, host, want, d.lane)
+	resp, err := d.get(ctx, host, want, d.connection)
 	if err != nil {
 		return err
 	}
 	if resp.StatusCode != http.StatusPartialContent {
-		d.whole = true
+		d.noRanges = true
 		_, err := d.stream(ctx, host, resp, registry.Range{})
 		return err
 	}
@@ -162,21 +162,21 @@ func (d *download) ranges(ctx context.Context, host *registry.Endpoint) error {
 // body, which was checked and may go on, has before end. A cut range goes on where it was cut. It ends early, without an error, when
 // ranges turn out not to pay.
 func (d *download) parallel(ctx context.Context, host *registry.Endpoint, resp *http.Response, end int64) error {
-	d.narrow.Store(false)
+	d.stopRanges.Store(false)
 	buf, err := d.buffers.get(ctx)
 	if err != nil {
 		resp.Body.Close()
 		return err
 	}
 	head := newChunk(d.span(d.offset), buf)
-	head.lane = d.lane
+	head.connection = d.connection
 	ctx, cancel := context.WithCancel(ctx)
-	slots, order := make(chan struct{}, d.pace.ranges), make(chan *chunk, d.pace.ranges)
+	slots, order := make(chan struct{}, d.link.ranges), make(chan *chunk, d.link.ranges)
 	go func() {
 		defer close(order) // after the last lane has ended
-		d.dispatch(ctx, host, head, &part{resp, end}, slots, order)
+		d.dispatch(ctx, host, head, &rangeAnswer{resp, end}, slots, order)
 	}()
-	err = d.inOrder(ctx, slots, order)
+	err = d.writeInOrder(ctx, slots, order)
 	cancel()
 	for c := range order {
 		c.drop(d.buffers)
@@ -190,19 +190,19 @@ func (d *download) span(start int64) registry.Range {
 }
 
 // part is an answer whose body has the bytes before end.
-type part struct {
+type rangeAnswer struct {
 	resp *http.Response
 	end  int64
 }
 
 // dispatch starts the ranges one after another; slots has room for those that may be on their way or wait to be written. c is the first, and
 // answer is there already.
-func (d *download) dispatch(ctx context.Context, host *registry.Endpoint, c *chunk, answer *part,
+func (d *download) dispatch(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer,
 	slots chan struct{}, order chan<- *chunk,
 ) {
 	var lanes sync.WaitGroup
 	defer lanes.Wait()
-	start := func(c *chunk, first *part) {
+	start := func(c *chunk, first *rangeAnswer) {
 		lanes.Go(func() {
 			c.end(func() (err error) {
 				defer panics.Recover("blob "+d.desc.Digest.String(), &err)
@@ -226,17 +226,17 @@ func (d *download) dispatch(ctx context.Context, host *registry.Endpoint, c *chu
 		if err != nil {
 			return
 		}
-		if d.narrow.Load() {
+		if d.stopRanges.Load() {
 			d.buffers.put(buf)
 			return
 		}
 		c, answer = newChunk(d.span(c.End), buf), nil
-		c.lane, c.warm = (d.lane+n)%d.pace.ranges, n >= d.pace.ranges
+		c.connection, c.warm = (d.connection+n)%d.link.ranges, n >= d.link.ranges
 	}
 }
 
 // inOrder writes the chunks.
-func (d *download) inOrder(ctx context.Context, slots <-chan struct{}, order <-chan *chunk) error {
+func (d *download) writeInOrder(ctx context.Context, slots <-chan struct{}, order <-chan *chunk) error {
 	for c := range order {
 		err := d.writeChunk(ctx, c)
 		c.drop(d.buffers)
@@ -262,7 +262,7 @@ func (d *download) writeChunk(ctx context.Context, c *chunk) error {
 }
 
 // fill downloads one chunk, going on where it was cut. answer is one that is already there, or nil.
-func (d *download) fill(ctx context.Context, host *registry.Endpoint, c *chunk, answer *part) error {
+func (d *download) fill(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer) error {
 	for attempt := 1; ; attempt++ {
 		before := c.filled
 		err := d.fillOnce(ctx, host, c, answer)
@@ -275,7 +275,7 @@ func (d *download) fill(ctx context.Context, host *registry.Endpoint, c *chunk, 
 		case !retry.IsTemporary(err) || errors.Is(err, errRange):
 			return err
 		}
-		if c.filled-before >= progress {
+		if c.filled-before >= minProgress {
 			attempt = 1
 		}
 		if attempt >= d.repo.Retry().Attempts {
@@ -287,7 +287,7 @@ func (d *download) fill(ctx context.Context, host *registry.Endpoint, c *chunk, 
 	}
 }
 
-func (d *download) fillOnce(ctx context.Context, host *registry.Endpoint, c *chunk, answer *part) error {
+func (d *download) fillOnce(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer) error {
 	asked, begun, before := answer == nil, time.Now(), c.filled
 	if asked {
 		var err error
@@ -307,7 +307,7 @@ func (d *download) fillOnce(ctx context.Context, host *registry.Endpoint, c *chu
 		}
 	}
 	if asked && err == nil { // to the very end, or the stream is reset and the connection of HTTP/1 lost
-		c.tell()
+		c.wake()
 		registry.ReadEnd(body)
 	}
 	if end < c.End {
@@ -320,12 +320,12 @@ func (d *download) fillOnce(ctx context.Context, host *registry.Endpoint, c *chu
 }
 
 // part asks for what c lacks.
-func (d *download) part(ctx context.Context, host *registry.Endpoint, c *chunk) (*part, error) {
+func (d *download) part(ctx context.Context, host *registry.Endpoint, c *chunk) (*rangeAnswer, error) {
 	want := registry.Range{Start: c.Start + c.filled, End: c.End}
-	resp, err := d.get(ctx, host, want, c.lane)
+	resp, err := d.get(ctx, host, want, c.connection)
 	if err != nil {
 		if retry.IsTemporary(err) { // who has too much to do with us is asked for less
-			d.verdict(ctx, false)
+			d.decide(ctx, false)
 		}
 		return nil, err
 	}
@@ -340,7 +340,7 @@ func (d *download) part(ctx context.Context, host *registry.Endpoint, c *chunk) 
 		resp.Body.Close()
 		return nil, sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
 	}
-	return &part{resp, end}, nil
+	return &rangeAnswer{resp, end}, nil
 }
 
 // judge compares a range with the stream before it, and in the end stops the ranges if they do not pay.
@@ -348,16 +348,16 @@ func (d *download) judge(ctx context.Context, bytes int64, took time.Duration) {
 	if d.trial == nil {
 		return
 	}
-	if pays, over := d.trial.add(bytes, took-d.pace.least()); over {
-		d.verdict(ctx, pays)
+	if pays, over := d.trial.add(bytes, took-d.link.minLatency()); over {
+		d.decide(ctx, pays)
 	}
 }
 
 // verdict is for ranges until one is against them. Several that are refused at the same time are one.
-func (d *download) verdict(ctx context.Context, pays bool) {
-	if pays && d.narrow.Load() || !pays && d.narrow.Swap(true) {
+func (d *download) decide(ctx context.Context, pays bool) {
+	if pays && d.stopRanges.Load() || !pays && d.stopRanges.Swap(true) {
 		return
 	}
 	log.G(ctx).WithFields(log.Fields{"blob": d.desc.Digest, "pays": pays}).Debug("ranges were tried")
-	d.pace.judge(pays)
+	d.link.recordTrial(pays)
 }

@@ -17,29 +17,29 @@ import (
 // authorizer answers the challenges of one endpoint. containerd's does not fit: it sends credentials to whatever realm it is told, and keeps
 // tokens without regard to who they were given to.
 type authorizer struct {
-	endpoint *Endpoint
-	client   *Client
-	wallet   *auth.Cache
-	via      string // the registry that redirected to this endpoint; empty for one that is configured
+	endpoint    *Endpoint
+	client      *Client
+	credentials *auth.Cache
+	via         string // the registry that redirected to this endpoint; empty for one that is configured
 }
 
 // proof is what a request was authorized with.
-type proof struct {
-	used  bool
-	fixed bool   // hosts.toml has it
-	fresh bool   // got for this request, so that a refusal is final
-	asked demand // what the registry asked for
-	whose string // identity of the credential
-	key   tokenKey
-	token string // empty for basic authentication
-	note  string // why credentials that exist were not used
+type presented struct {
+	used        bool
+	configured  bool        // hosts.toml has it
+	fresh       bool        // got for this request, so that a refusal is final
+	requirement requirement // what the registry asked for
+	identity    string      // identity of the credential
+	key         tokenKey
+	token       string // empty for basic authentication
+	note        string // why credentials that exist were not used
 }
 
 // host is the name that credentials are looked up by.
 func (a *authorizer) host() string { return auth.CanonicalHost(a.endpoint.Host) }
 
 // cached reports whether the request had a token that was fetched for an earlier one.
-func (p proof) cached() bool { return p.token != "" && !p.fresh }
+func (p presented) cached() bool { return p.token != "" && !p.fresh }
 
 // origin is what tokens and demands are kept by. What a redirect led to may have been reached with less verification
 // (skip_verify) than when it is pulled from directly, so that is kept apart.
@@ -50,40 +50,40 @@ func (a *authorizer) origin() string {
 	return a.endpoint.origin().String()
 }
 
-func (a *authorizer) place(repository string) place {
-	return place{origin: a.origin(), repository: repository}
+func (a *authorizer) repositoryKey(repository string) repositoryKey {
+	return repositoryKey{origin: a.origin(), repository: repository}
 }
 
 // authorize sets the Authorization that the endpoint is known to want for a repository; none when nothing is known.
-func (a *authorizer) authorize(ctx context.Context, h http.Header, repository string) (proof, error) {
+func (a *authorizer) authorize(ctx context.Context, h http.Header, repository string) (presented, error) {
 	if h.Get("Authorization") != "" { // hosts.toml has the last word
-		return proof{fixed: true}, nil
+		return presented{configured: true}, nil
 	}
-	d, ok := a.client.tokens.demand(a.place(repository))
+	d, ok := a.client.tokens.requirement(a.repositoryKey(repository))
 	if !ok {
-		return proof{}, nil
+		return presented{}, nil
 	}
-	cred, err := a.wallet.Get(ctx, a.host())
+	cred, err := a.credentials.Get(ctx, a.host())
 	if err != nil {
-		return proof{}, err
+		return presented{}, err
 	}
 	if d.scheme == "basic" {
 		if cred.Username == "" {
-			return proof{}, nil
+			return presented{}, nil
 		}
 		req := http.Request{Header: h}
 		req.SetBasicAuth(cred.Username, cred.Password)
-		return proof{used: true, whose: cred.Identity()}, nil
+		return presented{used: true, identity: cred.Identity()}, nil
 	}
 	if cred.RegistryToken != "" {
 		h.Set("Authorization", "Bearer "+cred.RegistryToken)
-		return proof{used: true, whose: cred.Identity()}, nil
+		return presented{used: true, identity: cred.Identity()}, nil
 	}
 	realm, err := realmURL(a.endpoint.origin(), d.realm)
 	if err != nil {
-		return proof{}, nil //nolint:nilerr // it was of use to another credential; the registry's answer will tell
+		return presented{}, nil //nolint:nilerr // it was of use to another credential; the registry's answer will tell
 	}
-	p := proof{asked: d}
+	p := presented{requirement: d}
 	if cred != (auth.Credential{}) && !trusted(a.endpoint.origin(), realm, a.client.opts.Realms[a.host()]) {
 		p.note = fmt.Sprintf("credentials of %s were not sent to the token server %s, which is of another site", a.host(), realm.Host)
 		cred = auth.Credential{}
@@ -94,9 +94,9 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 	})
 	if err != nil {
 		if errdefs.IsUnauthorized(err) {
-			a.wallet.Forget(a.host())
+			a.credentials.Forget(a.host())
 		}
-		a.client.tokens.dropDemand(a.place(repository)) // the registry may have moved to another token server
+		a.client.tokens.dropRequirement(a.repositoryKey(repository)) // the registry may have moved to another token server
 		for _, kind := range []cause.Kind{cause.Unauthorized, cause.Forbidden} {
 			if cause.Is(err, kind) {
 				err = cause.Mark(err, kind, a.host()) // a login is one to the registry, not to its token server
@@ -110,27 +110,27 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 }
 
 // explain adds to a refusal why the registry was not shown more than p.
-func (a *authorizer) explain(p proof, err error) error {
+func (a *authorizer) explain(p presented, err error) error {
 	if p.note != "" {
 		err = fmt.Errorf("%w (%s)", err, p.note)
 	}
-	return a.wallet.Explain(a.host(), err)
+	return a.credentials.Explain(a.host(), err)
 }
 
 // challenged learns from the answer 401 to a request that p was sent with. It says whether the request is worth another try.
-func (a *authorizer) challenged(ctx context.Context, h http.Header, repository string, p proof) (bool, error) {
+func (a *authorizer) challenged(ctx context.Context, h http.Header, repository string, p presented) (bool, error) {
 	if p.used {
 		if p.token != "" {
 			a.client.tokens.drop(p.key, p.token)
 		} else {
-			a.wallet.Forget(a.host())
+			a.credentials.Forget(a.host())
 		}
 	}
-	cred, err := a.wallet.Get(ctx, a.host())
+	cred, err := a.credentials.Get(ctx, a.host())
 	if err != nil {
 		return false, err
 	}
-	if p.used && p.token == "" && p.whose == cred.Identity() {
+	if p.used && p.token == "" && p.identity == cred.Identity() {
 		return false, nil
 	}
 	var basic bool
@@ -140,12 +140,12 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 		case "basic":
 			basic = true
 		case "bearer":
-			d := demand{scheme: "bearer", realm: c.params["realm"], service: c.params["service"], scope: c.params["scope"]}
+			d := requirement{scheme: "bearer", realm: c.params["realm"], service: c.params["service"], scope: c.params["scope"]}
 			if d.scope == "" {
 				d.scope = "repository:" + repository + ":pull"
 			}
-			if p.fresh && d == p.asked {
-				a.client.tokens.dropDemand(a.place(repository)) // the next request begins anew
+			if p.fresh && d == p.requirement {
+				a.client.tokens.dropRequirement(a.repositoryKey(repository)) // the next request begins anew
 				return false, nil
 			}
 			if d.realm == "" && p.cached() {
@@ -157,12 +157,12 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 					continue
 				}
 			}
-			a.client.tokens.setDemand(a.place(repository), d)
+			a.client.tokens.setRequirement(a.repositoryKey(repository), d)
 			return true, nil
 		}
 	}
 	if basic && cred.Username != "" {
-		a.client.tokens.setDemand(a.place(repository), demand{scheme: "basic"})
+		a.client.tokens.setRequirement(a.repositoryKey(repository), requirement{scheme: "basic"})
 		return true, nil
 	}
 	if refused != nil {

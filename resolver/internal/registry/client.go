@@ -47,7 +47,7 @@ type Options struct {
 type Client struct {
 	opts        Options
 	tokens      *TokenCache
-	wallet      *auth.Cache
+	credentials *auth.Cache
 	connections *Connections
 
 	mu    sync.Mutex
@@ -63,7 +63,7 @@ func New(opts Options) *Client {
 	if c.tokens = opts.Tokens; c.tokens == nil {
 		c.tokens = NewTokenCache()
 	}
-	c.wallet = auth.NewCache(opts.Credentials, opts.Warn)
+	c.credentials = auth.NewCache(opts.Credentials, opts.Warn)
 	return c
 }
 
@@ -75,7 +75,7 @@ func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, hosts := range c.hosts {
-		if slices.ContainsFunc(hosts, fallsBack) { // not kept by connections
+		if slices.ContainsFunc(hosts, fallsBackToHTTP) { // not kept by connections
 			closeIdle(hosts)
 		}
 	}

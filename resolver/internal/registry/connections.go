@@ -26,11 +26,11 @@ const (
 // with each request and no matter of the connection, but for client certificates, which are compared. The zero value has none.
 type Connections struct {
 	mu         sync.Mutex
-	registries []*connected
+	registries []*registryTransports
 }
 
 // connected are the transports to the hosts of one registry as one hosts.toml describes them.
-type connected struct {
+type registryTransports struct {
 	key   string
 	hosts []*Endpoint
 	used  time.Time
@@ -49,38 +49,38 @@ func (c *Connections) Close() {
 
 func closeIdle(hosts []*Endpoint) {
 	for _, e := range hosts {
-		e.home.closeIdle()
-		e.foreign.closeIdle()
+		e.direct.closeIdle()
+		e.others.closeIdle()
 	}
 }
 
 // fallsBack says whether a host may be talked to by HTTP where it has no HTTPS, which is remembered by its transport. Somebody else may not want that, so
 // it is not shared.
-func fallsBack(e *Endpoint) bool { return e.home.alone }
+func fallsBackToHTTP(e *Endpoint) bool { return e.direct.single }
 
 // resolvedHere says whether a registry may lead to this machine because it was found on it. Where its name, or a proxy's, leads the next time is
 // another matter, so that it is not kept for other pulls.
-func resolvedHere(e *Endpoint) bool { return e.local.Load() }
+func foundOnLoopback(e *Endpoint) bool { return e.loopback.Load() }
 
 // namedHere says whether a host is this machine by its name, whoever asks.
-func namedHere(e *Endpoint) bool { return isLoopback(e.Host) }
+func namedLoopback(e *Endpoint) bool { return isLoopback(e.Host) }
 
 // share gives hosts the transports of those that were configured alike, or keeps theirs for who comes later.
 func (c *Connections) share(key string, hosts []*Endpoint) {
-	if slices.ContainsFunc(hosts, fallsBack) {
+	if slices.ContainsFunc(hosts, fallsBackToHTTP) {
 		return
 	}
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.registries = slices.DeleteFunc(c.registries, func(r *connected) bool {
-		return now.Sub(r.used) > forgetRegistry || slices.ContainsFunc(r.hosts, resolvedHere) && !slices.ContainsFunc(r.hosts, namedHere)
+	c.registries = slices.DeleteFunc(c.registries, func(r *registryTransports) bool {
+		return now.Sub(r.used) > forgetRegistry || slices.ContainsFunc(r.hosts, foundOnLoopback) && !slices.ContainsFunc(r.hosts, namedLoopback)
 	})
 	for _, r := range c.registries {
 		if r.key == key && slices.EqualFunc(r.hosts, hosts, sameConnection) {
 			r.used = now
 			for i, e := range r.hosts {
-				hosts[i].home, hosts[i].foreign = e.home, e.foreign
+				hosts[i].direct, hosts[i].others = e.direct, e.others
 			}
 			return
 		}
@@ -90,9 +90,9 @@ func (c *Connections) share(key string, hosts []*Endpoint) {
 	}
 	kept := make([]*Endpoint, len(hosts))
 	for i, e := range hosts { // without what is a resolver's own
-		kept[i] = &Endpoint{RegistryHost: e.RegistryHost, tls: e.tls, local: e.local, home: e.home, foreign: e.foreign}
+		kept[i] = &Endpoint{RegistryHost: e.RegistryHost, tls: e.tls, loopback: e.loopback, direct: e.direct, others: e.others}
 	}
-	c.registries = append(c.registries, &connected{key: key, hosts: kept, used: now})
+	c.registries = append(c.registries, &registryTransports{key: key, hosts: kept, used: now})
 }
 
 func sameConnection(a, b *Endpoint) bool {
@@ -119,24 +119,24 @@ func (c *Client) connectionsKey(name string, hosts []byte) string {
 // lanes are transports that differ in nothing but their connections. HTTP/2 puts all requests to a host on one connection, which may be slower than
 // the way: its window, what packets it loses, or what a server allows each connection. HTTP/1 has a connection for each request as it
 // is, and stays in the first lane, where they find idle ones.
-type lanes struct {
-	first http.RoundTripper
-	base  *http.Transport // at the bottom of first
-	alone bool            // first is more than base, so that there are no others
+type transportSet struct {
+	first  http.RoundTripper
+	base   *http.Transport // at the bottom of first
+	single bool            // first is more than base, so that there are no others
 
 	mu    sync.Mutex
 	more  []*http.Transport // from the second on
 	http1 map[string]bool   // hosts that answered with it
 }
 
-func newLanes(first http.RoundTripper, base *http.Transport) *lanes {
+func newTransportSet(first http.RoundTripper, base *http.Transport) *transportSet {
 	t, ok := first.(*http.Transport)
-	return &lanes{first: first, base: base, alone: !ok || t != base, http1: map[string]bool{}}
+	return &transportSet{first: first, base: base, single: !ok || t != base, http1: map[string]bool{}}
 }
 
 // lane is the transport number n, from 0, for u.
-func (l *lanes) lane(u *url.URL, n int) http.RoundTripper {
-	if n == 0 || l.alone || u.Scheme == "http" {
+func (l *transportSet) transport(u *url.URL, n int) http.RoundTripper {
+	if n == 0 || l.single || u.Scheme == "http" {
 		return l.first
 	}
 	l.mu.Lock()
@@ -151,7 +151,7 @@ func (l *lanes) lane(u *url.URL, n int) http.RoundTripper {
 }
 
 // learn keeps in mind how u's host answered.
-func (l *lanes) learn(u *url.URL, resp *http.Response) {
+func (l *transportSet) recordProtocol(u *url.URL, resp *http.Response) {
 	if u.Scheme == "http" {
 		return
 	}
@@ -169,13 +169,13 @@ func (l *lanes) learn(u *url.URL, resp *http.Response) {
 }
 
 // failed takes note of how a request got no answer. Idle connections as old as its own may be as dead, and each would cost an attempt.
-func (l *lanes) failed(ctx context.Context, err error) {
+func (l *transportSet) closeIdleAfter(ctx context.Context, err error) {
 	if ctx.Err() == nil && retry.IsTemporary(err) {
 		l.closeIdle()
 	}
 }
 
-func (l *lanes) closeIdle() {
+func (l *transportSet) closeIdle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.base.CloseIdleConnections()

@@ -55,14 +55,14 @@ func TestConnectionsApart(t *testing.T) {
 			}
 			got = append(got, hosts[0])
 		}
-		if (got[0].home == got[1].home) != tc.same || (got[0].foreign == got[1].foreign) != tc.same {
+		if (got[0].direct == got[1].direct) != tc.same || (got[0].others == got[1].others) != tc.same {
 			t.Errorf("%s: shared: %v", tc.name, !tc.same)
 		}
 		if got[0].auth == got[1].auth || got[0].auth.client == got[1].auth.client {
 			t.Errorf("%s: who asks is shared", tc.name)
 		}
 	}
-	if a, b := host(), host(); a.home == b.home {
+	if a, b := host(), host(); a.direct == b.direct {
 		t.Error("two clients share without being told")
 	}
 }
@@ -73,14 +73,14 @@ func TestConnectionsFallBack(t *testing.T) {
 	const name = "r.example.com:5000"
 	dir := registrytest.CertsDir(t, name, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
 	pool := new(Connections)
-	seen := map[*lanes]bool{}
+	seen := map[*transportSet]bool{}
 	for i, plain := range []bool{true, false, true, false} {
 		r := newTestClient(t, func(o *Options) { o.HostsDir, o.Connections, o.PlainHTTP = dir, pool, plain })
 		hosts, err := r.endpoints(t.Context(), name)
 		if err != nil || len(hosts) != 1 || hosts[0].Scheme != "https" {
 			t.Fatal(hosts, err)
 		}
-		way := hosts[0].home
+		way := hosts[0].direct
 		if _, ok := way.first.(*http.Transport); ok == plain {
 			t.Errorf("pull %d, plain: %v, has %T", i, plain, way.first)
 		}
@@ -108,9 +108,9 @@ func TestConnectionsHere(t *testing.T) {
 				t.Fatal(err)
 			}
 			got = append(got, hosts[0])
-			hosts[0].local.Store(len(got) == 1)
+			hosts[0].loopback.Store(len(got) == 1)
 		}
-		if (got[0].home == got[1].home) != tc.same || (got[0].foreign == got[1].foreign) != tc.same {
+		if (got[0].direct == got[1].direct) != tc.same || (got[0].others == got[1].others) != tc.same {
 			t.Errorf("found here %s: shared: %v", tc.name, !tc.same)
 		}
 	}
@@ -132,9 +132,9 @@ func TestConnectionsBound(t *testing.T) {
 	if n := len(pool.registries); n != 1 {
 		t.Errorf("%d registries after all were forgotten", n)
 	}
-	l := newLanes(&http.Transport{}, &http.Transport{})
+	l := newTransportSet(&http.Transport{}, &http.Transport{})
 	for i := range 2 * maxRegistries {
-		l.learn(&url.URL{Scheme: "https", Host: fmt.Sprint(i)}, &http.Response{ProtoMajor: 1})
+		l.recordProtocol(&url.URL{Scheme: "https", Host: fmt.Sprint(i)}, &http.Response{ProtoMajor: 1})
 	}
 	if n := len(l.http1); n > maxRegistries {
 		t.Errorf("%d hosts", n)

@@ -37,22 +37,22 @@ const (
 // Endpoint is one host that may serve a registry: a mirror that hosts.toml names, or the registry itself.
 type Endpoint struct {
 	docker.RegistryHost
-	home    *lanes // for the host itself; may hold a client certificate
-	foreign *lanes // for every other origin; holds none, and does not connect to where nobody should be sent
-	tls     *tls.Config
-	local   *atomic.Bool // one of home was found on this machine, and foreign may connect to it; of all hosts of a registry together
-	auth    *authorizer
+	direct   *transportSet // for the host itself; may hold a client certificate
+	others   *transportSet // for every other origin; holds none, and does not connect to where nobody should be sent
+	tls      *tls.Config
+	loopback *atomic.Bool // one of home was found on this machine, and foreign may connect to it; of all hosts of a registry together
+	auth     *authorizer
 }
 
 // origin is the endpoint as an address without path.
 func (e *Endpoint) origin() *url.URL { return &url.URL{Scheme: e.Scheme, Host: e.Host} }
 
 // way is what may talk to u.
-func (e *Endpoint) way(u *url.URL) *lanes {
+func (e *Endpoint) transportsFor(u *url.URL) *transportSet {
 	if sameOrigin(u, e.origin()) {
-		return e.home
+		return e.direct
 	}
-	return e.foreign
+	return e.others
 }
 
 // endpoints reads the hosts of a registry by the rules of containerd's hosts.toml.
@@ -96,10 +96,10 @@ func (c *Client) endpoints(ctx context.Context, name string) (all []*Endpoint, e
 			t = docker.DefaultHTTPTransport(&tls.Config{})
 			c.tune(t, &local)
 		}
-		e := &Endpoint{RegistryHost: h, home: newLanes(h.Client.Transport, t), tls: t.TLSClientConfig, local: &local}
-		foreign := foreignTransport(t, e.origin(), &local)
-		e.foreign = newLanes(foreign, foreign)
-		e.auth = &authorizer{endpoint: e, client: c, wallet: c.wallet}
+		e := &Endpoint{RegistryHost: h, direct: newTransportSet(h.Client.Transport, t), tls: t.TLSClientConfig, loopback: &local}
+		foreign := checkedTransport(t, e.origin(), &local)
+		e.others = newTransportSet(foreign, foreign)
+		e.auth = &authorizer{endpoint: e, client: c, credentials: c.credentials}
 		all = append(all, e)
 	}
 	c.connections.share(c.connectionsKey(name, files.TOML), all)
@@ -137,7 +137,7 @@ func (c *Client) tune(t *http.Transport, local *atomic.Bool) {
 
 // foreignTransport is t for other origins than home. A registry names these, in redirects and as token servers, so it must not use us to
 // reach what only we can reach: addresses are checked when they are dialled, after the name was resolved.
-func foreignTransport(t *http.Transport, home *url.URL, local *atomic.Bool) *http.Transport {
+func checkedTransport(t *http.Transport, home *url.URL, local *atomic.Bool) *http.Transport {
 	f := t.Clone()
 	if f.TLSClientConfig != nil {
 		f.TLSClientConfig.Certificates, f.TLSClientConfig.GetClientCertificate = nil, nil

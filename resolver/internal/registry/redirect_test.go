@@ -86,14 +86,14 @@ func TestD01Redirects(t *testing.T) {
 					}
 				}
 				c := newTestClient(t, nil)
-				host := &Endpoint{RegistryHost: docker.RegistryHost{Scheme: "https", Host: "r.example.com"}, home: newLanes(via(true), nil), foreign: newLanes(via(false), nil)}
+				host := &Endpoint{RegistryHost: docker.RegistryHost{Scheme: "https", Host: "r.example.com"}, direct: newTransportSet(via(true), nil), others: newTransportSet(via(false), nil)}
 				p := &Repository{client: c, Registry: "r.example.com", Path: "x", Hosts: []*Endpoint{host}}
 				own := http.Header{}
 				for _, key := range secrets {
 					own.Set(key, "hush")
 				}
 				resp, atHome, err := p.send(t.Context(), host, registrytest.MustURL(a+"/v2/x/blobs/y"),
-					request{common: http.Header{"Range": {"bytes=5-"}}, own: own})
+					request{common: http.Header{"Range": {"bytes=5-"}}, hostOnly: own})
 				if (err == nil) != tc.ok || home != tc.home {
 					t.Fatal(resp, err, home)
 				}
@@ -113,7 +113,7 @@ func TestD04Addresses(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer other.Close()
 	var local atomic.Bool
-	away := foreignTransport(&http.Transport{}, registrytest.MustURL("https://93.184.216.34"), &local)
+	away := checkedTransport(&http.Transport{}, registrytest.MustURL("https://93.184.216.34"), &local)
 	for _, u := range []string{other.URL, "http://169.254.169.254/latest", "http://0.0.0.0:1/", "http://[::1]:1/"} {
 		req, _ := http.NewRequest("GET", u, nil)
 		if _, err := away.RoundTrip(req); err == nil || retry.IsTemporary(httperror.Network("x", err)) || !strings.Contains(err.Error(), "may not lead there") {
@@ -127,7 +127,7 @@ func TestD04Addresses(t *testing.T) {
 	}
 	// A proxy is where the environment says, not where the registry does.
 	local.Store(false)
-	away = foreignTransport(&http.Transport{Proxy: http.ProxyURL(registrytest.MustURL(other.URL))}, registrytest.MustURL("https://93.184.216.34"), &local)
+	away = checkedTransport(&http.Transport{Proxy: http.ProxyURL(registrytest.MustURL(other.URL))}, registrytest.MustURL("https://93.184.216.34"), &local)
 	req, _ = http.NewRequest("GET", "http://93.184.216.35/", nil)
 	if _, err := away.RoundTrip(req); err != nil {
 		t.Error(err)

@@ -52,14 +52,14 @@ func (s Range) Header() string {
 
 // maxTries bounds the requests of one get. Each registry on the way may be asked without a token, with one that turns
 // out to be stale, and with a fresh one.
-const maxTries = 3 * (1 + maxGuests)
+const maxTries = 3 * (1 + maxRedirectTargets)
 
 // request is what a registry and those that it redirects to are sent.
 type request struct {
-	common http.Header // for everybody
-	own    http.Header // for the registry alone; may have secrets
-	guests *guests     // tokens for others; nil: none
-	lane   int         // requests of different lanes do not share a connection
+	common     http.Header      // for everybody
+	hostOnly   http.Header      // for the registry alone; may have secrets
+	targets    *redirectTargets // tokens for others; nil: none
+	connection int              // requests of different lanes do not share a connection
 }
 
 // Get asks one host for kind ("manifests" or "blobs") and object. The response has status 200 or 206, and a body that
@@ -69,7 +69,7 @@ func (p *Repository) Get(ctx context.Context, host *Endpoint, kind, object, acce
 	if host.Host != p.Registry && (p.Registry != "docker.io" || host.Host != "registry-1.docker.io") {
 		u.RawQuery = url.Values{"ns": {p.Registry}}.Encode() // a mirror of several registries has to be told which
 	}
-	req := request{common: http.Header{}, guests: p.guests(host), lane: lane}
+	req := request{common: http.Header{}, targets: p.redirectTargets(host), connection: lane}
 	req.common.Set("User-Agent", p.client.opts.UserAgent)
 	req.common.Set("Accept", accept)
 	// Digests and sizes are those of the bytes on the wire.
@@ -78,12 +78,12 @@ func (p *Repository) Get(ctx context.Context, host *Endpoint, kind, object, acce
 		req.common.Set("Range", r)
 	}
 	for try := 1; ; try++ {
-		req.own = http.Header{}
+		req.hostOnly = http.Header{}
 		for key, values := range host.Header {
-			req.own[http.CanonicalHeaderKey(key)] = append([]string(nil), values...)
+			req.hostOnly[http.CanonicalHeaderKey(key)] = append([]string(nil), values...)
 		}
-		own := &party{auth: host.auth, repository: p.Path, query: u.RawQuery}
-		if err := own.authorize(ctx, req.own); err != nil {
+		own := &authorization{auth: host.auth, repository: p.Path, query: u.RawQuery}
+		if err := own.authorize(ctx, req.hostOnly); err != nil {
 			return nil, err
 		}
 		resp, home, err := p.send(ctx, host, &u, req)
@@ -96,10 +96,10 @@ func (p *Repository) Get(ctx context.Context, host *Endpoint, kind, object, acce
 		}
 		asks, asked, login := own, host.auth.host(), true
 		if !home {
-			if asks = req.guests.at(resp.Request.URL); asks != nil {
+			if asks = req.targets.target(resp.Request.URL); asks != nil {
 				asked = asks.auth.host()
 			}
-			login = asks != nil && (asks.proof.used || len(challenges(resp.Header)) > 0) // else it serves files
+			login = asks != nil && (asks.presented.used || len(challenges(resp.Header)) > 0) // else it serves files
 		}
 		answer := httperror.MarkStatus(httperror.Status(resp, kind, object), resp.StatusCode, kind, asked, login)
 		if httperror.ExpectsTLS(resp) {
@@ -132,21 +132,21 @@ func (p *Repository) send(ctx context.Context, host *Endpoint, u *url.URL, req r
 	home = true
 	for hop := 0; ; hop++ {
 		h := req.common.Clone()
-		way := host.foreign
+		way := host.others
 		if home {
-			way = host.home
-			for key, values := range req.own {
+			way = host.direct
+			for key, values := range req.hostOnly {
 				h[key] = values
 			}
-		} else if err := req.guests.at(u).authorize(ctx, h); err != nil {
+		} else if err := req.targets.target(u).authorize(ctx, h); err != nil {
 			return nil, false, err
 		}
-		resp, err := p.once(ctx, host, way.lane(u, req.lane), u, h)
+		resp, err := p.once(ctx, host, way.transport(u, req.connection), u, h)
 		if err != nil {
-			way.failed(ctx, err)
+			way.closeIdleAfter(ctx, err)
 			return nil, home, err
 		}
-		way.learn(u, resp)
+		way.recordProtocol(u, resp)
 		switch resp.StatusCode {
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		default:

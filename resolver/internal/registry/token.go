@@ -35,14 +35,14 @@ const (
 // resolvers and goroutines: an entry belongs to one registry, token server, service, scope and credential, so nobody gets what
 // another user's credential was given. It lives in memory alone.
 type TokenCache struct {
-	mu      sync.Mutex
-	tokens  map[tokenKey]*tokenEntry
-	demands map[place]demand
+	mu           sync.Mutex
+	tokens       map[tokenKey]*tokenEntry
+	requirements map[repositoryKey]requirement
 }
 
 // NewTokenCache makes an empty cache.
 func NewTokenCache() *TokenCache {
-	return &TokenCache{tokens: map[tokenKey]*tokenEntry{}, demands: map[place]demand{}}
+	return &TokenCache{tokens: map[tokenKey]*tokenEntry{}, requirements: map[repositoryKey]requirement{}}
 }
 
 type tokenKey struct {
@@ -51,48 +51,48 @@ type tokenKey struct {
 }
 
 type tokenEntry struct {
-	turn  chan struct{} // held by the one who asks the token server
+	sem   chan struct{} // held by the one who asks the token server
 	token string
 	until time.Time
 }
 
 // place is what a challenge is remembered for.
-type place struct{ origin, repository string }
+type repositoryKey struct{ origin, repository string }
 
 // demand is how a registry wants to be asked for a repository.
-type demand struct {
+type requirement struct {
 	scheme                string // "bearer" or "basic"
 	realm, service, scope string
 }
 
-func (c *TokenCache) demand(p place) (demand, bool) {
+func (c *TokenCache) requirement(p repositoryKey) (requirement, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	d, ok := c.demands[p]
+	d, ok := c.requirements[p]
 	return d, ok
 }
 
-func (c *TokenCache) setDemand(p place, d demand) {
+func (c *TokenCache) setRequirement(p repositoryKey, d requirement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.demands) >= maxEntries {
-		clear(c.demands)
+	if len(c.requirements) >= maxEntries {
+		clear(c.requirements)
 	}
-	c.demands[p] = d
+	c.requirements[p] = d
 }
 
-func (c *TokenCache) dropDemand(p place) {
+func (c *TokenCache) dropRequirement(p repositoryKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.demands, p)
+	delete(c.requirements, p)
 }
 
 // token returns the token of key: a cached one, or what ask gets. Several callers ask once. fresh says that it was not cached.
 func (c *TokenCache) token(ctx context.Context, key tokenKey, ask func() (string, time.Duration, error)) (token string, fresh bool, err error) {
 	e := c.entry(key)
 	select {
-	case e.turn <- struct{}{}:
-		defer func() { <-e.turn }()
+	case e.sem <- struct{}{}:
+		defer func() { <-e.sem }()
 	case <-ctx.Done():
 		return "", false, ctx.Err()
 	}
@@ -121,7 +121,7 @@ func (c *TokenCache) entry(key tokenKey) *tokenEntry {
 		if len(c.tokens) >= maxEntries {
 			clear(c.tokens) // who holds an entry goes on with it; the next one asks again
 		}
-		e = &tokenEntry{turn: make(chan struct{}, 1)}
+		e = &tokenEntry{sem: make(chan struct{}, 1)}
 		c.tokens[key] = e
 	}
 	return e
@@ -137,7 +137,7 @@ func (c *TokenCache) drop(key tokenKey, token string) {
 }
 
 // fetchToken asks a token server: with a refresh token by POST (OAuth2), else by GET, with basic authentication if cred has a name.
-func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, cred auth.Credential) (
+func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d requirement, cred auth.Credential) (
 	token string, life time.Duration, err error,
 ) {
 	bounded, done := retry.Within(ctx, time.Now().Add(a.client.opts.DocumentTimeout), true)
@@ -149,7 +149,7 @@ func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d demand, c
 	return token, life, err
 }
 
-func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cred auth.Credential) (
+func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d requirement, cred auth.Credential) (
 	string, time.Duration, error,
 ) {
 	req, err := tokenRequest(ctx, realm, d, cred)
@@ -161,11 +161,11 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cre
 	req.Header.Set("Accept-Encoding", "identity")
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
-	way := a.endpoint.way(realm)
+	way := a.endpoint.transportsFor(realm)
 	resp, err := a.tokenClient(realm, cred).Do(req.WithContext(ctx))
 	if err != nil {
 		err = httperror.Network("token server "+realm.Host, err)
-		way.failed(ctx, err)
+		way.closeIdleAfter(ctx, err)
 		return "", 0, err
 	}
 	resp.Body = watch(resp.Body, cancel, a.client.opts.StallTimeout)
@@ -191,7 +191,7 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d demand, cre
 // origin of the realm only. An anonymous request is redirected to wherever a registry may redirect: the realm may be at
 // a gateway, in front of the token server.
 func (a *authorizer) tokenClient(realm *url.URL, cred auth.Credential) *http.Client {
-	return &http.Client{Transport: ways{a.endpoint}, CheckRedirect: func(next *http.Request, via []*http.Request) error {
+	return &http.Client{Transport: endpointTransport{a.endpoint}, CheckRedirect: func(next *http.Request, via []*http.Request) error {
 		switch u := next.URL; {
 		case len(via) >= maxRedirects:
 			return errors.New("too many redirects")
@@ -206,13 +206,13 @@ func (a *authorizer) tokenClient(realm *url.URL, cred auth.Credential) *http.Cli
 }
 
 // ways sends each request by the transport for its origin.
-type ways struct{ *Endpoint }
+type endpointTransport struct{ *Endpoint }
 
-func (w ways) RoundTrip(req *http.Request) (*http.Response, error) {
-	return w.way(req.URL).first.RoundTrip(req)
+func (w endpointTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return w.transportsFor(req.URL).first.RoundTrip(req)
 }
 
-func tokenRequest(ctx context.Context, realm *url.URL, d demand, cred auth.Credential) (*http.Request, error) {
+func tokenRequest(ctx context.Context, realm *url.URL, d requirement, cred auth.Credential) (*http.Request, error) {
 	scopes := strings.Fields(d.scope)
 	if cred.IdentityToken != "" {
 		form := url.Values{"grant_type": {"refresh_token"}, "service": {d.service}, "client_id": {"tank"}, "refresh_token": {cred.IdentityToken}}

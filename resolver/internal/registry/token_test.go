@@ -61,10 +61,10 @@ func TestTokenOnce(t *testing.T) {
 		if _, _, err := c.token(t.Context(), tokenKey{scope: fmt.Sprint(i)}, func() (string, time.Duration, error) { return "t", 0, nil }); err != nil {
 			t.Fatal(err)
 		}
-		c.setDemand(place{repository: fmt.Sprint(i)}, demand{})
+		c.setRequirement(repositoryKey{repository: fmt.Sprint(i)}, requirement{})
 	}
-	if len(c.tokens) > maxEntries || len(c.demands) > maxEntries {
-		t.Errorf("%d tokens, %d demands", len(c.tokens), len(c.demands))
+	if len(c.tokens) > maxEntries || len(c.requirements) > maxEntries {
+		t.Errorf("%d tokens, %d demands", len(c.tokens), len(c.requirements))
 	}
 }
 

@@ -47,14 +47,14 @@ type Downloader struct {
 	store    content.Store
 	inFlight *InFlight
 	buffers  *buffers
-	pace     *pace
+	link     *linkState
 }
 
 // New makes a Downloader of one repository and one store.
 func New(repo *registry.Repository, store content.Store, opts Options) *Downloader {
 	e := &Downloader{opts: opts, repo: repo, store: store, inFlight: opts.InFlight}
-	e.buffers, e.pace = newBuffers(opts.Ranges, opts.ChunkSize), newPace(opts.Ranges, opts.ChunkSize)
-	e.pace.pays = opts.Divided
+	e.buffers, e.link = newBuffers(opts.Ranges, opts.ChunkSize), newLinkState(opts.Ranges, opts.ChunkSize)
+	e.link.divided = opts.Divided
 	if e.inFlight == nil {
 		e.inFlight = NewInFlight()
 	}

@@ -10,38 +10,38 @@ import (
 )
 
 // maxGuests bounds how many origins one request gets tokens for.
-const maxGuests = 3
+const maxRedirectTargets = 3
 
 // guests are the other registries that a request is redirected to: a registry may be no more than a name in front of
 // them. One that wants a token gets an anonymous one of its own. Credentials, and tokens that were given for them, are
 // for the registry of the reference and its mirrors alone.
-type guests struct {
+type redirectTargets struct {
 	repo  *Repository
 	host  *Endpoint // whose redirects are followed
-	known map[string]*party
+	known map[string]*authorization
 }
 
-func (p *Repository) guests(host *Endpoint) *guests {
-	return &guests{repo: p, host: host, known: map[string]*party{}}
+func (p *Repository) redirectTargets(host *Endpoint) *redirectTargets {
+	return &redirectTargets{repo: p, host: host, known: map[string]*authorization{}}
 }
 
 // at returns the registry at u; nil for one too many.
-func (g *guests) at(u *url.URL) *party {
+func (g *redirectTargets) target(u *url.URL) *authorization {
 	if g == nil {
 		return nil
 	}
 	origin := u.Scheme + "://" + strings.ToLower(u.Hostname()) + ":" + port(u)
 	other := g.known[origin]
 	if other == nil {
-		if len(g.known) == maxGuests {
+		if len(g.known) == maxRedirectTargets {
 			return nil
 		}
 		e := &Endpoint{
 			RegistryHost: docker.RegistryHost{Scheme: u.Scheme, Host: u.Host, Path: "/v2"},
-			home:         g.host.foreign, foreign: g.host.foreign,
+			direct:       g.host.others, others: g.host.others,
 		}
-		e.auth = &authorizer{endpoint: e, client: g.repo.client, wallet: auth.NewCache(nil, nil), via: g.host.Host}
-		other = &party{auth: e.auth}
+		e.auth = &authorizer{endpoint: e, client: g.repo.client, credentials: auth.NewCache(nil, nil), via: g.host.Host}
+		other = &authorization{auth: e.auth}
 		g.known[origin] = other
 	}
 	other.repository = cmp.Or(repositoryIn(u.Path), g.repo.Path)

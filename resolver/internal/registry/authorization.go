@@ -12,41 +12,41 @@ import (
 
 // party is a registry that a request is sent to, directly or by a redirect, and the credentials that the request
 // contained. A nil party gets none.
-type party struct {
+type authorization struct {
 	auth       *authorizer
 	repository string
 	query      string // a mirror of several registries is told with it which one is meant
-	proof      proof
+	presented  presented
 }
 
 // authorize sets the Authorization that the registry is known to ask for.
-func (p *party) authorize(ctx context.Context, h http.Header) (err error) {
+func (p *authorization) authorize(ctx context.Context, h http.Header) (err error) {
 	if p != nil {
-		p.proof, err = p.auth.authorize(ctx, h, p.repository)
+		p.presented, err = p.auth.authorize(ctx, h, p.repository)
 	}
 	return err
 }
 
 // refused learns from resp, which is no success; answer is the error for it. The result is nil if the request is worth
 // another try.
-func (p *party) refused(ctx context.Context, resp *http.Response, answer error) error {
+func (p *authorization) refused(ctx context.Context, resp *http.Response, answer error) error {
 	switch {
-	case p == nil, p.proof.fixed:
+	case p == nil, p.presented.configured:
 		return answer
 	case resp.StatusCode == http.StatusUnauthorized:
-	case resp.StatusCode == http.StatusForbidden && p.proof.cached():
+	case resp.StatusCode == http.StatusForbidden && p.presented.cached():
 		// A token may have been given before this user was allowed more, or the registry answers 403 when it has expired.
 	default:
 		return p.explain(answer)
 	}
 	h := resp.Header
-	if !p.proof.used && len(challenges(h)) == 0 {
+	if !p.presented.used && len(challenges(h)) == 0 {
 		h = p.ping(ctx) // a gateway may drop the challenge, or answer 401 by itself
 	}
-	again, err := p.auth.challenged(ctx, h, p.repository, p.proof)
+	again, err := p.auth.challenged(ctx, h, p.repository, p.presented)
 	switch {
 	case err != nil:
-		return p.auth.explain(p.proof, fmt.Errorf("%w: %w", answer, err))
+		return p.auth.explain(p.presented, fmt.Errorf("%w: %w", answer, err))
 	case !again:
 		return p.explain(answer)
 	}
@@ -54,16 +54,16 @@ func (p *party) refused(ctx context.Context, resp *http.Response, answer error) 
 }
 
 // explain adds to a refusal why the registry was not shown more.
-func (p *party) explain(answer error) error {
+func (p *authorization) explain(answer error) error {
 	if p.auth.via != "" && errdefs.IsUnauthorized(answer) {
 		answer = fmt.Errorf("%w (%s redirects to it, and it gets no credentials)", answer, p.auth.via)
 		return cause.Mark(answer, cause.Redirected, p.auth.endpoint.Host)
 	}
-	return p.auth.explain(p.proof, answer)
+	return p.auth.explain(p.presented, answer)
 }
 
 // ping asks the root of the registry's API how it wants to be asked, and returns the headers of the answer.
-func (p *party) ping(ctx context.Context) http.Header {
+func (p *authorization) ping(ctx context.Context) http.Header {
 	e := p.auth.endpoint
 	u := e.origin()
 	u.Path, u.RawQuery = e.Path+"/", p.query
@@ -71,7 +71,7 @@ func (p *party) ping(ctx context.Context) http.Header {
 	h.Set("User-Agent", p.auth.client.opts.UserAgent)
 	h.Set("Accept-Encoding", "identity")
 	repo := Repository{client: p.auth.client}
-	resp, err := repo.once(ctx, e, e.home.lane(u, 0), u, h)
+	resp, err := repo.once(ctx, e, e.direct.transport(u, 0), u, h)
 	if err != nil {
 		return nil // the answer to the request itself is the one that counts
 	}

@@ -100,7 +100,7 @@ func (c *cli) configCheckCommand() *cobra.Command {
 				if !f.Note {
 					wrong++
 				}
-				printable.Fprintf(cmd.OutOrStdout(), "%s\n", f.Text)
+				printable.Fprintf(cmd.OutOrStdout(), "%s\n", f.String())
 			}
 			if wrong > 0 {
 				return localError{fmt.Errorf("config %s: %d to be changed; `tank-snapshotter config containerd` prints what belongs into it", args[0], wrong)}

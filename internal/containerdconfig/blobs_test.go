@@ -69,13 +69,13 @@ func TestCheckBlobs(t *testing.T) {
 				t.Fatal(err)
 			}
 			found = slices.DeleteFunc(found, func(f Finding) bool {
-				return strings.Contains(f.Text, "Nobody answers") ||
-					strings.Contains(f.Text, "discard_unpacked_layers = true: CRI then")
+				return strings.Contains(f.String(), "Nobody answers") ||
+					strings.Contains(f.String(), "discard_unpacked_layers = true: CRI then")
 			})
 			switch {
 			case tc.says == "" && len(found) > 0:
 				t.Errorf("says %+v", found)
-			case tc.says != "" && (len(found) != 1 || !found[0].Note || !strings.Contains(found[0].Text, tc.says)):
+			case tc.says != "" && (len(found) != 1 || !found[0].Note || !strings.Contains(found[0].String(), tc.says)):
 				t.Errorf("says %+v, want %q", found, tc.says)
 			}
 		})

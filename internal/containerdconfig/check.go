@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"net"
@@ -16,38 +15,39 @@ import (
 	"github.com/tank-snapshotter/tank/internal/socket"
 )
 
-// Check returns what does not fit Tank in a containerd config. It returns an error only if the file can not be read.
+// Check returns what in a containerd config, with its imports, does not fit this install. It returns an error if the file
+// does not exist or ctx ends; a file that containerd can't read is a finding.
 func (in Install) Check(ctx context.Context, file string) ([]Finding, error) {
 	var found findings
 	config, ok, err := read(ctx, file, readAnyFile, &found)
 	if err != nil || !ok {
-		return found, err
+		return found.all(), err
 	}
-	k := &checker{Config: config, Install: in, findings: &found}
+	k := &checker{in: in, config: config, findings: &found}
 	k.proxies()
 	k.contentStores()
 	if !k.findTank() {
-		return found, nil
+		return found.all(), nil
 	}
 	if !answers(ctx, in.Address) {
-		found.note("Nobody answers on %s now. Start the daemon before containerd.", in.Address)
+		k.note("", "Nobody answers on %s now", in.Address).remedy("Start the daemon before containerd.")
 	}
 	k.snapshotProxy()
 	k.transfer()
 	k.diffService()
-	k.ownStore()
-	k.sharing()
+	k.unreachableBlobs()
+	k.isolation()
 	k.streamProcessors()
 	if plugin := k.disabledCRI(); plugin != "" {
-		k.note("CRI is disabled (%q in disabled_plugins): ctr and nerdctl work, but no kubelet can use this containerd.",
+		k.note("", "CRI is disabled (%q in disabled_plugins): ctr and nerdctl work, but no kubelet can use this containerd",
 			plugin)
 	} else {
 		k.cri()
 	}
-	return found, nil
+	return found.all(), nil
 }
 
-// answers says whether somebody listens on a socket, as far as this user may know.
+// answers reports whether a process accepts connections on a socket. It returns true if this user may not find out.
 func answers(ctx context.Context, address string) bool {
 	path, release, err := socket.Path(filepath.Split(address))
 	if err != nil {
@@ -62,28 +62,33 @@ func answers(ctx context.Context, address string) bool {
 	return true
 }
 
-// checker looks at one config.
+// checker checks one config for one install.
 type checker struct {
-	*Config
-	Install
+	in     Install
+	config *Config
 	*findings
 
-	snapshotter, differ string // names of Tank's proxies, "" for none
+	snapshotter, differ string // names of Tank's proxies; "" if there is none
 }
 
-// The types of proxies that are looked at, and what containerd has of its own: its plugins of the same names can't be proxies as well.
+// decode reads the section of a plugin into v, which has containerd's defaults.
+func (k *checker) decode(plugin string, v any) bool { return k.config.decode(plugin, v, k.findings) }
+
+// proxyTypes are the types of proxies, by their short names, with the names of the plugins of the same type that are part
+// of containerd. A proxy can't have the name of such a plugin.
 var proxyTypes = map[string]struct {
 	uri     string
 	builtIn []string
 }{
-	"snapshot": {"io.containerd.snapshotter.v1", []string{"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"}},
-	"content":  {"io.containerd.content.v1", []string{"content"}},
-	"diff":     {"io.containerd.differ.v1", []string{"walking", "erofs"}},
-	"sandbox":  {"io.containerd.sandbox.controller.v1", []string{"shim"}},
+	"snapshot": {"io.containerd.snapshotter.v1",
+		[]string{"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs"}},
+	"content": {"io.containerd.content.v1", []string{"content"}},
+	"diff":    {"io.containerd.differ.v1", []string{"walking", "erofs"}},
+	"sandbox": {"io.containerd.sandbox.controller.v1", []string{"shim"}},
 }
 
-// typeOf returns the short name of a proxy's type, "" when containerd knows no such type.
-func typeOf(p proxyPlugin) string {
+// typeOf returns the short name of a proxy's type, "" if containerd has no such type.
+func typeOf(p ProxyPlugin) string {
 	for short, t := range proxyTypes {
 		if p.Type == short || p.Type == t.uri {
 			return short
@@ -92,204 +97,158 @@ func typeOf(p proxyPlugin) string {
 	return ""
 }
 
-// named lists the proxies of a type that are not disabled, by name.
-func (k *checker) named(kind string) (names []string) {
-	for _, name := range slices.Sorted(maps.Keys(k.ProxyPlugins)) {
-		if typeOf(k.ProxyPlugins[name]) == kind && !slices.Contains(k.DisabledPlugins, proxyTypes[kind].uri+"."+name) {
+func (k *checker) disabled(plugin string) bool {
+	return slices.Contains(k.config.DisabledPlugins, plugin)
+}
+
+// enabledProxies returns the sorted names of the proxies of a type that are not disabled.
+func (k *checker) enabledProxies(kind string) (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(k.config.ProxyPlugins)) {
+		if typeOf(k.config.ProxyPlugins[name]) == kind && !k.disabled(proxyTypes[kind].uri+"."+name) {
 			names = append(names, name)
 		}
 	}
 	return names
 }
 
-// exists says whether containerd has a plugin of this name: a proxy, or one of its own.
+// exists reports whether containerd has a plugin of this type and name, as a proxy or as a part of itself.
 func (k *checker) exists(kind, name string) bool {
 	t := proxyTypes[kind]
-	return slices.Contains(k.named(kind), name) ||
-		slices.Contains(t.builtIn, name) && !slices.Contains(k.DisabledPlugins, t.uri+"."+name)
+	return slices.Contains(k.enabledProxies(kind), name) ||
+		slices.Contains(t.builtIn, name) && !k.disabled(t.uri+"."+name)
 }
 
-// proxies looks for what ends containerd with a panic.
+// proxySection returns the place of a proxy, for findings.
+func proxySection(name string) string { return "[proxy_plugins." + name + "]" }
+
+// proxies checks each proxy by itself. Most mistakes in them end containerd with a panic.
 func (k *checker) proxies() {
-	for _, name := range slices.Sorted(maps.Keys(k.ProxyPlugins)) {
-		p := k.ProxyPlugins[name]
+	for _, name := range slices.Sorted(maps.Keys(k.config.ProxyPlugins)) {
+		p, at := k.config.ProxyPlugins[name], proxySection(name)
 		switch kind := typeOf(p); {
 		case kind == "":
-			k.wrong("[proxy_plugins.%s] has the type %q, which containerd does not know: it panics at its start.", name, p.Type)
+			k.wrong(at, "has the type %q, which containerd does not know: it panics at its start", p.Type)
 		case slices.Contains(proxyTypes[kind].builtIn, name):
-			k.wrong("[proxy_plugins.%s] has the name of containerd's own plugin %s.%s: containerd panics at its start, even if that is disabled.",
-				name, proxyTypes[kind].uri, name)
+			k.wrong(at, "has the name of containerd's own plugin %s.%s: containerd panics at its start, even if that is disabled",
+				proxyTypes[kind].uri, name)
 		case p.Address == "":
-			k.wrong("[proxy_plugins.%s] has no address.", name)
+			k.wrong(at, "has no address")
 		}
 	}
 }
 
-// contentStores: containerd works with exactly one.
+// contentStores checks that there is one content store, and that it is the one that Tank expects.
 func (k *checker) contentStores() {
 	const own = pluginContent
-	proxies := k.named("content")
-	disabled := slices.Contains(k.DisabledPlugins, own)
+	proxies := k.enabledProxies("content")
+	disabled := k.disabled(own)
 	switch {
 	case len(proxies) > 1:
-		k.wrong("There are %d proxies of type content (%s): containerd loads its database with exactly one content store, and without it nothing pulls or runs.",
-			len(proxies), strings.Join(proxies, ", "))
+		k.wrong("", "There are %d proxies of type content (%s): containerd loads its database with exactly one content store, "+
+			"and without it nothing pulls or runs", len(proxies), strings.Join(proxies, ", "))
 	case len(proxies) == 1 && !disabled:
-		k.wrong("[proxy_plugins.%s] is a content store beside containerd's own: containerd loads its database with exactly one. "+
-			"Add %q to disabled_plugins.", proxies[0], own)
+		k.wrong(proxySection(proxies[0]), "is a content store beside containerd's own: containerd loads its database with "+
+			"exactly one").remedy("Add %q to disabled_plugins.", own)
 	case len(proxies) == 0 && disabled:
-		k.wrong("containerd's own content store is disabled (%q in disabled_plugins), and no proxy takes its place: containerd can't load its database.", own)
+		k.wrong("", "containerd's own content store is disabled (%q in disabled_plugins), and no proxy takes its place: "+
+			"containerd can't load its database", own)
 	}
-	if len(proxies) == 1 && k.isTank(k.ProxyPlugins[proxies[0]]) && !k.Content {
-		k.wrong("[proxy_plugins.%s] makes Tank the content store, but Tank's own config has containerd_address: Tank reads blobs from containerd and serves none.",
-			proxies[0])
+	if len(proxies) == 1 && k.isTank(k.config.ProxyPlugins[proxies[0]]) && !k.in.Content {
+		k.wrong(proxySection(proxies[0]), "makes Tank the content store, but Tank's own config has containerd_address: "+
+			"Tank reads blobs from containerd and serves none")
 	}
-	if !disabled && k.Content && len(proxies) == 0 {
-		k.wrong("Tank is not containerd's content store: either add the proxy of type content, " +
+	if !disabled && k.in.Content && len(proxies) == 0 {
+		k.wrong("", "Tank is not containerd's content store").remedy("Either add the proxy of type content, " +
 			"or set containerd_address in Tank's own config, so that Tank finds the blobs.")
 	}
 	var grpc struct {
 		Address string `toml:"address"`
 	}
-	if !k.Content && k.decode(pluginGRPC, &grpc, k.findings) {
-		if a := cmp.Or(grpc.Address, DefaultAddress); a != k.ContainerdAddress {
-			k.wrong("This containerd listens on %s, but containerd_address in Tank's own config is %s.", a, k.ContainerdAddress)
+	if !k.in.Content && k.decode(pluginGRPC, &grpc) {
+		if a := cmp.Or(grpc.Address, DefaultAddress); a != k.in.ContainerdAddress {
+			k.wrong("", "This containerd listens on %s, but containerd_address in Tank's own config is %s",
+				a, k.in.ContainerdAddress)
 		}
 	}
 }
 
-// isTank says whether a proxy leads to Tank's socket.
-func (k *checker) isTank(p proxyPlugin) bool {
-	return filepath.Clean(strings.TrimPrefix(p.Address, "unix://")) == k.Address
+// isTank reports whether a proxy has Tank's socket as its address.
+func (k *checker) isTank(p ProxyPlugin) bool {
+	return filepath.Clean(strings.TrimPrefix(p.Address, "unix://")) == k.in.Address
 }
 
-// findTank finds the proxies that lead to Tank. Without a snapshotter there is nothing more to be said.
+// findTank finds Tank's proxies. It returns false if containerd does not use Tank as a snapshotter, because then the rest
+// need not be checked.
 func (k *checker) findTank() bool {
-	find := func(kind, name string) string {
-		names := k.named(kind)
-		if i := slices.IndexFunc(names, func(n string) bool { return k.isTank(k.ProxyPlugins[n]) }); i >= 0 {
-			return names[i]
-		}
-		if slices.Contains(names, name) { // it goes to the wrong socket
-			k.wrong("[proxy_plugins.%s] has the address %s; Tank listens on %s.", name, k.ProxyPlugins[name].Address, k.Address)
-			return name
-		}
-		return ""
+	if k.in.Content && len(k.enabledProxies("content")) > 0 && k.findProxy("content", "tank-content") == "" {
+		k.wrong("", "The content store is the proxy %s and not Tank, which then has none of the blobs",
+			k.enabledProxies("content")[0])
 	}
-	if k.Content && len(k.named("content")) > 0 && find("content", "tank-content") == "" {
-		k.wrong("The content store is the proxy %s and not Tank, which then has none of the blobs.", k.named("content")[0])
-	}
-	k.differ = find("diff", "tank-diff")
-	if k.snapshotter = find("snapshot", "tank"); k.snapshotter == "" {
-		k.wrong("No proxy plugin of type snapshot has Tank's address %s: containerd does not use Tank.", k.Address)
+	k.differ = k.findProxy("diff", "tank-diff")
+	if k.snapshotter = k.findProxy("snapshot", "tank"); k.snapshotter == "" {
+		k.wrong("", "No proxy plugin of type snapshot has Tank's address %s: containerd does not use Tank", k.in.Address)
 		return false
 	}
 	if k.differ == "" {
-		k.wrong("No proxy plugin of type diff has Tank's address %s: containerd would unpack layers itself, after their download.", k.Address)
+		k.wrong("", "No proxy plugin of type diff has Tank's address %s: containerd would unpack layers itself, "+
+			"after their download", k.in.Address)
 	}
 	return true
 }
 
-// snapshotProxy looks at what the snapshotter is said to do, and at what others learn of it.
-func (k *checker) snapshotProxy() {
-	p, at := k.ProxyPlugins[k.snapshotter], fmt.Sprintf("[proxy_plugins.%s]", k.snapshotter)
-	may := k.capabilities()
-	why := "in directory mode"
-	if k.UserNS {
-		why = "inside a user namespace"
+// findProxy returns the name of Tank's proxy of a type: the one with Tank's socket, else the one with the usual name, whose
+// address is then wrong. "" if there is neither.
+func (k *checker) findProxy(kind, usual string) string {
+	names := k.enabledProxies(kind)
+	i := slices.IndexFunc(names, func(name string) bool { return k.isTank(k.config.ProxyPlugins[name]) })
+	if i >= 0 {
+		return names[i]
 	}
-	for _, c := range []struct{ name, missing, wrong string }{
-		{capRebase, "layers are unpacked one after the other", "files that upper layers delete would come back"},
-		{capRemapIDs, "containers with a user namespace have all their files copied and changed", "their files would have the wrong owners, or they would not start"},
+	if !slices.Contains(names, usual) {
+		return ""
+	}
+	k.wrong(proxySection(usual), "has the address %s; Tank listens on %s", k.config.ProxyPlugins[usual].Address, k.in.Address)
+	return usual
+}
+
+// snapshotProxy checks the capabilities and exports of Tank's snapshotter.
+func (k *checker) snapshotProxy() {
+	p, at := k.config.ProxyPlugins[k.snapshotter], proxySection(k.snapshotter)
+	where := "in directory mode"
+	noRemap := "containers with a user namespace do not start if the file system of the root can't be mounted with other owners"
+	if k.in.UserNS {
+		where, noRemap = "inside a user namespace", "their files have the wrong owners"
+	}
+	for _, c := range []struct{ name, missing, extra string }{
+		{rebase, "layers are unpacked one after the other", "files that upper layers delete would come back"},
+		{remapIDs, "containers with a user namespace have all their files copied and changed", noRemap},
 	} {
-		has, allowed := slices.Contains(p.Capabilities, c.name), slices.Contains(may, c.name)
+		has, announced := slices.Contains(p.Capabilities, c.name), slices.Contains(k.in.capabilities(), c.name)
 		switch {
-		case has && !allowed:
-			k.wrong("%s has the capability %q, which Tank does not have %s: %s.", at, c.name, why, c.wrong)
-		case !has && allowed:
-			k.wrong("%s lacks the capability %q: %s.", at, c.name, c.missing)
+		case has && !announced:
+			k.wrong(at, "has the capability %q, which Tank does not announce %s: %s", c.name, where, c.extra)
+		case !has && announced:
+			k.wrong(at, "lacks the capability %q: %s", c.name, c.missing)
 		}
 	}
 	switch root := p.Exports["root"]; {
 	case root == "":
-		k.wrong("%s exports no root: the kubelet looks for the image file system where there is none, and frees no space.", at)
-	case filepath.Clean(root) != k.Root:
-		k.wrong("%s exports the root %s, but Tank's is %s: the kubelet looks at the wrong file system.", at, root, k.Root)
+		k.wrong(at, "exports no root: the kubelet looks for the image file system in the wrong place, and frees no space")
+	case filepath.Clean(root) != k.in.Root:
+		k.wrong(at, "exports the root %s, but Tank's is %s: the kubelet looks at the wrong file system", root, k.in.Root)
 	}
 	if v := p.Exports["enable_remote_snapshot_annotations"]; v != "true" {
-		k.wrong("%s exports enable_remote_snapshot_annotations = %q instead of \"true\": Tank is not told which layers follow, and has to guess.", at, v)
+		k.wrong(at, "exports enable_remote_snapshot_annotations = %q instead of \"true\": Tank does not learn which layers "+
+			"follow, and has to guess", v)
 	}
 }
 
-// transfer looks at the service that pulls for ctr, nerdctl and CRI.
-func (k *checker) transfer() {
-	transfer := struct {
-		MaxUnpacks int `toml:"max_concurrent_unpacks"`
-		Unpack     []struct {
-			Snapshotter string `toml:"snapshotter"`
-			Differ      string `toml:"differ"`
-			Optional    bool   `toml:"optional"`
-		} `toml:"unpack_config"`
-	}{MaxUnpacks: 1}
-	at := fmt.Sprintf("[plugins.'%s']", pluginTransfer)
-	if !k.decode(pluginTransfer, &transfer, k.findings) {
-		return
-	}
-	if slices.Contains(k.capabilities(), capRebase) && transfer.MaxUnpacks < 2 {
-		k.wrong("%s has max_concurrent_unpacks = %d: layers are unpacked one after the other. 4 is a good number.", at, transfer.MaxUnpacks)
-	}
-	if transfer.Unpack == nil {
-		k.wrong("%s has no unpack_config for the snapshotter %q: pulls with it end with \"no unpack platforms defined\".", at, k.snapshotter)
-		return
-	}
-	var tank, overlayfs bool
-	for _, u := range transfer.Unpack {
-		if !u.Optional && !k.exists("snapshot", u.Snapshotter) {
-			k.wrong("%s has an unpack_config for the snapshotter %q, which does not exist: the transfer service is not loaded, and nothing pulls.", at, u.Snapshotter)
-		}
-		if !u.Optional && u.Differ != "" && !k.exists("diff", u.Differ) {
-			k.wrong("%s has an unpack_config with the differ %q, which does not exist: the transfer service is not loaded, and nothing pulls.", at, u.Differ)
-		}
-		overlayfs = overlayfs || u.Snapshotter == containerdSnapshotter
-		if u.Snapshotter != k.snapshotter || tank {
-			continue
-		}
-		tank = true
-		if k.differ != "" && u.Differ != k.differ {
-			k.wrong("%s unpacks for %q with the differ %q instead of %q: containerd unpacks layers itself, after their download.",
-				at, k.snapshotter, cmp.Or(u.Differ, "walking"), k.differ)
+// disabledCRI returns the first plugin of CRI that is disabled, "" if none is.
+func (k *checker) disabledCRI() string {
+	for _, plugin := range []string{pluginCRI, pluginImages, pluginRuntime} {
+		if k.disabled(plugin) {
+			return plugin
 		}
 	}
-	if !tank {
-		k.wrong("%s has no unpack_config for the snapshotter %q: pulls with it end with \"no unpack platforms defined\".", at, k.snapshotter)
-	}
-	if !overlayfs && k.exists("snapshot", containerdSnapshotter) {
-		k.wrong("%s has no unpack_config for %s: defining one drops containerd's own, and nothing could be pulled for %s, on the way back for instance.",
-			at, containerdSnapshotter, containerdSnapshotter)
-	}
-}
-
-// diffService looks at who applies and compares layers for clients that unpack themselves.
-func (k *checker) diffService() {
-	diff := struct {
-		Order []string `toml:"default"`
-	}{[]string{"walking"}}
-	at := fmt.Sprintf("[plugins.'%s']", pluginDiff)
-	if !k.decode(pluginDiff, &diff, k.findings) {
-		return
-	}
-	for _, name := range diff.Order {
-		if !k.exists("diff", name) {
-			k.wrong("%s names the differ %q in default, which does not exist: the service is not loaded.", at, name)
-		}
-	}
-	tank, walking := slices.Index(diff.Order, k.differ), slices.Index(diff.Order, "walking")
-	switch {
-	case walking < 0:
-		k.wrong("%s lacks \"walking\" in default: nobody unpacks for other snapshotters.", at)
-	case k.differ != "" && tank < 0:
-		k.wrong("%s lacks %q in default: for clients that unpack themselves, as `ctr images pull --local` does, containerd would unpack.", at, k.differ)
-	case k.differ != "" && tank > walking:
-		k.wrong("%s has %q after \"walking\" in default, where it is never asked.", at, k.differ)
-	}
+	return ""
 }

@@ -74,12 +74,12 @@ func checked(t *testing.T, in Install, main, dropIn func(string) string) (wrong,
 	}
 	for _, f := range found {
 		if f.Note {
-			notes = append(notes, f.Text)
+			notes = append(notes, f.String())
 		} else {
-			wrong = append(wrong, f.Text)
+			wrong = append(wrong, f.String())
 		}
-		if !strings.HasSuffix(f.Text, ".") || strings.Contains(f.Text, "%!") || strings.Contains(f.Text, "\n") {
-			t.Errorf("not a sentence on one line: %q", f.Text)
+		if !strings.HasSuffix(f.String(), ".") || strings.Contains(f.String(), "%!") || strings.Contains(f.String(), "\n") {
+			t.Errorf("not a sentence on one line: %q", f.String())
 		}
 	}
 	return wrong, notes
@@ -153,8 +153,8 @@ imports = ["/dev/null", "tank.toml"]
 			}
 		}
 	}
-	if there, err := filepath.Glob(containerdImports); err != nil || len(there) == 0 { // else it is about this machine's
-		if wrong, notes := checked(t, full, replaceImport(`imports = ["`+containerdImports+`", "tank.toml"]`), same); len(wrong)+len(notes) > 0 {
+	if there, err := filepath.Glob(defaultImports); err != nil || len(there) == 0 { // else it is about this machine's
+		if wrong, notes := checked(t, full, replaceImport(`imports = ["`+defaultImports+`", "tank.toml"]`), same); len(wrong)+len(notes) > 0 {
 			t.Errorf("with containerd's own import: %q, %q", wrong, notes)
 		}
 	}
@@ -223,7 +223,7 @@ func TestCheck(t *testing.T) {
 		{"no rebase", full, same, replace(t, `"rebase", `, ""), []string{`lacks the capability "rebase": layers are unpacked one after the other`}},
 		{"no remap-ids", full, same, replace(t, `, "remap-ids"`, ""), []string{`lacks the capability "remap-ids"`}},
 		{"rebase in directory mode", directory, same, replace(t, "capabilities = []", `capabilities = ["rebase"]`), []string{"in directory mode: files that upper layers delete would come back"}},
-		{"remap-ids in directory mode", directory, same, replace(t, "capabilities = []", `capabilities = ["remap-ids"]`), []string{`the capability "remap-ids", which Tank does not have in directory mode`}},
+		{"remap-ids in directory mode", directory, same, replace(t, "capabilities = []", `capabilities = ["remap-ids"]`), []string{`the capability "remap-ids", which Tank does not announce in directory mode`}},
 		{"rebase in a user namespace", inside, same, replace(t, "capabilities = []", `capabilities = ["rebase"]`), []string{"inside a user namespace: files that upper layers delete would come back"}},
 		{"no root", full, same, cut(t, "root ="), []string{"exports no root"}},
 		{"wrong root", full, same, replace(t, `"/srv/tank"`, `"/srv/other"`), []string{"exports the root /srv/other, but Tank's is /srv/tank"}},
@@ -292,7 +292,7 @@ func TestCheck(t *testing.T) {
 			return strings.Replace(s, "version = 3", "version = 4", 1) + "[plugins.'io.containerd.grpc.v1.cri']\n  sandbox_image = \"x\"\n"
 		}, same, []string{"which containerd ignores in a file of version 4"}},
 
-		{"an import that is not there", full, replaceImport(`imports = ["tank.toml", "none.toml"]`), same, []string{"none.toml, which is not there: containerd does not start"}},
+		{"an import that is not there", full, replaceImport(`imports = ["tank.toml", "none.toml"]`), same, []string{"none.toml, which does not exist: containerd does not start"}},
 		{"no pattern", full, replaceImport(`imports = ["tank.toml", "[*.toml"]`), same, []string{"which is no pattern"}},
 		{"syntax", full, same, replace(t, "[proxy_plugins.tank]", "[proxy_plugins.tank"), []string{"tank.toml, line 4, column"}},
 		{"a list for a name", full, same, replace(t, `type = "snapshot"`, `type = ["snapshot"]`), []string{"tank.toml, line 5, column"}},

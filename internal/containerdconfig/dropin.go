@@ -1,6 +1,7 @@
 package containerdconfig
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -11,43 +12,16 @@ import (
 	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
-// Install is how a containerd and a daemon work together.
-type Install struct {
-	Root, Address     string // the daemon's, absolute
-	ContainerdAddress string
-	Content           bool // Tank is containerd's content store
-	Directory         bool // snapshots are copies, not overlay mounts
-	UserNS            bool // both run inside a user namespace
-	SkipKnownBlobs    bool // containerd does not fetch the blobs of known layers
-	// Processors are the stream processors of Tank's own config. nil: Tank takes containerd's.
-	Processors map[string]processor.Processor
-}
-
-// The capabilities of a snapshotter that containerd knows.
-const (
-	capRebase   = "rebase"    // layers are unpacked in parallel, without their parents
-	capRemapIDs = "remap-ids" // owners are remapped by the mount, so containerd need not change those of every file
-)
-
-// capabilities are what containerd may count on. "rebase" needs whiteouts that Tank takes over from overlay's upper directories, which
-// containerd can't make inside a user namespace and which copies have no place for. Remapped ids need a mount that can do it: not bind
-// mounts of copies, and not from inside a user namespace, where nobody may remap a file system of the outside.
-func (in Install) capabilities() []string {
-	if in.Directory || in.UserNS {
-		return []string{}
-	}
-	return []string{capRebase, capRemapIDs}
-}
-
-// DropIn returns the TOML file that containerd has to import to use Tank.
+// DropIn returns the TOML file that containerd has to import to use Tank. errdefs.ErrInvalidArgument if a path is not
+// UTF-8.
 func (in Install) DropIn() (string, error) {
 	root, err := quote(in.Root)
 	if err != nil {
-		return "", fmt.Errorf("--root: %w: %w", err, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("root: %w", err)
 	}
 	address, err := quote(in.Address)
 	if err != nil {
-		return "", fmt.Errorf("--address: %w: %w", err, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("address: %w", err)
 	}
 	var capabilities []string
 	for _, c := range in.capabilities() {
@@ -79,13 +53,14 @@ func (in Install) DropIn() (string, error) {
 	line(dropInTail, runtime.GOARCH)
 	sections, err := processorSections(in.Processors)
 	if err != nil {
-		return "", fmt.Errorf("stream_processors: %w: %w", err, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("stream_processors: %w", err)
 	}
 	b.WriteString(sections)
 	return strings.TrimSuffix(b.String(), "\n"), nil
 }
 
-// dropInTail is what is the same everywhere but for the architecture. containerd before 2.3 has no erofs and fails at what asks for it.
+// dropInTail is the part that depends on the architecture only. containerd before 2.3 has no erofs, and fails if the config
+// names it.
 const dropInTail = `[plugins.'io.containerd.transfer.v1.local']
   # max_concurrent_downloads would go here: in the section of CRI it turns parallel unpacking off.
   max_concurrent_unpacks = 4
@@ -110,10 +85,10 @@ const dropInTail = `[plugins.'io.containerd.transfer.v1.local']
   default = ["tank-diff", "walking"]
 `
 
-// quote writes a path as a basic string of TOML.
+// quote returns a path as a basic string of TOML.
 func quote(name string) (string, error) {
 	if !utf8.ValidString(name) {
-		return "", fmt.Errorf("%q is not UTF-8, which TOML is", name)
+		return "", fmt.Errorf("%q is not UTF-8, which TOML needs: %w", name, errdefs.ErrInvalidArgument)
 	}
 	var b strings.Builder
 	b.WriteByte('"')
@@ -130,4 +105,28 @@ func quote(name string) (string, error) {
 	}
 	b.WriteByte('"')
 	return b.String(), nil
+}
+
+// processorSections returns processors as TOML.
+func processorSections(all map[string]processor.Processor) (string, error) {
+	var b strings.Builder
+	var errs []error
+	quoted := func(s string) string {
+		q, err := quote(s)
+		errs = append(errs, err)
+		return q
+	}
+	list := func(all []string) string {
+		quotes := make([]string, len(all))
+		for i, s := range all {
+			quotes[i] = quoted(s)
+		}
+		return "[" + strings.Join(quotes, ", ") + "]"
+	}
+	for _, p := range Sorted(all) {
+		b.Write(fmt.Appendf(nil, "[stream_processors.%s]\n  accepts = %s\n  returns = %s\n  path = %s\n",
+			quoted(p.ID), list(p.Accepts), quoted(p.Returns), quoted(p.Path)))
+		b.Write(fmt.Appendf(nil, "  args = %s\n  env = %s\n", list(p.Args), list(p.Env)))
+	}
+	return b.String(), errors.Join(errs...)
 }

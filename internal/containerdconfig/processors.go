@@ -98,7 +98,7 @@ func processorsIn(ctx context.Context, file string) ([]processor.Processor, erro
 	case err != nil:
 		return nil, fmt.Errorf("containerd's config: %w: %w", err, errdefs.ErrUnavailable)
 	case !ok:
-		return nil, fmt.Errorf("containerd's config: %s: %w", found[len(found)-1].Text, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("containerd's config: %s: %w", strings.TrimSuffix(found[len(found)-1].String(), "."), errdefs.ErrUnavailable)
 	}
 	return config.processors(), nil
 }
@@ -117,9 +117,9 @@ func readOwnedFile(_ context.Context, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("file %s: %w", name, err)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxContainerdConfig+1))
-	if err == nil && len(data) > maxContainerdConfig {
-		err = fmt.Errorf("file %s: more than %d bytes: %w", name, maxContainerdConfig, errdefs.ErrInvalidArgument)
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("file %s: more than %d bytes: %w", name, maxFile, errdefs.ErrInvalidArgument)
 	}
 	return data, err
 }
@@ -136,28 +136,4 @@ func owned(info fs.FileInfo) error {
 		return fmt.Errorf("other users can write it (mode %04o): %w", info.Mode().Perm(), errdefs.ErrPermissionDenied)
 	}
 	return nil
-}
-
-// processorSections is the TOML of processors.
-func processorSections(all map[string]processor.Processor) (string, error) {
-	var b strings.Builder
-	var errs []error
-	quoted := func(s string) string {
-		q, err := quote(s)
-		errs = append(errs, err)
-		return q
-	}
-	list := func(all []string) string {
-		quotes := make([]string, len(all))
-		for i, s := range all {
-			quotes[i] = quoted(s)
-		}
-		return "[" + strings.Join(quotes, ", ") + "]"
-	}
-	for _, p := range Sorted(all) {
-		b.Write(fmt.Appendf(nil, "[stream_processors.%s]\n  accepts = %s\n  returns = %s\n  path = %s\n",
-			quoted(p.ID), list(p.Accepts), quoted(p.Returns), quoted(p.Path)))
-		b.Write(fmt.Appendf(nil, "  args = %s\n  env = %s\n", list(p.Args), list(p.Env)))
-	}
-	return b.String(), errors.Join(errs...)
 }

@@ -147,11 +147,11 @@ func TestCheckProcessors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			found = slices.DeleteFunc(found, func(f Finding) bool { return strings.Contains(f.Text, "Nobody answers") })
+			found = slices.DeleteFunc(found, func(f Finding) bool { return strings.Contains(f.String(), "Nobody answers") })
 			switch {
 			case tc.says == "" && len(found) > 0:
 				t.Errorf("says %+v", found)
-			case tc.says != "" && (len(found) != 1 || found[0].Note == tc.wrong || !strings.Contains(found[0].Text, tc.says)):
+			case tc.says != "" && (len(found) != 1 || found[0].Note == tc.wrong || !strings.Contains(found[0].String(), tc.says)):
 				t.Errorf("says %+v, want %q", found, tc.says)
 			}
 		})

@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// Pinned is the version of containerd in go.mod, with which every test runs that names no other.
+// Pinned is the version of containerd in go.mod. Tests use it unless they name another one.
 const Pinned = "2.4.2"
 
 // programs are the packages that Build makes, pinned by go.mod through tools.go.
@@ -23,7 +23,7 @@ var programs = map[string]string{
 }
 
 // Build returns the absolute directory of the programs and builds those that are missing there:
-// $TANK_TEST_BIN, else .bin beside this file. What is there is taken as it is; its name carries the
+// $TANK_TEST_BIN, else .bin beside this file. Existing programs are not checked: the directory's name has the
 // versions in go.mod, so that a new pin is a new directory.
 var Build = sync.OnceValues(func() (string, error) { return buildInto(binDir()) })
 
@@ -48,7 +48,7 @@ func buildInto(dir string) (string, error) {
 	return dir, nil
 }
 
-// containerdTags leave out what containerd needs cgo for, and what nobody tests here.
+// containerdTags leave out the parts of containerd that need cgo, and parts that no test uses.
 const containerdTags = "no_btrfs no_devmapper no_zfs"
 
 // BuildContainerd returns the absolute directory of containerd, ctr and the shim of a version, as

@@ -80,7 +80,7 @@ func checkFaults(t *testing.T, f Fixture, faults []fault) {
 	}
 }
 
-// someFile finds a file with content below root/sub that is an image's: of a layer's fs/ or of a rootfs, not a seal.
+// someFile returns a file with content below root/sub that belongs to an image: in the fs/ of a layer or in a rootfs.
 func someFile(t *testing.T, root, sub string) string {
 	t.Helper()
 	found := ""
@@ -112,7 +112,7 @@ func someFile(t *testing.T, root, sub string) string {
 	return ""
 }
 
-// flipByte changes one bit in the middle and puts the file's times back, so that only its content tells.
+// flipByte changes one bit in the middle and restores the file's times, so that only the content differs.
 func flipByte(t *testing.T, name string) {
 	t.Helper()
 	st, err := os.Stat(name)
@@ -135,13 +135,13 @@ func flipByte(t *testing.T, name string) {
 	setTime(t, name, st.ModTime())
 }
 
-// remove removes a file and puts its directory's time back.
+// remove removes a file and restores the time of its directory.
 func remove(t *testing.T, name string) {
 	t.Helper()
 	keepDirTime(t, name, func() error { return os.Remove(name) })
 }
 
-// add makes a file and puts its directory's time back.
+// add makes a file and restores the time of its directory.
 func add(t *testing.T, name string) {
 	t.Helper()
 	keepDirTime(t, name, func() error { return os.WriteFile(name, []byte("more\n"), 0o644) })

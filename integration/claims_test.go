@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestClaims: a config that claims for a blob the diff ID of another layer is refused through both
-// doors: while that layer is here or not, while the blob is here under an image that tells the truth
-// about it or not, and whoever brought them. Afterwards honest pulls give the right trees.
+// TestClaims: both doors refuse a config that claims the diff ID of another layer for a blob:
+// with or without that layer in the root, with or without the blob there from an image with
+// correct claims, and through whichever door they came. Afterwards correct pulls give the right trees.
 // TestFalseDiffID has the other ways to install.
 func TestClaims(t *testing.T) {
 	base := gzipLayer(t, dir("etc", 0o755), file("etc/base", 0o644, "base\n"))
@@ -19,11 +19,11 @@ func TestClaims(t *testing.T) {
 		"alone": rawImage(t, blobLayer{evil.blob, claimed.diffID}),
 		"above": rawImage(t, base, blobLayer{evil.blob, claimed.diffID}),
 		"below": rawImage(t, blobLayer{evil.blob, claimed.diffID}, base),
-		// two lies that together claim nothing but what is there
+		// two false claims that together name only layers that exist
 		"swapped": rawImage(t, base, blobLayer{evil.blob, claimed.diffID}, blobLayer{claimed.blob, evil.diffID}),
 	}
-	// In the honest images the layers lie in other chains than the liars claim: of a chain that
-	// containerd has it asks nobody.
+	// In the correct images the layers are in other chains than the false ones claim: if containerd has a
+	// chain already, it asks no snapshotter.
 	top := gzipLayer(t, file("etc/top", 0o644, "top\n"))
 	honest := map[string]BuiltImage{"claimed": rawImage(t, top, claimed), "evil": rawImage(t, top, evil)}
 	trees := map[string]string{"claimed": "claimed\n", "evil": "evil\n"}

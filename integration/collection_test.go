@@ -27,7 +27,7 @@ func (c *Containerd) client() (context.Context, *containerd.Client) {
 	return namespaces.WithNamespace(context.Background(), c.Namespace), client
 }
 
-// prober prepares snapshots all the time, and remembers how long each Prepare took.
+// prober prepares snapshots without pause, and records how long each Prepare took.
 type prober struct {
 	remove func(key string) error
 	stop   func()
@@ -83,8 +83,8 @@ func (p *prober) end(t *testing.T, what string) time.Duration {
 	return slowest
 }
 
-// leaveSnapshots makes n active snapshots. The returned function has them, and all else that is garbage
-// by then, collected.
+// leaveSnapshots makes n active snapshots. The returned function has containerd collect them, and everything
+// else that is garbage by then.
 func (c *Containerd) leaveSnapshots(n int) (collect func()) {
 	c.env.t.Helper()
 	ctx, client := c.client()

@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-// twin is a node with Tank beside a plain containerd with its own overlayfs, which are given the same commands.
+// twin is a node with Tank and a plain containerd with its own overlayfs. Both get the same commands.
 type twin struct {
 	t           *testing.T
 	tank, plain *Containerd
@@ -30,7 +30,7 @@ type command struct {
 	fails  bool
 }
 
-// differing is what differs by nature: times, ages, names of snapshotters and directories.
+// differing matches what always differs: times, ages, names of snapshotters and directories.
 var differing = []struct {
 	re *regexp.Regexp
 	by string
@@ -73,7 +73,7 @@ func withoutCommitted(out string) string {
 
 func ignored(string) string { return "" }
 
-// sizes drops sizes: what a file system takes for directories is its own.
+// sizes drops sizes, because file systems differ in the space that directories take.
 func sizes(out string) string {
 	return regexp.MustCompile(`\b\d+(\.\d+)? ?([KM]i?)?B?\b`).ReplaceAllString(normal(out), "SIZE")
 }
@@ -133,7 +133,7 @@ func (w *twin) run(commands []command, vars map[string]string) {
 	}
 }
 
-// TestCommands: what users do with ctr gives on Tank what it gives on containerd's own overlayfs and content store.
+// TestCommands: commands of ctr give the same with Tank as with containerd's own overlayfs and content store.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -203,8 +203,8 @@ func TestCommands(t *testing.T) {
 		{args: "snapshots --snapshotter $SNAP usage $TOP", output: sizes},
 		{args: "snapshots --snapshotter $SNAP usage", output: sizes},
 		{args: "snapshots --snapshotter $SNAP label $TOP some=label"},
-		// A view and what was committed from nothing that is kept last until the next collection only,
-		// which any removal brings about.
+		// A view, and a commit from nothing that is kept, exist only until the next collection,
+		// which every removal starts.
 		{args: "snapshots --snapshotter $SNAP view a-view $TOP", output: ignored},
 		{args: "snapshots --snapshotter $SNAP view a-view $TOP", fails: true},
 		{args: "snapshots --snapshotter $SNAP mounts $DIR/at a-view", output: ignored},

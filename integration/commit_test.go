@@ -55,7 +55,7 @@ func (m *committer) must(err error) {
 	}
 }
 
-// tree is what a snapshot shows.
+// tree returns the tree of a snapshot.
 func (m *committer) tree(key string) []Node {
 	m.t.Helper()
 	mounts, err := m.client.SnapshotService(m.c.Snapshotter).Mounts(m.ctx, key)
@@ -68,7 +68,7 @@ func (m *committer) tree(key string) []Node {
 	return nodes
 }
 
-// diff makes a layer of what a snapshot changed.
+// diff makes a layer from the changes in a snapshot.
 func (m *committer) diff(key string) (layer ocispec.Descriptor, diffID digest.Digest) {
 	m.t.Helper()
 	layer, err := rootfs.CreateDiff(m.ctx, key, m.client.SnapshotService(m.c.Snapshotter), m.client.DiffService())
@@ -83,7 +83,7 @@ func (m *committer) diff(key string) (layer ocispec.Descriptor, diffID digest.Di
 	return layer, diffID
 }
 
-// put writes a document into containerd's content store and keeps what it names.
+// put writes a document into containerd's content store, with labels that keep what it names.
 func (m *committer) put(mediaType string, v any, refs ...ocispec.Descriptor) ocispec.Descriptor {
 	m.t.Helper()
 	text, err := json.Marshal(v)
@@ -119,8 +119,8 @@ func (m *committer) commit(name string, base containerd.Image, layer ocispec.Des
 	m.must(containerd.NewImage(m.client, img).Unpack(m.ctx, m.c.Snapshotter))
 }
 
-// change does to a container's files what a build step may: new ones, changed ones, links, and files
-// and whole directories that go or come back as something else.
+// change changes the files of a container as a build step may: it makes, changes and links files, and removes or
+// replaces files and whole directories.
 func change(t *testing.T, root string) {
 	t.Helper()
 	in := func(name string) string { return filepath.Join(root, name) }
@@ -146,10 +146,10 @@ func change(t *testing.T, root string) {
 	}
 }
 
-// TestCommit: what a container wrote becomes a layer of a new image, as `nerdctl commit` and BuildKit
-// make it through containerd's diff service; unpacked again, that image is what the container saw. The
-// layer is complete in containerd's records, so that the image can be exported and a second container
-// runs from it.
+// TestCommit: the changes of a container become a layer of a new image, as `nerdctl commit` and BuildKit
+// make it through containerd's diff service. Unpacked again, that image has the files of the container. The
+// layer is complete in containerd's records, so that the image can be exported and run
+// again.
 func TestCommit(t *testing.T) {
 	for name, s := range map[string]Setup{
 		"overlay": {}, "directory": {Directory: true}, "second install": {WithoutContent: true},

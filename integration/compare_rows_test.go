@@ -14,7 +14,7 @@ type knownRow struct {
 	lets lets
 }
 
-// lets is how each program may differ.
+// lets has the kinds of differences that each program may have.
 type lets map[string]kind
 
 var known = []knownRow{

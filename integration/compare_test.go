@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// randomImage is an image that Tank's generator made, with what its model says of it.
+// randomImage is an image from Tank's generator, with the result of its model.
 type randomImage struct {
 	Tag     string
 	Refused bool
@@ -73,7 +73,7 @@ func compareSeeds(t *testing.T) (first, count uint64) {
 	return first, count
 }
 
-// comparison is the four ways to an image's tree: Tank's two doors, and two other programs.
+// comparison has the four ways to get the tree of an image: Tank's two doors, and two other programs.
 type comparison struct {
 	*Env
 	t           *testing.T
@@ -176,7 +176,7 @@ func (c *comparison) differences(i randomImage, peer string, want, got []Node) {
 	}
 }
 
-// excuse looks for a row that lets the peer differ so. A difference without one fails the test.
+// excuse returns the row that allows this difference of a peer. A difference without a row fails the test.
 func (c *comparison) excuse(i randomImage, peer string, d difference) bool {
 	c.t.Helper()
 	for _, row := range known {
@@ -289,7 +289,7 @@ func listing(root string) ([]Node, error) {
 	return tree, nil
 }
 
-// kind is what differs.
+// kind is a set of the aspects in which trees differ.
 type kind int
 
 const (

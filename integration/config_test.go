@@ -33,8 +33,8 @@ func newForConfigs(t *testing.T) *Env {
 	return New(t)
 }
 
-// dump has containerd itself read a config and write it whole, and returns the file and what containerd
-// had to say. It writes its imports as well, which are in the file by then.
+// dump has containerd read a config and write all of it, and returns the file and the output of
+// containerd. The file has the content of the imports, and still lists them.
 func dump(e *Env, config string) (file, said string) {
 	e.t.Helper()
 	r := e.Run("containerd", "--config", config, "config", "dump")
@@ -56,8 +56,8 @@ func (k *TankRoot) configCheck(file string) (code int, said string) {
 	return r.Code, b.String()
 }
 
-// TestDropInDump: containerd takes every key of what is printed, and `config check` finds nothing to
-// say about it, before containerd has filled in its defaults and after.
+// TestDropInDump: containerd knows every key of the printed drop-in, and `config check` reports nothing
+// about it, before and after containerd has added its defaults.
 func TestDropInDump(t *testing.T) {
 	for name, s := range map[string]Setup{"full": {}, "second": {WithoutContent: true},
 		"directory": {Directory: true}} {
@@ -86,8 +86,8 @@ func TestDropInDump(t *testing.T) {
 	}
 }
 
-// TestCheckReadsAsContainerd: `config check` says the same of a config of several files and versions as
-// of the one that containerd makes of it.
+// TestCheckReadsAsContainerd: `config check` reports the same about a config of several files and versions as
+// about the one that containerd makes of it.
 func TestCheckReadsAsContainerd(t *testing.T) {
 	e := newForConfigs(t)
 	k := e.NewTank()
@@ -191,7 +191,7 @@ disabled_plugins = ["io.containerd.content.v1.content", "io.containerd.snapshott
 	}
 }
 
-// TestCheckIsRight: what `config check` says that containerd does, it does.
+// TestCheckIsRight: containerd behaves as `config check` reports.
 func TestCheckIsRight(t *testing.T) {
 	const transfer, images = "[plugins.'io.containerd.transfer.v1.local']", "[plugins.'io.containerd.cri.v1.images']"
 	replace := func(old, now string) func(string) string {

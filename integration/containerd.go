@@ -123,8 +123,8 @@ func (c *Containerd) Start() {
 	}
 }
 
-// AwaitPlugin waits until containerd reaches the plugin again after this was down: it tries every few seconds only, and
-// answers for it until then. What its own database answers would not tell.
+// AwaitPlugin waits until containerd reaches the plugin again after the plugin was down. containerd retries every few
+// seconds, and a call that its own database answers would not show it.
 func (c *Containerd) AwaitPlugin() {
 	c.env.t.Helper()
 	key := c.env.Name("reach")

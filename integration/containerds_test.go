@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// boundedBy are the capabilities of Tank's unit, which may not look at the open files of a containerd with all of them.
+// boundedBy are the capabilities of Tank's unit. With them Tank cannot see the open files of a containerd that has all.
 const boundedBy = "-all,+chown,+dac_override,+fowner,+fsetid,+mknod,+setfcap,+sys_admin"
 
 // bounded has Tank run with the capabilities of its unit.
@@ -65,7 +65,7 @@ func (n *twoContainerds) collects(c *Containerd) {
 	c.RemoveImage(ref)
 }
 
-// works checks that the containerd has its image, and the container what it wrote.
+// works checks that the containerd has its image, and that the container has its file.
 func (n *twoContainerds) works(when string) {
 	n.t.Helper()
 	for range 2 { // also after a collection
@@ -85,8 +85,8 @@ func (n *twoContainerds) works(when string) {
 	}
 }
 
-// TestContainerds: no containerd removes what another one holds, whether that is another process or what its database
-// was before; and each finds what it holds wherever its database goes.
+// TestContainerds: no containerd removes what another one holds, be that another process or the same one with
+// a former database, and each finds what it holds wherever its database is moved.
 func TestContainerds(t *testing.T) {
 	for _, tc := range []struct {
 		name    string

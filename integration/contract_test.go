@@ -20,7 +20,7 @@ import (
 // logLine is what the logger writes; with --progress none, stderr of a command that succeeds has nothing else.
 var logLine = regexp.MustCompile(`^time="[^"]+" level=\w+ msg=`)
 
-// TestPullOutput: stdout is the path, the digest or the object and nothing else.
+// TestPullOutput: stdout has the path, the digest or the object and nothing else.
 func TestPullOutput(t *testing.T) {
 	f := OwnFixture(t)
 	for _, daemon := range []bool{false, true} {
@@ -82,7 +82,7 @@ func TestPullOutput(t *testing.T) {
 	}
 }
 
-// checkPullJSON pulls with --json and the flags among fields, and wants one object on one line with exactly the fields.
+// checkPullJSON pulls with --json, and fails unless it prints one object on one line with exactly these fields.
 func checkPullJSON(t *testing.T, k *TankRoot, ref string, config digest.Digest, fields ...string) {
 	t.Helper()
 	flags := []string{"--json"}
@@ -111,7 +111,7 @@ func checkPullJSON(t *testing.T, k *TankRoot, ref string, config digest.Digest, 
 	}
 }
 
-// TestNormalizedReference: --json tells the normalized reference.
+// TestNormalizedReference: --json has the normalized reference.
 func TestNormalizedReference(t *testing.T) {
 	e := New(t)
 	r := e.NewRegistry()
@@ -137,7 +137,7 @@ func TestNormalizedReference(t *testing.T) {
 	}
 }
 
-// failure is one way to fail: what is done, with which exit code it ends, and what the message has to name.
+// failure is one way to fail: the command, its exit code, and what the message must name.
 type failure struct {
 	name  string
 	code  int
@@ -146,7 +146,7 @@ type failure struct {
 	names []string
 }
 
-// TestExitCodes: each kind of failure has its code, says nothing on stdout and names its subject on
+// TestExitCodes: each kind of failure has its code, prints nothing on stdout and names its subject on
 // stderr; through a daemon too.
 func TestExitCodes(t *testing.T) {
 	f := OwnFixture(t)
@@ -289,7 +289,7 @@ func runFailure(t *testing.T, k *TankRoot, faulty *Faulty, f Fixture, images map
 	}
 }
 
-// TestWhatToDo: after its error a command says what to do about it, on a line of its own.
+// TestWhatToDo: after its error a command advises what to do, on a line of its own.
 func TestWhatToDo(t *testing.T) {
 	e := New(t)
 	r := e.NewRegistry()
@@ -325,7 +325,7 @@ func TestWhatToDo(t *testing.T) {
 }
 
 // TestBadLayerBesideOthers: a bad layer ends the pull at once with its own exit code and message,
-// whatever else is on its way then.
+// whatever is being downloaded then.
 func TestBadLayerBesideOthers(t *testing.T) {
 	e := New(t)
 	r := e.NewRegistry()
@@ -349,7 +349,7 @@ func TestBadLayerBesideOthers(t *testing.T) {
 	}
 }
 
-// TestOtherFailures: the codes of failures that are about this machine.
+// TestOtherFailures has the exit codes of failures of this machine.
 func TestOtherFailures(t *testing.T) {
 	e := New(t)
 	r := e.NewRegistry()
@@ -460,7 +460,7 @@ func TestListings(t *testing.T) {
 	}
 }
 
-// checkFaultJSON damages a file, wants it named by check --json, and puts it right again.
+// checkFaultJSON damages a file, fails unless check --json names it, and restores it.
 func checkFaultJSON(t *testing.T, k *TankRoot, name string) {
 	t.Helper()
 	flipByte(t, name)

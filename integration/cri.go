@@ -9,7 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// CRI speaks to containerd as a kubelet does.
+// CRI talks to containerd as a kubelet does.
 type CRI struct {
 	c       *Containerd
 	cgroup  string
@@ -34,7 +34,7 @@ func (k *CRI) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), commandLimit)
 }
 
-// Pull pulls an image and returns what containers name it by.
+// Pull pulls an image and returns the name that containers use for it.
 func (k *CRI) Pull(ref string) string {
 	k.c.env.t.Helper()
 	ctx, cancel := k.context()

@@ -55,7 +55,7 @@ func (k *CRI) pullFor(t *testing.T, handler, ref string, config *runtimeapi.PodS
 	return r.ImageRef
 }
 
-// printed is what a container that ends well wrote.
+// printed returns the output of a container, which must succeed.
 func (k *CRI) printed(t *testing.T, pod string, config *runtimeapi.PodSandboxConfig, name, image string,
 	args ...string) string {
 	t.Helper()
@@ -73,7 +73,7 @@ func (k *CRI) printed(t *testing.T, pod string, config *runtimeapi.PodSandboxCon
 	return strings.Join(out, "\n")
 }
 
-// filesystem is what CRI says about a snapshotter's images and containers.
+// filesystem returns CRI's statistics of the images and containers of a snapshotter.
 func (k *CRI) filesystem(t *testing.T, root string) (used uint64) {
 	t.Helper()
 	ctx, cancel := k.context()
@@ -110,7 +110,7 @@ func (k *TankRoot) diskUsage(t *testing.T, dirs ...string) (total int64) {
 	return total
 }
 
-// newCRINode is a node on which containerd counts every second what the kubelet asks for.
+// newCRINode returns a node on which containerd collects the kubelet's statistics every second.
 func newCRINode(t *testing.T, e *Env) (*TankRoot, *Containerd, *Registry) {
 	t.Helper()
 	r := e.NewRegistry()
@@ -124,8 +124,8 @@ func newCRINode(t *testing.T, e *Env) (*TankRoot, *Containerd, *Registry) {
 		ContainerdOptions{Import: dropIn, Snapshotter: "tank", Registries: []*Proxy{r.Proxy}, Sandbox: PauseRef}), r
 }
 
-// TestImageFilesystem: the pause image lies in Tank as well; what the kubelet reads about the image
-// filesystem grows by a pull and shrinks by a removal, which frees the disk at once.
+// TestImageFilesystem: the pause image is in Tank as well. The kubelet's statistics of the image
+// file system grow with a pull and shrink with a removal, which frees the disk at once.
 func TestImageFilesystem(t *testing.T) {
 	t.Parallel()
 	e := New(t)

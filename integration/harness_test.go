@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestHarness shows, without Tank, that what the other tests stand on is right: the model agrees with
+// TestHarness shows, without Tank, that the base of the other tests is right: the model agrees with
 // containerd's native snapshotter about the own image, the tree lister with tree.py, and containers and
 // pods run here.
 func TestHarness(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// heldBy is what `holders --json` prints of a holder.
+// heldBy is one holder in the output of `holders --json`.
 type heldBy struct {
 	Holder                                           string
 	Blobs, Ingests, Layers, Rootfs, Snapshots, Bytes int64
@@ -32,8 +32,8 @@ func (k *TankRoot) holders() map[string]heldBy {
 	return all
 }
 
-// TestRelease: what a containerd left that never comes back is told, and given up only when nothing
-// runs on it any more. What Tank's own command pulled stays.
+// TestRelease: what a lost containerd left is listed, and is given up only when no container
+// uses it. What Tank's own command pulled stays.
 func TestRelease(t *testing.T) {
 	own, corner := OwnFixture(t), CornerFixture(t)
 	for _, tc := range []struct {

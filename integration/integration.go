@@ -70,7 +70,7 @@ func NewWith(t testing.TB, containerd string) *Env {
 	return e
 }
 
-// Use makes a subtest the one that fails when something does, until it ends.
+// Use lets failures end a subtest instead of the test, until the subtest ends.
 func (e *Env) Use(t testing.TB) {
 	outer := e.t
 	e.t = t
@@ -87,7 +87,8 @@ func (e *Env) Name(stem string) string {
 	return fmt.Sprintf("%s-%s-%s", filepath.Base(e.Dir), stem, randomHex(3))
 }
 
-// environ is what every program gets: the private programs first, and temporary files below the directory.
+// environ returns the environment of every program: the private programs first in the PATH, and TMPDIR
+// below the directory.
 func (e *Env) environ() []string {
 	var env []string
 	for _, v := range os.Environ() {
@@ -102,7 +103,7 @@ func (e *Env) environ() []string {
 		"XDG_CACHE_HOME="+e.Path("cache"), "XDG_CONFIG_HOME="+e.Path("config"))
 }
 
-// close ends what the environment started, latest first, and removes its directory. Order matters:
+// close ends everything that the environment started, in reverse order, and removes its directory. The order matters:
 // processes that could start others first, then shims with their containers, then mounts, then files.
 func (e *Env) close() {
 	e.t.Helper()

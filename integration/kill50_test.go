@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// herd is many running containers of one image; each adds lines to a file of its own and reads files of
-// the image all the time.
+// herd is a number of running containers of one image. Each adds lines to a file of its own and keeps reading files of
+// the image.
 type herd struct {
 	c    *Containerd
 	pids map[string]int // by id
@@ -73,7 +73,7 @@ func (h *herd) counts() map[string]int {
 	return counts
 }
 
-// lives waits until each container wrote another line after it read its files again.
+// lives waits until each container has read its files once more and written another line.
 func (h *herd) lives(t *testing.T, when string) {
 	t.Helper()
 	before := h.counts()
@@ -94,7 +94,7 @@ func (h *herd) lives(t *testing.T, when string) {
 	t.Fatalf("%s: %d containers do not go on: %v", when, len(stuck), stuck)
 }
 
-// sees compares what containerd knows about its tasks with the processes that run.
+// sees compares containerd's tasks with the running processes.
 func (h *herd) sees(t *testing.T, when string) {
 	t.Helper()
 	tasks := h.c.tasks()
@@ -162,8 +162,8 @@ var killOrders = []killOrder{
 }
 
 // TestKillUnderContainers: under 50 running containers and two pulls, daemon and containerd are killed
-// in every order. The containers go on with their files, both come back without network, the pulls
-// succeed when tried again, and in the end nothing is left.
+// in every order. The containers keep their files, both programs come back without network, the pulls
+// succeed when they are repeated, and in the end nothing is left.
 func TestKillUnderContainers(t *testing.T) {
 	e := New(t)
 	k, c, r := e.NewNode()

@@ -32,7 +32,7 @@ type blobFixture struct {
 	total int64 // bytes of the layers
 }
 
-// digests are those of the blobs that a registry is asked for.
+// digests returns the digests of the blobs of the image.
 func (f blobFixture) digests() []digest.Digest {
 	all := []digest.Digest{f.Config.Digest}
 	for _, l := range f.Layers {
@@ -78,7 +78,7 @@ func newBlobRegistry(t *testing.T, e *Env) (*Registry, blobFixture) {
 // slowRate makes a pull of the image take about a second.
 const slowRate = 6 << 20
 
-// ingests are how many bytes of which blob lie in ingest/.
+// ingests returns how many bytes of each blob are in ingest/.
 func ingests(t testing.TB, k *TankRoot) map[digest.Digest]int64 {
 	t.Helper()
 	found := map[digest.Digest]int64{}
@@ -104,7 +104,7 @@ func ingests(t testing.TB, k *TankRoot) map[digest.Digest]int64 {
 
 var ingestDigest = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
 
-// state is what a pull that came to a sudden end has left.
+// state is what a killed pull has left.
 type state struct {
 	complete map[digest.Digest]bool
 	partial  map[digest.Digest]int64
@@ -114,8 +114,8 @@ func stateOf(t testing.TB, k *TankRoot) state {
 	return state{blobsOf(t, k.Root), ingests(t, k)}
 }
 
-// checkResumed reads in the registry's log that no complete blob was fetched again, and of the others
-// only what was not there.
+// checkResumed checks with the registry's log that no complete blob was fetched again, and of the others
+// only the missing bytes.
 func (s state) checkResumed(t testing.TB, r *Registry) {
 	t.Helper()
 	for _, g := range r.BlobGets() {
@@ -131,7 +131,7 @@ func (s state) checkResumed(t testing.TB, r *Registry) {
 	}
 }
 
-// killPoint says when to kill: when so much of the layers was sent, and then so much later.
+// killPoint is a moment to kill: a time after a share of the layers was sent.
 type killPoint struct {
 	sent  float64
 	later time.Duration
@@ -139,7 +139,7 @@ type killPoint struct {
 
 func (p killPoint) String() string { return fmt.Sprintf("%.0f%%+%v", p.sent*100, p.later) }
 
-// await waits for the point, or for the end of the pull.
+// await waits for that moment, or for the end of the pull.
 func (p killPoint) await(t testing.TB, r *Registry, total int64, pull *Process) {
 	t.Helper()
 	Eventually(t, 30*time.Second, "so much is sent: "+p.String(), func() bool {
@@ -193,8 +193,8 @@ func TestKillPoints(t *testing.T) {
 	})
 }
 
-// TestKillAgain: a pull that is killed again and again comes to its end, since none of them fetches
-// again what the others left, and none takes away from that.
+// TestKillAgain: a pull that is killed again and again succeeds in the end, since no attempt fetches
+// again what others left, and none deletes it.
 func TestKillAgain(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
@@ -225,7 +225,7 @@ func TestKillAgain(t *testing.T) {
 	k.MustRun("check")
 }
 
-// lost says what of s is not in a later state.
+// lost returns what s has and a later state lacks.
 func (s state) lost(later state) string {
 	for d := range s.complete {
 		if !later.complete[d] {
@@ -240,8 +240,8 @@ func (s state) lost(later state) string {
 	return ""
 }
 
-// TestKillDaemonPoints: kill -9 of the daemon while the command pulls through it: the command goes on
-// by itself, with what the daemon had.
+// TestKillDaemonPoints: kill -9 of the daemon while a command pulls through it: the command continues
+// by itself, with what the daemon had downloaded.
 func TestKillDaemonPoints(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
@@ -274,7 +274,7 @@ func TestKillDaemonPoints(t *testing.T) {
 }
 
 // TestInterrupt: Ctrl-C ends a pull soon, with an exit code that is not 0, and leaves nothing broken;
-// the next pull goes on from there.
+// the next pull continues from there.
 func TestInterrupt(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
@@ -315,9 +315,9 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// TestKilledBeforeRecord: what a kill leaves between the renaming of a blob or a layer and its record
-// does not stand in the way of the next pull: a directory in layers/ that is recorded nowhere is passed
-// by, a blob that is whole is not fetched again, and one that is not is.
+// TestKilledBeforeRecord: a kill between the renaming of a blob or a layer and its record leaves files
+// that do not disturb the next pull. A directory in layers/ without a record is ignored,
+// a complete blob is not fetched again, and an incomplete one is.
 func TestKilledBeforeRecord(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)

@@ -15,7 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// readLayout reads the root as an OCI image layout, as somebody else's tool would, and returns its
+// readLayout reads the root as an OCI image layout, as another program would, and returns its
 // references. Of an index, the platforms that were not pulled may be missing, but not all.
 func readLayout(root string) ([]string, error) {
 	b, err := os.ReadFile(filepath.Join(root, ocispec.ImageLayoutFile))
@@ -49,7 +49,7 @@ func readLayout(root string) ([]string, error) {
 	return refs, nil
 }
 
-// checkClosure says whether the files of d and of everything below it are there with their sizes.
+// checkClosure reports whether the files of d and of everything below it exist with their sizes.
 func checkClosure(root string, d ocispec.Descriptor) error {
 	if err := checkBlobFile(root, d); err != nil {
 		return err
@@ -101,7 +101,7 @@ func checkBlobFile(root string, d ocispec.Descriptor) error {
 	return err
 }
 
-// CheckLayout fails the test when the root is no OCI layout, and returns its references.
+// CheckLayout fails the test if the root is not an OCI layout, and returns its references.
 func CheckLayout(t testing.TB, k *TankRoot) []string {
 	t.Helper()
 	refs, err := readLayout(k.Root)
@@ -171,9 +171,9 @@ func TestLayoutAlways(t *testing.T) {
 	}
 }
 
-// layoutMoved says whether a reading failed because the layout went on meanwhile: it opened index.json,
-// and before it came to the blobs these were removed together with their name. A second reading finds
-// it right then.
+// layoutMoved reports whether a reading failed because the layout changed meanwhile: it opened index.json,
+// and the blobs were removed together with their name before it read them. A second reading then
+// succeeds.
 func layoutMoved(root string, err error) bool {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return false
@@ -182,7 +182,7 @@ func layoutMoved(root string, err error) bool {
 	return again == nil
 }
 
-// TestLayoutIsMadeAgain: what a kill between an image's record and index.json left is put right by the next command.
+// TestLayoutIsMadeAgain: the next command repairs what a kill between the record of an image and index.json left.
 func TestLayoutIsMadeAgain(t *testing.T) {
 	e := New(t)
 	r := e.NewRegistry()
@@ -214,8 +214,8 @@ func TestLayoutIsMadeAgain(t *testing.T) {
 	}
 }
 
-// TestSkopeo: skopeo reads each image of the root by the ref that --json tells, and one that its tag
-// has left by the ref that images tells.
+// TestSkopeo: skopeo reads each image of the root by the ref in the output of --json, and one that its tag
+// has left by the ref in the output of images.
 func TestSkopeo(t *testing.T) {
 	requireProgram(t, "skopeo")
 	first, second, _ := movedImages(t)

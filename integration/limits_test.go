@@ -107,13 +107,13 @@ func TestFewDescriptors(t *testing.T) {
 	})
 }
 
-// descriptors is how many the process has open.
+// descriptors returns how many descriptors the process has open.
 func (p *Process) descriptors(t *testing.T) int {
 	t.Helper()
 	return len(entriesOf(t, fmt.Sprintf("/proc/%d/fd", p.Pid())))
 }
 
-// setDescriptors changes the limit of a process that runs.
+// setDescriptors changes the limit of a running process.
 func (p *Process) setDescriptors(t *testing.T, n uint64) {
 	t.Helper()
 	if err := unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: 1024}, nil); err != nil {

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// load is how many images are pulled how often, all pulls at once, and what is in an image.
+// load is the number of images and of pulls, which all run at once, and the content of an image.
 type load struct{ images, pulls, layers, files int }
 
 // ordinaryLoad takes seconds. TANK_TEST_LOAD=IMAGES,PULLS is another.
@@ -106,7 +106,7 @@ func loadImage(t *testing.T, n int, l load) BuiltImage {
 	return b
 }
 
-// pullAll pulls the references in turn until there were so many pulls, so many at once, and returns how long that took.
+// pullAll makes this number of pulls of the references in turn, so many at once, and returns how long that took.
 // With apart each pull has a namespace of its own: containerd has every layer prepared again for it.
 func (c *Containerd) pullAll(refs []string, pulls, atOnce int, apart bool) time.Duration {
 	c.env.t.Helper()

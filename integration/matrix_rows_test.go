@@ -15,7 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// matrixRow is an operation and what it has to give.
+// matrixRow is an operation and its expected result.
 type matrixRow struct {
 	id, title, asserts string
 	run                func(n *matrixNode)
@@ -88,7 +88,7 @@ func (n *matrixNode) start() {
 	n.r.Push(n.f.Layout, n.f.Ref, n.f.Name)
 }
 
-// checkMount compares the mounted image with the tree that it must give, and what it is mounted as with the mode.
+// checkMount compares the mounted image with its expected tree, and the type of the mount with the mode.
 func (n *matrixNode) checkMount(what string, want []Node, ref string) {
 	dir := n.c.Mount(ref)
 	CheckTree(n, what, want, dir)
@@ -238,7 +238,7 @@ func rowPullShared(n *matrixNode) {
 	n.checkMount("ctr images mount", more.Tree, ref)
 }
 
-// checkSameInodes wants every file of layers/ that was there still to be there.
+// checkSameInodes fails unless every earlier file of layers/ still exists.
 func checkSameInodes(n *matrixNode, before, after map[string]uint64) {
 	for p, ino := range before {
 		if after[p] != ino {
@@ -311,8 +311,8 @@ func rowPullSkipped(n *matrixNode) {
 	})
 }
 
-// pullKnown pulls an image into another namespace after the blobs of its layers were deleted, and has the requests for
-// layers checked.
+// pullKnown pulls an image into another namespace after the blobs of its layers were deleted, and
+// checks the requests for layers.
 func (n *matrixNode) pullKnown(check func(layerGets []Request)) {
 	n.start()
 	n.c.Pull(n.ref)

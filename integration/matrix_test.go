@@ -29,7 +29,7 @@ func (c column) String() string {
 	return c.version + "/" + c.title("full", "second", "/")
 }
 
-// title names the way in words.
+// title describes the column in words.
 func (c column) title(full, second, separator string) string {
 	words := []string{full, "overlay", "parallel"}
 	if c.setup.WithoutContent {
@@ -57,15 +57,15 @@ func columns(version string) []column {
 	return all
 }
 
-// limit says what of a cell does not hold, and why. The rest of the cell has to.
+// limit is a known failure in some cells, with its reason. Everything else in these cells must hold.
 type limit struct {
 	cells  *regexp.Regexp // on column/row
 	faults *regexp.Regexp // which every fault matches
 	reason string
 }
 
-// limits are what is known not to hold. A cell with another fault fails the test, and so does one that
-// is here and has none.
+// limits are the known failures. A cell with another fault fails the test, and so does a cell that
+// is listed and has no fault.
 var limits = []limit{
 	{regexp.MustCompile(`^2\.2\..*/drop-in$`), regexp.MustCompile(`^containerd warns: .*unpack_config optional`),
 		"containerd 2.2 warns that it ignores `optional`; its own overlayfs has to work there as well."},
@@ -74,10 +74,10 @@ var limits = []limit{
 			"snapshotter answers. Tank does not unpack any of them again."},
 }
 
-// outcome is what a cell found to be wrong; empty: nothing.
+// outcome lists the faults of a cell; it is empty if there are none.
 type outcome []string
 
-// cell is the test in which one operation runs: what fails there is kept and judged afterwards.
+// cell is the test in which one operation runs. Its failures are recorded and judged afterwards.
 type cell struct {
 	testing.TB
 
@@ -154,7 +154,7 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
-// TestColumns runs in the ordinary run what the other tests, all in the first column, do not show of others.
+// TestColumns runs some rows in the other columns as part of the ordinary tests, which all use the first column.
 func TestColumns(t *testing.T) {
 	sequential, directory := Setup{Sequential: true}, Setup{Sequential: true, Directory: true}
 	for _, c := range []struct {
@@ -176,7 +176,7 @@ func TestColumns(t *testing.T) {
 	}
 }
 
-// runCell runs a row on a node as the column says, judges it, and hands on what became of it.
+// runCell runs a row on a node of the column, judges the outcome, and passes it on.
 func runCell(t *testing.T, col column, r matrixRow, result func(outcome)) {
 	c := &cell{TB: t}
 	t.Cleanup(func() { // registered first: runs after what the cleanups of the node find

@@ -23,7 +23,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxResident is how much memory a pull may have resident, whatever the size of the image.
+// maxResident is the resident memory that a pull may have, whatever the size of the image.
 const maxResident = 150 << 20
 
 // TestMemory: the resident memory of a pull of a 700 MB image stays below 150 MB.
@@ -190,8 +190,8 @@ func writeBigLayer(t testing.TB, layout string, n int, size int64) (ocispec.Desc
 		diff.Digest()
 }
 
-// serveLayout is a registry whose every tag is the manifest that blobs/sha256/tagged leads to. A real
-// one would have to take all the bytes in first.
+// serveLayout is a registry in which every tag is the manifest that blobs/sha256/tagged names. A real
+// one would have to store all the bytes first.
 func serveLayout(t testing.TB, layout string) (addr string) {
 	t.Helper()
 	blobs := filepath.Join(layout, "blobs", "sha256")
@@ -222,8 +222,8 @@ func serveLayout(t testing.TB, layout string) (addr string) {
 const entriesVariable = "TANK_TEST_ENTRIES"
 
 // TestMemoryOfEntries: the resident memory of a pull stays within 256 MiB when its image has 500,000
-// entries, whose parents a tar only implies, so that a fix-up is planned for them. With fewer entries
-// it is as much less as they are fewer.
+// entries in directories that the tar only implies, so that a fix-up is planned for them. With fewer entries
+// the limit is proportionally lower.
 func TestMemoryOfEntries(t *testing.T) {
 	const most, promised, fixed = 256 << 20, 500_000, 60 << 20
 	entries := 40_000
@@ -249,7 +249,7 @@ func TestMemoryOfEntries(t *testing.T) {
 	}
 }
 
-// shortLived is a directory in memory where there is one: many files take long on a disk.
+// shortLived returns a directory in memory if there is one, because many files take long on a disk.
 func shortLived(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "tank-test-")

@@ -19,7 +19,7 @@ func (c *Containerd) reconfigure(o ContainerdOptions) {
 	c.Start()
 }
 
-// fails wants a command of ctr to end with a message.
+// fails checks that a command of ctr fails with a message.
 func (c *Containerd) fails(t *testing.T, when, message string, args ...string) {
 	t.Helper()
 	if res := c.CtrResult(args...); res.Code == 0 || !strings.Contains(res.Stderr, message) {
@@ -27,9 +27,9 @@ func (c *Containerd) fails(t *testing.T, when, message string, args ...string) {
 	}
 }
 
-// TestMigration: a node comes from overlayfs and containerd's own content store to Tank, and goes back.
-// Containers run on each time. Images are there by name only, until they are removed and pulled again:
-// docs/kubernetes.md says so with these messages.
+// TestMigration: a node changes from overlayfs and containerd's own content store to Tank and back.
+// Containers keep running. Images exist by name only, until they are removed and pulled again:
+// docs/kubernetes.md describes that with these messages.
 func TestMigration(t *testing.T) {
 	t.Parallel()
 	e := New(t)

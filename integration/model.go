@@ -27,7 +27,7 @@ type model struct {
 	own   map[string]bool   // paths that the present layer put there
 }
 
-// inode is what several hard-linked paths share.
+// inode has the attributes that hard-linked paths share.
 type inode struct {
 	kind     byte
 	mode     int64
@@ -94,7 +94,7 @@ func (m *model) apply(e Entry) error {
 	return nil
 }
 
-// set takes what a header says about an inode.
+// set sets the attributes of an inode from a header.
 func (n *inode) set(e Entry) {
 	if e.Typeflag == tar.TypeChar || e.Typeflag == tar.TypeBlock {
 		n.rdev = []uint32{uint32(e.Devmajor), uint32(e.Devminor)}
@@ -163,7 +163,7 @@ func join(dir, base string) string {
 	return strings.Trim(path.Join(dir, base), "/")
 }
 
-// remove takes away what lower layers put at p (with itself) and below.
+// remove removes what lower layers have at p (with itself) and below.
 func (m *model) remove(p string, itself bool) {
 	for q := range m.nodes {
 		if (q == p && itself || strings.HasPrefix(q, p+"/")) && !m.own[q] {

@@ -43,7 +43,7 @@ func (k *TankRoot) blobInodes(t testing.TB) map[digest.Digest]uint64 {
 	return inodes
 }
 
-// kept compares blobs and layers with what they were before, by inode number; more may have come.
+// kept compares blobs and layers with their earlier state by inode number; there may be new ones.
 func (k *TankRoot) kept(t testing.TB, when string, blobs map[digest.Digest]uint64, layers map[string]uint64) {
 	t.Helper()
 	now := k.blobInodes(t)
@@ -69,8 +69,8 @@ func (c *Containerd) greets(t testing.TB, when, ref string) {
 	}
 }
 
-// TestCollector: whatever makes containerd's collector run, an image that the CLI pulled stays as it
-// is, and containerd then takes it over without fetching a blob or unpacking a layer.
+// TestCollector: whatever starts containerd's collector, an image that the CLI pulled stays
+// unchanged, and containerd then adopts it without fetching a blob or unpacking a layer.
 func TestCollector(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -193,7 +193,7 @@ func TestNamespaces(t *testing.T) {
 					all[l]()
 				}
 			}
-			// who is isolated has to prove that it may have the blobs
+			// an isolated namespace has to prove that it may have the blobs
 			again("namespace b", func() { b.Pull(ref) }, policy == "isolated")
 			all["namespace b"]()
 			again("the CLI", func() { k.Pull(cli) }, false)

@@ -11,7 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// epoch is the time of entries that don't say another: 2024-01-02 03:04:05 UTC.
+// epoch is the default time of entries: 2024-01-02 03:04:05 UTC.
 const epoch = 1704164645
 
 // dir, file, symlink, hardlink, fifo and whiteout make entries; the functions after them change one.
@@ -97,7 +97,7 @@ func ownBase(hello []byte) []Entry {
 		symlink("lib", "usr/lib"),
 		dir("proc", 0o555), dir("sys", 0o555), dir("dev", 0o755), dir("etc", 0o755), dir("tmp", 0o1777),
 		file("etc/passwd", 0o644, "root:x:0:0:root:/:/usr/bin/hello\n"),
-		// kept by what upper layers only imply
+		// directories that upper layers only imply keep these attributes
 		dir("a", 0o700, owner(11, 12), at(1400000001)),
 		dir("a/b", 0o2771, owner(13, 14), at(1400000002), xattr("user.kind", "special")),
 		file("a/b/c", 0o644, "gone\n"), file("a/b/d", 0o644, "stays\n"),
@@ -151,11 +151,11 @@ func ownTop() []Entry {
 	}
 }
 
-// CornerLayers go on above OwnLayers, with what containerd's overlayfs refuses or does otherwise.
+// CornerLayers lie above OwnLayers, and have features that containerd's overlayfs refuses or treats differently.
 func CornerLayers() ([][]Entry, error) {
 	layers, err := OwnLayers()
 	return append(layers, []Entry{
-		// a whiteout where nothing is: no directory is left
+		// a whiteout of nothing: no directory is left
 		file("absent/x/.wh.y", 0, ""),
 		file("etc/passwd/sub/file", 0o644, "an implied directory over a file\n"), // the file gives way
 		file("lib/y/.wh.z", 0, ""),

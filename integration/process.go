@@ -130,7 +130,7 @@ func (p *Process) Running() bool {
 	}
 }
 
-// Result is what a finished command said.
+// Result is the exit code and the output of a command.
 type Result struct {
 	Code           int
 	Stdout, Stderr string
@@ -152,7 +152,7 @@ func clip(s string) string {
 // commandLimit ends a command that hangs.
 const commandLimit = 2 * time.Minute
 
-// Run runs a command to its end and returns what it said, whatever its exit code.
+// Run runs a command to its end and returns its result, whatever the exit code.
 func (e *Env) Run(argv ...string) Result {
 	e.t.Helper()
 	path, err := e.lookPath(argv[0])

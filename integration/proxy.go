@@ -39,8 +39,8 @@ func (r Request) Blob() digest.Digest {
 
 var blobPath = regexp.MustCompile(`/blobs/(sha256:[0-9a-f]{64})$`)
 
-// Proxy stands before the real registry: it logs every request, slows bodies down, and holds the rest
-// of a blob until the test lets it go.
+// Proxy is in front of the real registry: it logs every request, slows bodies down, and holds back the rest
+// of a blob until the test releases it.
 type Proxy struct {
 	Addr string // 127.0.0.1:port
 
@@ -52,7 +52,7 @@ type Proxy struct {
 	log   []*Request
 	rate  int64 // bytes a second and body; 0: as fast as it goes
 	gates map[digest.Digest]*gate
-	// missing are blobs that the registry does not have under a repository, by their paths.
+	// missing are the blobs that a repository lacks, by their paths.
 	missing map[string]bool
 }
 
@@ -184,7 +184,7 @@ func (b *slowBody) Read(buf []byte) (int, error) {
 	return n, err
 }
 
-// Miss has the registry lack these blobs in one of its repositories. Without blobs it lacks none.
+// Miss makes the registry lack these blobs in one of its repositories. Without blobs it lacks none.
 func (p *Proxy) Miss(repository string, blobs ...digest.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -208,7 +208,7 @@ func (p *Proxy) Hold(d digest.Digest, after int64) {
 	p.gates[d] = &gate{after: after, open: make(chan struct{}), reached: make(chan struct{})}
 }
 
-// Reached says whether a body of the held blob came to the place where it is held.
+// Reached reports whether a body of the held blob has come to the offset where it is held.
 func (p *Proxy) Reached(d digest.Digest) bool {
 	p.mu.Lock()
 	g := p.gates[d]
@@ -224,7 +224,7 @@ func (p *Proxy) Reached(d digest.Digest) bool {
 	}
 }
 
-// Release lets the rest of a held blob go.
+// Release sends the rest of a held blob.
 func (p *Proxy) Release(d digest.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestProxy: the proxy holds, slows, logs and stops as the other tests believe.
+// TestProxy: the proxy holds, slows, logs and stops as the other tests assume.
 func TestProxy(t *testing.T) {
 	blob := bytes.Repeat([]byte("0123456789"), 10000)
 	d := digest.FromBytes(blob)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestTwoPulls: commands that pull the same reference into the same root at once answer the same, and
+// TestTwoPulls: concurrent commands that pull the same reference into the same root give the same answer, and
 // each byte is downloaded once.
 func TestTwoPulls(t *testing.T) {
 	eachUser(t, func(t *testing.T, tank func(*Env) *TankRoot) {
@@ -38,7 +38,7 @@ func TestTwoPulls(t *testing.T) {
 					t.Fatalf("they answer %v", paths)
 				}
 				checkFetched(t, r, f.digests()...)
-				// A stream that is divided into ranges is closed with what is in flight; see docs/adr/0014.
+				// When a stream is divided into ranges, what is in flight is downloaded twice; see docs/adr/0014.
 				const inFlight = 512 << 10
 				if sent := r.Sent(); sent > f.total+f.Config.Size+inFlight {
 					t.Errorf("%d bytes were sent of an image of %d", sent, f.total+f.Config.Size)
@@ -114,8 +114,8 @@ func TestWhilePulling(t *testing.T) {
 	CheckTree(t, "the pull", f.tree, k.Pull(ref, "--offline"))
 }
 
-// TestOwnerEnds: the command that owns the root ends, by Ctrl-C or kill -9, while another's pull goes
-// through it. The other one's comes to its end all the same.
+// TestOwnerEnds: the command that owns the root ends, by Ctrl-C or kill -9, while another command pulls
+// through it. The pull of the other command still succeeds.
 func TestOwnerEnds(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		t.Run(signal.String(), func(t *testing.T) {

@@ -131,7 +131,7 @@ func TestMissingBlobComesBack(t *testing.T) {
 	}
 }
 
-// checkFetched wants exactly the blobs to have been fetched, in as many requests as it took, and nothing twice.
+// checkFetched fails unless exactly these blobs were fetched, in any number of requests, and no byte twice.
 func checkFetched(t testing.TB, r *Registry, want ...digest.Digest) {
 	t.Helper()
 	got, wanted := map[digest.Digest]int{}, map[digest.Digest]bool{}
@@ -221,7 +221,7 @@ func layerDirs(t testing.TB, k *TankRoot) map[uint64]string {
 }
 
 // TestMovedTag: after a tag moved only the new layers are fetched, and a daemon's root unpacks only
-// those. The image that the tag left stays until gc, which takes exactly it.
+// those. The image that the tag left stays until gc, which removes exactly that one.
 func TestMovedTag(t *testing.T) {
 	first, second, trees := movedImages(t)
 	for _, daemon := range []bool{false, true} {
@@ -310,7 +310,7 @@ func TestRefresh(t *testing.T) {
 	}
 }
 
-// TestRefreshFails: when --refresh does not get what it should, the image is as it was.
+// TestRefreshFails: if --refresh fails, the image stays as it was.
 func TestRefreshFails(t *testing.T) {
 	f := OwnFixture(t)
 	layer := f.Image.Layers[0]

@@ -60,7 +60,7 @@ func freeAddr(e *Env) string {
 	return l.Addr().String()
 }
 
-// Push pushes the image that an OCI layout calls ref as name (repository:tag) and returns what it is.
+// Push pushes the image that an OCI layout calls ref as name (repository:tag) and returns its description.
 func (r *Registry) Push(layout, ref, name string) Image {
 	r.t.Helper()
 	img, err := ReadImage(layout, ref)
@@ -73,8 +73,8 @@ func (r *Registry) Push(layout, ref, name string) Image {
 	return img
 }
 
-// heldTail is how much HoldLayers holds of a big blob. containerd hands a blob on in pieces of 1 MiB,
-// so that the rest of what it has got is not seen by anybody; the half of a small blob is held.
+// heldTail is how much HoldLayers holds of a big blob. containerd passes a blob on in pieces of 1 MiB,
+// so nobody sees the rest of what it has received. Of a small blob, half is held.
 const heldTail = 32 << 10
 
 // HoldLayers holds the last bytes of every layer of img.

@@ -34,7 +34,7 @@ const (
 
 // TestRegistryAuth: pull from the distribution registry, with its own htpasswd and token
 // authentication, over HTTP and TLS. In the rows with a front the token server has the registry's own
-// address, as with Harbor; in the others it is elsewhere and is told no password.
+// address, as with Harbor; in the others it has another address and gets no password.
 func TestRegistryAuth(t *testing.T) {
 	for _, row := range []struct {
 		name        string

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Require says in one place what these tests need. Where it is missing they skip with the reason; with
+// Require checks what these tests need. If something is missing they skip with the reason; with
 // CI=true they fail.
 func Require(t testing.TB) {
 	t.Helper()

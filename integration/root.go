@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Leftovers lists what lies in the directories of a root that are empty when nothing is kept.
+// Leftovers lists the content of those directories of a root that are empty if nothing is kept.
 func (k *TankRoot) Leftovers() []string {
 	var left []string
 	for _, d := range []string{"blobs/sha256", "ingest", "layers", "rootfs/sha256", "snapshots", "staging"} {
@@ -61,8 +61,8 @@ func (k *TankRoot) LayerInodes(t testing.TB) map[string]uint64 {
 // deleted, or lies below one.
 func staged(rel string) bool { return len(rel) > 1 && rel[0] == '.' }
 
-// unpackBegan reports whether the layer is being unpacked: there is layers/.layer-<12 digits of the diff ID>-<n>/fs,
-// and, when withFile, something lies in it.
+// unpackBegan reports whether the layer is being unpacked: layers/.layer-<12 digits of the diff ID>-<n>/fs exists
+// and, if withFile is set, is not empty.
 func (k *TankRoot) unpackBegan(diffID digest.Digest, withFile bool) bool {
 	dirs, _ := filepath.Glob(filepath.Join(k.Root, "layers", ".*"+diffID.Encoded()[:12]+"*", "fs"))
 	for _, d := range dirs {

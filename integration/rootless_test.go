@@ -43,7 +43,7 @@ func newRootlessNodeAs(e *Env, ids []idRange, s Setup) (*Namespace, *TankRoot, *
 	return n, k, c, r
 }
 
-// expect is what a listed tree has to look like from inside the namespace.
+// expect returns a listed tree as it must look from inside the namespace.
 func (n *Namespace) expect(nodes []Node) []Node {
 	if len(n.ids) == 1 {
 		return asOrdinary(nodes, 0)
@@ -164,7 +164,7 @@ func TestRootlessRestart(t *testing.T) {
 }
 
 // TestRootlessWrites: a container removes, replaces and renames what its image has, and leaves
-// directories that nobody may enter. All of it can be removed again, and an image that is made of it,
+// directories that nobody may enter. All of it can be removed again, and an image that is made from it,
 // as by nerdctl commit, shows the same.
 func TestRootlessWrites(t *testing.T) {
 	f := DebianFixture(t)

@@ -56,7 +56,7 @@ func (e *Env) NewUserTank() *TankRoot {
 // user says whether the root is an ordinary user's.
 func (k *TankRoot) user() bool { return strings.HasSuffix(k.bin, ".sh") }
 
-// expect is what a listed tree has to look like in this root: DESIGN 6's rule when it is an ordinary user's.
+// expect returns a listed tree as it must look in this root; docs/rootless.md has the rules for an ordinary user.
 func (k *TankRoot) expect(nodes []Node) []Node {
 	if !k.user() {
 		return nodes

@@ -184,8 +184,8 @@ func (n *Namespace) insideCapability(value string) string {
 	return hex.EncodeToString(b[:20])
 }
 
-// withoutDevices is what is left of a listed tree inside a user namespace, where nobody can make device
-// nodes and write trusted.*.
+// withoutDevices returns a listed tree as it looks inside a user namespace, where nobody can make device
+// nodes and set trusted.*.
 func withoutDevices(nodes []Node) []Node {
 	var out []Node
 	for _, n := range nodes {

@@ -3,7 +3,7 @@
 //
 // On disk it owns one temporary directory, what it mounts there, and the images in its cache directory.
 // Peers come from the Go module proxy, as ../go.mod pins them, and from Debian's packages; one that is
-// missing is left out and named.
+// missing is left out and reported.
 //
 // Its invariant: it removes exactly the mounts, loop devices, processes and files that it made, also on
 // Ctrl-C. It mounts in a mount namespace of its own, so that even after SIGKILL only files are left.
@@ -105,7 +105,7 @@ func enter(o options) error {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), inner+"="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
-	// A process group of its own: Ctrl-C reaches it through us, once.
+	// It has a process group of its own, so that Ctrl-C reaches it only through this process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -120,7 +120,7 @@ func enter(o options) error {
 	return cmd.Wait()
 }
 
-// work is the benchmark, inside the namespace. A scenario that fails keeps no other from running.
+// work runs the scenarios inside the namespace. If one fails, the others still run.
 func work(dir string, o options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

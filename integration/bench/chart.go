@@ -59,7 +59,7 @@ const (
 	barStep    = 38
 )
 
-// chartStyle brings its own background, so that the chart can be read whatever is around it.
+// chartStyle has a background of its own, so that the chart can be read on any page.
 const chartStyle = `<style>
 text{font:13px system-ui,sans-serif;fill:#1f2328}
 .small{font-size:11px;fill:#59636e}

@@ -72,7 +72,7 @@ func (r *run) startContainerd(drop, extra string, env []string) error {
 		return err
 	}
 	return d.await(r.ctx, func() bool {
-		// the last service that is ready
+		// CRI is the last service that becomes ready
 		return r.cri(func(ctx context.Context, images runtimeapi.ImageServiceClient) error {
 			_, err := images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 			return err
@@ -111,7 +111,7 @@ func criPull(r *run, _ *meter) error {
 	})
 }
 
-// cri calls containerd's image service. What the client in this process takes is nobody's.
+// cri calls containerd's image service. The CPU time of this client is not counted.
 func (r *run) cri(call func(context.Context, runtimeapi.ImageServiceClient) error) error {
 	conn, err := grpc.NewClient("unix://"+r.path("c", "c.sock"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -122,7 +122,7 @@ func (r *run) cri(call func(context.Context, runtimeapi.ImageServiceClient) erro
 	return call(r.ctx, runtimeapi.NewImageServiceClient(conn))
 }
 
-// mounted is what a container would see. The mount goes with the file system.
+// mounted mounts the image as a container would see it. The mount ends with the file system.
 func mounted(snapshotter, namespace string) func(*run) (string, error) {
 	return func(r *run) (string, error) {
 		dir := r.path("mounted")

@@ -51,7 +51,7 @@ func contenders() []contender {
 	}
 }
 
-// selectContenders returns those that are named, but not those that can't run here, which it says.
+// selectContenders returns the named contenders. It leaves out those that cannot run here, with a message.
 // Other builds of Tank come last.
 func selectContenders(only []string, builds string, p programs) ([]contender, error) {
 	all, names := contenders(), slices.Clone(only)

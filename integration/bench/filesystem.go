@@ -19,8 +19,8 @@ type filesystem struct {
 	file string // of the loop device; empty for tmpfs
 }
 
-// makeFS makes a file system of this type and size and mounts it at dir. The loop device has nobody but
-// the mount to keep it: it goes with the mount, and the mount with the namespace.
+// makeFS makes a file system of this type and size and mounts it at dir. Only the mount keeps the loop
+// device, so it ends with the mount, and the mount ends with the namespace.
 func makeFS(ctx context.Context, dir, kind string, size int64) (*filesystem, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -133,7 +133,7 @@ func unmountBelow(dir string) error {
 	return nil
 }
 
-// unmount waits for whoever is just about to let go.
+// unmount retries while a process still uses the mount.
 func unmount(point string) error {
 	for range 100 {
 		err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)

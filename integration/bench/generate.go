@@ -113,7 +113,7 @@ func generateLayer(blobs string, r recipe, index, version int) (g generated, err
 }
 
 // changed is how many files each layer replaces or deletes in the one below, and the fewest it has. A
-// whiteout of what never was would show in the listing of an overlay.
+// whiteout of nothing would show in the listing of an overlay.
 const changed = 10
 
 // changes replaces and deletes some files of the layer below, if there is one.

@@ -103,7 +103,7 @@ func cutLayout(s string) (layout, ref string, ok bool) {
 	return layout, ref, ok && found
 }
 
-// pushTo pushes what a layout has by other names, tags, into the store of a registry.
+// pushTo pushes the images of a layout under other tags into the store of a registry.
 func pushTo(ctx context.Context, store, layout string, tags map[string]string, p programs) error {
 	reg, err := startRegistry(ctx, store+".yml", store, p)
 	if err != nil {
@@ -125,7 +125,7 @@ func (img *image) add(compressed, unpacked int64, entries int) {
 	img.Entries += entries
 }
 
-// identify notes what peers call the image and its top layer.
+// identify records the names that peers use for the image and its top layer.
 func (img *image) identify(tag string, of integration.Image) {
 	if img.ChainIDs == nil {
 		img.ChainIDs = map[string]digest.Digest{}
@@ -133,7 +133,7 @@ func (img *image) identify(tag string, of integration.Image) {
 	img.Manifest, img.ChainIDs[tag] = of.Manifest.Digest, identity.ChainID(of.DiffIDs)
 }
 
-// describe counts what an image in a layout holds.
+// describe counts the bytes and entries of an image in a layout.
 func describe(layout, ref string) (image, error) {
 	img := image{Name: "`" + ref + "`"}
 	src, err := integration.ReadImage(layout, ref)

@@ -39,7 +39,7 @@ func machine() string {
 		strings.SplitN(unix.ByteSliceToString(uts.Release[:]), "-", 2)[0])
 }
 
-// versions names the peers that ran or could have.
+// versions returns the versions of the peers that are installed.
 func versions(p programs) string {
 	first := func(program string, args ...string) string {
 		if p[program] == "" {

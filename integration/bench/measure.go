@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// sample is what one pull took.
+// sample has the measurements of one pull.
 type sample struct {
 	wall      time.Duration
 	cpu       time.Duration // user and system, of every process of the contender
@@ -83,7 +83,7 @@ func (m *meter) watch() {
 	}
 }
 
-// look notes the peak of a process until now; one that has ended keeps what was noted last.
+// look records the peak of a process until now. The last record counts for a process that has ended.
 func (m *meter) look(pid int) {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	_, rest, ok := bytes.Cut(b, []byte("VmHWM:"))

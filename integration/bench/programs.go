@@ -17,7 +17,7 @@ import (
 	"github.com/tank-snapshotter/tank/integration"
 )
 
-// programs are what is run, by name; what is not there has no entry.
+// programs are the paths of the programs by name; a missing program has no entry.
 type programs map[string]string
 
 // findPrograms builds Tank and the peers from the Go module proxy, and looks for the others in the PATH.

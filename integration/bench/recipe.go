@@ -18,10 +18,10 @@ import (
 // generation is part of the name under which an image is kept: another generator makes another image.
 const generation = 3
 
-// weights are the sizes of six layers of a large real image to each other. More layers repeat them.
+// weights are the relative sizes of the six layers of a large real image. Further layers repeat them.
 var weights = []float64{95, 47, 94, 201, 255, 8}
 
-// recipe says what an image is like. Its size is one of compressed, unpacked and entries.
+// recipe describes an image. Its size is one of compressed, unpacked and entries.
 type recipe struct {
 	compressed int // MB (10^6 bytes) of the blobs
 	unpacked   int // MB of the tars
@@ -56,7 +56,7 @@ func (r recipe) key() string {
 	return key
 }
 
-// share is how much of the image the layer with this index is.
+// share returns the share of the image that the layer with this index has.
 func (r recipe) share(index int) float64 {
 	var sum float64
 	for i := range r.layers {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// measured is one thing that is measured of a pull.
+// measured is one quantity that is measured of a pull.
 type measured struct {
 	name string
 	of   func(sample) float64
@@ -35,7 +35,7 @@ func (m measured) median(samples []sample) (mid, low, high float64) {
 	return mid, v[0], v[len(v)-1]
 }
 
-// goal is what a median is to reach: a ratio to a peer's, or with no peer itself.
+// goal is a limit for a median, or for its ratio to the median of a peer.
 type goal struct {
 	measured
 	ours, peer string
@@ -43,7 +43,7 @@ type goal struct {
 	beside     string  // a contender of Tank's whose value is told as well; may be empty
 }
 
-// report is the table, the goals, and on what it was measured.
+// report returns the table, the goals, and a description of the machine.
 func (b *bench) report(rows []row) string {
 	var w strings.Builder
 	if b.series() {
@@ -99,7 +99,7 @@ func writeTable(w *strings.Builder, rows []row) {
 	w.WriteString("\n")
 }
 
-// write tells whether the goal is reached. It is silent when a contender did not take part.
+// write writes whether the goal is reached, and nothing if a contender did not take part.
 func (g goal) write(w *strings.Builder, rows []row) {
 	find := func(name string) *row {
 		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
@@ -131,7 +131,7 @@ func (g goal) write(w *strings.Builder, rows []row) {
 	w.WriteString("\n")
 }
 
-// verdict says by how much a goal is missed.
+// verdict returns by how much a goal is missed.
 func verdict(value, limit float64) string {
 	if value <= limit {
 		return "reached"
@@ -139,7 +139,7 @@ func verdict(value, limit float64) string {
 	return fmt.Sprintf("missed by %.0f %%", 100*(value/limit-1))
 }
 
-// writeTrees says whose root filesystem was another than the first contender's.
+// writeTrees lists the contenders whose root filesystem differs from the first contender's.
 func writeTrees(w *strings.Builder, rows []row) {
 	var others []string
 	for _, r := range rows {
@@ -152,7 +152,7 @@ func writeTrees(w *strings.Builder, rows []row) {
 	}
 }
 
-// elsewhere is what others took of the CPUs while pulls were measured, in percent.
+// elsewhere returns the share of the CPUs that others took while pulls were measured, in percent.
 func elsewhere(rows []row) float64 {
 	var others, total time.Duration
 	for _, r := range rows {

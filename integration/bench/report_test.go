@@ -63,7 +63,7 @@ func TestSlope(t *testing.T) {
 			}
 		})
 	}
-	// A point that is off weighs as least squares have it: logarithms 0, 1, 2 and 0, 1, 5.
+	// An outlier counts as in least squares: logarithms 0, 1, 2 and 0, 1, 5.
 	if got := slope([]float64{1, math.E, math.E * math.E},
 		[]float64{1, math.E, math.Exp(5)}); math.Abs(got-2.5) > 1e-9 {
 		t.Errorf("slope %g, want 2.5", got)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// bench is one scenario at work.
+// bench is one scenario that is being run.
 type bench struct {
 	ctx   context.Context // ends with the program
 	dir   string
@@ -49,7 +49,7 @@ func (b *bench) measure(all []contender) ([]row, error) {
 		}
 		defer reg.end()
 		src := &source{image: img, recipe: r, reg: reg}
-		// native has every layer with those below it, and ext4 an inode for 16 KiB.
+		// The native snapshotter stores each layer with all layers below it, and ext4 has one inode for 16 KiB.
 		b.gib = max(b.gib, 4, 6*img.Unpacked>>30+1, int64(img.Entries)*24<<10>>30+1)
 		for _, c := range all {
 			rows = append(rows, row{contender: c, src: src})
@@ -166,7 +166,7 @@ func (r *run) before(c contender) error {
 	return nil
 }
 
-// compare notes when a root filesystem is not what the first contender made.
+// compare records whether a root filesystem differs from that of the first contender.
 func (r *run) compare(row *row) error {
 	dir, err := row.tree(r)
 	if err != nil {

@@ -20,7 +20,7 @@ type scenario struct {
 // section is the name in the document's markers.
 func (s scenario) section() string { return "bench-" + s.name }
 
-// series tells whether one contender pulls several images: what counts is how the time grows.
+// series reports whether one contender pulls several images, to measure how the time grows.
 func (s scenario) series() bool { return len(s.images) > 1 }
 
 // slopeGoal is the exponent of time against size up to which growth counts as linear.
@@ -99,7 +99,7 @@ func scenarios() []scenario {
 	}
 }
 
-// selectScenarios returns those that are named, changed as the flags want them.
+// selectScenarios returns the named scenarios, changed by the flags.
 func selectScenarios(o options) ([]scenario, error) {
 	var picked []scenario
 	var known []string

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestScenarios: each can run, what it is to reach is of those who take part, and the document has a place for it.
+// TestScenarios: each scenario can run, its goals are about its contenders, and the document has a place for it.
 func TestScenarios(t *testing.T) {
 	document, err := os.ReadFile(filepath.Join("..", "..", "docs", "performance.md"))
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// growth is how a series is told: by what its images grow.
+// growth is one dimension in which the images of a series grow.
 type growth struct {
 	name   string // of its chart
 	what   string
@@ -59,7 +59,7 @@ func (b *bench) writeSeries(w *strings.Builder, rows []row) {
 	}
 }
 
-// writeSlope tells the exponent. A constant part makes it smaller, so that of the last step stands beside it.
+// writeSlope writes the exponent. A constant part makes it smaller, so the exponent of the last step is beside it.
 func (g growth) writeSlope(w *strings.Builder, m measured, rows []row) {
 	var x, y []float64
 	for _, r := range rows {

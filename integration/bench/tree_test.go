@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// TestTree: trees are the same but for the times of their directories, and nothing else.
+// TestTree: trees count as equal if only the times of their directories differ.
 func TestTree(t *testing.T) {
 	base := treeWith(t, nil)
 	for name, tc := range map[string]struct {
@@ -40,7 +40,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// treeWith is the tree of a directory that was changed after its making.
+// treeWith returns the hash of a directory after a change.
 func treeWith(t *testing.T, change func(string) error) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -76,7 +76,7 @@ func (s *settings) filter() ([]unix.SockFilter, error) {
 	return p.code, nil
 }
 
-// restrict writes what is refused whatever SystemCallFilter= allows.
+// restrict writes the refusals that do not depend on SystemCallFilter=.
 func (s *settings) restrict(p *program) {
 	if s.families != nil {
 		p.unless("socket", 0, s.families, unix.EAFNOSUPPORT)

@@ -64,7 +64,7 @@ func run(unit string, argv []string) error {
 	return unix.Exec(path, argv, os.Environ())
 }
 
-// bound takes away every capability that the unit does not keep.
+// bound drops every capability that the unit does not keep.
 func (s *settings) bound() error {
 	if s.capabilities == nil {
 		return nil

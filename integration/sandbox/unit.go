@@ -22,7 +22,7 @@ type settings struct {
 	noRealtime                                      bool
 }
 
-// others are the settings that say nothing of what the process may do.
+// others are the settings that do not restrict the process.
 var others = []string{
 	"Type", "ExecStart", "Restart", "RestartSec", "WatchdogSec", "TimeoutStartSec", "TimeoutStopSec", "KillMode",
 	"RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve", "LimitNOFILE", "TasksMax", "OOMScoreAdjust",
@@ -124,8 +124,8 @@ func (s *settings) setFamilies(words []string) error {
 	return nil
 }
 
-// setCalls applies one line. The first decides that what is not named is refused; a later one adds, or with a tilde
-// takes away.
+// setCalls applies one line. After the first line, everything that it does not name is refused. A later
+// line adds, or with a tilde removes.
 func (s *settings) setCalls(words []string) error {
 	groups, err := readGroups()
 	if err != nil {

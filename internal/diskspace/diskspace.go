@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/rate"
 )
 
 // Space is the size of a file system, in bytes; math.MaxInt64 where the file system does not report it.
@@ -60,13 +61,6 @@ func space(st *unix.Statfs_t) Space {
 	return Space{int64(st.Bavail * block), int64(st.Blocks * block)}
 }
 
-// A promise to a download that brings less than slowRate over slowWindow does not count: a registry that announces as
-// much as is free, and then sends slowly, must not keep others from the disk.
-const (
-	slowRate   = 256 << 10 // bytes per second
-	slowWindow = 5 * time.Second
-)
-
 // Ledger holds what downloads have announced against the free space: a download begins only if all of it fits beside
 // what the others have announced and not written yet. The zero value is ready to use. Its methods and those of its
 // promises may be called by several goroutines at once.
@@ -80,13 +74,14 @@ type Ledger struct {
 	promises map[*Promise]struct{}
 }
 
-// Promise is the number of bytes that one download has announced and not written. All methods of nil do nothing.
+// Promise is the number of bytes that one download has announced and not written. The promise of a slow download
+// (package rate) does not count: a registry that announces as many bytes as are free, and then sends slowly, must not
+// keep others from the disk. All methods of nil do nothing.
 type Promise struct {
 	ledger *Ledger
 	due    int64
-	since  time.Time // when the window began
-	bytes  int64     // written in the window
-	slow   bool      // the window before it was slow
+	bytes  int64 // written so far
+	meter  rate.Meter
 }
 
 func (l *Ledger) now() time.Time {
@@ -102,20 +97,11 @@ func (l *Ledger) promised() (bytes int64) {
 	defer l.mu.Unlock()
 	now := l.now()
 	for p := range l.promises {
-		if p.count(now, 0); !p.slow {
+		if !p.meter.IsSlow(now, p.bytes) {
 			bytes += p.due
 		}
 	}
 	return bytes
-}
-
-// count adds n bytes to the window and, if that is over, begins the next one. Called with the ledger's mu held.
-func (p *Promise) count(now time.Time, n int64) {
-	p.bytes += n
-	if took := now.Sub(p.since); took >= slowWindow {
-		p.slow = float64(p.bytes) < slowRate*took.Seconds()
-		p.since, p.bytes = now, 0
-	}
 }
 
 // Fits returns errdefs.ErrResourceExhausted unless so many bytes fit into the file system of f beside what is promised.
@@ -141,7 +127,7 @@ func (l *Ledger) Fits(f File, bytes int64) error {
 func (l *Ledger) Promise(f File, bytes int64) (*Promise, error) {
 	l.promising.Lock()
 	defer l.promising.Unlock()
-	p := &Promise{ledger: l, due: bytes, since: l.now()}
+	p := &Promise{ledger: l, due: bytes, meter: rate.NewMeter(l.now(), rate.Window, 0)}
 	if err := l.Fits(f, bytes); err != nil {
 		return nil, err
 	}
@@ -168,7 +154,8 @@ func (p *Promise) Wrote(n int64) {
 	}
 	p.ledger.mu.Lock()
 	defer p.ledger.mu.Unlock()
-	p.count(p.ledger.now(), n)
+	p.bytes += n
+	p.meter.IsSlow(p.ledger.now(), p.bytes) // a window ends when bytes come, too
 	p.due = max(p.due-n, 0)
 }
 

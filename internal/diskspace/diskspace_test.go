@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/rate"
 	"golang.org/x/sys/unix"
 )
 
@@ -74,8 +76,8 @@ func TestLedger(t *testing.T) {
 		{"somebody else freed some", func() { free += 10 }, 50},
 		{"more was written than promised", func() { p.Wrote(40); free -= 40 }, 40},
 		{"it began anew", func() { p.Reset(60); free = 100 }, 40},
-		{"it was slow", func() { now = now.Add(slowWindow) }, 100},
-		{"it was fast again", func() { p.Wrote(slowRate * 10); p.Reset(60); now = now.Add(slowWindow) }, 40},
+		{"it was slow", func() { now = now.Add(rate.Window) }, 100},
+		{"it was fast again", func() { p.Wrote(rate.Slow * 10); p.Reset(60); now = now.Add(rate.Window) }, 40},
 		{"it ended", func() { p.End(); p.End() }, 100},
 		{"the disk is full", func() { free = -1 }, -1},
 	} {

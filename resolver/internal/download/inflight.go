@@ -8,14 +8,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-)
 
-// A download that others wait for is left to itself when it brings less than slowRate over slowWindow: then one of
-// those that wait, whose bytes come from another registry, downloads the blob too. Whichever is first ends the
-// others.
-const (
-	slowRate   = 256 << 10 // bytes per second
-	slowWindow = 5 * time.Second
+	"github.com/tank-snapshotter/tank/internal/rate"
 )
 
 // InFlight keeps the fetches into one store from downloading the same blob at the same time: the second waits for the
@@ -23,7 +17,7 @@ const (
 // that is slow. Share one among the resolvers of a process that write to the same store. The zero value is not
 // usable.
 type InFlight struct {
-	window time.Duration // slowWindow, but for tests
+	window time.Duration // rate.Window, but for tests
 
 	mu    sync.Mutex // guards flights and what is in them
 	blobs map[digest.Digest]*blobDownloads
@@ -42,15 +36,12 @@ type slot struct {
 	bytes  atomic.Int64
 	cancel context.CancelCauseFunc // ends it, because the blob has arrived from elsewhere
 
-	// What follows is guarded by the mutex of InFlight.
-	since  time.Time // when the window began
-	before int64     // bytes at that time
-	slow   bool      // the last whole window was
+	meter rate.Meter // guarded by the mutex of InFlight
 }
 
 // NewInFlight makes an empty registry of downloads.
 func NewInFlight() *InFlight {
-	return &InFlight{window: slowWindow, blobs: map[digest.Digest]*blobDownloads{}}
+	return &InFlight{window: rate.Window, blobs: map[digest.Digest]*blobDownloads{}}
 }
 
 // Len returns the number of blobs that are downloaded or waited for now.
@@ -79,8 +70,9 @@ func (f *InFlight) begin(ctx context.Context, d digest.Digest, source string) (
 	f.mu.Unlock()
 	for {
 		f.mu.Lock()
-		if fl.admits(source, time.Now(), f.window) {
-			t = &slot{source: source, since: time.Now()}
+		if fl.admits(source, time.Now()) {
+			now := time.Now()
+			t = &slot{source: source, meter: rate.NewMeter(now, f.window, 2*f.window)}
 			ctx, t.cancel = context.WithCancelCause(ctx)
 			fl.slots = append(fl.slots, t)
 			f.mu.Unlock()
@@ -107,26 +99,13 @@ func (f *InFlight) begin(ctx context.Context, d digest.Digest, source string) (
 
 // admits reports whether another download may begin: if there is none, or if all of them are slow and none has the
 // same source.
-func (fl *blobDownloads) admits(source string, now time.Time, window time.Duration) bool {
+func (fl *blobDownloads) admits(source string, now time.Time) bool {
 	admits := true
-	for _, t := range fl.slots { // no early return: isSlow also moves each window
-		slow := t.isSlow(now, window)
+	for _, t := range fl.slots { // no early return: IsSlow also moves each window
+		slow := t.meter.IsSlow(now, t.bytes.Load())
 		admits = admits && slow && t.source != source
 	}
 	return admits
-}
-
-// isSlow judges a download by the last whole window. If isSlow was not called for a while, a new window begins, because
-// in a long window the average hides that a download has become slow.
-func (t *slot) isSlow(now time.Time, window time.Duration) bool {
-	took := now.Sub(t.since)
-	if took < window {
-		return t.slow
-	}
-	bytes := t.bytes.Load()
-	t.slow = took < 2*window && float64(bytes-t.before) < slowRate*took.Seconds()
-	t.since, t.before = now, bytes
-	return t.slow
 }
 
 // done ends a turn. If the blob is in the store, it ends the other downloads of it.

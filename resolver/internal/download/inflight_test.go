@@ -7,13 +7,15 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/internal/rate"
 )
 
 // TestFlightsOfSeveralSources shows who waits for whom. Each row is what happens to one blob, in order.
 func TestFlightsOfSeveralSources(t *testing.T) {
 	t.Parallel()
 	const window = 100 * time.Millisecond
-	enough := int64(slowRate) // much more than is asked for in a window
+	enough := int64(rate.Slow) // much more than is asked for in a window
 	for name, tc := range map[string]struct {
 		fast       bool     // the first download brings bytes all the time
 		sources    []string // of the downloads that come after the first, which is from "one"
@@ -109,37 +111,8 @@ func TestFlightsWait(t *testing.T) {
 	time.AfterFunc(20*time.Millisecond, func() { done(false) })
 	began := time.Now()
 	_, _, again, err := f.begin(t.Context(), d, "one")
-	if err != nil || time.Since(began) > slowWindow/2 {
+	if err != nil || time.Since(began) > rate.Window/2 {
 		t.Errorf("after %v: %v", time.Since(began), err)
 	}
 	again(true)
-}
-
-// TestSlow judges downloads by their windows.
-func TestSlow(t *testing.T) {
-	begin := time.Now()
-	for name, tc := range map[string]struct {
-		bytes []int64 // that have come after each half of a window
-		slow  []bool
-	}{
-		"nothing":         {[]int64{0, 0, 0, 0}, []bool{false, true, true, true}},
-		"fast":            {[]int64{1 << 20, 2 << 20, 3 << 20, 4 << 20}, []bool{false, false, false, false}},
-		"stalls":          {[]int64{1 << 20, 2 << 20, 2 << 20, 2 << 20}, []bool{false, false, false, true}},
-		"becomes fast":    {[]int64{0, 0, 1 << 20, 2 << 20}, []bool{false, true, true, false}},
-		"at the rate":     {[]int64{0, slowRate * 5, 0, slowRate * 10}, []bool{false, false, false, false}},
-		"below the rate":  {[]int64{0, slowRate*5 - 1}, []bool{false, true}},
-		"nobody looks":    {[]int64{-1, -1, -1, -1, -1, 1 << 20, 1 << 20, 1 << 20}, []bool{5: false, 6: false, 7: true}},
-		"a byte sometime": {[]int64{1, 2, 3, 4}, []bool{false, true, true, true}},
-	} {
-		tr := &slot{since: begin}
-		for i, n := range tc.bytes {
-			if n < 0 {
-				continue
-			}
-			tr.bytes.Store(n)
-			if got := tr.isSlow(begin.Add(time.Duration(i+1)*slowWindow/2), slowWindow); got != tc.slow[i] {
-				t.Errorf("%s: after %d halves slow is %v", name, i+1, got)
-			}
-		}
-	}
 }

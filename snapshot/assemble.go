@@ -81,12 +81,16 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 		return path, err
 	}
 	path := s.rootfsPath(manifest)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := s.dir.MakeParent(path); err != nil {
 		return "", fmt.Errorf("rootfs %s: %w", manifest, err)
 	}
 	staged := s.dir.StageBeside(path, "rootfs")
 	rec := metadata.Rootfs{Manifest: manifest, Durable: !opts.NoSync, Created: time.Now().UTC()}
-	err := s.assemble(ctx, holder, staged, layers, opts, &rec)
+	var sync func() error
+	if !opts.NoSync {
+		sync = func() error { return s.dir.Sync(rootdir.Layers, rootdir.Rootfs) }
+	}
+	err := s.dir.Build(staged, func() error { return s.assemble(ctx, holder, staged, layers, opts, &rec) }, sync)
 	if err == nil {
 		err = s.placeRootfs(holder, staged, rec)
 	}
@@ -96,12 +100,12 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	return path, s.dir.Trash(staged)
 }
 
-// assemble builds the rootfs in the new directory staged, and its seal beside it.
+// assemble builds the rootfs in the directory staged, and its seal beside it.
 func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged string, layers []metadata.Layer,
 	opts *AssembleOptions, rec *metadata.Rootfs,
 ) error {
 	fs := filepath.Join(staged, "fs")
-	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+	if err := os.Mkdir(fs, 0o755); err != nil {
 		return err
 	}
 	var copied []string
@@ -125,10 +129,7 @@ func (s *Store) assemble(ctx context.Context, holder metadata.Holder, staged str
 	lost.Warn(ctx, "rootfs "+rec.Manifest.String())
 	rec.Size, rec.Inodes = all.Size, all.Inodes
 	entries := lost.Without(all.Each(ctx))
-	if err := tree.WriteSeal(filepath.Join(staged, "seal"), rec, all.Count, entries, !opts.NoSync); err != nil || opts.NoSync {
-		return err
-	}
-	return s.dir.Sync(rootdir.Layers, rootdir.Rootfs)
+	return tree.WriteSeal(filepath.Join(staged, "seal"), rec, all.Count, entries, !opts.NoSync)
 }
 
 // stackUp merges the layers with their fix-ups, lowest first, into staged/fs, and returns the seals of what it merged,
@@ -190,7 +191,7 @@ func (s *Store) stackOne(ctx context.Context, staged string, l metadata.Layer, s
 		return seals, nil
 	}
 	at := filepath.Join(staged, fmt.Sprintf("fixup-%d.seal", len(seals)))
-	if err := os.Rename(filepath.Join(fixup, "seal"), at); err != nil {
+	if err := s.dir.Rename(filepath.Join(fixup, "seal"), at); err != nil {
 		return nil, err
 	}
 	sealed, err := tree.OpenSeal(ctx, at)
@@ -285,12 +286,12 @@ func (s *Store) sources(ctx context.Context, holder metadata.Holder, staged stri
 // gate is held.
 func (s *Store) consume(holder metadata.Holder, staged string, rec metadata.Layer) (layerSource, error) {
 	from, to := s.path("layers", rec.Dir), filepath.Join(staged, "layer-"+rec.Dir)
-	err := os.Rename(from, to)
+	err := s.dir.Rename(from, to)
 	if !errors.Is(err, unix.EXDEV) {
 		return layerSource{dir: to, move: true}, err
 	}
 	to = s.dir.StageBeside(from, "consumed")
-	err = os.Rename(from, to)
+	err = s.dir.Rename(from, to)
 	if !errors.Is(err, unix.EXDEV) {
 		return layerSource{dir: to, drop: err == nil}, err
 	}

@@ -37,7 +37,10 @@ func (s *Store) whole(sn metadata.Snapshot, st *stack) bool {
 func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (string, error) {
 	for {
 		staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
-		err := s.copyStack(ctx, staged, st)
+		err := s.settled(ctx, st.provisional)
+		if err == nil {
+			err = s.dir.Build(staged, func() error { return s.copyStack(ctx, staged, st) }, nil)
+		}
 		// What was read may have been on its way to be deleted: neither a removal nor a repair waits for who copies. Names of
 		// directories never come again, so that a stack that is still the same was there all the time.
 		now, gone := s.stack(ctx, parent)
@@ -54,11 +57,8 @@ func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (strin
 
 // copyStack puts what a stack shows into dir/fs, from the bottom up.
 func (s *Store) copyStack(ctx context.Context, dir string, st *stack) error {
-	if err := s.settled(ctx, st.provisional); err != nil {
-		return err
-	}
 	fs := filepath.Join(dir, "fs")
-	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+	if err := os.Mkdir(fs, 0o755); err != nil {
 		return nodes.Classed(err)
 	}
 	lost := &nodes.LostXattrs{}

@@ -26,17 +26,20 @@ func (s *Store) buildTree(ctx context.Context, staged string, t *tree.Node,
 			err = errors.Join(err, s.dir.Trash(staged))
 		}
 	}()
-	fs := filepath.Join(staged, "fs")
-	if err := errors.Join(os.Mkdir(staged, 0o700), os.Mkdir(fs, 0o755)); err != nil {
-		return rec, err
-	}
-	made, entries, err := overlay.Build(ctx, fs, t, copies, s.opts.UserXattr)
-	if err != nil {
-		return rec, err
-	}
-	rec = metadata.Layer{
-		PlainMarks: made.PlainMarks, Whiteouts: made.Whiteouts, Inodes: made.Inodes, Size: made.Size,
-		Created: time.Now().UTC(),
-	}
-	return rec, tree.WriteSeal(filepath.Join(staged, "seal"), rec, len(entries), tree.ListOf(entries), true)
+	err = s.dir.Build(staged, func() error {
+		fs := filepath.Join(staged, "fs")
+		if err := os.Mkdir(fs, 0o755); err != nil {
+			return err
+		}
+		made, entries, err := overlay.Build(ctx, fs, t, copies, s.opts.UserXattr)
+		if err != nil {
+			return err
+		}
+		rec = metadata.Layer{
+			PlainMarks: made.PlainMarks, Whiteouts: made.Whiteouts, Inodes: made.Inodes, Size: made.Size,
+			Created: time.Now().UTC(),
+		}
+		return tree.WriteSeal(filepath.Join(staged, "seal"), rec, len(entries), tree.ListOf(entries), true)
+	}, nil)
+	return rec, err
 }

@@ -127,16 +127,17 @@ func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *sta
 		}
 	}
 	staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
-	if err := makeUpper(staged, &root); err != nil {
+	if err := s.dir.Build(staged, func() error { return makeUpper(staged, &root) }, nil); err != nil {
 		return "", errors.Join(err, s.dir.Trash(staged))
 	}
 	return staged, nil
 }
 
-// makeUpper makes fs and work; fs, and with it the root directory that a container sees, gets the parent's attributes.
+// makeUpper makes fs and work in dir; fs, and with it the root directory that a container sees, gets the parent's
+// attributes.
 func makeUpper(dir string, root *unpack.Entry) error {
 	fs := filepath.Join(dir, "fs")
-	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(fs, 0o755), os.Mkdir(filepath.Join(dir, "work"), 0o711)); err != nil {
+	if err := errors.Join(os.Mkdir(fs, 0o755), os.Mkdir(filepath.Join(dir, "work"), 0o711)); err != nil {
 		return err
 	}
 	return setAttrs(fs, root)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/background"
 	"github.com/tank-snapshotter/tank/internal/budget"
+	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/keylock"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -73,6 +74,8 @@ type Options struct {
 	// Directory serves snapshots without overlay: what a container writes to is a copy of all that its parent shows. Extractions stay
 	// in overlay's form, which nobody mounts. A root may be opened the one way and the other (docs/adr/0008).
 	Directory bool
+	// FS changes the file system. nil: fsys.OS.
+	FS fsys.FS
 	// ReadOnly has the store change nothing in the root, whose layers and rootfs are read only. false: Open makes
 	// directories and deletes leftovers.
 	ReadOnly bool
@@ -119,7 +122,9 @@ func Open(root string, db *metadata.DB, blobs Blobs, opts *Options) (*Store, err
 	s.opts.UserXattr = s.opts.UserXattr || s.opts.Unpack.Unprivileged || s.opts.Unpack.Confined // who may not write trusted.*
 	s.opts.Unpack.UserXattr = s.opts.UserXattr
 	var err error
-	s.dir, err = rootdir.Open(root, db, &rootdir.Options{Pools: pools, Remove: nodes.RemoveAll, ReadOnly: s.opts.ReadOnly})
+	s.dir, err = rootdir.Open(root, db, &rootdir.Options{
+		Pools: pools, Remove: nodes.RemoveAll, FS: s.opts.FS, ReadOnly: s.opts.ReadOnly,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}

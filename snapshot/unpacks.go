@@ -330,8 +330,15 @@ func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
 		name = j.layer.Blob.Digest
 	}
 	j.dir = s.dir.Stage(rootdir.Layers, "layer-"+name.Encoded()[:12])
+	return s.dir.Build(j.dir, func() error { return s.extractInto(ctx, j, blob, digester, claim) }, nil)
+}
+
+// extractInto unpacks a blob into the job's directory and seals it.
+func (s *Store) extractInto(ctx context.Context, j *unpackJob, blob io.ReadCloser,
+	digester digest.Digester, claim *budget.Claim,
+) error {
 	fs := filepath.Join(j.dir, "fs")
-	if err := errors.Join(os.Mkdir(j.dir, 0o700), os.Mkdir(fs, 0o755)); err != nil {
+	if err := os.Mkdir(fs, 0o755); err != nil {
 		return err
 	}
 	dir, err := os.Open(fs)

@@ -8,10 +8,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/containerd/errdefs"
 )
 
 // names gives out staged names. None is used twice, whatever an earlier process left and whatever the clock shows. So
@@ -51,6 +54,37 @@ func (d *Dir) Stage(pool, what string) string { return d.names.in(d.Path(pool), 
 
 // StageBeside returns the path of a staged name in the directory of path.
 func (d *Dir) StageBeside(path, what string) string { return d.names.in(filepath.Dir(path), what) }
+
+// MakeParent makes the directory in which a nested pool has the entry path, unless it exists.
+func (d *Dir) MakeParent(path string) error {
+	err := d.fs.Mkdir(filepath.Dir(path), 0o700)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+// Build makes the directory path, which has a staged name, and has fill make what is in it and sync write that to the
+// disk. sync is nil for what a later Sync or Place makes durable. For the file system this is one operation, however
+// many files it makes. What remains after an error is the caller's to delete.
+func (d *Dir) Build(path string, fill, sync func() error) error {
+	return d.fs.Build(path, func() error {
+		if err := os.Mkdir(path, 0o700); err != nil {
+			return err
+		}
+		return fill()
+	}, sync)
+}
+
+// Rename renames an entry that has no record, or a part of what is being built, to a path with a staged name or below
+// one. Only Place gives an entry its position: for any other path, Rename returns errdefs.ErrInvalidArgument.
+func (d *Dir) Rename(from, to string) error {
+	below, err := filepath.Rel(d.root, to)
+	if err != nil || below == "." || !filepath.IsLocal(below) || !slices.ContainsFunc(strings.Split(below, "/"), IsStaged) {
+		return fmt.Errorf("rename to %s: not a staged name: %w", to, errdefs.ErrInvalidArgument)
+	}
+	return d.fs.Rename(from, to)
+}
 
 // left lists the paths of what others left in dir. It returns no error for a directory that is missing.
 func (n *names) left(ctx context.Context, dir string) (paths []string, err error) {

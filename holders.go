@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -18,26 +17,6 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
 )
-
-// HolderInfo is a name that keeps things alive, and what it keeps. What a snapshot stands on counts for who holds the snapshot.
-type HolderInfo struct {
-	// Holder is "containerd", "image/REF", or "pull/REF" for a pull that is not finished.
-	Holder    string
-	Blobs     int
-	Ingests   int // unfinished downloads
-	Layers    int // and fix-ups
-	Rootfs    int
-	Snapshots int
-	Bytes     int64 // that all these take on the disk, measured as du does
-	Alone     int64 // of Bytes, what nobody else keeps; a release frees it
-	Freed     int64 // bytes that the release freed on the disk; 0 from Holders
-	Running   bool  // a pull that runs just now
-	// Database, Seen and Connected tell of the containerd that acts for the holder: the path of its database, when it was
-	// connected last, and whether it is now. They are zero for other holders, and where nothing is known.
-	Database  string
-	Seen      time.Time
-	Connected bool
-}
 
 // Holders lists who holds what, by name. The holders of snapshots are not listed: what they hold is counted for the snapshots' own.
 func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
@@ -155,7 +134,7 @@ func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured sizes) (H
 func (i *HolderInfo) keep(size int64, alone bool) {
 	i.Bytes += size
 	if alone {
-		i.Alone += size
+		i.Exclusive += size
 	}
 }
 
@@ -214,13 +193,14 @@ func (t *Tank) count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (all 
 	return all, nil
 }
 
-// Release gives up all that a holder holds, deletes what nobody else holds, and returns what it held. The
-// reference of an image or a pull may have any form that Pull accepts. It is for what an uninstalled containerd left;
-// an image is also forgotten by Remove, and an unfinished pull is forgotten a day after its end.
-//
-// errdefs.ErrNotFound when there is no such holder, errdefs.ErrInvalidArgument for a snapshot's, and errdefs.ErrFailedPrecondition for a
-// pull that runs and, without force, for a containerd that is connected or whose snapshots are mounted.
-func (t *Tank) Release(ctx context.Context, holder string, force bool) (info HolderInfo, err error) {
+// Release gives up everything that a holder keeps; see [Service].
+func (t *Tank) Release(ctx context.Context, holder string, opts *ReleaseOptions) (info HolderInfo, err error) {
+	if opts == nil {
+		opts = &ReleaseOptions{}
+	}
+	if opts.To != "" {
+		return t.transfer(ctx, holder, opts.To)
+	}
 	h := normalized(metadata.Holder(holder))
 	holder = string(h)
 	if isSnapshotHolder(h) {
@@ -239,7 +219,7 @@ func (t *Tank) Release(ctx context.Context, holder string, force bool) (info Hol
 	case isPull:
 		err = t.releasePull(ref)
 	default:
-		if !force {
+		if !opts.Force {
 			if err = t.binder.Free(h); err == nil {
 				err = t.notMounted(h)
 			}
@@ -282,11 +262,10 @@ func (t *Tank) releasePull(ref string) error {
 	})
 }
 
-// HandOver gives all that the holder from holds to the holder to, and returns what that was: the containerd of to is
-// that of from, with a database that was moved or restored. errdefs.ErrNotFound when there is no such holder,
-// errdefs.ErrInvalidArgument when one is not a containerd's, and errdefs.ErrFailedPrecondition while the containerd of
-// from is connected or runs.
-func (t *Tank) HandOver(ctx context.Context, from, to string) (HolderInfo, error) {
+// transfer gives everything that the holder from keeps to the holder to, and returns what that was. It returns
+// errdefs.ErrNotFound if one of the holders does not exist, errdefs.ErrInvalidArgument if one is not a containerd's,
+// and errdefs.ErrFailedPrecondition while the containerd of from is connected or runs.
+func (t *Tank) transfer(ctx context.Context, from, to string) (HolderInfo, error) {
 	info, err := t.holder(ctx, metadata.Holder(from), sizes{})
 	if err != nil {
 		return info, err

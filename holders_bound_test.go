@@ -55,23 +55,23 @@ func TestReleaseOfOne(t *testing.T) {
 	must(t, mount.All(mounts[second], at))
 	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
 	must(t, os.WriteFile(filepath.Join(at, "written"), nil, 0o600))
-	if _, err := tk.Release(ctx, string(second), false); !errdefs.IsFailedPrecondition(err) {
+	if _, err := tk.Release(ctx, string(second), nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("released while it is mounted: %v", err)
 	}
-	if _, err := tk.Release(ctx, string(first), false); err != nil {
+	if _, err := tk.Release(ctx, string(first), nil); err != nil {
 		t.Errorf("the other one: %v", err)
 	}
 
 	// This process has no database, so it is what the first new caller of a root is.
 	s, err := tk.Binder().Session(ctx, peer.Process{})
 	must(t, err)
-	if _, err := tk.HandOver(ctx, string(second), "containerd/d2"); !errdefs.IsNotFound(err) {
+	if _, err := tk.Release(ctx, string(second), &tank.ReleaseOptions{To: "containerd/d2"}); !errdefs.IsNotFound(err) {
 		t.Errorf("handed over to nobody: %v", err)
 	}
-	if _, err := tk.HandOver(ctx, "containerd/none", string(s.Holder())); !errdefs.IsNotFound(err) {
+	if _, err := tk.Release(ctx, "containerd/none", &tank.ReleaseOptions{To: string(s.Holder())}); !errdefs.IsNotFound(err) {
 		t.Errorf("handed over from nobody: %v", err)
 	}
-	h, err := tk.HandOver(ctx, string(second), string(s.Holder()))
+	h, err := tk.Release(ctx, string(second), &tank.ReleaseOptions{To: string(s.Holder())})
 	must(t, err)
 	if h.Snapshots != 2 || h.Ingests != 1 {
 		t.Errorf("handed over: %+v", h)
@@ -79,12 +79,12 @@ func TestReleaseOfOne(t *testing.T) {
 	if i, err := tk.Snapshots().For(s.Holder()).Stat(ctx, "default/3/container"); err != nil || i.Parent != "default/2/layer" {
 		t.Errorf("%+v, %v", i, err)
 	}
-	if _, err := tk.Release(ctx, string(s.Holder()), false); !errdefs.IsFailedPrecondition(err) {
+	if _, err := tk.Release(ctx, string(s.Holder()), nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("released while it is connected: %v", err)
 	}
 	must(t, unix.Unmount(at, 0))
 	s.End()
-	_, err = tk.Release(ctx, string(s.Holder()), false)
+	_, err = tk.Release(ctx, string(s.Holder()), nil)
 	must(t, err)
 	if hs, err := tk.Holders(ctx); err != nil || len(hs) > 0 {
 		t.Errorf("holders: %+v, %v", hs, err)

@@ -46,7 +46,7 @@ func TestHoldersOnFaultyDisk(t *testing.T) {
 			t.Errorf("holders %v, %v", all, err)
 		}
 		must(t, unix.Unmount(broken, unix.MNT_DETACH))
-		_, err := tk.Release(ctx, "image/"+ref, false) // with the rootfs, which has one directory too many
+		_, err := tk.Release(ctx, "image/"+ref, nil) // with the rootfs, which has one directory too many
 		must(t, err)
 	})
 }

@@ -101,18 +101,18 @@ func TestRelease(t *testing.T) {
 	pulled, err := r.pull(t, ref, nil)
 	must(t, err)
 	r.with(t, func(tk *tank.Tank) {
-		if _, err := tk.Release(ctx, "containerd", false); !errdefs.IsNotFound(err) {
+		if _, err := tk.Release(ctx, "containerd", nil); !errdefs.IsNotFound(err) {
 			t.Errorf("containerd never was here: %v", err)
 		}
 		unpackAs(t, tk, shared, own)
 		must(t, os.WriteFile(filepath.Join(r.dir, "snapshots", newestDir(t, r.dir), "fs", "written"), make([]byte, 5000), 0o600))
 		before := holderOf(t, tk, "image/"+ref)
-		if before.Blobs != 3 || before.Layers != 1 || before.Rootfs != 1 || before.Snapshots != 0 || before.Alone >= before.Bytes || before.Alone < 10000 {
+		if before.Blobs != 3 || before.Layers != 1 || before.Rootfs != 1 || before.Snapshots != 0 || before.Exclusive >= before.Bytes || before.Exclusive < 10000 {
 			t.Errorf("image: %+v", before)
 		}
 		c := holderOf(t, tk, "containerd")
 		if c.Blobs != 2 || c.Layers < 2 || c.Rootfs != 0 || c.Snapshots != 3 || c.Ingests != 0 ||
-			c.Alone < int64(len(ownBlob))+20000+5000 || c.Bytes < c.Alone+10000+int64(len(sharedBlob)) {
+			c.Exclusive < int64(len(ownBlob))+20000+5000 || c.Bytes < c.Exclusive+10000+int64(len(sharedBlob)) {
 			t.Errorf("containerd: %+v", c)
 		}
 		holders, err := tk.Holders(ctx)
@@ -124,7 +124,7 @@ func TestRelease(t *testing.T) {
 			"nonsense": errdefs.ErrNotFound, "image/none": errdefs.ErrNotFound, "pull/none": errdefs.ErrNotFound, "": errdefs.ErrNotFound,
 			"snapshot/default/9/container": errdefs.ErrInvalidArgument,
 		} {
-			if _, err := tk.Release(ctx, name, true); !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
+			if _, err := tk.Release(ctx, name, &tank.ReleaseOptions{Force: true}); !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
 				t.Errorf("release %q: %v, want %v", name, err, want)
 			}
 		}
@@ -137,15 +137,15 @@ func TestRelease(t *testing.T) {
 		if c := holderOf(t, tk, "containerd"); c.Ingests != 1 {
 			t.Errorf("with an ingest: %+v", c)
 		}
-		released, err := tk.Release(ctx, "containerd", false)
+		released, err := tk.Release(ctx, "containerd", nil)
 		must(t, err)
 		if released.Snapshots != 3 || released.Blobs != 2 || released.Ingests != 1 {
 			t.Errorf("released: %+v", released)
 		}
-		if _, err := tk.Release(ctx, "containerd", false); !errdefs.IsNotFound(err) {
+		if _, err := tk.Release(ctx, "containerd", nil); !errdefs.IsNotFound(err) {
 			t.Errorf("released twice: %v", err)
 		}
-		if after := holderOf(t, tk, "image/"+ref); after.Alone != after.Bytes || after.Bytes != before.Bytes {
+		if after := holderOf(t, tk, "image/"+ref); after.Exclusive != after.Bytes || after.Bytes != before.Bytes {
 			t.Errorf("the image has now %+v, before %+v", after, before)
 		}
 	})
@@ -160,7 +160,7 @@ func TestRelease(t *testing.T) {
 		t.Errorf("the image has another rootfs: %s", offline.Rootfs)
 	}
 	r.with(t, func(tk *tank.Tank) {
-		_, err := tk.Release(ctx, "image/"+ref, false)
+		_, err := tk.Release(ctx, "image/"+ref, nil)
 		must(t, err)
 	})
 	if left := r.left(t); len(left) > 0 {
@@ -196,7 +196,7 @@ func TestReleaseMounted(t *testing.T) {
 				}
 				target := t.TempDir()
 				must(t, mount.All(mounts, target))
-				_, err := tk.Release(ctx, "containerd", false)
+				_, err := tk.Release(ctx, "containerd", nil)
 				if !errdefs.IsFailedPrecondition(err) || !strings.Contains(fmt.Sprint(err), target) {
 					t.Errorf("released under a mount: %v", err)
 				}
@@ -204,7 +204,7 @@ func TestReleaseMounted(t *testing.T) {
 					t.Errorf("something went all the same: %+v", c)
 				}
 				must(t, mount.UnmountAll(target, 0))
-				_, err = tk.Release(ctx, "containerd", false)
+				_, err = tk.Release(ctx, "containerd", nil)
 				must(t, err)
 			})
 			if left := r.left(t); len(left) > 0 {
@@ -227,14 +227,14 @@ func TestReleaseMounted(t *testing.T) {
 			if line, err := bufio.NewReader(out).ReadString('\n'); line != "mounted\n" {
 				t.Fatal(line, err)
 			}
-			if _, err := tk.Release(ctx, "containerd", false); !errdefs.IsFailedPrecondition(err) || !strings.Contains(fmt.Sprint(err), target) {
+			if _, err := tk.Release(ctx, "containerd", nil); !errdefs.IsFailedPrecondition(err) || !strings.Contains(fmt.Sprint(err), target) {
 				t.Errorf("released under a mount: %v", err)
 			}
 			must(t, in.Close())
 			if err := cmd.Wait(); err == nil {
 				t.Error("the line came")
 			}
-			_, err = tk.Release(ctx, "containerd", false)
+			_, err = tk.Release(ctx, "containerd", nil)
 			must(t, err)
 		})
 	})
@@ -244,7 +244,7 @@ func TestReleaseMounted(t *testing.T) {
 			target := t.TempDir()
 			must(t, mount.All(unpackAs(t, tk, []Item{F("a", "1")}), target))
 			defer func() { must(t, mount.UnmountAll(target, 0)) }()
-			_, err := tk.Release(ctx, "containerd", true)
+			_, err := tk.Release(ctx, "containerd", &tank.ReleaseOptions{Force: true})
 			must(t, err)
 		})
 	})
@@ -283,7 +283,7 @@ func TestReleasePull(t *testing.T) {
 		if h := holderOf(t, tk, "pull/"+ref); !h.Running {
 			t.Errorf("running: %+v", h)
 		}
-		if _, err := tk.Release(ctx, "pull/"+ref, true); !errdefs.IsFailedPrecondition(err) {
+		if _, err := tk.Release(ctx, "pull/"+ref, &tank.ReleaseOptions{Force: true}); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("released while it runs: %v", err)
 		}
 		close(answer)
@@ -293,7 +293,7 @@ func TestReleasePull(t *testing.T) {
 		if h := holderOf(t, tk, "pull/"+ref); h.Running || h.Blobs == 0 {
 			t.Errorf("ended: %+v", h)
 		}
-		_, err := tk.Release(ctx, "pull/"+ref, false)
+		_, err := tk.Release(ctx, "pull/"+ref, nil)
 		must(t, err)
 		if holders, err := tk.Holders(ctx); err != nil || len(holders) > 0 {
 			t.Errorf("left: %+v, %v", holders, err)

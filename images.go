@@ -3,7 +3,6 @@ package tank
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,8 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/leftover"
@@ -23,18 +20,6 @@ import (
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
 )
-
-// ImageInfo is one pulled platform of one image.
-type ImageInfo struct {
-	Ref      string // normalized, or REF@DIGEST for an image that its tag has left
-	Digest   digest.Digest
-	Manifest digest.Digest
-	Platform string
-	Rootfs   string // absolute path; "" when none was assembled
-	Size     int64  // bytes of the blobs
-	Untagged bool   // kept until GC
-	Created  time.Time
-}
 
 func (t *Tank) records() (images []metadata.Image, err error) {
 	err = t.db.View(func(tx *metadata.Tx) error {
@@ -60,26 +45,6 @@ func (t *Tank) Images(context.Context) ([]ImageInfo, error) {
 		}
 	}
 	return infos, nil
-}
-
-// ImageDetails is all that is recorded of an image.
-type ImageDetails struct {
-	Ref       string             `json:"ref"`
-	Target    ocispec.Descriptor `json:"target"` // what the reference resolved to
-	Untagged  bool               `json:"untagged,omitempty"`
-	Created   time.Time          `json:"created"`
-	Updated   time.Time          `json:"updated"`
-	Platforms []PlatformDetails  `json:"platforms"` // the latest pulled first
-}
-
-// PlatformDetails is one pulled platform of an image.
-type PlatformDetails struct {
-	Platform string               `json:"platform"`
-	Manifest ocispec.Descriptor   `json:"manifest"`
-	Layers   []ocispec.Descriptor `json:"layers"`  // bottom first
-	DiffIDs  []digest.Digest      `json:"diffIDs"` // of the layers
-	Rootfs   string               `json:"rootfs,omitempty"`
-	Config   json.RawMessage      `json:"config"`
 }
 
 // Inspect returns all that is recorded of an image; errdefs.ErrNotFound when there is none. A reference with a digest
@@ -167,18 +132,6 @@ func unknownImage(err error) error {
 		return cause.Mark(err, cause.Image, "")
 	}
 	return err
-}
-
-// Reclaimed is what a GC took away.
-type Reclaimed struct {
-	Images, Blobs, Ingests, Layers, Rootfs, Snapshots int
-	Bytes                                             int64 // freed on the disk
-	// Kept names files that stay because somebody made them immutable or append-only; "" when there are none. They
-	// belong to nothing that is recorded, and the next GC tries again. docs/adr/0017.
-	Kept string
-	// Unfinished are the pulls that are not finished. What they gathered is kept for a day, so that they can go on, unless
-	// the disk is almost full.
-	Unfinished []Unfinished
 }
 
 // GC deletes the images that their tags have left, and then every byte that nothing holds.
@@ -269,21 +222,21 @@ func (t *Tank) sweep(ctx context.Context, r *Reclaimed) error {
 	return rest
 }
 
-// Fault is something that Check found. It is an error of class errdefs.ErrDataLoss.
-type Fault struct {
-	What string // image, blob, layer, rootfs, snapshot, metadata
-	Name string // of what is broken
-	Err  error
-}
+func (f Fault) Error() string { return f.Message }
 
-func (f Fault) Error() string { return f.Err.Error() }
-func (f Fault) Unwrap() error { return f.Err }
+// Unwrap returns the error of class errdefs.ErrDataLoss.
+func (f Fault) Unwrap() error {
+	if f.Err == nil {
+		return errdefs.ErrDataLoss
+	}
+	return f.Err
+}
 
 // Check compares everything on the disk with its records and seals, and reports each fault.
 func (t *Tank) Check(ctx context.Context, report func(Fault)) error {
 	each := func(f metadata.Fault) {
 		what, name := f.Subject()
-		report(Fault{What: what, Name: name, Err: f})
+		report(Fault{What: what, Name: name, Message: f.Error(), Err: f})
 	}
 	return errors.Join(t.db.Check(each), t.content.Check(ctx, each), t.checkImages(ctx, each), t.snapshots.Check(ctx, each))
 }

@@ -118,7 +118,7 @@ func TestForeignEntryStays(t *testing.T) {
 				{"check", func() error { return tk.Check(ctx, func(f tank.Fault) { t.Error(f) }) }},
 				{"rm", func() error { return tk.Remove(ctx, reg.Host+"/x:2") }},
 				{"gc of blobs", func() error { return second(tk.GC(ctx)) }},
-				{"release", func() error { return second(tk.Release(ctx, "image/"+reg.Host+"/x:1", false)) }},
+				{"release", func() error { return second(tk.Release(ctx, "image/"+reg.Host+"/x:1", nil)) }},
 				{"pull again", func() error { return second(tk.Pull(ctx, reg.Host+"/x:1", nil)) }},
 			} {
 				if err := step.do(); err != nil {
@@ -149,7 +149,7 @@ func TestForeignEntryStays(t *testing.T) {
 				t.Errorf("images after a rebuild: %+v, %v", infos, err)
 			}
 			for _, h := range []string{string(tank.RebuiltHolder), string(metadata.Containerd)} {
-				if _, err := tk.Release(ctx, h, true); err != nil && !errdefs.IsNotFound(err) {
+				if _, err := tk.Release(ctx, h, &tank.ReleaseOptions{Force: true}); err != nil && !errdefs.IsNotFound(err) {
 					t.Error(err)
 				}
 			}

@@ -149,7 +149,7 @@ func TestNamesInEveryCommand(t *testing.T) {
 			}
 			for op, err := range map[string]error{
 				"pull": second(tk.Pull(ctx, name, &tank.PullOptions{Offline: true})), "inspect": second(tk.Inspect(ctx, name)),
-				"rm": tk.Remove(ctx, name), "release": second(tk.Release(ctx, "image/"+name, false)),
+				"rm": tk.Remove(ctx, name), "release": second(tk.Release(ctx, "image/"+name, nil)),
 			} {
 				if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), long) {
 					t.Errorf("%s %s: %v", op, name, err)
@@ -200,7 +200,7 @@ func TestDigestForms(t *testing.T) {
 				must(t, err)
 			}
 		}
-		if _, err := tk.Release(ctx, "image/"+repo+":1", false); err != nil {
+		if _, err := tk.Release(ctx, "image/"+repo+":1", nil); err != nil {
 			t.Error(err)
 		}
 		must(t, tk.Remove(ctx, repo+":2"))

@@ -62,26 +62,26 @@ func TestNumbersAgreeWithDisk(t *testing.T) {
 		r.with(t, func(tk *tank.Tank) {
 			before := taken(t, r.dir)
 			first, second := holderOf(t, tk, "image/"+reg.Host+"/x:1"), holderOf(t, tk, "image/"+reg.Host+"/x:2")
-			if first.Alone < 1<<20 || first.Bytes <= first.Alone {
+			if first.Exclusive < 1<<20 || first.Bytes <= first.Exclusive {
 				t.Errorf("daemon %v: %+v", daemon, first)
 			}
-			if sum := first.Bytes + second.Alone; sum > before || before-sum > 64<<10 { // but for the pools themselves
+			if sum := first.Bytes + second.Exclusive; sum > before || before-sum > 64<<10 { // but for the pools themselves
 				t.Errorf("daemon %v: both images take %d of %d bytes", daemon, sum, before)
 			}
 			must(t, tk.Remove(ctx, reg.Host+"/x:1"))
 			got, err := tk.GC(ctx)
 			must(t, err)
 			after := taken(t, r.dir)
-			if !near(got.Bytes, before-after) || !near(got.Bytes, first.Alone) {
+			if !near(got.Bytes, before-after) || !near(got.Bytes, first.Exclusive) {
 				t.Errorf("daemon %v: gc reports %d bytes, holders promised %d, the disk got %d",
-					daemon, got.Bytes, first.Alone, before-after)
+					daemon, got.Bytes, first.Exclusive, before-after)
 			}
 			second = holderOf(t, tk, "image/"+reg.Host+"/x:2")
-			released, err := tk.Release(ctx, second.Holder, false)
+			released, err := tk.Release(ctx, second.Holder, nil)
 			must(t, err)
-			if rest := taken(t, r.dir); !near(released.Freed, after-rest) || !near(released.Freed, second.Alone) {
+			if rest := taken(t, r.dir); !near(released.Freed, after-rest) || !near(released.Freed, second.Exclusive) {
 				t.Errorf("daemon %v: release reports %d bytes, holders promised %d, the disk got %d",
-					daemon, released.Freed, second.Alone, after-rest)
+					daemon, released.Freed, second.Exclusive, after-rest)
 			}
 			if got, err := tk.GC(ctx); err != nil || got.Bytes != 0 {
 				t.Errorf("daemon %v: nothing was left, but gc reports %+v, %v", daemon, got, err)
@@ -115,7 +115,7 @@ func TestUnfinishedIsReported(t *testing.T) {
 		defer cancel()
 		ref := reg.Host + "/x:1"
 		_, err := tk.Pull(ctx, ref, &tank.PullOptions{Progress: func(e tank.Event) {
-			if e.Descriptor.Digest == layer.Digest && e.Offset == 1<<20 {
+			if e.Digest == layer.Digest && e.Offset == 1<<20 {
 				cancel()
 			}
 		}})
@@ -129,7 +129,7 @@ func TestUnfinishedIsReported(t *testing.T) {
 			t.Errorf("unfinished: %+v", got.Unfinished)
 		}
 		before := taken(t, r.dir)
-		released, err := tk.Release(context.Background(), "pull/"+ref, false)
+		released, err := tk.Release(context.Background(), "pull/"+ref, nil)
 		must(t, err)
 		if freed := before - taken(t, r.dir); !near(released.Freed, freed) || freed < 1<<20 {
 			t.Errorf("released %+v, the disk got %d", released, freed)

@@ -2,71 +2,23 @@ package tank
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
-	"github.com/tank-snapshotter/tank/resolver/auth"
 	"github.com/tank-snapshotter/tank/snapshot"
 )
 
 // renewEvery is how often a running pull says that it is alive.
 const renewEvery = time.Minute
-
-// PullOptions of Pull. nil means the zero value.
-type PullOptions struct {
-	// Offline answers from what is here and opens no network socket; errdefs.ErrNotFound names what is missing.
-	Offline bool
-	// Refresh trusts nothing that is here: every blob is downloaded again, layers and rootfs are compared with their
-	// seals. An image that is here stays until the new one is whole, and an intact rootfs stays as it is.
-	Refresh bool
-	// NoRootfs fetches and unpacks only: the way to have an image ready for containerd.
-	NoRootfs bool
-	// NoSync returns before the result is on the disk. What a power cut then breaks is found out before it is served.
-	NoSync bool
-	// PlainHTTP speaks HTTP with the registry. false: only with localhost.
-	PlainHTTP bool
-	// HostsDir has <registry>/hosts.toml files. "": none are read.
-	HostsDir string
-	// HostsFiles stand for HostsDir: its files by relative path. For a client whose paths are not to be opened: a
-	// hosts.toml among them may name certificates only beside itself.
-	HostsFiles map[string][]byte
-	// Credentials finds out who we are when a registry asks. nil: nobody, which is anonymous.
-	Credentials auth.Source
-	// Platform is OS/ARCH[/VARIANT]. "": this machine's.
-	Platform string
-	// Progress is called often, by several goroutines. nil: nobody is told.
-	Progress func(Event)
-	// Log gets the lines "using cached REF (DIGEST)" and "pulling REF", and warnings, which begin with WarningPrefix. nil:
-	// they are dropped.
-	Log func(line string)
-}
-
-// WarningPrefix begins those lines of PullOptions.Log that are warnings.
-const WarningPrefix = "warning: "
-
-// Event tells how far the download of one blob is.
-type Event = resolver.Event
-
-// Image is what Pull returns: one platform of a reference.
-type Image struct {
-	Ref      string          `json:"ref"`              // normalized
-	Digest   digest.Digest   `json:"digest"`           // what the reference resolved to
-	Manifest digest.Digest   `json:"manifest"`         // of the platform
-	Rootfs   string          `json:"rootfs,omitempty"` // absolute path
-	Config   json.RawMessage `json:"config"`           // as it is
-	Cached   bool            `json:"cached"`           // no blob was fetched
-}
 
 // NotCached says that Offline can't answer, and what is missing. It is of class errdefs.ErrNotFound.
 type NotCached struct {
@@ -100,11 +52,7 @@ type pull struct {
 	hasTurn bool
 }
 
-// Pull brings an image here and assembles its root filesystem. A tag is always followed, unless Offline.
-//
-// Classes: errdefs.ErrInvalidArgument (the reference or the platform), ErrNotFound (no such image, or not cached),
-// ErrUnauthenticated and ErrPermissionDenied, ErrUnavailable (the network), ErrDataLoss and ErrFailedPrecondition (content
-// that fails verification or is not acceptable).
+// Pull fetches an image and assembles its root filesystem; see [Service].
 func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image, error) {
 	p := &pull{t: t}
 	if opts != nil {
@@ -136,6 +84,18 @@ func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image,
 func (p *pull) log(format string, args ...any) {
 	if p.opts.Log != nil {
 		p.opts.Log(fmt.Sprintf(format, args...))
+	}
+}
+
+// progress returns what reports the resolver's events to the caller.
+func (p *pull) progress() func(resolver.Event) {
+	if p.opts.Progress == nil {
+		return nil
+	}
+	return func(e resolver.Event) {
+		p.opts.Progress(Event{
+			Digest: e.Descriptor.Digest, Offset: e.Offset, Total: e.Descriptor.Size, Done: e.Done, Cached: e.Cached,
+		})
 	}
 }
 
@@ -238,7 +198,7 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 	err := p.alive(func() error {
 		u := newUnpacking(ctx, p)
 		fetched, err := r.Fetch(u.ctx, p.t.content.For(p.holder), p.ref, target, p.want.Spec(), &resolver.FetchOptions{
-			Progress: p.opts.Progress, Refresh: p.opts.Refresh, OnImage: u.image, OnLayer: u.layer,
+			Progress: p.progress(), Refresh: p.opts.Refresh, OnImage: u.image, OnLayer: u.layer,
 		})
 		if err := u.wait(err); err != nil {
 			return err

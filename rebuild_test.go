@@ -260,7 +260,7 @@ func TestRebuildReleases(t *testing.T) {
 			if len(holders) != 1 || holders[0].Holder != want || holders[0].Blobs == 0 {
 				t.Errorf("holders %+v", holders)
 			}
-			_, err = tk.Release(context.Background(), want, true)
+			_, err = tk.Release(context.Background(), want, &tank.ReleaseOptions{Force: true})
 			must(t, err)
 		})
 		if blobs, err := filepath.Glob(filepath.Join(r.dir, "blobs", "sha256", "[0-9a-f]*")); err != nil || len(blobs) > 0 {

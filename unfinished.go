@@ -12,13 +12,6 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Unfinished is a holder that keeps an unfinished pull: "pull/REF", or a containerd's.
-type Unfinished struct {
-	Holder  string
-	Bytes   int64 // that a release of it would free; of a containerd's, the bytes of its unfinished downloads
-	Running bool  // the pull runs just now; not known of a containerd's
-}
-
 // unfinished lists the pulls that are not finished, the largest first.
 func (t *Tank) unfinished(ctx context.Context) (all []Unfinished, err error) {
 	var pulls, containerds []metadata.Holder
@@ -46,8 +39,8 @@ func (t *Tank) unfinished(ctx context.Context) (all []Unfinished, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if info.Alone > 0 {
-			all = append(all, Unfinished{Holder: info.Holder, Bytes: info.Alone, Running: info.Running})
+		if info.Exclusive > 0 {
+			all = append(all, Unfinished{Holder: info.Holder, Bytes: info.Exclusive, Running: info.Running})
 		}
 	}
 	for _, h := range containerds {

@@ -18,7 +18,7 @@ import (
 
 // BenchmarkRead reads a blob as containerd does: an export asks for 32 KiB at a time, a push for 1 MiB, and who streams for all at once.
 func BenchmarkRead(b *testing.B) {
-	w, err := serve(b.TempDir(), nil)
+	w, err := serve(b.TempDir())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func BenchmarkRead(b *testing.B) {
 
 // BenchmarkWrite writes a blob as containerd does, 1 MiB at a time.
 func BenchmarkWrite(b *testing.B) {
-	w, err := serve(b.TempDir(), nil)
+	w, err := serve(b.TempDir())
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func readAll(client contentapi.ContentClient, d string, offset, size int64) (dat
 func TestRead(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()
-	w := start(t, nil)
+	w := start(t)
 	path := socketPath(t)
 	l, err := net.Listen("unix", path)
 	must(t, err)

@@ -44,7 +44,7 @@ func TestRefusedDocuments(t *testing.T) {
 		"the largest size":               {strings.Replace(manifest, size, `"size":9223372036854770000}]`, 1), true, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := start(t, nil)
+			w := start(t)
 			cs := contentproxy.NewContentStore(w.conn)
 			m := good.doc(ocispec.MediaTypeImageManifest, row.manifest)
 			for d, data := range good.docs {

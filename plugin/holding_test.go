@@ -38,7 +38,7 @@ func atDepths(t *testing.T, test func(ctx context.Context, t *testing.T, d depth
 	for _, name := range []string{"in process", "over the socket"} {
 		t.Run(name, func(t *testing.T) {
 			requireRoot(t)
-			w := start(t, nil)
+			w := start(t)
 			must(t, w.db.Update(func(tx *metadata.Tx) error { return tx.Renew("another", time.Now()) }))
 			d := depth{w, w.blobs.For(metadata.Containerd), w.snapshots.For(metadata.Containerd)}
 			if name == "over the socket" {

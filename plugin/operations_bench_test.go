@@ -27,7 +27,7 @@ func BenchmarkOperations(b *testing.B) {
 	for _, n := range populations {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			root := populate(b, n)
-			w, err := serveWith(root, nil, nil)
+			w, err := serveWith(root, nil)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -120,7 +120,7 @@ func BenchmarkStart(b *testing.B) {
 			var w *world
 			quantiles(b, func(*testing.B) {}, func(b *testing.B) {
 				var err error
-				if w, err = serveWith(root, nil, nil); err != nil {
+				if w, err = serveWith(root, nil); err != nil {
 					b.Fatal(err)
 				}
 				if _, err = w.sn().Stat(context.Background(), "base"); err != nil {

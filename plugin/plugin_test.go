@@ -2,13 +2,11 @@ package plugin_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -52,11 +50,11 @@ type world struct {
 }
 
 // serve opens a root and serves it. Its close checks the root.
-func serve(root string, admin plugin.Admin) (*world, error) {
-	return serveWith(root, admin, &metadata.Options{NoSync: true})
+func serve(root string) (*world, error) {
+	return serveWith(root, &metadata.Options{NoSync: true})
 }
 
-func serveWith(root string, admin plugin.Admin, db *metadata.Options) (*world, error) {
+func serveWith(root string, db *metadata.Options) (*world, error) {
 	w := &world{root: root}
 	var err error
 	if w.db, err = metadata.Open(filepath.Join(root, "metadata.db"), db); err != nil {
@@ -83,7 +81,7 @@ func serveWith(root string, admin plugin.Admin, db *metadata.Options) (*world, e
 	served := make(chan error, 1)
 	server := plugin.New(&plugin.Options{
 		Content: w.blobs.For(metadata.Containerd), Snapshotter: w.snapshots.For(metadata.Containerd), Layers: w.snapshots,
-		Admin: admin, Drain: time.Second,
+		Drain: time.Second,
 	})
 	go func() { served <- server.Serve(ctx, l) }()
 	if w.conn, err = grpc.NewClient("unix:"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -102,9 +100,9 @@ func serveWith(root string, admin plugin.Admin, db *metadata.Options) (*world, e
 	return w, nil
 }
 
-func start(t *testing.T, admin plugin.Admin) *world {
+func start(t *testing.T) *world {
 	t.Helper()
-	w, err := serve(t.TempDir(), admin)
+	w, err := serve(t.TempDir())
 	must(t, err)
 	t.Cleanup(func() { must(t, w.close()) })
 	return w
@@ -125,7 +123,7 @@ func (w *world) sn() snapshots.Snapshotter {
 func TestSnapshotterSuite(t *testing.T) {
 	requireRoot(t)
 	snapshotsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		w, err := serve(root, nil)
+		w, err := serve(root)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -136,7 +134,7 @@ func TestSnapshotterSuite(t *testing.T) {
 func TestContentSuite(t *testing.T) {
 	requireRoot(t)
 	contentsuite.ContentSuite(t, "socket", func(ctx context.Context, root string) (context.Context, content.Store, func() error, error) {
-		w, err := serve(root, nil)
+		w, err := serve(root)
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -229,7 +227,7 @@ func TestAnnouncement(t *testing.T) {
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			ctx := context.Background()
-			w := start(t, nil)
+			w := start(t)
 			cs, sn := contentproxy.NewContentStore(w.conn), w.sn()
 			i := build(t, []Item{F("a", "1")}, []Item{F("b", "2")})
 			put(ctx, t, cs, i.manifest, i.docs[i.manifest.Digest])
@@ -258,7 +256,7 @@ func TestAnnouncement(t *testing.T) {
 // TestForeignMounts shows that another differ serves what is not Tank's.
 func TestForeignMounts(t *testing.T) {
 	requireRoot(t)
-	w := start(t, nil)
+	w := start(t)
 	differ := diffproxy.NewDiffApplier(diffapi.NewDiffClient(w.conn))
 	_, err := differ.(diff.Comparer).Compare(context.Background(), nil, nil)
 	if !errdefs.IsNotImplemented(err) {
@@ -274,7 +272,7 @@ func TestForeignMounts(t *testing.T) {
 func TestOnlyWhatContainerdHolds(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()
-	w := start(t, nil)
+	w := start(t)
 	cs := contentproxy.NewContentStore(w.conn)
 	data := []byte("hello")
 	d := ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))}
@@ -300,7 +298,7 @@ func TestOnlyWhatContainerdHolds(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	requireRoot(t)
-	w := start(t, nil)
+	w := start(t)
 	reply, err := healthapi.NewHealthClient(w.conn).Check(context.Background(), &healthapi.HealthCheckRequest{})
 	if err != nil || reply.GetStatus() != healthapi.HealthCheckResponse_SERVING {
 		t.Errorf("%v, %v", reply, err)
@@ -310,7 +308,7 @@ func TestHealth(t *testing.T) {
 // TestReflection: grpcurl and the like are told what is served.
 func TestReflection(t *testing.T) {
 	requireRoot(t)
-	w := start(t, nil)
+	w := start(t)
 	stream, err := reflectionapi.NewServerReflectionClient(w.conn).ServerReflectionInfo(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -332,99 +330,5 @@ func TestReflection(t *testing.T) {
 		if !served[name] {
 			t.Errorf("%s is not among %v", name, served)
 		}
-	}
-}
-
-// fakeAdmin answers the admin endpoint.
-type fakeAdmin struct{ root string }
-
-func (a fakeAdmin) Root() string { return a.root }
-func (a fakeAdmin) Pull(ctx context.Context, req plugin.PullRequest, client plugin.PullClient) (*plugin.PulledImage, error) {
-	if req.Ref == "none" {
-		return nil, fmt.Errorf("image none: %w", errdefs.ErrNotFound)
-	}
-	cred, err := client.Credentials(ctx, "registry.test")
-	if err != nil {
-		return nil, err
-	}
-	client.Report(plugin.Progress{Line: "pulling " + req.Ref + " as " + cred.Username})
-	d := digest.FromString(req.Ref).String()
-	return &plugin.PulledImage{Ref: req.Ref, Digest: d, Manifest: d, Config: []byte(`{"a": 1}`)}, nil
-}
-func (a fakeAdmin) Images(context.Context) ([]plugin.ImageInfo, error) {
-	return []plugin.ImageInfo{{Ref: "x"}}, nil
-}
-func (a fakeAdmin) Inspect(context.Context, string) (json.RawMessage, error) {
-	return []byte(`{}`), nil
-}
-func (a fakeAdmin) Remove(context.Context, string) error { panic("hostile") }
-func (a fakeAdmin) GC(context.Context) (plugin.Reclaimed, error) {
-	return plugin.Reclaimed{Blobs: 3}, nil
-}
-func (a fakeAdmin) Check(context.Context) ([]plugin.Fault, error) { return nil, nil }
-func (a fakeAdmin) Holders(context.Context) ([]plugin.Holder, error) {
-	return []plugin.Holder{{Holder: "containerd", Blobs: 2, Alone: 7}}, nil
-}
-func (a fakeAdmin) Release(_ context.Context, req plugin.ReleaseRequest) (plugin.Holder, error) {
-	if !req.Force {
-		return plugin.Holder{}, fmt.Errorf("holder %s: in use: %w", req.Holder, errdefs.ErrFailedPrecondition)
-	}
-	return plugin.Holder{Holder: req.Holder}, nil
-}
-
-func TestAdmin(t *testing.T) {
-	requireRoot(t)
-	ctx := context.Background()
-	w := start(t, fakeAdmin{"/root"})
-	c, err := plugin.Dial(ctx, w.socket, nil)
-	must(t, err)
-	defer c.Close()
-	if c.Root() != "/root" {
-		t.Errorf("root %q", c.Root())
-	}
-	var mu sync.Mutex
-	var lines []string
-	report := func(p plugin.Progress) {
-		mu.Lock()
-		defer mu.Unlock()
-		lines = append(lines, p.Line)
-	}
-	credentials := func(_ context.Context, host string) (plugin.Credential, error) {
-		if host != "registry.test" {
-			return plugin.Credential{}, errors.New("nobody")
-		}
-		return plugin.Credential{Username: "me", Password: "secret"}, nil
-	}
-	img, err := c.Pull(ctx, plugin.PullRequest{Ref: "r"}, plugin.PullClient{Report: report, Credentials: credentials})
-	must(t, err)
-	if img.Ref != "r" || string(img.Config) != `{"a":1}` || len(lines) != 1 || lines[0] != "pulling r as me" {
-		t.Errorf("image %+v, lines %q", img, lines)
-	}
-	if _, err := c.Pull(ctx, plugin.PullRequest{Ref: "none"}, plugin.PullClient{}); !errdefs.IsNotFound(err) {
-		t.Errorf("class is lost: %v", err)
-	}
-	if images, err := c.Images(ctx); err != nil || len(images) != 1 {
-		t.Errorf("images %v, %v", images, err)
-	}
-	if err := c.Remove(ctx, "x"); !errdefs.IsInternal(err) {
-		t.Errorf("a panic: %v", err)
-	}
-	failing := func(context.Context, string) (plugin.Credential, error) {
-		return plugin.Credential{}, errors.New("locked")
-	}
-	if _, err := c.Pull(ctx, plugin.PullRequest{Ref: "r"}, plugin.PullClient{Credentials: failing}); !errdefs.IsUnauthorized(err) {
-		t.Errorf("a helper that fails: %v", err)
-	}
-	if r, err := c.GC(ctx); err != nil || r.Blobs != 3 {
-		t.Errorf("after the panic: %+v, %v", r, err)
-	}
-	if hs, err := c.Holders(ctx); err != nil || len(hs) != 1 || hs[0] != (plugin.Holder{Holder: "containerd", Blobs: 2, Alone: 7}) {
-		t.Errorf("holders %+v, %v", hs, err)
-	}
-	if _, err := c.Release(ctx, plugin.ReleaseRequest{Holder: "containerd"}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("release without force: %v", err)
-	}
-	if h, err := c.Release(ctx, plugin.ReleaseRequest{Holder: "containerd", Force: true}); err != nil || h.Holder != "containerd" {
-		t.Errorf("release %+v, %v", h, err)
 	}
 }

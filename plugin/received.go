@@ -23,7 +23,8 @@ type received struct {
 	buffer  *[]byte
 }
 
-func (r *received) unmarshal(data mem.BufferSlice) error {
+// UnmarshalBuffers decodes a request.
+func (r *received) UnmarshalBuffers(data mem.BufferSlice) error {
 	r.buffer = receivedBuffers.Get(data.Len())
 	data.CopyTo(*r.buffer)
 	var rest, written []byte // of a field that comes twice the last counts

@@ -47,7 +47,7 @@ func TestReceived(t *testing.T) {
 		t.Helper()
 		var want contentapi.WriteContentRequest
 		var got received
-		wantErr, err := proto.Unmarshal(message, &want), got.unmarshal(split(message, 1+rng.IntN(40)))
+		wantErr, err := proto.Unmarshal(message, &want), got.UnmarshalBuffers(split(message, 1+rng.IntN(40)))
 		defer got.free()
 		if (err == nil) != (wantErr == nil) || err == nil && !proto.Equal(&got.request, &want) {
 			t.Fatalf("%x: %v, %v; protocol buffers: %v, %v", message, &got.request, err, &want, wantErr)
@@ -85,7 +85,7 @@ func TestReceivedUsesBuffersAgain(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	for range rounds {
 		var r received
-		if err := r.unmarshal(frames); err != nil || len(r.request.GetData()) != 1<<20 {
+		if err := r.UnmarshalBuffers(frames); err != nil || len(r.request.GetData()) != 1<<20 {
 			t.Fatal(len(r.request.GetData()), err)
 		}
 		r.free()

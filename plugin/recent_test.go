@@ -70,7 +70,7 @@ func TestAnnouncedOnce(t *testing.T) {
 	const images, pulls = 5, 100
 	for _, labelled := range []bool{true, false} {
 		t.Run(fmt.Sprintf("labelled=%v", labelled), func(t *testing.T) {
-			w := start(t, nil)
+			w := start(t)
 			store := &countedStore{Store: w.blobs.For(metadata.Containerd), opened: map[digest.Digest]int{}}
 			layers := &countedLayers{announced: map[digest.Digest]int{}}
 			conn := dial(t, plugin.New(&plugin.Options{Content: store, Snapshotter: noSnapshots{}, Layers: layers}))
@@ -156,7 +156,7 @@ func TestOtherDocuments(t *testing.T) {
 		"nothing, a wrong chain": {"", chain},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := start(t, nil)
+			w := start(t)
 			layers := &countedLayers{announced: map[digest.Digest]int{}}
 			conn := dial(t, plugin.New(&plugin.Options{
 				Content: w.blobs.For(metadata.Containerd), Snapshotter: noSnapshots{}, Layers: layers,

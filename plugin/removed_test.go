@@ -66,7 +66,7 @@ func TestReadOfRemovedBlob(t *testing.T) {
 		}, errdefs.IsDataLoss},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
-			w := start(t, nil)
+			w := start(t)
 			store := &cutStore{Store: w.blobs.For(metadata.Containerd)}
 			store.cut.Store(1 << 30)
 			cs := contentproxy.NewContentStore(dial(t, plugin.New(&plugin.Options{Content: store})))

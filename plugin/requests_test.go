@@ -3,7 +3,6 @@ package plugin_test
 import (
 	"context"
 	"io"
-	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +22,7 @@ import (
 // inside a request whose messages are empty. None ends in a panic, and each has the class that its caller can act on.
 func TestRequestsWithoutParts(t *testing.T) {
 	requireRoot(t)
-	w := start(t, nil)
+	w := start(t)
 	mask := &fieldmaskpb.FieldMask{Paths: []string{"labels", "labels.x", "name", ""}}
 	for _, tt := range []struct {
 		service *grpc.ServiceDesc
@@ -108,46 +107,6 @@ func call(ctx context.Context, conn *grpc.ClientConn, stream *grpc.StreamDesc, m
 			return nil
 		} else if err != nil {
 			return err
-		}
-	}
-}
-
-// jsonText sends text as it is on the admin endpoint.
-type jsonText struct{}
-
-func (jsonText) Marshal(v any) ([]byte, error) { return []byte(v.(string)), nil }
-func (jsonText) Unmarshal([]byte, any) error   { return nil }
-func (jsonText) Name() string                  { return "tank-json" }
-
-// TestAdminRequestsWithoutParts sends the admin endpoint requests of which a part is missing, or all. (Remove of the
-// fake panics on purpose.)
-func TestAdminRequestsWithoutParts(t *testing.T) {
-	requireRoot(t)
-	root := t.TempDir()
-	w := start(t, fakeAdmin{root})
-	stream := &grpc.StreamDesc{StreamName: "Pull", ServerStreams: true, ClientStreams: true}
-	for method, desc := range map[string]*grpc.StreamDesc{
-		"Root": nil, "Images": nil, "Inspect": nil, "GC": nil, "Check": nil, "Holders": nil, "Release": nil,
-		"Pull": stream,
-	} {
-		for _, text := range []string{"", "null", "{}", `{"request":null,"answer":{}}`, "[]", `"x"`} {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			var err error
-			if name := "/tank.admin.v1.Admin/" + method; desc == nil {
-				err = w.conn.Invoke(ctx, name, text, new(any), grpc.ForceCodec(jsonText{}))
-			} else {
-				var s grpc.ClientStream
-				if s, err = w.conn.NewStream(ctx, desc, name, grpc.ForceCodec(jsonText{})); err == nil {
-					if err = s.SendMsg(text); err == nil {
-						err = s.RecvMsg(new(any))
-					}
-				}
-			}
-			cancel()
-			panicked := strings.Contains(status.Convert(err).Message(), "panic")
-			if c := status.Code(err); c == codes.Unavailable || c == codes.DeadlineExceeded || panicked {
-				t.Errorf("%s %q: %v", method, text, err)
-			}
 		}
 	}
 }

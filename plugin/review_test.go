@@ -38,7 +38,7 @@ func TestHostileRequests(t *testing.T) {
 		t.Skip("needs root")
 	}
 	ctx := context.Background()
-	w := start(t, nil)
+	w := start(t)
 	for _, method := range []string{
 		"snapshots.v1.Snapshots/Prepare", "snapshots.v1.Snapshots/Commit", "diff.v1.Diff/Apply", "diff.v1.Diff/Diff", "content.v1.Content/Info",
 	} {

@@ -13,7 +13,6 @@ import (
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/printable"
-	"github.com/tank-snapshotter/tank/plugin"
 )
 
 func (c *cli) checkCommand() *cobra.Command {
@@ -38,16 +37,16 @@ func (c *cli) checkCommand() *cobra.Command {
 }
 
 func (c *cli) check(cmd *cobra.Command, asJSON bool) error {
-	var faults []plugin.Fault
-	err := c.with(cmd.Context(), reads, func(svc plugin.Admin) (err error) {
-		faults, err = svc.Check(cmd.Context())
-		return err
+	var faults []tank.Fault
+	err := c.with(cmd.Context(), reads, func(svc tank.Service) error {
+		faults = nil
+		return svc.Check(cmd.Context(), func(f tank.Fault) { faults = append(faults, f) })
 	})
 	if err != nil {
 		return err
 	}
 	if asJSON {
-		if err := printable.EncodeJSON(cmd.OutOrStdout(), append([]plugin.Fault{}, faults...), ""); err != nil {
+		if err := printable.EncodeJSON(cmd.OutOrStdout(), append([]tank.Fault{}, faults...), ""); err != nil {
 			return err
 		}
 	} else {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/reserve"
+	"github.com/tank-snapshotter/tank/plugin/admin"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -128,7 +129,7 @@ func serveUntilEnd(t *testing.T, root string) {
 		}
 	})
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(filepath.Join(root, socketName)); err == nil {
+		if _, err := os.Stat(filepath.Join(root, admin.SocketName)); err == nil {
 			return
 		}
 		if time.Now().After(deadline) {

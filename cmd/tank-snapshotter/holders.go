@@ -7,8 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/printable"
-	"github.com/tank-snapshotter/tank/plugin"
 )
 
 func (c *cli) holdersCommand() *cobra.Command {
@@ -23,8 +23,8 @@ func (c *cli) holdersCommand() *cobra.Command {
 			"last connection, DATABASE the path of the database at that time.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			var holders []plugin.Holder
-			err := c.with(cmd.Context(), reads, func(svc plugin.Admin) (err error) {
+			var holders []tank.HolderInfo
+			err := c.with(cmd.Context(), reads, func(svc tank.Service) (err error) {
 				holders, err = svc.Holders(cmd.Context())
 				return err
 			})
@@ -32,7 +32,7 @@ func (c *cli) holdersCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printable.EncodeJSON(cmd.OutOrStdout(), append([]plugin.Holder{}, holders...), "")
+				return printable.EncodeJSON(cmd.OutOrStdout(), append([]tank.HolderInfo{}, holders...), "")
 			}
 			if len(holders) == 0 {
 				return nil
@@ -44,7 +44,7 @@ func (c *cli) holdersCommand() *cobra.Command {
 	return cmd
 }
 
-func printHolders(to io.Writer, holders []plugin.Holder) error {
+func printHolders(to io.Writer, holders []tank.HolderInfo) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	printable.Fprintf(w, "HOLDER\tBLOBS\tINGESTS\tLAYERS\tROOTFS\tSNAPSHOTS\tBYTES\tALONE\tCONNECTED\tDATABASE\n")
 	for _, h := range holders {
@@ -59,7 +59,7 @@ func printHolders(to io.Writer, holders []plugin.Holder) error {
 			database = h.Database
 		}
 		printable.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\n", h.Holder, h.Blobs, h.Ingests, h.Layers,
-			h.Rootfs, h.Snapshots, printable.Bytes(h.Bytes), printable.Bytes(h.Alone), connected, database)
+			h.Rootfs, h.Snapshots, printable.Bytes(h.Bytes), printable.Bytes(h.Exclusive), connected, database)
 	}
 	return w.Flush()
 }
@@ -78,9 +78,9 @@ func (c *cli) releaseCommand() *cobra.Command {
 			"for a containerd whose root was moved or restored, and which Tank did not recognize by itself.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
-			var released plugin.Holder
-			err := c.with(cmd.Context(), changes, func(svc plugin.Admin) (err error) {
-				released, err = svc.Release(cmd.Context(), plugin.ReleaseRequest{Holder: args[0], Force: force, To: to})
+			var released tank.HolderInfo
+			err := c.with(cmd.Context(), changes, func(svc tank.Service) (err error) {
+				released, err = svc.Release(cmd.Context(), args[0], &tank.ReleaseOptions{Force: force, To: to})
 				return err
 			})
 			if err != nil {

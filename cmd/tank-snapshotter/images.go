@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/printable"
-	"github.com/tank-snapshotter/tank/plugin"
 )
 
 func (c *cli) imagesCommand() *cobra.Command {
@@ -21,8 +20,8 @@ func (c *cli) imagesCommand() *cobra.Command {
 		Short: "List the pulled images",
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			var images []plugin.ImageInfo
-			err := c.with(cmd.Context(), reads, func(svc plugin.Admin) (err error) {
+			var images []tank.ImageInfo
+			err := c.with(cmd.Context(), reads, func(svc tank.Service) (err error) {
 				images, err = svc.Images(cmd.Context())
 				return err
 			})
@@ -30,7 +29,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printable.EncodeJSON(cmd.OutOrStdout(), append([]plugin.ImageInfo{}, images...), "")
+				return printable.EncodeJSON(cmd.OutOrStdout(), append([]tank.ImageInfo{}, images...), "")
 			}
 			if len(images) == 0 {
 				return nil
@@ -39,7 +38,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 			printable.Fprintf(w, "REF\tDIGEST\tPLATFORM\tSIZE\tPULLED\n")
 			for _, i := range images {
 				printable.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n",
-					i.Ref, printable.Digest(i.Digest), i.Platform, printable.Bytes(i.Size), i.Created.UTC().Format(time.RFC3339))
+					i.Ref, printable.Digest(i.Digest.String()), i.Platform, printable.Bytes(i.Size), i.Created.UTC().Format(time.RFC3339))
 			}
 			return w.Flush()
 		}),
@@ -54,8 +53,8 @@ func (c *cli) inspectCommand() *cobra.Command {
 		Short: "Print all that is recorded of an image as one JSON object",
 		Args:  cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
-			var record json.RawMessage
-			err := c.with(cmd.Context(), reads, func(svc plugin.Admin) (err error) {
+			var record *tank.ImageDetails
+			err := c.with(cmd.Context(), reads, func(svc tank.Service) (err error) {
 				record, err = svc.Inspect(cmd.Context(), args[0])
 				return err
 			})
@@ -77,7 +76,7 @@ func (c *cli) removeCommand() *cobra.Command {
 		Args: cobra.MinimumNArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			removed := make([]bool, len(args))
-			return c.with(cmd.Context(), changes, func(svc plugin.Admin) error {
+			return c.with(cmd.Context(), changes, func(svc tank.Service) error {
 				var errs []error
 				for i, ref := range args {
 					if removed[i] {
@@ -108,8 +107,8 @@ func (c *cli) gcCommand() *cobra.Command {
 			"Files that somebody made immutable or append-only (chattr) stay. gc lists them on stderr and still ends with 0.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
-			var r plugin.Reclaimed
-			err := c.with(cmd.Context(), changes, func(svc plugin.Admin) (err error) {
+			var r tank.Reclaimed
+			err := c.with(cmd.Context(), changes, func(svc tank.Service) (err error) {
 				r, err = svc.GC(cmd.Context())
 				return err
 			})
@@ -130,7 +129,7 @@ func (c *cli) gcCommand() *cobra.Command {
 }
 
 // unfinishedLine reports what an unfinished pull keeps, and how to free it.
-func unfinishedLine(u plugin.Unfinished) string {
+func unfinishedLine(u tank.Unfinished) string {
 	_, pull := strings.CutPrefix(u.Holder, "pull/")
 	switch size := printable.Bytes(u.Bytes); {
 	case u.Running:

@@ -13,7 +13,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank"
 )
 
 // variable are the parts of an output that differ from run to run or from machine to machine.
@@ -59,19 +59,19 @@ func TestJSONNames(t *testing.T) {
 		value any
 		want  string
 	}{
-		{plugin.PulledImage{}, `{"ref":"","digest":"","manifest":"","config":null,"cached":false}`},
-		{plugin.PulledImage{Ref: "r", Digest: "d", Manifest: "m", Rootfs: "f", Config: json.RawMessage(`{ "a": 1 }`), Cached: true},
+		{tank.Image{}, `{"ref":"","digest":"","manifest":"","config":null,"cached":false}`},
+		{tank.Image{Ref: "r", Digest: "d", Manifest: "m", Rootfs: "f", Config: json.RawMessage(`{ "a": 1 }`), Cached: true},
 			`{"ref":"r","digest":"d","manifest":"m","rootfs":"f","config":{"a":1},"cached":true}`},
-		{plugin.ImageInfo{}, `{"ref":"","digest":"","size":0,"created":"0001-01-01T00:00:00Z"}`},
-		{plugin.ImageInfo{Ref: "r", Digest: "d", Manifest: "m", Platform: "p", Rootfs: "f", Size: 1, Untagged: true, Created: moment},
+		{tank.ImageInfo{}, `{"ref":"","digest":"","size":0,"created":"0001-01-01T00:00:00Z"}`},
+		{tank.ImageInfo{Ref: "r", Digest: "d", Manifest: "m", Platform: "p", Rootfs: "f", Size: 1, Untagged: true, Created: moment},
 			`{"ref":"r","digest":"d","manifest":"m","platform":"p","rootfs":"f","size":1,"untagged":true,"created":"2026-01-02T03:04:05.000006Z"}`},
-		{plugin.Reclaimed{}, `{"images":0,"blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0}`},
-		{plugin.Reclaimed{Images: 1, Blobs: 2, Ingests: 3, Layers: 4, Rootfs: 5, Snapshots: 6, Bytes: 7, Kept: "k",
-			Unfinished: []plugin.Unfinished{{Holder: "h", Bytes: 8}, {Running: true}}},
+		{tank.Reclaimed{}, `{"images":0,"blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0}`},
+		{tank.Reclaimed{Images: 1, Blobs: 2, Ingests: 3, Layers: 4, Rootfs: 5, Snapshots: 6, Bytes: 7, Kept: "k",
+			Unfinished: []tank.Unfinished{{Holder: "h", Bytes: 8}, {Running: true}}},
 			`{"images":1,"blobs":2,"ingests":3,"layers":4,"rootfs":5,"snapshots":6,"bytes":7,"kept":"k",` +
 				`"unfinished":[{"holder":"h","bytes":8},{"holder":"","bytes":0,"running":true}]}`},
-		{plugin.Holder{}, `{"holder":"","blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":0}`},
-		{plugin.Holder{Holder: "h", Blobs: 1, Ingests: 2, Layers: 3, Rootfs: 4, Snapshots: 5, Bytes: 6, Alone: 7, Freed: 8, Running: true,
+		{tank.HolderInfo{}, `{"holder":"","blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":0}`},
+		{tank.HolderInfo{Holder: "h", Blobs: 1, Ingests: 2, Layers: 3, Rootfs: 4, Snapshots: 5, Bytes: 6, Exclusive: 7, Freed: 8, Running: true,
 			Database: "d", Seen: moment, Connected: true},
 			`{"holder":"h","blobs":1,"ingests":2,"layers":3,"rootfs":4,"snapshots":5,"bytes":6,"alone":7,"freed":8,"running":true,` +
 				`"database":"d","seen":"2026-01-02T03:04:05.000006Z","connected":true}`},

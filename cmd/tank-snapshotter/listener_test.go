@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
 // awaitSocket waits until a daemon answers on a socket that it made again, and returns its file.
@@ -31,7 +33,7 @@ func TestSocketComesBack(t *testing.T) {
 		gid = 12345
 	}
 	d := startServe(t, nil, nil, "--group", fmt.Sprint(gid))
-	admin := filepath.Join(d.dir, "root", socketName)
+	inRoot := filepath.Join(d.dir, "root", admin.SocketName)
 	d.serving(t, d.address())
 	for name, remove := range map[string]struct {
 		socket string
@@ -39,7 +41,7 @@ func TestSocketComesBack(t *testing.T) {
 	}{
 		"the file":         {d.address(), func() error { return os.Remove(d.address()) }},
 		"its directory":    {d.address(), func() error { return os.RemoveAll(filepath.Dir(d.address())) }},
-		"the root's":       {admin, func() error { return os.Remove(admin) }},
+		"the root's":       {inRoot, func() error { return os.Remove(inRoot) }},
 		"for a dead one":   {d.address(), func() error { return deadSocket(d.address()) }},
 		"the file, again":  {d.address(), func() error { return os.Remove(d.address()) }},
 		"for another name": {d.address(), func() error { return os.Rename(d.address(), d.address()+".old") }},
@@ -54,7 +56,7 @@ func TestSocketComesBack(t *testing.T) {
 		fi := awaitSocket(t, d, remove.socket)
 		st := fi.Sys().(*syscall.Stat_t)
 		mode, group := fs.FileMode(0o660), gid
-		if remove.socket == admin {
+		if remove.socket == inRoot {
 			mode, group = 0o600, os.Getegid()
 		}
 		if fi.Mode().Perm() != mode || int(st.Gid) != group {
@@ -74,7 +76,7 @@ func TestSocketComesBack(t *testing.T) {
 	if code := d.stop(t, syscall.SIGTERM); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	for _, socket := range []string{admin, d.address()} {
+	for _, socket := range []string{inRoot, d.address()} {
 		if _, err := os.Lstat(socket); !os.IsNotExist(err) {
 			t.Errorf("%s was left: %v", socket, err)
 		}

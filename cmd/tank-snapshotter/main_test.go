@@ -42,6 +42,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("LAYER", layer.Encoded())
 			env.Setenv("SLOW", slow.Encoded())
 			env.Setenv("HELD", held.Encoded())
+			env.Setenv("STUCK", digest.FromBytes(append(greeting(t), 0, 0, 0, 0)).Encoded())
 			return nil
 		},
 		Dir:                 "testdata/script",
@@ -75,7 +76,7 @@ func TestScripts(t *testing.T) {
 }
 
 // registry has hello:1, which is right; hello:lie, whose layer is not what its digest says; hello:slow, whose layer waits for release; and
-// hello:held, whose layer never comes. secret may not be read, public wants an anonymous token and private a password.
+// hello:held and hello:stuck, whose layers never come. secret may not be read, public wants an anonymous token and private a password.
 func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldLayer digest.Digest, release func()) {
 	t.Helper()
 	raw := greeting(t)
@@ -89,6 +90,7 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldL
 	lie := image("lie", append(bytes.Clone(raw), 0))
 	slow := image("slow", append(bytes.Clone(raw), 0, 0))
 	held := image("held", append(bytes.Clone(raw), 0, 0, 0))
+	stuck := image("stuck", append(bytes.Clone(raw), 0, 0, 0, 0))
 	released := make(chan struct{})
 	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
@@ -110,7 +112,7 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldL
 			case <-released:
 			case <-r.Context().Done():
 			}
-		case strings.HasSuffix(r.URL.Path, held.Digest.String()):
+		case strings.HasSuffix(r.URL.Path, held.Digest.String()), strings.HasSuffix(r.URL.Path, stuck.Digest.String()):
 			<-r.Context().Done()
 		}
 		return false

@@ -10,40 +10,32 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/cause"
-	"github.com/tank-snapshotter/tank/internal/reserve"
-	"github.com/tank-snapshotter/tank/internal/socket"
-	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// patience is how long a command waits between the two ways to a root: owning it, and asking the process that owns it. Neither works while
-// that process starts or ends.
-const (
-	patience      = 10 * time.Second // how long a daemon waits for a command to end
-	answersWithin = 4 * time.Second  // how long a command waits for a process that starts or ends
-)
-
-// socketName is the admin socket of the process that owns a root, below it.
-const socketName = "tank.sock"
+// patience is how long a daemon waits for a command that owns its root to end.
+const patience = 10 * time.Second
 
 // access is what a command does to a root.
 type access int
 
 const (
-	reads   access = iota // nothing, so that a root that can't be written will do
+	reads   access = iota // it changes nothing, so a root that cannot be written is accepted
 	changes               // it changes a root, and makes none
-	fills                 // it makes a root where none is
+	fills                 // it makes a root if there is none
 )
 
 func (a access) options() *tank.Options {
 	return &tank.Options{Existing: a != fills, AllowReadOnly: a == reads}
 }
 
-// with runs f with the service of the right root: this process's own, or that of the process that owns the root or listens on --address.
-// f is called again when that process ended before it answered.
-func (c *cli) with(ctx context.Context, a access, f func(plugin.Admin) error) error {
+// with runs f with the service of the right root: as its owner, through the process that owns it, or through the daemon
+// that --address names. f is called again if that process ended before it answered.
+func (c *cli) with(ctx context.Context, a access, f func(tank.Service) error) error {
 	if c.address != "" {
 		return c.withAddress(ctx, f)
 	}
@@ -55,143 +47,82 @@ func (c *cli) with(ctx context.Context, a access, f func(plugin.Admin) error) er
 	if err != nil {
 		return err
 	}
-	for deadline := (time.Time{}); ; {
-		began := time.Now()
-		again, err := c.attempt(ctx, root, first(s.HostsDir, defaultHosts), a, f)
-		if !again || ctx.Err() != nil {
-			return err
-		}
-		if deadline.IsZero() || time.Since(began) > answersWithin { // a process answered until just now
-			deadline = time.Now().Add(answersWithin)
-		}
-		if time.Now().After(deadline) {
-			return cause.Mark(fmt.Errorf("root %s: its owner does not answer: %w", root, err), cause.Silent, "")
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// attempt runs f once, in whichever of the two ways is open just now. It says whether neither was, or f's owner went away.
-func (c *cli) attempt(ctx context.Context, root, hostsDir string, a access,
-	f func(plugin.Admin) error,
-) (again bool, err error) {
-	own, err := openLocal(root, hostsDir, a.options())
-	if err == nil {
-		return false, c.asOwner(ctx, own, f)
-	}
-	if !errdefs.IsUnavailable(err) {
-		return false, err
-	}
-	other, derr := dialRoot(ctx, root)
-	switch {
-	case errors.Is(derr, plugin.ErrSilent) || errdefs.IsPermissionDenied(derr):
-		return false, unreachable(fmt.Errorf("root %s: another process owns it: %w", root, derr))
-	case derr != nil:
-		return true, err
-	}
-	defer other.Close()
-	err = f(other)
-	if errors.Is(err, plugin.ErrSilent) {
-		return false, unreachable(fmt.Errorf("root %s: another process owns it: %w", root, err))
-	}
-	// The answer may be that a registry is unavailable; the process that gave it is there then.
-	if errdefs.IsUnavailable(err) && !other.alive(ctx) {
-		return true, err
-	}
-	return false, err
-}
-
-// unreachable is an error about a process that does not answer, or whose answer is not trusted.
-func unreachable(err error) error {
-	if errors.Is(err, plugin.ErrSilent) {
-		return cause.Mark(err, cause.Silent, "")
-	}
-	return cause.Mark(err, cause.Untrusted, "")
-}
-
-// asOwner runs f on a root that this process owns, and meanwhile does for others what they ask for.
-func (c *cli) asOwner(ctx context.Context, own *local, f func(plugin.Admin) error) (err error) {
-	defer func() {
-		if e := own.Close(); err == nil {
-			err = e
-		}
-	}()
-	if own.tank.ReadOnly() {
-		return f(own) // a root that is only read can be shared
-	}
-	var l *socket.Listener
-	err = own.tank.Spend(func() (err error) {
-		l, err = socket.Listen(ctx, own.Root(), socketName, nil)
-		return err
+	var known error // of f, or of opening the root
+	err = admin.Reach(ctx, root, &admin.ReachOptions{
+		HostsDir: first(s.HostsDir, defaultHosts),
+		Open: func(root string) (t *tank.Tank, err error) {
+			t, known = openRoot(root, a.options())
+			return t, known
+		},
+	}, func(svc tank.Service) error {
+		known = f(svc)
+		return known
 	})
-	if reserve.Full(err) {
-		return f(own) // without a socket: this command may be the one that frees space
-	}
-	if err != nil {
+	if err != nil && known == nil && cause.Of(err).Kind == "" { // about the socket in the root
 		return localError{err}
-	}
-	// Requests of other commands are finished, unless this command is interrupted: then those commands go on by
-	// themselves, with what is in the root by then.
-	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	served := make(chan error, 1)
-	server := plugin.New(&plugin.Options{Admin: own, Drain: -1})
-	go func() { served <- server.Serve(serving, l) }()
-	defer context.AfterFunc(ctx, server.Abort)()
-	err = f(own)
-	server.Idle()
-	stop()
-	if e := <-served; err == nil && e != nil {
-		err = localError{e}
 	}
 	return err
 }
 
-// withAddress runs f at the daemon that --address names, which has to be the one of --root if that is given as well.
-func (c *cli) withAddress(ctx context.Context, f func(plugin.Admin) error) error {
-	other, err := dial(ctx, c.address, ownersOf(c.root)...)
+// openRoot opens a root, and adds a hint to an error whose cause is not known.
+func openRoot(root string, opts *tank.Options) (*tank.Tank, error) {
+	t, err := tank.Open(root, opts)
+	return t, rootError(err)
+}
+
+// rootError adds a hint to an error of opening a root whose cause is not known. Such an error does not come from a
+// registry or an image.
+func rootError(err error) error {
+	switch why := cause.Of(err).Kind; {
+	case err == nil, errdefs.IsUnavailable(err), errdefs.IsInvalidArgument(err):
+		return err
+	case why != "" && why != cause.Denied:
+		return err
+	}
+	return hinted{localError{err}, "Choose another directory with --root, or check what this process may do there."}
+}
+
+// withAddress runs f with the daemon that --address names. If --root is given as well, it has to be the daemon's root.
+func (c *cli) withAddress(ctx context.Context, f func(tank.Service) error) error {
+	daemon, err := admin.Dial(ctx, c.address, &admin.DialOptions{Owners: ownersOf(c.root)})
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return hinted{localError{fmt.Errorf("address %s: %w", c.address, err)},
 			"The socket is for root and for the group that serve --group names."}
-	case errors.Is(err, plugin.ErrSilent) || errdefs.IsPermissionDenied(err):
-		return unreachable(fmt.Errorf("address %s: %w", c.address, err))
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && err != nil:
 		return ctx.Err()
 	case err != nil:
-		return cause.Mark(fmt.Errorf("address %s: %w", c.address, err), cause.NoDaemon, "")
+		return cause.Default(fmt.Errorf("address %s: %w", c.address, err), cause.NoDaemon, "")
 	}
-	defer other.Close()
+	defer daemon.Close()
 	if c.root != "" {
 		root, err := filepath.Abs(c.root)
 		if err != nil {
 			return err
 		}
-		if !sameDirectory(root, other.Root()) {
-			return usageError{fmt.Errorf("--root %s: the daemon at %s has the root %s", root, c.address, other.Root())}
+		if !daemon.Serves(root) {
+			return usageError{fmt.Errorf("--root %s: the daemon at %s has the root %s", root, c.address, daemon.Root())}
 		}
 	}
-	if err = f(other); errors.Is(err, plugin.ErrSilent) {
-		return unreachable(fmt.Errorf("address %s: %w", c.address, err))
+	if err = f(daemon); errors.Is(err, admin.ErrSilent) {
+		return fmt.Errorf("address %s: %w", c.address, err)
 	}
 	return err
 }
 
-func sameDirectory(a, b string) bool {
-	if a == b {
-		return true
+// ownersOf returns the owner of a root that an ordinary user named beside an address, because a daemon of that owner
+// may serve a group. For uid 0 it returns nothing: uid 0 trusts only processes of uid 0, so that no other user gets its
+// passwords.
+func ownersOf(root string) []uint32 {
+	var st unix.Stat_t
+	if root == "" || os.Geteuid() == 0 || unix.Stat(root, &st) != nil {
+		return nil
 	}
-	x, errX := os.Stat(a)
-	y, errY := os.Stat(b)
-	return errX == nil && errY == nil && os.SameFile(x, y)
+	return []uint32{st.Uid}
 }
 
-// chooseRoot finds the root of the commands other than serve. uid 0 works on the daemon's, also while no daemon runs: a command that then
-// took another would find nothing there, and pull everything again.
+// chooseRoot returns the root of the commands other than serve. For uid 0 it is the daemon's, also while no daemon runs:
+// a command that then took another root would find nothing there, and pull everything again.
 func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 	if root := first(c.root, os.Getenv("TANK_CACHE"), s.ImageCache); root != "" {
 		return filepath.Abs(root)
@@ -208,19 +139,20 @@ func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 	return filepath.Join(dir, "tank"), nil
 }
 
-// daemonRoot is the root of the daemon that the configuration of serve describes, if it runs or ever did; else "".
+// daemonRoot returns the root of the daemon that the configuration of serve describes; "" if that daemon neither runs
+// nor ever ran.
 func (c *cli) daemonRoot(ctx context.Context) (string, error) {
 	s, err := c.settingsFor(ctx, true)
 	if err != nil {
 		return "", err
 	}
 	address := first(s.Address, defaultAddress)
-	switch daemon, err := dial(ctx, address); {
+	switch daemon, err := admin.Dial(ctx, address, nil); {
 	case err == nil:
 		defer daemon.Close()
 		return daemon.Root(), nil
-	case errors.Is(err, plugin.ErrSilent) || errdefs.IsPermissionDenied(err):
-		return "", unreachable(fmt.Errorf("address %s: %w", address, err))
+	case cause.Of(err).Kind != "":
+		return "", fmt.Errorf("address %s: %w", address, err)
 	}
 	root, err := filepath.Abs(first(s.Root, defaultRoot))
 	if err != nil {

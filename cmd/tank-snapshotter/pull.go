@@ -16,13 +16,13 @@ import (
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/progress"
-	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank/plugin/admin"
 	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 
 func (c *cli) pullCommand() *cobra.Command {
 	var (
-		req      plugin.PullRequest
+		opts     tank.PullOptions
 		asJSON   bool
 		kind     string
 		to       string
@@ -37,11 +37,10 @@ func (c *cli) pullCommand() *cobra.Command {
 			"your own.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
-			req.Ref = args[0]
 			switch {
-			case req.Offline && req.Refresh:
+			case opts.Offline && opts.Refresh:
 				return usageError{errors.New("--offline and --refresh exclude each other")}
-			case to != "" && req.NoRootfs:
+			case to != "" && opts.NoRootfs:
 				return usageError{errors.New("--to and --no-rootfs exclude each other")}
 			}
 			if err := writable(to); err != nil {
@@ -51,70 +50,64 @@ func (c *cli) pullCommand() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return c.pull(cmd, req, hostsDir, display, to, asJSON)
+			opts.Log, opts.Progress = c.report(cmd.Context(), display)
+			return c.pull(cmd, args[0], opts, hostsDir, to, asJSON)
 		}),
 	}
 	f := cmd.Flags()
-	f.BoolVar(&req.Offline, "offline", false, "answer from what is here, without the network")
-	f.BoolVar(&req.Refresh, "refresh", false, "trust nothing that is here")
-	f.StringVar(&req.Platform, "platform", "", "OS/ARCH[/VARIANT] (default this machine's)")
+	f.BoolVar(&opts.Offline, "offline", false, "answer from what is here, without the network")
+	f.BoolVar(&opts.Refresh, "refresh", false, "trust nothing that is here")
+	f.StringVar(&opts.Platform, "platform", "", "OS/ARCH[/VARIANT] (default this machine's)")
 	f.StringVar(&to, "to", "", "write a root filesystem of one's own to this directory")
-	f.BoolVar(&req.NoRootfs, "no-rootfs", false, "fetch and unpack only, and print the manifest's digest")
-	f.BoolVar(&req.Plain, "plain-http", false, "speak HTTP with the registry")
+	f.BoolVar(&opts.NoRootfs, "no-rootfs", false, "fetch and unpack only, and print the manifest's digest")
+	f.BoolVar(&opts.PlainHTTP, "plain-http", false, "speak HTTP with the registry")
 	f.StringVar(&hostsDir, "hosts-dir", "", "directory of hosts.toml files (default "+defaultHosts+")")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
-	f.BoolVar(&req.NoSync, "no-sync", false, "do not wait until everything is on the disk")
+	f.BoolVar(&opts.NoSync, "no-sync", false, "do not wait until everything is on the disk")
 	f.StringVar(&kind, "progress", "auto", "auto, plain or none")
 	return cmd
 }
 
-func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, display progress.Display,
-	to string, asJSON bool,
-) error {
-	report := func(p plugin.Progress) {
-		if p.Line == "" && !p.Cached {
-			c.ending.leaves("What was downloaded is kept for a day: the same pull goes on from there.")
-		}
-		switch {
-		case p.Line != "" && display.Text != nil:
-			display.Text(p.Line)
-		case p.Line != "":
-			if warning, ok := strings.CutPrefix(p.Line, tank.WarningPrefix); ok {
-				log.G(cmd.Context()).Warn(warning)
-				return
-			}
-			log.G(cmd.Context()).Info(p.Line)
-		case display.Event != nil:
-			display.Event(progress.Event{
-				Digest: p.Digest, Offset: p.Offset, Total: p.Total, Done: p.Done, Cached: p.Cached,
-			})
+// report returns what shows the progress of a pull. Lines go to the log if the display does not show them.
+func (c *cli) report(ctx context.Context, display progress.Display) (line func(string), event func(tank.Event)) {
+	line = func(text string) {
+		if display.Text != nil {
+			display.Text(text)
+		} else if warning, ok := strings.CutPrefix(text, tank.WarningPrefix); ok {
+			log.G(ctx).Warn(warning)
+		} else {
+			log.G(ctx).Info(text)
 		}
 	}
+	event = func(e tank.Event) {
+		if !e.Cached {
+			c.ending.leaves("What was downloaded is kept for a day: the same pull goes on from there.")
+		}
+		if display.Event != nil {
+			display.Event(progress.Event(e))
+		}
+	}
+	return line, event
+}
+
+func (c *cli) pull(cmd *cobra.Command, ref string, opts tank.PullOptions, hostsDir, to string, asJSON bool) error {
 	s, err := c.settingsFor(cmd.Context(), false)
 	if err != nil {
 		return err
 	}
-	docker := auth.DockerConfig("")
-	credentials := func(ctx context.Context, host string) (plugin.Credential, error) {
-		cred, err := docker(ctx, host)
-		return plugin.Credential(cred), err
-	}
-	client := plugin.PullClient{
-		Report: report, Credentials: credentials, HostsDir: first(hostsDir, s.HostsDir, defaultHosts),
-	}
+	opts.Credentials = auth.DockerConfig("")
+	opts.HostsDir = first(hostsDir, s.HostsDir, defaultHosts)
 	use := fills
-	if req.Offline {
+	if opts.Offline {
 		use = reads
 	}
-	return c.with(cmd.Context(), use, func(svc plugin.Admin) error {
-		req, client := req, client // another attempt may have another owner
-		if _, own := svc.(*local); !own {
-			// The owner of the root opens no path that this command names, so it is sent the files that it needs.
-			if err := entrust(cmd.Context(), &req, &client, hostsDir != ""); err != nil {
-				return err
+	return c.with(cmd.Context(), use, func(svc tank.Service) error {
+		if _, remote := svc.(*admin.Client); remote && hostsDir != "" {
+			if _, err := os.Stat(hostsDir); err != nil {
+				return usageError{fmt.Errorf("--hosts-dir: %w", err)}
 			}
 		}
-		image, err := svc.Pull(cmd.Context(), req, client)
+		image, err := svc.Pull(cmd.Context(), ref, &opts)
 		if err != nil {
 			return err
 		}
@@ -123,7 +116,8 @@ func (c *cli) pull(cmd *cobra.Command, req plugin.PullRequest, hostsDir string, 
 				return err
 			}
 		}
-		return printImage(cmd.OutOrStdout(), image, asJSON) // before what others asked of this process keeps it
+		// Before this command waits for the calls of other programs.
+		return printImage(cmd.OutOrStdout(), image, asJSON)
 	})
 }
 
@@ -156,13 +150,13 @@ func (c *cli) cloneTo(ctx context.Context, rootfs, to string) (string, error) {
 }
 
 // printImage writes what scripts read: the rootfs, without one the manifest's digest, or all of it as JSON.
-func printImage(w io.Writer, image *plugin.PulledImage, asJSON bool) error {
+func printImage(w io.Writer, image *tank.Image, asJSON bool) error {
 	if asJSON {
 		return printable.EncodeJSON(w, image, "")
 	}
 	if !term.IsTerminal(int(os.Stdout.Fd())) {
 		w = os.Stdout // unescaped: a script needs the exact bytes of the path
 	}
-	_, err := io.WriteString(w, first(image.Rootfs, image.Manifest)+"\n")
+	_, err := io.WriteString(w, first(image.Rootfs, image.Manifest.String())+"\n")
 	return err
 }

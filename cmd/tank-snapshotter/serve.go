@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/containerdconfig"
@@ -21,6 +22,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/systemd"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
 // stopWithin is how long serve may take to stop. What it then leaves undone, the next start finds out.
@@ -70,7 +72,7 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 		return err
 	}
 	defer release()
-	own, err := awaitRoot(ctx, s, opts)
+	root, err := awaitRoot(ctx, s, opts)
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return nil
 	}
@@ -78,25 +80,28 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 		return err
 	}
 	defer func() {
-		if e := own.Close(); err == nil {
+		if e := root.Close(); err == nil {
 			err = e
 		}
 	}()
-	if err := own.tank.Snapshots().CheckOverlay(); err != nil {
+	if err := root.Snapshots().CheckOverlay(); err != nil {
 		return localError{err}
 	}
 	var opened []*socket.Listener
-	err = own.tank.Spend(func() (err error) {
+	err = root.Spend(func() (err error) {
 		opened, err = listeners(ctx, s, group, passed)
 		return err
 	})
 	if err != nil {
 		return localError{err}
 	}
-	own.tank.KeepReserve()
+	root.KeepReserve()
 	server := plugin.New(&plugin.Options{
-		Binder: own.tank.Binder(), StoresOf: storesOf(own.tank, opts.Containerd == nil), Layers: own.tank.Snapshots(), Admin: own,
+		Binder: root.Binder(), StoresOf: storesOf(root, opts.Containerd == nil), Layers: root.Snapshots(),
 		Processors: s.processors(),
+		More: func(to grpc.ServiceRegistrar) {
+			admin.Register(to, root, &admin.ServeOptions{HostsDir: s.HostsDir})
+		},
 	})
 	end.inOrder.Store(true)
 	told := make(chan struct{})
@@ -120,7 +125,7 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 			go l.Watch(watch)
 		}
 	}
-	go systemd.Watchdog(watch, func(ctx context.Context) error { return own.alive(ctx, paths) })
+	go systemd.Watchdog(watch, func(ctx context.Context) error { return alive(ctx, root, paths) })
 	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": sockets[len(sockets)-1].Addr()}).Info("serving")
 	// The sockets are bound, and what comes before the server accepts waits in their backlogs.
 	systemd.Notify(ctx, daemon.SdNotifyReady)
@@ -128,6 +133,23 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 		return localError{err}
 	}
 	return nil
+}
+
+// alive checks that a root is served: this process answers at every socket, as others reach it, and the database
+// answers a reader and a writer.
+func alive(ctx context.Context, t *tank.Tank, sockets []string) error {
+	for _, socket := range sockets {
+		self, err := admin.Dial(ctx, socket, nil)
+		if err != nil {
+			return err
+		}
+		root := self.Root()
+		self.Close()
+		if root != t.Root() {
+			return fmt.Errorf("socket %s: another process answers, for the root %s: %w", socket, root, errdefs.ErrUnavailable)
+		}
+	}
+	return t.Probe(ctx)
 }
 
 // storesOf returns what the daemon serves to a containerd that acts for a holder.
@@ -159,8 +181,8 @@ func listeners(ctx context.Context, s settings, group *socket.Group, passed *net
 			}
 		}
 	}()
-	admin := filepath.Join(s.Root, socketName)
-	l, err := socket.Listen(ctx, s.Root, socketName, nil)
+	inRoot := filepath.Join(s.Root, admin.SocketName)
+	l, err := socket.Listen(ctx, s.Root, admin.SocketName, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -171,10 +193,10 @@ func listeners(ctx context.Context, s settings, group *socket.Group, passed *net
 		}
 		return append(opened, socket.Adopt(ctx, passed)), nil
 	}
-	if s.Address == admin {
+	if s.Address == inRoot {
 		if group != nil {
 			return opened, fmt.Errorf("socket %s: the root's own socket is not for a group: %w",
-				admin, errdefs.ErrInvalidArgument)
+				inRoot, errdefs.ErrInvalidArgument)
 		}
 		return opened, nil
 	}
@@ -210,12 +232,12 @@ func (s settings) options() (opts *tank.Options, release func(), err error) {
 }
 
 // awaitRoot owns the root for a daemon, and gives a command that is working there time to end.
-func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*local, error) {
+func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*tank.Tank, error) {
 	systemd.ExtendTimeout(ctx, 2*patience)
 	for deadline := time.Now().Add(patience); ; {
-		own, err := openLocal(s.Root, s.HostsDir, opts)
+		t, err := openRoot(s.Root, opts)
 		if !errdefs.IsUnavailable(err) {
-			return own, err
+			return t, err
 		}
 		if time.Now().After(deadline) {
 			return nil, localError{err}

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
 // patienceOfTests is how long a test waits for what comes in milliseconds on a machine that has nothing else to do.
@@ -96,7 +97,7 @@ func (d *daemonProcess) address() string { return filepath.Join(d.dir, "run", "d
 func (d *daemonProcess) serving(t *testing.T, socket string) {
 	t.Helper()
 	for deadline := time.Now().Add(patienceOfTests); ; time.Sleep(20 * time.Millisecond) {
-		c, err := dial(t.Context(), socket)
+		c, err := admin.Dial(t.Context(), socket, nil)
 		if err == nil {
 			c.Close()
 			return
@@ -162,7 +163,7 @@ func TestNotify(t *testing.T) {
 			if !strings.HasPrefix(heard[0], "EXTEND_TIMEOUT_USEC=") {
 				t.Errorf("before the root was open: %q", heard)
 			}
-			for _, socket := range []string{d.address(), filepath.Join(d.dir, "root", socketName)} {
+			for _, socket := range []string{d.address(), filepath.Join(d.dir, "root", admin.SocketName)} {
 				conn, err := net.Dial("unix", socket)
 				if err != nil {
 					t.Errorf("READY came before %s listened: %v", socket, err)
@@ -185,15 +186,15 @@ func TestNotify(t *testing.T) {
 
 // TestAlive: the probe of a daemon fails when nobody answers on its socket.
 func TestAlive(t *testing.T) {
-	own, err := openLocal(t.TempDir(), "", &tank.Options{Daemon: true})
+	own, err := tank.Open(t.TempDir(), &tank.Options{Daemon: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer own.Close()
-	if err := own.alive(t.Context(), []string{filepath.Join(own.Root(), socketName)}); !errdefs.IsUnavailable(err) {
+	if err := alive(t.Context(), own, []string{filepath.Join(own.Root(), admin.SocketName)}); !errdefs.IsUnavailable(err) {
 		t.Errorf("without a server: %v", err)
 	}
-	if err := own.tank.Probe(t.Context()); err != nil {
+	if err := own.Probe(t.Context()); err != nil {
 		t.Errorf("the database: %v", err)
 	}
 }
@@ -219,7 +220,7 @@ func TestActivation(t *testing.T) {
 	env := []string{"LISTEN_PID=self", "LISTEN_FDS=1", "LISTEN_FDNAMES=tank.socket"}
 	d := startServe(t, env, fileOf(unixListener))
 	d.serving(t, path)
-	d.serving(t, filepath.Join(d.dir, "root", socketName))
+	d.serving(t, filepath.Join(d.dir, "root", admin.SocketName))
 	if _, err := os.Lstat(d.address()); !os.IsNotExist(err) {
 		t.Errorf("the address was opened beside the passed socket: %v", err)
 	}
@@ -308,7 +309,7 @@ func TestGroup(t *testing.T) {
 		if m, g := mode(d.address()); m != tc.mode || g != tc.group {
 			t.Errorf("%q: mode %o, group %d", tc.args, m, g)
 		}
-		if m, _ := mode(filepath.Join(d.dir, "root", socketName)); m != 0o600 {
+		if m, _ := mode(filepath.Join(d.dir, "root", admin.SocketName)); m != 0o600 {
 			t.Errorf("%q: the root's socket has mode %o", tc.args, m)
 		}
 		if m, _ := mode(filepath.Dir(d.address())); m != 0o711 {
@@ -349,7 +350,7 @@ func TestStopUnderPull(t *testing.T) {
 	if code := d.stop(t, syscall.SIGTERM); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	own, err := openLocal(filepath.Join(d.dir, "root"), "", nil)
+	own, err := tank.Open(filepath.Join(d.dir, "root"), nil)
 	if err != nil {
 		t.Fatalf("the root was not given up: %v", err)
 	}

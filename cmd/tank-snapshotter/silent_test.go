@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
 // saysSo is how long a command may take on a machine that is busy to say that a process does not answer.
@@ -81,7 +83,7 @@ func TestSilentListener(t *testing.T) {
 				return err
 			}
 			t.Cleanup(func() { l.Close() })
-			return os.Rename(filepath.Join(root, "other"), filepath.Join(root, socketName))
+			return os.Rename(filepath.Join(root, "other"), filepath.Join(root, admin.SocketName))
 		},
 		"no socket": func(string) error { return nil },
 	} {
@@ -89,7 +91,7 @@ func TestSilentListener(t *testing.T) {
 			t.Parallel()
 			s := &squatter{}
 			squat(t, s, os.Geteuid())
-			if err := os.Remove(filepath.Join(s.root, socketName)); err != nil {
+			if err := os.Remove(filepath.Join(s.root, admin.SocketName)); err != nil {
 				t.Fatal(err)
 			}
 			if err := prepare(s.root); err != nil {

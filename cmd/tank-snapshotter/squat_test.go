@@ -21,20 +21,21 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/socket"
-	"github.com/tank-snapshotter/tank/plugin"
+	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
 // squatter answers for a root that it does not manage: it asks for everything, and answers what it likes.
 type squatter struct {
-	plugin.Admin // nil: other methods panic, which the server contains
+	tank.Service // nil: other methods panic, which the server contains
 	root         string
 	hosts        []string // to ask for credentials of
 
 	mu     sync.Mutex // guards the fields below
 	rootfs string     // to answer
-	got    map[string]plugin.Credential
-	req    plugin.PullRequest
+	got    map[string]tank.Credential
+	opts   tank.PullOptions
 	seen   int // calls
 }
 
@@ -46,23 +47,23 @@ func (s *squatter) answer(rootfs string) {
 	s.rootfs = rootfs
 }
 
-func (s *squatter) Images(context.Context) ([]plugin.ImageInfo, error) {
+func (s *squatter) Images(context.Context) ([]tank.ImageInfo, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seen++
 	return nil, nil
 }
 
-func (s *squatter) Pull(ctx context.Context, req plugin.PullRequest, client plugin.PullClient) (*plugin.PulledImage, error) {
-	got := map[string]plugin.Credential{}
+func (s *squatter) Pull(ctx context.Context, ref string, opts *tank.PullOptions) (*tank.Image, error) {
+	got := map[string]tank.Credential{}
 	for _, host := range s.hosts {
-		got[host], _ = client.Credentials(ctx, host)
+		got[host], _ = opts.Credentials(ctx, host)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seen, s.got, s.req = s.seen+1, got, req
-	d := digest.FromString("x").String()
-	return &plugin.PulledImage{Ref: req.Ref, Digest: d, Manifest: d, Rootfs: s.rootfs}, nil
+	s.seen, s.got, s.opts = s.seen+1, got, *opts
+	d := digest.FromString("x")
+	return &tank.Image{Ref: ref, Digest: d, Manifest: d, Rootfs: s.rootfs}, nil
 }
 
 // squat has s own a root that a command made before: it holds the lock, and a process of user uid listens on its
@@ -88,13 +89,13 @@ func squat(t *testing.T, s *squatter, uid int) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- plugin.New(&plugin.Options{Admin: s, Drain: time.Millisecond}).Serve(ctx, listener) }()
+	go func() { served <- admin.Serve(ctx, listener, s, &admin.ServeOptions{Drain: time.Millisecond}) }()
 	t.Cleanup(func() { cancel(); <-served })
 }
 
 // listenAs listens on the socket of a root with the effective user uid, which the kernel reports to who connects.
 func listenAs(root string, uid int) (l net.Listener, err error) {
-	path, release, err := socket.Path(root, socketName)
+	path, release, err := socket.Path(root, admin.SocketName)
 	if err != nil {
 		return nil, err
 	}
@@ -177,12 +178,12 @@ func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 			}
 			var creds []string
 			for host, c := range s.got {
-				if c != (plugin.Credential{}) {
+				if c != (tank.Credential{}) {
 					creds = append(creds, host)
 				}
 			}
 			slices.Sort(creds)
-			if files := slices.Sorted(maps.Keys(s.req.HostsFiles)); !slices.Equal(files, tt.files) || !slices.Equal(creds, tt.creds) {
+			if files := slices.Sorted(maps.Keys(s.opts.HostsFiles)); !slices.Equal(files, tt.files) || !slices.Equal(creds, tt.creds) {
 				t.Errorf("files %q, want %q; credentials for %q, want %q", files, tt.files, creds, tt.creds)
 			}
 		})
@@ -237,7 +238,7 @@ func TestOwnerOfAnotherUser(t *testing.T) {
 	s := &squatter{hosts: []string{"docker.io"}}
 	squat(t, s, 12345)
 	for _, args := range [][]string{
-		{"pull", "--root", s.root, "x:1"}, {"images", "--root", s.root}, {"pull", "--address", filepath.Join(s.root, socketName), "x:1"},
+		{"pull", "--root", s.root, "x:1"}, {"images", "--root", s.root}, {"pull", "--address", filepath.Join(s.root, admin.SocketName), "x:1"},
 	} {
 		cmd := command(t, credentials(t, "docker.io"), args...)
 		var stderr bytes.Buffer
@@ -257,7 +258,7 @@ func TestSocketOfTheRoot(t *testing.T) {
 	t.Parallel()
 	s := &squatter{}
 	squat(t, s, os.Geteuid())
-	socket := filepath.Join(s.root, socketName)
+	socket := filepath.Join(s.root, admin.SocketName)
 	other := filepath.Join(t.TempDir(), "s")
 	if err := errors.Join(os.Rename(socket, other), os.Symlink(other, socket)); err != nil {
 		t.Fatal(err)

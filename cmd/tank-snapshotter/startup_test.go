@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/plugin/admin"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
@@ -173,7 +174,7 @@ func serveProgram(tb testing.TB, program, root string) {
 		}
 	})
 	for deadline := time.Now().Add(patienceOfTests); ; time.Sleep(10 * time.Millisecond) {
-		if c, err := dial(tb.Context(), filepath.Join(root, socketName)); err == nil {
+		if c, err := admin.Dial(tb.Context(), filepath.Join(root, admin.SocketName), nil); err == nil {
 			c.Close()
 			return
 		}

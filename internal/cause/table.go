@@ -28,6 +28,7 @@ const (
 	ForeignUser      Kind = "root of another user"
 	ForeignDirectory Kind = "not a root"
 	Newer            Kind = "newer format"
+	Version          Kind = "versions that do not fit"
 	Busy             Kind = "another process"
 	Silent           Kind = "a process that does not answer"
 	Untrusted        Kind = "a process of another user"
@@ -132,6 +133,11 @@ var table = []advice{
 	},
 	{ForeignDirectory, ExitOther, "Nothing was changed. Choose another directory with --root.", ""},
 	{Newer, ExitOther, "Nothing was changed. Use the version of tank-snapshotter that made the root, or a later one.", ""},
+	{
+		Version, ExitOther,
+		"The two programs are of different versions. After an update, restart the daemon, and every program that uses it.",
+		"",
+	},
 	{Silent, ExitOther, "Is the process stopped? If it hangs, restart it: a restart does no harm to the root.", ""},
 	{Untrusted, ExitOther, "Nothing was sent to that process.", ""},
 	{Busy, ExitOther, "Wait until the other process has ended, or stop it.", ""},

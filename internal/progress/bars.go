@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
@@ -25,8 +27,8 @@ type bars struct {
 	w     io.Writer
 	width func() int
 	now   func() time.Time
-	order []string
-	lines map[string]*bar
+	order []digest.Digest
+	lines map[digest.Digest]*bar
 	drawn int       // lines on the screen
 	last  time.Time // of a drawing
 }
@@ -40,7 +42,7 @@ type bar struct {
 }
 
 func newBars(f *os.File) *bars {
-	return &bars{w: f, now: time.Now, lines: map[string]*bar{}, width: func() int {
+	return &bars{w: f, now: time.Now, lines: map[digest.Digest]*bar{}, width: func() int {
 		width, _, err := term.GetSize(int(f.Fd()))
 		if err != nil || width <= 0 {
 			return 80
@@ -96,8 +98,8 @@ func (b *bars) draw() {
 }
 
 // line is what one download looks like in so many columns.
-func (l *bar) line(digest string, width int, now time.Time) string {
-	name := strings.TrimPrefix(printable.Digest(digest), "sha256:")
+func (l *bar) line(d digest.Digest, width int, now time.Time) string {
+	name := strings.TrimPrefix(printable.Digest(d.String()), "sha256:")
 	var state string
 	switch {
 	case l.cached:

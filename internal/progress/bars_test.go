@@ -6,12 +6,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 func TestBars(t *testing.T) {
 	var out strings.Builder
 	now := time.Unix(0, 0)
-	b := &bars{w: &out, lines: map[string]*bar{}, width: func() int { return 100 }, now: func() time.Time { return now }}
+	b := &bars{w: &out, lines: map[digest.Digest]*bar{}, width: func() int { return 100 }, now: func() time.Time { return now }}
 	at := func(seconds int, e Event) {
 		now = time.Unix(int64(seconds), 0)
 		b.event(e)
@@ -39,8 +41,8 @@ func TestBars(t *testing.T) {
 	}
 	for n, claimed := range []int64{2e17, math.MaxInt64, -1, 0} {
 		for _, offset := range []int64{claimed, 1, -1, math.MaxInt64} {
-			at(3, Event{Digest: fmt.Sprint(n), Offset: offset, Total: claimed})
-			at(4+n, Event{Digest: fmt.Sprint(n), Offset: offset / 2, Total: claimed, Done: true}) // draws
+			at(3, Event{Digest: digest.Digest(fmt.Sprint(n)), Offset: offset, Total: claimed})
+			at(4+n, Event{Digest: digest.Digest(fmt.Sprint(n)), Offset: offset / 2, Total: claimed, Done: true}) // draws
 		}
 	}
 	at(5, Event{Digest: "x\x1b[2J", Total: 2e17})
@@ -57,8 +59,8 @@ func TestBars(t *testing.T) {
 
 func TestPlain(t *testing.T) {
 	var b strings.Builder
-	show := (&plain{w: &b, last: map[string]time.Time{}}).event
-	d := "sha256:" + strings.Repeat("ab", 32)
+	show := (&plain{w: &b, last: map[digest.Digest]time.Time{}}).event
+	d := digest.Digest("sha256:" + strings.Repeat("ab", 32))
 	show(Event{Digest: d, Offset: 0, Total: 1234})
 	show(Event{Digest: d, Offset: 100, Total: 1234})
 	show(Event{Digest: d, Offset: 1234, Total: 1234, Done: true})

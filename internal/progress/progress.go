@@ -18,12 +18,14 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
 // Event is the state of one download.
 type Event struct {
-	Digest string
+	Digest digest.Digest
 	Offset int64 // bytes that are here
 	Total  int64 // bytes of the blob, as the registry claims
 	Done   bool  // the download ended
@@ -53,7 +55,7 @@ func New(f *os.File, kind string) (Display, error) {
 	default:
 		return Display{}, fmt.Errorf("--progress %q is none of auto, plain, none", kind)
 	}
-	p := &plain{w: f, last: map[string]time.Time{}}
+	p := &plain{w: f, last: map[digest.Digest]time.Time{}}
 	return Display{Event: p.event}, nil
 }
 
@@ -64,7 +66,7 @@ const plainInterval = 5 * time.Second
 type plain struct {
 	mu   sync.Mutex // guards the fields below
 	w    io.Writer
-	last map[string]time.Time // of the latest line, by digest
+	last map[digest.Digest]time.Time // of the latest line, by digest
 }
 
 func (p *plain) event(e Event) {
@@ -73,13 +75,13 @@ func (p *plain) event(e Event) {
 	last, known := p.last[e.Digest]
 	switch {
 	case e.Cached:
-		printable.Fprintf(p.w, "%s is here (%s)\n", printable.Digest(e.Digest), printable.Bytes(e.Total))
+		printable.Fprintf(p.w, "%s is here (%s)\n", printable.Digest(e.Digest.String()), printable.Bytes(e.Total))
 	case e.Done:
-		printable.Fprintf(p.w, "%s fetched (%s)\n", printable.Digest(e.Digest), printable.Bytes(e.Total))
+		printable.Fprintf(p.w, "%s fetched (%s)\n", printable.Digest(e.Digest.String()), printable.Bytes(e.Total))
 	case !known:
 		p.last[e.Digest] = time.Now()
 	case time.Since(last) >= plainInterval:
 		p.last[e.Digest] = time.Now()
-		printable.Fprintf(p.w, "%s %s of %s\n", printable.Digest(e.Digest), printable.Bytes(e.Offset), printable.Bytes(e.Total))
+		printable.Fprintf(p.w, "%s %s of %s\n", printable.Digest(e.Digest.String()), printable.Bytes(e.Offset), printable.Bytes(e.Total))
 	}
 }

@@ -17,7 +17,7 @@ func TestPieces(t *testing.T) {
 				(*p.data)[i] = byte(i)
 			}
 			want := bytes.Clone(*p.data)
-			s, err := messages{}.Marshal(p)
+			s, err := p.MarshalBuffers()
 			if err != nil {
 				t.Fatal(err)
 			}

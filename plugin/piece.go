@@ -3,11 +3,8 @@ package plugin
 import (
 	"sync"
 
-	"google.golang.org/grpc/encoding"
-	protocodec "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 )
 
 // What is read of blobs is sent without being copied in between, in messages that cost the receiver least. What is written is copied once,
@@ -63,35 +60,14 @@ func newPiece(offset, left int64) piece {
 	return piece{offset, data, pool}
 }
 
-// messages encodes what the socket carries: protocol buffers, pieces of blobs, and JSON for Tank's own commands.
-type messages struct{}
-
-func (messages) Name() string { return protocodec.Name }
-
-func (messages) Marshal(v any) (mem.BufferSlice, error) {
-	switch v := v.(type) {
-	case piece:
-		var head []byte
-		if v.offset != 0 {
-			head = protowire.AppendTag(head, fieldOffset, protowire.VarintType)
-			head = protowire.AppendVarint(head, uint64(v.offset))
-		}
-		head = protowire.AppendTag(head, fieldData, protowire.BytesType)
-		head = protowire.AppendVarint(head, uint64(len(*v.data)))
-		return mem.BufferSlice{mem.SliceBuffer(head), mem.NewBuffer(v.data, v.pool)}, nil
-	case proto.Message:
-		return encoding.GetCodecV2(protocodec.Name).Marshal(v)
+// MarshalBuffers encodes the message around the piece's bytes, and has their buffer returned when they were sent.
+func (p piece) MarshalBuffers() (mem.BufferSlice, error) {
+	var head []byte
+	if p.offset != 0 {
+		head = protowire.AppendTag(head, fieldOffset, protowire.VarintType)
+		head = protowire.AppendVarint(head, uint64(p.offset))
 	}
-	b, err := codec{}.Marshal(v)
-	return mem.BufferSlice{mem.SliceBuffer(b)}, err
-}
-
-func (messages) Unmarshal(data mem.BufferSlice, v any) error {
-	switch v := v.(type) {
-	case *received:
-		return v.unmarshal(data)
-	case proto.Message:
-		return encoding.GetCodecV2(protocodec.Name).Unmarshal(data, v)
-	}
-	return codec{}.Unmarshal(data.Materialize(), v)
+	head = protowire.AppendTag(head, fieldData, protowire.BytesType)
+	head = protowire.AppendVarint(head, uint64(len(*p.data)))
+	return mem.BufferSlice{mem.SliceBuffer(head), mem.NewBuffer(p.data, p.pool)}, nil
 }

@@ -1,4 +1,4 @@
-package plugin
+package admin
 
 import (
 	"context"
@@ -30,7 +30,6 @@ func TestStatusKeepsCause(t *testing.T) {
 		{context.Canceled, context.Canceled, cause.Cause{}},
 	} {
 		sent := toStatus(tc.err)
-		escapeMessage(&sent)
 		got := native(status.ErrorProto(status.Convert(sent).Proto()))
 		if !errors.Is(got, tc.class) || cause.Of(got) != tc.want {
 			t.Errorf("%v: %v of %v", tc.err, got, cause.Of(got))

@@ -1,4 +1,4 @@
-package plugin
+package admin
 
 import (
 	"context"
@@ -13,23 +13,30 @@ import (
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 
+	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// A Pull is a conversation: the client says what it wants; the server tells of progress and asks for credentials, which
-// the client answers; at last the server sends the image, or the stream ends with an error.
+// A Pull is a stream in both directions. The client sends the request. The server sends progress, and asks for
+// credentials, which the client answers. In the end the server sends the image, or the stream ends with an error.
 
-// pullMessage is what the client says.
+// pullMessage is a message of the client. One field is set.
 type pullMessage struct {
-	Request *PullRequest      `json:"request,omitempty"`
+	Request *pullRequest      `json:"request,omitempty"`
 	Answer  *credentialAnswer `json:"answer,omitempty"`
 }
 
-// pullReply is what the server says.
+// pullReply is a message of the server. One field is set.
 type pullReply struct {
-	Progress *Progress    `json:"progress,omitempty"`
-	Ask      *ask         `json:"ask,omitempty"`
-	Image    *PulledImage `json:"image,omitempty"`
+	Progress *progress   `json:"progress,omitempty"`
+	Ask      *ask        `json:"ask,omitempty"`
+	Image    *tank.Image `json:"image,omitempty"`
+}
+
+// progress is a line of the log, or an event.
+type progress struct {
+	Line string `json:"line,omitempty"`
+	tank.Event
 }
 
 // ask asks for the client's credential for a registry.
@@ -39,16 +46,16 @@ type ask struct {
 }
 
 type credentialAnswer struct {
-	ID         int        `json:"id"`
-	Credential Credential `json:"credential"`
-	Error      string     `json:"error,omitempty"`
+	ID         int             `json:"id"`
+	Credential tank.Credential `json:"credential"`
+	Error      string          `json:"error,omitempty"`
 }
 
-// pullServer is the server's side of one conversation.
+// pullServer is the server's side of one stream.
 type pullServer struct {
 	stream  grpc.ServerStream
 	replies chan pullReply
-	done    <-chan struct{} // the client has gone
+	done    <-chan struct{} // closed when the client has gone
 
 	mu    sync.Mutex // guards asked and next
 	asked map[int]chan credentialAnswer
@@ -69,7 +76,14 @@ func servePull(srv any, stream grpc.ServerStream) error {
 	sent := make(chan error, 1)
 	go p.send(sent)
 	go p.receive()
-	img, err := srv.(Admin).Pull(stream.Context(), *first.Request, PullClient{Report: p.report, Credentials: p.credential})
+	e, opts := srv.(*endpoint), first.Request.PullOptions
+	if !first.Request.OwnHosts {
+		opts.HostsDir = e.hostsDir
+	}
+	opts.Progress = func(e tank.Event) { p.report(progress{Event: e}) }
+	opts.Log = func(line string) { p.report(progress{Line: line}) }
+	opts.Credentials = p.credential
+	img, err := e.svc.Pull(stream.Context(), first.Request.Ref, &opts)
 	close(p.replies)
 	if serr := <-sent; err == nil {
 		err = serr
@@ -80,7 +94,7 @@ func servePull(srv any, stream grpc.ServerStream) error {
 	return stream.SendMsg(pullReply{Image: img})
 }
 
-// send sends what is to be said, one after the other, as gRPC wants it.
+// send sends the replies one after the other, as gRPC requires.
 func (p *pullServer) send(sent chan<- error) {
 	var err error
 	for r := range p.replies {
@@ -91,7 +105,7 @@ func (p *pullServer) send(sent chan<- error) {
 	sent <- err
 }
 
-// receive gives the client's answers to who asked. It ends with the stream.
+// receive passes each answer of the client on to the call of credential that waits for it. It ends with the stream.
 func (p *pullServer) receive() {
 	for {
 		var m pullMessage
@@ -111,8 +125,8 @@ func (p *pullServer) receive() {
 	}
 }
 
-// report passes progress on. What only says how far a download is is dropped while the client does not take it.
-func (p *pullServer) report(e Progress) {
+// report sends progress to the client. If the client is slow, events that a later one supersedes are dropped.
+func (p *pullServer) report(e progress) {
 	if e.Line != "" || e.Done {
 		select {
 		case p.replies <- pullReply{Progress: &e}:
@@ -127,7 +141,7 @@ func (p *pullServer) report(e Progress) {
 }
 
 // credential asks the client for its credential for a registry.
-func (p *pullServer) credential(ctx context.Context, host string) (Credential, error) {
+func (p *pullServer) credential(ctx context.Context, host string) (tank.Credential, error) {
 	c := make(chan credentialAnswer, 1)
 	p.mu.Lock()
 	p.next++
@@ -148,31 +162,38 @@ func (p *pullServer) credential(ctx context.Context, host string) (Credential, e
 	case <-p.done:
 	case <-ctx.Done():
 	}
-	return Credential{}, fmt.Errorf("credentials of %s: the client has gone: %w", host, errdefs.ErrAborted)
+	return tank.Credential{}, fmt.Errorf("credentials of %s: the client has gone: %w", host, errdefs.ErrAborted)
 }
 
 // maxAsks bounds how many requests for credentials are answered at once, because each may run a program.
 const maxAsks = 16
 
-// Pull asks the process to pull an image. It returns an error if the path of the rootfs does not lie in that process's
-// root.
-func (c *Client) Pull(ctx context.Context, req PullRequest, client PullClient) (image *PulledImage, err error) {
+// Pull has the process pull an image; see [tank.Service]. It returns errdefs.ErrFailedPrecondition if the answer names
+// a rootfs outside the root.
+func (c *Client) Pull(ctx context.Context, ref string, opts *tank.PullOptions) (image *tank.Image, err error) {
+	if opts == nil {
+		opts = &tank.PullOptions{}
+	}
+	req, credentials, err := entrust(ctx, ref, opts)
+	if err != nil {
+		return nil, err
+	}
 	err = c.attend(ctx, func(ctx context.Context) error {
-		image, err = c.pull(ctx, req, client)
+		image, err = c.pull(ctx, req, credentials)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return image, image.check(c.root)
+	return image, check(image, c.root)
 }
 
 // check refuses an answer with invalid digests or with a rootfs outside the root, because digests are printed and the
 // rootfs is opened.
-func (i *PulledImage) check(root string) error {
-	if digest.Digest(i.Manifest).Validate() != nil || digest.Digest(i.Digest).Validate() != nil {
-		return fmt.Errorf("pull: the answer has invalid digests %q and %q: %w", printable.Text(i.Digest),
-			printable.Text(i.Manifest), errdefs.ErrFailedPrecondition)
+func check(i *tank.Image, root string) error {
+	if i.Manifest.Validate() != nil || i.Digest.Validate() != nil {
+		return fmt.Errorf("pull: the answer has invalid digests %q and %q: %w", printable.Text(string(i.Digest)),
+			printable.Text(string(i.Manifest)), errdefs.ErrFailedPrecondition)
 	}
 	inside := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(i.Rootfs)).Validate() == nil &&
 		filepath.Dir(i.Rootfs) == filepath.Join(root, "rootfs", "sha256")
@@ -183,26 +204,26 @@ func (i *PulledImage) check(root string) error {
 	return nil
 }
 
-func (c *Client) pull(ctx context.Context, req PullRequest, client PullClient) (*PulledImage, error) {
+func (c *Client) pull(ctx context.Context, req pullRequest, credentials tank.Credentials) (*tank.Image, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.conn.NewStream(ctx, &adminService.Streams[0], "/"+serviceName+"/Pull")
+	stream, err := c.conn.NewStream(ctx, &description.Streams[0], "/"+serviceName+"/Pull")
 	if err != nil {
 		return nil, native(err)
 	}
 	var mu sync.Mutex // one message at a time
-	say := func(m pullMessage) {
+	send := func(m pullMessage) {
 		mu.Lock()
 		defer mu.Unlock()
 		_ = stream.SendMsg(m) // RecvMsg returns why it failed
 	}
-	say(pullMessage{Request: &req})
+	send(pullMessage{Request: &req})
 	asks := make(chan struct{}, maxAsks)
 	for {
 		var reply pullReply
 		switch err := stream.RecvMsg(&reply); {
 		case errors.Is(err, io.EOF):
-			return nil, fmt.Errorf("pull %s: no answer: %w", req.Ref, io.ErrUnexpectedEOF)
+			return nil, fmt.Errorf("pull %s: no answer: %w: %w", req.Ref, io.ErrUnexpectedEOF, errdefs.ErrUnavailable)
 		case err != nil:
 			return nil, native(err)
 		case reply.Image != nil:
@@ -216,22 +237,26 @@ func (c *Client) pull(ctx context.Context, req PullRequest, client PullClient) (
 			}
 			go func() {
 				defer func() { <-asks }()
-				say(pullMessage{Answer: client.answer(ctx, *reply.Ask)})
+				send(pullMessage{Answer: answer(ctx, *reply.Ask, credentials)})
 			}()
-		case reply.Progress != nil && client.Report != nil:
-			client.Report(*reply.Progress)
+		case reply.Progress != nil && reply.Progress.Line != "":
+			if req.Log != nil {
+				req.Log(reply.Progress.Line)
+			}
+		case reply.Progress != nil && req.Progress != nil:
+			req.Progress(reply.Progress.Event)
 		}
 	}
 }
 
-// answer finds the credential that the server asks for.
-func (c PullClient) answer(ctx context.Context, q ask) *credentialAnswer {
+// answer returns the credential that the server asks for.
+func answer(ctx context.Context, q ask, credentials tank.Credentials) *credentialAnswer {
 	a := &credentialAnswer{ID: q.ID}
-	if c.Credentials == nil {
+	if credentials == nil {
 		return a
 	}
 	var err error
-	if a.Credential, err = c.Credentials(ctx, q.Host); err != nil {
+	if a.Credential, err = credentials(ctx, q.Host); err != nil {
 		a.Error = err.Error()
 	}
 	return a

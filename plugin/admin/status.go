@@ -1,4 +1,4 @@
-package plugin
+package admin
 
 import (
 	"github.com/containerd/errdefs/pkg/errgrpc"

@@ -1,4 +1,4 @@
-package main
+package admin
 
 import (
 	"context"
@@ -10,11 +10,13 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/userfile"
-	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/resolver/hostsdir"
 )
@@ -22,38 +24,52 @@ import (
 // maxHostsFiles bounds what is sent of a hosts directory, in bytes.
 const maxHostsFiles = 4 << 20
 
-// entrust adds to a request only what another process needs to pull for this user: the files of the hosts directory for
-// the reference's registry, and credentials for that registry and the hosts that its hosts.toml names.
-func entrust(ctx context.Context, req *plugin.PullRequest, client *plugin.PullClient, named bool) error {
-	ref, err := resolver.ParseReference(req.Ref)
+// entrust returns the request for a pull and the client's answers to requests for credentials. They have only what
+// another process needs to pull for this user: the files of the hosts directory for the reference's registry, and
+// credentials for that registry and the hosts that its hosts.toml names.
+func entrust(ctx context.Context, ref string, opts *tank.PullOptions) (pullRequest, tank.Credentials, error) {
+	req := pullRequest{Ref: ref, PullOptions: *opts}
+	parsed, err := resolver.ParseReference(ref)
 	if err != nil {
-		return err
+		return req, nil, err
 	}
-	switch _, err := os.Stat(client.HostsDir); {
-	case err == nil:
-		req.OwnHosts = true
-		if req.HostsFiles, err = readHostsFiles(ctx, client.HostsDir, ref.Domain()); err != nil {
-			return err
+	if opts.HostsDir != "" && len(opts.HostsFiles) == 0 {
+		switch _, err := os.Stat(opts.HostsDir); {
+		case err == nil:
+			req.OwnHosts = true
+			if req.HostsFiles, err = readHostsFiles(ctx, opts.HostsDir, parsed.Domain()); err != nil {
+				return req, nil, err
+			}
+		case !errors.Is(err, fs.ErrNotExist):
+			return req, nil, hostsError(err)
 		}
-	case named || !errors.Is(err, fs.ErrNotExist):
-		return usageError{fmt.Errorf("--hosts-dir: %w", err)}
 	}
-	names := hostsdir.Names(ref.Domain(), nil)
+	if opts.Credentials == nil {
+		return req, nil, nil
+	}
+	names := hostsdir.Names(parsed.Domain(), nil)
 	for name, data := range req.HostsFiles {
 		if filepath.Base(name) == "hosts.toml" {
-			names = hostsdir.Names(ref.Domain(), data)
+			names = hostsdir.Names(parsed.Domain(), data)
 		}
 	}
-	ask := client.Credentials
-	client.Credentials = func(ctx context.Context, host string) (plugin.Credential, error) {
+	return req, func(ctx context.Context, host string) (tank.Credential, error) {
 		if !slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(name, host) }) {
 			log.G(ctx).WithField("host", host).
 				Warn("no credentials were sent for a host that is not the image's")
-			return plugin.Credential{}, nil
+			return tank.Credential{}, nil
 		}
-		return ask(ctx, host)
+		return opts.Credentials(ctx, host)
+	}, nil
+}
+
+// hostsError returns the error for a hosts directory that cannot be used.
+func hostsError(err error) error {
+	err = fmt.Errorf("hosts directory: %w: %w", err, errdefs.ErrInvalidArgument)
+	if code, known := cause.Of(err).Exit(); known && code == cause.ExitUsage {
+		return err
 	}
-	return nil
+	return cause.Mark(err, cause.Usage, "")
 }
 
 // certificateFiles are the file name extensions of certificates and keys.
@@ -66,7 +82,7 @@ func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byt
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		return nil, usageError{fmt.Errorf("--hosts-dir: %w", err)}
+		return nil, hostsError(err)
 	}
 	from, err := hostsdir.Find(dir, registry)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,7 +15,6 @@ import (
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/reserve"
-	"github.com/tank-snapshotter/tank/internal/socket"
 )
 
 // startsWithin is how long Reach waits for a process that owns the root but has no socket, because it starts or ends.
@@ -109,9 +109,9 @@ func (o *ReachOptions) own(ctx context.Context, t *tank.Tank, fn func(tank.Servi
 	if t.ReadOnly() {
 		return fn(t) // several processes can read a root at the same time
 	}
-	var l *socket.Listener
+	var l net.Listener
 	err = t.Spend(func() (err error) {
-		l, err = socket.Listen(ctx, t.Root(), SocketName, nil)
+		l, err = Listen(ctx, t.Root())
 		return err
 	})
 	if reserve.Full(err) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/rpc"
+	"github.com/tank-snapshotter/tank/internal/socket"
 )
 
 // ServeOptions of Serve and Register. nil means the zero value.
@@ -18,6 +19,16 @@ type ServeOptions struct {
 	// Drain is how long calls may go on after Serve was told to stop. 0 means 10 seconds, less than 0 forever.
 	// Register ignores it.
 	Drain time.Duration
+}
+
+// Listen makes the socket in a root that this process owns, at which other programs look for the owner. Only this
+// process's user can open it. It returns errdefs.ErrUnavailable if another process answers there.
+func Listen(ctx context.Context, root string) (net.Listener, error) {
+	l, err := socket.Listen(ctx, root, SocketName, nil)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 // Serve serves a root on a socket until ctx ends, and then until the running calls have ended. It closes the listener.

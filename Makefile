@@ -67,16 +67,19 @@ race: ## run the tests of the packages under the race detector (needs cgo)
 	CGO_ENABLED=1 $(GO) test -race -tags '$(TESTTAGS)' $(TESTFLAGS) ./...
 
 fuzz: ## run each fuzz target, and the model of layers with new images, for FUZZTIME each
-	TANK_MODEL_SEEDS=$$(date +%s)000,1000000 TANK_MODEL_TIME=$(FUZZTIME) $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./snapshot
+	TANK_MODEL_SEEDS=$$(date +%s)000,1000000 TANK_MODEL_TIME=$(FUZZTIME) $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v $(MODEL)
 	@grep -rlE '^func Fuzz' --include='*_test.go' --exclude-dir=integration . | xargs -n1 dirname | sort -u | while read -r dir; do \
 		grep -hoE '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | sed 's/^func //' | while read -r name; do \
 			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir || exit 1; \
 		done || exit 1; \
 	done
 
+# The package of the comparison with the model of layers.
+MODEL = $$(grep -rlE '^func TestModel\(' --include='*_test.go' --exclude-dir=integration . | xargs -n1 dirname)
+
 # TANK_MODEL_SEEDS and TANK_COMPARE have the form FIRST,COUNT; each seed makes one image.
 model: ## compare 20,000 random images with the model of layers (takes half an hour)
-	TANK_MODEL_SEEDS=$${TANK_MODEL_SEEDS:-1,20000} TANK_MODEL_TIME=6h $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v ./snapshot
+	TANK_MODEL_SEEDS=$${TANK_MODEL_SEEDS:-1,20000} TANK_MODEL_TIME=6h $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v $(MODEL)
 
 compare: build ## compare 500 random images with umoci and containerd's overlayfs (takes minutes)
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_COMPARE=$${TANK_COMPARE:-1,500} \
@@ -84,7 +87,7 @@ compare: build ## compare 500 random images with umoci and containerd's overlayf
 
 bench: bin/benchstat-$(BENCHSTAT) ## run the micro-benchmarks on BENCHDIR and compare them with docs/bench/baseline.txt
 	TMPDIR='$(BENCHDIR)' $(GO) test -run '^$$' -bench '^Benchmark($(BENCH))$$' -benchtime 0.3s -count 6 -timeout 30m $(TESTFLAGS) \
-		./metadata ./content ./snapshot/unpack/... ./plugin . ./cmd/tank-snapshotter > bin/bench.txt || \
+		$$(grep -rlE '^func Benchmark' --include='*_test.go' --exclude-dir=integration . | xargs -n1 dirname | sort -u) > bin/bench.txt || \
 		{ cat bin/bench.txt; exit 1; }
 	bin/benchstat-$(BENCHSTAT) docs/bench/baseline.txt bin/bench.txt
 

@@ -108,7 +108,7 @@ type stackRow struct {
 }
 
 // stackRows say what lists of layers have to look like, whichever way they are put together. Rows are named by the case
-// of the design's tables that they show.
+// of docs/cases.md that they show.
 var stackRows = []stackRow{
 	{"E1 whiteout of a file", [][]Item{{F("a", "1"), F("b", "1")}, {W(".wh.a")}}, []string{`b file "1"`}, nil},
 	{"E2 whiteout of a tree", [][]Item{{D("d"), F("d/x", "1")}, {W(".wh.d")}}, nil, nil},

@@ -42,5 +42,7 @@ func check(root string) ([]string, error) {
 	faults = append(faults, t.missingDecisions()...)
 	faults = append(faults, t.missingTests()...)
 	faults = append(faults, t.missingCases()...)
+	faults = append(faults, t.unlisted()...)
+	faults = append(faults, t.absentSources()...)
 	return faults, nil
 }

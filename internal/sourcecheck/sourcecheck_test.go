@@ -82,13 +82,14 @@ func TestWideGo(t *testing.T) {
 // TestReferences: each kind of reference that leads nowhere is found, and none that leads somewhere.
 func TestReferences(t *testing.T) {
 	good := map[string]string{
-		"docs/a.md":           "# A b: c\n[x](#a-b-c) [y](adr/0012-it.md) [z](../x/x.go) [w](https://h/none) ADR 12, TestGood, TestGo*\n",
-		"docs/adr/0012-it.md": "# It\n[x](../a.md#a-b-c)\n",
-		"x/x.go":              "package x\n\n// See docs/adr/0012 and docs/a.md (ADR 12), not other/docs/b.\n",
-		"x/x_test.go":         "package x\n\nfunc TestGood(t *testing.T) {}\n",
-		"docs/cases.md":       "| A1 | x |\n| D2 | x |\n",
-		"x/cases_test.go":     "package x\n\n// See A1, D02 and C1 as bytes.\n",
-		"bin/skipped.md":      "[x](none.md)\n",
+		"docs/a.md":            "# A b: c\n[x](#a-b-c) [y](adr/0012-it.md) [z](../x/x.go) [w](https://h/none) ADR 12, TestGood, TestGo*\n",
+		"docs/adr/0012-it.md":  "# It\n[x](../a.md#a-b-c)\n",
+		"x/x.go":               "package x\n\n// See docs/adr/0012 and docs/a.md (ADR 12), not other/docs/b.\n",
+		"x/x_test.go":          "package x\n\nfunc TestGood(t *testing.T) {}\n",
+		"docs/architecture.md": "| `x` | x |\n",
+		"docs/cases.md":        "| A1 | x |\n| D2 | x |\n",
+		"x/cases_test.go":      "package x\n\n// See A1, D02 and C1 as bytes.\n",
+		"bin/skipped.md":       "[x](none.md)\n",
 	}
 	for name, tc := range map[string]struct{ file, text, want string }{
 		"nothing":  {"docs/c.md", "text\n", ""},
@@ -156,5 +157,37 @@ func TestVersion(t *testing.T) {
 				t.Errorf("%v, want %s in\n%s", err, tc.want, out)
 			}
 		})
+	}
+}
+
+// TestPackages: a package without a row in docs/architecture.md is found, and a row without a package.
+func TestPackages(t *testing.T) {
+	root := t.TempDir()
+	write(t, root, map[string]string{
+		"docs/architecture.md":   "| `a` | x |\n| `b/c`, `d`, `b/e` | y |\n| `none/f` | z |\n\nSee `b/g`.\n",
+		"a/a.go":                 "package a\n",
+		"b/c/c.go":               "package c\n",
+		"b/d/d.go":               "package d\n",
+		"b/e/e.go":               "package e\n",
+		"b/g/g.go":               "package g\n",
+		"b/g/gtest/g.go":         "package gtest\n",
+		"tests/x_test.go":        "package tests\n",
+		"integration/b/b.go":     "package b\n",
+		"b/testdata/hello/h.go":  "package main\n",
+		"b/absent.go":            "package b\n\n// DESIGN section 8.\n",
+		"docs/adr/0001-first.md": "# First\n",
+	})
+	faults, err := check(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"docs/architecture.md: no row of a table is about package b",
+		"docs/architecture.md: no row of a table is about package b/g",
+		"docs/architecture.md: none/f is no package",
+		"b/absent.go:3: DESIGN is not in the repository",
+	}
+	if !slices.Equal(faults, want) {
+		t.Errorf("got %q", faults)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// The tables follow sections 2 and 3 of the reliability notes by their ids; docs/adr/0003-layer-application.md says which way
-// it went where they leave a choice. /CANARY in names and targets is the path of the directory beside the root.
+// The rows are named by the cases of docs/cases.md; docs/adr/0003-layer-application.md has the decisions where the
+// specification leaves a choice. /CANARY in names and targets is the path of the directory beside the root.
 var tables = [][]row{pathRows, parserRows, overlayRows, whiteoutRows, linkRows, treeRows, attrRows}
 
 func items(i ...u.Item) []u.Item { return i }

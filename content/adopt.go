@@ -16,10 +16,10 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// adopt records and holds a blob whose bytes lie in their place without a record, as a kill leaves them right before the
-// record is written. They are hashed again, because nothing says whether they ever reached the disk. It returns
-// errdefs.ErrNotFound when there are none, or others; bytes of another size than the descriptor's are not read. A
-// descriptor of size 0 has none.
+// adopt records and holds a blob whose bytes are at its path without a record: the process was
+// killed right before it recorded the blob. It hashes them again, because they may never have
+// reached the disk. It returns errdefs.ErrNotFound if the file is missing or has other bytes. If
+// the descriptor has a size and the file has another one, the file is not read.
 func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error {
 	d := desc.Digest
 	defer hs.s.dir.KeepSweepsAway()()
@@ -37,17 +37,17 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 		return errclass.Ensure(fmt.Errorf("blob %s: %w", d, err))
 	}
 	if !fi.Mode().IsRegular() {
-		return fmt.Errorf("blob %s: not a file: %w", d, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: not a regular file: %w", d, errdefs.ErrNotFound)
 	}
 	if desc.Size > 0 && fi.Size() != desc.Size || !fits(f, fi.Size()) {
-		return fmt.Errorf("blob %s: a file of %d bytes lies there: %w", d, fi.Size(), errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: its file has %d bytes: %w", d, fi.Size(), errdefs.ErrNotFound)
 	}
 	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
 	if ctx.Err() != nil {
 		return fmt.Errorf("blob %s: %w", d, ctx.Err())
 	}
 	if err != nil || got != d {
-		return fmt.Errorf("blob %s: what lies there is something else: %w", d, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: its file has other bytes: %w", d, errdefs.ErrNotFound)
 	}
 	err = f.Sync()
 	if err == nil {
@@ -57,7 +57,7 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 		return errclass.Ensure(fmt.Errorf("blob %s: %w", d, err))
 	}
 	if now, err := os.Lstat(path); err != nil || !os.SameFile(fi, now) {
-		return fmt.Errorf("blob %s: replaced meanwhile: %w", d, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s: its file was replaced while it was hashed: %w", d, errdefs.ErrNotFound)
 	}
 	return hs.s.db.Batch(func(tx *metadata.Tx) error {
 		_, err := hs.record(tx, d, fi.Size(), nil)
@@ -65,8 +65,8 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 	})
 }
 
-// fits reports whether a file can be all data: one that is larger than its file system has a hole, which no download
-// makes and which takes hours to hash.
+// fits reports whether the file system is large enough for all bytes of the file. A larger file has
+// holes, which no download makes, and hashing it could take hours.
 func fits(f diskspace.File, size int64) bool {
 	space, err := diskspace.OfFile(f)
 	return err != nil || size <= space.Total

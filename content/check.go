@@ -13,8 +13,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Check reports every recorded blob whose file is missing, not a regular file, of another size or of another digest.
-// Bytes without a record are no fault.
+// Check hashes all recorded blobs, and reports every one whose file is missing, is not a regular
+// file, or has another size or digest. Bytes without a record are not a fault. Check itself fails
+// only if the database cannot be read or ctx ends.
 func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 	for after := ""; ; {
 		var keys []string
@@ -48,7 +49,8 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 	}
 }
 
-// checkBlob returns nil also when the blob was released meanwhile. Faults are of class errdefs.ErrDataLoss.
+// checkBlob returns a fault as an error of class errdefs.ErrDataLoss. It returns nil if the blob
+// was released since it was listed.
 func (s *Store) checkBlob(ctx context.Context, d digest.Digest) error {
 	if err := validate(d); err != nil {
 		return fault(err)
@@ -78,9 +80,10 @@ func (s *Store) checkBlob(ctx context.Context, d digest.Digest) error {
 
 var errMissing = fault(errors.New("file is missing"))
 
-// fault makes err a fault, and nothing else than that.
+// fault returns err as a fault, without the class that err has.
 func fault(err error) error { return fmt.Errorf("%v: %w", err, errdefs.ErrDataLoss) }
 
+// hash compares the bytes of a blob with its record. Its errors are those of checkBlob.
 func (s *Store) hash(ctx context.Context, b metadata.Blob) error {
 	if b.Digest == "" {
 		return fault(errors.New("record is empty"))
@@ -110,12 +113,12 @@ func (s *Store) hash(ctx context.Context, b metadata.Blob) error {
 		return fault(err)
 	}
 	if d := h.Digest(); d != b.Digest {
-		return fault(fmt.Errorf("content is %s", d))
+		return fault(fmt.Errorf("its bytes have digest %s", d))
 	}
 	return nil
 }
 
-// ctxReader ends when ended says so.
+// ctxReader is a Reader that fails once ended returns an error.
 type ctxReader struct {
 	ended func() error
 	io.Reader

@@ -19,13 +19,14 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Commit verifies and records what was written, holds it, and ends the writer. size and expected may be zero when
-// unknown. It returns errdefs.ErrFailedPrecondition when the bytes have another size or digest: they stay, and the ref
-// can be opened again. It returns errdefs.ErrAlreadyExists when the blob was in the store before; the blob is then held
-// as well, and the verified bytes replace the old ones, which may be damaged.
+// Commit verifies the bytes that were written, records them as a blob, holds the blob, and ends the
+// writer. size and expected may be zero if they are unknown. It returns
+// errdefs.ErrFailedPrecondition if the bytes have another size or digest; they stay, and the ref
+// can be opened again. It returns errdefs.ErrAlreadyExists if the blob was in the store already;
+// then the holder holds it, and the verified bytes replace the old ones, which may be damaged.
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
 	err := w.commit(ctx, size, expected, opts)
-	if err != nil && !errdefs.IsAlreadyExists(err) { // which names the blob
+	if err != nil && !errdefs.IsAlreadyExists(err) { // that error names the blob
 		return errclass.Ensure(fmt.Errorf("ingest %.200q: %w", w.ref, err))
 	}
 	return err
@@ -38,7 +39,7 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 		return fmt.Errorf("writer is closed: %w", errdefs.ErrFailedPrecondition)
 	}
 	state, cause := follow.Ended, "not committed"
-	defer func() { _ = w.close(state, cause) }() // the bytes are on disk by then, or the error is known
+	defer func() { _ = w.close(state, cause) }() // the data is synced, or an error is returned anyway
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -64,7 +65,8 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 	return nil
 }
 
-// verify returns the digest that the bytes have, if that and their number are as expected.
+// verify returns the digest of the bytes and the labels to record. It returns an error if the
+// digest or the number of bytes is not the expected one.
 func (w *writer) verify(ctx context.Context, size int64, expected digest.Digest, opts []content.Opt) (
 	digest.Digest, map[string]string, error,
 ) {
@@ -106,8 +108,8 @@ func (w *writer) verify(ctx context.Context, size int64, expected digest.Digest,
 	return d, labels, nil
 }
 
-// publish gives the verified bytes their position below blobs/, then records and holds them. If blobs/ is on another
-// file system or below another project quota, a copy gets the position.
+// publish gives the verified bytes their position below blobs/, then records and holds the blob. If
+// blobs/ is on another file system or has another project quota, a copy gets the position.
 func (w *writer) publish(d digest.Digest, labels map[string]string) (existed bool, err error) {
 	s := w.hs.s
 	if err := s.makeDir(filepath.Dir(s.Path(d))); err != nil {
@@ -131,21 +133,23 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (existed boo
 	})
 	if err != nil {
 		if w.same() == nil {
-			_ = w.f.Chmod(0o600) // or its owner could not resume it
+			_ = w.f.Chmod(0o600) // so that a later writer can resume it
 		}
 		if w.aborted.Load() && !placed {
 			err = errdefs.ErrAborted
 		}
 		return false, err
 	}
-	// What is left of the ingest goes before the ref is given up. An Abort may have been faster.
+	// Delete the rest of the ingest before another writer can get the ref. An Abort may have done
+	// so.
 	if err := s.dir.Trash(s.ingestDir(w.stored)); err != nil {
-		log.L.WithError(err).WithField("digest", d).Warn("ingest of a committed blob is left to the next sweep")
+		log.L.WithError(err).WithField("digest", d).Warn("commit: the next sweep deletes the rest of the ingest")
 	}
 	return existed, nil
 }
 
-// copyTo makes a synced copy of the data file. It hashes the bytes once more, because it reads them back from the disk.
+// copyTo makes a synced copy of the data file. It hashes the bytes again while it reads them back
+// from the disk.
 func (w *writer) copyTo(path string, d digest.Digest) error {
 	f, err := w.hs.s.fs.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
 	if err != nil {
@@ -154,7 +158,7 @@ func (w *writer) copyTo(path string, d digest.Digest) error {
 	h := d.Algorithm().Hash()
 	_, err = io.CopyBuffer(io.MultiWriter(f, h), io.NewSectionReader(w.f, 0, w.offset), make([]byte, piece))
 	if err == nil && digest.NewDigestFromBytes(d.Algorithm(), h.Sum(nil)) != d {
-		err = fmt.Errorf("data changed while it was copied: %w", errdefs.ErrDataLoss)
+		err = fmt.Errorf("the data file changed while it was copied: %w", errdefs.ErrDataLoss)
 	}
 	if err == nil {
 		err = f.Sync()
@@ -162,7 +166,8 @@ func (w *writer) copyTo(path string, d digest.Digest) error {
 	return errors.Join(err, f.Chmod(0o444), f.Close())
 }
 
-// same returns an error unless the data file is still the one that was written, of that size.
+// same returns an error unless the data file is still the file that was written, with the size that
+// was written.
 func (w *writer) same() error {
 	fi, err := os.Lstat(w.data())
 	if w.aborted.Load() {
@@ -176,7 +181,7 @@ func (w *writer) same() error {
 		return err
 	}
 	if !os.SameFile(fi, own) || fi.Size() != w.offset {
-		return fmt.Errorf("data was replaced: %w", errdefs.ErrDataLoss)
+		return fmt.Errorf("the data file was replaced: %w", errdefs.ErrDataLoss)
 	}
 	return nil
 }

@@ -1,24 +1,25 @@
 // Package content stores blobs by digest, and the ingests that become blobs.
 //
-// It owns two directories of the root: blobs/<algorithm>/<hex>, verified blobs, read-only files of mode 0444 in
-// directories of mode 0700; and ingest/<hash of a ref>/{data,state}, downloads in progress, resumable. What is to be
-// deleted it renames to ingest/.trash-* first. Names that begin with a dot are garbage whenever a root is opened.
-// blobs/ and ingest/ may be different file systems: then a blob is copied when it is committed, and deleted where it
-// lies.
+// It owns two directories of the root. blobs/<algorithm>/<hex> are verified blobs: read-only files
+// of mode 0444 in directories of mode 0700. ingest/<hash of a ref>/{data,state} are unfinished
+// downloads, which can be resumed. What is to be deleted is first renamed to ingest/.trash-*; names
+// that begin with a dot are garbage whenever a root is opened. The two directories may be on
+// different file systems: then a commit copies the blob, and a deletion does not rename it.
 //
-// Its invariants (docs/on-disk.md): bytes before record, record away before bytes (I1); a blob is visible only after its
-// digest was verified (I2). Bytes are fsynced, file and directory, before their record. Only Sweep deletes bytes of a blob,
-// and only bytes without a record (I5).
+// Its invariants (docs/on-disk.md): bytes come before their record, and a record is removed before
+// its bytes (I1); a blob is visible only after its digest was verified (I2). File and directory are
+// synced before the record. Only Sweep deletes the bytes of a blob, and only bytes without a record
+// (I5).
 //
-// The surprising rule: through a HolderStore a hit is a hold. Info, ReaderAt, Update and whatever answers AlreadyExists record
-// that the view's holder keeps the blob before they answer, because containerd adopts a blob by one Info and never
-// calls again. Store's own Size, Open and ReaderAt hold nothing.
+// The surprising rule: a hit through a HolderStore is a hold. Info, ReaderAt, Update and every call
+// that returns AlreadyExists first record that the holder keeps the blob, because containerd adopts
+// a blob with one Info and never calls again. Store's own Size, Open and ReaderAt hold nothing.
 package content
 
 import (
 	"cmp"
 	"context"
-	_ "crypto/sha256" // what digest.Digest.Validate accepts
+	_ "crypto/sha256" // algorithms that digest.Digest.Validate accepts
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
@@ -46,37 +47,43 @@ import (
 
 // Options of Open.
 type Options struct {
-	// OnIngest is called, outside every lock, when a writer was opened for a blob whose digest is known: from its
-	// descriptor, or because it ends the ref, as in containerd's `<ns>/<seq>/layer-sha256:<hex>`. nil: nobody is told.
+	// OnIngest is called without any lock after a writer was opened for a blob whose digest is
+	// known, from the descriptor or from the end of the ref, as in `<ns>/<seq>/layer-sha256:<hex>`
+	// of containerd. nil: it is not called.
 	OnIngest func(digest.Digest)
-	// OnGarbage is called, outside every lock, after a Delete released the last hold of a blob: a Sweep would free
-	// its bytes now. nil: nobody is told.
+	// OnGarbage is called without any lock after a Delete released the last hold of a blob, so that
+	// a Sweep would free its bytes. nil: it is not called.
 	OnGarbage func(d digest.Digest)
-	// LiveHolder says whether an unfinished ingest of holder is worth keeping; Sweep removes the others. It is called outside
-	// every lock and never for metadata.Containerd, which aborts its own. nil: all are kept.
+	// LiveHolder reports whether to keep an unfinished ingest of holder; Sweep removes the others.
+	// It is called without any lock, and never for metadata.Containerd, which aborts its own
+	// ingests. nil: all ingests are kept.
 	LiveHolder func(holder metadata.Holder) bool
-	// OnShortage is called, outside every lock, when the disk has no room for a download. It frees space and reports
-	// whether it may have freed some; then the download is tried once more. nil: the download fails.
+	// OnShortage is called without any lock when the disk has too little space for a download. It
+	// frees space and reports whether it may have freed some; then the download is tried once more.
+	// nil: the download fails.
 	OnShortage func(ctx context.Context) bool
-	// Needed returns blobs that Sweep keeps although they have no record; an error has it keep all. It is called outside
-	// every lock, and only if there are blobs without a record. nil: none are kept.
+	// Needed returns blobs that Sweep keeps although they have no record; after an error Sweep
+	// keeps all. It is called without any lock, and only if there are blobs without a record. nil:
+	// Sweep keeps none.
 	Needed func() (map[digest.Digest]bool, error)
-	// Observe sees sweeps, and a Hit whenever a holder asks for the Info of a blob that is in the store, or wants to
-	// write one. nil: nobody observes.
+	// Observe sees every Sweep, and a Hit when a holder asks for the Info of a stored blob or wants
+	// to write one. nil: nobody observes.
 	Observe observe.Observer
-	// FS changes the file system. nil: the operating system's.
+	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS
-	// ReadOnly has Open change nothing in the root. false: Open makes directories and deletes leftovers.
+	// ReadOnly forbids every change of the root. false: Open makes directories and deletes
+	// leftovers.
 	ReadOnly bool
 }
 
-// Stats counts blobs and ingests.
+// Stats counts blobs and ingests. Bytes is the sum of their sizes.
 type Stats struct {
 	Blobs, Ingests int
-	Bytes          int64 // of both
+	Bytes          int64
 }
 
-// Store is the blobs and ingests of one root. Its methods may be called at any time by anybody.
+// Store holds the blobs and ingests of one root. Its methods may be called by several goroutines at
+// once.
 type Store struct {
 	root  string
 	db    *metadata.DB
@@ -86,19 +93,21 @@ type Store struct {
 	space diskspace.Ledger
 	// ingests are the open writers of blobs whose digest is known.
 	ingests *follow.Table
-	// rehash lets tests slow down the hashing of bytes that an earlier writer left; nil otherwise.
+	// rehash slows down, in tests, the hashing of bytes that an earlier writer left. It is nil
+	// otherwise.
 	rehash func(io.Reader) io.Reader
-	wg     sync.WaitGroup // deletions that are not durable yet
+	wg     sync.WaitGroup // calls of Delete whose transaction is not durable yet
 
-	// mu guards what follows, and the names below ingest/ against being taken away from under an opening writer.
+	// mu guards the fields below. While it is held, no ingest is moved away: a writer may be
+	// opening it.
 	mu      sync.Mutex
 	closed  bool
 	writers map[string]*writer // open writers by stored ref
 }
 
-// Open opens blobs/ and ingest/ under root, and creates them when they are missing. root exists; db is its open
-// metadata and stays the caller's to close. It returns errdefs.ErrFailedPrecondition when something else than a directory
-// has the name of one. nil opts are the defaults.
+// Open opens blobs/ and ingest/ below root, an existing directory, and makes them if they are
+// missing. db is the open database of the root and stays the caller's to close. nil opts means the
+// defaults. It returns errdefs.ErrFailedPrecondition if one of the two names is not a directory.
 func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 	s := &Store{
 		root:    root,
@@ -136,7 +145,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 	return s, nil
 }
 
-// makeDir makes one directory, durably, unless it is there.
+// makeDir makes a directory and syncs its parent, unless it exists.
 func (s *Store) makeDir(path string) error {
 	fi, err := os.Lstat(path)
 	switch {
@@ -153,8 +162,8 @@ func (s *Store) makeDir(path string) error {
 	return nil
 }
 
-// Close ends what the store does in the background. Writers and readers that are still open are their owners' to close;
-// no new writer is opened.
+// Close waits for background work. It does not close writers and readers. After it no writer can be
+// opened.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -165,22 +174,23 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// For returns the store as h sees it.
+// For returns the store as the holder h sees it.
 func (s *Store) For(h metadata.Holder) *HolderStore { return &HolderStore{s: s, holder: h} }
 
-// Path returns where the blob is or would be. d must be valid.
+// Path returns the path at which a blob is stored, or would be. d must be valid.
 func (s *Store) Path(d digest.Digest) string {
 	return filepath.Join(s.root, "blobs", d.Algorithm().String(), d.Encoded())
 }
 
-// Size returns the bytes of a recorded blob, and whether its file is there with that size. It holds nothing.
+// Size returns the size of a recorded blob in bytes, and whether its file exists and has that size.
+// It holds nothing.
 func (s *Store) Size(d digest.Digest) (int64, bool) {
 	b, err := s.blob(d)
 	return b.Size, err == nil
 }
 
-// ReaderAt reads a recorded blob without holding it. Only desc.Digest counts. It returns errdefs.ErrNotFound when the
-// blob is not recorded, or its file is missing or of another size.
+// ReaderAt reads a recorded blob without holding it. It uses only the digest of desc. It returns
+// errdefs.ErrNotFound if the blob is not recorded, or if its file is missing or has another size.
 func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	b, err := s.blob(desc.Digest)
 	if err != nil {
@@ -193,16 +203,17 @@ func (s *Store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.Re
 	return &readerAt{f, b.Size}, nil
 }
 
-// Open reads a blob from its beginning without holding it: the recorded blob or, while that is missing, the largest of
-// the ingests that are announced as this blob, as it grows. Read waits for bytes of the ingest. It returns io.EOF after
-// this ingest, or another one with the same beginning, was committed as d; errdefs.ErrUnavailable when the ingest was
-// truncated, aborted, committed as something else or closed without a commit; and errdefs.ErrNotFound when the blob
-// that another writer committed was removed again. The bytes of an ingest are not verified before io.EOF. The end of
-// ctx and Close end a Read that waits.
+// Open reads a blob from its beginning without holding it. If the blob is not recorded yet, it
+// follows the largest ingest that is announced as this blob: Read returns its bytes as they are
+// written, and waits for more. These bytes are not verified before io.EOF.
 //
-// Open returns errdefs.ErrNotFound when the blob is neither recorded nor being written.
+// Open returns errdefs.ErrNotFound if the blob is neither recorded nor being written. Read returns
+// io.EOF after this ingest, or another one that begins with the same bytes, was committed as d;
+// errdefs.ErrUnavailable if the ingest was truncated, aborted, committed as another blob or closed
+// without a commit; and errdefs.ErrNotFound if another writer committed the blob and it was removed
+// since. Close, and the end of ctx, end a Read that waits.
 func (s *Store) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
-	for range 2 { // an ingest may be committed between the two parts of the first look
+	for range 2 { // an ingest may be committed after the first openRecorded
 		f, err := s.openRecorded(d)
 		if err == nil {
 			return f, nil
@@ -221,7 +232,7 @@ func (s *Store) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error
 	return nil, fmt.Errorf("blob %s: neither in the store nor being written: %w", d, errdefs.ErrNotFound)
 }
 
-// openRecorded opens the file of a blob, under the conditions of ReaderAt.
+// openRecorded opens the file of a recorded blob. Its errors are those of ReaderAt.
 func (s *Store) openRecorded(d digest.Digest) (*os.File, error) {
 	b, err := s.blob(d)
 	if err != nil {
@@ -237,8 +248,8 @@ type readerAt struct {
 
 func (r *readerAt) Size() int64 { return r.size }
 
-// blob returns the record of a blob whose file is there: errdefs.ErrNotFound otherwise, errdefs.ErrInvalidArgument when d
-// is not a digest.
+// blob returns the record of a blob whose file exists. It returns errdefs.ErrNotFound if there is
+// none, and errdefs.ErrInvalidArgument if d is not a digest.
 func (s *Store) blob(d digest.Digest) (b metadata.Blob, err error) {
 	if err := validate(d); err != nil {
 		return b, err
@@ -253,7 +264,8 @@ func (s *Store) blob(d digest.Digest) (b metadata.Blob, err error) {
 	return b, s.present(b)
 }
 
-// present returns errdefs.ErrNotFound unless the blob's file is there and can be what the record says.
+// present returns errdefs.ErrNotFound unless the file of the blob exists and has the type and size
+// that the record requires.
 func (s *Store) present(b metadata.Blob) error {
 	fi, err := os.Lstat(s.Path(b.Digest))
 	switch {
@@ -275,7 +287,7 @@ func plausible(b metadata.Blob, fi fs.FileInfo) error {
 	return nil
 }
 
-// openBlob opens the file of a recorded blob, under present's conditions.
+// openBlob opens the file of a recorded blob. Its errors are those of present.
 func (s *Store) openBlob(b metadata.Blob) (*os.File, error) {
 	f, err := openFile(s.Path(b.Digest))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) {
@@ -297,10 +309,12 @@ func (s *Store) openBlob(b metadata.Blob) (*os.File, error) {
 
 func openFile(path string) (*os.File, error) { return os.OpenFile(path, readFlags, 0) }
 
-// readFlags open a file for reading, without following a symlink and without waiting for the writer of a FIFO.
+// readFlags open a file for reading. They do not follow a symlink and do not wait for a FIFO to be
+// written to.
 const readFlags = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
 
-// validate refuses what is not exactly <algorithm>:<hex> of an algorithm that can be computed here.
+// validate returns errdefs.ErrInvalidArgument unless d is <algorithm>:<hex> with a supported
+// algorithm.
 func validate(d digest.Digest) error {
 	if err := d.Validate(); err != nil {
 		return fmt.Errorf("digest %.100q: %w: %w", string(d), err, errdefs.ErrInvalidArgument)
@@ -308,7 +322,8 @@ func validate(d digest.Digest) error {
 	return nil
 }
 
-// digestOf returns the digest that ends an ingest ref, as in `default/7/layer-sha256:<hex>`, and "" when none does.
+// digestOf returns the digest at the end of an ingest ref, as in `default/7/layer-sha256:<hex>`, or
+// "" if it has none.
 func digestOf(ref string) digest.Digest {
 	i := strings.LastIndexByte(ref, ':')
 	if i < 0 {

@@ -21,16 +21,19 @@ import (
 	"github.com/tank-snapshotter/tank/internal/fsys"
 )
 
-// An ingest's directory holds two files: data, the bytes so far, and state, which is written once, before data is made, and
-// not synced. The state is a line of JSON and then the stored ref as it is, to the end. The directory is named after the hash
-// of that ref, so a state that was cut is found out. When bytes came last is the time of data.
+// stateHead is the first line of the file state. The directory of an ingest has two files: data,
+// the bytes so far, and state, which is written once, before data is made, and is not synced. After
+// the line of JSON, state has the stored ref up to its end. The directory is named after the hash
+// of that ref, so a state that was cut off is found out. The modification time of data is the time
+// of the last write.
 type stateHead struct {
-	Total   int64     `json:"total,omitempty"` // announced bytes; 0 when unknown
+	Total   int64     `json:"total,omitempty"` // announced bytes; 0 if unknown
 	Started time.Time `json:"started"`
 }
 
-// openData opens the data file of an ingest for reading and writing: the one that is there, or a new one when there is none,
-// when it can't be resumed, or when it was announced with another total. st is its state, with the stored ref.
+// openData opens the data file of an ingest for reading and writing. It makes a new ingest if there
+// is none, if it cannot be resumed, or if it was announced with another total. st is its state,
+// with the stored ref.
 func (s *Store) openData(stored string, total int64) (f fsys.File, st content.Status, err error) {
 	dir := s.ingestDir(stored)
 	f, st, err = s.resumeData(dir)
@@ -40,7 +43,7 @@ func (s *Store) openData(stored string, total int64) (f fsys.File, st content.St
 	case err == nil:
 		f.Close()
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
-		return nil, st, err // says nothing about the ingest
+		return nil, st, err // the ingest itself may be good
 	}
 	if err := s.dir.Trash(dir); err != nil {
 		return nil, st, err
@@ -86,9 +89,10 @@ func (s *Store) createData(dir, stored string, total int64) (fsys.File, content.
 	return f, st, err
 }
 
-// readIngest returns the state that an ingest's directory shows, with the stored ref. It returns fs.ErrNotExist when a part
-// is missing, errdefs.ErrFailedPrecondition when one is not what it should be, and errdefs.ErrDataLoss when the state is
-// damaged. What it accepts can be resumed.
+// readIngest returns the state of the ingest in a directory, with the stored ref. An ingest that it
+// accepts can be resumed. It returns fs.ErrNotExist if a file is missing,
+// errdefs.ErrFailedPrecondition if one is not a regular file, and errdefs.ErrDataLoss if the state
+// is damaged.
 func readIngest(dir string) (st content.Status, err error) {
 	if st, err = readState(dir); err != nil {
 		return st, err
@@ -122,7 +126,7 @@ func readState(dir string) (st content.Status, err error) {
 	}
 	line, stored, ok := strings.Cut(text, "\n")
 	if !ok || digest.FromString(stored).Encoded() != filepath.Base(dir) {
-		return st, fmt.Errorf("%s: not of this ingest: %w", path, errdefs.ErrDataLoss)
+		return st, fmt.Errorf("%s: belongs to another ingest: %w", path, errdefs.ErrDataLoss)
 	}
 	var head stateHead
 	if err := json.Unmarshal([]byte(line), &head); err != nil {
@@ -134,7 +138,8 @@ func readState(dir string) (st content.Status, err error) {
 	return content.Status{Ref: stored, Total: head.Total, StartedAt: head.Started, UpdatedAt: head.Started}, nil
 }
 
-// maxSmall bounds what is read of a state: gRPC messages, in which refs come, are at most this long.
+// maxSmall is the largest size of a state file. Refs come in gRPC messages, which are at most this
+// long.
 const maxSmall = 16<<20 + 4<<10
 
 func readSmall(path string) (string, error) {
@@ -158,13 +163,14 @@ func readSmall(path string) (string, error) {
 	return string(b[:n]), err
 }
 
-// sum is the SHA-256 of a data file. Bytes that an earlier writer left are hashed in the background.
+// sum is the SHA-256 hash of a data file. Bytes that an earlier writer left are hashed in the
+// background.
 type sum struct {
-	ready   chan struct{}   // closed when hash is that of all bytes that were there, or err is set
-	stopped <-chan struct{} // closed when nobody needs it any more; ready may never be
+	ready   chan struct{}   // closed when the bytes that an earlier writer left are hashed, or err is set
+	stopped <-chan struct{} // closed when the hash is no longer needed; then ready may never be closed
 	stop    context.CancelFunc
 
-	hash hash.Hash // not to be used before ready
+	hash hash.Hash // must not be used before ready is closed
 	err  error
 }
 
@@ -191,7 +197,7 @@ func (s *Store) sum(f io.ReaderAt, size int64) *sum {
 	return m
 }
 
-// wait returns when the hash is ready or nobody needs it any more, or after at most d.
+// wait returns when the hash is ready or no longer needed, or after at most d.
 func (m *sum) wait(d time.Duration) {
 	select {
 	case <-m.ready:
@@ -200,7 +206,8 @@ func (m *sum) wait(d time.Duration) {
 	}
 }
 
-// digest returns "" when the hash is not ready. Called with the writer's mu held.
+// digest returns the digest of the bytes so far, or "" if the hash is not ready. Called with the
+// writer's mu held.
 func (m *sum) digest() digest.Digest {
 	select {
 	case <-m.ready:

@@ -11,9 +11,10 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// HandOver gives the unfinished ingests of the holder from to the holder to, except those that a writer has open. An
-// ingest of to with the same ref stays in the place of from's, which is then deleted. A crash between the two steps of
-// a move loses that ingest, and its bytes are downloaded again.
+// HandOver makes the unfinished ingests of the holder from those of the holder to, except for
+// ingests whose writer is open. If to has an ingest with the same ref, that one stays and the one
+// of from is deleted. A crash between the two steps of a move loses the ingest, so its bytes are
+// downloaded again.
 func (s *Store) HandOver(from, to metadata.Holder) error {
 	dirs, err := s.ingestDirs()
 	if err != nil {
@@ -22,7 +23,7 @@ func (s *Store) HandOver(from, to metadata.Holder) error {
 	for _, dir := range dirs {
 		st, err := readState(dir)
 		if err != nil {
-			continue // it ended meanwhile, or Sweep removes it
+			continue // it has ended, or Sweep removes it
 		}
 		if h, ref, ok := splitRef(st.Ref); ok && h == from {
 			if err := s.handOver(dir, st.Ref, s.For(to).stored(ref)); err != nil {
@@ -34,6 +35,7 @@ func (s *Store) HandOver(from, to metadata.Holder) error {
 	return nil
 }
 
+// handOver moves the ingest in dir from the stored ref stored to next.
 func (s *Store) handOver(dir, stored, next string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -19,8 +19,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// HolderStore is the store as one holder sees it: a containerd content.Store. What it lists and deletes is the holder's own;
-// what it finds becomes the holder's. Labels belong to the blob, so all of its holders see them.
+// HolderStore is the store as one holder sees it, a containerd content.Store. It lists and deletes
+// only what the holder holds, and every blob that it finds becomes the holder's. Labels belong to
+// the blob, so all of its holders see them.
 type HolderStore struct {
 	s      *Store
 	holder metadata.Holder
@@ -28,11 +29,11 @@ type HolderStore struct {
 
 var _ content.Store = (*HolderStore)(nil)
 
-// pageSize is how many records one transaction of a walk reads.
+// pageSize is the number of records that one transaction of a walk reads.
 const pageSize = 256
 
-// Info returns what is recorded of a blob, and holds it. It returns errdefs.ErrNotFound when the blob is not recorded, or
-// its file is missing or of another size.
+// Info returns the record of a blob, and holds the blob. It returns errdefs.ErrNotFound if the blob
+// is not recorded, or if its file is missing or has another size.
 func (hs *HolderStore) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
 	b, err := hs.hit(d)
 	if err != nil {
@@ -42,13 +43,15 @@ func (hs *HolderStore) Info(ctx context.Context, d digest.Digest) (content.Info,
 	return info(b), nil
 }
 
-// noteHit tells the observer that a blob is in the store. size may be 0 when it is unknown.
+// noteHit reports to the observer that a blob is in the store. size is in bytes, 0 if it is
+// unknown.
 func (hs *HolderStore) noteHit(ctx context.Context, d digest.Digest, size int64) {
 	e := observe.Event{Kind: observe.Hit, Subject: d.String(), Bytes: size}
 	observe.Note(ctx, hs.s.opts.Observe, e, observe.Result{})
 }
 
-// ReaderAt reads a blob, and holds it. Errors are those of Info; of desc only the digest counts.
+// ReaderAt reads a blob, and holds it. It uses only the digest of desc. Its errors are those of
+// Info.
 func (hs *HolderStore) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
 	b, err := hs.hit(desc.Digest)
 	if err != nil {
@@ -61,7 +64,7 @@ func (hs *HolderStore) ReaderAt(_ context.Context, desc ocispec.Descriptor) (con
 	return &readerAt{f, b.Size}, nil
 }
 
-// hit holds a blob that is here. It writes only when the holder does not hold it yet.
+// hit holds a blob that is in the store. It writes only if the holder does not hold the blob yet.
 func (hs *HolderStore) hit(d digest.Digest) (b metadata.Blob, err error) {
 	if err := validate(d); err != nil {
 		return b, err
@@ -81,22 +84,22 @@ func (hs *HolderStore) hit(d digest.Digest) (b metadata.Blob, err error) {
 	}
 	err = hs.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		if b, err = tx.Blob(d); err != nil {
-			return err // released meanwhile
+			return err // it was released since
 		}
 		return tx.Hold(hs.holder, metadata.BlobNode(d))
 	})
 	return b, err
 }
 
-// record records a blob whose bytes are in their position, or adopts the record that exists, and holds it. existed
-// reports whether one existed.
+// record records a blob whose bytes have their position, or keeps the record that exists, and holds
+// the blob. existed reports whether there was a record.
 func (hs *HolderStore) record(tx *metadata.Tx, d digest.Digest, size int64, labels map[string]string) (
 	existed bool, err error,
 ) {
 	b, err := tx.Blob(d)
 	switch existed = err == nil; {
 	case existed && b.Size == size:
-	case existed: // a record that was never right
+	case existed: // the record has a wrong size
 		b.Size = size
 		err = tx.PutBlob(b)
 	case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
@@ -110,15 +113,17 @@ func (hs *HolderStore) record(tx *metadata.Tx, d digest.Digest, size int64, labe
 	return existed, tx.Hold(hs.holder, metadata.BlobNode(d))
 }
 
-// Update sets labels of a blob, and holds it. Fields are "labels" and "labels.<key>"; a label without a value is removed.
-// Other fields and labels over containerd's limit are errdefs.ErrInvalidArgument.
+// Update sets labels of a blob, and holds the blob. fields are "labels" and "labels.<key>". A label
+// without a value is removed. It returns errdefs.ErrInvalidArgument for other fields, and for
+// labels above containerd's limit.
 func (hs *HolderStore) Update(_ context.Context, in content.Info, fields ...string) (content.Info, error) {
 	if len(fields) == 0 {
 		fields = []string{"labels"}
 	}
 	for _, f := range fields {
 		if f != "labels" && !strings.HasPrefix(f, "labels.") {
-			return content.Info{}, fmt.Errorf("blob %s: field %q can't be changed: %w", in.Digest, f, errdefs.ErrInvalidArgument)
+			err := fmt.Errorf("field %q cannot be changed: %w", f, errdefs.ErrInvalidArgument)
+			return content.Info{}, fmt.Errorf("blob %s: %w", in.Digest, err)
 		}
 	}
 	if _, err := hs.hit(in.Digest); err != nil {
@@ -153,7 +158,8 @@ func (hs *HolderStore) Update(_ context.Context, in content.Info, fields ...stri
 	return info(b), nil
 }
 
-// checkLabels drops the labels without a value, from a map of its own, and refuses those that containerd would.
+// checkLabels returns a copy of labels without those that have no value. It returns an error for
+// labels that containerd does not accept.
 func checkLabels(in map[string]string) (map[string]string, error) {
 	var out map[string]string
 	for k, val := range in {
@@ -171,7 +177,8 @@ func checkLabels(in map[string]string) (map[string]string, error) {
 	return out, nil
 }
 
-// Walk calls fn for what the holder holds, in the order of digests. fn may call the view, Delete included.
+// Walk calls fn for each blob that the holder holds, ordered by digest. fn may call the store,
+// Delete included.
 func (hs *HolderStore) Walk(ctx context.Context, fn content.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
@@ -212,8 +219,11 @@ func (hs *HolderStore) Walk(ctx context.Context, fn content.WalkFunc, fs ...stri
 	}
 }
 
-// Delete releases the holder's hold; it waits for no disk, since containerd's collector deletes by the hundred under a lock. The
-// bytes stay, for other holders or for Sweep. It returns errdefs.ErrNotFound when the holder does not hold the blob.
+// Delete releases the hold of the holder. The bytes stay for other holders, or until Sweep. It
+// returns errdefs.ErrNotFound if the holder does not hold the blob.
+//
+// The release is durable only a moment later (docs/adr/0012): containerd's collector deletes
+// hundreds of blobs under a lock, and must not wait for the disk each time.
 func (hs *HolderStore) Delete(_ context.Context, d digest.Digest) error {
 	if err := validate(d); err != nil {
 		return err
@@ -232,7 +242,7 @@ func (hs *HolderStore) Delete(_ context.Context, d digest.Digest) error {
 	}
 	hs.s.wg.Go(func() {
 		if err := released(); err != nil {
-			log.L.WithError(err).WithField("digest", d).Warn("a deleted blob is still held")
+			log.L.WithError(err).WithField("digest", d).Warn("delete: the blob is still held")
 		} else if last && hs.s.opts.OnGarbage != nil {
 			hs.s.opts.OnGarbage(d)
 		}
@@ -241,5 +251,8 @@ func (hs *HolderStore) Delete(_ context.Context, d digest.Digest) error {
 }
 
 func info(b metadata.Blob) content.Info {
-	return content.Info{Digest: b.Digest, Size: b.Size, CreatedAt: b.Created, UpdatedAt: b.Updated, Labels: maps.Clone(b.Labels)}
+	return content.Info{
+		Digest: b.Digest, Size: b.Size, CreatedAt: b.Created, UpdatedAt: b.Updated,
+		Labels: maps.Clone(b.Labels),
+	}
 }

@@ -21,22 +21,24 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// stored returns the name under which a holder's ref is kept, so that refs of two holders never meet. No holder contains
-// NUL, so the first one ends it.
+// stored returns the ref under which an ingest of the holder is kept: refs of different holders
+// never collide. No holder contains a NUL byte, so the first one ends the holder.
 func (hs *HolderStore) stored(ref string) string { return string(hs.holder) + "\x00" + ref }
 
-// splitRef undoes stored.
+// splitRef splits a stored ref into holder and ref.
 func splitRef(stored string) (h metadata.Holder, ref string, ok bool) {
 	holder, ref, ok := strings.Cut(stored, "\x00")
 	return metadata.Holder(holder), ref, ok && holder != "" && ref != ""
 }
 
-// ingestDir returns the directory of an ingest. A ref is hashed, so whatever is in it names one directory here.
+// ingestDir returns the directory of an ingest. Its name is a hash, so any ref gives one valid
+// name.
 func (s *Store) ingestDir(stored string) string {
 	return filepath.Join(s.root, "ingest", digest.FromString(stored).Encoded())
 }
 
-// Status returns the state of an ingest of the holder, errdefs.ErrNotFound when there is none.
+// Status returns the state of an ingest of the holder. It returns errdefs.ErrNotFound if there is
+// none.
 func (hs *HolderStore) Status(_ context.Context, ref string) (content.Status, error) {
 	stored := hs.stored(ref)
 	st, err := readIngest(hs.s.ingestDir(stored))
@@ -49,7 +51,7 @@ func (hs *HolderStore) Status(_ context.Context, ref string) (content.Status, er
 	return hs.status(st), nil
 }
 
-// status fills in what only the open writer knows.
+// status adds what only the open writer knows.
 func (hs *HolderStore) status(st content.Status) content.Status {
 	hs.s.mu.Lock()
 	if w := hs.s.writers[st.Ref]; w != nil {
@@ -61,7 +63,7 @@ func (hs *HolderStore) status(st content.Status) content.Status {
 	return st
 }
 
-// ListStatuses lists the ingests of the holder. Filters are over "ref".
+// ListStatuses lists the ingests of the holder. Filters can use the field "ref".
 func (hs *HolderStore) ListStatuses(_ context.Context, fs ...string) ([]content.Status, error) {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
@@ -75,7 +77,7 @@ func (hs *HolderStore) ListStatuses(_ context.Context, fs ...string) ([]content.
 	for _, dir := range dirs {
 		st, err := readIngest(dir)
 		if err != nil {
-			continue // it ended meanwhile, or a crash left a part of it, which Sweep removes
+			continue // it has ended, or is incomplete after a crash and Sweep removes it
 		}
 		if h, _, ok := splitRef(st.Ref); !ok || h != hs.holder {
 			continue
@@ -87,7 +89,7 @@ func (hs *HolderStore) ListStatuses(_ context.Context, fs ...string) ([]content.
 	return sts, nil
 }
 
-// WalkStatusRefs calls fn for the ref of each ingest of the holder. fn may abort it.
+// WalkStatusRefs calls fn for the ref of each ingest of the holder. fn may abort the ingest.
 func (hs *HolderStore) WalkStatusRefs(ctx context.Context, fn func(string) error) error {
 	dirs, err := hs.s.ingestDirs()
 	if err != nil {
@@ -110,8 +112,8 @@ func (hs *HolderStore) WalkStatusRefs(ctx context.Context, fn func(string) error
 	return nil
 }
 
-// Abort forgets an ingest of the holder, also while its writer is open: then the writer can only be closed. It returns
-// errdefs.ErrNotFound when there is none.
+// Abort deletes an ingest of the holder. If its writer is open, the writer can only be closed
+// afterwards. It returns errdefs.ErrNotFound if there is no such ingest.
 func (hs *HolderStore) Abort(_ context.Context, ref string) error {
 	err := hs.s.abort(hs.stored(ref))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -123,6 +125,7 @@ func (hs *HolderStore) Abort(_ context.Context, ref string) error {
 	return nil
 }
 
+// abort deletes an ingest. It returns fs.ErrNotExist if there is none.
 func (s *Store) abort(stored string) error {
 	s.mu.Lock()
 	w := s.writers[stored]
@@ -138,8 +141,9 @@ func (s *Store) abort(stored string) error {
 		if m := w.sum.Load(); m != nil {
 			m.stop()
 		}
-		// Followers first: they must not take the bytes that are cut off here for bytes that are still to come. The
-		// writer has the file open, which would keep their space until its Close.
+		// End the ingest before its file is cut, so that readers do not wait for bytes that are
+		// lost. Cutting the file frees its space at once, although the writer has it open until
+		// Close.
 		w.in().End(follow.Ended, "aborted")
 		if moved != "" {
 			if err := s.truncate(filepath.Join(moved, "data")); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -152,6 +156,7 @@ func (s *Store) abort(stored string) error {
 	return nil
 }
 
+// truncate cuts a file to no bytes.
 func (s *Store) truncate(path string) error {
 	f, err := s.fs.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -160,7 +165,7 @@ func (s *Store) truncate(path string) error {
 	return errors.Join(f.Truncate(0), f.Close())
 }
 
-// ingestDirs lists the paths below ingest/.
+// ingestDirs lists the paths of the directories below ingest/.
 func (s *Store) ingestDirs() ([]string, error) {
 	dir := filepath.Join(s.root, "ingest")
 	es, err := os.ReadDir(dir)

@@ -9,12 +9,14 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Recover lists the blobs below blobs/ of a root whose database is to be made again: those that hash to their name,
-// and the paths of the files that do not. It changes nothing.
+// Recover lists the blobs below blobs/ of a root whose database is rebuilt. blobs are those whose
+// bytes have the digest in their name, damaged are the paths of all other files. It changes
+// nothing.
 func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged []string, err error) {
 	dir := filepath.Join(root, "blobs")
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -30,7 +32,7 @@ func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged [
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:
-			log.G(ctx).WithError(err).Warnf("recover: blob %s", d)
+			log.G(ctx).WithError(err).Warnf("recover: blob %s is damaged", d)
 			damaged = append(damaged, path)
 		default:
 			blobs = append(blobs, b)
@@ -40,9 +42,10 @@ func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged [
 	if os.IsNotExist(err) {
 		return nil, nil, nil
 	}
-	return blobs, damaged, err
+	return blobs, damaged, errclass.Ensure(err)
 }
 
+// recoverBlob returns the record of a file that is expected to have the digest d.
 func recoverBlob(ctx context.Context, path string, d digest.Digest) (metadata.Blob, error) {
 	if err := validate(d); err != nil {
 		return metadata.Blob{}, err

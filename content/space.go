@@ -15,12 +15,14 @@ import (
 	"github.com/tank-snapshotter/tank/internal/errclass"
 )
 
-// spare is how many bytes an ingest of unknown length leaves free, for the database and for ingests of known length.
+// spare is how many bytes an ingest of unknown length leaves free, for the database and for ingests
+// of known length.
 const spare = 64 << 20
 
-// CheckSpace returns errdefs.ErrResourceExhausted unless the disk has room for what must be downloaded of these blobs:
-// those that are not in the store, without the bytes that earlier downloads of the same holder left. With all, every
-// blob is downloaded from its beginning. If the disk is too full, it calls Options.OnShortage once to free space.
+// CheckSpace returns errdefs.ErrResourceExhausted unless the disk has room for what must be
+// downloaded of these blobs: those that are not in the store, without the bytes that earlier
+// downloads of the same holder left. With all, every blob is downloaded from its beginning. If the
+// disk is too full, it calls Options.OnShortage once to free space.
 func (hs *HolderStore) CheckSpace(ctx context.Context, blobs []ocispec.Descriptor, all bool) error {
 	missing, err := hs.missingBytes(ctx, blobs, all)
 	if err != nil || missing == 0 {
@@ -36,8 +38,8 @@ func (hs *HolderStore) CheckSpace(ctx context.Context, blobs []ocispec.Descripto
 	})
 }
 
-// checkPool returns errdefs.ErrResourceExhausted unless the file system of a directory of the root has room. It
-// promises nothing: each writer gets a promise of its own.
+// checkPool returns errdefs.ErrResourceExhausted unless the file system of a directory of the root
+// has room. It promises nothing: each writer gets a promise of its own.
 func (s *Store) checkPool(pool string, bytes int64) error {
 	dir, err := os.Open(filepath.Join(s.root, pool))
 	if err != nil {
@@ -75,7 +77,8 @@ func (hs *HolderStore) missingBytes(ctx context.Context, blobs []ocispec.Descrip
 	return missing, nil
 }
 
-// withSpace calls fn. If the disk is too full for it and Options.OnShortage has freed space, it calls fn once more.
+// withSpace calls fn. If the disk is too full for it and Options.OnShortage has freed space, it
+// calls fn once more.
 func (s *Store) withSpace(ctx context.Context, fn func() error) error {
 	err := fn()
 	if errdefs.IsResourceExhausted(err) && s.opts.OnShortage != nil && s.opts.OnShortage(ctx) {
@@ -84,8 +87,8 @@ func (s *Store) withSpace(ctx context.Context, fn func() error) error {
 	return err
 }
 
-// promise gets a promise of the bytes that are announced and not written yet. It is called before other goroutines see
-// w.
+// promise gets a promise of the bytes that are announced and not written yet. It is called before
+// other goroutines see w.
 func (w *writer) promise(ctx context.Context) error {
 	return w.hs.s.withSpace(ctx, func() (err error) {
 		w.due, err = w.hs.s.space.Promise(w.f, max(w.total-w.offset, 0))
@@ -93,8 +96,8 @@ func (w *writer) promise(ctx context.Context) error {
 	})
 }
 
-// giveUp deletes the ingest of a writer that can't continue, so that its bytes do not stay on a full disk. Called with
-// mu held.
+// giveUp deletes the ingest of a writer that can't continue, so that its bytes do not stay on a
+// full disk. Called with mu held.
 func (w *writer) giveUp(cause error) error {
 	w.broken = cause
 	w.due.End()

@@ -19,9 +19,10 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Sweep deletes the bytes of blobs without a record, and ingests that nobody can resume or whose holder is not live.
-// Commits and hits wait while it renames what it found, not while it deletes. It returns what it removed. What can't be
-// removed does not keep it from the rest: a leftover.Error names that, and the next Sweep tries again.
+// Sweep deletes the bytes of blobs without a record, and ingests that cannot be resumed or whose
+// holder is not live. Commits and hits wait while it renames what it found, not while it deletes.
+// It returns what it removed. If something cannot be removed, it goes on, returns a leftover.Error
+// that names it, and the next Sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
 	ctx, end := observe.Begin(ctx, s.opts.Observe, observe.Event{Kind: observe.Sweep, Subject: "content"})
 	defer func() {
@@ -37,8 +38,8 @@ func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
 	return stats, errclass.Ensure(leftover.Join(err, s.dir.Empty(ctx, moved...)))
 }
 
-// Count counts the bytes of disk blocks that deletions free from now on, until end is called. end waits for the
-// deletions that have begun, and returns the sum.
+// Count counts the bytes of disk blocks that deletions free from now on, until end is called. end
+// waits for the deletions that have begun, and returns the sum.
 func (s *Store) Count() (end func() int64) {
 	counted := s.dir.Count()
 	return func() int64 {
@@ -47,12 +48,13 @@ func (s *Store) Count() (end func() int64) {
 	}
 }
 
-// candidate is a path below blobs/ and the digest that it names, "" when it names none.
+// candidate is a path below blobs/ and the digest that its name stands for, or "".
 type candidate struct {
 	path   string
 	digest digest.Digest
 }
 
+// sweepBlobs moves the bytes of blobs without a record to the trash and returns their paths there.
 func (s *Store) sweepBlobs(stats *Stats) (moved []string, err error) {
 	all, err := s.listBlobs()
 	if err != nil {
@@ -92,19 +94,19 @@ func (s *Store) sweepBlobs(stats *Stats) (moved []string, err error) {
 	return moved, errors.Join(errs...)
 }
 
-// withoutNeeded returns those of cs that nobody outside the records needs either.
+// withoutNeeded returns those of cs that Options.Needed does not name.
 func (s *Store) withoutNeeded(cs []candidate) ([]candidate, error) {
 	if len(cs) == 0 || s.opts.Needed == nil {
 		return cs, nil
 	}
 	needed, err := s.opts.Needed()
 	if err != nil {
-		return nil, fmt.Errorf("blobs without a record stay: %w", err)
+		return nil, fmt.Errorf("keep blobs without a record: %w", err)
 	}
 	return slices.DeleteFunc(cs, func(c candidate) bool { return c.digest != "" && needed[c.digest] }), nil
 }
 
-// listBlobs lists what is below blobs/, each algorithm's directory. It follows no symlink.
+// listBlobs lists the entries of each directory below blobs/. It follows no symlink.
 func (s *Store) listBlobs() ([]candidate, error) {
 	root := filepath.Join(s.root, "blobs")
 	algs, err := os.ReadDir(root)
@@ -139,13 +141,13 @@ func (s *Store) listBlobs() ([]candidate, error) {
 	return all, nil
 }
 
-// unrecorded returns those of cs that no durable record stands for.
+// unrecorded returns those of cs that have no durable record.
 func (s *Store) unrecorded(cs []candidate) (out []candidate, err error) {
 	err = s.db.ViewCommitted(func(tx *metadata.Tx) error {
 		for _, c := range cs {
 			if c.digest != "" {
 				_, err := tx.Blob(c.digest)
-				if err == nil || errdefs.IsDataLoss(err) { // a record that can't be read is Check's to report
+				if err == nil || errdefs.IsDataLoss(err) { // Check reports a record that cannot be read
 					continue
 				}
 				if !errdefs.IsNotFound(err) {
@@ -159,6 +161,7 @@ func (s *Store) unrecorded(cs []candidate) (out []candidate, err error) {
 	return out, err
 }
 
+// sweepIngests moves ingests that are not worth keeping to the trash and returns their paths there.
 func (s *Store) sweepIngests(stats *Stats) (moved []string, err error) {
 	dirs, err := s.ingestDirs()
 	if err != nil {
@@ -188,8 +191,8 @@ func (s *Store) sweepIngests(stats *Stats) (moved []string, err error) {
 	return moved, errors.Join(errs...)
 }
 
-// keep says whether an ingest is worth keeping, and returns its stored ref if it has a right one. Nobody can resume, list or
-// abort one without.
+// keep reports whether Sweep keeps the ingest in dir. stored is the ref in its state, or "" if the
+// state cannot be read. An ingest without a valid ref cannot be resumed, listed or aborted.
 func (s *Store) keep(dir string) (stored string, keep bool) {
 	st, err := readIngest(dir)
 	if err != nil {
@@ -202,11 +205,12 @@ func (s *Store) keep(dir string) (stored string, keep bool) {
 	return st.Ref, h == metadata.Containerd || s.opts.LiveHolder == nil || s.opts.LiveHolder(h)
 }
 
-// moveIdle moves an ingest away unless a writer is open for it or it is missing. idle reports whether it was moved.
+// moveIdle moves an ingest to the trash, unless its writer is open or it does not exist. idle
+// reports whether it was moved.
 func (s *Store) moveIdle(dir, stored string) (path string, idle bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for open := range s.writers { // by path: the ref of one that is being opened may not be written yet
+	for open := range s.writers { // compare paths, too: an ingest that is being opened may have no state yet
 		if open == stored || s.ingestDir(open) == dir {
 			return "", false, nil
 		}

@@ -22,52 +22,56 @@ import (
 	"github.com/tank-snapshotter/tank/internal/fsys"
 )
 
-// writeback is how many bytes are written between two requests to the kernel to start writing them out, so that the
-// fsync at the end finds little to do.
+// writeback is the number of bytes between two requests to the kernel to start writing to the disk,
+// so that the fsync at the end has little to do.
 const writeback = 8 << 20
 
-// piece is how many bytes are written and then hashed at once: what a core has in its own cache.
+// piece is the number of bytes that are written and then hashed at once. They fit into the cache of
+// a core.
 const piece = 256 << 10
 
-// digestWait is how long Digest waits for the hash of what an earlier writer left.
+// digestWait is how long Digest waits for the hash of the bytes that an earlier writer left.
 const digestWait = 200 * time.Millisecond
 
-// writer writes one ingest. Bytes that an earlier writer left are hashed in the background; what needs their hash
-// waits without mu, so that Status, Truncate and Close do not.
+// writer writes one ingest. Bytes that an earlier writer left are hashed in the background. Methods
+// that need this hash wait for it without holding mu, so that Status, Truncate and Close never
+// wait.
 type writer struct {
 	hs      *HolderStore
 	ref     string
 	stored  string
-	total   int64 // announced bytes; 0 when unknown
+	total   int64 // announced bytes; 0 if unknown
 	aborted atomic.Bool
 	current atomic.Pointer[follow.Ingest]
-	sum     atomic.Pointer[sum] // its hash is guarded by mu, once it is ready; nil until the data file is open
+	sum     atomic.Pointer[sum] // nil until the data file is open; once ready, mu guards its hash
 
 	mu      sync.Mutex
 	f       fsys.File // the data file
 	offset  int64
 	started time.Time
 	updated time.Time
-	flushed int64              // bytes that the kernel was asked to write out
-	due     *diskspace.Promise // for the bytes that were announced but not written
-	dirty   bool               // an fsync is due
-	broken  error              // of a write that failed; Truncate clears it
+	flushed int64              // bytes that the kernel was asked to write to the disk
+	due     *diskspace.Promise // of space for the bytes that are announced and not written
+	dirty   bool               // there are bytes that were not synced
+	broken  error              // the error of a failed write; Truncate clears it
 	digest  digest.Digest
 	done    bool
 }
 
 var _ content.Syncer = (*writer)(nil)
 
-// Writer opens or resumes the holder's ingest of that ref. It returns errdefs.ErrAlreadyExists, and holds the blob,
-// when the descriptor's digest is that of a blob that is here, errdefs.ErrUnavailable while another writer has the
-// ref, and errdefs.ErrInvalidArgument without a ref or with a malformed digest. It returns
-// errdefs.ErrResourceExhausted, and forgets the ingest, when the disk has no room for what the descriptor announces.
+// Writer opens the ingest of the holder with a ref, or resumes it. It returns
+// errdefs.ErrAlreadyExists, and holds the blob, if the blob of the descriptor is in the store;
+// errdefs.ErrUnavailable while another writer has the ref; errdefs.ErrInvalidArgument if the ref is
+// missing or the digest is malformed; and errdefs.ErrResourceExhausted, after deleting the ingest,
+// if the disk has too little space for the size in the descriptor.
 //
-// A Write that finds no room forgets the ingest. Bytes that nobody announced leave 64 MiB free.
+// A Write for which the disk has too little space deletes the ingest. Bytes that were not announced
+// leave at least 64 MiB free.
 //
-// The Write that reaches the descriptor's size, when there is one, fsyncs before it returns, so that Commit is quick.
-// Bytes that an earlier writer left are hashed after Writer returned: Write, Sync and Commit wait for that; Status
-// never does.
+// The Write that reaches the size in the descriptor syncs before it returns, so that Commit is
+// quick. Bytes that an earlier writer left are hashed in the background: Write, Sync and Commit
+// wait for that, Status does not.
 func (hs *HolderStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
@@ -76,7 +80,7 @@ func (hs *HolderStore) Writer(ctx context.Context, opts ...content.WriterOpt) (c
 		}
 	}
 	if o.Ref == "" {
-		return nil, fmt.Errorf("ingest: no ref: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("ingest: the ref is missing: %w", errdefs.ErrInvalidArgument)
 	}
 	if o.Desc.Digest != "" {
 		_, err := hs.hit(o.Desc.Digest)
@@ -119,7 +123,7 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 	f, st, err := hs.s.openData(w.stored, w.total)
 	if w.aborted.Load() {
 		err = errdefs.ErrAborted
-		_ = hs.s.dir.Trash(hs.s.ingestDir(w.stored)) // Abort may have come before the directory
+		_ = hs.s.dir.Trash(hs.s.ingestDir(w.stored)) // Abort may have run before the directory was made
 	} else if err != nil {
 		err = errclass.Ensure(err)
 	}
@@ -129,7 +133,7 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 		}
 		return nil, err
 	}
-	hs.s.mu.Lock() // Status may be asked about w already
+	hs.s.mu.Lock() // Status may be reading w
 	w.total = max(w.total, st.Total)
 	hs.s.mu.Unlock()
 	w.f, w.started, w.updated = f, st.StartedAt, st.UpdatedAt
@@ -145,12 +149,12 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 	return w, nil
 }
 
-// lock takes the ref for w.
+// lock reserves the ref for w.
 func (s *Store) lock(w *writer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return fmt.Errorf("store is closed: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the store is closed: %w", errdefs.ErrFailedPrecondition)
 	}
 	if s.writers[w.stored] != nil {
 		return fmt.Errorf("ref is locked by another writer: %w", errdefs.ErrUnavailable)
@@ -159,19 +163,19 @@ func (s *Store) lock(w *writer) error {
 	return nil
 }
 
-// in returns what followers of w see.
+// in returns the ingest that readers follow.
 func (w *writer) in() *follow.Ingest { return w.current.Load() }
 
 func (w *writer) data() string { return filepath.Join(w.hs.s.ingestDir(w.stored), "data") }
 
-// follow shows w to followers, from its beginning, in the place of what they saw before.
+// follow makes w visible to readers, from its beginning, in place of what they followed before.
 func (w *writer) follow(d digest.Digest) {
 	next := follow.NewIngest(d, w.f, w.offset)
 	old := w.current.Swap(next)
 	w.hs.s.ingests.Replace(old, next)
 	old.End(follow.Ended, "truncated")
 	if w.aborted.Load() {
-		next.End(follow.Ended, "aborted") // Abort may have seen only the old one
+		next.End(follow.Ended, "aborted") // Abort may have ended only the old ingest
 	}
 }
 
@@ -183,8 +187,9 @@ func (w *writer) Status() (content.Status, error) {
 	}, nil
 }
 
-// Digest returns the SHA-256 digest of the bytes written so far; after a commit, that of the blob. If the bytes of an
-// earlier writer are still being hashed, it waits for that at most 200 ms and then returns "".
+// Digest returns the SHA-256 digest of the bytes written so far, and after Commit that of the blob.
+// If bytes of an earlier writer are still being hashed, it waits at most 200 ms and then returns
+// "".
 func (w *writer) Digest() digest.Digest {
 	w.sum.Load().wait(digestWait)
 	w.mu.Lock()
@@ -195,7 +200,8 @@ func (w *writer) Digest() digest.Digest {
 	return w.sum.Load().digest()
 }
 
-// lockSummed locks mu after the bytes of earlier writers are hashed, w can't be used any more, or ended is closed.
+// lockSummed locks mu when the bytes that an earlier writer left are hashed, w is closed or
+// aborted, or ended is closed.
 func (w *writer) lockSummed(ended <-chan struct{}) {
 	for {
 		w.mu.Lock()
@@ -221,7 +227,7 @@ func (w *writer) lockSummed(ended <-chan struct{}) {
 	}
 }
 
-// usable says why w can't be written or committed. Called with mu held.
+// usable returns why w cannot be written or committed, nil if it can. Called with mu held.
 func (w *writer) usable() error {
 	switch {
 	case w.done:
@@ -251,7 +257,7 @@ func (w *writer) Write(p []byte) (int, error) {
 		w.broken = err
 		return n, err
 	}
-	if w.offset > w.total && (w.total > 0 || w.offset-w.flushed >= writeback) { // more than was announced
+	if w.offset > w.total && (w.total > 0 || w.offset-w.flushed >= writeback) { // more bytes than announced
 		if err := w.hs.s.space.Fits(w.f, spare); err != nil {
 			return n, w.giveUp(fmt.Errorf("ingest %.200q: %w", w.ref, err))
 		}
@@ -260,14 +266,14 @@ func (w *writer) Write(p []byte) (int, error) {
 		return n, w.sync()
 	}
 	if due := w.offset - w.flushed; due >= writeback {
-		// An error here is one that the fsync will meet as well.
+		// The fsync will report the same error.
 		_ = unix.SyncFileRange(int(w.f.Fd()), w.flushed, due, unix.SYNC_FILE_RANGE_WRITE)
 		w.flushed = w.offset
 	}
 	return n, nil
 }
 
-// writePieces writes and hashes p by pieces that stay in the cache of a core meanwhile.
+// writePieces writes and hashes p in pieces that stay in the cache of a core in between.
 func (w *writer) writePieces(p []byte) (written int, err error) {
 	for len(p) > 0 && err == nil {
 		var n int
@@ -280,7 +286,7 @@ func (w *writer) writePieces(p []byte) (written int, err error) {
 	return written, err
 }
 
-// Sync forces what was written to disk, and waits for its hash, so that Commit is quick.
+// Sync waits until the written bytes are on the disk and hashed, so that Commit is quick.
 func (w *writer) Sync() error {
 	w.lockSummed(nil)
 	defer w.mu.Unlock()
@@ -290,8 +296,8 @@ func (w *writer) Sync() error {
 	return w.sync()
 }
 
-// sync is called with mu held. After an fsync that failed it is not known which bytes are on the disk, and the next
-// fsync would not report the loss, so the ingest is forgotten.
+// sync is called with mu held. After a failed fsync the ingest is deleted: nobody knows which bytes
+// are on the disk, and the next fsync would not report the loss.
 func (w *writer) sync() error {
 	if !w.dirty {
 		return nil
@@ -304,7 +310,7 @@ func (w *writer) sync() error {
 	return nil
 }
 
-// Truncate begins anew. size other than 0 is errdefs.ErrInvalidArgument.
+// Truncate deletes the written bytes. It returns errdefs.ErrInvalidArgument if size is not 0.
 func (w *writer) Truncate(size int64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -312,7 +318,7 @@ func (w *writer) Truncate(size int64) error {
 		return err
 	}
 	if size != 0 {
-		return fmt.Errorf("ingest %.200q: can't be cut to %d bytes, only to none: %w", w.ref, size, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("ingest %.200q: cannot be cut to %d bytes, only to 0: %w", w.ref, size, errdefs.ErrInvalidArgument)
 	}
 	if w.offset > 0 {
 		w.due.Reset(max(w.total, 0))
@@ -329,7 +335,8 @@ func (w *writer) Truncate(size int64) error {
 	return w.broken
 }
 
-// Close ends the writer. What was not committed stays and can be resumed by a writer of the same ref.
+// Close ends the writer. An ingest that was not committed can be resumed by another writer with the
+// same ref.
 func (w *writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -339,7 +346,7 @@ func (w *writer) Close() error {
 	return w.close(follow.Ended, "closed without a commit")
 }
 
-// close gives up the ref. Called with mu held, or before anybody else knows w.
+// close releases the ref. Called with mu held, or before other goroutines can see w.
 func (w *writer) close(state follow.State, cause string) error {
 	w.done = true
 	w.due.End()
@@ -352,7 +359,8 @@ func (w *writer) close(state follow.State, cause string) error {
 	}
 	if w.f != nil {
 		if state == follow.Ended && !w.aborted.Load() {
-			// The kernel's time of the last write may be some milliseconds old. It is worth no more than a try.
+			// Make the file's time that of the last write; the kernel's clock is some milliseconds
+			// coarse. A failure does not matter.
 			ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(w.updated.UnixNano())}
 			_ = unix.UtimesNanoAt(unix.AT_FDCWD, w.data(), ts, unix.AT_SYMLINK_NOFOLLOW)
 		}

@@ -2,11 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: the bytes that a Ledger has promised fit together into the space that was free when it promised the
-// last of them.
+// Its invariant: the bytes that a Ledger has promised fit together into the space that was free
+// when it promised the last of them.
 //
-// The surprising rule: free space is what an ordinary user may write, also for root, so that the blocks that a file
-// system reserves stay free. A file system that does not report its size counts as having enough.
+// The surprising rule: free space is what an ordinary user may write, also for root, so that the
+// blocks that a file system reserves stay free. A file system that does not report its size counts
+// as having enough.
 package diskspace
 
 import (
@@ -23,7 +24,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rate"
 )
 
-// Space is the size of a file system, in bytes; math.MaxInt64 where the file system does not report it.
+// Space is the size of a file system, in bytes; math.MaxInt64 where the file system does not report
+// it.
 type Space struct {
 	Free  int64 // what a process without privileges may still write
 	Total int64
@@ -61,9 +63,9 @@ func space(st *unix.Statfs_t) Space {
 	return Space{int64(st.Bavail * block), int64(st.Blocks * block)}
 }
 
-// Ledger holds what downloads have announced against the free space: a download begins only if all of it fits beside
-// what the others have announced and not written yet. The zero value is ready to use. Its methods and those of its
-// promises may be called by several goroutines at once.
+// Ledger holds what downloads have announced against the free space: a download begins only if all
+// of it fits beside what the others have announced and not written yet. The zero value is ready to
+// use. Its methods and those of its promises may be called by several goroutines at once.
 type Ledger struct {
 	Space func(File) (Space, error) // nil: OfFile
 	Now   func() time.Time          // nil: time.Now
@@ -74,9 +76,9 @@ type Ledger struct {
 	promises map[*Promise]struct{}
 }
 
-// Promise is the number of bytes that one download has announced and not written. The promise of a slow download
-// (package rate) does not count: a registry that announces as many bytes as are free, and then sends slowly, must not
-// keep others from the disk. All methods of nil do nothing.
+// Promise is the number of bytes that one download has announced and not written. The promise of a
+// slow download (package rate) does not count: a registry that announces as many bytes as are free,
+// and then sends slowly, must not keep others from the disk. All methods of nil do nothing.
 type Promise struct {
 	ledger *Ledger
 	due    int64
@@ -104,7 +106,8 @@ func (l *Ledger) promised() (bytes int64) {
 	return bytes
 }
 
-// Fits returns errdefs.ErrResourceExhausted unless so many bytes fit into the file system of f beside what is promised.
+// Fits returns errdefs.ErrResourceExhausted unless so many bytes fit into the file system of f
+// beside what is promised.
 func (l *Ledger) Fits(f File, bytes int64) error {
 	look := l.Space
 	if look == nil {
@@ -123,7 +126,8 @@ func (l *Ledger) Fits(f File, bytes int64) error {
 	return nil
 }
 
-// Promise promises bytes of the file system of f to a download, under the condition of Fits. End ends the promise.
+// Promise promises bytes of the file system of f to a download, under the condition of Fits. End
+// ends the promise.
 func (l *Ledger) Promise(f File, bytes int64) (*Promise, error) {
 	l.promising.Lock()
 	defer l.promising.Unlock()

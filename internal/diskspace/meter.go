@@ -9,8 +9,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// What a Meter leaves free, so that the database and other programs can go on: maxSpare bytes, or a part of a small
-// file system.
+// What a Meter leaves free, so that the database and other programs can go on: maxSpare bytes, or a
+// part of a small file system.
 const (
 	maxSpare  = 64 << 20
 	sparePart = 64
@@ -18,8 +18,9 @@ const (
 	meterStep = 8 << 20
 )
 
-// Meter compares what is written below a directory with the free space of its file system, so that a layer or a copy
-// ends with an error before the file system is full. Several goroutines may use it.
+// Meter compares what is written below a directory with the free space of its file system, so that
+// a layer or a copy ends with an error before the file system is full. Several goroutines may use
+// it.
 type Meter struct {
 	path string
 
@@ -30,8 +31,8 @@ type Meter struct {
 // NewMeter returns the meter for a directory, which has to exist at the first Take.
 func NewMeter(path string) *Meter { return &Meter{path: path} }
 
-// Take is called before so many bytes are written. It returns errdefs.ErrResourceExhausted if less than the spare part
-// would be left free.
+// Take is called before so many bytes are written. It returns errdefs.ErrResourceExhausted if less
+// than the spare part would be left free.
 func (m *Meter) Take(bytes int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

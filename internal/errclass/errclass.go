@@ -4,8 +4,9 @@
 //
 // Its invariant: an error that has a class keeps it, and no error changes its text.
 //
-// The surprising rule: a missing file is of class internal. Only the caller knows whether it stands for something that
-// a user asked for and that was not found; then the caller adds errdefs.ErrNotFound itself.
+// The surprising rule: a missing file is of class internal. Only the caller knows whether it stands
+// for something that a user asked for and that was not found; then the caller adds
+// errdefs.ErrNotFound itself.
 package errclass
 
 import (
@@ -24,8 +25,8 @@ func Of(err error) error {
 	return nil
 }
 
-// Ensure returns err with a class. One without is errdefs.ErrResourceExhausted if a disk or a quota is full, and
-// errdefs.ErrInternal otherwise. It returns nil for nil.
+// Ensure returns err with a class. One without is errdefs.ErrResourceExhausted if a disk or a quota
+// is full, and errdefs.ErrInternal otherwise. It returns nil for nil.
 func Ensure(err error) error {
 	switch {
 	case err == nil || Of(err) != nil:
@@ -37,8 +38,9 @@ func Ensure(err error) error {
 	}
 }
 
-// Both types wrap one error, not an error and its class: code that takes joined errors apart would find the class among
-// them. Package errdefs knows them by the methods ResourceExhausted and System.
+// Both types wrap one error, not an error and its class: code that takes joined errors apart would
+// find the class among them. Package errdefs knows them by the methods ResourceExhausted and
+// System.
 
 type full struct{ error }
 

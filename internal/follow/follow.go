@@ -2,11 +2,12 @@
 //
 // It owns nothing on disk: the files belong to the content store and its writers.
 //
-// Its invariant: a Reader never returns a byte that is not at this place of the file that it follows, and returns
-// io.EOF only after these bytes were committed as the blob.
+// Its invariant: a Reader never returns a byte that is not at this place of the file that it
+// follows, and returns io.EOF only after these bytes were committed as the blob.
 //
-// The surprising rule: a writer never waits for readers. It announces its progress and goes on; a Reader has a
-// descriptor of its own, which stays valid when the file is renamed, deleted or closed.
+// The surprising rule: a writer never waits for readers. It announces its progress and goes on; a
+// Reader has a descriptor of its own, which stays valid when the file is renamed, deleted or
+// closed.
 package follow
 
 import (
@@ -29,9 +30,11 @@ const (
 	Growing State = iota
 	// Committed means that its bytes are the blob.
 	Committed
-	// Superseded means that another writer has committed the blob. The writer of this ingest may still write.
+	// Superseded means that another writer has committed the blob. The writer of this ingest may
+	// still write.
 	Superseded
-	// Ended means that its bytes will not become the blob, or no longer begin with what readers have read.
+	// Ended means that its bytes will not become the blob, or no longer begin with what readers
+	// have read.
 	Ended
 )
 
@@ -53,7 +56,8 @@ type Ingest struct {
 	wait  chan struct{} // closed at the next change; nil while no reader waits
 }
 
-// NewIngest returns an ingest that has size bytes in f. d is the digest of the blob that it is announced as, or "".
+// NewIngest returns an ingest that has size bytes in f. d is the digest of the blob that it is
+// announced as, or "".
 func NewIngest(d digest.Digest, f File, size int64) *Ingest {
 	return &Ingest{digest: d, f: f, size: size}
 }
@@ -69,9 +73,9 @@ func (in *Ingest) Grow(size int64) {
 	in.wake()
 }
 
-// End moves the ingest out of the state Growing. cause is the reason if state is Ended. Only the first call counts,
-// with one exception: a Superseded ingest can still be Ended by a truncation or an abort, after which its file no longer
-// has what readers have read.
+// End moves the ingest out of the state Growing. cause is the reason if state is Ended. Only the
+// first call counts, with one exception: a Superseded ingest can still be Ended by a truncation or
+// an abort, after which its file no longer has what readers have read.
 func (in *Ingest) End(state State, cause string) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -123,13 +127,14 @@ type Table struct {
 	ingests map[digest.Digest][]*Ingest
 }
 
-// NewTable returns an empty table. open opens a committed blob; its error is of class errdefs.ErrNotFound when the blob
-// is not in the store.
+// NewTable returns an empty table. open opens a committed blob; its error is of class
+// errdefs.ErrNotFound when the blob is not in the store.
 func NewTable(open func(digest.Digest) (*os.File, error)) *Table {
 	return &Table{open: open, ingests: map[digest.Digest][]*Ingest{}}
 }
 
-// Replace adds next and removes old. Either may be nil. Ingests without a digest are not in the table.
+// Replace adds next and removes old. Either may be nil. Ingests without a digest are not in the
+// table.
 func (t *Table) Replace(old, next *Ingest) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -151,7 +156,8 @@ func (t *Table) Len() int {
 	return len(t.ingests)
 }
 
-// Committed moves the other ingests of a blob to the state Superseded after by was committed as the blob.
+// Committed moves the other ingests of a blob to the state Superseded after by was committed as the
+// blob.
 func (t *Table) Committed(d digest.Digest, by *Ingest) {
 	for _, in := range t.of(d) {
 		if in != by {
@@ -160,7 +166,8 @@ func (t *Table) Committed(d digest.Digest, by *Ingest) {
 	}
 }
 
-// Follow reads the largest ingest of a blob from its beginning. It returns nil if the blob has no ingest that grows.
+// Follow reads the largest ingest of a blob from its beginning. It returns nil if the blob has no
+// ingest that grows.
 func (t *Table) Follow(ctx context.Context, d digest.Digest) (*Reader, error) {
 	var largest *Ingest
 	size := int64(-1)

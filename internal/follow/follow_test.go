@@ -14,8 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestReader follows an ingest of 8 bytes, of which 4 are written, and checks what the reader returns after each event.
-// The tests of package content do the same with real writers.
+// TestReader follows an ingest of 8 bytes, of which 4 are written, and checks what the reader
+// returns after each event. The tests of package content do the same with real writers.
 func TestReader(t *testing.T) {
 	const d = digest.Digest("sha256:aa")
 	const data = "01234567"

@@ -15,10 +15,10 @@ import (
 // compareSize is how many bytes are compared at once.
 const compareSize = 256 << 10
 
-// Reader reads an ingest as it grows. Only one goroutine may read; any goroutine may close. Its errors are of class
-// errdefs.ErrUnavailable when the ingest ended without becoming the blob, and errdefs.ErrNotFound when the blob that
-// another writer committed was removed again. When the context of Follow ends, its cause is the error; after Close, it
-// is fs.ErrClosed.
+// Reader reads an ingest as it grows. Only one goroutine may read; any goroutine may close. Its
+// errors are of class errdefs.ErrUnavailable when the ingest ended without becoming the blob, and
+// errdefs.ErrNotFound when the blob that another writer committed was removed again. When the
+// context of Follow ends, its cause is the error; after Close, it is fs.ErrClosed.
 type Reader struct {
 	table     *Table
 	in        *Ingest
@@ -92,8 +92,9 @@ func (r *Reader) Read(p []byte) (int, error) {
 	}
 }
 
-// readIngest reads bytes that the writer has announced. A truncation ends the ingest before it changes the file. So if
-// the ingest has not ended after the read, the file had not been truncated before it.
+// readIngest reads bytes that the writer has announced. A truncation ends the ingest before it
+// changes the file. So if the ingest has not ended after the read, the file had not been truncated
+// before it.
 func (r *Reader) readIngest(p []byte) (int, error) {
 	n, err := r.f.ReadAt(p, r.offset)
 	if _, state, _ := r.in.look(); state == Ended {
@@ -109,9 +110,9 @@ func (r *Reader) readIngest(p []byte) (int, error) {
 	return n, nil
 }
 
-// switchToBlob continues with the blob that another writer has committed, if that begins with the bytes that were read
-// so far. The state of the ingest is checked after the comparison, because a truncation ends the ingest before it
-// changes the file.
+// switchToBlob continues with the blob that another writer has committed, if that begins with the
+// bytes that were read so far. The state of the ingest is checked after the comparison, because a
+// truncation ends the ingest before it changes the file.
 func (r *Reader) switchToBlob() error {
 	blob, err := r.table.open(r.in.digest)
 	if errdefs.IsNotFound(err) { // it was removed

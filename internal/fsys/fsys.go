@@ -1,14 +1,16 @@
-// Package fsys is the seam between Tank and the file system: every change of a root goes through an FS.
+// Package fsys is the seam between Tank and the file system: every change of a root goes through an
+// FS.
 //
 // It owns nothing on disk.
 //
-// Its invariant: an FS reports each change that can be lost or torn by a crash as one operation, in the order in which
-// the calls began. A test can therefore make any of them fail, hang or be the last one (package fsystest), and can
-// derive from the recorded history what a power cut may leave.
+// Its invariant: an FS reports each change that can be lost or torn by a crash as one operation, in
+// the order in which the calls began. A test can therefore make any of them fail, hang or be the
+// last one (package fsystest), and can derive from the recorded history what a power cut may leave.
 //
-// The surprising rule: building or deleting a whole directory is one operation (Build, RemoveTree), whose function
-// writes or deletes below the directory with system calls of its own. Unpacking a layer thus costs one call of an
-// interface, not one for each file. Reading needs no FS: use package os.
+// The surprising rule: building or deleting a whole directory is one operation (Build, RemoveTree),
+// whose function writes or deletes below the directory with system calls of its own. Unpacking a
+// layer thus costs one call of an interface, not one for each file. Reading needs no FS: use
+// package os.
 package fsys
 
 import (
@@ -20,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FS changes files and directories. Errors are those of package os; callers add the errdefs class. All methods may be
-// called by several goroutines at once.
+// FS changes files and directories. Errors are those of package os; callers add the errdefs class.
+// All methods may be called by several goroutines at once.
 type FS interface {
 	// OpenFile opens a file to write or sync it, as os.OpenFile does.
 	OpenFile(path string, flag int, perm fs.FileMode) (File, error)
@@ -35,8 +37,9 @@ type FS interface {
 	Remove(path string) error
 	// RemoveTree calls remove, which deletes path and everything below it.
 	RemoveTree(path string, remove func() error) error
-	// Build calls fill, which makes the directory path and everything below it, and then, unless it is nil, sync,
-	// which forces that to the disk. Without a sync, a later Syncfs has to make the directory durable.
+	// Build calls fill, which makes the directory path and everything below it, and then, unless it
+	// is nil, sync, which forces that to the disk. Without a sync, a later Syncfs has to make the
+	// directory durable.
 	Build(path string, fill, sync func() error) error
 	// SyncDir forces the entries of a directory to the disk.
 	SyncDir(path string) error
@@ -61,8 +64,8 @@ type File interface {
 	Chmod(mode fs.FileMode) error
 }
 
-// OS is the file system of the operating system. Its files are of type *os.File, so that io.Copy can use
-// copy_file_range.
+// OS is the file system of the operating system. Its files are of type *os.File, so that io.Copy
+// can use copy_file_range.
 var OS FS = osFS{}
 
 type osFS struct{}
@@ -100,8 +103,8 @@ func (osFS) SyncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// Syncfs falls back to sync(2), which takes longer and reports no errors of the disk, where a sandbox has no syncfs or
-// forbids it.
+// Syncfs falls back to sync(2), which takes longer and reports no errors of the disk, where a
+// sandbox has no syncfs or forbids it.
 func (osFS) Syncfs(path string) error {
 	d, err := os.Open(path)
 	if err != nil {

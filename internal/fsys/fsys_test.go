@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestOSCostsNothing shows that the seam adds no allocation to a step, and that files are those of package os.
+// TestOSCostsNothing shows that the seam adds no allocation to a step, and that files are those of
+// package os.
 func TestOSCostsNothing(t *testing.T) {
 	built := 0
 	fill := func() error { built++; return nil }

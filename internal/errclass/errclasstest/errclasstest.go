@@ -1,10 +1,13 @@
-// Package errclasstest shows in tests that every error which leaves a package has a class of package errdefs.
+// Package errclasstest shows in tests that every error which leaves a package has a class of
+// package errdefs.
 //
 // It owns nothing on disk.
 //
-// Its invariant: a package cannot get a new exported function that returns an error without the test noticing.
+// Its invariant: a package cannot get a new exported function that returns an error without the
+// test noticing.
 //
-// The surprising rule: methods of unexported types count as well, because a caller reaches them through interfaces.
+// The surprising rule: methods of unexported types count as well, because a caller reaches them
+// through interfaces.
 package errclasstest
 
 import (
@@ -29,9 +32,9 @@ func Check(t testing.TB, what string, err error) {
 	}
 }
 
-// Complete fails the test unless calls has an entry for every function of the package in the directory dir that
-// returns an error: "Open" for a function, "Store.Sweep" for a method. except names those that need none, each with a
-// reason.
+// Complete fails the test unless calls has an entry for every function of the package in the
+// directory dir that returns an error: "Open" for a function, "Store.Sweep" for a method. except
+// names those that need none, each with a reason.
 func Complete[T any](t testing.TB, dir string, calls map[string]T, except map[string]string) {
 	t.Helper()
 	functions := exported(t, dir)

@@ -20,14 +20,15 @@ import (
 //	build layers/*: crash during           a directory is filled, and the machine stops before it is synced
 //	syncfs #1+: hang                       every syncfs waits for FS.Release
 //
-// OPERATION is one of the list below or "any". PATTERN is one of path.Match for the path, relative to the root, that
-// the operation changes; for rename and link, the new one. Without a pattern, every path matches. N counts the matching
-// operations from 1; "+" adds all later ones. The default is #1.
+// OPERATION is one of the list below or "any". PATTERN is one of path.Match for the path, relative
+// to the root, that the operation changes; for rename and link, the new one. Without a pattern,
+// every path matches. N counts the matching operations from 1; "+" adds all later ones. The default
+// is #1.
 //
-// An action before the operation, which is the default, prevents it; after it, the operation was done although it
-// reports an error. "during" leaves a part of it: the first half of the bytes of a write, a directory that is built but
-// not synced, a tree of which every second file is deleted. For other operations it is the same as before, and for hang
-// it is not valid.
+// An action before the operation, which is the default, prevents it; after it, the operation was
+// done although it reports an error. "during" leaves a part of it: the first half of the bytes of a
+// write, a directory that is built but not synced, a tree of which every second file is deleted.
+// For other operations it is the same as before, and for hang it is not valid.
 type fault struct {
 	op, pattern string
 	first       int

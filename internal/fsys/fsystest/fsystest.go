@@ -1,13 +1,14 @@
-// Package fsystest is an fsys.FS for tests: it changes real files, makes chosen operations fail, hang or crash, and
-// records a history.
+// Package fsystest is an fsys.FS for tests: it changes real files, makes chosen operations fail,
+// hang or crash, and records a history.
 //
 // It owns nothing on disk; the root that it is given belongs to the test.
 //
-// Its invariant: the history lists every operation that was asked for, in the order in which they began, with the
-// outcome of those that a fault hit.
+// Its invariant: the history lists every operation that was asked for, in the order in which they
+// began, with the outcome of those that a fault hit.
 //
-// The surprising rule: after a crash every operation fails with ErrCrashed and changes nothing, but the process goes
-// on. The test closes what it opened, and opens the root again with another FS as the next process would.
+// The surprising rule: after a crash every operation fails with ErrCrashed and changes nothing, but
+// the process goes on. The test closes what it opened, and opens the root again with another FS as
+// the next process would.
 package fsystest
 
 import (
@@ -40,8 +41,8 @@ type FS struct {
 	release chan struct{} // closed by Release; nil while nothing hangs
 }
 
-// New returns an FS for the directory root with these faults, one line each. It fails the test when a line is not
-// valid. Operations that hang go on when the test ends.
+// New returns an FS for the directory root with these faults, one line each. It fails the test when
+// a line is not valid. Operations that hang go on when the test ends.
 func New(t testing.TB, root string, faults ...string) *FS {
 	t.Helper()
 	f := &FS{root: root, hung: make(chan struct{}, 1024)}
@@ -64,8 +65,8 @@ func (f *FS) Add(t testing.TB, faults ...string) {
 	}
 }
 
-// Each calls run with the faults "any #1: ACTION", "any #2: ACTION" and so on, until one hits no operation, which run
-// reports. So every operation that run does is hit once.
+// Each calls run with the faults "any #1: ACTION", "any #2: ACTION" and so on, until one hits no
+// operation, which run reports. So every operation that run does is hit once.
 func Each(action string, run func(fault string) (hit bool)) {
 	for n := 1; run(fmt.Sprintf("any #%d: %s", n, action)); n++ {
 	}
@@ -84,8 +85,8 @@ type watch struct {
 	fn          func(path string)
 }
 
-// Before has fn called before each operation of that name and pattern, as in a fault; "" matches every path. fn may use
-// the FS. An operation that it leads to is recorded first.
+// Before has fn called before each operation of that name and pattern, as in a fault; "" matches
+// every path. fn may use the FS. An operation that it leads to is recorded first.
 func (f *FS) Before(op, pattern string, fn func(path string)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -130,8 +131,8 @@ func (f *FS) Hits() int {
 	return f.hits
 }
 
-// History returns one line for each operation: its name, the paths relative to the root, for a write the offset and
-// the number of bytes, and " = " and the outcome when a fault hit it:
+// History returns one line for each operation: its name, the paths relative to the root, for a
+// write the offset and the number of bytes, and " = " and the outcome when a fault hit it:
 //
 //	create ingest/6b/data
 //	write ingest/6b/data 0+4096
@@ -150,8 +151,9 @@ func (f *FS) rel(path string) string {
 	return path
 }
 
-// do records an operation and carries it out, unless a fault prevents that. path is what it changes, text what the
-// history shows after the operation's name. half does a part of it; nil: nothing.
+// do records an operation and carries it out, unless a fault prevents that. path is what it
+// changes, text what the history shows after the operation's name. half does a part of it; nil:
+// nothing.
 func (f *FS) do(op, path, text string, half, whole func() error) error {
 	f.watch(op, path)
 	hit, err := f.begin(op, path, text)
@@ -277,7 +279,8 @@ func removeHalf(path string) error {
 	})
 }
 
-// Build implements fsys.FS. The history shows "sync" after the path if the directory is to be synced.
+// Build implements fsys.FS. The history shows "sync" after the path if the directory is to be
+// synced.
 func (f *FS) Build(path string, fill, sync func() error) error {
 	text := f.rel(path)
 	if sync != nil {
@@ -286,7 +289,8 @@ func (f *FS) Build(path string, fill, sync func() error) error {
 	return f.do("build", path, text, fill, func() error { return fsys.OS.Build(path, fill, sync) })
 }
 
-// SyncDir implements fsys.FS. It syncs nothing: no test could see a difference, and it would take long.
+// SyncDir implements fsys.FS. It syncs nothing: no test could see a difference, and it would take
+// long.
 func (f *FS) SyncDir(path string) error {
 	return f.do("syncdir", path, f.rel(path), nil, func() error { return exists(path) })
 }
@@ -301,8 +305,8 @@ func exists(path string) error {
 	return err
 }
 
-// File is an open file of an FS. Its name in the history is the path with which it was opened. It does not embed
-// *os.File, whose ReadFrom would write without being recorded.
+// File is an open file of an FS. Its name in the history is the path with which it was opened. It
+// does not embed *os.File, whose ReadFrom would write without being recorded.
 type File struct {
 	f  *os.File
 	fs *FS

@@ -76,8 +76,8 @@ func TestHistory(t *testing.T) {
 	}
 }
 
-// TestFaults runs the story with one fault each, and checks its error, the last line of its history and which files
-// are left.
+// TestFaults runs the story with one fault each, and checks its error, the last line of its history
+// and which files are left.
 func TestFaults(t *testing.T) {
 	for _, tc := range []struct {
 		fault string

@@ -2,9 +2,11 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: an operation appears in the list when it ends; those that have begun and not ended are counted by Open.
+// Its invariant: an operation appears in the list when it ends; those that have begun and not ended
+// are counted by Open.
 //
-// The surprising rule: an operation that ends twice is a fault of the code under test, so the Recorder fails the test.
+// The surprising rule: an operation that ends twice is a fault of the code under test, so the
+// Recorder fails the test.
 package observetest
 
 import (

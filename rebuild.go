@@ -18,7 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/content"
+	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/internal/rootlock"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
 )
@@ -51,14 +53,12 @@ func Rebuild(ctx context.Context, root string) (Rebuilt, error) {
 	if err != nil {
 		return Rebuilt{}, fmt.Errorf("root: %w", err)
 	}
-	r := &rebuild{root: root, path: filepath.Join(root, databaseName)}
-	t := &Tank{root: root}
-	m, err := t.own(false, false)
-	if err == nil {
-		r.daemon = m.daemon
-		err = r.run(ctx)
+	lock, err := rootlock.Take(root, nil)
+	if err != nil {
+		return Rebuilt{}, fmt.Errorf("root %s: %w", root, err)
 	}
-	if err := errors.Join(err, t.Close()); err != nil {
+	r := &rebuild{root: root, path: filepath.Join(root, rootlock.Database), lock: lock, daemon: lock.Daemon()}
+	if err := errors.Join(r.run(ctx), lock.Close()); err != nil {
 		return Rebuilt{}, fmt.Errorf("root %s: %w", root, err)
 	}
 	// Opening writes index.json, and shows that the root can be opened.
@@ -75,6 +75,7 @@ func Rebuild(ctx context.Context, root string) (Rebuilt, error) {
 // rebuild is one call of Rebuild.
 type rebuild struct {
 	root, path string
+	lock       *rootlock.Lock
 	daemon     bool // the root is a daemon's
 	found      Rebuilt
 
@@ -104,7 +105,7 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 	p := newPlan(r)
 	p.fill(ctx)
 	// What the records call durable has to be on the disk.
-	if err := syncDirs(r.root); err != nil {
+	if err := r.lock.Sync(); err != nil {
 		return err
 	}
 	built := r.path + ".new"
@@ -171,23 +172,6 @@ func readIndexed(root string) (own []ocispec.Descriptor, err error) {
 	return own, err
 }
 
-// syncDirs writes the file systems of the root to the disk.
-func syncDirs(root string) error {
-	for _, dir := range append([]string{"."}, ownDirs...) {
-		f, err := os.Open(filepath.Join(root, dir))
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Close()); err != nil {
-			return fmt.Errorf("directory %s: syncfs: %w", dir, err)
-		}
-	}
-	return nil
-}
-
 // setAside moves below lost/ what no record was made of: a later collection would take it for garbage. A copy of an
 // index.json that can't be read goes there as well.
 func (r *rebuild) setAside(p *plan) error {
@@ -250,7 +234,7 @@ func (r *rebuild) replace(built string) error {
 	if err := os.Rename(built, r.path); err != nil {
 		return errors.Join(err, os.Remove(built))
 	}
-	return syncDir(r.root)
+	return fsys.OS.SyncDir(r.root)
 }
 
 // keep gives the former database the first free name of metadata.db.old, metadata.db.old.1 and so on. A database that

@@ -29,10 +29,22 @@ import (
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/reserve"
+	"github.com/tank-snapshotter/tank/internal/rootlock"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
+
+// daemonFlag is the flag in the database of a daemon's root; see Options.Daemon.
+const daemonFlag = "daemon"
+
+// ErrNoRoot is returned by an Open that may not make a root if the directory is missing or empty. Its class is
+// errdefs.ErrNotFound.
+var ErrNoRoot = rootlock.ErrNoRoot
+
+// IsRoot reports whether a directory is a root. A directory that this process may not read counts as one.
+func IsRoot(dir string) bool { return rootlock.IsRoot(dir) }
 
 // Options of Open.
 type Options struct {
@@ -60,9 +72,8 @@ type Tank struct {
 	root      string
 	readOnly  bool
 	daemon    bool
-	mode      mode
 	reserve   *reserve.Reserve // for operations that free space on a full disk
-	lock      *os.File
+	lock      *rootlock.Lock
 	db        *metadata.DB
 	content   *content.Store
 	snapshots *snapshot.Store
@@ -123,10 +134,11 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 			err = errors.Join(err, t.Close())
 		}
 	}()
-	m, err := t.own(!opts.Existing, opts.AllowReadOnly)
+	t.lock, err = rootlock.Take(root, &rootlock.Options{Make: !opts.Existing, AllowReadOnly: opts.AllowReadOnly})
 	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
+	t.readOnly = t.lock.ReadOnly()
 	if err := t.openDatabase(opts); err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
@@ -137,7 +149,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	}); err != nil {
 		return nil, err
 	}
-	t.daemon = recorded || m.daemon || opts.Daemon
+	t.daemon = recorded || t.lock.Daemon() || opts.Daemon
 	t.sweeper = newSweeper(func(ctx context.Context) error {
 		_, err := t.content.Sweep(ctx)
 		t.reserve.Keep()
@@ -155,7 +167,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		return nil, err
 	}
 	layers := &snapshot.Options{
-		ReadOnly: t.readOnly, Unpack: t.mode.options(), Directory: opts.Directory, SkipKnownBlobs: opts.SkipKnownBlobs,
+		ReadOnly: t.readOnly, Unpack: unpackOptions(t.lock.Access()), Directory: opts.Directory, SkipKnownBlobs: opts.SkipKnownBlobs,
 	}
 	blobs := layersFrom(t.content, opts.Containerd, layers)
 	t.snapshots, err = snapshot.Open(root, t.db, blobs, layers)
@@ -171,17 +183,17 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	}
 	if t.daemon {
 		t.snapshots.CompareAll()
-		err = t.recordDaemon(m, recorded)
+		err = t.recordDaemon(recorded)
 	}
 	return t, err
 }
 
 // openDatabase opens metadata.db. A missing one is made in a root that holds nothing yet, and is a loss in any other.
 func (t *Tank) openDatabase(opts *Options) error {
-	path := filepath.Join(t.root, databaseName)
+	path := filepath.Join(t.root, rootlock.Database)
 	existing := true
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-		nothing, err := barren(t.root)
+		nothing, err := t.unused()
 		switch {
 		case err != nil:
 			return err
@@ -200,13 +212,26 @@ func (t *Tank) openDatabase(opts *Options) error {
 	return err
 }
 
+// unused reports whether a root holds nothing that a database could have recorded. Then a missing database was not lost
+// but never made.
+func (t *Tank) unused() (bool, error) {
+	if unused, err := t.lock.Unused(); err != nil || !unused {
+		return false, err
+	}
+	file, _, err := readIndex(t.root)
+	return errors.Is(err, os.ErrNotExist) || err == nil && len(file.Manifests) == 0, nil
+}
+
+// unpackOptions are the options of extractions by a process with this access.
+func unpackOptions(a rootlock.Access) unpack.Options {
+	uids, gids := a.IDs()
+	return unpack.Options{Unprivileged: a.Unprivileged(), Confined: a.Confined(), UIDs: uids, GIDs: gids}
+}
+
 // recordDaemon marks the root as a daemon's: in the mark too, for the time when the database is lost.
-func (t *Tank) recordDaemon(m mark, recorded bool) error {
-	if !m.daemon {
-		m.daemon = true
-		if err := writeMark(t.root, m); err != nil && !reserve.Full(err) {
-			return fmt.Errorf("root %s: mark: %w", t.root, err)
-		}
+func (t *Tank) recordDaemon(recorded bool) error {
+	if err := t.lock.MarkDaemon(); err != nil {
+		return fmt.Errorf("root %s: mark: %w", t.root, err)
 	}
 	if recorded {
 		return nil

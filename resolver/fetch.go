@@ -93,6 +93,7 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	f.blobs = download.New(f.repo, into, download.Options{
 		Ranges: r.opts.Ranges, ChunkSize: r.opts.ChunkSize, Divided: r.divided,
 		InFlight: r.inFlight, Refresh: f.Refresh, Progress: f.Progress,
+		Observe: r.opts.Observe,
 	})
 	image, err := f.image(ctx, target, nil, 0)
 	if err != nil {

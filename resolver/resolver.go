@@ -27,6 +27,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/exactjson"
 	"github.com/tank-snapshotter/tank/internal/imagejson"
+	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/resolver/auth"
 	"github.com/tank-snapshotter/tank/resolver/internal/registry"
 	"github.com/tank-snapshotter/tank/resolver/internal/retry"
@@ -79,6 +80,8 @@ type Options struct {
 	InFlight *InFlight
 	// Connections keeps connections; share it to spare other pulls the handshake. Zero value: the resolver's own, which its Close closes.
 	Connections *Connections
+	// Observe is told when the download of a blob begins and ends. nil: nothing is observed.
+	Observe observe.Observer
 }
 
 // Resolver asks registries. It may be used by several goroutines; hosts, connections and tokens are shared by all of its calls.

@@ -80,7 +80,7 @@ func TestPace(t *testing.T) {
 
 // TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait, and what others bring then does not count.
 func TestRangesRefusedAtOnce(t *testing.T) {
-	d := &download{link: newLinkState(4, chunkBytes)}
+	d := &transfer{link: newLinkState(4, chunkBytes)}
 	var refused sync.WaitGroup
 	for range 8 {
 		refused.Go(func() { d.decide(t.Context(), false) })

@@ -7,34 +7,38 @@ import (
 	"time"
 )
 
-// Rules of when a stream is divided into ranges.
+// Limits of the decision whether a stream is divided into ranges.
 const (
-	// window is how long a stream is watched at a time.
+	// window is how long a stream is measured at a time.
 	window = 300 * time.Millisecond
-	// steady is how much the rates of two windows may differ. A connection that is still becoming faster is left to it.
+	// steady bounds the ratio of the rates of two windows. A connection whose rate still grows is not divided.
 	steady = 1.25
-	// asFast is the part of the rate of one stream alone that each of several has to reach, if they are not to share what the one had.
-	asFast = 0.7
-	// firstRetry is how long nothing is divided after it was found to bring nothing; doubled each time, up to lastRetry.
+	// minShare is the part of the rate of one stream that each range has to reach. If the ranges are slower, they share
+	// a limit.
+	minShare = 0.7
+	// firstRetry is the wait before the next trial after ranges were not faster. It doubles for each further trial, up
+	// to lastRetry.
 	firstRetry = 10 * time.Second
 	lastRetry  = 5 * time.Minute
 )
 
-// pace is what one Fetch finds out about the way to the registry: whether more connections bring more bytes.
+// linkState is what a Downloader has learned about the network between it and the registry: whether more connections
+// bring more bytes.
 //
-// A blob comes as one stream until that waits for the network most of the time. Then it is divided, and if each range comes about as fast as the
-// stream alone, connections are the limit, and ranges stay. If they are slower, the connections share a limit; more of them are only
-// more requests, so the stream comes back.
+// A blob begins as one stream. When the stream waits for the network most of the time, it is divided. If each range then
+// comes about as fast as the stream did, the network limits each connection, and the blob and later ones use ranges. If
+// the ranges are slower, the connections share a limit, so that ranges only cost more requests, and the blob continues as
+// one stream.
 type linkState struct {
 	ranges int
 	chunk  int64
 
-	mu         sync.Mutex
-	active     int           // large blobs on their way
+	mu         sync.Mutex    // guards the fields below
+	active     int           // large blobs that are downloaded now
 	begun      int           // large blobs so far
-	latency    time.Duration // the shortest from a request to its answer; 0 is unknown
-	divided    bool          // found out
-	notBefore  time.Time     // nothing is divided before
+	latency    time.Duration // shortest time from a request to its answer; 0: unknown
+	divided    bool          // ranges have been faster than one stream
+	notBefore  time.Time     // no stream is divided before
 	retryDelay time.Duration
 }
 
@@ -42,118 +46,121 @@ func newLinkState(ranges int, chunk int64) *linkState {
 	return &linkState{ranges: ranges, chunk: chunk, retryDelay: firstRetry}
 }
 
-// enter counts a large blob, until leave, and gives it a lane.
-func (p *linkState) begin() (lane int, leave func()) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	lane = p.begun % p.ranges
-	p.begun++
-	p.active++
-	return lane, func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.active--
+// begin counts a large blob until end is called, and returns the number of the connection that the blob uses.
+func (l *linkState) begin() (connection int, end func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	connection = l.begun % l.ranges
+	l.begun++
+	l.active++
+	return connection, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.active--
 	}
 }
 
-// answered takes note of how long a request waited for its answer.
-func (p *linkState) addLatency(latency time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.latency == 0 || latency < p.latency {
-		p.latency = latency
+// addLatency records the time from a request to its answer.
+func (l *linkState) addLatency(latency time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.latency == 0 || latency < l.latency {
+		l.latency = latency
 	}
 }
 
-// least is the shortest wait for an answer so far.
-func (p *linkState) minLatency() time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.latency
+// minLatency returns the shortest time from a request to its answer.
+func (l *linkState) minLatency() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.latency
 }
 
-// divide says whether a stream that comes at rate, in bytes per second, and waits for the network, is worth a try. With as many blobs on their way
-// as a blob may have ranges, there are that many connections; and where a range would wait longer for its answer than it takes to come,
-// ranges are no faster.
-func (p *linkState) shouldDivide(rate float64) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.active < p.ranges && !time.Now().Before(p.notBefore) && rate*p.latency.Seconds() <= 2*float64(p.chunk)
+// shouldDivide reports whether to try ranges for a stream that waits for the network and comes at rate bytes per second.
+// It does not if as many large blobs are downloaded as a blob may have ranges, because they already use as many
+// connections, or if a range would wait longer for its answer than its bytes take to come.
+func (l *linkState) shouldDivide(rate float64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.active < l.ranges && !time.Now().Before(l.notBefore) && rate*l.latency.Seconds() <= 2*float64(l.chunk)
 }
 
-// wide says whether a blob shall begin with ranges, because another one's paid.
-func (p *linkState) startDivided() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.divided && p.active < p.ranges
+// startDivided reports whether a blob begins with ranges, because they were faster for another one.
+func (l *linkState) startDivided() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.divided && l.active < l.ranges
 }
 
-// judge takes the outcome of a try.
-func (p *linkState) recordTrial(pays bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.divided = pays; pays {
-		p.retryDelay = firstRetry
+// recordTrial records whether ranges were faster.
+func (l *linkState) recordTrial(faster bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.divided = faster; faster {
+		l.retryDelay = firstRetry
 		return
 	}
-	p.notBefore = time.Now().Add(p.retryDelay)
-	p.retryDelay = min(2*p.retryDelay, lastRetry)
+	l.notBefore = time.Now().Add(l.retryDelay)
+	l.retryDelay = min(2*l.retryDelay, lastRetry)
 }
 
-// trial compares ranges with the stream that they come from. The fastest of some counts: what makes one slow may be chance, and to give up
-// ranges that would pay is the greater loss.
+// trial compares ranges with the stream that they replace. It uses the fastest of several ranges: a range may be slow by
+// chance, and to give up ranges that are faster costs more than to keep ranges that are not.
 type trial struct {
-	streamRate float64 // bytes per second of the stream
+	streamRate float64 // bytes per second
 
-	mu   sync.Mutex
-	need int     // ranges until there is a verdict
-	best float64 // bytes per second
+	mu   sync.Mutex // guards the fields below
+	need int        // ranges until the trial ends
+	best float64    // bytes per second
 }
 
-func newTrial(alone float64, ranges int) *trial {
-	return &trial{streamRate: alone, need: max(1, ranges-1)}
+func newTrial(streamRate float64, ranges int) *trial {
+	return &trial{streamRate: streamRate, need: max(1, ranges-1)}
 }
 
-// add counts one range, and says in the end whether they pay. took is without the least wait for an answer: what is more than that, others cause.
-func (t *trial) add(bytes int64, took time.Duration) (pays, over bool) {
+// add counts one range, and reports whether the trial is over and ranges are faster. took excludes the shortest latency:
+// a longer wait is caused by other requests.
+func (t *trial) add(bytes int64, took time.Duration) (faster, over bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.best = max(t.best, float64(bytes)/max(took, time.Microsecond).Seconds())
 	t.need--
-	return t.best >= asFast*t.streamRate, t.need == 0
+	return t.best >= minShare*t.streamRate, t.need == 0
 }
 
-// starvation watches a stream: whether it is the network that it waits for, and how fast it is meanwhile.
+// networkWait measures whether a stream waits for the network, and how fast it is.
 type networkWait struct {
 	since  time.Time
-	cpu    time.Duration // of the process at since
+	cpu    time.Duration // processor time of the process until since
 	waited time.Duration
 	bytes  int64
-	before float64 // rate of the window before this one, if the stream starved in it
+	before float64 // bytes per second in the window before, if the stream waited for the network in it
 }
 
 func newNetworkWait() *networkWait { return &networkWait{since: time.Now(), cpu: processTime()} }
 
-// read takes note of a Read that brought n bytes. It answers the rate in bytes per second once the stream starves steadily: three quarters of the
-// time went by in Read, and of the processors, which may be why the other side is slow if it is this machine, less than half was used by us.
-func (s *networkWait) read(n int, waited time.Duration) (rate float64, starves bool) {
-	s.bytes += int64(n)
-	s.waited += waited
-	took := time.Since(s.since)
+// read records a Read that returned n bytes after it waited. When the stream has waited for the network in two windows
+// at about the same rate, read reports that and returns the rate in bytes per second. A stream waits for the network in
+// a window if three quarters of the time went by in Read and the process used less than half of the processors. (If the
+// registry is on this machine, busy processors may be what makes it slow.)
+func (w *networkWait) read(n int, waited time.Duration) (rate float64, slow bool) {
+	w.bytes += int64(n)
+	w.waited += waited
+	took := time.Since(w.since)
 	if took < window {
 		return 0, false
 	}
-	rate = float64(s.bytes) / took.Seconds()
-	last := *s
-	*s = *newNetworkWait()
-	if last.waited < took*3/4 || s.cpu-last.cpu > took*time.Duration(runtime.GOMAXPROCS(0))/2 {
+	rate = float64(w.bytes) / took.Seconds()
+	last := *w
+	*w = *newNetworkWait()
+	if last.waited < took*3/4 || w.cpu-last.cpu > took*time.Duration(runtime.GOMAXPROCS(0))/2 {
 		return 0, false
 	}
-	s.before = rate
+	w.before = rate
 	return rate, rate <= steady*last.before && last.before <= steady*rate
 }
 
-// processTime is how long processors have worked for this process.
+// processTime returns the processor time that this process has used.
 func processTime() time.Duration {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

@@ -17,19 +17,22 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
-// maxBuffered bounds the bytes of ranges that one Fetch holds in memory, all its blobs together.
+// maxBuffered bounds the memory for ranges of one Downloader, in bytes.
 const maxBuffered = 16 << 20
 
-// worthRanges is how many parts a blob has to have to be downloaded in parts. A kill loses the parts in memory: of a smaller blob, too much of it.
+// minChunks is the number of chunks above which a blob is divided into ranges. If the process is killed, the chunks in
+// memory are lost, which would be too much of a smaller blob.
 const minChunks = 4
 
-// buffers is the memory that the ranges of one Fetch share. Every blob takes its buffers in the order of its bytes, so who has any has the
-// next bytes to be written in one of them, and whoever waits waits for somebody who goes on.
+// buffers is the memory for the ranges of one Downloader. Each blob takes its buffers in the order of its bytes, so that
+// a blob which has buffers has one for its next bytes and can always continue. A blob that waits for a buffer therefore
+// waits for one that makes progress.
 type buffers struct {
 	size int64
-	free chan []byte // nil ones are not made yet
+	free chan []byte // a nil buffer is not allocated yet
 }
 
+// newBuffers returns nil if ranges are not to be used.
 func newBuffers(ranges int, chunk int64) *buffers {
 	if ranges < 2 || descriptors.Few() {
 		return nil
@@ -55,43 +58,46 @@ func (b *buffers) get(ctx context.Context) ([]byte, error) {
 
 func (b *buffers) put(buf []byte) { b.free <- buf }
 
-// tellAfter is how many new bytes wake the one who writes: a wakeup for every packet costs more than the download.
+// wakeBytes is the number of new bytes that wake the writer. To wake it for every packet costs more than the download.
 const wakeBytes = 256 << 10
 
-// chunk is a range on its way. The one who downloads appends; the one who writes follows.
+// chunk is a range that is being downloaded. Its goroutine appends bytes, and the writer follows.
 type chunk struct {
 	registry.Range
 	connection int
-	warm       bool          // its connection was used before, unless another one was faster to be free
-	grown      chan struct{} // holds one: look again
-	done       chan struct{} // closed when nothing is appended any more
+	warm       bool          // the connection has probably served a request before
+	grown      chan struct{} // of capacity one: there are new bytes
+	done       chan struct{} // closed after the last byte
 
 	buf []byte
-	err error // of the download, once done is closed
+	err error // of the download, after done is closed
 
-	mu     sync.Mutex
-	filled int64 // bytes of buf; only the one who downloads changes it
-	woken  int64 // bytes that the one who writes was woken for
+	mu     sync.Mutex // guards the fields below
+	filled int64      // bytes in buf; only the chunk's goroutine changes it
+	woken  int64      // value of filled when the writer was last woken
 }
 
-func newChunk(s registry.Range, buf []byte) *chunk {
-	return &chunk{Range: s, buf: buf[:s.End-s.Start], grown: make(chan struct{}, 1), done: make(chan struct{})}
+func newChunk(r registry.Range, buf []byte) *chunk {
+	return &chunk{
+		Range: r, buf: buf[:r.End-r.Start], grown: make(chan struct{}, 1), done: make(chan struct{}),
+	}
 }
 
+// grow records n new bytes.
 func (c *chunk) grow(n int) {
 	c.mu.Lock()
 	c.filled += int64(n)
-	tell := c.filled-c.woken >= wakeBytes
-	if tell {
+	wake := c.filled-c.woken >= wakeBytes
+	if wake {
 		c.woken = c.filled
 	}
 	c.mu.Unlock()
-	if tell {
+	if wake {
 		c.wake()
 	}
 }
 
-// tell wakes the one who writes.
+// wake wakes the writer.
 func (c *chunk) wake() {
 	select {
 	case c.grown <- struct{}{}:
@@ -104,13 +110,14 @@ func (c *chunk) end(err error) {
 	close(c.done)
 }
 
-// drop gives the memory back once nothing is appended any more.
+// drop waits for the end of the chunk and returns its buffer.
 func (c *chunk) drop(b *buffers) {
 	<-c.done
 	b.put(c.buf[:cap(c.buf)])
 }
 
-// after waits for bytes behind written. None and no error means that the chunk is complete.
+// after waits for bytes behind the first written ones and returns them. No bytes and no error mean that the chunk is
+// complete.
 func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
 	for {
 		var ended bool
@@ -137,84 +144,85 @@ func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
 	}
 }
 
-// ranges begins with ranges. A host that answers the first one with everything is taken at its word: that answer becomes the one stream.
-func (d *download) ranges(ctx context.Context, host *registry.Endpoint) error {
-	d.trial, d.usedRange = nil, true
-	want := d.span(d.offset)
-	resp, err := d.get(ctx, host, want, d.connection)
+// ranges begins with ranges. If the host answers the first request with the whole blob, the transfer continues with
+// that answer as one stream.
+func (t *transfer) ranges(ctx context.Context, host *registry.Endpoint) error {
+	t.trial, t.usedRange = nil, true
+	want := t.chunkAt(t.offset)
+	resp, err := t.get(ctx, host, want, t.connection)
 	if err != nil {
 		return err
 	}
 	if resp.StatusCode != http.StatusPartialContent {
-		d.noRanges = true
-		_, err := d.stream(ctx, host, resp, registry.Range{})
+		t.noRanges = true
+		_, err := t.stream(ctx, host, resp, registry.Range{})
 		return err
 	}
-	end, err := partial(resp, want, d.desc.Size)
+	end, err := partial(resp, want, t.desc.Size)
 	if err != nil {
 		resp.Body.Close()
 		return sourceError{fmt.Errorf("registry %s: %w", host.Host, err)}
 	}
-	return d.parallel(ctx, host, resp, end)
+	return t.parallel(ctx, host, resp, end)
 }
 
-// parallel downloads what is lacking in several ranges at once and writes them in order, the first one as it comes. That is what resp's
-// body, which was checked and may go on, has before end. A cut range goes on where it was cut. It ends early, without an error, when
-// ranges turn out not to pay.
-func (d *download) parallel(ctx context.Context, host *registry.Endpoint, resp *http.Response, end int64) error {
-	d.stopRanges.Store(false)
-	buf, err := d.buffers.get(ctx)
+// parallel downloads the missing bytes in several ranges at once and writes them in order. The first range is the body
+// of resp before end; the body may continue behind it. A range whose connection breaks is resumed. If ranges turn out
+// not to be faster, parallel ends without an error before the blob is complete.
+func (t *transfer) parallel(ctx context.Context, host *registry.Endpoint, resp *http.Response, end int64) error {
+	t.stopRanges.Store(false)
+	buf, err := t.buffers.get(ctx)
 	if err != nil {
 		resp.Body.Close()
 		return err
 	}
-	head := newChunk(d.span(d.offset), buf)
-	head.connection = d.connection
+	head := newChunk(t.chunkAt(t.offset), buf)
+	head.connection = t.connection
 	ctx, cancel := context.WithCancel(ctx)
-	slots, order := make(chan struct{}, d.link.ranges), make(chan *chunk, d.link.ranges)
+	slots, order := make(chan struct{}, t.link.ranges), make(chan *chunk, t.link.ranges)
 	go func() {
-		defer close(order) // after the last lane has ended
-		d.dispatch(ctx, host, head, &rangeAnswer{resp, end}, slots, order)
+		defer close(order) // after the last range has ended
+		t.dispatch(ctx, host, head, &rangeAnswer{resp, end}, slots, order)
 	}()
-	err = d.writeInOrder(ctx, slots, order)
+	err = t.writeInOrder(ctx, slots, order)
 	cancel()
 	for c := range order {
-		c.drop(d.buffers)
+		c.drop(t.buffers)
 	}
 	return err
 }
 
-// span is the range that begins at start.
-func (d *download) span(start int64) registry.Range {
-	return registry.Range{Start: start, End: min(start+d.buffers.size, d.desc.Size)}
+// chunkAt returns the range of the chunk that begins at start.
+func (t *transfer) chunkAt(start int64) registry.Range {
+	return registry.Range{Start: start, End: min(start+t.buffers.size, t.desc.Size)}
 }
 
-// part is an answer whose body has the bytes before end.
+// rangeAnswer is an answer whose body has the bytes before end.
 type rangeAnswer struct {
 	resp *http.Response
 	end  int64
 }
 
-// dispatch starts the ranges one after another; slots has room for those that may be on their way or wait to be written. c is the first, and
-// answer is there already.
-func (d *download) dispatch(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer,
+// dispatch starts the ranges one after another. The capacity of slots bounds the ranges that are downloaded or wait to
+// be written. c is the first range, and answer its answer.
+func (t *transfer) dispatch(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer,
 	slots chan struct{}, order chan<- *chunk,
 ) {
-	var lanes sync.WaitGroup
-	defer lanes.Wait()
+	var running sync.WaitGroup
+	defer running.Wait()
 	start := func(c *chunk, first *rangeAnswer) {
-		lanes.Go(func() {
+		running.Go(func() {
 			c.end(func() (err error) {
-				defer panics.Recover("blob "+d.desc.Digest.String(), &err)
-				return d.fill(ctx, host, c, first)
+				defer panics.Recover("blob "+t.desc.Digest.String(), &err)
+				return t.fill(ctx, host, c, first)
 			}())
 		})
-		order <- c // has room for as many as slots has
+		order <- c // never blocks: order has the capacity of slots
 	}
 	slots <- struct{}{}
 	for n := 1; ; n++ {
 		start(c, answer)
-		if c.End == d.desc.Size {
+		if c.End == t.desc.Size {
 			return
 		}
 		select {
@@ -222,50 +230,52 @@ func (d *download) dispatch(ctx context.Context, host *registry.Endpoint, c *chu
 		case <-ctx.Done():
 			return
 		}
-		buf, err := d.buffers.get(ctx)
+		buf, err := t.buffers.get(ctx)
 		if err != nil {
 			return
 		}
-		if d.stopRanges.Load() {
-			d.buffers.put(buf)
+		if t.stopRanges.Load() {
+			t.buffers.put(buf)
 			return
 		}
-		c, answer = newChunk(d.span(c.End), buf), nil
-		c.connection, c.warm = (d.connection+n)%d.link.ranges, n >= d.link.ranges
+		c, answer = newChunk(t.chunkAt(c.End), buf), nil
+		c.connection, c.warm = (t.connection+n)%t.link.ranges, n >= t.link.ranges
 	}
 }
 
-// inOrder writes the chunks.
-func (d *download) writeInOrder(ctx context.Context, slots <-chan struct{}, order <-chan *chunk) error {
+// writeInOrder writes the chunks in order. It returns when dispatch has closed order: at the end of the blob, when
+// ranges are stopped, or when the context has ended.
+func (t *transfer) writeInOrder(ctx context.Context, slots <-chan struct{}, order <-chan *chunk) error {
 	for c := range order {
-		err := d.writeChunk(ctx, c)
-		c.drop(d.buffers)
+		err := t.writeChunk(ctx, c)
+		c.drop(t.buffers)
 		if err != nil {
 			return err
 		}
 		<-slots
 	}
-	return ctx.Err() // that, a verdict and the end of the blob end the order
+	return ctx.Err()
 }
 
-func (d *download) writeChunk(ctx context.Context, c *chunk) error {
+func (t *transfer) writeChunk(ctx context.Context, c *chunk) error {
 	for {
-		p, err := c.after(ctx, d.offset-c.Start)
+		p, err := c.after(ctx, t.offset-c.Start)
 		if err != nil || len(p) == 0 {
 			return err
 		}
-		if err := d.write(p); err != nil {
+		if err := t.write(p); err != nil {
 			return err
 		}
-		d.offset += int64(len(p))
+		t.offset += int64(len(p))
 	}
 }
 
-// fill downloads one chunk, going on where it was cut. answer is one that is already there, or nil.
-func (d *download) fill(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer) error {
+// fill downloads one chunk and resumes it when its connection breaks. answer is the answer to the first request, nil if
+// that has not been sent.
+func (t *transfer) fill(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer) error {
 	for attempt := 1; ; attempt++ {
 		before := c.filled
-		err := d.fillOnce(ctx, host, c, answer)
+		err := t.fillOnce(ctx, host, c, answer)
 		answer = nil
 		switch {
 		case err == nil:
@@ -278,20 +288,20 @@ func (d *download) fill(ctx context.Context, host *registry.Endpoint, c *chunk, 
 		if c.filled-before >= minProgress {
 			attempt = 1
 		}
-		if attempt >= d.repo.Retry().Attempts {
+		if attempt >= t.repo.Retry().Attempts {
 			return err
 		}
-		if err := d.repo.Retry().Wait(ctx, attempt, err); err != nil {
+		if err := t.repo.Retry().Wait(ctx, attempt, err); err != nil {
 			return err
 		}
 	}
 }
 
-func (d *download) fillOnce(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer) error {
+func (t *transfer) fillOnce(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer) error {
 	asked, begun, before := answer == nil, time.Now(), c.filled
 	if asked {
 		var err error
-		if answer, err = d.part(ctx, host, c); err != nil {
+		if answer, err = t.askRange(ctx, host, c); err != nil {
 			return err
 		}
 	}
@@ -303,38 +313,39 @@ func (d *download) fillOnce(ctx context.Context, host *registry.Endpoint, c *chu
 		n, err = body.Read(c.buf[c.filled : end-c.Start])
 		c.grow(n)
 		if at := c.Start + c.filled; err != nil && at < end {
-			return broken(ctx, host, at, d.desc.Size, err)
+			return broken(ctx, host, at, t.desc.Size, err)
 		}
 	}
-	if asked && err == nil { // to the very end, or the stream is reset and the connection of HTTP/1 lost
+	if asked && err == nil { // otherwise HTTP/2 resets the stream, and HTTP/1 closes the connection
 		c.wake()
 		registry.ReadEnd(body)
 	}
 	if end < c.End {
-		return sourceError{fmt.Errorf("registry %s: the range ended at %d of %d bytes: %w", host.Host, end, c.End, errdefs.ErrUnavailable)}
+		return sourceError{fmt.Errorf("registry %s: the range ended at byte %d, not at byte %d: %w",
+			host.Host, end, c.End, errdefs.ErrUnavailable)}
 	}
 	if c.warm && before == 0 {
-		d.judge(ctx, c.filled, time.Since(begun))
+		t.measure(ctx, c.filled, time.Since(begun))
 	}
 	return nil
 }
 
-// part asks for what c lacks.
-func (d *download) part(ctx context.Context, host *registry.Endpoint, c *chunk) (*rangeAnswer, error) {
+// askRange asks for the missing bytes of c.
+func (t *transfer) askRange(ctx context.Context, host *registry.Endpoint, c *chunk) (*rangeAnswer, error) {
 	want := registry.Range{Start: c.Start + c.filled, End: c.End}
-	resp, err := d.get(ctx, host, want, c.connection)
+	resp, err := t.get(ctx, host, want, c.connection)
 	if err != nil {
-		if retry.IsTemporary(err) { // who has too much to do with us is asked for less
-			d.decide(ctx, false)
+		if retry.IsTemporary(err) { // the server may be overloaded
+			t.decide(ctx, false)
 		}
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusPartialContent {
-		err = fmt.Errorf("asked for %q, got all: %w: %w", want.Header(), errRange, errdefs.ErrDataLoss)
+		err = fmt.Errorf("the answer to %q is the whole blob: %w: %w", want.Header(), errRange, errdefs.ErrDataLoss)
 	}
 	end := int64(0)
 	if err == nil {
-		end, err = partial(resp, want, d.desc.Size)
+		end, err = partial(resp, want, t.desc.Size)
 	}
 	if err != nil {
 		resp.Body.Close()
@@ -343,21 +354,22 @@ func (d *download) part(ctx context.Context, host *registry.Endpoint, c *chunk) 
 	return &rangeAnswer{resp, end}, nil
 }
 
-// judge compares a range with the stream before it, and in the end stops the ranges if they do not pay.
-func (d *download) judge(ctx context.Context, bytes int64, took time.Duration) {
-	if d.trial == nil {
+// measure adds a range to the trial, if one is running, and decides when it is over.
+func (t *transfer) measure(ctx context.Context, bytes int64, took time.Duration) {
+	if t.trial == nil {
 		return
 	}
-	if pays, over := d.trial.add(bytes, took-d.link.minLatency()); over {
-		d.decide(ctx, pays)
+	if faster, over := t.trial.add(bytes, took-t.link.minLatency()); over {
+		t.decide(ctx, faster)
 	}
 }
 
-// verdict is for ranges until one is against them. Several that are refused at the same time are one.
-func (d *download) decide(ctx context.Context, pays bool) {
-	if pays && d.stopRanges.Load() || !pays && d.stopRanges.Swap(true) {
+// decide records whether ranges are faster, until the first time that they are not. Several ranges that fail at the same
+// time count once.
+func (t *transfer) decide(ctx context.Context, faster bool) {
+	if faster && t.stopRanges.Load() || !faster && t.stopRanges.Swap(true) {
 		return
 	}
-	log.G(ctx).WithFields(log.Fields{"blob": d.desc.Digest, "pays": pays}).Debug("ranges were tried")
-	d.link.recordTrial(pays)
+	log.G(ctx).WithFields(log.Fields{"blob": t.desc.Digest, "faster": faster}).Debug("ranges were tried")
+	t.link.recordTrial(faster)
 }

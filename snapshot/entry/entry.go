@@ -12,6 +12,8 @@ package entry
 import (
 	"maps"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Type is what lies at a path of an unpacked layer.
@@ -64,7 +66,7 @@ type Entry struct {
 	Sec  int64
 	Nsec int64
 	Size int64  // of a file, bytes
-	Rdev uint64 // of Char and Block, as unix.Mkdev makes it
+	Rdev uint64 // of Char and Block, as Device returns it
 	// Seq is the position in the tar of the entry that made it, from 1; 0 for implied directories.
 	Seq int
 	// Hash is XXH3-128 of a file's content.
@@ -79,6 +81,9 @@ type Entry struct {
 	// also took the place of what the layer itself had there before; on disk it is like any other.
 	Opaque bool
 }
+
+// Device returns the Rdev of a device with these numbers.
+func Device(major, minor uint32) uint64 { return unix.Mkdev(major, minor) }
 
 // DropXattr takes an attribute away from an entry, whose map others may share.
 func (e *Entry) DropXattr(name string) {

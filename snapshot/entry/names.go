@@ -1,6 +1,7 @@
 package entry
 
 import (
+	"encoding/binary"
 	"strings"
 )
 
@@ -57,4 +58,17 @@ func KeepsXattr(name string, t Type) bool {
 		return t == Dir || t == File || t == Link // the kernel allows it nowhere else
 	}
 	return strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "security.")
+}
+
+// CapabilityAttr is the extended attribute that holds a file's capabilities.
+const CapabilityAttr = "security.capability"
+
+// CapabilityRoot returns the root user to whom file capabilities of revision 3 are bound. ok is false for values of other
+// revisions.
+func CapabilityRoot(value string) (uid uint32, ok bool) {
+	const size, revision = 24, 3 // linux/capability.h: vfs_ns_cap_data
+	if len(value) != size || value[3] != revision {
+		return 0, false
+	}
+	return binary.LittleEndian.Uint32([]byte(value)[size-4:]), true
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
 // Entry is entry.Entry.
@@ -75,3 +76,9 @@ var (
 	Decompress       = decompress.NewReader
 	DecompressWithin = decompress.NewReaderWithin
 )
+
+// Limits is tarlayer.Limits.
+type Limits = tarlayer.Limits
+
+// Step is tarlayer.Step.
+type Step = tarlayer.Step

@@ -19,6 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
+const readSize = 256 << 10 // bytes that a file is read in at once
+
 // InodeID distinguishes inodes with several names. It is zero for an inode with one name and for a directory.
 type InodeID struct{ dev, ino uint64 }
 
@@ -32,7 +34,7 @@ func Walk(ctx context.Context, dir *os.File, visit func(e *entry.Entry, id Inode
 	defer runtime.KeepAlive(dir)
 	r := &treeReader{
 		at:    beneath.Climber{FD: int(dir.Fd())},
-		buf:   make([]byte, bufferSize),
+		buf:   make([]byte, readSize),
 		hash:  xxh3.New(),
 		visit: visit,
 	}

@@ -1,4 +1,4 @@
-package unpack
+package dirwriter
 
 import (
 	"maps"
@@ -7,19 +7,20 @@ import (
 	"sync/atomic"
 
 	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// droppedXattrs are the names of extended attributes that the file system does not have. What is wrong with a layer on
-// every file system is refused before; these are left out, and reported once for all.
+// droppedXattrs are the names of extended attributes that the file system does not have. They are left out, and reported
+// once for the whole layer. Attributes that are wrong on every file system are refused before.
 type droppedXattrs struct {
-	some  atomic.Bool
+	any   atomic.Bool
 	mu    sync.Mutex // guards names
 	names map[string]struct{}
 }
 
-// has reports whether an attribute of this name was dropped before.
+// has reports whether an attribute of this name was left out before.
 func (d *droppedXattrs) has(name string) bool {
-	if !d.some.Load() {
+	if !d.any.Load() {
 		return false
 	}
 	d.mu.Lock()
@@ -28,8 +29,8 @@ func (d *droppedXattrs) has(name string) bool {
 	return ok
 }
 
-// note gives the inode the attributes that its entry has kept.
-func (d *droppedXattrs) note(ino *inode, e *entry.Entry) {
+// note gives the inode the attributes that were written, those of e, and records the names of the others.
+func (d *droppedXattrs) note(ino *tarlayer.Inode, e *entry.Entry) {
 	if len(e.Xattrs) == len(ino.Xattrs) {
 		return
 	}
@@ -43,7 +44,7 @@ func (d *droppedXattrs) note(ino *inode, e *entry.Entry) {
 			d.names[name] = struct{}{}
 		}
 	}
-	d.some.Store(true)
+	d.any.Store(true)
 	ino.Xattrs = e.Xattrs
 }
 

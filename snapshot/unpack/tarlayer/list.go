@@ -1,4 +1,4 @@
-package unpack
+package tarlayer
 
 import (
 	"slices"
@@ -10,7 +10,7 @@ import (
 // Each calls visit for every entry, sorted by the bytes of Path, "." first, and returns the first error. The entry is
 // valid until visit returns; a list of all would take more memory than what the result keeps.
 func (r *Result) Each(visit func(*entry.Entry) error) error {
-	l := lister{visit: visit, first: map[*inode]*node{}}
+	l := lister{visit: visit, first: map[*Inode]*Node{}}
 	if err := l.one(".", r.root); err != nil {
 		return err
 	}
@@ -31,7 +31,7 @@ func (r *Result) Entries() []entry.Entry {
 type lister struct {
 	visit func(*entry.Entry) error
 	path  []byte           // of the current directory, with a slash at its end if it is not the root
-	first map[*inode]*node // of the inodes with several names, or of all
+	first map[*Inode]*Node // of the inodes with several names, or of all
 	all   bool
 	e     entry.Entry
 }
@@ -40,7 +40,7 @@ type lister struct {
 // as if its name ended with a slash; other names may come between them.
 type key struct {
 	name    string
-	n       *node // nil for a whiteout
+	n       *Node // nil for a whiteout
 	w       whiteout
 	content bool
 }
@@ -64,11 +64,11 @@ func (k *key) after(n int) int {
 	return -1
 }
 
-func (l *lister) content(dir *node) error {
+func (l *lister) content(dir *Node) error {
 	keys := make([]key, 0, len(dir.children)+len(dir.whiteouts))
 	for name, n := range dir.children {
 		keys = append(keys, key{name: name, n: n})
-		if n.isDir() && len(n.children)+len(n.whiteouts) > 0 {
+		if n.IsDir() && len(n.children)+len(n.whiteouts) > 0 {
 			keys = append(keys, key{name: name, n: n, content: true})
 		}
 	}
@@ -97,17 +97,17 @@ func (l *lister) content(dir *node) error {
 	return nil
 }
 
-func (l *lister) one(path string, n *node) error {
-	l.e = n.ino.entry()
-	l.e.Path, l.e.Implied, l.e.Opaque, l.e.Seq = path, n.implied, n.isOpaque(), int(n.seq)
-	if l.all && l.first[n.ino] == nil {
-		l.first[n.ino] = n
+func (l *lister) one(path string, n *Node) error {
+	l.e = n.Inode.Entry()
+	l.e.Path, l.e.Implied, l.e.Opaque, l.e.Seq = path, n.implied, n.Opaque(), int(n.seq)
+	if l.all && l.first[n.Inode] == nil {
+		l.first[n.Inode] = n
 	}
-	if n.ino.names > 1 && n.ino.Type != entry.Link {
-		if l.first[n.ino] == nil {
-			l.first[n.ino] = n
+	if n.Inode.names > 1 && n.Inode.Type != entry.Link {
+		if l.first[n.Inode] == nil {
+			l.first[n.Inode] = n
 		}
-		l.e.Inode = l.first[n.ino].path()
+		l.e.Inode = l.first[n.Inode].Path()
 	}
 	return l.visit(&l.e)
 }

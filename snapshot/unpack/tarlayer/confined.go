@@ -1,4 +1,4 @@
-package unpack
+package tarlayer
 
 import (
 	"encoding/binary"
@@ -12,21 +12,19 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-const capabilityAttr = "security.capability"
-
 // permitted tells whether this process can write an attribute that is part of a layer.
-func (x *extractor) permitted(name string) bool {
+func (x *reader) permitted(name string) bool {
 	switch {
 	case x.opts.Unprivileged:
 		return !strings.HasPrefix(name, "trusted.") && !strings.HasPrefix(name, "security.")
 	case x.opts.Confined:
-		return !strings.HasPrefix(name, "trusted.") && (!strings.HasPrefix(name, "security.") || name == capabilityAttr)
+		return !strings.HasPrefix(name, "trusted.") && (!strings.HasPrefix(name, "security.") || name == entry.CapabilityAttr)
 	}
 	return true
 }
 
 // checkOwner refuses ids that chown could not set in this user namespace.
-func (x *extractor) checkOwner(name string, e *inode) error {
+func (x *reader) checkOwner(name string, e *Inode) error {
 	if !x.opts.UIDs.Has(e.UID) {
 		return x.unmapped(name, "uid", e.UID)
 	}
@@ -37,7 +35,7 @@ func (x *extractor) checkOwner(name string, e *inode) error {
 }
 
 // unmapped is about the namespace, not about the layer: elsewhere it can be unpacked.
-func (x *extractor) unmapped(name, kind string, id uint32) error {
+func (x *reader) unmapped(name, kind string, id uint32) error {
 	m := x.opts.UIDs
 	if kind == "gid" {
 		m = x.opts.GIDs
@@ -51,7 +49,7 @@ func (x *extractor) unmapped(name, kind string, id uint32) error {
 // checkXattr looks at the ids in an attribute's value. Malformed values are left to the kernel, except for the version
 // of ACLs: for an unknown one the kernel returns the same error as a file system without ACLs. keep is false if the
 // attribute is to be left out: an ordinary user's files lose what that user can't express.
-func (x *extractor) checkXattr(name, attr, value string) (keep bool, err error) {
+func (x *reader) checkXattr(name, attr, value string) (keep bool, err error) {
 	if v, ok := aclVersion(attr, value); ok && v != aclVersionKnown {
 		return false, invalid(name, "xattr %q: version %d", attr, v)
 	}
@@ -66,12 +64,12 @@ func (x *extractor) checkXattr(name, attr, value string) (keep bool, err error) 
 }
 
 // unmappedIn finds an id in an attribute's value that the namespace does not map.
-func (x *extractor) unmappedIn(attr, value string) (kind string, id uint32, found bool) {
+func (x *reader) unmappedIn(attr, value string) (kind string, id uint32, found bool) {
 	v := []byte(value)
 	switch attr {
 	case entry.ACLAccess, entry.ACLDefault:
-		const header, entry, user, group = 4, 8, 0x02, 0x08 // linux/posix_acl_xattr.h
-		for at := header; at+entry <= len(v); at += entry {
+		const header, size, user, group = 4, 8, 0x02, 0x08 // linux/posix_acl_xattr.h
+		for at := header; at+size <= len(v); at += size {
 			id = binary.LittleEndian.Uint32(v[at+4:])
 			switch binary.LittleEndian.Uint16(v[at:]) {
 			case user:
@@ -83,8 +81,8 @@ func (x *extractor) unmappedIn(attr, value string) (kind string, id uint32, foun
 				return kind, id, true
 			}
 		}
-	case capabilityAttr:
-		if root, ok := capabilityRoot(value); ok && !x.opts.UIDs.Has(root) {
+	case entry.CapabilityAttr:
+		if root, ok := entry.CapabilityRoot(value); ok && !x.opts.UIDs.Has(root) {
 			return "uid", root, true
 		}
 	}
@@ -100,13 +98,4 @@ func aclVersion(attr, value string) (version uint32, ok bool) {
 		return 0, false
 	}
 	return binary.LittleEndian.Uint32([]byte(value[:4])), true
-}
-
-// capabilityRoot is the root user that file capabilities of revision 3 are bound to.
-func capabilityRoot(value string) (uid uint32, ok bool) {
-	const size, revision = 24, 3 // linux/capability.h: vfs_ns_cap_data
-	if len(value) != size || value[3] != revision {
-		return 0, false
-	}
-	return binary.LittleEndian.Uint32([]byte(value)[size-4:]), true
 }

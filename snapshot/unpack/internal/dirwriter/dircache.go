@@ -1,4 +1,4 @@
-package unpack
+package dirwriter
 
 import (
 	"cmp"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
 // dirCache keeps the descriptors of the directories used last: entries of a tar come directory by directory.
@@ -16,24 +17,24 @@ type dirCache struct {
 	open  *beneath.Opener
 	spare func() error // closes other descriptors, when there are too many
 	slots [16]dirSlot
-	few   int // how many of the slots are used; 0: all
+	limit int // how many of the slots are used; 0: all
 	tick  uint64
 	steps steps
 }
 
 type dirSlot struct {
-	n    *node
+	n    *tarlayer.Node
 	fd   int
 	used uint64
 }
 
 // fd is valid until three other directories were asked for.
-func (c *dirCache) fd(n *node) (int, error) {
-	if n.parent == nil {
+func (c *dirCache) fd(n *tarlayer.Node) (int, error) {
+	if n.Parent() == nil {
 		return c.open.Root, nil
 	}
 	c.tick++
-	slots := c.slots[:cmp.Or(c.few, len(c.slots))]
+	slots := c.slots[:cmp.Or(c.limit, len(c.slots))]
 	oldest := &slots[0]
 	at, rel := c.open.Root, ""
 	for i := range slots {
@@ -42,8 +43,8 @@ func (c *dirCache) fd(n *node) (int, error) {
 			s.used = c.tick
 			return s.fd, nil
 		}
-		if s.n != nil && s.n == n.parent {
-			at, rel = s.fd, n.name
+		if s.n != nil && s.n == n.Parent() {
+			at, rel = s.fd, n.Name()
 			s.used = c.tick // not the one to close
 		}
 		if s.used < oldest.used {
@@ -52,10 +53,10 @@ func (c *dirCache) fd(n *node) (int, error) {
 	}
 	var fd int
 	var err error
-	if rel == "" && c.few == 0 {
+	if rel == "" && c.limit == 0 {
 		at, rel, err = c.steps.near(c.open, n)
 	} else if rel == "" {
-		rel = n.path()
+		rel = n.Path()
 	}
 	if err == nil {
 		fd, err = c.open.Dir(at, rel)
@@ -63,11 +64,11 @@ func (c *dirCache) fd(n *node) (int, error) {
 	if errors.Is(err, unix.EMFILE) && c.spare != nil {
 		if err = c.spare(); err == nil {
 			c.shrink()
-			fd, err = c.open.Dir(c.open.Root, n.path())
+			fd, err = c.open.Dir(c.open.Root, n.Path())
 		}
 	}
 	if err != nil {
-		return -1, fmt.Errorf("directory %q: %w", printable.Clip(n.path()), err)
+		return -1, fmt.Errorf("directory %q: %w", printable.Clip(n.Path()), err)
 	}
 	if oldest.n != nil {
 		unix.Close(oldest.fd)
@@ -119,35 +120,35 @@ type steps struct {
 
 // near returns the descriptor of the root, or of a directory at most stride levels above n, and the path from there. The
 // descriptor is valid until the next call.
-func (s *steps) near(o *beneath.Opener, n *node) (at int, rel string, err error) {
+func (s *steps) near(o *beneath.Opener, n *tarlayer.Node) (at int, rel string, err error) {
 	s.tick++
 	at, levels := o.Root, 0
 	above := n
-	for above.parent != nil {
+	for above.Parent() != nil {
 		if slot := s.find(above); slot != nil && above != n {
 			slot.used = s.tick
 			at = slot.fd
 			break
 		}
-		above, levels = above.parent, levels+1
+		above, levels = above.Parent(), levels+1
 	}
 	for levels > stride { // half of the rest at a time: on the way back up, each of them is near for a while
 		levels -= levels / 2
 		next := n
 		for range levels {
-			next = next.parent
+			next = next.Parent()
 		}
-		fd, err := o.Dir(at, next.pathFrom(above))
+		fd, err := o.Dir(at, next.PathFrom(above))
 		if err != nil {
 			return -1, "", err
 		}
 		s.keep(next, fd)
 		at, above = fd, next
 	}
-	return at, n.pathFrom(above), nil
+	return at, n.PathFrom(above), nil
 }
 
-func (s *steps) find(n *node) *dirSlot {
+func (s *steps) find(n *tarlayer.Node) *dirSlot {
 	for i := range s.slots {
 		if s.slots[i].n == n {
 			return &s.slots[i]
@@ -156,7 +157,7 @@ func (s *steps) find(n *node) *dirSlot {
 	return nil
 }
 
-func (s *steps) keep(n *node, fd int) {
+func (s *steps) keep(n *tarlayer.Node, fd int) {
 	s.tick++
 	oldest := &s.slots[0]
 	for i := range s.slots {
@@ -177,21 +178,4 @@ func (s *steps) purge() {
 		}
 		s.slots[i] = dirSlot{}
 	}
-}
-
-// pathFrom is the path of n relative to a directory above it.
-func (n *node) pathFrom(above *node) string {
-	if above.parent == nil {
-		return n.path()
-	}
-	b := make([]byte, n.length-above.length-1)
-	for m, end := n, len(b); m != above; m = m.parent {
-		end -= len(m.name)
-		copy(b[end:], m.name)
-		if end > 0 {
-			end--
-			b[end] = '/'
-		}
-	}
-	return string(b)
 }

@@ -19,7 +19,7 @@ func (c *cli) checkCommand() *cobra.Command {
 	var asJSON, rebuild bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Compare everything on the disk with what it should be",
+		Short: "Compare all files of the root with the records and checksums",
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			if rebuild {
@@ -31,8 +31,8 @@ func (c *cli) checkCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
-	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "first make the database again, "+
-		"from what can be read of it and from the directories; no other process may own the root, so stop its daemon")
+	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "first make the database again, from its readable parts and the "+
+		"directories; no other process may own the root, so stop its daemon")
 	return cmd
 }
 
@@ -60,7 +60,7 @@ func (c *cli) check(cmd *cobra.Command, asJSON bool) error {
 	return nil
 }
 
-// rebuild makes the database of a root again. No other process may own the root.
+// rebuild makes the database of the root again. It fails if another process owns the root.
 func (c *cli) rebuild(ctx context.Context) error {
 	if c.address != "" {
 		return usageError{errors.New("--rebuild and --address exclude each other: a daemon has its database open")}
@@ -84,20 +84,20 @@ func (c *cli) rebuild(ctx context.Context) error {
 	return nil
 }
 
-// reportRebuilt prints what a rebuild found, and what happened to things that it could not record.
+// reportRebuilt prints what a rebuild recorded, and what happened to the rest.
 func reportRebuilt(w io.Writer, r tank.Rebuilt) {
 	printable.Fprintf(w, "rebuilt: %d images, %d blobs, %d layers, %d rootfs, %d snapshots\n",
 		r.Images, r.Blobs, r.Layers, r.Rootfs, r.Snapshots)
 	if !r.Names {
 		printable.Fprintf(w, "index.json could not be read: images that only it named are missing. "+
-			"Their blobs are kept, so that pulling them again fetches little. A copy of the file is below lost/.\n")
+			"Their blobs are kept, so that a new pull of them downloads little. A copy of the file is below lost/.\n")
 	}
 	if r.Kept != "" {
-		printable.Fprintf(w, "What belongs to no known image is kept by the holder %q: "+
-			"`holders` shows how much, and `release %s` gives it up.\n", r.Kept, r.Kept)
+		printable.Fprintf(w, "The holder %[1]q keeps everything that belongs to no known image: "+
+			"`holders` shows how much, and `release %[1]s` gives it up.\n", r.Kept)
 	}
 	if r.Lost > 0 {
 		printable.Fprintf(w, "%d directories and files without a record are below lost/: "+
-			"files that containers wrote, and damaged things.\n", r.Lost)
+			"files that containers wrote, and damaged directories and files.\n", r.Lost)
 	}
 }

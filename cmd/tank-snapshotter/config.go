@@ -16,7 +16,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/userfile"
 )
 
-// Where things are unless somebody says otherwise.
+// The default paths.
 const (
 	systemConfig   = "/etc/tank-snapshotter/config.toml"
 	defaultRoot    = "/var/lib/tank-snapshotter"
@@ -24,10 +24,10 @@ const (
 	defaultHosts   = "/etc/containerd/certs.d"
 )
 
-// maxConfig bounds the config, in bytes.
+// maxConfig bounds the size of the config file, in bytes.
 const maxConfig = 1 << 20
 
-// settings are the keys of the config file. An empty one means the default.
+// settings has the keys of the config file. The zero value of a key means the default.
 type settings struct {
 	Root              string `toml:"root"`
 	Address           string `toml:"address"`
@@ -38,7 +38,7 @@ type settings struct {
 	LogLevel          string `toml:"log_level"`
 	HostsDir          string `toml:"hosts_dir"`
 	ImageCache        string `toml:"image_cache"`
-	// StreamProcessors takes the place of the section of containerd's config. nil: what containerd has counts.
+	// StreamProcessors replaces the section of containerd's config. nil: Tank runs the processors of that section.
 	StreamProcessors map[string]processor.Processor `toml:"stream_processors,omitempty"`
 }
 
@@ -48,51 +48,51 @@ const (
 	modeDirectory = "directory"
 )
 
-// defaultConfig is what `config default` prints: every key, with its default.
+// defaultConfig is the output of `config default`: every key with its default.
 const defaultConfig = `# Configuration of tank-snapshotter. Every key is here, with its default.
 # serve, config containerd and config check read --config or ` + systemConfig + `;
 # the other commands read --config, $XDG_CONFIG_HOME/tank/config.toml or ` + systemConfig + `.
 
-# Directory that holds everything of the daemon (serve).
+# Directory in which the daemon keeps everything (serve).
 root = "` + defaultRoot + `"
 
-# Socket that the daemon listens on, for containerd and for the commands (serve). The commands look for it at this default;
-# with another they need --address, or --root.
+# Socket that the daemon listens on, for containerd and for the commands (serve). The commands find it only at this
+# default. With another address they need --address or --root.
 address = "` + defaultAddress + `"
 
-# Group whose members may open that socket, by its name in /etc/group or by number. Empty: only the user that serve runs as.
-# Who may open the socket can read every image and change what containers run from.
+# Group whose members may open that socket: a name in /etc/group or a number. Empty: only the user that serve runs as.
+# Anyone who can open the socket can read every image and change the files that containers run from.
 group = ""
 
-# "overlay": snapshots are overlay mounts. "directory": each is a writable copy of its parent, for where nothing may mount
-# overlay. Print containerd's config again when it changes: the capabilities differ.
+# "overlay": snapshots are overlay mounts. "directory": each snapshot is a writable copy of its parent, for machines on
+# which overlay can't be mounted. After a change, print containerd's config again, because the capabilities differ.
 mode = "overlay"
 
-# Socket of the containerd whose content store Tank reads blobs from, for the install that leaves containerd its own content
-# store (config containerd --without-content), as "/run/containerd/containerd.sock".
+# Socket of the containerd from whose content store Tank reads blobs, such as "/run/containerd/containerd.sock". It is for
+# the install in which containerd keeps its own content store (config containerd --without-content).
 # Empty: Tank is containerd's content store.
 containerd_address = ""
 
-# false: containerd downloads every blob of an image, as with its own overlayfs, and Tank does not unpack a layer again
-# that it has. true: containerd does not download the blob of such a layer. This suits nodes whose containerd discards
-# blobs after unpacking (discard_unpacked_layers). Elsewhere it leaves images incomplete: they can't be pushed, exported
-# or run by another snapshotter. A namespace also gets layers that its registry may not have, so do not combine it with
-# content_sharing_policy = "isolated".
+# false: containerd downloads every blob of an image, as with its own overlayfs. Tank does not unpack a layer again that it
+# already has. true: containerd does not download the blob of such a layer. Use this on nodes whose containerd discards
+# blobs after unpacking (discard_unpacked_layers). On other nodes images become incomplete: they can't be pushed, exported
+# or run by another snapshotter. A namespace can also get layers that its registry would not give it, so do not combine
+# this with content_sharing_policy = "isolated".
 skip_known_blobs = false
 
 # trace, debug, info, warn, error or fatal.
 log_level = "info"
 
-# Directory of <registry>/hosts.toml files: mirrors and certificates, as containerd has them.
+# Directory of <registry>/hosts.toml files with mirrors and certificates, in the format of containerd.
 hosts_dir = "` + defaultHosts + `"
 
-# Root of the commands other than serve, when neither --root nor $TANK_CACHE names one.
+# Root of the commands other than serve, if neither --root nor $TANK_CACHE names one.
 # Empty: for uid 0 the daemon's root if there is one, else $XDG_CACHE_HOME/tank, else ~/.cache/tank.
 image_cache = ""
 
-# Programs that decode layers of other media types, such as encrypted ones (serve). Without a section
-# [stream_processors] Tank runs the programs that the calling containerd has configured. With such a section, even an
-# empty one, it runs only these:
+# Programs that decode layers of other media types, such as encrypted layers (serve). Without a section
+# [stream_processors], Tank runs the programs in the config of the containerd that calls it. With such a section, even if
+# it is empty, Tank runs only the programs in it:
 # [stream_processors."io.containerd.ocicrypt.decoder.v1.tar.gzip"]
 #   accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]
 #   returns = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -101,7 +101,8 @@ image_cache = ""
 #   env = ["OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf"]
 `
 
-// readSettings reads the first of these files that exists. A key that nobody knows is an error: it is a setting that would be ignored.
+// readSettings reads the first of these files that exists. An unknown key is an error, because otherwise a misspelt setting
+// would have no effect.
 func readSettings(ctx context.Context, files ...string) (settings, error) {
 	var s settings
 	for _, name := range files {
@@ -127,14 +128,16 @@ func readSettings(ctx context.Context, files ...string) (settings, error) {
 			s.StreamProcessors = map[string]processor.Processor{} // an empty section is decoded as none
 		}
 		if s.Mode != "" && s.Mode != modeOverlay && s.Mode != modeDirectory {
-			return s, usageError{fmt.Errorf("config %s: mode %q: neither %q nor %q", name, s.Mode, modeOverlay, modeDirectory)}
+			return s, usageError{
+				fmt.Errorf("config %s: mode %q: neither %q nor %q", name, s.Mode, modeOverlay, modeDirectory),
+			}
 		}
 		return s, nil
 	}
 	return s, nil
 }
 
-// hasSection reports whether a TOML file has a key at its top.
+// hasSection reports whether a TOML file has a section.
 func hasSection(data []byte, name string) bool {
 	var all map[string]any
 	if err := toml.Unmarshal(data, &all); err != nil {
@@ -144,7 +147,8 @@ func hasSection(data []byte, name string) bool {
 	return ok
 }
 
-// settingsFor reads the config of a command, once, and takes the log level from it when no flag gives one.
+// settingsFor reads the config of serve or of the other commands, once. It sets the log level of the config unless a flag
+// did.
 func (c *cli) settingsFor(ctx context.Context, serve bool) (settings, error) {
 	serve = serve && c.configFile == "" // with --config, serve and the other commands read the same file
 	if s, ok := c.read[serve]; ok {
@@ -170,8 +174,8 @@ func (c *cli) settingsFor(ctx context.Context, serve bool) (settings, error) {
 	return s, nil
 }
 
-// configFiles are the places of the config, of which the first that exists counts. serve looks at no user's file: who may write that must not
-// decide where the daemon keeps things.
+// configFiles returns the names of the config, of which the first that exists is read. serve does not read the file of a
+// user, who must not decide where the daemon keeps its files.
 func (c *cli) configFiles(serve bool) ([]string, error) {
 	if c.configFile != "" {
 		if _, err := os.Stat(c.configFile); err != nil {
@@ -186,7 +190,7 @@ func (c *cli) configFiles(serve bool) ([]string, error) {
 	return append(files, systemConfig), nil
 }
 
-// first is the first string that is not empty.
+// first returns the first string that is not empty, or "".
 func first(choices ...string) string {
 	for _, s := range choices {
 		if s != "" {

@@ -35,7 +35,7 @@ func (c *cli) containerdCommand() *cobra.Command {
 	var withoutContent bool
 	cmd := &cobra.Command{
 		Use:   "containerd",
-		Short: "Print what containerd's config has to import to work with this daemon",
+		Short: "Print the file that containerd's config has to import to use this daemon",
 		Args:  cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			in, err := c.install(cmd.Context())
@@ -43,7 +43,7 @@ func (c *cli) containerdCommand() *cobra.Command {
 				return err
 			}
 			if withoutContent && in.ContainerdAddress == "" {
-				log.G(cmd.Context()).Warn("without the content store Tank needs the key containerd_address in its own config")
+				log.G(cmd.Context()).Warn("--without-content needs the key containerd_address in Tank's own config")
 			}
 			if withoutContent {
 				in.Content = false
@@ -56,11 +56,12 @@ func (c *cli) containerdCommand() *cobra.Command {
 			return err
 		}),
 	}
-	cmd.Flags().BoolVar(&withoutContent, "without-content", false, "leave containerd its own content store, as containerd_address in the config does")
+	cmd.Flags().BoolVar(&withoutContent, "without-content", false,
+		"leave containerd its own content store, as containerd_address in the config does")
 	return cmd
 }
 
-// install is what the daemon's config and the flags ask for.
+// install returns the install that the daemon's config and the flags describe.
 func (c *cli) install(ctx context.Context) (in containerdconfig.Install, err error) {
 	s, err := c.settingsFor(ctx, true)
 	if err != nil {
@@ -81,10 +82,11 @@ func (c *cli) install(ctx context.Context) (in containerdconfig.Install, err err
 func (c *cli) configCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check FILE",
-		Short: "Say what is missing, wrong or dangerous in a containerd config",
-		Long: "Say what is missing, wrong or dangerous for Tank in a containerd config and what it imports, a sentence per line.\n\n" +
+		Short: "Report what is missing, wrong or dangerous in a containerd config",
+		Long: "Report what is missing, wrong or dangerous for Tank in a containerd config and the files that it imports. " +
+			"Each line is one finding.\n\n" +
 			"The root, the address and the mode are those of the flags and of Tank's own config. Neither daemon has to run.\n" +
-			"The exit code is 1 when something is to be changed; lines that begin with \"Note:\" are only told.",
+			"The exit code is 1 if something has to be changed. A line that begins with \"Note:\" asks for no change.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			in, err := c.install(cmd.Context())
@@ -103,7 +105,8 @@ func (c *cli) configCheckCommand() *cobra.Command {
 				printable.Fprintf(cmd.OutOrStdout(), "%s\n", f.String())
 			}
 			if wrong > 0 {
-				return localError{fmt.Errorf("config %s: %d to be changed; `tank-snapshotter config containerd` prints what belongs into it", args[0], wrong)}
+				return localError{fmt.Errorf("config %s: %d things to be changed; "+
+					"`tank-snapshotter config containerd` prints the file that it has to import", args[0], wrong)}
 			}
 			printable.Fprintf(cmd.ErrOrStderr(), "%s fits a daemon with the root %s at %s\n", args[0], in.Root, in.Address)
 			return nil

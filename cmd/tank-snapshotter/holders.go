@@ -15,12 +15,12 @@ func (c *cli) holdersCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "holders",
-		Short: "List who keeps what: containerd, images, unfinished pulls",
-		Long: "List who keeps what: containerd, images, unfinished pulls.\n\n" +
-			"BYTES is what a holder keeps on the disk, as du measures it. ALONE is the part of it that no other holder " +
-			"keeps: a release of the holder frees it.\n\n" +
-			"Each containerd has a holder of its own, which Tank finds by containerd's database. CONNECTED is the time of the " +
-			"last connection, DATABASE the path of the database at that time.",
+		Short: "List the holders, which keep things: containerds, images, unfinished pulls",
+		Long: "List the holders, which keep things: containerds, images, unfinished pulls.\n\n" +
+			"BYTES is the disk space that a holder keeps, as du measures it. ALONE is the part that no other holder keeps: " +
+			"a release of the holder frees it.\n\n" +
+			"Each containerd has its own holder, which Tank finds by containerd's database. CONNECTED is the time of the last " +
+			"connection, DATABASE the path of the database at that time.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var holders []tank.HolderInfo
@@ -69,11 +69,12 @@ func (c *cli) releaseCommand() *cobra.Command {
 	var to string
 	cmd := &cobra.Command{
 		Use:   "release HOLDER",
-		Short: "Give up all that a holder keeps, as `holders` names it",
-		Long: "Give up all that a holder keeps, as `holders` names it, and delete what nobody else keeps.\n\n" +
-			"Release \"containerd\" or \"containerd/ID\" when that containerd will not come back or its root was wiped. " +
-			"That is refused while it is connected or one of its snapshots is mounted.\n" +
-			"\"image/REF\" is the same as rm, with the space. \"pull/REF\" forgets what an unfinished pull gathered.\n\n" +
+		Short: "Give up everything that a holder in the list of `holders` keeps",
+		Long: "Give up everything that a holder in the list of `holders` keeps, and delete what no other holder keeps.\n\n" +
+			"Release \"containerd\" or \"containerd/ID\" if that containerd will not come back or its root was wiped. " +
+			"The command refuses this while that containerd is connected or one of its snapshots is mounted.\n" +
+			"\"image/REF\" removes an image as rm does, and frees the space as well. \"pull/REF\" forgets what an unfinished " +
+			"pull has downloaded.\n\n" +
 			"With --to nothing is given up: another containerd gets everything that HOLDER keeps. Use it " +
 			"for a containerd whose root was moved or restored, and which Tank did not recognize by itself.",
 		Args: cobra.ExactArgs(1),
@@ -88,17 +89,20 @@ func (c *cli) releaseCommand() *cobra.Command {
 			}
 			h := released
 			if to != "" {
-				printable.Fprintf(cmd.OutOrStdout(), "%s has what %s kept: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
+				printable.Fprintf(cmd.OutOrStdout(),
+					"%s has what %s kept: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
 					to, h.Holder, h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
 				return nil
 			}
-			printable.Fprintf(cmd.OutOrStdout(), "released %s, reclaimed %s: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
+			printable.Fprintf(cmd.OutOrStdout(),
+				"released %s, reclaimed %s: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
 				h.Holder, printable.Bytes(h.Freed), h.Blobs, h.Ingests, h.Layers, h.Rootfs, h.Snapshots)
 			return nil
 		}),
 	}
 	cmd.Flags().StringVar(&to, "to", "", "holder of the containerd that gets what HOLDER keeps (default: give it up)")
-	cmd.Flags().BoolVar(&force, "force", false, "release containerd although it is connected or its snapshots are mounted: its containers break")
+	cmd.Flags().BoolVar(&force, "force", false,
+		"release a containerd even if it is connected or its snapshots are mounted: its containers break")
 	cmd.MarkFlagsMutuallyExclusive("to", "force")
 	return cmd
 }

@@ -50,7 +50,7 @@ func (c *cli) imagesCommand() *cobra.Command {
 func (c *cli) inspectCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "inspect REF",
-		Short: "Print all that is recorded of an image as one JSON object",
+		Short: "Print the records of an image as one JSON object",
 		Args:  cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			var record *tank.ImageDetails
@@ -69,10 +69,10 @@ func (c *cli) inspectCommand() *cobra.Command {
 func (c *cli) removeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm REF...",
-		Short: "Forget images; gc takes back the space of what nobody else holds",
-		Long: "Forget images; gc takes back the space of what nobody else holds.\n\n" +
-			"A REF with a digest removes what was pulled by that digest, and never a tag. If the image is here only under " +
-			"tags, the error names them.",
+		Short: "Forget images; gc then frees the space of what no other holder keeps",
+		Long: "Forget images; gc then frees the space of what no other holder keeps.\n\n" +
+			"A REF with a digest removes an image that was pulled by that digest, and never a tag. If the image is here only " +
+			"under tags, the error names them.",
 		Args: cobra.MinimumNArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			removed := make([]bool, len(args))
@@ -95,16 +95,16 @@ func (c *cli) removeCommand() *cobra.Command {
 func (c *cli) gcCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "gc",
-		Short: "Delete what nothing holds, and images whose tag has moved",
-		Long: "Delete what nothing holds, and images whose tag has moved: a later pull found another image under the " +
-			"same name. Their root filesystems are deleted even while they are in use. Images that were pulled by " +
+		Short: "Delete everything that has no holder, and images whose tag has moved",
+		Long: "Delete everything that has no holder, and images whose tag has moved: a later pull found another image under " +
+			"the same name. Their root filesystems are deleted even while they are in use. Images that were pulled by " +
 			"digest stay.\n\n" +
 			"Blobs that an entry of another program in the root's index.json needs stay, too.\n\n" +
-			"The printed size is what was freed on the disk, as du measures it. Where files share blocks (reflinks), " +
-			"less is freed.\n\n" +
-			"What an unfinished pull has downloaded is kept for a day, so that the pull can go on. gc lists it on stderr, and " +
-			"frees it only if the disk is almost full. `release pull/REF` frees it at once.\n\n" +
-			"Files that somebody made immutable or append-only (chattr) stay. gc lists them on stderr and still ends with 0.",
+			"The printed size is the space that was freed on the disk, as du measures it. Where files share blocks " +
+			"(reflinks), less is freed.\n\n" +
+			"Downloads of an unfinished pull are kept for a day, so that the pull can go on. gc lists them on stderr, and " +
+			"frees them only if the disk is almost full. `release pull/REF` frees them at once.\n\n" +
+			"Files that a user made immutable or append-only (chattr) stay. gc lists them on stderr and still ends with 0.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var r tank.Reclaimed
@@ -118,7 +118,8 @@ func (c *cli) gcCommand() *cobra.Command {
 			if r.Kept != "" {
 				printable.Fprintf(cmd.ErrOrStderr(), "tank-snapshotter: %s\n", r.Kept)
 			}
-			printable.Fprintf(cmd.OutOrStdout(), "reclaimed %s: %d images, %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
+			printable.Fprintf(cmd.OutOrStdout(),
+				"reclaimed %s: %d images, %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",
 				printable.Bytes(r.Bytes), r.Images, r.Blobs, r.Ingests, r.Layers, r.Rootfs, r.Snapshots)
 			for _, u := range r.Unfinished {
 				printable.Fprintf(cmd.ErrOrStderr(), "%s\n", unfinishedLine(u))
@@ -128,7 +129,7 @@ func (c *cli) gcCommand() *cobra.Command {
 	}
 }
 
-// unfinishedLine reports what an unfinished pull keeps, and how to free it.
+// unfinishedLine returns a line about an unfinished pull: how much it keeps, and how to free that.
 func unfinishedLine(u tank.Unfinished) string {
 	_, pull := strings.CutPrefix(u.Holder, "pull/")
 	switch size := printable.Bytes(u.Bytes); {

@@ -1,12 +1,13 @@
 // Command tank-snapshotter keeps OCI images on one machine: it pulls them, alone or for containerd.
 //
-// It owns nothing on disk but the socket under a root while it owns that root. What lies in the root is the tank package's.
+// It owns nothing on disk but sockets: tank.sock in each root that it owns, and the daemon's socket. Package tank owns
+// the rest of a root.
 //
-// Its invariant: stdout has what was asked for and nothing else; progress, logs and errors go to stderr; the exit code says what kind of
-// error it was (exit.go).
+// Its invariant: stdout gets the result of the command and nothing else. Progress, logs and errors go to stderr, and the
+// exit code is the kind of the error (exit.go).
 //
-// The surprising rule: a command may be done by another process. One process owns a root at a time, and whoever comes second hands its
-// request over (owner.go): to a daemon, or to another command that is just working there.
+// The surprising rule: another process may do the work. One process owns a root at a time. If that is a daemon or another
+// command, this command sends its request to it.
 package main
 
 import (
@@ -46,7 +47,7 @@ func run(args []string) int {
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	if err != nil && !c.began {
-		// cobra found the arguments wrong before any of our code ran.
+		// cobra rejected the arguments before a command ran.
 		err = usageError{err}
 	}
 	if code := c.ending.code(); err != nil && code != 0 {
@@ -58,18 +59,18 @@ func run(args []string) int {
 			printable.Fprintf(stderr, "%s\n", hint)
 		}
 	}
-	_ = stdout.Flush() // it can only hold half a rune, which ends no valid output
+	_ = stdout.Flush() // it can only hold an incomplete character, with which no valid output ends
 	return exitCode(err)
 }
 
-// escapeLogs makes the log entries of packages printable: Tank's own and containerd's entries, and lines of the
-// standard library's log, in which net/http quotes what a server sent.
+// escapeLogs makes log entries printable: those of Tank's and containerd's packages, and lines of the standard library's
+// log, in which net/http quotes what a server sent.
 func escapeLogs(stderr *printable.Writer) {
 	log.L.Logger.SetFormatter(printable.LogFormatter(log.L.Logger.Formatter))
 	stdlog.SetOutput(stderr)
 }
 
-// cli holds the flags that every command has.
+// cli has the flags of every command, and what the commands share.
 type cli struct {
 	root       string
 	address    string
@@ -77,12 +78,14 @@ type cli struct {
 	logLevel   string
 
 	ending ending
-	read   map[bool]settings // what settingsFor returned, since a pipe can be read once; the key is its serve
+	// read caches the results of settingsFor, because a config that is a pipe can be read only once. The key is the
+	// argument serve.
+	read map[bool]settings
 
-	began bool // a command of ours runs, so that an error is no longer one of usage
+	began bool // a command has begun, so cobra has accepted the arguments
 }
 
-// command builds the tree of commands.
+// command returns the program's command with all subcommands.
 func (c *cli) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "tank-snapshotter",
@@ -99,19 +102,20 @@ func (c *cli) command() *cobra.Command {
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's image_cache, for uid 0 the daemon's if there is one, ~/.cache/tank)")
+	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's image_cache, "+
+		"for uid 0 the daemon's if there is one, ~/.cache/tank)")
 	flags.StringVar(&c.root, "cache", "", "the same as --root")
 	_ = flags.MarkHidden("cache")
 	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask, whatever root it has (serve: to listen on)")
-	flags.StringVar(&c.configFile, "config", "", "config file (default $XDG_CONFIG_HOME/tank/config.toml, else "+systemConfig+")")
+	flags.StringVar(&c.configFile, "config", "",
+		"config file (default $XDG_CONFIG_HOME/tank/config.toml, else "+systemConfig+")")
 	flags.StringVar(&c.logLevel, "log-level", "", "trace, debug, info, warn, error or fatal (default info)")
-	root.AddCommand(c.pullCommand(), c.imagesCommand(), c.inspectCommand(), c.removeCommand(), c.gcCommand(), c.checkCommand(), c.holdersCommand(),
-		c.releaseCommand(), c.serveCommand(),
-		c.configCommand(), c.versionCommand())
+	root.AddCommand(c.pullCommand(), c.imagesCommand(), c.inspectCommand(), c.removeCommand(), c.gcCommand(),
+		c.checkCommand(), c.holdersCommand(), c.releaseCommand(), c.serveCommand(), c.configCommand(), c.versionCommand())
 	return root
 }
 
-// do makes f a command's function, and takes note that the arguments were in order.
+// do returns f as the function of a command, with a note that cobra has accepted the arguments.
 func (c *cli) do(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		c.began = true

@@ -30,9 +30,9 @@ func (c *cli) pullCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "pull [flags] REF",
-		Short: "Bring an image here and print the path of its root filesystem",
-		Long: "Bring an image here and print the path of its root filesystem.\n\n" +
-			"The directory stays until `rm REF` and `gc`, whoever calls them. If a later pull finds that the tag has moved, " +
+		Short: "Pull an image and print the path of its root filesystem",
+		Long: "Pull an image and print the path of its root filesystem.\n\n" +
+			"The directory stays until any user calls `rm REF` and `gc`. If a later pull finds that the tag has moved, " +
 			"the next gc deletes the directory. Pull NAME@DIGEST to keep it when the tag moves, or use --to for a copy of " +
 			"your own.",
 		Args: cobra.ExactArgs(1),
@@ -55,20 +55,21 @@ func (c *cli) pullCommand() *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.BoolVar(&opts.Offline, "offline", false, "answer from what is here, without the network")
-	f.BoolVar(&opts.Refresh, "refresh", false, "trust nothing that is here")
+	f.BoolVar(&opts.Offline, "offline", false, "use only images that were pulled before, without the network")
+	f.BoolVar(&opts.Refresh, "refresh", false, "download everything again, even what is here")
 	f.StringVar(&opts.Platform, "platform", "", "OS/ARCH[/VARIANT] (default this machine's)")
-	f.StringVar(&to, "to", "", "write a root filesystem of one's own to this directory")
-	f.BoolVar(&opts.NoRootfs, "no-rootfs", false, "fetch and unpack only, and print the manifest's digest")
-	f.BoolVar(&opts.PlainHTTP, "plain-http", false, "speak HTTP with the registry")
+	f.StringVar(&to, "to", "", "write a copy of the root filesystem to this directory, and print its path")
+	f.BoolVar(&opts.NoRootfs, "no-rootfs", false, "only download and unpack, and print the manifest's digest")
+	f.BoolVar(&opts.PlainHTTP, "plain-http", false, "use HTTP instead of HTTPS for the registry")
 	f.StringVar(&hostsDir, "hosts-dir", "", "directory of hosts.toml files (default "+defaultHosts+")")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
-	f.BoolVar(&opts.NoSync, "no-sync", false, "do not wait until everything is on the disk")
+	f.BoolVar(&opts.NoSync, "no-sync", false, "do not wait until everything is written to the disk")
 	f.StringVar(&kind, "progress", "auto", "auto, plain or none")
 	return cmd
 }
 
-// report returns what shows the progress of a pull. Lines go to the log if the display does not show them.
+// report returns two functions that show a line and the state of a download. Lines go to the log if the display does not
+// show them.
 func (c *cli) report(ctx context.Context, display progress.Display) (line func(string), event func(tank.Event)) {
 	line = func(text string) {
 		if display.Text != nil {
@@ -81,7 +82,7 @@ func (c *cli) report(ctx context.Context, display progress.Display) (line func(s
 	}
 	event = func(e tank.Event) {
 		if !e.Cached {
-			c.ending.leaves("What was downloaded is kept for a day: the same pull goes on from there.")
+			c.ending.leaves("What was downloaded is kept for a day: the same pull continues from there.")
 		}
 		if display.Event != nil {
 			display.Event(progress.Event(e))
@@ -116,12 +117,12 @@ func (c *cli) pull(cmd *cobra.Command, ref string, opts tank.PullOptions, hostsD
 				return err
 			}
 		}
-		// Before this command waits for the calls of other programs.
+		// Print now, because afterwards this command may wait for the requests of other commands.
 		return printImage(cmd.OutOrStdout(), image, asJSON)
 	})
 }
 
-// writable refuses early a directory for --to that holds something.
+// writable returns an error if the directory of --to is not empty. So the command fails before it downloads.
 func writable(to string) error {
 	if to == "" {
 		return nil
@@ -136,7 +137,8 @@ func writable(to string) error {
 	return nil
 }
 
-// cloneTo writes a rootfs of the caller's own. This process does it, with the rights of who asked for it.
+// cloneTo writes a copy of a rootfs and returns its absolute path. This process and not the owner of the root writes it, so
+// the user needs the rights for it.
 func (c *cli) cloneTo(ctx context.Context, rootfs, to string) (string, error) {
 	to, err := filepath.Abs(to)
 	if err != nil {
@@ -149,7 +151,7 @@ func (c *cli) cloneTo(ctx context.Context, rootfs, to string) (string, error) {
 	return to, nil
 }
 
-// printImage writes what scripts read: the rootfs, without one the manifest's digest, or all of it as JSON.
+// printImage prints the path of the rootfs, or the manifest's digest if there is none, or everything as JSON.
 func printImage(w io.Writer, image *tank.Image, asJSON bool) error {
 	if asJSON {
 		return printable.EncodeJSON(w, image, "")

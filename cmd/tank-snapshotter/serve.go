@@ -25,7 +25,7 @@ import (
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// stopWithin is how long serve may take to stop. What it then leaves undone, the next start finds out.
+// stopWithin is how long serve may take to stop. Then it ends at once; the next start finds and finishes what is left.
 const stopWithin = time.Minute
 
 func (c *cli) serveCommand() *cobra.Command {
@@ -33,9 +33,10 @@ func (c *cli) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve containerd and the other commands until a signal comes",
-		Long: "Serve containerd and the other commands until a signal comes.\n\nReads --config, else " + systemConfig +
-			".\nThe root is --root, else the config's, else " + defaultRoot + ".\nThe socket is --address, else the config's, else " + defaultAddress +
-			";\na socket that systemd passes is served in its place.",
+		Long: "Serve containerd and the other commands until a signal comes.\n\n" +
+			"The config is --config, else " + systemConfig + ".\n" +
+			"The root is --root, else the config's, else " + defaultRoot + ".\n" +
+			"The socket is one that systemd passes, else --address, else the config's, else\n" + defaultAddress + ".",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			s, err := c.settingsFor(cmd.Context(), true)
@@ -53,11 +54,13 @@ func (c *cli) serveCommand() *cobra.Command {
 			return serve(cmd.Context(), s, &c.ending)
 		}),
 	}
-	cmd.Flags().StringVar(&group, "group", "", "group whose members may open the socket, by name or number (default: nobody else may)")
+	cmd.Flags().StringVar(&group, "group", "",
+		"group whose members may open the socket, by name or number (default: only this user may)")
 	return cmd
 }
 
-// serve serves the root of s until ctx ends. It ends the process itself, without the deadline for other commands.
+// serve serves the root of s until ctx ends. From then on it ends the process itself after stopWithin, so the shorter limit
+// of other commands does not apply.
 func serve(ctx context.Context, s settings, end *ending) (err error) {
 	group, err := socket.FindGroup(s.Group)
 	if err != nil {
@@ -104,14 +107,14 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 		},
 	})
 	end.inOrder.Store(true)
-	told := make(chan struct{})
-	never := context.AfterFunc(ctx, func() {
-		defer close(told)
+	notified := make(chan struct{})
+	notStopping := context.AfterFunc(ctx, func() {
+		defer close(notified)
 		stopping(ctx)
 	})
 	defer func() {
-		if !never() {
-			<-told // before the process is gone
+		if !notStopping() {
+			<-notified // so that the process does not end before
 		}
 	}()
 	watch, done := context.WithCancel(ctx)
@@ -127,7 +130,7 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	}
 	go systemd.Watchdog(watch, func(ctx context.Context) error { return alive(ctx, root, paths) })
 	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": sockets[len(sockets)-1].Addr()}).Info("serving")
-	// The sockets are bound, and what comes before the server accepts waits in their backlogs.
+	// The sockets are bound. Connections that come before the server accepts them wait in the backlog.
 	systemd.Notify(ctx, daemon.SdNotifyReady)
 	if err := server.Serve(ctx, sockets...); err != nil {
 		return localError{err}
@@ -135,8 +138,8 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	return nil
 }
 
-// alive checks that a root is served: this process answers at every socket, as others reach it, and the database
-// answers a reader and a writer.
+// alive checks that a root is served: this process answers on each socket as it would answer another process, and the
+// database serves a reader and a writer.
 func alive(ctx context.Context, t *tank.Tank, sockets []string) error {
 	for _, socket := range sockets {
 		self, err := admin.Dial(ctx, socket, nil)
@@ -152,7 +155,8 @@ func alive(ctx context.Context, t *tank.Tank, sockets []string) error {
 	return t.Probe(ctx)
 }
 
-// storesOf returns what the daemon serves to a containerd that acts for a holder.
+// storesOf returns a function that returns the stores which the daemon serves to a containerd that acts for a holder. They
+// include a content store only if content is true.
 func storesOf(t *tank.Tank, content bool) func(metadata.Holder) plugin.Stores {
 	return func(h metadata.Holder) plugin.Stores {
 		s := plugin.Stores{Snapshotter: t.Snapshots().For(h)}
@@ -163,17 +167,20 @@ func storesOf(t *tank.Tank, content bool) func(metadata.Holder) plugin.Stores {
 	}
 }
 
-// stopping tells that a signal came, and ends the process when stopping in order takes too long.
+// stopping notifies the service manager that the daemon stops, and ends the process if that takes too long.
 func stopping(ctx context.Context) {
-	// Before the log entry, because writing to a log that nobody reads may block.
+	// The timer is started first, because writing a log entry blocks if nobody reads the log.
 	time.AfterFunc(stopWithin, func() { giveUp("not stopped within "+stopWithin.String()+": giving up", exitOther) })
 	systemd.Notify(ctx, daemon.SdNotifyStopping)
 	systemd.ExtendTimeout(ctx, stopWithin+stopWithin/2)
 	log.G(ctx).Info("stopping")
 }
 
-// listeners opens the admin socket below the root and, unless passed stands for it, the one at the address, which comes last.
-func listeners(ctx context.Context, s settings, group *socket.Group, passed *net.UnixListener) (opened []*socket.Listener, err error) {
+// listeners opens the admin socket below the root and the socket at the address. The latter is last in the list. If the
+// service manager passed a socket, that replaces the socket at the address.
+func listeners(ctx context.Context, s settings, group *socket.Group, passed *net.UnixListener) (
+	opened []*socket.Listener, err error,
+) {
 	defer func() {
 		if err != nil {
 			for _, l := range opened {
@@ -189,7 +196,8 @@ func listeners(ctx context.Context, s settings, group *socket.Group, passed *net
 	opened = append(opened, l)
 	if passed != nil {
 		if group != nil {
-			log.G(ctx).WithField("group", s.Group).Warn("systemd opened the socket: set SocketGroup= in the socket unit instead of a group here")
+			log.G(ctx).WithField("group", s.Group).
+				Warn("systemd opened the socket: set SocketGroup= in the socket unit instead of a group here")
 		}
 		return append(opened, socket.Adopt(ctx, passed)), nil
 	}
@@ -217,13 +225,13 @@ func listeners(ctx context.Context, s settings, group *socket.Group, passed *net
 	return append(opened, l), nil
 }
 
-// options are those of the daemon's root. release ends what they hold, after the root was closed.
+// options returns the options of the daemon's root. The caller calls release after it closed the root.
 func (s settings) options() (opts *tank.Options, release func(), err error) {
 	opts = &tank.Options{Daemon: true, Directory: s.Mode == modeDirectory, SkipKnownBlobs: s.SkipKnownBlobs}
 	if s.ContainerdAddress == "" {
 		return opts, func() {}, nil
 	}
-	c, err := plugin.DialContainerd(s.ContainerdAddress, nil) // which may start later than this daemon
+	c, err := plugin.DialContainerd(s.ContainerdAddress, nil) // containerd may start later
 	if err != nil {
 		return nil, nil, usageError{fmt.Errorf("config: containerd_address: %w", err)}
 	}
@@ -231,7 +239,7 @@ func (s settings) options() (opts *tank.Options, release func(), err error) {
 	return opts, func() { c.Close() }, nil
 }
 
-// awaitRoot owns the root for a daemon, and gives a command that is working there time to end.
+// awaitRoot opens the root for a daemon. If a command owns the root, it waits until the command ends, at most for patience.
 func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*tank.Tank, error) {
 	systemd.ExtendTimeout(ctx, 2*patience)
 	for deadline := time.Now().Add(patience); ; {
@@ -250,8 +258,8 @@ func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*tank.Tank,
 	}
 }
 
-// processors returns what plugin.Options.Processors is: the processors of Tank's own config, or those of the config
-// that the calling containerd was started with.
+// processors returns the function for plugin.Options.Processors. It returns the processors of Tank's own config, if that
+// has a section for them, else those in the config of the calling containerd.
 func (s settings) processors() func(context.Context, peer.Process) ([]processor.Processor, error) {
 	if s.StreamProcessors != nil {
 		own := containerdconfig.Sorted(s.StreamProcessors)

@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// endWithin is how long a command may take to end in order after the first signal. After that the process ends at once,
-// which is safe, because Tank may be killed at any time: the next process deletes what an unfinished command leaves. So
-// nothing that can't be cancelled keeps a command alive, such as a deletion or a write into a pipe that nobody reads.
+// endWithin is how long a command may take to end in order after the first signal. Then the process ends at once, so that
+// an operation that can't be cancelled, such as a deletion or a write to a full pipe, does not keep it alive. This is
+// safe, because Tank may be killed at any time: the next process deletes the leftovers.
 const endWithin = 150 * time.Millisecond
 
-// ending is the way in which the process ends after a signal. The zero value is right for every command but serve.
+// ending controls how the process ends after a signal. The zero value is for every command but serve.
 type ending struct {
-	inOrder atomic.Bool            // serve ends the process itself
-	signal  atomic.Int32           // the first signal; 0: none came
-	left    atomic.Pointer[string] // what an interrupted command leaves to its user; nil: nothing
+	inOrder atomic.Bool            // the command ends the process itself, without the limit endWithin
+	signal  atomic.Int32           // the number of the first signal; 0 before it
+	left    atomic.Pointer[string] // a sentence about what an interrupted command leaves behind; nil: nothing
 }
 
 // context returns a context that ends with the first SIGINT or SIGTERM. A second signal ends the process at once.
@@ -32,7 +32,7 @@ func (e *ending) context() (context.Context, context.CancelFunc) {
 		case s := <-signals:
 			number, _ := s.(syscall.Signal)
 			e.signal.Store(int32(number))
-			signal.Stop(signals) // the default action of signals is back
+			signal.Stop(signals) // restores the default action, so a second signal ends the process
 			cancel()
 		case <-finished:
 			return
@@ -52,7 +52,7 @@ func (e *ending) context() (context.Context, context.CancelFunc) {
 	}
 }
 
-// code is the exit code of a command that the signal ended; 0 if none came.
+// code returns the exit code of a command that a signal ended, 0 without a signal.
 func (e *ending) code() int {
 	if number := e.signal.Load(); number != 0 {
 		return exitSignal + int(number)
@@ -60,10 +60,10 @@ func (e *ending) code() int {
 	return 0
 }
 
-// leaves records what the command leaves to its user if a signal ends it from now on.
+// leaves sets the sentence about what the command leaves behind if a signal ends it from now on.
 func (e *ending) leaves(text string) { e.left.Store(&text) }
 
-// message reports which signal ended the command, and what it leaves.
+// message returns the text about the signal and about what the command leaves behind.
 func (e *ending) message() string {
 	text := "ended by signal: " + syscall.Signal(e.signal.Load()).String()
 	if left := e.left.Load(); left != nil {
@@ -72,7 +72,7 @@ func (e *ending) message() string {
 	return text
 }
 
-// giveUp ends the process, also when stderr blocks.
+// giveUp writes a message to stderr and ends the process, even if stderr blocks.
 func giveUp(message string, code int) {
 	written := make(chan struct{})
 	go func() {

@@ -9,7 +9,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// version is set by the linker (see the Makefile). Without it the build information has to do.
+// version is set by the linker (see the Makefile). If it is empty, the command prints the version of the build information.
 var version string
 
 func (c *cli) versionCommand() *cobra.Command {

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestFileInTheWay puts a sparse file into the place of a blob that has no record: it is not hashed, and the blob is
-// downloaded.
+// TestFileInTheWay puts a sparse file at the path of a blob that has no record. The file is not
+// hashed, and the blob is downloaded.
 func TestFileInTheWay(t *testing.T) {
 	t.Parallel()
 	const data = "what the registry serves"

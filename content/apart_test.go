@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCommitAcrossDisks commits to a blobs/ that no file can be renamed to: a synced copy of the right bytes gets the
-// name, or nothing does and the download stays.
+// TestCommitAcrossDisks commits where a rename to blobs/ fails with EXDEV. Either a synced copy of
+// the right bytes gets the name, or no file does and the download stays.
 func TestCommitAcrossDisks(t *testing.T) {
 	for name, tc := range map[string]struct {
 		alg    digest.Algorithm

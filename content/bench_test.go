@@ -11,7 +11,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// BenchmarkWriter writes, hashes and commits a blob of 64 MiB, by pieces of 1 MiB as containerd does and by 32 KiB as a download may.
+// BenchmarkWriter writes, hashes and commits a blob of 64 MiB, in pieces of 1 MiB as containerd
+// does, and of 32 KiB as a download may.
 func BenchmarkWriter(b *testing.B) {
 	const size = 64 << 20
 	data := make([]byte, size)
@@ -54,7 +55,8 @@ func BenchmarkWriter(b *testing.B) {
 	}
 }
 
-// openForBench opens a store whose database does not sync: what is measured are the files.
+// openForBench opens a store whose database does not sync, because the benchmarks measure the
+// files.
 func openForBench(b *testing.B) *Store {
 	b.Helper()
 	dir := b.TempDir()

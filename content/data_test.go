@@ -26,7 +26,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// slow reads nothing until it is let go.
+// slow is a Reader that waits until gate is closed.
 type slow struct {
 	io.Reader
 	gate <-chan struct{}
@@ -37,7 +37,8 @@ func (s slow) Read(p []byte) (int, error) {
 	return s.Reader.Read(p)
 }
 
-// resumeSlowly opens a writer for what an earlier one left, the hash of which waits for release.
+// resumeSlowly opens a writer for the bytes that an earlier writer left. Their hash waits for
+// release.
 func resumeSlowly(t *testing.T, r *root, left string) (w *writer, release func()) {
 	t.Helper()
 	w = start(t, r.For(alice), "ref", ocispec.Descriptor{})
@@ -55,7 +56,8 @@ func resumeSlowly(t *testing.T, r *root, left string) (w *writer, release func()
 	return start(t, r.For(alice), "ref", ocispec.Descriptor{}), func() { close(gate) }
 }
 
-// TestResumeAnswersAtOnce resumes a file whose hash takes long.
+// TestResumeAnswersAtOnce shows that Status does not wait for the hash of a resumed ingest, and
+// Digest only for a moment.
 func TestResumeAnswersAtOnce(t *testing.T) {
 	left := strings.Repeat("0123456789abcdef", 1<<19) // 8 MiB
 	r := open(t, t.TempDir(), nil)
@@ -106,7 +108,7 @@ func TestResumeAnswersAtOnce(t *testing.T) {
 	must(t, w.Commit(t.Context(), int64(len(left))+4, d))
 }
 
-// TestEndOfWait says how what happens to a writer ends those that wait for the hash, which itself never ends.
+// TestEndOfWait shows what ends the methods that wait for a hash which never becomes ready.
 func TestEndOfWait(t *testing.T) {
 	for name, call := range map[string]func(w *writer) error{
 		"Write":  func(w *writer) error { _, err := w.Write([]byte("more")); return err },
@@ -117,8 +119,10 @@ func TestEndOfWait(t *testing.T) {
 			end func(r *root, w *writer) error
 			is  func(error) bool
 		}{
-			"Close":    {func(_ *root, w *writer) error { return w.Close() }, errdefs.IsFailedPrecondition},
-			"Abort":    {func(r *root, _ *writer) error { return r.For(alice).Abort(context.Background(), "ref") }, errdefs.IsAborted},
+			"Close": {func(_ *root, w *writer) error { return w.Close() }, errdefs.IsFailedPrecondition},
+			"Abort": {func(r *root, _ *writer) error {
+				return r.For(alice).Abort(context.Background(), "ref")
+			}, errdefs.IsAborted},
 			"Truncate": {func(_ *root, w *writer) error { return w.Truncate(0) }, func(err error) bool { return err == nil }},
 		} {
 			t.Run(name+" "+event, func(t *testing.T) {
@@ -146,7 +150,7 @@ func TestEndOfWait(t *testing.T) {
 	}
 }
 
-// TestSlowResumeOverSocket says that containerd's server and client do without a digest.
+// TestSlowResumeOverSocket shows that containerd's server and client can do without a digest.
 func TestSlowResumeOverSocket(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	w, release := resumeSlowly(t, r, "left")
@@ -165,7 +169,7 @@ func TestSlowResumeOverSocket(t *testing.T) {
 	must(t, cw.Commit(t.Context(), 9, digest.FromString("left over")))
 }
 
-// TestFailedRehash says that a writer whose file can't be read can only begin anew.
+// TestFailedRehash shows that a writer whose file cannot be read can only be truncated.
 func TestFailedRehash(t *testing.T) {
 	for name, tc := range map[string]struct {
 		rehash func(io.Reader) io.Reader
@@ -204,7 +208,7 @@ type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, unix.EIO }
 
-// closed leaves an ingest.
+// closed writes an ingest and closes its writer without a commit.
 func closed(t *testing.T, hs *HolderStore, data string) error {
 	t.Helper()
 	w := start(t, hs, "ref", ocispec.Descriptor{})
@@ -212,8 +216,8 @@ func closed(t *testing.T, hs *HolderStore, data string) error {
 	return w.Close()
 }
 
-// TestCorruptAtFullLength resumes an ingest that has all its bytes, but not the right ones: a commit fails and keeps them, and
-// whoever opens the ref next can begin anew, also as containerd does.
+// TestCorruptAtFullLength resumes an ingest that has all its bytes, some of them wrong. The commit
+// fails and keeps them, and the next writer of the ref can begin anew, as containerd does.
 func TestCorruptAtFullLength(t *testing.T) {
 	const data = "all of the bytes"
 	d := digest.FromString(data)
@@ -241,7 +245,7 @@ func TestCorruptAtFullLength(t *testing.T) {
 			ctx, cs := front(t, r.For(metadata.Containerd))
 			reopen := func(offset int64) content.Writer {
 				t.Helper()
-				// A server gives the ref back some time after its client closed.
+				// A server releases the ref some time after its client has closed.
 				w, err := content.OpenWriter(ctx, cs, content.WithRef("layer-"+d.String()), content.WithDescriptor(desc))
 				must(t, err)
 				t.Cleanup(func() { w.Close() })
@@ -277,7 +281,7 @@ func TestCorruptAtFullLength(t *testing.T) {
 	}
 }
 
-// TestState says what lies below ingest/, who may read it, and that it is written once.
+// TestState shows what is below ingest/, with which modes, and that the state is written once.
 func TestState(t *testing.T) {
 	old := unix.Umask(0)
 	defer unix.Umask(old)
@@ -290,7 +294,8 @@ func TestState(t *testing.T) {
 	line, stored, _ := bytes.Cut(state, []byte("\n"))
 	var head stateHead
 	must(t, json.Unmarshal(line, &head))
-	if head.Total != 99 || head.Started.Before(before) || head.Started.After(time.Now()) || string(stored) != "pull/alice\x00a ref" {
+	if head.Total != 99 || head.Started.Before(before) || head.Started.After(time.Now()) ||
+		string(stored) != "pull/alice\x00a ref" {
 		t.Errorf("state %q", state)
 	}
 	first, err := os.Lstat(dir + "/state")
@@ -320,8 +325,8 @@ func TestState(t *testing.T) {
 	}
 }
 
-// TestResumeWithoutRoot has a commit fail at its last step, as a user who is bound by the modes of files: the data file, which
-// was about to become a read-only blob, can be written again.
+// TestResumeWithoutRoot lets the last step of a commit fail for a user who is bound by file modes.
+// The data file, which was about to become a read-only blob, must be writable again.
 func TestResumeWithoutRoot(t *testing.T) {
 	const nobody = 65534
 	r := open(t, t.TempDir(), nil)
@@ -330,7 +335,7 @@ func TestResumeWithoutRoot(t *testing.T) {
 		must(t, filepath.WalkDir(r.path, func(path string, _ fs.DirEntry, err error) error {
 			return errors.Join(err, os.Lchown(path, nobody, nobody))
 		}))
-		runtime.LockOSThread() // what follows is of this thread only
+		runtime.LockOSThread() // Setfsuid changes only this thread
 		defer runtime.UnlockOSThread()
 		must(t, unix.Setfsuid(nobody))
 		defer func() { must(t, unix.Setfsuid(0)) }()
@@ -351,7 +356,7 @@ func TestResumeWithoutRoot(t *testing.T) {
 	must(t, w.Commit(t.Context(), 9, digest.FromString("left over")))
 }
 
-// TestQuiet says that a root on any filesystem is used without a word on stderr.
+// TestQuiet shows that a root is used without a word on stderr.
 func TestQuiet(t *testing.T) {
 	if dir := os.Getenv("CONTENT_TEST_QUIET"); dir != "" {
 		r := open(t, dir, nil)
@@ -371,20 +376,23 @@ func TestQuiet(t *testing.T) {
 	}
 }
 
-// BenchmarkCommit opens, writes and commits blobs of 1 KiB. The database does not sync: this is about the files.
+// BenchmarkCommit opens, writes and commits blobs of 1 KiB. The database does not sync, because the
+// benchmark measures the files.
 func BenchmarkCommit(b *testing.B) {
 	s := openForBench(b)
 	for i := 0; b.Loop(); i++ {
 		p := fmt.Appendf(nil, "%01024d", i)
 		desc := ocispec.Descriptor{Size: 1024, Digest: digest.FromBytes(p)}
-		err := content.WriteBlob(b.Context(), s.For(metadata.Containerd), "layer-"+desc.Digest.String(), bytes.NewReader(p), desc)
+		ref := "layer-" + desc.Digest.String()
+		err := content.WriteBlob(b.Context(), s.For(metadata.Containerd), ref, bytes.NewReader(p), desc)
 		if err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
-// TestCommitEndsWithItsContext shows that a Commit that waits for the hash ends with its context, and that the bytes can be resumed.
+// TestCommitEndsWithItsContext shows that a Commit which waits for the hash ends with its context,
+// and that the bytes can be resumed.
 func TestCommitEndsWithItsContext(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	w, release := resumeSlowly(t, r, "left")

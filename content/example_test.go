@@ -17,7 +17,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Two holders share one blob: the second adopts it by asking for it, and keeps it when the first lets go.
+// Two holders share one blob. The second one adopts it by asking for it, and keeps it when the
+// first one deletes it.
 func Example() {
 	root, err := os.MkdirTemp("", "tank-")
 	check(err)

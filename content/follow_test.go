@@ -18,7 +18,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestFollowEnds follows an ingest of which half is there, and says how what happens to it ends the follower.
+// TestFollowEnds follows an ingest of which half is written, and shows how each end of the ingest
+// ends the reader.
 func TestFollowEnds(t *testing.T) {
 	const data = "first half, second half"
 	d := digest.FromString(data)
@@ -81,7 +82,7 @@ func TestFollowEnds(t *testing.T) {
 			must(t, err)
 			done := make(chan error, 1)
 			go func() {
-				time.Sleep(20 * time.Millisecond) // so that the follower waits
+				time.Sleep(20 * time.Millisecond) // so that the reader waits
 				done <- tc.then(t, r, w)
 			}()
 			rest, err := io.ReadAll(waits)
@@ -94,24 +95,25 @@ func TestFollowEnds(t *testing.T) {
 			} else {
 				class(t, tc.is, err)
 			}
-			// One that reads only afterwards never gets bytes of what came after a truncation.
+			// A reader that reads only afterwards never gets bytes that were written after a
+			// truncation.
 			got, err := io.ReadAll(late)
 			if tc.is == nil {
 				must(t, err)
 				if string(got) != data {
-					t.Errorf("late follower read %q", got)
+					t.Errorf("late reader read %q", got)
 				}
 			} else {
 				class(t, tc.is, err)
 				if len(got) > 0 {
-					t.Errorf("late follower read %q", got)
+					t.Errorf("late reader read %q", got)
 				}
 			}
 		})
 	}
 }
 
-// TestFollowSlowWriter follows from several goroutines, before and after bytes came, through a resumption.
+// TestFollowSlowWriter follows an ingest in several goroutines, through a resumption of its writer.
 func TestFollowSlowWriter(t *testing.T) {
 	data := make([]byte, 3<<20)
 	rand.New(rand.NewSource(1)).Read(data)
@@ -125,12 +127,12 @@ func TestFollowSlowWriter(t *testing.T) {
 	write(t, w, string(data[:1<<20]))
 	must(t, w.Close())
 	_, err := r.Open(t.Context(), d)
-	class(t, errdefs.IsNotFound, err) // nobody writes
+	class(t, errdefs.IsNotFound, err) // no writer is open
 
 	w = start(t, hs, "ref", desc)
 	for range 2 {
 		if got := <-opened; got != d {
-			t.Errorf("told of %s", got)
+			t.Errorf("OnIngest was called for %s", got)
 		}
 	}
 	var wg sync.WaitGroup
@@ -141,7 +143,7 @@ func TestFollowSlowWriter(t *testing.T) {
 			defer f.Close()
 			got, err := io.ReadAll(f)
 			if err != nil || !bytes.Equal(got, data) {
-				t.Errorf("follower read %d bytes, %v", len(got), err)
+				t.Errorf("reader read %d bytes, %v", len(got), err)
 			}
 		})
 	}
@@ -202,15 +204,15 @@ func TestFollowUnblocks(t *testing.T) {
 	}
 }
 
-// TestFollowElsewhere has a download that hardly comes, and another writer that brings the blob.
-func TestFollowElsewhere(t *testing.T) {
+// TestFollowSuperseded follows a slow download of a blob that another writer commits.
+func TestFollowSuperseded(t *testing.T) {
 	data := strings.Repeat("0123456789abcdef", 100_000)
 	d := digest.FromString(data)
 	half := len(data) / 2
 	for name, tc := range map[string]struct {
-		begins string                                 // what the slow one has written
-		then   func(t *testing.T, r *root, w *writer) // after the other one committed, before the follower reads on
-		whole  bool                                   // the follower gets the blob
+		begins string                                 // what the slow writer has written
+		then   func(t *testing.T, r *root, w *writer) // after the commit, before the reader goes on
+		whole  bool                                   // the reader gets the blob
 	}{
 		"same bytes":    {data[:half], func(*testing.T, *root, *writer) {}, true},
 		"other bytes":   {"x" + data[1:half], func(*testing.T, *root, *writer) {}, false},
@@ -222,7 +224,9 @@ func TestFollowElsewhere(t *testing.T) {
 			must(t, w.Truncate(0))
 			write(t, w, data[:half])
 		}, false},
-		"aborted": {data[:half], func(t *testing.T, r *root, w *writer) { must(t, r.For(alice).Abort(t.Context(), w.ref)) }, false},
+		"aborted": {data[:half], func(t *testing.T, r *root, w *writer) {
+			must(t, r.For(alice).Abort(t.Context(), w.ref))
+		}, false},
 		"removed": {data[:half], func(t *testing.T, r *root, _ *writer) { must(t, r.For(bob).Delete(t.Context(), d)) },
 			false},
 	} {
@@ -255,8 +259,9 @@ func TestFollowElsewhere(t *testing.T) {
 	}
 }
 
-// TestFollowElsewhereWaits has followers that wait for the slow download when the blob comes.
-func TestFollowElsewhereWaits(t *testing.T) {
+// TestFollowSupersededWhileWaiting lets readers wait for a slow download when another writer
+// commits the blob.
+func TestFollowSupersededWhileWaiting(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	d := digest.FromString("blob")
 	slow := start(t, r.For(alice), "layer-"+d.String(), ocispec.Descriptor{Size: 4})

@@ -8,8 +8,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestHandOver: an unfinished ingest goes over to another containerd, which resumes it. One that is being written
-// stays, and what the other has under the same ref counts.
+// TestHandOver gives unfinished ingests to another containerd, which resumes them. An ingest that
+// is being written stays, and the ingest that the other one has under the same ref is kept.
 func TestHandOver(t *testing.T) {
 	from, to := metadata.ContainerdHolder("d1"), metadata.Containerd
 	r := open(t, t.TempDir(), nil)

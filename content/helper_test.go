@@ -22,7 +22,7 @@ var (
 	bob   = metadata.PullHolder("bob")
 )
 
-// root is an open root; damaged says that Check is meant to complain.
+// root is an open root. damaged means that Check may report faults.
 type root struct {
 	*Store
 	t       *testing.T
@@ -31,7 +31,7 @@ type root struct {
 	damaged bool
 }
 
-// open opens a root and checks its invariants when the test ends.
+// open opens a root, and checks its invariants when the test ends.
 func open(t *testing.T, path string, opts *Options) *root {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(path, "metadata.db"), &metadata.Options{NoSync: true})
@@ -64,7 +64,7 @@ func open(t *testing.T, path string, opts *Options) *root {
 	return r
 }
 
-// reopen is what a later process does; the test's cleanup checks both, so the first must be as good as dead.
+// reopen opens the root as a later process does. The first store must not be used any more.
 func (r *root) reopen(opts *Options) *Store {
 	r.t.Helper()
 	s, err := Open(r.path, r.db, opts)
@@ -73,7 +73,7 @@ func (r *root) reopen(opts *Options) *Store {
 	return s
 }
 
-// names lists a directory of the root, without what is being deleted.
+// names lists a directory of the root without its staged names.
 func (r *root) names(dir string) (names []string) {
 	r.t.Helper()
 	es, err := os.ReadDir(filepath.Join(r.path, dir))
@@ -95,7 +95,7 @@ func (r *root) holders(d digest.Digest) (hs []metadata.Holder) {
 	return hs
 }
 
-// plant puts bytes under blobs/ without a record, as a crash between rename and record leaves them.
+// plant puts bytes below blobs/ without a record, as a crash between rename and record leaves them.
 func (r *root) plant(d digest.Digest, data string) {
 	r.t.Helper()
 	os.Remove(r.Path(d))
@@ -109,7 +109,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// class fails the test unless the error is of the class that is tells.
+// class fails the test unless is returns true for err.
 func class(t *testing.T, is func(error) bool, err error) {
 	t.Helper()
 	if !is(err) {

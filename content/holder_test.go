@@ -23,7 +23,7 @@ func TestHitIsHold(t *testing.T) {
 	d := digest.FromString(data)
 	for name, tc := range map[string]struct {
 		hit   func(*testing.T, *HolderStore) error
-		is    func(error) bool // class of the answer; nil: no error
+		is    func(error) bool // class of the error; nil: no error
 		holds bool
 	}{
 		"Info": {func(t *testing.T, hs *HolderStore) error {
@@ -119,9 +119,9 @@ func TestDelete(t *testing.T) {
 
 	must(t, b.Delete(t.Context(), d))
 	select {
-	case <-garbage: // once, not when the first holder let go
+	case <-garbage: // once, not after the first release
 	case <-time.After(10 * time.Second):
-		t.Error("not told that it is garbage")
+		t.Error("OnGarbage was not called")
 	}
 	for _, hs := range []*HolderStore{a, b} {
 		_, err := hs.Info(t.Context(), d)
@@ -135,19 +135,19 @@ func TestDelete(t *testing.T) {
 	_, err = r.Open(t.Context(), d)
 	class(t, errdefs.IsNotFound, err)
 
-	put(t, a, "shared") // over bytes that no sweep removed yet
+	put(t, a, "shared") // its bytes were not swept yet
 	stats, err := r.Sweep(t.Context())
 	must(t, err)
 	if stats != (Stats{}) {
 		t.Errorf("swept %+v", stats)
 	}
-	must(t, r.Close()) // waits for what is told later
+	must(t, r.Close()) // waits for OnGarbage
 	if len(garbage) > 0 {
-		t.Errorf("told again: %v", <-garbage)
+		t.Errorf("OnGarbage was called again: %v", <-garbage)
 	}
 }
 
-// TestOverSocket says the same through containerd's own server and client.
+// TestOverSocket shows the same through containerd's own server and client.
 func TestOverSocket(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	d := put(t, r.For(alice), "shared")
@@ -180,7 +180,7 @@ func TestOverSocket(t *testing.T) {
 	class(t, errdefs.IsNotFound, cs.Abort(t.Context(), "ref"))
 }
 
-// TestDeleteInWalk does what containerd's collector does.
+// TestDeleteInWalk deletes in a walk, as containerd's collector does.
 func TestDeleteInWalk(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs, other := r.For(metadata.Containerd), r.For(alice)
@@ -255,12 +255,16 @@ func TestUpdate(t *testing.T) {
 		want   map[string]string
 		is     func(error) bool
 	}{
-		"all":            {map[string]string{"c": "3"}, nil, map[string]string{"c": "3"}, nil},
-		"labels":         {map[string]string{"c": "3"}, []string{"labels"}, map[string]string{"c": "3"}, nil},
-		"one":            {map[string]string{"b": "4", "c": "3"}, []string{"labels.b"}, map[string]string{"a": "1", "b": "4"}, nil},
-		"removed":        {nil, []string{"labels.a"}, map[string]string{"b": "2"}, nil},
-		"none":           {nil, []string{"labels"}, nil, nil},
-		"dots":           {map[string]string{"x.y": "5"}, []string{"labels.x.y"}, map[string]string{"a": "1", "b": "2", "x.y": "5"}, nil},
+		"all":    {map[string]string{"c": "3"}, nil, map[string]string{"c": "3"}, nil},
+		"labels": {map[string]string{"c": "3"}, []string{"labels"}, map[string]string{"c": "3"}, nil},
+		"one": {
+			map[string]string{"b": "4", "c": "3"}, []string{"labels.b"}, map[string]string{"a": "1", "b": "4"}, nil,
+		},
+		"removed": {nil, []string{"labels.a"}, map[string]string{"b": "2"}, nil},
+		"none":    {nil, []string{"labels"}, nil, nil},
+		"dots": {
+			map[string]string{"x.y": "5"}, []string{"labels.x.y"}, map[string]string{"a": "1", "b": "2", "x.y": "5"}, nil,
+		},
 		"size":           {nil, []string{"size"}, nil, errdefs.IsInvalidArgument},
 		"label and size": {nil, []string{"labels.a", "size"}, nil, errdefs.IsInvalidArgument},
 		"too long":       {map[string]string{"c": strings.Repeat("x", 5000)}, nil, nil, errdefs.IsInvalidArgument},
@@ -290,7 +294,8 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// TestDamagedFile says what becomes of a blob whose file is not what the record says: a miss, until somebody writes it again.
+// TestDamagedFile shows that a blob whose file differs from its record is a miss until it is
+// written again.
 func TestDamagedFile(t *testing.T) {
 	const data = "precious"
 	for name, damage := range map[string]func(t *testing.T, path string){
@@ -315,7 +320,7 @@ func TestDamagedFile(t *testing.T) {
 			if len(faults) != 1 || !errdefs.IsDataLoss(faults[0]) || !strings.Contains(faults[0].Error(), d.String()) {
 				t.Errorf("faults: %v", faults)
 			}
-			if name != "changed" { // only hashing tells
+			if name != "changed" { // which only hashing finds out
 				_, err := hs.Info(t.Context(), d)
 				class(t, errdefs.IsNotFound, err)
 				_, err = hs.ReaderAt(t.Context(), ocispec.Descriptor{Digest: d})
@@ -323,7 +328,7 @@ func TestDamagedFile(t *testing.T) {
 				_, err = r.Open(t.Context(), d)
 				class(t, errdefs.IsNotFound, err)
 				if _, ok := r.Size(d); ok {
-					t.Error("Size says it is here")
+					t.Error("Size reports that the blob is in the store")
 				}
 			}
 			w := start(t, hs, "again", ocispec.Descriptor{})
@@ -359,7 +364,8 @@ func TestHostileDigests(t *testing.T) {
 			"Store.ReaderAt": unheld, "Open": follow,
 		}
 		if d != "" {
-			_, errs["Writer"] = hs.Writer(t.Context(), content.WithRef("r"), content.WithDescriptor(ocispec.Descriptor{Digest: d}))
+			desc := ocispec.Descriptor{Digest: d}
+			_, errs["Writer"] = hs.Writer(t.Context(), content.WithRef("r"), content.WithDescriptor(desc))
 			w := start(t, hs, "commit", ocispec.Descriptor{})
 			errs["Commit"] = w.Commit(t.Context(), 0, d)
 		}
@@ -384,7 +390,7 @@ func TestDigestOf(t *testing.T) {
 		"k8s.io/12/layer-a-b-" + long.String():    long,
 		"manifest-" + d.String() + "-more":        "",
 		"layer-" + d.String()[:70]:                "",
-		"layersha256:" + d.Encoded():              "", // not of an algorithm of that name
+		"layersha256:" + d.Encoded():              "", // no algorithm has this name
 		"default/7/layer-md5:" + d.Encoded()[:32]: "",
 		"upload":  "",
 		":":       "",

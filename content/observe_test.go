@@ -12,7 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/observe/observetest"
 )
 
-// TestObserve shows what an observer sees: a hit for each request that a blob in the store answers, and each sweep.
+// TestObserve shows what an observer sees: a hit for each request that a blob in the store answers,
+// and each sweep.
 func TestObserve(t *testing.T) {
 	rec := observetest.New(t)
 	r := open(t, t.TempDir(), &Options{Observe: rec})

@@ -13,7 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// transactions is the number of the database's last transaction, which bbolt writes into one of the first two pages.
+// transactions returns the number of the database's last transaction, which bbolt writes to one of
+// the first two pages.
 func (r *root) transactions() (last uint64) {
 	r.t.Helper()
 	f, err := os.Open(filepath.Join(r.path, "metadata.db"))
@@ -28,7 +29,9 @@ func (r *root) transactions() (last uint64) {
 	return last
 }
 
-// TestHoldsAtOnceShareTransactions: each transaction costs the disk two flushes, and a containerd asks for the blobs of an image at once.
+// TestHoldsAtOnceShareTransactions shows that holds which are recorded at once share transactions.
+// A transaction costs two flushes of the disk, and containerd asks for all blobs of an image at
+// once.
 func TestHoldsAtOnceShareTransactions(t *testing.T) {
 	const n = 64
 	r := open(t, t.TempDir(), nil)
@@ -58,7 +61,7 @@ func TestHoldsAtOnceShareTransactions(t *testing.T) {
 	close(end)
 	busy.Wait()
 	all.Wait()
-	if used := r.transactions() - before; used > n { // one is that of Update
+	if used := r.transactions() - before; used > n { // one transaction is that of Update
 		t.Errorf("%d holds took %d transactions", n, used-1)
 	}
 	for _, d := range blobs {

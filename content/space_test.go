@@ -17,11 +17,11 @@ import (
 	"github.com/tank-snapshotter/tank/internal/diskspace"
 )
 
-// disk is a small disk: what was written to data files reduces its free space.
+// disk is a small disk. What is written to data files reduces its free space.
 type disk struct {
 	free int64
 	r    *root
-	seen int // operations that are counted
+	seen int // operations of the history that count has seen
 }
 
 // use makes d the disk of a root.
@@ -46,8 +46,9 @@ func (d *disk) count() {
 	d.seen = len(history)
 }
 
-// TestRoom shows that a download begins only if all of it fits beside those that have begun.
-func TestRoom(t *testing.T) {
+// TestSpace shows that a download begins only if all of it fits beside the downloads that have
+// begun.
+func TestSpace(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	d := disk{free: 100}
 	d.use(r)
@@ -66,7 +67,7 @@ func TestRoom(t *testing.T) {
 	for _, tc := range []struct {
 		after string
 		do    func()
-		most  int64 // that a second download may have
+		most  int64 // bytes that a second download may have
 	}{
 		{"the first began", func() {}, 40},
 		{"it has written a half", func() { write(t, first, strings.Repeat("x", 30)) }, 40},
@@ -80,33 +81,34 @@ func TestRoom(t *testing.T) {
 		tc.do()
 		for _, size := range []int64{tc.most + 1, math.MaxInt64} {
 			if opens("second", size) {
-				t.Errorf("after %s: room for %d bytes", tc.after, size)
+				t.Errorf("after %s: space for %d bytes", tc.after, size)
 			}
 		}
 		if !opens("second", tc.most) {
-			t.Errorf("after %s: no room for %d bytes", tc.after, tc.most)
+			t.Errorf("after %s: no space for %d bytes", tc.after, tc.most)
 		}
 		must(t, hs.Abort(t.Context(), "second"))
 	}
 	if n := r.space.Promises(); n != 0 {
-		t.Errorf("%d promises stay", n)
+		t.Errorf("%d promises are left", n)
 	}
-	// One that does not fit is not resumed later either: it would hold a full disk until then.
+	// A download that does not fit is not kept to be resumed: it would take space on a full disk
+	// until then.
 	part := start(t, hs, "part", ocispec.Descriptor{Size: 60})
 	write(t, part, "0123456789")
 	must(t, part.Close())
 	d.free = 49
 	if opens("part", 60) {
-		t.Error("room for the rest")
+		t.Error("there is space for the rest")
 	}
 	if names := r.names("ingest"); len(names) > 0 {
 		t.Errorf("left %v", names)
 	}
 }
 
-// TestRoomForWhatNobodyAnnounced shows that an ingest of unknown length, or one that is longer than announced, does
-// not fill the disk.
-func TestRoomForWhatNobodyAnnounced(t *testing.T) {
+// TestSpaceForUnannouncedBytes shows that an ingest of unknown length, or one that is longer than
+// announced, does not fill the disk.
+func TestSpaceForUnannouncedBytes(t *testing.T) {
 	for name, size := range map[string]int64{"unknown": 0, "longer": 1} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
@@ -133,8 +135,8 @@ func TestRoomForWhatNobodyAnnounced(t *testing.T) {
 	}
 }
 
-// TestRoomForAnImage shows what of an image counts.
-func TestRoomForAnImage(t *testing.T) {
+// TestSpaceForAnImage shows which bytes of an image count.
+func TestSpaceForAnImage(t *testing.T) {
 	shortages := 0
 	d := disk{free: 1 << 20}
 	r := open(t, t.TempDir(), &Options{OnShortage: func(context.Context) bool {
@@ -172,7 +174,7 @@ func TestRoomForAnImage(t *testing.T) {
 			t.Errorf("%s: %v after %d shortages", tc.name, err, shortages)
 		}
 	}
-	// Somebody makes room.
+	// Options.OnShortage frees space.
 	shortages, d.free = 0, 0
 	r.opts.OnShortage = func(context.Context) bool { d.free = 130; return true }
 	must(t, hs.CheckSpace(t.Context(), all, false))
@@ -183,7 +185,8 @@ func TestRoomForAnImage(t *testing.T) {
 	class(t, errdefs.IsResourceExhausted, hs.CheckSpace(t.Context(), sum, true))
 }
 
-// TestSlowPromise shows that a download which announces all that is free, and trickles, does not keep others from the disk.
+// TestSlowPromise shows that a download which announces as many bytes as are free, and is slow,
+// does not keep others from the disk.
 func TestSlowPromise(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	d := disk{free: 64 << 20}

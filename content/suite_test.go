@@ -24,17 +24,21 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// containerd's own suites. They never call Delete; delete_test.go does.
+// These are containerd's own suites. They never call Delete; holder_test.go does.
 
 func TestSuiteInProcess(t *testing.T) {
-	testsuite.ContentSuite(t, "view", func(ctx context.Context, dir string) (context.Context, content.Store, func() error, error) {
+	testsuite.ContentSuite(t, "view", func(ctx context.Context, dir string) (
+		context.Context, content.Store, func() error, error,
+	) {
 		hs, done, err := suiteStore(t, dir)
 		return ctx, hs, done, err
 	})
 }
 
 func TestSuiteOverSocket(t *testing.T) {
-	testsuite.ContentSuite(t, "socket", func(ctx context.Context, dir string) (context.Context, content.Store, func() error, error) {
+	testsuite.ContentSuite(t, "socket", func(ctx context.Context, dir string) (
+		context.Context, content.Store, func() error, error,
+	) {
 		hs, done, err := suiteStore(t, dir)
 		if err != nil {
 			return nil, nil, nil, err
@@ -64,7 +68,8 @@ func TestSuiteUnderContainerdMetadata(t *testing.T) {
 	testsuite.ContentSharedNSIsolatedSuite(t, "metadata", under(isolated...))
 }
 
-// suiteStore opens a root in a directory of the suite, which removes it before the test's own cleanup.
+// suiteStore opens a root in a directory of the suite, which removes it before the test's own
+// cleanup runs.
 func suiteStore(t *testing.T, dir string) (*HolderStore, func() error, error) {
 	db, err := metadata.Open(filepath.Join(dir, "metadata.db"), &metadata.Options{NoSync: true})
 	if err != nil {
@@ -92,11 +97,14 @@ func underMetadata(ctx context.Context, cs content.Store, path string, done func
 	}
 	var count atomic.Uint64
 	name := testsuite.Name(ctx)
-	ctx = testsuite.SetContextWrapper(ctx, func(ctx context.Context, shared bool) (context.Context, func(context.Context) error, error) {
+	ctx = testsuite.SetContextWrapper(ctx, func(ctx context.Context, shared bool) (
+		context.Context, func(context.Context) error, error,
+	) {
 		ns := fmt.Sprintf("%s-n%d", name, count.Add(1))
 		if shared {
 			err := db.Update(func(tx *bolt.Tx) error {
-				return ctrmetadata.NewNamespaceStore(tx).SetLabel(namespaces.WithNamespace(ctx, ns), ns, labels.LabelSharedNamespace, "true")
+				ctx := namespaces.WithNamespace(ctx, ns)
+				return ctrmetadata.NewNamespaceStore(tx).SetLabel(ctx, ns, labels.LabelSharedNamespace, "true")
 			})
 			if err != nil {
 				return nil, nil, err

@@ -92,7 +92,7 @@ func TestSweepIngests(t *testing.T) {
 	}
 }
 
-// TestCrash leaves what a kill at each step leaves, and has a later process go on.
+// TestCrash makes the state that a kill at each step leaves, and lets a later process continue.
 func TestCrash(t *testing.T) {
 	const data = "a blob that was almost there"
 	d := digest.FromString(data)
@@ -100,8 +100,10 @@ func TestCrash(t *testing.T) {
 		leave func(t *testing.T, r *root)
 		again error
 	}{
-		"between rename and record":         {func(t *testing.T, r *root) { r.plant(d, data) }, nil},
-		"unrecorded bytes that are damaged": {func(t *testing.T, r *root) { r.plant(d, "a blob that was almost them!") }, nil},
+		"between rename and record": {func(t *testing.T, r *root) { r.plant(d, data) }, nil},
+		"unrecorded bytes that are damaged": {func(t *testing.T, r *root) {
+			r.plant(d, "a blob that was almost them!")
+		}, nil},
 		"between record and cleaning": {func(t *testing.T, r *root) {
 			put(t, r.For(alice), data)
 			w := start(t, r.For(alice), "ref", ocispec.Descriptor{})
@@ -148,7 +150,7 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestOpenRefuses plants what is not a directory.
+// TestOpenRefuses shows that Open fails if one of its directories is something else.
 func TestOpenRefuses(t *testing.T) {
 	for _, name := range []string{"blobs", "ingest", "blobs/sha256"} {
 		dir := t.TempDir()
@@ -162,7 +164,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestModes says who may read what.
+// TestModes shows the modes of files and directories.
 func TestModes(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	d := put(t, r.For(alice), "x")
@@ -185,8 +187,8 @@ func TestClosed(t *testing.T) {
 	class(t, errdefs.IsFailedPrecondition, err)
 }
 
-// TestRace has holders commit, find and release the same few blobs while a sweep runs again and again: a blob that was answered
-// for must be readable until it is released.
+// TestRace lets holders commit, find and release the same few blobs while sweeps run. A blob that
+// was found must be readable until it is released.
 func TestRace(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	end := time.Now().Add(500 * time.Millisecond)
@@ -198,7 +200,8 @@ func TestRace(t *testing.T) {
 				data := fmt.Sprint("blob ", rnd.Intn(3))
 				d := digest.FromString(data)
 				if _, err := hs.Info(t.Context(), d); errdefs.IsNotFound(err) {
-					err = content.WriteBlob(t.Context(), hs, "layer-"+d.String(), strings.NewReader(data), ocispec.Descriptor{Size: int64(len(data)), Digest: d})
+					desc := ocispec.Descriptor{Size: int64(len(data)), Digest: d}
+					err = content.WriteBlob(t.Context(), hs, "layer-"+d.String(), strings.NewReader(data), desc)
 					if err != nil {
 						t.Errorf("%s: write: %v", h, err)
 						return

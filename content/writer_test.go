@@ -30,11 +30,13 @@ func TestCommitRefuses(t *testing.T) {
 		opts     []content.Opt
 		is       func(error) bool
 	}{
-		"digest":         {0, digest.FromString("other"), nil, errdefs.IsFailedPrecondition},
-		"sha512":         {0, digest.SHA512.FromString("other"), nil, errdefs.IsFailedPrecondition},
-		"size":           {3, d, nil, errdefs.IsFailedPrecondition},
-		"no digest":      {0, "sha256:x", nil, errdefs.IsInvalidArgument},
-		"label":          {0, d, []content.Opt{content.WithLabels(map[string]string{"k": strings.Repeat("v", 5000)})}, errdefs.IsInvalidArgument},
+		"digest":    {0, digest.FromString("other"), nil, errdefs.IsFailedPrecondition},
+		"sha512":    {0, digest.SHA512.FromString("other"), nil, errdefs.IsFailedPrecondition},
+		"size":      {3, d, nil, errdefs.IsFailedPrecondition},
+		"no digest": {0, "sha256:x", nil, errdefs.IsInvalidArgument},
+		"label": {0, d, []content.Opt{
+			content.WithLabels(map[string]string{"k": strings.Repeat("v", 5000)}),
+		}, errdefs.IsInvalidArgument},
 		"failing option": {0, d, []content.Opt{func(*content.Info) error { return errdefs.ErrAborted }}, errdefs.IsAborted},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -50,7 +52,7 @@ func TestCommitRefuses(t *testing.T) {
 			if names := r.names("blobs/sha256"); len(names) > 0 {
 				t.Errorf("blobs %v", names)
 			}
-			// The bytes are kept and can be committed as what they are.
+			// The bytes are kept, and can be committed under their real digest.
 			w = start(t, hs, "ref", ocispec.Descriptor{})
 			if st, err := w.Status(); err != nil || st.Offset != int64(len(data)) || w.Digest() != d {
 				t.Errorf("resumed at %d with %s, %v", st.Offset, w.Digest(), err)
@@ -93,8 +95,8 @@ func TestEmptyBlob(t *testing.T) {
 	}
 }
 
-// TestDurable counts: bytes and directory are forced to disk before the record, and the Write that reaches the announced total
-// has forced them before it returns.
+// TestDurable shows that the file and its directory are synced before the record, and that the
+// Write which reaches the announced total syncs the file before it returns.
 func TestDurable(t *testing.T) {
 	const data = "0123456789"
 	d := digest.FromString(data)
@@ -139,7 +141,8 @@ func TestDurable(t *testing.T) {
 	}
 }
 
-// TestFailedSync says that bytes of which an fsync failed are never trusted again, not even after a later one succeeds.
+// TestFailedSync shows that bytes after a failed fsync are never used, even if a later fsync
+// succeeds.
 func TestFailedSync(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs := r.For(alice)
@@ -155,7 +158,8 @@ func TestFailedSync(t *testing.T) {
 	}
 }
 
-// TestFullDisk shows that a writer that found no room can only be closed, and that its bytes do not stay on the disk.
+// TestFullDisk shows that a writer whose disk is full can only be closed, and that its bytes do not
+// stay on the disk.
 func TestFullDisk(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs := r.For(alice)
@@ -200,7 +204,7 @@ var hostileRefs = []string{
 	strings.Repeat("long/", 4000), "blobs/sha256", "shared",
 }
 
-// TestRefs has two holders write the same hostile refs at once.
+// TestRefs lets two holders write the same hostile refs at once.
 func TestRefs(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	views := []*HolderStore{r.For(alice), r.For(bob)}
@@ -242,7 +246,7 @@ func TestRefs(t *testing.T) {
 			t.Errorf("walked %.300q", refs)
 		}
 	}
-	for _, ref := range hostileRefs { // one holder's aborts are not the other's
+	for _, ref := range hostileRefs { // an abort of one holder does not affect the other
 		must(t, views[0].Abort(t.Context(), ref))
 		class(t, errdefs.IsNotFound, views[0].Abort(t.Context(), ref))
 		_, err := views[0].Status(t.Context(), ref)
@@ -279,7 +283,8 @@ func TestListStatusesFilters(t *testing.T) {
 	class(t, errdefs.IsInvalidArgument, err)
 }
 
-// TestAbortedWriter says that an abort under an open writer leaves nothing, and that the ref is free when that is closed.
+// TestAbortedWriter shows that an abort under an open writer leaves nothing, and that the ref is
+// free once the writer is closed.
 func TestAbortedWriter(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs := r.For(alice)
@@ -298,7 +303,8 @@ func TestAbortedWriter(t *testing.T) {
 	must(t, w.Commit(t.Context(), 0, digest.FromString("others")))
 }
 
-// TestUnreadable has writers of a ref whose directory is not as one was left: nothing of it is kept, and no link followed.
+// TestUnreadable opens writers of a ref whose directory is damaged. Nothing of it is kept, and no
+// link is followed.
 func TestUnreadable(t *testing.T) {
 	const (
 		old    = "0123456789 bytes of an earlier writer"
@@ -334,8 +340,14 @@ func TestUnreadable(t *testing.T) {
 	}{
 		"other total": {func(*testing.T, string) {}, 5},
 		"empty":       {func(t *testing.T, dir string) { must(t, os.RemoveAll(dir)); must(t, os.Mkdir(dir, 0o700)) }, 0},
-		"file":        {func(t *testing.T, dir string) { must(t, os.RemoveAll(dir)); must(t, os.WriteFile(dir, nil, 0o600)) }, 0},
-		"link":        {func(t *testing.T, dir string) { must(t, os.Rename(dir, dir+"0")); must(t, os.Symlink(dir+"0", dir)) }, 0},
+		"file": {func(t *testing.T, dir string) {
+			must(t, os.RemoveAll(dir))
+			must(t, os.WriteFile(dir, nil, 0o600))
+		}, 0},
+		"link": {func(t *testing.T, dir string) {
+			must(t, os.Rename(dir, dir+"0"))
+			must(t, os.Symlink(dir+"0", dir))
+		}, 0},
 
 		"no data":        {without("data"), 0},
 		"data is link":   {link("data", secret), 0},
@@ -343,7 +355,7 @@ func TestUnreadable(t *testing.T) {
 		"data is folder": {folder("data"), 0},
 
 		"no state": {without("state"), 0},
-		"state is link": {func(t *testing.T, dir string) { // to a right one
+		"state is link": {func(t *testing.T, dir string) { // to a valid state
 			must(t, os.Rename(dir+"/state", dir+"/other"))
 			must(t, os.Symlink("other", dir+"/state"))
 		}, 0},
@@ -392,12 +404,12 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// TestFailedOpen says that a writer which could not be opened gives its ref back.
+// TestFailedOpen shows that a writer which could not be opened releases its ref.
 func TestFailedOpen(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs := r.For(alice)
 	for name, tc := range map[string]struct {
-		fault string // an ingest whose operation hangs is aborted meanwhile
+		fault string // while an operation hangs, the ingest is aborted
 		is    func(error) bool
 	}{
 		"disk":           {"any ingest/*/data #1+: fail EIO", errdefs.IsInternal},
@@ -429,7 +441,7 @@ func TestFailedOpen(t *testing.T) {
 			must(t, start(t, hs, "ref", ocispec.Descriptor{}).Close())
 		})
 	}
-	// Out of descriptors: that says nothing about what is there.
+	// A lack of descriptors does not mean that the ingest is damaged.
 	w := start(t, hs, "ref", ocispec.Descriptor{})
 	write(t, w, "kept")
 	must(t, w.Close())
@@ -463,7 +475,7 @@ func TestResumeAfterKill(t *testing.T) {
 	must(t, cmd.Start())
 	_, err = io.ReadFull(out, make([]byte, len("writing\n")))
 	must(t, err)
-	for { // until it wrote something
+	for { // until something was written
 		if m, _ := filepath.Glob(filepath.Join(dir, "ingest/*/data")); len(m) == 1 {
 			if fi, err := os.Stat(m[0]); err == nil && fi.Size() > 1000 {
 				break

@@ -21,7 +21,9 @@ type w struct{}
 func (w) Write([]byte) (int, error) { return 0, nil }
 func (w) flush() error { return nil }
 `
-	for name, text := range map[string]string{"p.go": src, "p_test.go": "package p\nfunc Test() error { return nil }\n", "x.txt": "?"} {
+	for name, text := range map[string]string{
+		"p.go": src, "p_test.go": "package p\nfunc Test() error { return nil }\n", "x.txt": "?",
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

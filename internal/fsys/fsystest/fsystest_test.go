@@ -41,7 +41,8 @@ func story(root string, f fsys.FS) error {
 		func() error { return f.Remove(p("other")) },
 		func() error {
 			fill := func() error {
-				return errors.Join(os.Mkdir(p("tree"), 0o700), os.WriteFile(p("tree/a"), nil, 0o600), os.WriteFile(p("tree/b"), nil, 0o600))
+				err := os.Mkdir(p("tree"), 0o700)
+				return errors.Join(err, os.WriteFile(p("tree/a"), nil, 0o600), os.WriteFile(p("tree/b"), nil, 0o600))
 			}
 			return f.Build(p("tree"), fill, func() error { return os.WriteFile(p("synced"), nil, 0o600) })
 		},
@@ -96,8 +97,14 @@ func TestFaults(t *testing.T) {
 		{"rename blob: crash after", ErrCrashed, "rename in/data blob = crash after", "blob:10 in in/state:5 other:5"},
 		{"build: fail", unix.EIO, "build tree sync = input/output error", "blob:10 in in/state:5"},
 		{"build: crash during", ErrCrashed, "build tree sync = crash during", "blob:10 in in/state:5 tree tree/a tree/b"},
-		{"build: fail after", unix.EIO, "build tree sync = input/output error after", "blob:10 in in/state:5 synced tree tree/a tree/b"},
-		{"removetree tree: fail during", unix.EIO, "removetree tree = input/output error during", "blob:10 in in/state:5 synced tree tree/b"},
+		{
+			"build: fail after", unix.EIO, "build tree sync = input/output error after",
+			"blob:10 in in/state:5 synced tree tree/a tree/b",
+		},
+		{
+			"removetree tree: fail during", unix.EIO, "removetree tree = input/output error during",
+			"blob:10 in in/state:5 synced tree tree/b",
+		},
 		{"any #16: crash after", ErrCrashed, "truncate in/data 0 = crash after", "blob in in/state:5 synced"},
 	} {
 		t.Run(tc.fault, func(t *testing.T) {
@@ -218,7 +225,8 @@ func TestHang(t *testing.T) {
 
 func TestParseFault(t *testing.T) {
 	for _, line := range []string{
-		"", "rename", "rename:", "unlink: fail", "any [: fail", "any a b: fail", "any #0: fail", "any #x: fail", "any: explode",
+		"", "rename", "rename:", "unlink: fail", "any [: fail", "any a b: fail", "any #0: fail", "any #x: fail",
+		"any: explode",
 		"any: fail ENOTHING", "any: crash EIO", "any: hang during",
 	} {
 		if _, err := parseFault(line); err == nil {

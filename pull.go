@@ -145,7 +145,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 
 // turn waits until no other pull of the reference runs.
 func (p *pull) turn(ctx context.Context) (unlock func(), err error) {
-	if unlock, err = p.t.refs.lock(ctx, p.ref.String()); err != nil {
+	if unlock, err = p.t.refs.LockContext(ctx, p.ref.String()); err != nil {
 		return nil, fmt.Errorf("image %s: %w", p.ref, err)
 	}
 	return unlock, nil

@@ -28,6 +28,7 @@ import (
 	"github.com/tank-snapshotter/tank/binding"
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/keylock"
 	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/internal/rootlock"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -84,8 +85,8 @@ type Tank struct {
 
 	connections resolver.Connections // for the next pull too
 
-	// refs has one pull of a reference run at a time.
-	refs refLocks
+	// refs are locked by pulls: the second one of a reference finds what the first has brought, or takes over.
+	refs keylock.Locks
 
 	// images is held for reading while an answer is made from a record, and for writing while records are removed.
 	images sync.RWMutex

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/ocilayout"
 	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
@@ -27,6 +27,18 @@ func (t *Tank) records() (images []metadata.Image, err error) {
 		return err
 	})
 	return images, err
+}
+
+// writeLayout writes the root's image layout from the records.
+func (t *Tank) writeLayout() error {
+	return t.layout.Write(func() ([]ocilayout.Image, error) {
+		records, err := t.records()
+		images := make([]ocilayout.Image, len(records))
+		for i, rec := range records {
+			images[i] = ocilayout.Image{Ref: rec.Ref, Target: rec.Target}
+		}
+		return images, err
+	})
 }
 
 // Images lists what was pulled, by reference.
@@ -248,25 +260,4 @@ func Clone(ctx context.Context, rootfs, dir string) error {
 		return fmt.Errorf("clone %s: %w", dir, err)
 	}
 	return nil
-}
-
-// replaceFile writes a new file beside path and renames it. Nobody else uses that name, and what a killed process
-// left there is removed first, so nothing is followed or overwritten.
-func replaceFile(path string, b []byte) error {
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-	}
-	return err
 }

@@ -1,15 +1,12 @@
 package tank
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,7 +16,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/internal/fsys"
-	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/internal/ocilayout"
 	"github.com/tank-snapshotter/tank/internal/rootlock"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
@@ -57,7 +54,7 @@ func Rebuild(ctx context.Context, root string) (Rebuilt, error) {
 	if err != nil {
 		return Rebuilt{}, fmt.Errorf("root %s: %w", root, err)
 	}
-	r := &rebuild{root: root, path: filepath.Join(root, rootlock.Database), lock: lock, daemon: lock.Daemon()}
+	r := &rebuild{root: root, path: filepath.Join(root, rootlock.Database), lock: lock, layout: ocilayout.New(root, nil), daemon: lock.Daemon()}
 	if err := errors.Join(r.run(ctx), lock.Close()); err != nil {
 		return Rebuilt{}, fmt.Errorf("root %s: %w", root, err)
 	}
@@ -76,6 +73,7 @@ func Rebuild(ctx context.Context, root string) (Rebuilt, error) {
 type rebuild struct {
 	root, path string
 	lock       *rootlock.Lock
+	layout     *ocilayout.Layout
 	daemon     bool // the root is a daemon's
 	found      Rebuilt
 
@@ -91,7 +89,7 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 	if r.old, err = r.salvage(); err != nil {
 		return err
 	}
-	r.index, err = readIndexed(r.root)
+	r.index, err = r.layout.Images()
 	if r.badFile = err != nil; r.badFile && !r.old.Complete {
 		log.G(ctx).WithError(err).Warn("rebuild: index.json")
 	}
@@ -150,28 +148,6 @@ func (r *rebuild) hadDaemon() bool {
 		slices.ContainsFunc(r.old.Holds, func(h metadata.Hold) bool { return h.Holder.IsContainerd() })
 }
 
-// readIndexed returns the descriptors of Tank's entries in index.json, as far as they can be read. Other programs may
-// call an image what they like, so their entries are no record of a pull. The error is os.ErrNotExist for a missing
-// file.
-func readIndexed(root string) (own []ocispec.Descriptor, err error) {
-	file, b, err := readIndex(root)
-	// Versions of Tank that marked nothing kept nothing of other programs either.
-	marked := bytes.Contains(b, []byte(annotationMarked)) || bytes.Contains(b, []byte(annotationEntry))
-	for _, raw := range file.Manifests {
-		var d ocispec.Descriptor
-		switch {
-		case json.Unmarshal(raw, &d) != nil:
-		case isOwn(d):
-			ref, _, _ := strings.Cut(d.Annotations[annotationEntry], " ") // another program may have taken its name
-			d.Annotations = map[string]string{ocispec.AnnotationRefName: ref}
-			own = append(own, d)
-		case !marked:
-			own = append(own, d)
-		}
-	}
-	return own, err
-}
-
 // setAside moves below lost/ what no record was made of: a later collection would take it for garbage. A copy of an
 // index.json that can't be read goes there as well.
 func (r *rebuild) setAside(p *plan) error {
@@ -187,10 +163,9 @@ func (r *rebuild) setAside(p *plan) error {
 		names[filepath.Join(r.root, "layers", name)] = "layer-" + name
 	}
 	r.found.Lost = len(names)
-	index := filepath.Join(r.root, ocispec.ImageIndexFile)
 	var copied []byte
 	if r.badFile {
-		copied, _ = regular.ReadFile(index, maxLayout) // what is no file has nothing to keep
+		copied = r.layout.Text()
 	}
 	if len(names) == 0 && len(copied) == 0 {
 		return nil
@@ -204,7 +179,7 @@ func (r *rebuild) setAside(p *plan) error {
 		}
 	}
 	if len(copied) > 0 {
-		return replaceFile(filepath.Join(lost, ocispec.ImageIndexFile), copied)
+		return r.layout.WriteText(lost, copied)
 	}
 	return nil
 }
@@ -263,5 +238,5 @@ func (r *rebuild) dropIndex() error {
 	if !r.badFile {
 		return nil
 	}
-	return os.RemoveAll(filepath.Join(r.root, ocispec.ImageIndexFile))
+	return r.layout.Remove()
 }

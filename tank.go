@@ -29,6 +29,7 @@ import (
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/keylock"
+	"github.com/tank-snapshotter/tank/internal/ocilayout"
 	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/internal/rootlock"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -98,9 +99,7 @@ type Tank struct {
 	// shortage has one goroutine at a time make room on a full disk.
 	shortage sync.Mutex
 
-	// layout serializes the writing of index.json, and guards index.
-	layout sync.Mutex
-	index  indexState
+	layout *ocilayout.Layout
 }
 
 // Open opens the root, and makes it in a directory that is missing or empty unless opts forbid that; see
@@ -129,7 +128,10 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
 		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
 	}
-	t := &Tank{root: root, reserve: spare, pulls: map[string]bool{}, tokens: resolver.NewTokenCache(), flights: resolver.NewInFlight()}
+	t := &Tank{
+		root: root, reserve: spare, layout: ocilayout.New(root, nil), pulls: map[string]bool{},
+		tokens: resolver.NewTokenCache(), flights: resolver.NewInFlight(),
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())
@@ -162,7 +164,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		OnGarbage:  func(digest.Digest) { t.sweeper.soon() },
 		LiveHolder: t.live,
 		OnShortage: t.makeRoom,
-		Needed:     t.foreignBlobs,
+		Needed:     t.layout.ForeignBlobs,
 	})
 	if err != nil {
 		return nil, err
@@ -219,8 +221,7 @@ func (t *Tank) unused() (bool, error) {
 	if unused, err := t.lock.Unused(); err != nil || !unused {
 		return false, err
 	}
-	file, _, err := readIndex(t.root)
-	return errors.Is(err, os.ErrNotExist) || err == nil && len(file.Manifests) == 0, nil
+	return t.layout.Empty(), nil
 }
 
 // unpackOptions are the options of extractions by a process with this access.

@@ -5,6 +5,10 @@ package lockorder
 const (
 	_ Rank = iota // no rank: a lock of this package's types must have one
 
+	// Index is held while index.json is compared with the records and replaced (internal/ocilayout). It comes before the
+	// database because the images are read meanwhile.
+	Index
+
 	// Gate is held for reading while an entry has its position in the root but no record, and for writing by a sweep
 	// (rootdir.Dir.KeepSweepsAway, BeginSweep). It comes before the database because the record is written meanwhile.
 	// The keyed locks (package keylock) come before it, and have no rank: a goroutine may hold several of them.
@@ -22,6 +26,7 @@ const (
 
 // rankNames are the ranks as an error shows them.
 var rankNames = [...]string{
+	Index:    "the image layout of a root",
 	Gate:     "the gate of a root directory",
 	Numbers:  "the numbers of a root directory's entries",
 	Database: "the database's write transaction",

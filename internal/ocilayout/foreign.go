@@ -1,4 +1,4 @@
-package tank
+package ocilayout
 
 import (
 	"encoding/json"
@@ -15,35 +15,34 @@ import (
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
-// How much of the entries of other programs is followed.
+// Limits on what the entries of other programs may need.
 const (
 	maxForeign      = 10_000  // manifests and indexes
 	maxForeignBlobs = 500_000 // that they need
 )
 
-// foreignBlobs returns the blobs that the entries of other programs in index.json need. A sweep keeps these although no
+// ForeignBlobs returns the blobs that the entries of other programs in index.json need. A sweep keeps these although no
 // record names them. Nothing is served from them: what has no record is not visible, and a pull that needs such a blob
 // hashes it first. An error means that the blobs are not known.
-func (t *Tank) foreignBlobs() (map[digest.Digest]bool, error) {
-	t.layout.Lock()
-	defer t.layout.Unlock()
-	path := filepath.Join(t.root, ocispec.ImageIndexFile)
-	fi, err := os.Lstat(path)
+func (l *Layout) ForeignBlobs() (map[digest.Digest]bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fi, err := os.Lstat(l.indexPath())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if was := t.index.info; was != nil && !t.index.others && os.SameFile(was, fi) && was.Size() == fi.Size() &&
+	if was := l.known.info; was != nil && !l.known.others && os.SameFile(was, fi) && was.Size() == fi.Size() &&
 		was.ModTime().Equal(fi.ModTime()) {
 		return nil, nil
 	}
-	file, _, err := readIndex(t.root)
+	file, _, err := l.read()
 	if err != nil {
 		return nil, fmt.Errorf("index.json: %w", err)
 	}
-	f := foreignWalk{filepath.Join(t.root, "blobs"), map[digest.Digest]bool{}, map[digest.Digest]bool{}}
+	f := foreignWalk{filepath.Join(l.root, "blobs"), map[digest.Digest]bool{}, map[digest.Digest]bool{}}
 	for _, raw := range file.Manifests {
 		var d ocispec.Descriptor
 		if json.Unmarshal(raw, &d) != nil || isOwn(d) {

@@ -107,7 +107,7 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 		return err
 	}
 	built := r.path + ".new"
-	if err := metadata.Build(built, p.write); err != nil {
+	if err := metadata.Build(built, nil, p.write); err != nil {
 		return err
 	}
 	if err := r.setAside(p); err != nil {

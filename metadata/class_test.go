@@ -2,10 +2,14 @@ package metadata
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/errclass/errclasstest"
+	"github.com/tank-snapshotter/tank/internal/fsys/fsystest"
 )
 
 // TestClosed shows the class of the error that each way into a closed database returns, and that an error of the
@@ -33,6 +37,46 @@ func TestClosed(t *testing.T) {
 	} {
 		if !errdefs.IsUnavailable(err) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestFaults makes every operation on the files of a new database fail, and stop the machine, in turn. Each error must
+// have a class, and the next process makes a database without a fault.
+func TestFaults(t *testing.T) {
+	for name, do := range map[string]func(path string, opts *Options) error{
+		"Open": func(path string, opts *Options) error {
+			db, err := Open(path, opts)
+			if err == nil {
+				err = db.Close()
+			}
+			return err
+		},
+		"Build": func(path string, opts *Options) error {
+			return Build(path, opts, func(*Tx) error { return nil })
+		},
+	} {
+		for _, action := range []string{"fail EIO", "fail ENOSPC after", "crash", "crash during", "crash after"} {
+			fsystest.Each(action, func(fault string) (hit bool) {
+				t.Run(name+"/"+fault, func(t *testing.T) {
+					path := filepath.Join(t.TempDir(), "metadata.db")
+					fs := fsystest.New(t, filepath.Dir(path), fault)
+					err := do(path, &Options{FS: fs})
+					hit = fs.Hits() > 0
+					errclasstest.Check(t, fault, err)
+					if _, lerr := os.Lstat(path); err == nil && lerr != nil {
+						t.Errorf("no error, and no file: %v", lerr)
+					}
+					db, err := Open(path, nil)
+					if err != nil {
+						t.Fatalf("%v; history: %q", err, fs.History())
+					}
+					if err := errors.Join(db.Check(func(f Fault) { t.Error(f) }), db.Close()); err != nil {
+						t.Error(err)
+					}
+				})
+				return hit
+			})
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/errclass"
+	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
@@ -61,6 +63,8 @@ type Options struct {
 	// ReadOnly opens an existing file and never writes to it: Update returns errdefs.ErrFailedPrecondition. false: the
 	// file is opened for writing.
 	ReadOnly bool
+	// FS creates the file, renames it and deletes an unfinished one. nil: fsys.OS. bbolt writes to the file itself.
+	FS fsys.FS
 }
 
 // DB is the open database.
@@ -81,19 +85,20 @@ func Open(path string, opts *Options) (*DB, error) {
 	if opts != nil {
 		o = *opts
 	}
+	o.FS = cmp.Or(o.FS, fsys.OS)
 	if o.Timeout == 0 {
 		o.Timeout = 100 * time.Millisecond
 	}
 	db, err := open(path, o)
 	if err != nil {
-		return nil, fmt.Errorf("metadata %s: %w", path, err)
+		return nil, errclass.Ensure(fmt.Errorf("metadata %s: %w", path, err))
 	}
 	return db, nil
 }
 
 func open(path string, o Options) (*DB, error) {
 	if !o.Existing && !o.ReadOnly {
-		if err := create(path); err != nil {
+		if err := create(o.FS, path); err != nil {
 			return nil, err
 		}
 	}
@@ -199,28 +204,31 @@ func verify(file *os.File) error {
 }
 
 // create makes the file under another name first, because bbolt can't open a file whose first pages a power cut lost.
-func create(path string) (err error) {
+func create(fs fsys.FS, path string) (err error) {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	tmp := path + ".new"
-	b, err := createFile(tmp)
+	err = fs.Build(tmp, func() error {
+		b, err := createFile(fs, tmp)
+		if err != nil {
+			return err
+		}
+		return b.Close()
+	}, nil) // bbolt syncs what it writes
 	if err != nil {
 		return err
 	}
-	if err := b.Close(); err != nil {
+	if err := fs.Rename(tmp, path); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return fs.SyncDir(filepath.Dir(path))
 }
 
 // createFile makes a database without records. It replaces an unfinished one.
-func createFile(path string) (b *bolt.DB, err error) {
+func createFile(fs fsys.FS, path string) (b *bolt.DB, err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := fs.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	b, err = bolt.Open(path, 0o600, &bolt.Options{
@@ -244,14 +252,6 @@ func createFile(path string) (b *bolt.DB, err error) {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // verifySchema returns errdefs.ErrDataLoss if the schema is missing, and errdefs.ErrFailedPrecondition if it is newer

@@ -14,6 +14,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/metadata/internal/boltfile"
 )
 
@@ -144,7 +145,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	without := func(bucket []byte) func(string) error {
 		return func(path string) error {
-			if err := create(path); err != nil {
+			if err := create(fsys.OS, path); err != nil {
 				return err
 			}
 			b, err := bolt.Open(path, 0o600, nil)
@@ -163,7 +164,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"text", write("no database\n")},
 		{"zeros", write(strings.Repeat("\x00", 1<<16))},
 		{"cut within the second page", func(path string) error {
-			if err := create(path); err != nil {
+			if err := create(fsys.OS, path); err != nil {
 				return err
 			}
 			return os.Truncate(path, int64(os.Getpagesize())+900)
@@ -173,7 +174,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"without meta", without(bucketMeta)},
 		{"symlink to nothing", func(path string) error { return os.Symlink(path+".elsewhere", path) }},
 		{"symlink to a database", func(path string) error {
-			if err := create(path + ".elsewhere"); err != nil {
+			if err := create(fsys.OS, path+".elsewhere"); err != nil {
 				return err
 			}
 			return os.Symlink(path+".elsewhere", path)
@@ -181,7 +182,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"fifo", func(path string) error { return unix.Mkfifo(path, 0o600) }},
 		{"directory", func(path string) error { return os.Mkdir(path, 0o700) }},
 		{"1 TB", func(path string) error {
-			if err := create(path); err != nil {
+			if err := create(fsys.OS, path); err != nil {
 				return err
 			}
 			return os.Truncate(path, 1<<40)

@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
+	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/metadata/internal/boltfile"
 )
@@ -191,14 +194,21 @@ func (tx *Tx) PutFact(name string, value []byte) error {
 func (tx *Tx) PutPull(p Pull) error { return tx.put(bucketPulls, "pull", p.Ref, p) }
 
 // Build makes a database in the file at path, fills it and checks it. It replaces an unfinished one. No process may
-// have the file open. After an error Build removes the file.
-func Build(path string, fill func(*Tx) error) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("metadata %s: %w", path, errors.Join(err, ignoreMissing(os.Remove(path))))
-		}
-	}()
-	b, err := createFile(path)
+// have the file open. After an error Build removes the file. Of the options, which may be nil, it uses only FS.
+func Build(path string, opts *Options, fill func(*Tx) error) error {
+	fs := fsys.OS
+	if opts != nil {
+		fs = cmp.Or(opts.FS, fs)
+	}
+	err := fs.Build(path, func() error { return build(fs, path, fill) }, nil) // bbolt syncs what it writes
+	if err != nil {
+		err = fmt.Errorf("metadata %s: %w", path, errors.Join(err, ignoreMissing(fs.Remove(path))))
+	}
+	return errclass.Ensure(err)
+}
+
+func build(fs fsys.FS, path string, fill func(*Tx) error) error {
+	b, err := createFile(fs, path)
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,8 @@ func imageConfig(layers int) string {
 	return string(registrytest.JSON(c))
 }
 
-// TestNotRootfs: content without a root filesystem is called what it is, and none of its layers is asked for.
+// TestNotRootfs: content without a root filesystem is called what it is, and none of its layers is
+// asked for.
 func TestNotRootfs(t *testing.T) {
 	t.Parallel()
 	const oci = ocispec.MediaTypeImageManifest

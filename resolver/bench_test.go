@@ -12,7 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// BenchmarkFetch downloads one layer of 64 MiB from this machine: hashed and written, in the registry's process. CPU-s is that of both.
+// BenchmarkFetch downloads one layer of 64 MiB from this machine: hashed and written, in the
+// registry's process. CPU-s is that of both.
 func BenchmarkFetch(b *testing.B) {
 	for _, p := range []struct {
 		name     string

@@ -58,7 +58,8 @@ func (w *blockedWriter) Close() (err error) {
 // layerBytes distinguishes the layer from the documents.
 const layerBytes = 8 << 10
 
-// TestCancelDuringHash shows that a fetch which is cancelled does not wait for a store that hashes what an earlier download left.
+// TestCancelDuringHash shows that a fetch which is cancelled does not wait for a store that hashes
+// what an earlier download left.
 func TestCancelDuringHash(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)

@@ -95,7 +95,8 @@ func TestCauses(t *testing.T) {
 	}
 }
 
-// withCertificate starts a registry whose certificate, its own authority, is valid until end for one address.
+// withCertificate starts a registry whose certificate, its own authority, is valid until end for
+// one address.
 func withCertificate(t *testing.T, end time.Time, address net.IP) *registrytest.Registry {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

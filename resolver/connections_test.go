@@ -26,8 +26,9 @@ func manyLayers(reg *registrytest.Registry, n int) [][]byte {
 	return layerImage(reg, sizes...)
 }
 
-// TestFewConnections: a pull of many layers, with tokens and redirects to another server, opens at most as many connections as there are
-// downloads at once, and the pull after it, by another resolver, none.
+// TestFewConnections: a pull of many layers, with tokens and redirects to another server, opens at
+// most as many connections as there are downloads at once, and the pull after it, by another
+// resolver, none.
 func TestFewConnections(t *testing.T) {
 	for _, p := range protocols {
 		t.Run(p.name, func(t *testing.T) {
@@ -78,7 +79,8 @@ func TestFewConnections(t *testing.T) {
 	}
 }
 
-// TestRangesReuse: ranges of a body without length are read to their end, so that their connections serve the next ranges.
+// TestRangesReuse: ranges of a body without length are read to their end, so that their connections
+// serve the next ranges.
 func TestRangesReuse(t *testing.T) {
 	var link registrytest.Link
 	reg := registrytest.NewPlain(t, link.Limit)
@@ -100,7 +102,8 @@ func TestRangesReuse(t *testing.T) {
 	}
 }
 
-// TestProtocols: HTTP/2 where the server has it, with a hosts.toml that names a CA too, and HTTP/1.1 where it does not.
+// TestProtocols: HTTP/2 where the server has it, with a hosts.toml that names a CA too, and
+// HTTP/1.1 where it does not.
 func TestProtocols(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
@@ -137,7 +140,8 @@ func TestProtocols(t *testing.T) {
 	}
 }
 
-// TestClose: idle connections end with the resolver, or with what they were shared by, and with them their goroutines.
+// TestClose: idle connections end with the resolver, or with what they were shared by, and with
+// them their goroutines.
 func TestClose(t *testing.T) {
 	for _, p := range protocols {
 		t.Run(p.name, func(t *testing.T) {
@@ -164,7 +168,8 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// clientGoroutinesUpTo waits up to 5 seconds until no more than limit are left, and returns how many are.
+// clientGoroutinesUpTo waits up to 5 seconds until no more than limit are left, and returns how
+// many are.
 func clientGoroutinesUpTo(limit int) int {
 	deadline := time.Now().Add(5 * time.Second)
 	for clientGoroutines() > limit && time.Now().Before(deadline) {
@@ -173,7 +178,8 @@ func clientGoroutinesUpTo(limit int) int {
 	return clientGoroutines()
 }
 
-// clientGoroutines counts those that read connections of transports. Other tests run before and after, not beside.
+// clientGoroutines counts those that read connections of transports. Other tests run before and
+// after, not beside.
 func clientGoroutines() int {
 	buf := make([]byte, 1<<20)
 	all := string(buf[:runtime.Stack(buf, true)])
@@ -197,7 +203,8 @@ func TestConnectionsFallBackClose(t *testing.T) {
 	}
 }
 
-// swallowing is a listener whose connections can be made to take requests that nobody sees any more.
+// swallowing is a listener whose connections can be made to take requests that nobody sees any
+// more.
 type swallowing struct {
 	net.Listener
 	mu    sync.Mutex
@@ -239,7 +246,8 @@ func (c *swallowed) Read(p []byte) (int, error) {
 	}
 }
 
-// TestConnectionsDead: when all connections of an earlier pull turn out to lead nowhere, they cost one attempt, not one each.
+// TestConnectionsDead: when all connections of an earlier pull turn out to lead nowhere, they cost
+// one attempt, not one each.
 func TestConnectionsDead(t *testing.T) {
 	const layers = 8
 	var link swallowing

@@ -27,8 +27,8 @@ func drip(w http.ResponseWriter, r *http.Request) bool {
 	}
 }
 
-// TestSlowDocuments: a manifest, an index, a config and a token have a deadline, however steadily they come. A layer
-// has none.
+// TestSlowDocuments: a manifest, an index, a config and a token have a deadline, however steadily
+// they come. A layer has none.
 func TestSlowDocuments(t *testing.T) {
 	t.Parallel()
 	const limit = 400 * time.Millisecond

@@ -118,7 +118,8 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// TestRangesEndless: a body that has brought its bytes and does not end keeps neither them nor the download for long.
+// TestRangesEndless: a body that has brought its bytes and does not end keeps neither them nor the
+// download for long.
 func TestRangesEndless(t *testing.T) {
 	const end = 2 * testChunk // of the second range
 	reg, data, _ := large(t)
@@ -182,7 +183,8 @@ func TestRangesBound(t *testing.T) {
 	}
 }
 
-// TestD08Ranges: a registry that does with ranges what it likes. The blob is right in the end, or nothing is kept.
+// TestD08Ranges: a registry that does with ranges what it likes. The blob is right in the end, or
+// nothing is kept.
 func TestD08Ranges(t *testing.T) {
 	later := func(f registrytest.Fault) registrytest.Fault { // the first range is answered as it should be
 		return func(w http.ResponseWriter, r *http.Request) bool {
@@ -265,7 +267,8 @@ func TestD08Ranges(t *testing.T) {
 	}
 }
 
-// TestD07WrongBlob: bytes that are not the blob. What was wrong is asked for once more, from zero, and no third time.
+// TestD07WrongBlob: bytes that are not the blob. What was wrong is asked for once more, from zero,
+// and no third time.
 func TestD07WrongBlob(t *testing.T) {
 	chunked := func(body []byte) registrytest.Fault { // no Content-Length
 		return func(w http.ResponseWriter, _ *http.Request) bool {

@@ -49,7 +49,8 @@ func encodedIn(tb testing.TB, coding string, data []byte) []byte {
 	return buf.Bytes()
 }
 
-// mixed fills a registry with an image whose layers are gzip, plain, gzip under a plain type, and plain under gzip.
+// mixed fills a registry with an image whose layers are gzip, plain, gzip under a plain type, and
+// plain under gzip.
 func mixed(tb testing.TB, reg *registrytest.Registry) {
 	tb.Helper()
 	var layers []ocispec.Descriptor
@@ -119,8 +120,8 @@ func (p *proxy) fault(tb testing.TB, back http.Handler) registrytest.Fault {
 	}
 }
 
-// TestContentEncoding: what a proxy compressed is decompressed, what a registry only calls compressed is not, and the
-// digest decides which of both it was.
+// TestContentEncoding: what a proxy compressed is decompressed, what a registry only calls
+// compressed is not, and the digest decides which of both it was.
 func TestContentEncoding(t *testing.T) {
 	t.Parallel()
 	rows := []struct {
@@ -175,7 +176,8 @@ func TestContentEncoding(t *testing.T) {
 	}
 }
 
-// TestEncodedTwice: a layer that is gzip and was compressed once more on its way has to be decoded once.
+// TestEncodedTwice: a layer that is gzip and was compressed once more on its way has to be decoded
+// once.
 func TestEncodedTwice(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)

@@ -1,8 +1,10 @@
 package resolver
 
-// The rows of the table of what a registry may do to its client, D1 to D27, are tests that bear their number, in this file and in the others of
-// this package: D01, D03 and D21 in redirect_test.go, D02 in realm_test.go, D18 in token_test.go, D04 in redirect_test.go, D05, D06 and D09 to D15 in
-// resolver_test.go, D07 and D08 in download_test.go, D20 in slow_test.go, D25 in resolver_test.go (TestParseReference) and dockerconfig_test.go.
+// The rows of the table of what a registry may do to its client, D1 to D27, are tests that bear
+// their number, in this file and in the others of this package: D01, D03 and D21 in
+// redirect_test.go, D02 in realm_test.go, D18 in token_test.go, D04 in redirect_test.go, D05, D06
+// and D09 to D15 in resolver_test.go, D07 and D08 in download_test.go, D20 in slow_test.go, D25 in
+// resolver_test.go (TestParseReference) and dockerconfig_test.go.
 //
 // Not the client's, and tested where they belong:
 //   - D16, an image that names a blob which was not served to it: package content, where a holder sees what it holds;
@@ -117,7 +119,8 @@ func TestD19Waits(t *testing.T) {
 	}
 }
 
-// TestD19RetryAfterFar: nobody waits for hours. The error comes at once and contains when to try again.
+// TestD19RetryAfterFar: nobody waits for hours. The error comes at once and contains when to try
+// again.
 func TestD19RetryAfterFar(t *testing.T) {
 	t.Parallel()
 	when := time.Now().Add(6 * time.Hour).UTC().Truncate(time.Minute).Add(30 * time.Second) // half a minute of leeway
@@ -185,7 +188,8 @@ func TestD22Headers(t *testing.T) {
 	}
 }
 
-// TestD23TLS: what is wrong with a certificate ends the request; nothing is tried again, and least of all without TLS.
+// TestD23TLS: what is wrong with a certificate ends the request; nothing is tried again, and least
+// of all without TLS.
 func TestD23TLS(t *testing.T) {
 	unknown := registrytest.NewTLS(t, nil)
 	image(unknown)
@@ -247,7 +251,8 @@ func TestD23TLS(t *testing.T) {
 	})
 }
 
-// TestD24Secrets: whatever goes wrong, neither error nor log tells a password, a token or the signature of an address.
+// TestD24Secrets: whatever goes wrong, neither error nor log tells a password, a token or the
+// signature of an address.
 func TestD24Secrets(t *testing.T) {
 	var out bytes.Buffer
 	logger := log.L.Logger
@@ -347,7 +352,8 @@ func TestD13Choice(t *testing.T) {
 	}
 }
 
-// TestMirrors: a mirror that fails, lies or knows nothing is passed by, and told which registry is meant.
+// TestMirrors: a mirror that fails, lies or knows nothing is passed by, and told which registry is
+// meant.
 func TestMirrors(t *testing.T) {
 	for name, fault := range map[string]registrytest.Fault{
 		"404":          registrytest.Answer(404, nil),

@@ -35,10 +35,11 @@ type Image struct {
 	Layers      []ocispec.Descriptor // bottom first
 	DiffIDs     []digest.Digest      // of the layers, claimed by the config and not verified here
 	ConfigBytes []byte
-	// Platform is what the index gives for the manifest. Without an index, it is what the config says, completed by what
-	// was asked for.
+	// Platform is what the index gives for the manifest. Without an index, it is what the config
+	// says, completed by what was asked for.
 	Platform ocispec.Platform
-	// Warning is one sentence about a config that contradicts Platform or leaves it out. "": there is nothing to report.
+	// Warning is one sentence about a config that contradicts Platform or leaves it out. "": there
+	// is nothing to report.
 	Warning string
 	Indexes []ocispec.Descriptor
 	Fetched int // blobs that came from the registry: indexes, manifests, configs and layers that the store did not have
@@ -49,26 +50,29 @@ type Event = download.Event
 
 // FetchOptions configure one Fetch.
 type FetchOptions struct {
-	// OnImage is called once, when manifest and config are known and before any layer is asked for. An error ends the fetch. nil: nobody is told.
+	// OnImage is called once, when manifest and config are known and before any layer is asked for.
+	// An error ends the fetch. nil: nobody is told.
 	OnImage func(*Image) error
 	// Progress is called often and by several goroutines at once. nil: nobody is told.
 	Progress func(Event)
 	// Downloads bounds how many blobs are downloaded at once. Zero value: 8.
 	Downloads int
-	// Refresh downloads every blob again, manifests included, whatever the store has. What the store has is only replaced by what was verified.
+	// Refresh downloads every blob again, manifests included, whatever the store has. What the
+	// store has is only replaced by what was verified.
 	Refresh bool
-	// OnLayer is called after each layer is in the store, once for each blob, also when it was there before; by several goroutines at once. An
-	// error ends the fetch. nil: nobody is told.
+	// OnLayer is called after each layer is in the store, once for each blob, also when it was
+	// there before; by several goroutines at once. An error ends the fetch. nil: nobody is told.
 	OnLayer func(ocispec.Descriptor) error
 }
 
-// Fetch brings target, which Resolve answered for ref, into a store: the indexes on the way, the manifest of the platform, its config, then
-// all of its layers at once. A blob that the store has is not asked for; an ingest that was interrupted goes on where
-// it stopped. A nil platform means this machine's. Of an index, the entry that suits it best is taken, and the index
-// decides what that entry is for, whatever its config says.
+// Fetch brings target, which Resolve answered for ref, into a store: the indexes on the way, the
+// manifest of the platform, its config, then all of its layers at once. A blob that the store has
+// is not asked for; an ingest that was interrupted goes on where it stopped. A nil platform means
+// this machine's. Of an index, the entry that suits it best is taken, and the index decides what
+// that entry is for, whatever its config says.
 //
-// Classes: those of Resolve; ErrNotFound, with a NoPlatform, also when no manifest is for the platform; and whatever
-// the store answers with.
+// Classes: those of Resolve; ErrNotFound, with a NoPlatform, also when no manifest is for the
+// platform; and whatever the store answers with.
 func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference, target ocispec.Descriptor,
 	want *ocispec.Platform, opts *FetchOptions,
 ) (*Image, error) {
@@ -114,7 +118,8 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	return image, nil
 }
 
-// fetch is one call of Fetch. Its fields are written before the layers start and only read from then on.
+// fetch is one call of Fetch. Its fields are written before the layers start and only read from
+// then on.
 type fetch struct {
 	FetchOptions
 	resolver *Resolver
@@ -128,8 +133,8 @@ type fetch struct {
 	documents int // looked at
 }
 
-// manifest reads the config that a manifest names and makes an Image of both. said is the platform that an index gives
-// for the manifest; nil if none does.
+// manifest reads the config that a manifest names and makes an Image of both. said is the platform
+// that an index gives for the manifest; nil if none does.
 func (f *fetch) manifest(ctx context.Context, doc document, said *ocispec.Platform) (*Image, error) {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("manifest %s: %w: %w", doc.digest, fmt.Errorf(format, args...), errdefs.ErrDataLoss)
@@ -169,13 +174,14 @@ func (f *fetch) manifest(ctx context.Context, doc document, said *ocispec.Platfo
 	}, nil
 }
 
-// isObject reports whether a document is a JSON object, which may have faults that only a stricter reader finds.
+// isObject reports whether a document is a JSON object, which may have faults that only a stricter
+// reader finds.
 func isObject(data []byte) bool {
 	return json.Valid(data) && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
 }
 
-// decide returns the platform of a manifest, from its config and from what an index says, which counts. The error is a
-// NoPlatform.
+// decide returns the platform of a manifest, from its config and from what an index says, which
+// counts. The error is a NoPlatform.
 func (f *fetch) decide(manifest digest.Digest, config ocispec.Platform, said *ocispec.Platform) (
 	p ocispec.Platform, warning string, err error,
 ) {
@@ -202,8 +208,9 @@ func (f *fetch) decide(manifest digest.Digest, config ocispec.Platform, said *oc
 	return p, warning, nil
 }
 
-// document returns the manifest or index desc: from the store, from what Resolve just read, or from the registry.
-// Afterwards it is in the store. sized is false if a size of zero in desc means that the size is not known.
+// document returns the manifest or index desc: from the store, from what Resolve just read, or from
+// the registry. Afterwards it is in the store. sized is false if a size of zero in desc means that
+// the size is not known.
 func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized bool) (doc document, err error) {
 	if desc.Digest.Validate() != nil || desc.Digest.Algorithm() != digest.SHA256 {
 		return document{}, fmt.Errorf("descriptor %.100q: digest is not a sha256: %w", desc.Digest, errdefs.ErrDataLoss)
@@ -255,7 +262,8 @@ func (f *fetch) storedDocument(ctx context.Context, desc ocispec.Descriptor) (do
 	return doc, true, nil
 }
 
-// stored reads a small blob of the store and hashes it again: what is decided from it decides everything else.
+// stored reads a small blob of the store and hashes it again: what is decided from it decides
+// everything else.
 func (f *fetch) stored(ctx context.Context, d digest.Digest) ([]byte, error) {
 	info, err := f.into.Info(ctx, d)
 	if err != nil {
@@ -287,8 +295,8 @@ func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 	return f.stored(ctx, desc.Digest)
 }
 
-// layers downloads every layer once, however often the manifest repeats it, and the largest first: the last one to come has nobody beside
-// it. It returns how many were not there before.
+// layers downloads every layer once, however often the manifest repeats it, and the largest first:
+// the last one to come has nobody beside it. It returns how many were not there before.
 func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(f.Downloads)

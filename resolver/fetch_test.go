@@ -19,7 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestFlights: two fetches of one blob into one store download it once, and a cancelled one is taken over.
+// TestFlights: two fetches of one blob into one store download it once, and a cancelled one is
+// taken over.
 func TestFlights(t *testing.T) {
 	for _, cancelled := range []bool{false, true} {
 		t.Run(fmt.Sprint(cancelled), func(t *testing.T) {

@@ -16,7 +16,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestHostFilesAsPipes: hosts.toml and certificates are read once, whatever they are, and never without end.
+// TestHostFilesAsPipes: hosts.toml and certificates are read once, whatever they are, and never
+// without end.
 func TestHostFilesAsPipes(t *testing.T) {
 	reg := registrytest.NewTLS(t, nil)
 	image(reg)

@@ -21,8 +21,8 @@ import (
 // maxNamed is how many platforms NoPlatform names.
 const maxNamed = 16
 
-// NoPlatform is the error for an image that is in order, but has no manifest for the platform that was asked for. Its
-// class is errdefs.ErrNotFound.
+// NoPlatform is the error for an image that is in order, but has no manifest for the platform that
+// was asked for. Its class is errdefs.ErrNotFound.
 type NoPlatform struct {
 	Document digest.Digest // the index or manifest
 	Want     string
@@ -59,8 +59,8 @@ func (e *NoPlatform) add(name string) {
 	}
 }
 
-// image finds the manifest for the platform at or below desc. said is the platform that an index gives for it; nil if
-// none does.
+// image finds the manifest for the platform at or below desc. said is the platform that an index
+// gives for it; nil if none does.
 func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, said *ocispec.Platform, depth int) (*Image, error) {
 	if f.documents++; f.documents > maxDocuments {
 		return nil, fmt.Errorf("index: more than %d documents were looked at: %w", maxDocuments, errdefs.ErrDataLoss)
@@ -122,9 +122,10 @@ func names(d ocispec.Descriptor) bool {
 	return d.Platform != nil && (d.Platform.OS != "" || d.Platform.Architecture != "")
 }
 
-// candidates are the entries of an index worth a look: those for the platform, the best first and equally good ones in
-// the index's order, then those that name no platform. others are the images for other platforms. An attestation names
-// the platform unknown/unknown, or states its type; it is no image for any platform.
+// candidates are the entries of an index worth a look: those for the platform, the best first and
+// equally good ones in the index's order, then those that name no platform. others are the images
+// for other platforms. An attestation names the platform unknown/unknown, or states its type; it is
+// no image for any platform.
 func (f *fetch) candidates(all []ocispec.Descriptor) (fit, others []ocispec.Descriptor) {
 	var named, unnamed []ocispec.Descriptor
 	for _, d := range all {

@@ -15,7 +15,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// protocols are the ways to a registry that configure sees before it starts, with the directory of its hosts.toml.
+// protocols are the ways to a registry that configure sees before it starts, with the directory of
+// its hosts.toml.
 var protocols = []struct {
 	name string
 	make func(tb testing.TB, configure func(*httptest.Server)) (*registrytest.Registry, string)
@@ -59,7 +60,8 @@ func timed(tb testing.TB, r *Resolver, reg *registrytest.Registry, data [][]byte
 	return took
 }
 
-// TestLinkPerConnection: where each connection has a limit, one layer comes in less than half of the time that one needs.
+// TestLinkPerConnection: where each connection has a limit, one layer comes in less than half of
+// the time that one needs.
 func TestLinkPerConnection(t *testing.T) {
 	const rate, size = 1 << 20, 7 << 20
 	for _, p := range protocols {
@@ -103,8 +105,9 @@ func TestLinkSecond(t *testing.T) {
 	}
 }
 
-// TestLinkTotal: where all connections share a limit, the attempt with ranges costs next to no time, and few requests. The same layer in
-// one stream, at the same time by another link, says how long it takes here and now.
+// TestLinkTotal: where all connections share a limit, the attempt with ranges costs next to no
+// time, and few requests. The same layer in one stream, at the same time by another link, says how
+// long it takes here and now.
 func TestLinkTotal(t *testing.T) {
 	const rate, size = 3 << 20, 8 << 20
 	for _, p := range protocols {
@@ -155,7 +158,8 @@ func TestLinkFast(t *testing.T) {
 	}
 }
 
-// TestLinkLayers: large layers that come at the same time have connections of their own, with HTTP/2 too.
+// TestLinkLayers: large layers that come at the same time have connections of their own, with
+// HTTP/2 too.
 func TestLinkLayers(t *testing.T) {
 	const rate, size, layers = 1 << 20, 2 << 20, 4
 	for _, p := range protocols {
@@ -174,7 +178,8 @@ func TestLinkLayers(t *testing.T) {
 	}
 }
 
-// TestLinkLatency: where an answer takes long and the link is fast, ranges would wait more than they bring.
+// TestLinkLatency: where an answer takes long and the link is fast, ranges would wait more than
+// they bring.
 func TestLinkLatency(t *testing.T) {
 	const latency, size, chunk = 100 * time.Millisecond, 24 << 20, 256 << 10
 	for _, p := range protocols {
@@ -196,7 +201,8 @@ func TestLinkLatency(t *testing.T) {
 	}
 }
 
-// TestRangesRefused: a registry that answers one request at a time, and others with 503 or 429, is asked for one again.
+// TestRangesRefused: a registry that answers one request at a time, and others with 503 or 429, is
+// asked for one again.
 func TestRangesRefused(t *testing.T) {
 	reg, data, _ := large(t)
 	var busy atomic.Bool

@@ -39,7 +39,8 @@ func (d document) descriptor() ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.digest, Size: int64(len(d.bytes))}
 }
 
-// manifest gets the document object, a tag or a digest, from the first host that has it. want is its digest, empty when only a tag is known.
+// manifest gets the document object, a tag or a digest, from the first host that has it. want is
+// its digest, empty when only a tag is known.
 func manifest(ctx context.Context, p *registry.Repository, object string, want digest.Digest,
 	mediaType string,
 ) (document, error) {

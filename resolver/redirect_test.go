@@ -16,8 +16,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestD01ForeignChallenge: another registry that a redirect leads to gets no credentials and no token that was given
-// for them, whatever it asks for. It may give out anonymous tokens of its own.
+// TestD01ForeignChallenge: another registry that a redirect leads to gets no credentials and no
+// token that was given for them, whatever it asks for. It may give out anonymous tokens of its own.
 func TestD01ForeignChallenge(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)
@@ -37,7 +37,8 @@ func TestD01ForeignChallenge(t *testing.T) {
 	}
 }
 
-// TestD01ClientCertificate: it is shown to the registry, and to nobody a redirect or a challenge leads to. The same by HTTP/2.
+// TestD01ClientCertificate: it is shown to the registry, and to nobody a redirect or a challenge
+// leads to. The same by HTTP/2.
 func TestD01ClientCertificate(t *testing.T) {
 	asks := func(want tls.ClientAuthType) func(*httptest.Server) {
 		return func(s *httptest.Server) { s.TLS = &tls.Config{ClientAuth: want} }
@@ -83,7 +84,8 @@ func TestD01ClientCertificate(t *testing.T) {
 	}
 }
 
-// TestD04URLs: a descriptor's urls are not followed, and a registry on another machine can't lead to this one.
+// TestD04URLs: a descriptor's urls are not followed, and a registry on another machine can't lead
+// to this one.
 func TestD04URLs(t *testing.T) {
 	var asked atomic.Int32
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))

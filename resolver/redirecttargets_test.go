@@ -22,8 +22,8 @@ func redirectTo(status int, part, host, repository string) registrytest.Fault {
 	})
 }
 
-// TestGuestToken: a registry that is a name in front of another one, which wants an anonymous token of its own. What
-// the first one is shown stays there.
+// TestGuestToken: a registry that is a name in front of another one, which wants an anonymous token
+// of its own. What the first one is shown stays there.
 func TestGuestToken(t *testing.T) {
 	t.Parallel()
 	for _, part := range []string{"/v2/", "/manifests/", "/blobs/"} {
@@ -38,7 +38,8 @@ func TestGuestToken(t *testing.T) {
 				front.Guard = registrytest.First(own.Guard, redirectTo(status, part, back.Host, "org/x"))
 				var leaked atomic.Value
 				back.Guard = func(w http.ResponseWriter, r *http.Request) bool {
-					// Without a scope the client has to know the repository, which has another name here.
+					// Without a scope the client has to know the repository, which has another name
+					// here.
 					if a := r.Header.Get("Authorization"); a != "" && others.Guard(discard{}, r) {
 						leaked.Store(a)
 					}
@@ -86,7 +87,8 @@ func (s scopeless) WriteHeader(status int) {
 	s.ResponseWriter.WriteHeader(status)
 }
 
-// TestGuestRefused: another registry that wants more than an anonymous token is not given more, and the error names it.
+// TestGuestRefused: another registry that wants more than an anonymous token is not given more, and
+// the error names it.
 func TestGuestRefused(t *testing.T) {
 	t.Parallel()
 	for name, guard := range map[string]registrytest.Fault{
@@ -118,7 +120,8 @@ func TestGuestRefused(t *testing.T) {
 	}
 }
 
-// TestRedirectedFile: a server of files that refuses, as where a signed address has expired, is not one to log in to.
+// TestRedirectedFile: a server of files that refuses, as where a signed address has expired, is not
+// one to log in to.
 func TestRedirectedFile(t *testing.T) {
 	t.Parallel()
 	front, files := registrytest.New(t), registrytest.New(t)
@@ -131,8 +134,8 @@ func TestRedirectedFile(t *testing.T) {
 	}
 }
 
-// TestExpired: a token that expires in the middle of a download costs one new token, with whatever words the registry
-// refuses the old one, and the download goes on where it was.
+// TestExpired: a token that expires in the middle of a download costs one new token, with whatever
+// words the registry refuses the old one, and the download goes on where it was.
 func TestExpired(t *testing.T) {
 	t.Parallel()
 	for name, refuse := range map[string]registrytest.Fault{
@@ -183,7 +186,8 @@ func TestExpired(t *testing.T) {
 	}
 }
 
-// TestChallengeElsewhere: a gateway that drops the challenge of the registry behind it, or passes it on.
+// TestChallengeElsewhere: a gateway that drops the challenge of the registry behind it, or passes
+// it on.
 func TestChallengeElsewhere(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(h http.Header, root bool){

@@ -14,8 +14,9 @@ type Reference struct {
 	named reference.Named
 }
 
-// ParseReference reads `name`, `name:tag`, `registry/name:tag`, `name@sha256:…` and `name:tag@sha256:…`. A name without registry is Docker
-// Hub's, one without a slash is in its library/, and one without tag and digest means the tag latest. With both, the digest decides.
+// ParseReference reads `name`, `name:tag`, `registry/name:tag`, `name@sha256:…` and
+// `name:tag@sha256:…`. A name without registry is Docker Hub's, one without a slash is in its
+// library/, and one without tag and digest means the tag latest. With both, the digest decides.
 //
 // Class: ErrInvalidArgument.
 func ParseReference(s string) (Reference, error) {
@@ -31,8 +32,9 @@ func ParseReference(s string) (Reference, error) {
 	return ref, nil
 }
 
-// NewReference makes a reference of its parts: a registry such as localhost:5000 or, for Docker Hub, docker.io; a repository, where Docker Hub's
-// own images may leave library/ out; and a tag or a digest, or empty for the tag latest.
+// NewReference makes a reference of its parts: a registry such as localhost:5000 or, for Docker
+// Hub, docker.io; a repository, where Docker Hub's own images may leave library/ out; and a tag or
+// a digest, or empty for the tag latest.
 //
 // Class: ErrInvalidArgument.
 func NewReference(registry, repo, ref string) (Reference, error) {

@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestRangeRefused: a server or a firewall that refuses ranges. A download that was interrupted is begun anew, once, in
-// the same pull and in a later one.
+// TestRangeRefused: a server or a firewall that refuses ranges. A download that was interrupted is
+// begun anew, once, in the same pull and in a later one.
 func TestRangeRefused(t *testing.T) {
 	t.Parallel()
 	faults := map[string]registrytest.Fault{

@@ -117,7 +117,8 @@ func random(n int) []byte {
 	return data
 }
 
-// image fills a registry with one image of two layers under the tag 1 and returns the layers' contents.
+// image fills a registry with one image of two layers under the tag 1 and returns the layers'
+// contents.
 func image(reg *registrytest.Registry) (ocispec.Descriptor, [][]byte) {
 	var layers []ocispec.Descriptor
 	var diffIDs []digest.Digest
@@ -203,7 +204,8 @@ func TestRepeatedLayer(t *testing.T) {
 	}
 }
 
-// TestRefused has one row for each lie: the registry is wrong, so the pull fails with the class, and the store has no blob more.
+// TestRefused has one row for each lie: the registry is wrong, so the pull fails with the class,
+// and the store has no blob more.
 func TestRefused(t *testing.T) {
 	manifestOf := func(reg *registrytest.Registry, edit func(string) string) {
 		l := reg.Blob(ocispec.MediaTypeImageLayerGzip, []byte("layer"))
@@ -413,7 +415,8 @@ func TestNestedIndex(t *testing.T) {
 	}
 }
 
-// TestCut: bodies that break in the middle are resumed where they broke, in one fetch and across two.
+// TestCut: bodies that break in the middle are resumed where they broke, in one fetch and across
+// two.
 func TestCut(t *testing.T) {
 	for _, tc := range []struct {
 		testName string
@@ -561,7 +564,8 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// TestToken goes through the anonymous token flow, with a blob redirect to another port that must see no token.
+// TestToken goes through the anonymous token flow, with a blob redirect to another port that must
+// see no token.
 func TestToken(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)

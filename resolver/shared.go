@@ -5,8 +5,9 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/registry"
 )
 
-// Connections keeps open connections for the next request, of another resolver too if it is shared: a pull after a pull
-// needs no handshake. Close closes those that are idle. The zero value has none.
+// Connections keeps open connections for the next request, of another resolver too if it is shared:
+// a pull after a pull needs no handshake. Close closes those that are idle. The zero value has
+// none.
 type Connections = registry.Connections
 
 // TokenCache keeps access tokens until they expire. It may be shared by any number of resolvers.

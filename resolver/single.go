@@ -13,7 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/download"
 )
 
-// Manifest is one manifest or index of a registry: its bytes hash to Digest, and its media type fits its content.
+// Manifest is one manifest or index of a registry: its bytes hash to Digest, and its media type
+// fits its content.
 type Manifest struct {
 	MediaType string
 	Digest    digest.Digest
@@ -40,11 +41,13 @@ func (r *Resolver) Manifest(ctx context.Context, ref Reference) (*Manifest, erro
 	}, nil
 }
 
-// Blob reads the blob desc of ref's repository; ref's tag and digest are of no interest. A download that is cut goes on where it was. Read
-// answers io.EOF only after exactly desc.Size bytes that hash to desc.Digest, and an error of class ErrDataLoss otherwise, so what was read
-// is to be believed at the end and not before. The caller closes the reader.
+// Blob reads the blob desc of ref's repository; ref's tag and digest are of no interest. A download
+// that is cut goes on where it was. Read answers io.EOF only after exactly desc.Size bytes that
+// hash to desc.Digest, and an error of class ErrDataLoss otherwise, so what was read is to be
+// believed at the end and not before. The caller closes the reader.
 //
-// Classes: those of Resolve; ErrInvalidArgument also for a descriptor without sha256 digest or with a negative size.
+// Classes: those of Resolve; ErrInvalidArgument also for a descriptor without sha256 digest or with
+// a negative size.
 func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	if ref.named == nil {
 		return nil, errNoReference

@@ -45,7 +45,8 @@ func TestFN1Cuts(t *testing.T) {
 	}
 }
 
-// TestFN1Dies: the registry ends for good in the middle, and another fetch goes on where the ingest ends.
+// TestFN1Dies: the registry ends for good in the middle, and another fetch goes on where the ingest
+// ends.
 func TestFN1Dies(t *testing.T) {
 	for _, percent := range []int{1, 50, 99} {
 		reg, data, r := large(t)

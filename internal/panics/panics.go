@@ -1,11 +1,13 @@
 // Package panics turns a panic into an error.
 //
-// Work that runs in a goroutine of its own, or on behalf of one of many clients, must not end the process: a fault that
-// one layer, one registry or one request triggers is the error of that operation alone.
+// Work that runs in a goroutine of its own, or on behalf of one of many clients, must not end the
+// process: a fault that one layer, one registry or one request triggers is the error of that
+// operation alone.
 //
-// The package owns nothing. Its invariant: the error is of class errdefs.ErrInternal, and the stack of the panic is in
-// the log. The surprising rule: Recover has to be deferred itself. It recovers nothing when a deferred function calls
-// it, because Go's recover works only in the deferred function.
+// The package owns nothing. Its invariant: the error is of class errdefs.ErrInternal, and the stack
+// of the panic is in the log. The surprising rule: Recover has to be deferred itself. It recovers
+// nothing when a deferred function calls it, because Go's recover works only in the deferred
+// function.
 package panics
 
 import (
@@ -16,8 +18,8 @@ import (
 	"github.com/containerd/log"
 )
 
-// Recover is deferred by a function. If that function panics, Recover replaces *err by an error of class
-// errdefs.ErrInternal and logs the stack. The text what names the operation in both.
+// Recover is deferred by a function. If that function panics, Recover replaces *err by an error of
+// class errdefs.ErrInternal and logs the stack. The text what names the operation in both.
 //
 //	defer panics.Recover("blob "+digest, &err)
 func Recover(what string, err *error) {

@@ -21,8 +21,8 @@ func capture(t *testing.T) *bytes.Buffer {
 	return &text
 }
 
-// TestRecover: a panic becomes an internal error that names the operation, whatever the panic's value is, and the stack
-// is logged.
+// TestRecover: a panic becomes an internal error that names the operation, whatever the panic's
+// value is, and the stack is logged.
 func TestRecover(t *testing.T) {
 	text := capture(t)
 	err := func() (err error) {

@@ -1,8 +1,9 @@
 // Package rate decides whether a transfer is slow.
 //
-// It owns nothing. Its invariant: a transfer is judged only by a window of time that has ended, so a short pause or a
-// transfer that has just begun is not slow. The surprising rule: a Meter has no clock of its own. It learns the time and
-// the number of bytes only when its owner asks, and a window lasts until the first question after its length.
+// It owns nothing. Its invariant: a transfer is judged only by a window of time that has ended, so
+// a short pause or a transfer that has just begun is not slow. The surprising rule: a Meter has no
+// clock of its own. It learns the time and the number of bytes only when its owner asks, and a
+// window lasts until the first question after its length.
 package rate
 
 import "time"
@@ -24,15 +25,15 @@ type Meter struct {
 
 // NewMeter makes a Meter of a transfer that begins now, with windows of at least the given length.
 //
-// In a long window, the average hides that a transfer has become slow. A window that lasts as long as longest, because
-// nobody asked for a while, is therefore not judged, and the transfer counts as fast. If longest is zero, every window
-// is judged.
+// In a long window, the average hides that a transfer has become slow. A window that lasts as long
+// as longest, because nobody asked for a while, is therefore not judged, and the transfer counts as
+// fast. If longest is zero, every window is judged.
 func NewMeter(now time.Time, window, longest time.Duration) Meter {
 	return Meter{window: window, longest: longest, since: now}
 }
 
-// IsSlow reports whether the transfer was slow in the last window. total is the number of bytes that it has brought
-// since it began.
+// IsSlow reports whether the transfer was slow in the last window. total is the number of bytes
+// that it has brought since it began.
 func (m *Meter) IsSlow(now time.Time, total int64) bool {
 	took := now.Sub(m.since)
 	if took < m.window {

@@ -1,8 +1,11 @@
-// Package auth finds the credentials with which a registry knows its user.
+// Package auth finds the credentials of the user of a registry.
 //
-// It reads Docker's config.json and runs credential helpers; it owns nothing on disk. Its invariant: no error, log line
-// or formatted value contains a secret. The surprising rule: an error of a Source does not end a pull, because the image
-// may be public. The pull continues with the credential that came with the error, and the error is reported if the
+// It reads Docker's config.json and runs credential helpers; it owns nothing on disk.
+//
+// Its invariant: no error, log line or formatted value contains a secret.
+//
+// The surprising rule: an error of a Source does not end a pull, because the image may be public.
+// The pull continues with the credential that came with the error, and reports the error if the
 // registry then refuses.
 package auth
 
@@ -21,17 +24,18 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// Credential is what a registry knows its user by. The zero value is anonymous.
+// Credential is the credential of a user of a registry. The zero value is anonymous.
 type Credential struct {
 	Username string
 	Password string
-	// IdentityToken is an OAuth2 refresh token: the token server gives access tokens for it.
+	// IdentityToken is an OAuth2 refresh token, which a token server exchanges for access tokens.
 	IdentityToken string
-	// RegistryToken is an access token that is sent as it is, to the registry alone.
+	// RegistryToken is an access token that is sent to the registry unchanged, and to no token
+	// server.
 	RegistryToken string
 }
 
-// Format keeps every verb of fmt from printing a secret.
+// Format implements fmt.Formatter, so that no verb prints a secret.
 func (c Credential) Format(s fmt.State, _ rune) {
 	if c == (Credential{}) {
 		fmt.Fprint(s, "anonymous")
@@ -40,7 +44,7 @@ func (c Credential) Format(s fmt.State, _ rune) {
 	fmt.Fprintf(s, "credential of %q", c.Username)
 }
 
-// Identity tells credentials apart without holding them.
+// Identity returns a hash by which caches tell credentials apart.
 func (c Credential) Identity() string {
 	if c == (Credential{}) {
 		return ""
@@ -52,15 +56,17 @@ func (c Credential) Identity() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// Source finds the credential for a registry, host or host:port exactly as references and hosts.toml name it; Docker Hub is docker.io.
-// It is called only after a registry has asked for credentials.
+// Source returns the credential for a registry. The host, with a port if it has one, is exactly as
+// references and hosts.toml name it; Docker Hub is docker.io. A Source is called only after a
+// registry has asked for credentials.
 //
-// An error does not end a pull, because the image may be public: the registry is asked with the credential that is
-// returned beside the error, usually the anonymous one. Options.Warn gets the error, and so does the caller if the
-// registry then refuses.
+// An error does not end a pull, because the image may be public: the registry is asked with the
+// credential that came with the error, usually the anonymous one. Options.Warn receives the error,
+// and the caller does so as well if the registry then refuses.
 type Source func(ctx context.Context, host string) (Credential, error)
 
-// Login answers with c for the registry host, and with what next answers for all others; nil next knows nobody.
+// Login returns a Source that returns c for the registry host, and asks next about all others. A
+// nil next means that the others are anonymous.
 func Login(host string, c Credential, next Source) Source {
 	host = CanonicalHost(host)
 	return func(ctx context.Context, asked string) (Credential, error) {
@@ -74,7 +80,8 @@ func Login(host string, c Credential, next Source) Source {
 	}
 }
 
-// CanonicalHost gives the many names of Docker Hub the one that references have.
+// CanonicalHost returns the name of a host in references: docker.io for the several names of Docker
+// Hub, and host itself for all others.
 func CanonicalHost(host string) string {
 	switch host {
 	case "index.docker.io", "registry-1.docker.io":
@@ -83,47 +90,51 @@ func CanonicalHost(host string) string {
 	return host
 }
 
-// Cache remembers what a Source answered, because a credential helper is slow and may ask its user.
+// Cache caches the credentials of a Source, because a credential helper is slow and may ask its
+// user. Make it with NewCache.
 type Cache struct {
 	source Source
 	warn   func(context.Context, string) // of a fault, once
 
-	mu     sync.Mutex             // guards what follows
-	known  map[string]*cacheEntry // by host
-	failed map[string]error       // by host: what the last question ended with
-	warned map[string]bool        // by the text of a fault
+	mu      sync.Mutex             // guards what follows
+	entries map[string]*cacheEntry // by host
+	failed  map[string]error       // by host: the error of the last lookup
+	warned  map[string]bool        // by the text of an error
 }
 
-// NewCache makes an empty cache. A nil ask makes every credential anonymous; warn is called once for each fault of ask.
+// NewCache returns an empty cache. If source is nil, all credentials are anonymous. warn is called
+// once for each error of source, by any goroutine.
 func NewCache(ask Source, warn func(context.Context, string)) *Cache {
 	return &Cache{source: ask, warn: warn}
 }
 
 type cacheEntry struct {
-	sem   chan struct{} // held by the one who asks
+	sem   chan struct{} // of capacity one; held during a lookup
 	cred  Credential
 	until time.Time
 }
 
-// credentialAge bounds how long an answer is believed: helpers hand out passwords that expire.
+// credentialAge is the time after which a credential is looked up known: some helpers return
+// passwords that expire.
 const credentialAge = 5 * time.Minute
 
-// Get returns the credential for a host, from the cache or from the source. Its error is the context's.
-func (w *Cache) Get(ctx context.Context, host string) (Credential, error) {
-	if w.source == nil {
+// Get returns the credential for a host, from the cache or from the source. It returns an error
+// only if the context has ended.
+func (c *Cache) Get(ctx context.Context, host string) (Credential, error) {
+	if c.source == nil {
 		return Credential{}, nil
 	}
 	host = CanonicalHost(host)
-	w.mu.Lock()
-	if w.known == nil {
-		w.known = map[string]*cacheEntry{}
+	c.mu.Lock()
+	if c.entries == nil {
+		c.entries = map[string]*cacheEntry{}
 	}
-	a := w.known[host]
+	a := c.entries[host]
 	if a == nil {
 		a = &cacheEntry{sem: make(chan struct{}, 1)}
-		w.known[host] = a
+		c.entries[host] = a
 	}
-	w.mu.Unlock()
+	c.mu.Unlock()
 	select {
 	case a.sem <- struct{}{}:
 		defer func() { <-a.sem }()
@@ -133,7 +144,7 @@ func (w *Cache) Get(ctx context.Context, host string) (Credential, error) {
 	if time.Now().Before(a.until) {
 		return a.cred, nil
 	}
-	cred, err := w.source(ctx, host)
+	cred, err := c.source(ctx, host)
 	if ctx.Err() != nil {
 		return Credential{}, ctx.Err()
 	}
@@ -142,46 +153,48 @@ func (w *Cache) Get(ctx context.Context, host string) (Credential, error) {
 			cred, err = Credential{}, errors.New("control characters in the credential")
 		}
 	}
-	w.record(ctx, host, err)
+	c.record(ctx, host, err)
 	a.cred, a.until = cred, time.Now().Add(credentialAge)
 	return cred, nil
 }
 
-// note keeps what a question for host's credential ended with, and warns of a fault once, whichever hosts meet it.
-func (w *Cache) record(ctx context.Context, host string, err error) {
-	w.mu.Lock()
-	if w.failed == nil {
-		w.failed, w.warned = map[string]error{}, map[string]bool{}
+// record keeps the result of a lookup for host. It warns of each error once, however many hosts it
+// affects.
+func (c *Cache) record(ctx context.Context, host string, err error) {
+	c.mu.Lock()
+	if c.failed == nil {
+		c.failed, c.warned = map[string]error{}, map[string]bool{}
 	}
-	w.failed[host] = err
-	again := err == nil || w.warned[err.Error()]
-	if !again {
-		w.warned[err.Error()] = true
+	c.failed[host] = err
+	known := err == nil || c.warned[err.Error()]
+	if !known {
+		c.warned[err.Error()] = true
 	}
-	w.mu.Unlock()
-	if !again {
-		w.warn(ctx, fmt.Sprintf("credentials of %s: %v; going on without", host, err))
+	c.mu.Unlock()
+	if !known {
+		c.warn(ctx, fmt.Sprintf("credentials of %s: %v; continuing without", host, err))
 	}
 }
 
-// Explain adds to a refusal by host that its credentials could not be looked up.
-func (w *Cache) Explain(host string, refusal error) error {
+// Explain adds to a refusal by host that its credentials could not be looked up, if that is so.
+func (c *Cache) Explain(host string, refusal error) error {
 	if !errdefs.IsUnauthorized(refusal) && !errdefs.IsPermissionDenied(refusal) {
 		return refusal
 	}
-	w.mu.Lock()
-	failed := w.failed[CanonicalHost(host)]
-	w.mu.Unlock()
+	c.mu.Lock()
+	failed := c.failed[CanonicalHost(host)]
+	c.mu.Unlock()
 	if failed == nil {
 		return refusal
 	}
-	refusal = fmt.Errorf("%w (credentials of %s: %v)", refusal, host, failed) // no class of failed's: the registry refused
+	// The class stays that of the refusal.
+	refusal = fmt.Errorf("%w (credentials of %s: %v)", refusal, host, failed)
 	return cause.Mark(refusal, cause.CredentialStore, host)
 }
 
-// Forget makes the next get ask again, because host did not accept what the last one answered.
-func (w *Cache) Forget(host string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.known, CanonicalHost(host))
+// Forget makes the next Get look up the credential known, because the host refused it.
+func (c *Cache) Forget(host string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, CanonicalHost(host))
 }

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec" //nolint:depguard // for credential helpers, which are programs by definition; no content passes through them
+	"os/exec" //nolint:depguard // runs credential helpers, which handle no content
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -22,10 +22,10 @@ import (
 const (
 	maxDockerConfig = 4 << 20          // bytes of a config.json
 	maxHelperAnswer = 64 << 10         // bytes that a credential helper may print
-	helperTimeout   = 30 * time.Second // of one credential helper: some ask a cloud, none should ask a person
+	helperTimeout   = 30 * time.Second // of one credential helper; some ask a cloud, but none should ask a person
 )
 
-// dockerConfig is what this package reads of Docker's config.json.
+// dockerConfig is the part of Docker's config.json that holds credentials.
 type dockerConfig struct {
 	Auths       map[string]dockerAuth `json:"auths"`
 	CredHelpers map[string]string     `json:"credHelpers"`
@@ -40,13 +40,15 @@ type dockerAuth struct {
 	RegistryToken string `json:"registrytoken"`
 }
 
-// DockerConfig finds credentials where `docker login` puts them: in the file path, in the helper that it names for a registry
-// (credHelpers), or in its credsStore. An empty path means $DOCKER_CONFIG/config.json or, without that variable, ~/.docker/config.json.
-// A file that is not there knows nobody. The file is read anew on every call, so that a login needs no restart.
+// DockerConfig returns a Source that reads what "docker login" writes: the file at path, the helper
+// that it names for a registry (credHelpers), or its credsStore. An empty path means
+// $DOCKER_CONFIG/config.json or, without that variable, ~/.docker/config.json. Without the file,
+// all credentials are anonymous. Every call reads the file, so that a login needs no restart.
 //
-// A registry's name has to match exactly. Of an address such as https://host/v1/ only the host counts; Docker Hub's
-// https://index.docker.io/v1/ is docker.io. Errors are of class ErrFailedPrecondition and hold nothing secret. Beside
-// the error of a helper or store that fails is what auths has for the registry.
+// The name of a registry must match exactly. Of a URL such as https://host/v1/ only the host
+// counts; Docker Hub's https://index.docker.io/v1/ is docker.io. Errors are of class
+// errdefs.ErrFailedPrecondition and contain no secret. If a helper or the store fails, the Source
+// returns the credential in auths along with the error.
 func DockerConfig(path string) Source {
 	return func(ctx context.Context, host string) (Credential, error) {
 		file := path
@@ -93,19 +95,19 @@ func readDockerConfig(ctx context.Context, file string) (*dockerConfig, error) {
 	return c, nil
 }
 
-// find looks in the helper of that registry, or else in the store, and then in the file. The error of a helper or store
-// that fails is returned beside what the file has.
+// find asks the helper of the registry or, without one, the store, and then looks in auths. If a
+// helper or the store fails, find returns its error along with the credential in auths.
 func (c *dockerConfig) find(ctx context.Context, host string) (Credential, error) {
 	name := c.CredsStore
-	key, own := match(c.CredHelpers, host)
-	if own {
+	key, hasHelper := match(c.CredHelpers, host)
+	if hasHelper {
 		name = c.CredHelpers[key]
 	}
 	var failed error
 	if name != "" {
 		var cred Credential
 		var found bool
-		if cred, found, failed = runHelper(ctx, name, serverURL(host), helperTimeout); found || own && failed == nil {
+		if cred, found, failed = runHelper(ctx, name, serverURL(host), helperTimeout); found || hasHelper && failed == nil {
 			return cred, nil
 		}
 	}
@@ -119,7 +121,7 @@ func (c *dockerConfig) find(ctx context.Context, host string) (Credential, error
 	return Credential{}, failed
 }
 
-// match finds host's own entry: by its name, else by an address whose host it is.
+// match returns the key of the entry for host: its name, or a URL with that host.
 func match[V any](entries map[string]V, host string) (string, bool) {
 	if _, ok := entries[host]; ok {
 		return host, true
@@ -136,8 +138,8 @@ func match[V any](entries map[string]V, host string) (string, bool) {
 	return slices.Min(keys), true
 }
 
-// keyHost is the registry that a key of config.json is for. A key with a path other than an API's version is for a part of a registry, which
-// Docker does not know, so it is for nobody.
+// keyHost returns the registry of a key in config.json. A key with a path other than the version of
+// an API is for a part of a registry, which Docker does not support, so it matches none.
 func keyHost(key string) string {
 	host := strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
 	host, path, _ := strings.Cut(host, "/")
@@ -148,7 +150,7 @@ func keyHost(key string) string {
 	return ""
 }
 
-// serverURL is the name under which helpers keep what is for host.
+// serverURL returns the name under which helpers store the credential of host.
 func serverURL(host string) string {
 	if host == "docker.io" {
 		return "https://index.docker.io/v1/"
@@ -158,15 +160,17 @@ func serverURL(host string) string {
 
 var helperName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
-// runHelper asks docker-credential-NAME. found is false when it answered that it knows nothing.
+// runHelper runs docker-credential-NAME. found is false if the helper has no credential for the
+// server.
 func runHelper(ctx context.Context, name, server string, timeout time.Duration) (
 	cred Credential, found bool, err error,
 ) {
 	fail := func(cause error) (Credential, bool, error) {
-		return Credential{}, false, fmt.Errorf("credential helper docker-credential-%.100s: %w: %w", name, cause, errdefs.ErrFailedPrecondition)
+		err := fmt.Errorf("credential helper docker-credential-%.100s: %w: %w", name, cause, errdefs.ErrFailedPrecondition)
+		return Credential{}, false, err
 	}
 	if !helperName.MatchString(name) {
-		return fail(errors.New("not a name"))
+		return fail(errors.New("not a valid name"))
 	}
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -174,7 +178,7 @@ func runHelper(ctx context.Context, name, server string, timeout time.Duration) 
 	cmd.Stdin = strings.NewReader(server)
 	var out bounded
 	cmd.Stdout = &out
-	cmd.WaitDelay = time.Second // a grandchild may hold the pipe
+	cmd.WaitDelay = time.Second // a grandchild may keep the pipe open
 	if err := cmd.Run(); err != nil {
 		switch {
 		case ctx.Err() != nil:
@@ -184,7 +188,7 @@ func runHelper(ctx context.Context, name, server string, timeout time.Duration) 
 		case errors.Is(err, exec.ErrNotFound):
 			return fail(errors.New("not installed"))
 		}
-		// The protocol's way to say no, which every helper follows word by word.
+		// The protocol defines this text for a missing credential.
 		if strings.Contains(string(out.data), "credentials not found in native keychain") {
 			return Credential{}, false, nil
 		}
@@ -200,7 +204,8 @@ func runHelper(ctx context.Context, name, server string, timeout time.Duration) 
 	return Credential{Username: a.Username, Password: a.Secret}, a.Username != "" || a.Secret != "", nil
 }
 
-// bounded is a buffer that fails when it gets too much, which ends the program that writes to it.
+// bounded is a buffer that fails when it gets too many bytes, which ends the program that writes to
+// it.
 type bounded struct{ data []byte }
 
 func (b *bounded) Write(p []byte) (int, error) {

@@ -15,9 +15,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// parseDockerConfig reads a config.json. As in Docker, an empty one is one without entries, and what follows the first
-// JSON value is not looked at. A byte order mark is skipped, and line ends inside of strings too: scripts put the
-// output of base64 there, which has them after 76 characters.
+// parseDockerConfig parses a config.json. As in Docker, an empty file has no entries, and whatever
+// follows the first JSON value is ignored. A byte order mark is skipped. Line breaks inside of
+// strings are skipped as well, because scripts copy the output of the program base64, which breaks
+// lines after 76 characters.
 func parseDockerConfig(data []byte) (*dockerConfig, error) {
 	var c dockerConfig
 	data = withoutMark(data)
@@ -27,14 +28,14 @@ func parseDockerConfig(data []byte) (*dockerConfig, error) {
 		err = json.NewDecoder(bytes.NewReader(joinStrings(data))).Decode(&c)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		// The decoder's words may quote the file.
+		// The decoder's error may quote the file.
 		return nil, fmt.Errorf("not the JSON of a Docker configuration: %w", errdefs.ErrFailedPrecondition)
 	}
 	return &c, nil
 }
 
-// withoutMark removes the byte order mark that editors and shells on Windows begin a file with, and turns UTF-16 into
-// UTF-8.
+// withoutMark removes the byte order mark with which some editors and shells on Windows begin a
+// file, and converts UTF-16 to UTF-8.
 func withoutMark(data []byte) []byte {
 	if rest, ok := bytes.CutPrefix(data, []byte("\xef\xbb\xbf")); ok {
 		return rest
@@ -55,7 +56,7 @@ func withoutMark(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// joinStrings removes line ends inside of JSON strings, where they are not allowed.
+// joinStrings removes line breaks inside of JSON strings, where JSON does not allow them.
 func joinStrings(data []byte) []byte {
 	joined := make([]byte, 0, len(data))
 	var inside, escaped bool
@@ -72,8 +73,9 @@ func joinStrings(data []byte) []byte {
 	return joined
 }
 
-// decode reads one entry. The explicit members win over the encoded one, as in Docker. Spaces and line ends around and
-// inside of base64 are skipped, also those that were encoded behind the password.
+// decode decodes one entry. As in Docker, the explicit members take precedence over the encoded
+// one. White space around and inside of the base64 text is ignored, and so are line breaks that
+// were encoded after the password.
 func (a dockerAuth) decode() (Credential, error) {
 	c := Credential{
 		Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,

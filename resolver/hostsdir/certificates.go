@@ -13,8 +13,9 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 
-// CheckCertificates says whether the hosts.toml of somebody else names certificates only beside itself: this process shall open
-// no other path for them. errdefs.ErrInvalidArgument when it does not, or is no TOML.
+// CheckCertificates says whether the hosts.toml of somebody else names certificates only beside
+// itself: this process shall open no other path for them. errdefs.ErrInvalidArgument when it does
+// not, or is no TOML.
 func CheckCertificates(data []byte) error {
 	var doc map[string]any
 	if err := toml.Unmarshal(data, &doc); err != nil {
@@ -29,8 +30,9 @@ func CheckCertificates(data []byte) error {
 	})
 }
 
-// Names returns the names for which a resolver that reads this hosts.toml for a registry may ask for credentials:
-// the registry's and those of the hosts that the file names. A file that containerd's code would refuse names none.
+// Names returns the names for which a resolver that reads this hosts.toml for a registry may ask
+// for credentials: the registry's and those of the hosts that the file names. A file that
+// containerd's code would refuse names none.
 func Names(registry string, hosts []byte) []string {
 	names := []string{auth.CanonicalHost(registry)}
 	var doc struct {
@@ -51,8 +53,8 @@ func Names(registry string, hosts []byte) []string {
 	return names
 }
 
-// eachCertificate calls f with the path of every certificate and key; in containerd's format these are under "ca" and
-// "client".
+// eachCertificate calls f with the path of every certificate and key; in containerd's format these
+// are under "ca" and "client".
 func eachCertificate(v any, f func(name string) error) error {
 	switch v := v.(type) {
 	case map[string]any:

@@ -1,9 +1,10 @@
-// Package hostsdir reads and checks the hosts.toml files and certificates of registries, which lie in a directory like
-// containerd's /etc/containerd/certs.d.
+// Package hostsdir reads and checks the hosts.toml files and certificates of registries, which lie
+// in a directory like containerd's /etc/containerd/certs.d.
 //
-// The directory is the user's. The package owns a temporary directory while containerd's code reads a copy of files
-// that are not regular. Its invariant: no file is read without a limit, and none blocks beyond the context. The
-// surprising rule: a hosts.toml that containerd would read in part, or skip with a log line, is an error here.
+// The directory is the user's. The package owns a temporary directory while containerd's code reads
+// a copy of files that are not regular. Its invariant: no file is read without a limit, and none
+// blocks beyond the context. The surprising rule: a hosts.toml that containerd would read in part,
+// or skip with a log line, is an error here.
 package hostsdir
 
 import (
@@ -25,8 +26,8 @@ import (
 // MaxFileSize bounds a hosts.toml, a certificate and a key, in bytes.
 const MaxFileSize = 1 << 20
 
-// Find returns the directory below hostsDir that has the hosts.toml and the certificates of a registry by
-// containerd's rules, "" when there is none.
+// Find returns the directory below hostsDir that has the hosts.toml and the certificates of a
+// registry by containerd's rules, "" when there is none.
 func Find(hostsDir, registry string) (string, error) {
 	if hostsDir == "" {
 		return "", nil
@@ -38,9 +39,9 @@ func Find(hostsDir, registry string) (string, error) {
 	return dir, err
 }
 
-// Files are the files of one registry in a directory that containerd's code can read, although that code opens them
-// without a limit and waits for pipes. It is the user's own directory if all files are regular and of bounded size, and
-// a copy otherwise.
+// Files are the files of one registry in a directory that containerd's code can read, although that
+// code opens them without a limit and waits for pipes. It is the user's own directory if all files
+// are regular and of bounded size, and a copy otherwise.
 type Files struct {
 	Dir  string // "" for none
 	TOML []byte
@@ -101,8 +102,9 @@ func regular(path string) bool {
 	return err == nil && fi.Mode().IsRegular()
 }
 
-// certificates returns the certificates and keys that containerd's code may read: those that hosts.toml names, and
-// those beside it, which containerd uses when hosts.toml is missing or faulty.
+// certificates returns the certificates and keys that containerd's code may read: those that
+// hosts.toml names, and those beside it, which containerd uses when hosts.toml is missing or
+// faulty.
 func certificates(dir string, hosts []byte) (names []string) {
 	var doc map[string]any
 	if len(hosts) > 0 && toml.Unmarshal(hosts, &doc) == nil {
@@ -127,8 +129,8 @@ var globMeta = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 // escapeGlob turns a path into a pattern that matches only that path.
 func escapeGlob(path string) string { return globMeta.Replace(path) }
 
-// materialize makes a directory that only this user can open. It holds the copies under the names of their files; all
-// other files are links to the user's directory.
+// materialize makes a directory that only this user can open. It holds the copies under the names
+// of their files; all other files are links to the user's directory.
 func (h *Files) materialize(hostsFile string, copies map[string][]byte) error {
 	made, err := os.MkdirTemp("", "tank-hosts-")
 	if err != nil {

@@ -23,9 +23,9 @@ type hostTable struct {
 	DialTimeout  string         `toml:"dial_timeout"`
 }
 
-// Validate checks the content of a hosts.toml. containerd logs what it cannot decode and goes on without it: to
-// another host, without the CA and the headers that somebody meant to be used. Errors are of class
-// errdefs.ErrInvalidArgument. An empty file is valid.
+// Validate checks the content of a hosts.toml. containerd logs what it cannot decode and goes on
+// without it: to another host, without the CA and the headers that somebody meant to be used.
+// Errors are of class errdefs.ErrInvalidArgument. An empty file is valid.
 func Validate(data []byte) error {
 	var doc struct {
 		hostTable

@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// Fault sees a request and says whether it answered. A Fault may end a connection by panic(http.ErrAbortHandler).
+// Fault sees a request and says whether it answered. A Fault may end a connection by
+// panic(http.ErrAbortHandler).
 type Fault func(http.ResponseWriter, *http.Request) bool
 
 // On confines a fault to requests whose path contains part.
@@ -78,7 +79,8 @@ func span(r *http.Request, size int) (start, end int, ranged bool) {
 	return start, end, true
 }
 
-// head writes a right status and right headers for a range of data, and returns the bytes that belong behind it.
+// head writes a right status and right headers for a range of data, and returns the bytes that
+// belong behind it.
 func head(w http.ResponseWriter, r *http.Request, data []byte) []byte {
 	start, end, ranged := span(r, len(data))
 	w.Header().Set("Content-Length", strconv.Itoa(end-start))
@@ -131,7 +133,8 @@ func Drip(data []byte, pause time.Duration) Fault {
 // NoRanges answers every request with all of data.
 func NoRanges(data []byte) Fault { return Answer(http.StatusOK, data) }
 
-// ContentRange answers requests for a range with a Content-Range of that form, which gets start, last byte and size, and the right bytes.
+// ContentRange answers requests for a range with a Content-Range of that form, which gets start,
+// last byte and size, and the right bytes.
 func ContentRange(data []byte, form func(start, last, size int) string) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		start, end, ranged := span(r, len(data))

@@ -68,7 +68,8 @@ type bucket struct {
 	next time.Time
 }
 
-// take waits until n bytes fit into rate. What was not used is not saved up, but for the lateness of a sleep.
+// take waits until n bytes fit into rate. What was not used is not saved up, but for the lateness
+// of a sleep.
 func (b *bucket) take(n int, rate int64) {
 	if rate == 0 {
 		return

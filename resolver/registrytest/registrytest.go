@@ -1,9 +1,11 @@
-// Package registrytest is a registry in memory for tests: it serves what it was given over HTTP on loopback, keeps a log of what it was asked,
-// and misbehaves as told.
+// Package registrytest is a registry in memory for tests: it serves what it was given over HTTP on
+// loopback, keeps a log of what it was asked, and misbehaves as told.
 //
-// It owns nothing on disk. Its invariant: without a Fault it behaves as the distribution specification says.
+// It owns nothing on disk. Its invariant: without a Fault it behaves as the distribution
+// specification says.
 //
-// The surprising rule: it does not check what it is given. A test that wants a lying registry hands it lies.
+// The surprising rule: it does not check what it is given. A test that wants a lying registry hands
+// it lies.
 package registrytest
 
 import (
@@ -30,9 +32,11 @@ import (
 type Registry struct {
 	// Host is its name in references, for example 127.0.0.1:40001.
 	Host string
-	// Fault, when set, sees every request first and says whether it answered. Set it before the first request.
+	// Fault, when set, sees every request first and says whether it answered. Set it before the
+	// first request.
 	Fault Fault
-	// Guard, when set, sees what Fault let pass and says whether it refused; see TokenServer. Set it before the first request.
+	// Guard, when set, sees what Fault let pass and says whether it refused; see TokenServer. Set
+	// it before the first request.
 	Guard Fault
 	// CA is the certificate of a registry with TLS, in PEM.
 	CA []byte
@@ -82,7 +86,8 @@ func start(configure func(*httptest.Server)) *Registry {
 	return r
 }
 
-// NewTLS starts a registry with HTTPS and HTTP/2. configure, unless nil, sees the server before it starts.
+// NewTLS starts a registry with HTTPS and HTTP/2. configure, unless nil, sees the server before it
+// starts.
 func NewTLS(tb testing.TB, configure func(*httptest.Server)) *Registry {
 	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}}
 	r.server = httptest.NewUnstartedServer(r)
@@ -125,7 +130,8 @@ func (r *Registry) Manifest(tag, mediaType string, data []byte) ocispec.Descript
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 }
 
-// Image adds an image of these layers, whose diff IDs are given, for a platform such as {OS: "linux", Architecture: "amd64"}.
+// Image adds an image of these layers, whose diff IDs are given, for a platform such as {OS:
+// "linux", Architecture: "amd64"}.
 func (r *Registry) Image(tag string, p ocispec.Platform, layers []ocispec.Descriptor, diffIDs []digest.Digest) ocispec.Descriptor {
 	config := ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs}}
 	desc := r.Manifest(tag, ocispec.MediaTypeImageManifest, JSON(ocispec.Manifest{
@@ -156,7 +162,8 @@ func JSON(v any) []byte {
 	return data
 }
 
-// Requests are the requests so far, as "GET /v2/x/blobs/sha256:… bytes=5-"; the range is missing where none was asked for.
+// Requests are the requests so far, as "GET /v2/x/blobs/sha256:… bytes=5-"; the range is missing
+// where none was asked for.
 func (r *Registry) Requests() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

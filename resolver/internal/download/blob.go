@@ -15,11 +15,12 @@ import (
 	"github.com/tank-snapshotter/tank/internal/observe"
 )
 
-// Blob downloads a blob into the store unless the store has it, and reports whether it downloaded it. A zero deadline
-// means that there is none.
+// Blob downloads a blob into the store unless the store has it, and reports whether it downloaded
+// it. A zero deadline means that there is none.
 //
-// Classes: errdefs.ErrNotFound, ErrUnauthenticated and ErrPermissionDenied (the registry refuses), ErrUnavailable (the
-// network or the registry fails), ErrDataLoss (the bytes are not those of the descriptor), and those of the store.
+// Classes: errdefs.ErrNotFound, ErrUnauthenticated and ErrPermissionDenied (the registry refuses),
+// ErrUnavailable (the network or the registry fails), ErrDataLoss (the bytes are not those of the
+// descriptor), and those of the store.
 func (d *Downloader) Blob(ctx context.Context, desc ocispec.Descriptor, deadline time.Time) (fetched bool, err error) {
 	for byOther := true; byOther; {
 		if fetched, byOther, err = d.download(ctx, desc, deadline); err != nil {
@@ -29,8 +30,8 @@ func (d *Downloader) Blob(ctx context.Context, desc ocispec.Descriptor, deadline
 	return fetched, nil
 }
 
-// download waits until desc may be downloaded, and downloads it. byOther reports that another download of the same blob
-// was faster, so that the store has the blob now.
+// download waits until desc may be downloaded, and downloads it. byOther reports that another
+// download of the same blob was faster, so that the store has the blob now.
 func (d *Downloader) download(ctx context.Context, desc ocispec.Descriptor, deadline time.Time) (
 	fetched, byOther bool, err error,
 ) {
@@ -55,8 +56,8 @@ func (d *Downloader) download(ctx context.Context, desc ocispec.Descriptor, dead
 	return fetched, false, err
 }
 
-// ingest downloads the blob of t into an ingest and commits it, unless the store has the blob. If the bytes turn out to
-// be wrong, it tries once more.
+// ingest downloads the blob of t into an ingest and commits it, unless the store has the blob. If
+// the bytes turn out to be wrong, it tries once more.
 func (d *Downloader) ingest(ctx context.Context, t *transfer) (fetched bool, err error) {
 	w, ref, err := d.open(ctx, t.desc)
 	if err != nil {
@@ -71,9 +72,9 @@ func (d *Downloader) ingest(ctx context.Context, t *transfer) (fetched bool, err
 	err = d.write(ctx, w, ref, t)
 	result.Bytes = t.received
 	if errdefs.IsDataLoss(err) && ctx.Err() == nil {
-		// The cause may be bytes of an earlier download, wrongly joined ranges, or one of several hosts. write has
-		// aborted the ingest, so the second try begins at the first byte, in one stream, and from another host than
-		// the last if there is one.
+		// The cause may be bytes of an earlier download, wrongly joined ranges, or one of several
+		// hosts. write has aborted the ingest, so the second try begins at the first byte, in one
+		// stream, and from another host than the last if there is one.
 		second := &transfer{
 			repo: t.repo, desc: t.desc, slot: t.slot, deadline: t.deadline, noRanges: true,
 		}
@@ -96,12 +97,13 @@ func (d *Downloader) ingest(ctx context.Context, t *transfer) (fetched bool, err
 // errPanicked is the outcome that an observer sees if a download panics.
 var errPanicked = fmt.Errorf("the download panicked: %w", errdefs.ErrInternal)
 
-// open opens the ingest of a blob at its current end. The ref of the ingest ends with the digest, by which the store
-// recognizes the download of a layer. It is made without the annotations of the descriptor, because MakeRefKey would
-// put them into the ref.
+// open opens the ingest of a blob at its current end. The ref of the ingest ends with the digest,
+// by which the store recognizes the download of a layer. It is made without the annotations of the
+// descriptor, because MakeRefKey would put them into the ref.
 //
-// A refresh has its own ref, so that it begins with an empty ingest. Its descriptor has no digest, because with the
-// digest the store would answer that it has the blob. Commit then compares the digest and replaces damaged bytes.
+// A refresh has its own ref, so that it begins with an empty ingest. Its descriptor has no digest,
+// because with the digest the store would answer that it has the blob. Commit then compares the
+// digest and replaces damaged bytes.
 func (d *Downloader) open(ctx context.Context, desc ocispec.Descriptor) (content.Writer, string, error) {
 	desc = Plain(desc)
 	ref := remotes.MakeRefKey(ctx, desc)
@@ -122,7 +124,8 @@ func (d *Downloader) open(ctx context.Context, desc ocispec.Descriptor) (content
 	return w, ref, nil
 }
 
-// exists handles an error of open. If the store has the blob, it reports the blob as cached and returns nil.
+// exists handles an error of open. If the store has the blob, it reports the blob as cached and
+// returns nil.
 func (d *Downloader) exists(ctx context.Context, desc ocispec.Descriptor, err error) error {
 	if !errdefs.IsAlreadyExists(err) {
 		return err
@@ -136,7 +139,8 @@ func (d *Downloader) exists(ctx context.Context, desc ocispec.Descriptor, err er
 
 // write runs a transfer into an open ingest and commits the ingest. It closes w.
 func (d *Downloader) write(ctx context.Context, w content.Writer, ref string, t *transfer) (err error) {
-	// A Write may wait while the store hashes the bytes of an earlier download. Closing the writer ends the wait.
+	// A Write may wait while the store hashes the bytes of an earlier download. Closing the writer
+	// ends the wait.
 	stop := context.AfterFunc(ctx, func() { w.Close() })
 	defer func() {
 		stop()
@@ -176,15 +180,16 @@ func (d *Downloader) write(ctx context.Context, w content.Writer, ref string, t 
 	return nil
 }
 
-// useless reports whether no later download can use an ingest that failed with err: its bytes are wrong, the disk is
-// full, the store has the blob, or the ingest belongs to a refresh, which always begins anew.
+// useless reports whether no later download can use an ingest that failed with err: its bytes are
+// wrong, the disk is full, the store has the blob, or the ingest belongs to a refresh, which always
+// begins anew.
 func (d *Downloader) useless(ctx context.Context, err error) bool {
 	return errdefs.IsDataLoss(err) || errdefs.IsResourceExhausted(err) ||
 		errors.Is(context.Cause(ctx), errDownloadedElsewhere) || d.opts.Refresh
 }
 
-// sameSize compares the size in a descriptor with the size of the blob in the store. A descriptor with a wrong size is
-// thus refused whether or not its blob was downloaded before.
+// sameSize compares the size in a descriptor with the size of the blob in the store. A descriptor
+// with a wrong size is thus refused whether or not its blob was downloaded before.
 func (d *Downloader) sameSize(ctx context.Context, desc ocispec.Descriptor) error {
 	info, err := d.store.Info(ctx, desc.Digest)
 	if err == nil && info.Size != desc.Size {
@@ -194,7 +199,8 @@ func (d *Downloader) sameSize(ctx context.Context, desc ocispec.Descriptor) erro
 	return err
 }
 
-// commit commits an ingest. It succeeds as well if another ingest of the same blob was committed first.
+// commit commits an ingest. It succeeds as well if another ingest of the same blob was committed
+// first.
 func commit(ctx context.Context, w content.Writer, desc ocispec.Descriptor) error {
 	err := w.Commit(ctx, desc.Size, desc.Digest)
 	switch {
@@ -212,7 +218,8 @@ func (d *Downloader) progress(e Event) {
 	}
 }
 
-// Store writes a blob whose bytes are in memory and verified. It does not wait for another download of the same blob.
+// Store writes a blob whose bytes are in memory and verified. It does not wait for another download
+// of the same blob.
 func (d *Downloader) Store(ctx context.Context, desc ocispec.Descriptor, data []byte) error {
 	w, _, err := d.open(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {

@@ -78,7 +78,8 @@ func TestPace(t *testing.T) {
 	}
 }
 
-// TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait, and what others bring then does not count.
+// TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait,
+// and what others bring then does not count.
 func TestRangesRefusedAtOnce(t *testing.T) {
 	d := &transfer{link: newLinkState(4, chunkBytes)}
 	var refused sync.WaitGroup

@@ -1,13 +1,14 @@
-// Package download downloads blobs from a registry into a content store. It resumes interrupted downloads, divides large
-// blobs into ranges, and downloads each blob only once at a time.
+// Package download downloads blobs from a registry into a content store. It resumes interrupted
+// downloads, divides large blobs into ranges, and downloads each blob only once at a time.
 //
 // It owns nothing on disk; the store belongs to the caller.
 //
-// Its invariant: the bytes of a blob are written in order and each byte once, and the store's Commit verifies the digest.
-// Bytes that turn out to be wrong are dropped and downloaded once more, from another host if there is one.
+// Its invariant: the bytes of a blob are written in order and each byte once, and the store's
+// Commit verifies the digest. Bytes that turn out to be wrong are dropped and downloaded once more,
+// from another host if there is one.
 //
-// The surprising rule: a blob begins as one stream. It is divided into ranges only if measurements show that the network
-// limits each connection, and not all connections together (ADR 14).
+// The surprising rule: a blob begins as one stream. It is divided into ranges only if measurements
+// show that the network limits each connection, and not all connections together (ADR 14).
 package download
 
 import (
@@ -31,24 +32,30 @@ type Event struct {
 
 // Options configure a Downloader.
 type Options struct {
-	// Ranges is the number of ranges of one blob that are downloaded at the same time, and the number of connections
-	// that large blobs of one host are spread over. With less than 2, every blob is one stream.
+	// Ranges is the number of ranges of one blob that are downloaded at the same time, and the
+	// number of connections that large blobs of one host are spread over. With less than 2, every
+	// blob is one stream.
 	Ranges int
 	// ChunkSize is the size of a range in bytes.
 	ChunkSize int64
-	// Divided begins with ranges, as if they had been faster for an earlier blob. false: a blob begins as one stream.
+	// Divided begins with ranges, as if they had been faster for an earlier blob. false: a blob
+	// begins as one stream.
 	Divided bool
-	// InFlight keeps several Downloaders from downloading the same blob at the same time. nil: one for this Downloader.
+	// InFlight keeps several Downloaders from downloading the same blob at the same time. nil: one
+	// for this Downloader.
 	InFlight *InFlight
-	// Refresh downloads every blob again, even if the store has it. false: blobs in the store are used.
+	// Refresh downloads every blob again, even if the store has it. false: blobs in the store are
+	// used.
 	Refresh bool
-	// Progress receives the progress of all blobs. It is called often and by several goroutines at once. nil: none.
+	// Progress receives the progress of all blobs. It is called often and by several goroutines at
+	// once. nil: none.
 	Progress func(Event)
 	// Observe is told when the download of a blob begins and ends. nil: nothing is observed.
 	Observe observe.Observer
 }
 
-// Downloader downloads blobs of one repository into a store. It may be used by several goroutines at once.
+// Downloader downloads blobs of one repository into a store. It may be used by several goroutines
+// at once.
 type Downloader struct {
 	opts     Options
 	repo     *registry.Repository
@@ -69,8 +76,9 @@ func New(repo *registry.Repository, store content.Store, opts Options) *Download
 	return d
 }
 
-// Stream downloads a blob in one stream and passes its bytes to write, in order and each byte once. It does not verify
-// the digest. It returns the error of write unchanged, and a panic as an error of class errdefs.ErrInternal.
+// Stream downloads a blob in one stream and passes its bytes to write, in order and each byte once.
+// It does not verify the digest. It returns the error of write unchanged, and a panic as an error
+// of class errdefs.ErrInternal.
 func Stream(ctx context.Context, repo *registry.Repository, desc ocispec.Descriptor,
 	write func([]byte) error,
 ) (err error) {

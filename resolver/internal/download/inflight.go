@@ -12,12 +12,14 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rate"
 )
 
-// InFlight keeps the downloads into one store from downloading the same blob at the same time. The second download of a
-// blob waits for the first, and then finds the blob in the store or resumes where the first failed. It does not wait for
-// a registry that is slow (package rate): if it has another source, it downloads the blob as well, and the download that
-// completes first ends the others.
+// InFlight keeps the downloads into one store from downloading the same blob at the same time. The
+// second download of a blob waits for the first, and then finds the blob in the store or resumes
+// where the first failed. It does not wait for a registry that is slow (package rate): if it has
+// another source, it downloads the blob as well, and the download that completes first ends the
+// others.
 //
-// Share one InFlight among all resolvers of a process that write to the same store. Make it with NewInFlight.
+// Share one InFlight among all resolvers of a process that write to the same store. Make it with
+// NewInFlight.
 type InFlight struct {
 	window time.Duration // after which a download is judged; tests shorten it
 
@@ -53,12 +55,13 @@ func (f *InFlight) Len() int {
 	return len(f.blobs)
 }
 
-// errDownloadedElsewhere is the cause with which a download is canceled after another one has completed the blob.
+// errDownloadedElsewhere is the cause with which a download is canceled after another one has
+// completed the blob.
 var errDownloadedElsewhere = errors.New("another download has completed the blob")
 
-// begin waits until blob d may be downloaded from source, a registry. The context that it returns is canceled with the
-// cause errDownloadedElsewhere when another download completes the blob. The caller calls done when its download has
-// ended, and passes whether the store has the blob.
+// begin waits until blob d may be downloaded from source, a registry. The context that it returns
+// is canceled with the cause errDownloadedElsewhere when another download completes the blob. The
+// caller calls done when its download has ended, and passes whether the store has the blob.
 func (f *InFlight) begin(ctx context.Context, d digest.Digest, source string) (
 	_ context.Context, s *slot, done func(stored bool), err error,
 ) {
@@ -99,8 +102,8 @@ func (f *InFlight) begin(ctx context.Context, d digest.Digest, source string) (
 	}
 }
 
-// admits reports whether another download may begin: if none is running, or if all running downloads are slow and have
-// other sources. The caller holds the mutex.
+// admits reports whether another download may begin: if none is running, or if all running
+// downloads are slow and have other sources. The caller holds the mutex.
 func (b *blobDownloads) admits(source string, now time.Time) bool {
 	admits := true
 	for _, s := range b.slots { // all of them, because IsSlow also ends their windows

@@ -11,7 +11,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rate"
 )
 
-// TestFlightsOfSeveralSources shows who waits for whom. Each row is what happens to one blob, in order.
+// TestFlightsOfSeveralSources shows who waits for whom. Each row is what happens to one blob, in
+// order.
 func TestFlightsOfSeveralSources(t *testing.T) {
 	t.Parallel()
 	const window = 100 * time.Millisecond
@@ -94,7 +95,8 @@ func TestFlightsOfSeveralSources(t *testing.T) {
 	}
 }
 
-// TestFlightsWait shows that whoever waits goes on at once when the download ends, and ends with its context.
+// TestFlightsWait shows that whoever waits goes on at once when the download ends, and ends with
+// its context.
 func TestFlightsWait(t *testing.T) {
 	t.Parallel()
 	f := NewInFlight()

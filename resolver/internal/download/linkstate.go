@@ -11,24 +11,25 @@ import (
 const (
 	// window is how long a stream is measured at a time.
 	window = 300 * time.Millisecond
-	// steady bounds the ratio of the rates of two windows. A connection whose rate still grows is not divided.
+	// steady bounds the ratio of the rates of two windows. A connection whose rate still grows is
+	// not divided.
 	steady = 1.25
-	// minShare is the part of the rate of one stream that each range has to reach. If the ranges are slower, they share
-	// a limit.
+	// minShare is the part of the rate of one stream that each range has to reach. If the ranges
+	// are slower, they share a limit.
 	minShare = 0.7
-	// firstRetry is the wait before the next trial after ranges were not faster. It doubles for each further trial, up
-	// to lastRetry.
+	// firstRetry is the wait before the next trial after ranges were not faster. It doubles for
+	// each further trial, up to lastRetry.
 	firstRetry = 10 * time.Second
 	lastRetry  = 5 * time.Minute
 )
 
-// linkState is what a Downloader has learned about the network between it and the registry: whether more connections
-// bring more bytes.
+// linkState is what a Downloader has learned about the network between it and the registry: whether
+// more connections bring more bytes.
 //
-// A blob begins as one stream. When the stream waits for the network most of the time, it is divided. If each range then
-// comes about as fast as the stream did, the network limits each connection, and the blob and later ones use ranges. If
-// the ranges are slower, the connections share a limit, so that ranges only cost more requests, and the blob continues as
-// one stream.
+// A blob begins as one stream. When the stream waits for the network most of the time, it is
+// divided. If each range then comes about as fast as the stream did, the network limits each
+// connection, and the blob and later ones use ranges. If the ranges are slower, the connections
+// share a limit, so that ranges only cost more requests, and the blob continues as one stream.
 type linkState struct {
 	ranges int
 	chunk  int64
@@ -46,7 +47,8 @@ func newLinkState(ranges int, chunk int64) *linkState {
 	return &linkState{ranges: ranges, chunk: chunk, retryDelay: firstRetry}
 }
 
-// begin counts a large blob until end is called, and returns the number of the connection that the blob uses.
+// begin counts a large blob until end is called, and returns the number of the connection that the
+// blob uses.
 func (l *linkState) begin() (connection int, end func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -76,9 +78,10 @@ func (l *linkState) minLatency() time.Duration {
 	return l.latency
 }
 
-// shouldDivide reports whether to try ranges for a stream that waits for the network and comes at rate bytes per second.
-// It does not if as many large blobs are downloaded as a blob may have ranges, because they already use as many
-// connections, or if a range would wait longer for its answer than its bytes take to come.
+// shouldDivide reports whether to try ranges for a stream that waits for the network and comes at
+// rate bytes per second. It does not if as many large blobs are downloaded as a blob may have
+// ranges, because they already use as many connections, or if a range would wait longer for its
+// answer than its bytes take to come.
 func (l *linkState) shouldDivide(rate float64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -104,8 +107,9 @@ func (l *linkState) recordTrial(faster bool) {
 	l.retryDelay = min(2*l.retryDelay, lastRetry)
 }
 
-// trial compares ranges with the stream that they replace. It uses the fastest of several ranges: a range may be slow by
-// chance, and to give up ranges that are faster costs more than to keep ranges that are not.
+// trial compares ranges with the stream that they replace. It uses the fastest of several ranges: a
+// range may be slow by chance, and to give up ranges that are faster costs more than to keep ranges
+// that are not.
 type trial struct {
 	streamRate float64 // bytes per second
 
@@ -118,8 +122,8 @@ func newTrial(streamRate float64, ranges int) *trial {
 	return &trial{streamRate: streamRate, need: max(1, ranges-1)}
 }
 
-// add counts one range, and reports whether the trial is over and ranges are faster. took excludes the shortest latency:
-// a longer wait is caused by other requests.
+// add counts one range, and reports whether the trial is over and ranges are faster. took excludes
+// the shortest latency: a longer wait is caused by other requests.
 func (t *trial) add(bytes int64, took time.Duration) (faster, over bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -139,10 +143,11 @@ type networkWait struct {
 
 func newNetworkWait() *networkWait { return &networkWait{since: time.Now(), cpu: processTime()} }
 
-// read records a Read that returned n bytes after it waited. When the stream has waited for the network in two windows
-// at about the same rate, read reports that and returns the rate in bytes per second. A stream waits for the network in
-// a window if three quarters of the time went by in Read and the process used less than half of the processors. (If the
-// registry is on this machine, busy processors may be what makes it slow.)
+// read records a Read that returned n bytes after it waited. When the stream has waited for the
+// network in two windows at about the same rate, read reports that and returns the rate in bytes
+// per second. A stream waits for the network in a window if three quarters of the time went by in
+// Read and the process used less than half of the processors. (If the registry is on this machine,
+// busy processors may be what makes it slow.)
 func (w *networkWait) read(n int, waited time.Duration) (rate float64, slow bool) {
 	w.bytes += int64(n)
 	w.waited += waited

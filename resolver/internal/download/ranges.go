@@ -20,13 +20,13 @@ import (
 // maxBuffered bounds the memory for ranges of one Downloader, in bytes.
 const maxBuffered = 16 << 20
 
-// minChunks is the number of chunks above which a blob is divided into ranges. If the process is killed, the chunks in
-// memory are lost, which would be too much of a smaller blob.
+// minChunks is the number of chunks above which a blob is divided into ranges. If the process is
+// killed, the chunks in memory are lost, which would be too much of a smaller blob.
 const minChunks = 4
 
-// buffers is the memory for the ranges of one Downloader. Each blob takes its buffers in the order of its bytes, so that
-// a blob which has buffers has one for its next bytes and can always continue. A blob that waits for a buffer therefore
-// waits for one that makes progress.
+// buffers is the memory for the ranges of one Downloader. Each blob takes its buffers in the order
+// of its bytes, so that a blob which has buffers has one for its next bytes and can always
+// continue. A blob that waits for a buffer therefore waits for one that makes progress.
 type buffers struct {
 	size int64
 	free chan []byte // a nil buffer is not allocated yet
@@ -58,7 +58,8 @@ func (b *buffers) get(ctx context.Context) ([]byte, error) {
 
 func (b *buffers) put(buf []byte) { b.free <- buf }
 
-// wakeBytes is the number of new bytes that wake the writer. To wake it for every packet costs more than the download.
+// wakeBytes is the number of new bytes that wake the writer. To wake it for every packet costs more
+// than the download.
 const wakeBytes = 256 << 10
 
 // chunk is a range that is being downloaded. Its goroutine appends bytes, and the writer follows.
@@ -116,8 +117,8 @@ func (c *chunk) drop(b *buffers) {
 	b.put(c.buf[:cap(c.buf)])
 }
 
-// after waits for bytes behind the first written ones and returns them. No bytes and no error mean that the chunk is
-// complete.
+// after waits for bytes behind the first written ones and returns them. No bytes and no error mean
+// that the chunk is complete.
 func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
 	for {
 		var ended bool
@@ -144,8 +145,8 @@ func (c *chunk) after(ctx context.Context, written int64) ([]byte, error) {
 	}
 }
 
-// ranges begins with ranges. If the host answers the first request with the whole blob, the transfer continues with
-// that answer as one stream.
+// ranges begins with ranges. If the host answers the first request with the whole blob, the
+// transfer continues with that answer as one stream.
 func (t *transfer) ranges(ctx context.Context, host *registry.Endpoint) error {
 	t.trial, t.usedRange = nil, true
 	want := t.chunkAt(t.offset)
@@ -166,9 +167,10 @@ func (t *transfer) ranges(ctx context.Context, host *registry.Endpoint) error {
 	return t.parallel(ctx, host, resp, end)
 }
 
-// parallel downloads the missing bytes in several ranges at once and writes them in order. The first range is the body
-// of resp before end; the body may continue behind it. A range whose connection breaks is resumed. If ranges turn out
-// not to be faster, parallel ends without an error before the blob is complete.
+// parallel downloads the missing bytes in several ranges at once and writes them in order. The
+// first range is the body of resp before end; the body may continue behind it. A range whose
+// connection breaks is resumed. If ranges turn out not to be faster, parallel ends without an error
+// before the blob is complete.
 func (t *transfer) parallel(ctx context.Context, host *registry.Endpoint, resp *http.Response, end int64) error {
 	t.stopRanges.Store(false)
 	buf, err := t.buffers.get(ctx)
@@ -203,8 +205,8 @@ type rangeAnswer struct {
 	end  int64
 }
 
-// dispatch starts the ranges one after another. The capacity of slots bounds the ranges that are downloaded or wait to
-// be written. c is the first range, and answer its answer.
+// dispatch starts the ranges one after another. The capacity of slots bounds the ranges that are
+// downloaded or wait to be written. c is the first range, and answer its answer.
 func (t *transfer) dispatch(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer,
 	slots chan struct{}, order chan<- *chunk,
 ) {
@@ -243,8 +245,8 @@ func (t *transfer) dispatch(ctx context.Context, host *registry.Endpoint, c *chu
 	}
 }
 
-// writeInOrder writes the chunks in order. It returns when dispatch has closed order: at the end of the blob, when
-// ranges are stopped, or when the context has ended.
+// writeInOrder writes the chunks in order. It returns when dispatch has closed order: at the end of
+// the blob, when ranges are stopped, or when the context has ended.
 func (t *transfer) writeInOrder(ctx context.Context, slots <-chan struct{}, order <-chan *chunk) error {
 	for c := range order {
 		err := t.writeChunk(ctx, c)
@@ -270,8 +272,8 @@ func (t *transfer) writeChunk(ctx context.Context, c *chunk) error {
 	}
 }
 
-// fill downloads one chunk and resumes it when its connection breaks. answer is the answer to the first request, nil if
-// that has not been sent.
+// fill downloads one chunk and resumes it when its connection breaks. answer is the answer to the
+// first request, nil if that has not been sent.
 func (t *transfer) fill(ctx context.Context, host *registry.Endpoint, c *chunk, answer *rangeAnswer) error {
 	for attempt := 1; ; attempt++ {
 		before := c.filled
@@ -364,8 +366,8 @@ func (t *transfer) measure(ctx context.Context, bytes int64, took time.Duration)
 	}
 }
 
-// decide records whether ranges are faster, until the first time that they are not. Several ranges that fail at the same
-// time count once.
+// decide records whether ranges are faster, until the first time that they are not. Several ranges
+// that fail at the same time count once.
 func (t *transfer) decide(ctx context.Context, faster bool) {
 	if faster && t.stopRanges.Load() || !faster && t.stopRanges.Swap(true) {
 		return

@@ -43,8 +43,8 @@ type transfer struct {
 	stopRanges    atomic.Bool        // ranges are not faster than one stream
 }
 
-// sourceError is an error of the registry. Every other error is one of the store, against which another host or attempt
-// does not help.
+// sourceError is an error of the registry. Every other error is one of the store, against which
+// another host or attempt does not help.
 type sourceError struct{ error }
 
 func (e sourceError) Unwrap() error { return e.error }
@@ -57,8 +57,8 @@ var errRange = errors.New("bad answer to a range")
 // minProgress is the number of new bytes with which an attempt counts as successful.
 const minProgress = 64 << 10
 
-// run writes the missing bytes. It asks the hosts in order, and continues with a host as long as attempts bring new
-// bytes.
+// run writes the missing bytes. It asks the hosts in order, and continues with a host as long as
+// attempts bring new bytes.
 func (t *transfer) run(ctx context.Context) error {
 	if t.offset > t.desc.Size {
 		return fmt.Errorf("the ingest has %d bytes, the blob has %d: %w", t.offset, t.desc.Size, errdefs.ErrDataLoss)
@@ -95,8 +95,8 @@ func (t *transfer) run(ctx context.Context) error {
 	return first
 }
 
-// fromHost downloads from one host until the blob is complete or all attempts have failed. final reports that no other
-// host is to be asked.
+// fromHost downloads from one host until the blob is complete or all attempts have failed. final
+// reports that no other host is to be asked.
 func (t *transfer) fromHost(ctx context.Context, host *registry.Endpoint, last bool) (err error, final bool) {
 	for attempt := 1; ; attempt++ {
 		before := t.offset
@@ -130,7 +130,8 @@ func (t *transfer) fromHost(ctx context.Context, host *registry.Endpoint, last b
 	}
 }
 
-// attempt downloads the missing bytes until the end or an error, in one stream or in ranges as the link suggests.
+// attempt downloads the missing bytes until the end or an error, in one stream or in ranges as the
+// link suggests.
 func (t *transfer) attempt(ctx context.Context, host *registry.Endpoint) error {
 	for {
 		var err error
@@ -150,8 +151,8 @@ func (t *transfer) divisible() bool {
 	return t.buffers != nil && !t.noRanges && t.desc.Size-t.offset > minChunks*t.buffers.size
 }
 
-// single asks for all missing bytes. If the answer is slower than the link may allow, it becomes the first of several
-// ranges.
+// single asks for all missing bytes. If the answer is slower than the link may allow, it becomes
+// the first of several ranges.
 func (t *transfer) single(ctx context.Context, host *registry.Endpoint) error {
 	want := registry.Range{}
 	if !t.noRanges {
@@ -170,8 +171,9 @@ func (t *transfer) single(ctx context.Context, host *registry.Endpoint) error {
 	return err
 }
 
-// get asks for a range of the blob, or for all of it. A status 416 means that the registry's blob is shorter than its
-// descriptor states, or that the registry does not support ranges; a request without a range shows which.
+// get asks for a range of the blob, or for all of it. A status 416 means that the registry's blob
+// is shorter than its descriptor states, or that the registry does not support ranges; a request
+// without a range shows which.
 func (t *transfer) get(ctx context.Context, host *registry.Endpoint, want registry.Range, connection int) (
 	*http.Response, error,
 ) {
@@ -199,7 +201,8 @@ func (t *transfer) get(ctx context.Context, host *registry.Endpoint, want regist
 // decode replaces the body of an answer that has content encodings by the bytes of the blob.
 func (t *transfer) decode(resp *http.Response) error {
 	if resp.StatusCode == http.StatusPartialContent {
-		// A range of an encoded blob is useless. A range with the requested length is one of the blob itself.
+		// A range of an encoded blob is useless. A range with the requested length is one of the
+		// blob itself.
 		if all := encoding.Of(resp.Header); len(all) > 0 && resp.ContentLength < 0 {
 			return fmt.Errorf("a range with content encoding %.50q: %w: %w", all[0], errRange, errdefs.ErrDataLoss)
 		}
@@ -212,8 +215,9 @@ func (t *transfer) decode(resp *http.Response) error {
 	return err
 }
 
-// stream writes the body of resp, the answer to a request for want, which begins at the offset or before. If the rest of
-// the blob is to be divided, it stops, reports that, and leaves the body open.
+// stream writes the body of resp, the answer to a request for want, which begins at the offset or
+// before. If the rest of the blob is to be divided, it stops, reports that, and leaves the body
+// open.
 func (t *transfer) stream(ctx context.Context, host *registry.Endpoint, resp *http.Response,
 	want registry.Range,
 ) (divide bool, err error) {
@@ -285,8 +289,8 @@ func broken(ctx context.Context, host *registry.Endpoint, at, size int64, err er
 	return sourceError{httperror.MarkNetwork(broke, err, host.Host)}
 }
 
-// position makes the body continue at the offset. A 206 must state that it begins there; of a 200, the first bytes are
-// skipped.
+// position makes the body continue at the offset. A 206 must state that it begins there; of a 200,
+// the first bytes are skipped.
 func (t *transfer) position(resp *http.Response, want registry.Range) error {
 	if resp.StatusCode == http.StatusPartialContent {
 		end, err := partial(resp, want, t.desc.Size)
@@ -310,8 +314,8 @@ func (t *transfer) position(resp *http.Response, want registry.Range) error {
 	return nil
 }
 
-// partial checks that a 206 begins where want begins, for an object of size bytes, and returns the offset behind its
-// last byte. The answer may be shorter than want.
+// partial checks that a 206 begins where want begins, for an object of size bytes, and returns the
+// offset behind its last byte. The answer may be shorter than want.
 func partial(resp *http.Response, want registry.Range, size int64) (end int64, err error) {
 	fail := func() (int64, error) {
 		return 0, fmt.Errorf("the answer to %q of %d bytes has Content-Range %.100q and Content-Type %.50q: %w: %w",

@@ -1,11 +1,15 @@
 // Package encoding removes HTTP content encodings from the answers of registries.
 //
-// Tank does not ask for content encodings. A proxy may compress an answer all the same, which has to be undone; or a
-// registry may state as an encoding that a layer is itself gzip, which must not be undone. Only the digest is certain.
+// Tank does not ask for content encodings. A proxy may compress an answer nevertheless, which has
+// to be undone. A registry may also state as an encoding that a layer is itself compressed with
+// gzip, which must not be undone. Only the digest shows which of the two it is.
 //
-// The package owns nothing on disk. Its invariant: it reads and decodes a bounded number of bytes. The surprising rule:
-// whether to decode a blob is a guess; if the digest shows that it was wrong, the caller repeats the request with the
-// other choice.
+// The package owns nothing on disk.
+//
+// Its invariant: it reads and decodes a bounded number of bytes.
+//
+// The surprising rule: whether to decode a blob is a guess. If the digest shows that it was wrong,
+// the caller repeats the request and asks for the other choice.
 package encoding
 
 import (
@@ -26,10 +30,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxCodings is how many encodings are undone, one in the other.
+// maxCodings bounds the nested encodings that are undone.
 const maxCodings = 2
 
-// Of returns the content encodings of an answer, the last one outermost; identity is none.
+// Of returns the content encodings of an answer except identity, in the order in which they were
+// applied.
 func Of(h http.Header) (all []string) {
 	for _, field := range h.Values("Content-Encoding") {
 		for c := range strings.SplitSeq(field, ",") {
@@ -46,10 +51,11 @@ func Of(h http.Header) (all []string) {
 	return all
 }
 
-// decode undoes encodings. No more than the window that decoders have to support is kept in memory (RFC 9659).
+// decode undoes encodings. It keeps no more in memory than the window that every decoder has to
+// support (RFC 9659).
 func decode(all []string, r io.Reader) (io.ReadCloser, error) {
 	if len(all) > maxCodings {
-		return nil, fmt.Errorf("%d content encodings, one in the other", len(all))
+		return nil, fmt.Errorf("%d nested content encodings", len(all))
 	}
 	body := io.NopCloser(r)
 	for i := len(all) - 1; i >= 0; i-- {
@@ -58,7 +64,7 @@ func decode(all []string, r io.Reader) (io.ReadCloser, error) {
 		switch all[i] {
 		case "gzip":
 			body, err = gzip.NewReader(under)
-		case "deflate": // zlib by the standard, and without its header by many servers
+		case "deflate": // zlib by the standard; many servers leave out the header
 			if head, _ := under.Peek(2); isZlib(head) {
 				body, err = zlib.NewReader(under)
 			} else {
@@ -89,8 +95,9 @@ func isCompressed(head []byte) bool {
 	return bytes.HasPrefix(head, []byte{0x1f, 0x8b}) || bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd})
 }
 
-// ReadAll reads all of a small answer, without its encodings unless the bytes as they came hash to want or have
-// none of them.
+// ReadAll reads all of a small answer. It undoes the encodings unless the bytes hash to want or do
+// not have the encodings. A body or its decoded bytes beyond limit, and a damaged encoding, are
+// errors of class errdefs.ErrDataLoss.
 func ReadAll(resp *http.Response, want digest.Digest, limit int64) ([]byte, error) {
 	data, err := readAtMost(resp.Body, limit)
 	all := Of(resp.Header)
@@ -111,21 +118,22 @@ func ReadAll(resp *http.Response, want digest.Digest, limit int64) ([]byte, erro
 	return data, err
 }
 
-// coded is the body of an answer that has encodings: decoded or not, whichever seems right. What the registry sends is
-// bounded. The end and a damaged encoding are errors of class ErrDataLoss, because a reader that has all bytes does not
-// come there, and to the others it shows that it was the wrong choice.
+// coded is the body of an answer that has encodings, decoded or not, whichever seems right. The
+// bytes that it reads from the registry are bounded. The end of the body and a damaged encoding are
+// errors of class errdefs.ErrDataLoss: a reader that has all bytes of the blob does not read the
+// end, and any other has made the wrong choice.
 type coded struct {
 	io.Reader
 	raw     *rawBody
 	codings []string
-	done    io.Closer // frees the decoder; nil without one
+	done    io.Closer // the decoder; nil: the body is not decoded
 }
 
-// rawBody counts what is read of a body, and remembers how that failed.
+// rawBody counts the bytes that are read of a body, and keeps its error.
 type rawBody struct {
 	io.ReadCloser
-	left int64
-	err  error
+	left int64 // bytes that may still be read
+	err  error // nil also at the end
 }
 
 func (b *rawBody) Read(p []byte) (int, error) {
@@ -154,7 +162,7 @@ func (c *coded) Read(p []byte) (int, error) {
 	return n, fmt.Errorf("content encoding %.50q: %w: %w", c.codings, err, errdefs.ErrDataLoss)
 }
 
-// Unwrap returns the body under the encodings.
+// Unwrap returns the body below the encodings.
 func (c *coded) Unwrap() io.ReadCloser { return c.raw.ReadCloser }
 
 func (c *coded) Close() error {
@@ -164,11 +172,12 @@ func (c *coded) Close() error {
 	return c.raw.Close()
 }
 
-// peeked is how much of an encoded body is looked at.
+// peeked is the number of bytes by which an encoded body is judged.
 const peeked = 1 << 10
 
-// Undo makes the body of an answer the bytes of a blob, if the answer has encodings, which it reports. The choice may be
-// wrong: then the bytes do not hash to the digest, and the caller makes the other choice with other.
+// Undo replaces the body of an answer that has content encodings, so that it seems to bring the
+// bytes of the blob, and reports whether the answer has any. If the bytes then do not hash to the
+// digest, the caller asks again with other set, which makes Undo take the other choice.
 func Undo(resp *http.Response, desc ocispec.Descriptor, other bool) (encoded bool, err error) {
 	all := Of(resp.Header)
 	length, size := resp.ContentLength, desc.Size
@@ -177,12 +186,12 @@ func Undo(resp *http.Response, desc ocispec.Descriptor, other bool) (encoded boo
 	}
 	raw := &rawBody{ReadCloser: resp.Body, left: 2*min(size, 1<<60) + 64<<10}
 	under := bufio.NewReaderSize(raw, 4<<10)
-	head, _ := under.Peek(peeked) // less, at the end
+	head, _ := under.Peek(peeked) // fewer bytes if the body is shorter
 	body := &coded{Reader: under, raw: raw, codings: all}
 	switch undo := possible(all, head); {
 	case !undo && length >= 0:
-		return true, fmt.Errorf("content encoding %.50q: %d bytes where %d were announced: %w", all, length, size,
-			errdefs.ErrDataLoss)
+		return true, fmt.Errorf("content encoding %.50q: the body has %d bytes, the blob has %d: %w",
+			all, length, size, errdefs.ErrDataLoss)
 	case undo && (length >= 0 || seemsEncoded(all, head, desc.MediaType) != other):
 		decoded, err := decode(all, under)
 		switch {
@@ -193,13 +202,13 @@ func Undo(resp *http.Response, desc ocispec.Descriptor, other bool) (encoded boo
 		}
 		body.Reader, body.done = decoded, decoded
 		resp.ContentLength = -1
-		resp.Header.Del("Accept-Ranges") // they would be of the encoded bytes
+		resp.Header.Del("Accept-Ranges") // ranges would be ranges of the encoded bytes
 	}
 	resp.Body = body
 	return true, nil
 }
 
-// possible reports whether bytes that begin so may have these encodings.
+// possible reports whether bytes that begin with head may have these encodings.
 func possible(all []string, head []byte) bool {
 	switch all[len(all)-1] {
 	case "gzip", "zstd":
@@ -210,8 +219,8 @@ func possible(all []string, head []byte) bool {
 	return false
 }
 
-// seemsEncoded guesses whether bytes that begin so have to be decoded to become the blob: they are compressed inside as
-// well, or the blob is not meant to be compressed.
+// seemsEncoded guesses whether bytes that begin with head have to be decoded to become the blob: if
+// the decoded bytes are compressed as well, or if the media type is not that of compressed bytes.
 func seemsEncoded(all []string, head []byte, mediaType string) bool {
 	if body, err := decode(all, bytes.NewReader(head)); err == nil {
 		defer body.Close()
@@ -223,6 +232,7 @@ func seemsEncoded(all []string, head []byte, mediaType string) bool {
 	return !strings.HasSuffix(mediaType, "gzip") && !strings.HasSuffix(mediaType, "zstd")
 }
 
+// readAtMost reads everything, but fails beyond limit bytes.
 func readAtMost(r io.Reader, limit int64) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// MarkStatus gives an error the cause that a status stands for. host is the registry that was asked. login is false if
-// a login does not help, as at a server of files to which the registry redirected.
+// MarkStatus gives an error the cause of a status. host is the registry that was asked. login is
+// false if a login does not help, as at a file server to which the registry redirects.
 func MarkStatus(err error, status int, kind, host string, login bool) error {
 	switch {
 	case !login && (status == http.StatusUnauthorized || status == http.StatusForbidden):
@@ -40,13 +40,15 @@ func MarkStatus(err error, status int, kind, host string, login bool) error {
 	return cause.Mark(err, cause.RegistryFailed, host)
 }
 
-// wantsTLS are what servers answer on a port for TLS to a request without TLS, with status 400: Go's, nginx, Apache.
+// wantsTLS are parts of the bodies with which servers (Go, nginx, Apache) answer a plain HTTP
+// request to a TLS port, with status 400.
 var wantsTLS = []string{
-	"HTTP request to an HTTPS server", "plain HTTP request was sent to HTTPS port", "plain HTTP to an SSL-enabled server",
+	"HTTP request to an HTTPS server", "plain HTTP request was sent to HTTPS port",
+	"plain HTTP to an SSL-enabled server",
 }
 
-// ExpectsTLS reports whether an answer to a request without TLS says that the port is for TLS. It reads a part of
-// the body.
+// ExpectsTLS reports whether an answer to a plain HTTP request means that the port expects TLS. It
+// reads a part of the body.
 func ExpectsTLS(resp *http.Response) bool {
 	if resp.StatusCode != http.StatusBadRequest || resp.Request.URL.Scheme != "http" {
 		return false
@@ -60,8 +62,8 @@ func ExpectsTLS(resp *http.Response) bool {
 	return false
 }
 
-// networkCause returns why a request got no answer, or an answer ended too early. It is "" if err
-// has a cause of its own, such as a lack of file descriptors.
+// networkCause returns the cause of a request that got no answer, or whose body broke. It returns
+// "" if err already has a cause, such as a lack of file descriptors.
 func networkCause(err error) cause.Kind {
 	var (
 		timeout  net.Error
@@ -95,7 +97,7 @@ func networkCause(err error) cause.Kind {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return cause.Refused
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.ENETDOWN),
-		errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM): // a firewall of this machine
+		errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM): // by a local firewall
 		return cause.Unreachable
 	case errors.Is(err, ErrStalled), errors.Is(err, context.DeadlineExceeded),
 		errors.As(err, &timeout) && timeout.Timeout():
@@ -109,9 +111,10 @@ func networkCause(err error) cause.Kind {
 	return cause.Network
 }
 
-// MarkNetwork gives err the cause that networkCause finds in what went wrong. host is the one that was asked.
-func MarkNetwork(err, wrong error, host string) error {
-	if kind := networkCause(wrong); kind != "" {
+// MarkNetwork gives err the cause that networkCause finds in origin. host is the one that was
+// asked.
+func MarkNetwork(err, origin error, host string) error {
+	if kind := networkCause(origin); kind != "" {
 		return cause.Mark(err, kind, host)
 	}
 	return err

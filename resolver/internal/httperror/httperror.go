@@ -1,8 +1,13 @@
-// Package httperror makes errors of what goes wrong with an HTTP request: a status, a connection, a certificate.
+// Package httperror makes the errors of HTTP requests: of a status, a connection or a certificate.
 //
-// It owns nothing on disk. Its invariant: an error has an errdefs class and a cause (internal/cause), and contains
-// nothing that the server sent except the status, and no part of the URL except its host: a URL may be signed. The
-// surprising rule: an error of a connection that the caller canceled has no class; it wraps context.Canceled.
+// It owns nothing on disk.
+//
+// Its invariant: an error has an errdefs class and a cause (internal/cause). It contains nothing
+// that the server sent except the status, and no part of the URL except the host, because a URL may
+// be signed.
+//
+// The surprising rule: the error of a request that the caller canceled has no class; it wraps
+// context.Canceled.
 package httperror
 
 import (
@@ -20,7 +25,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
-// Class is the class that a status stands for.
+// Class returns the errdefs class of a status that is not a success.
 func Class(status int) error {
 	switch {
 	case status == http.StatusNotFound || status == http.StatusGone:
@@ -31,54 +36,57 @@ func Class(status int) error {
 		return errdefs.ErrPermissionDenied
 	case status == http.StatusRequestedRangeNotSatisfiable:
 		return errdefs.ErrOutOfRange
-	case status == http.StatusTooManyRequests || status == http.StatusRequestTimeout || status == http.StatusTooEarly || status >= 500:
+	case status == http.StatusTooManyRequests || status == http.StatusRequestTimeout ||
+		status == http.StatusTooEarly || status >= 500:
 		return errdefs.ErrUnavailable
 	}
 	return errdefs.ErrUnknown
 }
 
-// Status gives a response that is no success the class that its status stands for. The reason phrase and the body are the other side's
-// words, and not told.
+// Status is the error for a response that is not a success. It leaves out the reason phrase and the
+// body, because the server chooses them.
 func Status(resp *http.Response, kind, object string) error {
 	err := fmt.Errorf("%s %s from %s: status %d %s: %w", kind, object, resp.Request.URL.Host, resp.StatusCode,
 		http.StatusText(resp.StatusCode), Class(resp.StatusCode))
-	return retry.WithRetryAfter(answered{err, resp.StatusCode}, resp)
+	return retry.WithRetryAfter(statusError{err, resp.StatusCode}, resp)
 }
 
-// answered is the error for a status that is no success.
-type answered struct {
+// statusError is the error for a status.
+type statusError struct {
 	error
 	status int
 }
 
-func (e answered) Unwrap() error { return e.error }
+func (e statusError) Unwrap() error { return e.error }
 
-// ErrStalled is the cause of the end of a request whose body brought next to nothing for a while.
+// ErrStalled is the cause with which a request is canceled whose body stalled.
 var ErrStalled = errors.New("body stalled")
 
-// StatusCode returns the status that Status made err of.
+// StatusCode returns the status of an error that Status made.
 func StatusCode(err error) (status int, ok bool) {
-	var a answered
+	var a statusError
 	ok = errors.As(err, &a)
 	return a.status, ok
 }
 
-// Network is what the transport failed with, without the address: after a redirect that may be a signed one.
-func Network(who string, err error) error {
+// Network is the error for a request that got no answer, or whose body broke: err is the error of
+// the transport, and peer names the other side, as in "registry example.com". The error leaves out
+// the URL, which may be signed.
+func Network(peer string, err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {
 		err = ue.Err
 	}
 	if errors.Is(err, context.Canceled) && !errors.Is(err, ErrStalled) {
-		return fmt.Errorf("%s: %w", who, err)
+		return fmt.Errorf("%s: %w", peer, err)
 	}
-	told := fmt.Errorf("%s: %w: %w", who, err, errdefs.ErrUnavailable)
-	told = MarkNetwork(told, err, who[strings.LastIndexByte(who, ' ')+1:])
+	classed := fmt.Errorf("%s: %w: %w", peer, err, errdefs.ErrUnavailable)
+	classed = MarkNetwork(classed, err, peer[strings.LastIndexByte(peer, ' ')+1:])
 	switch {
 	case errors.As(err, new(*tls.CertificateVerificationError)):
-		return retry.Permanent(told)
-	case cause.Is(told, cause.TLSToHTTP), cause.Is(told, cause.HTTPToTLS):
-		return retry.Permanent(told)
+		return retry.Permanent(classed)
+	case cause.Is(classed, cause.TLSToHTTP), cause.Is(classed, cause.HTTPToTLS):
+		return retry.Permanent(classed)
 	}
-	return told
+	return classed
 }

@@ -14,35 +14,37 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 
-// authorizer answers the challenges of one endpoint. containerd's does not fit: it sends credentials to whatever realm it is told, and keeps
-// tokens without regard to who they were given to.
+// authorizer answers the challenges of one endpoint. containerd's authorizer is not used: it sends
+// credentials to any realm that a challenge names, and caches tokens without the identity for which
+// they were issued.
 type authorizer struct {
 	endpoint    *Endpoint
 	client      *Client
 	credentials *auth.Cache
-	via         string // the registry that redirected to this endpoint; empty for one that is configured
+	via         string // the registry that redirected to this endpoint; "" for a configured endpoint
 }
 
-// proof is what a request was authorized with.
+// presented is what a request presented to be authorized.
 type presented struct {
-	used        bool
-	configured  bool        // hosts.toml has it
-	fresh       bool        // got for this request, so that a refusal is final
-	requirement requirement // what the registry asked for
-	identity    string      // identity of the credential
-	key         tokenKey
-	token       string // empty for basic authentication
-	note        string // why credentials that exist were not used
+	used        bool        // a credential or a token
+	configured  bool        // the header Authorization of hosts.toml
+	fresh       bool        // the token was fetched for this request; a refusal is final
+	requirement requirement // what the registry required
+	identity    string      // of the credential
+	key         tokenKey    // of the token
+	token       string      // "" for basic authentication
+	note        string      // why an existing credential was not used
 }
 
-// host is the name that credentials are looked up by.
+// host returns the name by which credentials are looked up.
 func (a *authorizer) host() string { return auth.CanonicalHost(a.endpoint.Host) }
 
-// cached reports whether the request had a token that was fetched for an earlier one.
+// cached reports whether the request presented a token that was fetched for an earlier request.
 func (p presented) cached() bool { return p.token != "" && !p.fresh }
 
-// origin is what tokens and demands are kept by. What a redirect led to may have been reached with less verification
-// (skip_verify) than when it is pulled from directly, so that is kept apart.
+// origin returns the name by which tokens and requirements are cached. A target of a redirect has
+// its own name: it may have been reached with less verification (skip_verify) than the same host
+// when it is the configured registry.
 func (a *authorizer) origin() string {
 	if a.via != "" {
 		return a.via + " " + a.endpoint.origin().String()
@@ -54,9 +56,9 @@ func (a *authorizer) repositoryKey(repository string) repositoryKey {
 	return repositoryKey{origin: a.origin(), repository: repository}
 }
 
-// authorize sets the Authorization that the endpoint is known to want for a repository; none when nothing is known.
+// authorize sets the header Authorization that the endpoint is known to require for a repository.
 func (a *authorizer) authorize(ctx context.Context, h http.Header, repository string) (presented, error) {
-	if h.Get("Authorization") != "" { // hosts.toml has the last word
+	if h.Get("Authorization") != "" { // hosts.toml takes precedence
 		return presented{configured: true}, nil
 	}
 	d, ok := a.client.tokens.requirement(a.repositoryKey(repository))
@@ -81,14 +83,18 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 	}
 	realm, err := realmURL(a.endpoint.origin(), d.realm)
 	if err != nil {
-		return presented{}, nil //nolint:nilerr // it was of use to another credential; the registry's answer will tell
+		// Another credential did not need the realm. The registry's answer to the request is reported.
+		return presented{}, nil //nolint:nilerr // see above
 	}
 	p := presented{requirement: d}
 	if cred != (auth.Credential{}) && !trusted(a.endpoint.origin(), realm, a.client.opts.Realms[a.host()]) {
-		p.note = fmt.Sprintf("credentials of %s were not sent to the token server %s, which is of another site", a.host(), realm.Host)
+		p.note = fmt.Sprintf("credentials of %s were not sent to the token server %s, which is of another site",
+			a.host(), realm.Host)
 		cred = auth.Credential{}
 	}
-	p.key = tokenKey{origin: a.origin(), realm: d.realm, service: d.service, scope: d.scope, identity: cred.Identity()}
+	p.key = tokenKey{
+		origin: a.origin(), realm: d.realm, service: d.service, scope: d.scope, identity: cred.Identity(),
+	}
 	p.token, p.fresh, err = a.client.tokens.token(ctx, p.key, func() (token string, life time.Duration, err error) {
 		return a.fetchToken(ctx, realm, d, cred)
 	})
@@ -96,10 +102,11 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 		if errdefs.IsUnauthorized(err) {
 			a.credentials.Forget(a.host())
 		}
-		a.client.tokens.dropRequirement(a.repositoryKey(repository)) // the registry may have moved to another token server
+		// The registry may use another token server now.
+		a.client.tokens.dropRequirement(a.repositoryKey(repository))
 		for _, kind := range []cause.Kind{cause.Unauthorized, cause.Forbidden} {
 			if cause.Is(err, kind) {
-				err = cause.Mark(err, kind, a.host()) // a login is one to the registry, not to its token server
+				err = cause.Mark(err, kind, a.host()) // a user logs in to the registry, not to its token server
 			}
 		}
 		return p, fmt.Errorf("registry %s: %w", a.endpoint.Host, a.explain(p, err))
@@ -109,7 +116,7 @@ func (a *authorizer) authorize(ctx context.Context, h http.Header, repository st
 	return p, nil
 }
 
-// explain adds to a refusal why the registry was not shown more than p.
+// explain adds to a refusal why the request presented no more than p.
 func (a *authorizer) explain(p presented, err error) error {
 	if p.note != "" {
 		err = fmt.Errorf("%w (%s)", err, p.note)
@@ -117,7 +124,8 @@ func (a *authorizer) explain(p presented, err error) error {
 	return a.credentials.Explain(a.host(), err)
 }
 
-// challenged learns from the answer 401 to a request that p was sent with. It says whether the request is worth another try.
+// challenged handles the challenges in the headers h of a refusal of a request that presented p. It
+// reports whether the request should be repeated.
 func (a *authorizer) challenged(ctx context.Context, h http.Header, repository string, p presented) (bool, error) {
 	if p.used {
 		if p.token != "" {
@@ -140,16 +148,19 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 		case "basic":
 			basic = true
 		case "bearer":
-			d := requirement{scheme: "bearer", realm: c.params["realm"], service: c.params["service"], scope: c.params["scope"]}
+			d := requirement{
+				scheme: "bearer", realm: c.params["realm"], service: c.params["service"], scope: c.params["scope"],
+			}
 			if d.scope == "" {
 				d.scope = "repository:" + repository + ":pull"
 			}
 			if p.fresh && d == p.requirement {
-				a.client.tokens.dropRequirement(a.repositoryKey(repository)) // the next request begins anew
+				// The next request starts without the requirement.
+				a.client.tokens.dropRequirement(a.repositoryKey(repository))
 				return false, nil
 			}
 			if d.realm == "" && p.cached() {
-				return true, nil // the known token server gave the token that has expired
+				return true, nil // the token has expired; its token server is known
 			}
 			if cred.RegistryToken == "" {
 				if _, err := realmURL(a.endpoint.origin(), d.realm); err != nil {
@@ -168,7 +179,7 @@ func (a *authorizer) challenged(ctx context.Context, h http.Header, repository s
 	if refused != nil {
 		return false, fmt.Errorf("%s: %w", strings.ReplaceAll(refused.Error(), "\n", "; "), errdefs.ErrUnauthenticated)
 	}
-	// Without a challenge, too, a token that was kept may be what is wrong: it expired, or was revoked. The token server
+	// Even without a challenge, a cached token may have expired or been revoked. Its token server
 	// is known.
 	return p.cached() && !basic, nil
 }

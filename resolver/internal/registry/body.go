@@ -10,17 +10,18 @@ import (
 	"time"
 )
 
-// stallBytes is the least that a body has to bring per StallTimeout. A byte now and then is no download.
+// stallBytes is the number of bytes that a body must bring within each StallTimeout. A body with
+// fewer has stalled.
 const stallBytes = 1 << 10
 
-// watched is a body that is given up when it sends next to nothing for a while.
+// watched is a body whose request is canceled when it stalls.
 type watched struct {
 	io.ReadCloser
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 	limit  time.Duration
-	left   time.Duration // of limit, to wait for the next stallBytes in
-	got    int           // bytes of those
+	left   time.Duration // remaining time to wait for the next stallBytes
+	got    int           // how many of these have come
 	fired  atomic.Bool
 }
 
@@ -34,7 +35,8 @@ func watch(body io.ReadCloser, cancel context.CancelCauseFunc, limit time.Durati
 	return w
 }
 
-// Read counts only the time spent waiting for the registry: a slow writer at our side must not end the download.
+// Read counts only the time during which it waits for the registry, so that a slow store does not
+// end a download.
 func (w *watched) Read(p []byte) (int, error) {
 	start := time.Now()
 	w.timer.Reset(w.left)
@@ -51,14 +53,14 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// endWait is how long a body that has brought all bytes is waited for to end.
+// endWait bounds the wait for the end of a body that has brought all bytes.
 const endWait = time.Second
 
-// ReadEnd reads a body that should have no more bytes up to its end, so that the connection can be used again. It
-// returns how many bytes it found.
+// ReadEnd reads the end of a body that should have no more bytes, so that its connection can be
+// reused. It returns the number of bytes that it found, at most one. It waits up to a second.
 func ReadEnd(body io.ReadCloser) int {
 	under := body
-	if c, ok := body.(interface{ Unwrap() io.ReadCloser }); ok { // it decodes
+	if c, ok := body.(interface{ Unwrap() io.ReadCloser }); ok { // a body that is decoded
 		under = c.Unwrap()
 	}
 	if w, ok := under.(*watched); ok {

@@ -5,20 +5,21 @@ import (
 	"strings"
 )
 
-// challenge is one way to authenticate that a registry offers (RFC 9110 section 11.6.1).
+// challenge is one authentication scheme that a registry offers (RFC 9110 section 11.6.1).
 type challenge struct {
 	scheme string // lower case
 	params map[string]string
 }
 
-// maxChallenges bounds how many are looked at, and maxChallenge how long one header line may be.
+// maxChallenges bounds the number of challenges of one answer, and maxChallenge the bytes of one
+// header line.
 const (
 	maxChallenges = 16
 	maxChallenge  = 16 << 10
 )
 
-// challenges reads every WWW-Authenticate line. What follows a fault in a line is left out, as is a challenge that names a parameter twice:
-// two readers might take it for different things.
+// challenges parses every WWW-Authenticate line. It ignores the rest of a line after a syntax
+// error, and a challenge that has a parameter twice, because two parsers might read it differently.
 func challenges(h http.Header) []challenge {
 	var all []challenge
 	for _, line := range h.Values("WWW-Authenticate") {
@@ -32,7 +33,8 @@ func challenges(h http.Header) []challenge {
 	return all
 }
 
-// parseChallenges reads one line: challenges separated by commas, each a scheme followed by parameters that are separated by commas too.
+// parseChallenges parses one line: challenges separated by commas, each a scheme with parameters
+// that are separated by commas as well.
 func parseChallenges(s string) []challenge {
 	var all []challenge
 	for {
@@ -55,9 +57,10 @@ func parseChallenges(s string) []challenge {
 	}
 }
 
-// read takes parameters from s as long as they are parameters, and returns what follows: the next challenge, or nothing.
+// read parses the parameters at the beginning of s and returns the rest, which begins with the next
+// challenge. twice reports a repeated parameter; ok is false after a syntax error.
 func (c *challenge) read(s string) (rest string, twice, ok bool) {
-	// A scheme may have a token68 in the place of parameters: of no use here, but what follows it is.
+	// A scheme may have a token68 instead of parameters. It is skipped.
 	if i := strings.IndexByte(s, ','); i >= 0 && isToken68(strings.TrimRight(s[:i], " \t")) && !next(s[i+1:]) {
 		return s[i:], false, true
 	} else if i < 0 && isToken68(strings.TrimRight(s, " \t")) {
@@ -88,11 +91,15 @@ func (c *challenge) read(s string) (rest string, twice, ok bool) {
 	}
 }
 
-// next says whether s begins with a parameter, and not with a scheme.
+// next reports whether s begins with a parameter and not with a scheme.
 func next(s string) bool {
 	name, rest := token(strings.TrimLeft(s, " \t,"))
 	rest = strings.TrimLeft(rest, " \t")
 	return name != "" && strings.HasPrefix(rest, "=")
+}
+
+func isAlphanumeric(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }
 
 func isToken68(s string) bool {
@@ -102,7 +109,7 @@ func isToken68(s string) bool {
 	}
 	for i := range len(body) {
 		c := body[i]
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~+/", c) >= 0) {
+		if !isAlphanumeric(c) && strings.IndexByte("-._~+/", c) < 0 {
 			return false
 		}
 	}
@@ -114,7 +121,7 @@ func token(s string) (string, string) {
 	i := 0
 	for i < len(s) {
 		c := s[i]
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
+		if !isAlphanumeric(c) && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
 			break
 		}
 		i++
@@ -122,8 +129,9 @@ func token(s string) (string, string) {
 	return s[:i], s[i:]
 }
 
-// parameterValue splits a token or a quoted string off s. Registries write addresses without quotes, so that a value without them ends at a
-// comma or a space. Control characters are no part of any.
+// parameterValue splits a token or a quoted string off s. Some registries send URLs without quotes,
+// so an unquoted value ends at a comma or a space. A value with control characters is a syntax
+// error.
 func parameterValue(s string) (value, rest string, ok bool) {
 	if !strings.HasPrefix(s, `"`) {
 		i := strings.IndexAny(s, ", \t")

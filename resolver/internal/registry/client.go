@@ -1,9 +1,15 @@
-// Package registry sends requests to registries: connections, redirects and authentication.
+// Package registry sends requests to registries. It keeps connections, follows redirects and
+// authenticates.
 //
-// It owns nothing on disk. Its invariant: what belongs to one registry stays there. Headers of hosts.toml, credentials,
-// tokens and client certificates are sent to the host that they are configured for, and to no other that a redirect or
-// a challenge names. The surprising rule: the transport for other hosts checks addresses when it dials them, so that a
-// registry on another machine cannot use this process to reach the loopback or a cloud's metadata service.
+// It owns nothing on disk.
+//
+// Its invariant: the secrets of a registry are sent to that registry only. Headers of hosts.toml,
+// credentials, tokens and client certificates go to the host for which they are configured, and to
+// no host that a redirect or a challenge names.
+//
+// The surprising rule: connections to such other hosts are checked when they are dialed, after the
+// name was resolved. A registry on another machine thus cannot use this process to reach the
+// loopback or a cloud's metadata service.
 package registry
 
 import (
@@ -17,29 +23,34 @@ import (
 
 // Options configure a Client.
 type Options struct {
-	// PlainHTTP speaks HTTP with every registry that no hosts.toml describes. false: only with registries of this machine.
+	// PlainHTTP uses HTTP for every registry that has no hosts.toml. false: only for registries of
+	// this machine.
 	PlainHTTP bool
-	// HostsDir has the hosts.toml files. "": none is read.
+	// HostsDir is the directory of the hosts.toml files. "": none is read.
 	HostsDir string
 	// UserAgent is sent with every request.
 	UserAgent string
-	// StallTimeout is how long a body may bring next to nothing.
+	// StallTimeout is how long a body may bring less than 1 KiB.
 	StallTimeout time.Duration
-	// DocumentTimeout is how long a manifest, a config or a token may take.
+	// DocumentTimeout bounds the download of a manifest, a config or a token, including all
+	// attempts and hosts.
 	DocumentTimeout time.Duration
-	// Retry says how often a request is repeated.
+	// Retry bounds how often a request is repeated.
 	Retry retry.Policy
 	// Credentials finds the credential for a registry. nil: all requests are anonymous.
 	Credentials auth.Source
-	// Warn gets each fault of Credentials once. Several goroutines may call it at once.
+	// Warn receives each error of Credentials once. Several goroutines may call it at once. It must
+	// not be nil if Credentials is not.
 	Warn func(ctx context.Context, text string)
-	// Tokens keeps access tokens. nil: a cache of the client's own.
+	// Tokens caches access tokens. nil: a new cache.
 	Tokens *TokenCache
-	// Realms lists, by registry, the token servers of another site that may be sent its credentials.
+	// Realms lists, by registry, the token servers of other sites that may receive its credentials.
+	// nil: none.
 	Realms map[string][]string
-	// PerHost is how many connections the large blobs of one HTTP/2 host are spread over.
+	// PerHost is the number of connections over which the large blobs of one HTTP/2 host are
+	// spread.
 	PerHost int
-	// Connections keeps connections. nil: the client's own, which its Close closes.
+	// Connections keeps idle connections. nil: new ones, which Close closes.
 	Connections *Connections
 }
 
@@ -50,8 +61,8 @@ type Client struct {
 	credentials *auth.Cache
 	connections *Connections
 
-	mu    sync.Mutex
-	hosts map[string][]*Endpoint // by registry name, as hosts.toml describes them
+	mu    sync.Mutex             // guards hosts
+	hosts map[string][]*Endpoint // by registry name
 }
 
 // New makes a client. It opens no connection.
@@ -67,7 +78,8 @@ func New(opts Options) *Client {
 	return c
 }
 
-// Close closes the idle connections, unless they are those of the options. The client may be used further.
+// Close closes the idle connections, unless Options.Connections keeps them. The client remains
+// usable.
 func (c *Client) Close() {
 	if c.opts.Connections == nil {
 		c.connections.Close()
@@ -75,13 +87,16 @@ func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, hosts := range c.hosts {
-		if slices.ContainsFunc(hosts, fallsBackToHTTP) { // not kept by connections
+		if slices.ContainsFunc(hosts, fallsBackToHTTP) { // their transports are not shared
 			closeIdle(hosts)
 		}
 	}
 }
 
-// Repository finds the hosts of a registry, once for the life of the client: their transports keep connections.
+// Repository returns a repository of a registry. It reads the registry's hosts.toml at the first
+// call for the registry.
+//
+// Class: errdefs.ErrInvalidArgument if the hosts.toml or its certificates cannot be used.
 func (c *Client) Repository(ctx context.Context, registry, path string) (*Repository, error) {
 	c.mu.Lock()
 	hosts, ok := c.hosts[registry]

@@ -14,29 +14,33 @@ import (
 	"time"
 )
 
-// Limits on what a Connections remembers.
+// Limits of a Connections.
 const (
 	maxRegistries   = 64
-	forgetRegistry  = 5 * time.Minute // after its last use; its idle connections have ended long before
+	forgetRegistry  = 5 * time.Minute // after its last use; by then its idle connections have been closed
 	idleConnTimeout = 90 * time.Second
 )
 
-// Connections keeps open connections for the next request, of another resolver too if it is shared: a pull after a pull needs no handshake. It is
-// only shared among resolvers whose hosts.toml and certificates for a registry are the same; what belongs to a user, such as a token, is sent
-// with each request and no matter of the connection, but for client certificates, which are compared. The zero value has none.
+// Connections keeps idle connections for later requests, also of other clients that share it, so
+// that a second pull needs no handshake. Two clients share the connections to a registry only if
+// its hosts.toml and certificates, including client certificates, are the same for both.
+// Credentials and tokens belong to requests and not to connections. The zero value has no
+// connections and is ready to use.
 type Connections struct {
-	mu         sync.Mutex
+	mu         sync.Mutex // guards registries
 	registries []*registryTransports
 }
 
-// connected are the transports to the hosts of one registry as one hosts.toml describes them.
+// registryTransports are the transports to the hosts of one registry, as one hosts.toml describes
+// them.
 type registryTransports struct {
 	key   string
 	hosts []*Endpoint
 	used  time.Time
 }
 
-// Close closes the connections that nobody uses. Those in use are closed when they have been idle for a while, or by another Close.
+// Close closes the idle connections. A connection that is in use is closed later, when it has been
+// idle for a while or by another Close.
 func (c *Connections) Close() {
 	c.mu.Lock()
 	registries := c.registries
@@ -54,18 +58,21 @@ func closeIdle(hosts []*Endpoint) {
 	}
 }
 
-// fallsBack says whether a host may be talked to by HTTP where it has no HTTPS, which is remembered by its transport. Somebody else may not want that, so
-// it is not shared.
+// fallsBackToHTTP reports whether the transport of a host uses HTTP if the host has no HTTPS, and
+// remembers that. Such a transport is not shared, because another client may not allow HTTP.
 func fallsBackToHTTP(e *Endpoint) bool { return e.direct.single }
 
-// resolvedHere says whether a registry may lead to this machine because it was found on it. Where its name, or a proxy's, leads the next time is
-// another matter, so that it is not kept for other pulls.
+// foundOnLoopback reports whether a registry may lead to this machine because it was found here.
+// Its name, or that of a proxy, may resolve to another machine the next time, so its transports are
+// not kept for other clients.
 func foundOnLoopback(e *Endpoint) bool { return e.loopback.Load() }
 
-// namedHere says whether a host is this machine by its name, whoever asks.
+// namedLoopback reports whether a host has a loopback name, which never resolves to another
+// machine.
 func namedLoopback(e *Endpoint) bool { return isLoopback(e.Host) }
 
-// share gives hosts the transports of those that were configured alike, or keeps theirs for who comes later.
+// share replaces the transports of hosts by those of a registry with the same configuration. If
+// there is none, it keeps the transports of hosts for later clients.
 func (c *Connections) share(key string, hosts []*Endpoint) {
 	if slices.ContainsFunc(hosts, fallsBackToHTTP) {
 		return
@@ -74,7 +81,8 @@ func (c *Connections) share(key string, hosts []*Endpoint) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.registries = slices.DeleteFunc(c.registries, func(r *registryTransports) bool {
-		return now.Sub(r.used) > forgetRegistry || slices.ContainsFunc(r.hosts, foundOnLoopback) && !slices.ContainsFunc(r.hosts, namedLoopback)
+		return now.Sub(r.used) > forgetRegistry ||
+			slices.ContainsFunc(r.hosts, foundOnLoopback) && !slices.ContainsFunc(r.hosts, namedLoopback)
 	})
 	for _, r := range c.registries {
 		if r.key == key && slices.EqualFunc(r.hosts, hosts, sameConnection) {
@@ -89,8 +97,10 @@ func (c *Connections) share(key string, hosts []*Endpoint) {
 		c.registries = slices.Delete(c.registries, 0, 1)
 	}
 	kept := make([]*Endpoint, len(hosts))
-	for i, e := range hosts { // without what is a resolver's own
-		kept[i] = &Endpoint{RegistryHost: e.RegistryHost, tls: e.tls, loopback: e.loopback, direct: e.direct, others: e.others}
+	for i, e := range hosts { // without the authorizer, which belongs to the client
+		kept[i] = &Endpoint{
+			RegistryHost: e.RegistryHost, tls: e.tls, loopback: e.loopback, direct: e.direct, others: e.others,
+		}
 	}
 	c.registries = append(c.registries, &registryTransports{key: key, hosts: kept, used: now})
 }
@@ -99,7 +109,7 @@ func sameConnection(a, b *Endpoint) bool {
 	return a.Scheme == b.Scheme && a.Host == b.Host && sameTLS(a.tls, b.tls)
 }
 
-// sameTLS compares what hosts.toml and certificate files can set.
+// sameTLS compares the fields that hosts.toml and certificate files set.
 func sameTLS(a, b *tls.Config) bool {
 	if a == nil || b == nil {
 		return a == b
@@ -110,23 +120,27 @@ func sameTLS(a, b *tls.Config) bool {
 		})
 }
 
-// connectionsKey is what connections to a registry depend on beside hosts, roots and certificates.
-// hosts is the content of hosts.toml, because it has dial timeouts that a transport does not expose.
+// connectionsKey contains what the connections to a registry depend on, except hosts, authorities
+// and certificates. It contains the content of hosts.toml because of the dial timeouts, which
+// cannot be read from a transport.
 func (c *Client) connectionsKey(name string, hosts []byte) string {
-	return fmt.Sprintf("%s %t %d %d %x", name, c.opts.PlainHTTP, c.opts.StallTimeout, c.opts.PerHost, sha256.Sum256(hosts))
+	return fmt.Sprintf("%s %t %d %d %x",
+		name, c.opts.PlainHTTP, c.opts.StallTimeout, c.opts.PerHost, sha256.Sum256(hosts))
 }
 
-// lanes are transports that differ in nothing but their connections. HTTP/2 puts all requests to a host on one connection, which may be slower than
-// the way: its window, what packets it loses, or what a server allows each connection. HTTP/1 has a connection for each request as it
-// is, and stays in the first lane, where they find idle ones.
+// transportSet is a set of transports that differ only in their connections. HTTP/2 sends all
+// requests to a host over one connection, which may be slower than the network: because of its
+// window, of lost packets, or because the server limits each connection. Requests with different
+// numbers therefore use different transports. HTTP/1 opens connections as it needs them, so its
+// requests always use the first transport, which has the idle ones.
 type transportSet struct {
 	first  http.RoundTripper
-	base   *http.Transport // at the bottom of first
-	single bool            // first is more than base, so that there are no others
+	base   *http.Transport // first, or what first wraps
+	single bool            // first wraps base and cannot be copied
 
-	mu    sync.Mutex
-	more  []*http.Transport // from the second on
-	http1 map[string]bool   // hosts that answered with it
+	mu    sync.Mutex        // guards the fields below
+	more  []*http.Transport // the second and later transports
+	http1 map[string]bool   // hosts that answered with HTTP/1
 }
 
 func newTransportSet(first http.RoundTripper, base *http.Transport) *transportSet {
@@ -134,52 +148,53 @@ func newTransportSet(first http.RoundTripper, base *http.Transport) *transportSe
 	return &transportSet{first: first, base: base, single: !ok || t != base, http1: map[string]bool{}}
 }
 
-// lane is the transport number n, from 0, for u.
-func (l *transportSet) transport(u *url.URL, n int) http.RoundTripper {
-	if n == 0 || l.single || u.Scheme == "http" {
-		return l.first
+// transport returns the transport number n, from 0, for requests to u.
+func (s *transportSet) transport(u *url.URL, n int) http.RoundTripper {
+	if n == 0 || s.single || u.Scheme == "http" {
+		return s.first
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.http1[u.Host] {
-		return l.first
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.http1[u.Host] {
+		return s.first
 	}
-	for len(l.more) < n {
-		l.more = append(l.more, l.base.Clone())
+	for len(s.more) < n {
+		s.more = append(s.more, s.base.Clone())
 	}
-	return l.more[n-1]
+	return s.more[n-1]
 }
 
-// learn keeps in mind how u's host answered.
-func (l *transportSet) recordProtocol(u *url.URL, resp *http.Response) {
+// recordProtocol records with which protocol the host of u answered.
+func (s *transportSet) recordProtocol(u *url.URL, resp *http.Response) {
 	if u.Scheme == "http" {
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case resp.ProtoMajor >= 2:
-		delete(l.http1, u.Host)
-	case !l.http1[u.Host]:
-		if len(l.http1) >= maxRegistries { // redirects may name as many as they like
-			clear(l.http1)
+		delete(s.http1, u.Host)
+	case !s.http1[u.Host]:
+		if len(s.http1) >= maxRegistries { // redirects may name any number of hosts
+			clear(s.http1)
 		}
-		l.http1[u.Host] = true
+		s.http1[u.Host] = true
 	}
 }
 
-// failed takes note of how a request got no answer. Idle connections as old as its own may be as dead, and each would cost an attempt.
-func (l *transportSet) closeIdleAfter(ctx context.Context, err error) {
+// closeIdleAfter closes the idle connections after a request failed with a temporary error. They
+// may be dead as well, and each would cost an attempt.
+func (s *transportSet) closeIdleAfter(ctx context.Context, err error) {
 	if ctx.Err() == nil && retry.IsTemporary(err) {
-		l.closeIdle()
+		s.closeIdle()
 	}
 }
 
-func (l *transportSet) closeIdle() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.base.CloseIdleConnections()
-	for _, t := range l.more {
+func (s *transportSet) closeIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.base.CloseIdleConnections()
+	for _, t := range s.more {
 		t.CloseIdleConnections()
 	}
 }

@@ -67,8 +67,8 @@ func TestConnectionsApart(t *testing.T) {
 	}
 }
 
-// TestConnectionsFallBack: who wants HTTPS does not get the transport of somebody who takes HTTP as well, nor does anybody what another one's
-// transport found out about that.
+// TestConnectionsFallBack: who wants HTTPS does not get the transport of somebody who takes HTTP as
+// well, nor does anybody what another one's transport found out about that.
 func TestConnectionsFallBack(t *testing.T) {
 	const name = "r.example.com:5000"
 	dir := registrytest.CertsDir(t, name, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
@@ -91,7 +91,8 @@ func TestConnectionsFallBack(t *testing.T) {
 	}
 }
 
-// TestConnectionsHere: that a registry was found on this machine, so that it may lead here, is not known to pulls that did not find it there.
+// TestConnectionsHere: that a registry was found on this machine, so that it may lead here, is not
+// known to pulls that did not find it there.
 func TestConnectionsHere(t *testing.T) {
 	const name = "r.example.com:5000"
 	for _, tc := range []struct {

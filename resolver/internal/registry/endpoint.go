@@ -25,29 +25,33 @@ import (
 
 // Limits on a connection.
 const (
-	maxHeaderBytes  = 256 << 10 // of one answer, all of its informational answers included
-	maxIdleConns    = 16        // per host: more than blobs and ranges at once would open a new one each time
+	maxHeaderBytes  = 256 << 10 // of one answer, including its informational answers
+	maxIdleConns    = 16        // per host; with fewer, parallel downloads would keep opening new ones
 	dialTimeout     = 30 * time.Second
 	dialKeepAlive   = 30 * time.Second
-	http2PingAfter  = 15 * time.Second // of silence; finds connections that a firewall forgot
+	http2PingAfter  = 15 * time.Second // without a frame; detects connections that a firewall has dropped
 	http2PingAnswer = 15 * time.Second
-	http2Buffer     = 2 << 20 // of one stream, in memory when we are slower than the network
+	http2Buffer     = 2 << 20 // bytes of one stream that are buffered when the network is faster than this process
 )
 
-// Endpoint is one host that may serve a registry: a mirror that hosts.toml names, or the registry itself.
+// Endpoint is one host that may serve a registry: a mirror that hosts.toml names, or the registry
+// itself.
 type Endpoint struct {
 	docker.RegistryHost
-	direct   *transportSet // for the host itself; may hold a client certificate
-	others   *transportSet // for every other origin; holds none, and does not connect to where nobody should be sent
-	tls      *tls.Config
-	loopback *atomic.Bool // one of home was found on this machine, and foreign may connect to it; of all hosts of a registry together
+	direct *transportSet // to the host itself; may have a client certificate
+	others *transportSet // to other origins; has no client certificate, and refuses some addresses
+	tls    *tls.Config
+	// loopback is set when a direct connection has reached a loopback address. The registry is then
+	// on this machine, and others may connect to loopback addresses. All hosts of a registry share
+	// it.
+	loopback *atomic.Bool
 	auth     *authorizer
 }
 
-// origin is the endpoint as an address without path.
+// origin returns the URL of the host without a path.
 func (e *Endpoint) origin() *url.URL { return &url.URL{Scheme: e.Scheme, Host: e.Host} }
 
-// way is what may talk to u.
+// transportsFor returns the transports for requests to u.
 func (e *Endpoint) transportsFor(u *url.URL) *transportSet {
 	if sameOrigin(u, e.origin()) {
 		return e.direct
@@ -55,14 +59,14 @@ func (e *Endpoint) transportsFor(u *url.URL) *transportSet {
 	return e.others
 }
 
-// endpoints reads the hosts of a registry by the rules of containerd's hosts.toml.
+// endpoints returns the hosts of a registry, by the rules of containerd's hosts.toml.
 func (c *Client) endpoints(ctx context.Context, name string) (all []*Endpoint, err error) {
-	var local atomic.Bool
-	plain := map[*http.Client]*http.Transport{} // what may later hide inside a fallback to HTTP
+	var loopback atomic.Bool
+	plain := map[*http.Client]*http.Transport{} // because containerd may wrap them in a fallback to HTTP
 	opts := config.HostOptions{
 		UpdateClient: func(h *http.Client) error {
 			if t, ok := h.Transport.(*http.Transport); ok {
-				c.tune(t, &local)
+				c.tune(t, &loopback)
 				plain[h] = t
 			}
 			return nil
@@ -94,11 +98,14 @@ func (c *Client) endpoints(ctx context.Context, name string) (all []*Endpoint, e
 		t := plain[h.Client]
 		if t == nil {
 			t = docker.DefaultHTTPTransport(&tls.Config{})
-			c.tune(t, &local)
+			c.tune(t, &loopback)
 		}
-		e := &Endpoint{RegistryHost: h, direct: newTransportSet(h.Client.Transport, t), tls: t.TLSClientConfig, loopback: &local}
-		foreign := checkedTransport(t, e.origin(), &local)
-		e.others = newTransportSet(foreign, foreign)
+		e := &Endpoint{
+			RegistryHost: h, direct: newTransportSet(h.Client.Transport, t),
+			tls: t.TLSClientConfig, loopback: &loopback,
+		}
+		checked := checkedTransport(t, e.origin(), &loopback)
+		e.others = newTransportSet(checked, checked)
 		e.auth = &authorizer{endpoint: e, client: c, credentials: c.credentials}
 		all = append(all, e)
 	}
@@ -106,43 +113,47 @@ func (c *Client) endpoints(ctx context.Context, name string) (all []*Endpoint, e
 	return all, nil
 }
 
-// hostsError is the error for files of a hosts directory that cannot be used; err names the file.
+// hostsError is the error for a hosts.toml or certificate that cannot be used; err names the file.
 func hostsError(registry string, err error) error {
 	if !errdefs.IsInvalidArgument(err) {
-		err = fmt.Errorf("%v: %w", err, errdefs.ErrInvalidArgument) // no class of a file's
+		err = fmt.Errorf("%v: %w", err, errdefs.ErrInvalidArgument) // instead of the class of a file error
 	}
 	return cause.Mark(fmt.Errorf("hosts of %s: %w", registry, err), cause.Configuration, "")
 }
 
-// tune sets what containerd's transport leaves open. It may be called twice for one transport.
-func (c *Client) tune(t *http.Transport, local *atomic.Bool) {
-	t.ForceAttemptHTTP2 = true // containerd's own dialer turns it off
+// tune sets the fields of a transport that containerd leaves at their zero values.
+func (c *Client) tune(t *http.Transport, loopback *atomic.Bool) {
+	t.ForceAttemptHTTP2 = true // a transport with its own dialer does not attempt it by default
 	t.DisableCompression = true
 	t.MaxResponseHeaderBytes = maxHeaderBytes
 	t.ResponseHeaderTimeout = c.opts.StallTimeout
 	t.TLSHandshakeTimeout = min(10*time.Second, c.opts.StallTimeout)
 	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.IdleConnTimeout = 4*maxIdleConns, maxIdleConns, idleConnTimeout
-	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: http2PingAfter, PingTimeout: http2PingAnswer, MaxReceiveBufferPerStream: http2Buffer}
+	t.HTTP2 = &http.HTTP2Config{
+		SendPingTimeout: http2PingAfter, PingTimeout: http2PingAnswer, MaxReceiveBufferPerStream: http2Buffer,
+	}
 	dial := t.DialContext
 	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err == nil {
 			if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
-				local.Store(true)
+				loopback.Store(true)
 			}
 		}
 		return conn, err
 	}
 }
 
-// foreignTransport is t for other origins than home. A registry names these, in redirects and as token servers, so it must not use us to
-// reach what only we can reach: addresses are checked when they are dialled, after the name was resolved.
-func checkedTransport(t *http.Transport, home *url.URL, local *atomic.Bool) *http.Transport {
+// checkedTransport returns a copy of t for origins other than that of the registry. The registry
+// chooses these origins, in redirects and as token servers, and must not use this process to reach
+// hosts that only this machine can reach. The transport therefore checks each address when it dials
+// it, after the name was resolved.
+func checkedTransport(t *http.Transport, registry *url.URL, loopback *atomic.Bool) *http.Transport {
 	f := t.Clone()
 	if f.TLSClientConfig != nil {
 		f.TLSClientConfig.Certificates, f.TLSClientConfig.GetClientCertificate = nil, nil
 	}
-	var proxies sync.Map // what the environment configured is not the registry's choice
+	var proxies sync.Map // addresses of proxies: the environment chooses them, not the registry
 	if proxy := f.Proxy; proxy != nil {
 		f.Proxy = func(req *http.Request) (*url.URL, error) {
 			u, err := proxy(req)
@@ -152,29 +163,30 @@ func checkedTransport(t *http.Transport, home *url.URL, local *atomic.Bool) *htt
 			return u, err
 		}
 	}
-	own, _ := netip.ParseAddr(home.Hostname())
-	free := net.Dialer{Timeout: dialTimeout, KeepAlive: dialKeepAlive}
-	checked := free
+	known, _ := netip.ParseAddr(registry.Hostname())
+	unchecked := net.Dialer{Timeout: dialTimeout, KeepAlive: dialKeepAlive}
+	checked := unchecked
 	checked.Control = func(_, address string, _ syscall.RawConn) error {
 		ap, err := netip.ParseAddrPort(address)
 		if err != nil {
 			return err
 		}
-		if ap.Addr().Unmap() == own.Unmap() {
+		if ap.Addr().Unmap() == known.Unmap() {
 			return nil
 		}
-		return checkAddress(ap.Addr(), local.Load())
+		return checkAddress(ap.Addr(), loopback.Load())
 	}
 	f.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if _, ok := proxies.Load(addr); ok {
-			return free.DialContext(ctx, network, addr)
+			return unchecked.DialContext(ctx, network, addr)
 		}
 		return checked.DialContext(ctx, network, addr)
 	}
 	return f
 }
 
-// metadataServers give credentials of the machine to whoever asks, and are not link-local.
+// metadataServers give the machine's credentials to every process that asks. Those with link-local
+// addresses are not listed.
 var metadataServers = []netip.Addr{
 	netip.MustParseAddr("fd00:ec2::254"),   // AWS
 	netip.MustParseAddr("100.100.100.200"), // Alibaba Cloud
@@ -184,18 +196,19 @@ var metadataServers = []netip.Addr{
 
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// refusedAddress is the reason of a connection that was not made. Another try would not be made either.
+// refusedAddress is the error for an address to which no connection is made.
 func refusedAddress(a netip.Addr) error {
-	return retry.Permanent(fmt.Errorf("address %s: a registry may not lead there", a))
+	return retry.Permanent(fmt.Errorf("address %s: a registry must not lead to it", a))
 }
 
-// checkAddress refuses where no registry on another machine may send us. local says that the registry is on this machine, which may.
-func checkAddress(a netip.Addr, local bool) error {
+// checkAddress refuses an address to which a registry must not lead. Only a registry on this
+// machine may lead to a loopback address.
+func checkAddress(a netip.Addr, loopback bool) error {
 	a = a.Unmap().WithZone("")
 	if b := a.As16(); nat64.Contains(a) {
 		a = netip.AddrFrom4([4]byte(b[12:]))
 	}
-	if a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsLoopback() && !local {
+	if a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsLoopback() && !loopback {
 		return refusedAddress(a)
 	}
 	for _, m := range metadataServers {
@@ -206,7 +219,8 @@ func checkAddress(a netip.Addr, local bool) error {
 	return nil
 }
 
-// isLoopback says whether a registry name is this machine's own, so that HTTP is no risk.
+// isLoopback reports whether the name of a registry is a loopback name or address. HTTP to such a
+// registry does not leave the machine.
 func isLoopback(name string) bool {
 	host := name
 	if h, _, err := net.SplitHostPort(name); err == nil {

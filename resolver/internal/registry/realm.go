@@ -10,31 +10,34 @@ import (
 	"golang.org/x/net/publicsuffix"
 )
 
-// realmURL reads the address of a token server that a registry at home named. It refuses what nobody would mean: another scheme than HTTP, HTTP
-// for a registry that has HTTPS, an address with a user in it. Where it leads is checked when it is dialled. A registry
-// behind a gateway that ends TLS may name its own host with HTTP; that is read as HTTPS.
-func realmURL(home *url.URL, realm string) (*url.URL, error) {
+// realmURL parses the URL of a token server that the challenge of a registry names. It refuses a
+// scheme other than HTTP and HTTPS, HTTP for a registry that uses HTTPS, and a URL with a user. The
+// address is checked when it is dialed. A registry behind a gateway that terminates TLS may name
+// its own host with HTTP; realmURL turns this into HTTPS.
+func realmURL(registry *url.URL, realm string) (*url.URL, error) {
 	if realm == "" {
 		return nil, errors.New("challenge without realm")
 	}
 	u, err := url.Parse(realm)
 	if err != nil {
-		return nil, errors.New("realm is not a URL") // the parser's words quote it
+		return nil, errors.New("realm is not a URL") // the parser's error would quote it
 	}
 	switch {
 	case u.Scheme != "https" && u.Scheme != "http" || u.Opaque != "" || u.Hostname() == "":
-		return nil, errors.New("realm is not an address of HTTP")
+		return nil, errors.New("realm is not an HTTP URL")
 	case u.User != nil:
-		return nil, errors.New("realm names a user")
+		return nil, errors.New("realm contains a user")
 	}
-	if home.Scheme == "https" && u.Scheme == "http" && sameHost(home, u) {
-		u.Scheme, u.Host = "https", home.Host // the registry does not know that TLS ends before it
+	if registry.Scheme == "https" && u.Scheme == "http" && sameHost(registry, u) {
+		u.Scheme, u.Host = "https", registry.Host
 	}
-	if home.Scheme == "https" && u.Scheme != "https" {
-		return nil, fmt.Errorf("realm at %s is not HTTPS, but the registry is", u.Host)
+	if registry.Scheme == "https" && u.Scheme != "https" {
+		return nil, fmt.Errorf("realm at %s uses HTTP, but the registry uses HTTPS", u.Host)
 	}
-	if a, err := netip.ParseAddr(u.Hostname()); err == nil && u.Hostname() != home.Hostname() {
-		// Early, so that a proxy is not asked to go there either. A registry's name says nothing about the loopback; the dialler knows.
+	if a, err := netip.ParseAddr(u.Hostname()); err == nil && u.Hostname() != registry.Hostname() {
+		// Before the request, because a proxy would dial without this check. Whether the registry
+		// is on this machine is not known yet, so a loopback address is allowed here; the dialer
+		// checks it.
 		if err := checkAddress(a, true); err != nil {
 			return nil, err
 		}
@@ -43,25 +46,28 @@ func realmURL(home *url.URL, realm string) (*url.URL, error) {
 	return u, nil
 }
 
-// sameHost reports whether a realm without TLS is on the host of the registry, on the port of HTTP or of the registry.
-func sameHost(home, realm *url.URL) bool {
-	return strings.EqualFold(home.Hostname(), realm.Hostname()) && (port(realm) == "80" || port(realm) == port(home))
+// sameHost reports whether a realm with HTTP is on the host of the registry, at port 80 or at the
+// port of the registry.
+func sameHost(registry, realm *url.URL) bool {
+	return strings.EqualFold(registry.Hostname(), realm.Hostname()) &&
+		(port(realm) == "80" || port(realm) == port(registry))
 }
 
-// realmPairs are registries whose token server is on another site, as their operators document it.
+// realmPairs are registries with token servers on other sites, as their operators document.
 var realmPairs = map[string]string{
 	"docker.io":            "auth.docker.io",
 	"registry-1.docker.io": "auth.docker.io",
 }
 
-// trusted says whether a token server may get the user's credentials for a registry: it is the same host and port, a pair that is known or
-// configured, or a host of the same site, which is the registrable domain as browsers know it. Names without such a domain, and
-// addresses, have to be equal.
-func trusted(home, realm *url.URL, configured []string) bool {
-	if sameOrigin(home, realm) || strings.EqualFold(home.Host, realm.Host) && realm.Scheme == "https" {
+// trusted reports whether a token server may receive the credentials for a registry: if it has the
+// same host and port, if the pair is known or configured, or if both are hosts of the same site. A
+// site is a registrable domain, as browsers determine it; names without such a domain, and
+// addresses, must be equal.
+func trusted(registry, realm *url.URL, configured []string) bool {
+	if sameOrigin(registry, realm) || strings.EqualFold(registry.Host, realm.Host) && realm.Scheme == "https" {
 		return true
 	}
-	if realmPairs[strings.ToLower(home.Host)] == strings.ToLower(realm.Host) {
+	if realmPairs[strings.ToLower(registry.Host)] == strings.ToLower(realm.Host) {
 		return true
 	}
 	for _, host := range configured {
@@ -69,7 +75,7 @@ func trusted(home, realm *url.URL, configured []string) bool {
 			return true
 		}
 	}
-	return sameSite(home.Hostname(), realm.Hostname())
+	return sameSite(registry.Hostname(), realm.Hostname())
 }
 
 func sameSite(a, b string) bool {

@@ -32,8 +32,9 @@ func respond(r *http.Request, status int, location string) *http.Response {
 
 var secrets = []string{"Authorization", "Cookie", "X-Registry-Key", "Proxy-Authorization"}
 
-// TestD01Redirects: what a registry is told stays there. Every row is a chain of addresses; only those before the first of another origin may see
-// secrets and the client certificate. Location absolute and relative is row D03.
+// TestD01Redirects: what a registry is told stays there. Every row is a chain of addresses; only
+// those before the first of another origin may see secrets and the client certificate. Location
+// absolute and relative is row D03.
 func TestD01Redirects(t *testing.T) {
 	const a = "https://r.example.com"
 	for _, status := range []int{301, 302, 303, 307, 308} {
@@ -116,7 +117,7 @@ func TestD04Addresses(t *testing.T) {
 	away := checkedTransport(&http.Transport{}, registrytest.MustURL("https://93.184.216.34"), &local)
 	for _, u := range []string{other.URL, "http://169.254.169.254/latest", "http://0.0.0.0:1/", "http://[::1]:1/"} {
 		req, _ := http.NewRequest("GET", u, nil)
-		if _, err := away.RoundTrip(req); err == nil || retry.IsTemporary(httperror.Network("x", err)) || !strings.Contains(err.Error(), "may not lead there") {
+		if _, err := away.RoundTrip(req); err == nil || retry.IsTemporary(httperror.Network("x", err)) || !strings.Contains(err.Error(), "must not lead to it") {
 			t.Errorf("%s: %v", u, err)
 		}
 	}

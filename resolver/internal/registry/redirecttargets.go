@@ -9,42 +9,42 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 
-// maxGuests bounds how many origins one request gets tokens for.
+// maxRedirectTargets bounds the number of origins for which one request fetches tokens.
 const maxRedirectTargets = 3
 
-// guests are the other registries that a request is redirected to: a registry may be no more than a name in front of
-// them. One that wants a token gets an anonymous one of its own. Credentials, and tokens that were given for them, are
-// for the registry of the reference and its mirrors alone.
+// redirectTargets are the other registries to which a request is redirected. A target that asks for
+// a token gets an anonymous one of its own. Credentials, and the tokens that credentials obtained,
+// are sent only to the registry of the reference and to its mirrors.
 type redirectTargets struct {
 	repo  *Repository
-	host  *Endpoint // whose redirects are followed
-	known map[string]*authorization
+	host  *Endpoint                 // the host that redirects
+	known map[string]*authorization // by origin
 }
 
 func (p *Repository) redirectTargets(host *Endpoint) *redirectTargets {
 	return &redirectTargets{repo: p, host: host, known: map[string]*authorization{}}
 }
 
-// at returns the registry at u; nil for one too many.
-func (g *redirectTargets) target(u *url.URL) *authorization {
-	if g == nil {
+// target returns the authorization for the registry at u, nil if there are already too many.
+func (r *redirectTargets) target(u *url.URL) *authorization {
+	if r == nil {
 		return nil
 	}
 	origin := u.Scheme + "://" + strings.ToLower(u.Hostname()) + ":" + port(u)
-	other := g.known[origin]
+	other := r.known[origin]
 	if other == nil {
-		if len(g.known) == maxRedirectTargets {
+		if len(r.known) == maxRedirectTargets {
 			return nil
 		}
 		e := &Endpoint{
 			RegistryHost: docker.RegistryHost{Scheme: u.Scheme, Host: u.Host, Path: "/v2"},
-			direct:       g.host.others, others: g.host.others,
+			direct:       r.host.others, others: r.host.others,
 		}
-		e.auth = &authorizer{endpoint: e, client: g.repo.client, credentials: auth.NewCache(nil, nil), via: g.host.Host}
+		e.auth = &authorizer{endpoint: e, client: r.repo.client, credentials: auth.NewCache(nil, nil), via: r.host.Host}
 		other = &authorization{auth: e.auth}
-		g.known[origin] = other
+		r.known[origin] = other
 	}
-	other.repository = cmp.Or(repositoryIn(u.Path), g.repo.Path)
+	other.repository = cmp.Or(repositoryIn(u.Path), r.repo.Path)
 	return other
 }
 

@@ -19,60 +19,63 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
-// Repository is one repository with the hosts that may serve it, mirrors first.
+// Repository is a repository with the hosts that may serve it, mirrors first.
 type Repository struct {
 	client   *Client
-	Registry string // name in the reference, which mirrors are told
+	Registry string // the name in the reference; mirrors receive it as the parameter ns
 	Path     string
 	Hosts    []*Endpoint
 }
 
-// Retry says how often a request to the repository is repeated.
+// Retry returns how often a request to the repository is repeated.
 func (p *Repository) Retry() retry.Policy { return p.client.opts.Retry }
 
-// DocumentTimeout is how long a document of the repository may take.
+// DocumentTimeout returns how long the download of a manifest or a config may take.
 func (p *Repository) DocumentTimeout() time.Duration { return p.client.opts.DocumentTimeout }
 
-// Range is the part of an object that a request asks for: all of it, the bytes from start on, or those before end too.
+// Range is a range of bytes of an object. The zero value is the whole object.
 type Range struct {
 	Start int64
-	End   int64 // behind the last byte; 0 is the object's end
+	End   int64 // behind the last byte; 0: the end of the object
 }
 
-// Header returns the value of the header Range, "" for the whole object.
-func (s Range) Header() string {
+// Header returns the value of the HTTP header Range, "" for the whole object.
+func (r Range) Header() string {
 	switch {
-	case s.End > 0:
-		return "bytes=" + strconv.FormatInt(s.Start, 10) + "-" + strconv.FormatInt(s.End-1, 10)
-	case s.Start > 0:
-		return "bytes=" + strconv.FormatInt(s.Start, 10) + "-"
+	case r.End > 0:
+		return "bytes=" + strconv.FormatInt(r.Start, 10) + "-" + strconv.FormatInt(r.End-1, 10)
+	case r.Start > 0:
+		return "bytes=" + strconv.FormatInt(r.Start, 10) + "-"
 	}
 	return ""
 }
 
-// maxTries bounds the requests of one get. Each registry on the way may be asked without a token, with one that turns
-// out to be stale, and with a fresh one.
+// maxTries bounds the requests of one Get. The registry and each target of a redirect may get
+// three: without a token, with a token that has expired, and with a new one.
 const maxTries = 3 * (1 + maxRedirectTargets)
 
-// request is what a registry and those that it redirects to are sent.
+// request is what a registry and the targets of its redirects are sent.
 type request struct {
-	common     http.Header      // for everybody
-	hostOnly   http.Header      // for the registry alone; may have secrets
-	targets    *redirectTargets // tokens for others; nil: none
-	connection int              // requests of different lanes do not share a connection
+	common     http.Header      // for all hosts
+	hostOnly   http.Header      // for the registry only; may contain secrets
+	targets    *redirectTargets // tokens for other hosts; nil: none
+	connection int              // number of the connection; see transportSet
 }
 
-// Get asks one host for kind ("manifests" or "blobs") and object. The response has status 200 or 206, and a body that
-// fails when it stalls; the caller closes it, and looks at its encodings.
-func (p *Repository) Get(ctx context.Context, host *Endpoint, kind, object, accept string, want Range, lane int) (*http.Response, error) {
+// Get asks one host for an object of a kind ("manifests" or "blobs"). connection is the number of the connection, from
+// 0. The response has the status 200 or 206, and its body fails when it stalls. The caller closes the body and handles
+// its content encodings.
+func (p *Repository) Get(ctx context.Context, host *Endpoint, kind, object, accept string, want Range,
+	connection int,
+) (*http.Response, error) {
 	u := url.URL{Scheme: host.Scheme, Host: host.Host, Path: path.Join("/", host.Path, p.Path, kind, object)}
 	if host.Host != p.Registry && (p.Registry != "docker.io" || host.Host != "registry-1.docker.io") {
-		u.RawQuery = url.Values{"ns": {p.Registry}}.Encode() // a mirror of several registries has to be told which
+		u.RawQuery = url.Values{"ns": {p.Registry}}.Encode() // for a mirror of several registries
 	}
-	req := request{common: http.Header{}, targets: p.redirectTargets(host), connection: lane}
+	req := request{common: http.Header{}, targets: p.redirectTargets(host), connection: connection}
 	req.common.Set("User-Agent", p.client.opts.UserAgent)
 	req.common.Set("Accept", accept)
-	// Digests and sizes are those of the bytes on the wire.
+	// Digests and sizes describe the bytes without a content encoding.
 	req.common.Set("Accept-Encoding", "identity")
 	if r := want.Header(); r != "" {
 		req.common.Set("Range", r)
@@ -82,29 +85,33 @@ func (p *Repository) Get(ctx context.Context, host *Endpoint, kind, object, acce
 		for key, values := range host.Header {
 			req.hostOnly[http.CanonicalHeaderKey(key)] = append([]string(nil), values...)
 		}
-		own := &authorization{auth: host.auth, repository: p.Path, query: u.RawQuery}
-		if err := own.authorize(ctx, req.hostOnly); err != nil {
+		first := &authorization{auth: host.auth, repository: p.Path, query: u.RawQuery}
+		if err := first.authorize(ctx, req.hostOnly); err != nil {
 			return nil, err
 		}
-		resp, home, err := p.send(ctx, host, &u, req)
+		resp, direct, err := p.send(ctx, host, &u, req)
 		if err != nil {
 			return nil, err
 		}
-		log.G(ctx).WithFields(log.Fields{"host": host.Host, "path": u.Path, "status": resp.StatusCode, "range": want.Header()}).Debug("registry answered")
+		log.G(ctx).WithFields(log.Fields{
+			"host": host.Host, "path": u.Path, "status": resp.StatusCode, "range": want.Header(),
+		}).Debug("registry answered")
 		if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
 		}
-		asks, asked, login := own, host.auth.host(), true
-		if !home {
+		asks, asked, login := first, host.auth.host(), true
+		if !direct {
 			if asks = req.targets.target(resp.Request.URL); asks != nil {
 				asked = asks.auth.host()
 			}
-			login = asks != nil && (asks.presented.used || len(challenges(resp.Header)) > 0) // else it serves files
+			// A host that neither got a token nor sends a challenge is a file server.
+			login = asks != nil && (asks.presented.used || len(challenges(resp.Header)) > 0)
 		}
 		answer := httperror.MarkStatus(httperror.Status(resp, kind, object), resp.StatusCode, kind, asked, login)
 		if httperror.ExpectsTLS(resp) {
-			text := "registry %s: it speaks TLS, and HTTP without TLS was spoken to it: %w"
-			answer = retry.Permanent(cause.Mark(fmt.Errorf(text, host.Host, errdefs.ErrUnavailable), cause.HTTPToTLS, ""))
+			text := "registry %s: the port expects TLS, but the request was plain HTTP: %w"
+			answer = fmt.Errorf(text, host.Host, errdefs.ErrUnavailable)
+			answer = retry.Permanent(cause.Mark(answer, cause.HTTPToTLS, ""))
 		}
 		drain(resp)
 		err = asks.refused(ctx, resp, answer)
@@ -120,37 +127,38 @@ func (p *Repository) Get(ctx context.Context, host *Endpoint, kind, object, acce
 // maxRedirects bounds the redirects that one request follows.
 const maxRedirects = 10
 
-// send sends one request and follows its redirects. The headers of the host's own go to that host alone. Once a
-// redirect has led to another host they are sent no more, even if a later one leads back. home is true if no redirect
-// led away.
+// send sends one request and follows its redirects. It sends the headers of hostOnly to the host
+// only. After a redirect to another origin it does not send them any more, even if a later redirect
+// returns to the host. direct reports that no redirect led to another origin.
 //
-// net/http would follow by itself, but it keeps Authorization for other ports and for subdomains, and knows one transport with one client
-// certificate for all.
+// net/http would follow redirects as well, but it sends Authorization to other ports and to
+// subdomains, and it uses one transport with one client certificate for all hosts.
 func (p *Repository) send(ctx context.Context, host *Endpoint, u *url.URL, req request) (
-	resp *http.Response, home bool, err error,
+	resp *http.Response, direct bool, err error,
 ) {
-	home = true
+	direct = true
 	for hop := 0; ; hop++ {
 		h := req.common.Clone()
-		way := host.others
-		if home {
-			way = host.direct
+		set := host.others
+		if direct {
+			set = host.direct
 			for key, values := range req.hostOnly {
 				h[key] = values
 			}
 		} else if err := req.targets.target(u).authorize(ctx, h); err != nil {
 			return nil, false, err
 		}
-		resp, err := p.once(ctx, host, way.transport(u, req.connection), u, h)
+		resp, err := p.once(ctx, host, set.transport(u, req.connection), u, h)
 		if err != nil {
-			way.closeIdleAfter(ctx, err)
-			return nil, home, err
+			set.closeIdleAfter(ctx, err)
+			return nil, direct, err
 		}
-		way.recordProtocol(u, resp)
+		set.recordProtocol(u, resp)
 		switch resp.StatusCode {
-		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+			http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		default:
-			return resp, home, nil
+			return resp, direct, nil
 		}
 		location := resp.Header.Get("Location")
 		drain(resp)
@@ -160,22 +168,23 @@ func (p *Repository) send(ctx context.Context, host *Endpoint, u *url.URL, req r
 		}
 		if err != nil {
 			err = fmt.Errorf("registry %s: %w: %w", host.Host, err, errdefs.ErrUnavailable)
-			return nil, home, retry.Permanent(cause.Mark(err, cause.RegistryFailed, host.Host))
+			return nil, direct, retry.Permanent(cause.Mark(err, cause.RegistryFailed, host.Host))
 		}
-		home = home && sameOrigin(next, host.origin())
+		direct = direct && sameOrigin(next, host.origin())
 		u = next
 	}
 }
 
-// redirect is where location leads from u. Its errors tell no part of a signed address but the host.
+// redirect resolves a Location header relative to u. Its errors contain no part of the URL except
+// the host, because the URL may be signed.
 func redirect(u *url.URL, location string) (*url.URL, error) {
 	if location == "" {
-		return nil, errors.New("redirect to nowhere")
+		return nil, errors.New("redirect without Location")
 	}
 	next, err := u.Parse(location)
 	switch {
 	case err != nil:
-		return nil, errors.New("redirect to what is not a URL")
+		return nil, errors.New("the Location of a redirect is not a URL")
 	case next.Scheme != "http" && next.Scheme != "https" || next.Hostname() == "":
 		return nil, fmt.Errorf("redirect to scheme %.20q", next.Scheme)
 	case next.Scheme == "http" && u.Scheme == "https":
@@ -185,13 +194,15 @@ func redirect(u *url.URL, location string) (*url.URL, error) {
 	return next, nil
 }
 
-// once sends one request without following anything.
-func (p *Repository) once(ctx context.Context, host *Endpoint, t http.RoundTripper, u *url.URL, h http.Header) (*http.Response, error) {
+// once sends one request and follows no redirect.
+func (p *Repository) once(ctx context.Context, host *Endpoint, t http.RoundTripper, u *url.URL, h http.Header) (
+	*http.Response, error,
+) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		cancel(nil)
-		return nil, fmt.Errorf("registry %s: not a request: %w", host.Host, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("registry %s: the URL is not valid: %w", host.Host, errdefs.ErrInvalidArgument)
 	}
 	req.Header = h
 	resp, err := t.RoundTrip(req)
@@ -203,13 +214,14 @@ func (p *Repository) once(ctx context.Context, host *Endpoint, t http.RoundTripp
 	return resp, nil
 }
 
-// drain reads a little of an answer that is of no interest, so that its connection can be used again.
+// drain reads the beginning of a body that nobody needs, so that its connection can be reused, and
+// closes it.
 func drain(resp *http.Response) {
 	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
 	resp.Body.Close()
 }
 
-// NoHostError is the error for a registry whose hosts.toml allows to pull from none of its hosts.
+// NoHostError is the error for a registry whose hosts.toml allows pulls from none of its hosts.
 func (p *Repository) NoHostError() error {
 	err := fmt.Errorf("registry %s: hosts.toml allows pulls from no host: %w", p.Registry, errdefs.ErrNotFound)
 	return cause.Mark(err, cause.Configuration, p.client.opts.HostsDir)

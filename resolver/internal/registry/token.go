@@ -21,21 +21,22 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
-// Limits on what a token server may answer.
+// Limits of the answer of a token server.
 const (
 	maxTokenAnswer = 256 << 10        // bytes of the JSON document
-	maxToken       = 64 << 10         // bytes of the token in it, which goes into a header
-	defaultExpiry  = 60 * time.Second // when the server does not say (distribution's token specification)
+	maxToken       = 64 << 10         // bytes of the token, which is sent in a header
+	defaultExpiry  = 60 * time.Second // if the server states none (distribution's token specification)
 	maxExpiry      = time.Hour
-	maxSkew        = 10 * time.Second // how long before its end a token is not used any more; at most a quarter of its life
+	maxSkew        = 10 * time.Second // a token is not used in the last part of its life: maxSkew, at most a quarter
 	maxEntries     = 1024
 )
 
-// TokenCache keeps access tokens until they expire, and remembers how registries want to be asked. It may be shared by any number of
-// resolvers and goroutines: an entry belongs to one registry, token server, service, scope and credential, so nobody gets what
-// another user's credential was given. It lives in memory alone.
+// TokenCache caches access tokens until they expire, and which authentication registries require.
+// Any number of resolvers and goroutines may share it: an entry belongs to one registry, token
+// server, service, scope and credential, so that no user gets a token of another one. It exists
+// only in memory. Make it with NewTokenCache.
 type TokenCache struct {
-	mu           sync.Mutex
+	mu           sync.Mutex // guards the fields below and what is in them
 	tokens       map[tokenKey]*tokenEntry
 	requirements map[repositoryKey]requirement
 }
@@ -47,19 +48,19 @@ func NewTokenCache() *TokenCache {
 
 type tokenKey struct {
 	origin, realm, service, scope string
-	identity                      string // of the credential; empty is anonymous
+	identity                      string // of the credential; "" is anonymous
 }
 
 type tokenEntry struct {
-	sem   chan struct{} // held by the one who asks the token server
+	sem   chan struct{} // of capacity one; held while the token server is asked
 	token string
 	until time.Time
 }
 
-// place is what a challenge is remembered for.
+// repositoryKey names a repository of one registry.
 type repositoryKey struct{ origin, repository string }
 
-// demand is how a registry wants to be asked for a repository.
+// requirement is the authentication that a registry requires for a repository.
 type requirement struct {
 	scheme                string // "bearer" or "basic"
 	realm, service, scope string
@@ -87,8 +88,11 @@ func (c *TokenCache) dropRequirement(p repositoryKey) {
 	delete(c.requirements, p)
 }
 
-// token returns the token of key: a cached one, or what ask gets. Several callers ask once. fresh says that it was not cached.
-func (c *TokenCache) token(ctx context.Context, key tokenKey, ask func() (string, time.Duration, error)) (token string, fresh bool, err error) {
+// token returns the token of key: the cached one, or the one that ask returns with its life. Only
+// one of several callers asks, and the others wait. fresh reports that the token was not cached.
+func (c *TokenCache) token(ctx context.Context, key tokenKey, ask func() (string, time.Duration, error)) (
+	token string, fresh bool, err error,
+) {
 	e := c.entry(key)
 	select {
 	case e.sem <- struct{}{}:
@@ -102,7 +106,7 @@ func (c *TokenCache) token(ctx context.Context, key tokenKey, ask func() (string
 	if token != "" && time.Now().Before(until) {
 		return token, false, nil
 	}
-	asked := time.Now() // a token's life is counted from before the server began to
+	asked := time.Now() // the life of the token begins at the earliest possible time
 	token, life, err := ask()
 	if err != nil {
 		return "", false, err
@@ -119,7 +123,7 @@ func (c *TokenCache) entry(key tokenKey) *tokenEntry {
 	e := c.tokens[key]
 	if e == nil {
 		if len(c.tokens) >= maxEntries {
-			clear(c.tokens) // who holds an entry goes on with it; the next one asks again
+			clear(c.tokens) // whoever holds an entry continues to use it
 		}
 		e = &tokenEntry{sem: make(chan struct{}, 1)}
 		c.tokens[key] = e
@@ -127,7 +131,7 @@ func (c *TokenCache) entry(key tokenKey) *tokenEntry {
 	return e
 }
 
-// drop forgets a token that the registry refused, unless it was replaced meanwhile.
+// drop forgets a token that the registry refused, unless it has been replaced.
 func (c *TokenCache) drop(key tokenKey, token string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -136,7 +140,7 @@ func (c *TokenCache) drop(key tokenKey, token string) {
 	}
 }
 
-// fetchToken asks a token server: with a refresh token by POST (OAuth2), else by GET, with basic authentication if cred has a name.
+// fetchToken fetches a token from a token server, within the document timeout.
 func (a *authorizer) fetchToken(ctx context.Context, realm *url.URL, d requirement, cred auth.Credential) (
 	token string, life time.Duration, err error,
 ) {
@@ -161,11 +165,11 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d requirement
 	req.Header.Set("Accept-Encoding", "identity")
 	ctx, cancel := context.WithCancelCause(req.Context())
 	defer cancel(nil)
-	way := a.endpoint.transportsFor(realm)
+	transports := a.endpoint.transportsFor(realm)
 	resp, err := a.tokenClient(realm, cred).Do(req.WithContext(ctx))
 	if err != nil {
 		err = httperror.Network("token server "+realm.Host, err)
-		way.closeIdleAfter(ctx, err)
+		transports.closeIdleAfter(ctx, err)
 		return "", 0, err
 	}
 	resp.Body = watch(resp.Body, cancel, a.client.opts.StallTimeout)
@@ -187,11 +191,12 @@ func (a *authorizer) askToken(ctx context.Context, realm *url.URL, d requirement
 	return token, life, nil
 }
 
-// tokenClient is a client for one request to a token server. A password or a refresh token follows redirects within the
-// origin of the realm only. An anonymous request is redirected to wherever a registry may redirect: the realm may be at
-// a gateway, in front of the token server.
+// tokenClient returns a client for one request to a token server. A request with a password or a
+// refresh token follows redirects only within the origin of the realm. An anonymous request follows
+// every redirect that a registry may use, because the realm may be a gateway in front of the token
+// server.
 func (a *authorizer) tokenClient(realm *url.URL, cred auth.Credential) *http.Client {
-	return &http.Client{Transport: endpointTransport{a.endpoint}, CheckRedirect: func(next *http.Request, via []*http.Request) error {
+	check := func(next *http.Request, via []*http.Request) error {
 		switch u := next.URL; {
 		case len(via) >= maxRedirects:
 			return errors.New("too many redirects")
@@ -202,20 +207,26 @@ func (a *authorizer) tokenClient(realm *url.URL, cred auth.Credential) *http.Cli
 		}
 		next.Header.Del("Referer")
 		return nil
-	}}
+	}
+	return &http.Client{Transport: endpointTransport{a.endpoint}, CheckRedirect: check}
 }
 
-// ways sends each request by the transport for its origin.
+// endpointTransport sends each request over the transport for its origin.
 type endpointTransport struct{ *Endpoint }
 
-func (w endpointTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return w.transportsFor(req.URL).first.RoundTrip(req)
+func (t endpointTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return t.transportsFor(req.URL).first.RoundTrip(req)
 }
 
+// tokenRequest makes the request for a token: with a refresh token a POST (OAuth2), otherwise a
+// GET, with basic authentication if cred has a user name.
 func tokenRequest(ctx context.Context, realm *url.URL, d requirement, cred auth.Credential) (*http.Request, error) {
 	scopes := strings.Fields(d.scope)
 	if cred.IdentityToken != "" {
-		form := url.Values{"grant_type": {"refresh_token"}, "service": {d.service}, "client_id": {"tank"}, "refresh_token": {cred.IdentityToken}}
+		form := url.Values{
+			"grant_type": {"refresh_token"}, "service": {d.service}, "client_id": {"tank"},
+			"refresh_token": {cred.IdentityToken},
+		}
 		if len(scopes) > 0 {
 			form.Set("scope", strings.Join(scopes, " "))
 		}
@@ -241,9 +252,10 @@ func tokenRequest(ctx context.Context, realm *url.URL, d requirement, cred auth.
 	return req, err
 }
 
-// tokenRefused classifies an answer without token. Its body is not told: it may hold anything.
+// tokenRefused is the error for an answer without a token. It does not contain the body, which may
+// hold secrets.
 func tokenRefused(resp *http.Response, host string) error {
-	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // so that the connection can be used again
+	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // so that the connection can be reused
 	class := httperror.Class(resp.StatusCode)
 	switch resp.StatusCode {
 	case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed:
@@ -258,7 +270,7 @@ func tokenRefused(resp *http.Response, host string) error {
 	return retry.WithRetryAfter(err, resp)
 }
 
-// readToken takes the token and its life out of a token server's answer.
+// readToken returns the token in the answer of a token server, and its life.
 func readToken(data []byte) (string, time.Duration, error) {
 	var a struct {
 		Token       string   `json:"token"`
@@ -266,7 +278,8 @@ func readToken(data []byte) (string, time.Duration, error) {
 		ExpiresIn   *float64 `json:"expires_in"`
 	}
 	if err := json.Unmarshal(data, &a); err != nil {
-		return "", 0, fmt.Errorf("the answer is not a token document: %w", errdefs.ErrDataLoss) // it may hold a token
+		// The error does not contain the answer, which may hold a token.
+		return "", 0, fmt.Errorf("the answer is not a token document: %w", errdefs.ErrDataLoss)
 	}
 	token := a.Token
 	if token == "" {
@@ -278,7 +291,7 @@ func readToken(data []byte) (string, time.Duration, error) {
 	case len(token) > maxToken:
 		return "", 0, fmt.Errorf("token of %d bytes is larger than %d: %w", len(token), maxToken, errdefs.ErrDataLoss)
 	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
-		return "", 0, fmt.Errorf("the token has characters that no token has: %w", errdefs.ErrDataLoss)
+		return "", 0, fmt.Errorf("the token has characters that a token must not have: %w", errdefs.ErrDataLoss)
 	}
 	life := defaultExpiry
 	if a.ExpiresIn != nil {

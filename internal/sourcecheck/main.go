@@ -40,6 +40,7 @@ func check(root string) ([]string, error) {
 	faults = append(faults, t.brokenLinks()...)
 	faults = append(faults, t.missingPaths()...)
 	faults = append(faults, t.missingDecisions()...)
+	faults = append(faults, t.unlistedDecisions()...)
 	faults = append(faults, t.missingTests()...)
 	faults = append(faults, t.missingCases()...)
 	faults = append(faults, t.unlisted()...)

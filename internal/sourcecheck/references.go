@@ -83,6 +83,18 @@ func (t *tree) missingDecisions() (faults []string) {
 	}, ".go", ".md")
 }
 
+// unlistedDecisions returns the decision records that docs/adr/README.md does not link to.
+func (t *tree) unlistedDecisions() (faults []string) {
+	const index = "docs/adr/README.md"
+	for _, name := range t.files(".md") {
+		file, ok := strings.CutPrefix(name, "docs/adr/")
+		if ok && name != index && !strings.Contains(t.text[index], "]("+file+")") {
+			faults = append(faults, fmt.Sprintf("%s: no link to %s", index, file))
+		}
+	}
+	return faults
+}
+
 // missingTests returns the tests and fuzz targets that documents name and that do not exist. A name that ends with * is
 // the beginning of some test's name.
 func (t *tree) missingTests() (faults []string) {

@@ -87,6 +87,7 @@ func TestReferences(t *testing.T) {
 		"x/x.go":               "package x\n\n// See docs/adr/0012 and docs/a.md (ADR 12), not other/docs/b.\n",
 		"x/x_test.go":          "package x\n\nfunc TestGood(t *testing.T) {}\n",
 		"docs/architecture.md": "| `x` | x |\n",
+		"docs/adr/README.md":   "[It](0012-it.md)\n",
 		"docs/cases.md":        "| A1 | x |\n| D2 | x |\n",
 		"x/cases_test.go":      "package x\n\n// See A1, D02 and C1 as bytes.\n",
 		"bin/skipped.md":       "[x](none.md)\n",
@@ -99,6 +100,7 @@ func TestReferences(t *testing.T) {
 		"path":     {"x/y.go", "// docs/none.md\n", "x/y.go:1: docs/none.md does not exist"},
 		"decision": {"x/y.go", "// ADR 13\n", "x/y.go:1: 13 is the number of no decision record"},
 		"broken":   {"x/y.go", "// ADR\n// 13\n", "x/y.go:2: 13 is the number of no decision record"},
+		"unlisted": {"docs/adr/0013-new.md", "# New\n", "docs/adr/README.md: no link to 0013-new.md"},
 		"test":     {"docs/c.md", "`TestNone`\n", "docs/c.md:1: no test is called TestNone"},
 		"case":     {"x/y.go", "// A case (E13).\n", "x/y.go: case E13 is no row of docs/cases.md"},
 		"tests":    {"docs/c.md", "`TestNo*`\n", "docs/c.md:1: no test is called TestNo"},
@@ -176,6 +178,7 @@ func TestPackages(t *testing.T) {
 		"b/testdata/hello/h.go":  "package main\n",
 		"b/absent.go":            "package b\n\n// DESIGN section 8.\n",
 		"docs/adr/0001-first.md": "# First\n",
+		"docs/adr/README.md":     "[First](0001-first.md)\n",
 	})
 	faults, err := check(root)
 	if err != nil {

@@ -113,7 +113,7 @@ func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, mi
 	}
 	img, err = p.answer(ctx, rec)
 	if err == nil && !p.opts.NoSync {
-		err = p.t.snapshots.Sync(ctx) // what an earlier pull did not wait for
+		err = p.t.snapshots.Layers().Sync(ctx) // what an earlier pull did not wait for
 	}
 	return img, nil, err
 }
@@ -130,7 +130,7 @@ func (p *pull) answer(ctx context.Context, rec named) (*Image, error) {
 		return img, p.keep(ctx, rec, *c, img)
 	}
 	if !p.opts.NoRootfs {
-		img.Rootfs, err = p.t.snapshots.Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest)
+		img.Rootfs, err = p.t.snapshots.Layers().Rootfs(ctx, metadata.ImageHolder(rec.Ref), c.Manifest.Digest)
 	}
 	if err == nil && !rec.Untagged && (p.opts.NoRootfs || c.Rootfs) {
 		return img, nil
@@ -169,7 +169,7 @@ func (p *pull) keep(ctx context.Context, rec named, c metadata.Platform, img *Im
 	}
 	if err := p.alive(func() (err error) {
 		if !p.opts.NoRootfs {
-			img.Rootfs, err = p.t.snapshots.Rootfs(ctx, p.holder, c.Manifest.Digest)
+			img.Rootfs, err = p.t.snapshots.Layers().Rootfs(ctx, p.holder, c.Manifest.Digest)
 			if err != nil && !errdefs.IsNotFound(err) {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
 // ContainerdContent is the content store of a containerd that keeps its own, beside the blobs of the root.
@@ -23,7 +24,7 @@ type ContainerdContent interface {
 }
 
 // layersFrom returns where layers are read from, and sets what the snapshot store has to ask containerd.
-func layersFrom(own *content.Store, containerd ContainerdContent, opts *snapshot.Options) snapshot.Blobs {
+func layersFrom(own *content.Store, containerd ContainerdContent, opts *snapshot.Options) layer.Blobs {
 	if containerd == nil {
 		return own
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
 // renewEvery is how often a running pull says that it is alive.
@@ -223,7 +223,7 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 		return nil, err
 	}
 	if !p.opts.NoSync {
-		if err := p.t.snapshots.Sync(ctx); err != nil {
+		if err := p.t.snapshots.Layers().Sync(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -237,7 +237,7 @@ func platformOf(i *resolver.Image) metadata.Platform {
 }
 
 func (p *pull) assemble(ctx context.Context, c metadata.Platform, layers []metadata.Layer) (string, error) {
-	path, err := p.t.snapshots.Assemble(ctx, p.holder, c.Manifest.Digest, layers, &snapshot.AssembleOptions{
+	path, err := p.t.snapshots.Layers().Assemble(ctx, p.holder, c.Manifest.Digest, layers, &layer.AssembleOptions{
 		Consume: !p.t.daemon, NoSync: p.opts.NoSync,
 	})
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/ocilayout"
 	"github.com/tank-snapshotter/tank/internal/rootlock"
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
 // Rebuilt is what a Rebuild found.
@@ -80,7 +80,7 @@ type rebuild struct {
 	old     *metadata.Salvaged
 	blobs   []metadata.Blob // that are intact
 	damaged []string        // paths of blobs that are not
-	dirs    *snapshot.Recovered
+	dirs    *layer.Recovered
 	index   []ocispec.Descriptor // of index.json
 	badFile bool                 // index.json can't be read, or not wholly
 }
@@ -96,7 +96,7 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 	if r.blobs, r.damaged, err = content.Recover(ctx, r.root); err != nil {
 		return err
 	}
-	if r.dirs, err = snapshot.Recover(ctx, r.root); err != nil {
+	if r.dirs, err = layer.Recover(ctx, r.root); err != nil {
 		return err
 	}
 	r.daemon = r.daemon || r.hadDaemon()

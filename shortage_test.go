@@ -21,7 +21,7 @@ import (
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -236,16 +236,16 @@ func TestSlowDownloadOfContainerd(t *testing.T) {
 	t.Parallel()
 	requireRoot(t)
 	reg := registrytest.New(t)
-	layer, id := noise(t, reg, 1)
-	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{id})
+	blob, id := noise(t, reg, 1)
+	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{blob}, []digest.Digest{id})
 	r := newRoot(t, true)
 	r.with(t, func(tk *tank.Tank) {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		tk.Snapshots().Announce([]snapshot.Layer{{Blob: layer, DiffID: id}})
-		ref := "default/1/layer-" + layer.Digest.String()
+		tk.Snapshots().Layers().Announce([]layer.Pair{{Blob: blob, DiffID: id}})
+		ref := "default/1/layer-" + blob.Digest.String()
 		w, err := tk.Content().For(metadata.Containerd).Writer(ctx,
-			content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: layer.Size}))
+			content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Size: blob.Size}))
 		must(t, err)
 		_, err = w.Write([]byte("these are not the bytes of the layer"))
 		must(t, err)

@@ -160,7 +160,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	})
 	t.content, err = content.Open(root, t.db, &content.Options{
 		ReadOnly:   t.readOnly,
-		OnIngest:   func(d digest.Digest) { t.snapshots.Ingested(d) },
+		OnIngest:   func(d digest.Digest) { t.snapshots.Layers().Ingested(d) },
 		OnGarbage:  func(digest.Digest) { t.sweeper.soon() },
 		LiveHolder: t.live,
 		OnShortage: t.makeRoom,
@@ -185,7 +185,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		return nil, err
 	}
 	if t.daemon {
-		t.snapshots.CompareAll()
+		t.snapshots.Layers().CompareAll()
 		err = t.recordDaemon(recorded)
 	}
 	return t, err
@@ -281,7 +281,7 @@ func (t *Tank) Close() error {
 	}
 	if t.snapshots != nil {
 		if t.daemon && !t.readOnly {
-			errs = append(errs, t.snapshots.Sync(context.Background()))
+			errs = append(errs, t.snapshots.Layers().Sync(context.Background()))
 		}
 		errs = append(errs, t.snapshots.Close())
 	}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
 // unpacking is what happens to the layers of one pull while they are fetched. What fails ends the fetch.
@@ -24,7 +24,7 @@ type unpacking struct {
 	rootfs string // an intact one that is here, so that nothing has to be unpacked
 
 	mu   sync.Mutex // guards the fields below
-	want map[digest.Digest][]snapshot.Layer
+	want map[digest.Digest][]layer.Pair
 	recs map[digest.Digest]metadata.Layer // by diff ID
 	err  error                            // what ended the work
 }
@@ -32,7 +32,7 @@ type unpacking struct {
 func newUnpacking(ctx context.Context, p *pull) *unpacking {
 	ctx, cancel := context.WithCancel(ctx)
 	return &unpacking{
-		p: p, ctx: ctx, cancel: cancel, want: map[digest.Digest][]snapshot.Layer{}, recs: map[digest.Digest]metadata.Layer{},
+		p: p, ctx: ctx, cancel: cancel, want: map[digest.Digest][]layer.Pair{}, recs: map[digest.Digest]metadata.Layer{},
 	}
 }
 
@@ -40,13 +40,13 @@ func newUnpacking(ctx context.Context, p *pull) *unpacking {
 func (u *unpacking) image(i *resolver.Image) error {
 	t := u.p.t
 	if u.p.opts.Refresh {
-		if err := t.snapshots.Doubt(i.Manifest.Digest, i.DiffIDs); err != nil {
+		if err := t.snapshots.Layers().Doubt(i.Manifest.Digest, i.DiffIDs); err != nil {
 			return err
 		}
 	}
 	if !u.p.opts.NoRootfs && !t.daemon {
 		// Layers are not kept here, so an intact rootfs saves all the work; with layers it is the cheaper to look at last.
-		path, err := t.snapshots.Rootfs(u.ctx, u.p.holder, i.Manifest.Digest)
+		path, err := t.snapshots.Layers().Rootfs(u.ctx, u.p.holder, i.Manifest.Digest)
 		if err == nil || !errdefs.IsNotFound(err) {
 			u.rootfs = path
 			return err
@@ -57,14 +57,14 @@ func (u *unpacking) image(i *resolver.Image) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	var announce []snapshot.Layer
+	var announce []layer.Pair
 	for _, l := range layersOf(i.Layers, i.DiffIDs) {
 		u.want[l.Blob.Digest] = append(u.want[l.Blob.Digest], l)
 		if _, here := t.content.Size(l.Blob.Digest); !here || !u.p.opts.Refresh {
 			announce = append(announce, l) // with Refresh a blob that is here is not believed until it came again
 		}
 	}
-	t.snapshots.Announce(announce)
+	t.snapshots.Layers().Announce(announce)
 	return nil
 }
 
@@ -77,7 +77,7 @@ func (u *unpacking) layer(blob ocispec.Descriptor) error {
 		u.group.Add(1)
 		go func() {
 			defer u.group.Done()
-			rec, err := u.p.t.snapshots.Unpack(u.ctx, u.p.holder, l)
+			rec, err := u.p.t.snapshots.Layers().Unpack(u.ctx, u.p.holder, l)
 			if err != nil {
 				u.fail(fmt.Errorf("image %s: %w", u.p.ref, err))
 				return
@@ -119,10 +119,10 @@ func (u *unpacking) records(c metadata.Platform) []metadata.Layer {
 	return recs
 }
 
-func layersOf(blobs []ocispec.Descriptor, diffIDs []digest.Digest) []snapshot.Layer {
-	layers := make([]snapshot.Layer, len(blobs))
+func layersOf(blobs []ocispec.Descriptor, diffIDs []digest.Digest) []layer.Pair {
+	layers := make([]layer.Pair, len(blobs))
 	for i, b := range blobs {
-		layers[i] = snapshot.Layer{Blob: b, DiffID: diffIDs[i]}
+		layers[i] = layer.Pair{Blob: b, DiffID: diffIDs[i]}
 	}
 	return layers
 }
@@ -133,7 +133,7 @@ func (p *pull) unpack(ctx context.Context, c metadata.Platform) ([]metadata.Laye
 	g, ctx := errgroup.WithContext(ctx)
 	for i, l := range layersOf(c.Layers, c.DiffIDs) {
 		g.Go(func() (err error) {
-			recs[i], err = p.t.snapshots.Unpack(ctx, p.holder, l)
+			recs[i], err = p.t.snapshots.Layers().Unpack(ctx, p.holder, l)
 			return err
 		})
 	}
@@ -148,7 +148,7 @@ func (p *pull) unpack(ctx context.Context, c metadata.Platform) ([]metadata.Laye
 func (p *pull) warnDropped(layers []metadata.Layer) {
 	warned := map[string]bool{}
 	for _, l := range layers {
-		if text := snapshot.DroppedXattrs(l); text != "" && !warned[l.Key] {
+		if text := layer.DroppedXattrs(l); text != "" && !warned[l.Key] {
 			warned[l.Key] = true
 			p.log("%s%s", WarningPrefix, text)
 		}

@@ -7,9 +7,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
 // labelManifest comes with a Prepare when containerd is told to pass annotations to the snapshotter.
@@ -18,13 +17,9 @@ const labelManifest = "containerd.io/snapshot/cri.manifest-digest"
 // Layers unpacks layers for a snapshotter.
 type Layers interface {
 	// Announce names the layers that will be wanted. It returns at once.
-	Announce(layers []snapshot.Layer)
+	Announce(layers []layer.Pair)
 	// Fits returns an error if a blob that is here has another size than its layer's descriptor.
-	Fits(layers []snapshot.Layer) error
-	// ApplyDecoded has a layer unpacked for the snapshot that the mounts belong to and returns its diff ID. decode reads
-	// the blob; nil: the blob is of a media type that Layers reads.
-	ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode snapshot.Decode) (
-		ocispec.Descriptor, error)
+	Fits(layers []layer.Pair) error
 }
 
 // announcer is a snapshotter that finds out, at a Prepare for an extraction, which layers will follow.

@@ -15,12 +15,20 @@ import (
 	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/processor"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
+
+// Applier unpacks a layer into a snapshot.
+type Applier interface {
+	// ApplyDecoded has a layer unpacked for the snapshot that the mounts belong to and returns its diff ID. decode reads
+	// the blob; nil: the blob is of a media type that Layers reads.
+	ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode layer.Decode) (
+		ocispec.Descriptor, error)
+}
 
 // applier serves containerd's diff service.
 type applier struct {
-	layers     Layers
+	layers     Applier
 	processors func(context.Context, peer.Process) ([]processor.Processor, error) // nil: there are none
 }
 
@@ -40,7 +48,7 @@ func (a *applier) Apply(
 
 // decoder returns what reads a blob of another media type than those of layers; nil if nothing does, or if that can't
 // be found out: then the next differ in containerd's list is asked, which is containerd's own.
-func (a *applier) decoder(ctx context.Context, desc ocispec.Descriptor, opts []diff.ApplyOpt) (snapshot.Decode, error) {
+func (a *applier) decoder(ctx context.Context, desc ocispec.Descriptor, opts []diff.ApplyOpt) (layer.Decode, error) {
 	if a.processors == nil {
 		return nil, nil
 	}

@@ -21,17 +21,17 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/plugin"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
 // decodingLayers reads what is decoded; without a decoder it reads no layer that is encrypted.
 type decodingLayers struct {
-	plugin.Layers
+	plugin.Applier
 	mediaType, text string
 }
 
 func (l *decodingLayers) ApplyDecoded(
-	ctx context.Context, desc ocispec.Descriptor, _ []mount.Mount, decode snapshot.Decode,
+	ctx context.Context, desc ocispec.Descriptor, _ []mount.Mount, decode layer.Decode,
 ) (ocispec.Descriptor, error) {
 	if decode == nil {
 		return ocispec.Descriptor{}, errdefs.ErrNotImplemented
@@ -76,7 +76,7 @@ func TestProcessors(t *testing.T) {
 			layers := &decodingLayers{}
 			var asked peer.Process
 			conn := dial(t, plugin.New(&plugin.Options{
-				Snapshotter: noSnapshots{}, Layers: layers,
+				Snapshotter: noSnapshots{}, Applier: layers,
 				Processors: func(_ context.Context, p peer.Process) ([]processor.Processor, error) {
 					asked = p
 					return row.known, row.err

@@ -74,7 +74,7 @@ func serveBound(t *testing.T) *boundServer {
 	l, err := net.Listen("unix", s.socket)
 	must(t, err)
 	server := plugin.New(&plugin.Options{
-		Binder: s.binder, Layers: layers, Drain: time.Second,
+		Binder: s.binder, Layers: layers.Layers(), Applier: layers, Drain: time.Second,
 		StoresOf: func(h metadata.Holder) plugin.Stores {
 			return plugin.Stores{Content: blobs.For(h), Snapshotter: layers.For(h)}
 		},

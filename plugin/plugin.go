@@ -46,6 +46,8 @@ type Options struct {
 	StoresOf func(metadata.Holder) Stores
 	// Layers unpacks for Snapshotter.
 	Layers Layers
+	// Applier applies layers to the snapshots of Snapshotter.
+	Applier Applier
 	// Processors returns the stream processors that a containerd has configured, and errdefs.ErrUnavailable if they can't
 	// be found out. nil: there are none.
 	Processors func(ctx context.Context, containerd peer.Process) ([]processor.Processor, error)
@@ -87,7 +89,7 @@ func New(opts *Options) *Server {
 		a := &announcer{Snapshotter: snapshotter, layers: opts.Layers, recent: recent}
 		snapshotsapi.RegisterSnapshotsServer(g, snapshotservice.FromSnapshotter(a))
 		// No comparer: containerd's own writes the layer where its records know of it. See docs/adr/0009.
-		diffapi.RegisterDiffServer(g, diffservice.FromApplierAndComparer(&applier{opts.Layers, opts.Processors}, nil))
+		diffapi.RegisterDiffServer(g, diffservice.FromApplierAndComparer(&applier{opts.Applier, opts.Processors}, nil))
 	}
 	if opts.More != nil {
 		opts.More(g)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
@@ -29,12 +30,11 @@ import (
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionapi "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
-	diffapi "github.com/containerd/containerd/api/services/diff/v1"
-
 	tankcontent "github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -61,7 +61,7 @@ func serveWith(root string, db *metadata.Options) (*world, error) {
 		return nil, err
 	}
 	if w.blobs, err = tankcontent.Open(root, w.db, &tankcontent.Options{
-		OnIngest: func(d digest.Digest) { w.snapshots.Ingested(d) },
+		OnIngest: func(d digest.Digest) { w.snapshots.Layers().Ingested(d) },
 	}); err != nil {
 		return nil, err
 	}
@@ -80,7 +80,7 @@ func serveWith(root string, db *metadata.Options) (*world, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	server := plugin.New(&plugin.Options{
-		Content: w.blobs.For(metadata.Containerd), Snapshotter: w.snapshots.For(metadata.Containerd), Layers: w.snapshots,
+		Content: w.blobs.For(metadata.Containerd), Snapshotter: w.snapshots.For(metadata.Containerd), Layers: w.snapshots.Layers(), Applier: w.snapshots,
 		Drain: time.Second,
 	})
 	go func() { served <- server.Serve(ctx, l) }()
@@ -157,7 +157,7 @@ func requireRoot(t *testing.T) {
 type image struct {
 	manifest, config ocispec.Descriptor
 	docs             map[digest.Digest][]byte
-	layers           []snapshot.Layer
+	layers           []layer.Pair
 	chains           []string
 }
 
@@ -169,7 +169,7 @@ func build(t *testing.T, layers ...[]Item) *image {
 	for n, items := range layers {
 		tar := Tar(t, items...)
 		gz := Gzip(t, tar)
-		l := snapshot.Layer{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(gz), Size: int64(len(gz))},
+		l := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(gz), Size: int64(len(gz))},
 			DiffID: digest.FromBytes(tar)}
 		i.docs[l.Blob.Digest] = gz
 		i.layers = append(i.layers, l)

@@ -19,7 +19,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
 // Limits on what is remembered to find a pull's layers.
@@ -62,7 +62,7 @@ type unreadBlob struct {
 // recentImage is an image whose manifest and config were read.
 type recentImage struct {
 	manifest  digest.Digest
-	layers    []snapshot.Layer
+	layers    []layer.Pair
 	chains    []string
 	announced time.Time // zero: never
 	refused   error     // why its documents are not acceptable; then it has no layers
@@ -133,8 +133,8 @@ func (w *recentWriter) Commit(ctx context.Context, size int64, expected digest.D
 // due returns the layers of the image that has a layer with the chain ID target, when it is time to announce them: the
 // image whose manifest the label names, else the one that was seen last of those that were seen lately. It returns
 // errdefs.ErrFailedPrecondition for an image that is refused, or whose layers do not fit the blobs that are here.
-func (r *recentBlobs) due(ctx context.Context, target, label string, fits func([]snapshot.Layer) error) (
-	[]snapshot.Layer, error,
+func (r *recentBlobs) due(ctx context.Context, target, label string, fits func([]layer.Pair) error) (
+	[]layer.Pair, error,
 ) {
 	named, err := digest.Parse(label)
 	if err != nil {
@@ -282,7 +282,7 @@ func (r *recentBlobs) read(ctx context.Context, d digest.Digest) (i *recentImage
 	for n, l := range m.Manifest.Layers {
 		// Only what Announce needs: annotations may be long, and are kept no longer than the document.
 		blob := ocispec.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size}
-		i.layers = append(i.layers, snapshot.Layer{Blob: blob, DiffID: config.RootFS.DiffIDs[n]})
+		i.layers = append(i.layers, layer.Pair{Blob: blob, DiffID: config.RootFS.DiffIDs[n]})
 	}
 	i.chains = chainsOf(config.RootFS.DiffIDs)
 	return i, true

@@ -21,7 +21,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/plugin"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -46,7 +46,7 @@ type countedLayers struct {
 	announced map[digest.Digest]int
 }
 
-func (c *countedLayers) Announce(layers []snapshot.Layer) {
+func (c *countedLayers) Announce(layers []layer.Pair) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range layers {
@@ -54,7 +54,7 @@ func (c *countedLayers) Announce(layers []snapshot.Layer) {
 	}
 }
 
-func (c *countedLayers) Fits([]snapshot.Layer) error { return nil }
+func (c *countedLayers) Fits([]layer.Pair) error { return nil }
 
 // noSnapshots accepts every Prepare and makes nothing.
 type noSnapshots struct{ snapshots.Snapshotter }

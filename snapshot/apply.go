@@ -20,6 +20,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/mediatype"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -35,23 +36,24 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 
 // ApplyDecoded is like Apply for a layer whose blob is of a media type that the store does not read; decode reads it.
 // nil: there is no decoder.
-func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode Decode) (
+func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode layer.Decode) (
 	ocispec.Descriptor, error,
 ) {
 	if decode == nil && !unpack.Supported(desc.MediaType) {
 		return ocispec.Descriptor{}, fmt.Errorf("layer %s: %v: %w",
 			desc.Digest, mediatype.NotRootfs(desc.MediaType), errdefs.ErrNotImplemented)
 	}
-	staged, isStaged := s.owned(mounts, "layers")
-	dir, ok := s.owned(mounts, "snapshots")
-	if !ok && !isStaged {
+	path := writtenPath(mounts)
+	lower := s.layers.IsLower(path)
+	dir, ok := s.ownDir(path)
+	if !ok && !lower {
 		return ocispec.Descriptor{}, fmt.Errorf("apply: mounts of another snapshotter: %w", errdefs.ErrNotImplemented)
 	}
 	if err := s.access(ctx, desc.Digest); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if isStaged && decode == nil {
-		return s.applyStaged(ctx, desc, staged)
+	if lower && decode == nil {
+		return s.applyStaged(ctx, desc, path)
 	}
 	s.mu.Lock()
 	key, ok := s.dirs[dir]
@@ -73,15 +75,15 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 	}
 	var rec metadata.Layer
 	if decode == nil {
-		rec, err = s.claim(ctx, Layer{Blob: desc}, s.attach(key))
+		rec, err = s.layers.Claim(ctx, layer.Pair{Blob: desc}, s.attach(key))
 	} else {
 		expected := digestOf(sn.Labels[snapshots.LabelSnapshotDiffID])
-		rec, err = s.claimDecoded(ctx, Layer{Blob: desc, DiffID: expected}, decode, s.attach(key))
+		rec, err = s.layers.ClaimDecoded(ctx, layer.Pair{Blob: desc, DiffID: expected}, decode, s.attach(key))
 	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if text := DroppedXattrs(rec); text != "" {
+	if text := layer.DroppedXattrs(rec); text != "" {
 		log.G(ctx).Warn(text)
 	}
 	return applied(rec), nil
@@ -127,9 +129,9 @@ func applied(rec metadata.Layer) ocispec.Descriptor {
 }
 
 // applyStaged is for a containerd that applies although the mount says that there is nothing to apply (2.3).
-func (s *Store) applyStaged(ctx context.Context, desc ocispec.Descriptor, dir string) (ocispec.Descriptor, error) {
-	rec, err := s.claim(ctx, Layer{Blob: desc}, func(_ *metadata.Tx, rec metadata.Layer) error {
-		if rec.Dir != dir {
+func (s *Store) applyStaged(ctx context.Context, desc ocispec.Descriptor, lower string) (ocispec.Descriptor, error) {
+	rec, err := s.layers.Claim(ctx, layer.Pair{Blob: desc}, func(_ *metadata.Tx, rec metadata.Layer) error {
+		if s.layers.Lower(rec).Path != lower {
 			return fmt.Errorf("layer %s: staged as another: %w", desc.Digest, errdefs.ErrFailedPrecondition)
 		}
 		return nil
@@ -140,13 +142,11 @@ func (s *Store) applyStaged(ctx context.Context, desc ocispec.Descriptor, dir st
 	return applied(rec), nil
 }
 
-// owned returns the name of the store's directory, below layers/ or snapshots/, that mounts write to or show. It
-// compares paths as they were given out, and resolves none.
-func (s *Store) owned(mounts []mount.Mount, kind string) (name string, ok bool) {
+// writtenPath returns the path that mounts write to or, if they are read-only, show; "" if there is no such path.
+func writtenPath(mounts []mount.Mount) (path string) {
 	if len(mounts) != 1 {
-		return "", false
+		return ""
 	}
-	path := ""
 	switch m := mounts[0]; m.Type {
 	case "bind":
 		path = m.Source
@@ -157,7 +157,13 @@ func (s *Store) owned(mounts []mount.Mount, kind string) (name string, ok bool) 
 			}
 		}
 	}
-	rest, ok := strings.CutPrefix(path, s.path(kind)+"/")
+	return path
+}
+
+// ownDir returns the name below snapshots/ of the directory that a mount has as its path. It compares text, and resolves
+// no path.
+func (s *Store) ownDir(path string) (name string, ok bool) {
+	rest, ok := strings.CutPrefix(path, s.path("snapshots")+"/")
 	name, tail, _ := strings.Cut(rest, "/")
 	return name, ok && tail == "fs" && filepath.IsLocal(name)
 }
@@ -205,18 +211,19 @@ func (s *Store) expected(ctx context.Context, parent, target string, labels map[
 	if blob == "" {
 		return rec, false
 	}
-	err := s.db.View(func(tx *metadata.Tx) (err error) {
+	key := ""
+	err := s.db.View(func(tx *metadata.Tx) error {
 		diffID := tx.Verified(blob)
 		if diffID == "" || !wanted(diffID, parent, target, labels) {
 			return errdefs.ErrNotFound
 		}
-		rec, err = tx.Layer(metadata.LayerKey(diffID))
-		return err
+		key = metadata.LayerKey(diffID)
+		return nil
 	})
 	if err != nil || s.adoptable(ctx, blob) {
 		return rec, false
 	}
-	rec, err = s.trustLayer(ctx, rec)
+	rec, err = s.layers.Intact(ctx, key)
 	return rec, err == nil
 }
 

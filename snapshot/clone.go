@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
 )

@@ -61,7 +61,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 			return err
 		})
 	}
-	n.s.settleSoon()
+	n.s.layers.SyncSoon()
 	return err
 }
 
@@ -72,18 +72,18 @@ func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) 
 	if sn.Layer == "" {
 		return nil
 	}
-	rec, err := s.layer(sn.Layer)
+	rec, err := s.layers.Record(sn.Layer)
 	if err != nil || !rec.Ordered {
 		return err
 	}
 	if parent != "" {
 		sn.Parent = parent
 	}
-	p, err := s.planFor(ctx, sn, rec)
+	p, err := s.planFor(ctx, sn)
 	if err != nil {
 		return err
 	}
-	p.close()
+	p.Close()
 	return nil
 }
 
@@ -191,24 +191,7 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 		if sn.Dir != "" {
 			err = n.s.dir.Trash(n.s.path("snapshots", sn.Dir))
 		}
-		return errors.Join(err, n.s.trashLayers(layers))
+		return errors.Join(err, n.s.layers.DeleteReleased(layers))
 	})
 	return nil
-}
-
-// trashLayers deletes those of the layers that have no record any more.
-func (s *Store) trashLayers(layers []metadata.Layer) error {
-	var gone []string
-	err := s.db.ViewCommitted(func(tx *metadata.Tx) error {
-		for _, l := range layers {
-			if now, err := tx.Layer(l.Key); err != nil || now.Dir != l.Dir {
-				gone = append(gone, s.path("layers", l.Dir))
-			}
-		}
-		return nil
-	})
-	if err != nil || len(gone) == 0 {
-		return err
-	}
-	return s.dir.Trash(gone...)
 }

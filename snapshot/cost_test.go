@@ -44,12 +44,12 @@ func TestCost(t *testing.T) {
 				}
 				var recs []metadata.Layer
 				for _, items := range [][]Item{lower, upper} {
-					rec, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
+					rec, err := w.Layers().Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
 					must(t, err)
 					recs = append(recs, rec)
 				}
 				start := time.Now()
-				_, err := w.Assemble(ctx, holder, digest.FromString("m"), recs, nil)
+				_, err := w.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, nil)
 				must(t, err)
 				return time.Since(start)
 			}
@@ -102,12 +102,12 @@ func TestDepthCost(t *testing.T) {
 				w := openAt(t, memoryDir(t), memory{})
 				var recs []metadata.Layer
 				for _, items := range [][]Item{row.lower(n), row.upper(n)} {
-					rec, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
+					rec, err := w.Layers().Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
 					must(t, err)
 					recs = append(recs, rec)
 				}
 				start := time.Now()
-				_, err := w.Assemble(ctx, holder, digest.FromString("m"), recs, nil)
+				_, err := w.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, nil)
 				must(t, err)
 				return time.Since(start)
 			}

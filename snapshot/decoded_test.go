@@ -17,14 +17,14 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
 const toyType = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
 
 // addEncrypted adds a layer whose blob is encrypted, to the extent that matters here.
-func (m memory) addEncrypted(t testing.TB, tar []byte) snapshot.Layer {
+func (m memory) addEncrypted(t testing.TB, tar []byte) layer.Pair {
 	t.Helper()
 	l := m.add(t, tar)
 	secret := xor(m[l.Blob.Digest])
@@ -75,7 +75,7 @@ type failing struct{ err error }
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 // applyDecoded extracts a layer as containerd does; expected is the diff ID that containerd names, "" for 2.2.
-func applyDecoded(w *world, key string, l snapshot.Layer, expected digest.Digest, decode snapshot.Decode) (
+func applyDecoded(w *world, key string, l layer.Pair, expected digest.Digest, decode layer.Decode) (
 	digest.Digest, error,
 ) {
 	var opts []snapshots.Opt
@@ -97,9 +97,9 @@ func TestDecoded(t *testing.T) {
 	for _, row := range []struct {
 		testName string
 		named    bool // containerd names the diff ID
-		then     func(t *testing.T, w *world, l snapshot.Layer, good *toy)
+		then     func(t *testing.T, w *world, l layer.Pair, good *toy)
 	}{
-		{"a caller who can decode it", true, func(t *testing.T, w *world, l snapshot.Layer, good *toy) {
+		{"a caller who can decode it", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
 			before := w.layerDir(t, metadata.LayerKey(l.DiffID))
 			for i, named := range []digest.Digest{l.DiffID, ""} {
 				if got, err := applyDecoded(w, fmt.Sprint("again", i), l, named, good.decode); err != nil || got != l.DiffID {
@@ -110,7 +110,7 @@ func TestDecoded(t *testing.T) {
 				t.Errorf("%s became %s, %d calls", before, now, good.calls.Load())
 			}
 		}},
-		{"a caller who cannot", true, func(t *testing.T, w *world, l snapshot.Layer, _ *toy) {
+		{"a caller who cannot", true, func(t *testing.T, w *world, l layer.Pair, _ *toy) {
 			for i, bad := range []*toy{{err: noKey}, {end: noKey}} {
 				if got, err := applyDecoded(w, fmt.Sprint("bad", i), l, l.DiffID, bad.decode); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("got %s, %v", got, err)
@@ -125,15 +125,15 @@ func TestDecoded(t *testing.T) {
 				t.Error("the blob was taken for a plain layer")
 			}
 		}},
-		{"a caller whose decoder gives other bytes", true, func(t *testing.T, w *world, l snapshot.Layer, _ *toy) {
+		{"a caller whose decoder gives other bytes", true, func(t *testing.T, w *world, l layer.Pair, _ *toy) {
 			tar := Tar(t, F("evil", "1"))
 			got, err := applyDecoded(w, "other", l, l.DiffID, (&toy{other: Gzip(t, tar)}).decode)
 			if err != nil || got != digest.FromBytes(tar) { // which containerd refuses
 				t.Errorf("got %s, %v", got, err)
 			}
 		}},
-		{"known layers are not announced or given", true, func(t *testing.T, w *world, l snapshot.Layer, good *toy) {
-			w.Announce([]snapshot.Layer{l})
+		{"known layers are not announced or given", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
+			w.Layers().Announce([]layer.Pair{l})
 			must(t, w.db.View(func(tx *metadata.Tx) error {
 				if d := tx.Verified(l.Blob.Digest); d != "" {
 					t.Errorf("the blob is recorded to have the diff ID %s", d)
@@ -144,11 +144,11 @@ func TestDecoded(t *testing.T) {
 				t.Errorf("%d calls", n)
 			}
 		}},
-		{"it is broken", true, func(t *testing.T, w *world, l snapshot.Layer, good *toy) {
+		{"it is broken", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
 			for i, named := range []digest.Digest{l.DiffID, ""} {
 				dir := w.layerDir(t, metadata.LayerKey(l.DiffID))
 				must(t, os.WriteFile(filepath.Join(dir, "fs", "a"), []byte("broken"), 0o644))
-				must(t, w.Doubt("", []digest.Digest{l.DiffID}))
+				must(t, w.Layers().Doubt("", []digest.Digest{l.DiffID}))
 				if got, err := applyDecoded(w, fmt.Sprint("mended", i), l, named, good.decode); err != nil || got != l.DiffID {
 					t.Fatalf("%s, %v", got, err)
 				}

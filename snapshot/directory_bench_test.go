@@ -12,6 +12,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -40,7 +41,7 @@ func benchmarkPrepare(b *testing.B, dir, way string) {
 			b.Fatal(err)
 		}
 	}()
-	var layers []snapshot.Layer
+	var layers []layer.Pair
 	for l := range 6 {
 		items := []Item{D("d"), D(fmt.Sprint("d/", l))}
 		for i := range 2000 {

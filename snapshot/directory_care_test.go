@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -97,7 +97,7 @@ func TestDirectoryKept(t *testing.T) {
 			t.Errorf("%s after a sweep:\n%s", dir, strings.Join(got, "\n"))
 		}
 	}
-	found, err := snapshot.Recover(ctx, w.root)
+	found, err := layer.Recover(ctx, w.root)
 	must(t, err)
 	if len(found.Snapshots) != len(dirs) || len(found.Layers) != len(layers) {
 		t.Errorf("recovered snapshots %q and %d layers", found.Snapshots, len(found.Layers))

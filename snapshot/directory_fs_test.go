@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -94,7 +94,7 @@ func TestDirectoryClones(t *testing.T) {
 			w := openDirectory(t, loopFS(t, 512<<20, row.mkfs...), memory{})
 			sn := w.For(metadata.Containerd)
 			content := noise(size)
-			top, err := extract(ctx, sn, w, []snapshot.Layer{w.blobs.add(t, Tar(t, F("a", content)))}, false, "ns")
+			top, err := extract(ctx, sn, w, []layer.Pair{w.blobs.add(t, Tar(t, F("a", content)))}, false, "ns")
 			must(t, err)
 			before := taken(t, w.root)
 			mounts, err := sn.Prepare(ctx, "key", top)
@@ -151,7 +151,7 @@ func TestDirectoryFull(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, memoryFS(t, "48m"), memory{})
 	sn := w.For(metadata.Containerd)
-	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, F("a", noise(8<<20)))), w.blobs.add(t, Tar(t, F("b", noise(20<<20))))}
+	layers := []layer.Pair{w.blobs.add(t, Tar(t, F("a", noise(8<<20)))), w.blobs.add(t, Tar(t, F("b", noise(20<<20))))}
 	top, err := extract(ctx, sn, w, layers, false, "ns")
 	must(t, err)
 	before := taken(t, w.root)
@@ -192,7 +192,7 @@ func staged(root string) (all []string) {
 }
 
 // many is a layer of many small files.
-func many(t *testing.T, w *world) snapshot.Layer {
+func many(t *testing.T, w *world) layer.Pair {
 	items := []Item{D("d")}
 	for i := range 3000 {
 		items = append(items, F(fmt.Sprintf("d/%d/%d", i%40, i), "x"))
@@ -217,7 +217,7 @@ func TestDirectoryCancel(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
 	sn := w.For(metadata.Containerd)
-	top, err := extract(ctx, sn, w, []snapshot.Layer{many(t, w)}, false, "ns")
+	top, err := extract(ctx, sn, w, []layer.Pair{many(t, w)}, false, "ns")
 	must(t, err)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -243,8 +243,8 @@ func TestDirectoryKill(t *testing.T) {
 	requireRoot(t)
 	root := t.TempDir()
 	w := openDirectory(t, root, memory{})
-	layer := many(t, w)
-	_, err := extract(ctx, w.For(holder), w, []snapshot.Layer{layer}, false, "ns")
+	one := many(t, w)
+	_, err := extract(ctx, w.For(holder), w, []layer.Pair{one}, false, "ns")
 	must(t, err)
 	must(t, w.close())
 	cmd := again(t, killChild, root, "^TestDirectoryKillChild$")
@@ -264,10 +264,10 @@ func TestDirectoryKill(t *testing.T) {
 	}
 	w = openDirectory(t, root, w.blobs)
 	w.nothingLeft(t)
-	if found, err := names(w.For(holder)); err != nil || !slices.Equal(found, []string{"ns/" + layer.DiffID.String()}) {
+	if found, err := names(w.For(holder)); err != nil || !slices.Equal(found, []string{"ns/" + one.DiffID.String()}) {
 		t.Errorf("snapshots %v: %v", found, err)
 	}
-	mounts, err := w.For(holder).Prepare(ctx, "key", "ns/"+layer.DiffID.String())
+	mounts, err := w.For(holder).Prepare(ctx, "key", "ns/"+one.DiffID.String())
 	must(t, err)
 	if n := len(List(t, bound(t, mounts, "rw"))); n != 3000+40+1 {
 		t.Errorf("%d paths", n)
@@ -295,7 +295,7 @@ func TestDirectoryBesideRemoval(t *testing.T) {
 	w := openDirectory(t, memoryDir(t), memory{})
 	sn := w.For(holder)
 	lower, upper := many(t, w), w.blobs.add(t, Tar(t, F("upper", "1")))
-	bottom, err := extract(ctx, sn, w, []snapshot.Layer{lower}, false, "ns")
+	bottom, err := extract(ctx, sn, w, []layer.Pair{lower}, false, "ns")
 	must(t, err)
 	put := func() error {
 		mounts, err := sn.Prepare(ctx, "extract-1 upper", bottom)

@@ -24,6 +24,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -42,7 +43,7 @@ func (w *world) inMode(t *testing.T, directory bool) *world {
 
 // prepared unpacks the layers as containerd does, and lists what a container above them gets in directory mode. A view has
 // to show the same.
-func prepared(t *testing.T, w *world, layers []snapshot.Layer, name string) ([]string, error) {
+func prepared(t *testing.T, w *world, layers []layer.Pair, name string) ([]string, error) {
 	t.Helper()
 	sn := w.For(metadata.Holder(name))
 	defer func() { must(t, release(w, metadata.Holder(name))) }()
@@ -74,7 +75,7 @@ func bound(t *testing.T, mounts []mount.Mount, mode string) string {
 }
 
 // sample is layers with everything that a copy has to keep, and what it shows.
-func (w *world) sample(t *testing.T) (layers []snapshot.Layer, want []string) {
+func (w *world) sample(t *testing.T) (layers []layer.Pair, want []string) {
 	t.Helper()
 	for _, items := range [][]Item{
 		{D("./").At(7, 0), D("d").Mode(0o750).Owner(3, 4), F("d/a", "1"), F("d/gone", "1"), F("f", "content").Owner(7, 8),
@@ -220,7 +221,7 @@ func TestDirectoryUsage(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
 	sn := w.For(metadata.Containerd)
-	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, F("a", strings.Repeat("x", 1<<20)))), w.blobs.add(t, Tar(t, F("b", "1")))}
+	layers := []layer.Pair{w.blobs.add(t, Tar(t, F("a", strings.Repeat("x", 1<<20)))), w.blobs.add(t, Tar(t, F("b", "1")))}
 	top, err := extract(ctx, sn, w, layers, false, "ns")
 	must(t, err)
 	mounts, err := sn.Prepare(ctx, "key", top)
@@ -287,7 +288,7 @@ func TestDirectoryWalking(t *testing.T) {
 	}
 	w := openDirectory(t, t.TempDir(), memory{})
 	sn := w.For(holder)
-	layers := []snapshot.Layer{
+	layers := []layer.Pair{
 		w.blobs.add(t, Tar(t, D("d"), F("d/a", "1"), F("d/gone", "1"), D("o"), F("o/gone", "1"), F("f", "1"))),
 		w.blobs.add(t, Tar(t, D("d"), F("d/b", "2"), W("d/.wh.gone"), D("o"), W("o/.wh..wh..opq"), F("o/n", "2"), W(".wh.f"))),
 	}
@@ -312,7 +313,7 @@ func TestDirectoryWalking(t *testing.T) {
 }
 
 // walking applies a layer as containerd does without Tank.
-func (w *world) walking(t *testing.T, mounts []mount.Mount, l snapshot.Layer) {
+func (w *world) walking(t *testing.T, mounts []mount.Mount, l layer.Pair) {
 	t.Helper()
 	got, err := apply.NewFileSystemApplier(provider{w.blobs}).Apply(ctx, l.Blob, mounts)
 	must(t, err)

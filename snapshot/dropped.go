@@ -7,20 +7,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
-
-// DroppedXattrs returns a sentence about the extended attributes that the layer lacks because its file system does not
-// have them; "" when it has all.
-func DroppedXattrs(l metadata.Layer) string {
-	if l.DroppedXattrs == "" {
-		return ""
-	}
-	return fmt.Sprintf("layer %s: the file system of the root does not have these extended attributes, which are left "+
-		"out: %s",
-		l.DiffID, l.DroppedXattrs)
-}
 
 // CheckOverlay returns errdefs.ErrFailedPrecondition when the store would serve overlay mounts but the file system of
 // layers/ or snapshots/ does not have the extended attributes with which overlay marks directories.

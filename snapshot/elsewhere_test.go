@@ -16,6 +16,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -82,26 +83,26 @@ func TestBlobFromElsewhere(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { must(t, errors.Join(s.Close(), db.Close())) })
 
-	unpack := func(l snapshot.Layer, data []byte) {
+	unpack := func(l layer.Pair, data []byte) {
 		t.Helper()
-		s.Announce([]snapshot.Layer{l})
+		s.Layers().Announce([]layer.Pair{l})
 		time.Sleep(50 * time.Millisecond) // so that it is followed, or waits to be
 		b.arrive(l.Blob.Digest, data)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		_, err := s.Unpack(ctx, holder, l)
+		_, err := s.Layers().Unpack(ctx, holder, l)
 		must(t, err)
 	}
 	blobs := memory{}
 	followed := blobs.add(t, Tar(t, F("a", "1")))
 	unpack(followed, blobs[followed.Blob.Digest])
 
-	var slow []snapshot.Layer
+	var slow []layer.Pair
 	for i := range 64 {
 		d := digest.FromString(fmt.Sprint(i))
-		slow = append(slow, snapshot.Layer{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip, Size: 1}})
+		slow = append(slow, layer.Pair{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip, Size: 1}})
 	}
-	s.Announce(slow)
+	s.Layers().Announce(slow)
 	time.Sleep(100 * time.Millisecond)
 	waits := blobs.add(t, Tar(t, F("b", "2")))
 	unpack(waits, blobs[waits.Blob.Digest])
@@ -110,7 +111,7 @@ func TestBlobFromElsewhere(t *testing.T) {
 	for _, size := range []int64{1, 1 << 62} {
 		lie := waits
 		lie.Blob.Size = size
-		if _, err := s.Unpack(t.Context(), holder, lie); !errdefs.IsFailedPrecondition(err) {
+		if _, err := s.Layers().Unpack(t.Context(), holder, lie); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("a size of %d: %v", size, err)
 		}
 	}

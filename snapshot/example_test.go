@@ -13,6 +13,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -48,10 +49,10 @@ func Example() {
 	}
 	defer s.Close()
 	d := digest.FromBytes(tar)
-	layer := snapshot.Layer{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: 1024}, DiffID: d}
-	first, err := s.Unpack(ctx, "example", layer)
+	layer := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: 1024}, DiffID: d}
+	first, err := s.Layers().Unpack(ctx, "example", layer)
 	fmt.Println("empty:", first.Empty, err)
-	again, err := s.Unpack(ctx, "another holder", layer)
+	again, err := s.Layers().Unpack(ctx, "another holder", layer)
 	fmt.Println("unpacked once:", first.Dir == again.Dir, err)
 	// Output:
 	// empty: true <nil>

@@ -16,7 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
 // TestFSSuite runs continuity's suite: each of its changes becomes a layer, by containerd's differ.
@@ -35,7 +35,7 @@ type layerApplier struct {
 // series is the layers of one test of the suite. It goes with the context, as the suite has it.
 type series struct {
 	w      *world
-	layers []snapshot.Layer
+	layers []layer.Pair
 	dir    string // the tree so far
 }
 
@@ -72,13 +72,13 @@ func (a layerApplier) assemble(ctx context.Context, s *series) (string, error) {
 	var recs []metadata.Layer
 	h := metadata.Holder(fmt.Sprintf("test %d", len(s.layers)))
 	for _, l := range s.layers {
-		rec, err := s.w.Unpack(ctx, h, l)
+		rec, err := s.w.Layers().Unpack(ctx, h, l)
 		if err != nil {
 			return "", err
 		}
 		recs = append(recs, rec)
 	}
-	return s.w.Assemble(ctx, h, digest.FromString(s.dir), recs, &snapshot.AssembleOptions{Consume: a.way == "moved", NoSync: true})
+	return s.w.Layers().Assemble(ctx, h, digest.FromString(s.dir), recs, &layer.AssembleOptions{Consume: a.way == "moved", NoSync: true})
 }
 
 func (a layerApplier) mount(ctx context.Context, s *series) (string, func(), error) {

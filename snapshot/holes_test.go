@@ -10,6 +10,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -29,7 +30,7 @@ func TestDirtyHoles(t *testing.T) {
 	dir := loopFSAs(t, "ext4", 512<<20, "mkfs.ext3", "-q")
 	w := openDirectory(t, dir, memory{})
 	lists := [][]Item{{F("other", "1"), H("link", "begins")}} // which a fix-up copies
-	var layers []snapshot.Layer
+	var layers []layer.Pair
 	for name, f := range files {
 		layers = append(layers, w.blobs.add(t, SparseTar(name, f.size, f.pieces...)))
 	}
@@ -38,11 +39,11 @@ func TestDirtyHoles(t *testing.T) {
 	}
 	var recs []metadata.Layer
 	for _, l := range layers {
-		rec, err := w.Unpack(ctx, holder, l)
+		rec, err := w.Layers().Unpack(ctx, holder, l)
 		must(t, err)
 		recs = append(recs, rec)
 	}
-	rootfs, err := w.Assemble(ctx, holder, digest.FromString("m"), recs, &snapshot.AssembleOptions{NoSync: true})
+	rootfs, err := w.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, &layer.AssembleOptions{NoSync: true})
 	must(t, err)
 	clone := filepath.Join(dir, "clone")
 	must(t, snapshot.Clone(ctx, rootfs, clone))

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -35,7 +36,7 @@ func TestRemappedIDs(t *testing.T) {
 	requireMounts(t)
 	bothModes(t, func(t *testing.T, w *world) {
 		sn := w.For(metadata.Containerd)
-		layers := []snapshot.Layer{w.blobs.add(t, Tar(t, F("f", "1").Owner(7, 8), D("d"))), w.blobs.add(t, Tar(t, F("d/x", "1")))}
+		layers := []layer.Pair{w.blobs.add(t, Tar(t, F("f", "1").Owner(7, 8), D("d"))), w.blobs.add(t, Tar(t, F("d/x", "1")))}
 		top, err := extract(ctx, sn, w, layers, true, "ns")
 		must(t, err)
 		owners := map[string][2]uint32{".": {100000, 200000}, "f": {100007, 200008}, "d/x": {100000, 200000}}
@@ -89,7 +90,7 @@ func TestRemappedByContainerd(t *testing.T) {
 	requireMounts(t)
 	bothModes(t, func(t *testing.T, w *world) {
 		sn := w.For(metadata.Containerd)
-		top, err := extract(ctx, sn, w, []snapshot.Layer{w.blobs.add(t, Tar(t, D("./"), F("f", "1").Owner(7, 8)))}, false, "ns")
+		top, err := extract(ctx, sn, w, []layer.Pair{w.blobs.add(t, Tar(t, D("./"), F("f", "1").Owner(7, 8)))}, false, "ns")
 		must(t, err)
 		mounts, err := sn.Prepare(ctx, "ns/7/sha256:0-remap", top)
 		must(t, err)

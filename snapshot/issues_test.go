@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -34,7 +34,7 @@ func TestLayerIDAfterCrash(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(w.root, "layers", "1", "seal"), nil, 0o600))
 	l := w.blobs.add(t, Tar(t, F("a", "1")))
 	for i := range 3 {
-		if _, err := w.Unpack(ctx, holder, l); err != nil {
+		if _, err := w.Layers().Unpack(ctx, holder, l); err != nil {
 			t.Errorf("unpack %d after the crash: %v", i, err)
 		}
 	}
@@ -101,11 +101,11 @@ func TestDurableOfAnotherDirectory(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
 	l := w.blobs.add(t, Tar(t, F("a", "1")))
-	rec, err := w.Unpack(ctx, holder, l)
+	rec, err := w.Layers().Unpack(ctx, holder, l)
 	must(t, err)
 	done := make(chan error, 1)
 	must(t, w.db.Update(func(tx *metadata.Tx) error {
-		go func() { done <- w.Sync(ctx) }()
+		go func() { done <- w.Layers().Sync(ctx) }()
 		time.Sleep(1500 * time.Millisecond) // syncfs is over, its transaction waits for this one
 		must(t, tx.Release(holder, metadata.LayerNode(rec.Key)))
 		again := rec
@@ -152,18 +152,18 @@ func TestStalledPullBlocksOthers(t *testing.T) {
 	s, err := snapshot.Open(root, db, b, &snapshot.Options{SyncDelay: -1})
 	must(t, err)
 	t.Cleanup(func() { must(t, errors.Join(s.Close(), db.Close())) })
-	var slow []snapshot.Layer
+	var slow []layer.Pair
 	for i := range 16 {
 		d := digest.FromString(fmt.Sprint(i))
 		b.hang[d] = true
-		slow = append(slow, snapshot.Layer{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip}, DiffID: digest.FromString(fmt.Sprint("diff", i))})
+		slow = append(slow, layer.Pair{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip}, DiffID: digest.FromString(fmt.Sprint("diff", i))})
 	}
 	good := b.add(t, Tar(t, F("a", "1")))
-	s.Announce(slow)
+	s.Layers().Announce(slow)
 	time.Sleep(100 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	if _, err := s.Unpack(ctx, holder, good); err != nil {
+	if _, err := s.Layers().Unpack(ctx, holder, good); err != nil {
 		t.Errorf("a layer whose blob is here: %v", err)
 	}
 }
@@ -173,14 +173,14 @@ func TestKeyIsALock(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
 	sn := w.For(metadata.Containerd)
-	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, D("d").Mode(0o700))), w.blobs.add(t, Tar(t, F("d/x", "1")))}
+	layers := []layer.Pair{w.blobs.add(t, Tar(t, D("d").Mode(0o700))), w.blobs.add(t, Tar(t, F("d/x", "1")))}
 	bottom, err := extract(ctx, sn, w, layers[:1], false, "ns")
 	must(t, err)
 	m, err := sn.Prepare(ctx, "k", bottom)
 	must(t, err)
 	_, err = w.Apply(ctx, layers[1].Blob, m)
 	must(t, err)
-	w.Doubt(layers[0].DiffID, []digest.Digest{layers[1].DiffID})
+	w.Layers().Doubt(layers[0].DiffID, []digest.Digest{layers[1].DiffID})
 	done := make(chan error, 1)
 	go func() {
 		if err := sn.Commit(ctx, "trust/"+layers[1].DiffID.String(), "k"); err != nil {

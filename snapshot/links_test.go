@@ -11,14 +11,14 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
-
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -157,11 +157,11 @@ func TestInvalidAtCommit(t *testing.T) {
 			sn := w.For(metadata.Containerd)
 			linked := w.blobs.add(t, Tar(t, H("b", "a")))
 			good, bad := w.blobs.add(t, Tar(t, F("a", "1"))), w.blobs.add(t, Tar(t, F("c", "1")))
-			_, err := extract(ctx, sn, w, []snapshot.Layer{bad, linked}, parallel, "bad")
+			_, err := extract(ctx, sn, w, []layer.Pair{bad, linked}, parallel, "bad")
 			if !errors.Is(err, unpack.ErrInvalidLayer) {
 				t.Errorf("a link to nothing: %v", err)
 			}
-			top, err := extract(ctx, sn, w, []snapshot.Layer{good, linked}, parallel, "good")
+			top, err := extract(ctx, sn, w, []layer.Pair{good, linked}, parallel, "good")
 			must(t, err)
 			mounts, err := sn.View(ctx, "view", top)
 			must(t, err)
@@ -181,9 +181,9 @@ func TestInvalidAtCommit(t *testing.T) {
 		sn := w.For(metadata.Containerd)
 		linked := w.blobs.add(t, Tar(t, H("b", "a")))
 		bad := w.blobs.add(t, Tar(t, F("c", "1")))
-		_, err := w.Unpack(ctx, holder, linked)
+		_, err := w.Layers().Unpack(ctx, holder, linked)
 		must(t, err)
-		parent, err := extract(ctx, sn, w, []snapshot.Layer{bad}, false, "k8s.io/1")
+		parent, err := extract(ctx, sn, w, []layer.Pair{bad}, false, "k8s.io/1")
 		must(t, err)
 		delete(w.blobs, linked.Blob.Digest)
 		chain := identity.ChainID([]digest.Digest{bad.DiffID, linked.DiffID}).String()
@@ -210,7 +210,7 @@ func TestSetAside(t *testing.T) {
 			w := openAt(t, root, memory{})
 			lower := w.blobs.add(t, Tar(t, D("t"), D("v"), S("s", "t")))
 			upper := w.blobs.add(t, Tar(t, items...))
-			rec, err := w.Unpack(ctx, holder, upper)
+			rec, err := w.Layers().Unpack(ctx, holder, upper)
 			must(t, err)
 			if !rec.Ordered {
 				t.Fatal("the order of the layer does not count")
@@ -241,12 +241,12 @@ func TestSetAside(t *testing.T) {
 				t.Errorf("check reported %d faults", reported)
 			}
 			var recs []metadata.Layer
-			for _, l := range []snapshot.Layer{lower, upper} {
-				rec, err := s.Unpack(ctx, holder, l)
+			for _, l := range []layer.Pair{lower, upper} {
+				rec, err := s.Layers().Unpack(ctx, holder, l)
 				must(t, err)
 				recs = append(recs, rec)
 			}
-			path, err := s.Assemble(ctx, holder, digest.FromString("m"), recs, nil)
+			path, err := s.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, nil)
 			must(t, err)
 			compare(t, List(t, path), nil, []string{"s symlink -> v", "t dir", `t/x file "first"`, "v dir", `v/x file "second"`},
 				nil)

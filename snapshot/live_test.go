@@ -12,12 +12,12 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -122,7 +122,7 @@ func swap(t *testing.T, dir string, pairs ...[2]string) (stop func()) {
 }
 
 // extractAbove extracts a layer above a committed snapshot, makes what it needs there, and removes the snapshot again.
-func extractAbove(sn *snapshot.Snapshotter, s *snapshot.Store, parent string, l snapshot.Layer, n int) error {
+func extractAbove(sn *snapshot.Snapshotter, s *snapshot.Store, parent string, l layer.Pair, n int) error {
 	chain := identity.ChainID([]digest.Digest{digest.Digest(parent), l.DiffID}).String()
 	key := fmt.Sprintf("ns/%d/extract-x %s", n, chain)
 	labels := map[string]string{snapshots.LabelSnapshotRef: chain}

@@ -16,7 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -59,12 +59,12 @@ func TestMediaTypes(t *testing.T) {
 				w.blobs[d] = blob
 				desc := ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(blob))}
 				if !containerd {
-					_, err := w.Unpack(ctx, holder, snapshot.Layer{Blob: desc, DiffID: digest.FromBytes(tar)})
+					_, err := w.Layers().Unpack(ctx, holder, layer.Pair{Blob: desc, DiffID: digest.FromBytes(tar)})
 					if err != nil {
 						t.Errorf("%s, % x: %v", mediaType, blob[:4], err)
 					}
-					wrong := snapshot.Layer{Blob: desc, DiffID: digest.FromBytes(blob[1:])}
-					if _, err = w.Unpack(ctx, holder, wrong); !errdefs.IsFailedPrecondition(err) {
+					wrong := layer.Pair{Blob: desc, DiffID: digest.FromBytes(blob[1:])}
+					if _, err = w.Layers().Unpack(ctx, holder, wrong); !errdefs.IsFailedPrecondition(err) {
 						t.Errorf("%s, % x, with another diff ID: %v", mediaType, blob[:4], err)
 					}
 					continue
@@ -92,7 +92,7 @@ func TestMediaTypes(t *testing.T) {
 func TestWindows(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
-	var layers []snapshot.Layer
+	var layers []layer.Pair
 	for n := range 3 {
 		tar := Tar(t, F("a", fmt.Sprint(n)))
 		if n == 2 {
@@ -100,7 +100,7 @@ func TestWindows(t *testing.T) {
 		}
 		frames := [][]byte{zstded(t, tar[:512]), windowed(27), zstded(t, tar[512:])}
 		blob := bytes.Join(frames, nil)
-		l := snapshot.Layer{DiffID: digest.FromBytes(tar), Blob: ocispec.Descriptor{
+		l := layer.Pair{DiffID: digest.FromBytes(tar), Blob: ocispec.Descriptor{
 			MediaType: ocispec.MediaTypeImageLayerZstd, Digest: digest.FromBytes(blob), Size: int64(len(blob)),
 		}}
 		w.blobs[l.Blob.Digest] = blob
@@ -111,7 +111,7 @@ func TestWindows(t *testing.T) {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			if _, err := w.Unpack(ctx, holder, l); errors.Is(err, unpack.ErrInvalidLayer) != (n == 2) || n < 2 && err != nil {
+			if _, err := w.Layers().Unpack(ctx, holder, l); errors.Is(err, unpack.ErrInvalidLayer) != (n == 2) || n < 2 && err != nil {
 				t.Errorf("layer %d: %v", n, err)
 			}
 		})

@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/model"
 	"github.com/tank-snapshotter/tank/snapshot/model/random"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
@@ -86,7 +86,7 @@ func (s *workshop) run(t *testing.T, way string, lists [][]Item) outcome {
 	case "prepared":
 		w = s.directory
 	}
-	layers := make([]snapshot.Layer, len(lists))
+	layers := make([]layer.Pair, len(lists))
 	for i, items := range lists {
 		layers[i] = w.blobs.add(t, Tar(t, items...))
 	}
@@ -110,7 +110,7 @@ func (s *workshop) run(t *testing.T, way string, lists [][]Item) outcome {
 }
 
 // assembledAs is what assembled does, and lets go of everything.
-func assembledAs(t *testing.T, w *world, layers []snapshot.Layer, consume bool, name string) ([]string, error) {
+func assembledAs(t *testing.T, w *world, layers []layer.Pair, consume bool, name string) ([]string, error) {
 	t.Helper()
 	h := metadata.Holder(name)
 	defer func() {
@@ -120,20 +120,20 @@ func assembledAs(t *testing.T, w *world, layers []snapshot.Layer, consume bool, 
 	}()
 	var recs []metadata.Layer
 	for _, l := range layers {
-		rec, err := w.Unpack(ctx, h, l)
+		rec, err := w.Layers().Unpack(ctx, h, l)
 		if err != nil {
 			return nil, err
 		}
 		recs = append(recs, rec)
 	}
-	path, err := w.Assemble(ctx, h, layers[0].DiffID, recs, &snapshot.AssembleOptions{Consume: consume, NoSync: true})
+	path, err := w.Layers().Assemble(ctx, h, layers[0].DiffID, recs, &layer.AssembleOptions{Consume: consume, NoSync: true})
 	if err != nil {
 		return nil, err
 	}
 	return List(t, path), nil
 }
 
-func mountedAs(t *testing.T, w *world, layers []snapshot.Layer, parallel bool, name string) ([]string, error) {
+func mountedAs(t *testing.T, w *world, layers []layer.Pair, parallel bool, name string) ([]string, error) {
 	t.Helper()
 	sn := w.For(metadata.Holder(name))
 	top, err := extract(ctx, sn, w, layers, parallel, name)

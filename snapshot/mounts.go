@@ -41,15 +41,12 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 	}
 	lower := st.paths()
 	if sn.Kind == metadata.Active && sn.Dir != "" && sn.Layer != "" { // a layer was applied
-		rec, err := s.layer(sn.Layer)
+		rec, err := s.layers.Intact(ctx, sn.Layer)
 		if err != nil {
 			return nil, err
 		}
-		if rec, err = s.trustLayer(ctx, rec); err != nil {
-			return nil, err
-		}
 		if !rec.Empty {
-			lower = append([]string{s.path("layers", rec.Dir, "fs")}, lower...)
+			lower = append([]string{s.layers.Lower(rec).Path}, lower...)
 		}
 	}
 	switch {
@@ -67,14 +64,11 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 		return bind(fs, "ro"), nil
 	}
 	if sn.ViewRoot != "" {
-		rec, err := s.layer(sn.ViewRoot)
+		rec, err := s.layers.Intact(ctx, sn.ViewRoot)
 		if err != nil {
 			return nil, err
 		}
-		if rec, err = s.trustLayer(ctx, rec); err != nil {
-			return nil, err
-		}
-		lower = append([]string{s.path("layers", rec.Dir, "fs")}, lower...)
+		lower = append([]string{s.layers.Lower(rec).Path}, lower...)
 	}
 	if len(lower) == 1 {
 		return bind(lower[0], "ro"), nil
@@ -92,14 +86,11 @@ func (s *Store) rebases(sn metadata.Snapshot) bool {
 // stagedMounts are those of a snapshot for which a known layer stands. That the last is read-only says so to containerd
 // 2.4: it neither fetches nor applies anything, and commits.
 func (s *Store) stagedMounts(ctx context.Context, sn metadata.Snapshot) ([]mount.Mount, error) {
-	rec, err := s.layer(sn.Layer)
+	rec, err := s.layers.Intact(ctx, sn.Layer)
 	if err != nil {
 		return nil, err
 	}
-	if rec, err = s.trustLayer(ctx, rec); err != nil {
-		return nil, err
-	}
-	return bind(s.path("layers", rec.Dir, "fs"), "ro"), nil
+	return bind(s.layers.Lower(rec).Path, "ro"), nil
 }
 
 func bind(source, mode string) []mount.Mount {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -96,7 +97,7 @@ func TestLabelsInNamespace(t *testing.T) {
 	requireRoot(t)
 	w := openWith(t, t.TempDir(), memory{}, &snapshot.Options{SyncDelay: -1, Unpack: unpack.Options{Confined: true}})
 	sn := w.For(holder)
-	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, F("f", "1")))}
+	layers := []layer.Pair{w.blobs.add(t, Tar(t, F("f", "1")))}
 	top, err := extract(ctx, sn, w, layers, false, "ns")
 	must(t, err)
 	mounts, err := sn.Prepare(ctx, "key", top, idLabels("0:100000:65536", "0:100000:65536"))

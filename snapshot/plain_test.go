@@ -19,6 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -61,12 +62,12 @@ func TestPlain(t *testing.T) {
 					must(t, os.Mkdir(root, 0o700))
 					w := openDirectory(t, root, memory{})
 					var recs []metadata.Layer
-					var layers []snapshot.Layer
+					var layers []layer.Pair
 					var err error
 					for _, items := range row.layers {
 						l := w.blobs.add(t, Tar(t, items...))
 						layers = append(layers, l)
-						rec, uerr := w.Unpack(ctx, holder, l)
+						rec, uerr := w.Layers().Unpack(ctx, holder, l)
 						err = errors.Join(err, uerr)
 						recs = append(recs, rec)
 					}
@@ -76,8 +77,8 @@ func TestPlain(t *testing.T) {
 					}
 					path := ""
 					if err == nil {
-						opts := &snapshot.AssembleOptions{Consume: consume, NoSync: true}
-						path, err = w.Assemble(ctx, holder, digest.FromString("m"), recs, opts)
+						opts := &layer.AssembleOptions{Consume: consume, NoSync: true}
+						path, err = w.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, opts)
 					}
 					if err != nil {
 						compare(t, row.want, err, row.want, row.wantErr)
@@ -146,7 +147,7 @@ func TestCheckOverlay(t *testing.T) {
 func TestPlainElsewhere(t *testing.T) {
 	requireMounts(t)
 	w := openAt(t, overlayFS(t), memory{})
-	var layers []snapshot.Layer
+	var layers []layer.Pair
 	for _, items := range [][]Item{
 		{D("d").Mode(0o700), F("d/x", "1"), F("gone", "1"), D("o"), F("o/f", "1")},
 		{W(".wh.gone"), W("d/.wh.x"), F("d/new", "2"), W("o/.wh..wh..opq"), F("o/g", "2")},

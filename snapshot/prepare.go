@@ -14,7 +14,8 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -140,7 +141,7 @@ func makeUpper(dir string, root *unpack.Entry) error {
 	if err := errors.Join(os.Mkdir(fs, 0o755), os.Mkdir(filepath.Join(dir, "work"), 0o711)); err != nil {
 		return err
 	}
-	return setAttrs(fs, root)
+	return nodes.SetAttrs(fs, root)
 }
 
 // put records a new snapshot, after its directory was moved into place.
@@ -197,16 +198,14 @@ func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *st
 	}
 	defer s.locks.Lock("root/" + key)()
 	for {
-		staged, made := "", metadata.Layer{}
-		if _, err := s.layer(key); err != nil {
-			staged = s.dir.Stage(rootdir.Layers, "fixup")
-			if made, err = s.buildTree(ctx, staged, tree.New(st.root), nil); err != nil {
+		var built *layer.Built
+		if _, err := s.layers.Record(key); err != nil {
+			if built, err = s.layers.BuildRoot(ctx, st.root); err != nil {
 				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
 			}
 		}
-		made.Key = key
-		now, err := s.recordFixup(sn.Key, key, staged, made, func(sn *metadata.Snapshot) { sn.ViewRoot = key })
-		if !errors.Is(err, errReleased) {
+		now, err := s.attachFixup(sn.Key, key, built, func(sn *metadata.Snapshot) { sn.ViewRoot = key })
+		if !errors.Is(err, layer.ErrReleased) {
 			return now, err
 		}
 	}

@@ -37,16 +37,16 @@ func TestSmallDisk(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	_, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(70)...)))
+	_, err := w.Layers().Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(70)...)))
 	tooSmall("a layer of 70 MiB", err)
 	_, err = w.Sweep(ctx)
 	must(t, err)
 	if n := free(); n < 50<<20 {
 		t.Errorf("%d bytes are free after it", n)
 	}
-	rec, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(40)...)))
+	rec, err := w.Layers().Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(40)...)))
 	must(t, err)
-	_, err = w.Assemble(ctx, holder, digest.FromString("m"), []metadata.Layer{rec}, nil)
+	_, err = w.Layers().Assemble(ctx, holder, digest.FromString("m"), []metadata.Layer{rec}, nil)
 	tooSmall("a copy of 40 MiB", err)
 	if n := free(); n < 512<<10 {
 		t.Errorf("%d bytes are free", n)
@@ -86,13 +86,13 @@ func TestInterrupted(t *testing.T) {
 		w := openAt(t, memoryDir(t), memory{})
 		var recs []metadata.Layer
 		for _, items := range [][]Item{lower, upper} {
-			rec, err := w.Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
+			rec, err := w.Layers().Unpack(ctx, holder, w.blobs.add(t, Tar(t, items...)))
 			must(t, err)
 			recs = append(recs, rec)
 		}
 		c := newCountdown(end)
 		defer c.cancel()
-		if _, err := w.Assemble(c, holder, digest.FromString("m"), recs, nil); err != nil {
+		if _, err := w.Layers().Assemble(c, holder, digest.FromString("m"), recs, nil); err != nil {
 			return int(c.looks.Load()), err
 		}
 		err = w.Check(c, func(err metadata.Fault) { t.Error(err) })

@@ -10,6 +10,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -41,7 +42,7 @@ func TestRootDirectory(t *testing.T) {
 		t.Run(row.testName, func(t *testing.T) {
 			for _, directory := range []bool{false, true} {
 				w := openWith(t, t.TempDir(), memory{}, &snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: directory})
-				var layers []snapshot.Layer
+				var layers []layer.Pair
 				for _, items := range row.layers {
 					layers = append(layers, w.blobs.add(t, Tar(t, items...)))
 				}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -174,22 +175,22 @@ func putEveryWay(t *testing.T, base string, lists [][]Item) (err error) {
 	defer func() {
 		var faults []error
 		report := func(err metadata.Fault) { faults = append(faults, err) }
-		err = errors.Join(err, s.Check(ctx, report), db.Check(report), s.Sync(ctx), s.Close(), db.Close())
+		err = errors.Join(err, s.Check(ctx, report), db.Check(report), s.Layers().Sync(ctx), s.Close(), db.Close())
 		err = errors.Join(append(faults, err)...)
 	}()
-	var layers []snapshot.Layer
+	var layers []layer.Pair
 	var recs []metadata.Layer
 	for _, items := range lists {
 		layers = append(layers, blobs.add(t, Tar(t, items...)))
 	}
 	for _, l := range layers {
-		rec, err := s.Unpack(ctx, holder, l)
+		rec, err := s.Layers().Unpack(ctx, holder, l)
 		if err != nil {
 			return err
 		}
 		recs = append(recs, rec)
 	}
-	rootfs, err := s.Assemble(ctx, holder, digest.FromString("m"), recs, nil)
+	rootfs, err := s.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, nil)
 	if err != nil {
 		return fmt.Errorf("assemble: %w", err)
 	}

@@ -3,9 +3,7 @@ package snapshot
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -15,9 +13,6 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
-
-// snapshotDir begins the name of what a snapshot's directory holds.
-const snapshotDir = "snapshot/"
 
 // stack is what a snapshot's children stand on: directories, topmost first, and the attributes of the root directory.
 type stack struct {
@@ -46,7 +41,7 @@ func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
 			}
 		}
 	}
-	b := stackBuilder{s: s, st: &stack{root: s.usualRoot(), rootFrom: -1}, seen: map[string]bool{}}
+	b := stackBuilder{s: s, st: &stack{root: s.layers.DefaultRoot(), rootFrom: -1}, seen: map[string]bool{}}
 	for _, sn := range chain {
 		if err := b.add(ctx, sn); err != nil {
 			return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
@@ -73,65 +68,64 @@ func (s *Store) chain(key string) (chain []metadata.Snapshot, err error) {
 
 // stackBuilder gathers a stack from the topmost snapshot down.
 type stackBuilder struct {
-	s        *Store
-	st       *stack
-	seen     map[string]bool
-	rootPath string // the directory whose root directory counts; empty while none was found
-	layered  bool   // that directory is a layer's
-	hidden   bool   // a layer above hides the rest
+	s       *Store
+	st      *stack
+	seen    map[string]bool
+	root    func() (*unpack.Entry, error) // reads the root directory that counts; nil while none was found
+	layered bool                          // root reads a layer
+	hidden  bool                          // a layer above hides the rest
 }
 
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	if sn.Dir != "" { // with a layer, what was written after it was applied
-		b.push(snapshotDir+sn.Dir, b.s.path("snapshots", sn.Dir, "fs"), true, !sn.FullCopy)
+		d := overlay.Dir{Name: "snapshot/" + sn.Dir, Path: b.s.path("snapshots", sn.Dir, "fs"), Live: true}
+		b.push(d, func() (*unpack.Entry, error) { return rootEntry(d.Path) }, !sn.FullCopy)
 	}
 	if sn.Layer == "" {
 		return nil
 	}
 	if sn.Fixup != metadata.NoFixup && !b.hidden {
-		rec, err := b.s.layer(sn.Fixup)
+		rec, err := b.s.layers.Servable(ctx, sn.Fixup)
 		if err != nil {
 			return err
 		}
-		if rec, err = b.s.servable(ctx, rec); err != nil {
-			return err
-		}
-		b.push(rec.Key, b.s.path("layers", rec.Dir, "fs"), false, rec.Whiteouts)
+		b.push(b.s.layers.Lower(rec), nil, rec.Whiteouts)
 		b.st.provisional = b.st.provisional || !rec.Durable
 	}
-	rec, err := b.s.layer(sn.Layer)
+	rec, err := b.s.layers.Servable(ctx, sn.Layer)
 	if err != nil {
 		return err
 	}
-	if rec, err = b.s.servable(ctx, rec); err != nil {
-		return err
+	var root func() (*unpack.Entry, error)
+	if rec.HasRootEntry {
+		root = func() (*unpack.Entry, error) { return b.s.layers.Root(rec) }
 	}
-	dir := b.s.path("layers", rec.Dir, "fs")
 	if rec.Empty {
-		if rec.HasRootEntry && b.rootPath == "" {
-			b.rootPath, b.layered = dir, true
+		if root != nil && b.root == nil {
+			b.root, b.layered = root, true
 		}
 		return nil
 	}
-	b.push(rec.Key, dir, rec.HasRootEntry, rec.Whiteouts)
+	b.push(b.s.layers.Lower(rec), root, rec.Whiteouts)
 	b.st.provisional = b.st.provisional || !rec.Durable
 	b.hidden = b.hidden || rec.OpaqueRoot
 	return nil
 }
 
-// push adds a directory below the others. One that is there already adds nothing, and overlay refuses it.
-func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
-	if root && b.rootPath == "" {
-		b.rootPath, b.layered = dir, !strings.HasPrefix(name, snapshotDir)
-		if !b.seen[dir] && !b.hidden {
+// push adds a directory below the others. root reads the entry of its root directory, and is nil if that does not count.
+// A directory that is in the stack already changes nothing below itself, and overlay refuses to mount it twice.
+func (b *stackBuilder) push(d overlay.Dir, root func() (*unpack.Entry, error), whiteouts bool) {
+	if root != nil && b.root == nil {
+		b.root, b.layered = root, !d.Live
+		if !b.seen[d.Path] && !b.hidden {
 			b.st.rootFrom = len(b.st.dirs)
 		}
 	}
-	if b.seen[dir] || b.hidden {
+	if b.seen[d.Path] || b.hidden {
 		return
 	}
-	b.seen[dir] = true
-	b.st.dirs = append(b.st.dirs, overlay.Dir{Name: name, Path: dir, Live: strings.HasPrefix(name, snapshotDir)})
+	b.seen[d.Path] = true
+	b.st.dirs = append(b.st.dirs, d)
 	b.st.whiteouts = len(b.st.dirs) == 1 && whiteouts
 }
 
@@ -139,15 +133,10 @@ func (b *stackBuilder) push(name, dir string, root, whiteouts bool) {
 // containerd's overlayfs, where the root directory is the snapshotter's own: only its time is taken over. A rootfs has
 // all of them (docs/adr/0027).
 func (b *stackBuilder) readRoot() error {
-	if b.rootPath == "" {
+	if b.root == nil {
 		return nil
 	}
-	f, err := nodes.OpenRoot(b.rootPath)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	e, err := f.Entry(".")
+	e, err := b.root()
 	if err != nil {
 		return err
 	}
@@ -176,11 +165,12 @@ func (st *stack) viewRoot(remap bool) string {
 	return metadata.FixupKey(digest.FromBytes(append([]byte("root\n"), tree.AppendEntry(nil, &e)...)))
 }
 
-// usualRoot is the root directory when no layer says anything of it.
-func (s *Store) usualRoot() unpack.Entry {
-	root := tree.DefaultDir(".")
-	if s.opts.Unpack.Unprivileged {
-		root.UID, root.GID = uint32(os.Geteuid()), uint32(os.Getegid())
+// rootEntry reads the entry of a directory.
+func rootEntry(dir string) (*unpack.Entry, error) {
+	f, err := nodes.OpenRoot(dir)
+	if err != nil {
+		return nil, err
 	}
-	return root
+	defer f.Close()
+	return f.Entry(".")
 }

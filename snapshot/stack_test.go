@@ -20,6 +20,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -39,11 +40,11 @@ func (m memory) Size(d digest.Digest) (int64, bool) {
 	return int64(len(b)), ok
 }
 
-func (m memory) add(t testing.TB, tar []byte) snapshot.Layer {
+func (m memory) add(t testing.TB, tar []byte) layer.Pair {
 	gz := Gzip(t, tar)
 	d := digest.FromBytes(gz)
 	m[d] = gz
-	return snapshot.Layer{
+	return layer.Pair{
 		Blob:   ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: d, Size: int64(len(gz))},
 		DiffID: digest.FromBytes(tar),
 	}
@@ -233,7 +234,7 @@ func TestStacks(t *testing.T) {
 // run puts the layers together in every way.
 func (row stackRow) run(t *testing.T) {
 	w := open(t)
-	layers := make([]snapshot.Layer, len(row.layers))
+	layers := make([]layer.Pair, len(row.layers))
 	for i, items := range row.layers {
 		layers[i] = w.blobs.add(t, Tar(t, items...))
 	}
@@ -306,7 +307,7 @@ func compare(t *testing.T, got []string, err error, want []string, wantErr error
 }
 
 // mounted unpacks the layers as containerd does, and lists what a view of the topmost shows.
-func mounted(t *testing.T, w *world, layers []snapshot.Layer, parallel bool) ([]string, error) {
+func mounted(t *testing.T, w *world, layers []layer.Pair, parallel bool) ([]string, error) {
 	t.Helper()
 	ctx := context.Background()
 	sn := w.For(metadata.Holder(t.Name()))
@@ -324,7 +325,7 @@ func mounted(t *testing.T, w *world, layers []snapshot.Layer, parallel bool) ([]
 	return List(t, dir), nil
 }
 
-func extract(ctx context.Context, sn *snapshot.Snapshotter, w *world, layers []snapshot.Layer, parallel bool, ns string) (string, error) {
+func extract(ctx context.Context, sn *snapshot.Snapshotter, w *world, layers []layer.Pair, parallel bool, ns string) (string, error) {
 	diffs := make([]digest.Digest, len(layers))
 	for i, l := range layers {
 		diffs[i] = l.DiffID
@@ -365,18 +366,18 @@ func extract(ctx context.Context, sn *snapshot.Snapshotter, w *world, layers []s
 }
 
 // assembled lists the rootfs that the layers are assembled to.
-func assembled(t *testing.T, w *world, layers []snapshot.Layer, consume bool) ([]string, error) {
+func assembled(t *testing.T, w *world, layers []layer.Pair, consume bool) ([]string, error) {
 	t.Helper()
 	ctx := context.Background()
 	var recs []metadata.Layer
 	for _, l := range layers {
-		rec, err := w.Unpack(ctx, holder, l)
+		rec, err := w.Layers().Unpack(ctx, holder, l)
 		if err != nil {
 			return nil, err
 		}
 		recs = append(recs, rec)
 	}
-	path, err := w.Assemble(ctx, holder, digest.FromString(t.Name()), recs, &snapshot.AssembleOptions{Consume: consume})
+	path, err := w.Layers().Assemble(ctx, holder, digest.FromString(t.Name()), recs, &layer.AssembleOptions{Consume: consume})
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -69,7 +70,7 @@ func TestProvisional(t *testing.T) {
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			w := open(t)
-			layers := []snapshot.Layer{w.blobs.add(t, Tar(t, base...)), w.blobs.add(t, Tar(t, over...))}
+			layers := []layer.Pair{w.blobs.add(t, Tar(t, base...)), w.blobs.add(t, Tar(t, over...))}
 			top, err := extract(ctx, w.For(holder), w, layers, true, "ns")
 			must(t, err)
 			_, err = w.For(holder).View(ctx, "first", top)
@@ -85,7 +86,7 @@ func TestProvisional(t *testing.T) {
 			if got := show(t, mounts); !slices.Equal(got, want) {
 				t.Errorf("got:\n%s", strings.Join(got, "\n"))
 			}
-			must(t, w.Sync(ctx))
+			must(t, w.Layers().Sync(ctx))
 		})
 	}
 }
@@ -114,9 +115,9 @@ func TestDurable(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
 	l := w.blobs.add(t, Tar(t, F("f", "1")))
-	rec, err := w.Unpack(ctx, holder, l)
+	rec, err := w.Layers().Unpack(ctx, holder, l)
 	must(t, err)
-	must(t, w.Sync(ctx))
+	must(t, w.Layers().Sync(ctx))
 	must(t, w.db.View(func(tx *metadata.Tx) error {
 		rec, err = tx.Layer(rec.Key)
 		return err
@@ -175,9 +176,9 @@ func TestCheckFinds(t *testing.T) {
 		t.Run(row.testName, func(t *testing.T) {
 			w := open(t)
 			l := w.blobs.add(t, Tar(t, D("d"), F("d/x", "1"), F("f", "1"), H("h", "f"), S("s", "f")))
-			rec, err := w.Unpack(ctx, holder, l)
+			rec, err := w.Layers().Unpack(ctx, holder, l)
 			must(t, err)
-			rootfs, err := w.Assemble(ctx, holder, l.DiffID, []metadata.Layer{rec}, nil)
+			rootfs, err := w.Layers().Assemble(ctx, holder, l.DiffID, []metadata.Layer{rec}, nil)
 			must(t, err)
 			must(t, w.Check(ctx, func(err metadata.Fault) { t.Errorf("before: %v", err) }))
 			must(t, row.damage(w, w.layerDir(t, rec.Key), rootfs))
@@ -207,9 +208,9 @@ func TestKnownWithoutBlob(t *testing.T) {
 		testName string
 		parallel bool
 		blobHere bool
-		fetchAll bool                                            // containerd fetches every blob
-		blob     func(upper, lower snapshot.Layer) digest.Digest // that the label names
-		diffID   func(upper, lower snapshot.Layer) digest.Digest
+		fetchAll bool                                        // containerd fetches every blob
+		blob     func(upper, lower layer.Pair) digest.Digest // that the label names
+		diffID   func(upper, lower layer.Pair) digest.Digest
 		want     answer
 	}{
 		{"sequential", false, false, false, blobOf, diffOf, answer{exists: true}},
@@ -223,7 +224,7 @@ func TestKnownWithoutBlob(t *testing.T) {
 		{"sequential, all blobs are fetched", false, false, true, blobOf, diffOf, answer{}},
 		{"parallel, all blobs are fetched", true, false, true, blobOf, diffOf, answer{}},
 		{"containerd 2.2, all blobs are fetched", false, false, true, blobOf, noDiffID, answer{}},
-		{"no digest", true, false, false, func(_, _ snapshot.Layer) digest.Digest { return "sha256:../../x" }, diffOf,
+		{"no digest", true, false, false, func(_, _ layer.Pair) digest.Digest { return "sha256:../../x" }, diffOf,
 			answer{}},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -232,9 +233,9 @@ func TestKnownWithoutBlob(t *testing.T) {
 			w := openWith(t, t.TempDir(), memory{}, opts)
 			sn := w.For(metadata.Containerd)
 			lower, upper := w.blobs.add(t, Tar(t, F("a", "1"))), w.blobs.add(t, Tar(t, F("b", "2")))
-			parent, err := extract(ctx, sn, w, []snapshot.Layer{lower}, false, "ns")
+			parent, err := extract(ctx, sn, w, []layer.Pair{lower}, false, "ns")
 			must(t, err)
-			_, err = w.Unpack(ctx, holder, upper)
+			_, err = w.Layers().Unpack(ctx, holder, upper)
 			must(t, err)
 			if !row.blobHere {
 				delete(w.blobs, upper.Blob.Digest)
@@ -312,7 +313,7 @@ func TestApplyNeedsBlob(t *testing.T) {
 			opts.SkipKnownBlobs, opts.Access = row.skip, row.access
 			w := openWith(t, t.TempDir(), memory{}, opts)
 			l := w.blobs.add(t, Tar(t, F("a", "1")))
-			first, err := w.Unpack(ctx, holder, l)
+			first, err := w.Layers().Unpack(ctx, holder, l)
 			must(t, err)
 			if !row.blobHere {
 				delete(w.blobs, l.Blob.Digest)
@@ -345,7 +346,7 @@ func TestKnownAboveKnown(t *testing.T) {
 	parent := ""
 	for i, name := range []string{"a", "b", "c"} {
 		l := w.blobs.add(t, Tar(t, F(name, name)))
-		_, err := w.Unpack(ctx, holder, l)
+		_, err := w.Layers().Unpack(ctx, holder, l)
 		must(t, err)
 		delete(w.blobs, l.Blob.Digest)
 		diffIDs = append(diffIDs, l.DiffID)
@@ -374,9 +375,9 @@ func TestKnownUnderAnotherName(t *testing.T) {
 	w := openWith(t, t.TempDir(), memory{}, skipping())
 	sn := w.For(metadata.Containerd)
 	pause, mine := w.blobs.add(t, Tar(t, F("pause", "1"))), w.blobs.add(t, Tar(t, F("bin/login", "mine")))
-	parent, err := extract(ctx, sn, w, []snapshot.Layer{pause}, false, "ns")
+	parent, err := extract(ctx, sn, w, []layer.Pair{pause}, false, "ns")
 	must(t, err)
-	_, err = w.Unpack(ctx, holder, mine)
+	_, err = w.Layers().Unpack(ctx, holder, mine)
 	must(t, err)
 	delete(w.blobs, mine.Blob.Digest) // as with containerd's discard_unpacked_layers
 	others := identity.ChainID([]digest.Digest{digest.FromString("1"), digest.FromString("2")})
@@ -393,11 +394,11 @@ func TestKnownUnderAnotherName(t *testing.T) {
 	}
 }
 
-func blobOf(upper, _ snapshot.Layer) digest.Digest    { return upper.Blob.Digest }
-func lowerBlob(_, lower snapshot.Layer) digest.Digest { return lower.Blob.Digest }
-func diffOf(upper, _ snapshot.Layer) digest.Digest    { return upper.DiffID }
-func otherBlob(_, _ snapshot.Layer) digest.Digest     { return digest.FromString("another") }
-func noDiffID(_, _ snapshot.Layer) digest.Digest      { return "" } // and no parent chain ID: both labels came with 2.3
+func blobOf(upper, _ layer.Pair) digest.Digest    { return upper.Blob.Digest }
+func lowerBlob(_, lower layer.Pair) digest.Digest { return lower.Blob.Digest }
+func diffOf(upper, _ layer.Pair) digest.Digest    { return upper.DiffID }
+func otherBlob(_, _ layer.Pair) digest.Digest     { return digest.FromString("another") }
+func noDiffID(_, _ layer.Pair) digest.Digest      { return "" } // and no parent chain ID: both labels came with 2.3
 
 // found counts what containerd's filter finds after AlreadyExists.
 func found(t *testing.T, sn *snapshot.Snapshotter, target, parent string) (n int) {
@@ -418,11 +419,11 @@ func TestUnpackedOnce(t *testing.T) {
 	w := open(t)
 	tar := Tar(t, F("a", "1"))
 	l := w.blobs.add(t, tar)
-	first, err := w.Unpack(ctx, holder, l)
+	first, err := w.Layers().Unpack(ctx, holder, l)
 	must(t, err)
-	plain := snapshot.Layer{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(tar), Size: int64(len(tar))}, DiffID: l.DiffID}
+	plain := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(tar), Size: int64(len(tar))}, DiffID: l.DiffID}
 	w.blobs[plain.Blob.Digest] = tar
-	second, err := w.Unpack(ctx, holder, plain)
+	second, err := w.Layers().Unpack(ctx, holder, plain)
 	must(t, err)
 	if first.Dir != second.Dir {
 		t.Errorf("unpacked to %s and to %s", first.Dir, second.Dir)
@@ -430,7 +431,7 @@ func TestUnpackedOnce(t *testing.T) {
 	liar := w.blobs.add(t, Tar(t, F("evil", "1")))
 	liar.DiffID = l.DiffID
 	for range 2 {
-		if _, err := w.Unpack(ctx, holder, liar); !errdefs.IsFailedPrecondition(err) {
+		if _, err := w.Layers().Unpack(ctx, holder, liar); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("a false claim: %v", err)
 		}
 	}
@@ -464,7 +465,7 @@ func TestNothingLeft(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
 	sn := w.For(metadata.Containerd)
-	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, D("d").Mode(0o700), F("f", "1"))), w.blobs.add(t, Tar(t, F("d/x", "2"), H("g", "f")))}
+	layers := []layer.Pair{w.blobs.add(t, Tar(t, D("d").Mode(0o700), F("f", "1"))), w.blobs.add(t, Tar(t, F("d/x", "2"), H("g", "f")))}
 	top, err := extract(ctx, sn, w, layers, true, "ns")
 	must(t, err)
 	_, err = sn.View(ctx, "view", top)
@@ -492,7 +493,7 @@ func TestNothingLeft(t *testing.T) {
 func TestLongChain(t *testing.T) {
 	requireMounts(t)
 	w := open(t)
-	layers := []snapshot.Layer{w.blobs.add(t, Tar(t, D("d").Mode(0o700)))}
+	layers := []layer.Pair{w.blobs.add(t, Tar(t, D("d").Mode(0o700)))}
 	want := []string{"d dir 0700"}
 	for i := 1; i < 128; i++ {
 		layers = append(layers, w.blobs.add(t, Tar(t, F(fmt.Sprintf("d/%03d", i), "x"))))

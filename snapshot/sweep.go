@@ -4,11 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
-	"strings"
 	"time"
-
-	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
@@ -26,7 +22,7 @@ type Stats struct {
 // aside under the gate and deletes them after it. What can't be deleted does not keep it from the rest: a
 // leftover.Error names that, and the next sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (Stats, error) {
-	unclaimed := s.unpacks.dropUnclaimed(time.Now())
+	unclaimed := s.layers.DropUnclaimed(time.Now())
 	stats, moved, err := s.moveUnrecorded()
 	older, lerr := s.dir.Leftovers(ctx, pools...) // the background may not have deleted that yet
 	moved, err = append(moved, older...), errors.Join(err, lerr)
@@ -41,15 +37,11 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	defer s.dir.BeginSweep()()
 	var gone []string
 	err = s.db.View(func(tx *metadata.Tx) error {
-		layers, err := s.unrecorded("layers", func() (map[string]bool, error) { return layerDirs(tx) })
+		layers, rootfs, err := s.layers.Unrecorded(tx)
 		if err != nil {
 			return err
 		}
-		snapshots, err := s.unrecorded("snapshots", func() (map[string]bool, error) { return snapshotDirs(tx) })
-		if err != nil {
-			return err
-		}
-		rootfs, err := s.unrecordedRootfs(tx)
+		snapshots, err := s.dir.Unrecorded(rootdir.Snapshots, func() (map[string]bool, error) { return snapshotDirs(tx) })
 		stats = Stats{Layers: len(layers), Snapshots: len(snapshots), Rootfs: len(rootfs) / 2}
 		gone = append(append(layers, snapshots...), rootfs...)
 		return err
@@ -68,38 +60,6 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 	return stats, moved, errors.Join(errs...)
 }
 
-// unrecorded lists the directories below kind/ that have no record. A record that can't be read is an error,
-// because it may be the record of any of these directories.
-func (s *Store) unrecorded(kind string, recorded func() (map[string]bool, error)) ([]string, error) {
-	names, err := os.ReadDir(s.path(kind))
-	if err != nil || len(names) == 0 {
-		return nil, err
-	}
-	known, err := recorded()
-	if err != nil {
-		return nil, err
-	}
-	var gone []string
-	for _, n := range names {
-		if !known[n.Name()] && !rootdir.IsStaged(n.Name()) && !rootdir.IsLostFound(n.Name()) {
-			gone = append(gone, s.path(kind, n.Name()))
-		}
-	}
-	return gone, nil
-}
-
-func layerDirs(tx *metadata.Tx) (map[string]bool, error) {
-	dirs := map[string]bool{}
-	for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
-		l, err := tx.Layer(key)
-		if err != nil {
-			return nil, err
-		}
-		dirs[l.Dir] = true
-	}
-	return dirs, nil
-}
-
 func snapshotDirs(tx *metadata.Tx) (map[string]bool, error) {
 	dirs := map[string]bool{}
 	for _, key := range tx.Keys(metadata.KindSnapshot, "", -1) {
@@ -110,31 +70,4 @@ func snapshotDirs(tx *metadata.Tx) (map[string]bool, error) {
 		dirs[sn.Dir] = true
 	}
 	return dirs, nil
-}
-
-func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
-	algs, err := os.ReadDir(s.path("rootfs"))
-	if err != nil {
-		return nil, err
-	}
-	var gone []string
-	for _, alg := range algs {
-		if rootdir.IsStaged(alg.Name()) || rootdir.IsLostFound(alg.Name()) {
-			continue
-		}
-		names, err := os.ReadDir(s.path("rootfs", alg.Name()))
-		if err != nil {
-			return nil, err
-		}
-		for _, n := range names {
-			if rootdir.IsStaged(n.Name()) {
-				continue
-			}
-			d := digest.NewDigestFromEncoded(digest.Algorithm(alg.Name()), strings.TrimSuffix(n.Name(), ".seal"))
-			if _, err := tx.Rootfs(d); errdefs.IsNotFound(err) {
-				gone = append(gone, s.path("rootfs", alg.Name(), n.Name()))
-			}
-		}
-	}
-	return gone, nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
+	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -146,7 +147,7 @@ func userPut(t *testing.T, root string, lists [][]Item, way string) (path string
 		report := func(err metadata.Fault) { t.Errorf("%s: %v", root, err) }
 		err = errors.Join(err, s.Check(ctx, report), db.Check(report), s.Close(), db.Close())
 	}()
-	var layers []snapshot.Layer
+	var layers []layer.Pair
 	for _, items := range lists {
 		layers = append(layers, blobs.add(t, Tar(t, items...)))
 	}
@@ -155,17 +156,17 @@ func userPut(t *testing.T, root string, lists [][]Item, way string) (path string
 	}
 	var recs []metadata.Layer
 	for _, l := range layers {
-		rec, err := s.Unpack(ctx, holder, l)
+		rec, err := s.Layers().Unpack(ctx, holder, l)
 		if err != nil {
 			return "", err
 		}
 		recs = append(recs, rec)
 	}
-	return s.Assemble(ctx, holder, digest.FromString("m"), recs, &snapshot.AssembleOptions{Consume: way == "moved", NoSync: true})
+	return s.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, &layer.AssembleOptions{Consume: way == "moved", NoSync: true})
 }
 
 // userPrepared makes two containers above the layers, one after the other, and returns where the second is.
-func userPrepared(t *testing.T, s *snapshot.Store, layers []snapshot.Layer) (path string, err error) {
+func userPrepared(t *testing.T, s *snapshot.Store, layers []layer.Pair) (path string, err error) {
 	sn := s.For(holder)
 	top, err := extract(ctx, sn, &world{Store: s}, layers, false, "ns")
 	if err != nil {

@@ -100,7 +100,8 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	}
 	root.KeepReserve()
 	server := plugin.New(&plugin.Options{
-		Binder: root.Binder(), StoresOf: storesOf(root, opts.Containerd == nil), Layers: root.Snapshots(),
+		Binder: root.Binder(), StoresOf: storesOf(root, opts.Containerd == nil), Layers: root.Snapshots().Layers(),
+		Applier:    root.Snapshots(),
 		Processors: s.processors(),
 		More: func(to grpc.ServiceRegistrar) {
 			admin.Register(to, root, &admin.ServeOptions{HostsDir: s.HostsDir})

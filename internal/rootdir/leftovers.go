@@ -63,3 +63,24 @@ func (d *Dir) Leftovers(ctx context.Context, pools ...string) (paths []string, e
 	}
 	return paths, err
 }
+
+// Unrecorded returns the paths of the entries of a pool that have no record. recorded returns the names of those that
+// have one; it is not called for an empty pool. If it can't read a record it returns an error, because that may be the
+// record of any of the entries.
+func (d *Dir) Unrecorded(pool string, recorded func() (map[string]bool, error)) ([]string, error) {
+	names, err := os.ReadDir(d.Path(pool))
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	known, err := recorded()
+	if err != nil {
+		return nil, err
+	}
+	var gone []string
+	for _, n := range names {
+		if !known[n.Name()] && !IsStaged(n.Name()) && !IsLostFound(n.Name()) {
+			gone = append(gone, d.Path(pool, n.Name()))
+		}
+	}
+	return gone, nil
+}

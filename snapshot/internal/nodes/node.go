@@ -112,3 +112,13 @@ func RemoveAll(ctx context.Context, path string, freed func(bytes int64)) error 
 	}
 	return err
 }
+
+// SetAttrs gives the directory at a path the attributes of e.
+func SetAttrs(dir string, e *unpack.Entry) error {
+	f, err := OpenTree(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unpack.SetAttrsOf(f, e)
+}

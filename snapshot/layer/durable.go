@@ -1,4 +1,4 @@
-package snapshot
+package layer
 
 import (
 	"context"
@@ -48,11 +48,18 @@ func (y *syncer) add(n metadata.Node, version string) {
 	y.mu.Unlock()
 }
 
-// settleSoon has what is provisional turned durable soon, without waiting for it.
-func (s *Store) settleSoon() {
+// SyncSoon has provisional records made durable in the background, after Options.SyncDelay.
+func (s *Store) SyncSoon() {
 	if s.opts.SyncDelay >= 0 {
 		s.syncer.wake()
 	}
+}
+
+// drop forgets a node that is not to be made durable.
+func (y *syncer) drop(n metadata.Node) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	delete(y.pending, n)
 }
 
 func (y *syncer) wake() {

@@ -1,4 +1,4 @@
-package snapshot
+package layer
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -35,9 +36,9 @@ type Recovered struct {
 // Recover reads layers/, rootfs/ and snapshots/ of a root whose database is to be made again. Each directory is compared
 // with its seal, which has its record. It changes nothing.
 func Recover(ctx context.Context, root string) (*Recovered, error) {
-	s := &Store{root: root}
 	r := &Recovered{}
-	names, err := s.recoverable("layers", r)
+	c := collector{root: root, found: r}
+	names, err := c.names("layers")
 	if err != nil {
 		return nil, err
 	}
@@ -46,8 +47,8 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 			return nil, err
 		}
 		var l metadata.Layer
-		if s.recover(ctx, s.path("layers", name, "fs"), s.path("layers", name, "seal"), &l) && l.Key != "" &&
-			(!l.Ordered || tree.CheckOrder(ctx, s.path("layers", name)) == nil) {
+		if c.read(ctx, c.path("layers", name, "fs"), c.path("layers", name, "seal"), &l) && l.Key != "" &&
+			(!l.Ordered || tree.CheckOrder(ctx, c.path("layers", name)) == nil) {
 			l.Dir, l.Durable = name, false
 			r.Layers = append(r.Layers, l)
 		} else {
@@ -57,15 +58,15 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 	if err := ctx.Err(); err != nil { // a cancelled comparison makes a directory look broken
 		return nil, err
 	}
-	if r.Snapshots, err = s.recoverable("snapshots", r); err != nil {
+	if r.Snapshots, err = c.names("snapshots"); err != nil {
 		return nil, err
 	}
-	algorithms, err := s.recoverable("rootfs", r)
+	algorithms, err := c.names("rootfs")
 	if err != nil {
 		return nil, err
 	}
 	for _, algorithm := range algorithms {
-		names, err := s.recoverable("rootfs/"+algorithm, r)
+		names, err := c.names("rootfs/" + algorithm)
 		if err != nil {
 			return nil, err
 		}
@@ -73,13 +74,13 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 			if strings.HasSuffix(name, ".seal") {
 				continue
 			}
-			dir := s.path("rootfs", algorithm, name)
+			dir := c.path("rootfs", algorithm, name)
 			d := digest.NewDigestFromEncoded(digest.Algorithm(algorithm), name)
 			if d.Validate() != nil {
 				continue
 			}
 			var f metadata.Rootfs
-			if s.recover(ctx, dir, dir+".seal", &f) && f.Manifest == d {
+			if c.read(ctx, dir, dir+".seal", &f) && f.Manifest == d {
 				f.Durable = false
 				r.Rootfs = append(r.Rootfs, f)
 			} else {
@@ -90,8 +91,19 @@ func Recover(ctx context.Context, root string) (*Recovered, error) {
 	return r, ctx.Err()
 }
 
-func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
-	entries, err := os.ReadDir(s.path(dir))
+// collector reads the pools of a root without its database.
+type collector struct {
+	root  string
+	found *Recovered
+}
+
+func (c *collector) path(elem ...string) string {
+	return filepath.Join(append([]string{c.root}, elem...)...)
+}
+
+// names lists the entries of a directory below the root and keeps the largest number among them.
+func (c *collector) names(dir string) ([]string, error) {
+	entries, err := os.ReadDir(c.path(dir))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -105,17 +117,17 @@ func (s *Store) recoverable(dir string, r *Recovered) ([]string, error) {
 		}
 		names = append(names, e.Name())
 		if id, err := strconv.ParseUint(e.Name(), 10, 64); err == nil && dir != "rootfs" {
-			r.LastID = max(r.LastID, id)
+			c.found.LastID = max(c.found.LastID, id)
 		}
 	}
 	return names, nil
 }
 
-// recover reads the record in a seal, if the directory is what the seal says.
-func (s *Store) recover(ctx context.Context, dir, seal string, record any) bool {
+// read reads the record in a seal, if the directory is what the seal says.
+func (c *collector) read(ctx context.Context, dir, seal string, record any) bool {
 	sealed, err := tree.OpenSeal(ctx, seal)
 	if err == nil {
-		err = s.intact(ctx, dir, seal)
+		err = compare(ctx, dir, seal)
 	}
 	if err == nil {
 		err = json.Unmarshal(sealed.Record, record)

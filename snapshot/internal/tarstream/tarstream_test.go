@@ -1,4 +1,4 @@
-package snapshot
+package tarstream
 
 import (
 	"bytes"
@@ -46,7 +46,7 @@ func TestReadTar(t *testing.T) {
 		blob := packed.Bytes()
 		sum := sha256.New()
 		var got []byte
-		err := readTar(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough, func(tar io.Reader) (err error) {
+		err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough, func(tar io.Reader) (err error) {
 			got, err = io.ReadAll(tar)
 			return err
 		})
@@ -55,10 +55,10 @@ func TestReadTar(t *testing.T) {
 			t.Errorf("%d bytes: %v, got %d", size, err, len(got))
 		}
 		sum.Reset() // what was not read is hashed all the same
-		if err := readTar(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough, func(io.Reader) error { return nil }); err != nil || !bytes.Equal(sum.Sum(nil), want[:]) {
+		if err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough, func(io.Reader) error { return nil }); err != nil || !bytes.Equal(sum.Sum(nil), want[:]) {
 			t.Errorf("%d bytes, none read: %v", size, err)
 		}
-		if err := readTar(context.Background(), "", io.NopCloser(bytes.NewReader(blob[:len(blob)-1])), sha256.New(), enough, func(tar io.Reader) error {
+		if err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob[:len(blob)-1])), sha256.New(), enough, func(tar io.Reader) error {
 			_, err := io.Copy(io.Discard, tar)
 			return err
 		}); err == nil {
@@ -67,11 +67,11 @@ func TestReadTar(t *testing.T) {
 		if size < 1024 {
 			continue // Decompress itself waits for the first bytes
 		}
-		// Extraction fails while the download goes on: readTar must not wait for it.
+		// Extraction fails while the download goes on: Read must not wait for it.
 		done := make(chan error, 1)
 		go func() {
 			b := &stalled{Reader: bytes.NewReader(blob[:max(len(blob)-1, 0)]), closed: make(chan struct{})}
-			done <- readTar(context.Background(), "application/vnd.oci.image.layer.v1.tar+gzip", b, sha256.New(), enough, func(io.Reader) error {
+			done <- Read(context.Background(), "application/vnd.oci.image.layer.v1.tar+gzip", b, sha256.New(), enough, func(io.Reader) error {
 				return errRead
 			})
 		}()

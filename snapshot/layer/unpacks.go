@@ -1,8 +1,7 @@
-package snapshot
+package layer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,12 +23,13 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tarstream"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// unclaimedLife is how long a finished unpack waits to be claimed.
-const unclaimedLife = 10 * time.Minute
+// slots is how many layers whose blobs are here are unpacked at once.
+const slots = 16
 
 // followFactor is how many more layers are unpacked while they are downloaded than when they are here.
 const followFactor = 2
@@ -46,28 +46,37 @@ type unpacks struct {
 
 	// mu guards jobs and announced.
 	mu        sync.Mutex
-	jobs      map[digest.Digest]*unpackJob // by blob
-	announced map[digest.Digest]Layer      // by blob: what an ingest of it is good for
+	jobs      map[digest.Digest]*job // by blob
+	announced map[digest.Digest]Pair // by blob: what an ingest of it is good for
 }
 
-// unpackJob is the unpack of one blob, running or finished and waiting to be claimed.
-type unpackJob struct {
-	layer  Layer
+// request is what is to be unpacked.
+type request struct {
+	pair   Pair
 	decode Decode // nil: the store reads the blob itself
-	cancel context.CancelFunc
 	// descriptors is how many the unpack may have open. 0: as many as are worth it.
 	descriptors descriptors.Share
-	here        chan struct{} // closed when its blob is known to be here
-	once        sync.Once     // closes here
-	done        chan struct{} // closed when the fields below are set
+}
 
-	mediaType string // of the bytes that are unpacked
-	followed  bool   // its bytes came from an ingest, which may not have become the blob
-	err       error
-	diffID    digest.Digest
-	dir       string // a staged name in layers/, with fs and seal; empty when the blob was only verified
-	record    metadata.Layer
-	finished  time.Time
+// unpacked is the outcome of an unpack. After an error only the fields that were known by then are set.
+type unpacked struct {
+	followed bool // the bytes came from an ingest, which may not have become the blob
+	diffID   digest.Digest
+	dir      string         // a staged name in layers/, with fs and seal; empty if the blob was only verified
+	record   metadata.Layer // of dir
+}
+
+// job is the unpack of one blob, running or finished and waiting to be claimed.
+type job struct {
+	request
+	cancel context.CancelFunc
+	here   chan struct{} // closed when its blob is known to be here
+	once   sync.Once     // closes here
+	done   chan struct{} // closed when the fields below are set
+
+	unpacked
+	err   error
+	ended time.Time
 
 	taken atomic.Bool // a caller of take may move or delete dir
 
@@ -76,20 +85,24 @@ type unpackJob struct {
 	recording sync.Mutex
 }
 
+func newJob(r request, cancel context.CancelFunc) *job {
+	return &job{request: r, cancel: cancel, here: make(chan struct{}), done: make(chan struct{})}
+}
+
 // take reports whether the caller is the first to take the job's directory away. A second one must not move what the
 // first may be deleting.
-func (j *unpackJob) take() bool { return j.dir != "" && j.taken.CompareAndSwap(false, true) }
+func (j *job) take() bool { return j.dir != "" && j.taken.CompareAndSwap(false, true) }
 
 func newUnpacks(s *Store) *unpacks {
 	return &unpacks{
-		s: s, slots: make(chan struct{}, s.opts.Unpacks), following: make(chan struct{}, followFactor*s.opts.Unpacks),
-		jobs: map[digest.Digest]*unpackJob{}, announced: map[digest.Digest]Layer{},
+		s: s, slots: make(chan struct{}, slots), following: make(chan struct{}, followFactor*slots),
+		jobs: map[digest.Digest]*job{}, announced: map[digest.Digest]Pair{},
 	}
 }
 
 // Announce names layers that will be wanted. The unpack of each begins as soon as its blob is here or begins to arrive.
 // It may come again and again for the same layers, and costs one look into the database.
-func (s *Store) Announce(layers []Layer) {
+func (s *Store) Announce(layers []Pair) {
 	unknown := s.unknown(layers)
 	u := s.unpacks
 	u.mu.Lock()
@@ -108,7 +121,7 @@ func (s *Store) Announce(layers []Layer) {
 // Fits returns errdefs.ErrFailedPrecondition if the blob of one of the layers is here and has another size than the
 // layer's descriptor: a manifest is as wrong with a blob that is here as with one that is to come. A descriptor of size
 // 0 does not say.
-func (s *Store) Fits(layers []Layer) error {
+func (s *Store) Fits(layers []Pair) error {
 	for _, l := range layers {
 		if size, here := s.blobs.Size(l.Blob.Digest); here && l.Blob.Size != 0 && l.Blob.Size != size {
 			return cause.Mark(fmt.Errorf("layer %s: %d bytes where the descriptor has %d: %w",
@@ -120,7 +133,7 @@ func (s *Store) Fits(layers []Layer) error {
 
 // unknown returns those of the layers that are not here, or were not verified for their blobs, and can be unpacked
 // without a decoder; none if that cannot be found out.
-func (s *Store) unknown(layers []Layer) (unknown []Layer) {
+func (s *Store) unknown(layers []Pair) (unknown []Pair) {
 	err := s.db.ViewPending(func(tx *metadata.Tx) error {
 		for _, l := range layers {
 			if unpack.Supported(l.Blob.MediaType) && !isKnown(tx, l) {
@@ -149,14 +162,14 @@ func (s *Store) Ingested(blob digest.Digest) {
 
 // start returns the blob's job, a new one when there is none, or when the last one ended with an error. The job outlives the
 // call, whose values go with it: where blobs are read from depends on who wants them.
-func (u *unpacks) start(ctx context.Context, l Layer) (j *unpackJob, began bool) {
+func (u *unpacks) start(ctx context.Context, l Pair) (j *job, began bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if j := u.jobs[l.Blob.Digest]; j != nil && !j.failed() {
 		return j, false
 	}
 	ctx, cancel := u.s.work.Bind(context.WithoutCancel(ctx))
-	j = &unpackJob{layer: l, cancel: cancel, here: make(chan struct{}), done: make(chan struct{})}
+	j = newJob(request{pair: l}, cancel)
 	u.jobs[l.Blob.Digest] = j
 	u.s.work.Add()
 	go func() {
@@ -167,7 +180,7 @@ func (u *unpacks) start(ctx context.Context, l Layer) (j *unpackJob, began bool)
 	return j, true
 }
 
-func (j *unpackJob) failed() bool {
+func (j *job) failed() bool {
 	select {
 	case <-j.done:
 		return j.err != nil
@@ -191,27 +204,27 @@ func (u *unpacks) busy() bool {
 }
 
 // forget drops a job from the table, unless another has taken its place.
-func (u *unpacks) forget(j *unpackJob) {
+func (u *unpacks) forget(j *job) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.jobs[j.layer.Blob.Digest] == j {
-		delete(u.jobs, j.layer.Blob.Digest)
+	if u.jobs[j.pair.Blob.Digest] == j {
+		delete(u.jobs, j.pair.Blob.Digest)
 	}
 }
 
 // forgotten reports whether a job is no longer in the table.
-func (u *unpacks) forgotten(j *unpackJob) bool {
+func (u *unpacks) forgotten(j *job) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.jobs[j.layer.Blob.Digest] != j
+	return u.jobs[j.pair.Blob.Digest] != j
 }
 
 // run does the job. A job that did not get its bytes is forgotten; the next ingest or claim begins a new one.
-func (u *unpacks) run(ctx context.Context, j *unpackJob) {
+func (u *unpacks) run(ctx context.Context, j *job) {
 	defer close(j.done)
 	// What follows a download mostly waits for it, and must not keep from their work those whose blobs are here.
 	slots := u.following
-	if _, here := u.s.blobs.Size(j.layer.Blob.Digest); here {
+	if _, here := u.s.blobs.Size(j.pair.Blob.Digest); here {
 		slots = u.slots
 	}
 	if slots = j.slot(ctx, slots, u.slots); slots == nil {
@@ -228,8 +241,8 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 	}
 	defer release()
 	j.descriptors = share
-	j.err = panics.Call("unpack", func() error { return u.s.unpack(ctx, j) })
-	j.finished = time.Now()
+	j.err = panics.Call("unpack", func() error { return u.unpack(ctx, j.request, &j.unpacked) })
+	j.ended = time.Now()
 	if j.err != nil {
 		u.forget(j)
 		if j.dir != "" {
@@ -246,7 +259,7 @@ func (u *unpacks) run(ctx context.Context, j *unpackJob) {
 
 // slot takes one of the slots of first, or, once its blob is here, one of either. It returns from which; nil at the end
 // of ctx. Downloads that hardly come could keep all slots of those that follow.
-func (j *unpackJob) slot(ctx context.Context, first, whole chan struct{}) (taken chan struct{}) {
+func (j *job) slot(ctx context.Context, first, whole chan struct{}) (taken chan struct{}) {
 	select {
 	case first <- struct{}{}:
 		return first
@@ -264,50 +277,80 @@ func (j *unpackJob) slot(ctx context.Context, first, whole chan struct{}) (taken
 	}
 }
 
-// unpack reads the job's blob to its end and extracts it, or only hashes it when its layer is here.
-func (s *Store) unpack(ctx context.Context, j *unpackJob) error {
-	blob := j.layer.Blob
-	_, here := s.blobs.Size(blob.Digest)
-	j.followed = !here
-	src, err := s.blobs.Open(ctx, blob.Digest)
+// unpack reads the blob to its end and extracts it, or only hashes it if its layer is here. It sets got. After an error
+// or a panic the directory in got may exist, and the caller deletes it.
+func (u *unpacks) unpack(ctx context.Context, r request, got *unpacked) error {
+	blob := r.pair.Blob
+	_, here := u.s.blobs.Size(blob.Digest)
+	got.followed = !here
+	src, err := u.s.blobs.Open(ctx, blob.Digest)
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", blob.Digest, err)
 	}
 	defer src.Close()
-	j.mediaType = blob.MediaType
-	if j.decode != nil {
-		if j.mediaType, src, err = j.decode(ctx, blob.MediaType, src); err != nil {
+	mediaType := blob.MediaType
+	if r.decode != nil {
+		if mediaType, src, err = r.decode(ctx, blob.MediaType, src); err != nil {
 			return fmt.Errorf("layer %s: %w", blob.Digest, err)
 		}
 		defer src.Close()
 	}
-	have, err := s.hasLayer(j.layer.DiffID)
+	have, err := u.hasLayer(r.pair.DiffID)
 	if err != nil {
 		return err
 	}
 	digester := digest.SHA256.Digester()
-	claim := s.memory.Claim(func(ctx context.Context) error { return s.complete(ctx, j) })
+	claim := u.s.memory.Claim(func(ctx context.Context) error { return u.complete(ctx, blob.Digest) })
 	defer claim.Release()
+	tarOf := func(read func(io.Reader) error) error {
+		return tarstream.Read(ctx, mediaType, src, digester.Hash(), claim.Grow, read)
+	}
 	if have {
-		err = readTar(ctx, j.mediaType, src, digester.Hash(), claim.Grow, func(tar io.Reader) error {
-			return interrupt.Copy(ctx, io.Discard, tar)
-		})
+		err = tarOf(func(tar io.Reader) error { return interrupt.Copy(ctx, io.Discard, tar) })
 	} else {
-		err = s.extract(ctx, j, src, digester, claim)
+		got.dir = u.stage(r.pair)
+		err = u.s.dir.Build(got.dir, func() (err error) {
+			got.record, err = u.extract(ctx, r, got.dir, tarOf, claim, digester)
+			return err
+		}, nil)
 	}
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", blob.Digest, err)
 	}
-	j.diffID = digester.Digest()
+	got.diffID = digester.Digest()
 	return nil
 }
 
-// hasLayer says whether an intact layer with this diff ID is recorded.
-func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
+// stage returns the staged name of a layer's directory.
+func (u *unpacks) stage(p Pair) string {
+	name := p.DiffID
+	if name == "" {
+		name = p.Blob.Digest
+	}
+	return u.s.dir.Stage(rootdir.Layers, "layer-"+name.Encoded()[:12])
+}
+
+// complete returns when the whole blob is here. Until then the speed of an extraction depends on a registry, and it must
+// not hold the memory that only one extraction at a time may have.
+func (u *unpacks) complete(ctx context.Context, d digest.Digest) error {
+	if _, here := u.s.blobs.Size(d); here {
+		return nil
+	}
+	blob, err := u.s.blobs.Open(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	defer context.AfterFunc(ctx, func() { blob.Close() })()
+	return interrupt.Copy(ctx, io.Discard, blob)
+}
+
+// hasLayer reports whether a layer with this diff ID is recorded.
+func (u *unpacks) hasLayer(diffID digest.Digest) (have bool, err error) {
 	if diffID == "" {
 		return false, nil
 	}
-	err = s.db.View(func(tx *metadata.Tx) error {
+	err = u.s.db.View(func(tx *metadata.Tx) error {
 		switch _, err := tx.Layer(metadata.LayerKey(diffID)); {
 		case err == nil:
 			have = true
@@ -321,38 +364,26 @@ func (s *Store) hasLayer(diffID digest.Digest) (have bool, err error) {
 	return have, err
 }
 
-// extract unpacks a blob into a new directory in layers/ and seals it.
-func (s *Store) extract(ctx context.Context, j *unpackJob, blob io.ReadCloser,
-	digester digest.Digester, claim *budget.Claim,
-) error {
-	name := j.layer.DiffID
-	if name == "" {
-		name = j.layer.Blob.Digest
-	}
-	j.dir = s.dir.Stage(rootdir.Layers, "layer-"+name.Encoded()[:12])
-	return s.dir.Build(j.dir, func() error { return s.extractInto(ctx, j, blob, digester, claim) }, nil)
-}
-
-// extractInto unpacks a blob into the job's directory and seals it.
-func (s *Store) extractInto(ctx context.Context, j *unpackJob, blob io.ReadCloser,
-	digester digest.Digester, claim *budget.Claim,
-) error {
-	fs := filepath.Join(j.dir, "fs")
+// extract unpacks a layer into the new directory entry and seals it. digester has the diff ID when tarOf returns.
+func (u *unpacks) extract(ctx context.Context, r request, entry string, tarOf func(func(io.Reader) error) error,
+	claim *budget.Claim, digester digest.Digester,
+) (rec metadata.Layer, err error) {
+	fs := filepath.Join(entry, "fs")
 	if err := os.Mkdir(fs, 0o755); err != nil {
-		return err
+		return rec, err
 	}
 	dir, err := os.Open(fs)
 	if err != nil {
-		return err
+		return rec, err
 	}
 	defer dir.Close()
-	opts := s.opts.Unpack
-	if j.descriptors > 0 {
-		opts.Descriptors = int(j.descriptors) - 4 // for the directory, the blob and the seal
+	opts := u.s.opts.Unpack
+	if r.descriptors > 0 {
+		opts.Descriptors = int(r.descriptors) - 4 // for the directory, the blob and the seal
 	}
 	var res *unpack.Result
-	opts.Memory, opts.Room = claim.Grow, diskspace.NewMeter(j.dir).Take
-	aside := filepath.Join(j.dir, tree.AsideName)
+	opts.Memory, opts.Room = claim.Grow, diskspace.NewMeter(entry).Take
+	aside := filepath.Join(entry, tree.AsideName)
 	setAside := false
 	opts.Aside = func() (*os.File, error) {
 		setAside = true
@@ -361,30 +392,30 @@ func (s *Store) extractInto(ctx context.Context, j *unpackJob, blob io.ReadClose
 		}
 		return os.Open(aside)
 	}
-	err = readTar(ctx, j.mediaType, blob, digester.Hash(), claim.Grow, func(tar io.Reader) error {
+	err = tarOf(func(tar io.Reader) error {
 		res, err = unpack.Extract(ctx, dir, tar, &opts)
 		return err
 	})
 	if err != nil {
-		return nodes.Classed(err)
+		return rec, nodes.Classed(err)
 	}
-	j.record = metadata.Layer{
+	rec = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
 		Empty: res.Empty && !res.Whiteouts, HasRootEntry: res.Root, NeedsFixup: res.Needs, Whiteouts: res.Whiteouts, PlainMarks: res.Plain,
 		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DroppedXattrs: nodes.DroppedText(res.Dropped), DiffID: digester.Digest(),
 	}
-	j.record.Key = metadata.LayerKey(j.record.DiffID)
+	rec.Key = metadata.LayerKey(rec.DiffID)
 	switch {
 	case res.Ordered:
-		err = tree.WriteOrder(j.dir, res)
+		err = tree.WriteOrder(entry, res)
 	case setAside:
 		err = nodes.RemoveAll(ctx, aside, nil)
 	}
 	if err != nil {
-		return nodes.Classed(err)
+		return rec, nodes.Classed(err)
 	}
 	interrupted := interrupt.Every(ctx)
-	return nodes.Classed(tree.WriteSeal(filepath.Join(j.dir, "seal"), j.record, res.Count, func(visit func(*unpack.Entry) error) error {
+	return rec, nodes.Classed(tree.WriteSeal(filepath.Join(entry, "seal"), rec, res.Count, func(visit func(*unpack.Entry) error) error {
 		return res.Each(func(e *unpack.Entry) error {
 			if err := interrupted(); err != nil {
 				return err
@@ -394,31 +425,16 @@ func (s *Store) extractInto(ctx context.Context, j *unpackJob, blob io.ReadClose
 	}, true))
 }
 
-// dropUnclaimed forgets finished jobs that nobody claimed for a while, or whose blob is gone.
-func (u *unpacks) dropUnclaimed(now time.Time) error {
-	var errs []error
-	for _, j := range u.unclaimed() {
-		if _, here := u.s.blobs.Size(j.layer.Blob.Digest); here && now.Sub(j.finished) <= unclaimedLife {
-			continue
-		}
-		u.forget(j)
-		if j.take() {
-			errs = append(errs, u.s.dir.Trash(j.dir))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// unclaimed lists the jobs that have finished.
-func (u *unpacks) unclaimed() (finished []*unpackJob) {
+// finished lists the jobs that have ended.
+func (u *unpacks) finished() (jobs []*job) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, j := range u.jobs {
 		select {
 		case <-j.done:
-			finished = append(finished, j)
+			jobs = append(jobs, j)
 		default:
 		}
 	}
-	return finished
+	return jobs
 }

@@ -1,4 +1,4 @@
-package snapshot
+package tarstream
 
 import (
 	"context"
@@ -43,10 +43,10 @@ type tarPipe struct {
 	off   int    // in it
 }
 
-// readTar has read the tar stream of a blob while it is decompressed and hashed ahead of that, by goroutines which have ended when
+// Read has read the tar stream of a blob while it is decompressed and hashed ahead of that, by goroutines which have ended when
 // it returns. The digest of the blob itself is the ingest's to verify, and its stream ends only when that did: so the blob is
 // read to its end. After an error, and at the end of ctx, it is closed.
-func readTar(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Hash,
+func Read(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Hash,
 	grow func(ctx context.Context, bytes int64) error, read func(tar io.Reader) error,
 ) error {
 	defer context.AfterFunc(ctx, func() { blob.Close() })() // ends a Read that waits

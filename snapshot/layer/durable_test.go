@@ -1,4 +1,4 @@
-package snapshot
+package layer
 
 import (
 	"path/filepath"
@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -18,7 +19,12 @@ func TestSyncWaitsForUnpacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	s, err := Open(t.TempDir(), db, nil, &Options{SyncDelay: time.Millisecond})
+	dir, err := rootdir.Open(t.TempDir(), db, &rootdir.Options{Pools: []string{rootdir.Layers, rootdir.Rootfs}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	s, err := Open(dir, db, nil, &Options{SyncDelay: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,13 +34,13 @@ func TestSyncWaitsForUnpacks(t *testing.T) {
 		defer s.syncer.mu.Unlock()
 		return s.syncer.rounds
 	}
-	job := &unpackJob{done: make(chan struct{})}
+	unpack := &job{done: make(chan struct{})}
 	s.unpacks.mu.Lock()
-	s.unpacks.jobs[digest.FromString("blob")] = job
+	s.unpacks.jobs[digest.FromString("blob")] = unpack
 	s.unpacks.mu.Unlock()
 	provisional := func(key string) {
 		s.syncer.add(metadata.LayerNode(key), "1")
-		s.settleSoon()
+		s.SyncSoon()
 	}
 	provisional("a")
 	time.Sleep(100 * time.Millisecond) // many times the delay
@@ -45,7 +51,7 @@ func TestSyncWaitsForUnpacks(t *testing.T) {
 		t.Errorf("somebody who waits: %d rounds, %v", rounds(), err)
 	}
 	provisional("b")
-	close(job.done)
+	close(unpack.done)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		s.syncer.mu.Lock()
 		left := len(s.syncer.pending)

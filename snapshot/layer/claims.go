@@ -1,4 +1,4 @@
-package snapshot
+package layer
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 )
 
 // known reports whether the layer is here and was verified for its blob: any config may claim any diff ID.
-func (s *Store) known(l Layer) (known bool, err error) {
+func (s *Store) known(l Pair) (known bool, err error) {
 	err = s.db.View(func(tx *metadata.Tx) error {
 		known = isKnown(tx, l)
 		return nil
@@ -20,7 +20,7 @@ func (s *Store) known(l Layer) (known bool, err error) {
 	return known, err
 }
 
-func isKnown(tx *metadata.Tx, l Layer) bool {
+func isKnown(tx *metadata.Tx, l Pair) bool {
 	d := tx.Verified(l.Blob.Digest)
 	if d == "" || (l.DiffID != "" && d != l.DiffID) {
 		return false
@@ -32,18 +32,18 @@ func isKnown(tx *metadata.Tx, l Layer) bool {
 // Unpack makes the layer's directory and has holder hold it; a layer that is known costs nothing. It waits for a
 // blob that is still arriving. It returns the layer's record, errdefs.ErrFailedPrecondition when the blob does not have
 // the diff ID that is claimed for it, and errdefs.ErrNotFound or ErrUnavailable when the blob is not (all) here.
-func (s *Store) Unpack(ctx context.Context, holder metadata.Holder, l Layer) (metadata.Layer, error) {
-	return s.claim(ctx, l, func(tx *metadata.Tx, rec metadata.Layer) error {
+func (s *Store) Unpack(ctx context.Context, holder metadata.Holder, l Pair) (metadata.Layer, error) {
+	return s.Claim(ctx, l, func(tx *metadata.Tx, rec metadata.Layer) error {
 		return tx.Hold(holder, metadata.LayerNode(rec.Key))
 	})
 }
 
-// claim gets the layer unpacked and calls hold in the transaction in which it is recorded.
-func (s *Store) claim(ctx context.Context, l Layer,
+// Claim gets the layer unpacked and calls hold in the transaction in which it is recorded.
+func (s *Store) Claim(ctx context.Context, l Pair,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (metadata.Layer, error) {
 	for {
-		if err := s.Fits([]Layer{l}); err != nil {
+		if err := s.Fits([]Pair{l}); err != nil {
 			return metadata.Layer{}, err
 		}
 		rec, ok, err := s.claimKnown(ctx, l, hold)
@@ -69,7 +69,7 @@ func (s *Store) claim(ctx context.Context, l Layer,
 		if j.err != nil {
 			return rec, j.err
 		}
-		if err := s.record(j); err != nil {
+		if err := s.setVerified(j); err != nil {
 			return rec, err
 		}
 		if l.DiffID != "" && l.DiffID != j.diffID {
@@ -79,7 +79,7 @@ func (s *Store) claim(ctx context.Context, l Layer,
 		if s.unpacks.forgotten(j) {
 			continue // another waiter has recorded it
 		}
-		rec, ok, err = s.settle(j, hold)
+		rec, ok, err = s.place(j, hold)
 		if err != nil || ok {
 			return rec, err
 		}
@@ -88,7 +88,7 @@ func (s *Store) claim(ctx context.Context, l Layer,
 }
 
 // claimKnown holds a layer that is here already.
-func (s *Store) claimKnown(ctx context.Context, l Layer,
+func (s *Store) claimKnown(ctx context.Context, l Pair,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, ok bool, err error) {
 	if known, err := s.known(l); err != nil || !known {
@@ -108,25 +108,25 @@ func (s *Store) claimKnown(ctx context.Context, l Layer,
 	if err != nil || !ok {
 		return rec, false, err
 	}
-	rec, err = s.trustLayer(ctx, rec)
+	rec, err = s.intact(ctx, rec)
 	return rec, err == nil, err
 }
 
-// record is the moment a blob is known to have a diff ID.
-func (s *Store) record(j *unpackJob) error {
+// setVerified records that the blob of a job has the diff ID that was computed.
+func (s *Store) setVerified(j *job) error {
 	verified := false
 	err := s.db.ViewPending(func(tx *metadata.Tx) error {
-		verified = tx.Verified(j.layer.Blob.Digest) == j.diffID
+		verified = tx.Verified(j.pair.Blob.Digest) == j.diffID
 		return nil
 	})
 	if err != nil || verified {
 		return err
 	}
-	return s.db.Batch(func(tx *metadata.Tx) error { return tx.SetVerified(j.layer.Blob.Digest, j.diffID) })
+	return s.db.Batch(func(tx *metadata.Tx) error { return tx.SetVerified(j.pair.Blob.Digest, j.diffID) })
 }
 
-// settle puts a finished job's directory into its place, unless another with the same diff ID came first, and records it.
-func (s *Store) settle(j *unpackJob,
+// place puts a finished job's directory into its place, unless another with the same diff ID came first, and records it.
+func (s *Store) place(j *job,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, ok bool, err error) {
 	j.recording.Lock()

@@ -1,4 +1,4 @@
-package snapshot
+package layer
 
 import (
 	"context"
@@ -15,14 +15,14 @@ import (
 // stream closes the blob; after an error it is closed as well.
 type Decode func(ctx context.Context, mediaType string, blob io.ReadCloser) (string, io.ReadCloser, error)
 
-// claimDecoded is like claim for a blob that has to be decoded, as an encrypted layer. It always decodes: what one
+// ClaimDecoded is like Claim for a blob that has to be decoded, as an encrypted layer. It always decodes: what one
 // caller may decode another may not, so neither the blob's diff ID nor the work in progress is shared. A layer that is
-// here already, l.DiffID in particular, is not extracted again. What was extracted reaches the disk before claimDecoded
+// here already, l.DiffID in particular, is not extracted again. What was extracted reaches the disk before ClaimDecoded
 // returns, because it can't be unpacked again without the caller. See docs/adr/0030.
-func (s *Store) claimDecoded(ctx context.Context, l Layer, decode Decode,
+func (s *Store) ClaimDecoded(ctx context.Context, l Pair, decode Decode,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, err error) {
-	if err := s.Fits([]Layer{l}); err != nil {
+	if err := s.Fits([]Pair{l}); err != nil {
 		return rec, err
 	}
 	for {
@@ -39,7 +39,7 @@ func (s *Store) claimDecoded(ctx context.Context, l Layer, decode Decode,
 			}
 			return rec, err
 		}
-		rec, ok, err := s.settle(j, hold)
+		rec, ok, err := s.place(j, hold)
 		if err != nil {
 			return rec, err
 		}
@@ -51,27 +51,27 @@ func (s *Store) claimDecoded(ctx context.Context, l Layer, decode Decode,
 }
 
 // decodeOnce unpacks a blob in the call itself. The job is in no table, so no other call finds it.
-func (s *Store) decodeOnce(ctx context.Context, l Layer, decode Decode) *unpackJob {
+func (s *Store) decodeOnce(ctx context.Context, l Pair, decode Decode) *job {
 	ctx, cancel := s.work.Bind(ctx)
 	defer cancel()
 	s.work.Add()
 	defer s.work.Done()
-	j := &unpackJob{layer: l, decode: decode, cancel: cancel, here: make(chan struct{}), done: make(chan struct{})}
+	j := newJob(request{pair: l, decode: decode}, cancel)
 	s.unpacks.run(ctx, j)
 	return j
 }
 
 // mend compares the layer that a job's bytes belong to, if it is here and another process left it provisional. A broken
 // one gets the job's directory.
-func (s *Store) mend(ctx context.Context, j *unpackJob) error {
-	rec, err := s.layer(metadata.LayerKey(j.diffID))
+func (s *Store) mend(ctx context.Context, j *job) error {
+	rec, err := s.Record(metadata.LayerKey(j.diffID))
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	_, err = s.trustLayer(ctx, rec)
+	_, err = s.intact(ctx, rec)
 	if !errdefs.IsDataLoss(err) || !j.take() {
 		return err
 	}

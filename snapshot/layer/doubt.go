@@ -1,0 +1,128 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/tank-snapshotter/tank/metadata"
+)
+
+// doubts are the records of which this process does not know whether their bytes are on the disk: those that another
+// process left provisional, and those that Doubt names. They are compared with their seals before they are served.
+type doubts struct {
+	mu    sync.Mutex // guards nodes
+	nodes map[metadata.Node]struct{}
+}
+
+// load doubts every provisional record of the database.
+func (d *doubts) load(db *metadata.DB) error {
+	d.nodes = map[metadata.Node]struct{}{}
+	return db.View(func(tx *metadata.Tx) error {
+		for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
+			if l, err := tx.Layer(key); err != nil {
+				return err
+			} else if !l.Durable {
+				d.nodes[metadata.LayerNode(key)] = struct{}{}
+			}
+		}
+		for _, key := range tx.Keys(metadata.KindRootfs, "", -1) {
+			if r, err := tx.Rootfs(digest.Digest(key)); err != nil {
+				return err
+			} else if !r.Durable {
+				d.nodes[metadata.RootfsNode(r.Manifest)] = struct{}{}
+			}
+		}
+		return nil
+	})
+}
+
+func (d *doubts) has(n metadata.Node) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, ok := d.nodes[n]
+	return ok
+}
+
+func (d *doubts) add(nodes ...metadata.Node) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, n := range nodes {
+		d.nodes[n] = struct{}{}
+	}
+}
+
+func (d *doubts) remove(n metadata.Node) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.nodes, n)
+}
+
+func (d *doubts) all() []metadata.Node {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Collect(maps.Keys(d.nodes))
+}
+
+// Doubt has the rootfs of a manifest and the layers with these diff IDs compared with their seals before they are
+// served again, even if this process made them.
+func (s *Store) Doubt(manifest digest.Digest, diffIDs []digest.Digest) error {
+	var nodes []metadata.Node
+	if err := s.db.View(func(tx *metadata.Tx) error {
+		if _, err := tx.Rootfs(manifest); err == nil {
+			nodes = append(nodes, metadata.RootfsNode(manifest))
+		}
+		for _, d := range diffIDs {
+			if l, err := tx.Layer(metadata.LayerKey(d)); err == nil {
+				nodes = append(nodes, metadata.LayerNode(l.Key))
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	s.doubts.add(nodes...)
+	return nil
+}
+
+// CompareAll compares in the background the layers that another process left provisional, so that no Prepare has to
+// wait for it.
+func (s *Store) CompareAll() {
+	suspects := s.doubts.all()
+	if len(suspects) == 0 {
+		return
+	}
+	s.work.Go("comparison", func(ctx context.Context) error {
+		var errs []error
+		for _, n := range suspects {
+			if ctx.Err() != nil || n.Kind != metadata.KindLayer {
+				continue
+			}
+			if _, err := s.Intact(ctx, n.Key); !errdefs.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// trusted ends the doubt about a node that equals its seal. Its bytes may not be on the disk yet, so it is to be synced.
+func (s *Store) trusted(n metadata.Node, version string) {
+	s.doubts.remove(n)
+	if s.opts.ReadOnly {
+		return
+	}
+	s.syncer.add(n, version)
+	s.SyncSoon()
+}
+
+// replaced forgets what is known of a node that is gone, or that was replaced by a durable one.
+func (s *Store) replaced(n metadata.Node) {
+	s.doubts.remove(n)
+	s.syncer.drop(n)
+}

@@ -39,8 +39,8 @@ func (s *Store) Plan(ctx context.Context, key string, below []overlay.Dir) (*Pla
 }
 
 // plan is Plan for a layer whose directory is at the path entry.
-func (s *Store) plan(ctx context.Context, entry string, rec metadata.Layer, below []overlay.Dir) (p *Plan, err error) {
-	p = &Plan{claim: s.memory.Claim(nil)}
+func (s *Store) plan(ctx context.Context, entry string, rec metadata.Layer, below []overlay.Dir) (_ *Plan, err error) {
+	p := &Plan{claim: s.memory.Claim(nil)}
 	defer func() {
 		if err != nil {
 			p.Close()

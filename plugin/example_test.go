@@ -35,7 +35,7 @@ func Example() {
 		StoresOf: func(h metadata.Holder) plugin.Stores {
 			return plugin.Stores{Content: root.Content().For(h), Snapshotter: root.Snapshots().For(h)}
 		},
-		Layers: root.Snapshots(),
+		Layers: root.Snapshots().Layers(), Applier: root.Snapshots(),
 	})
 	socket := filepath.Join(dir, "tank.sock")
 	listener, err := net.Listen("unix", socket)

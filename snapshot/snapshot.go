@@ -95,8 +95,11 @@ func Open(root string, db *metadata.DB, blobs layer.Blobs, opts *Options) (*Stor
 		Unpack: s.opts.Unpack, SyncDelay: s.opts.SyncDelay, UserXattr: s.opts.UserXattr, Unmounted: s.opts.Directory,
 		ReadOnly: s.opts.ReadOnly, Rebuild: s.rebuildFixup, Observer: s.opts.Observer,
 	})
-	if err != nil || s.opts.ReadOnly {
-		return s, err
+	if err != nil {
+		return nil, err
+	}
+	if s.opts.ReadOnly {
+		return s, nil
 	}
 	return s, s.dir.DeleteLeftovers()
 }

@@ -31,8 +31,8 @@ func (c *cli) checkCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
-	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "first make the database again, from its readable parts and the "+
-		"directories; no other process may own the root, so stop its daemon")
+	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "first make the database again, from its readable parts "+
+		"and the directories; no other process may own the root, so stop its daemon")
 	return cmd
 }
 
@@ -89,15 +89,15 @@ func reportRebuilt(w io.Writer, r tank.Rebuilt) {
 	printable.Fprintf(w, "rebuilt: %d images, %d blobs, %d layers, %d rootfs, %d snapshots\n",
 		r.Images, r.Blobs, r.Layers, r.Rootfs, r.Snapshots)
 	if !r.Names {
-		printable.Fprintf(w, "index.json could not be read: images that only it named are missing. "+
-			"Their blobs are kept, so that a new pull of them downloads little. A copy of the file is below lost/.\n")
+		printable.Fprintf(w, "index.json could not be read: images that only it named are missing. Their blobs "+
+			"are kept, so that a new pull of them downloads little. A copy of the file is below lost/.\n")
 	}
 	if r.Kept != "" {
-		printable.Fprintf(w, "The holder %[1]q keeps everything that belongs to no known image: "+
-			"`holders` shows how much, and `release %[1]s` gives it up.\n", r.Kept)
+		printable.Fprintf(w, "The holder %[1]q keeps everything that belongs to no known image: `holders` "+
+			"shows how much, and `release %[1]s` gives it up.\n", r.Kept)
 	}
 	if r.Lost > 0 {
-		printable.Fprintf(w, "%d directories and files without a record are below lost/: "+
-			"files that containers wrote, and damaged directories and files.\n", r.Lost)
+		printable.Fprintf(w, "%d directories and files without a record are below lost/: files that containers "+
+			"wrote, and damaged directories and files.\n", r.Lost)
 	}
 }

@@ -68,16 +68,16 @@ group = ""
 # which overlay can't be mounted. After a change, print containerd's config again, because the capabilities differ.
 mode = "overlay"
 
-# Socket of the containerd from whose content store Tank reads blobs, such as "/run/containerd/containerd.sock". It is for
-# the install in which containerd keeps its own content store (config containerd --without-content).
+# Socket of the containerd from whose content store Tank reads blobs, such as "/run/containerd/containerd.sock". It is
+# for the install in which containerd keeps its own content store (config containerd --without-content).
 # Empty: Tank is containerd's content store.
 containerd_address = ""
 
-# false: containerd downloads every blob of an image, as with its own overlayfs. Tank does not unpack a layer again that it
-# already has. true: containerd does not download the blob of such a layer. Use this on nodes whose containerd discards
-# blobs after unpacking (discard_unpacked_layers). On other nodes images become incomplete: they can't be pushed, exported
-# or run by another snapshotter. A namespace can also get layers that its registry would not give it, so do not combine
-# this with content_sharing_policy = "isolated".
+# false: containerd downloads every blob of an image, as with its own overlayfs. Tank does not unpack a layer again
+# that it already has. true: containerd does not download the blob of such a layer. Use this on nodes whose containerd
+# discards blobs after unpacking (discard_unpacked_layers). On other nodes images become incomplete: they can't be
+# pushed, exported or run by another snapshotter. A namespace can also get layers that its registry would not give it,
+# so do not combine this with content_sharing_policy = "isolated".
 skip_known_blobs = false
 
 # trace, debug, info, warn, error or fatal.
@@ -91,8 +91,8 @@ hosts_dir = "` + defaultHosts + `"
 image_cache = ""
 
 # Programs that decode layers of other media types, such as encrypted layers (serve). Without a section
-# [stream_processors], Tank runs the programs in the config of the containerd that calls it. With such a section, even if
-# it is empty, Tank runs only the programs in it:
+# [stream_processors], Tank runs the programs in the config of the containerd that calls it. With such a section, even
+# if it is empty, Tank runs only the programs in it:
 # [stream_processors."io.containerd.ocicrypt.decoder.v1.tar.gzip"]
 #   accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted"]
 #   returns = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -101,8 +101,8 @@ image_cache = ""
 #   env = ["OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf"]
 `
 
-// readSettings reads the first of these files that exists. An unknown key is an error, because otherwise a misspelt setting
-// would have no effect.
+// readSettings reads the first of these files that exists. An unknown key is an error, because otherwise a
+// misspelt setting would have no effect.
 func readSettings(ctx context.Context, files ...string) (settings, error) {
 	var s settings
 	for _, name := range files {
@@ -147,8 +147,8 @@ func hasSection(data []byte, name string) bool {
 	return ok
 }
 
-// settingsFor reads the config of serve or of the other commands, once. It sets the log level of the config unless a flag
-// did.
+// settingsFor reads the config of serve or of the other commands, once. It sets the log level of the config
+// unless a flag did.
 func (c *cli) settingsFor(ctx context.Context, serve bool) (settings, error) {
 	serve = serve && c.configFile == "" // with --config, serve and the other commands read the same file
 	if s, ok := c.read[serve]; ok {
@@ -174,8 +174,8 @@ func (c *cli) settingsFor(ctx context.Context, serve bool) (settings, error) {
 	return s, nil
 }
 
-// configFiles returns the names of the config, of which the first that exists is read. serve does not read the file of a
-// user, who must not decide where the daemon keeps its files.
+// configFiles returns the names of the config, of which the first that exists is read. serve does not read
+// the file of a user, who must not decide where the daemon keeps its files.
 func (c *cli) configFiles(serve bool) ([]string, error) {
 	if c.configFile != "" {
 		if _, err := os.Stat(c.configFile); err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
-// TestOwnProcessors: a section in Tank's config takes the place of containerd's, is printed for containerd, and an
-// empty one turns stream processors off.
+// TestOwnProcessors: a section of Tank's config replaces containerd's and is part of the drop-in. An empty
+// section turns stream processors off.
 func TestOwnProcessors(t *testing.T) {
 	const encryptedTar = "application/vnd.oci.image.layer.v1.tar+encrypted"
 	section := fmt.Sprintf("[stream_processors.%q]\n  accepts = [%q]\n  returns = %q\n  path = %q\n",

@@ -83,10 +83,12 @@ func (c *cli) configCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check FILE",
 		Short: "Report what is missing, wrong or dangerous in a containerd config",
-		Long: "Report what is missing, wrong or dangerous for Tank in a containerd config and the files that it imports. " +
-			"Each line is one finding.\n\n" +
-			"The root, the address and the mode are those of the flags and of Tank's own config. Neither daemon has to run.\n" +
-			"The exit code is 1 if something has to be changed. A line that begins with \"Note:\" asks for no change.",
+		Long: "Report what is missing, wrong or dangerous for Tank in a containerd config and the files that " +
+			"it imports. Each line is one finding.\n\n" +
+			"The root, the address and the mode are those of the flags and of Tank's own config. Neither " +
+			"daemon has to run.\n" +
+			"The exit code is 1 if something has to be changed. A line that begins with \"Note:\" asks for no " +
+			"change.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			in, err := c.install(cmd.Context())
@@ -105,10 +107,11 @@ func (c *cli) configCheckCommand() *cobra.Command {
 				printable.Fprintf(cmd.OutOrStdout(), "%s\n", f.String())
 			}
 			if wrong > 0 {
-				return localError{fmt.Errorf("config %s: %d things to be changed; "+
-					"`tank-snapshotter config containerd` prints the file that it has to import", args[0], wrong)}
+				return localError{fmt.Errorf("config %s: %d things to be changed; `tank-snapshotter config "+
+					"containerd` prints the file that it has to import", args[0], wrong)}
 			}
-			printable.Fprintf(cmd.ErrOrStderr(), "%s fits a daemon with the root %s at %s\n", args[0], in.Root, in.Address)
+			printable.Fprintf(cmd.ErrOrStderr(), "%s fits a daemon with the root %s at %s\n", args[0], in.Root,
+				in.Address)
 			return nil
 		}),
 	}

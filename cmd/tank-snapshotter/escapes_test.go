@@ -30,8 +30,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// command returns the program with these arguments and these variables in its environment. The test's binary is the
-// program when it is called by its name.
+// command returns the program with arguments and additional environment variables. The test binary behaves as the
+// program if it is called by the program's name.
 func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
@@ -49,7 +49,7 @@ func command(t *testing.T, env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// output runs the program and returns what it printed and its exit code.
+// output runs the program and returns stdout, stderr and the exit code.
 func output(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	cmd := command(t, nil, args...)
@@ -62,10 +62,11 @@ func output(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	return out.String(), e.String(), cmd.ProcessState.ExitCode()
 }
 
-// hostile has what a terminal acts on: C0, DEL, C1 as UTF-8, a line that looks like another message, bidi controls.
+// hostile has everything that a terminal acts on: C0, DEL, C1 as UTF-8, a line that looks like a message of
+// the program, and bidi controls.
 const hostile = "x\x1b]0;t\x07\x7f\u009b31m\nfake\r\u202e"
 
-// TestEscapes prints what registries, images and other processes chose, everywhere a command does.
+// TestEscapes: commands escape all text that registries, images and other processes have chosen.
 func TestEscapes(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -83,7 +84,8 @@ func TestEscapes(t *testing.T) {
 	}
 	pull := func(t *testing.T, ref string, args ...string) (string, string, string) {
 		root := filepath.Join(t.TempDir(), "root")
-		out, e, _ := output(t, append([]string{"pull", "--root", root, "--progress", "plain", reg.Host + ref}, args...)...)
+		out, e, _ := output(t, append([]string{"pull", "--root", root, "--progress", "plain", reg.Host + ref},
+			args...)...)
 		return root, out, e
 	}
 	for name, f := range map[string]func(t *testing.T) (printed []string){
@@ -131,14 +133,17 @@ func TestEscapes(t *testing.T) {
 		"a certificate": func(t *testing.T) []string {
 			dir := t.TempDir()
 			secure := registrytest.NewTLS(t, func(s *httptest.Server) {
-				s.TLS = &tls.Config{Certificates: []tls.Certificate{certificate(t, filepath.Join(dir, "ca.crt"), "x\x1b[31m\x7f.example")}}
+				s.TLS = &tls.Config{Certificates: []tls.Certificate{certificate(t, filepath.Join(dir, "ca.crt"),
+					"x\x1b[31m\x7f.example")}}
 			})
 			hosts := filepath.Join(dir, strings.Replace(secure.Host, ":", "_", 1)+"_")
 			toml := "server = \"https://" + secure.Host + "\"\nca = \"" + filepath.Join(dir, "ca.crt") + "\"\n"
-			if err := errors.Join(os.Mkdir(hosts, 0o755), os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(toml), 0o600)); err != nil {
+			if err := errors.Join(os.Mkdir(hosts, 0o755), os.WriteFile(filepath.Join(hosts, "hosts.toml"),
+				[]byte(toml), 0o600)); err != nil {
 				t.Fatal(err)
 			}
-			out, e, _ := output(t, "pull", "--root", filepath.Join(dir, "root"), "--hosts-dir", dir, secure.Host+"/hello:1")
+			out, e, _ := output(t, "pull", "--root", filepath.Join(dir, "root"), "--hosts-dir", dir,
+				secure.Host+"/hello:1")
 			if !strings.Contains(e, "certificate") {
 				t.Errorf("no word of the certificate: %s", e)
 			}
@@ -180,7 +185,8 @@ func TestEscapes(t *testing.T) {
 			t.Parallel()
 			for _, s := range f(t) {
 				for _, line := range strings.Split(s, "\n") {
-					if strings.HasPrefix(line, "fake") || strings.ContainsFunc(line, func(r rune) bool { return unicode.Is(unicode.C, r) }) {
+					if strings.HasPrefix(line, "fake") || strings.ContainsFunc(line,
+						func(r rune) bool { return unicode.Is(unicode.C, r) }) {
 						t.Errorf("printed: %q", s)
 						break
 					}
@@ -190,7 +196,7 @@ func TestEscapes(t *testing.T) {
 	}
 }
 
-// certificate makes a certificate for a name, which signs itself, and writes it to a file.
+// certificate makes a self-signed certificate for a name and writes it to a file.
 func certificate(t *testing.T, file, name string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -198,8 +204,10 @@ func certificate(t *testing.T, file, name string) tls.Certificate {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, IsCA: true,
+		BasicConstraintsValid: true,
+		NotBefore:             time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

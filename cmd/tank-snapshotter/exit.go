@@ -32,8 +32,9 @@ const exitCodes = `Exit codes:
   130  ended by SIGINT (Ctrl-C)
   143  ended by SIGTERM; serve ends with 0 after both signals`
 
-// hintFor returns advice about an error, "" if there is none. A hint of the error itself is more specific than the hint of
-// its cause. The class of an error is no basis for a hint, because very different causes have the same class.
+// hintFor returns advice about an error, "" if there is none. A hint of the error itself is more specific
+// than the hint of its cause. The class of an error is no basis for a hint, because very different causes
+// have the same class.
 func hintFor(err error) string {
 	var h hinted
 	if errors.As(err, &h) {
@@ -55,8 +56,8 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// localError is an error of this machine's processes, files or sockets. Its exit code is 1 whatever its class is, because
-// neither the network nor a registry caused it.
+// localError is an error of this machine's processes, files or sockets. Its exit code is 1 whatever its class
+// is, because neither the network nor a registry caused it.
 type localError struct{ error }
 
 func (e localError) Unwrap() error { return e.error }

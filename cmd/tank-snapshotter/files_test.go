@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestFilesOfTheUser: what the user names is read whatever it is, but neither without end nor for ever.
+// TestFilesOfTheUser: the program reads files of every type that the user names, with limits of size and time.
 func TestFilesOfTheUser(t *testing.T) {
 	t.Parallel()
 	reg, _, _, _, _ := registry(t)
@@ -39,14 +39,19 @@ func TestFilesOfTheUser(t *testing.T) {
 		name string
 	}{
 		"the config": {"log_level = \"info\"\n", func(dir, file string) []string {
-			return []string{"pull", "--root", dir + "/root", "--config", file, "--progress", "none", reg.Host + "/hello:1"}
+			return []string{"pull", "--root", dir + "/root", "--config", file, "--progress", "none",
+				reg.Host + "/hello:1"}
 		}, "config.toml"},
-		"containerd's config": {"version = 3\n", func(_, file string) []string { return []string{"config", "check", file} }, "c.toml"},
+		"containerd's config": {"version = 3\n", func(_, file string) []string {
+			return []string{"config", "check", file}
+		}, "c.toml"},
 		"hosts.toml": {"server = \"http://" + reg.Host + "\"\n", func(dir, _ string) []string {
-			return []string{"pull", "--root", dir + "/root", "--hosts-dir", dir, "--progress", "none", reg.Host + "/hello:1"}
+			return []string{"pull", "--root", dir + "/root", "--hosts-dir", dir, "--progress", "none",
+				reg.Host + "/hello:1"}
 		}, "_default/hosts.toml"},
 		"a certificate": {"", func(dir, _ string) []string {
-			return []string{"pull", "--root", dir + "/root", "--hosts-dir", dir, "--progress", "none", reg.Host + "/hello:1"}
+			return []string{"pull", "--root", dir + "/root", "--hosts-dir", dir, "--progress", "none",
+				reg.Host + "/hello:1"}
 		}, "_default/x.crt"},
 	} {
 		for kind, make := range kinds {

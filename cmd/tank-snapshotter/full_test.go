@@ -20,9 +20,9 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestFullDisk fills the disk that a root lies on, with no byte or no inode left. The commands that add nothing work,
-// alone and through a daemon, and those that remove make room, also where there is no reserve yet. Then the root is
-// as good as before, on a disk that fills up again.
+// TestFullDisk fills the disk of a root until no byte or no inode is left. Commands that add nothing work, by
+// themselves and through a daemon. Commands that remove something free space, even if there is no reserve
+// yet. Afterwards the root works as before, although the disk fills up again.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
@@ -102,7 +102,7 @@ func TestFullDisk(t *testing.T) {
 						t.Fatal(err)
 					}
 					for deadline := time.Now().Add(10 * time.Second); reserve.Low(dir) && time.Now().Before(deadline); {
-						time.Sleep(10 * time.Millisecond) // XFS frees what is deleted later
+						time.Sleep(10 * time.Millisecond) // XFS frees the space of deleted files later
 					}
 					does("pull", "--progress", "none", ref)
 					if _, err := os.Stat(filepath.Join(root, "reserve", "0")); err != nil {
@@ -138,7 +138,7 @@ func serveUntilEnd(t *testing.T, root string) {
 	}
 }
 
-// fill takes every byte and every inode of the disk that dir is made on.
+// fill makes dir and uses up all bytes and inodes of its disk.
 func fill(t *testing.T, dir string) {
 	t.Helper()
 	if err := os.Mkdir(dir, 0o700); err != nil {

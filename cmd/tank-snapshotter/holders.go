@@ -17,10 +17,10 @@ func (c *cli) holdersCommand() *cobra.Command {
 		Use:   "holders",
 		Short: "List the holders, which keep things: containerds, images, unfinished pulls",
 		Long: "List the holders, which keep things: containerds, images, unfinished pulls.\n\n" +
-			"BYTES is the disk space that a holder keeps, as du measures it. ALONE is the part that no other holder keeps: " +
-			"a release of the holder frees it.\n\n" +
-			"Each containerd has its own holder, which Tank finds by containerd's database. CONNECTED is the time of the last " +
-			"connection, DATABASE the path of the database at that time.",
+			"BYTES is the disk space that a holder keeps, as du measures it. ALONE is the part that no other " +
+			"holder keeps: a release of the holder frees it.\n\n" +
+			"Each containerd has its own holder, which Tank finds by containerd's database. CONNECTED is the " +
+			"time of the last connection, DATABASE the path of the database at that time.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var holders []tank.HolderInfo
@@ -70,13 +70,15 @@ func (c *cli) releaseCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "release HOLDER",
 		Short: "Give up everything that a holder in the list of `holders` keeps",
-		Long: "Give up everything that a holder in the list of `holders` keeps, and delete what no other holder keeps.\n\n" +
-			"Release \"containerd\" or \"containerd/ID\" if that containerd will not come back or its root was wiped. " +
-			"The command refuses this while that containerd is connected or one of its snapshots is mounted.\n" +
-			"\"image/REF\" removes an image as rm does, and frees the space as well. \"pull/REF\" forgets what an unfinished " +
-			"pull has downloaded.\n\n" +
-			"With --to nothing is given up: another containerd gets everything that HOLDER keeps. Use it " +
-			"for a containerd whose root was moved or restored, and which Tank did not recognize by itself.",
+		Long: "Give up everything that a holder in the list of `holders` keeps, and delete what no other " +
+			"holder keeps.\n\n" +
+			"Release \"containerd\" or \"containerd/ID\" if that containerd will not come back or its root was " +
+			"wiped. The command refuses this while that containerd is connected or one of its snapshots is " +
+			"mounted.\n" +
+			"\"image/REF\" removes an image as rm does, and frees the space as well. \"pull/REF\" forgets what " +
+			"an unfinished pull has downloaded.\n\n" +
+			"With --to nothing is given up: another containerd gets everything that HOLDER keeps. Use it for a " +
+			"containerd whose root was moved or restored, and which Tank did not recognize by itself.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			var released tank.HolderInfo

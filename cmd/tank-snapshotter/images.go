@@ -38,7 +38,8 @@ func (c *cli) imagesCommand() *cobra.Command {
 			printable.Fprintf(w, "REF\tDIGEST\tPLATFORM\tSIZE\tPULLED\n")
 			for _, i := range images {
 				printable.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n",
-					i.Ref, printable.Digest(i.Digest.String()), i.Platform, printable.Bytes(i.Size), i.Created.UTC().Format(time.RFC3339))
+					i.Ref, printable.Digest(i.Digest.String()), i.Platform, printable.Bytes(i.Size),
+					i.Created.UTC().Format(time.RFC3339))
 			}
 			return w.Flush()
 		}),
@@ -71,8 +72,8 @@ func (c *cli) removeCommand() *cobra.Command {
 		Use:   "rm REF...",
 		Short: "Forget images; gc then frees the space of what no other holder keeps",
 		Long: "Forget images; gc then frees the space of what no other holder keeps.\n\n" +
-			"A REF with a digest removes an image that was pulled by that digest, and never a tag. If the image is here only " +
-			"under tags, the error names them.",
+			"A REF with a digest removes an image that was pulled by that digest, and never a tag. If the " +
+			"image is here only under tags, the error names them.",
 		Args: cobra.MinimumNArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			removed := make([]bool, len(args))
@@ -96,15 +97,16 @@ func (c *cli) gcCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "gc",
 		Short: "Delete everything that has no holder, and images whose tag has moved",
-		Long: "Delete everything that has no holder, and images whose tag has moved: a later pull found another image under " +
-			"the same name. Their root filesystems are deleted even while they are in use. Images that were pulled by " +
-			"digest stay.\n\n" +
+		Long: "Delete everything that has no holder, and images whose tag has moved: a later pull found " +
+			"another image under the same name. Their root filesystems are deleted even while they are in use. " +
+			"Images that were pulled by digest stay.\n\n" +
 			"Blobs that an entry of another program in the root's index.json needs stay, too.\n\n" +
-			"The printed size is the space that was freed on the disk, as du measures it. Where files share blocks " +
-			"(reflinks), less is freed.\n\n" +
-			"Downloads of an unfinished pull are kept for a day, so that the pull can go on. gc lists them on stderr, and " +
-			"frees them only if the disk is almost full. `release pull/REF` frees them at once.\n\n" +
-			"Files that a user made immutable or append-only (chattr) stay. gc lists them on stderr and still ends with 0.",
+			"The printed size is the space that was freed on the disk, as du measures it. Where files share " +
+			"blocks (reflinks), less is freed.\n\n" +
+			"Downloads of an unfinished pull are kept for a day, so that the pull can go on. gc lists them on " +
+			"stderr, and frees them only if the disk is almost full. `release pull/REF` frees them at once.\n\n" +
+			"Files that a user made immutable or append-only (chattr) stay. gc lists them on stderr and still " +
+			"ends with 0.",
 		Args: cobra.NoArgs,
 		RunE: c.do(func(cmd *cobra.Command, _ []string) error {
 			var r tank.Reclaimed
@@ -139,6 +141,7 @@ func unfinishedLine(u tank.Unfinished) string {
 		return fmt.Sprintf("%s, an unfinished pull, keeps %s for a day: `release %s` frees it",
 			u.Holder, size, u.Holder)
 	default:
-		return fmt.Sprintf("%s keeps %s of unfinished downloads, which its containerd resumes or deletes", u.Holder, size)
+		return fmt.Sprintf("%s keeps %s of unfinished downloads, which its containerd resumes or deletes",
+			u.Holder, size)
 	}
 }

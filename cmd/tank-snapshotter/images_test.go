@@ -6,7 +6,7 @@ import (
 	"github.com/tank-snapshotter/tank"
 )
 
-// TestUnfinishedLine: gc reports what an unfinished pull keeps, and the command that frees it.
+// TestUnfinishedLine: gc reports how much an unfinished pull keeps, and the command that frees it.
 func TestUnfinishedLine(t *testing.T) {
 	for _, tc := range []struct {
 		holder  tank.Unfinished

@@ -21,7 +21,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// halfImage serves an image whose layer of 8 MiB stops in its middle.
+// halfImage serves an image with a layer of 8 MiB, of which the second half never comes.
 func halfImage(t *testing.T) (ref string) {
 	t.Helper()
 	data := make([]byte, 1<<20)
@@ -50,7 +50,7 @@ func halfImage(t *testing.T) (ref string) {
 	return reg.Host + "/hello:half"
 }
 
-// unpacking waits until a layer of the root is being unpacked.
+// unpacking waits until the unpacking of a layer of the root has begun.
 func unpacking(t *testing.T, root string) {
 	t.Helper()
 	for deadline := time.Now().Add(patienceOfTests); ; time.Sleep(10 * time.Millisecond) {
@@ -66,8 +66,8 @@ func unpacking(t *testing.T, root string) {
 	}
 }
 
-// TestInterruptWhileBusy: Ctrl-C ends a command at once while it unpacks, and while it waits for another command, for a
-// daemon or for the lock of the root. What it leaves is nothing that the next process can't take care of.
+// TestInterruptWhileBusy: Ctrl-C ends a command at once while it unpacks, and while it waits for another
+// command, for a daemon or for the lock of the root. The next process can remove everything that it leaves.
 func TestInterruptWhileBusy(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(t *testing.T, root string) *exec.Cmd{
@@ -130,7 +130,7 @@ func TestInterruptWhileBusy(t *testing.T) {
 			}
 			_ = cmd.Wait()
 			stderr := cmd.Stderr.(*bytes.Buffer).String()
-			if took := time.Since(began); took > soon || cmd.ProcessState.ExitCode() != 130 {
+			if took := time.Since(began); took > endLimit || cmd.ProcessState.ExitCode() != 130 {
 				t.Errorf("it took %s, %s: %s", took, cmd.ProcessState, stderr)
 			}
 			if !strings.Contains(stderr, "ended by signal: interrupt") || strings.Contains(stderr, "context canceled") {
@@ -152,7 +152,7 @@ func TestInterruptWhileBusy(t *testing.T) {
 	}
 }
 
-// begin starts a command, and ends it with the test.
+// begin starts a command, which is killed at the end of the test if it still runs.
 func begin(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	cmd.Stderr = &bytes.Buffer{}
@@ -167,7 +167,7 @@ func begin(t *testing.T, cmd *exec.Cmd) {
 	})
 }
 
-// TestInterruptedCopy: a copy that is interrupted is reported as incomplete.
+// TestInterruptedCopy: an interrupted command reports that the copy is incomplete.
 func TestInterruptedCopy(t *testing.T) {
 	e := &ending{}
 	e.signal.Store(int32(syscall.SIGTERM))

@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// awaitSocket waits until a daemon answers on a socket that it made again, and returns its file.
+// awaitSocket waits until a daemon has made a socket again and answers on it, and returns the new file.
 func awaitSocket(t *testing.T, d *daemonProcess, socket string) fs.FileInfo {
 	t.Helper()
 	d.serving(t, socket)
@@ -25,7 +25,7 @@ func awaitSocket(t *testing.T, d *daemonProcess, socket string) fs.FileInfo {
 	return fi
 }
 
-// TestSocketComesBack: whatever cleans /run, the sockets of a daemon are made again, for the same users.
+// TestSocketComesBack: a daemon makes its sockets again if their files are removed, for the same users.
 func TestSocketComesBack(t *testing.T) {
 	t.Parallel()
 	gid := os.Getegid()
@@ -62,7 +62,7 @@ func TestSocketComesBack(t *testing.T) {
 		if fi.Mode().Perm() != mode || int(st.Gid) != group {
 			t.Errorf("%s: mode %s, group %d", name, fi.Mode(), st.Gid)
 		}
-		// Connections that were open before stay.
+		// Open connections stay open.
 		if err := open.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestSocketComesBack(t *testing.T) {
 	}
 }
 
-// deadSocket puts a socket in a socket's place on which nobody answers.
+// deadSocket replaces a socket by one on which no process answers.
 func deadSocket(path string) error {
 	if err := os.Remove(path); err != nil {
 		return err
@@ -96,7 +96,7 @@ func deadSocket(path string) error {
 	return l.Close()
 }
 
-// TestPassedSocketComesBack: one that the service manager made is made again with the mode that it had.
+// TestPassedSocketComesBack: the daemon makes a passed socket again with the same mode.
 func TestPassedSocketComesBack(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "passed.sock")
@@ -113,7 +113,7 @@ func TestPassedSocketComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	for round := range 2 { // the second time the manager passes a socket whose file is another
+	for round := range 2 { // in the second round, the file of the passed socket was replaced before
 		d := startServe(t, []string{"LISTEN_PID=self", "LISTEN_FDS=1"}, file)
 		d.serving(t, path)
 		if round == 0 {
@@ -133,7 +133,7 @@ func TestPassedSocketComesBack(t *testing.T) {
 	}
 }
 
-// TestWatchdogAsksTheAddress: a daemon that nobody can reach is not well, though its root and its other sockets are.
+// TestWatchdogAsksTheAddress: a daemon does not notify the watchdog if one of its sockets can not be reached.
 func TestWatchdogAsksTheAddress(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -161,7 +161,7 @@ func TestWatchdogAsksTheAddress(t *testing.T) {
 	if !heard(patienceOfTests) {
 		t.Fatal("nothing is heard from a daemon that is well")
 	}
-	// Something that the daemon does not replace.
+	// The daemon does not replace a file of another type.
 	if err := errors.Join(os.Remove(d.address()), os.WriteFile(d.address(), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,13 +1,13 @@
 // Command tank-snapshotter keeps OCI images on one machine: it pulls them, alone or for containerd.
 //
-// It owns nothing on disk but sockets: tank.sock in each root that it owns, and the daemon's socket. Package tank owns
-// the rest of a root.
+// It owns nothing on disk but sockets: tank.sock in each root that it owns, and the daemon's socket. Package
+// tank owns the rest of a root.
 //
-// Its invariant: stdout gets the result of the command and nothing else. Progress, logs and errors go to stderr, and the
-// exit code is the kind of the error (exit.go).
+// Its invariant: stdout gets the result of the command and nothing else. Progress, logs and errors go to
+// stderr, and the exit code is the kind of the error (exit.go).
 //
-// The surprising rule: another process may do the work. One process owns a root at a time. If that is a daemon or another
-// command, this command sends its request to it.
+// The surprising rule: another process may do the work. One process owns a root at a time. If that is a
+// daemon or another command, this command sends its request to it.
 package main
 
 import (
@@ -29,9 +29,9 @@ func main() {
 	os.Exit(run(os.Args[1:]))
 }
 
-// memoryLimit is the heap size above which Go collects garbage more often, so that the process stays within 256 MiB for
-// images of 500,000 entries (docs/adr/0023-memory.md). The memory in use may exceed it. The environment variable
-// GOMEMLIMIT overrides it.
+// memoryLimit is the heap size above which Go collects garbage more often, so that the process stays within
+// 256 MiB for images of 500,000 entries (docs/adr/0023-memory.md). The memory in use may exceed it. The
+// environment variable GOMEMLIMIT overrides it.
 const memoryLimit = 192 << 20
 
 // run runs one command and returns its exit code.
@@ -63,8 +63,8 @@ func run(args []string) int {
 	return exitCode(err)
 }
 
-// escapeLogs makes log entries printable: those of Tank's and containerd's packages, and lines of the standard library's
-// log, in which net/http quotes what a server sent.
+// escapeLogs makes log entries printable: those of Tank's and containerd's packages, and lines of the
+// standard library's log, in which net/http quotes what a server sent.
 func escapeLogs(stderr *printable.Writer) {
 	log.L.Logger.SetFormatter(printable.LogFormatter(log.L.Logger.Formatter))
 	stdlog.SetOutput(stderr)
@@ -102,16 +102,18 @@ func (c *cli) command() *cobra.Command {
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's image_cache, "+
-		"for uid 0 the daemon's if there is one, ~/.cache/tank)")
+	flags.StringVar(&c.root, "root", "", "directory that holds everything (default $TANK_CACHE, the config's "+
+		"image_cache, for uid 0 the daemon's if there is one, ~/.cache/tank)")
 	flags.StringVar(&c.root, "cache", "", "the same as --root")
 	_ = flags.MarkHidden("cache")
-	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask, whatever root it has (serve: to listen on)")
+	flags.StringVar(&c.address, "address", "", "socket of the daemon to ask, whatever root it has (serve: to "+
+		"listen on)")
 	flags.StringVar(&c.configFile, "config", "",
 		"config file (default $XDG_CONFIG_HOME/tank/config.toml, else "+systemConfig+")")
 	flags.StringVar(&c.logLevel, "log-level", "", "trace, debug, info, warn, error or fatal (default info)")
 	root.AddCommand(c.pullCommand(), c.imagesCommand(), c.inspectCommand(), c.removeCommand(), c.gcCommand(),
-		c.checkCommand(), c.holdersCommand(), c.releaseCommand(), c.serveCommand(), c.configCommand(), c.versionCommand())
+		c.checkCommand(), c.holdersCommand(), c.releaseCommand(), c.serveCommand(), c.configCommand(),
+		c.versionCommand())
 	return root
 }
 

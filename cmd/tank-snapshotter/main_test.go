@@ -75,8 +75,10 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// registry has hello:1, which is right; hello:lie, whose layer is not what its digest says; hello:slow, whose layer waits for release; and
-// hello:held and hello:stuck, whose layers never come. secret may not be read, public wants an anonymous token and private a password.
+// registry starts a registry with these images: hello:1, which is valid; hello:lie, with a layer that does
+// not match its digest; hello:slow, with a layer that comes after release was called; hello:held and
+// hello:stuck, with layers that never come. The repository secret refuses all access, public requires an
+// anonymous token, and private a password.
 func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldLayer digest.Digest, release func()) {
 	t.Helper()
 	raw := greeting(t)
@@ -120,7 +122,7 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldL
 	return reg, right.Digest, slow.Digest, held.Digest, sync.OnceFunc(func() { close(released) })
 }
 
-// greeting is a layer of one file.
+// greeting returns a layer with one file.
 func greeting(tb testing.TB) []byte {
 	tb.Helper()
 	var raw bytes.Buffer
@@ -137,7 +139,8 @@ func greeting(tb testing.TB) []byte {
 	return raw.Bytes()
 }
 
-// exits runs `exits CODE PROGRAM ARG...` and compares the exit code, which testscript's own exec only tells from zero.
+// exits is the script command `exits CODE PROGRAM ARG...`: it runs a program and compares the exit code.
+// testscript's own exec only distinguishes zero from other codes.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits CODE PROGRAM ARG...")
@@ -155,7 +158,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// await runs `await FILE` and waits until the file is there.
+// await is the script command `await FILE`: it waits until the file exists.
 func await(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: await FILE")
@@ -203,14 +206,15 @@ func TestExitCode(t *testing.T) {
 	}
 }
 
-// TestDefaultConfig keeps the documented config and the one that is read the same.
+// TestDefaultConfig: the output of `config default` has every key, and the defaults are those of the program.
 func TestDefaultConfig(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.toml")
 	if err := os.WriteFile(file, []byte(defaultConfig), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	got, err := readSettings(t.Context(), filepath.Join(t.TempDir(), "none"), file)
-	want := settings{Root: defaultRoot, Address: defaultAddress, Mode: modeOverlay, LogLevel: "info", HostsDir: defaultHosts}
+	want := settings{Root: defaultRoot, Address: defaultAddress, Mode: modeOverlay, LogLevel: "info",
+		HostsDir: defaultHosts}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -222,7 +226,8 @@ func TestDefaultConfig(t *testing.T) {
 	if err := os.WriteFile(file, []byte("nonsense = 1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readSettings(t.Context(), file); exitCode(err) != exitUsage || !strings.Contains(err.Error(), "nonsense") {
+	_, err = readSettings(t.Context(), file)
+	if exitCode(err) != exitUsage || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("unknown key: %v", err)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestServeWithoutXattrs starts daemons whose root lies on a file system without extended attributes: in overlay mode
-// serve ends at once and names directory mode, in which it serves.
+// TestServeWithoutXattrs starts daemons with a root on a file system without extended attributes. In overlay
+// mode serve ends at once with a hint at directory mode; in directory mode it works.
 func TestServeWithoutXattrs(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
@@ -42,7 +42,8 @@ func TestServeWithoutXattrs(t *testing.T) {
 				t.Errorf("exit code %d", code)
 			}
 			if text := d.stderr.String(); !strings.Contains(text, "no extended attributes") ||
-				!strings.Contains(text, `set mode = "directory"`) && !strings.Contains(text, `set mode = \"directory\"`) {
+				!strings.Contains(text, `set mode = "directory"`) &&
+					!strings.Contains(text, `set mode = \"directory\"`) {
 				t.Errorf("%s", text)
 			}
 		})

@@ -33,8 +33,8 @@ func (a access) options() *tank.Options {
 	return &tank.Options{Existing: a != fills, AllowReadOnly: a == reads}
 }
 
-// with runs f with the service of the right root: as its owner, through the process that owns it, or through the daemon
-// that --address names. f is called again if that process ended before it answered.
+// with runs f with the service of the right root: as its owner, through the process that owns it, or through
+// the daemon that --address names. f is called again if that process ended before it answered.
 func (c *cli) with(ctx context.Context, a access, f func(tank.Service) error) error {
 	if c.address != "" {
 		return c.withAddress(ctx, f)
@@ -82,7 +82,8 @@ func rootError(err error) error {
 	return hinted{localError{err}, "Choose another directory with --root, or check what this process may do there."}
 }
 
-// withAddress runs f with the daemon that --address names. If --root is given as well, it has to be the daemon's root.
+// withAddress runs f with the daemon that --address names. If --root is given as well, it has to be the
+// daemon's root.
 func (c *cli) withAddress(ctx context.Context, f func(tank.Service) error) error {
 	daemon, err := admin.Dial(ctx, c.address, &admin.DialOptions{Owners: ownersOf(c.root)})
 	switch {
@@ -110,9 +111,9 @@ func (c *cli) withAddress(ctx context.Context, f func(tank.Service) error) error
 	return err
 }
 
-// ownersOf returns the owner of a root that an ordinary user named beside an address, because a daemon of that owner
-// may serve a group. For uid 0 it returns nothing: uid 0 trusts only processes of uid 0, so that no other user gets its
-// passwords.
+// ownersOf returns the owner of a root that an ordinary user named beside an address, because a daemon of
+// that owner may serve a group. For uid 0 it returns nothing: uid 0 trusts only processes of uid 0, so that
+// no other user gets its passwords.
 func ownersOf(root string) []uint32 {
 	var st unix.Stat_t
 	if root == "" || os.Geteuid() == 0 || unix.Stat(root, &st) != nil {
@@ -121,8 +122,8 @@ func ownersOf(root string) []uint32 {
 	return []uint32{st.Uid}
 }
 
-// chooseRoot returns the root of the commands other than serve. For uid 0 it is the daemon's, also while no daemon runs:
-// a command that then took another root would find nothing there, and pull everything again.
+// chooseRoot returns the root of the commands other than serve. For uid 0 it is the daemon's, also while no
+// daemon runs: a command that then took another root would find nothing there, and pull everything again.
 func (c *cli) chooseRoot(ctx context.Context, s settings) (string, error) {
 	if root := first(c.root, os.Getenv("TANK_CACHE"), s.ImageCache); root != "" {
 		return filepath.Abs(root)

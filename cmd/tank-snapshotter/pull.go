@@ -32,9 +32,9 @@ func (c *cli) pullCommand() *cobra.Command {
 		Use:   "pull [flags] REF",
 		Short: "Pull an image and print the path of its root filesystem",
 		Long: "Pull an image and print the path of its root filesystem.\n\n" +
-			"The directory stays until any user calls `rm REF` and `gc`. If a later pull finds that the tag has moved, " +
-			"the next gc deletes the directory. Pull NAME@DIGEST to keep it when the tag moves, or use --to for a copy of " +
-			"your own.",
+			"The directory stays until any user calls `rm REF` and `gc`. If a later pull finds that the tag " +
+			"has moved, the next gc deletes the directory. Pull NAME@DIGEST to keep it when the tag moves, or " +
+			"use --to for a copy of your own.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
 			switch {
@@ -68,8 +68,8 @@ func (c *cli) pullCommand() *cobra.Command {
 	return cmd
 }
 
-// report returns two functions that show a line and the state of a download. Lines go to the log if the display does not
-// show them.
+// report returns two functions that show a line and the state of a download. Lines go to the log if the
+// display does not show them.
 func (c *cli) report(ctx context.Context, display progress.Display) (line func(string), event func(tank.Event)) {
 	line = func(text string) {
 		if display.Text != nil {
@@ -137,8 +137,8 @@ func writable(to string) error {
 	return nil
 }
 
-// cloneTo writes a copy of a rootfs and returns its absolute path. This process and not the owner of the root writes it, so
-// the user needs the rights for it.
+// cloneTo writes a copy of a rootfs and returns its absolute path. This process and not the owner of the root
+// writes it, so the user needs the rights for it.
 func (c *cli) cloneTo(ctx context.Context, rootfs, to string) (string, error) {
 	to, err := filepath.Abs(to)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/tank-snapshotter/tank"
 )
 
-// TestReadOnlyCommands runs commands on a read-only mount, where no socket can be made.
+// TestReadOnlyCommands runs commands on a root that is mounted read-only, so that they can not make a socket.
 func TestReadOnlyCommands(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {

@@ -25,7 +25,8 @@ import (
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// stopWithin is how long serve may take to stop. Then it ends at once; the next start finds and finishes what is left.
+// stopWithin is how long serve may take to stop. Then it ends at once; the next start finds and finishes what
+// is left.
 const stopWithin = time.Minute
 
 func (c *cli) serveCommand() *cobra.Command {
@@ -59,8 +60,8 @@ func (c *cli) serveCommand() *cobra.Command {
 	return cmd
 }
 
-// serve serves the root of s until ctx ends. From then on it ends the process itself after stopWithin, so the shorter limit
-// of other commands does not apply.
+// serve serves the root of s until ctx ends. From then on it ends the process itself after stopWithin, so the
+// shorter limit of other commands does not apply.
 func serve(ctx context.Context, s settings, end *ending) (err error) {
 	group, err := socket.FindGroup(s.Group)
 	if err != nil {
@@ -150,14 +151,15 @@ func alive(ctx context.Context, t *tank.Tank, sockets []string) error {
 		root := self.Root()
 		self.Close()
 		if root != t.Root() {
-			return fmt.Errorf("socket %s: another process answers, for the root %s: %w", socket, root, errdefs.ErrUnavailable)
+			return fmt.Errorf("socket %s: another process answers, for the root %s: %w", socket, root,
+				errdefs.ErrUnavailable)
 		}
 	}
 	return t.Probe(ctx)
 }
 
-// storesOf returns a function that returns the stores which the daemon serves to a containerd that acts for a holder. They
-// include a content store only if content is true.
+// storesOf returns a function that returns the stores which the daemon serves to a containerd that acts for a
+// holder. They include a content store only if content is true.
 func storesOf(t *tank.Tank, content bool) func(metadata.Holder) plugin.Stores {
 	return func(h metadata.Holder) plugin.Stores {
 		s := plugin.Stores{Snapshotter: t.Snapshots().For(h)}
@@ -177,8 +179,8 @@ func stopping(ctx context.Context) {
 	log.G(ctx).Info("stopping")
 }
 
-// listeners opens the admin socket below the root and the socket at the address. The latter is last in the list. If the
-// service manager passed a socket, that replaces the socket at the address.
+// listeners opens the admin socket below the root and the socket at the address. The latter is last in the
+// list. If the service manager passed a socket, that replaces the socket at the address.
 func listeners(ctx context.Context, s settings, group *socket.Group, passed *net.UnixListener) (
 	opened []*socket.Listener, err error,
 ) {
@@ -240,7 +242,8 @@ func (s settings) options() (opts *tank.Options, release func(), err error) {
 	return opts, func() { c.Close() }, nil
 }
 
-// awaitRoot opens the root for a daemon. If a command owns the root, it waits until the command ends, at most for patience.
+// awaitRoot opens the root for a daemon. If a command owns the root, it waits until the command ends, at most
+// for patience.
 func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*tank.Tank, error) {
 	systemd.ExtendTimeout(ctx, 2*patience)
 	for deadline := time.Now().Add(patience); ; {
@@ -259,8 +262,8 @@ func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*tank.Tank,
 	}
 }
 
-// processors returns the function for plugin.Options.Processors. It returns the processors of Tank's own config, if that
-// has a section for them, else those in the config of the calling containerd.
+// processors returns the function for plugin.Options.Processors. It returns the processors of Tank's own
+// config, if that has a section for them, else those in the config of the calling containerd.
 func (s settings) processors() func(context.Context, peer.Process) ([]processor.Processor, error) {
 	if s.StreamProcessors != nil {
 		own := containerdconfig.Sorted(s.StreamProcessors)

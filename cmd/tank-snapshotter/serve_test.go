@@ -20,17 +20,17 @@ import (
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// patienceOfTests is how long a test waits for what comes in milliseconds on a machine that has nothing else to do.
+// patienceOfTests bounds the waiting for an event that takes milliseconds on an idle machine.
 const patienceOfTests = time.Minute
 
-// daemonProcess is `tank-snapshotter serve` in a process of its own, with a root and an address below dir.
+// daemonProcess is a running `tank-snapshotter serve` with its root and its address below dir.
 type daemonProcess struct {
 	dir    string
 	cmd    *exec.Cmd
 	stderr *lockedBuffer
 }
 
-// lockedBuffer is read while a process writes to it.
+// lockedBuffer is a buffer that can be read while a process writes to it.
 type lockedBuffer struct {
 	mu sync.Mutex // guards b
 	b  bytes.Buffer
@@ -48,7 +48,8 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// startServe starts a daemon with these variables in its environment and this descriptor 3. LISTEN_PID=self is its own process id.
+// startServe starts a daemon with additional environment variables, and with passed as its descriptor 3
+// unless that is nil. LISTEN_PID=self stands for the daemon's process ID.
 func startServe(t *testing.T, env []string, passed *os.File, args ...string) *daemonProcess {
 	t.Helper()
 	dir := t.TempDir()
@@ -56,7 +57,7 @@ func startServe(t *testing.T, env []string, passed *os.File, args ...string) *da
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The test's binary is the program when it is called by its name.
+	// The test binary behaves as the program if it is called by the program's name.
 	program := filepath.Join(dir, "tank-snapshotter")
 	if err := os.Symlink(self, program); err != nil {
 		t.Fatal(err)
@@ -65,10 +66,11 @@ func startServe(t *testing.T, env []string, passed *os.File, args ...string) *da
 		t.Fatal(err)
 	}
 	d := &daemonProcess{dir: dir, stderr: &lockedBuffer{}}
-	// sh keeps its process id when it becomes the program.
+	// sh runs the program with exec, so the process ID stays the same.
 	script := `if [ "$LISTEN_PID" = self ]; then export LISTEN_PID=$$; fi; exec "$0" "$@"`
 	d.cmd = exec.Command("sh", append([]string{
-		"-c", script, program, "serve", "--config", filepath.Join(dir, "config.toml"), "--root", filepath.Join(dir, "root"),
+		"-c", script, program, "serve", "--config", filepath.Join(dir, "config.toml"), "--root",
+		filepath.Join(dir, "root"),
 		"--address", d.address(),
 	}, args...)...)
 	d.cmd.Env = append(os.Environ(), env...)
@@ -128,7 +130,7 @@ func (d *daemonProcess) wait(t *testing.T) int {
 	return d.cmd.ProcessState.ExitCode()
 }
 
-// TestNotify is the service manager of a daemon: it hears when that is ready, alive and stopping.
+// TestNotify: a daemon notifies the service manager when it is ready, alive and stopping.
 func TestNotify(t *testing.T) {
 	for name, socket := range map[string]string{
 		"path":     filepath.Join(t.TempDir(), "notify.sock"),
@@ -184,14 +186,15 @@ func TestNotify(t *testing.T) {
 	}
 }
 
-// TestAlive: the probe of a daemon fails when nobody answers on its socket.
+// TestAlive: the probe of a daemon fails if no process answers on its socket.
 func TestAlive(t *testing.T) {
 	own, err := tank.Open(t.TempDir(), &tank.Options{Daemon: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer own.Close()
-	if err := alive(t.Context(), own, []string{filepath.Join(own.Root(), admin.SocketName)}); !errdefs.IsUnavailable(err) {
+	err = alive(t.Context(), own, []string{filepath.Join(own.Root(), admin.SocketName)})
+	if !errdefs.IsUnavailable(err) {
 		t.Errorf("without a server: %v", err)
 	}
 	if err := own.Probe(t.Context()); err != nil {
@@ -199,7 +202,7 @@ func TestAlive(t *testing.T) {
 	}
 }
 
-// TestActivation: a socket that was passed is served and left where it is, and anything else that is passed is refused.
+// TestActivation: serve uses a passed socket and does not remove its file. It refuses any other descriptor.
 func TestActivation(t *testing.T) {
 	dir := t.TempDir()
 	fileOf := func(l interface{ File() (*os.File, error) }) *os.File {
@@ -240,7 +243,8 @@ func TestActivation(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	datagrams, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "dgram.sock"), Net: "unixgram"})
+	datagrams, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "dgram.sock"),
+		Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +286,8 @@ func TestActivation(t *testing.T) {
 	})
 }
 
-// TestGroup: the socket is its user's, or the group's as well, and the root's own socket never is.
+// TestGroup: only the user, or the user and the group, may open the daemon's socket. The group may never open
+// the root's own socket.
 func TestGroup(t *testing.T) {
 	mode := func(path string) (os.FileMode, uint32) {
 		t.Helper()
@@ -294,7 +299,7 @@ func TestGroup(t *testing.T) {
 	}
 	gid := os.Getegid()
 	if os.Getuid() == 0 {
-		gid = 12345 // has no name anywhere
+		gid = 12345 // a group without a name
 	}
 	for _, tc := range []struct {
 		args  []string
@@ -331,13 +336,14 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// TestStopUnderPull: a signal ends a daemon in order although a call would go on for ever.
+// TestStopUnderPull: a signal ends a daemon in order although a call never ends by itself.
 func TestStopUnderPull(t *testing.T) {
 	t.Parallel()
 	reg, _, _, held, _ := registry(t)
 	d := startServe(t, nil, nil)
 	d.serving(t, d.address())
-	pull := exec.Command(filepath.Join(d.dir, "tank-snapshotter"), "pull", "--address", d.address(), "--progress", "none", reg.Host+"/hello:held")
+	pull := exec.Command(filepath.Join(d.dir, "tank-snapshotter"), "pull", "--address", d.address(),
+		"--progress", "none", reg.Host+"/hello:held")
 	if err := pull.Start(); err != nil {
 		t.Fatal(err)
 	}

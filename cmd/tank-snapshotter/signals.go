@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// endWithin is how long a command may take to end in order after the first signal. Then the process ends at once, so that
-// an operation that can't be cancelled, such as a deletion or a write to a full pipe, does not keep it alive. This is
-// safe, because Tank may be killed at any time: the next process deletes the leftovers.
+// endWithin is how long a command may take to end in order after the first signal. Then the process ends at
+// once, so that an operation that can't be cancelled, such as a deletion or a write to a full pipe, does not
+// keep it alive. This is safe, because Tank may be killed at any time: the next process deletes the
+// leftovers.
 const endWithin = 150 * time.Millisecond
 
 // ending controls how the process ends after a signal. The zero value is for every command but serve.

@@ -18,7 +18,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// silentPipe makes a pipe that has a writer which never writes.
+// silentPipe makes a pipe with a writer that never writes.
 func silentPipe(t *testing.T, path string) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), unix.Mkfifo(path, 0o600)); err != nil {
@@ -31,10 +31,10 @@ func silentPipe(t *testing.T, path string) {
 	t.Cleanup(func() { w.Close() })
 }
 
-// soon bounds the time from a signal to the end of the process: endWithin, and what a busy machine needs.
-const soon = endWithin + 850*time.Millisecond
+// endLimit bounds the time from a signal to the end of the process: endWithin, and more for a busy machine.
+const endLimit = endWithin + 850*time.Millisecond
 
-// TestOneSignalEnds: a command ends on its first signal, whatever it is doing.
+// TestOneSignalEnds: the first signal ends a command, whatever the command does.
 func TestOneSignalEnds(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(t *testing.T, dir string) *exec.Cmd{
@@ -87,7 +87,7 @@ func TestOneSignalEnds(t *testing.T) {
 		},
 	} {
 		signal := syscall.SIGTERM
-		if len(name)%2 == 0 { // half of them, for their time
+		if len(name)%2 == 0 { // only half of the commands, to save time
 			signal = syscall.SIGINT
 		}
 		t.Run(fmt.Sprint(name, ", ", signal), func(t *testing.T) {
@@ -104,14 +104,15 @@ func TestOneSignalEnds(t *testing.T) {
 			}
 			began := time.Now()
 			_ = cmd.Wait()
-			if took := time.Since(began); took > soon || cmd.ProcessState.ExitCode() != 128+int(signal) {
+			if took := time.Since(began); took > endLimit || cmd.ProcessState.ExitCode() != 128+int(signal) {
 				t.Errorf("it took %s, %s: %s", took, cmd.ProcessState, stderr.String())
 			}
 		})
 	}
 }
 
-// TestInterruptedOwner: a command that is interrupted does not stay for another's sake, which then goes on by itself.
+// TestInterruptedOwner: an interrupted command ends although another command depends on it. The other command then
+// continues by itself.
 func TestInterruptedOwner(t *testing.T) {
 	t.Parallel()
 	reg, _, slow, held, release := registry(t)
@@ -140,7 +141,7 @@ func TestInterruptedOwner(t *testing.T) {
 	}
 	began := time.Now()
 	_ = owner.Wait()
-	if took := time.Since(began); took > soon || owner.ProcessState.ExitCode() != 143 {
+	if took := time.Since(began); took > endLimit || owner.ProcessState.ExitCode() != 143 {
 		t.Errorf("the owner took %s to end: %s", took, owner.ProcessState)
 	}
 	release()

@@ -13,11 +13,10 @@ import (
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// saysSo is how long a command may take on a machine that is busy to say that a process does not answer.
-const saysSo = 8 * time.Second
+// reportLimit bounds the time until a command reports, on a busy machine, that a process does not answer.
+const reportLimit = 8 * time.Second
 
-// TestSilentDaemon: a daemon that is stopped is reported instead of waited for, while one that is busy may take its
-// time.
+// TestSilentDaemon: a command reports a stopped daemon instead of waiting for it, but waits for a busy one.
 func TestSilentDaemon(t *testing.T) {
 	t.Parallel()
 	reg, _, _, held, _ := registry(t)
@@ -49,7 +48,7 @@ func TestSilentDaemon(t *testing.T) {
 		if !strings.Contains(stderr.String(), "does not answer") {
 			t.Errorf("the pull: %s", stderr.String())
 		}
-	case <-time.After(saysSo):
+	case <-time.After(reportLimit):
 		t.Errorf("the pull waits for a daemon that is stopped")
 		_ = pull.Process.Kill()
 	}
@@ -59,7 +58,8 @@ func TestSilentDaemon(t *testing.T) {
 				t.Parallel()
 				began := time.Now()
 				_, stderr, code := output(t, append([]string{"images"}, args...)...)
-				if took := time.Since(began); took > saysSo || code != exitOther || !strings.Contains(stderr, "does not answer") {
+				took := time.Since(began)
+				if took > reportLimit || code != exitOther || !strings.Contains(stderr, "does not answer") {
 					t.Errorf("after %s, exit code %d: %s", took, code, stderr)
 				}
 			})
@@ -73,7 +73,8 @@ func TestSilentDaemon(t *testing.T) {
 	}
 }
 
-// TestSilentListener: a socket on which nobody accepts, and a lock without a socket.
+// TestSilentListener: a command reports a socket on which no process accepts connections, and a lock without
+// a socket.
 func TestSilentListener(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(root string) error{
@@ -99,7 +100,7 @@ func TestSilentListener(t *testing.T) {
 			}
 			began := time.Now()
 			_, stderr, code := output(t, "images", "--root", s.root)
-			if took := time.Since(began); took > saysSo || code != exitOther || !strings.Contains(stderr, "own") {
+			if took := time.Since(began); took > reportLimit || code != exitOther || !strings.Contains(stderr, "own") {
 				t.Errorf("after %s, exit code %d: %s", took, code, stderr)
 			}
 		})

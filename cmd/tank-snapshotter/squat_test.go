@@ -26,9 +26,9 @@ import (
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// squatter answers for a root that it does not manage: it asks for everything, and answers what it likes.
+// squatter is a process that pretends to own a root: it asks for all credentials and gives false answers.
 type squatter struct {
-	tank.Service // nil: other methods panic, which the server contains
+	tank.Service // nil: the other methods panic, and the server recovers
 	root         string
 	hosts        []string // to ask for credentials of
 
@@ -66,8 +66,8 @@ func (s *squatter) Pull(ctx context.Context, ref string, opts *tank.PullOptions)
 	return &tank.Image{Ref: ref, Digest: d, Manifest: d, Rootfs: s.rootfs}, nil
 }
 
-// squat has s own a root that a command made before: it holds the lock, and a process of user uid listens on its
-// socket.
+// squat makes s the owner of a root that a command has made: it holds the lock and listens on the root's socket as
+// user uid.
 func squat(t *testing.T, s *squatter, uid int) {
 	t.Helper()
 	reg, _, _, _, _ := registry(t)
@@ -93,7 +93,7 @@ func squat(t *testing.T, s *squatter, uid int) {
 	t.Cleanup(func() { cancel(); <-served })
 }
 
-// listenAs listens on the socket of a root with the effective user uid, which the kernel reports to who connects.
+// listenAs listens on the socket of a root with the effective user uid, which the kernel reports to clients.
 func listenAs(root string, uid int) (l net.Listener, err error) {
 	path, release, err := socket.Path(root, admin.SocketName)
 	if err != nil {
@@ -101,7 +101,7 @@ func listenAs(root string, uid int) (l net.Listener, err error) {
 	}
 	defer release()
 	done := make(chan struct{})
-	go func() { // its thread ends with it
+	go func() { // the thread ends with the goroutine
 		defer close(done)
 		runtime.LockOSThread()
 		fd, e := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -114,7 +114,7 @@ func listenAs(root string, uid int) (l net.Listener, err error) {
 		if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 			return
 		}
-		// Of this thread alone: unix.Setresuid changes all.
+		// This changes the user of one thread; unix.Setresuid changes the user of all threads.
 		if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); e != 0 {
 			err = e
 			return
@@ -132,7 +132,8 @@ func credentials(t *testing.T, hosts ...string) []string {
 	t.Helper()
 	var auths []string
 	for _, h := range hosts {
-		auths = append(auths, fmt.Sprintf("%q:{\"auth\":%q}", h, base64.StdEncoding.EncodeToString([]byte("user:password of "+h))))
+		auths = append(auths, fmt.Sprintf("%q:{\"auth\":%q}", h,
+			base64.StdEncoding.EncodeToString([]byte("user:password of "+h))))
 	}
 	dir := t.TempDir()
 	if err := os.WriteFile(dir+"/config.json", []byte(`{"auths":{`+strings.Join(auths, ",")+`}}`), 0o600); err != nil {
@@ -141,8 +142,8 @@ func credentials(t *testing.T, hosts ...string) []string {
 	return []string{"DOCKER_CONFIG=" + dir}
 }
 
-// TestOwnerGetsOnlyWhatIsForThePull: the process that owns a root is sent the files and passwords of the reference's
-// registry, not all.
+// TestOwnerGetsOnlyWhatIsForThePull: a command sends to the process that owns a root only the files and passwords for
+// the registry of the reference.
 func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 	t.Parallel()
 	hosts := t.TempDir()
@@ -153,7 +154,8 @@ func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 		"other.test/client.key":      "another's",
 		"_default/client.key":        "the default's",
 	} {
-		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(hosts, name)), 0o755), os.WriteFile(filepath.Join(hosts, name), []byte(data), 0o600)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(hosts, name)), 0o755),
+			os.WriteFile(filepath.Join(hosts, name), []byte(data), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -162,7 +164,8 @@ func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 		ref          string
 		files, creds []string
 	}{
-		{"registry.test/x:1", []string{"registry.test/client.key", "registry.test/hosts.toml"}, []string{"mirror.test:5000", "registry.test"}},
+		{"registry.test/x:1", []string{"registry.test/client.key", "registry.test/hosts.toml"},
+			[]string{"mirror.test:5000", "registry.test"}},
 		{"other.test/x:1", []string{"other.test/client.key"}, []string{"other.test"}},
 		{"x:1", []string{"_default/client.key"}, []string{"docker.io"}},
 	} {
@@ -183,14 +186,15 @@ func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 				}
 			}
 			slices.Sort(creds)
-			if files := slices.Sorted(maps.Keys(s.opts.HostsFiles)); !slices.Equal(files, tt.files) || !slices.Equal(creds, tt.creds) {
+			if files := slices.Sorted(maps.Keys(s.opts.HostsFiles)); !slices.Equal(files, tt.files) ||
+				!slices.Equal(creds, tt.creds) {
 				t.Errorf("files %q, want %q; credentials for %q, want %q", files, tt.files, creds, tt.creds)
 			}
 		})
 	}
 }
 
-// TestOwnerNamesNoPath: a rootfs outside of the root is neither printed nor copied.
+// TestOwnerNamesNoPath: a command neither prints nor copies a rootfs that is outside of the root.
 func TestOwnerNamesNoPath(t *testing.T) {
 	t.Parallel()
 	elsewhere := t.TempDir()
@@ -199,8 +203,10 @@ func TestOwnerNamesNoPath(t *testing.T) {
 	}
 	hex := strings.Repeat("a", 64)
 	for name, rootfs := range map[string]func(root string) string{
-		"elsewhere":      func(string) string { return elsewhere },
-		"through dots":   func(root string) string { return root + "/rootfs/sha256/../../../../" + elsewhere + "/" + hex },
+		"elsewhere": func(string) string { return elsewhere },
+		"through dots": func(root string) string {
+			return root + "/rootfs/sha256/../../../../" + elsewhere + "/" + hex
+		},
 		"no digest":      func(root string) string { return root + "/rootfs/sha256/x" },
 		"another prefix": func(root string) string { return root + "x/rootfs/sha256/" + hex },
 		"the root":       func(root string) string { return root },
@@ -226,7 +232,8 @@ func TestOwnerNamesNoPath(t *testing.T) {
 	}
 }
 
-// TestOwnerOfAnotherUser: a process of another user is asked nothing, even if it holds the lock of this user's root.
+// TestOwnerOfAnotherUser: a command sends nothing to a process of another user, even if that holds the lock of this
+// user's root.
 func TestOwnerOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
@@ -238,7 +245,8 @@ func TestOwnerOfAnotherUser(t *testing.T) {
 	s := &squatter{hosts: []string{"docker.io"}}
 	squat(t, s, 12345)
 	for _, args := range [][]string{
-		{"pull", "--root", s.root, "x:1"}, {"images", "--root", s.root}, {"pull", "--address", filepath.Join(s.root, admin.SocketName), "x:1"},
+		{"pull", "--root", s.root, "x:1"}, {"images", "--root", s.root},
+		{"pull", "--address", filepath.Join(s.root, admin.SocketName), "x:1"},
 	} {
 		cmd := command(t, credentials(t, "docker.io"), args...)
 		var stderr bytes.Buffer
@@ -253,7 +261,7 @@ func TestOwnerOfAnotherUser(t *testing.T) {
 	}
 }
 
-// TestSocketOfTheRoot: what has the socket's name and is none is not followed.
+// TestSocketOfTheRoot: a command does not follow a link that has the name of the socket.
 func TestSocketOfTheRoot(t *testing.T) {
 	t.Parallel()
 	s := &squatter{}
@@ -263,7 +271,8 @@ func TestSocketOfTheRoot(t *testing.T) {
 	if err := errors.Join(os.Rename(socket, other), os.Symlink(other, socket)); err != nil {
 		t.Fatal(err)
 	}
-	if out, stderr, code := output(t, "images", "--root", s.root); code == 0 || !strings.Contains(stderr, "not a socket") {
+	out, stderr, code := output(t, "images", "--root", s.root)
+	if code == 0 || !strings.Contains(stderr, "not a socket") {
 		t.Errorf("a link: exit code %d, %s%s", code, out, stderr)
 	}
 	if s.seen > 0 {

@@ -19,14 +19,16 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// program is the real binary: that of the test has the test's dependencies to initialize as well. TANK_BINARY names another.
+// program returns the path of the real binary, because the test binary initializes the dependencies of the
+// tests, too. It is $TANK_BINARY, else a new build.
 func program(tb testing.TB) string {
 	tb.Helper()
 	if path := os.Getenv("TANK_BINARY"); path != "" {
 		return path
 	}
 	path := filepath.Join(tb.TempDir(), "tank-snapshotter")
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", tags(tb), "-ldflags", "-s -w", "-o", path, ".")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", tags(tb), "-ldflags", "-s -w",
+		"-o", path, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		tb.Fatalf("%v: %s", err, out)
@@ -34,7 +36,7 @@ func program(tb testing.TB) string {
 	return path
 }
 
-// tags are those that the Makefile builds with.
+// tags returns the build tags of the Makefile.
 func tags(tb testing.TB) string {
 	tb.Helper()
 	text, err := os.ReadFile("../../Makefile")
@@ -50,8 +52,9 @@ func tags(tb testing.TB) string {
 	return ""
 }
 
-// TestStartIsLean looks at what every start of the program initializes, a pull of what is here included: most of its time is page faults
-// for what that allocates. Regular expressions and descriptions of messages, which packages keep for nobody here, are the worst.
+// TestStartIsLean: the packages allocate little memory when the program starts, because most of the time of a
+// start, and of a pull of a cached image, is spent on page faults. Most expensive are regular expressions and
+// message descriptors that packages initialize and the program does not use.
 func TestStartIsLean(t *testing.T) {
 	const most = 1150 << 10 // bytes; 1,040 KiB with go1.26, of which 160 are gRPC's reflection
 	cmd := exec.Command(program(t), "version")
@@ -80,24 +83,25 @@ func TestStartIsLean(t *testing.T) {
 	}
 }
 
-// again is a root that has an image, and the commands that ask for it once more, as somebody at a shell gives them.
-type again struct {
+// repeatedPulls has a root with an image, and the commands with which a user asks for the image again.
+type repeatedPulls struct {
 	registry *registrytest.Registry
-	rows     []againRow
+	rows     []repeatedCommand
 }
 
-// againRow is one command; requests are what it asks of the registry.
-type againRow struct {
+// repeatedCommand is one command, with the number of requests that it sends to the registry.
+type repeatedCommand struct {
 	name     string
 	argv     []string
 	want     string // on stdout, unless empty
 	requests int
 }
 
-// pullAgain pulls an image into a new root. The commands are to be run by one process, or beside the daemon of that root.
-func pullAgain(tb testing.TB, program string, daemon bool) again {
+// pullAgain pulls an image into a new root. The commands of the result run without a daemon, or through a
+// daemon of that root if daemon is true.
+func pullAgain(tb testing.TB, program string, daemon bool) repeatedPulls {
 	tb.Helper()
-	a := again{registry: registrytest.New(tb)}
+	a := repeatedPulls{registry: registrytest.New(tb)}
 	layer := a.registry.Blob(ocispec.MediaTypeImageLayer, greeting(tb))
 	a.registry.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{layer.Digest})
 	root := filepath.Join(tb.TempDir(), "root")
@@ -107,7 +111,7 @@ func pullAgain(tb testing.TB, program string, daemon bool) again {
 	pull := []string{program, "--root", root, "pull", "--progress", "none"}
 	ref := a.registry.Host + "/hello:1"
 	path, _ := timed(tb, append(pull, ref))
-	a.rows = []againRow{
+	a.rows = []repeatedCommand{
 		{"version", []string{program, "version"}, "", 0},
 		{"offline", append(slices.Clone(pull), "--offline", ref), path, 0},
 		{"unchanged", append(slices.Clone(pull), ref), path, 1},
@@ -115,8 +119,8 @@ func pullAgain(tb testing.TB, program string, daemon bool) again {
 	return a
 }
 
-// run runs the commands in turn and returns their times, in order of size.
-func (a again) run(tb testing.TB, rounds int) map[string][]time.Duration {
+// run runs the commands in turn and returns their times in ascending order.
+func (a repeatedPulls) run(tb testing.TB, rounds int) map[string][]time.Duration {
 	tb.Helper()
 	took := map[string][]time.Duration{}
 	for range rounds {
@@ -138,7 +142,7 @@ func (a again) run(tb testing.TB, rounds int) map[string][]time.Duration {
 	return took
 }
 
-// timed runs a command and returns its stdout and how long it took from its start to its exit.
+// timed runs a command and returns its stdout and the time from its start to its exit.
 func timed(tb testing.TB, argv []string) (string, time.Duration) {
 	tb.Helper()
 	cmd := exec.Command(argv[0], argv[1:]...)
@@ -153,7 +157,7 @@ func timed(tb testing.TB, argv []string) (string, time.Duration) {
 	return stdout.String(), took
 }
 
-// serveProgram runs a daemon of the root until the test ends.
+// serveProgram runs a daemon for the root until the end of the test.
 func serveProgram(tb testing.TB, program, root string) {
 	tb.Helper()
 	dir := tb.TempDir()
@@ -184,15 +188,16 @@ func serveProgram(tb testing.TB, program, root string) {
 	}
 }
 
-// TestAgainIsQuick asks for an image that is here, with the whole command: to be answered from here takes no request and little more than
-// the start of the program does, to find it unchanged takes one request.
+// TestAgainIsQuick measures commands that pull a cached image. Offline, such a command sends no request and
+// takes little longer than the start of the program. Otherwise it sends one request, to see that the tag has
+// not moved.
 func TestAgainIsQuick(t *testing.T) {
 	const rounds, offline, unchanged = 20, 10 * time.Millisecond, 20 * time.Millisecond
 	binary := program(t)
 	for _, daemon := range []bool{false, true} {
 		t.Run(fmt.Sprintf("daemon=%v", daemon), func(t *testing.T) {
 			a := pullAgain(t, binary, daemon)
-			for attempt := 1; ; attempt++ { // a busy machine slows down the one and the other unevenly
+			for attempt := 1; ; attempt++ { // a busy machine slows down the two commands unevenly
 				took := a.run(t, rounds)
 				start := took["version"][rounds/2]
 				over := func(name string) time.Duration { return took[name][rounds/2] - start }
@@ -208,7 +213,7 @@ func TestAgainIsQuick(t *testing.T) {
 	}
 }
 
-// BenchmarkCommand measures whole commands, from their start to their exit.
+// BenchmarkCommand measures commands from their start to their exit.
 func BenchmarkCommand(b *testing.B) {
 	binary := program(b)
 	for _, daemon := range []bool{false, true} {

@@ -11,10 +11,10 @@ import (
 	"testing"
 )
 
-// unitDir has the systemd units.
+// unitDir is the directory of the systemd units.
 const unitDir = "../../contrib/systemd"
 
-// readUnit reads the settings of a unit: all values of "Section.Key", in their order.
+// readUnit returns the settings of a unit: the values of each "Section.Key", in the order of the file.
 func readUnit(t *testing.T, name string) map[string][]string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(unitDir, name))
@@ -33,18 +33,19 @@ func readUnit(t *testing.T, name string) map[string][]string {
 	return settings
 }
 
-// TestUnit: what the daemon promises to systemd and to containers is what the units ask for.
+// TestUnit: the settings of the units fit what the daemon does.
 func TestUnit(t *testing.T) {
 	service, socket := readUnit(t, "tank-snapshotter.service"), readUnit(t, "tank-snapshotter.socket")
 	for key, want := range map[string]string{
-		"Unit.Before":                   "containerd.service",
-		"Service.Type":                  "notify",
-		"Service.ExecStart":             "/usr/local/bin/tank-snapshotter serve",
-		"Service.Restart":               "always",
-		"Service.KillMode":              "process",
-		"Service.CapabilityBoundingSet": "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_MKNOD CAP_SETFCAP CAP_SYS_ADMIN",
-		"Service.LimitNOFILE":           "infinity",
-		"Service.RuntimeDirectory":      filepath.Base(filepath.Dir(defaultAddress)),
+		"Unit.Before":       "containerd.service",
+		"Service.Type":      "notify",
+		"Service.ExecStart": "/usr/local/bin/tank-snapshotter serve",
+		"Service.Restart":   "always",
+		"Service.KillMode":  "process",
+		"Service.CapabilityBoundingSet": "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_MKNOD " +
+			"CAP_SETFCAP CAP_SYS_ADMIN",
+		"Service.LimitNOFILE":      "infinity",
+		"Service.RuntimeDirectory": filepath.Base(filepath.Dir(defaultAddress)),
 	} {
 		if got := service[key]; !slices.Equal(got, []string{want}) {
 			t.Errorf("%s=%q, want %q", key, got, want)
@@ -60,10 +61,13 @@ func TestUnit(t *testing.T) {
 	if got := socket["Socket.ListenStream"]; !slices.Equal(got, []string{defaultAddress}) {
 		t.Errorf("ListenStream=%q", got)
 	}
-	// Each would break setuid files, device nodes or whiteouts of images, the sight of containers' mounts, or the start without a network.
+	// Each of these settings breaks something: setuid files, device nodes or whiteouts of images, the view of the
+	// containers' mounts, or the start without a network.
 	for _, forbidden := range []string{
-		"RestrictSUIDSGID", "PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "ProtectSystem", "ProtectHome", "PrivateTmp",
-		"PrivateMounts", "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups", "ProtectKernelLogs", "ReadOnlyPaths",
+		"RestrictSUIDSGID", "PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "ProtectSystem",
+		"ProtectHome", "PrivateTmp",
+		"PrivateMounts", "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups",
+		"ProtectKernelLogs", "ReadOnlyPaths",
 		"PrivateUsers", "DynamicUser", "User", "RestrictFileSystems",
 		"ProtectProc", "ProcSubset", "RootDirectory", "MemoryMax", "MemoryHigh",
 	} {
@@ -78,10 +82,10 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// maxExposure is what `systemd-analyze security` may report.
+// maxExposure is the highest exposure that `systemd-analyze security` may report.
 const maxExposure = 5.0
 
-// TestUnitSecurity has systemd judge what the daemon may do.
+// TestUnitSecurity checks how systemd rates the rights of the daemon.
 func TestUnitSecurity(t *testing.T) {
 	analyze := systemdAnalyze(t)
 	out, err := exec.Command(analyze, "security", "--no-pager", "--offline=yes",
@@ -110,7 +114,7 @@ func systemdAnalyze(t *testing.T) string {
 	return analyze
 }
 
-// TestUnitVerify has systemd itself read the units as `make install` leaves them.
+// TestUnitVerify: systemd accepts the units as `make install` writes them.
 func TestUnitVerify(t *testing.T) {
 	analyze := systemdAnalyze(t)
 	dest := t.TempDir()
@@ -128,14 +132,15 @@ func TestUnitVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 		unit := filepath.Join(dest, name)
-		if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(data), "/usr/local/bin/tank-snapshotter", program)), 0o600); err != nil {
+		text := strings.ReplaceAll(string(data), "/usr/local/bin/tank-snapshotter", program)
+		if err := os.WriteFile(unit, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		units = append(units, unit)
 	}
 	cmd := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...)
 	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dest+":")
-	// It warns about keys that it does not know, and ends with 0 all the same.
+	// systemd-analyze ends with 0 even if it warns about unknown keys.
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v\n%s", err, out)
 	}

@@ -9,7 +9,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// version is set by the linker (see the Makefile). If it is empty, the command prints the version of the build information.
+// version is set by the linker (see the Makefile). If it is empty, the command prints the version of the
+// build information.
 var version string
 
 func (c *cli) versionCommand() *cobra.Command {

@@ -2,9 +2,9 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: at most one claim is on top of the budget, which means that its memory is no longer counted; the
-// counted memory of all claims together is never more than the budget. A claim that needs more than the budget has left
-// waits until it can be the one on top.
+// Its invariant: at most one claim is on top of the budget, which means that its memory is no longer counted;
+// the counted memory of all claims together is never more than the budget. A claim that needs more than the
+// budget has left waits until it can be the one on top.
 //
 // The surprising rule: the claim on top is not bounded here. Each piece of work has a limit of its own, so that the
 // budget and one such limit together bound the process.
@@ -32,8 +32,8 @@ type Claim struct {
 	turn  chan struct{} // holds one while a goroutine lets the claim grow, and guards the fields below
 	taken int64
 	alone bool
-	// ready waits until the work no longer depends on other processes, because other claims may wait for it from then on;
-	// nil: the work never depends on any.
+	// ready waits until the work no longer depends on other processes, because other claims may wait for it
+	// from then on; nil: the work never depends on any.
 	ready func(context.Context) error
 }
 
@@ -43,8 +43,8 @@ func (b *Budget) Claim(ready func(context.Context) error) *Claim {
 	return &Claim{b: b, turn: make(chan struct{}, 1), ready: ready}
 }
 
-// Grow takes more memory for the claim. If the budget has too little left, it waits until no other claim is on top. The
-// error is that of ready, or the cause of the end of ctx.
+// Grow takes more memory for the claim. If the budget has too little left, it waits until no other claim is
+// on top. The error is that of ready, or the cause of the end of ctx.
 func (c *Claim) Grow(ctx context.Context, bytes int64) error {
 	select {
 	case c.turn <- struct{}{}:

@@ -78,8 +78,8 @@ func ExampleClaim_Grow() {
 	// Output: <nil>
 }
 
-// TestTogether: two goroutines let one claim grow, also while it waits to be on top, and neither waits for the other's
-// memory.
+// TestTogether: two goroutines let one claim grow, also while it waits to be on top, and neither waits for
+// the other's memory.
 func TestTogether(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

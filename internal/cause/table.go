@@ -97,8 +97,8 @@ var table = []advice{
 	{
 		Database, ExitContent,
 		"Nothing was changed. `check --rebuild` makes the database again from the directories.",
-		"Nothing was changed. To make the database again from the directories: tank-snapshotter check --rebuild " +
-			"--root %s",
+		"Nothing was changed. To make the database again from the directories: tank-snapshotter check " +
+			"--rebuild --root %s",
 	},
 	{
 		DiskFull, ExitOther,
@@ -108,7 +108,8 @@ var table = []advice{
 	},
 	{
 		Damaged, ExitContent,
-		"Something in the root has changed since it was verified: `check` lists what. Pull the image again with --refresh.",
+		"Something in the root has changed since it was verified: `check` lists what. Pull the image again " +
+			"with --refresh.",
 		"",
 	},
 	{IO, ExitOther, "The disk or its driver reported this error: look at the kernel's log (dmesg).", ""},
@@ -127,15 +128,17 @@ var table = []advice{
 	},
 	{
 		Exposed, ExitOther,
-		"Nothing was changed, because another user could have put files there. Make sure that this did not happen, " +
-			"and then remove that permission with chmod go-w.",
+		"Nothing was changed, because another user could have put files there. Make sure that this did not " +
+			"happen, and then remove that permission with chmod go-w.",
 		"",
 	},
 	{ForeignDirectory, ExitOther, "Nothing was changed. Choose another directory with --root.", ""},
-	{Newer, ExitOther, "Nothing was changed. Use the version of tank-snapshotter that made the root, or a later one.", ""},
+	{Newer, ExitOther, "Nothing was changed. Use the version of tank-snapshotter that made the root, or a " +
+		"later one.", ""},
 	{
 		Version, ExitOther,
-		"The two programs are of different versions. After an update, restart the daemon, and every program that uses it.",
+		"The two programs are of different versions. After an update, restart the daemon, and every program " +
+			"that uses it.",
 		"",
 	},
 	{Silent, ExitOther, "Is the process stopped? If it hangs, restart it: a restart does no harm to the root.", ""},
@@ -144,14 +147,14 @@ var table = []advice{
 	{NoDaemon, ExitOther, "Is the daemon running? Start it with: tank-snapshotter serve", ""},
 	{
 		InUse, ExitOther,
-		"Stop containerd and all of its containers first. --force releases the holder all the same, and breaks the " +
-			"containers.",
+		"Stop containerd and all of its containers first. --force releases the holder all the same, and breaks " +
+			"the containers.",
 		"",
 	},
 	{
 		Denied, ExitOther,
-		"This machine refused the access, not the registry: check the owner of the root and the permissions of this " +
-			"process.",
+		"This machine refused the access, not the registry: check the owner of the root and the permissions of " +
+			"this process.",
 		"",
 	},
 	{
@@ -165,7 +168,8 @@ var table = []advice{
 		"The image itself is at fault, so pulling it again does not help: tell the person who built it.",
 		"",
 	},
-	{NotRootfs, ExitContent, "Such content can't be unpacked into a directory. Use the program that it was made for.", ""},
+	{NotRootfs, ExitContent, "Such content can't be unpacked into a directory. Use the program that it was " +
+		"made for.", ""},
 	{
 		Document, ExitContent,
 		"The image itself is at fault, so pulling it again does not help: tell the person who built it.",
@@ -187,8 +191,8 @@ var table = []advice{
 	},
 	{
 		Redirected, ExitDenied,
-		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: add the other " +
-			"one there.",
+		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: add the " +
+			"other one there.",
 		"Only the registry of the reference and the hosts that its hosts.toml names get credentials: add %s there.",
 	},
 	{

@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 )
 
-// unreachableBlobs checks for images in containerd's own content store, which containerd does not read while Tank is its
-// content store.
+// unreachableBlobs checks for images in containerd's own content store, which containerd does not read while
+// Tank is its content store.
 func (k *checker) unreachableBlobs() {
 	if !k.in.Content || !k.disabled(pluginContent) {
 		return
@@ -20,10 +20,10 @@ func (k *checker) unreachableBlobs() {
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !some {
 		return
 	}
-	f := k.note("", "Every image in containerd's own content store, %s, becomes unreachable while Tank is the content store: "+
-		"it can't be run, exported or pulled again until it is removed from containerd's list", blobs)
-	f.remedy("Either remove those images first, or set containerd_address in Tank's own config, which leaves containerd " +
-		"its store.")
+	f := k.note("", "Every image in containerd's own content store, %s, becomes unreachable while Tank is the "+
+		"content store: it can't be run, exported or pulled again until it is removed from containerd's list", blobs)
+	f.remedy("Either remove those images first, or set containerd_address in Tank's own config, which leaves " +
+		"containerd its store.")
 	if err != nil {
 		f.remedy("%s Whether there are any can't be found out: %v.", f.Remedy, err)
 	}
@@ -74,7 +74,8 @@ func (k *checker) discarded(discard bool) {
 	switch {
 	case discard && !k.in.SkipKnownBlobs && !k.isolated():
 		k.note("", "CRI discards the blobs of unpacked layers (discard_unpacked_layers = true)").
-			remedy("With skip_known_blobs = true in Tank's own config containerd does not download them again for other images.")
+			remedy("With skip_known_blobs = true in Tank's own config containerd does not download them again " +
+				"for other images.")
 	case !discard && k.in.SkipKnownBlobs:
 		k.note("", "Tank's own config has skip_known_blobs = true, but CRI keeps the blobs of unpacked layers: "+
 			"images may lack blobs, and then can't be pushed, exported or run by another snapshotter")

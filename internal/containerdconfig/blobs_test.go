@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestCheckBlobs: `config check` reports images that become unreachable, whether skip_known_blobs fits, and that CRI is
-// disabled. All of these are notes but one, which is in TestCheck.
+// TestCheckBlobs: `config check` reports images that become unreachable, whether skip_known_blobs fits, and
+// that CRI is disabled. All of these are notes but one, which is in TestCheck.
 func TestCheckBlobs(t *testing.T) {
 	own := t.TempDir()
 	empty := t.TempDir()

@@ -15,8 +15,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/socket"
 )
 
-// Check returns what in a containerd config, with its imports, does not fit this install. It returns an error if the file
-// does not exist or ctx ends; a file that containerd can't read is a finding.
+// Check returns what in a containerd config, with its imports, does not fit this install. It returns an error
+// if the file does not exist or ctx ends; a file that containerd can't read is a finding.
 func (in Install) Check(ctx context.Context, file string) ([]Finding, error) {
 	var found findings
 	config, ok, err := read(ctx, file, readAnyFile, &found)
@@ -39,7 +39,8 @@ func (in Install) Check(ctx context.Context, file string) ([]Finding, error) {
 	k.isolation()
 	k.streamProcessors()
 	if plugin := k.disabledCRI(); plugin != "" {
-		k.note("", "CRI is disabled (%q in disabled_plugins): ctr and nerdctl work, but no kubelet can use this containerd",
+		k.note("", "CRI is disabled (%q in disabled_plugins): ctr and nerdctl work, but no kubelet can use "+
+			"this containerd",
 			plugin)
 	} else {
 		k.cri()
@@ -74,8 +75,8 @@ type checker struct {
 // decode reads the section of a plugin into v, which has containerd's defaults.
 func (k *checker) decode(plugin string, v any) bool { return k.config.decode(plugin, v, k.findings) }
 
-// proxyTypes are the types of proxies, by their short names, with the names of the plugins of the same type that are part
-// of containerd. A proxy can't have the name of such a plugin.
+// proxyTypes are the types of proxies, by their short names, with the names of the plugins of the same type
+// that are part of containerd. A proxy can't have the name of such a plugin.
 var proxyTypes = map[string]struct {
 	uri     string
 	builtIn []string
@@ -129,7 +130,8 @@ func (k *checker) proxies() {
 		case kind == "":
 			k.wrong(at, "has the type %q, which containerd does not know: it panics at its start", p.Type)
 		case slices.Contains(proxyTypes[kind].builtIn, name):
-			k.wrong(at, "has the name of containerd's own plugin %s.%s: containerd panics at its start, even if that is disabled",
+			k.wrong(at, "has the name of containerd's own plugin %s.%s: containerd panics at its start, even "+
+				"if that is disabled",
 				proxyTypes[kind].uri, name)
 		case p.Address == "":
 			k.wrong(at, "has no address")
@@ -144,22 +146,24 @@ func (k *checker) contentStores() {
 	disabled := k.disabled(own)
 	switch {
 	case len(proxies) > 1:
-		k.wrong("", "There are %d proxies of type content (%s): containerd loads its database with exactly one content store, "+
+		k.wrong("", "There are %d proxies of type content (%s): containerd loads its database with exactly "+
+			"one content store, "+
 			"and without it nothing pulls or runs", len(proxies), strings.Join(proxies, ", "))
 	case len(proxies) == 1 && !disabled:
-		k.wrong(proxySection(proxies[0]), "is a content store beside containerd's own: containerd loads its database with "+
+		k.wrong(proxySection(proxies[0]), "is a content store beside containerd's own: containerd loads its "+
+			"database with "+
 			"exactly one").remedy("Add %q to disabled_plugins.", own)
 	case len(proxies) == 0 && disabled:
-		k.wrong("", "containerd's own content store is disabled (%q in disabled_plugins), and no proxy takes its place: "+
-			"containerd can't load its database", own)
+		k.wrong("", "containerd's own content store is disabled (%q in disabled_plugins), and no proxy takes "+
+			"its place: containerd can't load its database", own)
 	}
 	if len(proxies) == 1 && k.isTank(k.config.ProxyPlugins[proxies[0]]) && !k.in.Content {
-		k.wrong(proxySection(proxies[0]), "makes Tank the content store, but Tank's own config has containerd_address: "+
-			"Tank reads blobs from containerd and serves none")
+		k.wrong(proxySection(proxies[0]), "makes Tank the content store, but Tank's own config has "+
+			"containerd_address: Tank reads blobs from containerd and serves none")
 	}
 	if !disabled && k.in.Content && len(proxies) == 0 {
-		k.wrong("", "Tank is not containerd's content store").remedy("Either add the proxy of type content, " +
-			"or set containerd_address in Tank's own config, so that Tank finds the blobs.")
+		k.wrong("", "Tank is not containerd's content store").remedy("Either add the proxy of type content, or " +
+			"set containerd_address in Tank's own config, so that Tank finds the blobs.")
 	}
 	var grpc struct {
 		Address string `toml:"address"`
@@ -177,8 +181,8 @@ func (k *checker) isTank(p ProxyPlugin) bool {
 	return filepath.Clean(strings.TrimPrefix(p.Address, "unix://")) == k.in.Address
 }
 
-// findTank finds Tank's proxies. It returns false if containerd does not use Tank as a snapshotter, because then the rest
-// need not be checked.
+// findTank finds Tank's proxies. It returns false if containerd does not use Tank as a snapshotter, because
+// then the rest need not be checked.
 func (k *checker) findTank() bool {
 	if k.in.Content && len(k.enabledProxies("content")) > 0 && k.findProxy("content", "tank-content") == "" {
 		k.wrong("", "The content store is the proxy %s and not Tank, which then has none of the blobs",
@@ -186,18 +190,19 @@ func (k *checker) findTank() bool {
 	}
 	k.differ = k.findProxy("diff", "tank-diff")
 	if k.snapshotter = k.findProxy("snapshot", "tank"); k.snapshotter == "" {
-		k.wrong("", "No proxy plugin of type snapshot has Tank's address %s: containerd does not use Tank", k.in.Address)
+		k.wrong("", "No proxy plugin of type snapshot has Tank's address %s: containerd does not use Tank",
+			k.in.Address)
 		return false
 	}
 	if k.differ == "" {
-		k.wrong("", "No proxy plugin of type diff has Tank's address %s: containerd would unpack layers itself, "+
-			"after their download", k.in.Address)
+		k.wrong("", "No proxy plugin of type diff has Tank's address %s: containerd would unpack layers "+
+			"itself, after their download", k.in.Address)
 	}
 	return true
 }
 
-// findProxy returns the name of Tank's proxy of a type: the one with Tank's socket, else the one with the usual name, whose
-// address is then wrong. "" if there is neither.
+// findProxy returns the name of Tank's proxy of a type: the one with Tank's socket, else the one with the
+// usual name, whose address is then wrong. "" if there is neither.
 func (k *checker) findProxy(kind, usual string) string {
 	names := k.enabledProxies(kind)
 	i := slices.IndexFunc(names, func(name string) bool { return k.isTank(k.config.ProxyPlugins[name]) })
@@ -207,7 +212,8 @@ func (k *checker) findProxy(kind, usual string) string {
 	if !slices.Contains(names, usual) {
 		return ""
 	}
-	k.wrong(proxySection(usual), "has the address %s; Tank listens on %s", k.config.ProxyPlugins[usual].Address, k.in.Address)
+	k.wrong(proxySection(usual), "has the address %s; Tank listens on %s", k.config.ProxyPlugins[usual].Address,
+		k.in.Address)
 	return usual
 }
 
@@ -215,7 +221,8 @@ func (k *checker) findProxy(kind, usual string) string {
 func (k *checker) snapshotProxy() {
 	p, at := k.config.ProxyPlugins[k.snapshotter], proxySection(k.snapshotter)
 	where := "in directory mode"
-	noRemap := "containers with a user namespace do not start if the file system of the root can't be mounted with other owners"
+	noRemap := "containers with a user namespace do not start if the file system of the root can't be mounted " +
+		"with other owners"
 	if k.in.UserNS {
 		where, noRemap = "inside a user namespace", "their files have the wrong owners"
 	}
@@ -233,13 +240,15 @@ func (k *checker) snapshotProxy() {
 	}
 	switch root := p.Exports["root"]; {
 	case root == "":
-		k.wrong(at, "exports no root: the kubelet looks for the image file system in the wrong place, and frees no space")
+		k.wrong(at, "exports no root: the kubelet looks for the image file system in the wrong place, and "+
+			"frees no space")
 	case filepath.Clean(root) != k.in.Root:
-		k.wrong(at, "exports the root %s, but Tank's is %s: the kubelet looks at the wrong file system", root, k.in.Root)
+		k.wrong(at, "exports the root %s, but Tank's is %s: the kubelet looks at the wrong file system", root,
+			k.in.Root)
 	}
 	if v := p.Exports["enable_remote_snapshot_annotations"]; v != "true" {
-		k.wrong(at, "exports enable_remote_snapshot_annotations = %q instead of \"true\": Tank does not learn which layers "+
-			"follow, and has to guess", v)
+		k.wrong(at, "exports enable_remote_snapshot_annotations = %q instead of \"true\": Tank does not learn "+
+			"which layers follow, and has to guess", v)
 	}
 }
 

@@ -1,14 +1,15 @@
-// Package containerdconfig reads and checks the configuration of a containerd, and writes the file that it has to import
-// to use Tank.
+// Package containerdconfig reads and checks the configuration of a containerd, and writes the file that it
+// has to import to use Tank.
 //
 // It owns nothing on disk and writes no file: callers get text and values.
 //
-// Its invariant: a config is read as containerd reads it. Each file is migrated to the newest version by itself, and then
-// the files are merged. So a finding about a key is about the value that containerd uses.
+// Its invariant: a config is read as containerd reads it. Each file is migrated to the newest version by
+// itself, and then the files are merged. So a finding about a key is about the value that containerd uses.
 //
-// The surprising rule: a config that containerd refuses is a finding and no error. Check returns an error only if the
-// first file does not exist or the context ends. ProcessorsOf is stricter: Tank runs the configured programs with its own
-// rights, so it accepts only files that no other user can write, and any problem is an error.
+// The surprising rule: a config that containerd refuses is a finding and no error. Check returns an error
+// only if the first file does not exist or the context ends. ProcessorsOf is stricter: Tank runs the
+// configured programs with its own rights, so it accepts only files that no other user can write, and any
+// problem is an error.
 package containerdconfig
 
 import (
@@ -76,8 +77,8 @@ type ProxyPlugin struct {
 // section returns the place of a plugin in a config, for findings.
 func section(plugin string) string { return "[plugins.'" + plugin + "']" }
 
-// decode reads the section of a plugin into v, which has containerd's defaults. It reports whether containerd can read
-// the section, too; if not, it adds a finding.
+// decode reads the section of a plugin into v, which has containerd's defaults. It reports whether containerd
+// can read the section, too; if not, it adds a finding.
 func (c *Config) decode(plugin string, v any, found *findings) bool {
 	data, ok := c.Plugins[plugin]
 	if !ok {

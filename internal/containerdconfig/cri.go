@@ -57,8 +57,8 @@ func (k *checker) cri() {
 		at: images.SandboxImage, section(pluginRuntime): runtime.SandboxImage,
 	} {
 		if image != "" {
-			k.wrong(section, "has sandbox_image, which containerd ignores there: "+
-				"the pause image is [plugins.'%s'.pinned_images] sandbox", pluginImages)
+			k.wrong(section, "has sandbox_image, which containerd ignores there: the pause image is "+
+				"[plugins.'%s'.pinned_images] sandbox", pluginImages)
 		}
 	}
 	if k.handlers(images, runtime) {
@@ -67,8 +67,9 @@ func (k *checker) cri() {
 	}
 }
 
-// handlers checks the snapshotters of the runtime handlers, and reports whether a handler uses Tank. CRI has two places for
-// a handler's snapshotter: one for pulled images, one for containers. The default of both is images.Snapshotter.
+// handlers checks the snapshotters of the runtime handlers, and reports whether a handler uses Tank. CRI has
+// two places for a handler's snapshotter: one for pulled images, one for containers. The default of both is
+// images.Snapshotter.
 func (k *checker) handlers(images criImages, runtime criRuntime) (used bool) {
 	names := map[string]bool{}
 	for name := range images.Platforms {
@@ -89,13 +90,15 @@ func (k *checker) handlers(images criImages, runtime criRuntime) (used bool) {
 			continue
 		}
 		if !configured { // containerd 2.3 and later then use the runtime's snapshotter for images, too
-			k.note("", "Containers of the runtime handler %q are made with %q; containerd 2.2 pulls their images with %q, "+
-				"unless [plugins.'%s'.runtime_platforms.%s] has that snapshotter too", name, makes, pulls, pluginImages, name)
+			k.note("", "Containers of the runtime handler %q are made with %q; containerd 2.2 pulls their "+
+				"images with %q, unless [plugins.'%s'.runtime_platforms.%s] has that snapshotter too",
+				name, makes, pulls, pluginImages, name)
 			continue
 		}
-		k.wrong("", "The runtime handler %q has its images pulled with %q and its containers made with %q, "+
-			"so images are unpacked a second time", name, pulls, makes).
-			remedy("Set the snapshotter in [plugins.'%s'.runtime_platforms.%s] and in [plugins.'%s'.containerd.runtimes.%s].",
+		k.wrong("", "The runtime handler %q has its images pulled with %q and its containers made with %q, so "+
+			"images are unpacked a second time", name, pulls, makes).
+			remedy("Set the snapshotter in [plugins.'%s'.runtime_platforms.%s] and in "+
+				"[plugins.'%s'.containerd.runtimes.%s].",
 				pluginImages, name, pluginRuntime, name)
 	}
 	switch {
@@ -129,7 +132,8 @@ func (k *checker) localPull(images criImages) {
 		{images.SyncFS, "image_pull_with_sync_fs = true", "Tank syncs what it unpacks."},
 	} {
 		if s.set {
-			k.wrong(section(pluginImages), "has %s: CRI then pulls without the transfer service, and layers are unpacked one "+
+			k.wrong(section(pluginImages), "has %s: CRI then pulls without the transfer service, and layers "+
+				"are unpacked one "+
 				"after the other", s.name).remedy("%s", s.remedy)
 		}
 	}

@@ -33,8 +33,9 @@ const (
 // With rebase, containerd unpacks layers into directories with overlay's whiteouts. It can't make these inside a user
 // namespace, and it would not use them for the copies of directory mode.
 //
-// Inside a user namespace, nobody can remap the owners of a file system that was mounted outside. In directory mode Tank
-// could serve remapped mounts, but a container would not start if the root's file system has no such mounts (ADR 8).
+// Inside a user namespace, nobody can remap the owners of a file system that was mounted outside. In
+// directory mode Tank could serve remapped mounts, but a container would not start if the root's file system
+// has no such mounts (ADR 8).
 func (in Install) capabilities() []string {
 	if in.Directory || in.UserNS {
 		return []string{}

@@ -25,8 +25,8 @@ func (c *Config) migrate(file string, found *findings) {
 	case len(moved) == 0 && containerd == nil:
 		return
 	case c.Version >= newestVersion:
-		found.wrong(file, "has keys of version 2 in %s, which containerd ignores in a file of version %d: "+
-			"they belong into %s and %s", section(pluginCRI), c.Version, section(pluginImages), section(pluginRuntime))
+		found.wrong(file, "has keys of version 2 in %s, which containerd ignores in a file of version %d: they "+
+			"belong into %s and %s", section(pluginCRI), c.Version, section(pluginImages), section(pluginRuntime))
 		return
 	case c.Version > 2:
 		found.wrong(file, "has keys of version 2 in %s, which containerd 2.2 ignores in a file of version %d: "+
@@ -35,8 +35,8 @@ func (c *Config) migrate(file string, found *findings) {
 	c.migrateCRI(old, containerd)
 }
 
-// migrateCRI moves the keys of the old section of CRI, and of its table containerd, to the new sections. About images the
-// old section takes precedence over the new one of the same file.
+// migrateCRI moves the keys of the old section of CRI, and of its table containerd, to the new sections.
+// About images the old section takes precedence over the new one of the same file.
 func (c *Config) migrateCRI(old, containerd map[string]any) {
 	images, runtime := c.pluginSection(pluginImages), c.pluginSection(pluginRuntime)
 	maps.Copy(images, pick(old, "registry", "max_concurrent_downloads", "image_pull_with_sync_fs"))

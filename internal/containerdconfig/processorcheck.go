@@ -14,7 +14,8 @@ import (
 // processorSection returns the place of a stream processor, for findings.
 func processorSection(id string) string { return fmt.Sprintf("[stream_processors.%q]", id) }
 
-// streamProcessors reports which stream processors of containerd's config Tank runs, and why it does not run the others.
+// streamProcessors reports which stream processors of containerd's config Tank runs, and why it does not run
+// the others.
 func (k *checker) streamProcessors() {
 	if k.in.Processors != nil {
 		k.compareProcessors()
@@ -48,7 +49,8 @@ func (k *checker) streamProcessors() {
 				types, err)
 			continue
 		}
-		k.note("", "Tank runs the stream processor %q (%s) for layers of %s, within the limits of Tank's own unit", p.ID,
+		k.note("", "Tank runs the stream processor %q (%s) for layers of %s, within the limits of Tank's own "+
+			"unit", p.ID,
 			p.Path, types)
 	}
 }
@@ -70,19 +72,23 @@ func (k *checker) compareProcessors() {
 	own, theirs := Sorted(k.in.Processors), k.config.processors()
 	for _, p := range k.configuredProcessors() {
 		for _, t := range decodes(p, own) {
-			k.wrong(processorSection(p.ID), "decodes layers of %s, but Tank's own config has no stream processor that does", t).
-				remedy("Add it there, or leave [stream_processors] out of Tank's config, so that Tank runs containerd's.")
+			k.wrong(processorSection(p.ID), "decodes layers of %s, but Tank's own config has no stream "+
+				"processor that does", t).
+				remedy("Add it there, or leave [stream_processors] out of Tank's config, so that Tank runs " +
+					"containerd's.")
 		}
 	}
 	for _, p := range own {
 		for _, t := range decodes(p, theirs) {
-			k.note("", "Tank's own config decodes layers of %s, but this containerd does not, so other snapshotters can't "+
+			k.note("", "Tank's own config decodes layers of %s, but this containerd does not, so other "+
+				"snapshotters can't "+
 				"unpack them", t).remedy("`tank-snapshotter config containerd` prints the section.")
 		}
 	}
 }
 
-// decodes returns the media types that p accepts and that no chain of processors in all turns into a layer that Tank reads.
+// decodes returns the media types that p accepts and that no chain of processors in all turns into a layer
+// that Tank reads.
 func decodes(p processor.Processor, all []processor.Processor) (types []string) {
 	for _, t := range p.Accepts {
 		if !mediatype.Layer(t) && processor.Chain(all, t, mediatype.Layer) == nil {

@@ -98,7 +98,8 @@ func processorsIn(ctx context.Context, file string) ([]processor.Processor, erro
 	case err != nil:
 		return nil, fmt.Errorf("containerd's config: %w: %w", err, errdefs.ErrUnavailable)
 	case !ok:
-		return nil, fmt.Errorf("containerd's config: %s: %w", strings.TrimSuffix(found[len(found)-1].String(), "."), errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("containerd's config: %s: %w", strings.TrimSuffix(found[len(found)-1].String(),
+			"."), errdefs.ErrUnavailable)
 	}
 	return config.processors(), nil
 }

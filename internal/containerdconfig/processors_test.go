@@ -16,13 +16,14 @@ import (
 
 // processorTOML is a section of containerd's config.
 func processorTOML(id, accepts, path string) string {
-	return fmt.Sprintf("[stream_processors.%q]\n  accepts = [%q]\n  returns = \"application/vnd.oci.image.layer.v1.tar\"\n  path = %q\n", id, accepts, path)
+	return fmt.Sprintf("[stream_processors.%q]\n  accepts = [%q]\n  returns = "+
+		"\"application/vnd.oci.image.layer.v1.tar\"\n  path = %q\n", id, accepts, path)
 }
 
 const encryptedTar = "application/vnd.oci.image.layer.v1.tar+encrypted"
 
-// TestProcessorsOfContainerd: the programs that Tank runs are those of a config that only root and this user can write,
-// in the order of what a containerd is most likely to run.
+// TestProcessorsOfContainerd: the programs that Tank runs are those of a config that only root and this user
+// can write, in the order of what a containerd is most likely to run.
 func TestProcessorsOfContainerd(t *testing.T) {
 	const builtIn = "io.containerd.ocicrypt.decoder.v1.tar"
 	for _, tc := range []struct {
@@ -110,9 +111,11 @@ func TestCheckProcessors(t *testing.T) {
 		{"none", "", nil, 0o600, "", false},
 		{"one", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o600,
 			`Tank runs the stream processor "x" (/bin/sh) for layers of ` + encryptedTar, false},
-		{"one without a program", processorTOML("x", encryptedTar, "/none"), nil, 0o600, "names a program that can't be run",
+		{"one without a program", processorTOML("x", encryptedTar, "/none"), nil, 0o600,
+			"names a program that can't be run",
 			true},
-		{"one for layers that Tank reads", processorTOML("pigz", "application/vnd.oci.image.layer.v1.tar+gzip", "/none"), nil,
+		{"one for layers that Tank reads", processorTOML("pigz", "application/vnd.oci.image.layer.v1.tar+gzip",
+			"/none"), nil,
 			0o600,
 			`Tank does not run the stream processor "pigz"`, false},
 		{"a file that others may write", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o666,
@@ -133,7 +136,8 @@ func TestCheckProcessors(t *testing.T) {
 			}
 			in.Processors = tc.processors
 			for name, text := range map[string]string{
-				"config.toml": fmt.Sprintf("root = %q\nimports = [\"tank.toml\"]\n", dir) + tc.config, "tank.toml": text,
+				"config.toml": fmt.Sprintf("root = %q\nimports = [\"tank.toml\"]\n", dir) + tc.config,
+				"tank.toml":   text,
 			} {
 				file := filepath.Join(dir, name)
 				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -147,11 +151,15 @@ func TestCheckProcessors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			found = slices.DeleteFunc(found, func(f Finding) bool { return strings.Contains(f.String(), "Nobody answers") })
+			found = slices.DeleteFunc(found, func(f Finding) bool {
+				return strings.Contains(f.String(),
+					"Nobody answers")
+			})
 			switch {
 			case tc.says == "" && len(found) > 0:
 				t.Errorf("says %+v", found)
-			case tc.says != "" && (len(found) != 1 || found[0].Note == tc.wrong || !strings.Contains(found[0].String(), tc.says)):
+			case tc.says != "" && (len(found) != 1 || found[0].Note == tc.wrong ||
+				!strings.Contains(found[0].String(), tc.says)):
 				t.Errorf("says %+v, want %q", found, tc.says)
 			}
 		})

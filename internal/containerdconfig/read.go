@@ -24,9 +24,10 @@ func readAnyFile(ctx context.Context, name string) ([]byte, error) {
 	return userfile.ReadFile(ctx, name, maxFile)
 }
 
-// read reads a config as containerd does: first the file, then the files that it imports, in their order, then the files
-// that those import. It migrates each file by itself and then merges it. ok is false if containerd can't read the config;
-// the last finding is the reason. read returns an error if the first file does not exist or ctx ends.
+// read reads a config as containerd does: first the file, then the files that it imports, in their order,
+// then the files that those import. It migrates each file by itself and then merges it. ok is false if
+// containerd can't read the config; the last finding is the reason. read returns an error if the first file
+// does not exist or ctx ends.
 func read(ctx context.Context, file string, open readFile, found *findings) (all *Config, ok bool, err error) {
 	if _, err := os.Stat(file); err != nil {
 		return nil, false, err
@@ -100,8 +101,8 @@ func readOne(ctx context.Context, name string, open readFile, found *findings) (
 	return &c, true
 }
 
-// resolveImports returns the files that a config imports. Names are relative to the config, and only a name with a star
-// is a pattern. ok is false if containerd does not start with these imports.
+// resolveImports returns the files that a config imports. Names are relative to the config, and only a name
+// with a star is a pattern. ok is false if containerd does not start with these imports.
 func (c *Config) resolveImports(parent string, found *findings) (files []string, ok bool) {
 	for _, name := range c.Imports {
 		if name = filepath.Clean(name); !filepath.IsAbs(name) {
@@ -128,8 +129,9 @@ func (c *Config) resolveImports(parent string, found *findings) (files []string,
 	return files, true
 }
 
-// merge adds the values of a file that is read later. It appends the lists at the top, replaces each proxy and stream
-// processor of the same name as a whole, and merges the sections of plugins, in which later lists replace earlier ones.
+// merge adds the values of a file that is read later. It appends the lists at the top, replaces each proxy
+// and stream processor of the same name as a whole, and merges the sections of plugins, in which later lists
+// replace earlier ones.
 func (c *Config) merge(later *Config) {
 	c.Root = cmp.Or(later.Root, c.Root)
 	for _, name := range later.DisabledPlugins {
@@ -142,7 +144,8 @@ func (c *Config) merge(later *Config) {
 	c.Plugins = mergeMaps(c.Plugins, later.Plugins)
 }
 
-// mergeMaps returns the values of both maps. Where a key has a map in both, the two are merged; else later's value counts.
+// mergeMaps returns the values of both maps. Where a key has a map in both, the two are merged; else later's
+// value counts.
 func mergeMaps(m, later map[string]any) map[string]any {
 	out := maps.Clone(m)
 	if out == nil {

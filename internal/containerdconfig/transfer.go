@@ -39,7 +39,8 @@ func (k *checker) transfer() {
 		}
 		tank = true
 		if k.differ != "" && u.Differ != k.differ {
-			k.wrong(at, "unpacks for %q with the differ %q instead of %q: containerd unpacks layers itself, after their download",
+			k.wrong(at, "unpacks for %q with the differ %q instead of %q: containerd unpacks layers itself, "+
+				"after their download",
 				k.snapshotter, cmp.Or(u.Differ, "walking"), k.differ)
 		}
 	}
@@ -47,25 +48,26 @@ func (k *checker) transfer() {
 		k.noUnpackConfig()
 	}
 	if !overlayfs && k.exists("snapshot", defaultSnapshotter) {
-		k.wrong(at, "has no unpack_config for %[1]s: defining one drops containerd's own, and nothing can be pulled for "+
-			"%[1]s, for example after a return to it", defaultSnapshotter)
+		k.wrong(at, "has no unpack_config for %[1]s: defining one drops containerd's own, and nothing can be "+
+			"pulled for %[1]s, for example after a return to it", defaultSnapshotter)
 	}
 }
 
 func (k *checker) noUnpackConfig() {
-	k.wrong(section(pluginTransfer), "has no unpack_config for the snapshotter %q: "+
-		"pulls with it end with \"no unpack platforms defined\"", k.snapshotter)
+	k.wrong(section(pluginTransfer), "has no unpack_config for the snapshotter %q: pulls with it end with \"no "+
+		"unpack platforms defined\"", k.snapshotter)
 }
 
-// unpackConfig checks that the plugins of an entry exist, because otherwise containerd does not load the transfer service.
+// unpackConfig checks that the plugins of an entry exist, because otherwise containerd does not load the
+// transfer service.
 func (k *checker) unpackConfig(u unpackConfig) {
 	if !u.Optional && !k.exists("snapshot", u.Snapshotter) {
 		k.wrong(section(pluginTransfer), "has an unpack_config for the snapshotter %q, which does not exist: "+
 			"the transfer service is not loaded, and nothing pulls", u.Snapshotter)
 	}
 	if !u.Optional && u.Differ != "" && !k.exists("diff", u.Differ) {
-		k.wrong(section(pluginTransfer), "has an unpack_config with the differ %q, which does not exist: "+
-			"the transfer service is not loaded, and nothing pulls", u.Differ)
+		k.wrong(section(pluginTransfer), "has an unpack_config with the differ %q, which does not exist: the "+
+			"transfer service is not loaded, and nothing pulls", u.Differ)
 	}
 }
 

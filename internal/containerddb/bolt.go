@@ -18,8 +18,8 @@ const (
 	maxPage = 64 << 10
 )
 
-// lastTransaction reads the number of the last transaction from the two meta pages with which a file of bbolt's begins;
-// 0 when it begins with something else.
+// lastTransaction reads the number of the last transaction from the two meta pages with which a file of
+// bbolt's begins; 0 when it begins with something else.
 func lastTransaction(f io.ReaderAt) (last uint64) {
 	b := make([]byte, metaHeader+metaLength)
 	next := int64(0)

@@ -2,8 +2,8 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: what it returns about a database was read from a file that the process has open or locked, never from
-// a path that merely looks right.
+// Its invariant: what it returns about a database was read from a file that the process has open or locked,
+// never from a path that merely looks right.
 //
 // The surprising rule: as root without CAP_SYS_PTRACE, which is how Tank's unit runs, the links in /proc/PID/fd of a
 // process with more capabilities can't be read. Then the locks that the process holds, from /proc/locks, are compared
@@ -145,8 +145,8 @@ func locked(pid int) (map[uint64]bool, error) {
 	return inodes, nil
 }
 
-// mapped lists the databases that a process has mapped into its memory, which some kernels show when they hide the open
-// files.
+// mapped lists the databases that a process has mapped into its memory, which some kernels show when they
+// hide the open files.
 func mapped(pid int) (paths []string) {
 	f, err := os.Open(proc(pid, "maps"))
 	if err != nil {
@@ -194,8 +194,8 @@ func configOf(args []string) (config string, roots []string) {
 	return config, roots
 }
 
-// ConfigFile returns the path of the configuration file of a containerd, by its command line, and ErrHidden if that can't
-// be found out. The file need not exist.
+// ConfigFile returns the path of the configuration file of a containerd, by its command line, and ErrHidden
+// if that can't be found out. The file need not exist.
 func ConfigFile(p peer.Process) (string, error) {
 	if p.PID == 0 {
 		return "", ErrHidden
@@ -277,8 +277,8 @@ func describe(f *os.File) (d File, err error) {
 
 func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }
 
-// Busy reports whether a process has the file at path locked as bbolt locks its database, if the file is still the one
-// that f describes.
+// Busy reports whether a process has the file at path locked as bbolt locks its database, if the file is
+// still the one that f describes.
 func Busy(f File) bool {
 	file, err := os.OpenFile(f.Path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {

@@ -54,7 +54,8 @@ func call(socket, path string) error {
 	return err
 }
 
-// process starts a process that has the database open, with further arguments, and returns the connection that it made.
+// process starts a process that has the database open, with further arguments, and returns the connection
+// that it made.
 func process(t *testing.T, path string, args ...string) (net.Conn, *exec.Cmd) {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")

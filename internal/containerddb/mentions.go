@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mentions lists those of the keys, "<namespace>/<sequence>/<name>", whose text is in the file of a database: whatever
-// the database knows, and much of what it once knew. It knows nothing of how containerd arranges it there.
+// Mentions lists those of the keys, "<namespace>/<sequence>/<name>", whose text is in the file of a database:
+// whatever the database knows, and much of what it once knew. It knows nothing of how containerd arranges it
+// there.
 func Mentions(ctx context.Context, f File, keys []string) (map[string]bool, error) {
 	file, err := os.OpenFile(f.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {

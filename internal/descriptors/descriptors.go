@@ -2,10 +2,10 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: what the holders of shares may open together fits into the process's limit (RLIMIT_NOFILE), beside
-// what was open before and a reserve for short work. Each kind of work leaves the least that the others need, and the
-// first of a kind waits only for what runs, so none waits for ever. If nothing runs at all, one share is given whatever
-// the limit is: work that cannot be done fails, and does not hang.
+// Its invariant: what the holders of shares may open together fits into the process's limit (RLIMIT_NOFILE),
+// beside what was open before and a reserve for short work. Each kind of work leaves the least that the
+// others need, and the first of a kind waits only for what runs, so none waits for ever. If nothing runs at
+// all, one share is given whatever the limit is: work that cannot be done fails, and does not hang.
 //
 // The surprising rule: the limit is read again for every share, since it may be changed while the process runs. Where
 // it is high, as in Tank's unit, nothing is counted at all.
@@ -200,8 +200,8 @@ func (p *Pool) idle() bool {
 	return true
 }
 
-// fits reports whether there is room for a share of a kind, and, unless it is the first of its kind, for the least that
-// any other kind needs. Called with mu held.
+// fits reports whether there is room for a share of a kind, and, unless it is the first of its kind, for the
+// least that any other kind needs. Called with mu held.
 func (p *Pool) fits(k Kind, share Share, limit uint64) bool {
 	if limit >= plenty || p.idle() {
 		return true

@@ -90,7 +90,8 @@ func TestLettersThatFold(t *testing.T) {
 	t.Parallel()
 	other := map[rune]string{'s': "S\u017f", 'k': "K\u212a", 'S': "s\u017f", 'K': "k\u212a"}
 	for _, doc := range []any{
-		new(ocispec.Manifest), new(ocispec.Index), new(ocispec.Image), new(ocispec.Descriptor), new(ocispec.ImageConfig),
+		new(ocispec.Manifest), new(ocispec.Index), new(ocispec.Image), new(ocispec.Descriptor),
+		new(ocispec.ImageConfig),
 	} {
 		s := shapeOf(reflect.TypeOf(doc).Elem())
 		if len(s.fields) < 5 {

@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// shape is what check needs to know about a Go type: the fields of a struct and the types of elements. The methods of a
-// nil shape describe a value in which any name is allowed, such as one that decodes itself.
+// shape is what check needs to know about a Go type: the fields of a struct and the types of elements. The
+// methods of a nil shape describe a value in which any name is allowed, such as one that decodes itself.
 type shape struct {
 	fields map[string]reflect.Type // of a struct, by their names in JSON; nil for other types
 	folded map[string]string       // the same names, by fold
@@ -28,8 +28,8 @@ var (
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
-// shapeOf describes a type; nil if nothing in it has to be checked. It describes one type at a time, so recursive types
-// work too.
+// shapeOf describes a type; nil if nothing in it has to be checked. It describes one type at a time, so
+// recursive types work too.
 func shapeOf(t reflect.Type) *shape {
 	if s, ok := shapes.Load(t); ok {
 		return s.(*shape)
@@ -108,8 +108,8 @@ func (s *shape) member(name string) (*shape, error) {
 	return nil, nil
 }
 
-// fold maps all spellings that encoding/json takes for one name to one string: two names fold to the same string if and
-// only if strings.EqualFold reports that they are equal.
+// fold maps all spellings that encoding/json takes for one name to one string: two names fold to the same
+// string if and only if strings.EqualFold reports that they are equal.
 func fold(name string) string {
 	return strings.Map(func(r rune) rune {
 		for { // until the smallest rune that folds like r

@@ -2,9 +2,9 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: a document that is accepted has one reading. Names of fields are compared exactly, no name occurs
-// twice, it is either an index or a manifest, as its media type states, and a digest has one size in it. The sum of its
-// sizes is an int64.
+// Its invariant: a document that is accepted has one reading. Names of fields are compared exactly, no name
+// occurs twice, it is either an index or a manifest, as its media type states, and a digest has one size in
+// it. The sum of its sizes is an int64.
 //
 // The surprising rule: a media type from outside, as a registry's header or a descriptor gives it, may be missing,
 // but if it is there it has to be the one inside, so that no two programs take the same bytes for different things
@@ -55,9 +55,9 @@ type parts struct {
 	Config    json.RawMessage `json:"config"`
 }
 
-// Read decodes a manifest or an index. claimed is the media type from outside the document, and may be empty. Any fault
-// of a document is errdefs.ErrDataLoss. A document that is in order but belongs to no image, such as a manifest of
-// Docker schema 1, is mediatype.ErrNotRootfs.
+// Read decodes a manifest or an index. claimed is the media type from outside the document, and may be empty.
+// Any fault of a document is errdefs.ErrDataLoss. A document that is in order but belongs to no image, such
+// as a manifest of Docker schema 1, is mediatype.ErrNotRootfs.
 func Read(claimed string, data []byte) (*Document, error) {
 	if len(data) > MaxManifestSize {
 		return nil, fmt.Errorf("larger than %d bytes: %w", MaxManifestSize, errdefs.ErrDataLoss)

@@ -36,7 +36,8 @@ func TestRead(t *testing.T) {
 		{"no layers", "", manifest(c), ocispec.MediaTypeImageManifest},
 		{"names of others", "", `{"layers": [], "annotations": {"Layers": "x", "layers": "y"}, "Other": {"Size": 1}}`,
 			ocispec.MediaTypeImageManifest},
-		{"type inside", ocispec.MediaTypeImageManifest, `{"mediaType": "` + ocispec.MediaTypeImageManifest + `", "layers": []}`,
+		{"type inside", ocispec.MediaTypeImageManifest, `{"mediaType": "` + ocispec.MediaTypeImageManifest +
+			`", "layers": []}`,
 			ocispec.MediaTypeImageManifest},
 
 		{"other type inside", ocispec.MediaTypeImageIndex, `{"mediaType": "` + ocispec.MediaTypeImageManifest + `",
@@ -58,7 +59,8 @@ func TestRead(t *testing.T) {
 		{"negative size in an index", "", index(desc("a", "-1")), ""},
 		{"size over int64", "", manifest(c, desc("a", "9223372036854775808")), ""},
 		{"sum over int64", "", manifest(c, desc("a", "9223372036854775807")), ""},
-		{"sum of one layer over int64", "", manifest(c, desc("a", "4611686018427387904"), desc("a", "4611686018427387904")), ""},
+		{"sum of one layer over int64", "", manifest(c, desc("a", "4611686018427387904"), desc("a",
+			"4611686018427387904")), ""},
 		{"two sizes for a digest", "", manifest(c, desc("a", "5"), desc("a", "6")), ""},
 		{"two sizes for a digest, one of the config", "", manifest(c, desc("c", "2")), ""},
 		{"two sizes in an index", "", index(desc("a", "5"), desc("a", "6")), ""},

@@ -3,8 +3,8 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: a media type decides only whether bytes are meant to be a layer or a config. It never decides how they
-// are compressed, and it does not prove that they are what it states.
+// Its invariant: a media type decides only whether bytes are meant to be a layer or a config. It never
+// decides how they are compressed, and it does not prove that they are what it states.
 //
 // The surprising rule: some media types state nothing, because old clients and registries gave them to any bytes. A
 // config of such a type is an image's if its content is.
@@ -16,8 +16,8 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 )
 
-// layers are the media types of layers that are tar streams, however they are compressed. The empty one is for callers
-// that have none.
+// layers are the media types of layers that are tar streams, however they are compressed. The empty one is
+// for callers that have none.
 var layers = map[string]bool{
 	"":                                       true,
 	"application/vnd.oci.image.layer.v1.tar": true,

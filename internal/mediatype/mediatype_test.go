@@ -17,10 +17,14 @@ func TestNotRootfs(t *testing.T) {
 		"application/vnd.cncf.helm.config.v1+json": "this is a Helm chart, not an image with a root filesystem",
 		"application/vnd.docker.distribution.manifest.v1+prettyjws": "this is an image of Docker schema 1, " +
 			"which is no longer supported",
-		"application/vnd.oci.image.layer.v1.tar+encrypted":      "this is an encrypted image, which has to be decrypted first",
-		"application/vnd.oci.image.layer.v1.tar+gzip+encrypted": "this is an encrypted image, which has to be decrypted first",
-		"application/vnd.oci.image.layer.nydus.blob.v1":         "this is an image of Nydus layers, which are not archives",
-		"application/vnd.erofs.layer.v1":                        "this is an image of EROFS layers, which are not archives",
+		"application/vnd.oci.image.layer.v1.tar+encrypted": "this is an encrypted image, which has to " +
+			"be decrypted first",
+		"application/vnd.oci.image.layer.v1.tar+gzip+encrypted": "this is an encrypted image, which has to " +
+			"be decrypted first",
+		"application/vnd.oci.image.layer.nydus.blob.v1": "this is an image of Nydus layers, which " +
+			"are not archives",
+		"application/vnd.erofs.layer.v1": "this is an image of EROFS layers, which " +
+			"are not archives",
 		"application/vnd.dev.cosign.artifact.sbom.v1+json": "this is a Sigstore signature or attestation, " +
 			"not an image with a root filesystem",
 		"application/x": `this is content of media type "application/x", not an image with a root filesystem`,
@@ -29,7 +33,8 @@ func TestNotRootfs(t *testing.T) {
 		if err.Error() != want {
 			t.Errorf("%s: %q, not %q", mediaType, err, want)
 		}
-		if !errors.Is(err, mediatype.ErrNotRootfs) || !errdefs.IsFailedPrecondition(err) || !cause.Is(err, cause.NotRootfs) {
+		if !errors.Is(err, mediatype.ErrNotRootfs) || !errdefs.IsFailedPrecondition(err) || !cause.Is(err,
+			cause.NotRootfs) {
 			t.Errorf("%s: %v has another class", mediaType, err)
 		}
 	}

@@ -32,7 +32,10 @@ func Credentials(conn net.Conn) (unix.Ucred, error) {
 	}
 	var cred *unix.Ucred
 	var failed error
-	err = raw.Control(func(fd uintptr) { cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	err = raw.Control(func(fd uintptr) {
+		cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET,
+			unix.SO_PEERCRED)
+	})
 	if err = errors.Join(err, failed); err != nil {
 		return unix.Ucred{}, fmt.Errorf("peer: %w", err)
 	}

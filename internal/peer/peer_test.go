@@ -33,7 +33,8 @@ func TestOf(t *testing.T) {
 	client, server := dialed(t, "unix", filepath.Join(t.TempDir(), "s"))
 	for name, conn := range map[string]net.Conn{"client": client, "server": server} {
 		cred, err := peer.Credentials(conn)
-		if err != nil || int(cred.Pid) != os.Getpid() || int(cred.Uid) != os.Geteuid() || int(cred.Gid) != os.Getegid() {
+		if err != nil || int(cred.Pid) != os.Getpid() || int(cred.Uid) != os.Geteuid() ||
+			int(cred.Gid) != os.Getegid() {
 			t.Errorf("%s: %+v, %v", name, cred, err)
 		}
 	}

@@ -73,7 +73,8 @@ func (p Process) Alive() (alive, known bool) {
 // Unchanged reports whether the process still has its PID, or ended before anything was known about it.
 func (p Process) Unchanged() bool { return p.Started == started(p.PID) }
 
-// started reads when a process started, 0 when there is none or /proc does not show it. A zombie does not run any more.
+// started reads when a process started, 0 when there is none or /proc does not show it. A zombie does not run
+// any more.
 func started(pid int) uint64 {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {

@@ -2,12 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: a platform suits only if its operating system and its architecture are those that were asked for. Only
-// the variant may differ.
+// Its invariant: a platform suits only if its operating system and its architecture are those that were asked
+// for. Only the variant may differ.
 //
-// The surprising rule: an index and a config are compared in different ways. An index offers a choice, so a variant has
-// to be one that the wanted machine runs. A config that no index describes is all there is, so a field that it leaves
-// out is taken to be the one that was asked for (docs/adr/0031).
+// The surprising rule: an index and a config are compared in different ways. An index offers a choice, so a
+// variant has to be one that the wanted machine runs. A config that no index describes is all there is, so a
+// field that it leaves out is taken to be the one that was asked for (docs/adr/0031).
 package platform
 
 import (
@@ -120,8 +120,8 @@ func (w Wanted) Complete(config ocispec.Platform) ocispec.Platform {
 	return config
 }
 
-// Contradicts reports whether the platform in a config is another one than that which the index gives for its manifest.
-// A variant that only one of both names is no contradiction.
+// Contradicts reports whether the platform in a config is another one than that which the index gives for its
+// manifest. A variant that only one of both names is no contradiction.
 func Contradicts(config, index ocispec.Platform) bool {
 	if config.Variant == "" || index.Variant == "" {
 		config.Variant, index.Variant = "", ""

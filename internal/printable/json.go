@@ -23,8 +23,8 @@ func EncodeJSON(w io.Writer, v any, indent string) error {
 	return err
 }
 
-// escapeJSON replaces what is not safe in the strings of a JSON text. Outside of strings there is only ASCII and white
-// space.
+// escapeJSON replaces what is not safe in the strings of a JSON text. Outside of strings there is only ASCII
+// and white space.
 func escapeJSON(data []byte) []byte {
 	from := 0 // what was not yet written to b
 	var b bytes.Buffer

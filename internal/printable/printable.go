@@ -1,14 +1,14 @@
-// Package printable makes text of others safe to print on a terminal and to write to a log, and writes sizes and digests
-// for people.
+// Package printable makes text of others safe to print on a terminal and to write to a log, and writes sizes
+// and digests for people.
 //
 // It owns nothing on disk.
 //
-// Its invariant: what it returns or passes on is valid UTF-8 without C0, DEL, C1, format and bidi controls, and line
-// and paragraph separators; only Writer lets the line breaks and tabs of the program itself pass. Text and Message also
-// bound the length.
+// Its invariant: what it returns or passes on is valid UTF-8 without C0, DEL, C1, format and bidi controls,
+// and line and paragraph separators; only Writer lets the line breaks and tabs of the program itself pass.
+// Text and Message also bound the length.
 //
-// The surprising rule: a backslash is not escaped, so that text may be made printable twice without growing. The result
-// is for people, and cannot be turned back.
+// The surprising rule: a backslash is not escaped, so that text may be made printable twice without growing.
+// The result is for people, and cannot be turned back.
 package printable
 
 import (
@@ -57,8 +57,9 @@ func value(v any) any {
 	return Text(fmt.Sprint(v))
 }
 
-// safe reports whether a rune may be printed: letters, marks, numbers, punctuation, symbols and spaces. Controls (Cc),
-// format and bidi characters (Cf), line and paragraph separators (Zl, Zp), private and unassigned code points may not.
+// safe reports whether a rune may be printed: letters, marks, numbers, punctuation, symbols and spaces.
+// Controls (Cc), format and bidi characters (Cf), line and paragraph separators (Zl, Zp), private and
+// unassigned code points may not.
 func safe(r rune) bool { return r >= ' ' && r < 0x7f || r > 0x9f && unicode.IsGraphic(r) }
 
 // escape replaces every byte that is not UTF-8 and every rune that is neither safe nor in allowed.

@@ -48,11 +48,13 @@ func TestText(t *testing.T) {
 
 func TestLongText(t *testing.T) {
 	for name, s := range map[string]string{
-		"ASCII": strings.Repeat("a", 100<<10), "runes": strings.Repeat("新", 100<<10), "escapes": strings.Repeat("\x1b", 100<<10),
+		"ASCII": strings.Repeat("a", 100<<10), "runes": strings.Repeat("新", 100<<10),
+		"escapes": strings.Repeat("\x1b", 100<<10),
 	} {
 		for limit, f := range map[int]func(string) string{1 << 10: printable.Text, 8 << 10: printable.Message} {
 			got := f(s)
-			if len(got) > limit || !utf8.ValidString(got) || f(got) != got || !strings.Contains(got, fmt.Sprint(len(s), " bytes in all")) {
+			if len(got) > limit || !utf8.ValidString(got) || f(got) != got || !strings.Contains(got,
+				fmt.Sprint(len(s), " bytes in all")) {
 				t.Errorf("%s: %d bytes of at most %d: %.60q", name, len(got), limit, got)
 			}
 		}
@@ -61,7 +63,8 @@ func TestLongText(t *testing.T) {
 
 func TestFprintf(t *testing.T) {
 	var b bytes.Buffer
-	printable.Fprintf(&b, "%s|%v|%v|%d|%s|%v\n", "a\nb", errors.New("e\x1b"), []string{"\u009b"}, 7, []byte("\x7f"), nil)
+	printable.Fprintf(&b, "%s|%v|%v|%d|%s|%v\n", "a\nb", errors.New("e\x1b"), []string{"\u009b"}, 7,
+		[]byte("\x7f"), nil)
 	if want := `a\nb|e\x1b|[\u009b]|7|\x7f|<nil>` + "\n"; b.String() != want {
 		t.Errorf("got %q, want %q", b.String(), want)
 	}

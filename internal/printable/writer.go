@@ -6,9 +6,9 @@ import (
 	"unicode/utf8"
 )
 
-// Writer escapes what passes through it, except line breaks and tabs. It is the last barrier in front of a terminal or
-// a log: the places that put text of others into a message use Text as well, because here a line break of others looks
-// like one of the program.
+// Writer escapes what passes through it, except line breaks and tabs. It is the last barrier in front of a
+// terminal or a log: the places that put text of others into a message use Text as well, because here a line
+// break of others looks like one of the program.
 //
 // The zero value is not usable; it is safe for use by several goroutines.
 type Writer struct {

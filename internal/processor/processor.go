@@ -1,10 +1,12 @@
-// Package processor runs stream processors: programs that turn a blob of a media type that Tank does not read, such as
-// that of an encrypted layer, into the bytes of another type. containerd's config names them ([stream_processors]).
+// Package processor runs stream processors: programs that turn a blob of a media type that Tank does not
+// read, such as that of an encrypted layer, into the bytes of another type. containerd's config names them
+// ([stream_processors]).
 //
 // It owns nothing on disk.
 //
-// Its invariant: no program outlives the stream that it was started for, and none is believed. A stream ends in io.EOF
-// only after the programs have succeeded and the whole blob was read, whose end is where its digest is verified.
+// Its invariant: no program outlives the stream that it was started for, and none is believed. A stream ends
+// in io.EOF only after the programs have succeeded and the whole blob was read, whose end is where its digest
+// is verified.
 //
 // The surprising rule: a program is ended with its process group, so programs that it starts end as well.
 package processor
@@ -48,8 +50,8 @@ const maxChain = 8
 // stall is how long a program may neither take nor give bytes while its output is waited for.
 const stall = 5 * time.Minute
 
-// Chain returns the processors that turn a blob of the media type into one that done accepts, in their order. nil: none
-// do, or none is needed.
+// Chain returns the processors that turn a blob of the media type into one that done accepts, in their order.
+// nil: none do, or none is needed.
 func Chain(all []Processor, mediaType string, done func(mediaType string) bool) (chain []Processor) {
 	for !done(mediaType) {
 		i := slices.IndexFunc(all, func(p Processor) bool { return slices.Contains(p.Accepts, mediaType) })
@@ -139,7 +141,8 @@ func (s *Stream) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// finish waits for the end of the programs and then of the blob. A program may end before it has read all of the blob.
+// finish waits for the end of the programs and then of the blob. A program may end before it has read all of
+// the blob.
 func (s *Stream) finish() error {
 	for i, p := range s.procs {
 		select {

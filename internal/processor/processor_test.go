@@ -96,13 +96,17 @@ func TestStream(t *testing.T) {
 				shell("b", "y", "tar", `cat; echo "$STREAM_PROCESSOR_MEDIATYPE"`),
 			}, nil, nil, "x env none inherited\ny\n", nil,
 		},
-		{"payload", []processor.Processor{shell("keyed", "x", "tar", "cat <&3; cat")}, []byte(" blob"), nil, "secret blob",
+		{"payload", []processor.Processor{shell("keyed", "x", "tar", "cat <&3; cat")}, []byte(" blob"), nil,
+			"secret blob",
 			nil},
-		{"no payload of its own", []processor.Processor{shell("a", "x", "tar", "cat <&3 2>/dev/null || echo none")}, nil, nil,
+		{"no payload of its own", []processor.Processor{shell("a", "x", "tar", "cat <&3 2>/dev/null || echo "+
+			"none")}, nil, nil,
 			"none\n", nil},
-		{"a payload that is not read", []processor.Processor{shell("keyed", "x", "tar", "cat")}, []byte("b"), nil, "b", nil},
+		{"a payload that is not read", []processor.Processor{shell("keyed", "x", "tar", "cat")}, []byte("b"),
+			nil, "b", nil},
 		{"large", []processor.Processor{shell("a", "x", "tar", "cat")}, large, nil, string(large), nil},
-		{"an end before the blob's", []processor.Processor{shell("a", "x", "tar", "head -c 3")}, large, nil, "012", nil},
+		{"an end before the blob's", []processor.Processor{shell("a", "x", "tar", "head -c 3")}, large, nil,
+			"012", nil},
 		{"an end before the blob's error", []processor.Processor{shell("a", "x", "tar", "head -c 3")}, large, errBlob,
 			"other bytes", errdefs.IsDataLoss},
 		{"the blob's error", []processor.Processor{shell("a", "x", "tar", "cat; exit 1")}, []byte("abc"), errBlob,
@@ -113,14 +117,18 @@ func TestStream(t *testing.T) {
 			errdefs.IsFailedPrecondition},
 		{
 			"failure of the first of two",
-			[]processor.Processor{shell("a", "x", "y", "echo no key >&2; exit 1"), shell("b", "y", "tar", "cat")}, large, nil,
+			[]processor.Processor{shell("a", "x", "y", "echo no key >&2; exit 1"), shell("b", "y", "tar",
+				"cat")}, large, nil,
 			"stream processor a: no key", errdefs.IsFailedPrecondition,
 		},
 		{"a lot on stderr", []processor.Processor{shell("a", "x", "tar",
-			`head -c 9000000 /dev/zero >&2; echo "the end" >&2; exit 1`)}, nil, nil, "the end", errdefs.IsFailedPrecondition},
-		{"text for a terminal", []processor.Processor{shell("a", "x", "tar", `printf 'a\033[2Jb' >&2; exit 1`)}, nil, nil,
+			`head -c 9000000 /dev/zero >&2; echo "the end" >&2; exit 1`)}, nil, nil, "the end",
+			errdefs.IsFailedPrecondition},
+		{"text for a terminal", []processor.Processor{shell("a", "x", "tar", `printf 'a\033[2Jb' >&2; exit 1`)},
+			nil, nil,
 			`a\x1b[2Jb`, errdefs.IsFailedPrecondition},
-		{"no program", []processor.Processor{{ID: "a", Path: "/nonexistent/decoder"}}, large, nil, "/nonexistent/decoder",
+		{"no program", []processor.Processor{{ID: "a", Path: "/nonexistent/decoder"}}, large, nil,
+			"/nonexistent/decoder",
 			errdefs.IsFailedPrecondition},
 		{
 			"no second program", []processor.Processor{shell("a", "x", "y", "cat"),
@@ -177,8 +185,9 @@ func TestLeavesGroup(t *testing.T) {
 	}
 	t.Parallel()
 	p := processor.Processor{
-		ID: "a", Accepts: []string{"x"}, Returns: "tar", Path: os.Args[0], Args: []string{"-test.run=^TestLeavesGroup$"},
-		Env: []string{leaves + "=1"},
+		ID: "a", Accepts: []string{"x"}, Returns: "tar", Path: os.Args[0],
+		Args: []string{"-test.run=^TestLeavesGroup$"},
+		Env:  []string{leaves + "=1"},
 	}
 	s, err := processor.Start([]processor.Processor{p}, "x", newBlob(nil, nil), nil)
 	if err != nil {
@@ -194,8 +203,8 @@ func TestLeavesGroup(t *testing.T) {
 	}
 }
 
-// TestEnds: no program outlives its stream, whatever it does: one that is closed, one that stalls, and one that leaves
-// another program behind.
+// TestEnds: no program outlives its stream, whatever it does: one that is closed, one that stalls, and one
+// that leaves another program behind.
 func TestEnds(t *testing.T) {
 	never := func() *blob { r, _, _ := os.Pipe(); return &blob{Reader: r} }
 	for _, row := range []struct {
@@ -208,7 +217,8 @@ func TestEnds(t *testing.T) {
 		{"closed", "sleep 100", 0, true, ""},
 		{"closed, with a child", "sleep 100 & sleep 100", 0, true, ""},
 		{"stalled", "sleep 100", 200 * time.Millisecond, false, "nothing came or went"},
-		{"stalled after its output", "echo x; exec >&-; sleep 100", 200 * time.Millisecond, false, "nothing came or went"},
+		{"stalled after its output", "echo x; exec >&-; sleep 100", 200 * time.Millisecond, false,
+			"nothing came or went"},
 		{"a child is left behind", "sleep 100 & exit 0", 10 * time.Second, false, ""},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -218,7 +228,8 @@ func TestEnds(t *testing.T) {
 			if row.want == "" && !row.close {
 				b = newBlob(nil, nil)
 			}
-			s, err := processor.Start([]processor.Processor{shell("a", "x", "tar", "echo $$ >"+pids+"; "+row.script)}, "x",
+			s, err := processor.Start([]processor.Processor{shell("a", "x", "tar", "echo $$ >"+pids+"; "+
+				""+row.script)}, "x",
 				closing{b},
 				&processor.Options{Stall: row.stall})
 			if err != nil {
@@ -242,7 +253,8 @@ func TestEnds(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Error(err)
 			}
-			for deadline := time.Now().Add(5 * time.Second); unix.Kill(-group, 0) == nil; time.Sleep(10 * time.Millisecond) {
+			for deadline := time.Now().Add(5 * time.Second); unix.Kill(-group,
+				0) == nil; time.Sleep(10 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("a program still runs")
 				}

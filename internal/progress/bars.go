@@ -118,7 +118,8 @@ func (l *bar) line(d digest.Digest, width int, now time.Time) string {
 	if l.total > 0 { // in floating point, because a manifest may claim any total, and a product may overflow
 		filled = max(0, min(room, int(float64(room)*(float64(l.offset)/float64(l.total)))))
 	}
-	return fmt.Sprintf("%s [%s%s] %s %s", name, strings.Repeat("=", filled), strings.Repeat(" ", room-filled), size, state)
+	return fmt.Sprintf("%s [%s%s] %s %s", name, strings.Repeat("=", filled), strings.Repeat(" ", room-filled),
+		size, state)
 }
 
 // speed is how fast a download goes and how long it will take.

@@ -13,7 +13,8 @@ import (
 func TestBars(t *testing.T) {
 	var out strings.Builder
 	now := time.Unix(0, 0)
-	b := &bars{w: &out, lines: map[digest.Digest]*bar{}, width: func() int { return 100 }, now: func() time.Time { return now }}
+	b := &bars{w: &out, lines: map[digest.Digest]*bar{}, width: func() int { return 100 },
+		now: func() time.Time { return now }}
 	at := func(seconds int, e Event) {
 		now = time.Unix(int64(seconds), 0)
 		b.event(e)

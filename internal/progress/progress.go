@@ -2,8 +2,8 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: the display's methods may be called by several downloads at once, and text of others (digests, lines)
-// is escaped before it is written.
+// Its invariant: the display's methods may be called by several downloads at once, and text of others
+// (digests, lines) is escaped before it is written.
 //
 // The surprising rule: a total is a registry's claim, so it may be zero, negative or huge. Neither bars nor remaining
 // times may break on it.
@@ -40,8 +40,8 @@ type Display struct {
 	Text func(line string)
 }
 
-// New returns a display of a kind: "auto" draws bars if f is a terminal and else writes lines, "plain" writes lines, and
-// "none" shows nothing.
+// New returns a display of a kind: "auto" draws bars if f is a terminal and else writes lines, "plain" writes
+// lines, and "none" shows nothing.
 func New(f *os.File, kind string) (Display, error) {
 	switch kind {
 	case "none":
@@ -82,6 +82,7 @@ func (p *plain) event(e Event) {
 		p.last[e.Digest] = time.Now()
 	case time.Since(last) >= plainInterval:
 		p.last[e.Digest] = time.Now()
-		printable.Fprintf(p.w, "%s %s of %s\n", printable.Digest(e.Digest.String()), printable.Bytes(e.Offset), printable.Bytes(e.Total))
+		printable.Fprintf(p.w, "%s %s of %s\n", printable.Digest(e.Digest.String()), printable.Bytes(e.Offset),
+			printable.Bytes(e.Total))
 	}
 }

@@ -2,12 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: no call blocks on a pipe or a device, follows a symbolic link in the last component, or allocates more
-// memory than the caller's limit.
+// Its invariant: no call blocks on a pipe or a device, follows a symbolic link in the last component, or
+// allocates more memory than the caller's limit.
 //
-// The surprising rule: a missing file is reported as os.ErrNotExist, and everything that is there but is not a regular
-// file within the limit as errdefs.ErrDataLoss, because these files are the program's own and somebody else changed
-// them.
+// The surprising rule: a missing file is reported as os.ErrNotExist, and everything that is there but is not
+// a regular file within the limit as errdefs.ErrDataLoss, because these files are the program's own and
+// somebody else changed them.
 package regular
 
 import (
@@ -27,8 +27,8 @@ const Flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW | unix.O_NOCTTY 
 // symbolic link, a pipe, a directory, a socket or a device.
 func Open(path string) (*os.File, error) { return OpenAt(unix.AT_FDCWD, path) }
 
-// OpenAt is like Open for a path relative to the directory dir, a file descriptor. Only the last component is protected
-// against links: the directories above it are the caller's to check.
+// OpenAt is like Open for a path relative to the directory dir, a file descriptor. Only the last component is
+// protected against links: the directories above it are the caller's to check.
 func OpenAt(dir int, path string) (*os.File, error) {
 	fd, _, err := openAt(dir, path)
 	if err != nil {
@@ -72,8 +72,8 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 	if st.Size > limit {
 		return nil, tooLarge(path, limit)
 	}
-	// With a byte more than the size, one read of a file that nobody writes to finds its end. An os.File would cost more
-	// system calls than that: the program reads a few such files whenever it starts.
+	// With a byte more than the size, one read of a file that nobody writes to finds its end. An os.File
+	// would cost more system calls than that: the program reads a few such files whenever it starts.
 	b := make([]byte, max(st.Size+1, 512)) // files of /proc have no size
 	for n := 0; ; {
 		m, err := unix.Pread(fd, b[n:], int64(n))

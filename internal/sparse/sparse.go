@@ -148,8 +148,8 @@ var zeros [unit]byte
 
 func isZero(p []byte) bool { return string(p) == string(zeros[:len(p)]) }
 
-// extents calls fn for the ranges that hold data, in order. It syncs the file before it asks the file system for them.
-// If that fails, or the file system does not report holes, the whole file is one range.
+// extents calls fn for the ranges that hold data, in order. It syncs the file before it asks the file system
+// for them. If that fails, or the file system does not report holes, the whole file is one range.
 func extents(ctx context.Context, fd int, size int64, fn func(at, end int64) error) error {
 	if !HasHoles(fd, size) || unix.Fdatasync(fd) != nil {
 		return fn(0, size)

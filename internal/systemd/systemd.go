@@ -1,5 +1,5 @@
-// Package systemd talks to a service manager: it sends notifications, feeds the watchdog, and takes the socket that the
-// manager passes.
+// Package systemd talks to a service manager: it sends notifications, feeds the watchdog, and takes the
+// socket that the manager passes.
 //
 // It owns nothing on disk.
 //
@@ -25,8 +25,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Notify sends a state to the service manager, if there is one (sd_notify(3)). It only logs an error: that the manager
-// can't be reached is no reason to stop serving.
+// Notify sends a state to the service manager, if there is one (sd_notify(3)). It only logs an error: that
+// the manager can't be reached is no reason to stop serving.
 func Notify(ctx context.Context, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		log.G(ctx).WithError(err).Warn("sd_notify")
@@ -38,9 +38,10 @@ func ExtendTimeout(ctx context.Context, by time.Duration) {
 	Notify(ctx, "EXTEND_TIMEOUT_USEC="+strconv.FormatInt(by.Microseconds(), 10))
 }
 
-// Watchdog notifies the service manager that this process works, as long as probe returns nil. It does so six times in
-// the interval after which the manager would kill the process. A probe may take two thirds of that interval, so a busy
-// disk does not make a process look dead. Watchdog returns when ctx ends, or at once if the manager has no watchdog.
+// Watchdog notifies the service manager that this process works, as long as probe returns nil. It does so six
+// times in the interval after which the manager would kill the process. A probe may take two thirds of that
+// interval, so a busy disk does not make a process look dead. Watchdog returns when ctx ends, or at once if
+// the manager has no watchdog.
 func Watchdog(ctx context.Context, probe func(context.Context) error) {
 	within, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {

@@ -2,7 +2,8 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: a read takes no more memory than its limit and ends when its context does, whatever lies at the path.
+// Its invariant: a read takes no more memory than its limit and ends when its context does, whatever lies at
+// the path.
 //
 // The surprising rule: unlike the files of package regular, these may be links, pipes or terminals, so that `--config
 // <(command)` works. A pipe that nobody opens for writing within five seconds is an error, because a forgotten one

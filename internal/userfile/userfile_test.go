@@ -33,8 +33,12 @@ func TestReadFile(t *testing.T) {
 		want string
 		err  func(error) bool
 	}{
-		"a file": {func(t *testing.T, p string) string { must(t, os.WriteFile(p, []byte(text), 0o600)); return p }, text, nil},
-		"empty":  {func(t *testing.T, p string) string { must(t, os.WriteFile(p, nil, 0o600)); return p }, "", nil},
+		"a file": {func(t *testing.T, p string) string {
+			must(t, os.WriteFile(p, []byte(text),
+				0o600))
+			return p
+		}, text, nil},
+		"empty": {func(t *testing.T, p string) string { must(t, os.WriteFile(p, nil, 0o600)); return p }, "", nil},
 		"a link": {func(t *testing.T, p string) string {
 			must(t, errors.Join(os.WriteFile(p, []byte("x"), 0o600), os.Symlink(p, p+".link")))
 			return p + ".link"
@@ -49,9 +53,10 @@ func TestReadFile(t *testing.T) {
 			must(t, os.WriteFile(p, bytes.Repeat([]byte("x"), limit), 0o600))
 			return p
 		}, strings.Repeat("x", limit), nil},
-		"without an end":     {func(*testing.T, string) string { return "/dev/zero" }, "", invalid},
-		"of proc":            {func(*testing.T, string) string { return "/proc/sys/kernel/ostype" }, "Linux\n", nil},
-		"a pipe with nobody": {func(t *testing.T, p string) string { must(t, unix.Mkfifo(p, 0o600)); return p }, "", invalid},
+		"without an end": {func(*testing.T, string) string { return "/dev/zero" }, "", invalid},
+		"of proc":        {func(*testing.T, string) string { return "/proc/sys/kernel/ostype" }, "Linux\n", nil},
+		"a pipe with nobody": {func(t *testing.T, p string) string { must(t, unix.Mkfifo(p, 0o600)); return p },
+			"", invalid},
 		"a pipe with a late writer": {func(t *testing.T, p string) string {
 			must(t, unix.Mkfifo(p, 0o600))
 			go func() {

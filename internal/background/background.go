@@ -2,11 +2,11 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: after Stop every context that came from the group is done, and Wait returns when all of the work has
-// ended. A panic in the work is logged and ends that work alone.
+// Its invariant: after Stop every context that came from the group is done, and Wait returns when
+// all of the work has ended. A panic in the work is logged and ends that work alone.
 //
-// The surprising rule: Go may be called after Stop. The work runs, with a context that is done already, so that it can
-// put in order what it was given.
+// The surprising rule: Go may be called after Stop. The work runs, with a context that is done
+// already, so that it can put in order what it was given.
 package background
 
 import (
@@ -19,7 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/panics"
 )
 
-// Group is the background work of one owner. The zero value is ready for use, and must not be copied after that.
+// Group is the background work of one owner. The zero value is ready for use, and must not be
+// copied after that.
 type Group struct {
 	wg sync.WaitGroup
 
@@ -28,8 +29,9 @@ type Group struct {
 	cancels map[*context.CancelFunc]struct{} // of the contexts that were not released
 }
 
-// Go runs fn in a goroutine of its own and logs its error as a warning with the text what. The context of fn is done
-// when the group stops. An fn that ends because of that returns context.Canceled, which is not logged.
+// Go runs fn in a goroutine of its own and logs its error as a warning with the text what. The
+// context of fn is done when the group stops. An fn that ends because of that returns
+// context.Canceled, which is not logged.
 func (g *Group) Go(what string, fn func(context.Context) error) {
 	g.wg.Go(func() {
 		ctx, release := g.Bind(context.Background())
@@ -47,8 +49,9 @@ func (g *Group) Add() { g.wg.Add(1) }
 // Done ends the work that Add announced.
 func (g *Group) Done() { g.wg.Done() }
 
-// Bind returns a context with the values and the deadline of ctx that is done when ctx is done, when the group stops,
-// and when release is called, whichever is first. The caller has to call release.
+// Bind returns a context with the values and the deadline of ctx that is done when ctx is done,
+// when the group stops, and when release is called, whichever is first. The caller has to call
+// release.
 func (g *Group) Bind(ctx context.Context) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	g.mu.Lock()

@@ -7,7 +7,8 @@ import (
 	"testing/synctest"
 )
 
-// TestStop: Stop ends the contexts of the work, Wait waits for the work, and a panic ends nothing else.
+// TestStop: Stop ends the contexts of the work, Wait waits for the work, and a panic ends nothing
+// else.
 func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g Group
@@ -35,7 +36,8 @@ func TestStop(t *testing.T) {
 	})
 }
 
-// TestBind: a bound context ends with its parent, with its group and by its release, and keeps its values.
+// TestBind: a bound context ends with its parent, with its group and by its release, and keeps its
+// values.
 func TestBind(t *testing.T) {
 	type key struct{}
 	var g Group

@@ -1,11 +1,13 @@
-// Package keylock has a lock for each key, so that work on one key excludes other work on that key and on no other.
+// Package keylock has a lock for each key, so that work on one key excludes other work on that key
+// and on no other.
 //
 // It owns nothing on disk.
 //
-// Its invariant: a key takes memory only while somebody holds or awaits its lock, so keys may come from outside.
+// Its invariant: a key takes memory only while somebody holds or awaits its lock, so keys may come
+// from outside.
 //
-// The surprising rule: the locks are not reentrant, and a goroutine that needs two keys has to take them in an order
-// that all goroutines share. Package rootdir has the order for the locks of a root.
+// The surprising rule: the locks are not reentrant, and a goroutine that needs two keys has to take
+// them in an order that all goroutines share. Package lockorder says where keyed locks come.
 package keylock
 
 import (
@@ -13,7 +15,8 @@ import (
 	"sync"
 )
 
-// Locks are the locks of one set of keys. The zero value has none locked. Locks must not be copied after its first use.
+// Locks are the locks of one set of keys. The zero value has none locked. A Locks must not be copied
+// after its first use.
 type Locks struct {
 	mu    sync.Mutex // guards locks and the users of each; nothing else is locked while it is held
 	locks map[string]*lock

@@ -8,7 +8,8 @@ import (
 	"testing/synctest"
 )
 
-// TestLock: one goroutine at a time has a key, other keys are free meanwhile, and no key is kept afterwards.
+// TestLock: one goroutine at a time has a key, other keys are free meanwhile, and no key is kept
+// afterwards.
 func TestLock(t *testing.T) {
 	var l Locks
 	var wg sync.WaitGroup

@@ -21,9 +21,10 @@ const (
 	maxForeignBlobs = 500_000 // that they need
 )
 
-// ForeignBlobs returns the blobs that the entries of other programs in index.json need. A sweep keeps these although no
-// record names them. Nothing is served from them: what has no record is not visible, and a pull that needs such a blob
-// hashes it first. An error means that the blobs are not known.
+// ForeignBlobs returns the blobs that the entries of other programs in index.json need. A sweep
+// keeps these although no record names them. Nothing is served from them: what has no record is not
+// visible, and a pull that needs such a blob hashes it first. An error means that the blobs are not
+// known.
 func (l *Layout) ForeignBlobs() (map[digest.Digest]bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -62,8 +63,8 @@ type foreignWalk struct {
 	read   map[digest.Digest]bool // the documents that were looked at
 }
 
-// foreignDocument has all members by which a manifest or an index of whatever kind names blobs. It is read leniently: a
-// blob that is kept for nothing does no harm.
+// foreignDocument has all members by which a manifest or an index of whatever kind names blobs. It
+// is read leniently: a blob that is kept for nothing does no harm.
 type foreignDocument struct {
 	Config    foreignBlob
 	Layers    []foreignBlob
@@ -71,7 +72,8 @@ type foreignDocument struct {
 	Manifests []foreignBlob
 }
 
-// foreignBlob is what is read of a descriptor: a document of a few megabytes may have a million of them.
+// foreignBlob is what is read of a descriptor: a document of a few megabytes may have a million of
+// them.
 type foreignBlob struct{ Digest digest.Digest }
 
 // need adds the blobs that the manifest or index d needs, as far as they are here.

@@ -12,14 +12,17 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// annotationEntry marks those entries of index.json that Tank wrote: its value is the entry's reference, a space and
-// its digest. A program that copies the annotation to an entry of its own gives that another reference or digest.
+// annotationEntry marks those entries of index.json that Tank wrote: its value is the entry's
+// reference, a space and its digest. A program that copies the annotation to an entry of its own
+// gives that another reference or digest.
 const annotationEntry = "io.github.tank-snapshotter.entry"
 
-// annotationMarked is an annotation of index.json itself: all of Tank's entries in the file are marked.
+// annotationMarked is an annotation of index.json itself: all of Tank's entries in the file are
+// marked.
 const annotationMarked = "io.github.tank-snapshotter.marked"
 
-// indexFile is index.json. E is the type of its entries: json.RawMessage when the file is read, any when it is written.
+// indexFile is index.json. E is the type of its entries: json.RawMessage when the file is read, any
+// when it is written.
 type indexFile[E any] struct {
 	SchemaVersion int               `json:"schemaVersion"`
 	MediaType     string            `json:"mediaType,omitempty"`
@@ -27,8 +30,9 @@ type indexFile[E any] struct {
 	Manifests     []E               `json:"manifests"`
 }
 
-// foreignEntry reports whether an entry of index.json is another program's, and returns it as Tank keeps it: without
-// its name, if that is the name of an image that Tank has. refs are the names of these images.
+// foreignEntry reports whether an entry of index.json is another program's, and returns it as Tank
+// keeps it: without its name, if that is the name of an image that Tank has. refs are the names of
+// these images.
 func foreignEntry(raw json.RawMessage, refs map[string]digest.Digest) (json.RawMessage, bool) {
 	var d ocispec.Descriptor
 	if json.Unmarshal(raw, &d) != nil {
@@ -72,8 +76,8 @@ func ownEntry(i Image) ocispec.Descriptor {
 	return d
 }
 
-// isOwn reports whether Tank wrote an entry of index.json. A program that gives the name to an entry of its own takes
-// it from Tank's, which stays Tank's.
+// isOwn reports whether Tank wrote an entry of index.json. A program that gives the name to an
+// entry of its own takes it from Tank's, which stays Tank's.
 func isOwn(d ocispec.Descriptor) bool {
 	ref, target, ok := strings.Cut(d.Annotations[annotationEntry], " ")
 	name := d.Annotations[ocispec.AnnotationRefName]

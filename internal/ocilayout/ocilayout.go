@@ -1,12 +1,13 @@
-// Package ocilayout keeps a root an OCI image layout of the pulled images, so that programs such as skopeo can read it.
+// Package ocilayout keeps a root an OCI image layout of the pulled images, so that programs such as
+// skopeo can read it.
 //
 // It owns the files oci-layout and index.json of a root.
 //
-// Its invariant: what another program added to index.json stays there until that program removes it. Only the name of
-// such an entry goes, if Tank has pulled an image of that name.
+// Its invariant: what another program added to index.json stays there until that program removes
+// it. Only the name of such an entry goes, if Tank has pulled an image of that name.
 //
-// The surprising rule: nothing is synced. The records of images are the truth, and every opening of a root writes the
-// files again if they differ from the records.
+// The surprising rule: nothing is synced. The records of images are the truth, and every opening of
+// a root writes the files again if they differ from the records.
 package ocilayout
 
 import (
@@ -57,8 +58,9 @@ func New(root string, fs fsys.FS) *Layout {
 
 func (l *Layout) indexPath() string { return filepath.Join(l.root, ocispec.ImageIndexFile) }
 
-// Write writes oci-layout and index.json, if they differ from what they should be. images returns the pulled images. It
-// is called while the layout is locked, so that of several calls the last one has the latest images.
+// Write writes oci-layout and index.json, if they differ from what they should be. images returns
+// the pulled images. It is called while the layout is locked, so that of several calls the last one
+// has the latest images.
 func (l *Layout) Write(images func() ([]Image, error)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,8 +81,8 @@ func (l *Layout) Write(images func() ([]Image, error)) error {
 	return nil
 }
 
-// replaceIfOther replaces a file of the root, if its content differs. What is not a regular file of bounded size is an
-// error, because Tank did not write it.
+// replaceIfOther replaces a file of the root, if its content differs. What is not a regular file of
+// bounded size is an error, because Tank did not write it.
 func (l *Layout) replaceIfOther(path string, b []byte) error {
 	old, err := regular.ReadFile(path, maxIndex)
 	if err == nil && bytes.Equal(old, b) {
@@ -92,8 +94,8 @@ func (l *Layout) replaceIfOther(path string, b []byte) error {
 	return err
 }
 
-// replace writes a new file beside path and renames it. Nobody else uses that name, and what a killed process left there
-// is removed first, so nothing is followed or overwritten.
+// replace writes a new file beside path and renames it. Nobody else uses that name, and what a
+// killed process left there is removed first, so nothing is followed or overwritten.
 func (l *Layout) replace(path string, b []byte) error {
 	temporary := path + ".new"
 	if err := l.fs.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -113,8 +115,8 @@ func (l *Layout) replace(path string, b []byte) error {
 	return err
 }
 
-// writeIndex writes index.json if it differs from the records: Tank's entries first, then those of other programs. mu
-// is held.
+// writeIndex writes index.json if it differs from the records: Tank's entries first, then those of
+// other programs. mu is held.
 func (l *Layout) writeIndex(images []Image) error {
 	file := indexFile[any]{
 		SchemaVersion: 2, MediaType: ocispec.MediaTypeImageIndex, Annotations: map[string]string{annotationMarked: "1"},
@@ -153,20 +155,21 @@ func (l *Layout) writeIndex(images []Image) error {
 	return l.remember(others > 0)
 }
 
-// remember keeps the state of index.json, so that ForeignBlobs reads the file only if it has changed or has entries of
-// other programs. mu is held.
+// remember keeps the state of index.json, so that ForeignBlobs reads the file only if it has
+// changed or has entries of other programs. mu is held.
 func (l *Layout) remember(others bool) error {
 	fi, err := os.Lstat(l.indexPath())
 	l.known = fileState{fi, others}
 	return err
 }
 
-// settleTime is how long an index.json that can't be read may take to become readable: another program may be writing
-// it in place.
+// settleTime is how long an index.json that can't be read may take to become readable: another
+// program may be writing it in place.
 const settleTime = 100 * time.Millisecond
 
-// addOthers adds the entries and annotations of other programs in index.json to what Tank will write there, and returns
-// how many there are. A copy of a file that can't be read is kept below lost/.
+// addOthers adds the entries and annotations of other programs in index.json to what Tank will
+// write there, and returns how many there are. A copy of a file that can't be read is kept below
+// lost/.
 func (l *Layout) addOthers(file *indexFile[any], old []byte, images []Image) (n int, err error) {
 	was, err := parseIndex(old)
 	if err != nil {
@@ -203,8 +206,8 @@ func (l *Layout) addOthers(file *indexFile[any], old []byte, images []Image) (n 
 	return n, nil
 }
 
-// keepUnreadable keeps a copy of an index.json that can't be read, and returns its directory. A file without any text has
-// nothing to keep.
+// keepUnreadable keeps a copy of an index.json that can't be read, and returns its directory. A
+// file without any text has nothing to keep.
 func (l *Layout) keepUnreadable(b []byte) (dir string, err error) {
 	if len(bytes.Trim(b, " \t\r\n\x00")) == 0 {
 		return "", nil
@@ -216,8 +219,8 @@ func (l *Layout) keepUnreadable(b []byte) (dir string, err error) {
 	return dir, l.replace(filepath.Join(dir, ocispec.ImageIndexFile), b)
 }
 
-// read reads index.json and returns its bytes too. It returns os.ErrNotExist for a missing file, and the entries that
-// could be read with an error of another kind.
+// read reads index.json and returns its bytes too. It returns os.ErrNotExist for a missing file,
+// and the entries that could be read with an error of another kind.
 func (l *Layout) read() (file indexFile[json.RawMessage], b []byte, err error) {
 	b, err = regular.ReadFile(l.indexPath(), maxIndex)
 	if err == nil {
@@ -226,15 +229,17 @@ func (l *Layout) read() (file indexFile[json.RawMessage], b []byte, err error) {
 	return file, b, err
 }
 
-// Empty reports whether index.json is missing or has no entry. A file that can't be read is not empty.
+// Empty reports whether index.json is missing or has no entry. A file that can't be read is not
+// empty.
 func (l *Layout) Empty() bool {
 	file, _, err := l.read()
 	return errors.Is(err, os.ErrNotExist) || err == nil && len(file.Manifests) == 0
 }
 
-// Images returns the descriptors of Tank's entries in index.json, with their names as annotations. Other programs may
-// call an image what they like, so their entries are no record of a pull. It returns os.ErrNotExist for a missing file,
-// and the entries that can be read with an error of another kind.
+// Images returns the descriptors of Tank's entries in index.json, with their names as annotations.
+// Other programs may call an image what they like, so their entries are no record of a pull. It
+// returns os.ErrNotExist for a missing file, and the entries that can be read with an error of
+// another kind.
 func (l *Layout) Images() (own []ocispec.Descriptor, err error) {
 	file, b, err := l.read()
 	// Versions of Tank that marked nothing kept nothing of other programs either.
@@ -253,7 +258,8 @@ func (l *Layout) Images() (own []ocispec.Descriptor, err error) {
 	return own, err
 }
 
-// Text returns the content of index.json; nil if it is not a regular file of bounded size, or empty.
+// Text returns the content of index.json; nil if it is not a regular file of bounded size, or
+// empty.
 func (l *Layout) Text() []byte {
 	b, err := regular.ReadFile(l.indexPath(), maxIndex)
 	if err != nil || len(b) == 0 {
@@ -267,7 +273,8 @@ func (l *Layout) WriteText(dir string, b []byte) error {
 	return l.replace(filepath.Join(dir, ocispec.ImageIndexFile), b)
 }
 
-// Remove removes index.json, whatever it is: Write refuses to replace what is not a regular file of bounded size.
+// Remove removes index.json, whatever it is: Write refuses to replace what is not a regular file of
+// bounded size.
 func (l *Layout) Remove() error {
 	return l.fs.RemoveTree(l.indexPath(), func() error { return os.RemoveAll(l.indexPath()) })
 }

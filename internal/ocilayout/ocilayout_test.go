@@ -50,8 +50,8 @@ func addForeign(t *testing.T, l *Layout, d digest.Digest) {
 	}
 }
 
-// TestWrite: index.json has the images of the records and what another program added, and an unchanged one is not
-// written again.
+// TestWrite: index.json has the images of the records and what another program added, and an
+// unchanged one is not written again.
 func TestWrite(t *testing.T) {
 	root := t.TempDir()
 	fs := fsystest.New(t, root)
@@ -96,8 +96,8 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// TestCrash stops the machine at every operation of a Write: index.json is the former one or the new one, and the next
-// Write makes it right.
+// TestCrash stops the machine at every operation of a Write: index.json is the former one or the
+// new one, and the next Write makes it right.
 func TestCrash(t *testing.T) {
 	for n := 1; ; n++ {
 		root := t.TempDir()

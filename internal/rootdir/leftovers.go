@@ -7,12 +7,14 @@ import (
 	"time"
 )
 
-// leftoverDelay is how long after the opening a process looks for what earlier ones left. A command that only answers
-// from its records has ended by then, so looking costs it nothing. A sweep does not wait for it.
+// leftoverDelay is how long after the opening a process looks for what earlier ones left. A command
+// that only answers from its records has ended by then, so looking costs it nothing. A sweep does
+// not wait for it.
 const leftoverDelay = 500 * time.Millisecond
 
-// DeleteLeftovers deletes in the background what earlier processes left in the pools of Options.Pools: staged names
-// (I4), and everything in the pool Scratch. It is called once, before anything is made in the root.
+// DeleteLeftovers deletes in the background what earlier processes left in the pools of
+// Options.Pools: staged names (I4), and everything in the pool Scratch. It is called once, before
+// anything is made in the root.
 func (d *Dir) DeleteLeftovers() error {
 	entries, err := os.ReadDir(d.Path(Scratch))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -37,8 +39,8 @@ func (d *Dir) DeleteLeftovers() error {
 	return nil
 }
 
-// Leftovers lists the staged names that earlier processes left in the pools. With an error it returns those that it
-// found before.
+// Leftovers lists the staged names that earlier processes left in the pools. With an error it
+// returns those that it found before.
 func (d *Dir) Leftovers(ctx context.Context, pools ...string) (paths []string, err error) {
 	var dirs []string
 	for _, pool := range pools {

@@ -17,26 +17,26 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// names gives out staged names. None is used twice, whatever an earlier process left and whatever the clock shows. So
-// a process can delete what others left while it makes new entries itself.
+// names gives out staged names. None is used twice, whatever an earlier process left and whatever
+// the clock shows. So a process can delete what others left while it makes new entries itself.
 type names struct {
 	token string // of this process and this Dir; no other has it
 	count atomic.Uint64
 }
 
-// newNames makes a random token. It is no secret, so it need not come from crypto/rand, which ends the process in a
-// sandbox that does not permit getrandom.
+// newNames makes a random token. It is no secret, so it need not come from crypto/rand, which ends
+// the process in a sandbox that does not permit getrandom.
 func newNames() *names {
 	return &names{token: fmt.Sprintf("%016x", rand.Uint64())}
 }
 
-// in returns a path in dir that nothing has. what is the beginning of the name, after the dot, for people who list the
-// directory.
-func (n *names) in(dir, what string) string {
+// pathIn returns a path in dir that nothing has. what is the beginning of the name, after the dot,
+// for people who list the directory.
+func (n *names) pathIn(dir, what string) string {
 	return filepath.Join(dir, "."+what+"-"+n.token+"-"+strconv.FormatUint(n.count.Add(1), 36))
 }
 
-// made reports whether in made the name.
+// made reports whether pathIn made the name.
 func (n *names) made(name string) bool {
 	return IsStaged(name) && strings.Contains(name, "-"+n.token+"-")
 }
@@ -44,16 +44,16 @@ func (n *names) made(name string) bool {
 // IsStaged reports whether an entry with this name is being built or waits to be deleted.
 func IsStaged(name string) bool { return strings.HasPrefix(name, ".") }
 
-// IsLostFound reports whether an entry of a pool is the lost+found of a file system that is mounted there, which is
-// none of Tank's.
+// IsLostFound reports whether an entry of a pool is the lost+found of a file system that is mounted
+// there, which is none of Tank's.
 func IsLostFound(name string) bool { return name == "lost+found" }
 
-// Stage returns the path of a staged name in a pool that is not nested, for an entry that is going to be built there.
-// what is the beginning of the name.
-func (d *Dir) Stage(pool, what string) string { return d.names.in(d.Path(pool), what) }
+// Stage returns the path of a staged name in a pool that is not nested, for an entry that is going
+// to be built there. what is the beginning of the name.
+func (d *Dir) Stage(pool, what string) string { return d.names.pathIn(d.Path(pool), what) }
 
 // StageBeside returns the path of a staged name in the directory of path.
-func (d *Dir) StageBeside(path, what string) string { return d.names.in(filepath.Dir(path), what) }
+func (d *Dir) StageBeside(path, what string) string { return d.names.pathIn(filepath.Dir(path), what) }
 
 // MakeParent makes the directory in which a nested pool has the entry path, unless it exists.
 func (d *Dir) MakeParent(path string) error {
@@ -64,9 +64,10 @@ func (d *Dir) MakeParent(path string) error {
 	return err
 }
 
-// Build makes the directory path, which has a staged name, and has fill make what is in it and sync write that to the
-// disk. sync is nil for what a later Sync or Place makes durable. For the file system this is one operation, however
-// many files it makes. What remains after an error is the caller's to delete.
+// Build makes the directory path, which has a staged name, and has fill make what is in it and sync
+// write that to the disk. sync is nil for what a later Sync or Place makes durable. For the file
+// system this is one operation, however many files it makes. What remains after an error is the
+// caller's to delete.
 func (d *Dir) Build(path string, fill, sync func() error) error {
 	return d.fs.Build(path, func() error {
 		if err := os.Mkdir(path, 0o700); err != nil {
@@ -76,8 +77,9 @@ func (d *Dir) Build(path string, fill, sync func() error) error {
 	}, sync)
 }
 
-// Rename renames an entry that has no record, or a part of what is being built, to a path with a staged name or below
-// one. Only Place gives an entry its position: for any other path, Rename returns errdefs.ErrInvalidArgument.
+// Rename renames an entry that has no record, or a part of what is being built, to a path with a
+// staged name or below one. Only Place gives an entry its position: for any other path, Rename
+// returns errdefs.ErrInvalidArgument.
 func (d *Dir) Rename(from, to string) error {
 	below, err := filepath.Rel(d.root, to)
 	if err != nil || below == "." || !filepath.IsLocal(below) || !slices.ContainsFunc(strings.Split(below, "/"), IsStaged) {
@@ -86,9 +88,11 @@ func (d *Dir) Rename(from, to string) error {
 	return d.fs.Rename(from, to)
 }
 
-// left lists the paths of what others left in dir. It returns no error for a directory that is missing.
+// left lists the paths of what others left in dir. It returns no error for a directory that is
+// missing.
 func (n *names) left(ctx context.Context, dir string) (paths []string, err error) {
-	// O_NONBLOCK saves the os package from finding out whether the runtime can wait for a directory.
+	// O_NONBLOCK saves the os package from finding out whether the runtime can wait for a
+	// directory.
 	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil

@@ -16,8 +16,8 @@ func TestLeft(t *testing.T) {
 		}
 		return path
 	}
-	left := []string{touch(before.in(dir, "layer-abc")), touch(before.in(dir, "trash")), touch(filepath.Join(dir, ".other"))}
-	touch(now.in(dir, "layer-abc"))
+	left := []string{touch(before.pathIn(dir, "layer-abc")), touch(before.pathIn(dir, "trash")), touch(filepath.Join(dir, ".other"))}
+	touch(now.pathIn(dir, "layer-abc"))
 	touch(filepath.Join(dir, "17"))
 	touch(filepath.Join(dir, "lost+found"))
 	found, err := now.left(t.Context(), dir)
@@ -34,7 +34,7 @@ func TestNamesDiffer(t *testing.T) {
 	seen := map[string]bool{}
 	for range 3 {
 		for n, i := newNames(), 0; i < 100; i++ {
-			path := n.in("d", "x")
+			path := n.pathIn("d", "x")
 			if seen[path] || !IsStaged(filepath.Base(path)) || !n.made(filepath.Base(path)) {
 				t.Errorf("name %q", path)
 			}

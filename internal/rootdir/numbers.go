@@ -7,12 +7,13 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// numberBlock is how many numbers are taken from the database at once. Those that a process does not use are never
-// used.
+// numberBlock is how many numbers are taken from the database at once. Those that a process does
+// not use are never used.
 const numberBlock = 64
 
-// numbers gives out the names of layers and snapshots. They are short, because overlay's options have to fit into a
-// page, and no number comes twice, whatever becomes of the transaction that records the directory.
+// numbers gives out the names of layers and snapshots. They are short, because overlay's options
+// have to fit into a page, and no number comes twice, whatever becomes of the transaction that
+// records the directory.
 type numbers struct {
 	mu        lockorder.Mutex // guards the fields below; held while a block is taken in a transaction of its own
 	next, end uint64
@@ -26,15 +27,16 @@ func (n *numbers) low() bool {
 	return n.spare == 0 && n.end-n.next < numberBlock/2
 }
 
-// add adds the block that a transaction took, once that is durable. Of two blocks that were taken at once, one is never
-// used.
+// add adds the block that a transaction took, once that is durable. Of two blocks that were taken
+// at once, one is never used.
 func (n *numbers) add(first uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.spare = first
 }
 
-// newNumber returns a name that nothing in layers/ and snapshots/ has. It must not be called in a transaction.
+// newNumber returns a name that nothing in layers/ and snapshots/ has. It must not be called in a
+// transaction.
 func (d *Dir) newNumber() (string, error) {
 	n := &d.numbers
 	n.mu.Lock()

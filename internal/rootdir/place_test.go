@@ -144,8 +144,8 @@ func (d *testDir) entries() (paths []string) {
 
 var allKinds = []metadata.Kind{metadata.KindBlob, metadata.KindLayer, metadata.KindRootfs, metadata.KindSnapshot}
 
-// TestPlace: an entry of each kind is in its position when it is recorded, sweeps wait until it is, and what had the
-// name before is gone.
+// TestPlace: an entry of each kind is in its position when it is recorded, sweeps wait until it is,
+// and what had the name before is gone.
 func TestPlace(t *testing.T) {
 	for _, kind := range allKinds {
 		t.Run(string(kind), func(t *testing.T) {
@@ -184,8 +184,8 @@ func TestPlace(t *testing.T) {
 	}
 }
 
-// TestPlaceFails lets each step fail. Whatever was built is gone then, except for a blob, which its downloader resumes
-// or the next one adopts; and there is no record.
+// TestPlaceFails lets each step fail. Whatever was built is gone then, except for a blob, which its
+// downloader resumes or the next one adopts; and there is no record.
 func TestPlaceFails(t *testing.T) {
 	refused := errors.New("refused")
 	for _, row := range []struct {
@@ -250,7 +250,8 @@ func TestPlaceFails(t *testing.T) {
 	}
 }
 
-// TestPlaceSyncFails: an entry whose record would say that it is on the disk is not recorded when the sync fails.
+// TestPlaceSyncFails: an entry whose record would say that it is on the disk is not recorded when
+// the sync fails.
 func TestPlaceSyncFails(t *testing.T) {
 	for _, row := range []struct {
 		kind  metadata.Kind
@@ -284,7 +285,8 @@ func TestPlaceSyncFails(t *testing.T) {
 	}
 }
 
-// TestPlaceSyncs: nothing is synced for an entry that is provisional, or whose directories the database's sync covers.
+// TestPlaceSyncs: nothing is synced for an entry that is provisional, or whose directories the
+// database's sync covers.
 func TestPlaceSyncs(t *testing.T) {
 	for _, row := range []struct {
 		kind    metadata.Kind
@@ -323,8 +325,8 @@ func TestPlaceSyncs(t *testing.T) {
 	}
 }
 
-// TestPlaceCrash stops the machine at every operation in turn, and opens the root again: every record has its bytes,
-// and what has no record is garbage that the next process finds.
+// TestPlaceCrash stops the machine at every operation in turn, and opens the root again: every
+// record has its bytes, and what has no record is garbage that the next process finds.
 func TestPlaceCrash(t *testing.T) {
 	for _, kind := range allKinds {
 		for n := 1; ; n++ {
@@ -354,8 +356,8 @@ func TestPlaceCrash(t *testing.T) {
 	}
 }
 
-// TestPlaceAtOnce places entries at once, every second of which is refused, while sweeps take away what has no record.
-// Records of one transaction are made again when another one is refused.
+// TestPlaceAtOnce places entries at once, every second of which is refused, while sweeps take away
+// what has no record. Records of one transaction are made again when another one is refused.
 func TestPlaceAtOnce(t *testing.T) {
 	const callers, rounds = 8, 20
 	d := openTest(t, nil)
@@ -418,7 +420,8 @@ func (d *testDir) sweep() {
 	}
 }
 
-// TestPlaceCopies: a blob whose ingest lies on another file system is copied, and the copy gets the name.
+// TestPlaceCopies: a blob whose ingest lies on another file system is copied, and the copy gets the
+// name.
 func TestPlaceCopies(t *testing.T) {
 	root := t.TempDir()
 	fs := fsystest.New(t, root, "rename blobs/sha256/"+hex+": fail EXDEV")

@@ -9,8 +9,8 @@ import (
 	"sync/atomic"
 )
 
-// maxWorkers is how many trees are deleted at once in the background. Hundreds would keep everybody else from the
-// journal of the file system.
+// maxWorkers is how many trees are deleted at once in the background. Hundreds would keep everybody
+// else from the journal of the file system.
 const maxWorkers = 4
 
 // queue has the trees that are deleted in the background, by their staged names.
@@ -27,8 +27,8 @@ type queue struct {
 	freed    atomic.Int64 // bytes, since the process began
 }
 
-// counter returns the function that counts the bytes that a removal frees. It is nil while nobody wants to know,
-// because counting takes a stat for each file.
+// counter returns the function that counts the bytes that a removal frees. It is nil while nobody
+// wants to know, because counting takes a stat for each file.
 func (q *queue) counter() func(bytes int64) {
 	if q.counting.Load() == 0 {
 		return nil
@@ -55,8 +55,8 @@ func (q *queue) add(paths []string) (start int) {
 	return start
 }
 
-// retry adds trees, and those whose deletion failed. until is the value that taken has when all of these have left the
-// queue.
+// retry adds trees, and those whose deletion failed. until is the value that taken has when all of
+// these have left the queue.
 func (q *queue) retry(paths []string) (start int, until uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -124,7 +124,8 @@ func (q *queue) done(path string, err error) {
 	}
 }
 
-// state returns a channel for each tree that is being deleted, and the errors of those whose deletion failed.
+// state returns a channel for each tree that is being deleted, and the errors of those whose
+// deletion failed.
 func (q *queue) state() (busy []chan struct{}, failed error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -134,7 +135,8 @@ func (q *queue) state() (busy []chan struct{}, failed error) {
 // idle reports whether nothing waits to be deleted or is being deleted.
 func (q *queue) idle() bool { return q.ended() == nil }
 
-// ended returns nil if the queue is idle, and otherwise a channel that is closed when the next deletion ends.
+// ended returns nil if the queue is idle, and otherwise a channel that is closed when the next
+// deletion ends.
 func (q *queue) ended() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()

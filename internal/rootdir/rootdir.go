@@ -1,18 +1,19 @@
-// Package rootdir is the root: the one directory that holds everything. What is made in it, gets its position there or
-// is deleted from it goes through this package.
+// Package rootdir manages the entries of a root, the one directory that holds everything: it names
+// them, gives them their position when they are recorded, and deletes them.
 //
-// It owns the names of the entries of a root's pools (blobs/, ingest/, layers/, rootfs/, snapshots/ and staging/), not
-// what is in them: the numbers of layers and snapshots, and the names that begin with a dot, under which an entry is
-// built and under which it waits to be deleted.
+// It owns the names of what lies in a root's pools (blobs/, ingest/, layers/, rootfs/, snapshots/
+// and staging/), not the content: the numbers of layers and snapshots, and the staged names, which
+// begin with a dot. An entry has a staged name while it is built and while it waits to be deleted.
 //
-// Its invariant is I1 of docs/on-disk.md, bytes before record: Place is the only function that gives a built entry its
-// position and records it (docs/adr/0036-place-bytes-before-record.md).
+// Its invariant is I1 of docs/on-disk.md, bytes before record: Place is the only function that
+// gives a built entry its position and records it
+// (docs/adr/0036-place-bytes-before-record.md).
 //
-// The surprising rule: nothing is deleted in its position. It gets a staged name first, with one rename, and is deleted
-// in the background.
+// The surprising rule: an entry is not deleted in its position. One rename gives it a staged name,
+// and the background deletes it there.
 //
-// Package lockorder has the order of its locks. In short: keyed locks of the caller, the gate (Place takes it), the
-// numbers, the database. The queue of deletions is a leaf.
+// Package lockorder has the order of the locks. In short: keyed locks of the caller, the gate
+// (which Place takes), the numbers, the database. The queue of deletions is a leaf.
 package rootdir
 
 import (
@@ -34,8 +35,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// The pools: directories of the root each of which may be a file system, or have a project quota, of its own. What
-// becomes an entry of a pool is built in that pool, and deleted in it. See docs/adr/0017.
+// The pools: directories of the root each of which may be a file system, or have a project quota,
+// of its own. What becomes an entry of a pool is built in that pool, and deleted in it. See
+// docs/adr/0017.
 const (
 	Blobs     = "blobs"     // <algorithm>/<hex>
 	Ingest    = "ingest"    // <hash of a ref>/
@@ -50,14 +52,16 @@ var nested = map[string]bool{Blobs: true, Rootfs: true}
 
 // Options of Open. nil means the zero value.
 type Options struct {
-	// Pools are the pools that the Dir makes if they are missing and that it deletes leftovers from. Zero value: none.
+	// Pools are the pools that the Dir makes if they are missing and that it deletes leftovers
+	// from. Zero value: none.
 	Pools []string
-	// TrashPool is the pool in which entries wait to be deleted, whichever pool they come from. Zero value: each waits in
-	// the directory that it was in.
+	// TrashPool is the pool in which entries wait to be deleted, whichever pool they come from.
+	// Zero value: each waits in the directory that it was in.
 	TrashPool string
-	// Remove deletes a file or a whole tree, and goes on past what it cannot delete. It calls freed, unless that is nil,
-	// with the bytes of disk blocks that each removal gives back. It returns a leftover.Error for what remains, and ends
-	// early with the error of ctx. nil: os.RemoveAll, which does not end early.
+	// Remove deletes a file or a whole tree, and goes on past what it cannot delete. It calls
+	// freed, unless that is nil, with the bytes of disk blocks that each removal gives back. It
+	// returns a leftover.Error for what remains, and ends early with the error of ctx. nil:
+	// os.RemoveAll, which does not end early.
 	Remove func(ctx context.Context, path string, freed func(bytes int64)) error
 	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS
@@ -65,8 +69,9 @@ type Options struct {
 	ReadOnly bool
 }
 
-// Dir is an open root directory, or a part of one: the pools of one store, with what keeps its sweeps, placements and
-// deletions in order. All methods may be called by several goroutines at once.
+// Dir is an open root directory, or a part of one: the pools of one store, with what keeps its
+// sweeps, placements and deletions in order. All methods may be called by several goroutines at
+// once.
 type Dir struct {
 	root  string
 	db    *metadata.DB
@@ -83,14 +88,14 @@ type Dir struct {
 	// separate are the pools that are on another file system than the database.
 	separate map[string]bool
 
-	// gate is held for reading while an entry has its position but no record yet, and for writing by a sweep while it
-	// looks for entries without a record.
+	// gate is held for reading while an entry has its position but no record yet, and for writing
+	// by a sweep while it looks for entries without a record.
 	gate lockorder.RWMutex
 }
 
-// Open opens the pools in opts of a root, an existing directory, and makes those that are missing. db is the open
-// database of the root; it stays the caller's to close. It returns errdefs.ErrFailedPrecondition if a pool is something
-// else than a directory.
+// Open opens the pools in opts of a root, an existing directory, and makes those that are missing.
+// db is the open database of the root; it stays the caller's to close. It returns
+// errdefs.ErrFailedPrecondition if a pool is something else than a directory.
 func Open(root string, db *metadata.DB, opts *Options) (*Dir, error) {
 	d := &Dir{
 		root: root, db: db, fs: fsys.OS, names: newNames(), separate: map[string]bool{},
@@ -105,22 +110,22 @@ func Open(root string, db *metadata.DB, opts *Options) (*Dir, error) {
 	if d.opts.Remove == nil {
 		d.opts.Remove = removeAll
 	}
-	var home unix.Stat_t
-	if err := unix.Stat(root, &home); err != nil {
+	var database unix.Stat_t
+	if err := unix.Stat(root, &database); err != nil {
 		return nil, &fs.PathError{Op: "stat", Path: root, Err: err}
 	}
 	if d.opts.ReadOnly {
 		return d, nil
 	}
 	for _, pool := range d.opts.Pools {
-		if err := d.openPool(pool, home.Dev); err != nil {
+		if err := d.openPool(pool, database.Dev); err != nil {
 			return nil, err
 		}
 	}
 	return d, nil
 }
 
-func (d *Dir) openPool(pool string, home uint64) error {
+func (d *Dir) openPool(pool string, database uint64) error {
 	var st unix.Stat_t
 	err := unix.Lstat(d.Path(pool), &st)
 	if errors.Is(err, unix.ENOENT) {
@@ -133,15 +138,16 @@ func (d *Dir) openPool(pool string, home uint64) error {
 		return fmt.Errorf("%s/: not a directory: mount or bind another disk there instead of a link: %w",
 			pool, errdefs.ErrFailedPrecondition)
 	}
-	d.separate[pool] = st.Dev != home
+	d.separate[pool] = st.Dev != database
 	return nil
 }
 
-// closeGrace is how long Close lets deletions go on: mostly those of a pull that failed. The next sweep, or the next
-// process that has the root open for a while, deletes the rest.
+// closeGrace is how long Close lets deletions go on: mostly those of a pull that failed. The next
+// sweep, or the next process that has the root open for a while, deletes the rest.
 const closeGrace = 500 * time.Millisecond
 
-// Close ends the deletions. Trash and Delete may still be called: what they are given stays for the next process.
+// Close ends the deletions. Trash and Delete may still be called: what they are given stays for the
+// next process.
 func (d *Dir) Close() {
 	for end := time.Now().Add(closeGrace); !d.queue.idle() && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
@@ -158,15 +164,15 @@ func (d *Dir) Path(elem ...string) string {
 	return filepath.Join(append([]string{d.root}, elem...)...)
 }
 
-// KeepSweepsAway makes BeginSweep wait until done is called: for an entry that is in its position but has no record,
-// or whose record is gone while the entry is still in use.
+// KeepSweepsAway makes BeginSweep wait until done is called: for an entry that is in its position
+// but has no record, or whose record is gone while the entry is still in use.
 func (d *Dir) KeepSweepsAway() (done func()) {
 	d.gate.RLock()
 	return d.gate.RUnlock
 }
 
-// BeginSweep waits until every entry that has its position is recorded, and keeps others from getting one until end is
-// called: an entry without a record is garbage then.
+// BeginSweep waits until every entry that has its position is recorded, and keeps others from
+// getting one until end is called: an entry without a record is garbage then.
 func (d *Dir) BeginSweep() (end func()) {
 	d.gate.Lock()
 	return d.gate.Unlock

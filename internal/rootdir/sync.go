@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// syncEntry makes a new entry of a pool durable before its record is, if the two lie on different file systems. On one
-// file system the sync of the record covers the directory as well.
+// syncEntry makes a new entry of a pool durable before its record is, if the two lie on different
+// file systems. On one file system the sync of the record covers the directory as well.
 func (d *Dir) syncEntry(pool, path string) error {
 	if !d.separate[pool] {
 		return nil

@@ -22,8 +22,8 @@ const (
 	throttlePause = 100 * time.Millisecond
 )
 
-// Trash deletes entries that have no record, in the background: it gives each of them a staged name first. A path
-// without a file is no error.
+// Trash deletes entries that have no record, in the background: it gives each of them a staged name
+// first. A path without a file is no error.
 func (d *Dir) Trash(paths ...string) error {
 	var moved []string
 	var errs []error
@@ -40,15 +40,16 @@ func (d *Dir) Trash(paths ...string) error {
 	return errors.Join(errs...)
 }
 
-// Aside gives an entry that has no record a staged name and returns the new path, for Delete or Empty. It returns
-// fs.ErrNotExist if there is no entry. Where a rename is impossible, because the entry lies on another file system, the
-// disk has no room for another name or a flag forbids it, Aside deletes the entry in its position and returns "".
+// Aside gives an entry that has no record a staged name and returns the new path, for Delete or
+// Empty. It returns fs.ErrNotExist if there is no entry. Where a rename is impossible, because the
+// entry lies on another file system, the disk has no room for another name or a flag forbids it,
+// Aside deletes the entry in its position and returns "".
 func (d *Dir) Aside(path string) (moved string, err error) {
 	dir := filepath.Dir(path)
 	if d.opts.TrashPool != "" {
 		dir = d.Path(d.opts.TrashPool)
 	}
-	moved = d.names.in(dir, "trash")
+	moved = d.names.pathIn(dir, "trash")
 	err = d.move(path, moved)
 	if errors.Is(err, fs.ErrNotExist) && d.opts.TrashPool != "" && d.fs.Mkdir(dir, 0o700) == nil {
 		err = d.move(path, moved) // the pool was missing
@@ -64,9 +65,9 @@ func (d *Dir) Aside(path string) (moved string, err error) {
 	return moved, nil
 }
 
-// move renames a file or directory. An ordinary user may move only directories that it may write, because their ".."
-// changes. A directory that is not writable is made so for the rename, and has its former mode on the disk when move
-// returns.
+// move renames a file or directory. An ordinary user may move only directories that it may write,
+// because their ".." changes. A directory that is not writable is made so for the rename, and has
+// its former mode on the disk when move returns.
 func (d *Dir) move(from, to string) error {
 	err := d.fs.Rename(from, to)
 	if !errors.Is(err, fs.ErrPermission) {
@@ -110,7 +111,8 @@ func (d *Dir) startWorkers(n int) {
 	}
 }
 
-// deleteTaken deletes a tree that was taken from the queue. If ctx ends it, the tree is queued again.
+// deleteTaken deletes a tree that was taken from the queue. If ctx ends it, the tree is queued
+// again.
 func (d *Dir) deleteTaken(ctx context.Context, path string) error {
 	err := panics.Call("deletion", func() error {
 		defer d.deleting.Lock(path)()
@@ -125,8 +127,9 @@ func (d *Dir) deleteTaken(ctx context.Context, path string) error {
 	return err
 }
 
-// logLeft logs that a deletion is incomplete. Files that a flag already protected from an earlier process are logged at
-// debug level, because gc lists them and every opening would repeat the warning.
+// logLeft logs that a deletion is incomplete. Files that a flag already protected from an earlier
+// process are logged at debug level, because gc lists them and every opening would repeat the
+// warning.
 func (d *Dir) logLeft(ctx context.Context, path string, err error) {
 	left, _ := leftover.Split(err)
 	if left != nil && left.Protected && !d.names.made(filepath.Base(path)) {
@@ -136,9 +139,9 @@ func (d *Dir) logLeft(ctx context.Context, path string, err error) {
 	log.G(ctx).WithError(err).Warn("deletion")
 }
 
-// Empty deletes trees with staged names, and everything that waits to be deleted, together with the background. It
-// returns when all of that is gone, with the errors of what remains; a leftover.Error lists files. When ctx ends, Empty
-// returns its error, and the background goes on.
+// Empty deletes trees with staged names, and everything that waits to be deleted, together with the
+// background. It returns when all of that is gone, with the errors of what remains; a
+// leftover.Error lists files. When ctx ends, Empty returns its error, and the background goes on.
 func (d *Dir) Empty(ctx context.Context, paths ...string) error {
 	workers, until := d.queue.retry(paths)
 	d.startWorkers(workers)
@@ -160,16 +163,17 @@ func (d *Dir) Empty(ctx context.Context, paths ...string) error {
 	return leftover.Join(ctx.Err(), failed)
 }
 
-// Wait returns when nothing waits to be deleted or is being deleted. It must not be called after Close.
+// Wait returns when nothing waits to be deleted or is being deleted. It must not be called after
+// Close.
 func (d *Dir) Wait() {
 	for ended := d.queue.ended(); ended != nil; ended = d.queue.ended() {
 		<-ended
 	}
 }
 
-// Throttle makes a caller that is about to make a directory wait while very many are to be deleted, so that directories
-// can't be made and removed much faster than they are deleted. It waits for 100 ms at most. Callers that remove do not
-// wait, because containerd's collector removes under a lock.
+// Throttle makes a caller that is about to make a directory wait while very many are to be deleted,
+// so that directories can't be made and removed much faster than they are deleted. It waits for 100
+// ms at most. Callers that remove do not wait, because containerd's collector removes under a lock.
 func (d *Dir) Throttle(ctx context.Context) {
 	const step = throttlePause / 20
 	for waited := time.Duration(0); waited < throttlePause && d.queue.length() >= throttleFrom; waited += step {
@@ -181,7 +185,8 @@ func (d *Dir) Throttle(ctx context.Context) {
 	}
 }
 
-// Count counts the bytes of disk blocks that deletions free from now on, until end is called, which returns their sum.
+// Count counts the bytes of disk blocks that deletions free from now on, until end is called, which
+// returns their sum.
 func (d *Dir) Count() (end func() int64) {
 	q := &d.queue
 	q.counting.Add(1)
@@ -210,8 +215,8 @@ func removeAll(_ context.Context, path string, freed func(bytes int64)) error {
 	return leftover.New(at, leftover.Protected(unix.AT_FDCWD, at), err)
 }
 
-// blocks returns the bytes of disk blocks that go with path and everything below it: none for a file that has other
-// names. What can't be looked at is not counted.
+// blocks returns the bytes of disk blocks that go with path and everything below it: none for a
+// file that has other names. What can't be looked at is not counted.
 func blocks(path string) (bytes int64) {
 	_ = filepath.WalkDir(path, func(path string, e fs.DirEntry, err error) error {
 		var st unix.Stat_t

@@ -39,8 +39,8 @@ func (d *testDir) empty() {
 	}
 }
 
-// TestTrash: entries are deleted in the background, and one that does not exist is no error. The workers end when
-// nothing is left to do.
+// TestTrash: entries are deleted in the background, and one that does not exist is no error. The
+// workers end when nothing is left to do.
 func TestTrash(t *testing.T) {
 	d := openTest(t, nil)
 	if err := d.Trash(d.tree("1"), d.Path(Layers, "none"), d.tree("2")); err != nil {
@@ -92,7 +92,8 @@ func TestTrashPool(t *testing.T) {
 	d.empty()
 }
 
-// TestMoveForOwner moves a directory that its owner may not write, which an ordinary user can't do as it is.
+// TestMoveForOwner moves a directory that its owner may not write, which an ordinary user can't do
+// as it is.
 func TestMoveForOwner(t *testing.T) {
 	root := t.TempDir()
 	d := reopenTest(t, root, fsystest.New(t, root, "rename layers/.*: fail EACCES"))
@@ -113,7 +114,8 @@ func TestMoveForOwner(t *testing.T) {
 	d.empty()
 }
 
-// TestEmpty: Empty deletes what waits and what could not be deleted before, and returns the files that remain.
+// TestEmpty: Empty deletes what waits and what could not be deleted before, and returns the files
+// that remain.
 func TestEmpty(t *testing.T) {
 	d := openTest(t, nil)
 	stuck := atomic.Bool{}
@@ -139,7 +141,8 @@ func TestEmpty(t *testing.T) {
 	d.empty()
 }
 
-// TestEmptyInterrupted: what a caller was deleting when its context ended is deleted by the background.
+// TestEmptyInterrupted: what a caller was deleting when its context ended is deleted by the
+// background.
 func TestEmptyInterrupted(t *testing.T) {
 	d := openTest(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -172,8 +175,8 @@ func TestEmptyInterrupted(t *testing.T) {
 	d.empty()
 }
 
-// TestClose ends the deletions and leaves what is not deleted to the next process, which deletes all staged names of
-// others, and all of staging/, in the background.
+// TestClose ends the deletions and leaves what is not deleted to the next process, which deletes
+// all staged names of others, and all of staging/, in the background.
 func TestClose(t *testing.T) {
 	root := t.TempDir()
 	d := reopenTest(t, root, nil)
@@ -260,7 +263,8 @@ func TestCount(t *testing.T) {
 	}
 }
 
-// TestThrottle: a caller waits while very many trees are to be deleted, but not for long and not after its context.
+// TestThrottle: a caller waits while very many trees are to be deleted, but not for long and not
+// after its context.
 func TestThrottle(t *testing.T) {
 	d := openTest(t, nil)
 	wait := func(ctx context.Context) time.Duration {
@@ -287,7 +291,8 @@ func TestThrottle(t *testing.T) {
 	d.queue.waiting, d.queue.workers = nil, 0
 }
 
-// TestNumbers: no number comes twice, whether a block is taken on its own or with a record, and none that is in use.
+// TestNumbers: no number comes twice, whether a block is taken on its own or with a record, and
+// none that is in use.
 func TestNumbers(t *testing.T) {
 	d := openTest(t, nil)
 	for _, taken := range []string{"layers/7", "snapshots/9"} {

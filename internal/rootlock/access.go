@@ -17,12 +17,13 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// Access is which rights a process has to the files of a root. It decides which owners and attributes the files can
-// have, so a root is used with the access with which it was made. The file lock records it, because the database may
-// get lost.
+// Access is which rights a process has to the files of a root. It decides which owners and
+// attributes the files can have, so a root is used with the access with which it was made. The file
+// lock records it, because the database may get lost.
 type Access struct {
 	by string // one of the constants below, or "uid <n>" for an ordinary user
-	// uids and gids are the ids of the user namespace whose root the process is. They are nil for any other process.
+	// uids and gids are the ids of the user namespace whose root the process is. They are nil for
+	// any other process.
 	uids, gids idmap.Map
 }
 
@@ -30,16 +31,16 @@ const (
 	privileged  = "privileged"
 	withoutCaps = "root without CAP_SYS_ADMIN" // in a container, for example
 	userNS      = "root of a user namespace"
-	// oneID is root of a namespace with a single id, to which all files belong: its rights are those of an ordinary
-	// user.
+	// oneID is root of a namespace with a single id, to which all files belong: its rights are
+	// those of an ordinary user.
 	oneID = "the one user of a user namespace"
 )
 
 // Unprivileged reports whether all files belong to one user, who can't give them to another.
 func (a Access) Unprivileged() bool { return a.by == oneID || strings.HasPrefix(a.by, "uid ") }
 
-// Confined reports whether the process is root, but not of the whole machine: it can't make device files or set
-// trusted.* attributes.
+// Confined reports whether the process is root, but not of the whole machine: it can't make device
+// files or set trusted.* attributes.
 func (a Access) Confined() bool { return a.by == userNS || a.by == withoutCaps }
 
 // IDs returns the user and group ids that the process can give to files. nil means all of them.
@@ -56,9 +57,10 @@ func (a Access) known() bool {
 	return ok && err == nil
 }
 
-// currentAccess determines the access of this process. f is a file of the process in the root. The process tries to set
-// a trusted.* attribute on it, because root of a container can look like root of the machine. If nothing may be written
-// and the attribute is not set, the process counts as root of the machine.
+// currentAccess determines the access of this process. f is a file of the process in the root. The
+// process tries to set a trusted.* attribute on it, because root of a container can look like root
+// of the machine. If nothing may be written and the attribute is not set, the process counts as
+// root of the machine.
 func currentAccess(f fsys.File, readOnly bool) (Access, error) {
 	if uid := os.Geteuid(); uid != 0 {
 		return Access{by: fmt.Sprintf("uid %d", uid)}, nil
@@ -72,8 +74,8 @@ func currentAccess(f fsys.File, readOnly bool) (Access, error) {
 	case uids != nil:
 		return Access{userNS, uids, gids}, nil
 	}
-	// Only a process with CAP_SYS_ADMIN on the machine sees such an attribute. It stays, so that later openings write
-	// nothing.
+	// Only a process with CAP_SYS_ADMIN on the machine sees such an attribute. It stays, so that
+	// later openings write nothing.
 	const attr = "trusted.tank"
 	if _, err := unix.Fgetxattr(int(f.Fd()), attr, nil); err == nil {
 		return Access{by: privileged}, nil
@@ -85,8 +87,8 @@ func currentAccess(f fsys.File, readOnly bool) (Access, error) {
 	return Access{by: privileged}, nil
 }
 
-// continues reports whether a can use a root that was made with the access was: the same, or that of a namespace that
-// has got more ids since.
+// continues reports whether a can use a root that was made with the access was: the same, or that
+// of a namespace that has got more ids since.
 func (a Access) continues(was Access) bool {
 	if a.by != was.by {
 		return false
@@ -119,11 +121,13 @@ func parseAccess(text string) (a Access, err error) {
 	return a, err
 }
 
-// maxLock is the maximum size of the file lock. It has one line, in which a namespace may have hundreds of ranges.
+// maxLock is the maximum size of the file lock. It has one line, in which a namespace may have
+// hundreds of ranges.
 const maxLock = 1 << 20
 
-// recordAccess refuses a root that was made with another access (errdefs.ErrFailedPrecondition), and records the access
-// of this process in the file lock unless readOnly. The file is locked, and at most maxLock bytes long.
+// recordAccess refuses a root that was made with another access (errdefs.ErrFailedPrecondition),
+// and records the access of this process in the file lock unless readOnly. The file is locked, and
+// at most maxLock bytes long.
 func recordAccess(lock fsys.File, readOnly bool) (Access, error) {
 	now, err := currentAccess(lock, readOnly)
 	if err != nil {

@@ -17,15 +17,16 @@ import (
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
 
-// ErrNoRoot is returned for a directory that is missing or empty, if no root may be made there. Its class is
-// errdefs.ErrNotFound.
+// ErrNoRoot is returned for a directory that is missing or empty, if no root may be made there. Its
+// class is errdefs.ErrNotFound.
 var ErrNoRoot = cause.Mark(fmt.Errorf("no root here: %w", errdefs.ErrNotFound), cause.NoRoot, "")
 
 const (
-	// markName is the file that makes a directory a root. It is the first file of a root, and synced before the next
-	// one is made.
+	// markName is the file that makes a directory a root. It is the first file of a root, and
+	// synced before the next one is made.
 	markName = "tank-root"
-	// markFormat is the format of the roots that this program makes and opens. A newer one is refused.
+	// markFormat is the format of the roots that this program makes and opens. A newer one is
+	// refused.
 	markFormat = 1
 	// markText is the first line of the mark, before the format's number.
 	markText = "tank root "
@@ -60,8 +61,9 @@ const (
 	noRoot                // anything else
 )
 
-// examine finds out what the directory is. It changes nothing. It returns errdefs.ErrFailedPrecondition when the mark
-// was written by a newer Tank or is not valid, and when the path is not a directory.
+// examine finds out what the directory is. It changes nothing. It returns
+// errdefs.ErrFailedPrecondition when the mark was written by a newer Tank or is not valid, and when
+// the path is not a directory.
 func examine(root string) (state, mark, error) {
 	fi, err := os.Lstat(root)
 	switch {
@@ -80,8 +82,8 @@ func examine(root string) (state, mark, error) {
 		if names, err = namesIn(root); err != nil {
 			return noRoot, mark{}, err
 		}
-		// Another process may be making a root here. It writes the mark first, so no other file of it is seen before the
-		// mark.
+		// Another process may be making a root here. It writes the mark first, so no other file of
+		// it is seen before the mark.
 		m, err = readMark(root)
 	}
 	switch {
@@ -109,7 +111,8 @@ func errNotRoot(why string) error {
 	return cause.Mark(fmt.Errorf("%s: %w", why, errdefs.ErrFailedPrecondition), cause.ForeignDirectory, "")
 }
 
-// IsRoot reports whether a directory is a root. A directory that this process may not read counts as one.
+// IsRoot reports whether a directory is a root. A directory that this process may not read counts
+// as one.
 func IsRoot(dir string) bool {
 	st, _, err := examine(dir)
 	return err == nil && (st == marked || st == unmarked) || errors.Is(err, os.ErrPermission)
@@ -124,8 +127,8 @@ func namesIn(dir string) ([]string, error) {
 	return names, err
 }
 
-// counts reports whether an entry makes a directory count as not empty: lost+found does not, nor does the temporary
-// file of a mark.
+// counts reports whether an entry makes a directory count as not empty: lost+found does not, nor
+// does the temporary file of a mark.
 func counts(name string) bool {
 	return name != "lost+found" && !strings.HasPrefix(name, markName+".")
 }
@@ -133,8 +136,8 @@ func counts(name string) bool {
 // errNoMark is returned for a mark with wrong content.
 var errNoMark = fmt.Errorf("file %s: not a mark: %w", markName, errdefs.ErrDataLoss)
 
-// readMark reads the mark of a root. It returns os.ErrNotExist if there is none, and errNoMark for one that is not
-// valid.
+// readMark reads the mark of a root. It returns os.ErrNotExist if there is none, and errNoMark for
+// one that is not valid.
 func readMark(root string) (m mark, err error) {
 	b, err := regular.ReadFile(filepath.Join(root, markName), maxMark)
 	if err != nil {
@@ -177,8 +180,9 @@ var firstNames = append([]string{
 	"tank.sock",
 }, firstDirs...)
 
-// madeByFirst reports whether Tank 0.1.0 made the directory: its file lock begins with a mode, and it has all of
-// Tank's directories or, if it was not finished, no names other than Tank's. Without a lock file, the database decides.
+// madeByFirst reports whether Tank 0.1.0 made the directory: its file lock begins with a mode, and
+// it has all of Tank's directories or, if it was not finished, no names other than Tank's. Without
+// a lock file, the database decides.
 func madeByFirst(root string, names []string) bool {
 	has := func(n string) bool { return slices.Contains(names, n) }
 	all := !slices.ContainsFunc(firstDirs, func(dir string) bool { return !has(dir) || !isDir(filepath.Join(root, dir)) })

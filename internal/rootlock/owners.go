@@ -27,15 +27,16 @@ func makeRoot(fs fsys.FS, root string) error {
 	return errors.Join(writeMark(fs, root, mark{format: markFormat}), fs.SyncDir(filepath.Dir(root)))
 }
 
-// directories are Tank's own directories in a root, each after its parent. Directories of images are not among them.
+// directories are Tank's own directories in a root, each after its parent. Directories of images
+// are not among them.
 var directories = []string{
 	"blobs", "blobs/sha256", "blobs/sha512", "ingest", "layers", "rootfs", "rootfs/sha256", "rootfs/sha512", "snapshots",
 	"staging", "lost", "reserve",
 }
 
-// checkOwners returns errdefs.ErrFailedPrecondition unless the root and Tank's directories in it are directories that
-// belong to the process's user and that no other user can write to. A user who can write to one could replace files in
-// it by links.
+// checkOwners returns errdefs.ErrFailedPrecondition unless the root and Tank's directories in it
+// are directories that belong to the process's user and that no other user can write to. A user who
+// can write to one could replace files in it by links.
 func checkOwners(root string) error {
 	uid := os.Geteuid()
 	if err := checkOwner(unix.AT_FDCWD, root, uid); err != nil {

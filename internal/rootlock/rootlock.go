@@ -1,13 +1,14 @@
-// Package rootlock decides whether a directory is a root, makes one, and gives it to one process at a time.
+// Package rootlock decides whether a directory is a root, makes one, and gives it to one process at
+// a time.
 //
-// It owns two files of a root: tank-root, the mark that makes a directory a root, and lock, which the owning process
-// locks and which records with which rights the root was made.
+// It owns two files of a root: tank-root, the mark that makes a directory a root, and lock, which
+// the owning process locks and which records with which rights the root was made.
 //
-// Its invariant: a directory that is not a root, or belongs to another user, or is in use by another process, is not
-// changed in any way.
+// Its invariant: a directory that is not a root, or belongs to another user, or is in use by
+// another process, is not changed in any way.
 //
-// The surprising rule: several processes may hold the lock at once, if none of them can write to the root (a read-only
-// mount). They share it, and change nothing.
+// The surprising rule: several processes may hold the lock at once, if none of them can write to
+// the root (a read-only mount). They share it, and change nothing.
 package rootlock
 
 import (
@@ -39,8 +40,8 @@ const lockName = "lock"
 type Options struct {
 	// Make makes a root in a directory that is missing or empty. false: Take returns ErrNoRoot.
 	Make bool
-	// AllowReadOnly takes a root that can't be written, too; see Lock.ReadOnly. false: such a root is refused with
-	// errdefs.ErrFailedPrecondition.
+	// AllowReadOnly takes a root that can't be written, too; see Lock.ReadOnly. false: such a root
+	// is refused with errdefs.ErrFailedPrecondition.
 	AllowReadOnly bool
 	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS
@@ -56,12 +57,13 @@ type Lock struct {
 	readOnly bool
 }
 
-// Take finds or makes the root at an absolute path and locks it for this process. A root of Tank 0.1.0, which has no
-// mark, gets one.
+// Take finds or makes the root at an absolute path and locks it for this process. A root of Tank
+// 0.1.0, which has no mark, gets one.
 //
-// It returns errdefs.ErrUnavailable while another process owns the root, ErrNoRoot, and errdefs.ErrFailedPrecondition
-// for a directory of another program, a root of a newer Tank, and a root that belongs to another user, was made with
-// another access, or can be written by other users.
+// It returns errdefs.ErrUnavailable while another process owns the root, ErrNoRoot, and
+// errdefs.ErrFailedPrecondition for a directory of another program, a root of a newer Tank, and a
+// root that belongs to another user, was made with another access, or can be written by other
+// users.
 func Take(root string, opts *Options) (_ *Lock, err error) {
 	var o Options
 	if opts != nil {
@@ -96,8 +98,8 @@ func Take(root string, opts *Options) (_ *Lock, err error) {
 	return l, nil
 }
 
-// find examines the directory, and makes a root in one that is missing or empty if it may. It returns marked or
-// unmarked, or an error.
+// find examines the directory, and makes a root in one that is missing or empty if it may. It
+// returns marked or unmarked, or an error.
 func (l *Lock) find(make bool) (st state, err error) {
 	st, l.mark, err = examine(l.root)
 	if (st == missing || st == empty) && err == nil {
@@ -127,8 +129,8 @@ func errOtherUser(err error) error {
 		cause.ForeignUser, "")
 }
 
-// take opens and locks the file lock: for this process alone, or together with other readers when nothing can be
-// written.
+// take opens and locks the file lock: for this process alone, or together with other readers when
+// nothing can be written.
 func (l *Lock) take() error {
 	path := filepath.Join(l.root, lockName)
 	flags, how := unix.O_RDWR, unix.LOCK_EX
@@ -179,8 +181,8 @@ func lockFile(f fsys.File, how int) error {
 	return err
 }
 
-// madeBy returns the error for a root that was made with another access. It returns nil if the file lock can't be read:
-// then the caller reports why the root is refused.
+// madeBy returns the error for a root that was made with another access. It returns nil if the file
+// lock can't be read: then the caller reports why the root is refused.
 func (l *Lock) madeBy() error {
 	f, err := regular.Open(filepath.Join(l.root, lockName))
 	if err != nil {
@@ -191,8 +193,9 @@ func (l *Lock) madeBy() error {
 	return err
 }
 
-// unwritable reports whether the root can't be written. With all, it also reports whether one of Tank's directories or
-// of the files that are written in place can't be written; a caller that writes would notice that at its first write.
+// unwritable reports whether the root can't be written. With all, it also reports whether one of
+// Tank's directories or of the files that are written in place can't be written; a caller that
+// writes would notice that at its first write.
 func unwritable(root string, all bool) (bool, error) {
 	names := append([]string{".", lockName, Database}, directories...)
 	if !all {
@@ -214,7 +217,8 @@ func unwritable(root string, all bool) (bool, error) {
 // Close gives the root up.
 func (l *Lock) Close() error { return l.file.Close() }
 
-// ReadOnly reports whether the root can't be written. Then other processes may read it at the same time.
+// ReadOnly reports whether the root can't be written. Then other processes may read it at the same
+// time.
 func (l *Lock) ReadOnly() bool { return l.readOnly }
 
 // Access returns the rights that this process has to the files of the root.
@@ -223,7 +227,8 @@ func (l *Lock) Access() Access { return l.access }
 // Daemon reports whether the mark says that the root is a daemon's.
 func (l *Lock) Daemon() bool { return l.mark.daemon }
 
-// MarkDaemon makes the root a daemon's, durably. A full disk is no error: the next opening marks the root.
+// MarkDaemon makes the root a daemon's, durably. A full disk is no error: the next opening marks
+// the root.
 func (l *Lock) MarkDaemon() error {
 	if l.mark.daemon {
 		return nil
@@ -251,8 +256,8 @@ func (l *Lock) Sync() error {
 	return nil
 }
 
-// Unused reports whether the root has nothing that a database could have recorded, and no database. index.json is not
-// examined.
+// Unused reports whether the root has nothing that a database could have recorded, and no database.
+// index.json is not examined.
 func (l *Lock) Unused() (bool, error) {
 	names, err := namesIn(l.root)
 	if err != nil {

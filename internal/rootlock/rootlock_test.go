@@ -71,7 +71,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestAccess: an access is read as it was written, and continues that of a namespace which has got more ids.
+// TestAccess: an access is read as it was written, and continues that of a namespace which has got
+// more ids.
 func TestAccess(t *testing.T) {
 	ids := idmap.Map{{Container: 0, Host: 1000, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
 	for _, a := range []Access{

@@ -26,53 +26,54 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/registry"
 )
 
-// Image is one platform of what a reference stands for.
+// Image is an image for one platform.
 type Image struct {
 	Ref         string             // normalized
-	Target      ocispec.Descriptor // what the reference resolved to: an index or a manifest
+	Target      ocispec.Descriptor // the index or manifest that the reference names
 	Manifest    ocispec.Descriptor
 	Config      ocispec.Descriptor
 	Layers      []ocispec.Descriptor // bottom first
-	DiffIDs     []digest.Digest      // of the layers, claimed by the config and not verified here
+	DiffIDs     []digest.Digest      // of the layers, as the config states them; not verified
 	ConfigBytes []byte
-	// Platform is what the index gives for the manifest. Without an index, it is what the config
-	// says, completed by what was asked for.
+	// Platform is the platform that the index states for the manifest. Without an index it is the
+	// platform in the config, completed by the requested one.
 	Platform ocispec.Platform
-	// Warning is one sentence about a config that contradicts Platform or leaves it out. "": there
-	// is nothing to report.
+	// Warning is a sentence about a config that contradicts Platform or leaves it out, "" if there
+	// is none.
 	Warning string
-	Indexes []ocispec.Descriptor
-	Fetched int // blobs that came from the registry: indexes, manifests, configs and layers that the store did not have
+	Indexes []ocispec.Descriptor // from the target down to the manifest
+	Fetched int                  // number of blobs that were downloaded, including indexes, manifests and configs
 }
 
-// Event tells how far the download of one blob is.
+// Event reports the progress of one blob.
 type Event = download.Event
 
 // FetchOptions configure one Fetch.
 type FetchOptions struct {
-	// OnImage is called once, when manifest and config are known and before any layer is asked for.
-	// An error ends the fetch. nil: nobody is told.
+	// OnImage is called once, when manifest and config are known and before the first layer is
+	// requested. An error ends the fetch. nil: it is not called.
 	OnImage func(*Image) error
-	// Progress is called often and by several goroutines at once. nil: nobody is told.
+	// Progress receives the progress of all blobs. It is called often and by several goroutines at
+	// once. nil: it is not called.
 	Progress func(Event)
-	// Downloads bounds how many blobs are downloaded at once. Zero value: 8.
+	// Downloads is the number of blobs that are downloaded at once. 0: 8.
 	Downloads int
-	// Refresh downloads every blob again, manifests included, whatever the store has. What the
-	// store has is only replaced by what was verified.
+	// Refresh downloads every blob again, including manifests, even if the store has it. The store
+	// replaces a blob only by verified bytes. false: blobs in the store are used.
 	Refresh bool
-	// OnLayer is called after each layer is in the store, once for each blob, also when it was
-	// there before; by several goroutines at once. An error ends the fetch. nil: nobody is told.
+	// OnLayer is called once for each layer blob when the store has it, also if the store had it
+	// before, and by several goroutines at once. An error ends the fetch. nil: it is not called.
 	OnLayer func(ocispec.Descriptor) error
 }
 
-// Fetch brings target, which Resolve answered for ref, into a store: the indexes on the way, the
-// manifest of the platform, its config, then all of its layers at once. A blob that the store has
-// is not asked for; an ingest that was interrupted goes on where it stopped. A nil platform means
-// this machine's. Of an index, the entry that suits it best is taken, and the index decides what
-// that entry is for, whatever its config says.
+// Fetch downloads the image target, which Resolve returned for ref, into a store: the indexes, the
+// manifest for the platform, its config, and then all layers at once. It does not request a blob
+// that the store has, and resumes interrupted ingests. A nil platform is that of this machine. Of
+// an index, Fetch takes the entry that suits the platform best; the platform that the index states
+// takes precedence over the config.
 //
-// Classes: those of Resolve; ErrNotFound, with a NoPlatform, also when no manifest is for the
-// platform; and whatever the store answers with.
+// Classes: those of Resolve; errdefs.ErrNotFound, with a NoPlatform, also if no manifest is for the
+// platform; and those of the store.
 func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference, target ocispec.Descriptor,
 	want *ocispec.Platform, opts *FetchOptions,
 ) (*Image, error) {
@@ -101,7 +102,7 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	})
 	image, err := f.image(ctx, target, nil, 0)
 	if err != nil {
-		return nil, fmt.Errorf("reference %s: %w", ref, refused(err, cause.Document))
+		return nil, fmt.Errorf("reference %s: %w", ref, withCause(err, cause.Document))
 	}
 	image.Ref, image.Target = ref.String(), target
 	image.Indexes, image.Fetched = f.indexes, f.fetched
@@ -113,13 +114,12 @@ func (r *Resolver) Fetch(ctx context.Context, into content.Store, ref Reference,
 	n, err := f.layers(ctx, image.Layers)
 	image.Fetched += n
 	if err != nil {
-		return nil, fmt.Errorf("reference %s: %w", ref, refused(err, cause.Digest))
+		return nil, fmt.Errorf("reference %s: %w", ref, withCause(err, cause.Digest))
 	}
 	return image, nil
 }
 
-// fetch is one call of Fetch. Its fields are written before the layers start and only read from
-// then on.
+// fetch is one call of Fetch. The layers only read it.
 type fetch struct {
 	FetchOptions
 	resolver *Resolver
@@ -130,12 +130,12 @@ type fetch struct {
 	indexes  []ocispec.Descriptor
 	fetched  int
 
-	documents int // looked at
+	documents int // read so far
 }
 
-// manifest reads the config that a manifest names and makes an Image of both. said is the platform
-// that an index gives for the manifest; nil if none does.
-func (f *fetch) manifest(ctx context.Context, doc document, said *ocispec.Platform) (*Image, error) {
+// manifest reads the config of a manifest and makes an Image of both. fromIndex is the platform
+// that an index states for the manifest, nil if none does.
+func (f *fetch) manifest(ctx context.Context, doc document, fromIndex *ocispec.Platform) (*Image, error) {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("manifest %s: %w: %w", doc.digest, fmt.Errorf(format, args...), errdefs.ErrDataLoss)
 	}
@@ -161,7 +161,7 @@ func (f *fetch) manifest(ctx context.Context, doc document, said *ocispec.Platfo
 	if err != nil {
 		return nil, fmt.Errorf("config %s: %w", m.Config.Digest, err)
 	}
-	p, warning, err := f.decide(doc.digest, config.Platform, said)
+	p, warning, err := f.decide(doc.digest, config.Platform, fromIndex)
 	if err != nil {
 		return nil, err
 	}
@@ -174,49 +174,53 @@ func (f *fetch) manifest(ctx context.Context, doc document, said *ocispec.Platfo
 	}, nil
 }
 
-// isObject reports whether a document is a JSON object, which may have faults that only a stricter
-// reader finds.
+// isObject reports whether data is a JSON object. ReadConfig may still refuse it.
 func isObject(data []byte) bool {
 	return json.Valid(data) && bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{"))
 }
 
-// decide returns the platform of a manifest, from its config and from what an index says, which
-// counts. The error is a NoPlatform.
-func (f *fetch) decide(manifest digest.Digest, config ocispec.Platform, said *ocispec.Platform) (
+// decide returns the platform of a manifest: the one that an index states, or that of the config,
+// completed by the requested one. The error is a NoPlatform.
+func (f *fetch) decide(manifest digest.Digest, config ocispec.Platform, fromIndex *ocispec.Platform) (
 	p ocispec.Platform, warning string, err error,
 ) {
 	switch {
-	case said == nil && !f.platform.Allows(config):
+	case fromIndex == nil && !f.platform.Allows(config):
 		none := &NoPlatform{Document: manifest, Want: f.platform.String()}
 		none.add(platform.Name(config))
 		return p, "", none
-	case said == nil:
+	case fromIndex == nil:
 		p = f.platform.Complete(config)
 		if config.OS == "" || config.Architecture == "" {
-			warning = fmt.Sprintf("manifest %s: its config names the platform %s: it is taken for %s, which was asked for",
-				manifest, printable.Text(platform.Name(config)), printable.Text(platforms.FormatAll(p)))
+			warning = fmt.Sprintf("manifest %s: its config names the platform %s: "+
+				"it is taken for %s, which was asked for",
+				manifest, printable.Text(platform.Name(config)),
+				printable.Text(platforms.FormatAll(p)))
 		}
 	default:
-		if p = *said; p.OS == "" {
+		if p = *fromIndex; p.OS == "" {
 			p.OS = f.platform.Complete(p).OS
 		}
 		if platform.Contradicts(config, p) {
-			warning = fmt.Sprintf("manifest %s: its config names the platform %s: it is taken for %s, as the index says",
-				manifest, printable.Text(platform.Name(config)), printable.Text(platforms.FormatAll(p)))
+			warning = fmt.Sprintf("manifest %s: its config names the platform %s: "+
+				"it is taken for %s, as the index says",
+				manifest, printable.Text(platform.Name(config)),
+				printable.Text(platforms.FormatAll(p)))
 		}
 	}
 	return p, warning, nil
 }
 
-// document returns the manifest or index desc: from the store, from what Resolve just read, or from
-// the registry. Afterwards it is in the store. sized is false if a size of zero in desc means that
-// the size is not known.
+// document returns the manifest or index desc: from the store, from Resolve, or from the registry.
+// It is in the store afterwards. sized is false if a size of zero in desc means that the size is
+// unknown.
 func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized bool) (doc document, err error) {
 	if desc.Digest.Validate() != nil || desc.Digest.Algorithm() != digest.SHA256 {
 		return document{}, fmt.Errorf("descriptor %.100q: digest is not a sha256: %w", desc.Digest, errdefs.ErrDataLoss)
 	}
 	if desc.Size > MaxManifestSize {
-		return document{}, fmt.Errorf("manifest %s: larger than %d bytes: %w", desc.Digest, MaxManifestSize, errdefs.ErrDataLoss)
+		return document{}, fmt.Errorf("manifest %s: larger than %d bytes: %w",
+			desc.Digest, MaxManifestSize, errdefs.ErrDataLoss)
 	}
 	here := false
 	if !f.Refresh {
@@ -232,11 +236,11 @@ func (f *fetch) document(ctx context.Context, desc ocispec.Descriptor, sized boo
 		return document{}, err
 	}
 	if size := int64(len(doc.bytes)); size != desc.Size && (sized || desc.Size != 0) {
-		return document{}, fmt.Errorf("manifest %s: %d bytes where %d were announced: %w",
+		return document{}, fmt.Errorf("manifest %s: has %d bytes, its descriptor states %d: %w",
 			desc.Digest, size, desc.Size, errdefs.ErrDataLoss)
 	}
 	if desc.MediaType != "" && desc.MediaType != doc.MediaType {
-		return document{}, fmt.Errorf("manifest %s: media type %.100q where %.100q was announced: %w",
+		return document{}, fmt.Errorf("manifest %s: has the media type %.100q, its descriptor states %.100q: %w",
 			desc.Digest, doc.MediaType, desc.MediaType, errdefs.ErrDataLoss)
 	}
 	if here {
@@ -262,8 +266,7 @@ func (f *fetch) storedDocument(ctx context.Context, desc ocispec.Descriptor) (do
 	return doc, true, nil
 }
 
-// stored reads a small blob of the store and hashes it again: what is decided from it decides
-// everything else.
+// stored reads a small blob from the store and verifies its digest.
 func (f *fetch) stored(ctx context.Context, d digest.Digest) ([]byte, error) {
 	info, err := f.into.Info(ctx, d)
 	if err != nil {
@@ -277,13 +280,13 @@ func (f *fetch) stored(ctx context.Context, d digest.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("blob %s: %w", d, err)
 	}
 	if digest.FromBytes(data) != d {
-		err := fmt.Errorf("blob %s: the stored bytes hash to something else: %w", d, errdefs.ErrDataLoss)
+		err := fmt.Errorf("blob %s: the stored bytes have another digest: %w", d, errdefs.ErrDataLoss)
 		return nil, cause.Mark(err, cause.Damaged, "")
 	}
 	return data, nil
 }
 
-// small brings a blob that fits into memory, such as a config, into the store and reads it.
+// small downloads a small blob, such as a config, into the store and returns it.
 func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
 	fresh, err := f.blobs.Blob(ctx, desc, time.Now().Add(f.resolver.opts.DocumentTimeout))
 	if err != nil {
@@ -295,8 +298,9 @@ func (f *fetch) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 	return f.stored(ctx, desc.Digest)
 }
 
-// layers downloads every layer once, however often the manifest repeats it, and the largest first:
-// the last one to come has nobody beside it. It returns how many were not there before.
+// layers downloads each layer blob once, even if the manifest has it repeatedly, the largest blobs
+// first, because a large blob that comes last would be downloaded alone. It returns the number of
+// blobs that the store did not have.
 func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(f.Downloads)
@@ -326,5 +330,7 @@ func (f *fetch) layers(ctx context.Context, layers []ocispec.Descriptor) (int, e
 }
 
 func largestFirst(layers []ocispec.Descriptor) []ocispec.Descriptor {
-	return slices.SortedStableFunc(slices.Values(layers), func(a, b ocispec.Descriptor) int { return cmp.Compare(b.Size, a.Size) })
+	return slices.SortedStableFunc(slices.Values(layers), func(a, b ocispec.Descriptor) int {
+		return cmp.Compare(b.Size, a.Size)
+	})
 }

@@ -18,16 +18,16 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// maxNamed is how many platforms NoPlatform names.
+// maxNamed is the number of platforms that a NoPlatform lists.
 const maxNamed = 16
 
-// NoPlatform is the error for an image that is in order, but has no manifest for the platform that
-// was asked for. Its class is errdefs.ErrNotFound.
+// NoPlatform is the error for a valid image without a manifest for the requested platform. Its
+// class is errdefs.ErrNotFound.
 type NoPlatform struct {
 	Document digest.Digest // the index or manifest
-	Want     string
-	Has      []string // the platforms that it has; only the first of many
-	More     int      // how many Has leaves out
+	Want     string        // the requested platform
+	Has      []string      // platforms of the image; only the first ones of many
+	More     int           // number of platforms that Has leaves out
 }
 
 func (e *NoPlatform) Error() string {
@@ -41,13 +41,13 @@ func (e *NoPlatform) Error() string {
 	return fmt.Sprintf("manifest %s: no image for %s: %s", e.Document, e.Want, has)
 }
 
-// Is makes it one of errdefs.ErrNotFound.
+// Is makes errors.Is report the class errdefs.ErrNotFound.
 func (e *NoPlatform) Is(target error) bool { return target == errdefs.ErrNotFound }
 
-// Cause is what a user can do about it.
+// Cause returns the cause, from which follows what the user can do.
 func (e *NoPlatform) Cause() cause.Cause { return cause.Cause{Kind: cause.Platform} }
 
-// add names a platform once.
+// add adds a platform, unless it is listed.
 func (e *NoPlatform) add(name string) {
 	name = printable.Text(name)
 	switch {
@@ -59,25 +59,30 @@ func (e *NoPlatform) add(name string) {
 	}
 }
 
-// image finds the manifest for the platform at or below desc. said is the platform that an index
-// gives for it; nil if none does.
-func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, said *ocispec.Platform, depth int) (*Image, error) {
+// image finds the manifest for the platform in the document desc or in one below it, and makes an
+// Image of it. fromIndex is the platform that an index states for desc, nil if none does. depth is
+// the number of indexes above.
+func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, fromIndex *ocispec.Platform, depth int) (
+	*Image, error,
+) {
 	if f.documents++; f.documents > maxDocuments {
-		return nil, fmt.Errorf("index: more than %d documents were looked at: %w", maxDocuments, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("index: the platform was not found in %d documents: %w",
+			maxDocuments, errdefs.ErrDataLoss)
 	}
 	doc, err := f.document(ctx, desc, depth > 0)
 	if err != nil {
 		return nil, err
 	}
 	if images.IsManifestType(doc.MediaType) {
-		return f.manifest(ctx, doc, said)
+		return f.manifest(ctx, doc, fromIndex)
 	}
 	if depth >= MaxNesting {
-		return nil, fmt.Errorf("index %s: nested deeper than %d: %w", desc.Digest, MaxNesting, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("index %s: more than %d levels of nested indexes: %w",
+			desc.Digest, MaxNesting, errdefs.ErrDataLoss)
 	}
 	f.indexes = append(f.indexes, doc.descriptor())
 	if len(doc.Index.Manifests) > MaxIndexWidth {
-		return nil, fmt.Errorf("index %s: %d entries are more than %d: %w",
+		return nil, fmt.Errorf("index %s: has %d entries, at most %d are allowed: %w",
 			desc.Digest, len(doc.Index.Manifests), MaxIndexWidth, errdefs.ErrDataLoss)
 	}
 	mark := len(f.indexes)
@@ -85,12 +90,12 @@ func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, said *ocispe
 	fit, others := f.candidates(doc.Index.Manifests)
 	none := &NoPlatform{Document: desc.Digest, Want: f.platform.String()}
 	for _, child := range fit {
-		below := said
+		below := fromIndex
 		if names(child) {
 			below = child.Platform
 		}
 		image, err := f.image(ctx, child, below, depth+1)
-		if errors.Is(err, mediatype.ErrNotRootfs) { // beside the image may lie what belongs to it
+		if errors.Is(err, mediatype.ErrNotRootfs) { // an artifact in the index, such as a signature
 			artifact = err
 			f.indexes = f.indexes[:mark]
 			continue
@@ -117,15 +122,15 @@ func (f *fetch) image(ctx context.Context, desc ocispec.Descriptor, said *ocispe
 	return nil, none
 }
 
-// names reports whether an entry of an index names a platform.
+// names reports whether an entry of an index states a platform.
 func names(d ocispec.Descriptor) bool {
 	return d.Platform != nil && (d.Platform.OS != "" || d.Platform.Architecture != "")
 }
 
-// candidates are the entries of an index worth a look: those for the platform, the best first and
-// equally good ones in the index's order, then those that name no platform. others are the images
-// for other platforms. An attestation names the platform unknown/unknown, or states its type; it is
-// no image for any platform.
+// candidates returns the entries of an index that may have the image: those for the platform, the
+// best first and equal ones in the order of the index, and then those that state no platform.
+// others are the images for other platforms. Attestations are neither: they state the platform
+// unknown/unknown, or their type.
 func (f *fetch) candidates(all []ocispec.Descriptor) (fit, others []ocispec.Descriptor) {
 	var named, unnamed []ocispec.Descriptor
 	for _, d := range all {

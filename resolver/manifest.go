@@ -22,13 +22,13 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
-// acceptManifests names every document that this package understands.
+// acceptManifests lists the media types of the documents that this package understands.
 var acceptManifests = strings.Join([]string{
 	ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest,
 	images.MediaTypeDockerSchema2ManifestList, images.MediaTypeDockerSchema2Manifest,
 }, ", ")
 
-// document is a manifest or an index whose bytes hash to digest and have one reading.
+// document is a manifest or an index whose bytes hash to digest, and which has only one reading.
 type document struct {
 	*imagejson.Document
 	digest digest.Digest
@@ -39,14 +39,15 @@ func (d document) descriptor() ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.digest, Size: int64(len(d.bytes))}
 }
 
-// manifest gets the document object, a tag or a digest, from the first host that has it. want is
-// its digest, empty when only a tag is known.
+// manifest downloads the manifest or index object, a tag or a digest, from the first host that has
+// it. want is its digest, "" if only a tag is known. mediaType is the one in a descriptor, "" if
+// that is not known.
 func manifest(ctx context.Context, p *registry.Repository, object string, want digest.Digest,
 	mediaType string,
 ) (document, error) {
 	need := docker.HostCapabilityPull
 	if want == "" {
-		need |= docker.HostCapabilityResolve // a mirror may not be trusted with what a tag means
+		need |= docker.HostCapabilityResolve // not every mirror may resolve tags
 	}
 	end := time.Now().Add(p.DocumentTimeout())
 	var first error
@@ -64,7 +65,7 @@ func manifest(ctx context.Context, p *registry.Repository, object string, want d
 		if err == nil || ctx.Err() != nil {
 			return doc, err
 		}
-		// A missing manifest says the least, so any other host's reason is better.
+		// Any other error says more than that one host lacks the manifest.
 		if first == nil || errdefs.IsNotFound(first) {
 			first = err
 		}
@@ -75,7 +76,7 @@ func manifest(ctx context.Context, p *registry.Repository, object string, want d
 	return document{}, first
 }
 
-// manifestTries asks one host, the last one more than once.
+// manifestTries asks one host, and the last host repeatedly.
 func manifestTries(ctx context.Context, p *registry.Repository, host *registry.Endpoint, last bool, object string,
 	want digest.Digest, mediaType string,
 ) (document, error) {
@@ -93,6 +94,7 @@ func manifestTries(ctx context.Context, p *registry.Repository, host *registry.E
 	}
 }
 
+// manifestFrom sends one request for a manifest or index.
 func manifestFrom(ctx context.Context, p *registry.Repository, host *registry.Endpoint, object string,
 	want digest.Digest, mediaType string,
 ) (document, error) {
@@ -110,11 +112,12 @@ func manifestFrom(ctx context.Context, p *registry.Repository, host *registry.En
 	}
 	doc := document{bytes: data, digest: digest.FromBytes(data)}
 	if want != "" && doc.digest != want {
-		err := fmt.Errorf("manifest %s from %s: the bytes hash to %s: %w", object, host.Host, doc.digest, errdefs.ErrDataLoss)
+		err := fmt.Errorf("manifest %s from %s: the bytes hash to %s: %w",
+			object, host.Host, doc.digest, errdefs.ErrDataLoss)
 		return document{}, cause.Mark(err, cause.Digest, "")
 	}
 	if claim := resp.Header.Get("Docker-Content-Digest"); want == "" && claim != "" && contradicts(claim, data) {
-		err := fmt.Errorf("manifest %s from %s: header Docker-Content-Digest says %q, the bytes hash to %s: %w",
+		err := fmt.Errorf("manifest %s from %s: header Docker-Content-Digest is %q, the bytes hash to %s: %w",
 			object, host.Host, claim, doc.digest, errdefs.ErrDataLoss)
 		return document{}, cause.Mark(err, cause.Digest, "")
 	}
@@ -127,13 +130,13 @@ func manifestFrom(ctx context.Context, p *registry.Repository, host *registry.En
 	return doc, nil
 }
 
-// contradicts says whether a claimed digest, of whatever algorithm, is not that of data.
+// contradicts reports whether claim, a digest of any algorithm, is not the digest of data.
 func contradicts(claim string, data []byte) bool {
 	d, err := digest.Parse(claim)
 	return err != nil || d.Algorithm().FromBytes(data) != d
 }
 
-// headerType is the media type that a registry claims, or empty when it claims nothing of use.
+// headerType returns the media type in the headers, "" if they have none of a manifest.
 func headerType(h http.Header) string {
 	t, _, err := mime.ParseMediaType(h.Get("Content-Type"))
 	if err != nil || t == "text/plain" || t == "application/octet-stream" || t == "application/json" {

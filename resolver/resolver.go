@@ -1,21 +1,21 @@
-// Package resolver turns a reference into verified blobs: it asks registries and writes what they
-// answer into a content store.
+// Package resolver turns a reference into the verified blobs of an image: it asks registries, and
+// writes their answers into a content store.
 //
-// It owns nothing on disk. The store that Fetch writes to is the caller's, and so is the memory of
-// what a tag once meant.
+// It owns nothing on disk. The caller owns the store that Fetch writes to, and remembers what a tag
+// meant earlier.
 //
-// Its invariant: no byte that a registry sent is believed. A manifest is what hashes to the digest
-// that was asked for; when only a tag was asked for, the digest is computed from the bytes and what
-// the headers claim can only contradict it. Content that fails verification, or that contradicts
-// itself, is an error of class errdefs.ErrDataLoss, always.
+// Its invariant: it believes no byte that a registry sends. A manifest is what hashes to the
+// requested digest. If only a tag is known, the digest is computed from the bytes, and headers can
+// only contradict it. Content that fails verification or contradicts itself is an error of class
+// errdefs.ErrDataLoss.
 //
-// New opens no socket and reads no file: both wait for the first Resolve or Fetch, so that a
-// program that stays offline stays so.
+// New opens no socket and reads no file; the first Resolve or Fetch does.
 //
-// The surprising rule: of containerd's client only the host configuration (hosts.toml) is used. Its
-// fetcher takes the digest of a tag from a header, believes a 206 without looking where it starts,
-// and waits for nobody's Retry-After; its authorizer sends credentials to whatever token server a
-// registry names. docs/adr/0006-registry-client.md has the rules that are followed here.
+// The surprising rule: of containerd's registry client, only the host configuration (hosts.toml) is
+// used. containerd's fetcher takes the digest of a tag from a header, does not check where a 206
+// begins, and ignores Retry-After; its authorizer sends credentials to any token server that a
+// registry names. ADR 6 has the rules that Tank follows, ADR 38 the packages: auth and hostsdir for
+// credentials and configuration, and below internal the client of registries and the downloads.
 package resolver
 
 import (
@@ -38,83 +38,82 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
-// Limits on what a registry may make us read into memory.
+// Limits of what a registry can make a process read into memory.
 const (
 	MaxManifestSize = imagejson.MaxManifestSize // bytes of one manifest or index
 	MaxConfigSize   = imagejson.MaxConfigSize   // bytes of an image config
-	MaxNesting      = 4                         // indexes inside one another
+	MaxNesting      = 4                         // levels of nested indexes
 	MaxIndexWidth   = exactjson.MaxObjects      // entries of one index
-	maxDocuments    = 32                        // manifests and indexes that one Fetch looks at to find its platform
+	maxDocuments    = 32                        // manifests and indexes that one Fetch reads to find its platform
 )
 
 // Options configure a Resolver.
 type Options struct {
-	// PlainHTTP speaks HTTP with every registry that no hosts.toml describes. Zero value: only with
-	// localhost, 127.0.0.0/8 and [::1].
+	// PlainHTTP uses HTTP for every registry that has no hosts.toml. false: only for localhost,
+	// 127.0.0.0/8 and [::1].
 	PlainHTTP bool
-	// HostsDir is a directory of <registry>/hosts.toml files and certificates as containerd has
-	// them in certs.d. Zero value: none is read.
+	// HostsDir is a directory with <registry>/hosts.toml files and certificates, like containerd's
+	// certs.d. "": none is read.
 	HostsDir string
-	// UserAgent names the client. Zero value: "tank".
+	// UserAgent is sent with every request. "": "tank".
 	UserAgent string
-	// StallTimeout is how long a body may send nothing before the request is given up and resumed.
-	// Zero value: 30 seconds.
+	// StallTimeout is how long a body may bring less than 1 KiB before its request is canceled and
+	// resumed. 0: 30 seconds.
 	StallTimeout time.Duration
-	// DocumentTimeout is how long a manifest, an index, a config or a token may take, with all
-	// attempts and all hosts together. Zero value: 2 minutes.
+	// DocumentTimeout bounds the download of a manifest, an index, a config or a token, including
+	// all attempts and hosts. 0: 2 minutes.
 	DocumentTimeout time.Duration
-	// Attempts bounds how often a request is tried while each try ends without a new byte. Zero
-	// value: 5.
+	// Attempts is the number of successive attempts without a new byte after which a request fails.
+	// 0: 5.
 	Attempts int
-	// Backoff is the wait before the second attempt; it doubles for each further one. Zero value:
-	// 200 milliseconds.
+	// Backoff is the wait before the second attempt. It doubles for each further one. 0: 200
+	// milliseconds.
 	Backoff time.Duration
-	// Credentials finds out who we are when a registry asks. Zero value: nobody, which is
+	// Credentials returns the credential for a registry that asks for one. nil: all requests are
 	// anonymous.
 	Credentials auth.Source
-	// Warn gets each fault that a pull gets over once, such as a credential store that fails.
-	// Several goroutines may call it at once. nil: faults are logged.
+	// Warn receives each error that does not end a pull once, such as that of a credential store.
+	// Several goroutines may call it at once. nil: such errors are logged.
 	Warn func(string)
-	// Tokens keeps access tokens; share it to spare other pulls the handshake. Zero value: a cache
-	// of the resolver's own.
+	// Tokens caches access tokens. Share it, so that later pulls need no new tokens. nil: a new
+	// cache.
 	Tokens *TokenCache
-	// Realms lists, by registry (docker.io, or host:port), the token servers (host or host:port)
-	// that may be sent its credentials although they are of another site. Zero value: none but
-	// those that are known.
+	// Realms lists, by registry (docker.io, or host:port), the token servers (host or host:port) of
+	// other sites that may receive its credentials. nil: only the known ones, such as that of
+	// Docker Hub.
 	Realms map[string][]string
-	// Ranges is how many parts of one large blob are downloaded at once where connections, and not
-	// what they share, are the limit; and how many connections large blobs are spread over with
-	// HTTP/2. Zero value: 4; 1 downloads every blob in one piece.
+	// Ranges is the number of ranges of a large blob that are downloaded at once if the network
+	// limits each connection, and not all of them together. Large blobs are spread over as many
+	// HTTP/2 connections. 0: 4. 1: every blob is one stream.
 	Ranges int
-	// ChunkSize is the size of such a part in bytes; blobs of up to four are not worth it. One
-	// Fetch holds at most 16 MiB of parts in memory, or Ranges parts if that is more. Zero value: 2
-	// MiB.
+	// ChunkSize is the size of a range in bytes. A blob of up to four ranges is not divided. One
+	// Fetch holds at most 16 MiB of ranges in memory, or Ranges of them if that is more. 0: 2 MiB.
 	ChunkSize int64
-	// InFlight keeps concurrent fetches from downloading the same blob twice; share it among
-	// resolvers that write to the same store. Zero value: the resolver's own.
+	// InFlight keeps concurrent fetches from downloading the same blob at the same time. Share it
+	// among resolvers that write to the same store. nil: one for this resolver.
 	InFlight *InFlight
-	// Connections keeps connections; share it to spare other pulls the handshake. Zero value: the
-	// resolver's own, which its Close closes.
+	// Connections keeps idle connections. Share it, so that later pulls need no handshake. nil: the
+	// resolver keeps its own, and its Close closes them.
 	Connections *Connections
 	// Observe is told when the download of a blob begins and ends. nil: nothing is observed.
 	Observe observe.Observer
 }
 
-// Resolver asks registries. It may be used by several goroutines; hosts, connections and tokens are
-// shared by all of its calls.
+// Resolver asks registries. Several goroutines may use it at once; its calls share hosts,
+// connections and tokens.
 type Resolver struct {
 	opts     Options
 	client   *registry.Client
 	inFlight *InFlight
 	divided  bool                                       // tests begin with ranges
-	sleep    func(context.Context, time.Duration) error // tests don't wait
+	sleep    func(context.Context, time.Duration) error // between attempts; tests replace it
 
-	mu   sync.Mutex
-	seen map[digest.Digest]document // what Resolve read and Fetch need not ask for again
+	mu   sync.Mutex                 // guards seen
+	seen map[digest.Digest]document // what Resolve has read, for Fetch
 }
 
-// New makes a resolver. It opens nothing, and returns no error yet but for options out of range
-// (errdefs.ErrInvalidArgument).
+// New makes a Resolver. A nil opts means the defaults. It opens nothing. Class:
+// errdefs.ErrInvalidArgument for a negative limit.
 func New(opts *Options) (*Resolver, error) {
 	r := &Resolver{seen: map[digest.Digest]document{}, sleep: retry.Sleep}
 	if opts != nil {
@@ -161,6 +160,7 @@ func New(opts *Options) (*Resolver, error) {
 	return r, nil
 }
 
+// warn passes an error that does not end a pull to Options.Warn or to the log.
 func (r *Resolver) warn(ctx context.Context, text string) {
 	if r.opts.Warn != nil {
 		r.opts.Warn(text)
@@ -169,16 +169,16 @@ func (r *Resolver) warn(ctx context.Context, text string) {
 	log.G(ctx).Warn(text)
 }
 
-// Close closes the resolver's idle connections, unless they are those of Options. It may be used
-// further.
+// Close closes the idle connections, unless Options.Connections keeps them. The resolver remains
+// usable.
 func (r *Resolver) Close() { r.client.Close() }
 
-// Resolve asks the registry what ref stands for now: an index or a manifest. A reference with a
-// digest is checked to exist and to hash to it.
+// Resolve asks the registry for the index or manifest that ref names now. For a reference with a
+// digest, it checks that the registry has it and that its bytes hash to the digest.
 //
-// Classes: ErrNotFound (no such repository, tag or digest), ErrUnauthenticated and
+// Classes: errdefs.ErrNotFound (no such repository, tag or digest), ErrUnauthenticated and
 // ErrPermissionDenied, ErrUnavailable (the network or the registry), ErrDataLoss (the answer fails
-// verification), ErrInvalidArgument (a zero Reference or a hosts.toml that cannot be read).
+// verification), ErrInvalidArgument (the zero Reference, or a hosts.toml that cannot be used).
 func (r *Resolver) Resolve(ctx context.Context, ref Reference) (ocispec.Descriptor, error) {
 	doc, err := r.resolve(ctx, ref)
 	if err != nil {
@@ -190,6 +190,7 @@ func (r *Resolver) Resolve(ctx context.Context, ref Reference) (ocispec.Descript
 
 var errNoReference = fmt.Errorf("reference \"\": empty: %w", errdefs.ErrInvalidArgument)
 
+// resolve asks the registry for the document that ref names.
 func (r *Resolver) resolve(ctx context.Context, ref Reference) (document, error) {
 	if ref.named == nil {
 		return document{}, errNoReference
@@ -204,18 +205,19 @@ func (r *Resolver) resolve(ctx context.Context, ref Reference) (document, error)
 	}
 	doc, err := manifest(ctx, repo, object, ref.Digest(), "")
 	if err != nil {
-		return document{}, fmt.Errorf("reference %s: %w", ref, refused(err, cause.Document))
+		return document{}, fmt.Errorf("reference %s: %w", ref, withCause(err, cause.Document))
 	}
 	return doc, nil
 }
 
-// remembered bounds how many documents wait for a Fetch; a resolver that lives long must not grow.
-const remembered = 16
+// maxRecent bounds the documents that are kept for a Fetch.
+const maxRecent = 16
 
+// remember keeps a document that Resolve has read for a Fetch.
 func (r *Resolver) remember(doc document) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.seen) >= remembered {
+	if len(r.seen) >= maxRecent {
 		clear(r.seen)
 	}
 	r.seen[doc.digest] = doc
@@ -232,8 +234,8 @@ func (r *Resolver) repository(ctx context.Context, ref Reference) (*registry.Rep
 	return r.client.Repository(ctx, ref.Domain(), ref.Path())
 }
 
-// refused gives an error about content a cause, unless a deeper one is known.
-func refused(err error, kind cause.Kind) error {
+// withCause gives an error about wrong content a cause, unless it has one.
+func withCause(err error, kind cause.Kind) error {
 	if errdefs.IsDataLoss(err) {
 		return cause.Default(err, kind, "")
 	}

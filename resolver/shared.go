@@ -5,19 +5,19 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/internal/registry"
 )
 
-// Connections keeps open connections for the next request, of another resolver too if it is shared:
-// a pull after a pull needs no handshake. Close closes those that are idle. The zero value has
-// none.
+// Connections keeps idle connections for later requests, also of other resolvers that share it. Its
+// method Close closes the idle ones. The zero value is ready to use.
 type Connections = registry.Connections
 
-// TokenCache keeps access tokens until they expire. It may be shared by any number of resolvers.
+// TokenCache caches access tokens until they expire. Any number of resolvers may share it.
 type TokenCache = registry.TokenCache
 
-// NewTokenCache makes an empty cache.
+// NewTokenCache returns an empty cache.
 func NewTokenCache() *TokenCache { return registry.NewTokenCache() }
 
-// InFlight keeps concurrent fetches into one store from downloading the same blob twice.
+// InFlight keeps concurrent fetches into one store from downloading the same blob at the same time.
+// Its method Len returns the number of blobs that are being downloaded.
 type InFlight = download.InFlight
 
-// NewInFlight makes an empty registry of downloads.
+// NewInFlight returns an InFlight without downloads.
 func NewInFlight() *InFlight { return download.NewInFlight() }

@@ -10,25 +10,27 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/tank-snapshotter/tank/resolver/internal/download"
 )
 
-// Manifest is one manifest or index of a registry: its bytes hash to Digest, and its media type
-// fits its content.
+// Manifest is a manifest or an index of a registry. Its bytes hash to Digest, and its media type
+// agrees with its content.
 type Manifest struct {
 	MediaType string
 	Digest    digest.Digest
 	Raw       []byte
-	Manifest  *ocispec.Manifest // of an image manifest, else nil
-	Index     *ocispec.Index    // of an index, else nil
+	Manifest  *ocispec.Manifest // nil for an index
+	Index     *ocispec.Index    // nil for an image manifest
 }
 
-// Descriptor is how others refer to m.
+// Descriptor returns the descriptor of m.
 func (m *Manifest) Descriptor() ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Raw))}
 }
 
-// Manifest gets what ref stands for, by its digest if it has one. No platform is chosen.
+// Manifest downloads the document that ref names, by its digest if it has one. It does not choose a
+// platform.
 //
 // Classes: those of Resolve.
 func (r *Resolver) Manifest(ctx context.Context, ref Reference) (*Manifest, error) {
@@ -41,19 +43,20 @@ func (r *Resolver) Manifest(ctx context.Context, ref Reference) (*Manifest, erro
 	}, nil
 }
 
-// Blob reads the blob desc of ref's repository; ref's tag and digest are of no interest. A download
-// that is cut goes on where it was. Read answers io.EOF only after exactly desc.Size bytes that
-// hash to desc.Digest, and an error of class ErrDataLoss otherwise, so what was read is to be
-// believed at the end and not before. The caller closes the reader.
+// Blob downloads the blob desc from the repository of ref; it ignores the tag and the digest of
+// ref. It resumes a download that breaks. Read returns io.EOF only after exactly desc.Size bytes
+// that hash to desc.Digest, and otherwise an error of class errdefs.ErrDataLoss. The bytes are
+// therefore verified at the end, and not before. The caller closes the reader.
 //
-// Classes: those of Resolve; ErrInvalidArgument also for a descriptor without sha256 digest or with
-// a negative size.
+// Classes: those of Resolve; errdefs.ErrInvalidArgument also for a descriptor without a sha256
+// digest or with a negative size.
 func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	if ref.named == nil {
 		return nil, errNoReference
 	}
 	if desc.Digest.Validate() != nil || desc.Digest.Algorithm() != digest.SHA256 || desc.Size < 0 {
-		return nil, fmt.Errorf("blob %q of %d bytes: not a descriptor: %w", desc.Digest, desc.Size, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("blob %q of %d bytes: not a valid descriptor: %w",
+			desc.Digest, desc.Size, errdefs.ErrInvalidArgument)
 	}
 	repo, err := r.repository(ctx, ref)
 	if err != nil {
@@ -90,7 +93,7 @@ func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descrip
 	return b, nil
 }
 
-// blobReader hashes what passes.
+// blobReader hashes the bytes that it returns.
 type blobReader struct {
 	*io.PipeReader
 	cancel context.CancelFunc
@@ -104,9 +107,10 @@ func (b *blobReader) Read(p []byte) (int, error) {
 	n, err := b.PipeReader.Read(p)
 	b.hash.Write(p[:n])
 	b.size += int64(n)
-	if err == io.EOF { //nolint:errorlint // a pipe's end is this value
+	if err == io.EOF { //nolint:errorlint // a pipe returns this value unwrapped
 		if got := digest.NewDigest(digest.SHA256, b.hash); got != b.desc.Digest || b.size != b.desc.Size {
-			return n, fmt.Errorf("blob %s: %d bytes that hash to %s: %w", b.desc.Digest, b.size, got, errdefs.ErrDataLoss)
+			return n, fmt.Errorf("blob %s: the registry sent %d bytes that hash to %s: %w",
+				b.desc.Digest, b.size, got, errdefs.ErrDataLoss)
 		}
 	}
 	return n, err

@@ -94,9 +94,9 @@ func CanonicalHost(host string) string {
 // user. Make it with NewCache.
 type Cache struct {
 	source Source
-	warn   func(context.Context, string) // of a fault, once
+	warn   func(context.Context, string)
 
-	mu      sync.Mutex             // guards what follows
+	mu      sync.Mutex             // guards the fields below
 	entries map[string]*cacheEntry // by host
 	failed  map[string]error       // by host: the error of the last lookup
 	warned  map[string]bool        // by the text of an error
@@ -104,17 +104,18 @@ type Cache struct {
 
 // NewCache returns an empty cache. If source is nil, all credentials are anonymous. warn is called
 // once for each error of source, by any goroutine.
-func NewCache(ask Source, warn func(context.Context, string)) *Cache {
-	return &Cache{source: ask, warn: warn}
+func NewCache(source Source, warn func(context.Context, string)) *Cache {
+	return &Cache{source: source, warn: warn}
 }
 
+// cacheEntry is the credential of one host.
 type cacheEntry struct {
 	sem   chan struct{} // of capacity one; held during a lookup
 	cred  Credential
-	until time.Time
+	until time.Time // when it expires
 }
 
-// credentialAge is the time after which a credential is looked up known: some helpers return
+// credentialAge is the time after which a credential is looked up again: some helpers return
 // passwords that expire.
 const credentialAge = 5 * time.Minute
 

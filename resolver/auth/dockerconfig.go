@@ -107,7 +107,8 @@ func (c *dockerConfig) find(ctx context.Context, host string) (Credential, error
 	if name != "" {
 		var cred Credential
 		var found bool
-		if cred, found, failed = runHelper(ctx, name, serverURL(host), helperTimeout); found || hasHelper && failed == nil {
+		cred, found, failed = runHelper(ctx, name, serverURL(host), helperTimeout)
+		if found || hasHelper && failed == nil {
 			return cred, nil
 		}
 	}
@@ -166,8 +167,8 @@ func runHelper(ctx context.Context, name, server string, timeout time.Duration) 
 	cred Credential, found bool, err error,
 ) {
 	fail := func(cause error) (Credential, bool, error) {
-		err := fmt.Errorf("credential helper docker-credential-%.100s: %w: %w", name, cause, errdefs.ErrFailedPrecondition)
-		return Credential{}, false, err
+		return Credential{}, false, fmt.Errorf("credential helper docker-credential-%.100s: %w: %w",
+			name, cause, errdefs.ErrFailedPrecondition)
 	}
 	if !helperName.MatchString(name) {
 		return fail(errors.New("not a valid name"))

@@ -10,12 +10,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
+
 	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 
-// CheckCertificates says whether the hosts.toml of somebody else names certificates only beside
-// itself: this process shall open no other path for them. errdefs.ErrInvalidArgument when it does
-// not, or is no TOML.
+// CheckCertificates checks that the hosts.toml of another user names only certificates and keys in
+// its own directory, because this process must not open other paths for that user. Class:
+// errdefs.ErrInvalidArgument, also if data is not TOML.
 func CheckCertificates(data []byte) error {
 	var doc map[string]any
 	if err := toml.Unmarshal(data, &doc); err != nil {
@@ -30,9 +31,9 @@ func CheckCertificates(data []byte) error {
 	})
 }
 
-// Names returns the names for which a resolver that reads this hosts.toml for a registry may ask
-// for credentials: the registry's and those of the hosts that the file names. A file that
-// containerd's code would refuse names none.
+// Names returns the names for which a resolver with this hosts.toml may look up credentials: the
+// registry and the hosts in the file. A file that containerd's code would refuse contributes no
+// name.
 func Names(registry string, hosts []byte) []string {
 	names := []string{auth.CanonicalHost(registry)}
 	var doc struct {
@@ -43,7 +44,7 @@ func Names(registry string, hosts []byte) []string {
 		return names
 	}
 	for _, address := range append(slices.Sorted(maps.Keys(doc.Hosts)), doc.Server) {
-		if !strings.HasPrefix(address, "http") { // as containerd reads it
+		if !strings.HasPrefix(address, "http") { // as containerd does
 			address = "https://" + address
 		}
 		if u, err := url.Parse(address); err == nil && u.Host != "" {
@@ -53,14 +54,14 @@ func Names(registry string, hosts []byte) []string {
 	return names
 }
 
-// eachCertificate calls f with the path of every certificate and key; in containerd's format these
-// are under "ca" and "client".
+// eachCertificate calls f with the path of every certificate and key, which containerd's format has
+// under "ca" and "client".
 func eachCertificate(v any, f func(name string) error) error {
 	switch v := v.(type) {
 	case map[string]any:
 		for key, sub := range v {
 			visit := eachCertificate
-			if strings.EqualFold(key, "ca") || strings.EqualFold(key, "client") { // as TOML's decoder matches fields
+			if strings.EqualFold(key, "ca") || strings.EqualFold(key, "client") { // like the TOML decoder
 				visit = eachString
 			}
 			if err := visit(sub, f); err != nil {

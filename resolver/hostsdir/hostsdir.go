@@ -1,10 +1,13 @@
-// Package hostsdir reads and checks the hosts.toml files and certificates of registries, which lie
+// Package hostsdir reads and checks the hosts.toml files and certificates of registries. They lie
 // in a directory like containerd's /etc/containerd/certs.d.
 //
-// The directory is the user's. The package owns a temporary directory while containerd's code reads
-// a copy of files that are not regular. Its invariant: no file is read without a limit, and none
-// blocks beyond the context. The surprising rule: a hosts.toml that containerd would read in part,
-// or skip with a log line, is an error here.
+// The directory belongs to the user. The package owns a temporary directory while containerd's code
+// reads a copy of files that are not regular.
+//
+// Its invariant: every read has a limit, and ends when the context ends.
+//
+// The surprising rule: a hosts.toml of which containerd would ignore a part, with only a log line,
+// is an error here.
 package hostsdir
 
 import (
@@ -23,11 +26,11 @@ import (
 	"github.com/tank-snapshotter/tank/internal/userfile"
 )
 
-// MaxFileSize bounds a hosts.toml, a certificate and a key, in bytes.
+// MaxFileSize bounds the bytes of a hosts.toml, a certificate or a key.
 const MaxFileSize = 1 << 20
 
-// Find returns the directory below hostsDir that has the hosts.toml and the certificates of a
-// registry by containerd's rules, "" when there is none.
+// Find returns the directory below hostsDir with the hosts.toml and the certificates of a registry,
+// by containerd's rules, or "" if there is none.
 func Find(hostsDir, registry string) (string, error) {
 	if hostsDir == "" {
 		return "", nil
@@ -39,16 +42,18 @@ func Find(hostsDir, registry string) (string, error) {
 	return dir, err
 }
 
-// Files are the files of one registry in a directory that containerd's code can read, although that
-// code opens them without a limit and waits for pipes. It is the user's own directory if all files
-// are regular and of bounded size, and a copy otherwise.
+// Files are the files of one registry in a directory that containerd's code may read. That code
+// opens files without a limit and blocks on pipes. Dir is therefore the user's own directory only
+// if all files are regular and not too large, and otherwise a copy.
 type Files struct {
-	Dir  string // "" for none
-	TOML []byte
-	made string // a directory to remove
+	Dir  string // "": the registry has no files
+	TOML []byte // the content of hosts.toml; nil: there is none
+	made string // the directory to remove; "": none
 }
 
-// Read reads the files of a registry. The caller calls Remove.
+// Read reads and checks the files of a registry below the directory root. The caller calls Remove,
+// also after an error. Class: errdefs.ErrInvalidArgument for files that cannot be used; other
+// errors are those of the file system and of the context.
 func Read(ctx context.Context, root, registry string) (h Files, err error) {
 	if h.Dir, err = Find(root, registry); h.Dir == "" || err != nil {
 		return h, err
@@ -56,7 +61,7 @@ func Read(ctx context.Context, root, registry string) (h Files, err error) {
 	file := filepath.Join(h.Dir, "hosts.toml")
 	h.TOML, err = userfile.ReadFile(ctx, file, MaxFileSize)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, e := os.Lstat(file); errors.Is(e, fs.ErrNotExist) { // no link to a missing file either
+		if _, e := os.Lstat(file); errors.Is(e, fs.ErrNotExist) { // and not a link to a missing file
 			err = nil
 		}
 	}
@@ -66,7 +71,7 @@ func Read(ctx context.Context, root, registry string) (h Files, err error) {
 	if err := Validate(h.TOML); err != nil {
 		return h, fmt.Errorf("file %s: %w", file, err)
 	}
-	copies := map[string][]byte{} // by path: the content of files that are not regular
+	copies := map[string][]byte{} // by path: the contents of files that are not regular
 	if h.TOML != nil && !regular(file) {
 		copies[file] = h.TOML
 	}
@@ -102,9 +107,9 @@ func regular(path string) bool {
 	return err == nil && fi.Mode().IsRegular()
 }
 
-// certificates returns the certificates and keys that containerd's code may read: those that
-// hosts.toml names, and those beside it, which containerd uses when hosts.toml is missing or
-// faulty.
+// certificates returns the paths of the certificates and keys that containerd's code may read:
+// those in hosts.toml, and those in its directory, which containerd uses if hosts.toml is missing
+// or wrong.
 func certificates(dir string, hosts []byte) (names []string) {
 	var doc map[string]any
 	if len(hosts) > 0 && toml.Unmarshal(hosts, &doc) == nil {
@@ -126,11 +131,11 @@ func certificates(dir string, hosts []byte) (names []string) {
 
 var globMeta = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 
-// escapeGlob turns a path into a pattern that matches only that path.
+// escapeGlob returns a pattern that matches only path.
 func escapeGlob(path string) string { return globMeta.Replace(path) }
 
-// materialize makes a directory that only this user can open. It holds the copies under the names
-// of their files; all other files are links to the user's directory.
+// materialize makes a directory to which only this user has access. It has the copies, under the
+// names of their files, and symbolic links to all other files of the user's directory.
 func (h *Files) materialize(hostsFile string, copies map[string][]byte) error {
 	made, err := os.MkdirTemp("", "tank-hosts-")
 	if err != nil {
@@ -174,14 +179,14 @@ func (h *Files) materialize(hostsFile string, copies map[string][]byte) error {
 	return nil
 }
 
-// replacePath replaces a path in the strings of a TOML text.
+// replacePath replaces a path in the strings of a TOML document.
 func replacePath(text, from, to string) (string, error) {
 	replaced := text
 	for _, quote := range []string{`"`, `'`} {
 		replaced = strings.ReplaceAll(replaced, quote+from+quote, quote+to+quote)
 	}
 	if replaced == text {
-		return "", fmt.Errorf("certificate %q: a pipe, whose path has to be written without escapes: %w", from,
+		return "", fmt.Errorf("certificate %q: the path of a pipe must be written without escapes: %w", from,
 			errdefs.ErrInvalidArgument)
 	}
 	return replaced, nil

@@ -12,7 +12,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// hostTable is what containerd reads of one host in a hosts.toml.
+// hostTable is the part of a hosts.toml that describes one host.
 type hostTable struct {
 	Capabilities []string       `toml:"capabilities"`
 	CA           any            `toml:"ca"`
@@ -23,9 +23,9 @@ type hostTable struct {
 	DialTimeout  string         `toml:"dial_timeout"`
 }
 
-// Validate checks the content of a hosts.toml. containerd logs what it cannot decode and goes on
-// without it: to another host, without the CA and the headers that somebody meant to be used.
-// Errors are of class errdefs.ErrInvalidArgument. An empty file is valid.
+// Validate checks the content of a hosts.toml. containerd only logs what it cannot decode, and
+// continues without it: with another host, or without the CA and the headers that the user wants.
+// Class: errdefs.ErrInvalidArgument. An empty file is valid.
 func Validate(data []byte) error {
 	var doc struct {
 		hostTable
@@ -54,17 +54,17 @@ func Validate(data []byte) error {
 
 var capabilities = []string{"pull", "resolve", "push", "referrers"}
 
-// check checks the values of one host, which TOML alone does not.
+// check checks the values of one host that have a syntax of their own.
 func (t hostTable) check(address string) error {
-	if !strings.HasPrefix(address, "http") { // as containerd reads it
+	if !strings.HasPrefix(address, "http") { // as containerd does
 		address = "https://" + address
 	}
 	if _, err := url.Parse(address); err != nil {
-		return fmt.Errorf("server %.100q is not an address", address)
+		return fmt.Errorf("server %.100q is not a URL", address)
 	}
 	for _, c := range t.Capabilities {
 		if !slices.Contains(capabilities, strings.ToLower(c)) {
-			return fmt.Errorf("capability %.50q is none of %s", c, strings.Join(capabilities, ", "))
+			return fmt.Errorf("capability %.50q is not one of %s", c, strings.Join(capabilities, ", "))
 		}
 	}
 	if t.CA != nil && !isStrings(t.CA) {

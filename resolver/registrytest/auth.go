@@ -109,7 +109,8 @@ func (s *TokenServer) Guard(w http.ResponseWriter, r *http.Request) bool {
 	if realm == "" {
 		realm = s.URL
 	}
-	w.Header().Add("WWW-Authenticate", fmt.Sprintf(`Bearer realm=%q,service="registry, the",scope="repository:x:pull"`, realm))
+	w.Header().Add("WWW-Authenticate",
+		fmt.Sprintf(`Bearer realm=%q,service="registry, the",scope="repository:x:pull"`, realm))
 	w.WriteHeader(http.StatusUnauthorized)
 	return true
 }

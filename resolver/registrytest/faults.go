@@ -157,7 +157,8 @@ func Multipart(data []byte) Fault {
 		}
 		var b bytes.Buffer
 		m := multipart.NewWriter(&b)
-		part, _ := m.CreatePart(textproto.MIMEHeader{"Content-Range": {fmt.Sprintf("bytes %d-%d/%d", start, end-1, len(data))}})
+		contentRange := fmt.Sprintf("bytes %d-%d/%d", start, end-1, len(data))
+		part, _ := m.CreatePart(textproto.MIMEHeader{"Content-Range": {contentRange}})
 		_, _ = part.Write(data[start:end])
 		m.Close()
 		w.Header().Set("Content-Type", "multipart/byteranges; boundary="+m.Boundary())

@@ -132,7 +132,9 @@ func (r *Registry) Manifest(tag, mediaType string, data []byte) ocispec.Descript
 
 // Image adds an image of these layers, whose diff IDs are given, for a platform such as {OS:
 // "linux", Architecture: "amd64"}.
-func (r *Registry) Image(tag string, p ocispec.Platform, layers []ocispec.Descriptor, diffIDs []digest.Digest) ocispec.Descriptor {
+func (r *Registry) Image(tag string, p ocispec.Platform, layers []ocispec.Descriptor,
+	diffIDs []digest.Digest,
+) ocispec.Descriptor {
 	config := ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs}}
 	desc := r.Manifest(tag, ocispec.MediaTypeImageManifest, JSON(ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/tank-snapshotter/tank/resolver/internal/httperror"
 )
 

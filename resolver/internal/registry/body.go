@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/tank-snapshotter/tank/resolver/internal/httperror"
 	"io"
 	"sync/atomic"
 	"time"
+
+	"github.com/tank-snapshotter/tank/resolver/internal/httperror"
 )
 
 // stallBytes is the number of bytes that a body must bring within each StallTimeout. A body with

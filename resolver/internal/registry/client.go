@@ -14,11 +14,12 @@ package registry
 
 import (
 	"context"
-	"github.com/tank-snapshotter/tank/resolver/auth"
-	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/tank-snapshotter/tank/resolver/auth"
+	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
 // Options configure a Client.

@@ -6,12 +6,13 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
-	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 	"net/http"
 	"net/url"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/tank-snapshotter/tank/resolver/internal/retry"
 )
 
 // Limits of a Connections.

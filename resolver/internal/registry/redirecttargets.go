@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+
 	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 

@@ -4,18 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/tank-snapshotter/tank/internal/mounts"
+	"github.com/tank-snapshotter/tank/internal/usage"
+
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
 )
 
 // Holders lists who holds what, by name. The holders of snapshots are not listed: what they hold is counted for the snapshots' own.
@@ -42,7 +42,7 @@ func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 		names[h] = true
 	}
 	var infos []HolderInfo
-	measured := sizes{}
+	measured := usage.Sizes{}
 	for h, listed := range names {
 		if !listed {
 			continue
@@ -66,53 +66,34 @@ func isSnapshotHolder(h metadata.Holder) bool {
 	return kind == metadata.HolderSnapshot
 }
 
-// sizes are the bytes that paths of the root take on the disk. A layer that many hold is measured once.
-type sizes map[string]int64
-
-func (s sizes) of(ctx context.Context, path string) (int64, error) {
-	if size, ok := s[path]; ok {
-		return size, nil
-	}
-	size, err := snapshot.DiskUsage(ctx, path)
-	if err == nil {
-		s[path] = size
-	}
-	return size, err
-}
-
-// kept is a path of the root that a holder keeps.
-type kept struct {
-	path  string
-	alone bool // nobody else keeps it
-}
-
-// holder returns what h keeps; errdefs.ErrNotFound when there is no such holder. The disk is measured after the
+// holder returns what h keeps; errdefs.ErrNotFound if there is no such holder. The disk is measured after the
 // transaction, because that takes as long as a walk through all files.
-func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured sizes) (HolderInfo, error) {
+func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured usage.Sizes) (HolderInfo, error) {
 	info := HolderInfo{Holder: string(h)}
-	var all []kept
 	kind, ref := h.Split()
 	known := kind == metadata.HolderPull
+	var keeps *usage.Usage
 	if err := t.db.View(func(tx *metadata.Tx) (err error) {
 		pulls, err := tx.Pulls()
 		if err != nil {
 			return err
 		}
 		known = known && slices.ContainsFunc(pulls, func(p metadata.Pull) bool { return p.Ref == ref })
-		all, err = t.count(tx, h, &info)
+		keeps, err = usage.Of(tx, t.root, h)
 		return err
 	}); err != nil {
 		return info, err
 	}
-	for _, k := range all {
-		size, err := measured.of(ctx, k.path)
+	info.Blobs, info.Layers, info.Rootfs, info.Snapshots = keeps.Blobs, keeps.Layers, keeps.Rootfs, keeps.Snapshots
+	for _, k := range keeps.Paths {
+		size, err := measured.Of(ctx, k.Path)
 		if ctx.Err() != nil {
 			return info, fmt.Errorf("holder %s: %w", h, context.Cause(ctx))
 		}
-		if err != nil { // a release has to work on a disk with faults too
+		if err != nil { // not fatal, because a release has to work on a disk with faults
 			log.G(ctx).WithError(err).Warnf("holder %s: a size is not known", printable.Text(string(h)))
 		}
-		info.keep(size, k.alone)
+		info.add(size, k.Exclusive)
 	}
 	ingests, err := t.content.For(h).ListStatuses(ctx)
 	if err != nil {
@@ -120,7 +101,7 @@ func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured sizes) (H
 	}
 	for _, i := range ingests {
 		info.Ingests++
-		info.keep(i.Offset, true)
+		info.add(i.Offset, true)
 	}
 	if !known && info == (HolderInfo{Holder: info.Holder}) {
 		return info, cause.Mark(fmt.Errorf("holder %s: %w", h, errdefs.ErrNotFound), cause.Holder, "")
@@ -131,66 +112,32 @@ func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured sizes) (H
 	return info, nil
 }
 
-func (i *HolderInfo) keep(size int64, alone bool) {
+func (i *HolderInfo) add(size int64, exclusive bool) {
 	i.Bytes += size
-	if alone {
+	if exclusive {
 		i.Exclusive += size
 	}
 }
 
-// count counts what the records say that h holds, and returns the paths of it.
-func (t *Tank) count(tx *metadata.Tx, h metadata.Holder, info *HolderInfo) (all []kept, err error) {
-	// Layers are held by snapshots, so whose they are depends on whose the snapshots are.
-	own := map[metadata.Holder]bool{h: true}
-	aloneIs := func(n metadata.Node) bool {
-		return !slices.ContainsFunc(tx.Holders(n), func(other metadata.Holder) bool { return !own[other] })
+// notMounted returns errdefs.ErrFailedPrecondition while something that only h holds is mounted anywhere, because
+// containers run on it.
+func (t *Tank) notMounted(h metadata.Holder) error {
+	var keeps *usage.Usage
+	if err := t.db.View(func(tx *metadata.Tx) (err error) {
+		keeps, err = usage.Of(tx, t.root, h)
+		return err
+	}); err != nil {
+		return err
 	}
-	layers := map[string]bool{}
-	for _, key := range tx.Held(h, metadata.KindLayer, "", -1) {
-		layers[key] = true
+	var dirs []string
+	for _, path := range keeps.Exclusive() {
+		dirs = append(dirs, strings.TrimPrefix(path, t.root+"/"))
 	}
-	for _, key := range tx.Held(h, metadata.KindSnapshot, "", -1) {
-		s, err := tx.Snapshot(key)
-		if err != nil {
-			return nil, err
-		}
-		info.Snapshots++
-		alone := aloneIs(metadata.SnapshotNode(key))
-		own[metadata.SnapshotHolder(key)] = alone
-		for _, l := range tx.Held(metadata.SnapshotHolder(key), metadata.KindLayer, "", -1) {
-			layers[l] = true
-		}
-		if s.Dir != "" {
-			all = append(all, kept{filepath.Join(t.root, "snapshots", s.Dir), alone})
-		}
+	at, err := mounts.Using(t.root, dirs)
+	if err == nil && at != "" {
+		err = fmt.Errorf("mounted at %s: %w", at, errdefs.ErrFailedPrecondition)
 	}
-	for key := range layers {
-		l, err := tx.Layer(key)
-		if err != nil {
-			return nil, err
-		}
-		info.Layers++
-		all = append(all, kept{filepath.Join(t.root, "layers", l.Dir), aloneIs(metadata.LayerNode(key))})
-	}
-	for _, key := range tx.Held(h, metadata.KindBlob, "", -1) {
-		b, err := tx.Blob(digest.Digest(key))
-		if err != nil {
-			return nil, err
-		}
-		info.Blobs++
-		all = append(all, kept{t.content.Path(b.Digest), aloneIs(metadata.BlobNode(b.Digest))})
-	}
-	for _, key := range tx.Held(h, metadata.KindRootfs, "", -1) {
-		r, err := tx.Rootfs(digest.Digest(key))
-		if err != nil {
-			return nil, err
-		}
-		info.Rootfs++
-		path := filepath.Join(t.root, "rootfs", r.Manifest.Algorithm().String(), r.Manifest.Encoded())
-		alone := aloneIs(metadata.RootfsNode(r.Manifest))
-		all = append(all, kept{path, alone}, kept{path + ".seal", alone})
-	}
-	return all, nil
+	return err
 }
 
 // Release gives up everything that a holder keeps; see [Service].
@@ -206,7 +153,7 @@ func (t *Tank) Release(ctx context.Context, holder string, opts *ReleaseOptions)
 	if isSnapshotHolder(h) {
 		return info, fmt.Errorf("holder %s: it goes with its snapshot: %w", h, errdefs.ErrInvalidArgument)
 	}
-	if info, err = t.holder(ctx, h, sizes{}); err != nil {
+	if info, err = t.holder(ctx, h, usage.Sizes{}); err != nil {
 		return info, err
 	}
 	counted := t.countFreed()
@@ -266,7 +213,7 @@ func (t *Tank) releasePull(ref string) error {
 // errdefs.ErrNotFound if one of the holders does not exist, errdefs.ErrInvalidArgument if one is not a containerd's,
 // and errdefs.ErrFailedPrecondition while the containerd of from is connected or runs.
 func (t *Tank) transfer(ctx context.Context, from, to string) (HolderInfo, error) {
-	info, err := t.holder(ctx, metadata.Holder(from), sizes{})
+	info, err := t.holder(ctx, metadata.Holder(from), usage.Sizes{})
 	if err != nil {
 		return info, err
 	}

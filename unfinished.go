@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tank-snapshotter/tank/internal/usage"
+
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/metadata"
@@ -30,7 +32,7 @@ func (t *Tank) unfinished(ctx context.Context) (all []Unfinished, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	measured := sizes{}
+	measured := usage.Sizes{}
 	for _, h := range pulls {
 		info, err := t.holder(ctx, h, measured)
 		if errdefs.IsNotFound(err) {

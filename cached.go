@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/tank-snapshotter/tank/internal/catalog"
+
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -15,13 +17,13 @@ import (
 
 // recorded returns what the reference stands for: its record, unless that lacks something which other references have
 // under the same digest.
-func (p *pull) recorded() (rec named, err error) {
+func (p *pull) recorded() (rec catalog.Entry, err error) {
 	err = p.t.db.View(func(tx *metadata.Tx) error {
-		rec, err = find(tx, p.ref)
-		if err != nil || len(rec.borrowed) > 0 || p.ref.Digest() == "" || p.platform(rec.Image) != nil {
+		rec, err = catalog.Find(tx, p.ref)
+		if err != nil || len(rec.Borrowed) > 0 || p.ref.Digest() == "" || p.platform(rec.Image) != nil {
 			return err
 		}
-		if others, err := borrow(tx, p.ref); err != nil || p.platform(others.Image) != nil {
+		if others, err := catalog.Borrow(tx, p.ref); err != nil || p.platform(others.Image) != nil {
 			rec = others
 			return err
 		}
@@ -51,10 +53,10 @@ func (p *pull) missing(rec metadata.Image) *NotCached {
 	c := p.platform(rec)
 	if c == nil {
 		return &NotCached{
-			Ref: p.ref.String(), Missing: "platform " + platformName(p.opts.Platform), Here: platformNames(rec.Platforms),
+			Ref: p.ref.String(), Missing: "platform " + platformName(p.opts.Platform), Here: catalog.PlatformNames(rec.Platforms),
 		}
 	}
-	for _, d := range closure(rec, *c) {
+	for _, d := range catalog.PlatformBlobs(rec.Target, *c) {
 		if size, ok := p.t.content.Size(d.Digest); !ok || size != d.Size {
 			return p.lacks("blob " + d.Digest.String())
 		}
@@ -119,14 +121,14 @@ func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, mi
 }
 
 // answer makes the answer from a complete record.
-func (p *pull) answer(ctx context.Context, rec named) (*Image, error) {
+func (p *pull) answer(ctx context.Context, rec catalog.Entry) (*Image, error) {
 	c := p.platform(rec.Image)
 	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
 	var err error
 	if img.Config, err = p.t.readable(ctx, rec.Image, *c); err != nil {
 		return nil, fmt.Errorf("image %s: %w", p.ref, err)
 	}
-	if len(rec.borrowed) > 0 && !p.t.readOnly {
+	if len(rec.Borrowed) > 0 && !p.t.readOnly {
 		return img, p.keep(ctx, rec, *c, img)
 	}
 	if !p.opts.NoRootfs {
@@ -163,7 +165,7 @@ func (p *pull) answer(ctx context.Context, rec named) (*Image, error) {
 
 // keep makes a record of the reference's own for an image that is here under others, so that it stays when those are
 // removed.
-func (p *pull) keep(ctx context.Context, rec named, c metadata.Platform, img *Image) error {
+func (p *pull) keep(ctx context.Context, rec catalog.Entry, c metadata.Platform, img *Image) error {
 	if !p.hasTurn {
 		return errTurn
 	}
@@ -183,7 +185,7 @@ func (p *pull) keep(ctx context.Context, rec named, c metadata.Platform, img *Im
 				return err
 			}
 		}
-		return p.record(rec.Target, rec.indexes, c)
+		return p.record(rec.Target, rec.Indexes, c)
 	}); err != nil {
 		return err
 	}

@@ -3,7 +3,8 @@ package tank
 import (
 	"context"
 	"fmt"
-	"math"
+
+	"github.com/tank-snapshotter/tank/internal/catalog"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -13,11 +14,6 @@ import (
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 	"github.com/tank-snapshotter/tank/metadata"
 )
-
-// closure lists the blobs of one platform of a recorded image.
-func closure(rec metadata.Image, p metadata.Platform) []ocispec.Descriptor {
-	return append([]ocispec.Descriptor{rec.Target, p.Manifest, p.Config}, p.Layers...)
-}
 
 // readable reads the documents of a recorded platform again, and returns the bytes of its config. The documents of an
 // image that an older version recorded are checked as in a pull; a fault is errdefs.ErrDataLoss. Those that this
@@ -73,7 +69,7 @@ func (t *Tank) checkImages(ctx context.Context, report func(metadata.Fault)) err
 				return err
 			}
 			whole := true
-			for _, d := range closure(rec, p) {
+			for _, d := range catalog.PlatformBlobs(rec.Target, p) {
 				size, here := t.content.Size(d.Digest)
 				if here && size != d.Size {
 					report(metadata.Fault{
@@ -97,17 +93,4 @@ func (t *Tank) checkImages(ctx context.Context, report func(metadata.Fault)) err
 		}
 	}
 	return nil
-}
-
-// sizeOf adds up the blobs of a platform. A record of an older version may have sizes that were never compared with a
-// blob.
-func sizeOf(p metadata.Platform) int64 {
-	sum := int64(0)
-	for _, d := range append([]ocispec.Descriptor{p.Manifest, p.Config}, p.Layers...) {
-		if d.Size < 0 || d.Size > math.MaxInt64-sum {
-			return math.MaxInt64
-		}
-		sum += d.Size
-	}
-	return sum
 }

@@ -21,15 +21,6 @@ import (
 	"github.com/tank-snapshotter/tank/resolver"
 )
 
-// needs lists the blobs of an image's record: its target, and of each platform manifest, config and layers.
-func needs(i metadata.Image) []ocispec.Descriptor {
-	all := []ocispec.Descriptor{i.Target}
-	for _, p := range i.Platforms {
-		all = append(append(all, p.Manifest, p.Config), p.Layers...)
-	}
-	return all
-}
-
 // foundThings are the blobs and documents from which images are recorded again.
 type foundThings struct {
 	root   string

@@ -9,6 +9,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/mounts"
 	"github.com/tank-snapshotter/tank/internal/usage"
+	"github.com/tank-snapshotter/tank/resolver"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -283,4 +284,20 @@ func (t *Tank) Probe(ctx context.Context) error {
 	case <-ctx.Done():
 		return errors.Join(errors.New("metadata: no answer"), ctx.Err())
 	}
+}
+
+// normalized returns the name of an image's or a pull's holder with its reference normalized, as the records have it.
+func normalized(h metadata.Holder) metadata.Holder {
+	kind, name := h.Split()
+	if kind != metadata.HolderImage && kind != metadata.HolderPull {
+		return h
+	}
+	ref, err := resolver.ParseReference(name)
+	switch {
+	case err != nil:
+		return h
+	case kind == metadata.HolderImage:
+		return metadata.ImageHolder(ref.String())
+	}
+	return metadata.PullHolder(ref.String())
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/tank-snapshotter/tank/internal/catalog"
+
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
@@ -52,7 +54,7 @@ func (t *Tank) Images(context.Context) ([]ImageInfo, error) {
 		for _, p := range i.Platforms {
 			infos = append(infos, ImageInfo{
 				Ref: i.Ref, Digest: i.Target.Digest, Manifest: p.Manifest.Digest, Platform: platforms.Format(p.Platform),
-				Untagged: i.Untagged, Created: i.Created, Size: sizeOf(p), Rootfs: t.rootfsOf(p),
+				Untagged: i.Untagged, Created: i.Created, Size: catalog.Size(p), Rootfs: t.rootfsOf(p),
 			})
 		}
 	}
@@ -66,9 +68,9 @@ func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
 	if err != nil {
 		return nil, err
 	}
-	var rec named
+	var rec catalog.Entry
 	if err := t.db.View(func(tx *metadata.Tx) error {
-		rec, err = find(tx, parsed)
+		rec, err = catalog.Find(tx, parsed)
 		return err
 	}); err != nil {
 		return nil, unknownImage(err)
@@ -125,7 +127,7 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 			}
 		}
 		if err != nil {
-			err = cmp.Or(notOwn(tx, parsed), err)
+			err = cmp.Or(catalog.Elsewhere(tx, parsed), err)
 		}
 		return err
 	})

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tank-snapshotter/tank/internal/catalog"
+
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
@@ -228,7 +230,7 @@ func (p *plan) fillImages(ctx context.Context) {
 		}
 		p.images[ref] = i
 		// A blob that is missing or damaged keeps its record: `check` reports it, and a pull fetches it again.
-		for _, d := range needs(i) {
+		for _, d := range catalog.Blobs(i) {
 			if _, ok := p.recorded[d.Digest]; !ok {
 				now := time.Now().UTC()
 				p.recorded[d.Digest] = metadata.Blob{Digest: d.Digest, Size: d.Size, Created: now, Updated: now}
@@ -244,7 +246,7 @@ func (p *plan) anythingLeft(i metadata.Image) bool {
 			return true
 		}
 	}
-	for _, d := range needs(i) {
+	for _, d := range catalog.Blobs(i) {
 		if p.here[d.Digest] {
 			return true
 		}
@@ -304,7 +306,7 @@ func (p *plan) fillHolds(ctx context.Context) {
 
 func (p *plan) holdImage(i metadata.Image) {
 	h := metadata.ImageHolder(i.Ref)
-	for _, d := range needs(i) {
+	for _, d := range catalog.Blobs(i) {
 		p.holds[metadata.Hold{Holder: h, Node: metadata.BlobNode(d.Digest)}] = true
 	}
 	for _, c := range i.Platforms {

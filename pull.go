@@ -3,8 +3,11 @@ package tank
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/tank-snapshotter/tank/internal/catalog"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -244,4 +247,17 @@ func (p *pull) assemble(ctx context.Context, c metadata.Platform, layers []metad
 		return "", fmt.Errorf("image %s: %w", p.ref, err)
 	}
 	return path, nil
+}
+
+// record records the pulled platform. From then on the image holds it, and the pull's holder is gone.
+func (p *pull) record(target ocispec.Descriptor, indexes []ocispec.Descriptor, c metadata.Platform) error {
+	c.Rootfs = !p.opts.NoRootfs
+	if want := p.want.String(); !p.want.Exactly(c.Platform) && !slices.Contains(c.RequestedAs, want) {
+		c.RequestedAs = append(slices.Clip(c.RequestedAs), want)
+	}
+	return p.t.db.Update(func(tx *metadata.Tx) error {
+		return catalog.Record(tx, catalog.Pulled{
+			Ref: p.ref.String(), Target: target, Indexes: indexes, Platform: c, KeepLayers: p.t.daemon,
+		})
+	})
 }

@@ -38,9 +38,6 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// daemonFlag is the flag in the database of a daemon's root; see Options.Daemon.
-const daemonFlag = "daemon"
-
 // ErrNoRoot is returned by an Open that may not make a root if the directory is missing or empty. Its class is
 // errdefs.ErrNotFound.
 var ErrNoRoot = rootlock.ErrNoRoot
@@ -147,7 +144,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	}
 	recorded := false
 	if err := t.db.View(func(tx *metadata.Tx) error {
-		recorded = tx.Flag(daemonFlag) != ""
+		recorded = tx.Flag(metadata.FlagDaemon) != ""
 		return nil
 	}); err != nil {
 		return nil, err
@@ -238,7 +235,7 @@ func (t *Tank) recordDaemon(recorded bool) error {
 	if recorded {
 		return nil
 	}
-	return t.db.Update(func(tx *metadata.Tx) error { return tx.SetFlag(daemonFlag, "yes") })
+	return t.db.Update(func(tx *metadata.Tx) error { return tx.SetFlag(metadata.FlagDaemon, "yes") })
 }
 
 // ReadOnly reports whether the root can't be written; see Options.AllowReadOnly.

@@ -198,6 +198,9 @@ func (tx *Tx) Flag(name string) string {
 	return string(tx.bolt.Bucket(bucketMeta).Get([]byte("flag/" + name)))
 }
 
+// FlagDaemon is the flag of a root that is a daemon's: its layers are kept beside rootfs.
+const FlagDaemon = "daemon"
+
 // SetFlag stores a fact about the root; the value "" removes it.
 func (tx *Tx) SetFlag(name, value string) error {
 	if value == "" {

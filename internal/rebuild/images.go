@@ -1,4 +1,4 @@
-package tank
+package rebuild
 
 import (
 	"cmp"
@@ -21,24 +21,24 @@ import (
 	"github.com/tank-snapshotter/tank/resolver"
 )
 
-// foundThings are the blobs and documents from which images are recorded again.
-type foundThings struct {
+// blobSet are the intact blobs and the rootfs from which images are recorded again.
+type blobSet struct {
 	root   string
 	blobs  map[digest.Digest]metadata.Blob
 	rootfs map[digest.Digest]metadata.Rootfs
 }
 
-func newFound(root string, blobs []metadata.Blob, rootfs map[digest.Digest]metadata.Rootfs) *foundThings {
-	f := &foundThings{root, map[digest.Digest]metadata.Blob{}, rootfs}
+func newBlobs(root string, blobs []metadata.Blob, rootfs map[digest.Digest]metadata.Rootfs) *blobSet {
+	f := &blobSet{root, map[digest.Digest]metadata.Blob{}, rootfs}
 	for _, b := range blobs {
 		f.blobs[b.Digest] = b
 	}
 	return f
 }
 
-// image reads the record of a reference from its blobs: the platforms of which manifest, config and a part of the rest
-// are here.
-func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec metadata.Image, ok bool) {
+// image makes the record of an image from its blobs. It has the platforms of which the root has the manifest, the
+// config and a part of the rest.
+func (f *blobSet) image(ctx context.Context, d ocispec.Descriptor) (rec metadata.Image, ok bool) {
 	rec = metadata.Image{Ref: d.Annotations[ocispec.AnnotationRefName], Target: d, Created: time.Now().UTC()}
 	rec.Updated = rec.Created
 	rec.Target.Annotations, rec.Target.Platform = nil, nil
@@ -72,7 +72,7 @@ func (f *foundThings) image(ctx context.Context, d ocispec.Descriptor) (rec meta
 	return rec, len(rec.Platforms) > 0
 }
 
-func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor,
+func (f *blobSet) platform(ctx context.Context, m ocispec.Descriptor,
 	manifest *ocispec.Manifest,
 ) (p metadata.Platform, ok bool) {
 	b, err := f.read(manifest.Config)
@@ -111,7 +111,7 @@ func (f *foundThings) platform(ctx context.Context, m ocispec.Descriptor,
 }
 
 // document reads a manifest or an index; nil if it is not here or would be refused in a pull.
-func (f *foundThings) document(ctx context.Context, d ocispec.Descriptor) *imagejson.Document {
+func (f *blobSet) document(ctx context.Context, d ocispec.Descriptor) *imagejson.Document {
 	b, err := f.read(d)
 	if err == nil {
 		var doc *imagejson.Document
@@ -124,7 +124,7 @@ func (f *foundThings) document(ctx context.Context, d ocispec.Descriptor) *image
 }
 
 // leaveOut logs why an image is not recorded again, and returns false.
-func (f *foundThings) leaveOut(ctx context.Context, d ocispec.Descriptor, err error) bool {
+func (f *blobSet) leaveOut(ctx context.Context, d ocispec.Descriptor, err error) bool {
 	if !errors.Is(err, errdefs.ErrNotFound) {
 		log.G(ctx).WithError(err).Warnf("rebuild: blob %.100q", d.Digest)
 	}
@@ -132,7 +132,7 @@ func (f *foundThings) leaveOut(ctx context.Context, d ocispec.Descriptor, err er
 }
 
 // read returns a blob that is here with the size that d gives it; errdefs.ErrNotFound when none is here.
-func (f *foundThings) read(d ocispec.Descriptor) ([]byte, error) {
+func (f *blobSet) read(d ocispec.Descriptor) ([]byte, error) {
 	b, here := f.blobs[d.Digest]
 	if !here {
 		return nil, fmt.Errorf("blob %.100q: %w", d.Digest, errdefs.ErrNotFound)

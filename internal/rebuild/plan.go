@@ -1,4 +1,4 @@
-package tank
+package rebuild
 
 import (
 	"context"
@@ -213,7 +213,7 @@ func (p *plan) fillImages(ctx context.Context) {
 		}
 	}
 	if !p.old.Complete {
-		found := newFound(p.root, p.blobs, p.rootfs)
+		found := newBlobs(p.root, p.blobs, p.rootfs)
 		for _, d := range p.index {
 			if i, ok := found.image(ctx, d); ok {
 				if _, known := p.images[i.Ref]; !known {
@@ -274,7 +274,7 @@ func (p *plan) fillHolds(ctx context.Context) {
 	for h := range p.holds {
 		held[h.Node] = true
 	}
-	rest := RebuiltHolder
+	rest := Holder
 	if p.daemon { // its containerd drops what it does not know
 		rest = metadata.Containerd
 	}
@@ -363,7 +363,7 @@ func (p *plan) write(tx *metadata.Tx) error {
 		}
 	}
 	if p.daemon {
-		if err := tx.SetFlag(daemonFlag, "yes"); err != nil {
+		if err := tx.SetFlag(metadata.FlagDaemon, "yes"); err != nil {
 			return err
 		}
 	}

@@ -1,13 +1,13 @@
-// Package budget shares the memory of a process among pieces of work whose need becomes known while they run.
+// Package budget shares the memory of a process among pieces of work that learn while they run how much they need.
 //
 // It owns nothing on disk.
 //
-// Its invariant: at most one claim is on top of the budget, which means that its memory is no longer counted;
-// the counted memory of all claims together is never more than the budget. A claim that needs more than the
-// budget has left waits until it can be the one on top.
+// Its invariant: at most one claim is over the budget, and its further memory is not counted. The counted
+// memory of all claims together is never more than the budget. A claim that needs more than is left waits
+// until it can be the one that is over the budget.
 //
-// The surprising rule: the claim on top is not bounded here. Each piece of work has a limit of its own, so that the
-// budget and one such limit together bound the process.
+// The surprising rule: this package does not bound the claim that is over the budget. Each piece of work has its own
+// limit, so the memory of the process is bounded by the budget and one such limit.
 package budget
 
 import (
@@ -17,34 +17,34 @@ import (
 
 // Budget is an amount of memory in bytes.
 type Budget struct {
-	alone chan struct{} // has the claim on top
+	over chan struct{} // has a value while a claim is over the budget
 
 	mu   sync.Mutex // guards free
 	free int64
 }
 
-// New returns a budget of so many bytes.
-func New(bytes int64) *Budget { return &Budget{alone: make(chan struct{}, 1), free: bytes} }
+// New returns a budget of a number of bytes.
+func New(bytes int64) *Budget { return &Budget{over: make(chan struct{}, 1), free: bytes} }
 
-// Claim is what one piece of work has. Several goroutines may let it grow, one after the other.
+// Claim is the memory of one piece of work. Several goroutines may call its methods.
 type Claim struct {
 	b     *Budget
-	turn  chan struct{} // holds one while a goroutine lets the claim grow, and guards the fields below
+	turn  chan struct{} // has a value while a goroutine is in Grow; guards the fields below
 	taken int64
-	alone bool
-	// ready waits until the work no longer depends on other processes, because other claims may wait for it
-	// from then on; nil: the work never depends on any.
+	over  bool
+	// ready waits until the work no longer depends on other processes, because from then on other claims may wait
+	// for this work. nil: the work never depends on them.
 	ready func(context.Context) error
 }
 
-// Claim returns an empty claim. ready is called before the claim goes on top of the budget, and returns when the work
-// no longer waits for anything outside the process. nil: the work never does.
+// Claim returns an empty claim. Grow calls ready before the claim goes over the budget. ready returns when
+// the work no longer waits for anything outside the process. nil: the work never waits for that.
 func (b *Budget) Claim(ready func(context.Context) error) *Claim {
 	return &Claim{b: b, turn: make(chan struct{}, 1), ready: ready}
 }
 
-// Grow takes more memory for the claim. If the budget has too little left, it waits until no other claim is
-// on top. The error is that of ready, or the cause of the end of ctx.
+// Grow adds memory to the claim, in bytes. If too little is left, it waits until no other claim is over the
+// budget. It returns the error of ready, or the cause of the end of ctx.
 func (c *Claim) Grow(ctx context.Context, bytes int64) error {
 	select {
 	case c.turn <- struct{}{}:
@@ -52,7 +52,7 @@ func (c *Claim) Grow(ctx context.Context, bytes int64) error {
 		return context.Cause(ctx)
 	}
 	defer func() { <-c.turn }()
-	if c.alone || c.take(bytes) {
+	if c.over || c.take(bytes) {
 		return nil
 	}
 	if c.ready != nil {
@@ -61,8 +61,8 @@ func (c *Claim) Grow(ctx context.Context, bytes int64) error {
 		}
 	}
 	select {
-	case c.b.alone <- struct{}{}:
-		c.alone = true
+	case c.b.over <- struct{}{}:
+		c.over = true
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -80,14 +80,14 @@ func (c *Claim) take(bytes int64) bool {
 	return true
 }
 
-// Release gives back all memory of the claim, when nothing lets it grow any more.
+// Release returns all memory of the claim to the budget. No Grow may be running.
 func (c *Claim) Release() {
 	c.b.mu.Lock()
 	c.b.free += c.taken
 	c.taken = 0
 	c.b.mu.Unlock()
-	if c.alone {
-		c.alone = false
-		<-c.b.alone
+	if c.over {
+		c.over = false
+		<-c.b.over
 	}
 }

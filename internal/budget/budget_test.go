@@ -12,7 +12,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/budget"
 )
 
-// TestBudget: claims share the budget, one goes on top of it, and the next one waits for that.
+// TestBudget: claims share the budget, one goes over it, and the next one waits for that.
 func TestBudget(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -45,8 +45,8 @@ func TestBudget(t *testing.T) {
 	grow(b.Claim(func(context.Context) error { return broken }), 1, broken)
 }
 
-// TestAlone: of many claims that grow beyond the budget no two are on top of it, and all end.
-func TestAlone(t *testing.T) {
+// TestOneOverBudget: of many claims that need more than the budget, only one is over it at any time, and all end.
+func TestOneOverBudget(t *testing.T) {
 	t.Parallel()
 	b := budget.New(1000)
 	var above atomic.Int64
@@ -78,8 +78,8 @@ func ExampleClaim_Grow() {
 	// Output: <nil>
 }
 
-// TestTogether: two goroutines let one claim grow, also while it waits to be on top, and neither waits for
-// the other's memory.
+// TestTogether: two goroutines can let one claim grow, even while it waits to go over the budget. Neither
+// waits for the memory of the other.
 func TestTogether(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -1,4 +1,5 @@
-// Package cause names why an operation failed, as far as its user can do something about it.
+// Package cause names the causes of errors about which a user can do something, with an exit code and advice
+// for each.
 //
 // It owns nothing on disk. Its invariant: one cause has one exit code and one sentence of advice, whichever command
 // failed and whichever process did the work.
@@ -10,7 +11,7 @@ package cause
 // Kind is a cause. The zero value means that none is known.
 type Kind string
 
-// Cause is a kind and what it is about.
+// Cause is a kind of cause and its subject.
 type Cause struct {
 	Kind Kind
 	// Subject is the host, path or name that the advice mentions. "": the advice mentions none.
@@ -25,7 +26,7 @@ func Mark(err error, kind Kind, subject string) error {
 	return marked{err, Cause{kind, subject}}
 }
 
-// Default is Mark for an error whose cause is not known yet; other errors are returned as they are.
+// Default is like Mark for an error without a known cause. It returns other errors unchanged.
 func Default(err error, kind Kind, subject string) error {
 	if Of(err).Kind != "" {
 		return err

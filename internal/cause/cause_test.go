@@ -73,7 +73,7 @@ func TestMarkKeeps(t *testing.T) {
 	}
 }
 
-// TestHints: a kind has one code and one sentence, and only causes at registries talk of logging in or of TLS.
+// TestHints: each kind has one exit code and one sentence, and only causes at registries mention a login or TLS.
 func TestHints(t *testing.T) {
 	seen := map[cause.Kind]bool{}
 	for _, kind := range cause.Kinds() {

@@ -5,39 +5,39 @@ import (
 	"slices"
 )
 
-// The exit codes that scripts rely on.
+// The exit codes, on which scripts rely.
 const (
 	ExitOK       = 0
 	ExitOther    = 1 // this machine: its disk, its permissions, its processes
 	ExitUsage    = 2
-	ExitNotFound = 3 // not found, or not here
-	ExitDenied   = 4 // a registry wants a login, or refuses
-	ExitNetwork  = 5 // the way to a registry, or the registry itself
+	ExitNotFound = 3 // not found, or not cached
+	ExitDenied   = 4 // a registry requires a login, or refuses access
+	ExitNetwork  = 5 // the network, or a registry that fails
 	ExitContent  = 6 // content that fails verification or is not allowed, a damaged database, faults found by check
 )
 
 // Causes on this machine.
 const (
-	DiskFull         Kind = "disk full"
-	IO               Kind = "I/O error"
-	ReadOnly         Kind = "read-only"
-	Descriptors      Kind = "too many open files"
-	FileSystem       Kind = "file system"
-	Mapping          Kind = "id without a mapping"
-	Denied           Kind = "denied by this machine"
-	ForeignUser      Kind = "root of another user"
-	ForeignDirectory Kind = "not a root"
-	Newer            Kind = "newer format"
-	Version          Kind = "versions that do not fit"
-	Busy             Kind = "another process"
-	Silent           Kind = "a process that does not answer"
-	Untrusted        Kind = "a process of another user"
-	NoDaemon         Kind = "no daemon"
-	InUse            Kind = "in use"
-	Exposed          Kind = "writable for others"
+	DiskFull    Kind = "disk full"
+	IO          Kind = "I/O error"
+	ReadOnly    Kind = "read-only"
+	Descriptors Kind = "too many open files"
+	FileSystem  Kind = "file system"
+	Mapping     Kind = "id without a mapping"
+	Denied      Kind = "denied by this machine"
+	OtherUser   Kind = "root of another user"
+	NotRoot     Kind = "not a root"
+	Newer       Kind = "newer format"
+	Version     Kind = "versions that do not fit"
+	Busy        Kind = "another process"
+	Silent      Kind = "a process that does not answer"
+	Untrusted   Kind = "a process of another user"
+	NoDaemon    Kind = "no daemon"
+	InUse       Kind = "in use"
+	Exposed     Kind = "writable for others"
 )
 
-// Causes in what the user asked for.
+// Causes in the request of the user.
 const (
 	Usage         Kind = "usage"
 	Configuration Kind = "configuration"
@@ -84,12 +84,12 @@ const (
 	Faults       Kind = "faults found"
 )
 
-// advice is what a user can do about a cause.
+// advice is the exit code of a cause, and a sentence about what the user can do.
 type advice struct {
 	kind Kind
 	exit int
-	hint string // for an empty subject
-	of   string // for a subject, which replaces %s; "": hint does
+	hint string // the sentence if there is no subject
+	of   string // the sentence with %s for the subject; "": hint is used
 }
 
 // table has every cause, the most serious one first.
@@ -122,7 +122,7 @@ var table = []advice{
 		"",
 	},
 	{
-		ForeignUser, ExitOther,
+		OtherUser, ExitOther,
 		"Run the command as the user and with the rights that made the root, or choose another directory with --root.",
 		"",
 	},
@@ -132,7 +132,7 @@ var table = []advice{
 			"happen, and then remove that permission with chmod go-w.",
 		"",
 	},
-	{ForeignDirectory, ExitOther, "Nothing was changed. Choose another directory with --root.", ""},
+	{NotRoot, ExitOther, "Nothing was changed. Choose another directory with --root.", ""},
 	{Newer, ExitOther, "Nothing was changed. Use the version of tank-snapshotter that made the root, or a " +
 		"later one.", ""},
 	{

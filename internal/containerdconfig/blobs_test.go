@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestCheckBlobs: `config check` reports images that become unreachable, whether skip_known_blobs fits, and
-// that CRI is disabled. All of these are notes but one, which is in TestCheck.
+// TestCheckBlobs: the findings about images that become unreachable, about skip_known_blobs, and about a
+// disabled CRI. All of these are notes except one, which is in TestCheck.
 func TestCheckBlobs(t *testing.T) {
 	own := t.TempDir()
 	empty := t.TempDir()
@@ -30,7 +30,7 @@ func TestCheckBlobs(t *testing.T) {
 	for _, tc := range []struct {
 		name, root, config string
 		in                 Install
-		says               string // "" for nothing
+		want               string // "" for nothing
 	}{
 		{"images in containerd's own store", own, "", full,
 			own + "/io.containerd.content.v1.content/blobs, becomes unreachable"},
@@ -73,10 +73,10 @@ func TestCheckBlobs(t *testing.T) {
 					strings.Contains(f.String(), "discard_unpacked_layers = true: CRI then")
 			})
 			switch {
-			case tc.says == "" && len(found) > 0:
-				t.Errorf("says %+v", found)
-			case tc.says != "" && (len(found) != 1 || !found[0].Note || !strings.Contains(found[0].String(), tc.says)):
-				t.Errorf("says %+v, want %q", found, tc.says)
+			case tc.want == "" && len(found) > 0:
+				t.Errorf("findings %+v", found)
+			case tc.want != "" && (len(found) != 1 || !found[0].Note || !strings.Contains(found[0].String(), tc.want)):
+				t.Errorf("findings %+v, want %q", found, tc.want)
 			}
 		})
 	}

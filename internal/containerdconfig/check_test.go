@@ -13,7 +13,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// TestDropIn reads what is printed as containerd would, with paths that want to break out of their quotes.
+// TestDropIn decodes the drop-in as containerd does, with paths that try to break out of their quotes.
 func TestDropIn(t *testing.T) {
 	for _, path := range []string{"/a", "/a b", `/a"b`, `/a\b`, "/a\nb", "/ä\x7f", "/%s"} {
 		for _, in := range []Install{
@@ -51,8 +51,7 @@ func TestDropIn(t *testing.T) {
 	}
 }
 
-// checked writes a containerd config that imports the drop-in of in, each after edit, and checks it. Notes
-// are left out unless there is nothing else.
+// checked writes a containerd config that imports the drop-in of in, each changed by a function, and checks it.
 func checked(t *testing.T, in Install, main, dropIn func(string) string) (wrong, notes []string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -90,7 +89,7 @@ func checked(t *testing.T, in Install, main, dropIn func(string) string) (wrong,
 
 func same(s string) string { return s }
 
-// replace makes an edit that must change something.
+// replace returns a function that replaces a part of a text, which must be in it.
 func replace(t *testing.T, old, with string) func(string) string {
 	return func(s string) string {
 		t.Helper()
@@ -103,7 +102,7 @@ func replace(t *testing.T, old, with string) func(string) string {
 
 func add(text string) func(string) string { return func(s string) string { return s + "\n" + text } }
 
-// cut makes an edit that removes a line that begins so, and the lines below it that are indented deeper.
+// cut returns a function that removes the first line that begins so, with the deeper indented lines after it.
 func cut(t *testing.T, begin string) func(string) string {
 	return func(s string) string {
 		t.Helper()
@@ -121,8 +120,8 @@ func cut(t *testing.T, begin string) func(string) string {
 	}
 }
 
-// TestCheckClean: what is printed is right, for every Install, also below a config of version 2 that has
-// everything otherwise.
+// TestCheckClean: there are no findings about a drop-in that is imported unchanged, for every install. This
+// also holds if the importing config has version 2 and other values for everything.
 func TestCheckClean(t *testing.T) {
 	full := Install{Root: "/srv/tank", Address: filepath.Join(t.TempDir(), "s"), Content: true}
 	l, err := net.Listen("unix", full.Address)
@@ -176,7 +175,7 @@ imports = ["/dev/null", "tank.toml"]
 	}
 }
 
-// TestCheck spoils one thing in each row, and expects one sentence about it.
+// TestCheck makes one mistake in each row, and expects one finding about it.
 func TestCheck(t *testing.T) {
 	full := Install{Root: "/srv/tank", Address: "/none", Content: true}
 	second := Install{Root: "/srv/tank", Address: "/none", ContainerdAddress: DefaultAddress}
@@ -194,7 +193,7 @@ func TestCheck(t *testing.T) {
 		in     Install
 		main   func(string) string
 		dropIn func(string) string
-		says   []string // each in one sentence of its own
+		want   []string // each in one sentence of its own
 	}{
 		{"skipped blobs under an isolating policy", skipping, same,
 			add("[plugins.'io.containerd.metadata.v1.bolt']\n  content_sharing_policy = \"isolated\"\n"),
@@ -375,30 +374,30 @@ func TestCheck(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			wrong, _ := checked(t, tc.in, tc.main, tc.dropIn)
-			if len(wrong) != len(tc.says) {
-				t.Errorf("%d sentences, want %d:\n%s", len(wrong), len(tc.says), strings.Join(wrong, "\n"))
+			if len(wrong) != len(tc.want) {
+				t.Errorf("%d findings, want %d:\n%s", len(wrong), len(tc.want), strings.Join(wrong, "\n"))
 			}
-			for _, want := range tc.says {
+			for _, want := range tc.want {
 				if !slices.ContainsFunc(wrong, func(s string) bool { return strings.Contains(s, want) }) {
-					t.Errorf("nothing says %q:\n%s", want, strings.Join(wrong, "\n"))
+					t.Errorf("no finding contains %q:\n%s", want, strings.Join(wrong, "\n"))
 				}
 			}
 		})
 	}
 }
 
-// replaceImport is a config that imports this.
+// replaceImport returns a function that returns a config with this line of imports.
 func replaceImport(imports string) func(string) string {
 	return func(string) string { return "version = 3\n" + imports + "\n" }
 }
 
-// TestCheckNotes: what is only told.
+// TestCheckNotes: findings that require no change.
 func TestCheckNotes(t *testing.T) {
 	in := Install{Root: "/srv/tank", Address: "/none", Content: true}
 	const images = "[plugins.'io.containerd.cri.v1.images']\n  snapshotter = \"tank\"\n"
 	for _, tc := range []struct {
 		name, images string
-		says         []string
+		want         []string
 	}{
 		{"both places", "[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n  snapshotter = \"tank\"\n" +
 			"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\n  snapshotter = \"tank\"\n",
@@ -408,18 +407,18 @@ func TestCheckNotes(t *testing.T) {
 				"images with \"overlayfs\""}},
 	} {
 		wrong, notes := checked(t, in, same, replace(t, images, tc.images))
-		if len(wrong) > 0 || len(notes) != len(tc.says)+1 { // and that nobody answers
+		if len(wrong) > 0 || len(notes) != len(tc.want)+1 { // and that nobody answers
 			t.Errorf("%s: %q, %q", tc.name, wrong, notes)
 		}
-		for _, want := range tc.says {
+		for _, want := range tc.want {
 			if !slices.ContainsFunc(notes, func(s string) bool { return strings.Contains(s, want) }) {
-				t.Errorf("%s: nothing says %q: %q", tc.name, want, notes)
+				t.Errorf("%s: no finding contains %q: %q", tc.name, want, notes)
 			}
 		}
 	}
 }
 
-// TestCheckEmptyPattern: a pattern that matches nothing does not keep containerd from starting.
+// TestCheckEmptyPattern: an import pattern that matches no file is only a note, because containerd starts with it.
 func TestCheckEmptyPattern(t *testing.T) {
 	wrong, notes := checked(t, Install{Root: "/srv/tank", Address: "/none", Content: true},
 		replaceImport(`imports = ["tank.toml", "conf.d/*.toml"]`), same)

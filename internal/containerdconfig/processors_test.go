@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
-// processorTOML is a section of containerd's config.
+// processorTOML returns the section of a stream processor.
 func processorTOML(id, accepts, path string) string {
 	return fmt.Sprintf("[stream_processors.%q]\n  accepts = [%q]\n  returns = "+
 		"\"application/vnd.oci.image.layer.v1.tar\"\n  path = %q\n", id, accepts, path)
@@ -22,8 +22,8 @@ func processorTOML(id, accepts, path string) string {
 
 const encryptedTar = "application/vnd.oci.image.layer.v1.tar+encrypted"
 
-// TestProcessorsOfContainerd: the programs that Tank runs are those of a config that only root and this user
-// can write, in the order of what a containerd is most likely to run.
+// TestProcessorsOfContainerd: Tank accepts only a config that no other user can write, and sorts the programs
+// by how likely containerd itself would run them.
 func TestProcessorsOfContainerd(t *testing.T) {
 	const builtIn = "io.containerd.ocicrypt.decoder.v1.tar"
 	for _, tc := range []struct {
@@ -92,8 +92,7 @@ func TestProcessorsOfContainerd(t *testing.T) {
 	}
 }
 
-// TestCheckProcessors: `config check` reports what Tank will run for containerd's stream processors, or why it will
-// not.
+// TestCheckProcessors: the findings about which stream processors of containerd Tank runs, and which it does not.
 func TestCheckProcessors(t *testing.T) {
 	own := func(accepts string) map[string]processor.Processor {
 		return map[string]processor.Processor{"own": {
@@ -105,7 +104,7 @@ func TestCheckProcessors(t *testing.T) {
 		name, config string
 		processors   map[string]processor.Processor
 		mode         os.FileMode
-		says         string // "" for nothing
+		want         string // "" for nothing
 		wrong        bool
 	}{
 		{"none", "", nil, 0o600, "", false},
@@ -156,11 +155,11 @@ func TestCheckProcessors(t *testing.T) {
 					"Nobody answers")
 			})
 			switch {
-			case tc.says == "" && len(found) > 0:
-				t.Errorf("says %+v", found)
-			case tc.says != "" && (len(found) != 1 || found[0].Note == tc.wrong ||
-				!strings.Contains(found[0].String(), tc.says)):
-				t.Errorf("says %+v, want %q", found, tc.says)
+			case tc.want == "" && len(found) > 0:
+				t.Errorf("findings %+v", found)
+			case tc.want != "" && (len(found) != 1 || found[0].Note == tc.wrong ||
+				!strings.Contains(found[0].String(), tc.want)):
+				t.Errorf("findings %+v, want %q", found, tc.want)
 			}
 		})
 	}

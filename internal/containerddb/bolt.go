@@ -6,7 +6,7 @@ import (
 	"io"
 )
 
-// The layout of a meta page of bbolt's, behind the header of the page.
+// The layout of a meta page of bbolt, after the header of the page.
 const (
 	metaHeader   = 16
 	metaMagic    = 0xED0CDAED
@@ -18,8 +18,8 @@ const (
 	maxPage = 64 << 10
 )
 
-// lastTransaction reads the number of the last transaction from the two meta pages with which a file of
-// bbolt's begins; 0 when it begins with something else.
+// lastTransaction returns the number of the last transaction, which it reads from the two meta pages at the
+// beginning of a bbolt file. It returns 0 if the file begins with something else.
 func lastTransaction(f io.ReaderAt) (last uint64) {
 	b := make([]byte, metaHeader+metaLength)
 	next := int64(0)

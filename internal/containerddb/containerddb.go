@@ -2,12 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: what it returns about a database was read from a file that the process has open or locked,
-// never from a path that merely looks right.
+// Its invariant: it reports a database only if the process has the file open or locked, never because of a
+// path alone.
 //
-// The surprising rule: as root without CAP_SYS_PTRACE, which is how Tank's unit runs, the links in /proc/PID/fd of a
-// process with more capabilities can't be read. Then the locks that the process holds, from /proc/locks, are compared
-// with the places where its database may be.
+// The surprising rule: as root without CAP_SYS_PTRACE, which is how Tank's unit runs, the links in
+// /proc/PID/fd of a process with more capabilities can't be read. Then the package compares the locks of the
+// process in /proc/locks with the paths at which its database may be.
 package containerddb
 
 import (
@@ -27,36 +27,37 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
-// File is the file of a database.
+// File identifies the file of a database.
 type File struct {
-	Path  string // in the view of the process that has it open
+	Path  string // in the mount namespace of the process that has it open
 	Inode uint64
-	Born  time.Time // zero where the filesystem does not record it
-	// Writes is the number of the last transaction in a database of bbolt's; 0 when it can't be read.
+	Born  time.Time // creation time; zero if the file system does not record it
+	// Writes is the number of the last transaction in a bbolt database; 0 if it can't be read.
 	Writes uint64
 }
 
-// Same reports whether both are the same file. Device numbers change from one boot to the next and do not count.
+// Same reports whether both are the same file. It ignores device numbers, because they may change at a boot.
 func (f File) Same(other File) bool {
 	return f.Inode != 0 && f.Inode == other.Inode && !f.Born.IsZero() && f.Born.Equal(other.Born)
 }
 
 var (
-	// ErrNone is returned when the process has no containerd database open.
+	// ErrNone is returned if the process has no containerd database open.
 	ErrNone = errors.New("no containerd database is open")
-	// ErrHidden is returned when Tank can't find out which files the process has open.
+	// ErrHidden is returned if it can't be found out which files the process has open.
 	ErrHidden = errors.New("the process can't be looked at")
 )
 
-// suffixes end the paths of containerd's database and of BuildKit's, which is one of containerd's under another name.
+// suffixes are the ends of the paths of containerd's database, and of BuildKit's, which has the same format.
 var suffixes = []string{"/io.containerd.metadata.v1.bolt/meta.db", "/containerdmeta.db"}
 
 func isDatabase(path string) bool {
 	return slices.ContainsFunc(suffixes, func(s string) bool { return strings.HasSuffix(path, s) })
 }
 
-// Find finds the containerd database that a process has open. Places are files that may be it, for a process whose
-// open files are hidden. It returns ErrNone when there is none, and ErrHidden when that can't be found out.
+// Find returns the containerd database that a process has open. places are further paths where it may be, for
+// a process whose open files are hidden. It returns ErrNone if there is no database, and ErrHidden if that
+// can't be found out.
 func Find(p peer.Process, places []string) (File, error) {
 	if p.PID == 0 {
 		return File{}, ErrHidden
@@ -71,7 +72,7 @@ func Find(p peer.Process, places []string) (File, error) {
 	return f, err
 }
 
-// openDatabase looks at the files that a process has open.
+// openDatabase finds the database among the open files of a process.
 func openDatabase(pid int) (found File, err error) {
 	dir := proc(pid, "fd")
 	names, err := os.ReadDir(dir)
@@ -82,7 +83,7 @@ func openDatabase(pid int) (found File, err error) {
 		link := filepath.Join(dir, n.Name())
 		path, err := os.Readlink(link)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // closed meanwhile
+			continue // it was closed meanwhile
 		}
 		if err != nil {
 			return found, err
@@ -107,7 +108,7 @@ func openDatabase(pid int) (found File, err error) {
 	return found, nil
 }
 
-// lockedDatabase compares the locks that a process holds with the places where its database may be.
+// lockedDatabase finds the database by comparing the locks of a process with the places where it may be.
 func lockedDatabase(pid int, places []string) (File, error) {
 	inodes, err := locked(pid)
 	if err != nil {
@@ -124,7 +125,7 @@ func lockedDatabase(pid int, places []string) (File, error) {
 	return File{}, ErrHidden
 }
 
-// locked lists the inode numbers of the files on which a process holds an exclusive flock.
+// locked returns the inode numbers of the files on which a process holds an exclusive flock.
 func locked(pid int) (map[uint64]bool, error) {
 	f, err := os.Open("/proc/locks")
 	if err != nil {
@@ -145,8 +146,8 @@ func locked(pid int) (map[uint64]bool, error) {
 	return inodes, nil
 }
 
-// mapped lists the databases that a process has mapped into its memory, which some kernels show when they
-// hide the open files.
+// mapped returns the paths of databases that a process has mapped into its memory. Some kernels show these
+// even if they hide the open files.
 func mapped(pid int) (paths []string) {
 	f, err := os.Open(proc(pid, "maps"))
 	if err != nil {
@@ -161,10 +162,10 @@ func mapped(pid int) (paths []string) {
 	return paths
 }
 
-// maxConfig bounds what is read of a configuration file.
+// maxConfig is the largest part of a config file that is read, in bytes.
 const maxConfig = 1 << 20
 
-// placesOf lists where the database of a containerd is, by its command line and its configuration file.
+// placesOf returns the paths where the database of a containerd may be, by its command line and its config file.
 func placesOf(args []string) (places []string) {
 	config, roots := configOf(args)
 	roots = append(append(roots, rootOf(config)...), "/var/lib/containerd")
@@ -176,7 +177,7 @@ func placesOf(args []string) (places []string) {
 	return places
 }
 
-// configOf returns the configuration file of a containerd and the roots that its command line names.
+// configOf returns the config file of a containerd, and the roots in its command line.
 func configOf(args []string) (config string, roots []string) {
 	config = "/etc/containerd/config.toml"
 	for i, arg := range args {
@@ -194,8 +195,8 @@ func configOf(args []string) (config string, roots []string) {
 	return config, roots
 }
 
-// ConfigFile returns the path of the configuration file of a containerd, by its command line, and ErrHidden
-// if that can't be found out. The file need not exist.
+// ConfigFile returns the path of a containerd's config file, by the command line of the process. The file may
+// not exist. It returns ErrHidden if the path can't be found out.
 func ConfigFile(p peer.Process) (string, error) {
 	if p.PID == 0 {
 		return "", ErrHidden
@@ -216,7 +217,7 @@ func arguments(pid int) []string {
 	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
 }
 
-// rootOf reads the line root = "PATH" of a containerd configuration. It does not understand any other form.
+// rootOf reads the line root = "PATH" of a containerd config. It does not understand other forms.
 func rootOf(config string) []string {
 	f, err := os.OpenFile(config, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -236,7 +237,7 @@ func rootOf(config string) []string {
 	return nil
 }
 
-// read describes the file at path.
+// read returns the File at a path.
 func read(path string) (File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -248,8 +249,8 @@ func read(path string) (File, error) {
 	return d, err
 }
 
-// Writes returns the number of the last transaction in the database, if its file is still the one that f describes;
-// else 0.
+// Writes returns the number of the last transaction in a database, or 0 if its file is no longer the one that f
+// identifies.
 func Writes(f File) uint64 {
 	now, err := read(f.Path)
 	if err != nil || !now.Same(f) {
@@ -277,8 +278,8 @@ func describe(f *os.File) (d File, err error) {
 
 func proc(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }
 
-// Busy reports whether a process has the file at path locked as bbolt locks its database, if the file is
-// still the one that f describes.
+// Busy reports whether a process holds the lock that bbolt takes on an open database, if the file is still
+// the one that f identifies.
 func Busy(f File) bool {
 	file, err := os.OpenFile(f.Path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -288,6 +289,6 @@ func Busy(f File) bool {
 	if now, err := describe(file); err != nil || !now.Same(f) {
 		return false
 	}
-	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB) // given up with the file
+	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB) // released when the file is closed
 	return errors.Is(err, unix.EWOULDBLOCK)
 }

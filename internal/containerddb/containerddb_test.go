@@ -22,8 +22,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
-// TestMain is also the process at the other end: TANK_PEER_DB is the database that it opens, TANK_PEER_SOCKET what
-// it connects to.
+// TestMain is also the process at the other end of a connection: it opens the database TANK_PEER_DB and connects to
+// TANK_PEER_SOCKET.
 func TestMain(m *testing.M) {
 	if socket := os.Getenv("TANK_PEER_SOCKET"); socket != "" {
 		if err := call(socket, os.Getenv("TANK_PEER_DB")); err != nil {
@@ -54,8 +54,8 @@ func call(socket, path string) error {
 	return err
 }
 
-// process starts a process that has the database open, with further arguments, and returns the connection
-// that it made.
+// process starts a process that has the database open, with further arguments, and returns the connection that the
+// process made.
 func process(t *testing.T, path string, args ...string) (net.Conn, *exec.Cmd) {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
@@ -91,8 +91,8 @@ func databaseIn(t *testing.T, root string) string {
 	return path
 }
 
-// TestFind: the database of the process at the other end is found by the files that it has open, and by its locks
-// where those are hidden; never by a path alone.
+// TestFind: the database of a process is found by its open files, or by its locks if the files are hidden,
+// and never by a path alone.
 func TestFind(t *testing.T) {
 	root := t.TempDir()
 	path := databaseIn(t, root)
@@ -182,7 +182,8 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// TestConfigFile: the configuration of a containerd is that of its command line, and must be certain.
+// TestConfigFile: the path of the config comes from the command line of a containerd. If it is not certain,
+// there is an error.
 func TestConfigFile(t *testing.T) {
 	for _, tc := range []struct {
 		args []string

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mentions lists those of the keys, "<namespace>/<sequence>/<name>", whose text is in the file of a database:
-// whatever the database knows, and much of what it once knew. It knows nothing of how containerd arranges it
-// there.
+// Mentions returns those of the keys, "<namespace>/<sequence>/<name>", whose text occurs in the file of a
+// database: all that the database contains, and many that it once contained. It does not depend on
+// containerd's layout of the database.
 func Mentions(ctx context.Context, f File, keys []string) (map[string]bool, error) {
 	file, err := os.OpenFile(f.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -30,7 +30,7 @@ const mentionsChunk = 1 << 20
 
 func mentions(ctx context.Context, r io.Reader, keys []string) (map[string]bool, error) {
 	longest := 0
-	byNumber := map[string][]string{} // by what precedes the name
+	byNumber := map[string][]string{} // by "<namespace>/<sequence>/"
 	namespaces := map[string]bool{}
 	for _, k := range keys {
 		ns, rest, _ := strings.Cut(k, "/")
@@ -41,7 +41,7 @@ func mentions(ctx context.Context, r io.Reader, keys []string) (map[string]bool,
 	}
 	found := map[string]bool{}
 	buf := make([]byte, longest+mentionsChunk)
-	kept := 0 // bytes kept from the previous chunk, because a key may lie across the border
+	kept := 0 // bytes that are kept from the previous chunk, because a key may continue in the next one
 	for {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -61,7 +61,7 @@ func mentions(ctx context.Context, r io.Reader, keys []string) (map[string]bool,
 	}
 }
 
-// findKeys adds the keys of a namespace that are in a chunk.
+// findKeys adds the keys of a namespace that occur in a chunk to found.
 func findKeys(chunk []byte, ns string, byNumber map[string][]string, found map[string]bool) {
 	for rest := chunk; ; {
 		i := bytes.Index(rest, []byte(ns))

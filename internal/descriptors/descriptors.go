@@ -1,14 +1,15 @@
-// Package descriptors shares out the file descriptors of the process.
+// Package descriptors shares the file descriptors of the process among pieces of work.
 //
 // It owns nothing on disk.
 //
-// Its invariant: what the holders of shares may open together fits into the process's limit (RLIMIT_NOFILE),
-// beside what was open before and a reserve for short work. Each kind of work leaves the least that the
-// others need, and the first of a kind waits only for what runs, so none waits for ever. If nothing runs at
-// all, one share is given whatever the limit is: work that cannot be done fails, and does not hang.
+// Its invariant: the descriptors of all shares fit into the limit of the process (RLIMIT_NOFILE), together
+// with those that were open before and a reserve for short work. Each kind of work leaves the smallest share
+// that other kinds need, and the first piece of a kind waits only for work that runs, so none waits for ever.
+// If nothing runs, one share is given whatever the limit is, so that work that can't succeed fails instead of
+// hanging.
 //
-// The surprising rule: the limit is read again for every share, since it may be changed while the process runs. Where
-// it is high, as in Tank's unit, nothing is counted at all.
+// The surprising rule: the limit is read again for each share, because it may be changed while the process
+// runs. If it is high, as in Tank's unit, nothing is counted.
 package descriptors
 
 import (
@@ -36,19 +37,19 @@ const (
 )
 
 const (
-	// plenty is the limit from which on nothing is counted.
+	// plenty is the limit above which nothing is counted.
 	plenty = 4096
-	// few is the limit below which all work gets only the least share of its kind.
-	few = 1024
+	// scarce is the limit below which all work gets only the least share of its kind.
+	scarce = 1024
 	// reserve is for work that asks for no share: connections, short reads of files, and the process's own files.
 	reserve = 12
 	// smallest is the smallest share with which any kind of work may succeed.
 	smallest = 8
-	// again is how soon a waiter notices that the limit was changed.
-	again = 100 * time.Millisecond
+	// poll is the interval in which waiters check whether the limit was changed.
+	poll = 100 * time.Millisecond
 )
 
-// Share is how many descriptors work may have open. 0: no limit.
+// Share is a number of descriptors that a piece of work may have open. 0: no limit.
 type Share int
 
 // Pool shares out descriptors.
@@ -56,13 +57,13 @@ type Pool struct {
 	limit func() uint64
 	open  func(limit uint64) int
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	held  [kinds][]Share
-	base  int       // descriptors that were open when nobody held a share
+	base  int       // descriptors that were open while there was no share
 	waits []*waiter // in order of arrival
 }
 
-// waiter is work that waits for a share.
+// waiter is a piece of work that waits for a share.
 type waiter struct {
 	kind  Kind
 	given chan struct{} // closed when share is set
@@ -72,7 +73,7 @@ type waiter struct {
 // Process shares out the descriptors of this process.
 var Process = &Pool{limit: Limit, open: countOpen}
 
-// Limit returns how many descriptors the process may have.
+// Limit returns the number of descriptors that the process may have.
 func Limit() uint64 {
 	var r unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) != nil {
@@ -81,8 +82,8 @@ func Limit() uint64 {
 	return r.Cur
 }
 
-// Few reports whether the process has so few descriptors that work should not open several for the sake of speed.
-func Few() bool { return Limit() < few }
+// Scarce reports whether the process may have so few descriptors that work should not open several just to be faster.
+func Scarce() bool { return Limit() < scarce }
 
 // countOpen counts the descriptors below the limit that are open. It needs neither /proc nor a descriptor.
 func countOpen(limit uint64) (n int) {
@@ -99,22 +100,22 @@ func countOpen(limit uint64) (n int) {
 	return n
 }
 
-// least is the smallest share of a kind of work.
+// least returns the smallest share with which a kind of work succeeds.
 func least(k Kind) Share { return [kinds]Share{Download: 4, Extraction: 16, Assembly: 20}[k] }
 
-// shareOf is the share that work of a kind gets under a limit.
+// shareOf returns the share of a piece of work under a limit.
 func shareOf(k Kind, limit uint64) Share {
 	switch {
 	case limit >= plenty:
 		return 0
-	case limit >= few && k != Download:
+	case limit >= scarce && k != Download:
 		return 64
 	}
 	return least(k)
 }
 
-// Take waits for a share for work of a kind. It returns the share and a function that gives it back; its error is the
-// cause of the end of ctx.
+// Take waits for a share for a piece of work. It returns the share and a function that returns it to the pool. The
+// error is the cause of the end of ctx.
 func (p *Pool) Take(ctx context.Context, k Kind) (s Share, release func(), err error) {
 	w := &waiter{kind: k, given: make(chan struct{})}
 	p.mu.Lock()
@@ -130,7 +131,7 @@ func (p *Pool) Take(ctx context.Context, k Kind) (s Share, release func(), err e
 		}
 		select {
 		case <-w.given:
-		case <-time.After(again):
+		case <-time.After(poll):
 			p.mu.Lock()
 			p.give()
 			p.mu.Unlock()
@@ -143,7 +144,7 @@ func (p *Pool) Take(ctx context.Context, k Kind) (s Share, release func(), err e
 	}
 }
 
-// abandon takes a waiter out of the queue. It reports false if the waiter was given its share meanwhile.
+// abandon removes a waiter from the queue. It returns false if the waiter got its share meanwhile.
 func (p *Pool) abandon(w *waiter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -163,7 +164,7 @@ func (p *Pool) release(k Kind, s Share) {
 	p.give()
 }
 
-// give gives shares to waiters in order of arrival. Called with mu held.
+// give gives shares to waiters in order of arrival. The caller holds mu.
 func (p *Pool) give() {
 	if len(p.waits) == 0 {
 		return
@@ -200,8 +201,8 @@ func (p *Pool) idle() bool {
 	return true
 }
 
-// fits reports whether there is room for a share of a kind, and, unless it is the first of its kind, for the
-// least that any other kind needs. Called with mu held.
+// fits reports whether a share of a kind is left and, unless it is the first of its kind, the smallest share
+// of each other kind as well. The caller holds mu.
 func (p *Pool) fits(k Kind, share Share, limit uint64) bool {
 	if limit >= plenty || p.idle() {
 		return true

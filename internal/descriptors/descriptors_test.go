@@ -15,7 +15,7 @@ func poolOf(limit *atomic.Uint64, open int) *Pool {
 	return &Pool{limit: limit.Load, open: func(uint64) int { return open }}
 }
 
-// TestTake: how much is promised under a limit when everything is wanted at once.
+// TestTake: the shares under several limits if all kinds of work want one at the same time.
 func TestTake(t *testing.T) {
 	for name, row := range map[string]struct {
 		limit       uint64
@@ -68,8 +68,8 @@ func TestTake(t *testing.T) {
 	}
 }
 
-// TestTakeProgress: under the smallest limit, work of both kinds comes to its end, each extraction waiting for a
-// download.
+// TestTakeProgress: even under the smallest limit, extractions and downloads end, although each extraction
+// waits for a download.
 func TestTakeProgress(t *testing.T) {
 	var limit atomic.Uint64
 	limit.Store(40)
@@ -103,7 +103,7 @@ func TestTakeProgress(t *testing.T) {
 	wg.Wait()
 }
 
-// TestTakeEnds: a caller that gives up leaves nothing behind, and a limit that is raised is noticed.
+// TestTakeEnds: a caller that gives up leaves no waiter behind, and waiters notice a raised limit.
 func TestTakeEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var limit atomic.Uint64
@@ -132,7 +132,7 @@ func TestTakeEnds(t *testing.T) {
 	})
 }
 
-// TestCountOpen counts this process's own.
+// TestCountOpen counts the open descriptors of this process.
 func TestCountOpen(t *testing.T) {
 	before := countOpen(Limit())
 	f, err := os.Open(".")

@@ -1,16 +1,16 @@
-// Package exactjson decodes JSON documents that only have one reading.
+// Package exactjson decodes JSON documents that all decoders read in the same way.
 //
-// encoding/json matches field names without regard to case, and folds the long s (U+017F) and the Kelvin sign
-// (U+212A) too, so it reads "layerſ" as "layers". Most other decoders compare names exactly. A document that both
-// kinds read differently shows one image to a scanner and another to a runtime.
+// encoding/json ignores case when it matches field names, and treats the long s (U+017F) and the Kelvin sign
+// (U+212A) as s and k, so it reads "layerſ" as "layers". Most other decoders compare names exactly. A
+// document that the two kinds of decoders read differently shows one image to a scanner and another one to a
+// runtime.
 //
 // It owns nothing on disk.
 //
-// Its invariant: whatever Unmarshal accepts decodes to the same value with encoding/json and with a decoder that
-// compares names exactly, whether that keeps the first or the last of two equal names.
+// Its invariant: a document that Unmarshal accepts decodes to the same value with encoding/json and with a
+// decoder that compares names exactly, whether that decoder uses the first or the last of two equal names.
 //
-// The surprising rule: names that no field matches are accepted, in whatever spelling, because documents carry fields
-// of their builders.
+// The surprising rule: names that match no field are accepted in any spelling, because builders add their own fields.
 package exactjson
 
 import (
@@ -26,18 +26,18 @@ import (
 
 // Limits on a document, which bound the memory that decoding it takes.
 const (
-	// MaxDepth is how deeply values may be nested.
+	// MaxDepth is the greatest depth of nested values.
 	MaxDepth = 64
-	// MaxValues is how many values a document may have, names included.
+	// MaxValues is the largest number of values in a document, names included.
 	MaxValues = 1 << 18
-	// MaxObjects is how many entries an array of objects may have where a Go type expects one.
+	// MaxObjects is the largest number of entries in an array that a Go type decodes as objects.
 	MaxObjects = 4096
 )
 
-// Unmarshal decodes data into the value that into points to, like json.Unmarshal. It returns errdefs.ErrDataLoss, and
-// leaves into unchanged, for a document that has a name twice in one object, a name that matches a field of into only
-// when case is folded, more values than the limits allow, or bytes after its end; and for what json.Unmarshal
-// refuses.
+// Unmarshal decodes data into the value that into points to, like json.Unmarshal. In these cases it returns
+// errdefs.ErrDataLoss and leaves into unchanged: json.Unmarshal fails; an object has a name twice; a name
+// matches a field of into only if case is ignored; there are more values than the limits allow; or there are
+// bytes after the end.
 func Unmarshal(data []byte, into any) error {
 	v := reflect.ValueOf(into)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
@@ -54,7 +54,7 @@ func Unmarshal(data []byte, into any) error {
 	return nil
 }
 
-// check walks a document once and compares it with the shape of the value that it will be decoded into.
+// check reads a document once and compares it with the shape of the Go value for it.
 func check(data []byte, s *shape) error {
 	w := walker{dec: json.NewDecoder(bytes.NewReader(data))}
 	w.dec.UseNumber()
@@ -83,7 +83,7 @@ func (w *walker) token() (json.Token, error) {
 	return w.dec.Token()
 }
 
-// value reads one value, which is decoded into a value of shape s, or dropped where s is nil.
+// value reads one value that will be decoded into a Go value of shape s, or ignored if s is nil.
 func (w *walker) value(s *shape, depth int) error {
 	if depth > MaxDepth {
 		return fmt.Errorf("JSON nested deeper than %d: %w", MaxDepth, errdefs.ErrDataLoss)

@@ -11,7 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// sample has each kind of field that documents have.
+// sample has one field of each kind that occurs in documents.
 type sample struct {
 	embedded
 	Size   int64             `json:"size"`
@@ -84,8 +84,8 @@ func TestUnmarshal(t *testing.T) {
 	}
 }
 
-// TestLettersThatFold tries every letter of every field of the documents of an image, in all spellings that
-// encoding/json takes for it.
+// TestLettersThatFold tries, for each letter of each field in the documents of an image, all spellings that
+// encoding/json treats as equal.
 func TestLettersThatFold(t *testing.T) {
 	t.Parallel()
 	other := map[rune]string{'s': "S\u017f", 'k': "K\u212a", 'S': "s\u017f", 'K': "k\u212a"}
@@ -156,7 +156,7 @@ func FuzzUnmarshal(f *testing.F) {
 	})
 }
 
-// exact decodes data into v. It finds the fields of structs by their exact names alone.
+// exact decodes data into v and matches the names of fields exactly.
 func exact(t *testing.T, v reflect.Value, data json.RawMessage) {
 	must := func(err error) {
 		if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// shape is what check needs to know about a Go type: the fields of a struct and the types of elements. The
-// methods of a nil shape describe a value in which any name is allowed, such as one that decodes itself.
+// shape describes a Go type for check: the fields of a struct and the types of elements. A nil shape is valid. It
+// describes a value in which any name is allowed, such as one with its own decoder.
 type shape struct {
 	fields map[string]reflect.Type // of a struct, by their names in JSON; nil for other types
 	folded map[string]string       // the same names, by fold
@@ -28,8 +28,8 @@ var (
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
-// shapeOf describes a type; nil if nothing in it has to be checked. It describes one type at a time, so
-// recursive types work too.
+// shapeOf returns the shape of a type, nil if there is nothing to check in it. It describes only one level of
+// the type, so it works with recursive types.
 func shapeOf(t reflect.Type) *shape {
 	if s, ok := shapes.Load(t); ok {
 		return s.(*shape)
@@ -63,8 +63,9 @@ func newShape(t reflect.Type) *shape {
 	return nil
 }
 
-// jsonName is the name by which encoding/json finds a field, or "" for one that it does not decode. Where two fields
-// of embedded structs have one name, encoding/json may decode neither; then the check is stricter than necessary.
+// jsonName returns the name by which encoding/json finds a field, "" if it does not decode the field. If two
+// fields of embedded structs have the same name, encoding/json may decode neither of them; then the check is
+// too strict.
 func jsonName(f reflect.StructField) string {
 	tag := f.Tag.Get("json")
 	name, _, _ := strings.Cut(tag, ",")
@@ -74,7 +75,7 @@ func jsonName(f reflect.StructField) string {
 	case name != "":
 		return name
 	case f.Anonymous:
-		return "" // its fields are listed as the outer struct's own
+		return "" // its fields count as fields of the outer struct
 	}
 	return f.Name
 }
@@ -82,7 +83,7 @@ func jsonName(f reflect.StructField) string {
 // isStruct reports whether s is the shape of a struct.
 func (s *shape) isStruct() bool { return s != nil && s.fields != nil }
 
-// element is the shape of what an array holds.
+// element returns the shape of the elements of an array.
 func (s *shape) element() *shape {
 	if s == nil || s.elem == nil || s.keys {
 		return nil
@@ -90,8 +91,8 @@ func (s *shape) element() *shape {
 	return shapeOf(s.elem)
 }
 
-// member is the shape of what an object has under name: nil for a name that no field has. It returns
-// errdefs.ErrDataLoss for a name that is a field's only when case is folded.
+// member returns the shape of the value with a name in an object, nil for a name that no field has. It returns
+// errdefs.ErrDataLoss for a name that matches a field only if case is ignored.
 func (s *shape) member(name string) (*shape, error) {
 	switch {
 	case s == nil:
@@ -108,8 +109,8 @@ func (s *shape) member(name string) (*shape, error) {
 	return nil, nil
 }
 
-// fold maps all spellings that encoding/json takes for one name to one string: two names fold to the same
-// string if and only if strings.EqualFold reports that they are equal.
+// fold maps all spellings of a name that encoding/json treats as equal to one string. Two names have the same
+// result if and only if strings.EqualFold returns true for them.
 func fold(name string) string {
 	return strings.Map(func(r rune) rune {
 		for { // until the smallest rune that folds like r

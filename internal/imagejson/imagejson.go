@@ -1,14 +1,14 @@
-// Package imagejson reads the JSON documents that an image consists of: manifests, indexes and configs.
+// Package imagejson reads the JSON documents of an image: manifests, indexes and configs.
 //
 // It owns nothing on disk.
 //
-// Its invariant: a document that is accepted has one reading. Names of fields are compared exactly, no name
-// occurs twice, it is either an index or a manifest, as its media type states, and a digest has one size in
-// it. The sum of its sizes is an int64.
+// Its invariant: all decoders read an accepted document in the same way. Field names are compared exactly,
+// and no name occurs twice. The document is either an index or a manifest, in agreement with its media type.
+// Each digest has one size in it, and the sum of the sizes fits into an int64.
 //
-// The surprising rule: a media type from outside, as a registry's header or a descriptor gives it, may be missing,
-// but if it is there it has to be the one inside, so that no two programs take the same bytes for different things
-// (CVE-2021-41190).
+// The surprising rule: the media type from outside, in the header of a registry's response or in a descriptor, may be
+// missing. If there is one, it has to be the one in the document, so that no two programs interpret the same bytes
+// differently (CVE-2021-41190).
 package imagejson
 
 import (
@@ -33,31 +33,32 @@ const (
 	MaxConfigSize   = 8 << 20
 )
 
-// Document is a manifest or an index. One of both pointers is not nil.
+// Document is a manifest or an index. Exactly one of the pointers is not nil.
 type Document struct {
 	MediaType string
 	Manifest  *ocispec.Manifest
 	Index     *ocispec.Index
 }
 
-// either has the fields of both kinds of document, and the one by which schema 1 is recognised, because a name that
-// is a field of one kind must not appear in another spelling in the other.
+// either has the fields of both kinds of documents, and the field by which schema 1 is recognized. So the
+// name of a field of one kind can't appear in another spelling in a document of the other kind.
 type either struct {
 	ocispec.Manifest
 	Manifests []ocispec.Descriptor `json:"manifests"`
 	FSLayers  json.RawMessage      `json:"fsLayers"`
 }
 
-// parts are the members by which the kind of a document is recognized.
+// parts has the members by which the kind of a document is recognized.
 type parts struct {
 	Manifests json.RawMessage `json:"manifests"`
 	Layers    json.RawMessage `json:"layers"`
 	Config    json.RawMessage `json:"config"`
 }
 
-// Read decodes a manifest or an index. claimed is the media type from outside the document, and may be empty.
-// Any fault of a document is errdefs.ErrDataLoss. A document that is in order but belongs to no image, such
-// as a manifest of Docker schema 1, is mediatype.ErrNotRootfs.
+// Read decodes a manifest or an index. claimed is the media type from outside the document, or "". If
+// anything in the document is wrong, Read returns errdefs.ErrDataLoss. For a valid document that does not
+// belong to an image that Tank can unpack, such as a manifest of Docker schema 1, it returns
+// mediatype.ErrNotRootfs.
 func Read(claimed string, data []byte) (*Document, error) {
 	if len(data) > MaxManifestSize {
 		return nil, fmt.Errorf("larger than %d bytes: %w", MaxManifestSize, errdefs.ErrDataLoss)
@@ -91,7 +92,8 @@ func Read(claimed string, data []byte) (*Document, error) {
 	return &Document{MediaType: mediaType, Manifest: &e.Manifest}, checkSizes(descriptors)
 }
 
-// agree returns the media type of a document after comparing the claimed type, the type inside and the content.
+// agree returns the media type of a document, after it has compared the claimed type, the type inside and the
+// content.
 func agree(claimed, inside string, has parts) (string, error) {
 	t := inside
 	switch {
@@ -119,7 +121,7 @@ func agree(claimed, inside string, has parts) (string, error) {
 	return "", fmt.Errorf("media type %.100q is neither an index nor a manifest: %w", t, errdefs.ErrDataLoss)
 }
 
-// checkSizes refuses sizes that cannot be true: negative ones, two for one digest, and a sum that is no int64.
+// checkSizes returns an error for negative sizes, two sizes of one digest, and a sum that does not fit into an int64.
 func checkSizes(descriptors []ocispec.Descriptor) error {
 	sizes := make(map[digest.Digest]int64, len(descriptors))
 	sum := int64(0)
@@ -137,7 +139,7 @@ func checkSizes(descriptors []ocispec.Descriptor) error {
 	return nil
 }
 
-// ReadConfig decodes the config of an image. It returns errdefs.ErrDataLoss for whatever is wrong with it.
+// ReadConfig decodes the config of an image. It returns errdefs.ErrDataLoss if anything in it is wrong.
 func ReadConfig(data []byte) (*ocispec.Image, error) {
 	if len(data) > MaxConfigSize {
 		return nil, fmt.Errorf("larger than %d bytes: %w", MaxConfigSize, errdefs.ErrDataLoss)
@@ -149,14 +151,14 @@ func ReadConfig(data []byte) (*ocispec.Image, error) {
 	return &config, nil
 }
 
-// IsConfig reports whether a document that ReadConfig has read is the config of an image, whatever its media type is:
-// it names its layers.
+// IsConfig reports whether a document that ReadConfig has read is the config of an image, whatever its media
+// type is. It is one if it lists layers.
 func IsConfig(config *ocispec.Image) bool {
 	return (config.RootFS.Type == "layers" || config.RootFS.Type == "") && len(config.RootFS.DiffIDs) > 0
 }
 
-// Fetchable returns errdefs.ErrDataLoss unless the digests of the manifest's config and layers are SHA-256, the only
-// one that is fetched.
+// Fetchable returns errdefs.ErrDataLoss unless the digests of the manifest's config and layers use SHA-256, the only
+// algorithm with which blobs are fetched.
 func Fetchable(m *ocispec.Manifest) error {
 	for _, d := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
 		if !isSHA256(d.Digest) {
@@ -166,7 +168,7 @@ func Fetchable(m *ocispec.Manifest) error {
 	return nil
 }
 
-// Pair returns errdefs.ErrDataLoss unless the config has a diff ID, a SHA-256, for each layer of the manifest.
+// Pair returns errdefs.ErrDataLoss unless the config has a SHA-256 diff ID for each layer of the manifest.
 func Pair(m *ocispec.Manifest, config *ocispec.Image) error {
 	ids := config.RootFS.DiffIDs
 	if len(ids) != len(m.Layers) {

@@ -81,7 +81,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestReadSchema1: an image of the old schema is no damaged document, but one that Tank does not unpack.
+// TestReadSchema1: an image of the old schema is a valid document that Tank does not unpack.
 func TestReadSchema1(t *testing.T) {
 	if _, err := Read("", []byte(`{"schemaVersion": 1, "fsLayers": []}`)); !errors.Is(err, mediatype.ErrNotRootfs) {
 		t.Error(err)

@@ -16,7 +16,7 @@ import (
 var ErrNotRootfs = cause.Mark(
 	fmt.Errorf("not an image with a root filesystem: %w", errdefs.ErrFailedPrecondition), cause.NotRootfs, "")
 
-// notRootfs is such an error. It is one sentence.
+// notRootfs is an ErrNotRootfs whose text is one sentence.
 type notRootfs struct{ what string }
 
 func (e notRootfs) Error() string {
@@ -28,8 +28,8 @@ func (e notRootfs) Error() string {
 
 func (e notRootfs) Unwrap() error { return ErrNotRootfs }
 
-// kinds name artifacts by the beginning of one of their media types. The first one that fits counts. A name with a
-// relative clause states by itself why there is no root filesystem.
+// kinds has the names of artifacts, by the beginning of one of their media types. The first entry that
+// matches counts. A name with a relative clause explains by itself why there is no root filesystem.
 var kinds = []struct{ prefix, name string }{
 	{"application/vnd.docker.distribution.manifest.v1+", "an image of Docker schema 1, which is no longer supported"},
 	{"application/vnd.oci.artifact.manifest.", "an OCI artifact"},
@@ -68,7 +68,7 @@ var kinds = []struct{ prefix, name string }{
 	{"application/vnd.containerd.container.", "a checkpoint of a container"},
 }
 
-// Kind names what content of a media type is, with an article; "" for layers, configs and unknown media types.
+// Kind returns a name with an article for content of a media type, "" for layers, configs and unknown media types.
 func Kind(mediaType string) string {
 	if Encrypted(mediaType) {
 		return "an encrypted image, which has to be decrypted first"
@@ -87,7 +87,7 @@ func Encrypted(mediaType string) bool {
 	return suffixes == "encrypted" || strings.HasSuffix(suffixes, "+encrypted")
 }
 
-// NotRootfs returns an error that is ErrNotRootfs and names content by its media type.
+// NotRootfs returns an ErrNotRootfs for content of a media type.
 func NotRootfs(mediaType string) error {
 	if name := Kind(mediaType); name != "" {
 		return notRootfs{name}
@@ -95,8 +95,8 @@ func NotRootfs(mediaType string) error {
 	return notRootfs{fmt.Sprintf("content of media type %.100q", mediaType)}
 }
 
-// Manifest returns an error that is ErrNotRootfs and names what m is, unless its media types are those of an image. A
-// config of a general media type passes: its content decides.
+// Manifest returns an ErrNotRootfs that names the artifact, unless the media types of m are those of an
+// image. It accepts a config of a generic media type, because its content decides.
 func Manifest(m *ocispec.Manifest) error {
 	unknown := ""
 	for _, l := range m.Layers {
@@ -125,8 +125,8 @@ func Manifest(m *ocispec.Manifest) error {
 	return artifact(m, unknown)
 }
 
-// Artifact returns an error that is ErrNotRootfs, about a manifest whose config is of a general media type and is not
-// the config of an image.
+// Artifact returns an ErrNotRootfs for a manifest whose config has a generic media type and is not the config of an
+// image.
 func Artifact(m *ocispec.Manifest) error {
 	if Kind(m.ArtifactType) != "" {
 		return NotRootfs(m.ArtifactType)
@@ -134,7 +134,8 @@ func Artifact(m *ocispec.Manifest) error {
 	return artifact(m, "")
 }
 
-// artifact names a manifest whose media types are unknown by the one that states the most. layer is that of a layer.
+// artifact names a manifest with unknown media types by the most telling one of them. layer is the media type of a
+// layer.
 func artifact(m *ocispec.Manifest, layer string) error {
 	for _, t := range []string{m.ArtifactType, m.Config.MediaType, layer} {
 		if t != "" && t != ocispec.MediaTypeEmptyJSON && !Config(t) {
@@ -144,8 +145,8 @@ func artifact(m *ocispec.Manifest, layer string) error {
 	return notRootfs{"an artifact"}
 }
 
-// Index returns an error that is ErrNotRootfs if an index lists no manifests, but other content, as a BuildKit cache
-// does. Otherwise it returns nil.
+// Index returns an ErrNotRootfs if an index lists content other than manifests, as the index of a BuildKit
+// cache does. Otherwise it returns nil.
 func Index(entries []ocispec.Descriptor) error {
 	for _, e := range entries {
 		if strings.HasPrefix(e.MediaType, "application/vnd.buildkit.cacheconfig") {

@@ -11,7 +11,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/mediatype"
 )
 
-// TestNotRootfs: content that is no image is named in one sentence.
+// TestNotRootfs: the error for content that is not an image names it in one sentence.
 func TestNotRootfs(t *testing.T) {
 	for mediaType, want := range map[string]string{
 		"application/vnd.cncf.helm.config.v1+json": "this is a Helm chart, not an image with a root filesystem",
@@ -40,7 +40,7 @@ func TestNotRootfs(t *testing.T) {
 	}
 }
 
-// TestImages: the media types of images are none of an artifact.
+// TestImages: no media type of an image is taken for that of an artifact.
 func TestImages(t *testing.T) {
 	for _, m := range []ocispec.Manifest{
 		{Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig}},

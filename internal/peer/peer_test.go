@@ -11,7 +11,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 )
 
-// dialed returns both ends of one connection.
+// dialed returns both ends of a connection.
 func dialed(t *testing.T, network, address string) (client, server net.Conn) {
 	t.Helper()
 	l, err := net.Listen(network, address)

@@ -10,23 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is what the kernel knows about the process that connected. The zero value is a process about which it knows
-// nothing.
+// Process identifies the process that connected. The zero value is a process about which the kernel reports nothing.
 type Process struct {
 	// PID is 0 for a process that is not visible in this process's PID namespace.
 	PID int
 	UID uint32
-	// Started is when the process started, in ticks since boot, so that its PID is not mistaken for that of a later
-	// one. 0: not known.
+	// Started is the start time of the process in ticks since boot. With it, a later process with the same PID is
+	// recognized. 0: not known.
 	Started uint64
-	// Handle identifies the process as long as the system runs, also when PID is 0. 0: the kernel is older than 6.9.
+	// Handle identifies the process until the system stops, even if PID is 0. 0: the kernel is older than 6.9.
 	Handle uint64
 }
 
 // pidfs is the type of the filesystem of pidfds whose inode numbers identify processes.
 const pidfs = 0x50494446
 
-// Of returns the process that connected; the zero value if the connection is not a unix socket.
+// Of returns the process that connected, the zero value for a connection that is not a unix socket.
 func Of(conn net.Conn) Process {
 	cred, err := Credentials(conn)
 	if err != nil {
@@ -47,7 +46,7 @@ func handle(socket syscall.Conn) (inode uint64) {
 	if err != nil {
 		return 0
 	}
-	_ = raw.Control(func(fd uintptr) { // of a closed connection there is none
+	_ = raw.Control(func(fd uintptr) { // fails for a closed connection
 		pidfd, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 		if err != nil {
 			return
@@ -62,7 +61,7 @@ func handle(socket syscall.Conn) (inode uint64) {
 	return inode
 }
 
-// Alive reports whether the process still runs. known is false for one that can't be seen from here.
+// Alive reports whether the process still runs. known is false if the process is not visible from here.
 func (p Process) Alive() (alive, known bool) {
 	if p.PID == 0 || p.Started == 0 {
 		return false, false
@@ -70,11 +69,11 @@ func (p Process) Alive() (alive, known bool) {
 	return started(p.PID) == p.Started, true
 }
 
-// Unchanged reports whether the process still has its PID, or ended before anything was known about it.
+// Unchanged reports whether no other process has got the PID since the connection was made.
 func (p Process) Unchanged() bool { return p.Started == started(p.PID) }
 
-// started reads when a process started, 0 when there is none or /proc does not show it. A zombie does not run
-// any more.
+// started returns the start time of a process, 0 if there is no such process or /proc does not show it. A
+// zombie counts as ended.
 func started(pid int) uint64 {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {

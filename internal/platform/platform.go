@@ -1,13 +1,13 @@
-// Package platform decides which platform of an image suits the platform that was asked for.
+// Package platform decides which platforms of an image suit a wanted platform.
 //
 // It owns nothing on disk.
 //
-// Its invariant: a platform suits only if its operating system and its architecture are those that were asked
-// for. Only the variant may differ.
+// Its invariant: a platform suits only if its operating system and its architecture are the wanted ones. Only
+// the variant may differ.
 //
 // The surprising rule: an index and a config are compared in different ways. An index offers a choice, so a
-// variant has to be one that the wanted machine runs. A config that no index describes is all there is, so a
-// field that it leaves out is taken to be the one that was asked for (docs/adr/0031).
+// variant in it has to be one that the wanted machine runs. A config without an index offers no choice, so a
+// field that is missing in it is taken for the wanted one (docs/adr/0031).
 package platform
 
 import (
@@ -18,11 +18,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Wanted is a platform that was asked for. It is a platforms.MatchComparer for the entries of an index.
+// Wanted is the wanted platform. It is a platforms.MatchComparer for the entries of an index.
 type Wanted struct {
-	spec   ocispec.Platform // as asked: a variant that was left out is empty
+	spec   ocispec.Platform // without a default for a missing variant
 	strict platforms.Matcher
-	runs   platforms.MatchComparer // what a machine of this platform runs, the best first
+	runs   platforms.MatchComparer // matches what a machine of this platform runs, the best first
 }
 
 var _ platforms.MatchComparer = Wanted{}
@@ -40,14 +40,14 @@ func Parse(s string) (Wanted, error) {
 	return Of(p), nil
 }
 
-// Of returns the Wanted of a platform.
+// Of returns a Wanted for a platform.
 func Of(p ocispec.Platform) Wanted {
 	n := platforms.Normalize(p)
 	if p.Variant == "" {
 		p.Architecture = n.Architecture
 	} else {
 		p = n
-		if p.Architecture == "arm64" && p.Variant == "" { // v8 was asked for, and nothing above it
+		if p.Architecture == "arm64" && p.Variant == "" { // this means v8, and no later variant
 			p.Variant = "v8"
 		}
 	}
@@ -55,22 +55,23 @@ func Of(p ocispec.Platform) Wanted {
 	return Wanted{spec: p, strict: platforms.NewMatcher(n), runs: platforms.Only(p)}
 }
 
-// String identifies what was asked for.
+// String identifies the wanted platform.
 func (w Wanted) String() string { return platforms.FormatAll(w.spec) }
 
-// Spec is what was asked for, for Of.
+// Spec returns the wanted platform, as Of takes it.
 func (w Wanted) Spec() *ocispec.Platform { return &w.spec }
 
-// Exactly reports whether p is the platform that was asked for, in whatever spelling.
+// Exactly reports whether p is the wanted platform, in any spelling.
 func (w Wanted) Exactly(p ocispec.Platform) bool { return w.strict.Match(p) }
 
-// Match reports whether an entry of an index with the platform p suits.
+// Match reports whether an entry of an index with platform p suits.
 func (w Wanted) Match(p ocispec.Platform) bool {
 	return w.same(p) && (w.runs.Match(p) || w.oneSided(p))
 }
 
-// Less reports whether an entry with the platform a suits better than one with b: first the platform that was asked
-// for, then what else a machine of it runs, then entries of which the variant is not known to fit.
+// Less reports whether an entry with platform a suits better than one with platform b. The best is the wanted
+// platform, then other platforms that a machine of it runs, then entries of which it is not known whether
+// their variant suits.
 func (w Wanted) Less(a, b ocispec.Platform) bool {
 	if first, second := w.Exactly(a), w.Exactly(b); first != second {
 		return first
@@ -81,32 +82,32 @@ func (w Wanted) Less(a, b ocispec.Platform) bool {
 	return w.runs.Less(a, b)
 }
 
-// same reports whether the operating systems and the architectures are equal, and the features suit.
+// same reports whether operating system and architecture are the wanted ones, and the features suit.
 func (w Wanted) same(p ocispec.Platform) bool {
 	n, spec := platforms.Normalize(p), w.spec
 	n.Variant, spec.Variant = "", ""
 	return platforms.NewMatcher(spec).Match(n)
 }
 
-// oneSided reports whether only one of both names a variant. For arm, where many builders leave it out, that does not
-// exclude an entry. A variant of amd64 always means more than every machine has.
+// oneSided reports whether only one of the two platforms has a variant. For arm, many builders leave the
+// variant out, so such an entry is not excluded. For amd64, a variant always requires more than every machine
+// has.
 func (w Wanted) oneSided(p ocispec.Platform) bool {
 	arm := w.spec.Architecture == "arm" || w.spec.Architecture == "arm64"
 	return arm && (w.spec.Variant == "" || p.Variant == "")
 }
 
-// Allows reports whether a manifest that no index describes suits, by the platform in its config.
+// Allows reports whether a manifest without an index suits, by the platform in its config.
 func (w Wanted) Allows(config ocispec.Platform) bool {
 	p := w.Complete(config)
 	p.OSVersion, p.OSFeatures = w.spec.OSVersion, w.spec.OSFeatures
-	if w.spec.Variant == "" { // a manifest that stands alone offers no other
+	if w.spec.Variant == "" { // a manifest without an index offers no other variant
 		p.Variant = ""
 	}
 	return w.Match(p)
 }
 
-// Complete returns the platform of a config with the fields that were asked for in the place of those that it leaves
-// out.
+// Complete returns the platform of a config, with the wanted fields in place of missing ones.
 func (w Wanted) Complete(config ocispec.Platform) ocispec.Platform {
 	if config.OS == "" {
 		config.OS = w.spec.OS
@@ -120,8 +121,8 @@ func (w Wanted) Complete(config ocispec.Platform) ocispec.Platform {
 	return config
 }
 
-// Contradicts reports whether the platform in a config is another one than that which the index gives for its
-// manifest. A variant that only one of both names is no contradiction.
+// Contradicts reports whether the platform in a config differs from the platform of its manifest in the
+// index. It is no contradiction if only one of them has a variant.
 func Contradicts(config, index ocispec.Platform) bool {
 	if config.Variant == "" || index.Variant == "" {
 		config.Variant, index.Variant = "", ""
@@ -131,7 +132,7 @@ func Contradicts(config, index ocispec.Platform) bool {
 		c.OS != i.OS || c.Architecture != i.Architecture || c.Variant != i.Variant
 }
 
-// Name returns the platform of a config as text, with "?" in the place of a field that it leaves out.
+// Name returns the platform of a config as text, with "?" in place of missing fields.
 func Name(config ocispec.Platform) string {
 	if config.OS == "" {
 		config.OS = "?"

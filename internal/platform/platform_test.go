@@ -24,7 +24,7 @@ func Example() {
 	// false
 }
 
-// TestChoice orders the entries of an index by how well they suit; those that are not in want do not suit.
+// TestChoice sorts the entries of an index by how well they suit. Entries that are not in want do not suit.
 func TestChoice(t *testing.T) {
 	arm := []string{"linux/arm", "linux/arm/v5", "linux/arm/v6", "linux/arm/v7", "linux/arm/v8"}
 	for _, tc := range []struct {
@@ -64,7 +64,7 @@ func TestChoice(t *testing.T) {
 	}
 }
 
-// sorted are the entries that suit, the best first.
+// sorted returns the entries that suit, the best first.
 func sorted(want platform.Wanted, entries []string) (fit []ocispec.Platform) {
 	for _, e := range entries {
 		p := platforms.MustParse(e)
@@ -84,7 +84,7 @@ func sorted(want platform.Wanted, entries []string) (fit []ocispec.Platform) {
 	return fit
 }
 
-// TestConfigAlone compares what was asked for with the config of a manifest that no index describes.
+// TestConfigAlone compares the wanted platform with the config of a manifest without an index.
 func TestConfigAlone(t *testing.T) {
 	for _, tc := range []struct {
 		asked, os, arch, variant string
@@ -121,7 +121,7 @@ func TestConfigAlone(t *testing.T) {
 	}
 }
 
-// TestContradicts compares a config with what the index says of its manifest.
+// TestContradicts compares the platform in a config with that of its manifest in the index.
 func TestContradicts(t *testing.T) {
 	for _, tc := range []struct {
 		index, arch, variant string

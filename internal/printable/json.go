@@ -9,9 +9,9 @@ import (
 	"unicode/utf8"
 )
 
-// EncodeJSON writes v as JSON and a line break, in which every character that Text would escape is an escape of JSON:
-// encoding/json leaves DEL, C1 and the format characters unchanged, and in a json.RawMessage also bytes that are not
-// UTF-8. The value that a reader decodes is the same. indent is that of json.MarshalIndent; "" means one line.
+// EncodeJSON writes v as JSON and a line break. It escapes every character that Text would escape, because
+// encoding/json leaves DEL, C1 and format characters unchanged, and in a json.RawMessage also bytes that are
+// not UTF-8. A reader decodes the same value. indent is that of json.MarshalIndent; "" means one line.
 func EncodeJSON(w io.Writer, v any, indent string) error {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -23,10 +23,10 @@ func EncodeJSON(w io.Writer, v any, indent string) error {
 	return err
 }
 
-// escapeJSON replaces what is not safe in the strings of a JSON text. Outside of strings there is only ASCII
-// and white space.
+// escapeJSON escapes the unsafe characters in the strings of a JSON text. Outside of strings, JSON has only
+// ASCII and white space.
 func escapeJSON(data []byte) []byte {
-	from := 0 // what was not yet written to b
+	from := 0 // the part from here is not yet in b
 	var b bytes.Buffer
 	for i := 0; i < len(data); {
 		r, n := utf8.DecodeRune(data[i:])

@@ -11,8 +11,8 @@ type Formatter interface {
 	Format(*log.Entry) ([]byte, error)
 }
 
-// LogFormatter returns a formatter that makes the message and the fields of each entry printable before inner formats
-// it. Text that inner adds, such as colors, passes unchanged.
+// LogFormatter returns a formatter that makes the message and the fields of each entry printable and then
+// calls inner. Text that inner adds, such as colors, is not escaped.
 func LogFormatter(inner Formatter) Formatter { return formatter{inner} }
 
 type formatter struct{ inner Formatter }

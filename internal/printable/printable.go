@@ -1,14 +1,14 @@
-// Package printable makes text of others safe to print on a terminal and to write to a log, and writes sizes
+// Package printable makes text from other programs and users safe for a terminal and a log, and writes sizes
 // and digests for people.
 //
 // It owns nothing on disk.
 //
-// Its invariant: what it returns or passes on is valid UTF-8 without C0, DEL, C1, format and bidi controls,
-// and line and paragraph separators; only Writer lets the line breaks and tabs of the program itself pass.
-// Text and Message also bound the length.
+// Its invariant: the output is valid UTF-8 without C0, DEL and C1 controls, format and bidi controls, and
+// line and paragraph separators. Only Writer passes the program's own line breaks and tabs. Text and Message
+// also bound the length.
 //
-// The surprising rule: a backslash is not escaped, so that text may be made printable twice without growing.
-// The result is for people, and cannot be turned back.
+// The surprising rule: a backslash is not escaped, so text does not grow when it is made printable twice. The
+// original text can't be restored from the result.
 package printable
 
 import (
@@ -19,21 +19,21 @@ import (
 	"unicode/utf8"
 )
 
-// The longest results, in bytes.
+// The lengths of the longest results, in bytes.
 const (
 	textLimit    = 1 << 10
 	messageLimit = 8 << 10
 )
 
-// Text returns one value that others chose (a name, a digest, a path, a header), on one line and at most 1 KiB long.
-// The middle of a longer text is left out.
+// Text returns a value from another program or user (a name, a digest, a path, a header) on one line and at
+// most 1 KiB long. It leaves out the middle of a longer text.
 func Text(s string) string { return clip(escape(s, ""), len(s), textLimit) }
 
-// Message is like Text for a whole message, which may be 8 KiB long.
+// Message is like Text for a message of up to 8 KiB.
 func Message(s string) string { return clip(escape(s, ""), len(s), messageLimit) }
 
-// Fprintf is like fmt.Fprintf and makes the arguments printable: strings, errors and Stringers as by Text, everything
-// else after fmt has formatted it. The format is the program's own and passes unchanged.
+// Fprintf is like fmt.Fprintf and makes the arguments printable: strings, errors and Stringers as Text does,
+// other values after fmt has formatted them. The format is part of the program and passes unchanged.
 func Fprintf(w io.Writer, format string, args ...any) (int, error) {
 	safe := make([]any, len(args))
 	for i, arg := range args {
@@ -42,7 +42,7 @@ func Fprintf(w io.Writer, format string, args ...any) (int, error) {
 	return fmt.Fprintf(w, format, safe...)
 }
 
-// value returns numbers and booleans unchanged, and everything else as printable text.
+// value returns numbers and booleans unchanged, and other values as printable text.
 func value(v any) any {
 	switch v := v.(type) {
 	case nil, bool, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, uintptr, float32, float64:
@@ -57,14 +57,14 @@ func value(v any) any {
 	return Text(fmt.Sprint(v))
 }
 
-// safe reports whether a rune may be printed: letters, marks, numbers, punctuation, symbols and spaces.
+// safe reports whether a rune may be printed. Letters, marks, numbers, punctuation, symbols and spaces may.
 // Controls (Cc), format and bidi characters (Cf), line and paragraph separators (Zl, Zp), private and
 // unassigned code points may not.
 func safe(r rune) bool { return r >= ' ' && r < 0x7f || r > 0x9f && unicode.IsGraphic(r) }
 
 // escape replaces every byte that is not UTF-8 and every rune that is neither safe nor in allowed.
 func escape(s, allowed string) string {
-	from := 0 // what was not yet written to b
+	from := 0 // the part from here is not yet in b
 	var b strings.Builder
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
@@ -116,11 +116,11 @@ func clip(s string, size, limit int) string {
 	return s[:head] + mark + s[tail:]
 }
 
-// maxClip is the size in bytes of a name or path that an error shows whole.
+// maxClip is the length of the longest name or path that an error shows in full, in bytes.
 const maxClip = 300
 
-// Clip shortens a name or path of others, so that it does not fill a message. It escapes nothing: errors are escaped
-// when they are printed.
+// Clip shortens a name or path from another program or user, so that it does not fill a message. It escapes nothing,
+// because errors are escaped when they are printed.
 func Clip(name string) string {
 	if len(name) > maxClip {
 		return name[:maxClip] + "..."

@@ -6,15 +6,15 @@ import (
 	"unicode/utf8"
 )
 
-// Writer escapes what passes through it, except line breaks and tabs. It is the last barrier in front of a
-// terminal or a log: the places that put text of others into a message use Text as well, because here a line
-// break of others looks like one of the program.
+// Writer escapes everything that is written through it, except line breaks and tabs. It is the last barrier
+// before a terminal or a log. Code that puts text from another program into a message has to use Text as
+// well, because Writer can't distinguish a line break in that text from one of the program.
 //
-// The zero value is not usable; it is safe for use by several goroutines.
+// The zero value can't be used. Several goroutines may use one Writer.
 type Writer struct {
 	mu   sync.Mutex // guards the fields below
 	w    io.Writer
-	rest []byte // the beginning of a rune whose other bytes are expected with the next Write
+	rest []byte // the beginning of a rune that the next Write should complete
 }
 
 // NewWriter returns a Writer in front of w.
@@ -33,7 +33,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return w.put(data[:complete], len(p))
 }
 
-// Flush writes what is left of a rune that was never completed.
+// Flush writes the beginning of a rune that no Write completed.
 func (w *Writer) Flush() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -52,7 +52,7 @@ func (w *Writer) put(data []byte, n int) (int, error) {
 	return n, nil
 }
 
-// incomplete returns the length of a rune that data ends in the middle of.
+// incomplete returns the length of an incomplete rune at the end of data, in bytes.
 func incomplete(data []byte) int {
 	for n := 1; n < utf8.UTFMax && n <= len(data); n++ {
 		last := data[len(data)-n:]

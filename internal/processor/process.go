@@ -19,13 +19,13 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// mediaTypeVariable is the environment variable with the media type of a program's input, as with containerd.
+// mediaTypeVariable is the environment variable with the media type of a program's input. containerd sets it as well.
 const mediaTypeVariable = "STREAM_PROCESSOR_MEDIATYPE"
 
-// leave is how long a program that left the process group of its parent may keep stderr open.
-const leave = time.Second
+// stderrWait is how long a program that left the process group of its parent may keep stderr open.
+const stderrWait = time.Second
 
-// process is a program that runs.
+// process is a running program.
 type process struct {
 	id     string
 	cmd    *exec.Cmd
@@ -34,19 +34,19 @@ type process struct {
 	err    error         // how it ended
 
 	mu     sync.Mutex // guards reaped
-	reaped bool       // its PID may be another process's
+	reaped bool       // its PID may belong to another process
 }
 
-// start runs a program that reads from in, and returns it with what it writes.
+// start starts a program that reads from in. It returns the process and the pipe with its output.
 func start(p Processor, mediaType string, in *os.File, payload []byte) (*process, *os.File, error) {
 	out, w, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer w.Close()
-	c := exec.CommandContext(context.Background(), p.Path, p.Args...) // kill ends it, with its process group
+	c := exec.CommandContext(context.Background(), p.Path, p.Args...) // Close kills it with its process group
 	c.Env = append(append(environment(), p.Env...), mediaTypeVariable+"="+mediaType)
-	c.Stdin, c.Stdout, c.WaitDelay = in, w, leave
+	c.Stdin, c.Stdout, c.WaitDelay = in, w, stderrWait
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	proc := &process{id: p.ID, cmd: c, done: make(chan struct{})}
 	c.Stderr = &proc.stderr
@@ -59,7 +59,7 @@ func start(p Processor, mediaType string, in *os.File, payload []byte) (*process
 		defer r.Close()
 		c.ExtraFiles = []*os.File{r}
 		go func() {
-			_, _ = w.Write(payload) // a program may leave it unread
+			_, _ = w.Write(payload) // the program may not read it
 			w.Close()
 		}()
 	}
@@ -72,8 +72,8 @@ func start(p Processor, mediaType string, in *os.File, payload []byte) (*process
 	return proc, out, nil
 }
 
-// run starts the program and waits for its end, on a thread of its own: the kernel ends a program with Pdeathsig when
-// the thread that started it ends.
+// run starts the program and waits for its end, on a locked thread, because the kernel kills a program with
+// Pdeathsig when the thread that started it ends.
 func (p *process) run(started chan<- error) {
 	defer close(p.done)
 	runtime.LockOSThread()
@@ -83,11 +83,11 @@ func (p *process) run(started chan<- error) {
 	if err != nil {
 		return
 	}
-	for err = unix.EINTR; errors.Is(err, unix.EINTR); { // until it has ended, but still has its PID
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); { // until it has ended, without freeing its PID
 		err = unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 	}
 	p.mu.Lock()
-	p.killGroup() // what it started and left behind
+	p.killGroup() // the programs that it has started and that still run
 	p.reaped = true
 	err = p.cmd.Wait()
 	p.mu.Unlock()
@@ -98,7 +98,7 @@ func (p *process) run(started chan<- error) {
 	p.err = err
 }
 
-// kill ends the program and what it started.
+// kill kills the program and the programs that it has started.
 func (p *process) kill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -107,16 +107,16 @@ func (p *process) kill() {
 	}
 }
 
-// killGroup ends the program too if it has left its process group.
+// killGroup also kills the program itself if it has left its process group.
 func (p *process) killGroup() {
 	_ = unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL)
 	_ = unix.Kill(p.cmd.Process.Pid, unix.SIGKILL)
 }
 
-// maxStderr is how much of the end of stderr is kept, in bytes.
+// maxStderr is the length of the kept end of stderr, in bytes.
 const maxStderr = 4 << 10
 
-// end keeps the end of what is written.
+// end is a writer that keeps the end of what is written to it.
 type end struct {
 	mu   sync.Mutex // guards kept
 	kept []byte
@@ -132,17 +132,17 @@ func (e *end) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// text is what was kept, on one line.
+// text returns the kept end on one line.
 func (e *end) text() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return printable.Text(strings.TrimSpace(string(bytes.ToValidUTF8(e.kept, nil))))
 }
 
-// feed copies a blob to the first program, and reads the rest of the blob if the program does not.
+// feed copies a blob to the first program. If the program stops reading, feed reads the rest of the blob itself.
 type feed struct {
 	to    *os.File
-	count atomic.Int64  // bytes that the program took
+	count atomic.Int64  // bytes that the program has read
 	done  chan struct{} // closed when err is set
 	err   error         // of the blob
 }

@@ -1,14 +1,13 @@
-// Package processor runs stream processors: programs that turn a blob of a media type that Tank does not
-// read, such as that of an encrypted layer, into the bytes of another type. containerd's config names them
-// ([stream_processors]).
+// Package processor runs stream processors: programs that convert a blob of a media type that Tank can't
+// read, such as an encrypted layer, into another media type. They are configured in the section
+// stream_processors of containerd's config.
 //
 // It owns nothing on disk.
 //
-// Its invariant: no program outlives the stream that it was started for, and none is believed. A stream ends
-// in io.EOF only after the programs have succeeded and the whole blob was read, whose end is where its digest
-// is verified.
+// Its invariant: no program outlives its stream, and no output is trusted. A stream ends with io.EOF only after all
+// programs have succeeded and the whole blob was read, which includes the verification of its digest.
 //
-// The surprising rule: a program is ended with its process group, so programs that it starts end as well.
+// The surprising rule: a program is killed with its process group, so the programs that it has started end as well.
 package processor
 
 import (
@@ -26,32 +25,32 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Processor is one program, with the names that containerd's config gives to its properties.
+// Processor is one program. The names of its fields are those of containerd's config.
 type Processor struct {
-	// ID is also the name under which a client sends a payload for it.
+	// ID is also the name by which a client sends a payload for the program.
 	ID      string   `toml:"-"`
 	Accepts []string `toml:"accepts"`
 	Returns string   `toml:"returns"`
-	// Path is a path, or a name that is looked for in $PATH.
+	// Path is a path, or a name that is searched in $PATH.
 	Path string   `toml:"path"`
 	Args []string `toml:"args"`
 	Env  []string `toml:"env"`
 }
 
-// Find returns an error if the program can't be found or is not executable.
+// Find returns an error if the program does not exist or is not executable.
 func (p Processor) Find() error {
 	_, err := exec.LookPath(p.Path)
 	return err
 }
 
-// maxChain is how many programs may work one behind the other.
+// maxChain is the largest number of programs in a chain.
 const maxChain = 8
 
-// stall is how long a program may neither take nor give bytes while its output is waited for.
+// stall is the default of Options.Stall.
 const stall = 5 * time.Minute
 
-// Chain returns the processors that turn a blob of the media type into one that done accepts, in their order.
-// nil: none do, or none is needed.
+// Chain returns the processors that convert a blob of the media type into a media type that done accepts, in
+// the order in which they run. nil if there is no such chain, or if none is needed.
 func Chain(all []Processor, mediaType string, done func(mediaType string) bool) (chain []Processor) {
 	for !done(mediaType) {
 		i := slices.IndexFunc(all, func(p Processor) bool { return slices.Contains(p.Accepts, mediaType) })
@@ -64,17 +63,17 @@ func Chain(all []Processor, mediaType string, done func(mediaType string) bool) 
 	return chain
 }
 
-// Options of Start.
+// Options of Start. nil means the zero value.
 type Options struct {
-	// Payloads are sent to the processors with these IDs, on descriptor 3, as by containerd. nil: none.
+	// Payloads are sent to the processors with these IDs on descriptor 3, as containerd does. nil: none.
 	Payloads map[string][]byte
-	// Stall is how long a program may neither take nor give bytes while its output is waited for. 0: 5 minutes.
+	// Stall is how long a program may neither read nor write bytes while a Read waits. 0: 5 minutes.
 	Stall time.Duration
 }
 
-// Stream is the output of the last processor of a chain. Errors of a program are of class ErrFailedPrecondition and
-// have the end of what it wrote to stderr. Close ends all programs and closes the blob. It may come twice, and ends a
-// Read that waits.
+// Stream is the output of the last processor of a chain. Errors of a program have the class ErrFailedPrecondition and
+// contain the end of what it wrote to stderr. Close ends all programs and closes the blob. It may be called more than
+// once, and ends a Read that waits.
 type Stream struct {
 	blob  io.ReadCloser
 	out   *os.File
@@ -86,8 +85,8 @@ type Stream struct {
 	ended   bool // Read returned io.EOF
 }
 
-// Start starts the processors of a chain, which is not empty, on a blob of the media type. It closes the blob if it
-// fails.
+// Start starts the processors of a chain on a blob of the media type. The chain must not be empty. If Start fails, it
+// closes the blob.
 func Start(chain []Processor, mediaType string, blob io.ReadCloser, opts *Options) (*Stream, error) {
 	s := &Stream{blob: blob, stall: stall}
 	var payloads map[string][]byte
@@ -104,7 +103,7 @@ func Start(chain []Processor, mediaType string, blob io.ReadCloser, opts *Option
 	s.feed = startFeed(w, blob)
 	for _, p := range chain {
 		proc, out, err := start(p, mediaType, in, payloads[p.ID])
-		in.Close() // the program has its own
+		in.Close() // the program has its own descriptor
 		if err != nil {
 			s.Close()
 			return nil, fmt.Errorf("stream processor %s: %w: %w", p.ID, err, errdefs.ErrFailedPrecondition)
@@ -126,7 +125,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 		case n > 0 || err == nil:
 			return n, nil
 		case errors.Is(err, os.ErrDeadlineExceeded) && now != fed:
-			fed = now // it takes bytes
+			fed = now // the program still reads
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return 0, s.stalled(len(s.procs) - 1)
 		case errors.Is(err, io.EOF):
@@ -141,8 +140,8 @@ func (s *Stream) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// finish waits for the end of the programs and then of the blob. A program may end before it has read all of
-// the blob.
+// finish waits until the programs have ended and the blob is read. A program may end before it has read the
+// whole blob.
 func (s *Stream) finish() error {
 	for i, p := range s.procs {
 		select {
@@ -178,7 +177,7 @@ func (s *Stream) Close() error {
 		for _, p := range s.procs {
 			p.kill()
 		}
-		s.blob.Close() // ends a Read of the feed
+		s.blob.Close() // ends a Read in feed
 		s.feed.to.Close()
 		if s.out != nil {
 			s.out.Close()
@@ -191,7 +190,7 @@ func (s *Stream) Close() error {
 	return nil
 }
 
-// Decode is Start for a snapshot store: it returns the media type that the stream has.
+// Decode is Start for a snapshot store. It also returns the media type of the stream.
 func Decode(chain []Processor, opts *Options) func(context.Context, string, io.ReadCloser) (
 	string, io.ReadCloser, error,
 ) {
@@ -204,7 +203,8 @@ func Decode(chain []Processor, opts *Options) func(context.Context, string, io.R
 	}
 }
 
-// environment is that of this process, without what systemd told this process alone.
+// environment returns the environment of this process without the variables of systemd, which are for this
+// process only.
 func environment() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")

@@ -20,7 +20,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
-// shell is a processor that runs a script.
+// shell returns a processor that runs a script.
 func shell(id, accepts, returns, script string, args ...string) processor.Processor {
 	return processor.Processor{
 		ID: id, Accepts: []string{accepts}, Returns: returns, Path: "/bin/sh", Env: []string{"OWN=env"},
@@ -28,7 +28,7 @@ func shell(id, accepts, returns, script string, args ...string) processor.Proces
 	}
 }
 
-// blob is a blob that may end in an error, and counts what was read of it.
+// blob is a blob that may end with an error and counts the bytes that were read.
 type blob struct {
 	io.Reader
 	err    error
@@ -72,7 +72,7 @@ func TestChain(t *testing.T) {
 	}
 }
 
-// TestStream shows what comes out of programs, and how they fail.
+// TestStream: the output and the errors of programs.
 func TestStream(t *testing.T) {
 	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	for _, row := range []struct {
@@ -172,10 +172,10 @@ func run(chain []processor.Processor, b io.ReadCloser, opts *processor.Options) 
 	return string(out), errors.Join(err, s.Close(), s.Close())
 }
 
-// leaves is set for a program that TestLeavesGroup starts.
+// leaves is an environment variable that TestLeavesGroup sets for a program.
 const leaves = "TANK_TEST_LEAVES_GROUP"
 
-// TestLeavesGroup: Close ends a program that has joined another process group than the one it was given.
+// TestLeavesGroup: Close kills a program that has joined another process group.
 func TestLeavesGroup(t *testing.T) {
 	if os.Getenv(leaves) != "" {
 		group, err := unix.Getpgid(os.Getppid())
@@ -203,8 +203,8 @@ func TestLeavesGroup(t *testing.T) {
 	}
 }
 
-// TestEnds: no program outlives its stream, whatever it does: one that is closed, one that stalls, and one
-// that leaves another program behind.
+// TestEnds: no program outlives its stream: one whose stream is closed, one that stalls, and one that leaves another
+// program running.
 func TestEnds(t *testing.T) {
 	never := func() *blob { r, _, _ := os.Pipe(); return &blob{Reader: r} }
 	for _, row := range []struct {
@@ -263,7 +263,7 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// closing closes the file that a blob is read from, which ends a Read that waits.
+// closing closes the file of a blob, which ends a Read that waits.
 type closing struct{ *blob }
 
 func (c closing) Close() error {
@@ -286,7 +286,7 @@ func awaitPID(t *testing.T, file string) int {
 	return 0
 }
 
-// TestSlowInput: a program that takes bytes for longer than it may stall is not ended.
+// TestSlowInput: a program that reads for longer than Stall is not killed.
 func TestSlowInput(t *testing.T) {
 	t.Parallel()
 	r, w := io.Pipe()

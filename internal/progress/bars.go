@@ -15,7 +15,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// redrawEvery is how often bars are drawn at the most.
+// redrawEvery is the shortest interval between two drawings.
 const redrawEvery = 100 * time.Millisecond
 
 // maxLeft is the longest remaining time that is shown.
@@ -30,14 +30,14 @@ type bars struct {
 	order []digest.Digest
 	lines map[digest.Digest]*bar
 	drawn int       // lines on the screen
-	last  time.Time // of a drawing
+	last  time.Time // time of the latest drawing
 }
 
-// bar is one download.
+// bar is the state of one download.
 type bar struct {
 	offset, total int64
 	began         time.Time
-	first         int64 // where it stood when it began: what was resumed counts for no speed
+	first         int64 // the offset at the beginning: resumed bytes do not count for the speed
 	done, cached  bool
 }
 
@@ -51,7 +51,7 @@ func newBars(f *os.File) *bars {
 	}}
 }
 
-// event takes in how far a download is.
+// event updates the state of a download.
 func (b *bars) event(e Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -97,7 +97,7 @@ func (b *bars) draw() {
 	}
 }
 
-// line is what one download looks like in so many columns.
+// line returns the line of a download in a number of columns.
 func (l *bar) line(d digest.Digest, width int, now time.Time) string {
 	name := strings.TrimPrefix(printable.Digest(d.String()), "sha256:")
 	var state string
@@ -115,14 +115,14 @@ func (l *bar) line(d digest.Digest, width int, now time.Time) string {
 		return fmt.Sprintf("%s %s %s", name, size, state)
 	}
 	filled := room
-	if l.total > 0 { // in floating point, because a manifest may claim any total, and a product may overflow
+	if l.total > 0 { // in floating point, because a manifest may claim any total, and an integer product may overflow
 		filled = max(0, min(room, int(float64(room)*(float64(l.offset)/float64(l.total)))))
 	}
 	return fmt.Sprintf("%s [%s%s] %s %s", name, strings.Repeat("=", filled), strings.Repeat(" ", room-filled),
 		size, state)
 }
 
-// speed is how fast a download goes and how long it will take.
+// speed returns the speed of a download and the remaining time.
 func (l *bar) speed(now time.Time) string {
 	seconds := now.Sub(l.began).Seconds()
 	if seconds < 0.5 || l.offset <= l.first {

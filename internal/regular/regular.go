@@ -1,13 +1,12 @@
-// Package regular opens files that have to be regular files of a bounded size.
+// Package regular opens Tank's own files, which have to be regular files of a bounded size.
 //
 // It owns nothing on disk.
 //
-// Its invariant: no call blocks on a pipe or a device, follows a symbolic link in the last component, or
-// allocates more memory than the caller's limit.
+// Its invariant: no call blocks on a pipe or a device, follows a symbolic link in the last component of a path, or
+// allocates more memory than the limit.
 //
-// The surprising rule: a missing file is reported as os.ErrNotExist, and everything that is there but is not
-// a regular file within the limit as errdefs.ErrDataLoss, because these files are the program's own and
-// somebody else changed them.
+// The surprising rule: a missing file is os.ErrNotExist, but a file of another type or above the limit is
+// errdefs.ErrDataLoss, because it means that another program has changed Tank's own files.
 package regular
 
 import (
@@ -20,15 +19,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flags are the flags for opening a file for reading that somebody else may have replaced.
+// Flags are flags for opening a file for reading that another program may have replaced.
 const Flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW | unix.O_NOCTTY | unix.O_CLOEXEC
 
 // Open opens a regular file for reading. The error is os.ErrNotExist for a missing file and errdefs.ErrDataLoss for a
 // symbolic link, a pipe, a directory, a socket or a device.
 func Open(path string) (*os.File, error) { return OpenAt(unix.AT_FDCWD, path) }
 
-// OpenAt is like Open for a path relative to the directory dir, a file descriptor. Only the last component is
-// protected against links: the directories above it are the caller's to check.
+// OpenAt is like Open for a path relative to dir, a file descriptor. It may follow links in all components of
+// the path but the last one.
 func OpenAt(dir int, path string) (*os.File, error) {
 	fd, _, err := openAt(dir, path)
 	if err != nil {
@@ -72,9 +71,9 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 	if st.Size > limit {
 		return nil, tooLarge(path, limit)
 	}
-	// With a byte more than the size, one read of a file that nobody writes to finds its end. An os.File
-	// would cost more system calls than that: the program reads a few such files whenever it starts.
-	b := make([]byte, max(st.Size+1, 512)) // files of /proc have no size
+	// The buffer has one byte more than the file. So one read finds the end of a file that does not grow. An os.File
+	// needs more system calls, and the program reads some such files at each start.
+	b := make([]byte, max(st.Size+1, 512)) // the size of a file in /proc is 0
 	for n := 0; ; {
 		m, err := unix.Pread(fd, b[n:], int64(n))
 		switch {
@@ -94,7 +93,7 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 	}
 }
 
-// ReadAll returns what is left to read of f, which is at most limit bytes, with the errors of ReadFile.
+// ReadAll returns the rest of f, at most limit bytes, with the errors of ReadFile.
 func ReadAll(f *os.File, limit int64) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {

@@ -148,7 +148,7 @@ func recordAccess(lock fsys.File, readOnly bool) (Access, error) {
 		}
 		if err != nil || !now.continues(was) {
 			return now, cause.Mark(fmt.Errorf("made by %s, this process is %s: %w",
-				printable.Text(line), now, errdefs.ErrFailedPrecondition), cause.ForeignUser, "")
+				printable.Text(line), now, errdefs.ErrFailedPrecondition), cause.OtherUser, "")
 		}
 		if line == now.String() {
 			return now, nil

@@ -95,7 +95,7 @@ func examine(root string) (state, mark, error) {
 	case !errors.Is(err, os.ErrNotExist) && (!errors.Is(err, errNoMark) || !madeByFirst(root, names)):
 		err = fmt.Errorf("its mark: %w: %w", err, errdefs.ErrFailedPrecondition)
 		if cause.Of(err).Kind == "" {
-			err = cause.Mark(err, cause.ForeignDirectory, "")
+			err = cause.Mark(err, cause.NotRoot, "")
 		}
 		return noRoot, m, err
 	case !slices.ContainsFunc(names, counts):
@@ -108,7 +108,7 @@ func examine(root string) (state, mark, error) {
 
 // errNotRoot is the error for a file that can't be a root, or a part of one.
 func errNotRoot(why string) error {
-	return cause.Mark(fmt.Errorf("%s: %w", why, errdefs.ErrFailedPrecondition), cause.ForeignDirectory, "")
+	return cause.Mark(fmt.Errorf("%s: %w", why, errdefs.ErrFailedPrecondition), cause.NotRoot, "")
 }
 
 // IsRoot reports whether a directory is a root. A directory that this process may not read counts

@@ -68,7 +68,7 @@ func checkOwner(dir int, path string, uid int) error {
 		return errNotRoot("not a directory")
 	case int(st.Uid) != uid:
 		return cause.Mark(fmt.Errorf("belongs to another user: uid %d, this process is uid %d: %w",
-			st.Uid, uid, errdefs.ErrFailedPrecondition), cause.ForeignUser, "")
+			st.Uid, uid, errdefs.ErrFailedPrecondition), cause.OtherUser, "")
 	case st.Mode&0o022 != 0:
 		return cause.Mark(fmt.Errorf("other users can write to it (mode %04o): %w",
 			st.Mode&0o7777, errdefs.ErrFailedPrecondition), cause.Exposed, "")

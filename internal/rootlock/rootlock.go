@@ -126,7 +126,7 @@ func (l *Lock) find(make bool) (st state, err error) {
 // errOtherUser is the error for a root that this process may not read.
 func errOtherUser(err error) error {
 	return cause.Mark(fmt.Errorf("belongs to another user: %w: %w", err, errdefs.ErrFailedPrecondition),
-		cause.ForeignUser, "")
+		cause.OtherUser, "")
 }
 
 // take opens and locks the file lock: for this process alone, or together with other readers when

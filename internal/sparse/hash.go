@@ -8,17 +8,17 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// Hash computes XXH3-128 of bytes and of runs of zeros, without processing each zero: a gigabyte of them takes a few
-// milliseconds. The result is the same as that of package xxh3.
-// (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md)
+// Hash computes XXH3-128 of bytes and of runs of zeros. It does not process each zero, so a gigabyte of zeros
+// takes a few milliseconds. The result is that of package xxh3
+// (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md).
 //
-// Its zero value is ready.
+// The zero value is ready for use.
 type Hash struct {
 	acc   [lanes]uint64
 	total uint64
 	n     int             // bytes in block
-	block [blockSize]byte // the last ones, which are added when others follow
-	tail  [stripe]byte    // the end of the block before
+	block [blockSize]byte // the last bytes, which are accumulated when more bytes follow
+	tail  [stripe]byte    // the end of the previous block
 }
 
 const (
@@ -26,7 +26,7 @@ const (
 	stripe    = 64 // bytes
 	stripes   = 16 // in a block
 	blockSize = stripes * stripe
-	short     = 240 // up to this many bytes XXH3 uses another algorithm
+	short     = 240 // up to this length XXH3 uses another algorithm
 
 	prime32x1 = 0x9E3779B1
 	prime32x2 = 0x85EBCA77
@@ -57,10 +57,10 @@ var secret = [192]byte{
 	0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
 }
 
-// secretAt is the eight bytes of the secret from an offset on.
+// secretAt returns the eight bytes of the secret at an offset.
 func secretAt(at int) uint64 { return binary.LittleEndian.Uint64(secret[at:]) }
 
-// zeroBlock is what a block of zeros adds to each lane, and scramble what each is mixed with after a block.
+// zeroBlock is the value that a block of zeros adds to each lane. scramble is mixed into each lane after a block.
 var zeroBlock, scramble = func() (add, mix [lanes]uint64) {
 	for i := range lanes {
 		for s := range stripes {
@@ -123,7 +123,7 @@ func (h *Hash) flush() {
 	h.n = 0
 }
 
-// Sum128 is the hash of what was added, big-endian.
+// Sum128 returns the hash, big-endian.
 func (h *Hash) Sum128() [16]byte {
 	if h.total <= short {
 		return xxh3.Hash128(h.block[:h.n]).Bytes()
@@ -145,7 +145,7 @@ func (h *Hash) Sum128() [16]byte {
 	return xxh3.Uint128{Hi: high, Lo: low}.Bytes()
 }
 
-// accumulate adds one stripe, with the secret from an offset on.
+// accumulate adds one stripe, with the secret at an offset.
 func accumulate(acc *[lanes]uint64, p []byte, at int) {
 	p = p[:stripe]
 	for i := range lanes {
@@ -158,7 +158,7 @@ func accumulate(acc *[lanes]uint64, p []byte, at int) {
 
 func mixed(acc, key uint64) uint64 { return (acc ^ acc>>47 ^ key) * prime32x1 }
 
-// parallelBlocks is the number of blocks from which on the lanes are computed in parallel.
+// parallelBlocks is the number of blocks above which the lanes are computed in parallel.
 const parallelBlocks = 1 << 20
 
 // zeroBlocks adds blocks of zeros. The lanes do not depend on each other.

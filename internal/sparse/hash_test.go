@@ -9,7 +9,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/sparse"
 )
 
-// TestHash compares the hash of bytes and runs of zeros, in pieces of every length, with that of package xxh3.
+// TestHash compares the hash of bytes and runs of zeros, in pieces of all lengths, with the hash of package xxh3.
 func TestHash(t *testing.T) {
 	noise := make([]byte, 16<<10)
 	rnd := rand.NewChaCha8([32]byte{1})
@@ -45,8 +45,8 @@ func TestHash(t *testing.T) {
 	}
 }
 
-// TestHashOfManyZeros: so many that several goroutines share them, and so many more that hashing each would take
-// minutes.
+// TestHashOfManyZeros hashes runs of zeros that are long enough for several goroutines, and one for which
+// hashing each zero would take minutes.
 func TestHashOfManyZeros(t *testing.T) {
 	const gigabyte = 1 << 30
 	var h sparse.Hash

@@ -1,13 +1,13 @@
-// Package sparse copies and hashes files in time that does not grow with their holes.
+// Package sparse copies and hashes files in a time that does not grow with their holes.
 //
 // It owns nothing on disk.
 //
-// Its invariant: a hole is taken from the file system only after what was written to the file is on the disk. File
-// systems without extents report what still waits to be written as a hole (ext4 on what mkfs.ext3 made, for example),
-// and a copy that believes them has zeros there.
+// Its invariant: it asks the file system for holes only after the data of the file is on the disk. File
+// systems without extents report data that is not yet written as a hole (for example, ext4 on a disk that
+// mkfs.ext3 formatted), and a copy would have zeros there.
 //
-// The surprising rule: the hash of a file is that of all its bytes, the zeros of its holes included, so that it does
-// not depend on where a file system has holes. Only the time is saved.
+// The surprising rule: the hash of a file covers the zeros in its holes, so it does not depend on where a
+// file system has holes. Only the time is saved.
 package sparse
 
 import (
@@ -22,24 +22,24 @@ import (
 )
 
 const (
-	// readWhole is the size up to which a file is read whole: that costs less than to wait for the disk.
+	// readWhole is the size up to which files are read completely, because that is faster than waiting for the disk.
 	readWhole = 16 << 20
-	// step is how many bytes are copied or hashed before the end of the context is noticed.
+	// step is how many bytes are copied or hashed between two checks of the context.
 	step = 64 << 20
-	// unit is what stays a hole in a copy if it holds nothing but zeros.
+	// unit is the size of the blocks that become holes in a copy if they contain only zeros.
 	unit = 4096
 )
 
 var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
 
-// HasHoles reports whether an open file of that size has holes that are worth looking for.
+// HasHoles reports whether an open file of a size has holes that are worth searching.
 func HasHoles(fd int, size int64) bool {
 	var st unix.Stat_t
 	return size > readWhole && unix.Fstat(fd, &st) == nil && st.Blocks*512 < size-readWhole/16
 }
 
-// Sum128 returns XXH3-128 of the content of an open file of that size, however large its holes are. It does not move
-// the file's offset.
+// Sum128 returns XXH3-128 of the content of an open file of a size, in a time that does not depend on its
+// holes. It does not move the file's offset.
 func Sum128(ctx context.Context, fd int, size int64) ([16]byte, error) {
 	if !HasHoles(fd, size) {
 		h := xxh3.New() // faster than Hash for data
@@ -57,7 +57,7 @@ func Sum128(ctx context.Context, fd int, size int64) ([16]byte, error) {
 	return h.Sum128(), err
 }
 
-// read writes the bytes from at to end to a hash.
+// read adds the bytes from at to end to a hash.
 func read(ctx context.Context, fd int, at, end int64, h io.Writer) error {
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
@@ -80,7 +80,7 @@ func read(ctx context.Context, fd int, at, end int64, h io.Writer) error {
 	return nil
 }
 
-// cut is the error for a file that became shorter while it was read.
+// cut returns the error for a file that became shorter while it was read.
 func cut(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -88,8 +88,8 @@ func cut(err error) error {
 	return err
 }
 
-// Copy copies a file's content into a new, empty one: by sharing its extents where the file system can, otherwise its
-// data, without its holes.
+// Copy copies the content of a file into a new, empty one. It shares the extents if the file system can. Otherwise it
+// copies the data without the holes.
 func Copy(ctx context.Context, to, from *os.File) error {
 	if err := unix.IoctlFileClone(int(to.Fd()), int(from.Fd())); err == nil {
 		return nil
@@ -110,7 +110,7 @@ func Copy(ctx context.Context, to, from *os.File) error {
 	return extents(ctx, int(from.Fd()), st.Size, func(at, end int64) error { return copyRange(ctx, to, from, at, end) })
 }
 
-// copyWhole reads every byte, and leaves out the blocks of zeros.
+// copyWhole reads every byte, and does not write blocks of zeros.
 func copyWhole(to, from *os.File, size int64) error {
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
@@ -126,7 +126,7 @@ func copyWhole(to, from *os.File, size int64) error {
 	return unix.Ftruncate(int(to.Fd()), size)
 }
 
-// writeAt writes to a part of a file that nothing was written to before, and leaves out the blocks of zeros.
+// writeAt writes to a part of a new file. It leaves out blocks of zeros.
 func writeAt(f *os.File, p []byte, at int64) error {
 	for len(p) > 0 {
 		n := 0 // bytes to write, from one block of zeros to the next
@@ -148,8 +148,8 @@ var zeros [unit]byte
 
 func isZero(p []byte) bool { return string(p) == string(zeros[:len(p)]) }
 
-// extents calls fn for the ranges that hold data, in order. It syncs the file before it asks the file system
-// for them. If that fails, or the file system does not report holes, the whole file is one range.
+// extents calls fn for the ranges with data, in order. Before it asks the file system for them, it syncs the
+// file. If that fails, or if the file system does not report holes, it calls fn for the whole file.
 func extents(ctx context.Context, fd int, size int64, fn func(at, end int64) error) error {
 	if !HasHoles(fd, size) || unix.Fdatasync(fd) != nil {
 		return fn(0, size)
@@ -160,7 +160,7 @@ func extents(ctx context.Context, fd int, size int64, fn func(at, end int64) err
 		}
 		data, err := unix.Seek(fd, at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			return nil // nothing but a hole is left
+			return nil // the rest is a hole
 		}
 		end := size
 		if err == nil {
@@ -180,7 +180,7 @@ func extents(ctx context.Context, fd int, size int64, fn func(at, end int64) err
 	return nil
 }
 
-// copyRange copies the bytes from at to end, in the kernel where that is possible.
+// copyRange copies the bytes from at to end, in the kernel if possible.
 func copyRange(ctx context.Context, to, from *os.File, at, end int64) error {
 	for at < end {
 		if ctx.Err() != nil {

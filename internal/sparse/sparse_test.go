@@ -15,7 +15,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/sparse"
 )
 
-// withoutExtents is a file system that reports what was written, but is not on the disk yet, as a hole.
+// withoutExtents is a file system that reports data as a hole until it is on the disk.
 func withoutExtents(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 && os.Getenv("CI") != "true" {
@@ -40,7 +40,7 @@ func withoutExtents(t *testing.T) string {
 	return dir
 }
 
-// TestFiles copies and hashes files that were written a moment ago.
+// TestFiles copies and hashes files whose data is not yet on the disk.
 func TestFiles(t *testing.T) {
 	x := bytes.Repeat([]byte("x"), 100_000)
 	rows := []struct {

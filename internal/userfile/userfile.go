@@ -2,12 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: a read takes no more memory than its limit and ends when its context does, whatever lies at
-// the path.
+// Its invariant: a read allocates no more memory than the limit, and ends when the context ends, whatever
+// type of file the path leads to.
 //
-// The surprising rule: unlike the files of package regular, these may be links, pipes or terminals, so that `--config
-// <(command)` works. A pipe that nobody opens for writing within five seconds is an error, because a forgotten one
-// would hold every command for ever.
+// The surprising rule: unlike the files of package regular, these files may be links, pipes or terminals, so that
+// `--config <(command)` works. If no process opens a pipe for writing within five seconds, that is an error, because
+// otherwise a forgotten pipe would block every command.
 package userfile
 
 import (
@@ -21,14 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writerWithin is how long a pipe without a writer is waited for.
+// writerWithin is how long a read waits for the writer of a pipe.
 const writerWithin = 5 * time.Second
 
-// look is how often a pipe and the context are looked at while there is nothing to read.
+// look is the interval in which a pipe and the context are checked while there is nothing to read.
 const look = 20 * time.Millisecond
 
-// ReadFile returns the content of a file of at most limit bytes. Errors are those of os.Open, the context's, or
-// errdefs.ErrInvalidArgument for a directory, a larger file and a pipe without a writer.
+// ReadFile returns the content of a file of at most limit bytes. It returns the errors of os.Open, the error
+// of ctx, or errdefs.ErrInvalidArgument for a directory, a larger file, and a pipe without a writer.
 func ReadFile(ctx context.Context, path string, limit int64) ([]byte, error) {
 	fd, err := open(path)
 	if err != nil {
@@ -42,7 +42,7 @@ func ReadFile(ctx context.Context, path string, limit int64) ([]byte, error) {
 	switch kind := st.Mode & unix.S_IFMT; {
 	case kind == unix.S_IFDIR:
 		return nil, fmt.Errorf("file %s: a directory: %w", path, errdefs.ErrInvalidArgument)
-	case kind == unix.S_IFREG && st.Size > limit: // a sparse file of a terabyte is not read up to the limit
+	case kind == unix.S_IFREG && st.Size > limit: // checked first, so that nothing of a sparse file of a terabyte is read
 		return nil, tooLarge(path, limit)
 	}
 	r := reader{fd: fd, pipe: st.Mode&unix.S_IFMT == unix.S_IFIFO, silent: time.Now().Add(writerWithin)}
@@ -60,7 +60,8 @@ func ReadFile(ctx context.Context, path string, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// open opens without waiting for the other end of a pipe, and without making a terminal the controlling one.
+// open opens a file. It does not wait for the other end of a pipe, and a terminal does not become the
+// controlling terminal.
 func open(path string) (fd int, err error) {
 	for {
 		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
@@ -76,7 +77,7 @@ func tooLarge(path string, limit int64) error {
 
 var errNoWriter = errors.New("no writer")
 
-// reader reads a descriptor that does not block.
+// reader reads from a descriptor in non-blocking mode.
 type reader struct {
 	fd     int
 	pipe   bool
@@ -98,7 +99,7 @@ func (r *reader) readAll(ctx context.Context, limit int64) ([]byte, error) {
 		n, err := unix.Read(r.fd, room)
 		switch {
 		case err == unix.EAGAIN:
-			r.wrote = true // without a writer, the end would be reported
+			r.wrote = true // a pipe without a writer would report its end
 			wait := []unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLIN}}
 			if _, err := unix.Poll(wait, int(look.Milliseconds())); err != nil && err != unix.EINTR {
 				return nil, err

@@ -100,7 +100,7 @@ func TestReadFile(t *testing.T) {
 	}
 }
 
-// TestCancel: a pipe whose writer is silent is given up with the context.
+// TestCancel: a read of a pipe with a silent writer ends with the context.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "f")

@@ -34,7 +34,7 @@ type buffers struct {
 
 // newBuffers returns nil if ranges are not to be used.
 func newBuffers(ranges int, chunk int64) *buffers {
-	if ranges < 2 || descriptors.Few() {
+	if ranges < 2 || descriptors.Scarce() {
 		return nil
 	}
 	b := &buffers{size: chunk, free: make(chan []byte, max(int64(ranges), maxBuffered/chunk))}

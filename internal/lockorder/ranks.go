@@ -9,6 +9,10 @@ const (
 	// database because the images are read meanwhile.
 	Index
 
+	// Claim is held by one of those who wait for an unpack, while it records the layer (snapshot/layer). It comes before
+	// the gate, which rootdir.Dir.Place takes.
+	Claim
+
 	// Gate is held for reading while an entry has its position in the root but no record, and for writing by a sweep
 	// (rootdir.Dir.KeepSweepsAway, BeginSweep). It comes before the database because the record is written meanwhile.
 	// The keyed locks (package keylock) come before it, and have no rank: a goroutine may hold several of them.
@@ -27,6 +31,7 @@ const (
 // rankNames are the ranks as an error shows them.
 var rankNames = [...]string{
 	Index:    "the image layout of a root",
+	Claim:    "the claim of an unpacked layer",
 	Gate:     "the gate of a root directory",
 	Numbers:  "the numbers of a root directory's entries",
 	Database: "the database's write transaction",

@@ -77,13 +77,13 @@ func (d *Dir) Build(path string, fill, sync func() error) error {
 	}, sync)
 }
 
-// Rename renames an entry that has no record, or a part of what is being built, to a path with a
-// staged name or below one. Only Place gives an entry its position: for any other path, Rename
-// returns errdefs.ErrInvalidArgument.
-func (d *Dir) Rename(from, to string) error {
+// MoveStaged renames an entry that has no record, or a part of what is being built, to a path with a
+// staged name or below one. Only Place gives an entry its position: for any other path,
+// MoveStaged returns errdefs.ErrInvalidArgument.
+func (d *Dir) MoveStaged(from, to string) error {
 	below, err := filepath.Rel(d.root, to)
 	if err != nil || below == "." || !filepath.IsLocal(below) || !slices.ContainsFunc(strings.Split(below, "/"), IsStaged) {
-		return fmt.Errorf("rename to %s: not a staged name: %w", to, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("move to %s: not a staged name: %w", to, errdefs.ErrInvalidArgument)
 	}
 	return d.fs.Rename(from, to)
 }

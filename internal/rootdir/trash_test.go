@@ -222,25 +222,25 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestRename refuses every path that is neither a staged name nor below one.
-func TestRename(t *testing.T) {
+// TestMoveStaged refuses every path that is neither a staged name nor below one.
+func TestMoveStaged(t *testing.T) {
 	d := openTest(t, nil)
 	staged := d.Stage(Layers, "layer")
 	if err := d.Build(staged, func() error { return os.Mkdir(filepath.Join(staged, "fs"), 0o700) }, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, to := range []string{d.Path(Layers, "1"), d.Path(Layers), d.Path("..", "1"), d.Path()} {
-		if err := d.Rename(staged, to); !errdefs.IsInvalidArgument(err) {
+		if err := d.MoveStaged(staged, to); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("to %s: %v", to, err)
 		}
 	}
 	for _, to := range []string{d.Stage(Snapshots, "moved"), d.StageBeside(d.Path(Rootfs, "sha256", hex), "rootfs")} {
-		if err := d.Rename(staged, to); err != nil {
+		if err := d.MoveStaged(staged, to); err != nil {
 			t.Errorf("to %s: %v", to, err)
 		}
 		staged = to
 	}
-	if err := d.Rename(filepath.Join(staged, "fs"), filepath.Join(staged, "seal")); err != nil {
+	if err := d.MoveStaged(filepath.Join(staged, "fs"), filepath.Join(staged, "seal")); err != nil {
 		t.Errorf("within what is being built: %v", err)
 	}
 }

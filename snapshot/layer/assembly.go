@@ -112,7 +112,7 @@ func (a *assembly) mergeLayer(ctx context.Context, l metadata.Layer, src source)
 		return nil
 	}
 	at := filepath.Join(a.staged, fmt.Sprintf("fixup-%d.seal", len(a.seals)))
-	if err := os.Rename(filepath.Join(fixup, "seal"), at); err != nil {
+	if err := a.s.dir.MoveStaged(filepath.Join(fixup, "seal"), at); err != nil {
 		return err
 	}
 	sealed, err := tree.OpenSeal(ctx, at)
@@ -202,12 +202,12 @@ func (a *assembly) sources(ctx context.Context) (map[string]source, error) {
 // gate is held.
 func (a *assembly) consume(rec metadata.Layer) (source, error) {
 	from, to := a.s.entry(rec.Dir), filepath.Join(a.staged, "layer-"+rec.Dir)
-	err := os.Rename(from, to)
+	err := a.s.dir.MoveStaged(from, to)
 	if !errors.Is(err, unix.EXDEV) {
 		return source{dir: to, move: true}, err
 	}
 	to = a.s.dir.StageBeside(from, "consumed")
-	err = os.Rename(from, to)
+	err = a.s.dir.MoveStaged(from, to)
 	if !errors.Is(err, unix.EXDEV) {
 		return source{dir: to, drop: err == nil}, err
 	}

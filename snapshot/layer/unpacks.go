@@ -19,6 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/interrupt"
+	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -80,13 +81,15 @@ type job struct {
 
 	taken atomic.Bool // a caller of take may move or delete dir
 
-	// recording is held by the claimer that records the layer, so that the others find the record. It is taken before the
-	// gate of the root directory.
-	recording sync.Mutex
+	// recording is held by the claimer that records the layer, so that the others find the record.
+	recording lockorder.Mutex
 }
 
 func newJob(r request, cancel context.CancelFunc) *job {
-	return &job{request: r, cancel: cancel, here: make(chan struct{}), done: make(chan struct{})}
+	return &job{
+		request: r, cancel: cancel, here: make(chan struct{}), done: make(chan struct{}),
+		recording: lockorder.Mutex{Rank: lockorder.Claim},
+	}
 }
 
 // take reports whether the caller is the first to take the job's directory away. A second one must not move what the

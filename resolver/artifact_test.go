@@ -16,7 +16,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// artifact adds a manifest with one layer, and a config of this content.
+// artifact adds a manifest with layers of the given types, and with a config of the given content.
 func artifact(reg *registrytest.Registry, manifestType, artifactType, configType, config string, layerTypes ...string) {
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: manifestType, ArtifactType: artifactType,
@@ -36,8 +36,8 @@ func imageConfig(layers int) string {
 	return string(registrytest.JSON(c))
 }
 
-// TestNotRootfs: content without a root filesystem is called what it is, and none of its layers is
-// asked for.
+// TestNotRootfs checks that content without a root filesystem is reported as what it is, and that
+// none of its layers is requested.
 func TestNotRootfs(t *testing.T) {
 	t.Parallel()
 	const oci = ocispec.MediaTypeImageManifest
@@ -104,7 +104,7 @@ func TestNotRootfs(t *testing.T) {
 	}
 }
 
-// TestNotRootfsInIndex: what belongs to an image may lie beside it in an index without a platform.
+// TestNotRootfsInIndex checks that an index may have artifacts without a platform beside the image.
 func TestNotRootfsInIndex(t *testing.T) {
 	t.Parallel()
 	chart := func(reg *registrytest.Registry) ocispec.Descriptor {
@@ -151,7 +151,8 @@ func TestNotRootfsInIndex(t *testing.T) {
 	}
 }
 
-// TestConfigTypes: a config is an image's by its content where its media type states nothing.
+// TestConfigTypes checks that the content decides whether a config of a general media type belongs
+// to an image.
 func TestConfigTypes(t *testing.T) {
 	t.Parallel()
 	for _, manifestType := range []string{ocispec.MediaTypeImageManifest, images.MediaTypeDockerSchema2Manifest} {
@@ -170,7 +171,7 @@ func TestConfigTypes(t *testing.T) {
 			})
 		}
 	}
-	// Two readings of a config are refused, whatever its type.
+	// A config with two readings is refused, whatever its type.
 	reg := registrytest.New(t)
 	twice := strings.Replace(imageConfig(1), `"rootfs"`, `"rootfs":{},"rootfs"`, 1)
 	artifact(reg, ocispec.MediaTypeImageManifest, "", "application/octet-stream", twice, ocispec.MediaTypeImageLayer)

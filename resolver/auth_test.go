@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// newResolver is quick, with options of the test's own.
+// newResolver makes a resolver whose failing requests end soon, with options of the test.
 func newResolver(tb testing.TB, edit func(*Options)) *Resolver {
 	tb.Helper()
 	opts := Options{Backoff: time.Millisecond, StallTimeout: 2 * time.Second, Attempts: 3}
@@ -28,7 +28,7 @@ func newResolver(tb testing.TB, edit func(*Options)) *Resolver {
 	return r
 }
 
-// always is the same credential for every host.
+// always returns a source with the same credential for every host.
 func always(c auth.Credential) auth.Source {
 	return func(context.Context, string) (auth.Credential, error) { return c, nil }
 }

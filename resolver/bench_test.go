@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// BenchmarkFetch downloads one layer of 64 MiB from this machine: hashed and written, in the
-// registry's process. CPU-s is that of both.
+// BenchmarkFetch downloads a layer of 64 MiB from this machine, which includes hashing and writing
+// it. The registry runs in the same process, so CPU-s is the processor time of both.
 func BenchmarkFetch(b *testing.B) {
 	for _, p := range []struct {
 		name     string
@@ -43,7 +43,7 @@ func BenchmarkFetch(b *testing.B) {
 	}
 }
 
-// cpuTime is how long processors have worked for this process.
+// cpuTime returns the processor time that this process has used.
 func cpuTime() time.Duration {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

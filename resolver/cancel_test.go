@@ -15,7 +15,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// blocked is a store whose writers wait for the hash of an earlier download until they are closed.
+// blocked is a store whose writers block in Write, as while they hash the bytes of an earlier
+// download, until they are closed.
 type blocked struct {
 	content.Store
 	writes chan struct{}
@@ -46,7 +47,7 @@ func (w *blockedWriter) Write([]byte) (int, error) {
 	return 0, errdefs.ErrFailedPrecondition
 }
 
-// Close waits for a Close that runs: containerd's writer writes to the ingest until it returns.
+// Close waits for a running Close, because containerd's writer uses the ingest until Close returns.
 func (w *blockedWriter) Close() (err error) {
 	w.once.Do(func() {
 		close(w.closed)
@@ -55,11 +56,11 @@ func (w *blockedWriter) Close() (err error) {
 	return err
 }
 
-// layerBytes distinguishes the layer from the documents.
+// layerBytes is the size by which the store recognizes the layer.
 const layerBytes = 8 << 10
 
-// TestCancelDuringHash shows that a fetch which is cancelled does not wait for a store that hashes
-// what an earlier download left.
+// TestCancelDuringHash checks that a canceled fetch does not wait for a store that hashes the bytes
+// of an earlier download.
 func TestCancelDuringHash(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)

@@ -19,7 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestCauses: what goes wrong at a registry, or on the way to it, has its own cause.
+// TestCauses checks that each failure of a registry or of the network has its own cause.
 func TestCauses(t *testing.T) {
 	t.Parallel()
 	plain := registrytest.New(t)
@@ -95,8 +95,8 @@ func TestCauses(t *testing.T) {
 	}
 }
 
-// withCertificate starts a registry whose certificate, its own authority, is valid until end for
-// one address.
+// withCertificate starts a registry with a self-signed certificate that is valid until end, for one
+// address.
 func withCertificate(t *testing.T, end time.Time, address net.IP) *registrytest.Registry {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -17,7 +17,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// manyLayers puts an image of n layers of 40 KB into reg.
+// manyLayers adds an image with n layers of 40 KB.
 func manyLayers(reg *registrytest.Registry, n int) [][]byte {
 	sizes := make([]int, n)
 	for i := range sizes {
@@ -26,9 +26,9 @@ func manyLayers(reg *registrytest.Registry, n int) [][]byte {
 	return layerImage(reg, sizes...)
 }
 
-// TestFewConnections: a pull of many layers, with tokens and redirects to another server, opens at
-// most as many connections as there are downloads at once, and the pull after it, by another
-// resolver, none.
+// TestFewConnections checks that a pull of many layers, with tokens and with redirects to another
+// server, opens about as many connections as blobs are downloaded at once, and that later pulls by
+// other resolvers open none.
 func TestFewConnections(t *testing.T) {
 	for _, p := range protocols {
 		t.Run(p.name, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestFewConnections(t *testing.T) {
 			for n, downloads := range []int{4, 1, 1} {
 				r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = dir, pool })
 				timed(t, r, reg, data, &FetchOptions{Downloads: downloads})
-				if n == 0 { // net/http may begin one more while another is about to be free
+				if n == 0 { // net/http may open one more while another becomes idle
 					opened = link.Opened() + store.Opened()
 				}
 			}
@@ -79,8 +79,8 @@ func TestFewConnections(t *testing.T) {
 	}
 }
 
-// TestRangesReuse: ranges of a body without length are read to their end, so that their connections
-// serve the next ranges.
+// TestRangesReuse checks that the bodies of ranges are read to their end even if they have no
+// length, so that later ranges reuse the connections.
 func TestRangesReuse(t *testing.T) {
 	var link registrytest.Link
 	reg := registrytest.NewPlain(t, link.Limit)
@@ -97,17 +97,17 @@ func TestRangesReuse(t *testing.T) {
 		return true
 	})
 	timed(t, ranged(t), reg, data, nil)
-	if n := link.Opened(); n > 10 { // and not 22; one may be begun while another is about to be free
+	if n := link.Opened(); n > 10 { // not 22; net/http may open one while another becomes idle
 		t.Errorf("%d connections for %d ranges", n, reg.Count("bytes="))
 	}
 }
 
-// TestProtocols: HTTP/2 where the server has it, with a hosts.toml that names a CA too, and
-// HTTP/1.1 where it does not.
+// TestProtocols checks that HTTP/2 is used if the server supports it, also with a hosts.toml that
+// names a CA, and HTTP/1.1 otherwise.
 func TestProtocols(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
-		proto []string // offered; nil is the default of Go's servers: both
+		proto []string // of the server; nil: the default of Go's servers, which is both
 		want  int
 	}{{"both", nil, 2}, {"HTTP/1.1 alone", []string{"http/1.1"}, 1}, {"none is named", []string{}, 1}} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -133,15 +133,15 @@ func TestProtocols(t *testing.T) {
 			if other.Load() != 0 {
 				t.Errorf("%d requests are not HTTP/%d", other.Load(), tc.want)
 			}
-			if n := link.Opened(); tc.want == 2 && n < 2 || n > 8 { // large blobs are spread over lanes
+			if n := link.Opened(); tc.want == 2 && n < 2 || n > 8 { // large blobs are spread over several connections
 				t.Errorf("%d connections", n)
 			}
 		})
 	}
 }
 
-// TestClose: idle connections end with the resolver, or with what they were shared by, and with
-// them their goroutines.
+// TestClose checks that Close ends the idle connections of a resolver, or of the Connections that
+// it shares, and their goroutines.
 func TestClose(t *testing.T) {
 	for _, p := range protocols {
 		t.Run(p.name, func(t *testing.T) {
@@ -153,7 +153,7 @@ func TestClose(t *testing.T) {
 			open := clientGoroutines()
 			r.Close()
 			if open == 0 || clientGoroutines() == 0 {
-				t.Error("the connections of others were closed, or there was none")
+				t.Error("shared connections were closed, or there was none")
 			}
 			pool.Close()
 			own := newResolver(t, func(o *Options) { o.HostsDir, o.ChunkSize = dir, testChunk })
@@ -162,14 +162,14 @@ func TestClose(t *testing.T) {
 			if n := clientGoroutinesUpTo(0); n > 0 {
 				t.Errorf("%d goroutines of connections are left", n)
 			}
-			timed(t, r, reg, data, nil) // as if nothing had happened
+			timed(t, r, reg, data, nil) // the resolver is still usable
 			pool.Close()
 		})
 	}
 }
 
-// clientGoroutinesUpTo waits up to 5 seconds until no more than limit are left, and returns how
-// many are.
+// clientGoroutinesUpTo waits up to 5 seconds until at most limit goroutines of clientGoroutines are
+// left, and returns their number.
 func clientGoroutinesUpTo(limit int) int {
 	deadline := time.Now().Add(5 * time.Second)
 	for clientGoroutines() > limit && time.Now().Before(deadline) {
@@ -178,21 +178,21 @@ func clientGoroutinesUpTo(limit int) int {
 	return clientGoroutines()
 }
 
-// clientGoroutines counts those that read connections of transports. Other tests run before and
-// after, not beside.
+// clientGoroutines counts the goroutines that read the connections of transports. It relies on no
+// other test running at the same time.
 func clientGoroutines() int {
 	buf := make([]byte, 1<<20)
 	all := string(buf[:runtime.Stack(buf, true)])
 	return strings.Count(all, "(*persistConn).readLoop(") + strings.Count(all, "(*http2ClientConn).readLoop(") + strings.Count(all, "(*ClientConn).readLoop(")
 }
 
-// TestConnectionsFallBackClose: what is not shared ends with the resolver.
+// TestConnectionsFallBackClose checks that Close ends the connections that are not shared.
 func TestConnectionsFallBackClose(t *testing.T) {
 	reg := registrytest.New(t) // a loopback name, so HTTP is tried after HTTPS
 	data := layerImage(reg, 1000)
 	dir := registrytest.CertsDir(t, reg.Host, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
 	r := newResolver(t, func(o *Options) { o.HostsDir, o.Connections = dir, new(Connections) })
-	before := clientGoroutinesUpTo(0) // those of an earlier test end by themselves
+	before := clientGoroutinesUpTo(0) // those of earlier tests end by themselves
 	timed(t, r, reg, data, nil)
 	if clientGoroutines() == before {
 		t.Fatal("no connection is kept")
@@ -203,8 +203,7 @@ func TestConnectionsFallBackClose(t *testing.T) {
 	}
 }
 
-// swallowing is a listener whose connections can be made to take requests that nobody sees any
-// more.
+// swallowing is a listener whose connections can be made to swallow all further requests.
 type swallowing struct {
 	net.Listener
 	mu    sync.Mutex
@@ -228,7 +227,7 @@ func (l *swallowing) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// cut says how many connections there were so far. They are dead.
+// cut makes all connections so far swallow further requests, and returns their number.
 func (l *swallowing) cut() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -246,8 +245,8 @@ func (c *swallowed) Read(p []byte) (int, error) {
 	}
 }
 
-// TestConnectionsDead: when all connections of an earlier pull turn out to lead nowhere, they cost
-// one attempt, not one each.
+// TestConnectionsDead checks that dead connections of an earlier pull cost one attempt together,
+// and not one each.
 func TestConnectionsDead(t *testing.T) {
 	const layers = 8
 	var link swallowing

@@ -16,8 +16,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestFailingStore: a credential store that cannot be opened is a warning, and an error only when
-// the registry wants credentials.
+// TestFailingStore checks that a failing credential store is a warning, and is an error only if the
+// registry requires credentials.
 func TestFailingStore(t *testing.T) {
 	bin := t.TempDir()
 	script := "#!/bin/sh\necho 'error getting credentials: secret things'; exit 1\n"
@@ -96,8 +96,8 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// TestWarnOnce: one store that fails for several hosts is one warning, and a basic registry's
-// refusal names it too.
+// TestWarnOnce checks that a store that fails for several hosts is one warning, and that the
+// refusal of a registry with basic authentication names it as well.
 func TestWarnOnce(t *testing.T) {
 	t.Parallel()
 	var warnings []string

@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// drip brings an answer byte by byte. It counts as stalled only after StallTimeout.
+// drip sends an answer byte by byte, so that it counts as stalled only after StallTimeout.
 func drip(w http.ResponseWriter, r *http.Request) bool {
 	for {
 		_, _ = w.Write(make([]byte, 1))
@@ -27,8 +27,8 @@ func drip(w http.ResponseWriter, r *http.Request) bool {
 	}
 }
 
-// TestSlowDocuments: a manifest, an index, a config and a token have a deadline, however steadily
-// they come. A layer has none.
+// TestSlowDocuments checks that a manifest, an index, a config and a token have a deadline, also if
+// they come steadily, and that a layer has none.
 func TestSlowDocuments(t *testing.T) {
 	t.Parallel()
 	const limit = 400 * time.Millisecond
@@ -72,7 +72,7 @@ func TestSlowDocuments(t *testing.T) {
 	}
 }
 
-// configOf is the config of a manifest that reg serves.
+// configOf returns the descriptor of the config of a manifest that reg serves.
 func configOf(t *testing.T, reg *registrytest.Registry, m ocispec.Descriptor) ocispec.Descriptor {
 	t.Helper()
 	ref, err := ParseReference(reg.Host + "/x@" + m.Digest.String())
@@ -86,7 +86,7 @@ func configOf(t *testing.T, reg *registrytest.Registry, m ocispec.Descriptor) oc
 	return doc.Manifest.Config
 }
 
-// slowly sends data in eight pieces over some time.
+// slowly sends data in eight pieces over a time.
 func slowly(data []byte, over time.Duration) registrytest.Fault {
 	return func(w http.ResponseWriter, _ *http.Request) bool {
 		for i := range 8 {
@@ -98,7 +98,7 @@ func slowly(data []byte, over time.Duration) registrytest.Fault {
 	}
 }
 
-// TestSlowMirror: a mirror that takes too long leaves enough time for the registry.
+// TestSlowMirror checks that a mirror that is too slow leaves enough time for the registry.
 func TestSlowMirror(t *testing.T) {
 	t.Parallel()
 	hang := func(w http.ResponseWriter, r *http.Request) bool {
@@ -128,7 +128,7 @@ func TestSlowMirror(t *testing.T) {
 	}
 }
 
-// TestWaitBehindDeadline: a wait that would not end in time is not begun.
+// TestWaitBehindDeadline checks that a fetch fails at once if a wait would exceed its deadline.
 func TestWaitBehindDeadline(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)

@@ -21,10 +21,11 @@ import (
 
 const testChunk = 64 << 10
 
-// bigSize is no multiple of testChunk.
+// bigSize is not a multiple of testChunk.
 const bigSize = 20*testChunk + 1000
 
-// large is a registry with an image of one layer, to be downloaded in ranges of testChunk.
+// large makes a registry with an image of one layer, and a resolver that downloads it in ranges of
+// testChunk.
 func large(tb testing.TB) (*registrytest.Registry, []byte, *Resolver) {
 	tb.Helper()
 	reg := registrytest.New(tb)
@@ -59,7 +60,7 @@ func holds(tb testing.TB, store content.Store, data []byte) {
 	}
 }
 
-// meter counts the bytes of bodies that a registry sent below part.
+// meter counts the bytes of the bodies that a registry sends for paths with part.
 func meter(part string, n *atomic.Int64, next registrytest.Fault) registrytest.Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, part) || next == nil {
@@ -118,8 +119,8 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// TestRangesEndless: a body that has brought its bytes and does not end keeps neither them nor the
-// download for long.
+// TestRangesEndless checks that a body that has brought all bytes but does not end delays neither
+// the bytes nor the download.
 func TestRangesEndless(t *testing.T) {
 	const end = 2 * testChunk // of the second range
 	reg, data, _ := large(t)
@@ -137,7 +138,7 @@ func TestRangesEndless(t *testing.T) {
 		case <-req.Context().Done():
 			return true
 		}
-		time.Sleep(20 * time.Millisecond) // until the one who writes waits for these bytes
+		time.Sleep(20 * time.Millisecond) // until the writer waits for these bytes
 		_, _ = w.Write(data[testChunk:end])
 		w.(http.Flusher).Flush()
 		select {
@@ -165,7 +166,8 @@ func TestRangesEndless(t *testing.T) {
 	}
 }
 
-// TestRangesBound: many large blobs share the memory of one fetch, and none starves.
+// TestRangesBound checks that several large blobs complete although they share the memory for
+// ranges.
 func TestRangesBound(t *testing.T) {
 	reg := registrytest.New(t)
 	var layers []ocispec.Descriptor
@@ -183,10 +185,10 @@ func TestRangesBound(t *testing.T) {
 	}
 }
 
-// TestD08Ranges: a registry that does with ranges what it likes. The blob is right in the end, or
+// TestD08Ranges checks registries that answer ranges wrongly: the blob is right in the end, or
 // nothing is kept.
 func TestD08Ranges(t *testing.T) {
-	later := func(f registrytest.Fault) registrytest.Fault { // the first range is answered as it should be
+	later := func(f registrytest.Fault) registrytest.Fault { // the first range gets a correct answer
 		return func(w http.ResponseWriter, r *http.Request) bool {
 			return !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") && f(w, r)
 		}
@@ -235,7 +237,7 @@ func TestD08Ranges(t *testing.T) {
 		}, nil},
 		{"changed content", func(d []byte) registrytest.Fault { return registrytest.NoRanges(evil(d)) }, errdefs.ErrDataLoss},
 		{"short ranges", func(d []byte) registrytest.Fault {
-			return func(w http.ResponseWriter, r *http.Request) bool { // a proxy with blocks of its own
+			return func(w http.ResponseWriter, r *http.Request) bool { // a proxy with smaller blocks
 				var from, to int
 				if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); n != 2 || to-from < 40_000 {
 					return false
@@ -267,8 +269,8 @@ func TestD08Ranges(t *testing.T) {
 	}
 }
 
-// TestD07WrongBlob: bytes that are not the blob. What was wrong is asked for once more, from zero,
-// and no third time.
+// TestD07WrongBlob checks that a wrong blob is requested once more from its first byte, and then no
+// more.
 func TestD07WrongBlob(t *testing.T) {
 	chunked := func(body []byte) registrytest.Fault { // no Content-Length
 		return func(w http.ResponseWriter, _ *http.Request) bool {
@@ -293,7 +295,7 @@ func TestD07WrongBlob(t *testing.T) {
 		{"a byte more", func(d []byte) registrytest.Fault { return registrytest.NoRanges(append(bytes.Clone(d), 0)) }, errdefs.ErrDataLoss, 2},
 		{"a byte more, no length", func(d []byte) registrytest.Fault { return chunked(append(bytes.Clone(d), 0)) }, errdefs.ErrDataLoss, 2},
 		{"a byte less", func(d []byte) registrytest.Fault { return registrytest.NoRanges(d[:len(d)-1]) }, errdefs.ErrDataLoss, 2},
-		{"a byte less, no length", func(d []byte) registrytest.Fault { return chunked(d[:len(d)-1]) }, nil, 3}, // the last byte comes as a range
+		{"a byte less, no length", func(d []byte) registrytest.Fault { return chunked(d[:len(d)-1]) }, nil, 3}, // the third request is for the last byte
 		{"endless", func(d []byte) registrytest.Fault {
 			return func(w http.ResponseWriter, r *http.Request) bool {
 				for r.Context().Err() == nil {
@@ -344,7 +346,7 @@ func TestD07WrongBlob(t *testing.T) {
 	}
 }
 
-// TestD07HTTP2 breaks streams as HTTP/2 does.
+// TestD07HTTP2 breaks streams in the ways of HTTP/2.
 func TestD07HTTP2(t *testing.T) {
 	for _, tc := range []struct {
 		testName string

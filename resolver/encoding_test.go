@@ -23,7 +23,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// encodedIn is data in a content encoding; "raw" is deflate without zlib's header.
+// encodedIn returns data in a content encoding. "raw" is deflate without the header of zlib.
 func encodedIn(tb testing.TB, coding string, data []byte) []byte {
 	tb.Helper()
 	var buf bytes.Buffer
@@ -49,8 +49,8 @@ func encodedIn(tb testing.TB, coding string, data []byte) []byte {
 	return buf.Bytes()
 }
 
-// mixed fills a registry with an image whose layers are gzip, plain, gzip under a plain type, and
-// plain under gzip.
+// mixed adds an image whose layers are gzip, plain, gzip with a plain media type, and plain with
+// the media type of zstd.
 func mixed(tb testing.TB, reg *registrytest.Registry) {
 	tb.Helper()
 	var layers []ocispec.Descriptor
@@ -69,14 +69,14 @@ func mixed(tb testing.TB, reg *registrytest.Registry) {
 	reg.Image("1", amd64, layers, diffIDs)
 }
 
-// proxy stands before a registry.
+// proxy is a proxy in front of a registry.
 type proxy struct {
-	what   string // part of the paths whose answers are changed; "": all
-	coding string // of the body; "": it stays as it is
+	what   string // the answers to paths with it are changed; "": all
+	coding string // of the body; "": the body is not changed
 	header string // Content-Encoding
 	length bool   // whether Content-Length is sent
-	ranges bool   // whether requests for a range reach the registry; its answers stay as they are, with the header
-	cut    int32  // how many answers end in their middle
+	ranges bool   // whether ranges reach the registry; their answers only get the header
+	cut    int32  // number of answers that break in the middle
 }
 
 func (p *proxy) fault(tb testing.TB, back http.Handler) registrytest.Fault {
@@ -120,8 +120,8 @@ func (p *proxy) fault(tb testing.TB, back http.Handler) registrytest.Fault {
 	}
 }
 
-// TestContentEncoding: what a proxy compressed is decompressed, what a registry only calls
-// compressed is not, and the digest decides which of both it was.
+// TestContentEncoding checks that what a proxy compressed is decompressed, that what a registry
+// only labels as compressed is not, and that the digest decides between the two.
 func TestContentEncoding(t *testing.T) {
 	t.Parallel()
 	rows := []struct {
@@ -176,8 +176,7 @@ func TestContentEncoding(t *testing.T) {
 	}
 }
 
-// TestEncodedTwice: a layer that is gzip and was compressed once more on its way has to be decoded
-// once.
+// TestEncodedTwice checks that a gzip layer that a proxy compressed again is decoded once.
 func TestEncodedTwice(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -194,7 +193,7 @@ func TestEncodedTwice(t *testing.T) {
 	}
 }
 
-// TestEncodingBombs: the size of a blob bounds what is read and what is decoded of an encoding.
+// TestEncodingBombs checks that the size of a blob bounds the bytes that are read and decoded.
 func TestEncodingBombs(t *testing.T) {
 	t.Parallel()
 	empty, zeros := encodedIn(t, "gzip", nil), encodedIn(t, "gzip", make([]byte, 16<<20))

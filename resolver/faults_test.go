@@ -1,15 +1,15 @@
 package resolver
 
-// The rows of the table of what a registry may do to its client, D1 to D27, are tests that bear
-// their number, in this file and in the others of this package: D01, D03 and D21 in
-// redirect_test.go, D02 in realm_test.go, D18 in token_test.go, D04 in redirect_test.go, D05, D06
-// and D09 to D15 in resolver_test.go, D07 and D08 in download_test.go, D20 in slow_test.go, D25 in
-// resolver_test.go (TestParseReference) and dockerconfig_test.go.
+// The tests with a number D01 to D23 show the rows of table D in docs/cases.md. They are in this
+// file and in the other files of this package, in auth (D24, D25), in internal/registry (D01, D02,
+// D04, D18) and in internal/retry (D19).
 //
-// Not the client's, and tested where they belong:
-//   - D16, an image that names a blob which was not served to it: package content, where a holder sees what it holds;
-//   - D17, layers that claim another layer's diff ID: package snapshot;
-//   - D26, offline, and D27, a refresh that fails: the root package, and cmd/tank-snapshotter.
+// These rows are tested elsewhere:
+//
+//   - D16, an image that names a blob which the registry did not serve for it: package content;
+//   - D17, layers that claim the diff ID of another layer: package snapshot;
+//   - D26, a pull without network, and D27, a refresh that fails: package tank and
+//     cmd/tank-snapshotter.
 
 import (
 	"bytes"
@@ -39,7 +39,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// waits makes r remember its waits instead of waiting.
+// waits makes r record its waits instead of waiting.
 func waits(r *Resolver) func() []time.Duration {
 	var mu sync.Mutex
 	var all []time.Duration
@@ -56,7 +56,8 @@ func waits(r *Resolver) func() []time.Duration {
 	}
 }
 
-// TestD19Waits: temporary faults are waited out as asked, and neither for ever nor in a hot loop.
+// TestD19Waits checks that temporary errors are repeated after the requested waits, a bounded
+// number of times.
 func TestD19Waits(t *testing.T) {
 	for _, tc := range []struct {
 		testName string
@@ -119,11 +120,12 @@ func TestD19Waits(t *testing.T) {
 	}
 }
 
-// TestD19RetryAfterFar: nobody waits for hours. The error comes at once and contains when to try
+// TestD19RetryAfterFar checks that a wait of hours is an error at once that states when to try
 // again.
 func TestD19RetryAfterFar(t *testing.T) {
 	t.Parallel()
-	when := time.Now().Add(6 * time.Hour).UTC().Truncate(time.Minute).Add(30 * time.Second) // half a minute of leeway
+	// In the middle of a minute, so that a few seconds do not change the minute.
+	when := time.Now().Add(6 * time.Hour).UTC().Truncate(time.Minute).Add(30 * time.Second)
 	in := fmt.Sprint(int(time.Until(when).Seconds()))
 	for _, after := range []string{in, fmt.Sprint(when.Unix()), when.Format(http.TimeFormat), "61"} {
 		for _, status := range []int{429, 503} {
@@ -152,7 +154,7 @@ func TestD19RetryAfterFar(t *testing.T) {
 	}
 }
 
-// TestD22Headers: more of them than anybody needs.
+// TestD22Headers checks that the headers of an answer are bounded.
 func TestD22Headers(t *testing.T) {
 	raw := func(head string) registrytest.Fault {
 		return func(w http.ResponseWriter, _ *http.Request) bool {
@@ -188,8 +190,8 @@ func TestD22Headers(t *testing.T) {
 	}
 }
 
-// TestD23TLS: what is wrong with a certificate ends the request; nothing is tried again, and least
-// of all without TLS.
+// TestD23TLS checks that a wrong certificate ends the request, without another attempt and without
+// HTTP.
 func TestD23TLS(t *testing.T) {
 	unknown := registrytest.NewTLS(t, nil)
 	image(unknown)
@@ -251,8 +253,8 @@ func TestD23TLS(t *testing.T) {
 	})
 }
 
-// TestD24Secrets: whatever goes wrong, neither error nor log tells a password, a token or the
-// signature of an address.
+// TestD24Secrets checks that no error and no log line contains a password, a token or the signature
+// of a URL.
 func TestD24Secrets(t *testing.T) {
 	var out bytes.Buffer
 	logger := log.L.Logger
@@ -322,7 +324,7 @@ func TestD24Secrets(t *testing.T) {
 	}
 }
 
-// TestD13Choice: the same entry of an index for the same platform, whatever else is in it.
+// TestD13Choice checks that the platform alone decides which entry of an index is used.
 func TestD13Choice(t *testing.T) {
 	p := func(arch, variant string) ocispec.Platform {
 		return ocispec.Platform{OS: "linux", Architecture: arch, Variant: variant}
@@ -352,8 +354,8 @@ func TestD13Choice(t *testing.T) {
 	}
 }
 
-// TestMirrors: a mirror that fails, lies or knows nothing is passed by, and told which registry is
-// meant.
+// TestMirrors checks that a mirror which fails, lies or lacks the image is skipped, and that it is
+// told which registry is meant.
 func TestMirrors(t *testing.T) {
 	for name, fault := range map[string]registrytest.Fault{
 		"404":          registrytest.Answer(404, nil),

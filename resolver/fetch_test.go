@@ -19,8 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestFlights: two fetches of one blob into one store download it once, and a cancelled one is
-// taken over.
+// TestFlights checks that two fetches of one blob into one store download it once, and that the
+// second one continues if the first is canceled.
 func TestFlights(t *testing.T) {
 	for _, cancelled := range []bool{false, true} {
 		t.Run(fmt.Sprint(cancelled), func(t *testing.T) {
@@ -73,7 +73,8 @@ func TestFlights(t *testing.T) {
 	}
 }
 
-// TestRefresh: everything is asked for again, and what the store had stays when that fails.
+// TestRefresh checks that a refresh requests everything again, and that a failed one leaves the
+// store as it was.
 func TestRefresh(t *testing.T) {
 	reg := registrytest.New(t)
 	manifest, data := image(reg)
@@ -98,7 +99,8 @@ func TestRefresh(t *testing.T) {
 	holds(t, store, data[0])
 }
 
-// TestOnLayer: also for layers that are there, and an error ends the fetch.
+// TestOnLayer checks that OnLayer is called for layers in the store as well, and that its error
+// ends the fetch.
 func TestOnLayer(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)
@@ -122,7 +124,7 @@ func TestOnLayer(t *testing.T) {
 	}
 }
 
-// TestLargestFirst: whatever comes last has nobody to share the machine with.
+// TestLargestFirst checks the order in which layers are downloaded.
 func TestLargestFirst(t *testing.T) {
 	sized := func(sizes ...int64) (list []ocispec.Descriptor) {
 		for _, n := range sizes {
@@ -140,7 +142,7 @@ func TestLargestFirst(t *testing.T) {
 	}
 }
 
-// TestOneByOne is what a runtime's author does: a manifest, then its blobs.
+// TestOneByOne downloads a manifest and then its blobs, as the author of a runtime would.
 func TestOneByOne(t *testing.T) {
 	reg := registrytest.New(t)
 	desc, data := image(reg)

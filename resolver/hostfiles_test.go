@@ -16,8 +16,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestHostFilesAsPipes: hosts.toml and certificates are read once, whatever they are, and never
-// without end.
+// TestHostFilesAsPipes checks that hosts.toml and certificates are read once, also from pipes, and
+// with a limit.
 func TestHostFilesAsPipes(t *testing.T) {
 	reg := registrytest.NewTLS(t, nil)
 	image(reg)
@@ -82,7 +82,7 @@ func TestHostFilesAsPipes(t *testing.T) {
 			}
 		})
 	}
-	t.Cleanup(func() { // after the parallel ones
+	t.Cleanup(func() { // after the parallel subtests
 		left, _ := filepath.Glob(filepath.Join(temp, "tank-hosts-*"))
 		if len(left) > 0 {
 			t.Errorf("copies are left: %q", left)
@@ -108,7 +108,7 @@ func TestHostFilesEndWithTheContext(t *testing.T) {
 	}
 }
 
-// pipeWith makes a pipe into which data is written once; no writer for nil data.
+// pipeWith makes a pipe and writes data into it once. With nil data, the pipe has no writer.
 func pipeWith(t *testing.T, path string, data []byte) {
 	t.Helper()
 	if err := unix.Mkfifo(path, 0o600); err != nil {

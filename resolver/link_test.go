@@ -15,8 +15,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// protocols are the ways to a registry that configure sees before it starts, with the directory of
-// its hosts.toml.
+// protocols start a registry that configure changes before it starts, and return it with the
+// directory of its hosts.toml.
 var protocols = []struct {
 	name string
 	make func(tb testing.TB, configure func(*httptest.Server)) (*registrytest.Registry, string)
@@ -31,7 +31,7 @@ var protocols = []struct {
 	}},
 }
 
-// layerImage puts an image of layers of these sizes into reg.
+// layerImage adds an image with layers of these sizes.
 func layerImage(reg *registrytest.Registry, sizes ...int) [][]byte {
 	var data [][]byte
 	var layers []ocispec.Descriptor
@@ -45,7 +45,7 @@ func layerImage(reg *registrytest.Registry, sizes ...int) [][]byte {
 	return data
 }
 
-// timed pulls, and says how long that took.
+// timed returns how long a pull takes.
 func timed(tb testing.TB, r *Resolver, reg *registrytest.Registry, data [][]byte, opts *FetchOptions) time.Duration {
 	tb.Helper()
 	store := newStore(tb)
@@ -60,8 +60,8 @@ func timed(tb testing.TB, r *Resolver, reg *registrytest.Registry, data [][]byte
 	return took
 }
 
-// TestLinkPerConnection: where each connection has a limit, one layer comes in less than half of
-// the time that one needs.
+// TestLinkPerConnection checks that, if each connection is limited, a layer takes less than half of
+// the time of one connection.
 func TestLinkPerConnection(t *testing.T) {
 	const rate, size = 1 << 20, 7 << 20
 	for _, p := range protocols {
@@ -76,7 +76,7 @@ func TestLinkPerConnection(t *testing.T) {
 			if took > alone/2 {
 				t.Errorf("%v, and one connection needs %v", took, alone)
 			}
-			if n := link.Opened(); n > 5 { // one for the first stream, whose rest was not read
+			if n := link.Opened(); n > 5 { // one is that of the stream whose rest was not read
 				t.Errorf("%d connections", n)
 			}
 			t.Logf("%v, one connection: %v; %d connections, %d requests", took, alone, link.Opened(), len(reg.Requests()))
@@ -84,7 +84,7 @@ func TestLinkPerConnection(t *testing.T) {
 	}
 }
 
-// TestLinkSecond: what is known of the way is used for the next layer, from its beginning.
+// TestLinkSecond checks that a later layer begins with ranges after they were faster.
 func TestLinkSecond(t *testing.T) {
 	const rate, size = 2 << 20, 5 << 20
 	for _, p := range protocols {
@@ -94,7 +94,7 @@ func TestLinkSecond(t *testing.T) {
 			reg, dir := p.make(t, link.Limit)
 			data := layerImage(reg, size)
 			r := newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir })
-			r.divided = true // as after a first one
+			r.divided = true // as after an earlier layer
 			took := timed(t, r, reg, data, nil)
 			const alone = size * time.Second / rate
 			if took > alone*2/5 {
@@ -105,9 +105,9 @@ func TestLinkSecond(t *testing.T) {
 	}
 }
 
-// TestLinkTotal: where all connections share a limit, the attempt with ranges costs next to no
-// time, and few requests. The same layer in one stream, at the same time by another link, says how
-// long it takes here and now.
+// TestLinkTotal checks that, if all connections share a limit, the trial of ranges costs little
+// time and few requests. It compares with a stream over another link at the same time, because the
+// speed of the machine varies.
 func TestLinkTotal(t *testing.T) {
 	const rate, size = 3 << 20, 8 << 20
 	for _, p := range protocols {
@@ -137,7 +137,7 @@ func TestLinkTotal(t *testing.T) {
 	}
 }
 
-// TestLinkFast: where nothing but the processors limits, a layer is one request.
+// TestLinkFast checks that a layer is one request if only the processors limit the download.
 func TestLinkFast(t *testing.T) {
 	for _, p := range protocols {
 		for _, slow := range []bool{false, true} {
@@ -146,7 +146,7 @@ func TestLinkFast(t *testing.T) {
 				reg, dir := p.make(t, nil)
 				data := layerImage(reg, 24<<20)
 				opts := FetchOptions{}
-				if slow { // for more than a second
+				if slow { // the pull takes more than a second
 					opts.Progress = func(Event) { time.Sleep(5 * time.Millisecond) }
 				}
 				timed(t, newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 256<<10, dir }), reg, data, &opts)
@@ -158,8 +158,8 @@ func TestLinkFast(t *testing.T) {
 	}
 }
 
-// TestLinkLayers: large layers that come at the same time have connections of their own, with
-// HTTP/2 too.
+// TestLinkLayers checks that large layers that are downloaded together use several connections,
+// also with HTTP/2.
 func TestLinkLayers(t *testing.T) {
 	const rate, size, layers = 1 << 20, 2 << 20, 4
 	for _, p := range protocols {
@@ -178,8 +178,8 @@ func TestLinkLayers(t *testing.T) {
 	}
 }
 
-// TestLinkLatency: where an answer takes long and the link is fast, ranges would wait more than
-// they bring.
+// TestLinkLatency checks that ranges are not used if they would wait for their answers longer than
+// their bytes take.
 func TestLinkLatency(t *testing.T) {
 	const latency, size, chunk = 100 * time.Millisecond, 24 << 20, 256 << 10
 	for _, p := range protocols {
@@ -201,8 +201,8 @@ func TestLinkLatency(t *testing.T) {
 	}
 }
 
-// TestRangesRefused: a registry that answers one request at a time, and others with 503 or 429, is
-// asked for one again.
+// TestRangesRefused checks that a registry which answers one request at a time, and all others with
+// 503 or 429, gets one request at a time.
 func TestRangesRefused(t *testing.T) {
 	reg, data, _ := large(t)
 	var busy atomic.Bool

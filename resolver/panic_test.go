@@ -10,7 +10,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// panicking is a store of which writing a big blob panics after some bytes.
+// panicking is a store in which writing a large blob panics after some bytes.
 type panicking struct{ content.Store }
 
 func (s panicking) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
@@ -31,7 +31,8 @@ func (w panickingWriter) Write(p []byte) (int, error) {
 	return w.Writer.Write(p)
 }
 
-// TestPanic: a panic beside the call ends the call with an error, and the next one is right.
+// TestPanic checks that a panic in another goroutine of a fetch is an error of the fetch, and that
+// the next fetch succeeds.
 func TestPanic(t *testing.T) {
 	reg, data, r := large(t)
 	store := newStore(t)

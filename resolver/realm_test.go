@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestD02CredentialsStayHome: a realm of another site is asked without credentials, and the error
-// says so.
+// TestD02CredentialsStayHome checks that a realm of another site gets no credentials, and that the
+// error says so.
 func TestD02CredentialsStayHome(t *testing.T) {
 	reg, tokens := guarded(t)
 	tokens.Users = map[string]string{"alice": "se:cret"}
@@ -31,8 +31,8 @@ func TestD02CredentialsStayHome(t *testing.T) {
 	}
 }
 
-// TestD02TokenRedirects: an anonymous request for a token goes where it is redirected; credentials
-// do not.
+// TestD02TokenRedirects checks that an anonymous request for a token follows redirects, and that
+// credentials do not.
 func TestD02TokenRedirects(t *testing.T) {
 	for _, status := range []int{302, 307} {
 		for _, cred := range []auth.Credential{{}, alice, {IdentityToken: "refresh me"}} {
@@ -53,7 +53,7 @@ func TestD02TokenRedirects(t *testing.T) {
 	}
 }
 
-// TestD02Answers: challenges and token servers that lead astray.
+// TestD02Answers checks challenges and token servers that are wrong or hostile.
 func TestD02Answers(t *testing.T) {
 	for _, tc := range []struct {
 		testName string

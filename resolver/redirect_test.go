@@ -16,8 +16,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestD01ForeignChallenge: another registry that a redirect leads to gets no credentials and no
-// token that was given for them, whatever it asks for. It may give out anonymous tokens of its own.
+// TestD01ForeignChallenge checks that the target of a redirect gets no credentials, and no token
+// that credentials obtained, whatever it asks for. It may issue anonymous tokens.
 func TestD01ForeignChallenge(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)
@@ -37,8 +37,8 @@ func TestD01ForeignChallenge(t *testing.T) {
 	}
 }
 
-// TestD01ClientCertificate: it is shown to the registry, and to nobody a redirect or a challenge
-// leads to. The same by HTTP/2.
+// TestD01ClientCertificate checks that a client certificate is shown to the registry only, and not
+// to the target of a redirect or a challenge, also with HTTP/2.
 func TestD01ClientCertificate(t *testing.T) {
 	asks := func(want tls.ClientAuthType) func(*httptest.Server) {
 		return func(s *httptest.Server) { s.TLS = &tls.Config{ClientAuth: want} }
@@ -84,14 +84,14 @@ func TestD01ClientCertificate(t *testing.T) {
 	}
 }
 
-// TestD04URLs: a descriptor's urls are not followed, and a registry on another machine can't lead
-// to this one.
+// TestD04URLs checks that the urls of a descriptor are not used.
 func TestD04URLs(t *testing.T) {
 	var asked atomic.Int32
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
 	defer other.Close()
 	reg := registrytest.New(t)
-	l := registrytest.New(t).Blob("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", []byte("layer")) // the other registry has it
+	// Only another registry has the layer.
+	l := registrytest.New(t).Blob("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", []byte("layer"))
 	l.URLs = []string{other.URL + "/layer"}
 	reg.Image("1", amd64, []ocispec.Descriptor{l}, []digest.Digest{l.Digest})
 	if _, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil); !errdefs.IsNotFound(err) || asked.Load() != 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// redirectTo leads requests for part to another repository of another registry.
+// redirectTo redirects requests with part to another repository of another registry.
 func redirectTo(status int, part, host, repository string) registrytest.Fault {
 	return registrytest.On(part, func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Location", "http://"+host+strings.Replace(r.URL.Path, "/v2/x/", "/v2/"+repository+"/", 1))
@@ -22,8 +22,8 @@ func redirectTo(status int, part, host, repository string) registrytest.Fault {
 	})
 }
 
-// TestGuestToken: a registry that is a name in front of another one, which wants an anonymous token
-// of its own. What the first one is shown stays there.
+// TestGuestToken checks a registry that redirects to another one which requires an anonymous token
+// of its own. What the first registry gets is not sent to the second.
 func TestGuestToken(t *testing.T) {
 	t.Parallel()
 	for _, part := range []string{"/v2/", "/manifests/", "/blobs/"} {
@@ -38,8 +38,8 @@ func TestGuestToken(t *testing.T) {
 				front.Guard = registrytest.First(own.Guard, redirectTo(status, part, back.Host, "org/x"))
 				var leaked atomic.Value
 				back.Guard = func(w http.ResponseWriter, r *http.Request) bool {
-					// Without a scope the client has to know the repository, which has another name
-					// here.
+					// Without a scope, the client has to know the repository, whose name is
+					// different here.
 					if a := r.Header.Get("Authorization"); a != "" && others.Guard(discard{}, r) {
 						leaked.Store(a)
 					}
@@ -87,8 +87,8 @@ func (s scopeless) WriteHeader(status int) {
 	s.ResponseWriter.WriteHeader(status)
 }
 
-// TestGuestRefused: another registry that wants more than an anonymous token is not given more, and
-// the error names it.
+// TestGuestRefused checks that the target of a redirect gets no more than an anonymous token, and
+// that the error names it.
 func TestGuestRefused(t *testing.T) {
 	t.Parallel()
 	for name, guard := range map[string]registrytest.Fault{
@@ -120,8 +120,8 @@ func TestGuestRefused(t *testing.T) {
 	}
 }
 
-// TestRedirectedFile: a server of files that refuses, as where a signed address has expired, is not
-// one to log in to.
+// TestRedirectedFile checks that a file server which refuses, for example because a signed URL has
+// expired, is not reported as a registry to log in to.
 func TestRedirectedFile(t *testing.T) {
 	t.Parallel()
 	front, files := registrytest.New(t), registrytest.New(t)
@@ -134,8 +134,8 @@ func TestRedirectedFile(t *testing.T) {
 	}
 }
 
-// TestExpired: a token that expires in the middle of a download costs one new token, with whatever
-// words the registry refuses the old one, and the download goes on where it was.
+// TestExpired checks that a token which expires during a download costs one new token, however the
+// registry refuses the old one, and that the download resumes.
 func TestExpired(t *testing.T) {
 	t.Parallel()
 	for name, refuse := range map[string]registrytest.Fault{
@@ -186,8 +186,8 @@ func TestExpired(t *testing.T) {
 	}
 }
 
-// TestChallengeElsewhere: a gateway that drops the challenge of the registry behind it, or passes
-// it on.
+// TestChallengeElsewhere checks gateways that drop the challenge of the registry behind them, or
+// add one.
 func TestChallengeElsewhere(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(h http.Header, root bool){

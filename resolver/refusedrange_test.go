@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestRangeRefused: a server or a firewall that refuses ranges. A download that was interrupted is
-// begun anew, once, in the same pull and in a later one.
+// TestRangeRefused checks servers and firewalls that refuse ranges: an interrupted download starts
+// again once, in the same pull and in a later one.
 func TestRangeRefused(t *testing.T) {
 	t.Parallel()
 	faults := map[string]registrytest.Fault{
@@ -43,7 +43,7 @@ func TestRangeRefused(t *testing.T) {
 	}
 }
 
-// TestRangeRefusedLater: the ingest of a pull that failed does not make later pulls fail.
+// TestRangeRefusedLater checks that the ingest of a failed pull does not make later pulls fail.
 func TestRangeRefusedLater(t *testing.T) {
 	t.Parallel()
 	reg, data, r := large(t)

@@ -100,7 +100,7 @@ func newStore(tb testing.TB) content.Store {
 	return s
 }
 
-// quick keeps failing tests from waiting.
+// quick makes a resolver whose failing requests end soon.
 func quick(tb testing.TB) *Resolver {
 	tb.Helper()
 	r, err := New(&Options{Backoff: time.Millisecond, StallTimeout: 2 * time.Second, Attempts: 3})
@@ -117,8 +117,7 @@ func random(n int) []byte {
 	return data
 }
 
-// image fills a registry with one image of two layers under the tag 1 and returns the layers'
-// contents.
+// image adds an image of two layers under the tag 1, and returns the contents of the layers.
 func image(reg *registrytest.Registry) (ocispec.Descriptor, [][]byte) {
 	var layers []ocispec.Descriptor
 	var diffIDs []digest.Digest
@@ -204,8 +203,8 @@ func TestRepeatedLayer(t *testing.T) {
 	}
 }
 
-// TestRefused has one row for each lie: the registry is wrong, so the pull fails with the class,
-// and the store has no blob more.
+// TestRefused has one row for each wrong answer: the pull fails with the class, and the store gets
+// no blob.
 func TestRefused(t *testing.T) {
 	manifestOf := func(reg *registrytest.Registry, edit func(string) string) {
 		l := reg.Blob(ocispec.MediaTypeImageLayerGzip, []byte("layer"))
@@ -402,7 +401,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestNestedIndex shows that the limit is not below what it says.
+// TestNestedIndex checks that an index may be nested as deeply as MaxNesting allows.
 func TestNestedIndex(t *testing.T) {
 	reg := registrytest.New(t)
 	d := reg.Image("", amd64, nil, nil)
@@ -415,13 +414,12 @@ func TestNestedIndex(t *testing.T) {
 	}
 }
 
-// TestCut: bodies that break in the middle are resumed where they broke, in one fetch and across
-// two.
+// TestCut checks that a body which breaks is resumed, in one fetch and in the next one.
 func TestCut(t *testing.T) {
 	for _, tc := range []struct {
 		testName string
-		cuts     int32 // bodies that break before one does not
-		fails    int   // fetches that fail before one does not
+		cuts     int32 // number of bodies that break
+		fails    int   // number of fetches that fail
 	}{
 		{"within a fetch", 2, 0},
 		{"across fetches", 100, 1},
@@ -466,7 +464,7 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestPoisonedIngest: what an ingest holds may be wrong, and the fetch gets over it.
+// TestPoisonedIngest checks that a fetch succeeds although an ingest has wrong bytes.
 func TestPoisonedIngest(t *testing.T) {
 	for _, wrong := range []int{1000, 700_000, 700_001} {
 		t.Run(fmt.Sprint(wrong), func(t *testing.T) {
@@ -508,7 +506,7 @@ func TestWrongRange(t *testing.T) {
 	_, _ = w.Write(data[0][:10])
 	w.Close()
 	if _, err := pull(t.Context(), quick(t), store, reg.Host+"/x:1", nil); err != nil {
-		t.Fatal(err) // the second attempt starts at 0 and asks for no range
+		t.Fatal(err) // the second attempt has no range
 	}
 }
 
@@ -564,8 +562,7 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// TestToken goes through the anonymous token flow, with a blob redirect to another port that must
-// see no token.
+// TestToken uses an anonymous token, and checks that the target of a redirect does not see it.
 func TestToken(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)

@@ -13,7 +13,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestFN1Cuts: a connection that breaks at any place costs no byte twice.
+// TestFN1Cuts checks that a cut connection costs no byte twice, wherever it is cut.
 func TestFN1Cuts(t *testing.T) {
 	for _, percent := range []int{1, 10, 37, 50, 90, 99} {
 		for _, whole := range []bool{false, true} {
@@ -45,8 +45,7 @@ func TestFN1Cuts(t *testing.T) {
 	}
 }
 
-// TestFN1Dies: the registry ends for good in the middle, and another fetch goes on where the ingest
-// ends.
+// TestFN1Dies checks that a fetch resumes the ingest of one whose registry stopped for good.
 func TestFN1Dies(t *testing.T) {
 	for _, percent := range []int{1, 50, 99} {
 		reg, data, r := large(t)
@@ -79,7 +78,7 @@ func TestFN1Dies(t *testing.T) {
 	}
 }
 
-// TestD20Slow: who does not go on is left, and asked again for the rest.
+// TestD20Slow checks that a stalled answer is canceled and resumed.
 func TestD20Slow(t *testing.T) {
 	for _, tc := range []struct {
 		testName string
@@ -132,7 +131,7 @@ func TestD20Slow(t *testing.T) {
 	}
 }
 
-// TestSlowStore: time that the store takes is not the registry's.
+// TestSlowStore checks that the time of a slow store does not count as a stall of the registry.
 func TestSlowStore(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)

@@ -11,7 +11,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestD18Tokens: what is wrong with a token, and for how long a good one is used.
+// TestD18Tokens checks for how long a token is used.
 func TestD18Tokens(t *testing.T) {
 	for _, tc := range []struct {
 		testName string
@@ -71,7 +71,7 @@ func TestD18Tokens(t *testing.T) {
 	})
 }
 
-// TestD18Identities: a token belongs to whom it was given to.
+// TestD18Identities checks that a token is used only for the credential that obtained it.
 func TestD18Identities(t *testing.T) {
 	reg, tokens := guarded(t)
 	tokens.Users = map[string]string{"alice": "se:cret"}
@@ -94,7 +94,7 @@ func TestD18Identities(t *testing.T) {
 	}
 }
 
-// TestDemandChanges: what is remembered of a registry does not bind it.
+// TestDemandChanges checks that a registry may change which authentication it requires.
 func TestDemandChanges(t *testing.T) {
 	reg, old := guarded(t)
 	now := registrytest.NewTokenServer(t)
@@ -118,7 +118,8 @@ func TestDemandChanges(t *testing.T) {
 	}
 }
 
-// TestCredentialsAreAskedLate: public images ask nobody, and a private one asks once.
+// TestCredentialsAreAskedLate checks that a public image asks for no credentials, and a private one
+// once.
 func TestCredentialsAreAskedLate(t *testing.T) {
 	public := registrytest.New(t)
 	image(public)

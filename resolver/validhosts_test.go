@@ -15,7 +15,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestHostsThatCannotBeRead: such a file stops the pull, with its name, and no registry is asked.
+// TestHostsThatCannotBeRead checks that a hosts.toml which cannot be used ends the pull with its
+// path, before a request.
 func TestHostsThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	write := func(text string) func(string) error {
@@ -33,7 +34,7 @@ func TestHostsThatCannotBeRead(t *testing.T) {
 		"too long":          {write(strings.Repeat("#\n", hostsdir.MaxFileSize)), "more than"},
 		"permission": {func(file string) error {
 			if os.Getuid() == 0 {
-				return os.Symlink("/proc/self/mem", file) // what root cannot read either
+				return os.Symlink("/proc/self/mem", file) // which root cannot read either
 			}
 			return errors.Join(write("")(file), os.Chmod(file, 0))
 		}, "hosts.toml"},

@@ -16,7 +16,7 @@ var alice = Credential{Username: "alice", Password: "se:cret"}
 
 func encoded(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
 
-// utf16le is s as a shell on Windows writes it.
+// utf16le encodes s as some shells on Windows do.
 func utf16le(s string) []byte {
 	data := []byte{0xff, 0xfe}
 	for _, u := range utf16.Encode([]rune(s)) {
@@ -25,7 +25,7 @@ func utf16le(s string) []byte {
 	return data
 }
 
-// TestD25DockerConfig: a credential is for the registry of that name, and for no other.
+// TestD25DockerConfig checks that a credential is used for exactly its registry.
 func TestD25DockerConfig(t *testing.T) {
 	bin := t.TempDir()
 	helper := func(name, script string) {
@@ -174,7 +174,7 @@ func TestLogin(t *testing.T) {
 	}
 }
 
-// TestD24CredentialsDoNotPrint: not even by accident.
+// TestD24CredentialsDoNotPrint checks that no verb of fmt prints a secret.
 func TestD24CredentialsDoNotPrint(t *testing.T) {
 	c := Credential{Username: "alice", Password: "hush", IdentityToken: "hush", RegistryToken: "hush"}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {

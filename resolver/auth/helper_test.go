@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestHelperHangs: a helper that asks somebody who is not there is given up.
+// TestHelperHangs checks that a helper which does not answer is killed.
 func TestHelperHangs(t *testing.T) {
 	bin := t.TempDir()
 	script := "#!/bin/sh\nexec sleep 60\n"
@@ -33,7 +33,8 @@ func TestHelperHangs(t *testing.T) {
 	}
 }
 
-// TestDockerConfigIsBounded: a config.json may be a pipe.
+// TestDockerConfigIsBounded checks that a config.json may be a pipe, and that reading it has a
+// limit.
 func TestDockerConfigIsBounded(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -57,7 +58,7 @@ func TestDockerConfigIsBounded(t *testing.T) {
 	}
 }
 
-// pipeWith makes a pipe into which data is written once; no writer for nil data.
+// pipeWith makes a pipe and writes data into it once. With nil data, the pipe has no writer.
 func pipeWith(t *testing.T, path string, data []byte) {
 	t.Helper()
 	if err := unix.Mkfifo(path, 0o600); err != nil {

@@ -29,7 +29,8 @@ func TestHostNames(t *testing.T) {
 	}
 }
 
-// TestValidHosts: what containerd's code decodes is valid, and what it goes on without is not.
+// TestValidHosts compares Validate with containerd: what containerd decodes is valid, and what it
+// ignores is not.
 func TestValidHosts(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {

@@ -11,37 +11,37 @@ import (
 	"testing"
 )
 
-// TokenServer gives out bearer tokens and tells a Registry which ones are good.
+// TokenServer issues bearer tokens and checks them for a Registry.
 type TokenServer struct {
 	// URL is the realm.
 	URL string
-	// Fault, when set, sees every request first. Set it before the first request.
+	// Fault sees every request first. nil: none. Set it before the first request.
 	Fault Fault
-	// Users are those that may have a token, by name. Empty: anybody may, whatever they say.
+	// Users are the names and passwords that get a token. Empty: everyone gets one.
 	Users map[string]string
-	// Refresh are the refresh tokens that are good for a token.
+	// Refresh are the valid refresh tokens.
 	Refresh map[string]bool
-	// ExpiresIn is what the answers say, as JSON; empty says nothing.
+	// ExpiresIn is the member expires_in of the answers, as JSON. "": they have none.
 	ExpiresIn string
-	// Realm is what challenges name. Empty: URL.
+	// Realm is the realm of the challenges. "": URL.
 	Realm string
 
 	server *httptest.Server
 
 	mu       sync.Mutex
-	good     map[string]string // the tokens, with who got them
+	good     map[string]string // user by token
 	issued   int
 	requests []TokenRequest
 }
 
-// TokenRequest is what a TokenServer was asked.
+// TokenRequest is a request that a TokenServer received.
 type TokenRequest struct {
 	Method        string
 	Authorization string
 	Form          url.Values // of the query or the body
 }
 
-// NewTokenServer starts one that ends with the test.
+// NewTokenServer starts a server that stops at the end of the test.
 func NewTokenServer(tb testing.TB) *TokenServer {
 	s := &TokenServer{good: map[string]string{}}
 	s.server = httptest.NewServer(s)
@@ -50,21 +50,21 @@ func NewTokenServer(tb testing.TB) *TokenServer {
 	return s
 }
 
-// Requests are the requests so far.
+// Requests returns the requests so far.
 func (s *TokenServer) Requests() []TokenRequest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]TokenRequest(nil), s.requests...)
 }
 
-// Revoke makes every token so far worthless.
+// Revoke makes all tokens so far invalid.
 func (s *TokenServer) Revoke() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	clear(s.good)
 }
 
-// ServeHTTP answers one request for a token.
+// ServeHTTP handles a request for a token.
 func (s *TokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = r.ParseForm()
 	s.mu.Lock()
@@ -96,7 +96,7 @@ func (s *TokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(JSON(answer))
 }
 
-// Guard refuses what has none of the server's tokens. It is a Registry's Guard.
+// Guard refuses requests without a valid token of the server. It is for Registry.Guard.
 func (s *TokenServer) Guard(w http.ResponseWriter, r *http.Request) bool {
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	s.mu.Lock()
@@ -115,7 +115,7 @@ func (s *TokenServer) Guard(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// Basic is the Guard of a registry that knows one user.
+// Basic is a Guard that accepts one user, with basic authentication.
 func Basic(user, password string) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		if u, p, _ := r.BasicAuth(); u == user && p == password {

@@ -12,25 +12,25 @@ import (
 	"time"
 )
 
-// Fault sees a request and says whether it answered. A Fault may end a connection by
+// Fault sees a request and reports whether it has answered it. It may cut the connection with
 // panic(http.ErrAbortHandler).
 type Fault func(http.ResponseWriter, *http.Request) bool
 
-// On confines a fault to requests whose path contains part.
+// On limits a fault to requests whose path contains part.
 func On(part string, f Fault) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		return strings.Contains(r.URL.Path, part) && f(w, r)
 	}
 }
 
-// Times lets a fault answer n times, and what is behind it from then on.
+// Times lets a fault answer n times. It passes later requests on.
 func Times(n int32, f Fault) Fault {
 	var left atomic.Int32
 	left.Store(n)
 	return func(w http.ResponseWriter, r *http.Request) bool { return left.Add(-1) >= 0 && f(w, r) }
 }
 
-// First is the answer of the first fault that answers.
+// First answers with the first of several faults that answers.
 func First(faults ...Fault) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		for _, f := range faults {
@@ -42,7 +42,8 @@ func First(faults ...Fault) Fault {
 	}
 }
 
-// Answer is a status, headers as pairs of name and value, and a body whose length is told.
+// Answer answers with a status, with headers as pairs of name and value, and with a body of known
+// length.
 func Answer(status int, body []byte, headers ...string) Fault {
 	return func(w http.ResponseWriter, _ *http.Request) bool {
 		for i := 0; i+1 < len(headers); i += 2 {
@@ -55,7 +56,7 @@ func Answer(status int, body []byte, headers ...string) Fault {
 	}
 }
 
-// Redirect leads to the same path at base, which is a scheme and a host.
+// Redirect redirects to the same path at base, a scheme and a host.
 func Redirect(status int, base string) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Location", base+r.URL.Path)
@@ -64,7 +65,7 @@ func Redirect(status int, base string) Fault {
 	}
 }
 
-// span is what a request asks of size bytes.
+// span returns the range of size bytes that a request asks for.
 func span(r *http.Request, size int) (start, end int, ranged bool) {
 	s, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
 	if !ok {
@@ -79,8 +80,8 @@ func span(r *http.Request, size int) (start, end int, ranged bool) {
 	return start, end, true
 }
 
-// head writes a right status and right headers for a range of data, and returns the bytes that
-// belong behind it.
+// head writes the correct status and headers for a range of data, and returns the bytes of the
+// body.
 func head(w http.ResponseWriter, r *http.Request, data []byte) []byte {
 	start, end, ranged := span(r, len(data))
 	w.Header().Set("Content-Length", strconv.Itoa(end-start))
@@ -91,7 +92,7 @@ func head(w http.ResponseWriter, r *http.Request, data []byte) []byte {
 	return data[start:end]
 }
 
-// Cut sends at most n bytes of what was asked of data, and ends the connection.
+// Cut sends at most n of the requested bytes of data and cuts the connection.
 func Cut(data []byte, n int) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		body := head(w, r, data)
@@ -101,7 +102,7 @@ func Cut(data []byte, n int) Fault {
 	}
 }
 
-// Stall sends n bytes of what was asked of data, and then nothing until the client goes away.
+// Stall sends n of the requested bytes of data, and then nothing until the client disconnects.
 func Stall(data []byte, n int) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		body := head(w, r, data)
@@ -133,8 +134,8 @@ func Drip(data []byte, pause time.Duration) Fault {
 // NoRanges answers every request with all of data.
 func NoRanges(data []byte) Fault { return Answer(http.StatusOK, data) }
 
-// ContentRange answers requests for a range with a Content-Range of that form, which gets start,
-// last byte and size, and the right bytes.
+// ContentRange answers a request for a range with the requested bytes, and with the Content-Range
+// that header returns for the first byte, the last byte and the size.
 func ContentRange(data []byte, form func(start, last, size int) string) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		start, end, ranged := span(r, len(data))
@@ -148,7 +149,7 @@ func ContentRange(data []byte, form func(start, last, size int) string) Fault {
 	}
 }
 
-// Multipart answers requests for a range with multipart/byteranges.
+// Multipart answers a request for a range with multipart/byteranges.
 func Multipart(data []byte) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		start, end, ranged := span(r, len(data))
@@ -168,7 +169,7 @@ func Multipart(data []byte) Fault {
 	}
 }
 
-// Unsatisfiable answers requests for a range with 416.
+// Unsatisfiable answers a request for a range with 416.
 func Unsatisfiable(w http.ResponseWriter, r *http.Request) bool {
 	if r.Header.Get("Range") == "" {
 		return false

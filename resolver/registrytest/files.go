@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// KeyPair is a certificate for clients, in PEM.
+// KeyPair returns a client certificate and its key, in PEM.
 func KeyPair(tb testing.TB) (cert, key []byte) {
 	tb.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -35,7 +35,7 @@ func KeyPair(tb testing.TB) (cert, key []byte) {
 	return cert, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs})
 }
 
-// CertsDir is a certs.d for one registry.
+// CertsDir makes a directory like certs.d, with files for one registry.
 func CertsDir(tb testing.TB, host string, files map[string][]byte) string {
 	tb.Helper()
 	root := tb.TempDir()
@@ -51,7 +51,7 @@ func CertsDir(tb testing.TB, host string, files map[string][]byte) string {
 	return root
 }
 
-// MustURL parses a URL of a test.
+// MustURL parses a URL and panics if that fails.
 func MustURL(s string) *url.URL {
 	u, err := url.Parse(s)
 	if err != nil {

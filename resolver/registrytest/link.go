@@ -8,21 +8,22 @@ import (
 	"time"
 )
 
-// Link is the way from a registry to its clients. Give its Limit to NewPlain or NewTLS.
+// Link limits the network between a registry and its clients. Pass its method Limit to NewPlain or
+// NewTLS.
 type Link struct {
-	// PerConnection is how many bytes a second each connection brings; 0 is as many as it can.
+	// PerConnection is the rate of each connection, in bytes per second. 0: unlimited.
 	PerConnection int64
-	// Total is how many bytes a second all connections together bring; 0 is as many as they can.
+	// Total is the rate of all connections together, in bytes per second. 0: unlimited.
 	Total int64
 
 	opened atomic.Int64
 	total  bucket
 }
 
-// Opened is how many connections were opened so far.
+// Opened returns the number of connections so far.
 func (l *Link) Opened() int { return int(l.opened.Load()) }
 
-// Limit puts the link before a server that has not started.
+// Limit puts the link in front of a server that has not started.
 func (l *Link) Limit(s *httptest.Server) { s.Listener = linked{s.Listener, l} }
 
 type linked struct {
@@ -45,7 +46,7 @@ type limited struct {
 	own  bucket
 }
 
-// piece is how much is sent at once.
+// piece is the number of bytes that are sent at once.
 const piece = 16 << 10
 
 func (c *limited) Write(p []byte) (int, error) {
@@ -62,14 +63,14 @@ func (c *limited) Write(p []byte) (int, error) {
 	return done, nil
 }
 
-// bucket says when the next bytes may go.
+// bucket limits a rate.
 type bucket struct {
 	mu   sync.Mutex
 	next time.Time
 }
 
-// take waits until n bytes fit into rate. What was not used is not saved up, but for the lateness
-// of a sleep.
+// take waits until n bytes may be sent. Unused capacity is not saved, except what a sleep that was
+// too long has cost.
 func (b *bucket) take(n int, rate int64) {
 	if rate == 0 {
 		return

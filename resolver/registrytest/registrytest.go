@@ -1,11 +1,12 @@
-// Package registrytest is a registry in memory for tests: it serves what it was given over HTTP on
-// loopback, keeps a log of what it was asked, and misbehaves as told.
+// Package registrytest is a registry in memory for tests. It serves what a test puts in, over HTTP
+// on loopback, logs its requests, and misbehaves in the ways that a test sets.
 //
-// It owns nothing on disk. Its invariant: without a Fault it behaves as the distribution
-// specification says.
+// It owns nothing on disk.
 //
-// The surprising rule: it does not check what it is given. A test that wants a lying registry hands
-// it lies.
+// Its invariant: without a Fault it behaves as the distribution specification requires.
+//
+// The surprising rule: it does not check what a test puts in. A test that needs a lying registry
+// puts in lies.
 package registrytest
 
 import (
@@ -30,13 +31,13 @@ import (
 
 // Registry is a running registry.
 type Registry struct {
-	// Host is its name in references, for example 127.0.0.1:40001.
+	// Host is the name of the registry in references, for example 127.0.0.1:40001.
 	Host string
-	// Fault, when set, sees every request first and says whether it answered. Set it before the
-	// first request.
+	// Fault sees every request first and reports whether it has answered it. nil: none. Set it
+	// before the first request.
 	Fault Fault
-	// Guard, when set, sees what Fault let pass and says whether it refused; see TokenServer. Set
-	// it before the first request.
+	// Guard sees the requests that Fault passes on, and reports whether it has refused them; see
+	// TokenServer. nil: none. Set it before the first request.
 	Guard Fault
 	// CA is the certificate of a registry with TLS, in PEM.
 	CA []byte
@@ -55,7 +56,7 @@ type entry struct {
 	digest    digest.Digest
 }
 
-// New starts a registry that ends with the test.
+// New starts a registry that stops at the end of the test.
 func New(tb testing.TB) *Registry {
 	r := Start()
 	tb.Cleanup(r.Close)
@@ -67,7 +68,8 @@ func Start() *Registry {
 	return start(nil)
 }
 
-// NewPlain starts a registry with HTTP/1. configure sees the server before it starts.
+// NewPlain starts a registry with HTTP/1. configure is called with the server before it starts;
+// nil: not.
 func NewPlain(tb testing.TB, configure func(*httptest.Server)) *Registry {
 	r := start(configure)
 	tb.Cleanup(r.Close)
@@ -86,8 +88,8 @@ func start(configure func(*httptest.Server)) *Registry {
 	return r
 }
 
-// NewTLS starts a registry with HTTPS and HTTP/2. configure, unless nil, sees the server before it
-// starts.
+// NewTLS starts a registry with HTTPS and HTTP/2. configure is called with the server before it
+// starts; nil: not.
 func NewTLS(tb testing.TB, configure func(*httptest.Server)) *Registry {
 	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}}
 	r.server = httptest.NewUnstartedServer(r)
@@ -103,10 +105,10 @@ func NewTLS(tb testing.TB, configure func(*httptest.Server)) *Registry {
 	return r
 }
 
-// quiet takes what a server says about connections that tests break.
+// quiet discards what a server logs about connections that tests cut.
 var quiet = log.New(io.Discard, "", 0)
 
-// Close ends the registry and waits for what it is answering.
+// Close stops the registry and waits for its running requests.
 func (r *Registry) Close() { r.server.Close() }
 
 // Blob adds a blob and returns its descriptor.
@@ -118,7 +120,7 @@ func (r *Registry) Blob(mediaType string, data []byte) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 }
 
-// Manifest adds a manifest or an index, by its digest and under tag unless that is empty.
+// Manifest adds a manifest or an index under its digest and, unless it is "", under tag.
 func (r *Registry) Manifest(tag, mediaType string, data []byte) ocispec.Descriptor {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -130,8 +132,8 @@ func (r *Registry) Manifest(tag, mediaType string, data []byte) ocispec.Descript
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 }
 
-// Image adds an image of these layers, whose diff IDs are given, for a platform such as {OS:
-// "linux", Architecture: "amd64"}.
+// Image adds an image with these layers and diff IDs, for a platform such as {OS: "linux",
+// Architecture: "amd64"}.
 func (r *Registry) Image(tag string, p ocispec.Platform, layers []ocispec.Descriptor,
 	diffIDs []digest.Digest,
 ) ocispec.Descriptor {
@@ -155,7 +157,7 @@ func (r *Registry) Index(tag string, manifests ...ocispec.Descriptor) ocispec.De
 	}))
 }
 
-// JSON is the encoding of v, which must have one.
+// JSON returns the JSON encoding of v and panics if there is none.
 func JSON(v any) []byte {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -164,15 +166,15 @@ func JSON(v any) []byte {
 	return data
 }
 
-// Requests are the requests so far, as "GET /v2/x/blobs/sha256:… bytes=5-"; the range is missing
-// where none was asked for.
+// Requests returns the requests so far, such as "GET /v2/x/blobs/sha256:... bytes=5-". The range is
+// missing if a request has none.
 func (r *Registry) Requests() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]string(nil), r.log...)
 }
 
-// Count is how many requests so far contain s.
+// Count returns the number of requests so far that contain s.
 func (r *Registry) Count(s string) int {
 	n := 0
 	for _, line := range r.Requests() {
@@ -185,7 +187,7 @@ func (r *Registry) Count(s string) int {
 
 var route = regexp.MustCompile(`^/v2/(.+)/(manifests|blobs)/([^/]+)$`)
 
-// ServeHTTP answers one request.
+// ServeHTTP handles a request.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.log = append(r.log, strings.TrimSpace(fmt.Sprintf("%s %s %s", req.Method, req.URL.Path, req.Header.Get("Range"))))

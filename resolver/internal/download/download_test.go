@@ -18,8 +18,8 @@ import (
 // chunkBytes is the size of a range in these tests.
 const chunkBytes = 64 << 10
 
-// TestPace: when a stream is divided.
-func TestPace(t *testing.T) {
+// TestLinkState checks when a stream is divided.
+func TestLinkState(t *testing.T) {
 	const mb = 1 << 20
 	p := newLinkState(4, 2*mb)
 	try := func(rate float64, want bool, why string) {
@@ -37,7 +37,7 @@ func TestPace(t *testing.T) {
 	for i := 1; i < 4; i++ {
 		lane, also := p.begin()
 		if lane != i {
-			t.Errorf("lane %d", lane)
+			t.Errorf("connection %d", lane)
 		}
 		try(mb, i < 3, fmt.Sprintf("%d other blobs", i))
 		defer also()
@@ -49,15 +49,15 @@ func TestPace(t *testing.T) {
 	}
 	p.recordTrial(true)
 	if !p.startDivided() {
-		t.Error("no ranges though they pay")
+		t.Error("no ranges although they were faster")
 	}
 	p.recordTrial(false)
-	try(mb, false, "did not pay")
+	try(mb, false, "were not faster")
 	if p.startDivided() {
-		t.Error("ranges though they did not pay")
+		t.Error("ranges although they were not faster")
 	}
 	p.notBefore = time.Now()
-	try(mb, true, "did not pay, long ago")
+	try(mb, true, "were not faster, long ago")
 	for range 20 {
 		p.recordTrial(false)
 	}
@@ -79,8 +79,8 @@ func TestPace(t *testing.T) {
 	}
 }
 
-// TestRangesRefusedAtOnce: several ranges of a download that are refused are one reason to wait,
-// and what others bring then does not count.
+// TestRangesRefusedAtOnce checks that several ranges that are refused together count once, and that
+// a range which is faster then does not count.
 func TestRangesRefusedAtOnce(t *testing.T) {
 	d := &transfer{link: newLinkState(4, chunkBytes)}
 	var refused sync.WaitGroup
@@ -92,21 +92,22 @@ func TestRangesRefusedAtOnce(t *testing.T) {
 	if d.link.retryDelay != 2*firstRetry || d.link.startDivided() || !d.stopRanges.Load() {
 		t.Errorf("waits %v after this, ranges: %v", d.link.retryDelay, d.link.startDivided())
 	}
-	d.stopRanges.Store(false) // ranges again, later
+	d.stopRanges.Store(false) // a later trial
 	d.decide(t.Context(), false)
 	if d.link.retryDelay != 4*firstRetry {
 		t.Errorf("waits %v after the second time", d.link.retryDelay)
 	}
 }
 
-// TestStarvation: a stream starves that waits, with processors idle, and does not become faster.
-func TestStarvation(t *testing.T) {
+// TestNetworkWait checks that a stream waits for the network if it waits in Read, the processors
+// are idle, and its rate does not change.
+func TestNetworkWait(t *testing.T) {
 	procs := time.Duration(runtime.GOMAXPROCS(0))
 	for _, tc := range []struct {
 		name   string
 		waited time.Duration
 		cpu    time.Duration // of all processors together
-		before float64       // to the rate of this window
+		before float64       // its ratio to the rate of this window
 		want   bool
 	}{
 		{"waits", window, 0, 1, true},
@@ -133,18 +134,19 @@ func TestStarvation(t *testing.T) {
 	}
 }
 
-// TestBuffers: the memory of one fetch is bounded, but each blob can have all of its ranges.
+// TestBuffers checks that the memory for ranges is bounded, and that one blob can have all its
+// ranges.
 func TestBuffers(t *testing.T) {
 	b := newBuffers(4, chunkBytes)
 	if cap(b.free) != maxBuffered/chunkBytes {
 		t.Errorf("%d buffers", cap(b.free))
 	}
-	if b := newBuffers(4, maxBuffered); cap(b.free) != 4 { // as few buffers as there may be
+	if b := newBuffers(4, maxBuffered); cap(b.free) != 4 { // the smallest number of buffers
 		t.Errorf("%d buffers", cap(b.free))
 	}
 }
 
-// TestRefusesRange: answers that any request would get say nothing about ranges.
+// TestRefusesRange checks which statuses mean that ranges are refused.
 func TestRefusesRange(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]bool{
@@ -157,7 +159,7 @@ func TestRefusesRange(t *testing.T) {
 	}
 }
 
-// TestPanicInBlob: a panic in the goroutine of a blob that is read is an error of its reader.
+// TestPanicInBlob checks that a panic in Stream is an error.
 func TestPanicInBlob(t *testing.T) {
 	err := Stream(t.Context(), nil, ocispec.Descriptor{Size: 1}, nil) // without a repository
 	if !errdefs.IsInternal(err) {

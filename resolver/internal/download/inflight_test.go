@@ -11,18 +11,17 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rate"
 )
 
-// TestFlightsOfSeveralSources shows who waits for whom. Each row is what happens to one blob, in
-// order.
-func TestFlightsOfSeveralSources(t *testing.T) {
+// TestInFlightSources checks which downloads of one blob wait for each other. Each row is one blob.
+func TestInFlightSources(t *testing.T) {
 	t.Parallel()
 	const window = 100 * time.Millisecond
-	enough := int64(rate.Slow) // much more than is asked for in a window
+	enough := int64(rate.Slow) // much more than the rate in a window
 	for name, tc := range map[string]struct {
-		fast       bool     // the first download brings bytes all the time
-		sources    []string // of the downloads that come after the first, which is from "one"
+		fast       bool     // the first download is fast
+		sources    []string // of the downloads after the first, whose source is "one"
 		admitted   []bool   // whether each begins within some windows
-		arrives    int      // which of them brings the blob, 0 being the first
-		cancelled  []int    // downloads that end because of it
+		arrives    int      // which download completes the blob; 0 is the first
+		cancelled  []int    // downloads that are canceled then
 		firstFails bool
 	}{
 		"slow, another registry":       {false, []string{"two"}, []bool{true}, 1, []int{0}, false},
@@ -89,15 +88,15 @@ func TestFlightsOfSeveralSources(t *testing.T) {
 				}
 			}
 			if len(f.blobs) != 0 {
-				t.Errorf("%d flights are left", len(f.blobs))
+				t.Errorf("%d blobs are left", len(f.blobs))
 			}
 		})
 	}
 }
 
-// TestFlightsWait shows that whoever waits goes on at once when the download ends, and ends with
-// its context.
-func TestFlightsWait(t *testing.T) {
+// TestInFlightWait checks that a waiting download continues when the running one ends, and stops
+// when its context ends.
+func TestInFlightWait(t *testing.T) {
 	t.Parallel()
 	f := NewInFlight()
 	d := digest.FromString("blob")

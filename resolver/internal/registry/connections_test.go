@@ -11,7 +11,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestConnectionsApart: connections are shared by those alone whose configuration is the same.
+// TestConnectionsApart checks that only clients with the same configuration share connections.
 func TestConnectionsApart(t *testing.T) {
 	const name = "r.example.com:5000"
 	host := func() *Endpoint {
@@ -59,16 +59,16 @@ func TestConnectionsApart(t *testing.T) {
 			t.Errorf("%s: shared: %v", tc.name, !tc.same)
 		}
 		if got[0].auth == got[1].auth || got[0].auth.client == got[1].auth.client {
-			t.Errorf("%s: who asks is shared", tc.name)
+			t.Errorf("%s: the authorizer is shared", tc.name)
 		}
 	}
 	if a, b := host(), host(); a.direct == b.direct {
-		t.Error("two clients share without being told")
+		t.Error("two clients share connections by default")
 	}
 }
 
-// TestConnectionsFallBack: who wants HTTPS does not get the transport of somebody who takes HTTP as
-// well, nor does anybody what another one's transport found out about that.
+// TestConnectionsFallBack checks that a client which requires HTTPS does not share the transport of
+// one that allows HTTP, and that such transports are not shared at all.
 func TestConnectionsFallBack(t *testing.T) {
 	const name = "r.example.com:5000"
 	dir := registrytest.CertsDir(t, name, map[string][]byte{"ca.crt": registrytest.NewTLS(t, nil).CA})
@@ -84,15 +84,15 @@ func TestConnectionsFallBack(t *testing.T) {
 		if _, ok := way.first.(*http.Transport); ok == plain {
 			t.Errorf("pull %d, plain: %v, has %T", i, plain, way.first)
 		}
-		if seen[way] != (i == 3) { // the second one with HTTPS alone shares
+		if seen[way] != (i == 3) { // the second client that requires HTTPS shares
 			t.Errorf("pull %d, plain: %v, shares: %v", i, plain, seen[way])
 		}
 		seen[way] = true
 	}
 }
 
-// TestConnectionsHere: that a registry was found on this machine, so that it may lead here, is not
-// known to pulls that did not find it there.
+// TestConnectionsHere checks that connections to a registry that was found on this machine are not
+// shared, unless its name is a loopback name.
 func TestConnectionsHere(t *testing.T) {
 	const name = "r.example.com:5000"
 	for _, tc := range []struct {
@@ -112,12 +112,12 @@ func TestConnectionsHere(t *testing.T) {
 			hosts[0].loopback.Store(len(got) == 1)
 		}
 		if (got[0].direct == got[1].direct) != tc.same || (got[0].others == got[1].others) != tc.same {
-			t.Errorf("found here %s: shared: %v", tc.name, !tc.same)
+			t.Errorf("found on this machine %s: shared: %v", tc.name, !tc.same)
 		}
 	}
 }
 
-// TestConnectionsBound: what is remembered of registries is bounded, and ends.
+// TestConnectionsBound checks that the number of remembered registries and hosts is bounded.
 func TestConnectionsBound(t *testing.T) {
 	pool := new(Connections)
 	for i := range 2 * maxRegistries {

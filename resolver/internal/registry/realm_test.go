@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestD02Realms: where a token server may be, and where it gets credentials.
+// TestD02Realms checks which realms are accepted, and which get credentials.
 func TestD02Realms(t *testing.T) {
 	for _, tc := range []struct {
 		home, realm string
@@ -15,7 +15,7 @@ func TestD02Realms(t *testing.T) {
 		{"https://r.example.com", "https://r.example.com/token", true, true},
 		{"https://r.example.com:5000", "https://r.example.com:5000/token?x=y", true, true},
 		{"https://r.example.com", "https://R.Example.COM:443/token", true, true},
-		{"https://r.example.com", "https://auth.example.com/token", true, true}, // GitLab of one's own
+		{"https://r.example.com", "https://auth.example.com/token", true, true}, // a self-hosted GitLab
 		{"https://r.example.com", "https://example.com:8443/token", true, true},
 		{"https://registry-1.docker.io", "https://auth.docker.io/token", true, true},
 		{"https://registry.gitlab.com", "https://gitlab.com/jwt/auth", true, true},
@@ -30,7 +30,7 @@ func TestD02Realms(t *testing.T) {
 		{"https://r.example.com", "https://10.0.0.2/token", true, false},
 		{"http://r.example.com", "http://r.example.com/token", true, true},
 		{"http://r.example.com:80", "https://r.example.com/token", true, true},
-		{"https://r.example.com", "http://r.example.com/token", true, true}, // by HTTPS
+		{"https://r.example.com", "http://r.example.com/token", true, true}, // with HTTPS
 		{"https://r.example.com:5000", "http://R.example.com/token", true, true},
 		{"https://r.example.com:5000", "http://r.example.com:5000/token", true, true},
 		{"https://r.example.com", "http://r.example.com:5000/token", false, false},
@@ -75,11 +75,11 @@ func TestD02Realms(t *testing.T) {
 	}
 }
 
-// TestD02Addresses: what a name may turn out to be when it is dialled.
+// TestD02Addresses checks which addresses may be dialed.
 func TestD02Addresses(t *testing.T) {
 	for _, tc := range []struct {
 		addr                string
-		far, whenRegistryIs bool // allowed to a registry elsewhere, to one on this machine
+		far, whenRegistryIs bool // allowed for a registry on another machine, and for one on this machine
 	}{
 		{"93.184.216.34", true, true},
 		{"10.1.2.3", true, true},

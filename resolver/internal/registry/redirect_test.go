@@ -32,16 +32,16 @@ func respond(r *http.Request, status int, location string) *http.Response {
 
 var secrets = []string{"Authorization", "Cookie", "X-Registry-Key", "Proxy-Authorization"}
 
-// TestD01Redirects: what a registry is told stays there. Every row is a chain of addresses; only
-// those before the first of another origin may see secrets and the client certificate. Location
-// absolute and relative is row D03.
+// TestD01Redirects checks that secrets are sent only to the registry. Every row is a chain of
+// redirects; only the requests before the first one to another origin may have secrets and the
+// client certificate. The rows D03 have absolute and relative Locations.
 func TestD01Redirects(t *testing.T) {
 	const a = "https://r.example.com"
 	for _, status := range []int{301, 302, 303, 307, 308} {
 		for _, tc := range []struct {
 			testName string
 			chain    []string // Location of each answer
-			home     int      // how many requests are at home
+			home     int      // number of requests to the registry
 			ok       bool
 		}{
 			{"same origin", []string{a + "/other"}, 2, true},
@@ -109,7 +109,7 @@ func TestD01Redirects(t *testing.T) {
 	}
 }
 
-// TestD04Addresses: a registry on another machine can't lead to this one.
+// TestD04Addresses checks that a registry on another machine cannot lead to this one.
 func TestD04Addresses(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer other.Close()
@@ -126,7 +126,7 @@ func TestD04Addresses(t *testing.T) {
 	if _, err := away.RoundTrip(req); err != nil {
 		t.Error(err)
 	}
-	// A proxy is where the environment says, not where the registry does.
+	// The environment chooses the proxy, not the registry.
 	local.Store(false)
 	away = checkedTransport(&http.Transport{Proxy: http.ProxyURL(registrytest.MustURL(other.URL))}, registrytest.MustURL("https://93.184.216.34"), &local)
 	req, _ = http.NewRequest("GET", "http://93.184.216.35/", nil)

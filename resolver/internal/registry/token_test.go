@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestD18TokenAnswers: what is wrong with a token, and how long a good one lives.
+// TestD18TokenAnswers checks which answers have a valid token, and its life.
 func TestD18TokenAnswers(t *testing.T) {
 	big := strings.Repeat("a", maxToken+1)
 	for _, tc := range []struct {
@@ -40,7 +40,7 @@ func TestD18TokenAnswers(t *testing.T) {
 	}
 }
 
-// TestTokenOnce: all who need a token at once ask once.
+// TestTokenOnce checks that only one of several callers asks the token server.
 func TestTokenOnce(t *testing.T) {
 	c := NewTokenCache()
 	var asked atomic.Int32
@@ -68,7 +68,7 @@ func TestTokenOnce(t *testing.T) {
 	}
 }
 
-// TestSkew: a token is given up a little before its end.
+// TestSkew checks that a token is not used in the last part of its life.
 func TestSkew(t *testing.T) {
 	c := NewTokenCache()
 	asked := 0

@@ -21,7 +21,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
 // labelLayerDigest comes with the Prepare of a layer when containerd is told to pass annotations.
@@ -39,7 +40,7 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode layer.Decode) (
 	ocispec.Descriptor, error,
 ) {
-	if decode == nil && !unpack.Supported(desc.MediaType) {
+	if decode == nil && !decompress.Supported(desc.MediaType) {
 		return ocispec.Descriptor{}, fmt.Errorf("layer %s: %v: %w",
 			desc.Digest, mediatype.NotRootfs(desc.MediaType), errdefs.ErrNotImplemented)
 	}
@@ -194,7 +195,7 @@ func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target stri
 		}
 		return m, err == nil, err
 	}
-	if err := n.s.valid(ctx, metadata.Snapshot{Layer: rec.Key}, parent); errors.Is(err, unpack.ErrInvalidLayer) {
+	if err := n.s.valid(ctx, metadata.Snapshot{Layer: rec.Key}, parent); errors.Is(err, stream.ErrInvalidLayer) {
 		return nil, false, fmt.Errorf("snapshot %s: %w", key, err)
 	}
 	done, err = n.commitKnown(key, parent, target, labels, rec)

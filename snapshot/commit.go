@@ -65,7 +65,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	return err
 }
 
-// valid refuses, of class unpack.ErrInvalidLayer, a snapshot whose layer is invalid above its parent, such as one with
+// valid refuses, of class stream.ErrInvalidLayer, a snapshot whose layer is invalid above its parent, such as one with
 // a hard link to a file that no layer has. containerd names the parent in Prepare or, when it unpacks layers at the
 // same time, not before Commit. Only an ordered layer can be invalid.
 func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) error {

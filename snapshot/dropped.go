@@ -7,7 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // CheckOverlay returns errdefs.ErrFailedPrecondition when the store would serve overlay mounts but the file system of
@@ -16,13 +16,13 @@ func (s *Store) CheckOverlay() error {
 	if s.opts.Directory || s.opts.ReadOnly {
 		return nil
 	}
-	prefix := unpack.TrustedOverlay
+	prefix := entry.TrustedOverlay
 	if s.opts.UserXattr {
-		prefix = unpack.UserOverlay
+		prefix = entry.UserOverlay
 	}
 	for _, pool := range []string{"layers", "snapshots"} {
 		// Reading is enough, and works on a full disk. Other errors say nothing about what the file system can do.
-		_, err := unix.Getxattr(s.path(pool), prefix+unpack.OpaqueAttr, nil)
+		_, err := unix.Getxattr(s.path(pool), prefix+entry.OpaqueAttr, nil)
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			return fmt.Errorf("root %s: the file system of %s has no extended attributes, which overlay needs: "+
 				"set mode = \"directory\" in the config, or use another file system: %w", s.root, pool,

@@ -7,21 +7,22 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/tank-snapshotter/tank/internal/idmap"
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // idMaps reads the labels that ask for remapped ids. They count only outside extraction, because there they may come from
 // the image; not above what containerd changed the owners of itself, because it passes them on all the same; and not inside a user
 // namespace, where nobody can mount with remapped ids. ok is false when nothing is to be remapped; errdefs.ErrInvalidArgument when
 // a label is malformed: it becomes a mount option, so nothing of it is passed on that is not understood.
-func (s *Store) idMaps(sn metadata.Snapshot) (uids, gids unpack.IDMap, ok bool, err error) {
+func (s *Store) idMaps(sn metadata.Snapshot) (uids, gids idmap.Map, ok bool, err error) {
 	u, g := sn.Labels[snapshots.LabelSnapshotUIDMapping], sn.Labels[snapshots.LabelSnapshotGIDMapping]
 	if (u == "" && g == "") || sn.Remapped || s.opts.UserXattr || sn.Labels[snapshots.LabelSnapshotRef] != "" || isExtraction(sn.Key) {
 		return nil, nil, false, nil
 	}
-	if uids, err = unpack.ParseIDMap(u); err == nil {
-		gids, err = unpack.ParseIDMap(g)
+	if uids, err = idmap.Parse(u); err == nil {
+		gids, err = idmap.Parse(g)
 	}
 	if err != nil {
 		return nil, nil, false, fmt.Errorf("snapshot %s: %w", sn.Key, err)
@@ -41,7 +42,7 @@ func isExtraction(key string) bool {
 func remapsItself(key, name string) bool { return path.Base(key) == path.Base(name)+"-remap" }
 
 // hostID maps an id; one without a place in the namespace becomes the namespace's root.
-func hostID(m unpack.IDMap, id uint32) uint32 {
+func hostID(m idmap.Map, id uint32) uint32 {
 	for _, id := range []uint32{id, 0} {
 		if host, ok := m.Host(id); ok {
 			return host
@@ -51,7 +52,7 @@ func hostID(m unpack.IDMap, id uint32) uint32 {
 }
 
 // remapped is the root directory of a snapshot's own directory, which is not remapped by the mount.
-func (s *Store) remapped(root unpack.Entry, sn metadata.Snapshot) (unpack.Entry, error) {
+func (s *Store) remapped(root entry.Entry, sn metadata.Snapshot) (entry.Entry, error) {
 	uids, gids, ok, err := s.idMaps(sn)
 	if err == nil && ok {
 		root.UID, root.GID = hostID(uids, root.UID), hostID(gids, root.GID)

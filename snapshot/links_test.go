@@ -19,7 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -158,7 +158,7 @@ func TestInvalidAtCommit(t *testing.T) {
 			linked := w.blobs.add(t, Tar(t, H("b", "a")))
 			good, bad := w.blobs.add(t, Tar(t, F("a", "1"))), w.blobs.add(t, Tar(t, F("c", "1")))
 			_, err := extract(ctx, sn, w, []layer.Pair{bad, linked}, parallel, "bad")
-			if !errors.Is(err, unpack.ErrInvalidLayer) {
+			if !errors.Is(err, stream.ErrInvalidLayer) {
 				t.Errorf("a link to nothing: %v", err)
 			}
 			top, err := extract(ctx, sn, w, []layer.Pair{good, linked}, parallel, "good")
@@ -191,7 +191,7 @@ func TestInvalidAtCommit(t *testing.T) {
 			snapshots.LabelSnapshotRef:                chain,
 			"containerd.io/snapshot/cri.layer-digest": linked.Blob.Digest.String(),
 		}))
-		if !errors.Is(err, unpack.ErrInvalidLayer) {
+		if !errors.Is(err, stream.ErrInvalidLayer) {
 			t.Errorf("a link to nothing in a known layer: %v", err)
 		}
 	})

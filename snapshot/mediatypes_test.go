@@ -17,7 +17,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -111,7 +111,7 @@ func TestWindows(t *testing.T) {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			if _, err := w.Layers().Unpack(ctx, holder, l); errors.Is(err, unpack.ErrInvalidLayer) != (n == 2) || n < 2 && err != nil {
+			if _, err := w.Layers().Unpack(ctx, holder, l); errors.Is(err, stream.ErrInvalidLayer) != (n == 2) || n < 2 && err != nil {
 				t.Errorf("layer %d: %v", n, err)
 			}
 		})

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/idmap"
 	"github.com/tank-snapshotter/tank/snapshot"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -17,7 +18,7 @@ import (
 )
 
 // theIDs are those of the tests' user namespace, in the usual form: the user that made it, and that user's subordinate ids.
-var theIDs = unpack.IDMap{{Container: 0, Host: nobody, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
+var theIDs = idmap.Map{{Container: 0, Host: nobody, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
 
 // inNamespace says that this process is root of a user namespace only: the child of TestNamespace.
 func inNamespace() bool { return os.Getenv(namespaceEnv) != "" }

@@ -14,9 +14,9 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // Prepare makes an active snapshot above parent. With Options.SkipKnownBlobs, the extraction (a label names the target)
@@ -136,7 +136,7 @@ func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *sta
 
 // makeUpper makes fs and work in dir; fs, and with it the root directory that a container sees, gets the parent's
 // attributes.
-func makeUpper(dir string, root *unpack.Entry) error {
+func makeUpper(dir string, root *entry.Entry) error {
 	fs := filepath.Join(dir, "fs")
 	if err := errors.Join(os.Mkdir(fs, 0o755), os.Mkdir(filepath.Join(dir, "work"), 0o711)); err != nil {
 		return err

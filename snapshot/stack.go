@@ -8,16 +8,16 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // stack is what a snapshot's children stand on: directories, topmost first, and the attributes of the root directory.
 type stack struct {
 	dirs      []overlay.Dir
-	root      unpack.Entry
+	root      entry.Entry
 	rootFrom  int  // which of dirs shows the root directory as it has to be; -1: none
 	rootSaid  bool // whether a layer or snapshot has an entry for the root directory
 	whiteouts bool // the only directory holds whiteouts
@@ -71,15 +71,15 @@ type stackBuilder struct {
 	s       *Store
 	st      *stack
 	seen    map[string]bool
-	root    func() (*unpack.Entry, error) // reads the root directory that counts; nil while none was found
-	layered bool                          // root reads a layer
-	hidden  bool                          // a layer above hides the rest
+	root    func() (*entry.Entry, error) // reads the root directory that counts; nil while none was found
+	layered bool                         // root reads a layer
+	hidden  bool                         // a layer above hides the rest
 }
 
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	if sn.Dir != "" { // with a layer, what was written after it was applied
 		d := overlay.Dir{Name: "snapshot/" + sn.Dir, Path: b.s.path("snapshots", sn.Dir, "fs"), Live: true}
-		b.push(d, func() (*unpack.Entry, error) { return rootEntry(d.Path) }, !sn.FullCopy)
+		b.push(d, func() (*entry.Entry, error) { return rootEntry(d.Path) }, !sn.FullCopy)
 	}
 	if sn.Layer == "" {
 		return nil
@@ -96,9 +96,9 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	var root func() (*unpack.Entry, error)
+	var root func() (*entry.Entry, error)
 	if rec.HasRootEntry {
-		root = func() (*unpack.Entry, error) { return b.s.layers.Root(rec) }
+		root = func() (*entry.Entry, error) { return b.s.layers.Root(rec) }
 	}
 	if rec.Empty {
 		if root != nil && b.root == nil {
@@ -114,7 +114,7 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 
 // push adds a directory below the others. root reads the entry of its root directory, and is nil if that does not count.
 // A directory that is in the stack already changes nothing below itself, and overlay refuses to mount it twice.
-func (b *stackBuilder) push(d overlay.Dir, root func() (*unpack.Entry, error), whiteouts bool) {
+func (b *stackBuilder) push(d overlay.Dir, root func() (*entry.Entry, error), whiteouts bool) {
 	if root != nil && b.root == nil {
 		b.root, b.layered = root, !d.Live
 		if !b.seen[d.Path] && !b.hidden {
@@ -166,7 +166,7 @@ func (st *stack) viewRoot(remap bool) string {
 }
 
 // rootEntry reads the entry of a directory.
-func rootEntry(dir string) (*unpack.Entry, error) {
+func rootEntry(dir string) (*entry.Entry, error) {
 	f, err := nodes.OpenRoot(dir)
 	if err != nil {
 		return nil, err

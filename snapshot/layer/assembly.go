@@ -13,10 +13,10 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // assembly builds one rootfs.
@@ -236,7 +236,7 @@ func (a *assembly) fixup(ctx context.Context, src source, l metadata.Layer) (sta
 }
 
 // finishRoot gives the root directory the attributes that the layers have for it.
-func (a *assembly) finishRoot(root *unpack.Entry) error {
+func (a *assembly) finishRoot(root *entry.Entry) error {
 	if root.Implied && a.s.opts.Unpack.Unprivileged {
 		root.UID, root.GID = uint32(os.Geteuid()), uint32(os.Getegid())
 	}

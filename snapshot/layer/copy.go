@@ -8,14 +8,14 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/internal/diskspace"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // CopyStack copies what a stack shows, topmost directory first, into the new directory to, which gets the attributes
 // root. The copy shares no inode with the stack. SyncForClones comes first.
-func (s *Store) CopyStack(ctx context.Context, to string, stack []overlay.Dir, root *unpack.Entry) error {
+func (s *Store) CopyStack(ctx context.Context, to string, stack []overlay.Dir, root *entry.Entry) error {
 	if err := os.Mkdir(to, 0o755); err != nil {
 		return nodes.Classed(err)
 	}

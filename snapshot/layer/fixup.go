@@ -13,10 +13,10 @@ import (
 	"github.com/tank-snapshotter/tank/internal/budget"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 func isFixup(key string) bool { return strings.HasPrefix(key, "fixup/") }
@@ -29,7 +29,7 @@ type Plan struct {
 }
 
 // Plan finds out what a layer needs above a stack, topmost directory first. The layer is compared with its seal before,
-// if there is doubt. It returns unpack.ErrInvalidLayer if the layer is invalid above this stack.
+// if there is doubt. It returns stream.ErrInvalidLayer if the layer is invalid above this stack.
 func (s *Store) Plan(ctx context.Context, key string, below []overlay.Dir) (*Plan, error) {
 	rec, err := s.Intact(ctx, key)
 	if err != nil {
@@ -134,7 +134,7 @@ func (s *Store) Build(ctx context.Context, p *Plan) (*Built, error) {
 }
 
 // BuildRoot builds an empty directory that has the attributes root. It is recorded like a fix-up.
-func (s *Store) BuildRoot(ctx context.Context, root unpack.Entry) (*Built, error) {
+func (s *Store) BuildRoot(ctx context.Context, root entry.Entry) (*Built, error) {
 	staged := s.dir.Stage(rootdir.Layers, "fixup")
 	rec, err := s.build(ctx, staged, tree.New(root), nil)
 	return &Built{staged, rec}, err
@@ -206,7 +206,7 @@ func (s *Store) Attach(holder metadata.Holder, key string, b *Built, record func
 }
 
 // DefaultRoot is the root directory of a stack in which no layer has an entry for it.
-func (s *Store) DefaultRoot() unpack.Entry {
+func (s *Store) DefaultRoot() entry.Entry {
 	root := tree.DefaultDir(".")
 	if s.opts.Unpack.Unprivileged {
 		root.UID, root.GID = uint32(os.Geteuid()), uint32(os.Getegid())

@@ -18,6 +18,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -122,7 +123,7 @@ func (s *Store) IsLower(path string) bool {
 }
 
 // Root returns the entry of a layer's root directory.
-func (s *Store) Root(rec metadata.Layer) (*unpack.Entry, error) {
+func (s *Store) Root(rec metadata.Layer) (*entry.Entry, error) {
 	f, err := nodes.OpenRoot(s.fs(rec.Dir))
 	if err != nil {
 		return nil, err

@@ -23,10 +23,12 @@ import (
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tarstream"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 )
 
 // slots is how many layers whose blobs are here are unpacked at once.
@@ -139,7 +141,7 @@ func (s *Store) Fits(layers []Pair) error {
 func (s *Store) unknown(layers []Pair) (unknown []Pair) {
 	err := s.db.ViewPending(func(tx *metadata.Tx) error {
 		for _, l := range layers {
-			if unpack.Supported(l.Blob.MediaType) && !isKnown(tx, l) {
+			if decompress.Supported(l.Blob.MediaType) && !isKnown(tx, l) {
 				unknown = append(unknown, l)
 			}
 		}
@@ -367,11 +369,11 @@ func (u *unpacks) hasLayer(diffID digest.Digest) (have bool, err error) {
 	return have, err
 }
 
-// extract unpacks a layer into the new directory entry and seals it. digester has the diff ID when tarOf returns.
-func (u *unpacks) extract(ctx context.Context, r request, entry string, tarOf func(func(io.Reader) error) error,
+// extract unpacks a layer into the new directory staged and seals it. digester has the diff ID when tarOf returns.
+func (u *unpacks) extract(ctx context.Context, r request, staged string, tarOf func(func(io.Reader) error) error,
 	claim *budget.Claim, digester digest.Digester,
 ) (rec metadata.Layer, err error) {
-	fs := filepath.Join(entry, "fs")
+	fs := filepath.Join(staged, "fs")
 	if err := os.Mkdir(fs, 0o755); err != nil {
 		return rec, err
 	}
@@ -385,8 +387,8 @@ func (u *unpacks) extract(ctx context.Context, r request, entry string, tarOf fu
 		opts.Descriptors = int(r.descriptors) - 4 // for the directory, the blob and the seal
 	}
 	var res *unpack.Result
-	opts.Memory, opts.Room = claim.Grow, diskspace.NewMeter(entry).Take
-	aside := filepath.Join(entry, tree.AsideName)
+	opts.Memory, opts.Room = claim.Grow, diskspace.NewMeter(staged).Take
+	aside := filepath.Join(staged, tree.AsideName)
 	setAside := false
 	opts.Aside = func() (*os.File, error) {
 		setAside = true
@@ -404,13 +406,13 @@ func (u *unpacks) extract(ctx context.Context, r request, entry string, tarOf fu
 	}
 	rec = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
-		Empty: res.Empty && !res.Whiteouts, HasRootEntry: res.Root, NeedsFixup: res.Needs, Whiteouts: res.Whiteouts, PlainMarks: res.Plain,
-		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DroppedXattrs: nodes.DroppedText(res.Dropped), DiffID: digester.Digest(),
+		Empty: res.Empty && !res.Whiteouts, HasRootEntry: res.HasRootEntry, NeedsFixup: res.NeedsFixup, Whiteouts: res.Whiteouts, PlainMarks: res.PlainMarks,
+		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DroppedXattrs: nodes.DroppedText(res.DroppedXattrs), DiffID: digester.Digest(),
 	}
 	rec.Key = metadata.LayerKey(rec.DiffID)
 	switch {
 	case res.Ordered:
-		err = tree.WriteOrder(entry, res)
+		err = tree.WriteOrder(staged, &res.Result)
 	case setAside:
 		err = nodes.RemoveAll(ctx, aside, nil)
 	}
@@ -418,8 +420,8 @@ func (u *unpacks) extract(ctx context.Context, r request, entry string, tarOf fu
 		return rec, nodes.Classed(err)
 	}
 	interrupted := interrupt.Every(ctx)
-	return rec, nodes.Classed(tree.WriteSeal(filepath.Join(entry, "seal"), rec, res.Count, func(visit func(*unpack.Entry) error) error {
-		return res.Each(func(e *unpack.Entry) error {
+	return rec, nodes.Classed(tree.WriteSeal(filepath.Join(staged, "seal"), rec, res.Count, func(visit func(*entry.Entry) error) error {
+		return res.Each(func(e *entry.Entry) error {
 			if err := interrupted(); err != nil {
 				return err
 			}

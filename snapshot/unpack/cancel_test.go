@@ -10,10 +10,12 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/tank-snapshotter/tank/snapshot/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -71,7 +73,7 @@ func TestLoopsEnd(t *testing.T) {
 		}},
 		{"walk", 1, func(dir string) error { return extract(context.Background(), dir, files) },
 			func(ctx context.Context, dir string) error {
-				return unpack.Walk(ctx, openDir(t, dir), func(*entry.Entry, unpack.InodeID) error { return nil })
+				return tree.Walk(ctx, openDir(t, dir), func(*entry.Entry, tree.InodeID) error { return nil })
 			}},
 		{"removal", 1024, func(dir string) error { return extract(context.Background(), dir, files) },
 			func(ctx context.Context, dir string) error {
@@ -133,7 +135,7 @@ func TestGrowth(t *testing.T) {
 		{"enough", enough, nil},
 		{"no memory", unpack.Options{Memory: func(context.Context, int64) error { return refused }}, refused},
 		{"no room", unpack.Options{Room: func(int64) error { return refused }}, refused},
-		{"strings", unpack.Options{Limits: unpack.Limits{Strings: 1000}}, stream.ErrInvalidLayer},
+		{"strings", unpack.Options{Limits: tarlayer.Limits{Strings: 1000}}, stream.ErrInvalidLayer},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			_, err := unpack.Extract(context.Background(), openDir(t, memoryDir(t)), bytes.NewReader(tar), &row.opts)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
@@ -64,12 +65,12 @@ func TestDropped(t *testing.T) {
 				return
 			}
 			must(t, err)
-			if !slices.Equal(res.Dropped, row.want) {
-				t.Errorf("dropped %q, want %q", res.Dropped, row.want)
+			if !slices.Equal(res.DroppedXattrs, row.want) {
+				t.Errorf("dropped %q, want %q", res.DroppedXattrs, row.want)
 			}
-			tree, err := unpack.ReadTree(openDir(t, path))
+			listed, err := tree.ReadDir(openDir(t, path))
 			must(t, err)
-			if d := difference(res.Entries(), tree); d != "" {
+			if d := difference(res.Entries(), listed); d != "" {
 				t.Error(d)
 			}
 			bare := t.TempDir() // which has attributes
@@ -80,8 +81,8 @@ func TestDropped(t *testing.T) {
 			if got, want := u.List(t, path), u.List(t, bare); !reflect.DeepEqual(got, want) {
 				t.Errorf("%q, want %q", got, want)
 			}
-			if len(without.Dropped) > 0 {
-				t.Errorf("dropped %q", without.Dropped)
+			if len(without.DroppedXattrs) > 0 {
+				t.Errorf("dropped %q", without.DroppedXattrs)
 			}
 		})
 	}

@@ -48,7 +48,7 @@ func Example() {
 	for _, e := range res.Entries() {
 		fmt.Println(e.Path, e.Type, "implied:", e.Implied)
 	}
-	fmt.Println("needs its parent:", res.Needs)
+	fmt.Println("needs its parent:", res.NeedsFixup)
 	// Output:
 	// . dir implied: true
 	// etc dir implied: false

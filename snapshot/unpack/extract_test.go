@@ -19,8 +19,10 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -111,7 +113,7 @@ func TestExtractResult(t *testing.T) {
 	if res.Inodes != 5 || res.Size != 2*4096+8192+4096 {
 		t.Errorf("%d bytes in %d inodes", res.Size, res.Inodes)
 	}
-	if res.Empty || res.Root || !res.Needs || !res.Whiteouts {
+	if res.Empty || res.HasRootEntry || !res.NeedsFixup || !res.Whiteouts {
 		t.Errorf("%+v", res)
 	}
 }
@@ -134,9 +136,9 @@ func TestSparse(t *testing.T) {
 	if st.Size != 100<<20 || st.Blocks > 64 || res.Entries()[1].Size != st.Size {
 		t.Errorf("size %d in %d blocks", st.Size, st.Blocks)
 	}
-	tree, err := unpack.ReadTree(openDir(t, dir))
+	listed, err := tree.ReadDir(openDir(t, dir))
 	must(t, err)
-	if d := difference(res.Entries(), tree); d != "" {
+	if d := difference(res.Entries(), listed); d != "" {
 		t.Error(d)
 	}
 }
@@ -241,9 +243,9 @@ func TestHoleOfMany(t *testing.T) {
 	raw := u.SparseTar("f", size, u.Piece{At: 5, Data: "begin"}, u.Piece{At: size - 3, Data: "end"})
 	dir := t.TempDir()
 	res := extractTo(t, dir, raw)
-	tree, err := unpack.ReadTree(openDir(t, dir))
+	listed, err := tree.ReadDir(openDir(t, dir))
 	must(t, err)
-	if d := difference(res.Entries(), tree); d != "" {
+	if d := difference(res.Entries(), listed); d != "" {
 		t.Error(d)
 	}
 	var st unix.Stat_t
@@ -255,7 +257,7 @@ func TestHoleOfMany(t *testing.T) {
 		limit int64
 		want  error
 	}{{size - 9, stream.ErrInvalidLayer}, {size - 8, nil}} {
-		_, err := unpack.Extract(t.Context(), openDir(t, t.TempDir()), bytes.NewReader(raw), &unpack.Options{Limits: unpack.Limits{Holes: row.limit}})
+		_, err := unpack.Extract(t.Context(), openDir(t, t.TempDir()), bytes.NewReader(raw), &unpack.Options{Limits: tarlayer.Limits{Holes: row.limit}})
 		if !errors.Is(err, row.want) {
 			t.Errorf("limit %d: %v", row.limit, err)
 		}

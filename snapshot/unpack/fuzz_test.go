@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -37,7 +37,7 @@ func FuzzExtract(f *testing.F) {
 		before := u.List(t, canary)
 		opts := userOptions()
 		repair(raw)
-		opts.Limits = unpack.Limits{Bytes: 4 << 20, Entries: 1000}
+		opts.Limits = tarlayer.Limits{Bytes: 4 << 20, Entries: 1000}
 		o := extractAndCompare(openDir(t, root), raw, opts)
 		if o.Disagree != "" {
 			t.Errorf("Extract and ReadTree disagree: %s", o.Disagree)

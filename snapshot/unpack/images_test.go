@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 )
@@ -79,9 +80,9 @@ func checkLayer(t *testing.T, blob, mediaType string, diffID digest.Digest) {
 	if got := digest.NewDigest(digest.SHA256, hash); got != diffID {
 		t.Errorf("diff ID %s, want %s", got, diffID)
 	}
-	tree, err := unpack.ReadTree(root)
+	listed, err := tree.ReadDir(root)
 	must(t, err)
-	if d := difference(res.Entries(), tree); d != "" {
+	if d := difference(res.Entries(), listed); d != "" {
 		t.Error(d)
 	}
 	t.Logf("%d entries, %d bytes, %d inodes: %s", len(res.Entries()), res.Size, res.Inodes, notes(res))

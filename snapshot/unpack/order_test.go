@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -73,7 +74,7 @@ func TestOrder(t *testing.T) {
 			res, err := unpack.Extract(context.Background(), dir, bytes.NewReader(u.Tar(t, row.items...)), opts)
 			must(t, err)
 			var steps []string
-			must(t, res.Steps(func(s *unpack.Step) error {
+			must(t, res.Steps(func(s *tarlayer.Step) error {
 				steps = append(steps, showStep(s))
 				return nil
 			}))
@@ -86,7 +87,7 @@ func TestOrder(t *testing.T) {
 			if got := u.List(t, aside); !reflect.DeepEqual(got[1:], append([]string{}, row.aside...)) {
 				t.Errorf("aside:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(row.aside, "\n"))
 			}
-			must(t, res.Steps(func(s *unpack.Step) error {
+			must(t, res.Steps(func(s *tarlayer.Step) error {
 				if s.Made == "" {
 					return nil
 				}
@@ -97,7 +98,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-func showStep(s *unpack.Step) string {
+func showStep(s *tarlayer.Step) string {
 	text := fmt.Sprintf("%d %s %s", s.Seq, s.Type, s.Path)
 	if s.Target != "" {
 		text += " => " + s.Target

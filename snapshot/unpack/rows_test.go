@@ -7,7 +7,7 @@ import (
 	"math"
 	"strings"
 
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -170,15 +170,15 @@ var parserRows = []row{
 	{id: "B4 time", items: items(u.F("a", "").Record("mtime", "1e300")), safe: true},
 	{id: "B4 major that the kernel would cut", items: items(u.C("a", 4096, 0)), err: "out of range"},
 	{id: "B4 minor that the kernel would cut", items: items(u.C("a", 0, 1<<20)), err: "out of range"},
-	{id: "B5 stream limit", items: items(u.F("a", strings.Repeat("x", 100<<10))), limits: unpack.Limits{Bytes: 64 << 10},
+	{id: "B5 stream limit", items: items(u.F("a", strings.Repeat("x", 100<<10))), limits: tarlayer.Limits{Bytes: 64 << 10},
 		err: "more than 65536 bytes"},
-	{id: "B8 entry limit", items: items(u.F("a", ""), u.F("b", ""), u.F("c", "")), limits: unpack.Limits{Entries: 2},
+	{id: "B8 entry limit", items: items(u.F("a", ""), u.F("b", ""), u.F("c", "")), limits: tarlayer.Limits{Entries: 2},
 		err: "more than 2 entries"},
-	{id: "B8 implied count", items: items(u.F("a/b/c", "")), limits: unpack.Limits{Entries: 2}, err: "more than 2 entries"},
-	{id: "B10 path limit", items: items(u.F("a/b/c", "")), limits: unpack.Limits{Path: 4}, err: "path of 5 bytes, more than 4"},
-	{id: "B10 metadata limit", items: items(u.F("aaaa", ""), u.F("bbbb", "")), limits: unpack.Limits{Metadata: 7},
+	{id: "B8 implied count", items: items(u.F("a/b/c", "")), limits: tarlayer.Limits{Entries: 2}, err: "more than 2 entries"},
+	{id: "B10 path limit", items: items(u.F("a/b/c", "")), limits: tarlayer.Limits{Path: 4}, err: "path of 5 bytes, more than 4"},
+	{id: "B10 metadata limit", items: items(u.F("aaaa", ""), u.F("bbbb", "")), limits: tarlayer.Limits{Metadata: 7},
 		err: "more than 7 bytes of paths"},
-	{id: "B10 xattr limit", items: items(u.F("a", "").Xattr("user.x", "12345")), limits: unpack.Limits{Xattr: 4},
+	{id: "B10 xattr limit", items: items(u.F("a", "").Xattr("user.x", "12345")), limits: tarlayer.Limits{Xattr: 4},
 		err: "5 bytes, more than 4"},
 	{id: "B10 xattr of 64 KiB and one", items: items(u.F("a", "").Xattr("user.x", strings.Repeat("x", 65537))), err: "65537 bytes"},
 	{id: "B10 deep", items: items(u.D(strings.Repeat("/a", 2047)[1:]), u.F("a", "")), want: []string{`a file ""`}},

@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/snapshot/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -96,9 +96,9 @@ func TestSetAttrs(t *testing.T) {
 		parent := openDir(t, filepath.Join(to, filepath.Dir(e.Path)))
 		must(t, beneath.SetAttrs(parent, filepath.Base(e.Path), e))
 	}
-	tree, err := unpack.ReadTree(dir)
+	listed, err := tree.ReadDir(dir)
 	must(t, err)
-	if d := difference(res.Entries(), tree); d != "" {
+	if d := difference(res.Entries(), listed); d != "" {
 		t.Error(d)
 	}
 }
@@ -139,18 +139,18 @@ func TestReadTree(t *testing.T) {
 		must(t, os.Mkdir(deep, 0o755))
 	}
 	must(t, os.Symlink(strings.Repeat("long/", 200), filepath.Join(deep, "l")))
-	tree, err := unpack.ReadTree(openDir(t, base))
+	listed, err := tree.ReadDir(openDir(t, base))
 	must(t, err)
-	if len(tree) != 33 || tree[0].Path != "." || tree[len(tree)-1].Path != "b" || tree[len(tree)-1].Inode != "" {
-		t.Errorf("%d entries", len(tree))
+	if len(listed) != 33 || listed[0].Path != "." || listed[len(listed)-1].Path != "b" || listed[len(listed)-1].Inode != "" {
+		t.Errorf("%d entries", len(listed))
 	}
-	again, err := unpack.ReadTree(openDir(t, base))
+	again, err := tree.ReadDir(openDir(t, base))
 	must(t, err)
-	if !reflect.DeepEqual(tree, again) {
+	if !reflect.DeepEqual(listed, again) {
 		t.Error("another listing the second time")
 	}
 	must(t, unix.Mknod(filepath.Join(base, "sock"), unix.S_IFSOCK|0o600, 0))
-	if _, err := unpack.ReadTree(openDir(t, base)); err == nil || !strings.Contains(err.Error(), "sock") {
+	if _, err := tree.ReadDir(openDir(t, base)); err == nil || !strings.Contains(err.Error(), "sock") {
 		t.Errorf("a socket: %v", err)
 	}
 }

@@ -60,12 +60,12 @@ type Options struct {
 // Result is the layer and how it was written.
 type Result struct {
 	tarlayer.Result
-	// Plain reports that some whiteouts or opaque directories do not have overlay's form, because the file system refused
+	// PlainMarks reports that some whiteouts or opaque directories do not have overlay's form, because the file system refused
 	// that. Overlay must not show such a directory.
-	Plain bool
-	// Dropped are the names, sorted, of extended attributes that were left out because the file system does not have
+	PlainMarks bool
+	// DroppedXattrs are the names, sorted, of extended attributes that were left out because the file system does not have
 	// them.
-	Dropped []string
+	DroppedXattrs []string
 }
 
 // Extract unpacks an uncompressed tar stream into dir, an open and empty directory, in the form of overlay's upper
@@ -104,5 +104,5 @@ func Extract(ctx context.Context, dir *os.File, r io.Reader, opts *Options) (*Re
 	if err != nil {
 		return nil, err
 	}
-	return &Result{Result: *layer, Plain: w.Plain(), Dropped: w.Dropped()}, nil
+	return &Result{Result: *layer, PlainMarks: w.Plain(), DroppedXattrs: w.Dropped()}, nil
 }

@@ -19,8 +19,10 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -58,7 +60,7 @@ type row struct {
 	// safe: the result may be anything, as long as it is inside and consistent.
 	safe bool
 	// limits to extract with
-	limits unpack.Limits
+	limits tarlayer.Limits
 }
 
 // outcome is what one extraction gave.
@@ -87,7 +89,7 @@ var modes = []mode{
 	{name: "namespace walk", userNS: true, walk: true},
 }
 
-func (m mode) options(l unpack.Limits) *unpack.Options {
+func (m mode) options(l tarlayer.Limits) *unpack.Options {
 	o := unpack.Options{Unprivileged: m.user, Confined: m.userNS, Limits: l}
 	if m.userNS {
 		o.UIDs, o.GIDs = theIDs, theIDs
@@ -259,7 +261,7 @@ func caseDir(base string, i int) string { return filepath.Join(base, fmt.Sprint(
 // job is what a case's directory says about it.
 type job struct {
 	Walk, User, UserNS bool
-	Limits             unpack.Limits
+	Limits             tarlayer.Limits
 }
 
 // prepare lays out one case: root/, canary/, the tar and the job. It returns the canary's listing.
@@ -423,12 +425,12 @@ func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome 
 	if in.Len() != 0 {
 		o.Disagree = fmt.Sprintf("%d bytes were not read", in.Len())
 	}
-	tree, err := unpack.ReadTree(root)
+	listed, err := tree.ReadDir(root)
 	if err != nil {
 		o.Disagree = err.Error()
 		return o
 	}
-	if d := difference(res.Entries(), tree); d != "" {
+	if d := difference(res.Entries(), listed); d != "" {
 		o.Disagree = d
 	}
 	return o
@@ -460,10 +462,10 @@ func notes(r *unpack.Result) string {
 	if r.Empty {
 		n = append(n, "empty")
 	}
-	if r.Root {
+	if r.HasRootEntry {
 		n = append(n, "root")
 	}
-	if r.Needs {
+	if r.NeedsFixup {
 		n = append(n, "needs")
 	}
 	if r.Whiteouts {

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/tank-snapshotter/tank/internal/printable"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // Some file systems have no extended attributes, or not all kinds of them. Those of an image are left out there, as
@@ -40,7 +40,7 @@ type LostXattrs struct {
 }
 
 // Note compares the attributes that an entry had with those that it has kept.
-func (d *LostXattrs) Note(had map[string]string, e *unpack.Entry) {
+func (d *LostXattrs) Note(had map[string]string, e *entry.Entry) {
 	if len(had) == len(e.Xattrs) {
 		return
 	}
@@ -67,12 +67,12 @@ func (d *LostXattrs) Warn(ctx context.Context, what string) {
 }
 
 // Without leaves the dropped attributes out of entries.
-func (d *LostXattrs) Without(entries func(visit func(*unpack.Entry) error) error) func(func(*unpack.Entry) error) error {
+func (d *LostXattrs) Without(entries func(visit func(*entry.Entry) error) error) func(func(*entry.Entry) error) error {
 	if len(d.names) == 0 {
 		return entries
 	}
-	return func(visit func(*unpack.Entry) error) error {
-		return entries(func(e *unpack.Entry) error {
+	return func(visit func(*entry.Entry) error) error {
+		return entries(func(e *entry.Entry) error {
 			kept := *e
 			kept.Xattrs = maps.Clone(e.Xattrs)
 			maps.DeleteFunc(kept.Xattrs, func(name, _ string) bool { return d.names[name] })

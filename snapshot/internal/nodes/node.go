@@ -12,7 +12,8 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/internal/sparse"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
 // OpenDir opens a directory inside dir, never through a symbolic link.
@@ -26,21 +27,21 @@ func OpenDir(dir *os.File, name string) (*os.File, error) {
 
 // Make makes what e describes as name in dir, with all its attributes; of a directory the attributes are for
 // later, when it is full. content is a file's.
-func Make(ctx context.Context, dir *os.File, name string, e *unpack.Entry, content *os.File) error {
+func Make(ctx context.Context, dir *os.File, name string, e *entry.Entry, content *os.File) error {
 	fd := int(dir.Fd())
 	var err error
 	switch e.Type {
-	case unpack.Dir:
+	case entry.Dir:
 		return PathError("mkdir", e.Path, unix.Mkdirat(fd, name, 0o700))
-	case unpack.Symlink:
+	case entry.Symlink:
 		err = unix.Symlinkat(e.Target, fd, name)
-	case unpack.Fifo:
+	case entry.Fifo:
 		err = unix.Mknodat(fd, name, unix.S_IFIFO|0o600, 0)
-	case unpack.Char:
+	case entry.Char:
 		err = unix.Mknodat(fd, name, unix.S_IFCHR|0o600, int(e.Rdev))
-	case unpack.Block:
+	case entry.Block:
 		err = unix.Mknodat(fd, name, unix.S_IFBLK|0o600, int(e.Rdev))
-	case unpack.File:
+	case entry.File:
 		return PathError("create", e.Path, makeFile(ctx, fd, name, e, content))
 	default:
 		err = fmt.Errorf("type %q", e.Type)
@@ -48,10 +49,10 @@ func Make(ctx context.Context, dir *os.File, name string, e *unpack.Entry, conte
 	if err != nil {
 		return PathError("create", e.Path, err)
 	}
-	return unpack.SetAttrs(dir, name, e)
+	return beneath.SetAttrs(dir, name, e)
 }
 
-func makeFile(ctx context.Context, dirfd int, name string, e *unpack.Entry, content *os.File) error {
+func makeFile(ctx context.Context, dirfd int, name string, e *entry.Entry, content *os.File) error {
 	fd, err := unix.Openat(dirfd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
@@ -61,7 +62,7 @@ func makeFile(ctx context.Context, dirfd int, name string, e *unpack.Entry, cont
 		err = sparse.Copy(ctx, to, content)
 	}
 	if err == nil {
-		err = unpack.SetAttrsOf(to, e)
+		err = beneath.SetAttrsOf(to, e)
 	}
 	return errors.Join(err, to.Close())
 }
@@ -106,7 +107,7 @@ func RemoveAll(ctx context.Context, path string, freed func(bytes int64)) error 
 		return err
 	}
 	defer dir.Close()
-	err = unpack.RemoveAll(ctx, dir, filepath.Base(path), freed)
+	err = beneath.RemoveAll(ctx, dir, filepath.Base(path), freed)
 	if left, _ := leftover.Split(err); left != nil {
 		return left.Below(dir.Name())
 	}
@@ -114,11 +115,11 @@ func RemoveAll(ctx context.Context, path string, freed func(bytes int64)) error 
 }
 
 // SetAttrs gives the directory at a path the attributes of e.
-func SetAttrs(dir string, e *unpack.Entry) error {
+func SetAttrs(dir string, e *entry.Entry) error {
 	f, err := OpenTree(dir)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return unpack.SetAttrsOf(f, e)
+	return beneath.SetAttrsOf(f, e)
 }

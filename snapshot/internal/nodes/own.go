@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/regular"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
 // File is an open file or directory. One of an ordinary user's, which its mode keeps from its owner, has the rights
@@ -87,7 +88,7 @@ func OpenFileBelow(root *os.File, at string) (*File, error) {
 
 // openOwnBelow opens a directory below root, component by component where modes keep directories from their owner.
 func openOwnBelow(root *os.File, at string) (*File, error) {
-	d, err := unpack.OpenDirBelow(root, at)
+	d, err := beneath.OpenDirBelow(root, at)
 	if !errors.Is(err, unix.EACCES) {
 		return &File{File: d}, err
 	}
@@ -117,7 +118,7 @@ func openOwn(dir *os.File, name string, rights uint32, open func() (int, error))
 		o.mode = st.Mode & 0o7777
 		usable := st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Mode&unix.S_IFMT == unix.S_IFREG
 		if o.given = usable && o.mode&rights != rights && int(st.Uid) == os.Geteuid(); o.given {
-			if err := unpack.Chmod(dir, name, o.mode|rights); err != nil {
+			if err := beneath.Chmod(dir, name, o.mode|rights); err != nil {
 				return nil, PathError("chmod", name, err)
 			}
 		}
@@ -125,7 +126,7 @@ func openOwn(dir *os.File, name string, rights uint32, open func() (int, error))
 	fd, err := open()
 	if err != nil {
 		if o.given {
-			_ = unpack.Chmod(dir, name, o.mode)
+			_ = beneath.Chmod(dir, name, o.mode)
 		}
 		return nil, PathError("open", name, err)
 	}
@@ -148,8 +149,8 @@ func (o *File) Restore() {
 }
 
 // Entry reads what the file is, without the rights that it was given.
-func (o *File) Entry(at string) (*unpack.Entry, error) {
-	e, err := unpack.ReadEntry(o.File, "")
+func (o *File) Entry(at string) (*entry.Entry, error) {
+	e, err := beneath.ReadEntry(o.File, "")
 	if err != nil {
 		return nil, PathError("read", at, err)
 	}

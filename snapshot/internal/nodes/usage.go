@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
 // DiskUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
@@ -54,7 +54,7 @@ func Usage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 		}
 		rel := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		d, err := unpack.OpenDirBelow(root, rel)
+		d, err := beneath.OpenDirBelow(root, rel)
 		if Gone(err) {
 			continue
 		}

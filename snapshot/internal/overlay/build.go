@@ -5,9 +5,10 @@ import (
 	"os"
 
 	"github.com/tank-snapshotter/tank/internal/sparse"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // Built sums up what buildTree made.
@@ -20,14 +21,14 @@ type Built struct {
 
 // Build fills the new directory dir with t and returns the entries for its seal, sorted.
 func Build(ctx context.Context, dir string, t *tree.Node, copies map[string]Source, userXattr bool) (
-	made Built, entries []*unpack.Entry, err error,
+	made Built, entries []*entry.Entry, err error,
 ) {
 	root, err := os.Open(dir)
 	if err != nil {
 		return made, nil, err
 	}
 	defer root.Close()
-	b := builder{copies: copies, userXattr: userXattr, made: map[string]*unpack.Entry{}, built: &made, root: root}
+	b := builder{copies: copies, userXattr: userXattr, made: map[string]*entry.Entry{}, built: &made, root: root}
 	if err := b.fill(ctx, root, t); err != nil {
 		return made, nil, err
 	}
@@ -42,18 +43,18 @@ type builder struct {
 	root      *os.File
 	copies    map[string]Source
 	userXattr bool
-	made      map[string]*unpack.Entry // group of hard links -> the first that was made
-	built     *Built                   // what was made is counted here
+	made      map[string]*entry.Entry // group of hard links -> the first that was made
+	built     *Built                  // what was made is counted here
 	lost      nodes.LostXattrs
 }
 
 // fill makes what is in a directory, then sets the directory's own attributes.
 func (b *builder) fill(ctx context.Context, dir *os.File, t *tree.Node) error {
-	m := unpack.Marks{Opaque: t.Entry.Opaque}
+	m := beneath.Marks{Opaque: t.Entry.Opaque}
 	for _, name := range t.Names() {
 		k := t.Kids[name]
-		if k.Entry.Type == unpack.Whiteout {
-			plain, err := unpack.MakeWhiteout(dir, name)
+		if k.Entry.Type == entry.Whiteout {
+			plain, err := beneath.MakeWhiteout(dir, name)
 			if err != nil {
 				return nodes.PathError("whiteout", k.Entry.Path, err)
 			}
@@ -66,14 +67,14 @@ func (b *builder) fill(ctx context.Context, dir *os.File, t *tree.Node) error {
 			return err
 		}
 	}
-	plain, err := unpack.Mark(dir, m, b.userXattr)
+	plain, err := beneath.Mark(dir, m, b.userXattr)
 	if err != nil {
 		return err
 	}
 	b.built.PlainMarks, b.built.Whiteouts = b.built.PlainMarks || plain, b.built.Whiteouts || m.Opaque
 	b.built.Inodes++
 	had := t.Entry.Xattrs
-	err = unpack.SetAttrsOf(dir, &t.Entry)
+	err = beneath.SetAttrsOf(dir, &t.Entry)
 	b.lost.Note(had, &t.Entry)
 	return err
 }
@@ -84,7 +85,7 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree.N
 		return nodes.Link(b.root, first.Path, dir, name)
 	}
 	var content *os.File
-	if src, ok := b.copies[t.Entry.Path]; ok && t.Entry.Type == unpack.File {
+	if src, ok := b.copies[t.Entry.Path]; ok && t.Entry.Type == entry.File {
 		f, err := nodes.OpenFileBelow(src.elem.Root, src.path)
 		if err != nil {
 			return err
@@ -106,7 +107,7 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree.N
 	if t.Entry.Inode != "" {
 		b.made[t.Entry.Inode] = &t.Entry
 	}
-	if t.Entry.Type != unpack.Dir {
+	if t.Entry.Type != entry.Dir {
 		b.built.Inodes++
 		return nil
 	}
@@ -120,7 +121,7 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree.N
 
 // sealContent puts into the entry what the copy holds. It is not what the source holds: a container may be writing to
 // that.
-func sealContent(ctx context.Context, dir *os.File, name string, e *unpack.Entry) error {
+func sealContent(ctx context.Context, dir *os.File, name string, e *entry.Entry) error {
 	f, err := nodes.OpenFile(dir, name, false)
 	if err != nil {
 		return err

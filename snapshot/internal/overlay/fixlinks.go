@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // inode is one inode of the parent's stack.
@@ -22,9 +22,9 @@ type inode struct {
 
 // addXattrs adds what a hard link's header has; archivers leave out of it what the inode has already. own is true once
 // the map is the inode's alone.
-func addXattrs(e *unpack.Entry, more map[string]string, own *bool) {
+func addXattrs(e *entry.Entry, more map[string]string, own *bool) {
 	for k, v := range more {
-		if e.Type != unpack.File && strings.HasPrefix(k, "user.") {
+		if e.Type != entry.File && strings.HasPrefix(k, "user.") {
 			continue // Linux has none there
 		}
 		if !*own {

@@ -11,8 +11,8 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/interrupt"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // Plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show differently above
@@ -47,10 +47,10 @@ type Source struct {
 // Layer is a layer for which a fix-up is planned.
 type Layer struct {
 	Entries tree.List
-	Steps   tree.Steps   // of an ordered layer, otherwise nil
-	Self    *Element     // the layer's own directory
-	Aside   *Element     // nil if nothing was set aside
-	NewDir  unpack.Entry // the attributes of a directory without an entry
+	Steps   tree.Steps  // of an ordered layer, otherwise nil
+	Self    *Element    // the layer's own directory
+	Aside   *Element    // nil if nothing was set aside
+	NewDir  entry.Entry // the attributes of a directory without an entry
 }
 
 // PlanFixup finds out what a layer needs above the parent. The plan is empty when it needs nothing.
@@ -139,10 +139,10 @@ func (x *Plan) walk(n *tree.Node, at string, bare bool) error {
 			return err
 		}
 		kid := n.Kids[name]
-		if kid.Entry.Type == unpack.Link {
+		if kid.Entry.Type == entry.Link {
 			return errOrderMatters
 		}
-		if kid.Entry.Type != unpack.Dir {
+		if kid.Entry.Type != entry.Dir {
 			continue
 		}
 		if err := x.dir(kid, inside(at, name), bare); err != nil {
@@ -161,7 +161,7 @@ func (x *Plan) dir(n *tree.Node, here string, bare bool) error {
 			return err
 		}
 	}
-	isDir := below != nil && below.entry.Type == unpack.Dir
+	isDir := below != nil && below.entry.Type == entry.Dir
 	switch {
 	case !n.Entry.Implied:
 		return x.walk(n, here, n.Entry.Opaque || !isDir)
@@ -175,7 +175,7 @@ func (x *Plan) dir(n *tree.Node, here string, bare bool) error {
 			}
 		}
 		return x.walk(n, here, n.Entry.Opaque)
-	case below != nil && below.entry.Type == unpack.Symlink:
+	case below != nil && below.entry.Type == entry.Symlink:
 		return errOrderMatters
 	case below != nil && below.nlink > 1:
 		return errOrderMatters // its other names stay names of it
@@ -196,13 +196,13 @@ func (x *Plan) drop(dirs []dropped) error {
 		at := d.at
 		var err error
 		switch there := x.Tree.Find(at); {
-		case d.dir.Entry.Type != unpack.Dir:
+		case d.dir.Entry.Type != entry.Dir:
 		case there == nil && d.below != nil:
 			err = x.put(*d.below.entry, at)
 			x.Copies[at] = Source{&x.Parent.elems[d.below.elem], at}
 		case there == nil:
-			err = x.put(unpack.Entry{Type: unpack.Whiteout}, at)
-		case there.Entry.Type == unpack.Dir:
+			err = x.put(entry.Entry{Type: entry.Whiteout}, at)
+		case there.Entry.Type == entry.Dir:
 			for name, k := range d.dir.Kids {
 				if err := x.drop([]dropped{{dir: k, at: path.Join(at, name)}}); err != nil {
 					return err
@@ -222,7 +222,7 @@ func onlyWhiteouts(n *tree.Node) bool {
 	if n.Adds == tree.Unknown {
 		n.Adds = tree.No
 		for _, k := range n.Kids {
-			if !isMarker(k) && !(k.Entry.Type == unpack.Dir && k.Entry.Implied && onlyWhiteouts(k)) {
+			if !isMarker(k) && !(k.Entry.Type == entry.Dir && k.Entry.Implied && onlyWhiteouts(k)) {
 				n.Adds = tree.Yes
 				break
 			}
@@ -232,10 +232,10 @@ func onlyWhiteouts(n *tree.Node) bool {
 }
 
 // isMarker reports whether a node is a whiteout that is no entry of its own: it makes no directories that it lies in.
-func isMarker(n *tree.Node) bool { return n.Entry.Type == unpack.Whiteout && !n.Entry.Opaque }
+func isMarker(n *tree.Node) bool { return n.Entry.Type == entry.Whiteout && !n.Entry.Opaque }
 
 // put puts a node into the fix-up.
-func (x *Plan) put(e unpack.Entry, at string) error {
+func (x *Plan) put(e entry.Entry, at string) error {
 	e.Path, e.Implied, e.Inode, e.Seq = at, false, "", 0
 	bytes := tree.NodeMemory + 2*int64(len(at))
 	if x.outBytes += bytes; x.outBytes > maxOut {
@@ -252,7 +252,7 @@ func (x *Plan) carry(n *tree.Node) error {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
-		if k.Entry.Type != unpack.Dir {
+		if k.Entry.Type != entry.Dir {
 			continue
 		}
 		if k.Entry.Implied {
@@ -270,15 +270,15 @@ func (x *Plan) carry(n *tree.Node) error {
 }
 
 // shown is the directory that layer and parent show at a path.
-func (x *Plan) shown(at string) (unpack.Entry, error) {
+func (x *Plan) shown(at string) (entry.Entry, error) {
 	e := tree.DefaultDir(at)
 	own := x.layer.Find(at)
-	if own != nil && own.Entry.Type == unpack.Dir && !own.Entry.Implied {
+	if own != nil && own.Entry.Type == entry.Dir && !own.Entry.Implied {
 		e = own.Entry
 		e.Path = at
 	} else if f, err := x.Parent.lookup(at); err != nil {
 		return e, err
-	} else if f != nil && f.entry.Type == unpack.Dir {
+	} else if f != nil && f.entry.Type == entry.Dir {
 		e = *f.entry
 	}
 	e.Implied, e.Opaque = false, false

@@ -15,8 +15,9 @@ import (
 	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // mergeWorkers is how many directories of a tree are copied at once: on a file system that clones, most of it is the kernel's
@@ -60,7 +61,7 @@ func (m *Merge) Run(ctx context.Context, dir string) error {
 	}
 	ctx, m.fail = context.WithCancelCause(ctx)
 	defer m.fail(nil)
-	if opaque, err := unpack.IsOpaque(src); err != nil {
+	if opaque, err := beneath.IsOpaque(src); err != nil {
 		return err
 	} else if opaque {
 		if err := removeContent(ctx, m.into); err != nil {
@@ -88,7 +89,7 @@ func removeContent(ctx context.Context, dir *os.File) error {
 		return err
 	}
 	for _, n := range names {
-		if err := unpack.RemoveAll(ctx, dir, n, nil); err != nil {
+		if err := beneath.RemoveAll(ctx, dir, n, nil); err != nil {
 			return err
 		}
 	}
@@ -138,12 +139,12 @@ func (m *Merge) entry(ctx context.Context, src, dst *os.File, name, at string, f
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if !isDir && !fresh {
-		if err := unpack.RemoveAll(ctx, dst, name, nil); err != nil {
+		if err := beneath.RemoveAll(ctx, dst, name, nil); err != nil {
 			return err
 		}
 	}
 	switch {
-	case unpack.IsWhiteout(&st):
+	case beneath.IsWhiteout(&st):
 		return nil
 	case isDir:
 		return m.subdir(ctx, src, dst, name, at, fresh)
@@ -176,7 +177,7 @@ func (m *Merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 		}
 	}
 	if exists && (e.Opaque || below.Mode&unix.S_IFMT != unix.S_IFDIR) {
-		if err := unpack.RemoveAll(ctx, dst, name, nil); err != nil {
+		if err := beneath.RemoveAll(ctx, dst, name, nil); err != nil {
 			return err
 		}
 		exists = false
@@ -199,20 +200,20 @@ func (m *Merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 		return err
 	}
 	had := e.Xattrs
-	err = unpack.SetAttrsOf(to.File, e)
+	err = beneath.SetAttrsOf(to.File, e)
 	m.Lost.Note(had, e)
 	return err
 }
 
 // moveDir moves a whole subtree. An ordinary user may move only directories that it may write, because ".." changes.
-func (m *Merge) moveDir(src, dst *os.File, name, at string, e *unpack.Entry) error {
+func (m *Merge) moveDir(src, dst *os.File, name, at string, e *entry.Entry) error {
 	err := unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name)
 	if errors.Is(err, unix.EACCES) && e.Mode&0o200 == 0 {
-		if err := unpack.Chmod(src, name, e.Mode|0o700); err != nil {
+		if err := beneath.Chmod(src, name, e.Mode|0o700); err != nil {
 			return nodes.PathError("chmod", at, err)
 		}
 		if err = unix.Renameat(int(src.Fd()), name, int(dst.Fd()), name); err == nil {
-			return unpack.SetAttrs(dst, name, e)
+			return beneath.SetAttrs(dst, name, e)
 		}
 	}
 	return nodes.PathError("move", at, err)
@@ -260,7 +261,7 @@ func (m *Merge) copyNode(ctx context.Context, src, dst *os.File, name, at string
 		}
 		defer from.Close()
 		e, err := from.Entry(at)
-		if err == nil && e.Type != unpack.File {
+		if err == nil && e.Type != entry.File {
 			err = nodes.PathError("read", at, nodes.ErrReplaced)
 		}
 		if err != nil {
@@ -271,11 +272,11 @@ func (m *Merge) copyNode(ctx context.Context, src, dst *os.File, name, at string
 	if st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 		return copySocket(dst, name, at, st)
 	}
-	e, err := unpack.ReadEntry(src, name)
+	e, err := beneath.ReadEntry(src, name)
 	if err != nil {
 		return nodes.PathError("read", at, err)
 	}
-	if e.Type == unpack.File || e.Type == unpack.Dir {
+	if e.Type == entry.File || e.Type == entry.Dir {
 		return nodes.PathError("read", at, nodes.ErrReplaced)
 	}
 	e.Path = at
@@ -283,7 +284,7 @@ func (m *Merge) copyNode(ctx context.Context, src, dst *os.File, name, at string
 }
 
 // makeNode makes a node, and notes the attributes that it lacks.
-func (m *Merge) makeNode(ctx context.Context, dst *os.File, name string, e *unpack.Entry, content *os.File) error {
+func (m *Merge) makeNode(ctx context.Context, dst *os.File, name string, e *entry.Entry, content *os.File) error {
 	had := e.Xattrs
 	err := nodes.Make(ctx, dst, name, e, content)
 	m.Lost.Note(had, e)
@@ -295,8 +296,8 @@ func copySocket(dst *os.File, name, at string, st *unix.Stat_t) error {
 	if err := unix.Mknodat(int(dst.Fd()), name, unix.S_IFSOCK|0o600, 0); err != nil {
 		return nodes.PathError("create", at, err)
 	}
-	return unpack.SetAttrs(dst, name, &unpack.Entry{
-		Path: at, Type: unpack.Fifo, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Sec: int64(st.Mtim.Sec), Nsec: int64(st.Mtim.Nsec),
+	return beneath.SetAttrs(dst, name, &entry.Entry{
+		Path: at, Type: entry.Fifo, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Sec: int64(st.Mtim.Sec), Nsec: int64(st.Mtim.Nsec),
 	})
 }
 
@@ -342,7 +343,7 @@ func Clone(ctx context.Context, from, to string) error {
 	}
 	defer dst.Close()
 	had := e.Xattrs
-	err = unpack.SetAttrsOf(dst, e)
+	err = beneath.SetAttrsOf(dst, e)
 	m.Lost.Note(had, e)
 	m.Lost.Warn(ctx, "directory "+printable.Text(to))
 	return err

@@ -8,8 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // maxViewPath is the length in bytes of the longest path of a view, as in the kernel (PATH_MAX without its NUL).
@@ -42,7 +43,7 @@ type found struct {
 	elem  int // the element that the entry is of: the topmost one for a directory
 	ino   uint64
 	nlink uint64
-	entry *unpack.Entry
+	entry *entry.Entry
 }
 
 // OpenMerged opens a stack; dirs are the directories, topmost first, by the names that stand for their content.
@@ -88,7 +89,7 @@ func (m *Merged) lookup(path string) (*found, error) {
 			return nil, err
 		}
 	}
-	e, err := unpack.ReadEntry(dir, name)
+	e, err := beneath.ReadEntry(dir, name)
 	if err != nil {
 		return nil, fmt.Errorf("%q: %w", clipPath(path), err)
 	}
@@ -171,7 +172,7 @@ func (m *Merged) kid(at *place, name string) (*place, error) {
 			return nil, fmt.Errorf("%q: %w", clipPath(at.path()+"/"+name), err)
 		}
 		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-		if k == nil && !unpack.IsWhiteout(&st) {
+		if k == nil && !beneath.IsWhiteout(&st) {
 			k = &place{
 				name: name, parent: at, length: at.below(name), elem: i, ino: st.Ino, nlink: uint64(st.Nlink),
 				link: st.Mode&unix.S_IFMT == unix.S_IFLNK,
@@ -284,7 +285,7 @@ func (d *openDirs) open(m *Merged, elem int, at *place) (*os.File, error) {
 
 // add opens a directory, whose path relative to another one is rel, in the place of the one that was used first.
 func (d *openDirs) add(from *os.File, elem int, at *place, rel string) (*os.File, error) {
-	dir, err := unpack.OpenDirBelow(from, rel)
+	dir, err := beneath.OpenDirBelow(from, rel)
 	if err != nil {
 		return nil, err
 	}
@@ -308,7 +309,7 @@ func (d *openDirs) isOpaque(dir *os.File, elem int, k *place) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return unpack.IsOpaque(f)
+	return beneath.IsOpaque(f)
 }
 
 func (d *openDirs) close() {

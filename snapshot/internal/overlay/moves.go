@@ -8,20 +8,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // MarkedDirs are the directories, other than the root, that are opaque, hold a whiteout, or have one that does somewhere below
 // them. All others are in a plain tree what they are in overlay's form.
 func MarkedDirs(entries tree.List) (map[string]bool, error) {
 	marked := map[string]bool{}
-	err := entries(func(e *unpack.Entry) error {
+	err := entries(func(e *entry.Entry) error {
 		at := e.Path
 		switch {
 		case e.Opaque:
-		case e.Type == unpack.Whiteout:
+		case e.Type == entry.Whiteout:
 			at = path.Dir(at)
 		default:
 			return nil

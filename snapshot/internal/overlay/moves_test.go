@@ -8,15 +8,15 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 func TestMarkedDirs(t *testing.T) {
-	got, err := MarkedDirs(tree.ListOf([]*unpack.Entry{
-		{Path: ".", Type: unpack.Dir, Opaque: true}, {Path: "a", Type: unpack.Dir}, {Path: "a/b", Type: unpack.Dir}, {Path: "a/b/c", Type: unpack.Whiteout},
-		{Path: "a/d", Type: unpack.Dir}, {Path: "e", Type: unpack.Whiteout}, {Path: "f", Type: unpack.Dir}, {Path: "f/g", Type: unpack.Dir, Opaque: true},
-		{Path: "f/g/h", Type: unpack.Dir},
+	got, err := MarkedDirs(tree.ListOf([]*entry.Entry{
+		{Path: ".", Type: entry.Dir, Opaque: true}, {Path: "a", Type: entry.Dir}, {Path: "a/b", Type: entry.Dir}, {Path: "a/b/c", Type: entry.Whiteout},
+		{Path: "a/d", Type: entry.Dir}, {Path: "e", Type: entry.Whiteout}, {Path: "f", Type: entry.Dir}, {Path: "f/g", Type: entry.Dir, Opaque: true},
+		{Path: "f/g/h", Type: entry.Dir},
 	}))
 	if err != nil {
 		t.Fatal(err)

@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"path"
 
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
 // replay applies the entries of a layer, one after the other, to the tree that the parent shows. It does so in memory,
@@ -17,7 +20,7 @@ type replay struct {
 	own    map[string]*simNode // those of a layer without an order that have several names, by the first
 	// lenient leaves out hard links to nothing: without root's full rights layers have no devices.
 	lenient bool
-	newDir  unpack.Entry // the attributes of a directory without an entry
+	newDir  entry.Entry // the attributes of a directory without an entry
 	grow    func(bytes int64) error
 	// removals counts what was taken away, and keeps the directories that were resolved last from being used after it.
 	removals int
@@ -26,7 +29,7 @@ type replay struct {
 
 // simNode is an inode of a replay.
 type simNode struct {
-	entry unpack.Entry // its attributes; of the parent's only once read says so
+	entry entry.Entry // its attributes; of the parent's only once read says so
 	read  bool
 
 	// Of a directory: what is in it, nil for a name that was taken away, and the parent's directory whose other content
@@ -55,13 +58,13 @@ type simName struct {
 	own bool // an entry of the layer made the name, or the directory
 }
 
-func (n *simNode) isDir() bool { return n.entry.Type == unpack.Dir }
+func (n *simNode) isDir() bool { return n.entry.Type == entry.Dir }
 
 // simMemory is what an inode of a replay takes without its strings, with a name in the directory's map.
 const simMemory = 448
 
 // omitted is the type of a device that was left out, and of a hard link to one.
-const omitted unpack.Type = 0
+const omitted entry.Type = 0
 
 // resolved remembers where a path led that was found without anything missing.
 type resolved struct {
@@ -70,7 +73,7 @@ type resolved struct {
 	removals int
 }
 
-func newReplay(parent *Merged, newDir unpack.Entry, lenient bool, grow func(bytes int64) error) *replay {
+func newReplay(parent *Merged, newDir entry.Entry, lenient bool, grow func(bytes int64) error) *replay {
 	r := &replay{
 		parent: parent, lenient: lenient, newDir: newDir, grow: grow,
 		inodes: map[inode]*simNode{}, own: map[string]*simNode{},
@@ -83,9 +86,9 @@ func newReplay(parent *Merged, newDir unpack.Entry, lenient bool, grow func(byte
 }
 
 // step applies one entry.
-func (r *replay) step(s *unpack.Step) error {
+func (r *replay) step(s *tarlayer.Step) error {
 	switch {
-	case s.Type == unpack.Whiteout && s.Opaque:
+	case s.Type == entry.Whiteout && s.Opaque:
 		at, err := r.resolve(s.Path, s)
 		if err != nil || len(at.missing) > 0 {
 			return err
@@ -93,7 +96,7 @@ func (r *replay) step(s *unpack.Step) error {
 		return r.purge(at.dir)
 	case s.Path == ".", s.Path == "":
 		return nil // the root directory's attributes are not a fix-up's
-	case s.Type == unpack.Whiteout:
+	case s.Type == entry.Whiteout:
 		at, err := r.resolve(path.Dir(s.Path), s)
 		if err != nil || len(at.missing) > 0 {
 			return err
@@ -106,9 +109,9 @@ func (r *replay) step(s *unpack.Step) error {
 	}
 	name := path.Base(s.Path)
 	switch s.Type {
-	case unpack.Dir:
+	case entry.Dir:
 		return r.makeDir(dir, name, s)
-	case unpack.Link:
+	case entry.Link:
 		return r.link(dir, name, s)
 	}
 	n := &simNode{entry: s.Entry, read: true, made: s.Made, aside: s.Aside}
@@ -125,7 +128,7 @@ func (r *replay) step(s *unpack.Step) error {
 }
 
 // makeDir describes a directory, or makes one in the place of anything else.
-func (r *replay) makeDir(dir *simNode, name string, s *unpack.Step) error {
+func (r *replay) makeDir(dir *simNode, name string, s *tarlayer.Step) error {
 	k, err := r.kid(dir, name)
 	if err != nil {
 		return err
@@ -138,7 +141,7 @@ func (r *replay) makeDir(dir *simNode, name string, s *unpack.Step) error {
 }
 
 // link gives an inode another name, and its attributes what the header has.
-func (r *replay) link(dir *simNode, name string, s *unpack.Step) error {
+func (r *replay) link(dir *simNode, name string, s *tarlayer.Step) error {
 	r.remove(dir, name)
 	at, err := r.resolve(path.Dir(s.Target), s)
 	if err != nil {
@@ -152,7 +155,7 @@ func (r *replay) link(dir *simNode, name string, s *unpack.Step) error {
 	}
 	switch {
 	case k == nil && r.lenient:
-		return r.put(dir, name, &simNode{entry: unpack.Entry{Type: omitted}, read: true})
+		return r.put(dir, name, &simNode{entry: entry.Entry{Type: omitted}, read: true})
 	case k == nil:
 		return stepError(s, "hard link to %q, which does not exist", clipPath(s.Target))
 	case k.isDir():
@@ -165,7 +168,7 @@ func (r *replay) link(dir *simNode, name string, s *unpack.Step) error {
 	}
 	k.changed = k.changed || k.lower != nil
 	e := &k.entry
-	if e.Type != unpack.Symlink {
+	if e.Type != entry.Symlink {
 		e.Mode = s.Mode
 	}
 	e.UID, e.GID, e.Sec, e.Nsec = s.UID, s.GID, s.Sec, s.Nsec
@@ -174,7 +177,7 @@ func (r *replay) link(dir *simNode, name string, s *unpack.Step) error {
 }
 
 // makeParent returns the directory that an entry lies in, and makes what is missing of it, in place of anything else.
-func (r *replay) makeParent(s *unpack.Step) (*simNode, error) {
+func (r *replay) makeParent(s *tarlayer.Step) (*simNode, error) {
 	at, err := r.resolve(path.Dir(s.Path), s)
 	if err != nil {
 		return nil, err
@@ -197,7 +200,7 @@ func (r *replay) put(dir *simNode, name string, n *simNode) error {
 		length += dir.length + 1
 	}
 	if len(name) > maxName || length > maxViewPath {
-		return fmt.Errorf("layer: a path of %d bytes with a component of %d: %w", length, len(name), unpack.ErrInvalidLayer)
+		return fmt.Errorf("layer: a path of %d bytes with a component of %d: %w", length, len(name), stream.ErrInvalidLayer)
 	}
 	r.remove(dir, name)
 	if n.isDir() {
@@ -300,14 +303,14 @@ func (r *replay) kid(dir *simNode, name string) (*simName, error) {
 func (r *replay) load(p *place) *simNode {
 	switch {
 	case len(p.dirs) > 0:
-		return &simNode{entry: unpack.Entry{Type: unpack.Dir}, below: p, lower: p}
+		return &simNode{entry: entry.Entry{Type: entry.Dir}, below: p, lower: p}
 	default:
 		id := inode{int(p.elem), p.ino}
 		n := r.inodes[id]
 		if n == nil {
-			n = &simNode{entry: unpack.Entry{Type: unpack.File}, lower: p}
+			n = &simNode{entry: entry.Entry{Type: entry.File}, lower: p}
 			if p.link {
-				n.entry.Type = unpack.Symlink
+				n.entry.Type = entry.Symlink
 			}
 			r.inodes[id] = n
 		}
@@ -329,11 +332,11 @@ func (r *replay) readAttrs(n *simNode) error {
 		}
 		name = p.name
 	}
-	e, err := unpack.ReadEntry(dir, name)
+	e, err := beneath.ReadEntry(dir, name)
 	if err != nil {
 		return err
 	}
-	if isDir, isLink := e.Type == unpack.Dir, e.Type == unpack.Symlink; isDir != n.isDir() || isLink != p.link {
+	if isDir, isLink := e.Type == entry.Dir, e.Type == entry.Symlink; isDir != n.isDir() || isLink != p.link {
 		return nodes.PathError("read", p.path(), nodes.ErrReplaced)
 	}
 	n.entry, n.read = *e, true

@@ -7,8 +7,9 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
 // differ compares the tree of a replay with what overlay shows of the layer above the parent, and plans the difference.
@@ -22,7 +23,7 @@ type differ struct {
 // replayed plans a fix-up by applying the layer's entries one after the other.
 func (x *Plan) replayed(l Layer) error {
 	r := newReplay(x.Parent, l.NewDir, x.lenient, x.grow)
-	err := l.Steps(func(s *unpack.Step) error {
+	err := l.Steps(func(s *tarlayer.Step) error {
 		if err := x.interrupted(); err != nil {
 			return err
 		}
@@ -107,11 +108,11 @@ func (d *differ) name(at, name string, dir *simNode, l *tree.Node, lower *place)
 	if l != nil {
 		own = l.Kids[name]
 	}
-	if own != nil && own.Entry.Type == unpack.Link {
+	if own != nil && own.Entry.Type == entry.Link {
 		own = nil // nothing is on disk
 	}
 	var low *place
-	if lower != nil && (own == nil || own.Entry.Type == unpack.Dir && !own.Entry.Opaque) {
+	if lower != nil && (own == nil || own.Entry.Type == entry.Dir && !own.Entry.Opaque) {
 		if low, err = d.Parent.kid(lower, name); err != nil {
 			return err
 		}
@@ -121,8 +122,8 @@ func (d *differ) name(at, name string, dir *simNode, l *tree.Node, lower *place)
 	}
 	switch {
 	case k == nil || k.entry.Type == omitted:
-		if low != nil || own != nil && own.Entry.Type != unpack.Whiteout {
-			return d.put(unpack.Entry{Type: unpack.Whiteout}, at)
+		if low != nil || own != nil && own.Entry.Type != entry.Whiteout {
+			return d.put(entry.Entry{Type: entry.Whiteout}, at)
 		}
 		return nil
 	case k.isDir():
@@ -136,7 +137,7 @@ func (d *differ) name(at, name string, dir *simNode, l *tree.Node, lower *place)
 
 // subdir compares a directory with what is shown in its place.
 func (d *differ) subdir(at string, k *simName, own *tree.Node, low *place) error {
-	isDir := own != nil && own.Entry.Type == unpack.Dir || own == nil && low != nil && len(low.dirs) > 0
+	isDir := own != nil && own.Entry.Type == entry.Dir || own == nil && low != nil && len(low.dirs) > 0
 	if isDir && own == nil && !k.own && len(k.kids) == 0 && k.below != nil {
 		return nil // the parent's, which no entry came to
 	}
@@ -168,7 +169,7 @@ func (d *differ) shows(at string, n *simNode, own *tree.Node, low *place) bool {
 		return own == nil && low != nil && !n.changed && low.elem == n.lower.elem && low.ino == n.lower.ino &&
 			len(low.dirs) == 0
 	}
-	if own == nil || n.made == "" || own.Entry.Type == unpack.Dir || own.Entry.Type == unpack.Whiteout {
+	if own == nil || n.made == "" || own.Entry.Type == entry.Dir || own.Entry.Type == entry.Whiteout {
 		return false
 	}
 	group := own.Entry.Inode
@@ -251,7 +252,7 @@ func (d *differ) emitNames(n *simNode) error {
 		if err := d.put(e, name); err != nil {
 			return err
 		}
-		if e.Type == unpack.File {
+		if e.Type == entry.File {
 			if from.elem == nil {
 				return fmt.Errorf("fix-up: %q: its content was not kept: %w", clipPath(name), errdefs.ErrInternal)
 			}
@@ -270,7 +271,7 @@ func (d *differ) attributes(n *tree.Node) error {
 		if err := d.interrupted(); err != nil {
 			return err
 		}
-		if k.Entry.Type != unpack.Dir {
+		if k.Entry.Type != entry.Dir {
 			continue
 		}
 		if k.Entry.Implied {

@@ -5,7 +5,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
 // Path resolution is bounded as in package unpack: by the number of symbolic links on the way, as in the kernel
@@ -41,7 +43,7 @@ type walker struct {
 
 // resolve follows a path of directories inside the root, through all symbolic links there are now. ".." of the root is
 // the root; what is missing is taken back by "..".
-func (r *replay) resolve(p string, s *unpack.Step) (simSpot, error) {
+func (r *replay) resolve(p string, s *tarlayer.Step) (simSpot, error) {
 	if p == "." {
 		p = ""
 	}
@@ -60,7 +62,7 @@ func (r *replay) resolve(p string, s *unpack.Step) (simSpot, error) {
 		}
 	}
 	for _, c := range w.at.missing {
-		if unpack.Reserved(c) {
+		if entry.Reserved(c) {
 			return w.at, stepError(s, "leads to %q, a name of whiteouts", clipPath(c))
 		}
 	}
@@ -98,7 +100,7 @@ func (w *walker) next() error {
 	case k != nil && k.isDir():
 		w.at.dir = k.simNode
 		return nil
-	case k == nil || k.entry.Type != unpack.Symlink:
+	case k == nil || k.entry.Type != entry.Symlink:
 		w.at.missing, w.passed = append(w.at.missing, c), true
 		return nil
 	}
@@ -118,7 +120,7 @@ func (w *walker) next() error {
 
 // loop is where a path leads that goes through too many links. A link of the layer itself is refused, one of the parent
 // is taken for a file.
-func (w *walker) loop(s *unpack.Step) (simSpot, error) {
+func (w *walker) loop(s *tarlayer.Step) (simSpot, error) {
 	if w.link.own {
 		return w.at, stepError(s, "too many levels of symlinks")
 	}
@@ -151,7 +153,7 @@ func clipPath(p string) string {
 }
 
 // stepError is about one entry of the tar.
-func stepError(s *unpack.Step, format string, args ...any) error {
+func stepError(s *tarlayer.Step, format string, args ...any) error {
 	what := "tar entry " + strconv.Quote(clipPath(s.Path))
-	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), unpack.ErrInvalidLayer)
+	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), stream.ErrInvalidLayer)
 }

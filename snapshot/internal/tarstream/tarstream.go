@@ -9,7 +9,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/panics"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 )
 
 const (
@@ -52,7 +52,7 @@ func Read(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Ha
 	defer context.AfterFunc(ctx, func() { blob.Close() })() // ends a Read that waits
 	growing, giveUp := context.WithCancel(ctx)              // decompressing may wait for memory
 	defer giveUp()
-	tar, err := unpack.DecompressWithin(mediaType, blob, func(bytes int64) error { return grow(growing, bytes) })
+	tar, err := decompress.NewReaderWithin(mediaType, blob, func(bytes int64) error { return grow(growing, bytes) })
 	if err != nil {
 		return err
 	}

@@ -13,8 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
 // CompareSeal compares a seal with a directory, both ways, and reports each difference. Both are read once, in the
@@ -37,7 +37,7 @@ func CompareSeal(ctx context.Context, path, dir string, report func(path, what s
 	if err := c.next(); err != nil {
 		return err
 	}
-	if err := unpack.Walk(ctx, root, c.visit); err != nil {
+	if err := Walk(ctx, root, c.visit); err != nil {
 		return err
 	}
 	return c.skipTo("", true)
@@ -46,7 +46,7 @@ func CompareSeal(ctx context.Context, path, dir string, report func(path, what s
 // comparison walks a seal and a tree side by side.
 type comparison struct {
 	sealed *Cursor
-	want   *unpack.Entry // the next entry of the seal, nil at its end
+	want   *entry.Entry // the next entry of the seal, nil at its end
 	report func(path, what string)
 	inodes *inodes
 }
@@ -59,7 +59,7 @@ func (c *comparison) next() (err error) {
 			c.want = nil
 			return nil
 		}
-		if err != nil || c.want.Type != unpack.Link {
+		if err != nil || c.want.Type != entry.Link {
 			return err
 		}
 	}
@@ -67,7 +67,7 @@ func (c *comparison) next() (err error) {
 
 // skipTo reports as missing the entries that the seal has before a path, or before the end.
 func (c *comparison) skipTo(path string, end bool) error {
-	for c.want != nil && (end || unpack.ComparePaths(c.want.Path, path) < 0) {
+	for c.want != nil && (end || entry.ComparePaths(c.want.Path, path) < 0) {
 		c.report(c.want.Path, "missing")
 		if err := c.next(); err != nil {
 			return err
@@ -77,7 +77,7 @@ func (c *comparison) skipTo(path string, end bool) error {
 }
 
 // visit compares one entry of the tree.
-func (c *comparison) visit(have *unpack.Entry, id unpack.InodeID) error {
+func (c *comparison) visit(have *entry.Entry, id InodeID) error {
 	if err := c.skipTo(have.Path, false); err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (c *comparison) visit(have *unpack.Entry, id unpack.InodeID) error {
 	what := ""
 	if Differ(c.want, have) {
 		what = difference(c.want, have)
-	} else if have.Type != unpack.Whiteout && !c.inodes.agree(c.want, id) {
+	} else if have.Type != entry.Whiteout && !c.inodes.agree(c.want, id) {
 		what = "other hard links"
 	}
 	if what != "" {
@@ -101,18 +101,18 @@ func (c *comparison) visit(have *unpack.Entry, id unpack.InodeID) error {
 // which may be long.
 type inodes struct {
 	seed  maphash.Seed
-	group map[unpack.InodeID]uint64
-	sole  map[unpack.InodeID]struct{} // of which the seal has one name only
+	group map[InodeID]uint64
+	sole  map[InodeID]struct{} // of which the seal has one name only
 }
 
 func newInodes() *inodes {
-	return &inodes{maphash.MakeSeed(), map[unpack.InodeID]uint64{}, map[unpack.InodeID]struct{}{}}
+	return &inodes{maphash.MakeSeed(), map[InodeID]uint64{}, map[InodeID]struct{}{}}
 }
 
 // agree reports whether the names of the inode so far are one group of hard links of the seal. A group is named by its
 // first path.
-func (n *inodes) agree(want *unpack.Entry, id unpack.InodeID) bool {
-	if id == (unpack.InodeID{}) {
+func (n *inodes) agree(want *entry.Entry, id InodeID) bool {
+	if id == (InodeID{}) {
 		return want.Inode == ""
 	}
 	group, seen := n.group[id]
@@ -131,18 +131,18 @@ func (n *inodes) agree(want *unpack.Entry, id unpack.InodeID) bool {
 }
 
 // Differ reports whether two entries differ. Names of hard links are not compared.
-func Differ(a, b *unpack.Entry) bool {
+func Differ(a, b *entry.Entry) bool {
 	if a.Type != b.Type {
 		return true
 	}
-	return a.Type != unpack.Whiteout && // a whiteout only has to exist
-		(a.Mode != b.Mode && a.Type != unpack.Symlink || a.UID != b.UID || a.GID != b.GID ||
-			a.Sec != b.Sec || a.Nsec != b.Nsec || a.Size != b.Size && a.Type == unpack.File || a.Hash != b.Hash ||
+	return a.Type != entry.Whiteout && // a whiteout only has to exist
+		(a.Mode != b.Mode && a.Type != entry.Symlink || a.UID != b.UID || a.GID != b.GID ||
+			a.Sec != b.Sec || a.Nsec != b.Nsec || a.Size != b.Size && a.Type == entry.File || a.Hash != b.Hash ||
 			a.Target != b.Target || a.Rdev != b.Rdev || a.Opaque != b.Opaque || !maps.Equal(a.Xattrs, b.Xattrs))
 }
 
 // difference names everything in which two entries differ, what matters most first. want is what the seal has.
-func difference(want, have *unpack.Entry) string {
+func difference(want, have *entry.Entry) string {
 	if want.Type != have.Type {
 		return fmt.Sprintf("a %s instead of a %s", have.Type, want.Type)
 	}
@@ -152,12 +152,12 @@ func difference(want, have *unpack.Entry) string {
 			what = append(what, fmt.Sprintf(text, values...))
 		}
 	}
-	resized := want.Size != have.Size && want.Type == unpack.File
+	resized := want.Size != have.Size && want.Type == entry.File
 	add(resized, "%d bytes instead of %d", have.Size, want.Size)
 	add(want.Hash != have.Hash && !resized, "other content")
 	add(want.Target != have.Target, "target %.100q instead of %.100q", have.Target, want.Target)
 	add(want.Rdev != have.Rdev, "another device number")
-	add(want.Mode != have.Mode && want.Type != unpack.Symlink, "mode %04o instead of %04o", have.Mode, want.Mode)
+	add(want.Mode != have.Mode && want.Type != entry.Symlink, "mode %04o instead of %04o", have.Mode, want.Mode)
 	add(want.UID != have.UID || want.GID != have.GID, "owner %d:%d instead of %d:%d",
 		have.UID, have.GID, want.UID, want.GID)
 	add(want.Opaque != have.Opaque, "another opaque mark")
@@ -166,4 +166,4 @@ func difference(want, have *unpack.Entry) string {
 	return strings.Join(what, ", ")
 }
 
-func timeOf(e *unpack.Entry) string { return time.Unix(e.Sec, e.Nsec).UTC().Format(time.RFC3339Nano) }
+func timeOf(e *entry.Entry) string { return time.Unix(e.Sec, e.Nsec).UTC().Format(time.RFC3339Nano) }

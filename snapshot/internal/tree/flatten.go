@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/tank-snapshotter/tank/internal/interrupt"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // Flat are layers on top of each other as overlay shows them: whiteouts and opaque directories take effect and are
@@ -24,13 +24,13 @@ type Flat struct {
 
 	Count        int
 	Size, Inodes int64
-	Root         unpack.Entry
+	Root         entry.Entry
 }
 
 // Flatten reads the layers once and sums up what they show.
 func Flatten(ctx context.Context, layers []*Seal) (*Flat, error) {
 	f := &Flat{layers: layers, seed: maphash.MakeSeed(), groups: map[uint64]uint32{}}
-	err := f.merge(ctx, func(e *unpack.Entry, layer int) error {
+	err := f.merge(ctx, func(e *entry.Entry, layer int) error {
 		if e.Path == "." {
 			f.Root = *e
 		}
@@ -48,7 +48,7 @@ func Flatten(ctx context.Context, layers []*Seal) (*Flat, error) {
 }
 
 // group is what stands for a group of hard links among all layers.
-func (f *Flat) group(layer int, e *unpack.Entry) uint64 {
+func (f *Flat) group(layer int, e *entry.Entry) uint64 {
 	return maphash.Comparable(f.seed, struct {
 		layer int
 		inode string
@@ -58,9 +58,9 @@ func (f *Flat) group(layer int, e *unpack.Entry) uint64 {
 // Each returns the entries sorted by path bytes, "." first, with the root directory as it was set. A group of hard
 // links is named by its first path, and a group of one is none.
 func (f *Flat) Each(ctx context.Context) List {
-	return func(visit func(*unpack.Entry) error) error {
+	return func(visit func(*entry.Entry) error) error {
 		left, first := map[uint64]uint32{}, map[uint64]string{}
-		return f.merge(ctx, func(e *unpack.Entry, layer int) error {
+		return f.merge(ctx, func(e *entry.Entry, layer int) error {
 			if e.Path == "." {
 				e = &f.Root
 			}
@@ -85,7 +85,7 @@ func (f *Flat) Each(ctx context.Context) List {
 }
 
 // merge calls visit for each entry that the layers show, with the layer that has it.
-func (f *Flat) merge(ctx context.Context, visit func(e *unpack.Entry, layer int) error) error {
+func (f *Flat) merge(ctx context.Context, visit func(e *entry.Entry, layer int) error) error {
 	heads := &headsOf{}
 	for i, l := range f.layers {
 		if err := heads.add(&head{layer: i, cursor: l.Cursor()}); err != nil {
@@ -124,8 +124,8 @@ func (f *Flat) merge(ctx context.Context, visit func(e *unpack.Entry, layer int)
 }
 
 // mergeRoot merges the root directories. A root that a layer only implies does not change that of the layers below.
-func (f *Flat) mergeRoot(heads *headsOf, root *unpack.Entry, hidden *hides,
-	visit func(*unpack.Entry, int) error,
+func (f *Flat) mergeRoot(heads *headsOf, root *entry.Entry, hidden *hides,
+	visit func(*entry.Entry, int) error,
 ) error {
 	said, opaque := -1, -1
 	var same []*head
@@ -167,7 +167,7 @@ type hide struct {
 
 // show returns what the layers' entries of one path, topmost first, show, nil when nothing. The entry of a layer whose
 // parent directory is hidden does not count.
-func (h *hides) show(path string, same []*head) (shown *unpack.Entry, layer int) {
+func (h *hides) show(path string, same []*head) (shown *entry.Entry, layer int) {
 	for n := len(h.stack); n > 0; n = len(h.stack) {
 		top := h.stack[n-1].dir
 		if strings.HasPrefix(path, top) && len(path) > len(top) && path[len(top)] <= '/' {
@@ -186,15 +186,15 @@ func (h *hides) show(path string, same []*head) (shown *unpack.Entry, layer int)
 		if s.layer < below {
 			break
 		}
-		if s.e.Type == unpack.Link { // its fix-up has the file
+		if s.e.Type == entry.Link { // its fix-up has the file
 			continue
 		}
-		goesOn := s.e.Type == unpack.Dir && !s.e.Opaque // what the layers below have inside is seen
-		if shown == nil && s.e.Type != unpack.Whiteout {
+		goesOn := s.e.Type == entry.Dir && !s.e.Opaque // what the layers below have inside is seen
+		if shown == nil && s.e.Type != entry.Whiteout {
 			shown, layer = s.e, s.layer
 		}
 		if !goesOn {
-			if slices.ContainsFunc(same[i+1:], func(s *head) bool { return s.e.Type == unpack.Dir }) {
+			if slices.ContainsFunc(same[i+1:], func(s *head) bool { return s.e.Type == entry.Dir }) {
 				h.stack = append(h.stack, hide{path, s.layer})
 			}
 			break
@@ -207,7 +207,7 @@ func (h *hides) show(path string, same []*head) (shown *unpack.Entry, layer int)
 type head struct {
 	layer  int
 	cursor *Cursor
-	e      *unpack.Entry
+	e      *entry.Entry
 }
 
 // headsOf is a heap of heads: the lowest path first, and of one path the topmost layer first.
@@ -218,7 +218,7 @@ func (h headsOf) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
 func (h *headsOf) Push(x any)   { *h = append(*h, x.(*head)) }
 
 func (h headsOf) Less(i, j int) bool {
-	c := unpack.ComparePaths(h[i].e.Path, h[j].e.Path)
+	c := entry.ComparePaths(h[i].e.Path, h[j].e.Path)
 	return c < 0 || c == 0 && h[i].layer > h[j].layer
 }
 
@@ -244,8 +244,8 @@ func (h *headsOf) add(x *head) (err error) {
 }
 
 // Regroup names each group of hard links by its first path, and forgets groups of one. Entries are sorted.
-func Regroup(es []*unpack.Entry) {
-	first := map[string]*unpack.Entry{}
+func Regroup(es []*entry.Entry) {
+	first := map[string]*entry.Entry{}
 	many := map[string]bool{}
 	for _, e := range es {
 		if e.Inode == "" {

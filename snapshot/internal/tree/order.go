@@ -11,11 +11,12 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/sparse"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// An ordered layer is one whose result above a parent depends on the order of its tar (unpack.Result.Ordered). Beside
+// An ordered layer is one whose result above a parent depends on the order of its tar (tarlayer.Result.Ordered). Beside
 // fs and seal it has a file order, with the steps in the form of a seal that is not sorted, and, if an entry took a
 // file away that another parent may keep, a directory aside with the contents of such files.
 const (
@@ -25,16 +26,16 @@ const (
 
 // Steps calls visit for each entry of a tar in its order and returns the first error. A step is valid until visit
 // returns.
-type Steps func(visit func(*unpack.Step) error) error
+type Steps func(visit func(*tarlayer.Step) error) error
 
 // WriteOrder writes the file order into a layer's directory.
-func WriteOrder(dir string, res *unpack.Result) error {
+func WriteOrder(dir string, res *tarlayer.Result) error {
 	count := 0
-	if err := res.Steps(func(*unpack.Step) error { count++; return nil }); err != nil {
+	if err := res.Steps(func(*tarlayer.Step) error { count++; return nil }); err != nil {
 		return err
 	}
-	return WriteSeal(filepath.Join(dir, orderName), nil, count, func(visit func(*unpack.Entry) error) error {
-		return res.Steps(func(s *unpack.Step) error {
+	return WriteSeal(filepath.Join(dir, orderName), nil, count, func(visit func(*entry.Entry) error) error {
+		return res.Steps(func(s *tarlayer.Step) error {
 			e := packStep(s)
 			return visit(&e)
 		})
@@ -43,7 +44,7 @@ func WriteOrder(dir string, res *unpack.Result) error {
 
 // packStep makes an entry of a step: Inode is where the content lies, Implied that this is in aside; a device with
 // Opaque was omitted.
-func packStep(s *unpack.Step) unpack.Entry {
+func packStep(s *tarlayer.Step) entry.Entry {
 	e := s.Entry
 	if e.Inode = s.Made; s.Aside != "" {
 		e.Inode, e.Implied = s.Aside, true
@@ -52,14 +53,14 @@ func packStep(s *unpack.Step) unpack.Entry {
 	return e
 }
 
-func unpackStep(e *unpack.Entry) unpack.Step {
-	s := unpack.Step{Entry: *e}
+func unpackStep(e *entry.Entry) tarlayer.Step {
+	s := tarlayer.Step{Entry: *e}
 	if s.Inode, s.Implied = "", false; e.Implied {
 		s.Aside = e.Inode
 	} else {
 		s.Made = e.Inode
 	}
-	if e.Type == unpack.Char || e.Type == unpack.Block {
+	if e.Type == entry.Char || e.Type == entry.Block {
 		s.Omitted, s.Opaque = e.Opaque, false
 	}
 	return s
@@ -72,8 +73,8 @@ func OpenOrder(ctx context.Context, dir string) (Steps, error) {
 		return nil, err
 	}
 	sealed.unsorted = true
-	return func(visit func(*unpack.Step) error) error {
-		return sealed.Each(func(e *unpack.Entry) error {
+	return func(visit func(*tarlayer.Step) error) error {
+		return sealed.Each(func(e *entry.Entry) error {
 			s := unpackStep(e)
 			return visit(&s)
 		})
@@ -94,8 +95,8 @@ func CheckOrder(ctx context.Context, dir string) error {
 	case !errors.Is(err, os.ErrNotExist):
 		return lost(AsideName, err)
 	}
-	return steps(func(st *unpack.Step) error {
-		if err := ctx.Err(); err != nil || st.Aside == "" || st.Type != unpack.File {
+	return steps(func(st *tarlayer.Step) error {
+		if err := ctx.Err(); err != nil || st.Aside == "" || st.Type != entry.File {
 			return err
 		}
 		if aside == nil {
@@ -106,7 +107,7 @@ func CheckOrder(ctx context.Context, dir string) error {
 }
 
 // checkAside compares a file that was set aside with the step that it belongs to.
-func checkAside(ctx context.Context, aside *os.File, st *unpack.Step) error {
+func checkAside(ctx context.Context, aside *os.File, st *tarlayer.Step) error {
 	f, err := nodes.OpenFileBelow(aside, st.Aside)
 	if err != nil {
 		return lost(AsideName+"/"+st.Aside, err)
@@ -136,22 +137,22 @@ func lost(name string, err error) error {
 
 // StepsOf are the steps of a layer that is not ordered: its entries by their position in the tar.
 func StepsOf(entries List, grow func(bytes int64) error) Steps {
-	return func(visit func(*unpack.Step) error) error {
-		var all []unpack.Step
-		err := entries(func(e *unpack.Entry) error {
-			s := unpack.Step{Entry: *e}
+	return func(visit func(*tarlayer.Step) error) error {
+		var all []tarlayer.Step
+		err := entries(func(e *entry.Entry) error {
+			s := tarlayer.Step{Entry: *e}
 			s.Opaque = false
 			switch {
-			case e.Opaque && e.Type == unpack.Whiteout: // a device in the tar
-				s.Type, s.Omitted = unpack.Char, true
+			case e.Opaque && e.Type == entry.Whiteout: // a device in the tar
+				s.Type, s.Omitted = entry.Char, true
 			case e.Opaque: // of a layer that was unpacked before orders were kept
-				marker := unpack.Entry{Path: e.Path, Type: unpack.Whiteout, Opaque: true}
-				all = append(all, unpack.Step{Entry: marker})
+				marker := entry.Entry{Path: e.Path, Type: entry.Whiteout, Opaque: true}
+				all = append(all, tarlayer.Step{Entry: marker})
 			}
 			switch {
 			case e.Seq == 0:
 				return nil
-			case e.Type != unpack.Dir && e.Type != unpack.Link && e.Type != unpack.Whiteout:
+			case e.Type != entry.Dir && e.Type != entry.Link && e.Type != entry.Whiteout:
 				if s.Made = e.Inode; s.Made == "" {
 					s.Made = e.Path
 				}
@@ -162,7 +163,7 @@ func StepsOf(entries List, grow func(bytes int64) error) Steps {
 		if err != nil {
 			return err
 		}
-		slices.SortStableFunc(all, func(a, b unpack.Step) int { return a.Seq - b.Seq })
+		slices.SortStableFunc(all, func(a, b tarlayer.Step) int { return a.Seq - b.Seq })
 		for i := range all {
 			if err := visit(&all[i]); err != nil {
 				return err

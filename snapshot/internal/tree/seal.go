@@ -13,7 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/zeebo/xxh3"
 
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // sealMagic begins a seal: what it is and its version. Then comes the record as JSON, from which a lost database can be
@@ -26,11 +26,11 @@ const maxSeal = 4 << 30
 
 // List calls visit for each of some entries, sorted by path, and returns the first error. An entry is valid
 // until visit returns.
-type List func(visit func(*unpack.Entry) error) error
+type List func(visit func(*entry.Entry) error) error
 
 // ListOf are entries in memory.
-func ListOf(es []*unpack.Entry) List {
-	return func(visit func(*unpack.Entry) error) error {
+func ListOf(es []*entry.Entry) List {
+	return func(visit func(*entry.Entry) error) error {
 		for _, e := range es {
 			if err := visit(e); err != nil {
 				return err
@@ -59,7 +59,7 @@ func WriteSeal(path string, record any, count int, entries List, sync bool) erro
 	buf = binary.AppendUvarint(buf, uint64(count))
 	w.Write(buf)
 	size := int64(len(sealMagic) + len(buf))
-	err = entries(func(e *unpack.Entry) error {
+	err = entries(func(e *entry.Entry) error {
 		buf = AppendEntry(buf[:0], e)
 		count--
 		if size += int64(len(buf)); size > maxSeal-8 {
@@ -89,7 +89,7 @@ func WriteSeal(path string, record any, count int, entries List, sync bool) erro
 }
 
 // AppendEntry appends the form that an entry has in a seal.
-func AppendEntry(b []byte, e *unpack.Entry) []byte {
+func AppendEntry(b []byte, e *entry.Entry) []byte {
 	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	str(e.Path)
 	str(e.Type.String())

@@ -15,7 +15,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/regular"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // Seal is a seal that was read once and found intact. It holds no descriptor: any number of them may be in use.
@@ -92,7 +92,7 @@ func (s *Seal) verify(ctx context.Context, f *os.File) error {
 func (s *Seal) Cursor() *Cursor { return &Cursor{s: s, at: s.start, left: s.count} }
 
 // Each is an entrySource.
-func (s *Seal) Each(visit func(*unpack.Entry) error) error {
+func (s *Seal) Each(visit func(*entry.Entry) error) error {
 	c := s.Cursor()
 	for {
 		e, err := c.Next()
@@ -116,14 +116,14 @@ type Cursor struct {
 	buf   []byte // the bytes that were read but not decoded
 	space []byte // the array of buf
 	prev  string
-	e     unpack.Entry
+	e     entry.Entry
 	// Mostly, entries with extended attributes have the same as those before them. A map takes as much memory as an entry.
 	xattrs map[string]string
 	raw    []byte // as the seal has them
 }
 
 // Next returns the next entry, io.EOF after the last. The entry is overwritten by the next call; its strings are not.
-func (c *Cursor) Next() (*unpack.Entry, error) {
+func (c *Cursor) Next() (*entry.Entry, error) {
 	damaged := func() error { return fmt.Errorf("seal %s: damaged: %w", c.s.path, errdefs.ErrDataLoss) }
 	if c.left == 0 {
 		if len(c.buf) > 0 || c.at != c.s.end {
@@ -146,7 +146,7 @@ func (c *Cursor) Next() (*unpack.Entry, error) {
 			return nil, err
 		}
 	}
-	if !c.s.unsorted && c.prev != "" && unpack.ComparePaths(c.prev, c.e.Path) >= 0 {
+	if !c.s.unsorted && c.prev != "" && entry.ComparePaths(c.prev, c.e.Path) >= 0 {
 		return nil, damaged()
 	}
 	c.prev = c.e.Path
@@ -231,8 +231,8 @@ func (d *sealDecoder) str() string {
 }
 
 // entryTo decodes an entry but for its extended attributes, which it returns as they are; nil when there are none.
-func (d *sealDecoder) entryTo(e *unpack.Entry) (xattrs []byte) {
-	*e = unpack.Entry{Path: d.str(), Type: d.kind()}
+func (d *sealDecoder) entryTo(e *entry.Entry) (xattrs []byte) {
+	*e = entry.Entry{Path: d.str(), Type: d.kind()}
 	e.Mode, e.UID, e.GID, e.Rdev = uint32(d.uvarint()), uint32(d.uvarint()), uint32(d.uvarint()), d.uvarint()
 	e.Sec, e.Nsec, e.Size, e.Seq = d.varint(), d.varint(), d.varint(), int(d.varint())
 	e.Target, e.Inode = d.str(), d.str()
@@ -267,13 +267,13 @@ func (d *sealDecoder) skip() {
 }
 
 // kind decodes a type.
-func (d *sealDecoder) kind() unpack.Type {
+func (d *sealDecoder) kind() entry.Type {
 	n := d.uvarint()
 	if n > uint64(len(d.b)) {
 		d.bad, d.b = true, nil
 		return 0
 	}
-	t, ok := unpack.TypeNamed(d.b[:n])
+	t, ok := entry.TypeNamed(d.b[:n])
 	if d.b = d.b[n:]; !ok {
 		d.bad, d.b = true, nil
 	}

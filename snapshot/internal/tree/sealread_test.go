@@ -16,7 +16,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // TestDamagedSeal: whatever lies where a seal should be, reading it ends at once with an error of class ErrDataLoss, and
@@ -27,7 +27,7 @@ func TestDamagedSeal(t *testing.T) {
 		b := append([]byte(sealMagic), body...)
 		return binary.BigEndian.AppendUint64(b, xxh3.Hash(b))
 	}
-	entry := func(path string) []byte { return AppendEntry(nil, &unpack.Entry{Path: path, Type: unpack.File}) }
+	encoded := func(path string) []byte { return AppendEntry(nil, &entry.Entry{Path: path, Type: entry.File}) }
 	header := []byte{2, '{', '}'}
 	huge := binary.AppendUvarint(nil, 1<<62)
 	file := func(b []byte) func(string) error {
@@ -50,11 +50,11 @@ func TestDamagedSeal(t *testing.T) {
 		{"cut", file([]byte(sealMagic + "abc"))},
 		{"another checksum", file(append(sealed(append(header, 0)), 0))},
 		{"a huge record", file(sealed(huge))},
-		{"a huge number of entries", file(sealed(slices.Concat(header, huge, entry("a"))))},
-		{"fewer entries than there are", file(sealed(slices.Concat(header, []byte{1}, entry("a"), entry("b"))))},
+		{"a huge number of entries", file(sealed(slices.Concat(header, huge, encoded("a"))))},
+		{"fewer entries than there are", file(sealed(slices.Concat(header, []byte{1}, encoded("a"), encoded("b"))))},
 		{"a huge path", file(sealed(slices.Concat(header, []byte{1}, huge)))},
-		{"an unknown type", file(sealed(slices.Concat(header, []byte{1}, AppendEntry(nil, &unpack.Entry{Path: "a", Type: 99}))))},
-		{"a path twice", file(sealed(slices.Concat(header, []byte{2}, entry("a"), entry("a"))))},
+		{"an unknown type", file(sealed(slices.Concat(header, []byte{1}, AppendEntry(nil, &entry.Entry{Path: "a", Type: 99}))))},
+		{"a path twice", file(sealed(slices.Concat(header, []byte{2}, encoded("a"), encoded("a"))))},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "seal")
@@ -65,7 +65,7 @@ func TestDamagedSeal(t *testing.T) {
 			runtime.ReadMemStats(&before)
 			s, err := OpenSeal(context.Background(), path)
 			if err == nil {
-				err = s.Each(func(*unpack.Entry) error { return nil })
+				err = s.Each(func(*entry.Entry) error { return nil })
 			}
 			runtime.ReadMemStats(&after)
 			if !errdefs.IsDataLoss(err) {
@@ -119,9 +119,9 @@ func TestFlatten(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got []string
-			if err := f.Each(context.Background())(func(e *unpack.Entry) error {
+			if err := f.Each(context.Background())(func(e *entry.Entry) error {
 				s := e.Path
-				if e.Type == unpack.Dir && s != "." {
+				if e.Type == entry.Dir && s != "." {
 					s += "/"
 				}
 				if e.Inode != "" {
@@ -139,15 +139,15 @@ func TestFlatten(t *testing.T) {
 	}
 }
 
-func parseEntries(line string) (es []*unpack.Entry) {
+func parseEntries(line string) (es []*entry.Entry) {
 	for _, s := range strings.Fields(line) {
-		e := &unpack.Entry{Type: unpack.File}
+		e := &entry.Entry{Type: entry.File}
 		e.Path, e.Inode, _ = strings.Cut(s, "=")
 		switch {
 		case strings.HasSuffix(s, "!"):
-			e.Path, e.Type = strings.TrimSuffix(s, "!"), unpack.Whiteout
+			e.Path, e.Type = strings.TrimSuffix(s, "!"), entry.Whiteout
 		case s == ".", strings.HasSuffix(s, "/"):
-			e.Type, e.Opaque = unpack.Dir, strings.HasSuffix(s, "//")
+			e.Type, e.Opaque = entry.Dir, strings.HasSuffix(s, "//")
 			e.Path = strings.TrimRight(s, "/")
 		}
 		es = append(es, e)

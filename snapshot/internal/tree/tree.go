@@ -7,12 +7,12 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
+	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
 // Node is a directory tree in memory, made of entries.
 type Node struct {
-	Entry unpack.Entry
+	Entry entry.Entry
 	Kids  map[string]*Node // by name
 	Adds  Answer           // a plan's note: whether anything below the directory adds something
 }
@@ -36,7 +36,7 @@ func Read(entries List, grow func(bytes int64) error) (*Node, error) {
 	const step = 256 << 10
 	t := New(DefaultDir("."))
 	asked, bytes := int64(0), int64(0)
-	return t, entries(func(e *unpack.Entry) error {
+	return t, entries(func(e *entry.Entry) error {
 		n := t
 		for name, rest, more := "", e.Path, e.Path != "."; more; {
 			name, rest, more = strings.Cut(rest, "/")
@@ -73,11 +73,11 @@ func ShortName(inode string) string {
 }
 
 // New returns a tree that consists of one node.
-func New(e unpack.Entry) *Node { return &Node{Entry: e} }
+func New(e entry.Entry) *Node { return &Node{Entry: e} }
 
 // DefaultDir is a directory that nothing says anything about.
-func DefaultDir(path string) unpack.Entry {
-	return unpack.Entry{Path: path, Type: unpack.Dir, Mode: 0o755, Implied: true}
+func DefaultDir(path string) entry.Entry {
+	return entry.Entry{Path: path, Type: entry.Dir, Mode: 0o755, Implied: true}
 }
 
 // Find returns the node at path, nil when there is none.
@@ -120,8 +120,8 @@ func (t *Node) Make(path string) *Node {
 func (t *Node) Names() []string { return slices.Sorted(maps.Keys(t.Kids)) }
 
 // Entries lists the tree sorted by path bytes, "." first.
-func (t *Node) Entries() []*unpack.Entry {
-	var es []*unpack.Entry
+func (t *Node) Entries() []*entry.Entry {
+	var es []*entry.Entry
 	var walk func(*Node)
 	walk = func(t *Node) {
 		es = append(es, &t.Entry)
@@ -130,7 +130,7 @@ func (t *Node) Entries() []*unpack.Entry {
 		}
 	}
 	walk(t)
-	slices.SortFunc(es, func(a, b *unpack.Entry) int { return unpack.ComparePaths(a.Path, b.Path) })
+	slices.SortFunc(es, func(a, b *entry.Entry) int { return entry.ComparePaths(a.Path, b.Path) })
 	return es
 }
 

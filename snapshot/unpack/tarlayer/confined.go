@@ -8,11 +8,10 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
-	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// permitted tells whether this process can write an attribute that is part of a layer.
+// permitted reports whether this process can write an attribute that is part of a layer.
 func (x *reader) permitted(name string) bool {
 	switch {
 	case x.opts.Unprivileged:
@@ -23,7 +22,7 @@ func (x *reader) permitted(name string) bool {
 	return true
 }
 
-// checkOwner refuses ids that chown could not set in this user namespace.
+// checkOwner returns an error for ids that chown cannot set in this user namespace.
 func (x *reader) checkOwner(name string, e *Inode) error {
 	if !x.opts.UIDs.Has(e.UID) {
 		return x.unmapped(name, "uid", e.UID)
@@ -34,21 +33,21 @@ func (x *reader) checkOwner(name string, e *Inode) error {
 	return nil
 }
 
-// unmapped is about the namespace, not about the layer: elsewhere it can be unpacked.
+// unmapped returns the error for an id that the namespace does not map. It does not have the class ErrInvalidLayer: in
+// another namespace the layer can be unpacked.
 func (x *reader) unmapped(name, kind string, id uint32) error {
 	m := x.opts.UIDs
 	if kind == "gid" {
 		m = x.opts.GIDs
 	}
-	err := fmt.Errorf("tar entry %q: %s %d has no place in this user namespace, which maps %s (give its user more ids "+
-		"in /etc/sub%s): %w",
-		printable.Clip(name), kind, id, m, kind, errdefs.ErrFailedPrecondition)
+	err := fmt.Errorf("%s: %s %d has no place in this user namespace, which maps %s (give its user more ids "+
+		"in /etc/sub%s): %w", entryName(name), kind, id, m, kind, errdefs.ErrFailedPrecondition)
 	return cause.Mark(err, cause.Mapping, "")
 }
 
-// checkXattr looks at the ids in an attribute's value. Malformed values are left to the kernel, except for the version
-// of ACLs: for an unknown one the kernel returns the same error as a file system without ACLs. keep is false if the
-// attribute is to be left out: an ordinary user's files lose what that user can't express.
+// checkXattr checks the ids in an attribute's value. keep is false if the attribute is to be left out, because an
+// ordinary user cannot set it. Malformed values are left to the kernel, except for an unknown version of an ACL: there
+// the kernel returns the same error as a file system without ACLs.
 func (x *reader) checkXattr(name, attr, value string) (keep bool, err error) {
 	if v, ok := aclVersion(attr, value); ok && v != aclVersionKnown {
 		return false, invalid(name, "xattr %q: version %d", attr, v)
@@ -63,7 +62,7 @@ func (x *reader) checkXattr(name, attr, value string) (keep bool, err error) {
 	return false, x.unmapped(name, kind, id)
 }
 
-// unmappedIn finds an id in an attribute's value that the namespace does not map.
+// unmappedIn returns the first id in an attribute's value that the namespace does not map.
 func (x *reader) unmappedIn(attr, value string) (kind string, id uint32, found bool) {
 	v := []byte(value)
 	switch attr {
@@ -89,10 +88,10 @@ func (x *reader) unmappedIn(attr, value string) (kind string, id uint32, found b
 	return "", 0, false
 }
 
-// aclVersionKnown is the only version of POSIX ACLs as extended attributes that Linux has (linux/posix_acl_xattr.h).
+// aclVersionKnown is the only version of POSIX ACLs that Linux stores as extended attributes (linux/posix_acl_xattr.h).
 const aclVersionKnown = 2
 
-// aclVersion is the version of a POSIX ACL; ok is false when the attribute is none, or too short to have one.
+// aclVersion returns the version of a POSIX ACL. ok is false if the attribute is no ACL, or too short to have a version.
 func aclVersion(attr, value string) (version uint32, ok bool) {
 	if attr != entry.ACLAccess && attr != entry.ACLDefault || len(value) < 4 {
 		return 0, false

@@ -13,7 +13,7 @@ func (x *reader) finish(ctx context.Context) (*Result, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("layer: %w", err)
 	}
-	f := &finisher{reader: x, result: &Result{Root: x.hasRootEntry, root: x.root}}
+	f := &finisher{reader: x, result: &Result{HasRootEntry: x.hasRootEntry, root: x.root}}
 	if err := f.dir(ctx, x.root, false); err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (f *finisher) add(n *Node) {
 		n.seq = 0
 	}
 	if n.Inode.Type == entry.Link || n.implied && n.parent != nil {
-		r.Needs = true
+		r.NeedsFixup = true
 	}
 	if n.Inode.Type == entry.Link {
 		return

@@ -8,7 +8,7 @@ import (
 )
 
 // Each calls visit for every entry, sorted by the bytes of Path, "." first, and returns the first error. The entry is
-// valid until visit returns; a list of all would take more memory than what the result keeps.
+// valid until visit returns. A list of all entries would take more memory than the result itself.
 func (r *Result) Each(visit func(*entry.Entry) error) error {
 	l := lister{visit: visit, first: map[*Inode]*Node{}}
 	if err := l.one(".", r.root); err != nil {
@@ -17,10 +17,10 @@ func (r *Result) Each(visit func(*entry.Entry) error) error {
 	return l.content(r.root)
 }
 
-// Entries returns all entries, as Each visits them.
+// Entries returns all entries in the order of Each.
 func (r *Result) Entries() []entry.Entry {
 	es := make([]entry.Entry, 0, r.Count)
-	_ = r.Each(func(e *entry.Entry) error { // which never fails
+	_ = r.Each(func(e *entry.Entry) error { // never fails
 		es = append(es, *e)
 		return nil
 	})
@@ -31,13 +31,13 @@ func (r *Result) Entries() []entry.Entry {
 type lister struct {
 	visit func(*entry.Entry) error
 	path  []byte           // of the current directory, with a slash at its end if it is not the root
-	first map[*Inode]*Node // of the inodes with several names, or of all
-	all   bool
+	first map[*Inode]*Node // the first names of inodes
+	all   bool             // first has all inodes, not only those with several names
 	e     entry.Entry
 }
 
-// key is what the paths in a directory are sorted by. A directory has two: one for itself, and one for what lies in it,
-// as if its name ended with a slash; other names may come between them.
+// key sorts the paths in a directory. A subdirectory has two keys: one for itself, and one for its content, as if its
+// name ended with a slash. Other names may come between them, as in "a", "a-b", "a/b".
 type key struct {
 	name    string
 	n       *Node // nil for a whiteout
@@ -45,6 +45,7 @@ type key struct {
 	content bool
 }
 
+// compareKeys orders keys by the bytes of their paths.
 func compareKeys(a, b key) int {
 	n := min(len(a.name), len(b.name))
 	if c := strings.Compare(a.name[:n], b.name[:n]); c != 0 {
@@ -53,7 +54,7 @@ func compareKeys(a, b key) int {
 	return a.after(n) - b.after(n)
 }
 
-// after is the byte that follows the first n, -1 after the end.
+// after returns the byte after the first n bytes, -1 at the end.
 func (k *key) after(n int) int {
 	switch {
 	case n < len(k.name):
@@ -64,6 +65,7 @@ func (k *key) after(n int) int {
 	return -1
 }
 
+// content visits all that lies in a directory.
 func (l *lister) content(dir *Node) error {
 	keys := make([]key, 0, len(dir.children)+len(dir.whiteouts))
 	for name, n := range dir.children {
@@ -97,6 +99,7 @@ func (l *lister) content(dir *Node) error {
 	return nil
 }
 
+// one visits a single path.
 func (l *lister) one(path string, n *Node) error {
 	l.e = n.Inode.Entry()
 	l.e.Path, l.e.Implied, l.e.Opaque, l.e.Seq = path, n.implied, n.Opaque(), int(n.seq)

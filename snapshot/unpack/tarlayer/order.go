@@ -148,7 +148,7 @@ func (x *reader) finishOrder(r *Result) error {
 	if !x.order.dependent || !x.order.rewritten {
 		return nil
 	}
-	r.Ordered, r.Needs = true, true
+	r.Ordered, r.NeedsFixup = true, true
 	o := x.order // a copy, so that the result does not keep the reader in memory
 	r.order = &o
 	for i := range x.order.count {

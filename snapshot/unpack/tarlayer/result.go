@@ -11,10 +11,10 @@ type Result struct {
 	Inodes int64
 	// Empty reports that the layer has nothing but, perhaps, attributes of the root directory.
 	Empty bool
-	// Root reports that the tar has an entry for the root directory itself.
-	Root bool
-	// Needs reports that a part of the layer depends on its parent: an implied directory other than the root, or a Link.
-	Needs bool
+	// HasRootEntry reports that the tar has an entry for the root directory itself.
+	HasRootEntry bool
+	// NeedsFixup reports that a part of the layer depends on its parent: an implied directory other than the root, or a Link.
+	NeedsFixup bool
 	// Ordered reports that the result above a parent depends on the order of the entries, which Steps returns.
 	Ordered bool
 	// Whiteouts reports that there are whiteouts or opaque directories.

@@ -5,8 +5,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/tank-snapshotter/tank/snapshot/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )

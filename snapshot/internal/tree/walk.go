@@ -1,4 +1,4 @@
-package unpack
+package tree
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/sparse"
-	"github.com/tank-snapshotter/tank/snapshot/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
 const readSize = 256 << 10 // bytes that a file is read in at once
@@ -45,8 +45,8 @@ func Walk(ctx context.Context, dir *os.File, visit func(e *entry.Entry, id Inode
 	return nil
 }
 
-// ReadTree is like Walk and returns all entries, with Inode.
-func ReadTree(dir *os.File) ([]entry.Entry, error) {
+// ReadDir is like Walk and returns all entries, with Inode.
+func ReadDir(dir *os.File) ([]entry.Entry, error) {
 	var entries []entry.Entry
 	links := map[InodeID][]int{}
 	err := Walk(context.Background(), dir, func(e *entry.Entry, id InodeID) error {
@@ -326,7 +326,7 @@ func (r *treeReader) add(ctx context.Context, path string, t, named beneath.Inod
 	if err := t.Stat(&st); err != nil {
 		return err
 	}
-	e, err := statEntry(path, &st)
+	e, err := beneath.EntryOf(path, &st)
 	if err != nil {
 		return err
 	}
@@ -360,21 +360,9 @@ func (r *treeReader) details(ctx context.Context, e *entry.Entry, t, named benea
 	case entry.File:
 		e.Hash, err = r.content(ctx, t.FD, e.Size)
 	case entry.Symlink:
-		e.Target, err = readlink(named)
+		e.Target, err = named.Readlink()
 	}
 	return err
-}
-
-func readlink(t beneath.Inode) (string, error) {
-	for buf := make([]byte, 256); ; buf = make([]byte, 4*len(buf)) {
-		n, err := unix.Readlinkat(t.FD, t.Name, buf)
-		if err != nil {
-			return "", err
-		}
-		if n < len(buf) {
-			return string(buf[:n]), nil
-		}
-	}
 }
 
 // content hashes a file.

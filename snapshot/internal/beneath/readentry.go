@@ -1,4 +1,4 @@
-package unpack
+package beneath
 
 import (
 	"fmt"
@@ -8,20 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/printable"
-	"github.com/tank-snapshotter/tank/snapshot/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// ReadEntry reads what is at a path below root as ReadTree does, but neither a file's content nor its other names. No
-// component of the path but the last may be a symlink; that is the caller's to know. Errors are those of the system calls.
+// ReadEntry returns the entry at a path below root, without the hash of a file's content and without its other names.
+// The caller makes sure that no component of the path but the last is a symlink. Errors are those of the system calls.
 func ReadEntry(root *os.File, path string) (*entry.Entry, error) {
 	defer runtime.KeepAlive(root)
-	t := beneath.At(int(root.Fd()), path)
+	t := At(int(root.Fd()), path)
 	var st unix.Stat_t
 	if err := t.Stat(&st); err != nil {
 		return nil, fmt.Errorf("%q: %w", printable.Clip(path), err)
 	}
-	e, err := statEntry(path, &st)
+	e, err := EntryOf(path, &st)
 	if err != nil || e.Type == entry.Whiteout {
 		return &e, err
 	}
@@ -30,7 +29,7 @@ func ReadEntry(root *os.File, path string) (*entry.Entry, error) {
 		case entry.Dir:
 			e.Opaque, err = t.IsOpaque()
 		case entry.Symlink:
-			e.Target, err = readlink(t)
+			e.Target, err = t.Readlink()
 		}
 	}
 	if err != nil {
@@ -39,9 +38,10 @@ func ReadEntry(root *os.File, path string) (*entry.Entry, error) {
 	return &e, nil
 }
 
-// statEntry is the entry that a status tells of.
-func statEntry(path string, st *unix.Stat_t) (entry.Entry, error) {
-	if beneath.IsWhiteout(st) {
+// EntryOf returns the entry of a path with this status, as far as the status has it. A type that no layer has, such as a
+// socket, is an error.
+func EntryOf(path string, st *unix.Stat_t) (entry.Entry, error) {
+	if IsWhiteout(st) {
 		return entry.Entry{Path: path, Type: entry.Whiteout}, nil
 	}
 	e := entry.Entry{Path: path}
@@ -64,4 +64,17 @@ func statEntry(path string, st *unix.Stat_t) (entry.Entry, error) {
 	e.Mode, e.UID, e.GID = st.Mode&0o7777, st.Uid, st.Gid
 	e.Sec, e.Nsec = int64(st.Mtim.Sec), int64(st.Mtim.Nsec)
 	return e, nil
+}
+
+// Readlink returns the target of a symlink, by name.
+func (t Inode) Readlink() (string, error) {
+	for buf := make([]byte, 256); ; buf = make([]byte, 4*len(buf)) {
+		n, err := unix.Readlinkat(t.FD, t.Name, buf)
+		if err != nil {
+			return "", err
+		}
+		if n < len(buf) {
+			return string(buf[:n]), nil
+		}
+	}
 }

@@ -19,8 +19,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// TestManyDeletions: whoever makes directories waits when very many are to be deleted, for a moment; removals never do, nothing that waits is
-// forgotten when a sweep is cut short, and what could not be deleted is tried again.
+// TestManyDeletions: while very many directories wait to be deleted, making one takes a moment
+// longer and removing one does not. A sweep that is interrupted forgets none of them, and the next
+// one tries again to delete what could not be deleted.
 func TestManyDeletions(t *testing.T) {
 	ctx := t.Context()
 	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), nil)

@@ -2,10 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: an Error names at least one path, and keeps a bounded number of them however many there are.
+// Its invariant: an Error names at least one path, and keeps a bounded number of them however many
+// there are.
 //
-// The surprising rule: a file that a flag protects (chattr +i or +a) is no fault of the root. Somebody set the flag on
-// purpose, and only that person can clear it, so callers report such files and do not fail. See docs/adr/0017.
+// The surprising rule: a file that a flag protects (chattr +i or +a) is no fault of the root.
+// Somebody set the flag on purpose, and only that person can clear it, so callers report such files
+// and do not fail. See docs/adr/0017.
 package leftover
 
 import (
@@ -86,7 +88,8 @@ func quoted(paths []string) []string {
 	return out
 }
 
-// Split separates all leftovers from an error, joined ones included. rest is nil when err had nothing else.
+// Split separates all leftovers from an error, joined ones included. rest is nil when err had
+// nothing else.
 func Split(err error) (left *Error, rest error) {
 	joined, ok := err.(interface{ Unwrap() []error }) // a wrapped join is one error
 	if ok {
@@ -111,8 +114,8 @@ func Join(errs ...error) error {
 	return errors.Join(rest, left)
 }
 
-// Protected reports whether a flag forbids the removal of name in the directory dir: its own flag or the directory's.
-// name may also be a path, with unix.AT_FDCWD for dir.
+// Protected reports whether a flag forbids the removal of name in the directory dir: its own flag
+// or the directory's. name may also be a path, with unix.AT_FDCWD for dir.
 func Protected(dir int, name string) bool {
 	const flags = unix.STATX_ATTR_IMMUTABLE | unix.STATX_ATTR_APPEND
 	for _, at := range []string{name, parent(name)} {

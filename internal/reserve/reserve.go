@@ -1,13 +1,14 @@
 // Package reserve keeps a little room on a disk for the commands that make room.
 //
-// It owns the directory reserve/ of a root: a few files without content, whose blocks are allocated. Their inodes
-// count as much as their blocks.
+// It owns the directory reserve/ of a root: a few files without content, whose blocks are
+// allocated. Their inodes count as much as their blocks.
 //
-// Its invariant: a reserve is made only where the disk has several times its size left, so making one never fills a
-// disk.
+// Its invariant: a reserve is made only where the disk has several times its size left, so making
+// one never fills a disk.
 //
-// The surprising rule: a missing reserve is never an error. On a file system that cannot allocate blocks in advance,
-// and on a disk that was full before there was a reserve, callers get the error that they would have got without it.
+// The surprising rule: a missing reserve is never an error. On a file system that cannot allocate
+// blocks in advance, and on a disk that was full before there was a reserve, callers get the error
+// that they would have got without it.
 package reserve
 
 import (
@@ -23,17 +24,19 @@ import (
 )
 
 const (
-	// files is how many files there are: a socket, an index.json and an oci-layout need one inode each.
+	// files is how many files there are: a socket, an index.json and an oci-layout need one inode
+	// each.
 	files = 4
-	// most and least bound the size of a file; between them it is 1/portion of the file system. XFS makes inodes by
-	// 32 kB.
+	// most and least bound the size of a file; between them it is 1/portion of the file system. XFS
+	// makes inodes by 32 kB.
 	most, least = 1 << 20, 64 << 10
 	portion     = 256
 	// apart is how many times the reserve, blocks and inodes, has to be free for one to be made.
 	apart = 4
 )
 
-// patience is how long Spend waits for a file system that frees the blocks of a deleted file in the background.
+// patience is how long Spend waits for a file system that frees the blocks of a deleted file in the
+// background.
 const patience = time.Second
 
 // Reserve is the reserve of one root.
@@ -49,9 +52,9 @@ func New(root string) *Reserve { return &Reserve{dir: filepath.Join(root, "reser
 
 func (r *Reserve) file(i int) string { return filepath.Join(r.dir, fmt.Sprint(i)) }
 
-// Keep makes the reserve if it is missing and the disk has room. One that this process gave up it makes again with
-// less room: at worst the disk is as full as before. It reports whether there is a reserve now. It returns no error,
-// because a caller could not do anything about it.
+// Keep makes the reserve if it is missing and the disk has room. One that this process gave up it
+// makes again with less room: at worst the disk is as full as before. It reports whether there is a
+// reserve now. It returns no error, because a caller could not do anything about it.
 func (r *Reserve) Keep() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,7 +81,8 @@ func (r *Reserve) Keep() bool {
 	return true
 }
 
-// KeepAfter is Keep after something was deleted. It waits a moment, because some file systems free blocks late.
+// KeepAfter is Keep after something was deleted. It waits a moment, because some file systems free
+// blocks late.
 func (r *Reserve) KeepAfter() {
 	for tries := 5; !r.Keep() && tries > 0; tries-- {
 		time.Sleep(patience / 20)
@@ -113,8 +117,8 @@ func allocate(path string, size int64) error {
 	return errors.Join(err, f.Close())
 }
 
-// empty deletes the files, and reports whether there was one. It truncates them first, because XFS frees the blocks of
-// a deleted file later.
+// empty deletes the files, and reports whether there was one. It truncates them first, because XFS
+// frees the blocks of a deleted file later.
 func (r *Reserve) empty() (had bool) {
 	if fi, err := os.Lstat(r.dir); err != nil || !fi.IsDir() {
 		return false
@@ -149,8 +153,8 @@ func (r *Reserve) Restore() {
 	}
 }
 
-// Spend calls fn. If fn finds the disk full, Spend gives the reserve up and calls fn again, so calling fn twice must be
-// safe. Keep makes the reserve again.
+// Spend calls fn. If fn finds the disk full, Spend gives the reserve up and calls fn again, so
+// calling fn twice must be safe. Keep makes the reserve again.
 func (r *Reserve) Spend(fn func() error) error {
 	err := fn()
 	if !Full(err) || !r.Give() {
@@ -159,7 +163,8 @@ func (r *Reserve) Spend(fn func() error) error {
 	return r.Again(fn)
 }
 
-// Again calls fn after something was deleted, and repeats it for a moment while fn finds the disk full.
+// Again calls fn after something was deleted, and repeats it for a moment while fn finds the disk
+// full.
 func (r *Reserve) Again(fn func() error) error {
 	for began := time.Now(); ; time.Sleep(patience / 50) {
 		if err := fn(); !Full(err) || time.Since(began) > patience {
@@ -168,8 +173,8 @@ func (r *Reserve) Again(fn func() error) error {
 	}
 }
 
-// Low reports whether less than 5 % of the file system's inodes are left, or less than 5 % of its blocks and less than
-// 1 GiB.
+// Low reports whether less than 5 % of the file system's inodes are left, or less than 5 % of its
+// blocks and less than 1 GiB.
 func Low(dir string) bool {
 	var fs unix.Statfs_t
 	if unix.Statfs(dir, &fs) != nil || fs.Blocks == 0 {
@@ -178,8 +183,8 @@ func Low(dir string) bool {
 	return fs.Bavail < fs.Blocks/20 && fs.Bavail*uint64(fs.Bsize) < 1<<30 || fs.Files > 0 && fs.Ffree < fs.Files/20
 }
 
-// Full reports whether an error means that a disk is full or a quota used up. bbolt returns some of these errors only
-// as text.
+// Full reports whether an error means that a disk is full or a quota used up. bbolt returns some of
+// these errors only as text.
 func Full(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) ||
 		err != nil && strings.Contains(err.Error(), "file ") && strings.Contains(err.Error(), unix.ENOSPC.Error())

@@ -105,7 +105,7 @@ func tarList(out string) string {
 func (w *twin) run(commands []command, vars map[string]string) {
 	w.t.Helper()
 	for _, cmd := range commands {
-		var said [2]string
+		var printed [2]string
 		for i, c := range []*Containerd{w.tank, w.plain} {
 			other := w.plain
 			if c == w.plain {
@@ -125,10 +125,11 @@ func (w *twin) run(commands []command, vars map[string]string) {
 			if output == nil {
 				output = normal
 			}
-			said[i] = strings.ReplaceAll(output(res.Stdout), c.Dir, "DIR")
+			printed[i] = strings.ReplaceAll(output(res.Stdout), c.Dir, "DIR")
 		}
-		if said[0] != said[1] {
-			w.t.Errorf("ctr %s says with Tank\n%s\nand with overlayfs\n%s", cmd.args, clip(said[0]), clip(said[1]))
+		if printed[0] != printed[1] {
+			w.t.Errorf("ctr %s prints with Tank\n%s\nand with overlayfs\n%s",
+				cmd.args, clip(printed[0]), clip(printed[1]))
 		}
 	}
 }

@@ -78,7 +78,7 @@ func (m *committer) diff(key string) (layer ocispec.Descriptor, diffID digest.Di
 	diffID, err = digest.Parse(info.Labels["containerd.io/uncompressed"])
 	m.must(err)
 	if info.Size != layer.Size {
-		m.t.Errorf("the layer has %d bytes, its descriptor says %d", info.Size, layer.Size)
+		m.t.Errorf("the layer has %d bytes, its descriptor has %d", info.Size, layer.Size)
 	}
 	return layer, diffID
 }

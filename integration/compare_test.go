@@ -128,7 +128,7 @@ func (c *comparison) compare(i randomImage) {
 		c.tally["with links to lower layers"]++
 	}
 	var roots []Node
-	for _, way := range []struct {
+	for _, program := range []struct {
 		name string
 		tree func(randomImage) ([]Node, error)
 	}{
@@ -136,23 +136,23 @@ func (c *comparison) compare(i randomImage) {
 		{"umoci", c.unpacked},
 		{"overlayfs", func(i randomImage) ([]Node, error) { return c.mounted(c.plain, i) }},
 	} {
-		got, err := way.tree(i)
+		got, err := program.tree(i)
 		// containerd's root directory is another one than that of a rootfs
-		if err == nil && !refused && way.name != "umoci" {
+		if err == nil && !refused && program.name != "umoci" {
 			roots = append(roots, got[0])
 			got[0] = want[0]
 		}
 		switch {
-		case way.name == "tank" && err != nil && !errors.Is(err, errPull):
+		case program.name == "tank" && err != nil && !errors.Is(err, errPull):
 			c.t.Errorf("%s\tpulled, but not mounted: %v", i, err)
 		case refused && err != nil:
-			c.tally[way.name+" refuses, too"]++
+			c.tally[program.name+" refuses, too"]++
 		case err != nil:
-			c.excuse(i, way.name, difference{refuses, fmt.Sprintf("refuses what pull takes: %v", err)})
+			c.excuse(i, program.name, difference{refuses, fmt.Sprintf("refuses what pull takes: %v", err)})
 		case refused:
-			c.t.Errorf("%s\t%s takes it, and pull refuses it", i, way.name)
+			c.t.Errorf("%s\t%s takes it, and pull refuses it", i, program.name)
 		default:
-			c.differences(i, way.name, want, got)
+			c.differences(i, program.name, want, got)
 		}
 	}
 	if len(roots) == 2 {

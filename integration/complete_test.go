@@ -40,13 +40,13 @@ func TestIsolated(t *testing.T) {
 			r.Miss("")
 			appeared := k.watchStaging(t)
 			two.Pull(ref)
-			if again := unpackedAmong(appeared(), f.Image); len(again) > 0 {
-				t.Errorf("unpacked again: %v", again)
+			if unpacked := unpackedAmong(appeared(), f.Image); len(unpacked) > 0 {
+				t.Errorf("unpacked again: %v", unpacked)
 			}
-			two.greets(t, "two", ref)
+			two.checkHello(t, "two", ref)
 			two.Ctr("images", "export", e.Path("two.tar"), ref)
 			two.Snapshotter = "native"
-			two.greets(t, "two, another snapshotter", ref)
+			two.checkHello(t, "two, another snapshotter", ref)
 		})
 	}
 }

@@ -35,7 +35,7 @@ func newForConfigs(t *testing.T) *Env {
 
 // dump has containerd read a config and write all of it, and returns the file and the output of
 // containerd. The file has the content of the imports, and still lists them.
-func dump(e *Env, config string) (file, said string) {
+func dump(e *Env, config string) (file, printed string) {
 	e.t.Helper()
 	r := e.Run("containerd", "--config", config, "config", "dump")
 	mustSucceed(e.t, r)
@@ -44,7 +44,7 @@ func dump(e *Env, config string) (file, said string) {
 }
 
 // configCheck runs `config check` for a root that nobody serves, and returns the sentences, without that about nobody.
-func (k *TankRoot) configCheck(file string) (code int, said string) {
+func (k *TankRoot) configCheck(file string) (code int, printed string) {
 	k.env.t.Helper()
 	r := k.env.Run(k.bin, "config", "check", file, "--config", k.configFile(), "--root", k.Root, "--address", k.Socket)
 	var b strings.Builder
@@ -73,13 +73,13 @@ func TestDropInDump(t *testing.T) {
 			}
 			o.Import = k.DropIn()
 			config := writeFile(e, "config.toml", containerdConfig(e.Path("c"), o))
-			whole, said := dump(e, config)
-			if strings.Contains(said, "unknown key") {
-				t.Errorf("containerd does not know all of it: %s", said)
+			whole, printed := dump(e, config)
+			if strings.Contains(printed, "unknown key") {
+				t.Errorf("containerd does not know all of it: %s", printed)
 			}
 			for _, file := range []string{config, whole} {
-				if code, said := k.configCheck(file); code != 0 || said != "" {
-					t.Errorf("%s: exit code %d\n%s", file, code, said)
+				if code, printed := k.configCheck(file); code != 0 || printed != "" {
+					t.Errorf("%s: exit code %d\n%s", file, code, printed)
 				}
 			}
 		})
@@ -161,32 +161,33 @@ disabled_plugins = ["io.containerd.content.v1.content", "io.containerd.snapshott
   address = "/run/deeper.sock"
 `)
 	whole, _ := dump(e, config)
-	code, said := k.configCheck(config)
+	code, printed := k.configCheck(config)
 	// Three that need each of the files to be read in its turn.
 	for _, want := range []string{"max_concurrent_unpacks = 0", `lacks "walking" in default`,
 		`The runtime handler "kata"`, "registry.mirrors", "runtime_platforms"} {
-		if !strings.Contains(said, want) {
-			t.Errorf("nothing says %q", want)
+		if !strings.Contains(printed, want) {
+			t.Errorf("no finding contains %q", want)
 		}
 	}
-	if strings.Contains(said, "discard_unpacked_layers") || code != 1 {
-		t.Errorf("exit code %d\n%s", code, said)
+	if strings.Contains(printed, "discard_unpacked_layers") || code != 1 {
+		t.Errorf("exit code %d\n%s", code, printed)
 	}
 	// What containerd did not understand it did not write.
 	misnamed := func(line string) bool { return strings.Contains(line, "has runtime_platform, which") }
 	var understood []string
-	for line := range strings.Lines(said) {
+	for line := range strings.Lines(printed) {
 		if !misnamed(line) {
 			understood = append(understood, line)
 		}
 	}
-	if _, again := k.configCheck(whole); strings.Join(understood, "") != again {
-		t.Errorf("of the files:\n%s\nof what containerd makes of them:\n%s", said, again)
+	if _, merged := k.configCheck(whole); strings.Join(understood, "") != merged {
+		t.Errorf("of the files:\n%s\nof what containerd makes of them:\n%s", printed, merged)
 	}
 	k.Config = "containerd_address = \"/run/first.sock\"\n"
 	for _, file := range []string{config, whole} {
-		if _, said := k.configCheck(file); !strings.Contains(said, "This containerd listens on /run/deeper.sock") {
-			t.Errorf("%s: %s", file, said)
+		_, printed := k.configCheck(file)
+		if !strings.Contains(printed, "This containerd listens on /run/deeper.sock") {
+			t.Errorf("%s: %s", file, printed)
 		}
 	}
 }
@@ -199,53 +200,53 @@ func TestCheckIsRight(t *testing.T) {
 	}
 	add := func(text string) func(string) string { return func(s string) string { return s + text } }
 	for _, tc := range []struct {
-		name   string
-		dropIn func(string) string
-		says   string // config check; "" for nothing
-		ends   string // what containerd says at its end, if it ends
-		plugin string // the plugin that is not loaded, if it goes on
-		warns  string // what containerd logs, if all is loaded
+		name    string
+		dropIn  func(string) string
+		finding string // config check; "" for nothing
+		ends    string // in the error with which containerd ends, if it ends
+		plugin  string // the plugin that is not loaded, if it goes on
+		warns   string // what containerd logs, if all is loaded
 	}{
 		{name: "unknown type", dropIn: add("[proxy_plugins.x]\n  type = \"snapshotter\"\n  address = \"/x\"\n"),
-			says: "it panics", ends: "panic: plugin: no type"},
+			finding: "it panics", ends: "panic: plugin: no type"},
 		{name: "name of a built-in", dropIn: add("[proxy_plugins.overlayfs]\n  type = \"snapshot\"\n  address = " +
-			"\"/x\"\n"), says: "panics at its start", ends: "panic: io.containerd.snapshotter.v1.overlayfs"},
+			"\"/x\"\n"), finding: "panics at its start", ends: "panic: io.containerd.snapshotter.v1.overlayfs"},
 		{name: "name of a disabled built-in", dropIn: func(s string) string {
 			return replace("v1.content\"]", "v1.content\", \"io.containerd.snapshotter.v1.native\"]")(s) +
 				"[proxy_plugins.native]\n  type = \"snapshot\"\n  address = \"/x\"\n"
-		}, says: "even if that is disabled", ends: "panic: io.containerd.snapshotter.v1.native"},
+		}, finding: "even if that is disabled", ends: "panic: io.containerd.snapshotter.v1.native"},
 		{name: "annotations a bool", dropIn: replace(`annotations = "true"`, `annotations = true`),
-			says: "containerd does not start", ends: "failed to unmarshal TOML"},
+			finding: "containerd does not start", ends: "failed to unmarshal TOML"},
 		{name: "an import that is not there", dropIn: replace("version = 3", "version = 3\nimports = "+
-			"[\"none.toml\"]"), says: "containerd does not start", ends: "no such file"},
+			"[\"none.toml\"]"), finding: "containerd does not start", ends: "no such file"},
 		{name: "a plugin's old name", dropIn: replace("disabled_plugins = [", "disabled_plugins = [\"cri\", "),
-			says: "containerd does not start", ends: "invalid disabled plugin URI"},
-		{name: "a newer version", dropIn: replace("version = 3", "version = 5"), says: "it does not start",
+			finding: "containerd does not start", ends: "invalid disabled plugin URI"},
+		{name: "a newer version", dropIn: replace("version = 3", "version = 5"), finding: "it does not start",
 			ends: "expected containerd config version"},
-		{name: "a word for a number", dropIn: replace("unpacks = 4", `unpacks = "four"`), says: "which does not start",
-			ends: "toml"},
+		{name: "a word for a number", dropIn: replace("unpacks = 4", `unpacks = "four"`),
+			finding: "which does not start", ends: "toml"},
 		{name: "two content stores", dropIn: replace("disabled_plugins", "#"),
-			says:   "Add \"io.containerd.content.v1.content\" to disabled_plugins",
-			plugin: "io.containerd.metadata.v1 bolt"},
+			finding: "Add \"io.containerd.content.v1.content\" to disabled_plugins",
+			plugin:  "io.containerd.metadata.v1 bolt"},
 		{name: "no content store", dropIn: replace("type = \"content\"", "type = \"sandbox\""),
-			says: "no proxy takes its place", plugin: "io.containerd.metadata.v1 bolt"},
+			finding: "no proxy takes its place", plugin: "io.containerd.metadata.v1 bolt"},
 		{name: "unknown snapshotter",
 			dropIn: replace("    optional = true", "  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n "+
 				"   platform = \"linux\"\n    snapshotter = \"stargz\"\n"),
-			says: "the transfer service is not loaded", plugin: "io.containerd.transfer.v1 local"},
+			finding: "the transfer service is not loaded", plugin: "io.containerd.transfer.v1 local"},
 		{name: "unknown differ", dropIn: replace("differ = \"walking\"\n    optional = true", "differ = \"walker\""),
-			says:   "the transfer service is not loaded",
-			plugin: "io.containerd.transfer.v1 local"},
+			finding: "the transfer service is not loaded",
+			plugin:  "io.containerd.transfer.v1 local"},
 		{name: "unknown default differ", dropIn: replace(`"walking"]`, `"walking", "nydus"]`),
-			says: "the service is not loaded", plugin: "io.containerd.service.v1 diff-service"},
+			finding: "the service is not loaded", plugin: "io.containerd.service.v1 diff-service"},
 		{name: "CRI without a snapshotter",
-			dropIn: replace(images+"\n  snapshotter = \"tank\"", images+"\n  snapshotter = \"tnak\""),
-			says:   "CRI is not loaded",
-			plugin: "io.containerd.cri.v1 images"},
+			dropIn:  replace(images+"\n  snapshotter = \"tank\"", images+"\n  snapshotter = \"tnak\""),
+			finding: "CRI is not loaded",
+			plugin:  "io.containerd.cri.v1 images"},
 		{name: "CRI's downloads", dropIn: replace(images, images+"\n  max_concurrent_downloads = 10"),
-			says: "CRI then pulls without", warns: "Falling back to local image pull"},
+			finding: "CRI then pulls without", warns: "Falling back to local image pull"},
 		{name: "annotations from CRI", dropIn: replace(images, images+"\n  disable_snapshot_annotations = false"),
-			says: "CRI then pulls without", warns: "Falling back to local image pull"},
+			finding: "CRI then pulls without", warns: "Falling back to local image pull"},
 		{name: "downloads in their place", dropIn: replace(transfer, transfer+"\n  max_concurrent_downloads = 10")},
 		{name: "without overlayfs",
 			dropIn: replace("v1.content\"]", "v1.content\", \"io.containerd.snapshotter.v1.overlayfs\"]")},
@@ -268,9 +269,9 @@ func TestCheckIsRight(t *testing.T) {
 			}
 			writeFile(e, filepath.Base(o.Import), spoilt)
 			config := writeFile(e, "c/config.toml", containerdConfig(e.Path("c"), o))
-			code, said := k.configCheck(config)
-			if (code != 0) != (tc.says != "") || !strings.Contains(said, tc.says) {
-				t.Errorf("config check: exit code %d\n%s", code, said)
+			code, printed := k.configCheck(config)
+			if (code != 0) != (tc.finding != "") || !strings.Contains(printed, tc.finding) {
+				t.Errorf("config check: exit code %d\n%s", code, printed)
 			}
 			p := e.Start("containerd", "containerd", "--config", config, "--log-level", "warn")
 			if tc.ends != "" {
@@ -298,7 +299,7 @@ func TestCheckIsRight(t *testing.T) {
 			case tc.plugin == "" && len(failed) > 0:
 				t.Errorf("not loaded: %q\n%s", failed, clip(log))
 			case !strings.Contains(log, tc.warns):
-				t.Errorf("nothing says %q\n%s", tc.warns, clip(log))
+				t.Errorf("no log entry contains %q\n%s", tc.warns, clip(log))
 			}
 		})
 	}

@@ -28,11 +28,11 @@ func (k *TankRoot) bounded() {
 
 // twoContainerds is a node on which containerds come and go.
 type twoContainerds struct {
-	t   *testing.T
-	e   *Env
-	k   *TankRoot
-	c   *Containerd // the one whose database changes
-	own string      // the reference of the image that it runs
+	t     *testing.T
+	e     *Env
+	k     *TankRoot
+	c     *Containerd // the one whose database changes
+	image string      // the reference of the image that it runs
 	// kept is a stopped container with a file that it wrote.
 	kept string
 }
@@ -69,7 +69,7 @@ func (n *twoContainerds) collects(c *Containerd) {
 func (n *twoContainerds) works(when string) {
 	n.t.Helper()
 	for range 2 { // also after a collection
-		if got := n.c.Run(n.own, n.e.Name("again")); got != helloText {
+		if got := n.c.Run(n.image, n.e.Name("again")); got != helloText {
 			n.t.Errorf("%s: printed %q", when, got)
 		}
 		mounts := n.c.Ctr("snapshots", "--snapshotter", "tank", "mounts", "/nowhere", n.kept)
@@ -106,9 +106,9 @@ func TestContainerds(t *testing.T) {
 				Import: k.DropIn()}
 			k.Serve()
 			n := &twoContainerds{t: t, e: e, k: k, c: e.NewContainerd(o), kept: e.Name("kept")}
-			n.own = TestRegistry + "/" + OwnFixture(t).Name
-			n.c.Pull(n.own)
-			n.c.Ctr(n.c.runArgs(nil, n.own, n.kept, "/usr/bin/hello", "write", "/kept", "kept")...)
+			n.image = TestRegistry + "/" + OwnFixture(t).Name
+			n.c.Pull(n.image)
+			n.c.Ctr(n.c.runArgs(nil, n.image, n.kept, "/usr/bin/hello", "write", "/kept", "kept")...)
 			n.works("at first")
 
 			o.Name = "d"
@@ -126,8 +126,8 @@ func TestContainerds(t *testing.T) {
 // beside: two containerds that run at once do not see each other's things.
 func (n *twoContainerds) beside(other *Containerd) {
 	n.collects(other)
-	other.Pull(n.own)
-	other.RemoveImage(n.own)
+	other.Pull(n.image)
+	other.RemoveImage(n.image)
 	if list := other.Ctr("content", "ls", "-q"); list != "" {
 		n.t.Errorf("the other containerd has blobs: %s", list)
 	}
@@ -144,8 +144,8 @@ func (n *twoContainerds) emptyOnce() {
 	n.c.Stop()
 	n.withRoot(filepath.Join(n.c.Dir, "empty"))
 	n.collects(n.c)
-	n.c.Pull(n.own)
-	n.c.RemoveImage(n.own)
+	n.c.Pull(n.image)
+	n.c.RemoveImage(n.image)
 	n.c.Stop()
 	n.withRoot(filepath.Join(n.c.Dir, "root"))
 	n.works("with its root again")
@@ -201,8 +201,8 @@ func (n *twoContainerds) wiped() {
 		n.t.Fatal(err)
 	}
 	n.c.Start()
-	n.c.Pull(n.own)
-	if got := n.c.Run(n.own, n.e.Name("new")); got != helloText {
+	n.c.Pull(n.image)
+	if got := n.c.Run(n.image, n.e.Name("new")); got != helloText {
 		n.t.Errorf("after the root was wiped: printed %q", got)
 	}
 	former := n.k.holders()["containerd"]
@@ -221,7 +221,7 @@ func (n *twoContainerds) wiped() {
 	if left := n.k.holders(); len(left) != 1 {
 		n.t.Errorf("holders: %+v", left)
 	}
-	if got := n.c.Run(n.own, n.e.Name("new")); got != helloText {
+	if got := n.c.Run(n.image, n.e.Name("new")); got != helloText {
 		n.t.Errorf("after the release: printed %q", got)
 	}
 }

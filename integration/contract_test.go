@@ -276,7 +276,7 @@ func runFailure(t *testing.T, k *TankRoot, faulty *Faulty, f Fixture, images map
 	}
 	for line := range strings.Lines(res.Stderr) {
 		if bareClass.MatchString(line) {
-			t.Errorf("a line that says nothing: %q: %s", line, res)
+			t.Errorf("a line without information: %q: %s", line, res)
 		}
 	}
 	for _, name := range row.names {
@@ -318,7 +318,7 @@ func TestWhatToDo(t *testing.T) {
 			faulty.Answer(nil)
 			_, after, _ := strings.Cut(res.Stderr, "tank-snapshotter: ")
 			if lines := strings.Split(strings.TrimSpace(after), "\n"); res.Code != row.code || len(lines) < 2 {
-				t.Errorf("want exit %d and a line that says what to do: %s", row.code, res)
+				t.Errorf("want exit %d and a line with advice: %s", row.code, res)
 			}
 		})
 	}

@@ -13,7 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestDocs does what a document tells a new user to do, line by line, on what looks like a fresh node:
+// TestDocs runs the commands that a document gives to a new user, line by line, on a simulated fresh node:
 // each command has to succeed, and to print what the document shows (… stands for anything). A file's
 // content in a block that begins with its name is written there.
 func TestDocs(t *testing.T) {
@@ -171,7 +171,7 @@ func docScript(e *Env, r *Registry, repository string, steps []step) string {
 	line("mkdir -p /opt/shims /etc/containerd/certs.d/docker.io")
 	line("cat >/etc/containerd/certs.d/docker.io/hosts.toml <<'END'\n%sEND", hosts)
 	line("cp %s /opt/shims/systemctl", filepath.Join(moduleDir(), "testdata/docs/systemctl"))
-	// ctr reads no configuration and has to be told where mirrors are.
+	// ctr reads no configuration, so it needs a flag for the mirrors.
 	line("cat >/opt/shims/ctr <<'END'\n#!/bin/bash\nif [ \"${1-} ${2-}\" = 'images pull' ]; then\n"+
 		"\texec %[1]s/ctr images pull --hosts-dir /etc/containerd/certs.d \"${@:3}\" 2>/dev/null\nfi\nexec "+
 		"%[1]s/ctr \"$@\" 2> >(grep -v 'cgroup v1' >&2)\nEND", e.Bin)

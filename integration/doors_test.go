@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestDoors shows what README says each door sees of the other's images.
+// TestDoors: commands and containerd see of each other's images what README promises.
 func TestDoors(t *testing.T) {
 	for name, s := range map[string]Setup{"full": {}, "second": {WithoutContent: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -39,8 +39,8 @@ func TestDoors(t *testing.T) {
 			}
 			c.Pull(ref)
 			downloads("containerd's pull", s.WithoutContent)
-			if again := unpackedAmong(appeared(), f.Image); len(again) > 0 {
-				t.Errorf("unpacked again: %v", again)
+			if unpacked := unpackedAmong(appeared(), f.Image); len(unpacked) > 0 {
+				t.Errorf("unpacked again: %v", unpacked)
 			}
 		})
 	}

@@ -19,7 +19,7 @@ func TestWhileDown(t *testing.T) {
 	r.PushPause()
 	ref, moreRef := TestRegistry+"/test/here:1", TestRegistry+"/test/more:1"
 	c.Pull(ref)
-	h := c.startHerd(t, 2, ref, "/etc/one")
+	h := c.startContainers(t, 2, ref, "/etc/one")
 	cri := c.CRI()
 	cri.Pull(ref)
 	k.Daemon().Kill9()
@@ -46,8 +46,8 @@ func TestWhileDown(t *testing.T) {
 	// containerd takes a content store that is unavailable for a blob that somebody else writes, and
 	// tries again until it is there.
 	pull, given := c.StartPull(moreRef), c.StartPull(ref)
-	h.lives(t, "without the daemon")
-	h.sees(t, "without the daemon")
+	h.checkAlive(t, "without the daemon")
+	h.checkTasks(t, "without the daemon")
 	given.Stop()
 	if !pull.Running() {
 		t.Errorf("the pull does not wait for the daemon: %s", tail(pull.Log, 4000))
@@ -99,7 +99,7 @@ func TestBootOrder(t *testing.T) {
 			c.Pull(ref)
 			r.Stop() // later boots have no network
 		}
-		c.greets(t, boot.name, ref)
+		c.checkHello(t, boot.name, ref)
 		if out := c.Ctr("images", "check", "--snapshotter", "tank", "name=="+ref); !strings.Contains(out, "complete") ||
 			!strings.Contains(out, "true") {
 			t.Errorf("%s: %s", boot.name, out)

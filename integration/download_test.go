@@ -40,14 +40,14 @@ func TestDownloadDivided(t *testing.T) {
 	ref := r.Ref("test/one:1")
 	layer := img.Layers[0]
 	const rate = 4 << 20
-	alone := time.Duration(layer.Size) * time.Second / rate
+	oneConnection := time.Duration(layer.Size) * time.Second / rate
 	k := e.NewTank()
 	r.SetRate(rate)
 	r.ResetLog()
 	start := time.Now()
 	k.Pull(ref)
-	if took := time.Since(start); took > alone*2/3 {
-		t.Errorf("%v, and one connection needs %v", took, alone)
+	if took := time.Since(start); took > oneConnection*2/3 {
+		t.Errorf("%v, and one connection needs %v", took, oneConnection)
 	}
 	if n := rangesOf(r); n < 2 {
 		t.Errorf("%d ranges", n)

@@ -69,24 +69,24 @@ func TestEncrypted(t *testing.T) {
 			r.PushBuilt(secret, "test/secret:1")
 			ref := TestRegistry + "/test/secret:1"
 			config := filepath.Join(c.Dir, "config.toml")
-			if code, said := k.configCheck(config); !s.Sequential && code != 0 || !s.OwnProcessors &&
-				!strings.Contains(said, "Tank runs the stream processor \"toy\"") {
-				t.Errorf("config check: exit code %d\n%s", code, said)
+			if code, printed := k.configCheck(config); !s.Sequential && code != 0 || !s.OwnProcessors &&
+				!strings.Contains(printed, "Tank runs the stream processor \"toy\"") {
+				t.Errorf("config check: exit code %d\n%s", code, printed)
 			}
 
 			c.Pull(ref)
 			dir := c.Mount(ref)
 			CheckTree(t, "ctr images mount", tree, dir)
 			c.Unmount(dir)
-			c.greets(t, "after the pull", ref)
+			c.checkHello(t, "after the pull", ref)
 
 			local := c.in(e.Name("local"))
 			appeared := k.watchStaging(t)
 			local.Ctr(append(local.pullArgs(ref), "--local")...)
-			if again := unpackedAmong(appeared(), secret.Image); len(again) > 0 {
-				t.Errorf("unpacked again: %v", again)
+			if unpacked := unpackedAmong(appeared(), secret.Image); len(unpacked) > 0 {
+				t.Errorf("unpacked again: %v", unpacked)
 			}
-			local.greets(t, "after a pull by the client", ref)
+			local.checkHello(t, "after a pull by the client", ref)
 
 			if err := os.Remove(key); err != nil {
 				t.Fatal(err)

@@ -50,7 +50,7 @@ func NewFaulty(t testing.TB, r *Registry) *Faulty {
 	return f
 }
 
-// Answer sets what answers first; it says whether it did. nil: nothing.
+// Answer sets a function that answers a request before the proxy does. It reports whether it did. nil: none.
 func (f *Faulty) Answer(answer func(http.ResponseWriter, *http.Request) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -85,7 +85,7 @@ func builtFixture(t testing.TB, ref string, layers [][]Entry, err error) Fixture
 	return f
 }
 
-// PauseRef is what containerd is told to take as a pod's sandbox image.
+// PauseRef is the sandbox image of pods in the configuration of containerd.
 const PauseRef = TestRegistry + "/test/pause:1"
 
 // PushPause puts the pause image into the registry.

@@ -163,7 +163,7 @@ func tail(name string, limit int64) []byte {
 	return b
 }
 
-// Eventually polls cond until it is true; after limit it fails the test with what says.
+// Eventually polls cond until it returns true. After limit it fails the test with the text what.
 func Eventually(t testing.TB, limit time.Duration, what string, cond func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(limit)

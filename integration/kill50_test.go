@@ -11,20 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// herd is a number of running containers of one image. Each adds lines to a file of its own and keeps reading files of
-// the image.
-type herd struct {
+// containerSet is a number of running containers of one image. Each container appends lines to its own file and reads
+// files of the image again and again.
+type containerSet struct {
 	c    *Containerd
 	pids map[string]int // by id
 }
 
-// startHerd starts n containers, a few at a time.
-func (c *Containerd) startHerd(t *testing.T, n int, ref string, reads ...string) *herd {
+// startContainers starts n containers, four at a time.
+func (c *Containerd) startContainers(t *testing.T, n int, ref string, reads ...string) *containerSet {
 	t.Helper()
-	h := &herd{c, map[string]int{}}
+	s := &containerSet{c, map[string]int{}}
 	ids := make(chan string, n)
 	for i := range n {
-		ids <- fmt.Sprintf("%s-%02d", c.env.Name("herd"), i)
+		ids <- fmt.Sprintf("%s-%02d", c.env.Name("many"), i)
 	}
 	close(ids)
 	var starters sync.WaitGroup
@@ -39,14 +39,14 @@ func (c *Containerd) startHerd(t *testing.T, n int, ref string, reads ...string)
 		})
 	}
 	starters.Wait()
-	h.pids = c.tasks()
-	if len(h.pids) != n {
-		t.Fatalf("%d of %d containers run", len(h.pids), n)
+	s.pids = c.tasks()
+	if len(s.pids) != n {
+		t.Fatalf("%d of %d containers run", len(s.pids), n)
 	}
-	return h
+	return s
 }
 
-// tasks are the pids of the running tasks by container.
+// tasks returns the process IDs of the running tasks, by container.
 func (c *Containerd) tasks() map[string]int {
 	c.env.t.Helper()
 	pids := map[string]int{}
@@ -61,10 +61,10 @@ func (c *Containerd) tasks() map[string]int {
 	return pids
 }
 
-// counts is how many lines each container wrote into its own file, -1 when that is not there.
-func (h *herd) counts() map[string]int {
+// counts returns the number of lines that each container has written, -1 if its file does not exist.
+func (s *containerSet) counts() map[string]int {
 	counts := map[string]int{}
-	for id, pid := range h.pids {
+	for id, pid := range s.pids {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/tmp/%s", pid, id))
 		if counts[id] = strings.Count(string(b), "\n"); err != nil {
 			counts[id] = -1
@@ -73,13 +73,13 @@ func (h *herd) counts() map[string]int {
 	return counts
 }
 
-// lives waits until each container has read its files once more and written another line.
-func (h *herd) lives(t *testing.T, when string) {
+// checkAlive waits until each container has read its files again and written another line.
+func (s *containerSet) checkAlive(t *testing.T, when string) {
 	t.Helper()
-	before := h.counts()
+	before := s.counts()
 	stuck := map[string]int{}
 	deadline := time.Now().Add(20 * time.Second)
-	for now := before; time.Now().Before(deadline); now = h.counts() {
+	for now := before; time.Now().Before(deadline); now = s.counts() {
 		stuck = map[string]int{}
 		for id, n := range now {
 			if n < max(before[id], 0)+2 {
@@ -91,32 +91,32 @@ func (h *herd) lives(t *testing.T, when string) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	t.Fatalf("%s: %d containers do not go on: %v", when, len(stuck), stuck)
+	t.Fatalf("%s: %d containers write nothing: %v", when, len(stuck), stuck)
 }
 
-// sees compares containerd's tasks with the running processes.
-func (h *herd) sees(t *testing.T, when string) {
+// checkTasks compares containerd's tasks with the running processes.
+func (s *containerSet) checkTasks(t *testing.T, when string) {
 	t.Helper()
-	tasks := h.c.tasks()
-	for id, pid := range h.pids {
+	tasks := s.c.tasks()
+	for id, pid := range s.pids {
 		if tasks[id] != pid {
-			t.Errorf("%s: containerd says that %s is process %d, which is %d", when, id, tasks[id], pid)
+			t.Errorf("%s: in containerd, %s is process %d; it is %d", when, id, tasks[id], pid)
 		}
 	}
 }
 
 // remove ends the containers and removes them with their snapshots.
-func (h *herd) remove(t *testing.T) {
+func (s *containerSet) remove(t *testing.T) {
 	t.Helper()
 	var ids []string
-	for id := range h.pids {
+	for id := range s.pids {
 		ids = append(ids, id)
 	}
-	h.c.Ctr(append([]string{"tasks", "rm", "--force"}, ids...)...)
-	h.c.Ctr(append([]string{"containers", "rm"}, ids...)...)
-	for id, pid := range h.pids {
+	s.c.Ctr(append([]string{"tasks", "rm", "--force"}, ids...)...)
+	s.c.Ctr(append([]string{"containers", "rm"}, ids...)...)
+	for id, pid := range s.pids {
 		if err := unix.Kill(pid, 0); err == nil {
-			t.Errorf("%s: process %d is left", id, pid)
+			t.Errorf("%s: process %d still runs", id, pid)
 		}
 	}
 }
@@ -169,12 +169,12 @@ func TestKillUnderContainers(t *testing.T) {
 	k, c, r := e.NewNode()
 	img, _ := smallImage(t, []Entry{file("etc/one", 0o644, noise(1, 3000))},
 		[]Entry{file("etc/two", 0o644, noise(2, 3000))})
-	r.PushBuilt(img, "test/herd:1")
-	ref := TestRegistry + "/test/herd:1"
+	r.PushBuilt(img, "test/many:1")
+	ref := TestRegistry + "/test/many:1"
 	c.Pull(ref)
 	begin := time.Now()
-	h := c.startHerd(t, 50, ref, "/etc/one", "/etc/two", "/usr/bin/hello")
-	h.lives(t, "at first")
+	h := c.startContainers(t, 50, ref, "/etc/one", "/etc/two", "/usr/bin/hello")
+	h.checkAlive(t, "at first")
 	t.Logf("50 containers started in %v", time.Since(begin))
 
 	for i, order := range killOrders {
@@ -188,7 +188,7 @@ func TestKillUnderContainers(t *testing.T) {
 		pulls := []*Process{c.StartPull(TestRegistry + "/" + name), k.StartPull(r.Ref(name))}
 		Eventually(t, 30*time.Second, "a part of the image is sent", func() bool { return r.Sent() > 200<<10 })
 		order.kill(k, c)
-		h.lives(t, order.name+": killed")
+		h.checkAlive(t, order.name+": killed")
 		r.Stop()
 		r.SetRate(0)
 		order.revive(k, c)
@@ -198,9 +198,9 @@ func TestKillUnderContainers(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		h.lives(t, order.name+": back without network")
-		h.sees(t, order.name+": back without network")
-		c.greets(t, order.name+": back without network", ref)
+		h.checkAlive(t, order.name+": back without network")
+		h.checkTasks(t, order.name+": back without network")
+		c.checkHello(t, order.name+": back without network", ref)
 		k.MustRun("images")
 		r.Restart()
 		c.Pull(TestRegistry + "/" + name)
@@ -213,7 +213,7 @@ func TestKillUnderContainers(t *testing.T) {
 		c.RemoveImage(TestRegistry + "/" + name)
 		t.Logf("%s: %v", order.name, time.Since(begin))
 	}
-	h.lives(t, "at last")
+	h.checkAlive(t, "at last")
 	h.remove(t)
 	// of killed pulls: containerd would keep them for a day
 	for _, lease := range strings.Fields(c.Ctr("leases", "ls", "-q")) {

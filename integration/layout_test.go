@@ -178,8 +178,8 @@ func layoutMoved(root string, err error) bool {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
-	_, again := readLayout(root)
-	return again == nil
+	_, err = readLayout(root)
+	return err == nil
 }
 
 // TestLayoutIsMadeAgain: the next command repairs what a kill between the record of an image and index.json left.

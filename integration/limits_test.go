@@ -84,8 +84,8 @@ func TestFewDescriptors(t *testing.T) {
 		k := e.NewTank()
 		k.Serve()
 		k.Pull(r.Ref("test/many0:1")) // whatever is opened once is open
-		few := uint64(k.Daemon().descriptors(t) + 12)
-		k.Daemon().setDescriptors(t, few)
+		limit := uint64(k.Daemon().descriptors(t) + 12)
+		k.Daemon().setDescriptors(t, limit)
 		began := time.Now()
 		for i := 1; i < 4; i++ {
 			k.Run("images")

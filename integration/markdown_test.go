@@ -27,7 +27,7 @@ func TestWrapMarkdown(t *testing.T) {
 	}
 }
 
-// TestCompatibilityText compares what docs/compatibility.md says with what make matrix would write, but for the cells.
+// TestCompatibilityText compares docs/compatibility.md, except the cells, with the text that make matrix writes.
 func TestCompatibilityText(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(moduleDir(), "..", "docs", "compatibility.md"))
 	if err != nil {

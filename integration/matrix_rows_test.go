@@ -231,8 +231,8 @@ func rowPullShared(n *matrixNode) {
 		}
 	}
 	below := Image{DiffIDs: more.Image.DiffIDs[:top]}
-	if again := unpackedAmong(appeared(), below); len(again) > 0 {
-		n.Errorf("unpacked again: %v", again)
+	if unpacked := unpackedAmong(appeared(), below); len(unpacked) > 0 {
+		n.Errorf("unpacked again: %v", unpacked)
 	}
 	checkSameInodes(n, before, n.k.LayerInodes(n))
 	n.checkMount("ctr images mount", more.Tree, ref)
@@ -271,8 +271,8 @@ func rowPullReordered(n *matrixNode) {
 	if gets := n.layerGets(img.Image); len(gets) > 0 {
 		n.Errorf("fetched again: %+v", gets)
 	}
-	if again := unpackedAmong(appeared(), img.Image); len(again) > 0 {
-		n.Errorf("unpacked again: %v", again)
+	if unpacked := unpackedAmong(appeared(), img.Image); len(unpacked) > 0 {
+		n.Errorf("unpacked again: %v", unpacked)
 	}
 	n.checkMount("ctr images mount", want, ref)
 }
@@ -286,8 +286,8 @@ func rowPullAfterCLI(n *matrixNode) {
 	if gets := n.r.BlobGets(); len(gets) > 0 && !n.col.setup.WithoutContent {
 		n.Errorf("fetched again: %+v", gets)
 	}
-	if again := unpackedAmong(appeared(), n.f.Image); len(again) > 0 {
-		n.Errorf("unpacked again: %v", again)
+	if unpacked := unpackedAmong(appeared(), n.f.Image); len(unpacked) > 0 {
+		n.Errorf("unpacked again: %v", unpacked)
 	}
 	n.checkComplete(n.ref)
 	n.checkMount("ctr images mount", n.f.Tree, n.ref)
@@ -336,8 +336,8 @@ func (n *matrixNode) pullKnown(check func(layerGets []Request)) {
 	appeared := n.k.watchStaging(n)
 	n.r.ResetLog()
 	other.Pull(n.ref)
-	if again := unpackedAmong(appeared(), n.f.Image); len(again) > 0 {
-		n.Errorf("unpacked again: %v", again)
+	if unpacked := unpackedAmong(appeared(), n.f.Image); len(unpacked) > 0 {
+		n.Errorf("unpacked again: %v", unpacked)
 	}
 	n.c = &other
 	check(n.layerGets(n.f.Image))

@@ -44,13 +44,13 @@ func TestMigration(t *testing.T) {
 		img, _ := smallImage(t, []Entry{file("etc/one", 0o644, text)})
 		r.PushBuilt(img, "test/"+name)
 	}
-	turn := func(when, ref string, to ContainerdOptions) *herd {
+	turn := func(when, ref string, to ContainerdOptions) *containerSet {
 		t.Helper()
 		c.Pull(ref)
-		h := c.startHerd(t, 2, ref, "/etc/one")
+		h := c.startContainers(t, 2, ref, "/etc/one")
 		c.reconfigure(to)
-		h.lives(t, when)
-		h.sees(t, when)
+		h.checkAlive(t, when)
+		h.checkTasks(t, when)
 		if out := c.Ctr("images", "ls", "-q"); !strings.Contains(out, ref) {
 			t.Errorf("%s: images: %q", when, out)
 		}
@@ -58,7 +58,7 @@ func TestMigration(t *testing.T) {
 		c.fails(t, when, "not found", c.pullArgs(ref)...) // its records say that the blobs are here
 		c.Ctr("images", "rm", "--sync", ref)
 		c.Pull(ref)
-		c.greets(t, when, ref)
+		c.checkHello(t, when, ref)
 		return h
 	}
 	turn("to Tank", TestRegistry+"/test/of-overlayfs:1", with).remove(t)

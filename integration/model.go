@@ -11,7 +11,7 @@ import (
 )
 
 // model is what a list of layers must look like: a map from path to node, to which the tars are applied
-// one after another as the OCI image specification's layer.md says, and with these rules where it
+// one after another by the rules of layer.md in the OCI image specification, and by these rules where that
 // leaves a choice:
 //
 //   - a directory that a layer only implies keeps what it was, times included; where there was none, it

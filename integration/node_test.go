@@ -61,8 +61,8 @@ func (k *TankRoot) kept(t testing.TB, when string, blobs map[digest.Digest]uint6
 	}
 }
 
-// greets runs a container of the image.
-func (c *Containerd) greets(t testing.TB, when, ref string) {
+// checkHello runs a container of the image and checks what it prints.
+func (c *Containerd) checkHello(t testing.TB, when, ref string) {
 	t.Helper()
 	if got := c.Run(ref, c.env.Name("hello")); got != helloText {
 		t.Errorf("%s: the container printed %q", when, got)
@@ -118,8 +118,8 @@ func TestCollector(t *testing.T) {
 		if got := k.blobInodes(t); len(got) != len(blobs) {
 			t.Errorf("%s: %d blobs are here, and %d are the image's", step.name, len(got), len(blobs))
 		}
-		if again := k.Pull(cli, "--offline"); again != root {
-			t.Errorf("%s: pull --offline gives %s, not %s", step.name, again, root)
+		if offline := k.Pull(cli, "--offline"); offline != root {
+			t.Errorf("%s: pull --offline gives %s, not %s", step.name, offline, root)
 		}
 		if out := c.Ctr("content", "ls", "-q"); out != "" {
 			t.Errorf("%s: containerd still lists %q", step.name, out)
@@ -132,11 +132,11 @@ func TestCollector(t *testing.T) {
 	if gets := r.BlobGets(); len(gets) > 0 {
 		t.Errorf("containerd fetched blobs again: %+v", gets)
 	}
-	if again := unpackedAmong(appeared(), img.Image); len(again) > 0 {
-		t.Errorf("unpacked again: %v", again)
+	if offline := unpackedAmong(appeared(), img.Image); len(offline) > 0 {
+		t.Errorf("unpacked again: %v", offline)
 	}
 	k.kept(t, "adopted", blobs, layers)
-	c.greets(t, "adopted", ref)
+	c.checkHello(t, "adopted", ref)
 }
 
 // TestNamespaces: two namespaces and the CLI share one copy of an image's blobs and layers, whatever
@@ -159,9 +159,9 @@ func TestNamespaces(t *testing.T) {
 			cli, ref := r.Ref("test/both:1"), TestRegistry+"/test/both:1"
 
 			a.Pull(ref)
-			a.greets(t, "first", ref)
+			a.checkHello(t, "first", ref)
 			blobs, layers := k.blobInodes(t), k.LayerInodes(t)
-			again := func(when string, pull func(), fetched bool) {
+			offline := func(when string, pull func(), fetched bool) {
 				t.Helper()
 				appeared := k.watchStaging(t)
 				r.ResetLog()
@@ -178,8 +178,8 @@ func TestNamespaces(t *testing.T) {
 				}
 			}
 			all := map[string]func(){ // who still has it runs it
-				"namespace a": func() { a.greets(t, "namespace a", ref) },
-				"namespace b": func() { b.greets(t, "namespace b", ref) },
+				"namespace a": func() { a.checkHello(t, "namespace a", ref) },
+				"namespace b": func() { b.checkHello(t, "namespace b", ref) },
 				"the CLI": func() {
 					CheckTree(t, "the CLI's", tree, k.Pull(cli, "--offline"))
 				},
@@ -194,11 +194,11 @@ func TestNamespaces(t *testing.T) {
 				}
 			}
 			// an isolated namespace has to prove that it may have the blobs
-			again("namespace b", func() { b.Pull(ref) }, policy == "isolated")
+			offline("namespace b", func() { b.Pull(ref) }, policy == "isolated")
 			all["namespace b"]()
-			again("the CLI", func() { k.Pull(cli) }, false)
+			offline("the CLI", func() { k.Pull(cli) }, false)
 			remove("namespace a", func() { a.RemoveImage(ref) }, "namespace b", "the CLI")
-			again("namespace a", func() { a.Pull(ref) }, policy == "isolated")
+			offline("namespace a", func() { a.Pull(ref) }, policy == "isolated")
 			remove("the CLI", func() { k.MustRun("rm", cli) }, "namespace a", "namespace b")
 			remove("namespace b", func() { b.RemoveImage(ref) }, "namespace a")
 			if out := b.Ctr("content", "ls", "-q"); out != "" {

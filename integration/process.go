@@ -120,7 +120,7 @@ func (p *Process) Wait(limit time.Duration) (int, error) {
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Running says whether the process has not ended.
+// Running reports whether the process still runs.
 func (p *Process) Running() bool {
 	select {
 	case <-p.done:

@@ -75,7 +75,7 @@ func TestRegistryAuth(t *testing.T) {
 				t.Fatalf("want exit %d: %s", row.code, result)
 			}
 			if strings.Contains(result.Stderr+result.Stdout, alicePassword) {
-				t.Errorf("the password is told: %s", result)
+				t.Errorf("the output contains the password: %s", result)
 			}
 			if out := r.tokens.passwords.Load() > 0; out != row.passwordOut {
 				t.Errorf("password at the token server: %v", out)

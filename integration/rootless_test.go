@@ -319,7 +319,7 @@ func TestRootlessAlone(t *testing.T) {
 	}
 }
 
-// checkRefusedToRoot shows that the machine's root is told whose root it is.
+// checkRefusedToRoot: Tank refuses the root to the machine's root user, and the error names the owner.
 func checkRefusedToRoot(t *testing.T, k *TankRoot, n *Namespace) {
 	t.Helper()
 	bin, err := Tank()

@@ -343,7 +343,7 @@ func TestPullProgress(t *testing.T) {
 			img := rawImage(t, gzipLayer(t, file("noise", 0o644, random(1, 5<<20))))
 			r.PushBuilt(img, "test/big:1")
 			layer := img.Layers[0]
-			shown := func() string {
+			listed := func() string {
 				for ref, size := range c.activeIngests() {
 					if strings.Contains(ref, layer.Digest.String()) {
 						return size
@@ -355,13 +355,13 @@ func TestPullProgress(t *testing.T) {
 			pull := c.StartPull(TestRegistry + "/test/big:1")
 			first := ""
 			Eventually(t, 30*time.Second, "the ingest shows with a part of its bytes", func() bool {
-				first = shown()
+				first = listed()
 				return first != "" && !strings.HasPrefix(first, "0B") && !strings.HasPrefix(first, "0.0")
 			})
 			r.Release(layer.Digest)
 			r.Hold(layer.Digest, 4<<20)
 			Eventually(t, 30*time.Second, "the ingest grows",
-				func() bool { now := shown(); return now != "" && now != first })
+				func() bool { now := listed(); return now != "" && now != first })
 			r.Release(layer.Digest)
 			if code, err := pull.Wait(time.Minute); err != nil || code != 0 {
 				t.Errorf("the pull: exit %d, %v: %s", code, err, tail(pull.Log, 2000))

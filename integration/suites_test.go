@@ -141,7 +141,7 @@ func TestSuiteChild(t *testing.T) {
 	t.Run(name, func(t *testing.T) {
 		switch part[1] {
 		case "snapshots":
-			// the name tells the suite whether it meets overlayfs, whose renames of directories differ
+			// by the name the suite recognizes overlayfs, in which a rename of a directory behaves differently
 			snapshotter := map[bool]string{false: "overlayfs", true: "native"}[setup.Directory]
 			snapshotssuite.SnapshotterSuite(t, snapshotter,
 				func(ctx context.Context, _ string) (snapshots.Snapshotter, func() error, error) {

@@ -146,7 +146,7 @@ const dropInEnd = "  default = [\"tank-diff\", \"walking\"]\n"
 // directoryMode is Tank's config for it.
 const directoryMode = "mode = \"directory\"\n"
 
-// Setup says in which way a node uses Tank; the zero value is the printed drop-in: full install, parallel, overlay.
+// Setup is the way in which a node uses Tank. The zero value is the printed drop-in: full install, parallel, overlay.
 type Setup struct {
 	WithoutContent bool // the second install: containerd keeps its own content store
 	Sequential     bool // one layer of a pull is unpacked at a time

@@ -53,7 +53,7 @@ func (e *Env) NewUserTank() *TankRoot {
 	return k
 }
 
-// user says whether the root is an ordinary user's.
+// user reports whether the root belongs to an ordinary user.
 func (k *TankRoot) user() bool { return strings.HasSuffix(k.bin, ".sh") }
 
 // expect returns a listed tree as it must look in this root; docs/rootless.md has the rules for an ordinary user.

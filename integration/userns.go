@@ -170,7 +170,7 @@ func (n *Namespace) inside(id int) int {
 			return id - r.outside + r.inside
 		}
 	}
-	return 65534 // as the kernel says of ids without a place
+	return 65534 // the overflow ID that the kernel reports for IDs without a mapping
 }
 
 // insideCapability turns revision 3 with the namespace's root (linux/capability.h: vfs_ns_cap_data) into revision 2.

@@ -324,7 +324,8 @@ func TestCheck(t *testing.T) {
 		{"configs", full, same, registry("configs"), []string{"registry.configs: CRI then pulls without"}},
 		{"auths", full, same, registry("auths"), []string{"registry.auths: CRI then pulls without"}},
 		{"mirrors in version 2", full, func(string) string {
-			return "version = 2\nimports = [\"tank.toml\"]\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"r.test\"]\nendpoint = [\"http://r\"]\n"
+			return "version = 2\nimports = [\"tank.toml\"]\n" +
+				"[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"r.test\"]\nendpoint = [\"http://r\"]\n"
 		}, same, []string{"registry.mirrors: CRI then pulls without"}},
 		{"downloads in version 1", full, func(string) string {
 			return "imports = " +
@@ -344,7 +345,8 @@ func TestCheck(t *testing.T) {
 		}, []string{`pulled with "tank" and its containers made with "overlayfs"`, "pods do not use Tank"}},
 		{"the key of a migration", full, same, add("[plugins.'io.containerd.cri.v1.images'.runtime_platform.kata]\n  snapshotter = \"tank\"\n"), []string{"the key is runtime_platforms"}},
 		{"a migration", full, func(string) string {
-			return "version = 2\nimports = [\"tank.toml\"]\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nsnapshot = \"tank\"\n"
+			return "version = 2\nimports = [\"tank.toml\"]\n" +
+				"[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nsnapshot = \"tank\"\n"
 		}, same, []string{"the key is runtime_platforms"}},
 		{"the old pause image", full, same, setImages(`sandbox_image = "r.test/pause:1"`),
 			[]string{"has sandbox_image, which containerd ignores there"}},

@@ -39,7 +39,7 @@ func TestD25DockerConfig(t *testing.T) {
 	helper("broken", `echo "secret things"; exit 1`)
 	helper("noise", `echo "secret things"`)
 	helper("silent", "")
-	helper("endless", `while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done`)
+	helper("endless", `while :; do echo `+strings.Repeat("a", 99)+`; done`)
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 
 	up := Credential{Username: "u", Password: "p:q"}

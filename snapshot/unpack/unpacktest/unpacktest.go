@@ -158,7 +158,8 @@ func Gzip(tb testing.TB, data []byte) []byte {
 
 // List shows a tree, a line for each path, sorted by its bytes:
 //
-//	PATH TYPE [MODE] [UID:GID] [@SEC[.NSEC]] [CONTENT | -> TARGET | MAJOR:MINOR] [= FIRST NAME OF THE INODE] [XATTR="VALUE"...]
+//	PATH TYPE [MODE] [UID:GID] [@SEC[.NSEC]] [CONTENT | -> TARGET | MAJOR:MINOR]
+//	    [= FIRST NAME OF THE INODE] [XATTR="VALUE"...]
 //
 // Types are dir, file, symlink, fifo, char, block, whiteout (of which nothing else is shown) and socket. Overlay's xattrs
 // are shown as opaque and origin. The root is left out when it is as implied: 0755, 0:0, time 0, no xattrs.

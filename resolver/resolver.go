@@ -95,7 +95,8 @@ type Options struct {
 	// Connections keeps idle connections. Share it, so that later pulls need no handshake. nil: the
 	// resolver keeps its own, and its Close closes them.
 	Connections *Connections
-	// Observe is told when the download of a blob begins and ends. nil: nothing is observed.
+	// Observe sees the beginning and the end of the download of each blob. nil: nothing is
+	// observed.
 	Observe observe.Observer
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/userfile"
 )
 
@@ -31,6 +32,8 @@ const MaxFileSize = 1 << 20
 
 // Find returns the directory below hostsDir with the hosts.toml and the certificates of a registry,
 // by containerd's rules, or "" if there is none.
+//
+// Class: errdefs.ErrInternal if the file system fails.
 func Find(hostsDir, registry string) (string, error) {
 	if hostsDir == "" {
 		return "", nil
@@ -39,7 +42,7 @@ func Find(hostsDir, registry string) (string, error) {
 	if errdefs.IsNotFound(err) {
 		return "", nil
 	}
-	return dir, err
+	return dir, errclass.Ensure(err)
 }
 
 // Files are the files of one registry in a directory that containerd's code may read. That code
@@ -52,9 +55,12 @@ type Files struct {
 }
 
 // Read reads and checks the files of a registry below the directory root. The caller calls Remove,
-// also after an error. Class: errdefs.ErrInvalidArgument for files that cannot be used; other
-// errors are those of the file system and of the context.
+// also after an error.
+//
+// Classes: errdefs.ErrInvalidArgument for files that cannot be used; ErrInternal or
+// ErrResourceExhausted if the file system fails; the error of the context.
 func Read(ctx context.Context, root, registry string) (h Files, err error) {
+	defer func() { err = errclass.Ensure(err) }()
 	if h.Dir, err = Find(root, registry); h.Dir == "" || err != nil {
 		return h, err
 	}
@@ -193,9 +199,11 @@ func replacePath(text, from, to string) (string, error) {
 }
 
 // Remove removes the directory with the copies, if there is one.
+//
+// Class: errdefs.ErrInternal.
 func (h *Files) Remove() error {
 	if h.made == "" {
 		return nil
 	}
-	return os.RemoveAll(h.made)
+	return errclass.Ensure(os.RemoveAll(h.made))
 }

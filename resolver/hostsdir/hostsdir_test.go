@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/errclass/errclasstest"
 )
 
 func TestHostNames(t *testing.T) {
@@ -85,5 +87,24 @@ func TestValidHosts(t *testing.T) {
 		if err != nil || (hosts[len(hosts)-1].Host == "other.test") != tc.ok {
 			t.Errorf("%q: containerd has another opinion: %v", tc.toml, err)
 		}
+	}
+}
+
+// TestClasses checks that errors of the file system have a class.
+func TestClasses(t *testing.T) {
+	t.Parallel()
+	const bad = "a\x00b" // a path that no file system has
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "example.com", "hosts.toml"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, find := Find(bad, "example.com")
+	_, read := Read(t.Context(), bad, "example.com")
+	_, directory := Read(t.Context(), dir, "example.com")
+	for what, err := range map[string]error{"Find": find, "Read": read, "Read of a directory": directory} {
+		if err == nil {
+			t.Errorf("%s: no error", what)
+		}
+		errclasstest.Check(t, what, err)
 	}
 }

@@ -35,9 +35,9 @@ func TestLinkState(t *testing.T) {
 	try(30*mb, true, "3 MB on their way")
 	try(50*mb, false, "5 MB on their way")
 	for i := 1; i < 4; i++ {
-		lane, also := p.begin()
-		if lane != i {
-			t.Errorf("connection %d", lane)
+		connection, also := p.begin()
+		if connection != i {
+			t.Errorf("connection %d", connection)
 		}
 		try(mb, i < 3, fmt.Sprintf("%d other blobs", i))
 		defer also()

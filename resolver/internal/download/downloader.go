@@ -50,7 +50,8 @@ type Options struct {
 	// Progress receives the progress of all blobs. It is called often and by several goroutines at
 	// once. nil: none.
 	Progress func(Event)
-	// Observe is told when the download of a blob begins and ends. nil: nothing is observed.
+	// Observe sees the beginning and the end of the download of each blob. nil: nothing is
+	// observed.
 	Observe observe.Observer
 }
 

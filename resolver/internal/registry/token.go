@@ -123,7 +123,7 @@ func (c *TokenCache) entry(key tokenKey) *tokenEntry {
 	e := c.tokens[key]
 	if e == nil {
 		if len(c.tokens) >= maxEntries {
-			clear(c.tokens) // whoever holds an entry continues to use it
+			clear(c.tokens) // callers that hold an entry continue to use it
 		}
 		e = &tokenEntry{sem: make(chan struct{}, 1)}
 		c.tokens[key] = e

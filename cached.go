@@ -15,8 +15,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// recorded returns what the reference stands for: its record, unless that lacks something which other references have
-// under the same digest.
+// recorded returns the record of the reference, or what other references have under its digest if the
+// record lacks the platform.
 func (p *pull) recorded() (rec catalog.Entry, err error) {
 	err = p.t.db.View(func(tx *metadata.Tx) error {
 		rec, err = catalog.Find(tx, p.ref)
@@ -32,8 +32,9 @@ func (p *pull) recorded() (rec catalog.Entry, err error) {
 	return rec, err
 }
 
-// platform finds the recorded platform that is what is asked for, or that a pull took for it; nil if there is none.
-// Another one that would suit is not taken, because the index may have something better.
+// platform returns the recorded platform that was asked for, or that an earlier pull chose for the same
+// request; nil if there is none. It does not choose another suitable platform, because the index may have a
+// better one.
 func (p *pull) platform(rec metadata.Image) *metadata.Platform {
 	var exact *metadata.Platform
 	for i := range rec.Platforms {
@@ -48,12 +49,13 @@ func (p *pull) platform(rec metadata.Image) *metadata.Platform {
 	return exact
 }
 
-// missing names what of the image's closure is not here; nil when nothing.
+// missing returns what the root lacks of the image; nil if it lacks nothing.
 func (p *pull) missing(rec metadata.Image) *NotCached {
 	c := p.platform(rec)
 	if c == nil {
 		return &NotCached{
-			Ref: p.ref.String(), Missing: "platform " + platformName(p.opts.Platform), Here: catalog.PlatformNames(rec.Platforms),
+			Ref: p.ref.String(), Missing: "platform " + platformName(p.opts.Platform),
+			Here: catalog.PlatformNames(rec.Platforms),
 		}
 	}
 	for _, d := range catalog.PlatformBlobs(rec.Target, *c) {
@@ -73,11 +75,12 @@ func platformName(s string) string {
 	return s
 }
 
-// errTurn means that the answer needs work during which no other pull of the reference may run.
-var errTurn = errors.New("not this pull's turn")
+// errTurn is returned if the answer needs work during which no other pull of the reference may run.
+var errTurn = errors.New("another pull of the reference may run")
 
-// cachedInTurn is cached, and waits for other pulls of the reference only if there is something to do. It does not wait
-// while it keeps images from being removed: the pull that it waits for may need that too.
+// cachedInTurn is like cached, but waits for other pulls of the reference if there is work to do. It waits
+// without the lock that keeps images from being removed, because the pull that it waits for may need that
+// lock.
 func (p *pull) cachedInTurn(ctx context.Context, target digest.Digest) (*Image, *NotCached, error) {
 	img, missing, err := p.cached(ctx, target)
 	if errors.Is(err, errTurn) {
@@ -91,13 +94,15 @@ func (p *pull) cachedInTurn(ctx context.Context, target digest.Digest) (*Image, 
 		img, missing, err = p.cached(ctx, target)
 	}
 	if err == nil && missing == nil {
-		p.log("using cached %s (%s)", p.ref, img.Digest) // outside the lock, since the caller may do anything in it
+		// Without a lock, because the caller's function may do anything.
+		p.log("using cached %s (%s)", p.ref, img.Digest)
 	}
 	return img, missing, err
 }
 
-// cached answers from the record, if that is complete and, unless target is "", for target; otherwise it returns what
-// is missing. A rootfs that is missing or damaged is assembled from the blobs. No image is removed meanwhile.
+// cached answers from the record, or returns what is missing: if the record is not complete, or is not for
+// target ("" accepts any). It assembles a rootfs that is missing or damaged from the blobs. No image is
+// removed meanwhile.
 func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, missing *NotCached, err error) {
 	p.t.images.RLock()
 	defer p.t.images.RUnlock()
@@ -115,12 +120,12 @@ func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, mi
 	}
 	img, err = p.answer(ctx, rec)
 	if err == nil && !p.opts.NoSync {
-		err = p.t.snapshots.Layers().Sync(ctx) // what an earlier pull did not wait for
+		err = p.t.snapshots.Layers().Sync(ctx) // an earlier pull may not have waited for it
 	}
 	return img, nil, err
 }
 
-// answer makes the answer from a complete record.
+// answer returns the image of a complete record.
 func (p *pull) answer(ctx context.Context, rec catalog.Entry) (*Image, error) {
 	c := p.platform(rec.Image)
 	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
@@ -141,14 +146,14 @@ func (p *pull) answer(ctx context.Context, rec catalog.Entry) (*Image, error) {
 	case err != nil && !errdefs.IsNotFound(err):
 		return nil, err
 	case p.t.readOnly && err == nil:
-		return img, nil // what the record lacks can't be added
+		return img, nil // what the record lacks cannot be added
 	case p.t.readOnly:
 		return nil, &NotCached{Ref: p.ref.String(), Missing: "rootfs"}
 	}
 	if !p.hasTurn {
 		return nil, errTurn
 	}
-	err = p.alive(func() error {
+	err = p.whileHeld(func() error {
 		if !p.opts.NoRootfs && img.Rootfs == "" {
 			layers, err := p.unpack(ctx, *c)
 			if err != nil {
@@ -163,13 +168,13 @@ func (p *pull) answer(ctx context.Context, rec catalog.Entry) (*Image, error) {
 	return img, err
 }
 
-// keep makes a record of the reference's own for an image that is here under others, so that it stays when those are
-// removed.
+// keep records an image under the reference that the root has under other references, so that it stays when
+// those are removed.
 func (p *pull) keep(ctx context.Context, rec catalog.Entry, c metadata.Platform, img *Image) error {
 	if !p.hasTurn {
 		return errTurn
 	}
-	if err := p.alive(func() (err error) {
+	if err := p.whileHeld(func() (err error) {
 		if !p.opts.NoRootfs {
 			img.Rootfs, err = p.t.snapshots.Layers().Rootfs(ctx, p.holder, c.Manifest.Digest)
 			if err != nil && !errdefs.IsNotFound(err) {

@@ -15,9 +15,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// readable reads the documents of a recorded platform again, and returns the bytes of its config. The documents of an
-// image that an older version recorded are checked as in a pull; a fault is errdefs.ErrDataLoss. Those that this
-// version recorded were checked at that time.
+// readable returns the bytes of the config of a recorded platform. If an older version of Tank recorded the
+// image, it checks its documents as a pull does, and returns errdefs.ErrDataLoss for a fault. This version
+// has checked the documents that it recorded.
 func (t *Tank) readable(ctx context.Context, rec metadata.Image, p metadata.Platform) (config []byte, err error) {
 	if p.Exact {
 		if config, err = content.ReadBlob(ctx, t.content, p.Config); err != nil {
@@ -56,8 +56,8 @@ func (t *Tank) config(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 	return b, nil
 }
 
-// checkImages reports each recorded image whose documents would be refused in a pull, or which give a blob another size
-// than it has. Damaged blobs are reported elsewhere.
+// checkImages reports each recorded image whose documents a pull would refuse, or whose record has a wrong
+// size for a blob. The content store reports damaged blobs.
 func (t *Tank) checkImages(ctx context.Context, report func(metadata.Fault)) error {
 	recs, err := t.records()
 	if err != nil {

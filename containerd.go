@@ -12,18 +12,21 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// ContainerdContent is the content store of a containerd that keeps its own, beside the blobs of the root.
+// ContainerdContent is the content store of a containerd that does not use the root's.
 type ContainerdContent interface {
-	// Open reads a blob on behalf of the call that ctx belongs to; of anybody's when it belongs to none. io.EOF says that the bytes
-	// are those of the digest. errdefs.ErrNotFound when it is not there.
+	// Open reads a blob with the rights of the call that ctx belongs to, or without a limit if it belongs
+	// to none. The reader returns io.EOF only if the bytes match the digest. It returns errdefs.ErrNotFound
+	// if there is no such blob.
 	Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error)
-	// Size returns the bytes of a blob that containerd takes into its records without fetching it; errdefs.ErrNotFound for others.
+	// Size returns the size in bytes of a blob that containerd would adopt without fetching it;
+	// errdefs.ErrNotFound for any other.
 	Size(ctx context.Context, d digest.Digest) (int64, error)
 	// Access returns errdefs.ErrNotFound unless the call that ctx belongs to may read the blob.
 	Access(ctx context.Context, d digest.Digest) error
 }
 
-// layersFrom returns where layers are read from, and sets what the snapshot store has to ask containerd.
+// layersFrom returns the store that layers are read from, and sets in opts what the snapshot store asks
+// containerd.
 func layersFrom(own *content.Store, containerd ContainerdContent, opts *snapshot.Options) layer.Blobs {
 	if containerd == nil {
 		return own
@@ -33,7 +36,7 @@ func layersFrom(own *content.Store, containerd ContainerdContent, opts *snapshot
 	return b
 }
 
-// layerBlobs is where layers are read from: the root's own blobs and downloads, then containerd's.
+// layerBlobs reads layers from the root's blobs and downloads, then from containerd's.
 type layerBlobs struct {
 	own        *content.Store
 	containerd ContainerdContent
@@ -51,12 +54,12 @@ func (b layerBlobs) Size(d digest.Digest) (int64, bool) {
 	if n, here := b.own.Size(d); here {
 		return n, true
 	}
-	n, err := b.containerd.Size(context.Background(), d) // which bounds its time
+	n, err := b.containerd.Size(context.Background(), d) // the call has a timeout of its own
 	return n, err == nil
 }
 
-// adoptable reports whether containerd takes a blob without fetching it. If containerd does not answer, the result is
-// true, so that containerd looks itself.
+// adoptable reports whether containerd would adopt a blob without fetching it. It is true if containerd
+// does not answer, so that containerd looks for the blob itself.
 func (b layerBlobs) adoptable(ctx context.Context, d digest.Digest) bool {
 	_, err := b.containerd.Size(ctx, d)
 	return !errdefs.IsNotFound(err)

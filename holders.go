@@ -19,7 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Holders lists who holds what, by name. The holders of snapshots are not listed: what they hold is counted for the snapshots' own.
+// Holders lists what each holder keeps; see [Service].
 func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 	names := map[metadata.Holder]bool{metadata.Containerd: true}
 	err := t.db.View(func(tx *metadata.Tx) error {
@@ -49,7 +49,7 @@ func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 			continue
 		}
 		switch info, err := t.holder(ctx, h, measured); {
-		case errdefs.IsNotFound(err): // containerd never was here, or it is gone meanwhile
+		case errdefs.IsNotFound(err): // no containerd ever used the root, or the holder is gone meanwhile
 		case err != nil:
 			return nil, err
 		default:
@@ -120,8 +120,8 @@ func (i *HolderInfo) add(size int64, exclusive bool) {
 	}
 }
 
-// notMounted returns errdefs.ErrFailedPrecondition while something that only h holds is mounted anywhere, because
-// containers run on it.
+// notMounted returns errdefs.ErrFailedPrecondition while something that only h holds is mounted anywhere,
+// because containers run on it.
 func (t *Tank) notMounted(h metadata.Holder) error {
 	var keeps *usage.Usage
 	if err := t.db.View(func(tx *metadata.Tx) (err error) {
@@ -210,9 +210,9 @@ func (t *Tank) releasePull(ref string) error {
 	})
 }
 
-// transfer gives everything that the holder from keeps to the holder to, and returns what that was. It returns
-// errdefs.ErrNotFound if one of the holders does not exist, errdefs.ErrInvalidArgument if one is not a containerd's,
-// and errdefs.ErrFailedPrecondition while the containerd of from is connected or runs.
+// transfer gives everything that the holder from keeps to the holder to, and returns what that was. It
+// returns errdefs.ErrNotFound if one of the holders does not exist, errdefs.ErrInvalidArgument if one is
+// not a containerd's, and errdefs.ErrFailedPrecondition while the containerd of from is connected or runs.
 func (t *Tank) transfer(ctx context.Context, from, to string) (HolderInfo, error) {
 	info, err := t.holder(ctx, metadata.Holder(from), usage.Sizes{})
 	if err != nil {
@@ -231,7 +231,8 @@ func (t *Tank) transfer(ctx context.Context, from, to string) (HolderInfo, error
 	return info, err
 }
 
-// handOver gives all that one containerd's holder holds to another, in the records and in ingest/.
+// handOver gives everything that the holder of one containerd keeps to that of another, in the records and
+// in ingest/.
 func (t *Tank) handOver(from, to metadata.Holder, also func(*metadata.Tx) error) error {
 	if err := t.snapshots.HandOver(from, to, also); err != nil {
 		return err
@@ -239,7 +240,7 @@ func (t *Tank) handOver(from, to metadata.Holder, also func(*metadata.Tx) error)
 	return t.content.HandOver(from, to)
 }
 
-// releaseStore gives up what h holds as a store: ingests, snapshots, blobs. It may be called again after it was interrupted.
+// releaseStore gives up the ingests, snapshots and blobs of h. After an interruption it may be called again.
 func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
 	ingests, err := t.content.For(h).ListStatuses(ctx)
 	if err != nil {
@@ -268,13 +269,13 @@ func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
 	return t.spendUpdate(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) })
 }
 
-// countFreed counts the bytes that deletions free on the disk from now on, and returns the function that ends that.
+// countFreed counts the bytes that deletions free on the disk until end is called, which returns them.
 func (t *Tank) countFreed() (end func() int64) {
 	blobs, dirs := t.content.Count(), t.snapshots.Count()
 	return func() int64 { return blobs() + dirs() }
 }
 
-// Probe returns nil when the database answers readers and writers, and ctx's error when it does not in time.
+// Probe returns nil if the database answers a reader and a writer before ctx ends, and ctx's error otherwise.
 func (t *Tank) Probe(ctx context.Context) error {
 	answer := make(chan error, 1)
 	go func() { answer <- t.db.Probe() }()
@@ -286,7 +287,8 @@ func (t *Tank) Probe(ctx context.Context) error {
 	}
 }
 
-// normalized returns the name of an image's or a pull's holder with its reference normalized, as the records have it.
+// normalized returns the holder of an image or a pull with its reference normalized, as the records have
+// it, and any other holder unchanged.
 func normalized(h metadata.Holder) metadata.Holder {
 	kind, name := h.Split()
 	if kind != metadata.HolderImage && kind != metadata.HolderPull {

@@ -12,7 +12,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/hostsdir"
 )
 
-// hostsDir returns the directory of hosts files for a pull, and what removes it again if it was made for the pull.
+// hostsDir returns the hosts directory for a pull. remove deletes it if it was made for the pull.
 func (t *Tank) hostsDir(opts *PullOptions) (dir string, remove func(), err error) {
 	if len(opts.HostsFiles) == 0 {
 		return opts.HostsDir, func() {}, nil
@@ -26,7 +26,7 @@ func (t *Tank) hostsDir(opts *PullOptions) (dir string, remove func(), err error
 	}
 	remove = func() {
 		if err := os.RemoveAll(dir); err != nil {
-			log.L.WithError(err).Warn("hosts files are left in staging")
+			log.L.WithError(err).Warn("hosts files remain in staging")
 		}
 	}
 	for name, data := range opts.HostsFiles {

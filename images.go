@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
+
 	"github.com/tank-snapshotter/tank/internal/catalog"
 
 	"github.com/containerd/errdefs"
@@ -43,7 +45,7 @@ func (t *Tank) writeLayout() error {
 	})
 }
 
-// Images lists what was pulled, by reference.
+// Images lists the pulled images; see [Service].
 func (t *Tank) Images(context.Context) ([]ImageInfo, error) {
 	images, err := t.records()
 	if err != nil {
@@ -53,7 +55,8 @@ func (t *Tank) Images(context.Context) ([]ImageInfo, error) {
 	for _, i := range images {
 		for _, p := range i.Platforms {
 			infos = append(infos, ImageInfo{
-				Ref: i.Ref, Digest: i.Target.Digest, Manifest: p.Manifest.Digest, Platform: platforms.Format(p.Platform),
+				Ref: i.Ref, Digest: i.Target.Digest,
+				Manifest: p.Manifest.Digest, Platform: platforms.Format(p.Platform),
 				Untagged: i.Untagged, Created: i.Created, Size: catalog.Size(p), Rootfs: t.rootfsOf(p),
 			})
 		}
@@ -61,8 +64,7 @@ func (t *Tank) Images(context.Context) ([]ImageInfo, error) {
 	return infos, nil
 }
 
-// Inspect returns all that is recorded of an image; errdefs.ErrNotFound when there is none. A reference with a digest
-// also stands for what other references of its repository have under that digest.
+// Inspect returns all that is recorded of an image; see [Service].
 func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
 	parsed, err := resolver.ParseReference(ref)
 	if err != nil {
@@ -75,7 +77,9 @@ func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
 	}); err != nil {
 		return nil, unknownImage(err)
 	}
-	d := &ImageDetails{Ref: rec.Ref, Target: rec.Target, Untagged: rec.Untagged, Created: rec.Created, Updated: rec.Updated}
+	d := &ImageDetails{
+		Ref: rec.Ref, Target: rec.Target, Untagged: rec.Untagged, Created: rec.Created, Updated: rec.Updated,
+	}
 	for _, p := range rec.Platforms {
 		config, err := t.config(ctx, p.Config)
 		if err != nil {
@@ -89,7 +93,7 @@ func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
 	return d, nil
 }
 
-// rootfsOf is where the rootfs of a platform lies, "" when none was assembled.
+// rootfsOf returns the path of the rootfs of a platform; "" if none was assembled.
 func (t *Tank) rootfsOf(p metadata.Platform) string {
 	if !p.Rootfs {
 		return ""
@@ -97,9 +101,7 @@ func (t *Tank) rootfsOf(p metadata.Platform) string {
 	return filepath.Join(t.root, "rootfs", p.Manifest.Digest.Algorithm().String(), p.Manifest.Digest.Encoded())
 }
 
-// Remove forgets an image, and what an unfinished pull of it gathered unless that pull runs. The space comes back with GC.
-// errdefs.ErrNotFound when there is neither. A reference with a digest removes only what was pulled by that reference,
-// and never a tag; the error then names the references under which the image is recorded.
+// Remove removes the record of an image; see [Service].
 func (t *Tank) Remove(_ context.Context, ref string) error {
 	parsed, err := resolver.ParseReference(ref)
 	if err != nil {
@@ -137,7 +139,7 @@ func (t *Tank) Remove(_ context.Context, ref string) error {
 	if err := t.reserve.Spend(t.writeLayout); !reserve.Full(err) {
 		return err
 	}
-	return nil // the blobs that index.json still names stay until GC, which writes it
+	return nil // GC writes index.json; until then it names blobs that stay
 }
 
 // unknownImage gives an error about a missing record of an image its cause.
@@ -148,7 +150,7 @@ func unknownImage(err error) error {
 	return err
 }
 
-// GC deletes the images that their tags have left, and then every byte that nothing holds.
+// GC deletes what nothing holds; see [Service].
 func (t *Tank) GC(ctx context.Context) (Reclaimed, error) {
 	counted := t.countFreed()
 	r, err := t.collect(ctx)
@@ -171,13 +173,13 @@ func (t *Tank) collect(ctx context.Context) (Reclaimed, error) {
 		t.reserve.Keep()
 	}()
 	err := t.lapse(&r)
-	if reserve.Full(err) { // there was no reserve: first delete what nothing holds
+	if reserve.Full(err) { // there is no reserve: first delete what nothing holds
 		err = errors.Join(t.sweep(ctx, &r), t.lapse(&r))
 	}
 	if err != nil {
 		return r, err
 	}
-	err = t.reserve.Spend(t.writeLayout) // before the blobs that it named are deleted
+	err = t.reserve.Spend(t.writeLayout) // before the blobs that it names are deleted
 	if err != nil && !reserve.Full(err) {
 		return r, err
 	}
@@ -191,8 +193,8 @@ func (t *Tank) collect(ctx context.Context) (Reclaimed, error) {
 	return r, errors.Join(swept, err)
 }
 
-// lapse ends the holds of images to which no tag points any more, and of pulls that ended long ago. When the disk is
-// almost full, it ends those of all pulls that do not run.
+// lapse ends the holds of images that their tags have left, and of pulls that ended more than a day ago. If
+// the disk is almost full, it ends the holds of all pulls that do not run.
 func (t *Tank) lapse(r *Reclaimed) error {
 	low := reserve.Low(filepath.Join(t.root, "ingest"))
 	return t.spendUpdate(func(tx *metadata.Tx) error {
@@ -219,7 +221,7 @@ func (t *Tank) lapse(r *Reclaimed) error {
 	})
 }
 
-// sweep deletes what nothing holds, and counts it. Files that a flag protects are no error.
+// sweep deletes what nothing holds, and counts it in r. A file that a flag protects (chattr) is no error.
 func (t *Tank) sweep(ctx context.Context, r *Reclaimed) error {
 	blobs, err := t.content.Sweep(ctx)
 	dirs, derr := t.snapshots.Sweep(ctx)
@@ -246,20 +248,21 @@ func (f Fault) Unwrap() error {
 	return f.Err
 }
 
-// Check compares everything on the disk with its records and seals, and reports each fault.
+// Check compares everything on the disk with its records and seals; see [Service].
 func (t *Tank) Check(ctx context.Context, report func(Fault)) error {
 	each := func(f metadata.Fault) {
 		what, name := f.Subject()
 		report(Fault{What: what, Name: name, Message: f.Error(), Err: f})
 	}
-	return errors.Join(t.db.Check(each), t.content.Check(ctx, each), t.checkImages(ctx, each), t.snapshots.Check(ctx, each))
+	return errors.Join(t.db.Check(each), t.content.Check(ctx, each), t.checkImages(ctx, each),
+		t.snapshots.Check(ctx, each))
 }
 
-// Clone copies a rootfs into a directory of the caller's own, which must be missing or empty (errdefs.ErrFailedPrecondition).
-// It shares extents where the file system can, and no inode.
+// Clone copies a rootfs into a directory, which must be missing or empty; otherwise it returns
+// errdefs.ErrFailedPrecondition. The copy shares extents if the file system can, and shares no inode.
 func Clone(ctx context.Context, rootfs, dir string) error {
 	if err := snapshot.Clone(ctx, rootfs, dir); err != nil {
-		return fmt.Errorf("clone %s: %w", dir, err)
+		return errclass.Ensure(fmt.Errorf("clone %s: %w", dir, err))
 	}
 	return nil
 }

@@ -20,14 +20,14 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// renewEvery is how often a running pull says that it is alive.
+// renewEvery is the interval in which a running pull renews its hold.
 const renewEvery = time.Minute
 
-// NotCached says that Offline can't answer, and what is missing. It is of class errdefs.ErrNotFound.
+// NotCached is the error of an offline pull, and says what is missing. Its class is errdefs.ErrNotFound.
 type NotCached struct {
 	Ref     string   // normalized
 	Missing string   // "image", "platform OS/ARCH" or "blob DIGEST"
-	Here    []string // the platforms of the image that are here, if one is missing
+	Here    []string // the platforms of the image that the root has, if the platform is missing
 }
 
 func (e *NotCached) Error() string {
@@ -38,10 +38,10 @@ func (e *NotCached) Error() string {
 	return s
 }
 
-// Is makes it one of errdefs.ErrNotFound.
+// Is reports whether target is errdefs.ErrNotFound, the class of the error.
 func (e *NotCached) Is(target error) bool { return target == errdefs.ErrNotFound }
 
-// Cause is what a user can do about it.
+// Cause returns the cause that the command line gives advice for.
 func (e *NotCached) Cause() cause.Cause { return cause.Cause{Kind: cause.NotCached, Subject: e.Ref} }
 
 // pull is one call of Pull.
@@ -51,7 +51,7 @@ type pull struct {
 	opts   PullOptions
 	want   platform.Wanted
 	holder metadata.Holder
-	// hasTurn says that no other pull of the reference runs: the pull's holder is this pull's own.
+	// hasTurn is true while no other pull of the reference can run. Then only this pull uses the pull's holder.
 	hasTurn bool
 }
 
@@ -69,7 +69,8 @@ func (t *Tank) Pull(ctx context.Context, ref string, opts *PullOptions) (*Image,
 		return nil, err
 	}
 	if p.opts.Offline && p.opts.Refresh {
-		return nil, fmt.Errorf("image %s: offline and refresh exclude each other: %w", p.ref, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("image %s: offline and refresh exclude each other: %w",
+			p.ref, errdefs.ErrInvalidArgument)
 	}
 	p.holder = metadata.PullHolder(p.ref.String())
 	img, err := p.run(ctx)
@@ -110,7 +111,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 		}
 		return img, err
 	}
-	if d := p.ref.Digest(); d != "" && !p.opts.Refresh { // a digest does not move
+	if d := p.ref.Digest(); d != "" && !p.opts.Refresh { // a digest always names the same image
 		if img, missing, err := p.cachedInTurn(ctx, d); missing == nil {
 			return img, err
 		}
@@ -121,7 +122,8 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	}
 	defer remove()
 	r, err := resolver.New(&resolver.Options{
-		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials, Tokens: p.t.tokens, InFlight: p.t.flights,
+		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials,
+		Tokens: p.t.tokens, InFlight: p.t.flights,
 		Connections: &p.t.connections, Warn: func(text string) { p.log("%s%s", WarningPrefix, text) },
 	})
 	if err != nil {
@@ -146,7 +148,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	return p.fetch(ctx, r, target)
 }
 
-// turn waits until no other pull of the reference runs.
+// turn waits until no other pull of the reference runs, and keeps others waiting until unlock is called.
 func (p *pull) turn(ctx context.Context) (unlock func(), err error) {
 	if unlock, err = p.t.refs.LockContext(ctx, p.ref.String()); err != nil {
 		return nil, fmt.Errorf("image %s: %w", p.ref, err)
@@ -154,8 +156,8 @@ func (p *pull) turn(ctx context.Context) (unlock func(), err error) {
 	return unlock, nil
 }
 
-// alive runs fn while the pull's holder is renewed. The holder ends with success, and keeps what was gathered otherwise.
-func (p *pull) alive(fn func() error) error {
+// whileHeld runs fn while it renews the hold of the pull's holder, so that what fn gathers is not collected.
+func (p *pull) whileHeld(fn func() error) error {
 	ref := p.ref.String()
 	renew := func() error {
 		return p.t.db.Update(func(tx *metadata.Tx) error { return tx.Renew(ref, time.Now()) })
@@ -193,15 +195,17 @@ func (p *pull) alive(fn func() error) error {
 	return err
 }
 
-// fetch downloads what is not here, unpacks it meanwhile, and records the image.
+// fetch downloads what is missing, unpacks layers meanwhile, and records the image.
 func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.Descriptor) (*Image, error) {
 	p.t.reserve.Keep()
 	p.log("pulling %s", p.ref)
 	var img *Image
-	err := p.alive(func() error {
-		u := newUnpacking(ctx, p)
-		fetched, err := r.Fetch(u.ctx, p.t.content.For(p.holder), p.ref, target, p.want.Spec(), &resolver.FetchOptions{
-			Progress: p.progress(), Refresh: p.opts.Refresh, OnImage: u.image, OnLayer: u.layer,
+	err := p.whileHeld(func() error {
+		u, fetching := newUnpacking(ctx, p)
+		fetched, err := r.Fetch(fetching, p.t.content.For(p.holder), p.ref, target, p.want.Spec(), &resolver.FetchOptions{
+			Progress: p.progress(), Refresh: p.opts.Refresh,
+			OnImage: func(i *resolver.Image) error { return u.image(fetching, i) },
+			OnLayer: func(blob ocispec.Descriptor) error { return u.layer(fetching, blob) },
 		})
 		if err := u.wait(err); err != nil {
 			return err

@@ -11,8 +11,9 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/auth"
 )
 
-// Service is what a root does for programs and users. [*Tank] is the service of a root that this process owns; package
-// [github.com/tank-snapshotter/tank/plugin/admin] has the service of a root that another process owns.
+// Service is what a root does for programs and users. [*Tank] is the service of a root that this process
+// owns; package [github.com/tank-snapshotter/tank/plugin/admin] has the service of a root that another
+// process owns.
 //
 // Its methods may be called by several goroutines at once. The names in the JSON of its types are a contract.
 type Service interface {
@@ -21,35 +22,37 @@ type Service interface {
 	// Pull fetches an image and, unless opts forbid it, assembles its root filesystem. A tag is always resolved
 	// again, unless opts are offline. opts may be nil.
 	//
-	// Classes of its errors: errdefs.ErrInvalidArgument for the reference and the options; errdefs.ErrNotFound for an
-	// image that does not exist, or a [*NotCached]; errdefs.ErrUnauthenticated and errdefs.ErrPermissionDenied from a
-	// registry; errdefs.ErrUnavailable for the network; errdefs.ErrDataLoss and errdefs.ErrFailedPrecondition for
-	// content that fails verification or is not acceptable.
+	// Classes of its errors: errdefs.ErrInvalidArgument for the reference and the options;
+	// errdefs.ErrNotFound for an image that does not exist, or a [*NotCached]; errdefs.ErrUnauthenticated
+	// and errdefs.ErrPermissionDenied from a registry; errdefs.ErrUnavailable for the network;
+	// errdefs.ErrDataLoss and errdefs.ErrFailedPrecondition for content that fails verification or is not
+	// acceptable.
 	Pull(ctx context.Context, ref string, opts *PullOptions) (*Image, error)
 	// Images lists the pulled platforms of all images, sorted by reference.
 	Images(ctx context.Context) ([]ImageInfo, error)
-	// Inspect returns all that is recorded of an image; errdefs.ErrNotFound if nothing is. A reference with a digest
-	// also finds what other references of its repository have under that digest.
+	// Inspect returns all that is recorded of an image; errdefs.ErrNotFound if nothing is. A reference with
+	// a digest also finds what other references of its repository have under that digest.
 	Inspect(ctx context.Context, ref string) (*ImageDetails, error)
 	// Remove removes the record of an image and, unless that pull runs, what an unfinished pull of it has
-	// downloaded. GC frees the space. It returns errdefs.ErrNotFound if there is neither. A reference with a digest
-	// removes only what was pulled by that reference, and never a tag; if other references have the image, the error
-	// names them.
+	// downloaded. GC frees the space. It returns errdefs.ErrNotFound if there is neither. A reference with
+	// a digest removes only what was pulled by that reference, and never a tag; if other references have
+	// the image, the error names them.
 	Remove(ctx context.Context, ref string) error
 	// GC deletes the images that their tags have left, and then all files that nothing holds.
 	GC(ctx context.Context) (Reclaimed, error)
-	// Check compares everything on the disk with its records and seals, and calls report for each fault. Its own
-	// error means that the check is not complete.
+	// Check compares everything on the disk with its records and seals, and calls report for each fault.
+	// Its own error means that the check is not complete.
 	Check(ctx context.Context, report func(Fault)) error
-	// Holders lists what each holder keeps, sorted by name. Holders of snapshots are not listed: what they keep counts
-	// for the holders of the snapshots.
+	// Holders lists what each holder keeps, sorted by name. Holders of snapshots are not listed: what they
+	// keep counts for the holders of the snapshots.
 	Holders(ctx context.Context) ([]HolderInfo, error)
-	// Release gives up everything that a holder keeps, deletes what no other holder keeps, and returns what the holder
-	// kept. The reference of an image or a pull may have any form that Pull accepts. opts may be nil.
+	// Release gives up everything that a holder keeps, deletes what no other holder keeps, and returns what
+	// the holder kept. The reference of an image or a pull may have any form that Pull accepts. opts may be
+	// nil.
 	//
-	// It returns errdefs.ErrNotFound if there is no such holder, errdefs.ErrInvalidArgument for the holder of a
-	// snapshot, and errdefs.ErrFailedPrecondition for a pull that runs and, unless forced, for a containerd that is
-	// connected or whose snapshots are mounted.
+	// It returns errdefs.ErrNotFound if there is no such holder, errdefs.ErrInvalidArgument for the holder
+	// of a snapshot, and errdefs.ErrFailedPrecondition for a pull that runs and, unless forced, for a
+	// containerd that is connected or whose snapshots are mounted.
 	Release(ctx context.Context, holder string, opts *ReleaseOptions) (HolderInfo, error)
 	// Close ends the use of the service. A process that owns the root gives it up.
 	Close() error
@@ -61,33 +64,34 @@ var _ Service = (*Tank)(nil)
 type PullOptions struct {
 	// Platform is OS/ARCH[/VARIANT]. "": this machine's.
 	Platform string `json:"platform,omitempty"`
-	// Offline answers from what the root has and opens no connection. The error is a [*NotCached] if something is
-	// missing.
+	// Offline answers from what the root has and opens no connection. The error is a [*NotCached] if
+	// something is missing.
 	Offline bool `json:"offline,omitempty"`
-	// Refresh trusts nothing that the root has: each blob is downloaded again, and layers and rootfs are compared with
-	// their seals. An image that the root has stays until the new one is complete, and an intact rootfs is kept.
+	// Refresh trusts nothing that the root has: each blob is downloaded again, and layers and rootfs are
+	// compared with their seals. An image that the root has stays until the new one is complete, and an
+	// intact rootfs is kept.
 	Refresh bool `json:"refresh,omitempty"`
 	// NoRootfs fetches and unpacks layers only, so that containerd finds the image ready.
 	NoRootfs bool `json:"noRootfs,omitempty"`
-	// NoSync returns before the result is on the disk. After a power cut, what is damaged is detected before it is
-	// used.
+	// NoSync returns before the result is on the disk. After a power cut, what is damaged is detected
+	// before it is used.
 	NoSync bool `json:"noSync,omitempty"`
 	// PlainHTTP speaks HTTP with the registry. false: only with localhost.
 	PlainHTTP bool `json:"plainHTTP,omitempty"`
 
-	// HostsDir is a directory with a <registry>/hosts.toml for some registries. The program that calls Pull reads it,
-	// also when another process owns the root. "", or a directory that does not exist: no such file is read; another
-	// process that owns the root then reads its own directory.
+	// HostsDir is a directory with a <registry>/hosts.toml for some registries. The program that calls Pull
+	// reads it, also when another process owns the root. "", or a directory that does not exist: no such
+	// file is read; another process that owns the root then reads its own directory.
 	HostsDir string `json:"-"`
-	// HostsFiles are used instead of HostsDir: the content of its files by their paths below it. A hosts.toml among
-	// them may name only certificates in its own directory. nil: HostsDir counts.
+	// HostsFiles are used instead of HostsDir: the content of its files by their paths below it. A
+	// hosts.toml among them may name only certificates in its own directory. nil: HostsDir counts.
 	HostsFiles map[string][]byte `json:"hostsFiles,omitempty"`
 	// Credentials returns the credential for a registry that asks for one. nil: all access is anonymous.
 	Credentials Credentials `json:"-"`
 	// Progress is called often, and by several goroutines at once. nil: nothing is reported.
 	Progress func(Event) `json:"-"`
-	// Log gets the lines "using cached REF (DIGEST)" and "pulling REF", and warnings, which begin with WarningPrefix.
-	// nil: they are dropped.
+	// Log gets the lines "using cached REF (DIGEST)" and "pulling REF", and warnings, which begin with
+	// WarningPrefix. nil: they are dropped.
 	Log func(line string) `json:"-"`
 }
 
@@ -160,18 +164,20 @@ type Reclaimed struct {
 	Rootfs    int   `json:"rootfs"`
 	Snapshots int   `json:"snapshots"`
 	Bytes     int64 `json:"bytes"` // freed on the disk
-	// Kept lists files that could not be deleted because they are immutable or append-only (chattr); "" if there are
-	// none. No record names them, and the next GC tries again (docs/adr/0017-pools-and-full-disks.md).
+	// Kept lists files that could not be deleted because they are immutable or append-only (chattr); "" if
+	// there are none. No record names them, and the next GC tries again
+	// (docs/adr/0017-pools-and-full-disks.md).
 	Kept string `json:"kept,omitempty"`
-	// Unfinished lists the unfinished pulls. What they have downloaded is kept for a day, so that they can go on,
-	// unless the disk is almost full.
+	// Unfinished lists the unfinished pulls. What they have downloaded is kept for a day, so that they can
+	// go on, unless the disk is almost full.
 	Unfinished []Unfinished `json:"unfinished,omitempty"`
 }
 
 // Unfinished is a holder that keeps an unfinished pull: "pull/REF", or a containerd's.
 type Unfinished struct {
 	Holder string `json:"holder"`
-	// Bytes would be freed by a release of the holder. For a containerd, they are the bytes of its unfinished downloads.
+	// Bytes would be freed by a release of the holder. For a containerd, they are the bytes of its
+	// unfinished downloads.
 	Bytes   int64 `json:"bytes"`
 	Running bool  `json:"running,omitempty"` // false for a containerd, where it is not known
 }
@@ -197,8 +203,9 @@ type HolderInfo struct {
 	Exclusive int64  `json:"alone"`             // of Bytes, what no other holder keeps: a release frees it
 	Freed     int64  `json:"freed,omitempty"`   // bytes that Release freed on the disk; 0 from Holders
 	Running   bool   `json:"running,omitempty"` // a pull that runs
-	// Database, Seen and Connected describe the containerd that acts for the holder: the path of its database, when it
-	// was last connected, and whether it is connected. They are zero for other holders and if nothing is known.
+	// Database, Seen and Connected describe the containerd that acts for the holder: the path of its
+	// database, when it was last connected, and whether it is connected. They are zero for other holders
+	// and if nothing is known.
 	Database  string    `json:"database,omitempty"`
 	Seen      time.Time `json:"seen,omitzero"`
 	Connected bool      `json:"connected,omitempty"`
@@ -208,7 +215,7 @@ type HolderInfo struct {
 type ReleaseOptions struct {
 	// Force releases the holder of a containerd although the containerd is connected or snapshots are mounted.
 	Force bool `json:"force,omitempty"`
-	// To is the holder of another containerd, which gets everything that the released holder keeps: for a containerd
-	// whose database was moved or restored. "": everything is given up.
+	// To is the holder of another containerd, which gets everything that the released holder keeps: for a
+	// containerd whose database was moved or restored. "": everything is given up.
 	To string `json:"to,omitempty"`
 }

@@ -16,8 +16,9 @@ func noSpace(err error) bool {
 	return errdefs.IsResourceExhausted(err) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
-// endPulls ends the holds of unfinished pulls that do not run, and deletes what nothing else holds. It returns the
-// references of those pulls. It logs its errors, because its caller already returns the lack of space as an error.
+// endPulls ends the holds of unfinished pulls that do not run, and deletes what no other holder keeps. It
+// returns the references of these pulls. It logs its errors, because its caller returns the lack of space
+// as the error.
 func (t *Tank) endPulls(ctx context.Context) (refs []string) {
 	t.shortage.Lock()
 	defer t.shortage.Unlock()
@@ -27,7 +28,7 @@ func (t *Tank) endPulls(ctx context.Context) (refs []string) {
 		return err
 	})
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("full disk: unfinished pulls keep what they gathered")
+		log.G(ctx).WithError(err).Warn("full disk: cannot give up what unfinished pulls have downloaded")
 		return nil
 	}
 	_, blobs := t.content.Sweep(ctx)
@@ -59,14 +60,16 @@ func (t *Tank) endIdle(tx *metadata.Tx) (refs []string, err error) {
 	return refs, nil
 }
 
-// makeRoom is called when the disk has no room for a download, and reports whether there may be room now.
+// makeRoom frees what unfinished pulls keep, because the disk has no room for a download. It reports
+// whether there may be room now.
 func (t *Tank) makeRoom(ctx context.Context) bool {
 	t.endPulls(ctx)
 	return ctx.Err() == nil
 }
 
-// giveUp ends the hold of a pull that failed for lack of space. Otherwise its downloads would be kept for a day and
-// keep the disk full. It reports whether other unfinished pulls were ended too, so that trying again may succeed.
+// giveUp ends the hold of a pull that failed for lack of space, because its downloads would keep the disk
+// full for a day. It reports whether the holds of other pulls ended as well, so that another attempt may
+// succeed.
 func (p *pull) giveUp(ctx context.Context, err error) (again bool) {
 	if err == nil || !noSpace(err) || p.opts.Offline {
 		return false

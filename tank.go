@@ -1,14 +1,58 @@
-// Package tank keeps OCI images on one machine: it pulls them, keeps their blobs by digest, and serves each as one plain
-// directory, its root filesystem.
+// Package tank keeps OCI images on one machine: it pulls them, keeps their blobs by digest, and serves each
+// as one plain directory, its root filesystem.
 //
-// It owns a root: the directory that holds everything (docs/on-disk.md), with the files lock, oci-layout and index.json
-// right in it and the directories of its packages: metadata, content and snapshot. One process owns a root at a time.
+// It owns a root: the directory that holds everything (docs/on-disk.md). One process owns a root at a time.
 //
-// Its invariant: what Pull has returned is there, verified and, unless NoSync asked otherwise, on the disk, until
-// Remove; whatever happens to the process or the machine.
+// Its invariant: what Pull has returned stays in the root, verified and, unless NoSync asked otherwise, on
+// the disk, until Remove, whatever happens to the process or the machine.
 //
-// The surprising rule: a rootfs is a template that several may read, not a container's own. Who wants to write clones it;
-// see Clone.
+// The surprising rule: a rootfs is a template that several programs may read. A program that wants to write
+// makes a copy of its own; see [Clone].
+//
+// # Map
+//
+// [Service] is what a root does for programs; [*Tank] is the service of a root that this process owns.
+// These packages are below, and docs/architecture.md shows how a reference, a blob and a snapshot go
+// through them:
+//
+//   - [github.com/tank-snapshotter/tank/cmd/tank-snapshotter]: the command line and the daemon
+//   - [github.com/tank-snapshotter/tank/plugin/admin]: the service of a root that another process owns
+//   - [github.com/tank-snapshotter/tank/plugin]: containerd's services for a root
+//   - [github.com/tank-snapshotter/tank/binding]: which holder a containerd acts for
+//   - [github.com/tank-snapshotter/tank/resolver]: from a reference to verified blobs
+//   - [github.com/tank-snapshotter/tank/resolver/auth]: the user's credentials for registries
+//   - [github.com/tank-snapshotter/tank/resolver/hostsdir]: hosts.toml files and certificates
+//   - [github.com/tank-snapshotter/tank/content]: blobs by digest, and unfinished downloads
+//   - [github.com/tank-snapshotter/tank/snapshot]: containerd's snapshots over layers
+//   - [github.com/tank-snapshotter/tank/snapshot/layer]: layers and root filesystems, from blobs to directories
+//   - [github.com/tank-snapshotter/tank/snapshot/entry]: the vocabulary of layers
+//   - [github.com/tank-snapshotter/tank/snapshot/beneath]: inodes below a directory descriptor
+//   - [github.com/tank-snapshotter/tank/snapshot/unpack]: from the tar of a layer to a directory
+//   - [github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer]: what the entries of a tar mean
+//   - [github.com/tank-snapshotter/tank/snapshot/unpack/stream]: the bytes of a layer
+//   - [github.com/tank-snapshotter/tank/snapshot/unpack/decompress]: the compressions of a layer
+//   - [github.com/tank-snapshotter/tank/snapshot/unpack/inflate]: the gzip decoder
+//   - [github.com/tank-snapshotter/tank/metadata]: what a root holds and who holds it
+//
+// Packages that are no promise to other programs are below internal: [rootlock] decides what a root is and
+// who owns it, [rootdir] gives entries their place, [ocilayout] writes index.json, [catalog] has the
+// records of images, [usage] and [mounts] count what a holder keeps, [rebuild] makes a lost database again,
+// [follow] reads blobs that are being written, and the rest are tools that docs/architecture.md lists.
+//
+// For tests there are [github.com/tank-snapshotter/tank/snapshot/model], the independent model of a layer,
+// with [github.com/tank-snapshotter/tank/snapshot/model/random] and
+// [github.com/tank-snapshotter/tank/snapshot/model/images],
+// [github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest] and
+// [github.com/tank-snapshotter/tank/resolver/registrytest].
+//
+// [rootlock]: https://pkg.go.dev/github.com/tank-snapshotter/tank/internal/rootlock
+// [rootdir]: https://pkg.go.dev/github.com/tank-snapshotter/tank/internal/rootdir
+// [ocilayout]: https://pkg.go.dev/github.com/tank-snapshotter/tank/internal/ocilayout
+// [catalog]: https://pkg.go.dev/github.com/tank-snapshotter/tank/internal/catalog
+// [usage]: https://pkg.go.dev/github.com/tank-snapshotter/tank/internal/usage
+// [mounts]: https://pkg.go.dev/github.com/tank-snapshotter/tank/internal/mounts
+// [rebuild]: https://pkg.go.dev/github.com/tank-snapshotter/tank/internal/rebuild
+// [follow]: https://pkg.go.dev/github.com/tank-snapshotter/tank/internal/follow
 package tank
 
 import (
@@ -19,10 +63,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
+
+	"github.com/tank-snapshotter/tank/internal/errclass"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/binding"
@@ -47,22 +91,23 @@ func IsRoot(dir string) bool { return rootlock.IsRoot(dir) }
 
 // Options of Open.
 type Options struct {
-	// Daemon marks the root as a daemon's, for good: layers are kept beside the rootfs, because containerd uses them.
-	// false: the root is what it was.
+	// Daemon marks the root as a daemon's, for good: layers are kept beside the rootfs, because containerd
+	// uses them. false: the root is what it was.
 	Daemon bool
-	// Directory has snapshots served as directories of their own, without overlay. false: as overlay mounts. A root may be opened
-	// the one way and the other.
+	// Directory has snapshots served as directories of their own, without overlay. false: they are overlay
+	// mounts. A root may be opened in one mode and later in the other.
 	Directory bool
-	// Containerd is read for layers whose blobs are not in the root, and asked what it would fetch: the second install. nil: containerd
-	// has no content store but this root.
+	// Containerd is the content store of a containerd that does not use the root's (ADR 9): layers whose
+	// blobs are not in the root are read from it. nil: containerd uses the root's content store.
 	Containerd ContainerdContent
-	// SkipKnownBlobs has containerd fetch no blob whose layer is unpacked here already, so that its images lack blobs.
-	// false: it gets all blobs of its images.
+	// SkipKnownBlobs keeps containerd from fetching blobs whose layers are unpacked already, so its images
+	// lack these blobs. false: containerd gets all blobs of its images.
 	SkipKnownBlobs bool
 	// Existing has Open return ErrNoRoot in a directory that is missing or empty. false: a root is made there.
 	Existing bool
-	// AllowReadOnly opens a root that can't be written as well, as on a read-only mount: nothing is written then, and
-	// what would change something returns errdefs.ErrFailedPrecondition. false: such a root is refused in the same way.
+	// AllowReadOnly also opens a root that cannot be written, for example on a read-only mount. Then
+	// methods that would change the root return errdefs.ErrFailedPrecondition. false: Open returns that
+	// error for such a root.
 	AllowReadOnly bool
 }
 
@@ -86,25 +131,26 @@ type Tank struct {
 	// refs are locked by pulls: the second one of a reference finds what the first has brought, or takes over.
 	refs keylock.Locks
 
-	// images is held for reading while an answer is made from a record, and for writing while records are removed.
+	// images is held for reading while a pull answers from a record, and for writing while records are removed.
 	images sync.RWMutex
 
-	// mu guards pulls: the references of which a pull runs.
+	// mu guards pulls, the references whose pulls are running.
 	mu    sync.Mutex
 	pulls map[string]bool
 
-	// shortage has one goroutine at a time make room on a full disk.
+	// shortage is held while a goroutine makes room on a full disk.
 	shortage sync.Mutex
 
 	layout *ocilayout.Layout
 }
 
-// Open opens the root, and makes it in a directory that is missing or empty unless opts forbid that; see
-// docs/on-disk.md.
+// Open opens a root. It makes one in a directory that is missing or empty, unless opts forbid that. opts
+// may be nil.
 //
-// It returns errdefs.ErrUnavailable while another process owns the root; ErrNoRoot; errdefs.ErrFailedPrecondition for
-// a directory of another program, for a root that was made for another user or that others can write to, and for one
-// of a newer Tank; and errdefs.ErrDataLoss when the root's database is missing or damaged, which Rebuild repairs.
+// It returns errdefs.ErrUnavailable while another process owns the root; ErrNoRoot;
+// errdefs.ErrFailedPrecondition for a directory of another program, a root of another user, a root that
+// other users can write to, and a root of a newer Tank; and errdefs.ErrDataLoss if the root's database is
+// missing or damaged, which Rebuild repairs.
 func Open(root string, opts *Options) (t *Tank, err error) {
 	if opts == nil {
 		opts = &Options{}
@@ -117,13 +163,14 @@ func Open(root string, opts *Options) (t *Tank, err error) {
 		t, err = open(root, spare, opts)
 		return err
 	})
-	return t, err
+	return t, errclass.Ensure(err)
 }
 
-// open opens a root that may lie on a full disk, with the reserve that is given up for it.
+// open opens a root. If the disk is full, its caller calls it again after giving up the reserve.
 func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err error) {
 	if opts.Daemon && strings.ContainsAny(root, ",:\\") {
-		return nil, fmt.Errorf("root %s: overlay's options have no place for a comma, colon or backslash: %w", root, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("root %s: the options of overlay cannot have a comma, colon or backslash in a path: %w",
+			root, errdefs.ErrInvalidArgument)
 	}
 	t := &Tank{
 		root: root, reserve: spare, layout: ocilayout.New(root, nil), pulls: map[string]bool{},
@@ -158,7 +205,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	t.content, err = content.Open(root, t.db, &content.Options{
 		ReadOnly:   t.readOnly,
 		OnIngest:   func(d digest.Digest) { t.snapshots.Layers().Ingested(d) },
-		OnGarbage:  func(digest.Digest) { t.sweeper.soon() },
+		OnGarbage:  func(digest.Digest) { t.sweeper.request() },
 		LiveHolder: t.live,
 		OnShortage: t.makeRoom,
 		Needed:     t.layout.ForeignBlobs,
@@ -167,7 +214,8 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		return nil, err
 	}
 	layers := &snapshot.Options{
-		ReadOnly: t.readOnly, Unpack: unpackOptions(t.lock.Access()), Directory: opts.Directory, SkipKnownBlobs: opts.SkipKnownBlobs,
+		ReadOnly: t.readOnly, Unpack: unpackOptions(t.lock.Access()), Directory: opts.Directory,
+		SkipKnownBlobs: opts.SkipKnownBlobs,
 	}
 	blobs := layersFrom(t.content, opts.Containerd, layers)
 	t.snapshots, err = snapshot.Open(root, t.db, blobs, layers)
@@ -188,7 +236,8 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	return t, err
 }
 
-// openDatabase opens metadata.db. A missing one is made in a root that holds nothing yet, and is a loss in any other.
+// openDatabase opens metadata.db. It makes a missing one in an unused root, and returns errdefs.ErrDataLoss
+// in any other.
 func (t *Tank) openDatabase(opts *Options) error {
 	path := filepath.Join(t.root, rootlock.Database)
 	existing := true
@@ -212,8 +261,8 @@ func (t *Tank) openDatabase(opts *Options) error {
 	return err
 }
 
-// unused reports whether a root holds nothing that a database could have recorded. Then a missing database was not lost
-// but never made.
+// unused reports whether the root has nothing that a database could have recorded. Then a missing database
+// was never made; otherwise it was lost.
 func (t *Tank) unused() (bool, error) {
 	if unused, err := t.lock.Unused(); err != nil || !unused {
 		return false, err
@@ -227,7 +276,8 @@ func unpackOptions(a rootlock.Access) unpack.Options {
 	return unpack.Options{Unprivileged: a.Unprivileged(), Confined: a.Confined(), UIDs: uids, GIDs: gids}
 }
 
-// recordDaemon marks the root as a daemon's: in the mark too, for the time when the database is lost.
+// recordDaemon marks the root as a daemon's: in the database, and in the mark in case that the database is
+// lost.
 func (t *Tank) recordDaemon(recorded bool) error {
 	if err := t.lock.MarkDaemon(); err != nil {
 		return fmt.Errorf("root %s: mark: %w", t.root, err)
@@ -238,35 +288,35 @@ func (t *Tank) recordDaemon(recorded bool) error {
 	return t.db.Update(func(tx *metadata.Tx) error { return tx.SetFlag(metadata.FlagDaemon, "yes") })
 }
 
-// ReadOnly reports whether the root can't be written; see Options.AllowReadOnly.
+// ReadOnly reports whether the root cannot be written; see Options.AllowReadOnly.
 func (t *Tank) ReadOnly() bool { return t.readOnly }
 
 // Root returns the absolute path of the root.
 func (t *Tank) Root() string { return t.root }
 
-// Content returns the blobs of the root, for who serves them.
+// Content returns the store of the root's blobs, for a program that serves them.
 func (t *Tank) Content() *content.Store { return t.content }
 
-// Binder decides for which holder a caller acts; a program that serves the root needs it.
+// Binder returns what decides for which holder a containerd acts, for a program that serves the root.
 func (t *Tank) Binder() *binding.Binder { return t.binder }
 
-// Snapshots returns the layers and snapshots of the root, for who serves them.
+// Snapshots returns the store of the root's layers and snapshots, for a program that serves them.
 func (t *Tank) Snapshots() *snapshot.Store { return t.snapshots }
 
-// Spend calls fn, and calls it again with the root's reserve given up if fn found the disk full. It is for what an
-// owner of the root needs to make room there.
+// Spend calls fn. If fn fails because the disk is full, Spend gives up the root's reserve and calls fn
+// again. It is for what a process needs to own the root and make room there.
 func (t *Tank) Spend(fn func() error) error { return t.reserve.Spend(fn) }
 
-// KeepReserve makes the root's reserve, if it is missing and the disk has room.
+// KeepReserve makes the root's reserve if it is missing and the disk has room for it.
 func (t *Tank) KeepReserve() { t.reserve.Keep() }
 
-// spendUpdate runs a change of records that releases something, with the reserve if the disk is full. fn may be called
-// again.
+// spendUpdate changes records to release something. If the disk is full, it gives up the reserve and calls
+// fn again.
 func (t *Tank) spendUpdate(fn func(*metadata.Tx) error) error {
 	return t.reserve.Spend(func() error { return t.db.Update(fn) })
 }
 
-// Close ends background work and gives the root up.
+// Close cancels background work, waits for its end, and gives up the root.
 func (t *Tank) Close() error {
 	var errs []error
 	t.connections.Close()
@@ -297,11 +347,11 @@ func (t *Tank) Close() error {
 	return errors.Join(errs...)
 }
 
-// live says whether an unfinished download of a holder may still be resumed.
+// live reports whether an unfinished download of a holder may still be resumed.
 func (t *Tank) live(h metadata.Holder) bool {
 	live := true
 	if err := t.db.View(func(tx *metadata.Tx) error {
-		if h.IsContainerd() { // it aborts its own, unless its database has become another holder's
+		if h.IsContainerd() { // a containerd aborts its own downloads, unless its database has got another holder
 			bs, err := tx.Bindings()
 			_, bound := metadata.BindingOf(bs, h)
 			live = bound || tx.HoldsAny(h)
@@ -320,57 +370,4 @@ func (t *Tank) live(h metadata.Holder) bool {
 		return true
 	}
 	return live
-}
-
-// sweeper frees in the background what containerd let go of: kubelet looks at the free space right after. Its goroutine
-// starts with the first request, because most commands never make one.
-type sweeper struct {
-	kick  chan struct{} // has room for one
-	run   func()        // sweeps after each kick until stop
-	stop  context.CancelFunc
-	done  chan struct{} // closed when run has ended
-	start sync.Once     // starts run, or closes done when run is never needed
-}
-
-// sweepDelay is how long a sweep waits for more to sweep.
-const sweepDelay = 200 * time.Millisecond
-
-func newSweeper(sweep func(context.Context) error) *sweeper {
-	ctx, stop := context.WithCancel(context.Background())
-	s := &sweeper{kick: make(chan struct{}, 1), stop: stop, done: make(chan struct{})}
-	s.run = func() {
-		defer close(s.done)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-s.kick:
-				select { // containerd's collector deletes by the hundred
-				case <-time.After(sweepDelay):
-				case <-ctx.Done():
-					return
-				}
-				if err := sweep(ctx); err != nil && ctx.Err() == nil {
-					log.G(ctx).WithError(err).Warn("sweep")
-				}
-			}
-		}
-	}
-	return s
-}
-
-// soon asks for a sweep.
-func (s *sweeper) soon() {
-	s.start.Do(func() { go s.run() })
-	select {
-	case s.kick <- struct{}{}:
-	default:
-	}
-}
-
-// close ends the sweep that runs, and returns after it.
-func (s *sweeper) close() {
-	s.stop()
-	s.start.Do(func() { close(s.done) })
-	<-s.done
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// unfinished lists the pulls that are not finished, the largest first.
+// unfinished lists what unfinished pulls and downloads of containerds keep, the largest first.
 func (t *Tank) unfinished(ctx context.Context) (all []Unfinished, err error) {
 	var pulls, containerds []metadata.Holder
 	if err := t.db.View(func(tx *metadata.Tx) error {
@@ -36,7 +36,7 @@ func (t *Tank) unfinished(ctx context.Context) (all []Unfinished, err error) {
 	for _, h := range pulls {
 		info, err := t.holder(ctx, h, measured)
 		if errdefs.IsNotFound(err) {
-			continue // it has ended meanwhile
+			continue // the pull has ended meanwhile
 		}
 		if err != nil {
 			return nil, err
@@ -67,18 +67,18 @@ func (t *Tank) unfinished(ctx context.Context) (all []Unfinished, err error) {
 	return all, nil
 }
 
-// measureWithin bounds how long an error waits for the sizes that it contains.
+// measureWithin is how long fullDisk measures sizes at most.
 const measureWithin = 10 * time.Second
 
-// fullDisk adds to the error of a pull for which there was no room how much unfinished pulls hold. maxNamed bounds how
-// many of them it names.
+// fullDisk adds to the error of a pull that found the disk full how much unfinished pulls keep. It names at
+// most maxNamed of them.
 func (t *Tank) fullDisk(ctx context.Context, err error) error {
 	const maxNamed = 3
 	ctx, cancel := context.WithTimeout(ctx, measureWithin)
 	defer cancel()
 	all, lerr := t.unfinished(ctx)
 	if lerr != nil {
-		return err // which counts more
+		return err // the more important error
 	}
 	if len(all) == 0 {
 		return err

@@ -15,29 +15,29 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// unpacking is what happens to the layers of one pull while they are fetched. What fails ends the fetch.
+// unpacking unpacks the layers of one pull while they are fetched. A failure cancels the fetch.
 type unpacking struct {
 	p      *pull
-	ctx    context.Context //nolint:containedctx // lives as long as the one call of fetch that made it
 	cancel context.CancelFunc
 	group  sync.WaitGroup
-	rootfs string // an intact one that is here, so that nothing has to be unpacked
+	rootfs string // the path of an intact rootfs that the root has, so that nothing has to be unpacked; or ""
 
 	mu   sync.Mutex // guards the fields below
 	want map[digest.Digest][]layer.Pair
 	recs map[digest.Digest]metadata.Layer // by diff ID
-	err  error                            // what ended the work
+	err  error                            // the first error
 }
 
-func newUnpacking(ctx context.Context, p *pull) *unpacking {
+// newUnpacking also returns the context of the fetch, which ends with the first failure.
+func newUnpacking(ctx context.Context, p *pull) (*unpacking, context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	return &unpacking{
-		p: p, ctx: ctx, cancel: cancel, want: map[digest.Digest][]layer.Pair{}, recs: map[digest.Digest]metadata.Layer{},
-	}
+		p: p, cancel: cancel, want: map[digest.Digest][]layer.Pair{}, recs: map[digest.Digest]metadata.Layer{},
+	}, ctx
 }
 
-// image is called when it is known which layers there are.
-func (u *unpacking) image(i *resolver.Image) error {
+// image is called when the layers of the image are known.
+func (u *unpacking) image(ctx context.Context, i *resolver.Image) error {
 	t := u.p.t
 	if u.p.opts.Refresh {
 		if err := t.snapshots.Layers().Doubt(i.Manifest.Digest, i.DiffIDs); err != nil {
@@ -45,14 +45,15 @@ func (u *unpacking) image(i *resolver.Image) error {
 		}
 	}
 	if !u.p.opts.NoRootfs && !t.daemon {
-		// Layers are not kept here, so an intact rootfs saves all the work; with layers it is the cheaper to look at last.
-		path, err := t.snapshots.Layers().Rootfs(u.ctx, u.p.holder, i.Manifest.Digest)
+		// Layers are not kept in this root, so an intact rootfs saves all work. A root that keeps layers
+		// looks at the rootfs last, because that is cheaper.
+		path, err := t.snapshots.Layers().Rootfs(ctx, u.p.holder, i.Manifest.Digest)
 		if err == nil || !errdefs.IsNotFound(err) {
 			u.rootfs = path
 			return err
 		}
 	}
-	if err := t.content.For(u.p.holder).CheckSpace(u.ctx, i.Layers, u.p.opts.Refresh); err != nil {
+	if err := t.content.For(u.p.holder).CheckSpace(ctx, i.Layers, u.p.opts.Refresh); err != nil {
 		return fmt.Errorf("image %s: %w", u.p.ref, err)
 	}
 	u.mu.Lock()
@@ -61,15 +62,15 @@ func (u *unpacking) image(i *resolver.Image) error {
 	for _, l := range layersOf(i.Layers, i.DiffIDs) {
 		u.want[l.Blob.Digest] = append(u.want[l.Blob.Digest], l)
 		if _, here := t.content.Size(l.Blob.Digest); !here || !u.p.opts.Refresh {
-			announce = append(announce, l) // with Refresh a blob that is here is not believed until it came again
+			announce = append(announce, l) // with Refresh, a blob is read only after it was downloaded again
 		}
 	}
 	t.snapshots.Layers().Announce(announce)
 	return nil
 }
 
-// layer is called when a blob is whole; by then most of it is unpacked.
-func (u *unpacking) layer(blob ocispec.Descriptor) error {
+// layer is called when a blob is complete. By then most of its layer is unpacked.
+func (u *unpacking) layer(ctx context.Context, blob ocispec.Descriptor) error {
 	u.mu.Lock()
 	layers := u.want[blob.Digest]
 	u.mu.Unlock()
@@ -77,7 +78,7 @@ func (u *unpacking) layer(blob ocispec.Descriptor) error {
 		u.group.Add(1)
 		go func() {
 			defer u.group.Done()
-			rec, err := u.p.t.snapshots.Layers().Unpack(u.ctx, u.p.holder, l)
+			rec, err := u.p.t.snapshots.Layers().Unpack(ctx, u.p.holder, l)
 			if err != nil {
 				u.fail(fmt.Errorf("image %s: %w", u.p.ref, err))
 				return
@@ -90,7 +91,7 @@ func (u *unpacking) layer(blob ocispec.Descriptor) error {
 	return nil
 }
 
-// fail ends the fetch. The first cause counts; what others then fail with comes of it.
+// fail records the first error and cancels the fetch. Later errors are consequences of the first.
 func (u *unpacking) fail(err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -100,7 +101,7 @@ func (u *unpacking) fail(err error) {
 	u.cancel()
 }
 
-// wait returns when all layers are unpacked, with the error that ended the work, if one did. err is the fetch's.
+// wait waits until all layers are unpacked, and returns the first error. err is the error of the fetch.
 func (u *unpacking) wait(err error) error {
 	if err != nil {
 		u.fail(err)
@@ -110,7 +111,7 @@ func (u *unpacking) wait(err error) error {
 	return u.err
 }
 
-// records are the layers of the platform, lowest first.
+// records returns the records of the layers of a platform, lowest first.
 func (u *unpacking) records(c metadata.Platform) []metadata.Layer {
 	recs := make([]metadata.Layer, len(c.DiffIDs))
 	for i, d := range c.DiffIDs {
@@ -127,7 +128,7 @@ func layersOf(blobs []ocispec.Descriptor, diffIDs []digest.Digest) []layer.Pair 
 	return layers
 }
 
-// unpack has the pull hold the unpacked layers. Those that were announced are mostly there.
+// unpack unpacks the layers of a platform that are not unpacked yet, and has the pull hold them.
 func (p *pull) unpack(ctx context.Context, c metadata.Platform) ([]metadata.Layer, error) {
 	recs := make([]metadata.Layer, len(c.Layers))
 	g, ctx := errgroup.WithContext(ctx)

@@ -53,9 +53,9 @@ func (a *announcer) Prepare(ctx context.Context, key, parent string, opts ...sna
 	return a.Snapshotter.Prepare(ctx, key, parent, opts...)
 }
 
-// announce returns errdefs.ErrFailedPrecondition for an image that a pull without containerd would refuse, because its
-// documents can be read in another way than containerd does. A layer that is not announced here is unpacked when it is
-// applied.
+// announce returns errdefs.ErrFailedPrecondition for an image that a pull without containerd would refuse,
+// because its documents can be read in another way than containerd does. A layer that is not announced here
+// is unpacked when it is applied.
 func (a *announcer) announce(ctx context.Context, key string, labels map[string]string) error {
 	target := labels[snapshots.LabelSnapshotRef]
 	if target == "" {
@@ -71,8 +71,8 @@ func (a *announcer) announce(ctx context.Context, key string, labels map[string]
 	return err
 }
 
-// extractionTarget is the chain ID in the key of an extraction ("<ns>/<seq>/extract-<unique> <chain ID>"), for pulls
-// that carry no labels.
+// extractionTarget is the chain ID in the key of an extraction ("<ns>/<seq>/extract-<unique> <chain ID>"),
+// for pulls that carry no labels.
 func extractionTarget(key string) string {
 	name := key[strings.LastIndexByte(key, '/')+1:]
 	if !strings.HasPrefix(name, "extract-") {

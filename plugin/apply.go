@@ -20,8 +20,8 @@ import (
 
 // Applier unpacks a layer into a snapshot.
 type Applier interface {
-	// ApplyDecoded has a layer unpacked for the snapshot that the mounts belong to and returns its diff ID. decode reads
-	// the blob; nil: the blob is of a media type that Layers reads.
+	// ApplyDecoded has a layer unpacked for the snapshot that the mounts belong to and returns its diff ID.
+	// decode reads the blob; nil: the blob is of a media type that Layers reads.
 	ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode layer.Decode) (
 		ocispec.Descriptor, error)
 }
@@ -32,7 +32,8 @@ type applier struct {
 	processors func(context.Context, peer.Process) ([]processor.Processor, error) // nil: there are none
 }
 
-// Apply unpacks a layer. One of a media type that Tank does not read goes through containerd's stream processors.
+// Apply unpacks a layer. One of a media type that Tank does not read goes through containerd's stream
+// processors.
 func (a *applier) Apply(
 	ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt,
 ) (ocispec.Descriptor, error) {
@@ -46,8 +47,8 @@ func (a *applier) Apply(
 	return a.layers.ApplyDecoded(ctx, desc, mounts, decode)
 }
 
-// decoder returns what reads a blob of another media type than those of layers; nil if nothing does, or if that can't
-// be found out: then the next differ in containerd's list is asked, which is containerd's own.
+// decoder returns what reads a blob of another media type than those of layers; nil if nothing does, or if
+// that can't be found out: then the next differ in containerd's list is asked, which is containerd's own.
 func (a *applier) decoder(ctx context.Context, desc ocispec.Descriptor, opts []diff.ApplyOpt) (layer.Decode, error) {
 	if a.processors == nil {
 		return nil, nil

@@ -45,7 +45,8 @@ func (l *decodingLayers) ApplyDecoded(
 	return desc, err
 }
 
-// TestProcessors shows which layers go through which stream processors, with the payloads that the client sends.
+// TestProcessors shows which layers go through which stream processors, with the payloads that the client
+// sends.
 func TestProcessors(t *testing.T) {
 	const outer, inner = "application/vnd.test.outer", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
 	shell := func(id, accepts, returns, script string) processor.Processor {

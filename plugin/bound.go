@@ -62,8 +62,8 @@ func (c *callers) content(ctx context.Context) (content.Store, error) {
 	return c.storesOf(s.Holder()).Content, nil
 }
 
-// refer makes a call that names snapshots. If one does not exist, the caller may be a former containerd that was not
-// recognized yet. When it is recognized by that name, refer repeats the call.
+// refer makes a call that names snapshots. If one does not exist, the caller may be a former containerd
+// that was not recognized yet. When it is recognized by that name, refer repeats the call.
 func (c *callers) refer(ctx context.Context, call func(snapshots.Snapshotter) error, keys ...string) error {
 	s, err := c.of(ctx)
 	if err != nil {
@@ -169,10 +169,12 @@ func (b boundSnapshots) Commit(ctx context.Context, name, key string, opts ...sn
 		}
 	}
 	// The key comes first, because a restored database is recognized by the key and not by the new name.
-	return b.refer(ctx, func(sn snapshots.Snapshotter) error { return sn.Commit(ctx, name, key, opts...) }, key, base.Parent)
+	commit := func(sn snapshots.Snapshotter) error { return sn.Commit(ctx, name, key, opts...) }
+	return b.refer(ctx, commit, key, base.Parent)
 }
 
-// Remove does not identify a caller: a database is recognized by snapshots that it uses, not by those that it removes.
+// Remove does not identify a caller: a database is recognized by snapshots that it uses, not by those that
+// it removes.
 func (b boundSnapshots) Remove(ctx context.Context, key string) error {
 	s, err := b.of(ctx)
 	if err != nil {

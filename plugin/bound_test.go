@@ -127,8 +127,8 @@ func (s *boundServer) containerd(n uint64) (content.Store, snapshots.Snapshotter
 		snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank"), stop
 }
 
-// TestBound: over one socket, each containerd has content, ingests and snapshots of its own; one that is not known
-// finds a former one's by naming a snapshot, through whichever call does.
+// TestBound: over one socket, each containerd has content, ingests and snapshots of its own; one that is
+// not known finds a former one's by naming a snapshot, through whichever call does.
 func TestBound(t *testing.T) {
 	ctx := t.Context()
 	const layer, container = "default/2/sha256:layer", "default/3/container"
@@ -243,7 +243,8 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestLooksIntoNothingOfOthers: what one containerd fetched is not read, and so not held, for an extraction of another.
+// TestLooksIntoNothingOfOthers: what one containerd fetched is not read, and so not held, for an extraction
+// of another.
 func TestLooksIntoNothingOfOthers(t *testing.T) {
 	ctx := t.Context()
 	s := serveBound(t)

@@ -26,8 +26,8 @@ type connection struct {
 
 type connectionKey struct{}
 
-// sessionOf returns the session of the process that made the connection. The first call that needs it determines it,
-// and not the connection, because containerd may connect before it opens its database.
+// sessionOf returns the session of the process that made the connection. The first call that needs it
+// determines it, and not the connection, because containerd may connect before it opens its database.
 func (c *connection) sessionOf(ctx context.Context, binder *binding.Binder) (*binding.Session, error) {
 	if s := c.session.Load(); s != nil {
 		return s, nil

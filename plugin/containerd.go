@@ -44,11 +44,11 @@ type ContainerdOptions struct {
 	Stall time.Duration
 }
 
-// Containerd is the content store of a containerd that keeps its own: the second install. Every call ends, whatever containerd
-// does; errdefs.ErrUnavailable says that it does not answer.
+// Containerd is the content store of a containerd that keeps its own: the second install. Every call ends,
+// whatever containerd does; errdefs.ErrUnavailable says that it does not answer.
 //
-// Its calls only read what containerd's database says, so that they may be made while containerd waits for a Prepare or an Apply;
-// they are never made from a Commit or a Remove.
+// Its calls only read what containerd's database says, so that they may be made while containerd waits for
+// a Prepare or an Apply; they are never made from a Commit or a Remove.
 type Containerd struct {
 	conn       *grpc.ClientConn
 	blobs      contentapi.ContentClient
@@ -56,8 +56,8 @@ type Containerd struct {
 	opts       ContainerdOptions
 }
 
-// DialContainerd makes a client of the containerd at that unix socket. It connects with the first call, and again after
-// containerd was away. nil opts are the defaults.
+// DialContainerd makes a client of the containerd at that unix socket. It connects with the first call, and
+// again after containerd was away. nil opts are the defaults.
 func DialContainerd(address string, opts *ContainerdOptions) (*Containerd, error) {
 	c := &Containerd{}
 	if opts != nil {
@@ -90,8 +90,8 @@ func DialContainerd(address string, opts *ContainerdOptions) (*Containerd, error
 // Close ends the connection, and with it what is being read.
 func (c *Containerd) Close() error { return c.conn.Close() }
 
-// Size returns the bytes of a blob that any of containerd's namespaces has, which with its default policy is one that it takes
-// into every other without fetching it. errdefs.ErrNotFound when none has it.
+// Size returns the bytes of a blob that any of containerd's namespaces has, which with its default policy
+// is one that it takes into every other without fetching it. errdefs.ErrNotFound when none has it.
 func (c *Containerd) Size(ctx context.Context, d digest.Digest) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Answer)
 	defer cancel()
@@ -99,9 +99,9 @@ func (c *Containerd) Size(ctx context.Context, d digest.Digest) (int64, error) {
 	return size, c.fault(d, err)
 }
 
-// Open reads a blob from the namespace of the call that ctx belongs to, or, when it belongs to none, from any that has it. Read
-// returns io.EOF after all bytes were read and are those of the digest, and errdefs.ErrDataLoss when they are not. errdefs.ErrNotFound
-// when the blob is not there.
+// Open reads a blob from the namespace of the call that ctx belongs to, or, when it belongs to none, from
+// any that has it. Read returns io.EOF after all bytes were read and are those of the digest, and
+// errdefs.ErrDataLoss when they are not. errdefs.ErrNotFound when the blob is not there.
 func (c *Containerd) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
 	if err := d.Validate(); err != nil {
 		return nil, fmt.Errorf("digest %.100q: %w: %w", string(d), err, errdefs.ErrInvalidArgument)
@@ -174,8 +174,8 @@ type blobStream struct {
 	done     sync.WaitGroup
 }
 
-// read asks for the whole blob in one stream: a request for each piece, as containerd's own client makes them, waits for
-// each of them.
+// read asks for the whole blob in one stream: a request for each piece, as containerd's own client makes
+// them, waits for each of them.
 func (c *Containerd) read(ctx context.Context, ns string, d digest.Digest, size int64) *blobStream {
 	messages := make(chan []byte, messagesAhead)
 	ctx, cancel := context.WithCancelCause(namespaces.WithNamespace(ctx, ns))
@@ -198,7 +198,9 @@ func (c *Containerd) read(ctx context.Context, ns string, d digest.Digest, size 
 }
 
 // receive hands the messages on until the stream ends.
-func (c *Containerd) receive(ctx context.Context, cancel context.CancelCauseFunc, d digest.Digest, sum hash.Hash, to chan<- []byte) (n int64, err error) {
+func (c *Containerd) receive(ctx context.Context, cancel context.CancelCauseFunc, d digest.Digest, sum hash.Hash,
+	to chan<- []byte,
+) (n int64, err error) {
 	stall := time.AfterFunc(c.opts.Stall, func() { cancel(errStalled) })
 	defer stall.Stop()
 	stream, err := c.blobs.Read(ctx, &contentapi.ReadContentRequest{Digest: d.String()})

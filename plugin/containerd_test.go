@@ -26,7 +26,8 @@ import (
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
-// fakeContainerd is the part of containerd's API that a second install uses. What is in hang waits for the caller to go.
+// fakeContainerd is the part of containerd's API that a second install uses. What is in hang waits for the
+// caller to go.
 type fakeContainerd struct {
 	contentapi.UnimplementedContentServer
 	blobs map[string]map[digest.Digest][]byte // by namespace
@@ -245,7 +246,8 @@ func TestContainerdDamage(t *testing.T) {
 	}
 }
 
-// TestContainerdHangs shows that every call ends as unavailable when containerd does not answer, wherever it stops.
+// TestContainerdHangs shows that every call ends as unavailable when containerd does not answer, wherever
+// it stops.
 func TestContainerdHangs(t *testing.T) {
 	f, d, _ := fakeStore(t, 5<<20)
 	path := socketPath(t)
@@ -314,8 +316,8 @@ func TestContainerdClose(t *testing.T) {
 	}
 }
 
-// TestContainerdComesAndGoes shows that containerd may start after Tank and may be started again, and that calls while it is away
-// are unavailable soon.
+// TestContainerdComesAndGoes shows that containerd may start after Tank and may be started again, and that
+// calls while it is away are unavailable soon.
 func TestContainerdComesAndGoes(t *testing.T) {
 	f, d, data := fakeStore(t, 2<<20)
 	path := socketPath(t)

@@ -44,8 +44,8 @@ func readAll(client contentapi.ContentClient, d string, offset, size int64) (dat
 	}
 }
 
-// TestRead compares what Read answers with containerd's own content service on the same store, byte by byte and by the classes of
-// errors.
+// TestRead compares what Read answers with containerd's own content service on the same store, byte by byte
+// and by the classes of errors.
 func TestRead(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()

@@ -16,7 +16,8 @@ import (
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
-// A daemon serves a root to containerd. Each containerd acts for the holder that the binder finds for its process.
+// A daemon serves a root to containerd. Each containerd acts for the holder that the binder finds for its
+// process.
 func Example() {
 	dir, err := os.MkdirTemp("", "tank")
 	if err != nil {

@@ -11,9 +11,10 @@ import (
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 )
 
-// folded returns the image that containerd reads in a manifest which Tank refuses because of cause. containerd folds
-// the case of names and accepts a document that other programs read in another way, so unpacking that image is refused.
-// Only its chain IDs are set. The image is nil if containerd would not unpack it either.
+// folded returns the image that containerd reads in a manifest which Tank refuses because of cause.
+// containerd folds the case of names and accepts a document that other programs read in another way, so
+// unpacking that image is refused. Only its chain IDs are set. The image is nil if containerd would not
+// unpack it either.
 func (r *recentBlobs) folded(ctx context.Context, d digest.Digest, doc []byte,
 	cause error,
 ) (i *recentImage, found bool) {

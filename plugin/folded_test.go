@@ -13,8 +13,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestRefusedDocuments shows that containerd does not get an image unpacked whose documents a pull without it would
-// refuse.
+// TestRefusedDocuments shows that containerd does not get an image unpacked whose documents a pull without
+// it would refuse.
 func TestRefusedDocuments(t *testing.T) {
 	requireRoot(t)
 	good := build(t, []Item{F("a", "1")})

@@ -22,7 +22,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// This suite is what containerd's own do not ask: what its collector does to the stores behind it, and what is adopted by whom.
+// This suite is what containerd's own do not ask: what its collector does to the stores behind it, and what
+// is adopted by whom.
 
 // depth is the stores as containerd holds them, in process or over the socket.
 type depth struct {
@@ -65,7 +66,8 @@ func (d depth) seen(ctx context.Context, t *testing.T) (ds []digest.Digest) {
 	return ds
 }
 
-// TestAdoption: each way in which containerd learns of a blob that somebody else pulled is a hold, which outlives the other's.
+// TestAdoption: each way in which containerd learns of a blob that somebody else pulled is a hold, which
+// outlives the other's.
 func TestAdoption(t *testing.T) {
 	open := func(ctx context.Context, cs content.Store, b ocispec.Descriptor) (content.Writer, error) {
 		return cs.Writer(ctx, content.WithRef("default/1/layer-"+b.Digest.String()), content.WithDescriptor(ocispec.Descriptor{Size: b.Size}))
@@ -130,7 +132,8 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
-// TestDeleteIsRelease: containerd's Delete ends its own hold alone; what only it held is gone, from the disk after a sweep.
+// TestDeleteIsRelease: containerd's Delete ends its own hold alone; what only it held is gone, from the
+// disk after a sweep.
 func TestDeleteIsRelease(t *testing.T) {
 	atDepths(t, func(ctx context.Context, t *testing.T, d depth) {
 		both, data := blobOf("held by both")
@@ -165,8 +168,8 @@ func TestDeleteIsRelease(t *testing.T) {
 	})
 }
 
-// grow makes the database so much larger, while fn runs, that bbolt maps it anew several times: for that it waits until nobody
-// reads. fn has a minute.
+// grow makes the database so much larger, while fn runs, that bbolt maps it anew several times: for that it
+// waits until nobody reads. fn has a minute.
 func (d depth) grow(ctx context.Context, t *testing.T, fn func(ctx context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -211,7 +214,8 @@ func (d depth) size(t *testing.T) int64 {
 	return fi.Size()
 }
 
-// longLabel is near containerd's limit: a page of a listing is then more than a stream sends ahead of its reader.
+// longLabel is near containerd's limit: a page of a listing is then more than a stream sends ahead of its
+// reader.
 var longLabel = strings.Repeat("x", 3500)
 
 // TestDeleteInsideList: the collector deletes blobs from inside the listing of them, while the database grows.
@@ -258,8 +262,8 @@ func TestRemoveInsideList(t *testing.T) {
 	})
 }
 
-// TestAbortWhileListing: the collector aborts the ingests that it lists, while others begin, write and commit theirs; another
-// holder's are neither listed nor aborted.
+// TestAbortWhileListing: the collector aborts the ingests that it lists, while others begin, write and
+// commit theirs; another holder's are neither listed nor aborted.
 func TestAbortWhileListing(t *testing.T) {
 	atDepths(t, func(ctx context.Context, t *testing.T, d depth) {
 		begin := func(cs content.Store, ref string) {

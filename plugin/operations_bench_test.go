@@ -20,8 +20,9 @@ import (
 // The numbers of snapshots among which the operations are measured.
 var populations = []int{10, 10_000}
 
-// BenchmarkOperations measures what containerd calls, through a unix socket and its own proxy client, among few and among many
-// snapshots. The database is synced: TMPDIR says which disk is measured. See docs/performance.md.
+// BenchmarkOperations measures what containerd calls, through a unix socket and its own proxy client, among
+// few and among many snapshots. The database is synced: TMPDIR says which disk is measured. See
+// docs/performance.md.
 func BenchmarkOperations(b *testing.B) {
 	ctx := context.Background()
 	for _, n := range populations {
@@ -135,7 +136,8 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// quantiles reports the median and the 99th percentile of timed in milliseconds. before and after are nobody's time.
+// quantiles reports the median and the 99th percentile of timed in milliseconds. before and after are
+// nobody's time.
 func quantiles(b *testing.B, before, timed, after func(*testing.B)) {
 	b.ReportAllocs()
 	var took []time.Duration

@@ -7,12 +7,13 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// What is read of blobs is sent without being copied in between, in messages that cost the receiver least. What is written is copied once,
-// out of gRPC's frames (received.go).
+// What is read of blobs is sent without being copied in between, in messages that cost the receiver least.
+// What is written is copied once, out of gRPC's frames (received.go).
 //
-// gRPC receives a message into a buffer of the next size of 4 KiB, 16 KiB, 32 KiB or 1 MiB, and clears all of it first. containerd asks
-// for 32 KiB at a time when it exports and for 1 MiB when it pushes: a message with just that many bytes of a blob is a little larger
-// than the buffer of that size, and costs the receiver the clearing of a MiB. So messages are cut to fit.
+// gRPC receives a message into a buffer of the next size of 4 KiB, 16 KiB, 32 KiB or 1 MiB, and clears all
+// of it first. containerd asks for 32 KiB at a time when it exports and for 1 MiB when it pushes: a message
+// with just that many bytes of a blob is a little larger than the buffer of that size, and costs the
+// receiver the clearing of a MiB. So messages are cut to fit.
 const (
 	smallMessage = 32 << 10 // as sent
 	largeMessage = 1 << 20
@@ -60,7 +61,8 @@ func newPiece(offset, left int64) piece {
 	return piece{offset, data, pool}
 }
 
-// MarshalBuffers encodes the message around the piece's bytes, and has their buffer returned when they were sent.
+// MarshalBuffers encodes the message around the piece's bytes, and has their buffer returned when they were
+// sent.
 func (p piece) MarshalBuffers() (mem.BufferSlice, error) {
 	var head []byte
 	if p.offset != 0 {

@@ -1,14 +1,15 @@
-// Package plugin serves a root to containerd: its content, snapshots and diff services, as proxy plugins on unix
-// sockets.
+// Package plugin serves a root to containerd: its content, snapshots and diff services, as proxy plugins on
+// unix sockets.
 //
 // It owns nothing on disk; the sockets are the caller's.
 //
-// Its invariant: a containerd sees only what it holds, because package binding chooses the store and the snapshotter of
-// each call by the process at the other end of the connection. No call of containerd waits for the network, and a panic
-// in one call ends that call alone.
+// Its invariant: a containerd sees only what it holds, because package binding chooses the store and the
+// snapshotter of each call by the process at the other end of the connection. No call of containerd waits
+// for the network, and a panic in one call ends that call alone.
 //
-// The surprising rule: layers are unpacked while containerd still downloads them. containerd names one layer at a time,
-// so the first Prepare of a pull announces all of them, from the manifest that lies in the store by then.
+// The surprising rule: layers are unpacked while containerd still downloads them. containerd names one
+// layer at a time, so the first Prepare of a pull announces all of them, from the manifest that lies in the
+// store by then.
 package plugin
 
 import (
@@ -41,18 +42,18 @@ type Options struct {
 	Snapshotter snapshots.Snapshotter
 	// Binder decides for which holder each caller acts. nil: every caller gets the same stores.
 	Binder *binding.Binder
-	// StoresOf returns what a holder has; what it returns for metadata.Containerd decides what is served. Needed with
-	// Binder.
+	// StoresOf returns what a holder has; what it returns for metadata.Containerd decides what is served.
+	// Needed with Binder.
 	StoresOf func(metadata.Holder) Stores
 	// Layers unpacks for Snapshotter.
 	Layers Layers
 	// Applier applies layers to the snapshots of Snapshotter.
 	Applier Applier
-	// Processors returns the stream processors that a containerd has configured, and errdefs.ErrUnavailable if they can't
-	// be found out. nil: there are none.
+	// Processors returns the stream processors that a containerd has configured, and errdefs.ErrUnavailable
+	// if they can't be found out. nil: there are none.
 	Processors func(ctx context.Context, containerd peer.Process) ([]processor.Processor, error)
-	// More registers further services, such as the admin endpoint, which are then served on the same sockets. nil:
-	// there are none.
+	// More registers further services, such as the admin endpoint, which are then served on the same
+	// sockets. nil: there are none.
 	More func(grpc.ServiceRegistrar)
 	// Drain is how long calls may go on after Serve was told to stop. 0 means 10 seconds, less than 0 forever.
 	Drain time.Duration

@@ -195,7 +195,8 @@ func (i *image) doc(mediaType, body string) ocispec.Descriptor {
 	return d
 }
 
-// ingest writes a blob under a ref as containerd's metadata store makes them, with neither digest nor media type.
+// ingest writes a blob under a ref as containerd's metadata store makes them, with neither digest nor media
+// type.
 func ingest(ctx context.Context, t *testing.T, cs content.Store, d digest.Digest, data []byte) content.Writer {
 	t.Helper()
 	w, err := cs.Writer(ctx, content.WithRef("default/1/layer-"+d.String()), content.WithDescriptor(ocispec.Descriptor{Size: int64(len(data))}))
@@ -211,8 +212,8 @@ func put(ctx context.Context, t *testing.T, cs content.Store, d ocispec.Descript
 	must(t, w.Commit(ctx, d.Size, d.Digest))
 }
 
-// TestAnnouncement shows that the layers of a pull are unpacked while they are written, from the first Prepare on, with
-// the labels that containerd passes and without any.
+// TestAnnouncement shows that the layers of a pull are unpacked while they are written, from the first
+// Prepare on, with the labels that containerd passes and without any.
 func TestAnnouncement(t *testing.T) {
 	requireRoot(t)
 	for _, row := range []struct {

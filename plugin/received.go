@@ -16,8 +16,8 @@ const fieldWritten = 6
 // receivedBuffers are as large as what came in them.
 var receivedBuffers dirtyPool
 
-// received is a WriteContentRequest whose bytes of a blob lie in a buffer that is used again: protocol buffers would copy them into memory
-// of their own, which is cleared first and garbage afterwards.
+// received is a WriteContentRequest whose bytes of a blob lie in a buffer that is used again: protocol
+// buffers would copy them into memory of their own, which is cleared first and garbage afterwards.
 type received struct {
 	request contentapi.WriteContentRequest
 	buffer  *[]byte
@@ -72,8 +72,8 @@ func (s *writeStream) Recv() (*contentapi.WriteContentRequest, error) {
 	return &s.last.request, nil
 }
 
-// Write is containerd's handler. It no longer uses a request when it receives the next one. A blob that is written has
-// a file open, for which Write waits when descriptors are few.
+// Write is containerd's handler. It no longer uses a request when it receives the next one. A blob that is
+// written has a file open, for which Write waits when descriptors are few.
 func (s *contentServer) Write(stream contentapi.Content_WriteServer) error {
 	_, release, err := descriptors.Process.Take(stream.Context(), descriptors.Download)
 	if err != nil {

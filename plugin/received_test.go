@@ -19,7 +19,8 @@ func split(message []byte, frame int) (parts mem.BufferSlice) {
 	return parts
 }
 
-// TestReceived compares what is made of a request, and of one that is damaged, with what protocol buffers make of it.
+// TestReceived compares what is made of a request, and of one that is damaged, with what protocol buffers
+// make of it.
 func TestReceived(t *testing.T) {
 	requests := []*contentapi.WriteContentRequest{
 		{},

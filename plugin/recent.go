@@ -30,19 +30,21 @@ const (
 	maxLayers = 8192 // of all images together
 )
 
-// announceAgain is how long after an announcement the same image is not announced again: a pull prepares each of its
-// layers, and many pulls of one image may run at once.
+// announceAgain is how long after an announcement the same image is not announced again: a pull prepares
+// each of its layers, and many pulls of one image may run at once.
 const announceAgain = time.Second
 
-// recentBlobs is a content store that remembers the small blobs that containerd asked for or committed lately, because
-// the manifest of each running pull is among them. Each blob is read once, however many Prepares follow.
+// recentBlobs is a content store that remembers the small blobs that containerd asked for or committed
+// lately, because the manifest of each running pull is among them. Each blob is read once, however many
+// Prepares follow.
 type recentBlobs struct {
 	content.Store
-	// holderOf returns the holder that a call acts for. Reading a blob makes the holder hold it, so a blob that one
-	// holder asked for is not read for another.
+	// holderOf returns the holder that a call acts for. Reading a blob makes the holder hold it, so a blob
+	// that one holder asked for is not read for another.
 	holderOf func(context.Context) metadata.Holder
 
-	// reading is held by the one call that reads documents: their memory is bounded, and no document is read twice.
+	// reading is held by the one call that reads documents: their memory is bounded, and no document is
+	// read twice.
 	reading sync.Mutex
 
 	mu      sync.Mutex // guards what follows
@@ -130,9 +132,10 @@ func (w *recentWriter) Commit(ctx context.Context, size int64, expected digest.D
 	return err
 }
 
-// due returns the layers of the image that has a layer with the chain ID target, when it is time to announce them: the
-// image whose manifest the label names, else the one that was seen last of those that were seen lately. It returns
-// errdefs.ErrFailedPrecondition for an image that is refused, or whose layers do not fit the blobs that are here.
+// due returns the layers of the image that has a layer with the chain ID target, when it is time to
+// announce them: the image whose manifest the label names, else the one that was seen last of those that
+// were seen lately. It returns errdefs.ErrFailedPrecondition for an image that is refused, or whose layers
+// do not fit the blobs that are here.
 func (r *recentBlobs) due(ctx context.Context, target, label string, fits func([]layer.Pair) error) (
 	[]layer.Pair, error,
 ) {
@@ -202,7 +205,8 @@ func (r *recentBlobs) next(named digest.Digest, h metadata.Holder) digest.Digest
 	return ""
 }
 
-// learn remembers what a blob turned out to be. A blob that could not be read is read again when it is seen again.
+// learn remembers what a blob turned out to be. A blob that could not be read is read again when it is seen
+// again.
 func (r *recentBlobs) learn(b unreadBlob, i *recentImage, found bool) {
 	d := b.digest
 	r.mu.Lock()
@@ -253,8 +257,8 @@ func (r *recentBlobs) forgetOldest() {
 	}
 }
 
-// read returns the image whose manifest a blob is; nil if the blob is no manifest. found is false if the blob, or the
-// config of the image, could not be read, which may change.
+// read returns the image whose manifest a blob is; nil if the blob is no manifest. found is false if the
+// blob, or the config of the image, could not be read, which may change.
 func (r *recentBlobs) read(ctx context.Context, d digest.Digest) (i *recentImage, found bool) {
 	doc, err := r.document(ctx, d, imagejson.MaxManifestSize)
 	if err != nil {
@@ -297,8 +301,8 @@ func chainsOf(diffIDs []digest.Digest) (chains []string) {
 
 var errNoDocument = errors.New("not a document")
 
-// document returns the bytes of a blob, errNoDocument if they do not begin as a JSON object does or are more than
-// limit.
+// document returns the bytes of a blob, errNoDocument if they do not begin as a JSON object does or are
+// more than limit.
 func (r *recentBlobs) document(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
 	ra, err := r.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
 	if err != nil {
@@ -325,8 +329,8 @@ func (r *recentBlobs) document(ctx context.Context, d digest.Digest, limit int64
 	return rest, nil
 }
 
-// beginsObject reports whether the bytes begin with a brace, after white space. It returns false for a document that
-// begins with more white space than these bytes.
+// beginsObject reports whether the bytes begin with a brace, after white space. It returns false for a
+// document that begins with more white space than these bytes.
 func beginsObject(b []byte) bool {
 	for _, c := range b {
 		switch c {

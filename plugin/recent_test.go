@@ -63,8 +63,8 @@ func (noSnapshots) Prepare(context.Context, string, string, ...snapshots.Opt) ([
 	return nil, nil
 }
 
-// TestAnnouncedOnce: many pulls of few images at once read each manifest and each config once, and announce each image
-// once, with the labels that containerd passes and without them.
+// TestAnnouncedOnce: many pulls of few images at once read each manifest and each config once, and announce
+// each image once, with the labels that containerd passes and without them.
 func TestAnnouncedOnce(t *testing.T) {
 	requireRoot(t)
 	const images, pulls = 5, 100
@@ -138,8 +138,8 @@ func dial(t *testing.T, s *plugin.Server) *grpc.ClientConn {
 	return conn
 }
 
-// TestOtherDocuments: no Prepare fails, and nothing is announced, for what a label may name and for blobs that look
-// like an image's documents.
+// TestOtherDocuments: no Prepare fails, and nothing is announced, for what a label may name and for blobs
+// that look like an image's documents.
 func TestOtherDocuments(t *testing.T) {
 	requireRoot(t)
 	i := build(t, []Item{F("a", "1")})

@@ -39,8 +39,8 @@ func (r cutReader) ReadAt(p []byte, off int64) (int, error) {
 	return r.ReaderAt.ReadAt(p[:max(0, min(int64(len(p)), r.cut-off))], off)
 }
 
-// TestReadOfRemovedBlob: a blob that is removed between two reads is not found. Its content is not blamed, and it does
-// not seem to have ended.
+// TestReadOfRemovedBlob: a blob that is removed between two reads is not found. Its content is not blamed,
+// and it does not seem to have ended.
 func TestReadOfRemovedBlob(t *testing.T) {
 	requireRoot(t)
 	for _, row := range []struct {

@@ -8,8 +8,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// checkRequest refuses a request that lacks a message which containerd's service code reads without looking whether it
-// came.
+// checkRequest refuses a request that lacks a message which containerd's service code reads without looking
+// whether it came.
 func checkRequest(req any) error {
 	missing := ""
 	switch r := req.(type) {

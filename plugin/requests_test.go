@@ -18,8 +18,9 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
-// TestRequestsWithoutParts sends every method of containerd's three services an empty request, and those with messages
-// inside a request whose messages are empty. None ends in a panic, and each has the class that its caller can act on.
+// TestRequestsWithoutParts sends every method of containerd's three services an empty request, and those
+// with messages inside a request whose messages are empty. None ends in a panic, and each has the class
+// that its caller can act on.
 func TestRequestsWithoutParts(t *testing.T) {
 	requireRoot(t)
 	w := start(t)

@@ -1,9 +1,9 @@
 // Package catalog reads and writes the records of pulled images.
 //
-// It owns the image records in the database and which blobs, layers and rootfs an image holds. Its invariant: an image
-// holds everything that its record lists, from the transaction that records it on. The surprising rule: a reference
-// with a digest finds what other references of its repository have under that digest, although it has no record of its
-// own.
+// It owns the image records in the database and which blobs, layers and rootfs an image holds. Its
+// invariant: an image holds everything that its record lists, from the transaction that records it on. The
+// surprising rule: a reference with a digest finds what other references of its repository have under that
+// digest, although it has no record of its own.
 package catalog
 
 import (
@@ -24,16 +24,16 @@ import (
 // Entry is what a reference stands for.
 type Entry struct {
 	metadata.Image
-	// Borrowed are the references from whose records the image was put together, because the reference has no record of
-	// its own. Empty: it is the reference's own record.
+	// Borrowed are the references from whose records the image was put together, because the reference has
+	// no record of its own. Empty: it is the reference's own record.
 	Borrowed []string
 	// Indexes are the indexes between Target and the manifests, which the records do not list.
 	Indexes []ocispec.Descriptor
 }
 
-// Find returns the record of a reference. If there is none, it returns what other references of the repository have
-// under the reference's digest, which is that of an index or of a manifest. It returns errdefs.ErrNotFound if there is
-// nothing.
+// Find returns the record of a reference. If there is none, it returns what other references of the
+// repository have under the reference's digest, which is that of an index or of a manifest. It returns
+// errdefs.ErrNotFound if there is nothing.
 func Find(tx *metadata.Tx, ref resolver.Reference) (Entry, error) {
 	rec, err := tx.Image(ref.String())
 	if !errdefs.IsNotFound(err) || ref.Digest() == "" {
@@ -49,14 +49,16 @@ func Find(tx *metadata.Tx, ref resolver.Reference) (Entry, error) {
 	return e, nil
 }
 
-// Borrow puts together what all references of a repository have under the digest of ref, whatever their tags are.
+// Borrow puts together what all references of a repository have under the digest of ref, whatever their
+// tags are.
 func Borrow(tx *metadata.Tx, ref resolver.Reference) (Entry, error) {
 	e := Entry{Image: metadata.Image{Ref: ref.String()}}
 	all, err := tx.ImagesOf(ref.Domain() + "/" + ref.Path())
 	if err != nil {
 		return e, err
 	}
-	// The first one decides what Inspect shows: images that a tag names come before those that their tag has left.
+	// The first one decides what Inspect shows: images that a tag names come before those that their tag
+	// has left.
 	slices.SortStableFunc(all, func(a, b metadata.Image) int {
 		if a.Untagged == b.Untagged {
 			return b.Updated.Compare(a.Updated)
@@ -89,7 +91,7 @@ func (e *Entry) add(tx *metadata.Tx, rec metadata.Image, d digest.Digest) {
 	}
 	e.Borrowed = append(e.Borrowed, rec.Ref)
 	for _, p := range found {
-		i := slices.IndexFunc(e.Platforms, func(o metadata.Platform) bool { return o.Manifest.Digest == p.Manifest.Digest })
+		i := slices.IndexFunc(e.Platforms, sameManifest(p))
 		if i < 0 {
 			e.Platforms = append(e.Platforms, p)
 			continue
@@ -98,6 +100,11 @@ func (e *Entry) add(tx *metadata.Tx, rec metadata.Image, d digest.Digest) {
 		o.Rootfs = o.Rootfs || p.Rootfs
 		o.RequestedAs = union(o.RequestedAs, p.RequestedAs)
 	}
+}
+
+// sameManifest returns whether a platform has the manifest of p.
+func sameManifest(p metadata.Platform) func(metadata.Platform) bool {
+	return func(o metadata.Platform) bool { return o.Manifest.Digest == p.Manifest.Digest }
 }
 
 // unlisted returns the blobs that an image holds but its record does not list: indexes below its index.
@@ -114,8 +121,8 @@ func unlisted(tx *metadata.Tx, rec metadata.Image) (more []ocispec.Descriptor) {
 	return more
 }
 
-// Elsewhere returns an error that names the references under which an image is recorded, if ref is not among them. It
-// is of class errdefs.ErrNotFound. nil: the image is recorded under ref.
+// Elsewhere returns an error that names the references under which an image is recorded, if ref is not
+// among them. It is of class errdefs.ErrNotFound. nil: the image is recorded under ref.
 func Elsewhere(tx *metadata.Tx, ref resolver.Reference) error {
 	e, err := Find(tx, ref)
 	if err != nil || len(e.Borrowed) == 0 {
@@ -125,8 +132,8 @@ func Elsewhere(tx *metadata.Tx, ref resolver.Reference) error {
 		ref, strings.Join(e.Borrowed, ", "), errdefs.ErrNotFound)
 }
 
-// Blobs returns the blobs that the record of an image lists: its target, and the manifest, config and layers of each
-// platform.
+// Blobs returns the blobs that the record of an image lists: its target, and the manifest, config and
+// layers of each platform.
 func Blobs(i metadata.Image) []ocispec.Descriptor {
 	all := []ocispec.Descriptor{i.Target}
 	for _, p := range i.Platforms {
@@ -140,8 +147,8 @@ func PlatformBlobs(target ocispec.Descriptor, p metadata.Platform) []ocispec.Des
 	return append([]ocispec.Descriptor{target, p.Manifest, p.Config}, p.Layers...)
 }
 
-// Size returns the bytes of the blobs of a platform. A record of an older version may have sizes that were never
-// compared with a blob, so the sum may not fit: then it is math.MaxInt64.
+// Size returns the bytes of the blobs of a platform. A record of an older version may have sizes that were
+// never compared with a blob, so the sum may not fit: then it is math.MaxInt64.
 func Size(p metadata.Platform) int64 {
 	sum := int64(0)
 	for _, d := range append([]ocispec.Descriptor{p.Manifest, p.Config}, p.Layers...) {

@@ -16,8 +16,8 @@ type Pulled struct {
 	Target   ocispec.Descriptor
 	Indexes  []ocispec.Descriptor // between Target and the manifest
 	Platform metadata.Platform
-	// KeepLayers has the image hold the layers beside a rootfs, because a containerd may use them. false: the rootfs
-	// takes their place.
+	// KeepLayers has the image hold the layers beside a rootfs, because a containerd may use them. false:
+	// the rootfs takes their place.
 	KeepLayers bool
 }
 
@@ -86,14 +86,15 @@ func (p *Pulled) hold(tx *metadata.Tx) error {
 	return nil
 }
 
-// untag keeps an image that its tag has left under a name of its own, until GC, because its rootfs may be in use.
+// untag keeps an image that its tag has left under a name of its own, until GC, because its rootfs may be
+// in use.
 func untag(tx *metadata.Tx, rec metadata.Image) error {
 	old := rec.Ref
 	rec.Ref, rec.Untagged = old+"@"+rec.Target.Digest.String(), true
 	if before, err := tx.Image(rec.Ref); err == nil { // the tag has left it before, or it was pulled by this digest
 		rec.Untagged = before.Untagged
 		for _, p := range before.Platforms {
-			if !slices.ContainsFunc(rec.Platforms, func(q metadata.Platform) bool { return q.Manifest.Digest == p.Manifest.Digest }) {
+			if !slices.ContainsFunc(rec.Platforms, sameManifest(p)) {
 				rec.Platforms = append(rec.Platforms, p)
 			}
 		}

@@ -1,8 +1,8 @@
 // Package mounts finds out whether directories of a root are mounted anywhere on the machine.
 //
-// It owns nothing on disk. Its invariant: a directory that a container of any mount namespace runs on is found, as
-// far as this user may look into that namespace. The surprising rule: it reads mount tables and no records, because
-// mounts stay when a daemon or a database is gone.
+// It owns nothing on disk. Its invariant: a directory that a container of any mount namespace runs on is
+// found, as far as this user may look into that namespace. The surprising rule: it reads mount tables and
+// no records, because mounts stay when a daemon or a database is gone.
 package mounts
 
 import (
@@ -15,8 +15,9 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// Using returns a mount point that uses one of the directories, which are "layers/ID" and "snapshots/ID" below the
-// root; "" if there is none. A mount uses a directory as its source, or in the options of overlay.
+// Using returns a mount point that uses one of the directories, which are "layers/ID" and "snapshots/ID"
+// below the root; "" if there is none. A mount uses a directory as its source, or in the options of
+// overlay.
 func Using(root string, dirs []string) (string, error) {
 	if len(dirs) == 0 {
 		return "", nil
@@ -29,8 +30,8 @@ func Using(root string, dirs []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// A bind mount shows the path of its source in the source's file system. The mount that the root lies on tells where
-	// the root is in there.
+	// A bind mount shows the path of its source in the source's file system. The mount that the root lies
+	// on tells where the root is in there.
 	var on *mountinfo.Info
 	for _, m := range all {
 		if below(resolved, m.Mountpoint) && (on == nil || len(m.Mountpoint) >= len(on.Mountpoint)) {
@@ -70,8 +71,8 @@ func find(found []string, text, root string) []string {
 	return found
 }
 
-// elsewhere returns the mounts of other mount namespaces: each container has one, and containerd may have its own. It
-// leaves out namespaces that this user cannot look into.
+// elsewhere returns the mounts of other mount namespaces: each container has one, and containerd may have
+// its own. It leaves out namespaces that this user cannot look into.
 func elsewhere() (all []*mountinfo.Info) {
 	seen := map[string]bool{}
 	if own, err := os.Readlink("/proc/self/ns/mnt"); err == nil {

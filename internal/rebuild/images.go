@@ -36,8 +36,8 @@ func newBlobs(root string, blobs []metadata.Blob, rootfs map[digest.Digest]metad
 	return f
 }
 
-// image makes the record of an image from its blobs. It has the platforms of which the root has the manifest, the
-// config and a part of the rest.
+// image makes the record of an image from its blobs. It has the platforms of which the root has the
+// manifest, the config and a part of the rest.
 func (f *blobSet) image(ctx context.Context, d ocispec.Descriptor) (rec metadata.Image, ok bool) {
 	rec = metadata.Image{Ref: d.Annotations[ocispec.AnnotationRefName], Target: d, Created: time.Now().UTC()}
 	rec.Updated = rec.Created
@@ -140,5 +140,6 @@ func (f *blobSet) read(d ocispec.Descriptor) ([]byte, error) {
 	if b.Size != d.Size {
 		return nil, fmt.Errorf("%d bytes where %d were announced: %w", b.Size, d.Size, errdefs.ErrDataLoss)
 	}
-	return regular.ReadFile(filepath.Join(f.root, "blobs", d.Digest.Algorithm().String(), d.Digest.Encoded()), imagejson.MaxConfigSize)
+	path := filepath.Join(f.root, "blobs", d.Digest.Algorithm().String(), d.Digest.Encoded())
+	return regular.ReadFile(path, imagejson.MaxConfigSize)
 }

@@ -13,8 +13,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// plan is the records that a rebuild writes. When the former database was whole, they are the same as before, and what
-// has no record is garbage as before. Otherwise everything that is intact gets a record and a holder.
+// plan is the records that a rebuild writes. When the former database was whole, they are the same as
+// before, and what has no record is garbage as before. Otherwise everything that is intact gets a record
+// and a holder.
 type plan struct {
 	*rebuild
 	here map[digest.Digest]bool // blobs that are intact
@@ -33,7 +34,8 @@ type plan struct {
 func newPlan(r *rebuild) *plan {
 	return &plan{
 		rebuild: r, here: map[digest.Digest]bool{},
-		recorded: map[digest.Digest]metadata.Blob{}, layers: map[string]metadata.Layer{}, rootfs: map[digest.Digest]metadata.Rootfs{},
+		recorded: map[digest.Digest]metadata.Blob{}, layers: map[string]metadata.Layer{},
+		rootfs:    map[digest.Digest]metadata.Rootfs{},
 		snapshots: map[string]metadata.Snapshot{}, images: map[string]metadata.Image{}, holds: map[metadata.Hold]bool{},
 	}
 }
@@ -99,8 +101,9 @@ func (p *plan) fillLayers() {
 	}
 }
 
-// fillSnapshots keeps the snapshots whose directory, layers and parents are known. What containers wrote into any other
-// directory is set aside, as are layers that are broken and that no snapshot needs: a pull unpacks them again.
+// fillSnapshots keeps the snapshots whose directory, layers and parents are known. What containers wrote
+// into any other directory is set aside, as are layers that are broken and that no snapshot needs: a pull
+// unpacks them again.
 func (p *plan) fillSnapshots(ctx context.Context) {
 	dirs := map[string]string{}
 	for _, s := range p.old.Snapshots {
@@ -174,11 +177,12 @@ func (p *plan) stands(s metadata.Snapshot) bool {
 
 // layersUnder are the keys of the layers and fix-ups that a snapshot holds.
 func layersUnder(s metadata.Snapshot) []string {
-	return slices.DeleteFunc([]string{s.Layer, s.Fixup, s.ViewRoot}, func(key string) bool { return key == "" || key == metadata.NoFixup })
+	none := func(key string) bool { return key == "" || key == metadata.NoFixup }
+	return slices.DeleteFunc([]string{s.Layer, s.Fixup, s.ViewRoot}, none)
 }
 
-// fillRootfs records also a rootfs that is not what its seal says: it stays until it is compared before its next use,
-// and is then assembled again.
+// fillRootfs records also a rootfs that is not what its seal says: it stays until it is compared before its
+// next use, and is then assembled again.
 func (p *plan) fillRootfs() {
 	intact := map[digest.Digest]bool{}
 	for _, f := range p.dirs.Rootfs {
@@ -254,8 +258,8 @@ func (p *plan) anythingLeft(i metadata.Image) bool {
 	return false
 }
 
-// fillHolds gives each record the holders that it had and the images and snapshots that need it. A record without any
-// of these gets a holder that a user can see and release.
+// fillHolds gives each record the holders that it had and the images and snapshots that need it. A record
+// without any of these gets a holder that a user can see and release.
 func (p *plan) fillHolds(ctx context.Context) {
 	for _, h := range p.old.Holds {
 		if p.hasNode(h.Node) && p.hasHolder(h.Holder) {

@@ -1,13 +1,13 @@
-// Package rebuild makes the database of a root again, as after its loss or damage: from what can still be read of it,
-// from blobs that hash to their names, from layers and rootfs that are what their seals say, and from the images of
-// index.json.
+// Package rebuild makes the database of a root again, as after its loss or damage: from what can still be
+// read of it, from blobs that hash to their names, from layers and rootfs that are what their seals say,
+// and from the images of index.json.
 //
-// It owns lost/ in the root, where it moves what containers wrote and what else no record can be made of, and the
-// former databases (metadata.db.old and so on).
+// It owns lost/ in the root, where it moves what containers wrote and what else no record can be made of,
+// and the former databases (metadata.db.old and so on).
 //
-// Its invariant: an error or a crash at any time leaves the former database in its place; the new one takes it when it
-// is complete and checked. The surprising rule: it collects nothing. What belongs to nothing that is known gets a
-// holder that a user can see and release.
+// Its invariant: an error or a crash at any time leaves the former database in its place; the new one takes
+// it when it is complete and checked. The surprising rule: it collects nothing. What belongs to nothing
+// that is known gets a holder that a user can see and release.
 package rebuild
 
 import (
@@ -37,10 +37,11 @@ import (
 // Found is what a rebuild found: numbers of records that the new database has, and what became of the rest.
 type Found struct {
 	Images, Blobs, Layers, Rootfs, Snapshots int
-	// Lost is the number of directories and files that were moved below lost/, because no record could be made of them.
+	// Lost is the number of directories and files that were moved below lost/, because no record could be
+	// made of them.
 	Lost int
-	// Names reports whether the names of all images are known: from index.json, or from the former database if that was
-	// complete.
+	// Names reports whether the names of all images are known: from index.json, or from the former database
+	// if that was complete.
 	Names bool
 	// Kept is the holder of what belongs to nothing that is known; "" if there is no such thing.
 	Kept string
@@ -141,8 +142,8 @@ func (r *rebuild) hadDaemon() bool {
 		slices.ContainsFunc(r.old.Holds, func(h metadata.Hold) bool { return h.Holder.IsContainerd() })
 }
 
-// setAside moves below lost/ what no record was made of: a later collection would take it for garbage. A copy of an
-// index.json that can't be read goes there as well.
+// setAside moves below lost/ what no record was made of: a later collection would take it for garbage. A
+// copy of an index.json that can't be read goes there as well.
 func (r *rebuild) setAside(p *plan) error {
 	lost := filepath.Join(r.root, "lost", time.Now().UTC().Format("20060102T150405.000000000"))
 	names := map[string]string{}
@@ -177,8 +178,8 @@ func (r *rebuild) setAside(p *plan) error {
 	return nil
 }
 
-// moveAside moves what lies on the root's file system. In a pool on another disk it stays, under a name that is no
-// entry of the pool and that no collection looks at.
+// moveAside moves what lies on the root's file system. In a pool on another disk it stays, under a name
+// that is no entry of the pool and that no collection looks at.
 func moveAside(from, to string) error {
 	err := os.Rename(from, to)
 	if errors.Is(err, unix.EXDEV) {
@@ -205,9 +206,10 @@ func (r *rebuild) replace(built string) error {
 	return fsys.OS.SyncDir(r.root)
 }
 
-// keep gives the former database the first free name of metadata.db.old, metadata.db.old.1 and so on. A database that
-// was whole gets only the first of these names or none, because the new one has all its records. Where the file system
-// has hard links, the former database also stays in its place, so that the root is never without a database.
+// keep gives the former database the first free name of metadata.db.old, metadata.db.old.1 and so on. A
+// database that was whole gets only the first of these names or none, because the new one has all its
+// records. Where the file system has hard links, the former database also stays in its place, so that the
+// root is never without a database.
 func (r *rebuild) keep(mode os.FileMode) error {
 	for n := 0; n == 0 || !r.old.Complete; n++ {
 		to := r.path + ".old"

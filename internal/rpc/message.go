@@ -8,8 +8,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// escapeMessage makes the message of an error printable, because clients write it to a terminal: containerd passes it
-// on to ctr, for example.
+// escapeMessage makes the message of an error printable, because clients write it to a terminal: containerd
+// passes it on to ctr, for example.
 func escapeMessage(err *error) {
 	if *err == nil {
 		return

@@ -1,11 +1,11 @@
 // Package rpc is the gRPC server that all of Tank's sockets have in common.
 //
-// It owns nothing on disk. Its invariant: a panic in one call ends that call alone, and no message of an error
-// reaches a client with control characters in it. Serve returns only when no call runs any more, so that its caller
-// can close what the calls worked on.
+// It owns nothing on disk. Its invariant: a panic in one call ends that call alone, and no message of an
+// error reaches a client with control characters in it. Serve returns only when no call runs any more, so
+// that its caller can close what the calls worked on.
 //
-// The surprising rule: one codec serves protocol buffers and JSON. A message that is neither a proto.Message nor a
-// Marshaler is JSON, whatever content type the client asked for.
+// The surprising rule: one codec serves protocol buffers and JSON. A message that is neither a
+// proto.Message nor a Marshaler is JSON, whatever content type the client asked for.
 package rpc
 
 import (
@@ -39,7 +39,8 @@ type Options struct {
 	Server []grpc.ServerOption
 }
 
-// Server is a gRPC server that has the health and the reflection service. Others are registered before Serve is called.
+// Server is a gRPC server that has the health and the reflection service. Others are registered before
+// Serve is called.
 type Server struct {
 	*grpc.Server
 	drain time.Duration

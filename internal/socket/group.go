@@ -35,8 +35,9 @@ func FindGroup(name string) (*Group, error) {
 	return nil, fmt.Errorf("group %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
 }
 
-// MakeDir makes the directory of a socket. Every user may search it, because the mode of the socket decides who may
-// open that. A directory that exists is not changed; if the group can't search it, MakeDir logs a warning.
+// MakeDir makes the directory of a socket. Every user may search it, because the mode of the socket decides
+// who may open that. A directory that exists is not changed; if the group can't search it, MakeDir logs a
+// warning.
 func MakeDir(ctx context.Context, dir string, group *Group) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err

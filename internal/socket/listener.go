@@ -123,7 +123,8 @@ func (l *Listener) Watch(ctx context.Context) {
 	}
 }
 
-// renew makes the socket again if its file is missing or is a dead socket. It leaves any other file in its place alone.
+// renew makes the socket again if its file is missing or is a dead socket. It leaves any other file in its
+// place alone.
 func (l *Listener) renew(ctx context.Context) (renewed bool, err error) {
 	path, release, err := Path(l.dir, l.name)
 	if err == nil {

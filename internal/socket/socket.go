@@ -51,7 +51,8 @@ func listenPath(ctx context.Context, dir, path string) (*net.UnixListener, error
 	if err := removeDead(ctx, path); err != nil {
 		return nil, err
 	}
-	// Linux gives the file the mode that the socket has when it is bound, so no other user can open it at any time.
+	// Linux gives the file the mode that the socket has when it is bound, so no other user can open it at
+	// any time.
 	private := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		if e := raw.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); e != nil {
 			return e

@@ -79,7 +79,8 @@ func TestGrantFollowsNoLink(t *testing.T) {
 	}
 }
 
-// TestListen: sockets below long directories work, are private, and replace what nobody answers on, but nothing else.
+// TestListen: sockets below long directories work, are private, and replace what nobody answers on, but
+// nothing else.
 func TestListen(t *testing.T) {
 	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), strings.Repeat("x", 120))} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

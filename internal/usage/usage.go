@@ -1,10 +1,10 @@
 // Package usage counts what a holder keeps in a root, and how much of the disk that takes.
 //
-// It owns nothing on disk and changes nothing. Its invariant: a path is exclusive exactly if a release of the holder
-// would delete it.
+// It owns nothing on disk and changes nothing. Its invariant: a path is exclusive exactly if a release of
+// the holder would delete it.
 //
-// The surprising rule: layers are held by snapshots, so what a holder keeps includes the layers below its snapshots,
-// and whether it keeps a layer alone depends on who holds those snapshots.
+// The surprising rule: layers are held by snapshots, so what a holder keeps includes the layers below its
+// snapshots, and whether it keeps a layer alone depends on who holds those snapshots.
 package usage
 
 import (
@@ -55,7 +55,8 @@ func Of(tx *metadata.Tx, root string, h metadata.Holder) (*Usage, error) {
 			return nil, err
 		}
 		c.found.Blobs++
-		c.add(metadata.BlobNode(b.Digest), filepath.Join(root, "blobs", b.Digest.Algorithm().String(), b.Digest.Encoded()))
+		path := filepath.Join(root, "blobs", b.Digest.Algorithm().String(), b.Digest.Encoded())
+		c.add(metadata.BlobNode(b.Digest), path)
 	}
 	for _, key := range tx.Held(h, metadata.KindRootfs, "", -1) {
 		r, err := tx.Rootfs(digest.Digest(key))
@@ -119,8 +120,8 @@ func (u *Usage) Exclusive() (paths []string) {
 	return paths
 }
 
-// Sizes are the bytes that paths take on the disk, measured as du does. A path that several holders keep is measured
-// once.
+// Sizes are the bytes that paths take on the disk, measured as du does. A path that several holders keep is
+// measured once.
 type Sizes map[string]int64
 
 // Of returns the size of a path in bytes.

@@ -1,15 +1,16 @@
-// Package admin carries a [tank.Service] over a unix socket: a program that owns a root serves it there, and other
-// programs use it as if they owned the root. [Reach] does either, whichever is possible.
+// Package admin carries a [tank.Service] over a unix socket: a program that owns a root serves it there,
+// and other programs use it as if they owned the root. [Reach] does either, whichever is possible.
 //
-// The owner of a root has a socket named tank.sock in it; a daemon has another one at its address. The package owns
-// the socket in the root while Reach owns that root, and nothing else on the disk.
+// The owner of a root has a socket named tank.sock in it; a daemon has another one at its address. The
+// package owns the socket in the root while Reach owns that root, and nothing else on the disk.
 //
-// Its invariant: a client talks only to a process of uid 0, of its own user or of a user that it named. It sends
-// only what one call needs: of the hosts directory the files for one registry, and credentials only for the hosts of
-// that registry. It believes no path outside the root (docs/adr/0020-what-a-command-trusts.md).
+// Its invariant: a client talks only to a process of uid 0, of its own user or of a user that it named. It
+// sends only what one call needs: of the hosts directory the files for one registry, and credentials only
+// for the hosts of that registry. It believes no path outside the root
+// (docs/adr/0020-what-a-command-trusts.md).
 //
-// The surprising rule: the first exchange of a connection agrees on a version of the protocol, and programs of before
-// that exchange had versions speak version 1. See docs/adr/0002-admin-endpoint.md.
+// The surprising rule: the first exchange of a connection agrees on a version of the protocol, and programs
+// of before that exchange had versions speak version 1. See docs/adr/0002-admin-endpoint.md.
 package admin
 
 import (
@@ -26,12 +27,12 @@ import (
 // SocketName is the name of the socket in the root of the process that owns it.
 const SocketName = "tank.sock"
 
-// serviceName is the name of the gRPC service. It stays the same in all versions of the protocol, so that a client
-// and a server can always agree on a version or report that they cannot.
+// serviceName is the name of the gRPC service. It stays the same in all versions of the protocol, so that a
+// client and a server can always agree on a version or report that they cannot.
 const serviceName = "tank.admin.v1.Admin"
 
-// The versions of the protocol. A client sends the range of versions that it speaks with its first request, which asks
-// for the root. The server answers with the highest version that both speak.
+// The versions of the protocol. A client sends the range of versions that it speaks with its first request,
+// which asks for the root. The server answers with the highest version that both speak.
 //
 // Version 1 is what programs speak that send no version. Version 2 has the same messages, and the versions.
 const (
@@ -45,8 +46,8 @@ type versions struct{ oldest, latest int }
 // spoken are the versions of this program.
 var spoken = versions{oldestVersion, latestVersion}
 
-// agree returns the highest version that both sides speak. If there is none, the error names the versions of both, and
-// is of class errdefs.ErrNotImplemented.
+// agree returns the highest version that both sides speak. If there is none, the error names the versions
+// of both, and is of class errdefs.ErrNotImplemented.
 func agree(client, owner versions) (int, error) {
 	if v := min(client.latest, owner.latest); v >= max(client.oldest, owner.oldest) {
 		return v, nil
@@ -96,12 +97,13 @@ type releaseRequest struct {
 	tank.ReleaseOptions
 }
 
-// pullRequest asks for a pull. It names no path: the process that owns the root opens no file that a client names.
+// pullRequest asks for a pull. It names no path: the process that owns the root opens no file that a client
+// names.
 type pullRequest struct {
 	Ref string `json:"ref"`
 	tank.PullOptions
-	// OwnHosts is set by a client that has a hosts directory. HostsFiles then has all that concerns Ref; without
-	// OwnHosts, the owner's hosts directory is used if there are no HostsFiles.
+	// OwnHosts is set by a client that has a hosts directory. HostsFiles then has all that concerns Ref;
+	// without OwnHosts, the owner's hosts directory is used if there are no HostsFiles.
 	OwnHosts bool `json:"ownHosts,omitempty"`
 }
 

@@ -21,13 +21,14 @@ import (
 	"github.com/tank-snapshotter/tank/internal/socket"
 )
 
-// ErrSilent is the error of a call to a process that does not answer because it is stopped or hangs. A busy process
-// still answers the question for its root. Its class is errdefs.ErrDeadlineExceeded.
+// ErrSilent is the error of a call to a process that does not answer because it is stopped or hangs. A busy
+// process still answers the question for its root. Its class is errdefs.ErrDeadlineExceeded.
 var ErrSilent = cause.Mark(fmt.Errorf("the process does not answer: it is stopped or hangs: %w",
 	context.DeadlineExceeded), cause.Silent, "")
 
-// A server answers the question for its root in a goroutine that waits for nothing. A process is silent if it leaves two
-// of these questions unanswered. One is not enough, because this process itself may have been stopped meanwhile.
+// A server answers the question for its root in a goroutine that waits for nothing. A process is silent if
+// it leaves two of these questions unanswered. One is not enough, because this process itself may have been
+// stopped meanwhile.
 const (
 	askEvery    = 500 * time.Millisecond // while a call runs
 	answersSoon = 2 * time.Second
@@ -46,16 +47,17 @@ var _ tank.Service = (*Client)(nil)
 
 // DialOptions of Dial. nil means the zero value.
 type DialOptions struct {
-	// Owners are the users whose processes may answer, beside uid 0 and this process's own user. nil: no others may.
+	// Owners are the users whose processes may answer, beside uid 0 and this process's own user. nil: no
+	// others may.
 	Owners []uint32
 }
 
-// Dial connects to a socket, however long its path is, and agrees with the process there on a version of the protocol.
-// opts may be nil.
+// Dial connects to a socket, however long its path is, and agrees with the process there on a version of
+// the protocol. opts may be nil.
 //
-// It returns errdefs.ErrUnavailable if no process listens, errdefs.ErrPermissionDenied if the process belongs to
-// another user than opts allow, errdefs.ErrNotImplemented if the two programs have no version of the protocol in
-// common, and [ErrSilent] if the process does not answer.
+// It returns errdefs.ErrUnavailable if no process listens, errdefs.ErrPermissionDenied if the process
+// belongs to another user than opts allow, errdefs.ErrNotImplemented if the two programs have no version of
+// the protocol in common, and [ErrSilent] if the process does not answer.
 func Dial(ctx context.Context, path string, opts *DialOptions) (*Client, error) {
 	if opts == nil {
 		opts = &DialOptions{}
@@ -152,8 +154,8 @@ func (d dialer) check(conn net.Conn) error {
 		errdefs.ErrPermissionDenied)
 }
 
-// ask asks the process for its root. The first answer decides the version of the protocol. It returns ErrSilent if the
-// process does not answer.
+// ask asks the process for its root. The first answer decides the version of the protocol. It returns
+// ErrSilent if the process does not answer.
 func (c *Client) ask(ctx context.Context) error {
 	v := c.dialer.speaks
 	for range questions {
@@ -179,7 +181,8 @@ func (c *Client) ask(ctx context.Context) error {
 	return ErrSilent
 }
 
-// attend runs a call, and cancels it when the process no longer answers questions. The call itself may take any time.
+// attend runs a call, and cancels it when the process no longer answers questions. The call itself may take
+// any time.
 func (c *Client) attend(ctx context.Context, call func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -213,7 +216,8 @@ func (c *Client) call(ctx context.Context, method string, req, reply any) error 
 	return c.attend(ctx, func(ctx context.Context) error { return c.invoke(ctx, method, req, reply) })
 }
 
-// alive reports whether the process still answers, so that an error which it returned is its answer and not its end.
+// alive reports whether the process still answers, so that an error which it returned is its answer and not
+// its end.
 func (c *Client) alive(ctx context.Context) bool {
 	other, err := c.dialer.dial(ctx)
 	if err != nil {

@@ -24,9 +24,9 @@ import (
 // maxHostsFiles bounds what is sent of a hosts directory, in bytes.
 const maxHostsFiles = 4 << 20
 
-// entrust returns the request for a pull and the client's answers to requests for credentials. They have only what
-// another process needs to pull for this user: the files of the hosts directory for the reference's registry, and
-// credentials for that registry and the hosts that its hosts.toml names.
+// entrust returns the request for a pull and the client's answers to requests for credentials. They have
+// only what another process needs to pull for this user: the files of the hosts directory for the
+// reference's registry, and credentials for that registry and the hosts that its hosts.toml names.
 func entrust(ctx context.Context, ref string, opts *tank.PullOptions) (pullRequest, tank.Credentials, error) {
 	req := pullRequest{Ref: ref, PullOptions: *opts}
 	parsed, err := resolver.ParseReference(ref)
@@ -75,8 +75,8 @@ func hostsError(err error) error {
 // certificateFiles are the file name extensions of certificates and keys.
 var certificateFiles = []string{".crt", ".cert", ".key", ".pem"}
 
-// readHostsFiles reads the files that a hosts directory has for a registry, hosts.toml and certificates, so that
-// another process need not open the directory. The keys are paths relative to the directory.
+// readHostsFiles reads the files that a hosts directory has for a registry, hosts.toml and certificates, so
+// that another process need not open the directory. The keys are paths relative to the directory.
 func readHostsFiles(ctx context.Context, dir, registry string) (map[string][]byte, error) {
 	fail := func(err error) (map[string][]byte, error) {
 		if ctx.Err() != nil {

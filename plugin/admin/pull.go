@@ -17,8 +17,9 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// A Pull is a stream in both directions. The client sends the request. The server sends progress, and asks for
-// credentials, which the client answers. In the end the server sends the image, or the stream ends with an error.
+// A Pull is a stream in both directions. The client sends the request. The server sends progress, and asks
+// for credentials, which the client answers. In the end the server sends the image, or the stream ends with
+// an error.
 
 // pullMessage is a message of the client. One field is set.
 type pullMessage struct {
@@ -71,7 +72,8 @@ func servePull(srv any, stream grpc.ServerStream) error {
 		return errgrpc.ToGRPC(fmt.Errorf("pull: no request: %w", errdefs.ErrInvalidArgument))
 	}
 	p := &pullServer{
-		stream: stream, replies: make(chan pullReply, 64), done: stream.Context().Done(), asked: map[int]chan credentialAnswer{},
+		stream: stream, replies: make(chan pullReply, 64), done: stream.Context().Done(),
+		asked: map[int]chan credentialAnswer{},
 	}
 	sent := make(chan error, 1)
 	go p.send(sent)
@@ -105,7 +107,8 @@ func (p *pullServer) send(sent chan<- error) {
 	sent <- err
 }
 
-// receive passes each answer of the client on to the call of credential that waits for it. It ends with the stream.
+// receive passes each answer of the client on to the call of credential that waits for it. It ends with the
+// stream.
 func (p *pullServer) receive() {
 	for {
 		var m pullMessage
@@ -168,8 +171,8 @@ func (p *pullServer) credential(ctx context.Context, host string) (tank.Credenti
 // maxAsks bounds how many requests for credentials are answered at once, because each may run a program.
 const maxAsks = 16
 
-// Pull has the process pull an image; see [tank.Service]. It returns errdefs.ErrFailedPrecondition if the answer names
-// a rootfs outside the root.
+// Pull has the process pull an image; see [tank.Service]. It returns errdefs.ErrFailedPrecondition if the
+// answer names a rootfs outside the root.
 func (c *Client) Pull(ctx context.Context, ref string, opts *tank.PullOptions) (image *tank.Image, err error) {
 	if opts == nil {
 		opts = &tank.PullOptions{}
@@ -188,8 +191,8 @@ func (c *Client) Pull(ctx context.Context, ref string, opts *tank.PullOptions) (
 	return image, check(image, c.root)
 }
 
-// check refuses an answer with invalid digests or with a rootfs outside the root, because digests are printed and the
-// rootfs is opened.
+// check refuses an answer with invalid digests or with a rootfs outside the root, because digests are
+// printed and the rootfs is opened.
 func check(i *tank.Image, root string) error {
 	if i.Manifest.Validate() != nil || i.Digest.Validate() != nil {
 		return fmt.Errorf("pull: the answer has invalid digests %q and %q: %w", printable.Text(string(i.Digest)),
@@ -198,8 +201,8 @@ func check(i *tank.Image, root string) error {
 	inside := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(i.Rootfs)).Validate() == nil &&
 		filepath.Dir(i.Rootfs) == filepath.Join(root, "rootfs", "sha256")
 	if i.Rootfs != "" && !inside {
-		return fmt.Errorf("pull: the answer's rootfs %q does not lie in the root %q: %w", printable.Text(i.Rootfs), root,
-			errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("pull: the answer's rootfs %q does not lie in the root %q: %w",
+			printable.Text(i.Rootfs), root, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

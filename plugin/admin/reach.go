@@ -17,7 +17,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/reserve"
 )
 
-// startsWithin is how long Reach waits for a process that owns the root but has no socket, because it starts or ends.
+// startsWithin is how long Reach waits for a process that owns the root but has no socket, because it
+// starts or ends.
 const startsWithin = 4 * time.Second
 
 // ReachOptions of Reach. nil means the zero value.
@@ -25,17 +26,17 @@ type ReachOptions struct {
 	// Open opens the root if no other process owns it. It must return errdefs.ErrUnavailable if one does. nil:
 	// tank.Open without options, which makes a root in a directory that is missing or empty.
 	Open func(root string) (*tank.Tank, error)
-	// HostsDir is the hosts directory for pulls of other programs that have none, while this process owns the root.
-	// "": no hosts.toml is read for them.
+	// HostsDir is the hosts directory for pulls of other programs that have none, while this process owns
+	// the root. "": no hosts.toml is read for them.
 	HostsDir string
 }
 
-// Reach calls fn with the service of a root. If no other process owns the root, this process owns it until fn returns,
-// and serves other programs meanwhile; otherwise the service is that of the owner. The service is closed after fn. opts
-// may be nil.
+// Reach calls fn with the service of a root. If no other process owns the root, this process owns it until
+// fn returns, and serves other programs meanwhile; otherwise the service is that of the owner. The service
+// is closed after fn. opts may be nil.
 //
-// fn is called again if the owner ended before it answered. If this process owns the root, Reach returns only when the
-// calls of other programs have ended; when ctx ends, it cancels those calls.
+// fn is called again if the owner ended before it answered. If this process owns the root, Reach returns
+// only when the calls of other programs have ended; when ctx ends, it cancels those calls.
 //
 // Beside the errors of fn and of Open it returns errdefs.ErrUnavailable if the owner of the root has no socket,
 // errdefs.ErrPermissionDenied if the process at the socket must not be trusted, and the errors of [Dial].
@@ -63,8 +64,8 @@ func Reach(ctx context.Context, root string, opts *ReachOptions, fn func(tank.Se
 	}
 }
 
-// attempt calls fn once, if the root can be opened or its owner answers. It reports whether another attempt may succeed:
-// neither was possible, or the owner ended during fn.
+// attempt calls fn once, if the root can be opened or its owner answers. It reports whether another attempt
+// may succeed: neither was possible, or the owner ended during fn.
 func (o *ReachOptions) attempt(ctx context.Context, root string, fn func(tank.Service) error) (again bool, err error) {
 	own, err := o.open(root)
 	if err == nil {
@@ -120,8 +121,8 @@ func (o *ReachOptions) own(ctx context.Context, t *tank.Tank, fn func(tank.Servi
 	if err != nil {
 		return err
 	}
-	// Calls of other programs are finished, unless ctx ends: then those programs go on by themselves, with what the root
-	// has by then.
+	// Calls of other programs are finished, unless ctx ends: then those programs go on by themselves, with
+	// what the root has by then.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	served := make(chan error, 1)
@@ -137,8 +138,8 @@ func (o *ReachOptions) own(ctx context.Context, t *tank.Tank, fn func(tank.Servi
 	return err
 }
 
-// dialRoot connects to the process that owns a root which, as tank.Open has found, belongs to this user. It checks that
-// the socket is not a link and that the process has this root.
+// dialRoot connects to the process that owns a root which, as tank.Open has found, belongs to this user. It
+// checks that the socket is not a link and that the process has this root.
 func dialRoot(ctx context.Context, root string) (*Client, error) {
 	path := filepath.Join(root, SocketName)
 	fi, err := os.Lstat(path)

@@ -21,8 +21,8 @@ type ServeOptions struct {
 	Drain time.Duration
 }
 
-// Listen makes the socket in a root that this process owns, at which other programs look for the owner. Only this
-// process's user can open it. It returns errdefs.ErrUnavailable if another process answers there.
+// Listen makes the socket in a root that this process owns, at which other programs look for the owner.
+// Only this process's user can open it. It returns errdefs.ErrUnavailable if another process answers there.
 func Listen(ctx context.Context, root string) (net.Listener, error) {
 	l, err := socket.Listen(ctx, root, SocketName, nil)
 	if err != nil {
@@ -31,8 +31,8 @@ func Listen(ctx context.Context, root string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve serves a root on a socket until ctx ends, and then until the running calls have ended. It closes the listener.
-// opts may be nil. Anyone who can open the socket can use all of the service.
+// Serve serves a root on a socket until ctx ends, and then until the running calls have ended. It closes
+// the listener. opts may be nil. Anyone who can open the socket can use all of the service.
 func Serve(ctx context.Context, l net.Listener, svc tank.Service, opts *ServeOptions) error {
 	return newServer(svc, opts).Serve(ctx, l)
 }
@@ -61,8 +61,8 @@ type endpoint struct {
 	speaks   versions
 }
 
-// description describes the methods to gRPC. Check and Images answer with one message, because a root has at most
-// thousands of faults and images.
+// description describes the methods to gRPC. Check and Images answer with one message, because a root has
+// at most thousands of faults and images.
 var description = grpc.ServiceDesc{
 	ServiceName: serviceName,
 	HandlerType: (*any)(nil),
@@ -106,8 +106,8 @@ func unary[Req any](name string, call func(*endpoint, context.Context, *Req) (an
 	}
 }
 
-// root agrees on a version of the protocol. It waits for nothing, so that a client can find out at any time that this
-// process runs.
+// root agrees on a version of the protocol. It waits for nothing, so that a client can find out at any time
+// that this process runs.
 func (e *endpoint) root(_ context.Context, r *rootRequest) (any, error) {
 	version, err := agree(r.versions(), e.speaks)
 	return rootReply{Root: e.svc.Root(), Version: version}, err

@@ -192,8 +192,8 @@ func raw(t *testing.T, path string) *grpc.ClientConn {
 	return conn
 }
 
-// TestRequestsWithoutParts sends requests in which parts are missing, or everything. (Remove of the fake panics on
-// purpose.)
+// TestRequestsWithoutParts sends requests in which parts are missing, or everything. (Remove of the fake
+// panics on purpose.)
 func TestRequestsWithoutParts(t *testing.T) {
 	conn := raw(t, serve(t, fakeService{t.TempDir()}, nil))
 	stream := &grpc.StreamDesc{StreamName: "Pull", ServerStreams: true, ClientStreams: true}

@@ -8,8 +8,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// An error of the admin endpoint passes with its message, its class and its cause, so that a command ends with the same
-// exit code and the same advice when another process did the work.
+// An error of the admin endpoint passes with its message, its class and its cause, so that a command ends
+// with the same exit code and the same advice when another process did the work.
 
 // causeDomain marks the detail of a status that holds a cause.
 const causeDomain = "tank"
@@ -35,8 +35,8 @@ func toStatus(err error) error {
 	return err
 }
 
-// native gives an error the class and the cause that it had on the other side, and the message, which names the class
-// already.
+// native gives an error the class and the cause that it had on the other side, and the message, which names
+// the class already.
 func native(err error) error {
 	if err == nil {
 		return nil

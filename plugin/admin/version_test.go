@@ -18,8 +18,8 @@ import (
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// TestVersions shows which versions a client and an owner of different ranges agree on, and that an error names both
-// ranges.
+// TestVersions shows which versions a client and an owner of different ranges agree on, and that an error
+// names both ranges.
 func TestVersions(t *testing.T) {
 	for name, tc := range map[string]struct {
 		client, owner [2]int // the oldest and the latest version

@@ -20,10 +20,13 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/errclass"
 )
 
-// FS changes files and directories. Errors are those of package os; callers add the errdefs class.
-// All methods may be called by several goroutines at once.
+// FS changes files and directories. Its errors are those of package os and have an errdefs class
+// (package errclass); those of an open File have none. All methods may be called by several
+// goroutines at once.
 type FS interface {
 	// OpenFile opens a file to write or sync it, as os.OpenFile does.
 	OpenFile(path string, flag int, perm fs.FileMode) (File, error)
@@ -73,34 +76,39 @@ type osFS struct{}
 func (osFS) OpenFile(path string, flag int, perm fs.FileMode) (File, error) {
 	f, err := os.OpenFile(path, flag, perm)
 	if err != nil {
-		return nil, err // f in an interface would not be nil
+		return nil, errclass.Ensure(err) // f in an interface would not be nil
 	}
 	return f, nil
 }
 
-func (osFS) Mkdir(path string, perm fs.FileMode) error { return os.Mkdir(path, perm) }
+func (osFS) Mkdir(path string, perm fs.FileMode) error {
+	return errclass.Ensure(os.Mkdir(path, perm))
+}
 
-func (osFS) Rename(from, to string) error { return os.Rename(from, to) }
+func (osFS) Rename(from, to string) error { return errclass.Ensure(os.Rename(from, to)) }
 
-func (osFS) Link(from, to string) error { return os.Link(from, to) }
+func (osFS) Link(from, to string) error { return errclass.Ensure(os.Link(from, to)) }
 
-func (osFS) Remove(path string) error { return os.Remove(path) }
+func (osFS) Remove(path string) error { return errclass.Ensure(os.Remove(path)) }
 
-func (osFS) RemoveTree(_ string, remove func() error) error { return remove() }
+func (osFS) RemoveTree(_ string, remove func() error) error {
+	return errclass.Ensure(remove())
+}
 
 func (osFS) Build(_ string, fill, sync func() error) error {
-	if err := fill(); err != nil || sync == nil {
-		return err
+	err := fill()
+	if err == nil && sync != nil {
+		err = sync()
 	}
-	return sync()
+	return errclass.Ensure(err)
 }
 
 func (osFS) SyncDir(path string) error {
 	d, err := os.Open(path)
 	if err != nil {
-		return err
+		return errclass.Ensure(err)
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errclass.Ensure(errors.Join(d.Sync(), d.Close()))
 }
 
 // Syncfs falls back to sync(2), which takes longer and reports no errors of the disk, where a
@@ -108,7 +116,7 @@ func (osFS) SyncDir(path string) error {
 func (osFS) Syncfs(path string) error {
 	d, err := os.Open(path)
 	if err != nil {
-		return err
+		return errclass.Ensure(err)
 	}
 	err = unix.Syncfs(int(d.Fd()))
 	switch {
@@ -118,7 +126,7 @@ func (osFS) Syncfs(path string) error {
 	case err != nil:
 		err = &fs.PathError{Op: "syncfs", Path: path, Err: err}
 	}
-	return errors.Join(err, d.Close())
+	return errclass.Ensure(errors.Join(err, d.Close()))
 }
 
 // WriteFile writes data to a file, as os.WriteFile does. It does not sync the file.
@@ -128,5 +136,5 @@ func WriteFile(fsys FS, path string, data []byte, perm fs.FileMode) error {
 		return err
 	}
 	_, err = f.Write(data)
-	return errors.Join(err, f.Close())
+	return errclass.Ensure(errors.Join(err, f.Close()))
 }

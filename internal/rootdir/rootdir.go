@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/background"
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/keylock"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
@@ -112,7 +113,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Dir, error) {
 	}
 	var database unix.Stat_t
 	if err := unix.Stat(root, &database); err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: root, Err: err}
+		return nil, errclass.Ensure(&fs.PathError{Op: "stat", Path: root, Err: err})
 	}
 	if d.opts.ReadOnly {
 		return d, nil
@@ -132,7 +133,7 @@ func (d *Dir) openPool(pool string, database uint64) error {
 		err = errors.Join(d.fs.Mkdir(d.Path(pool), 0o700), unix.Lstat(d.Path(pool), &st))
 	}
 	if err != nil {
-		return fmt.Errorf("%s/: %w", pool, err)
+		return errclass.Ensure(fmt.Errorf("%s/: %w", pool, err))
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return fmt.Errorf("%s/: not a directory: mount or bind another disk there instead of a link: %w",

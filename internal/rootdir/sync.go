@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/errclass"
 )
 
 // syncEntry makes a new entry of a pool durable before its record is, if the two lie on different
@@ -38,7 +40,7 @@ func (d *Dir) Sync(pools ...string) error {
 			done[st.Dev] = true
 		}
 		if err != nil {
-			return fmt.Errorf("root %s: %s: syncfs: %w", d.root, pool, err)
+			return errclass.Ensure(fmt.Errorf("root %s: %s: syncfs: %w", d.root, pool, err))
 		}
 	}
 	return nil

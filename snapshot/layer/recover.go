@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
@@ -108,7 +109,7 @@ func (c *collector) names(dir string) ([]string, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("recover: %w", err)
+		return nil, errclass.Ensure(fmt.Errorf("recover: %w", err))
 	}
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 )
 
@@ -151,10 +152,15 @@ func (f *FS) rel(path string) string {
 	return path
 }
 
-// do records an operation and carries it out, unless a fault prevents that. path is what it
+// do is run for a method of FS, whose errors have a class.
+func (f *FS) do(op, path, text string, half, whole func() error) error {
+	return errclass.Ensure(f.run(op, path, text, half, whole))
+}
+
+// run records an operation and carries it out, unless a fault prevents that. path is what it
 // changes, text what the history shows after the operation's name. half does a part of it; nil:
 // nothing.
-func (f *FS) do(op, path, text string, half, whole func() error) error {
+func (f *FS) run(op, path, text string, half, whole func() error) error {
 	f.watch(op, path)
 	hit, err := f.begin(op, path, text)
 	switch {
@@ -337,13 +343,13 @@ func (f *File) write(off int64, p []byte, write func([]byte) (int, error)) (n in
 		}
 	}
 	text := fmt.Sprintf("%s %d+%d", f.fs.rel(f.Name()), off, len(p))
-	err = f.fs.do("write", f.Name(), text, part(p[:len(p)/2]), part(p))
+	err = f.fs.run("write", f.Name(), text, part(p[:len(p)/2]), part(p))
 	return n, err
 }
 
 // Sync implements fsys.File. It syncs nothing.
 func (f *File) Sync() error {
-	return f.fs.do("sync", f.Name(), f.fs.rel(f.Name()), nil, func() error {
+	return f.fs.run("sync", f.Name(), f.fs.rel(f.Name()), nil, func() error {
 		_, err := f.f.Stat() // fails if the file is closed
 		return err
 	})
@@ -352,13 +358,13 @@ func (f *File) Sync() error {
 // Truncate implements fsys.File.
 func (f *File) Truncate(size int64) error {
 	text := fmt.Sprintf("%s %d", f.fs.rel(f.Name()), size)
-	return f.fs.do("truncate", f.Name(), text, nil, func() error { return f.f.Truncate(size) })
+	return f.fs.run("truncate", f.Name(), text, nil, func() error { return f.f.Truncate(size) })
 }
 
 // Chmod implements fsys.File.
 func (f *File) Chmod(mode fs.FileMode) error {
 	text := fmt.Sprintf("%s %04o", f.fs.rel(f.Name()), mode)
-	return f.fs.do("chmod", f.Name(), text, nil, func() error { return f.f.Chmod(mode) })
+	return f.fs.run("chmod", f.Name(), text, nil, func() error { return f.f.Chmod(mode) })
 }
 
 // Read implements io.Reader.

@@ -7,9 +7,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/internal/sparse"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
@@ -84,13 +84,8 @@ func CanClone(from, to string) bool {
 	return unix.IoctlFileClone(int(files[0].Fd()), int(files[1].Fd())) == nil
 }
 
-// Classed gives the want of space its class.
-func Classed(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
-	}
-	return err
-}
+// Classed gives an error a class if it has none; see errclass.Ensure.
+func Classed(err error) error { return errclass.Ensure(err) }
 
 // PathError returns an os.PathError, or nil if err is nil.
 func PathError(op, path string, err error) error {

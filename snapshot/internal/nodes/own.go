@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
@@ -168,10 +169,11 @@ func OpenRoot(path string) (*File, error) { return OpenPath(path, 0o500) }
 func OpenPath(path string, rights uint32) (*File, error) {
 	parent, err := os.Open(filepath.Dir(path))
 	if err != nil {
-		return nil, err
+		return nil, errclass.Ensure(err)
 	}
 	defer parent.Close()
-	return OpenDirWith(parent, filepath.Base(path), rights)
+	dir, err := OpenDirWith(parent, filepath.Base(path), rights)
+	return dir, errclass.Ensure(err)
 }
 
 // OpenTree opens the root of a tree, and leaves its mode as it is.

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/zeebo/xxh3"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/regular"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
@@ -40,7 +41,7 @@ func OpenSeal(ctx context.Context, path string) (*Seal, error) {
 		return nil, fmt.Errorf("seal %s: %w", path, errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("seal %s: %w", path, err)
+		return nil, errclass.Ensure(fmt.Errorf("seal %s: %w", path, err))
 	}
 	defer f.Close()
 	info, err := f.Stat()

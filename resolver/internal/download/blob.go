@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -141,10 +142,11 @@ func (d *Downloader) exists(ctx context.Context, desc ocispec.Descriptor, err er
 func (d *Downloader) write(ctx context.Context, w content.Writer, ref string, t *transfer) (err error) {
 	// A Write may wait while the store hashes the bytes of an earlier download. Closing the writer
 	// ends the wait.
-	stop := context.AfterFunc(ctx, func() { w.Close() })
+	closeOnce := sync.OnceFunc(func() { w.Close() }) // not every store's writer allows a second Close meanwhile
+	stop := context.AfterFunc(ctx, closeOnce)
 	defer func() {
 		stop()
-		w.Close()
+		closeOnce()
 		if err != nil && d.useless(ctx, err) {
 			_ = d.store.Abort(context.WithoutCancel(ctx), ref) // ctx may have ended
 		}

@@ -11,25 +11,28 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// labelManifest comes with a Prepare when containerd is told to pass annotations to the snapshotter.
+// labelManifest is the label with the digest of the manifest. containerd sends it with a Prepare if its
+// configuration passes annotations to the snapshotter.
 const labelManifest = "containerd.io/snapshot/cri.manifest-digest"
 
 // Layers unpacks layers for a snapshotter.
 type Layers interface {
-	// Announce names the layers that will be wanted. It returns at once.
+	// Announce names layers that will be needed, so that they are unpacked while they are downloaded. It
+	// does not wait.
 	Announce(layers []layer.Pair)
-	// Fits returns an error if a blob that is here has another size than its layer's descriptor.
+	// Fits returns an error if the root has a blob whose size is not that of its layer's descriptor.
 	Fits(layers []layer.Pair) error
 }
 
-// announcer is a snapshotter that finds out, at a Prepare for an extraction, which layers will follow.
+// announcer is a snapshotter that finds out, at a Prepare for an extraction, which layers containerd will
+// need next, and announces them.
 type announcer struct {
 	snapshots.Snapshotter
 	layers Layers
 	recent *recentBlobs // nil without a content store
 }
 
-// Cleanup passes containerd's call on; embedding would hide that the snapshotter can do it.
+// Cleanup passes containerd's call on, because the embedded interface does not have it.
 func (a *announcer) Cleanup(ctx context.Context) error {
 	if c, ok := a.Snapshotter.(snapshots.Cleaner); ok {
 		return c.Cleanup(ctx)
@@ -37,7 +40,7 @@ func (a *announcer) Cleanup(ctx context.Context) error {
 	return nil
 }
 
-// Prepare announces the layers of the image to which the extraction belongs, then prepares.
+// Prepare announces the layers of the image to which an extraction belongs, and prepares the snapshot.
 func (a *announcer) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	if a.recent != nil {
 		var base snapshots.Info
@@ -53,9 +56,9 @@ func (a *announcer) Prepare(ctx context.Context, key, parent string, opts ...sna
 	return a.Snapshotter.Prepare(ctx, key, parent, opts...)
 }
 
-// announce returns errdefs.ErrFailedPrecondition for an image that a pull without containerd would refuse,
-// because its documents can be read in another way than containerd does. A layer that is not announced here
-// is unpacked when it is applied.
+// announce announces the layers of an image at the first Prepare for it. A layer that is never announced is
+// unpacked when it is applied. It returns errdefs.ErrFailedPrecondition for an image that Tank's own pull
+// would refuse, because containerd reads its documents in another way than other programs.
 func (a *announcer) announce(ctx context.Context, key string, labels map[string]string) error {
 	target := labels[snapshots.LabelSnapshotRef]
 	if target == "" {

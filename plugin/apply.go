@@ -32,8 +32,7 @@ type applier struct {
 	processors func(context.Context, peer.Process) ([]processor.Processor, error) // nil: there are none
 }
 
-// Apply unpacks a layer. One of a media type that Tank does not read goes through containerd's stream
-// processors.
+// Apply unpacks a layer. If Tank does not read its media type, containerd's stream processors decode it.
 func (a *applier) Apply(
 	ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt,
 ) (ocispec.Descriptor, error) {
@@ -47,15 +46,16 @@ func (a *applier) Apply(
 	return a.layers.ApplyDecoded(ctx, desc, mounts, decode)
 }
 
-// decoder returns what reads a blob of another media type than those of layers; nil if nothing does, or if
-// that can't be found out: then the next differ in containerd's list is asked, which is containerd's own.
+// decoder returns what decodes a blob of a media type that Tank does not read. It returns nil if there is
+// no such stream processor, or if containerd's configuration cannot be read: then containerd asks the next
+// differ in its list, which is its own.
 func (a *applier) decoder(ctx context.Context, desc ocispec.Descriptor, opts []diff.ApplyOpt) (layer.Decode, error) {
 	if a.processors == nil {
 		return nil, nil
 	}
 	all, err := a.processors(ctx, processOf(ctx))
 	if err != nil {
-		log.G(ctx).WithError(err).Warn("stream processors: can't be found out")
+		log.G(ctx).WithError(err).Warn("stream processors: cannot read containerd's configuration")
 		return nil, nil
 	}
 	chain := processor.Chain(all, desc.MediaType, mediatype.Layer)
@@ -73,7 +73,8 @@ func (a *applier) decoder(ctx context.Context, desc ocispec.Descriptor, opts []d
 	return processor.Decode(chain, &processor.Options{Payloads: payloads}), nil
 }
 
-// payloadsOf returns what the client sends to the stream processors, encoded as containerd does.
+// payloadsOf returns the payloads that the client sends to stream processors, encoded as containerd encodes
+// them.
 func payloadsOf(ctx context.Context, desc ocispec.Descriptor, opts []diff.ApplyOpt) (map[string][]byte, error) {
 	var config diff.ApplyConfig
 	for _, o := range opts {

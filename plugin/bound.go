@@ -28,7 +28,7 @@ type callers struct {
 	made   sync.Map // holder -> Stores
 }
 
-// of returns the session of the connection that a call came on.
+// of returns the session of the connection that a call came through.
 func (c *callers) of(ctx context.Context) (*binding.Session, error) {
 	conn, ok := ctx.Value(connectionKey{}).(*connection)
 	if !ok {
@@ -37,7 +37,7 @@ func (c *callers) of(ctx context.Context) (*binding.Session, error) {
 	return conn.sessionOf(ctx, c.binder)
 }
 
-// holder returns the holder that a call acts for, "" if that cannot be found out.
+// holder returns the holder that a call acts for; "" if it cannot be determined.
 func (c *callers) holder(ctx context.Context) metadata.Holder {
 	s, err := c.of(ctx)
 	if err != nil {
@@ -62,8 +62,8 @@ func (c *callers) content(ctx context.Context) (content.Store, error) {
 	return c.storesOf(s.Holder()).Content, nil
 }
 
-// refer makes a call that names snapshots. If one does not exist, the caller may be a former containerd
-// that was not recognized yet. When it is recognized by that name, refer repeats the call.
+// refer makes a call that names snapshots. If a snapshot does not exist, the caller may be a former
+// containerd that was not recognized yet. If that name makes it recognized, refer repeats the call.
 func (c *callers) refer(ctx context.Context, call func(snapshots.Snapshotter) error, keys ...string) error {
 	s, err := c.of(ctx)
 	if err != nil {
@@ -101,7 +101,7 @@ func (c *callers) make(ctx context.Context, key string, call func(snapshots.Snap
 	return c.refer(ctx, call, others...)
 }
 
-// boundSnapshots are the snapshots of the holder that the caller acts for.
+// boundSnapshots is the snapshotter of the holder that the caller acts for.
 type boundSnapshots struct{ *callers }
 
 var (
@@ -168,13 +168,13 @@ func (b boundSnapshots) Commit(ctx context.Context, name, key string, opts ...sn
 			return err
 		}
 	}
-	// The key comes first, because a restored database is recognized by the key and not by the new name.
+	// A restored database is recognized by the key, not by the new name, so the key comes first.
 	commit := func(sn snapshots.Snapshotter) error { return sn.Commit(ctx, name, key, opts...) }
 	return b.refer(ctx, commit, key, base.Parent)
 }
 
-// Remove does not identify a caller: a database is recognized by snapshots that it uses, not by those that
-// it removes.
+// Remove does not help to recognize a caller: a database is recognized by snapshots that it uses, not by
+// those that it removes.
 func (b boundSnapshots) Remove(ctx context.Context, key string) error {
 	s, err := b.of(ctx)
 	if err != nil {
@@ -204,7 +204,7 @@ func (b boundSnapshots) Cleanup(ctx context.Context) error {
 
 func (b boundSnapshots) Close() error { return nil }
 
-// boundContent is the blobs of the holder that the caller acts for.
+// boundContent is the blob store of the holder that the caller acts for.
 type boundContent struct{ *callers }
 
 var _ content.Store = boundContent{}
@@ -286,7 +286,7 @@ func (b boundContent) Writer(ctx context.Context, opts ...content.WriterOpt) (co
 	return boundWriter{w, s, h}, nil
 }
 
-// boundWriter gives the blob that it committed to the holder for which the caller acts at that time.
+// boundWriter gives a committed blob to the holder that the caller acts for at the time of the commit.
 type boundWriter struct {
 	content.Writer
 	session *binding.Session

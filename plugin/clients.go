@@ -26,8 +26,8 @@ type connection struct {
 
 type connectionKey struct{}
 
-// sessionOf returns the session of the process that made the connection. The first call that needs it
-// determines it, and not the connection, because containerd may connect before it opens its database.
+// sessionOf returns the session of the process that made the connection. It is determined at the first call
+// that needs it and not at the connection, because containerd may connect before it opens its database.
 func (c *connection) sessionOf(ctx context.Context, binder *binding.Binder) (*binding.Session, error) {
 	if s := c.session.Load(); s != nil {
 		return s, nil
@@ -47,7 +47,7 @@ func (c *connection) sessionOf(ctx context.Context, binder *binding.Binder) (*bi
 	return s, err
 }
 
-// processOf returns the process that made the connection of a call; the zero value if that is not known.
+// processOf returns the process that made the connection of a call; the zero value if it is not known.
 func processOf(ctx context.Context) peer.Process {
 	if p, ok := grpcpeer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(peerInfo); ok {

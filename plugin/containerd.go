@@ -25,11 +25,11 @@ import (
 
 // How long containerd may take.
 const (
-	answerTime = time.Second      // to say whether it has a blob: a Prepare waits for that
-	stallTime  = 15 * time.Second // to send the next bytes of one
+	answerTime = time.Second      // to report whether it has a blob; a Prepare waits for the answer
+	stallTime  = 15 * time.Second // to send the next bytes of a blob
 )
 
-// Memory of one blob that is read from containerd: what is on its way, and what waits for the reader.
+// Memory for one blob that is read from containerd: bytes on their way, and bytes that wait for the reader.
 const (
 	streamWindow   = 2 << 20
 	messagesAhead  = 2 // of up to 1 MiB
@@ -38,9 +38,10 @@ const (
 
 // ContainerdOptions of DialContainerd.
 type ContainerdOptions struct {
-	// Answer is how long containerd may take to say whether it has a blob. 0 means 1 second.
+	// Answer is how long containerd may take to report whether it has a blob. 0 means 1 second.
 	Answer time.Duration
-	// Stall is how long it may take to begin to send a blob, and to send more of it. 0 means 15 seconds.
+	// Stall is how long containerd may take until it sends the first or the next bytes of a blob. 0 means
+	// 15 seconds.
 	Stall time.Duration
 }
 
@@ -133,7 +134,7 @@ func (c *Containerd) Access(ctx context.Context, d digest.Digest) error {
 	return c.fault(d, err)
 }
 
-// find looks for a namespace that has a blob.
+// find returns a namespace that has a blob, and the blob's size in bytes.
 func (c *Containerd) find(ctx context.Context, d digest.Digest) (ns string, size int64, err error) {
 	all, err := c.namespaces.List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
@@ -152,7 +153,8 @@ func (c *Containerd) size(ctx context.Context, ns string, d digest.Digest) (int6
 	return reply.GetInfo().GetSize(), errgrpc.ToNative(err)
 }
 
-// fault gives an error its name, and that of a containerd which does not answer its class.
+// fault adds the blob to an error, and gives the error of a containerd that does not answer the class
+// errdefs.ErrUnavailable.
 func (c *Containerd) fault(d digest.Digest, err error) error {
 	switch {
 	case err == nil:
@@ -165,17 +167,17 @@ func (c *Containerd) fault(d digest.Digest, err error) error {
 
 var errStalled = errors.New("stalled")
 
-// blobStream is a blob as it comes from containerd. It is received and hashed ahead of its reader.
+// blobStream reads a blob from containerd. The blob is received and hashed ahead of the reader.
 type blobStream struct {
 	messages <-chan []byte
 	rest     []byte // of the message that is being read
-	err      error  // set before messages is closed; io.EOF when all is well
+	err      error  // set before messages is closed; io.EOF after the whole blob
 	cancel   context.CancelCauseFunc
 	done     sync.WaitGroup
 }
 
-// read asks for the whole blob in one stream: a request for each piece, as containerd's own client makes
-// them, waits for each of them.
+// read requests the whole blob as one stream. containerd's own client requests piece after piece, and waits
+// for each.
 func (c *Containerd) read(ctx context.Context, ns string, d digest.Digest, size int64) *blobStream {
 	messages := make(chan []byte, messagesAhead)
 	ctx, cancel := context.WithCancelCause(namespaces.WithNamespace(ctx, ns))
@@ -197,7 +199,7 @@ func (c *Containerd) read(ctx context.Context, ns string, d digest.Digest, size 
 	return b
 }
 
-// receive hands the messages on until the stream ends.
+// receive passes messages to the reader until the stream ends.
 func (c *Containerd) receive(ctx context.Context, cancel context.CancelCauseFunc, d digest.Digest, sum hash.Hash,
 	to chan<- []byte,
 ) (n int64, err error) {
@@ -210,7 +212,7 @@ func (c *Containerd) receive(ctx context.Context, cancel context.CancelCauseFunc
 		if m, err = stream.Recv(); err != nil {
 			break
 		}
-		stall.Stop() // the reader may take its time
+		stall.Stop() // the reader may be slow
 		sum.Write(m.GetData())
 		n += int64(len(m.GetData()))
 		select {
@@ -241,7 +243,7 @@ func (b *blobStream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close ends a Read that waits. It may come twice.
+// Close cancels a Read that waits. It may be called twice.
 func (b *blobStream) Close() error {
 	b.cancel(context.Canceled)
 	b.done.Wait()

@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// contentServer is containerd's content service with a Read of its own, and a Write that copies less.
+// contentServer is containerd's content service with another Read and another Write, which copy less.
 type contentServer struct {
 	contentapi.ContentServer
 	store content.Store
@@ -60,8 +60,9 @@ func (s *contentServer) Read(req *contentapi.ReadContentRequest, stream contenta
 	return nil
 }
 
-// cut explains why a blob ended before its size. If the blob was removed meanwhile, the error is ErrNotFound,
-// because a decompressor would report the unexpected end as damaged content.
+// cut returns the error for a blob that ended before its size: errdefs.ErrNotFound if the blob was removed
+// meanwhile, because a decompressor would report an unexpected end as damaged content, and
+// errdefs.ErrDataLoss otherwise.
 func (s *contentServer) cut(ctx context.Context, d digest.Digest, at int64) error {
 	if _, err := s.store.Info(ctx, d); errdefs.IsNotFound(err) {
 		return err

@@ -11,9 +11,9 @@ import (
 	"github.com/tank-snapshotter/tank/internal/imagejson"
 )
 
-// folded returns the image that containerd reads in a manifest which Tank refuses because of cause.
-// containerd folds the case of names and accepts a document that other programs read in another way, so
-// unpacking that image is refused. Only its chain IDs are set. The image is nil if containerd would not
+// folded returns the image that containerd reads from a manifest which Tank refuses because of cause.
+// containerd ignores the case of names, so it accepts documents that other programs read in another way.
+// Unpacking the image is refused; only its chain IDs are set. The image is nil if containerd would not
 // unpack it either.
 func (r *recentBlobs) folded(ctx context.Context, d digest.Digest, doc []byte,
 	cause error,

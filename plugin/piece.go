@@ -26,10 +26,10 @@ const (
 	fieldData   = 2
 )
 
-// buffers are of largeMessage or of smallMessage bytes. What was in them is sent, or cut off.
+// The buffers have largeMessage or smallMessage bytes. Their former content is overwritten or cut off.
 var largeBuffers, smallBuffers dirtyPool
 
-// dirtyPool is a mem.BufferPool that does not clear what it gives out.
+// dirtyPool is a mem.BufferPool that does not clear its buffers.
 type dirtyPool struct{ sync.Pool }
 
 func (p *dirtyPool) Get(size int) *[]byte {
@@ -43,14 +43,14 @@ func (p *dirtyPool) Get(size int) *[]byte {
 
 func (p *dirtyPool) Put(b *[]byte) { p.Pool.Put(b) }
 
-// piece is a ReadContentResponse whose bytes are in a buffer that returns to its pool when they were sent.
+// piece is a ReadContentResponse. Its bytes are in a buffer that returns to its pool when they are sent.
 type piece struct {
 	offset int64
 	data   *[]byte
 	pool   *dirtyPool
 }
 
-// newPiece returns a piece with room for the next bytes, of which left are still to be sent.
+// newPiece returns a piece with room for the next of the left bytes that are still to be sent.
 func newPiece(offset, left int64) piece {
 	pool, size := &largeBuffers, largeMessage
 	if left <= smallMessage {
@@ -61,8 +61,7 @@ func newPiece(offset, left int64) piece {
 	return piece{offset, data, pool}
 }
 
-// MarshalBuffers encodes the message around the piece's bytes, and has their buffer returned when they were
-// sent.
+// MarshalBuffers encodes the message around the piece's bytes without copying them.
 func (p piece) MarshalBuffers() (mem.BufferSlice, error) {
 	var head []byte
 	if p.offset != 0 {

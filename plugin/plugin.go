@@ -34,23 +34,23 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Options of New: what is served. What is nil is not.
+// Options of New. A service whose store is nil is not served.
 type Options struct {
-	// Content is the blob store of every caller. Not with Binder.
+	// Content is the blob store for all callers. It must be nil if there is a Binder.
 	Content content.Store
-	// Snapshotter is the snapshotter of every caller. Not with Binder.
+	// Snapshotter is the snapshotter for all callers. It must be nil if there is a Binder.
 	Snapshotter snapshots.Snapshotter
-	// Binder decides for which holder each caller acts. nil: every caller gets the same stores.
+	// Binder decides for which holder each caller acts. nil: all callers get the same stores.
 	Binder *binding.Binder
-	// StoresOf returns what a holder has; what it returns for metadata.Containerd decides what is served.
-	// Needed with Binder.
+	// StoresOf returns the stores of a holder. Those of metadata.Containerd decide which services there
+	// are. It is required with a Binder.
 	StoresOf func(metadata.Holder) Stores
-	// Layers unpacks for Snapshotter.
+	// Layers unpacks layers for Snapshotter.
 	Layers Layers
 	// Applier applies layers to the snapshots of Snapshotter.
 	Applier Applier
 	// Processors returns the stream processors that a containerd has configured, and errdefs.ErrUnavailable
-	// if they can't be found out. nil: there are none.
+	// if its configuration cannot be read. nil: there are none.
 	Processors func(ctx context.Context, containerd peer.Process) ([]processor.Processor, error)
 	// More registers further services, such as the admin endpoint, which are then served on the same
 	// sockets. nil: there are none.

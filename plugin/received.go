@@ -10,10 +10,10 @@ import (
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 )
 
-// fieldWritten is where a WriteContentRequest has the bytes of a blob.
+// fieldWritten is the field of a WriteContentRequest with the bytes of a blob.
 const fieldWritten = 6
 
-// receivedBuffers are as large as what came in them.
+// receivedBuffers are as large as the messages that were received in them.
 var receivedBuffers dirtyPool
 
 // received is a WriteContentRequest whose bytes of a blob lie in a buffer that is used again: protocol
@@ -27,7 +27,7 @@ type received struct {
 func (r *received) UnmarshalBuffers(data mem.BufferSlice) error {
 	r.buffer = receivedBuffers.Get(data.Len())
 	data.CopyTo(*r.buffer)
-	var rest, written []byte // of a field that comes twice the last counts
+	var rest, written []byte // of a repeated field, the last one counts
 	for b := *r.buffer; len(b) > 0; {
 		number, kind, head := protowire.ConsumeTag(b)
 		if head < 0 {
@@ -49,7 +49,7 @@ func (r *received) UnmarshalBuffers(data mem.BufferSlice) error {
 	return err
 }
 
-// free gives the buffer back. The bytes of the blob are not to be used after it.
+// free returns the buffer to its pool. The bytes of the blob must not be used afterwards.
 func (r *received) free() {
 	if r.buffer != nil {
 		receivedBuffers.Put(r.buffer)
@@ -57,7 +57,7 @@ func (r *received) free() {
 	}
 }
 
-// writeStream is a stream of Write whose requests are good until the next one is received.
+// writeStream is a stream of Write. Each request is valid until the next one is received.
 type writeStream struct {
 	contentapi.Content_WriteServer
 	last *received
@@ -72,8 +72,8 @@ func (s *writeStream) Recv() (*contentapi.WriteContentRequest, error) {
 	return &s.last.request, nil
 }
 
-// Write is containerd's handler. It no longer uses a request when it receives the next one. A blob that is
-// written has a file open, for which Write waits when descriptors are few.
+// Write calls containerd's handler, which no longer uses a request when it receives the next one. A blob
+// that is being written needs an open file, so Write waits while the process has few file descriptors left.
 func (s *contentServer) Write(stream contentapi.Content_WriteServer) error {
 	_, release, err := descriptors.Process.Take(stream.Context(), descriptors.Download)
 	if err != nil {

@@ -22,40 +22,39 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// Limits on what is remembered to find a pull's layers.
+// Limits on what is remembered to find the layers of a pull.
 const (
-	maxUnread = 256  // blobs that were not read yet
+	maxUnread = 256  // blobs that are not read yet
 	maxOthers = 4096 // blobs that are no manifests
 	maxImages = 256
 	maxLayers = 8192 // of all images together
 )
 
-// announceAgain is how long after an announcement the same image is not announced again: a pull prepares
-// each of its layers, and many pulls of one image may run at once.
-const announceAgain = time.Second
+// announceInterval is the minimum time between two announcements of an image. A pull prepares each of its
+// layers, and many pulls of one image may run at once.
+const announceInterval = time.Second
 
-// recentBlobs is a content store that remembers the small blobs that containerd asked for or committed
-// lately, because the manifest of each running pull is among them. Each blob is read once, however many
-// Prepares follow.
+// recentBlobs is a content store that remembers the small blobs which containerd recently asked for or
+// committed. The manifest of each running pull is among them. Each blob is read once, however many Prepares
+// follow.
 type recentBlobs struct {
 	content.Store
 	// holderOf returns the holder that a call acts for. Reading a blob makes the holder hold it, so a blob
 	// that one holder asked for is not read for another.
 	holderOf func(context.Context) metadata.Holder
 
-	// reading is held by the one call that reads documents: their memory is bounded, and no document is
-	// read twice.
+	// reading is held by the call that reads documents, so that their memory is bounded and none is read twice.
 	reading sync.Mutex
 
 	mu      sync.Mutex // guards what follows
 	unread  []unreadBlob
-	others  map[digest.Digest]struct{} // no manifests
+	others  map[digest.Digest]struct{} // blobs that are no manifests
 	images  map[digest.Digest]*recentImage
-	byChain map[string]*recentImage // by the chain ID of each layer: the image that was seen last
+	byChain map[string]*recentImage // by the chain ID of each layer: the latest image with it
 	layers  int                     // of all images
 }
 
-// unreadBlob is a blob that was not read yet.
+// unreadBlob is a blob that is not read yet.
 type unreadBlob struct {
 	digest digest.Digest
 	holder metadata.Holder // that asked for it
@@ -67,8 +66,8 @@ type recentImage struct {
 	layers    []layer.Pair
 	chains    []string
 	announced time.Time // zero: never
-	refused   error     // why its documents are not acceptable; then it has no layers
-	unfit     error     // why its layers are not acceptable, as of the last announcement
+	refused   error     // why its documents are not acceptable; then layers is empty
+	unfit     error     // why its layers were not acceptable at the last announcement
 	used      time.Time
 }
 
@@ -79,7 +78,7 @@ func newRecentBlobs(store content.Store, holderOf func(context.Context) metadata
 	}
 }
 
-// saw remembers a blob that may be a manifest. If there are too many, the oldest are forgotten.
+// saw remembers a blob that may be a manifest. If there are too many, it forgets the oldest.
 func (r *recentBlobs) saw(ctx context.Context, d digest.Digest, size int64) {
 	if size > imagejson.MaxManifestSize {
 		return
@@ -88,7 +87,7 @@ func (r *recentBlobs) saw(ctx context.Context, d digest.Digest, size int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if i := r.images[d]; i != nil {
-		r.own(i)
+		r.index(i)
 		return
 	}
 	if _, ok := r.others[d]; ok || slices.Contains(r.unread, u) {
@@ -100,7 +99,7 @@ func (r *recentBlobs) saw(ctx context.Context, d digest.Digest, size int64) {
 	r.unread = append(r.unread, u)
 }
 
-// Info is the call by which containerd adopts a blob.
+// Info also remembers the blob, because containerd adopts a blob with this call.
 func (r *recentBlobs) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
 	i, err := r.Store.Info(ctx, d)
 	if err == nil {
@@ -109,7 +108,7 @@ func (r *recentBlobs) Info(ctx context.Context, d digest.Digest) (content.Info, 
 	return i, err
 }
 
-// Writer remembers what it commits.
+// Writer returns a writer that remembers the blob that it commits.
 func (r *recentBlobs) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	w, err := r.Store.Writer(ctx, opts...)
 	if err != nil {
@@ -132,10 +131,10 @@ func (w *recentWriter) Commit(ctx context.Context, size int64, expected digest.D
 	return err
 }
 
-// due returns the layers of the image that has a layer with the chain ID target, when it is time to
-// announce them: the image whose manifest the label names, else the one that was seen last of those that
-// were seen lately. It returns errdefs.ErrFailedPrecondition for an image that is refused, or whose layers
-// do not fit the blobs that are here.
+// due returns the layers of the image that has a layer with the chain ID target, if they are to be
+// announced now. It is the image whose manifest the label names, or else the latest with that chain ID. due
+// returns errdefs.ErrFailedPrecondition for an image that is refused, or whose layers do not fit the blobs
+// of the root.
 func (r *recentBlobs) due(ctx context.Context, target, label string, fits func([]layer.Pair) error) (
 	[]layer.Pair, error,
 ) {
@@ -150,11 +149,11 @@ func (r *recentBlobs) due(ctx context.Context, target, label string, fits func([
 	if named != "" {
 		i = r.images[named]
 	}
-	if i == nil || !slices.Contains(i.chains, target) { // a label may name anything
+	if i == nil || !slices.Contains(i.chains, target) { // the label may be wrong
 		return nil, nil
 	}
 	i.used = time.Now()
-	if i.refused != nil || i.used.Sub(i.announced) < announceAgain {
+	if i.refused != nil || i.used.Sub(i.announced) < announceInterval {
 		return nil, cmp.Or(i.refused, i.unfit)
 	}
 	i.announced = i.used
@@ -172,7 +171,7 @@ func refusal(manifest digest.Digest, cause error) error {
 	return fmt.Errorf("manifest %s: %w: %w", manifest, cause, errdefs.ErrFailedPrecondition)
 }
 
-// readAll reads the blob that a label names, or all blobs that were not read yet, the latest last.
+// readAll reads the blob that a label names, or all blobs that are not read yet, the latest last.
 func (r *recentBlobs) readAll(ctx context.Context, named digest.Digest) {
 	h := r.holderOf(ctx)
 	if r.next(named, h) == "" {
@@ -189,7 +188,7 @@ func (r *recentBlobs) readAll(ctx context.Context, named digest.Digest) {
 	}
 }
 
-// next returns the blob to read next for a holder, "" if there is none.
+// next returns the blob to read next for a holder; "" if there is none.
 func (r *recentBlobs) next(named digest.Digest, h metadata.Holder) digest.Digest {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -205,8 +204,7 @@ func (r *recentBlobs) next(named digest.Digest, h metadata.Holder) digest.Digest
 	return ""
 }
 
-// learn remembers what a blob turned out to be. A blob that could not be read is read again when it is seen
-// again.
+// learn remembers what a blob is. A blob that could not be read is read when it is seen again.
 func (r *recentBlobs) learn(b unreadBlob, i *recentImage, found bool) {
 	d := b.digest
 	r.mu.Lock()
@@ -227,11 +225,11 @@ func (r *recentBlobs) learn(b unreadBlob, i *recentImage, found bool) {
 	}
 	r.images[d] = i
 	r.layers += len(i.chains)
-	r.own(i)
+	r.index(i)
 }
 
-// own makes i the image to which its chain IDs belong. Called with mu held.
-func (r *recentBlobs) own(i *recentImage) {
+// index makes i the image of its chain IDs. r.mu is held.
+func (r *recentBlobs) index(i *recentImage) {
 	i.used = time.Now()
 	for _, c := range i.chains {
 		if other := r.byChain[c]; i.refused == nil || other == nil || other.refused != nil {
@@ -240,7 +238,7 @@ func (r *recentBlobs) own(i *recentImage) {
 	}
 }
 
-// forgetOldest forgets the image that was not used for the longest time. Called with mu held.
+// forgetOldest forgets the least recently used image. r.mu is held.
 func (r *recentBlobs) forgetOldest() {
 	var oldest *recentImage
 	for _, i := range r.images {
@@ -257,8 +255,8 @@ func (r *recentBlobs) forgetOldest() {
 	}
 }
 
-// read returns the image whose manifest a blob is; nil if the blob is no manifest. found is false if the
-// blob, or the config of the image, could not be read, which may change.
+// read returns the image of a manifest; nil if the blob is no manifest. found is false if the blob or the
+// image's config could not be read, which may succeed later.
 func (r *recentBlobs) read(ctx context.Context, d digest.Digest) (i *recentImage, found bool) {
 	doc, err := r.document(ctx, d, imagejson.MaxManifestSize)
 	if err != nil {
@@ -284,7 +282,7 @@ func (r *recentBlobs) read(ctx context.Context, d digest.Digest) (i *recentImage
 	}
 	i = &recentImage{manifest: d}
 	for n, l := range m.Manifest.Layers {
-		// Only what Announce needs: annotations may be long, and are kept no longer than the document.
+		// Only the fields that Announce needs, because annotations may be long.
 		blob := ocispec.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size}
 		i.layers = append(i.layers, layer.Pair{Blob: blob, DiffID: config.RootFS.DiffIDs[n]})
 	}
@@ -301,8 +299,8 @@ func chainsOf(diffIDs []digest.Digest) (chains []string) {
 
 var errNoDocument = errors.New("not a document")
 
-// document returns the bytes of a blob, errNoDocument if they do not begin as a JSON object does or are
-// more than limit.
+// document returns the bytes of a blob; errNoDocument if they do not begin like a JSON object or are more
+// than limit.
 func (r *recentBlobs) document(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
 	ra, err := r.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
 	if err != nil {
@@ -329,8 +327,8 @@ func (r *recentBlobs) document(ctx context.Context, d digest.Digest, limit int64
 	return rest, nil
 }
 
-// beginsObject reports whether the bytes begin with a brace, after white space. It returns false for a
-// document that begins with more white space than these bytes.
+// beginsObject reports whether the bytes begin with white space and a brace. It is false if they are all
+// white space.
 func beginsObject(b []byte) bool {
 	for _, c := range b {
 		switch c {

@@ -8,8 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// checkRequest refuses a request that lacks a message which containerd's service code reads without looking
-// whether it came.
+// checkRequest refuses a request without a message that containerd's service code uses without a check for nil.
 func checkRequest(req any) error {
 	missing := ""
 	switch r := req.(type) {

@@ -5,6 +5,8 @@ import (
 	"net"
 	"time"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
+
 	"google.golang.org/grpc"
 
 	"github.com/tank-snapshotter/tank"
@@ -26,7 +28,7 @@ type ServeOptions struct {
 func Listen(ctx context.Context, root string) (net.Listener, error) {
 	l, err := socket.Listen(ctx, root, SocketName, nil)
 	if err != nil {
-		return nil, err
+		return nil, errclass.Ensure(err)
 	}
 	return l, nil
 }

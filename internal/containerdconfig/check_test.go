@@ -182,7 +182,10 @@ func TestCheck(t *testing.T) {
 	directory := Install{Root: "/srv/tank", Address: "/none", Content: true, Directory: true}
 	inside := Install{Root: "/srv/tank", Address: "/none", Content: true, UserNS: true}
 	skipping := Install{Root: "/srv/tank", Address: "/none", Content: true, SkipKnownBlobs: true}
-	const images, runtimes = "[plugins.'io.containerd.cri.v1.images']\n", "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes"
+	const (
+		images   = "[plugins.'io.containerd.cri.v1.images']\n"
+		runtimes = "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes"
+	)
 	setImages := func(line string) func(string) string { return replace(t, images, images+"  "+line+"\n") }
 	registry := func(kind string) func(string) string {
 		return add("[plugins.'io.containerd.cri.v1.images'.registry." + kind + ".\"r.test\"]\n  endpoint = " +
@@ -254,7 +257,8 @@ func TestCheck(t *testing.T) {
 			`capabilities = ["rebase"]`), []string{"in directory mode: files that upper layers delete would " +
 			"come back"}},
 		{"remap-ids in directory mode", directory, same, replace(t, "capabilities = []",
-			`capabilities = ["remap-ids"]`), []string{`the capability "remap-ids", which Tank does not announce in directory mode`}},
+			`capabilities = ["remap-ids"]`),
+			[]string{`the capability "remap-ids", which Tank does not announce in directory mode`}},
 		{"rebase in a user namespace", inside, same, replace(t, "capabilities = []",
 			`capabilities = ["rebase"]`), []string{"inside a user namespace: files that upper layers delete " +
 			"would come back"}},
@@ -333,8 +337,10 @@ func TestCheck(t *testing.T) {
 		}, same,
 			[]string{"max_concurrent_downloads = 5: CRI then pulls without"}},
 
-		{"a handler's images elsewhere", full, same, add("[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n  snapshotter = \"overlayfs\"\n"),
-			[]string{`The runtime handler "kata" has its images pulled with "overlayfs" and its containers made with "tank"`}},
+		{"a handler's images elsewhere", full, same, add("[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n" +
+			"  snapshotter = \"overlayfs\"\n"),
+			[]string{`The runtime handler "kata" has its images pulled with "overlayfs" ` +
+				`and its containers made with "tank"`}},
 		{"a handler's containers elsewhere", full, same,
 			add("[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n  snapshotter = \"tank\"\n" +
 				runtimes + ".kata]\n  snapshotter = \"overlayfs\"\n"),
@@ -343,7 +349,8 @@ func TestCheck(t *testing.T) {
 			return replace(t, images+"  snapshotter = \"tank\"",
 				"[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n  snapshotter = \"tank\"")(s)
 		}, []string{`pulled with "tank" and its containers made with "overlayfs"`, "pods do not use Tank"}},
-		{"the key of a migration", full, same, add("[plugins.'io.containerd.cri.v1.images'.runtime_platform.kata]\n  snapshotter = \"tank\"\n"), []string{"the key is runtime_platforms"}},
+		{"the key of a migration", full, same, add("[plugins.'io.containerd.cri.v1.images'.runtime_platform.kata]\n" +
+			"  snapshotter = \"tank\"\n"), []string{"the key is runtime_platforms"}},
 		{"a migration", full, func(string) string {
 			return "version = 2\nimports = [\"tank.toml\"]\n" +
 				"[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\nsnapshot = \"tank\"\n"
@@ -403,7 +410,8 @@ func TestCheckNotes(t *testing.T) {
 	}{
 		{"both places", "[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n  snapshotter = \"tank\"\n" +
 			"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\n  snapshotter = \"tank\"\n",
-			[]string{`CRI uses Tank for the runtime handlers kata alone. The kubelet counts and frees space only for its default snapshotter, "overlayfs".`}},
+			[]string{`CRI uses Tank for the runtime handlers kata alone. ` +
+				`The kubelet counts and frees space only for its default snapshotter, "overlayfs".`}},
 		{"one place", "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kata]\n  snapshotter = \"tank\"\n",
 			[]string{"CRI uses Tank for the runtime handlers kata alone", "containerd 2.2 pulls their " +
 				"images with \"overlayfs\""}},

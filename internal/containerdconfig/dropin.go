@@ -59,8 +59,8 @@ func (in Install) DropIn() (string, error) {
 	return strings.TrimSuffix(b.String(), "\n"), nil
 }
 
-// dropInTail is the part that depends on the architecture only. containerd before 2.3 has no erofs, and fails
-// if the config names it.
+// dropInTail is the part of the drop-in that depends only on the architecture. containerd before 2.3 has no
+// erofs, and fails if its config names it; so that entry is a comment.
 const dropInTail = `[plugins.'io.containerd.transfer.v1.local']
   # max_concurrent_downloads would go here: in the section of CRI it turns parallel unpacking off.
   max_concurrent_unpacks = 4

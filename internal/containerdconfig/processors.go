@@ -21,7 +21,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/processor"
 )
 
-// builtInProcessors are the processors that containerd has without any configuration.
+// builtInProcessors returns the processors that containerd has without any configuration.
 func builtInProcessors() map[string]processor.Processor {
 	const name, layer = "io.containerd.ocicrypt.decoder.v1", "application/vnd.oci.image.layer.v1"
 	all := map[string]processor.Processor{}
@@ -47,8 +47,9 @@ func Sorted(all map[string]processor.Processor) (list []processor.Processor) {
 	return list
 }
 
-// processors returns the processors of a containerd's config: first those that the config adds to the built-in ones,
-// and last those whose programs are missing. containerd itself takes any of those that accept a media type.
+// processors returns the processors of a config: first those that the config adds or changes, then the
+// built-in ones, and last those whose programs are missing. containerd itself runs any processor that accepts
+// a media type.
 func (c *Config) processors() (list []processor.Processor) {
 	var builtIn []processor.Processor
 	defaults := builtInProcessors()
@@ -67,7 +68,7 @@ func (c *Config) processors() (list []processor.Processor) {
 	return list
 }
 
-// missing returns 1 if the program of a processor can't be found, else 0.
+// missing returns 1 if the program of a processor does not exist, else 0.
 func missing(p processor.Processor) int {
 	if p.Find() != nil {
 		return 1
@@ -75,8 +76,10 @@ func missing(p processor.Processor) int {
 	return 0
 }
 
-// ProcessorsOf reads which processors a containerd has. Tank runs these programs with its own rights, so only a
-// process that has these rights may name them, in a file that only such processes can write.
+// ProcessorsOf returns the stream processors of the containerd that runs as process p. Tank runs these
+// programs with its own rights. So the process must run as root or as Tank's own user, and no other user may
+// be able to write its config. Otherwise, and if the config can't be read, the error is
+// errdefs.ErrUnavailable.
 func ProcessorsOf(ctx context.Context, p peer.Process) ([]processor.Processor, error) {
 	if p.UID != 0 && int(p.UID) != os.Geteuid() {
 		return nil, fmt.Errorf("containerd's config: of a process of uid %d: %w", p.UID, errdefs.ErrUnavailable)
@@ -98,13 +101,13 @@ func processorsIn(ctx context.Context, file string) ([]processor.Processor, erro
 	case err != nil:
 		return nil, fmt.Errorf("containerd's config: %w: %w", err, errdefs.ErrUnavailable)
 	case !ok:
-		return nil, fmt.Errorf("containerd's config: %s: %w", strings.TrimSuffix(found[len(found)-1].String(),
-			"."), errdefs.ErrUnavailable)
+		reason := strings.TrimSuffix(found[len(found)-1].String(), ".")
+		return nil, fmt.Errorf("containerd's config: %s: %w", reason, errdefs.ErrUnavailable)
 	}
 	return config.processors(), nil
 }
 
-// readOwnedFile reads a regular file that only root and the user of this process can write.
+// readOwnedFile reads a regular file that only root and this process's user can write.
 func readOwnedFile(_ context.Context, name string) ([]byte, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -125,7 +128,7 @@ func readOwnedFile(_ context.Context, name string) ([]byte, error) {
 	return data, err
 }
 
-// owned returns an error if others than root and the user of this process can write a file.
+// owned returns an error if users other than root and this process's user can write a file.
 func owned(info fs.FileInfo) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	switch {

@@ -59,16 +59,17 @@ func parseRange(fields []string) (Range, error) {
 	return Range{n[0], n[1], n[2]}, nil
 }
 
-// processIDs are the maps that ProcessMaps has read. A process with several threads can't enter another user
-// namespace, and the kernel lets a namespace's map be written only once, so the first complete answer holds.
+// processIDs are the maps that Process has read. A process with several threads cannot enter another user
+// namespace, and the kernel lets a namespace's map be written only once, so that the first complete answer stays
+// true.
 var processIDs struct {
 	mu         sync.Mutex // guards the rest
 	known      bool
 	uids, gids Map
 }
 
-// Process returns the ids of this process's user namespace, sorted, adjacent ranges as one; nil for the initial
-// namespace and for kernels without any. The caller must not change the maps.
+// Process returns the ids of this process's user namespace, sorted and with adjacent ranges joined; nil for the
+// initial namespace and for kernels without user namespaces. The caller must not change the maps.
 func Process() (uids, gids Map, err error) {
 	p := &processIDs
 	p.mu.Lock()
@@ -107,7 +108,7 @@ func readMap(name string) (Map, error) {
 	return m.joined(), nil
 }
 
-// joined makes one of ranges that continue each other. The map is sorted.
+// joined joins ranges that continue each other. The map is sorted.
 func (m Map) joined() Map {
 	out := m[:0]
 	for _, r := range m {
@@ -120,12 +121,12 @@ func (m Map) joined() Map {
 	return out
 }
 
-// isAll tells whether this is the initial namespace's map, or like it.
+// isAll reports whether the map is that of the initial namespace.
 func (m Map) isAll() bool {
 	return len(m) == 1 && m[0] == Range{Size: math.MaxUint32}
 }
 
-// Len is how many ids the namespace has.
+// Len returns the number of ids that the namespace has.
 func (m Map) Len() uint64 {
 	if m == nil {
 		return math.MaxUint32
@@ -137,13 +138,13 @@ func (m Map) Len() uint64 {
 	return n
 }
 
-// Has tells whether the id has a place in the namespace.
+// Has reports whether the namespace maps the id.
 func (m Map) Has(id uint32) bool {
 	_, ok := m.Host(id)
 	return ok
 }
 
-// Host maps an id of the namespace to the one outside; ok is false when it has none.
+// Host returns the id outside of the namespace. ok is false if the namespace does not map the id.
 func (m Map) Host(id uint32) (host uint32, ok bool) {
 	if m == nil {
 		return id, true
@@ -156,7 +157,8 @@ func (m Map) Host(id uint32) (host uint32, ok bool) {
 	return 0, false
 }
 
-// Includes tells whether every id of the other map is mapped by m, to the same. Both are as ProcessMaps returns them.
+// Includes reports whether m maps every id of the other map, and to the same id. Both maps are of the form that
+// Process returns.
 func (m Map) Includes(other Map) bool {
 	for _, o := range other {
 		if !slices.ContainsFunc(m, func(r Range) bool {
@@ -169,7 +171,7 @@ func (m Map) Includes(other Map) bool {
 	return true
 }
 
-// String is the map as ParseMap and containerd's mounts take it.
+// String returns the map in the form that Parse and containerd's mounts read.
 func (m Map) String() string {
 	parts := make([]string, len(m))
 	for i, r := range m {

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Type is what lies at a path of an unpacked layer.
+// Type is the type of a path of an unpacked layer.
 type Type uint8
 
-// The types of entries. Whiteout and Link are not found in an ordinary tree.
+// The types of entries. A walk through an ordinary tree returns no Whiteout and no Link.
 const (
 	Dir Type = iota + 1
 	File
@@ -35,7 +35,7 @@ var typeNames = [...]string{
 	Dir: "dir", File: "file", Symlink: "symlink", Fifo: "fifo", Char: "char", Block: "block", Whiteout: "whiteout", Link: "link",
 }
 
-// String is the name of the type, as seals have it.
+// String returns the name of the type in seals.
 func (t Type) String() string {
 	if int(t) < len(typeNames) {
 		return typeNames[t]
@@ -43,7 +43,7 @@ func (t Type) String() string {
 	return "unknown"
 }
 
-// TypeNamed is the type of a name; ok is false when there is none.
+// TypeNamed returns the type with a name. ok is false if there is none.
 func TypeNamed(name []byte) (t Type, ok bool) {
 	for t := Dir; t <= Link; t++ {
 		if string(name) == typeNames[t] {
@@ -53,21 +53,22 @@ func TypeNamed(name []byte) (t Type, ok bool) {
 	return 0, false
 }
 
-// Entry is one path of an unpacked layer, as it lies on disk once extraction is over.
+// Entry is one path of an unpacked layer, as it is on disk after the extraction.
 type Entry struct {
 	Path string // clean and relative, "." for the root directory itself; bytes as the tar had them
-	// Target is where a Symlink points, or the clean relative path that a Link names.
+	// Target is the target of a Symlink, or the clean relative path that a Link names.
 	Target string
-	// Inode names the first path, in byte order, of an inode with several names in this layer; empty for a sole name.
+	// Inode is the first path, in byte order, of an inode with several names in this layer. It is empty for an inode
+	// with one name.
 	Inode string
-	// Xattrs are the extended attributes, without overlay's own. Entries may share a map: it is not to be changed.
+	// Xattrs are the extended attributes, without overlay's own. It must not be changed, since entries may share a map.
 	Xattrs map[string]string
 	// Sec and Nsec are the modification time.
 	Sec  int64
 	Nsec int64
 	Size int64  // of a file, bytes
 	Rdev uint64 // of Char and Block, as Device returns it
-	// Seq is the position in the tar of the entry that made it, from 1; 0 for implied directories.
+	// Seq is the position in the tar, from 1, of the entry that made the path; 0 for implied directories.
 	Seq int
 	// Hash is XXH3-128 of a file's content.
 	Hash [16]byte
@@ -75,17 +76,18 @@ type Entry struct {
 	UID  uint32
 	GID  uint32
 	Type Type
-	// Implied directories have no entry in the tar: their attributes, and what they are at all, depend on the parent.
+	// Implied directories have no entry in the tar. Their attributes depend on the layers below, and there the path may
+	// even be something else.
 	Implied bool
-	// Opaque directories hide what the layers below have inside them. An opaque Whiteout is a device in the tar, which
-	// also took the place of what the layer itself had there before; on disk it is like any other.
+	// Opaque directories hide what the layers below have in them. An opaque Whiteout is a device in the tar,
+	// which also replaced what the layer itself had at the path before. On disk it is like any other.
 	Opaque bool
 }
 
 // Device returns the Rdev of a device with these numbers.
 func Device(major, minor uint32) uint64 { return unix.Mkdev(major, minor) }
 
-// DropXattr takes an attribute away from an entry, whose map others may share.
+// DropXattr removes an extended attribute from the entry. It copies the map, which other entries may share.
 func (e *Entry) DropXattr(name string) {
 	rest := maps.Clone(e.Xattrs)
 	if delete(rest, name); len(rest) == 0 {
@@ -94,7 +96,7 @@ func (e *Entry) DropXattr(name string) {
 	e.Xattrs = rest
 }
 
-// ComparePaths orders paths as Result.Entries are: by bytes, the root first.
+// ComparePaths compares paths in the order of lists: by bytes, the root first.
 func ComparePaths(a, b string) int {
 	if a == "." || b == "." {
 		switch {

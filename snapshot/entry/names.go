@@ -5,20 +5,22 @@ import (
 	"strings"
 )
 
-// Markers are the names with which a tar removes what the layers below have: ".wh.NAME" and ".wh..wh..opq". A name of
-// this form is a marker only where an entry ends with it. As a directory on the way to an entry it is an ordinary name,
-// but for those of AUFS, one of which marks opaque directories on file systems without extended attributes.
+// Markers are the names with which a tar removes what the layers below have: ".wh.NAME" and ".wh..wh..opq". Such
+// a name is a marker only as the last component of an entry. As a directory on the way to an entry it is an
+// ordinary name, except for the names of AUFS. One of those marks opaque directories on file systems without
+// extended attributes.
 const (
 	WhiteoutPrefix = ".wh."         // of a whiteout
 	OpaqueMarker   = ".wh..wh..opq" // of an opaque directory
 	AUFSPrefix     = ".wh..wh."     // of names that AUFS reserves
 )
 
-// Reserved reports whether a path has a component that is never a name on disk: those of AUFS, and the marker of opaque
-// directories among them.
+// Reserved reports whether a path has a component that is never a name on disk: a name that AUFS reserves, such
+// as the marker of opaque directories.
 func Reserved(path string) bool { return BelowAUFS(path) }
 
-// BelowAUFS reports whether a directory lies in one of AUFS's own, whose content is not part of a layer.
+// BelowAUFS reports whether a path leads through a directory that AUFS reserves. The content of such a directory
+// is not part of a layer.
 func BelowAUFS(dir string) bool {
 	return strings.HasPrefix(dir, AUFSPrefix) || strings.Contains(dir, "/"+AUFSPrefix)
 }
@@ -27,9 +29,10 @@ func BelowAUFS(dir string) bool {
 const (
 	TrustedOverlay = "trusted.overlay."
 	UserOverlay    = "user.overlay."
-	// OpaqueAttr after the prefix, with the value "y", marks an opaque directory.
+	// OpaqueAttr, after the prefix and with the value "y", marks an opaque directory.
 	OpaqueAttr = "opaque"
-	// OriginAttr after the prefix, empty, makes overlay look for whiteouts in a directory that nothing merges with.
+	// OriginAttr, after the prefix and with an empty value, makes overlay look for whiteouts in a directory that
+	// no directory below merges with.
 	OriginAttr = "origin"
 )
 

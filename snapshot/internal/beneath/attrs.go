@@ -52,8 +52,7 @@ func (t Inode) Chmod(mode uint32) error {
 	if err != unix.EOPNOTSUPP && err != unix.ENOSYS && err != unix.EPERM {
 		return err
 	}
-	// Before Linux 6.6, and where a seccomp filter does not permit what it does not know: through a descriptor that
-	// can do nothing but name the inode.
+	// Before Linux 6.6, or if a seccomp filter refuses the newer system call: through an O_PATH descriptor.
 	fd, err := OpenAt(t.FD, t.Name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -88,8 +87,8 @@ func (t Inode) SetTimes(sec, nsec int64) error {
 	return nil
 }
 
-// proc names the inode for the xattr calls, which take no directory descriptor: the magic link leads to the descriptor
-// itself and the one component after it is not followed.
+// proc returns a path of the inode for the xattr calls, which take no directory descriptor. The magic link leads
+// to the descriptor itself, and the one component after it is not followed.
 func (t Inode) proc() string { return "/proc/self/fd/" + strconv.Itoa(t.FD) + "/" + t.Name }
 
 func (t Inode) setXattr(name, value string) error {
@@ -145,7 +144,7 @@ func (t Inode) Xattrs(typ entry.Type) (map[string]string, error) {
 		}
 		value, err := growing(func(buf []byte) (int, error) { return t.getXattr(name, buf) })
 		if err == unix.ENODATA {
-			continue // removed meanwhile
+			continue // it was removed in the meantime
 		}
 		if err != nil {
 			return nil, fmt.Errorf("xattr %q: %w", name, err)
@@ -158,7 +157,7 @@ func (t Inode) Xattrs(typ entry.Type) (map[string]string, error) {
 	return attrs, nil
 }
 
-// growing repeats a system call, which returns ERANGE while its buffer is too small, with larger buffers.
+// growing repeats a system call with larger buffers while it returns ERANGE.
 func growing(call func([]byte) (int, error)) (string, error) {
 	var small [256]byte
 	for buf := small[:]; ; buf = make([]byte, 4*len(buf)) {
@@ -239,7 +238,7 @@ func (t Inode) ApplyExact(e *entry.Entry) error {
 	if maps.Equal(have, e.Xattrs) && st.Uid == e.UID && st.Gid == e.GID {
 		have = nil
 	} else if e.Type != entry.Symlink && st.Mode&0o700 != 0o700 && os.Geteuid() != 0 {
-		if err := t.Chmod(e.Mode | 0o700); err != nil { // user.* wants the right to write
+		if err := t.Chmod(e.Mode | 0o700); err != nil { // user.* attributes need the right to write
 			return fmt.Errorf("mode: %w", err)
 		}
 	}
@@ -262,7 +261,7 @@ func SetAttrs(dir *os.File, name string, e *entry.Entry) error {
 	defer runtime.KeepAlive(dir)
 	t := Inode{int(dir.Fd()), name}
 	if e.Type == entry.Dir || e.Type == entry.File {
-		// By descriptor where that works: everything then happens to one inode.
+		// By descriptor if possible, so that all changes apply to the same inode.
 		fd, err := OpenAt(t.FD, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err == nil {
 			defer unix.Close(fd)

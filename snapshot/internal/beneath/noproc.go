@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// viaProc calls fn with a path of the target that leads through /proc, for system calls that take neither a directory
-// nor flags. Where /proc is not mounted, fn gets the bare name, in a thread whose working directory is the target's.
+// viaProc calls fn with a path of the inode that leads through /proc, for system calls that take neither a
+// directory nor flags. If /proc is not mounted, fn gets the bare name, in a thread whose working directory is FD.
 func (t Inode) viaProc(fn func(path string) error) error {
 	err := fn(t.proc())
 	if err != unix.ENOENT {
@@ -20,11 +20,12 @@ func (t Inode) viaProc(fn func(path string) error) error {
 	return inDirectory(t.FD, func() error { return fn(t.Name) })
 }
 
-// inDirectory calls fn in a thread of its own whose working directory is dir. The rest of the process keeps its own.
+// inDirectory calls fn in a thread of its own whose working directory is dir. Other threads keep their working
+// directory.
 func inDirectory(dir int, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlock it: the thread ends with this goroutine
+		runtime.LockOSThread() // it is never unlocked, so that the thread ends with this goroutine
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {
 			err = unix.Fchdir(dir)

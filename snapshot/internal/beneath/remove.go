@@ -18,12 +18,12 @@ import (
 // directory from which it went down, because another process may move directories.
 type Climber struct {
 	FD    int
-	owned bool // fd is the climber's to close
+	owned bool // Climber closes FD
 	up    []level
 }
 
 type level struct {
-	name     string // of the directory below it that was entered
+	name     string // of the subdirectory that was entered
 	dev, ino uint64 // of the directory itself
 	owned    bool
 	fd       int // of the first level, which is not reached by ".."
@@ -79,11 +79,13 @@ func (c *Climber) Close() {
 	}
 }
 
-// RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving the
-// tree. A name that does not exist is no error. Directories that their owner cannot search are opened up first. It
-// goes on past what it cannot remove, such as an immutable file, and then returns a leftover.Error with paths below
-// dir. It ends with ctx, whose error it returns then. freed is called with the bytes of disk blocks that each removal
-// gives back, which costs a stat for each; nil: nothing is counted.
+// RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving
+// the tree. It is no error if the name does not exist. Directories that their owner cannot search get the rights
+// first.
+//
+// If something cannot be removed, such as an immutable file, RemoveAll removes the rest and returns a
+// leftover.Error with paths below dir. It ends with ctx and then returns its error. freed is called with the
+// bytes of disk blocks that each removal frees, which costs a stat for each; nil: nothing is counted.
 func RemoveAll(ctx context.Context, dir *os.File, name string, freed func(bytes int64)) error {
 	defer runtime.KeepAlive(dir)
 	if err := RemoveAllAt(ctx.Err, int(dir.Fd()), name, freed); err != nil {
@@ -99,25 +101,25 @@ func RemoveAllAt(interrupted func() error, fd int, name string, freed func(int64
 	if err := r.run(name); err != nil {
 		return err
 	}
-	if r.left != nil { // a nil *Error in an interface would not be nil
+	if r.left != nil { // a nil *leftover.Error in an error would not be nil
 		return r.left
 	}
 	return nil
 }
 
-// remover empties a tree. Whatever it could not remove has its name in left, and in kept of the directory that holds
-// it, so that the directory is not emptied again and again.
+// remover empties a tree. The name of what it cannot remove is added to left, and to kept of its directory, so
+// that the directory is not read again and again.
 type remover struct {
 	Climber
 	kept []map[string]bool // of each level of climber.up, and of the directory that it is in
 	left *leftover.Error
-	// interrupted returns why the removal has to end.
+	// interrupted returns an error if the removal has to end.
 	interrupted func() error
 	freed       func(bytes int64) // nil: nothing is counted
 }
 
-// bytes returns how many bytes of disk blocks go with name, in the current directory of r: none for a file that has
-// other names.
+// bytes returns how many bytes of disk blocks are freed with name, in the current directory of r. It returns 0
+// for a file that has other names.
 func (r *remover) bytes(name string) int64 {
 	var st unix.Stat_t
 	if r.freed == nil || unix.Fstatat(r.FD, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
@@ -130,7 +132,7 @@ func (r *remover) bytes(name string) int64 {
 	return st.Blocks * block
 }
 
-// count is called after name was removed.
+// count reports the bytes of a name that was removed.
 func (r *remover) count(bytes int64) {
 	if r.freed != nil {
 		r.freed(bytes)
@@ -162,7 +164,8 @@ func (r *remover) run(name string) error {
 	return r.interrupted()
 }
 
-// leaveEmpty goes up, and removes the directory that it leaves unless something was kept there.
+// leaveEmpty returns to the directory above, and removes the directory that it left unless something was kept
+// there.
 func (r *remover) leaveEmpty() error {
 	holds := len(r.kept[len(r.kept)-1]) > 0
 	name, err := r.Leave()
@@ -185,7 +188,8 @@ func (r *remover) leaveEmpty() error {
 	return nil
 }
 
-// removed removes what is not a directory, or an empty one. It reports whether name is done with: removed, or kept.
+// removed removes a file or an empty directory. It reports false if name is a directory that has to be emptied
+// first.
 func (r *remover) removed(name string) bool {
 	bytes := r.bytes(name)
 	done, err := removeOne(r.FD, name)
@@ -197,7 +201,7 @@ func (r *remover) removed(name string) bool {
 	return done || err != nil
 }
 
-// enter goes down and makes sure that the directory can be emptied.
+// enter enters a directory and makes sure that it can be emptied.
 func (r *remover) enter(name string) {
 	err := r.Down(name)
 	if err == unix.EACCES {
@@ -243,7 +247,7 @@ func (r *remover) skip(name string) {
 	r.kept[top][name] = true
 }
 
-// removeOne removes what is not a directory, or an empty one.
+// removeOne removes a file or an empty directory. done is false for a directory that is not empty.
 func removeOne(fd int, name string) (done bool, err error) {
 	err = unix.Unlinkat(fd, name, 0)
 	switch err {
@@ -267,8 +271,8 @@ func removeOne(fd int, name string) (done bool, err error) {
 	}
 }
 
-// removeContent empties the directory until it comes to a directory that is not empty, which it returns. It returns ""
-// when nothing is left but what is kept.
+// removeContent empties the current directory up to the first subdirectory that is not empty, and returns its
+// name. It returns "" if only kept names are left.
 func (r *remover) removeContent() (string, error) {
 	dup, err := OpenAt(r.FD, ".", DirFlags, 0)
 	if err != nil {
@@ -281,7 +285,7 @@ func (r *remover) removeContent() (string, error) {
 			return "", nil
 		}
 		if r.interrupted() != nil {
-			return "", nil // run looks as well
+			return "", nil // run returns the error
 		}
 		names, err := f.Readdirnames(1024)
 		for _, name := range names {

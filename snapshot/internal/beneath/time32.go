@@ -4,7 +4,7 @@ package beneath
 
 import "math"
 
-// timespec clamps to what the system call of this architecture takes.
+// timespec limits a time to the range of the system call on this architecture.
 func timespec(sec, nsec int64) (int32, int32) {
 	return int32(min(max(sec, math.MinInt32), math.MaxInt32)), int32(nsec)
 }

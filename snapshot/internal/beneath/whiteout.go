@@ -46,12 +46,12 @@ func MakeWhiteoutAt(dir int, name string) (plain bool, err error) {
 	return false, err
 }
 
-// Marks are what overlay needs to know of a directory.
+// Marks are the properties of a directory that overlay reads from its attributes.
 type Marks struct {
 	// Whiteouts: the directory holds whiteouts that overlay understands. Without a mark, overlay would show them as
 	// files where no lower directory merges with this one.
 	Whiteouts bool
-	// Opaque: what is below it is hidden.
+	// Opaque: the directory hides what lower directories have in it.
 	Opaque bool
 }
 
@@ -71,7 +71,7 @@ func MarkAt(fd int, m Marks, prefix string) (plain bool, err error) {
 		switch err := unix.Fsetxattr(fd, prefix+name, []byte(value), 0); err {
 		case nil:
 			return true, nil
-		case unix.EOPNOTSUPP: // reading returns the same error, and then a marker is looked for
+		case unix.EOPNOTSUPP: // reading returns the same error, so that the marker is looked for
 			return false, nil
 		default:
 			return false, fmt.Errorf("xattr %q: %w", prefix+name, err)

@@ -19,17 +19,19 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
-const readSize = 256 << 10 // bytes that a file is read in at once
+const readSize = 256 << 10 // bytes of a file that are read at once
 
-// InodeID distinguishes inodes with several names. It is zero for an inode with one name and for a directory.
+// InodeID identifies an inode with several names. It is zero for a directory and for an inode with one name.
 type InodeID struct{ dev, ino uint64 }
 
-// Walk calls visit for every path of a layer's directory, in the order of ComparePaths, contents hashed. The entries
-// are those that Extract listed for the directory, without what is not on disk (Implied, Seq, and entries of type Link)
-// and without Inode: id is the same for all names of an inode. It follows no symlink and opens nothing but directories
-// and regular files. As an ordinary user it opens up what its owner cannot read and closes it again. It keeps the names
-// of the directories on the way in memory, and no entries. Errors are the first of visit, those of the system calls,
-// with the path, and the end of ctx.
+// Walk calls visit for every path of a layer's directory, in the order of entry.ComparePaths, and hashes
+// contents. The entries are those that unpack.Extract listed for the directory, except what is not on disk
+// (Implied, Seq, entries of type Link) and Inode. id is the same for all names of an inode.
+//
+// Walk follows no symlink and opens only directories and regular files. As an ordinary user it makes files and
+// directories readable that their owner cannot read, and restores their modes. It keeps the names of the
+// directories on the way in memory, and no entries. It returns the first error of visit, errors of system calls
+// with the path, and the error of ctx.
 func Walk(ctx context.Context, dir *os.File, visit func(e *entry.Entry, id InodeID) error) error {
 	defer runtime.KeepAlive(dir)
 	r := &treeReader{
@@ -45,7 +47,7 @@ func Walk(ctx context.Context, dir *os.File, visit func(e *entry.Entry, id Inode
 	return nil
 }
 
-// ReadDir is like Walk and returns all entries, with Inode.
+// ReadDir is like Walk, and returns all entries with Inode.
 func ReadDir(dir *os.File) ([]entry.Entry, error) {
 	var entries []entry.Entry
 	links := map[InodeID][]int{}
@@ -58,7 +60,7 @@ func ReadDir(dir *os.File) ([]entry.Entry, error) {
 	})
 	for _, group := range links {
 		if len(group) < 2 {
-			continue // its other names lie elsewhere
+			continue // its other names are outside of the directory
 		}
 		for _, i := range group {
 			entries[i].Inode = entries[group[0]].Path
@@ -67,7 +69,7 @@ func ReadDir(dir *os.File) ([]entry.Entry, error) {
 	return entries, err
 }
 
-// treeReader walks a tree.
+// treeReader walks through a directory.
 type treeReader struct {
 	at    beneath.Climber
 	path  string // of the current directory, "" for the root
@@ -79,17 +81,17 @@ type treeReader struct {
 
 // frame is a directory that the reader is in.
 type frame struct {
-	names []treeName // that are still to be visited
+	names []treeName // not visited yet
 	path  string     // of the directory above
-	// opened up: the mode to give back when the reader leaves
+	// opened: the directory was made readable, and gets mode back when the reader leaves it
 	opened bool
 	mode   uint32
 }
 
-// treeName is a name in a directory, or what lies in the directory of that name. In the order of paths these are two
-// places: "a", "a-b", "a/b".
+// treeName stands for a name in a directory, or for the content of the directory of that name. In the order of
+// paths these are two places, with others between them: "a", "a-b", "a/b".
 type treeName struct {
-	key       string // the name, or the name and a slash for what lies in it
+	key       string // the name, or the name and a slash for its content
 	mode, uid uint32
 }
 
@@ -151,7 +153,7 @@ func (r *treeReader) one(ctx context.Context, top *frame) error {
 		top.names = top.names[1:]
 		return r.enter(ctx, n.key, true)
 	}
-	// Other names come between the directory and what lies in it.
+	// Other names come between the directory and its content.
 	if err := r.down(n.key); err != nil {
 		return err
 	}
@@ -191,7 +193,7 @@ func (r *treeReader) down(name string) error {
 	return nil
 }
 
-// open makes a directory of an ordinary user readable to its owner, for as long as the reader is in it.
+// open makes a directory of an ordinary user readable for its owner, until the reader leaves it.
 func (r *treeReader) open(f *frame, t beneath.Inode) error {
 	if os.Geteuid() == 0 {
 		return nil
@@ -207,7 +209,7 @@ func (r *treeReader) open(f *frame, t beneath.Inode) error {
 	return t.Chmod(f.mode | 0o500)
 }
 
-// restore gives the current directory its mode back.
+// restore restores the mode of the current directory.
 func (r *treeReader) restore() {
 	if len(r.todo) == 0 {
 		return
@@ -218,11 +220,11 @@ func (r *treeReader) restore() {
 	}
 }
 
-// leave goes back to the directory above.
+// leave returns to the directory above.
 func (r *treeReader) leave() error {
 	top := r.todo[len(r.todo)-1]
 	inner := r.at.FD
-	if top.opened { // ".." wants the right to search, so that the mode comes back through a second descriptor
+	if top.opened { // ".." needs the right to search, so that the mode is restored later, through a second descriptor
 		dup, err := unix.FcntlInt(uintptr(inner), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -279,7 +281,7 @@ func (r *treeReader) list(ctx context.Context) error {
 				return fmt.Errorf("%q: %w", printable.Clip(r.join(name)), err)
 			}
 			if name == entry.OpaqueMarker && beneath.IsWhiteout(&st) {
-				continue // of the directory
+				continue // it marks the directory, and is no entry
 			}
 			list = append(list, treeName{name, st.Mode, st.Uid})
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -295,7 +297,7 @@ func (r *treeReader) list(ctx context.Context) error {
 	return nil
 }
 
-// file visits what is not a directory.
+// file visits a path that is not a directory.
 func (r *treeReader) file(ctx context.Context, path string, t beneath.Inode, n treeName) (err error) {
 	if n.mode&unix.S_IFMT != unix.S_IFREG {
 		return r.add(ctx, path, t, t, -1)
@@ -319,8 +321,8 @@ func (r *treeReader) file(ctx context.Context, path string, t beneath.Inode, n t
 	return r.add(ctx, path, beneath.Inode{FD: fd}, t, given)
 }
 
-// add visits the entry of t; named is the same inode by name, and mode what it is without the rights that it was given,
-// or -1.
+// add visits the entry of t. named is the same inode by name. mode is the inode's own mode if it was changed for
+// reading, otherwise -1.
 func (r *treeReader) add(ctx context.Context, path string, t, named beneath.Inode, mode int) error {
 	var st unix.Stat_t
 	if err := t.Stat(&st); err != nil {
@@ -349,7 +351,7 @@ func (r *treeReader) add(ctx context.Context, path string, t, named beneath.Inod
 	return r.visit(&e, id)
 }
 
-// details are what a status does not tell.
+// details reads what a status does not contain.
 func (r *treeReader) details(ctx context.Context, e *entry.Entry, t, named beneath.Inode) (err error) {
 	if e.Xattrs, err = t.Xattrs(e.Type); err != nil {
 		return err
@@ -365,7 +367,7 @@ func (r *treeReader) details(ctx context.Context, e *entry.Entry, t, named benea
 	return err
 }
 
-// content hashes a file.
+// content returns the hash of a file.
 func (r *treeReader) content(ctx context.Context, fd int, size int64) ([16]byte, error) {
 	if sparse.HasHoles(fd, size) {
 		return sparse.Sum128(ctx, fd, size)

@@ -25,8 +25,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
-// gzipVariable is an environment variable. With the value klauspost, gzip is decoded by that library, which takes and
-// refuses the same, instead of package inflate: docs/adr/0013-own-gzip-decoder.md.
+// gzipVariable is an environment variable. With the value klauspost, that library decodes gzip instead of package
+// inflate. It accepts and refuses the same files: docs/adr/0013-own-gzip-decoder.md.
 const gzipVariable = "TANK_GZIP"
 
 var ownGzip = os.Getenv(gzipVariable) != "klauspost"
@@ -42,19 +42,21 @@ const (
 // Supported reports whether blobs of the media type are layers that NewReader can read.
 func Supported(mediaType string) bool { return mediatype.Layer(mediaType) }
 
-// NewReader returns the tar stream in a layer's blob. What the blob is, gzip of several members, zstd of several frames
-// with skippable ones between them, or a plain tar, is recognised by its first bytes alone: the media type has to be
-// one of layers, and what it states about compression is ignored, since the diff ID decides whether the content is
-// right. A blob of no bytes is an empty tar. Zeros or garbage after the last member of gzip are read and ignored.
+// NewReader returns the tar stream in a layer's blob. Its first bytes decide how it is decoded: gzip with any
+// number of members, zstd with any number of frames, some of which may be skippable, or a plain tar. The media
+// type has to be one of layers, but what it says about compression is ignored, since the diff ID decides whether
+// the content is right. A blob of no bytes is an empty tar. Zeros or garbage after the last member of gzip are
+// read and ignored.
 //
-// Close the reader to free its memory; r is not closed. It is read to its end before the reader returns io.EOF.
-// Errors are of class ErrInvalidLayer when the bytes are to blame; those of r are wrapped as they are.
+// The caller closes the reader to free its memory; that does not close r. r is read to its end before the reader
+// returns io.EOF. Errors are of class stream.ErrInvalidLayer if the bytes are to blame. Errors of r are wrapped.
 func NewReader(mediaType string, r io.Reader) (io.ReadCloser, error) {
 	return NewReaderWithin(mediaType, r, func(int64) error { return nil })
 }
 
-// NewReaderWithin is like NewReader and calls grow before the decoder of a zstd stream takes so many bytes of memory,
-// which the stream decides, here or in a later Read; grow may wait. Decoders of other streams take little.
+// NewReaderWithin is like NewReader, and calls grow before the decoder of a zstd stream takes so many bytes of
+// memory, here or in a later Read. The stream decides how many. grow may wait. The decoders of other streams need
+// little memory.
 func NewReaderWithin(mediaType string, r io.Reader, grow func(bytes int64) error) (io.ReadCloser, error) {
 	if !Supported(mediaType) {
 		return nil, mediatype.NotRootfs(mediaType)
@@ -82,13 +84,13 @@ func newBlobSource(r io.Reader) *stream.Source {
 	return stream.NewSource(r, 1<<63-1, stream.LargeReads)
 }
 
-// others are the beginnings of what some tools compress with, and no registry's clients decompress.
+// others are the first bytes of compressed formats that some tools write and that no client of registries reads.
 var others = []struct{ magic, name string }{
 	{"BZh", "bzip2"}, {"\xfd7zXZ\x00", "xz"}, {"\x04\x22\x4d\x18", "lz4"},
 }
 
-// sniff looks at the first bytes. A valid header of a tar comes first, because a name in it may begin as a compressed
-// stream does.
+// sniff returns the compression that the first bytes show. A valid header of a tar comes first, because the name
+// in it may begin like a compressed stream.
 func sniff(r *bufio.Reader) (compression, error) {
 	head, err := r.Peek(blockSize)
 	if err != nil && err != io.EOF {
@@ -110,7 +112,7 @@ func sniff(r *bufio.Reader) (compression, error) {
 	return "", fmt.Errorf("starts with % x, which is neither gzip nor zstd nor tar", head[:min(len(head), 6)])
 }
 
-// isZstd recognises a frame, or a skippable frame before it.
+// isZstd reports whether a zstd frame or a skippable frame begins here.
 func isZstd(head []byte) bool {
 	if len(head) < 4 {
 		return false
@@ -121,7 +123,8 @@ func isZstd(head []byte) bool {
 
 const blockSize = 512
 
-// isTar recognises a block of zeros, which ends an archive, or a header by its checksum.
+// isTar reports whether the block is the header of a tar, which its checksum shows, or a block of zeros, which
+// ends an archive.
 func isTar(head []byte) bool {
 	if len(head) < blockSize {
 		return false
@@ -146,7 +149,7 @@ func isTar(head []byte) bool {
 
 var errGzipClosed = fmt.Errorf("gzip: closed reader: %w", io.ErrClosedPipe)
 
-// gzipReader reads one member after the other and stops where something else follows.
+// gzipReader reads one member after the other, and stops at bytes that are no member.
 type gzipReader struct {
 	src  *stream.Source
 	z    *gzip.Reader
@@ -200,7 +203,7 @@ func (g *gzipReader) begin(z *gzip.Reader) (err error) {
 	return nil
 }
 
-// next goes to the following member, or reads what is no member to the end of the blob.
+// next goes on to the following member. Bytes that are no member are read to the end of the blob.
 func (g *gzipReader) next() error {
 	magic, err := g.src.Peek(2)
 	if err == nil && magic[0] == 0x1f && magic[1] == 0x8b {
@@ -218,7 +221,7 @@ func (g *gzipReader) Close() error {
 	return nil
 }
 
-// inflateReader does what gzipReader does.
+// inflateReader does the same as gzipReader, with package inflate.
 type inflateReader struct {
 	src *stream.Source
 	z   *inflate.Reader // nil when closed
@@ -236,7 +239,7 @@ func (r *inflateReader) Read(p []byte) (int, error) {
 	return n, r.blame(err)
 }
 
-// WriteTo hands over the decoder's own buffer.
+// WriteTo writes from the buffer of the decoder, without a copy.
 func (r *inflateReader) WriteTo(w io.Writer) (int64, error) {
 	if r.z == nil {
 		return 0, errGzipClosed
@@ -265,7 +268,7 @@ func (r *inflateReader) Close() error {
 	return z.Close()
 }
 
-// sink remembers that it was the writer that failed.
+// sink records an error of the writer, to distinguish it from one of the decoder.
 type sink struct {
 	w   io.Writer
 	err error

@@ -12,16 +12,16 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
-// How far back a zstd frame may refer is memory that it makes the decoder take: usualWindow is what every decoder has
-// to support, and maxWindow the most that a layer may ask for. Where addresses have 32 bits, there is no room for more
-// than a part of that.
+// The window of a zstd frame, which is how far back it may refer, decides how much memory the decoder takes.
+// usualWindow is what every decoder has to support, and maxWindow is the most that a layer may ask for. A process
+// with addresses of 32 bits has room for less.
 const (
 	usualWindow = 8 << 20
 	maxWindow   = 128 << 20 << (3 * (strconv.IntSize / 64))
 )
 
-// zstdReader decodes a zstd stream. A frame that refers further back than all before it gets a new decoder, so that the
-// memory of the old one is free before the new one takes its own.
+// zstdReader decodes a zstd stream. For a frame with a larger window than all before it, it makes a new decoder,
+// so that the memory of the old one is free before the new one takes its own.
 type zstdReader struct {
 	src    *stream.Source
 	frames *zstdFrames
@@ -39,7 +39,7 @@ func newZstdReader(src *stream.Source, grow func(int64) error) (*zstdReader, err
 	return r, nil
 }
 
-// begin makes the decoder for the next frames, once their memory was granted.
+// begin makes the decoder for the next frames, after their memory was granted.
 func (r *zstdReader) begin() (err error) {
 	if err := r.frames.begin(); err != nil && err != io.EOF {
 		return err
@@ -58,7 +58,7 @@ func (r *zstdReader) Read(p []byte) (int, error) {
 		switch {
 		case err == nil:
 			return n, nil
-		case err != io.EOF, r.src.Failed() != nil: // the decoder takes some errors for the end
+		case err != io.EOF, r.src.Failed() != nil: // the decoder reports some errors as the end
 			return n, r.blame(err)
 		case !r.frames.larger:
 			return n, io.EOF
@@ -76,7 +76,7 @@ func (r *zstdReader) Read(p []byte) (int, error) {
 	}
 }
 
-// blame gives an error its class. One of grow has its own.
+// blame gives an error the class of its cause. An error of grow keeps its own class.
 func (r *zstdReader) blame(err error) error {
 	var refused memoryError
 	if errors.As(err, &refused) {
@@ -93,21 +93,22 @@ func (r *zstdReader) Close() error {
 	return nil
 }
 
-// memoryError is an error of grow.
+// memoryError marks an error of grow.
 type memoryError struct{ error }
 
 func (e memoryError) Unwrap() error { return e.error }
 
-// zstdFrames passes a zstd stream on, frame by frame (RFC 8878), and asks for the memory of a frame before its header
-// reaches the decoder. It ends, with larger set, before a frame that needs more memory than all before it.
+// zstdFrames passes a zstd stream on, frame by frame (RFC 8878). It asks for the memory of a frame before the
+// decoder sees its header. Before a frame that needs more memory than all before it, it sets larger and returns
+// io.EOF.
 type zstdFrames struct {
 	src     *stream.Source
 	grow    func(int64) error
-	granted uint64 // the memory of a window that was asked for
-	larger  bool   // the next frame needs more than that
+	granted uint64 // bytes of memory that were asked for
+	larger  bool   // the next frame needs more
 
-	left     int64 // bytes up to the next header of a frame or a block
-	inFrame  bool  // that is one of a block
+	left     int64 // bytes before the next header of a frame or a block
+	inFrame  bool  // the next header is one of a block
 	checksum bool  // the frame ends with one
 }
 
@@ -125,7 +126,7 @@ func (f *zstdFrames) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// begin asks for the memory of the next frame, if it needs more than those before.
+// begin asks for the memory of the next frame, if it needs more than all before it.
 func (f *zstdFrames) begin() error {
 	if f.left > 0 || f.inFrame {
 		return nil
@@ -149,7 +150,7 @@ func (f *zstdFrames) take(window uint64) error {
 	return nil
 }
 
-// header decodes the header of the next frame without taking it.
+// header decodes the header of the next frame without consuming it.
 func (f *zstdFrames) header() (*zstd.Header, error) {
 	b, err := f.src.Peek(zstd.HeaderMaxSize) // less, at the end of the stream
 	if len(b) == 0 || err != nil && err != io.EOF {
@@ -167,7 +168,7 @@ func (f *zstdFrames) header() (*zstd.Header, error) {
 	return &h, nil
 }
 
-// windowOf is how far back a frame may refer.
+// windowOf returns how many bytes a frame may refer back.
 func windowOf(h *zstd.Header) uint64 {
 	switch {
 	case h.Skippable:
@@ -178,7 +179,7 @@ func windowOf(h *zstd.Header) uint64 {
 	return h.WindowSize
 }
 
-// next finds out how many bytes follow up to the next header.
+// next sets left to the bytes before the next header.
 func (f *zstdFrames) next() error {
 	if f.inFrame {
 		return f.block()
@@ -186,7 +187,7 @@ func (f *zstdFrames) next() error {
 	h, err := f.header()
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		f.left = int64(f.src.Buffered()) // a header that is cut: the decoder takes an error here for the end
+		f.left = int64(f.src.Buffered()) // a truncated header: the decoder would take an error here for the end
 	case err != nil:
 		return err
 	case h.Skippable:
@@ -199,7 +200,7 @@ func (f *zstdFrames) next() error {
 	return nil
 }
 
-// block reads the header of a block. A cut or reserved one is left to the decoder, which refuses it.
+// block reads the header of a block. The decoder refuses a truncated or reserved one.
 func (f *zstdFrames) block() error {
 	const header = 3
 	b, err := f.src.Peek(header)
@@ -211,7 +212,7 @@ func (f *zstdFrames) block() error {
 	}
 	bits := uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16
 	last, kind, size := bits&1 == 1, bits>>1&3, int64(bits>>3)
-	if kind == 1 { // one byte that is repeated size times
+	if kind == 1 { // one byte, which is repeated
 		size = 1
 	}
 	f.left = header + size

@@ -12,12 +12,13 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// dirCache keeps the descriptors of the directories used last: entries of a tar come directory by directory.
+// dirCache keeps descriptors of the directories that were used last, because the entries of a tar come directory
+// by directory.
 type dirCache struct {
 	open  *beneath.Opener
-	spare func() error // closes other descriptors, when there are too many
+	spare func() error // closes other descriptors if the process has too many
 	slots [16]dirSlot
-	limit int // how many of the slots are used; 0: all
+	limit int // the number of slots that are used; 0: all
 	tick  uint64
 	steps steps
 }
@@ -28,7 +29,7 @@ type dirSlot struct {
 	used uint64
 }
 
-// fd is valid until three other directories were asked for.
+// fd returns the descriptor of a directory. It is valid until three other directories were asked for.
 func (c *dirCache) fd(n *tarlayer.Node) (int, error) {
 	if n.Parent() == nil {
 		return c.open.Root, nil
@@ -45,7 +46,7 @@ func (c *dirCache) fd(n *tarlayer.Node) (int, error) {
 		}
 		if s.n != nil && s.n == n.Parent() {
 			at, rel = s.fd, n.Name()
-			s.used = c.tick // not the one to close
+			s.used = c.tick // so that it is not closed now
 		}
 		if s.used < oldest.used {
 			oldest = s
@@ -77,10 +78,10 @@ func (c *dirCache) fd(n *tarlayer.Node) (int, error) {
 	return fd, nil
 }
 
-// recent is how many of the directories used last shrink leaves open: a caller may hold two.
+// recent is the number of directories, those used last, that shrink leaves open. A caller may use two of them.
 const recent = 3
 
-// shrink closes all but the directories used last.
+// shrink closes all directories but those used last.
 func (c *dirCache) shrink() {
 	c.steps.purge()
 	for i := range c.slots {
@@ -97,7 +98,7 @@ func (c *dirCache) shrink() {
 	}
 }
 
-// purge forgets every directory; some of them are about to be removed.
+// purge closes every directory, because some of them are about to be removed.
 func (c *dirCache) purge() {
 	c.steps.purge()
 	for i := range c.slots {
@@ -108,7 +109,8 @@ func (c *dirCache) purge() {
 	}
 }
 
-// stride is how many levels of directories are opened at once: more would cost more than another descriptor.
+// stride is the number of levels of directories that one call opens at most. With more of them, a call costs more
+// than another descriptor.
 const stride = 32
 
 // steps keeps descriptors on the way to deep directories. Without them, opening each directory of a chain by its whole
@@ -118,8 +120,8 @@ type steps struct {
 	tick  uint64
 }
 
-// near returns the descriptor of the root, or of a directory at most stride levels above n, and the path from there. The
-// descriptor is valid until the next call.
+// near returns a descriptor of the root, or of a directory at most stride levels above n, and the path of n from
+// there. The descriptor is valid until the next call.
 func (s *steps) near(o *beneath.Opener, n *tarlayer.Node) (at int, rel string, err error) {
 	s.tick++
 	at, levels := o.Root, 0
@@ -132,7 +134,7 @@ func (s *steps) near(o *beneath.Opener, n *tarlayer.Node) (at int, rel string, e
 		}
 		above, levels = above.Parent(), levels+1
 	}
-	for levels > stride { // half of the rest at a time: on the way back up, each of them is near for a while
+	for levels > stride { // keep directories at half of the way, a quarter, ...: the way back up uses them
 		levels -= levels / 2
 		next := n
 		for range levels {

@@ -19,7 +19,7 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// countdown is a context that ends when it was looked at so many times; 0: never.
+// countdown is a context that is cancelled when Err is called for the end-th time; 0: never.
 type countdown struct {
 	context.Context
 	cancel context.CancelFunc
@@ -39,7 +39,8 @@ func (c *countdown) Err() error {
 	return c.Context.Err()
 }
 
-// TestLoopsEnd: every loop over the entries of a layer looks at its context, so that it ends soon after that does.
+// TestLoopsEnd: every loop over the entries of a layer checks its context, so that it ends soon after the context
+// does.
 func TestLoopsEnd(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("makes whiteouts as root does")
@@ -60,7 +61,7 @@ func TestLoopsEnd(t *testing.T) {
 	}
 	for _, row := range []struct {
 		testName string
-		every    int // entries between two looks, at most
+		every    int // entries between two checks of the context, at most
 		before   func(dir string) error
 		run      func(ctx context.Context, dir string) error
 	}{
@@ -110,7 +111,8 @@ func TestLoopsEnd(t *testing.T) {
 	}
 }
 
-// TestGrowth: an extraction asks for memory and for room on the disk before it takes them, and ends when it is refused.
+// TestGrowth: an extraction asks for memory and for room on the disk before it takes them, and ends if it is
+// refused.
 func TestGrowth(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("extracts as root does")

@@ -21,7 +21,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// theIDs are those of the tests' user namespace, in the usual form: the user that made it, and that user's subordinate ids.
+// theIDs maps the ids of the tests' user namespace in the usual way: to the user that made it, and to that user's
+// subordinate ids.
 var theIDs = idmap.Map{{Container: 0, Host: nobody, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
 
 // namespaceOf starts a process as root of a new user namespace.
@@ -36,7 +37,7 @@ func namespaceOf(ids idmap.Map) *syscall.SysProcAttr {
 	}
 }
 
-// fatalTB is for helpers of tests in a process that runs none.
+// fatalTB is a testing.TB for helpers of tests in a process that runs no test.
 type fatalTB struct{ testing.TB }
 
 func (fatalTB) Helper()                           {}
@@ -45,8 +46,8 @@ func (fatalTB) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, ar
 
 var namespaceLacks = regexp.MustCompile(` (?:trusted\.|security\.(?:[^c]|c[^a]))\S*="(?:[^"\\]|\\.)*"`)
 
-// confined turns a tree of root's into that of root in a user namespace: devices are left out, and hide what is below; so are
-// the attributes that are not that root's to write.
+// confined turns the expected tree of root into that of root in a user namespace. Devices are left out and hide
+// what lower layers have at their path, and so are the attributes that such a root cannot write.
 func confined(lines []string) (out []string) {
 	marked := map[string]bool{} // directories with whiteouts
 	for _, l := range lines {
@@ -77,7 +78,7 @@ func capabilityFor(root uint32) string {
 	return string(binary.LittleEndian.AppendUint32(v3, root))
 }
 
-// aclFor grants reading to one user or group beside the usual ones.
+// aclFor returns an ACL that also grants reading to one user or group.
 func aclFor(tag byte, id uint32) string {
 	b := []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff")
 	b = append(b, tag, 0, 4, 0)
@@ -89,13 +90,13 @@ func aclFor(tag byte, id uint32) string {
 		"\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
 }
 
-// TestUnmappedIDs has ids that a user namespace lacks, in every place where a layer may name one.
+// TestUnmappedIDs: ids that a user namespace does not map, in every place where a layer may name one.
 func TestUnmappedIDs(t *testing.T) {
 	for _, row := range []struct {
 		testName string
 		item     u.Item
 		want     string // part of the message as root; empty: none
-		user     string // what an ordinary user's tree is
+		user     string // the tree of an ordinary user
 	}{
 		{"uid", u.F("f", "").Owner(5, 0), "uid 5 has no place in this user namespace, which maps 0:1000:1 (give its user more ids in /etc/subuid)", `f file ""`},
 		{"gid", u.F("f", "").Owner(0, 5), "gid 5 has no place in this user namespace, which maps 0:1000:1 (give its user more ids in /etc/subgid)", `f file ""`},
@@ -134,7 +135,7 @@ func emptyDir(t *testing.T) *os.File {
 	return openDir(t, t.TempDir())
 }
 
-// inNamespace says that this process is the child of TestNamespace.
+// inNamespace reports whether this process is the child of TestNamespace.
 func inNamespace() bool { return os.Getenv(namespaceEnv) != "" }
 
 const namespaceEnv = "UNPACK_TEST_NAMESPACE"
@@ -194,7 +195,7 @@ func TestIDMap(t *testing.T) {
 	}
 }
 
-// TestProcessIDMaps is run again inside the namespace by TestNamespace.
+// TestProcessIDMaps runs in the namespace too, through TestNamespace.
 func TestProcessIDMaps(t *testing.T) {
 	uids, gids, err := idmap.Process()
 	must(t, err)

@@ -18,8 +18,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestDropped extracts layers with extended attributes to a file system that has none: they are left out and named
-// once, while what is malformed is refused as everywhere.
+// TestDropped extracts layers with extended attributes to a file system that does not support them. The
+// attributes are left out and named once. Malformed ones are refused, as on every file system.
 func TestDropped(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to mount")
@@ -73,7 +73,7 @@ func TestDropped(t *testing.T) {
 			if d := difference(res.Entries(), listed); d != "" {
 				t.Error(d)
 			}
-			bare := t.TempDir() // which has attributes
+			bare := t.TempDir() // on a file system with attributes
 			for i := range row.items {
 				row.items[i].Header.PAXRecords = nil
 			}

@@ -34,7 +34,8 @@ func openDir(t testing.TB, path string) *os.File {
 	return dir
 }
 
-// memoryDir is a directory in memory, where that exists: ext4 searches long for inodes that were not deleted lately.
+// memoryDir returns a directory in memory if the machine has one. On ext4 the search for inodes that were not
+// deleted recently takes long.
 func memoryDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "unpack-test-")
@@ -49,8 +50,9 @@ func userOptions() *unpack.Options {
 	return &unpack.Options{Unprivileged: os.Geteuid() != 0, Confined: inNamespace()}
 }
 
-// TestTruncated cuts a layer at every byte (B13). What may be missing without an error is padding, the end-of-archive blocks,
-// and whole entries at the end, which a tar does not count: the diff ID tells.
+// TestTruncated cuts a layer at every byte (B13). Without an error only these may be missing: padding, the end of
+// the archive, and whole entries at the end, because a tar does not count its entries. Only the diff ID shows
+// such a loss.
 func TestTruncated(t *testing.T) {
 	raw := u.Tar(t, u.D("d"), u.F("d/a", strings.Repeat("x", 700)), u.S("s", "d"), u.H("h", "d/a"), u.W("d/.wh.b"),
 		u.F("p", "1").Xattr("user.x", strings.Repeat("y", 300)))
@@ -60,7 +62,7 @@ func TestTruncated(t *testing.T) {
 	base := memoryDir(t)
 	for cut := range raw {
 		if cut > 1600 && cut%512 > 2 && cut%512 < 510 {
-			continue // the same over again
+			continue // it is cut at the same kind of place as others
 		}
 		root := filepath.Join(base, strconv.Itoa(cut))
 		must(t, os.Mkdir(root, 0o700))
@@ -118,7 +120,7 @@ func TestExtractResult(t *testing.T) {
 	}
 }
 
-// TestSparse keeps holes.
+// TestSparse: holes of a file stay holes.
 func TestSparse(t *testing.T) {
 	text := "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n33 GNU.sparse.realsize=104857600\n21 GNU.sparse.name=f\n"
 	text = strings.Replace(text, "33 ", fmt.Sprint(len("33 GNU.sparse.realsize=104857600\n"))+" ", 1)
@@ -143,7 +145,8 @@ func TestSparse(t *testing.T) {
 	}
 }
 
-// TestLinear: opaque markers and whiteouts at every level of a wide and deep layer take no more than their share (B9).
+// TestLinear: the time for opaque markers and whiteouts at every level of a wide and deep layer grows only
+// linearly (B9).
 func TestLinear(t *testing.T) {
 	build := func(n int) []byte {
 		var list []u.Item
@@ -168,13 +171,13 @@ func TestLinear(t *testing.T) {
 	}
 }
 
-// TestSwapped exchanges a directory of the layer with a symlink to the canary while a layer is extracted (A10): Extract may
-// fail, the canary may not change.
+// TestSwapped replaces a directory of the layer by a symlink to the canary while a layer is extracted (A10).
+// Extract may fail, but the canary must not change.
 func TestSwapped(t *testing.T) {
 	var list []u.Item
 	for i := range 50 {
 		list = append(list, u.F(fmt.Sprintf("d/f%d", i%7), "x"), u.D("d").Mode(0o777))
-		for j := range 20 { // so many that d is opened again
+		for j := range 20 { // enough directories that d is opened again
 			list = append(list, u.F(fmt.Sprintf("o%d/f", j), "x"))
 		}
 	}
@@ -223,7 +226,7 @@ func swapped(t *testing.T, raw []byte, opts *unpack.Options) (swaps int, err err
 	return swaps, err
 }
 
-// TestInRoot looks at where an absolute symlink leads that exists outside, too.
+// TestInRoot: an absolute symlink leads to a path below the root, even if its target exists outside.
 func TestInRoot(t *testing.T) {
 	dir := t.TempDir()
 	outside := t.TempDir()
@@ -237,7 +240,8 @@ func TestInRoot(t *testing.T) {
 	}
 }
 
-// TestHoleOfMany: a hole costs nearly nothing to unpack and to compare, however large it is, and there is a limit.
+// TestHoleOfMany: a hole of any size costs almost nothing to unpack and to compare, and the sum of holes is
+// limited.
 func TestHoleOfMany(t *testing.T) {
 	const size = 40 << 30
 	raw := u.SparseTar("f", size, u.Piece{At: 5, Data: "begin"}, u.Piece{At: size - 3, Data: "end"})
@@ -264,7 +268,7 @@ func TestHoleOfMany(t *testing.T) {
 	}
 }
 
-// TestSparseAsItIs: a small file with holes has the bytes and the hash that it has without any.
+// TestSparseAsItIs: a small file with holes has the same bytes and hash as the same file without holes.
 func TestSparseAsItIs(t *testing.T) {
 	pieces := []u.Piece{{At: 3, Data: "abc"}, {At: 5000, Data: strings.Repeat("x", 9000)}, {At: 20000, Data: "yz"}}
 	plain := make([]byte, 30000)

@@ -13,8 +13,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// FuzzExtract: whatever the bytes are, nothing outside the root changes, every error blames the layer, and what was extracted
-// is what is there.
+// FuzzExtract: whatever the bytes are, nothing outside the root changes, every error blames the layer, and the
+// returned list is what the directory contains.
 func FuzzExtract(f *testing.F) {
 	for _, table := range tables {
 		for _, r := range table {
@@ -54,7 +54,7 @@ func FuzzExtract(f *testing.F) {
 	})
 }
 
-// repair makes the checksums of headers right, so that changes of them get past the tar reader.
+// repair corrects the checksums of headers, so that package tar accepts changed headers.
 func repair(raw []byte) {
 	for ; len(raw) >= 512; raw = raw[512:] {
 		if string(raw[257:262]) != "ustar" {
@@ -69,7 +69,7 @@ func repair(raw []byte) {
 	}
 }
 
-// fromFilesystem: limits that are the filesystem's own.
+// fromFilesystem reports whether the error is a limit of the file system.
 func fromFilesystem(err string) bool {
 	return strings.HasSuffix(err, "no space left on device") || strings.HasSuffix(err, "argument list too long")
 }

@@ -19,8 +19,9 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// manyFiles is a layer of files on both sides of what is gathered, and of entries that need those before them: other names with other
-// attributes, files in the place of others, in the place of links and of directories, below what replaced them.
+// manyFiles returns a layer of files of sizes just below and above the limit for gathering, and of entries that
+// need those files: other names with other attributes, and files that replace files, links and directories, or
+// lie below a replacement.
 func manyFiles(t testing.TB) []byte {
 	var items []u.Item
 	add := func(i ...u.Item) { items = append(items, i...) }
@@ -28,7 +29,7 @@ func manyFiles(t testing.TB) []byte {
 		d, data := fmt.Sprintf("d%d/", n%7), strings.Repeat(string(rune('a'+n%26)), n*5)
 		add(u.F(fmt.Sprint(d, "f", n), data).At(int64(n), 1))
 		switch n % 10 {
-		case 1: // an inode's attributes are those of its last name
+		case 1: // an inode has the attributes of its last name
 			add(u.H(fmt.Sprint(d, "h", n), fmt.Sprint(d, "f", n)).Mode(0o600).At(int64(n)+1000, 2))
 		case 2:
 			add(u.F(fmt.Sprint(d, "f", n), "again").Mode(0o640))
@@ -47,7 +48,8 @@ func manyFiles(t testing.TB) []byte {
 	return u.Tar(t, items...)
 }
 
-// TestGathered: small files that others fill are what their entries say, with one goroutine and with more.
+// TestGathered: files that other goroutines fill are what their entries describe, with one goroutine and with
+// several.
 func TestGathered(t *testing.T) {
 	raw := manyFiles(t)
 	var want []string
@@ -79,7 +81,8 @@ func TestGathered(t *testing.T) {
 	}
 }
 
-// TestGatheredFaults: what goes wrong while others fill files is the extraction's error, and nothing stays open.
+// TestGatheredFaults: an error while other goroutines fill files is the error of the extraction, and no
+// descriptor stays open.
 func TestGatheredFaults(t *testing.T) {
 	raw := manyFiles(t)
 	var small []u.Item
@@ -104,7 +107,7 @@ func TestGatheredFaults(t *testing.T) {
 			t.Errorf("%d files are open that were not before", n-files)
 		}
 		for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) { // it has ended, but for its last instructions
+			if time.Now().After(end) { // the goroutine has only its last instructions to run
 				t.Fatalf("%d goroutines more than before", runtime.NumGoroutine()-before)
 			}
 		}
@@ -116,7 +119,7 @@ func TestGatheredFaults(t *testing.T) {
 			switch err := extract(t, t.TempDir(), raw[:cut]); {
 			case errors.Is(err, stream.ErrInvalidLayer):
 				cuts++
-			case err != nil: // without one it was cut in padding
+			case err != nil: // without an error it was cut in padding
 				t.Errorf("cut at %d: %v", cut, err)
 			}
 		}

@@ -11,8 +11,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// TestEntryMemory: an entry takes no more memory than the limits of a layer count for it, whatever it is. Limits.Entries times
-// that, and Limits.Strings, have to fit into the budget of a process (docs/adr/0023-memory.md).
+// TestEntryMemory: an entry of any kind takes no more memory than the limits of a layer count for it.
+// Limits.Entries times that, and Limits.Strings, have to fit into the budget of a process
+// (docs/adr/0023-memory.md).
 func TestEntryMemory(t *testing.T) {
 	const entries, most = 8_000, 240
 	for _, row := range []struct {
@@ -56,7 +57,7 @@ func TestEntryMemory(t *testing.T) {
 	}
 }
 
-// heap is what is in use.
+// heap returns the bytes of the heap that are in use.
 func heap() int64 {
 	runtime.GC()
 	runtime.GC()

@@ -15,7 +15,7 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestOrder shows of which layers the order is kept, what the steps of it are, and what is set aside.
+// TestOrder: for which layers the order is kept, what its steps are, and which files are set aside.
 func TestOrder(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to set owners")

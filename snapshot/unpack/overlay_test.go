@@ -16,8 +16,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestOverlay mounts what was extracted: the kernel has to read whiteouts and opaque directories as they were meant. No row
-// needs a fix-up.
+// TestOverlay mounts what was extracted: the kernel has to read the whiteouts and opaque directories as intended.
+// No row needs a fix-up.
 func TestOverlay(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to mount overlay")

@@ -12,7 +12,7 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// generator makes layers of few names, so that their entries get in each other's way.
+// generator makes layers of few names, so that their entries collide often.
 type generator struct{ *rand.Rand }
 
 func (g generator) path() string {
@@ -31,7 +31,7 @@ func (g generator) marker() u.Item {
 	return u.W(dir + ".wh." + base)
 }
 
-// entry is anything but a whiteout; with links, also of the kinds that make paths depend on the order.
+// entry returns any entry but a whiteout; with links, also the kinds that make paths depend on the order.
 func (g generator) entry(links bool) u.Item {
 	n := 4
 	if links {
@@ -52,7 +52,8 @@ func (g generator) entry(links bool) u.Item {
 	return u.H(g.path(), g.path())
 }
 
-// TestRandom extracts layers that nobody thought of: what is extracted is what is there, and errors blame the layer.
+// TestRandom extracts random layers: the returned list is what the directory contains, and every error blames the
+// layer.
 func TestRandom(t *testing.T) {
 	base := memoryDir(t)
 	failed := 0
@@ -85,8 +86,8 @@ func TestRandom(t *testing.T) {
 	}
 }
 
-// TestWhiteoutsHaveNoOrder: the same whiteouts before, between and after the other entries of a layer give the same tree.
-// Only what comes of it above a parent may depend on their place.
+// TestWhiteoutsHaveNoOrder: the same whiteouts before, between and after the other entries of a layer give the
+// same tree. Only the result above a parent may depend on their place.
 func TestWhiteoutsHaveNoOrder(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to list trees of any mode")

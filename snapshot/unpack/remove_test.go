@@ -26,7 +26,7 @@ func setFlags(t *testing.T, path string, set, clear int) {
 	must(t, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^clear|set))
 }
 
-// TestRemoveAllGoesOn removes all but what can't be removed, and names that.
+// TestRemoveAllGoesOn: RemoveAll removes all that it can, and names the rest.
 func TestRemoveAllGoesOn(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {

@@ -93,7 +93,7 @@ var pathRows = []row{
 	{id: "A20 .wh./x", items: items(u.W(".wh./x")), want: []string{`.wh. dir @0`, `.wh./x file ""`}},
 }
 
-// chain is a chain of n symlinks from l0 to t.
+// chain returns n symlinks, from l0 to t, each of which leads to the next.
 func chain(n int) []u.Item {
 	out := items(u.D("t"))
 	for i := range n {
@@ -118,7 +118,7 @@ func chainLines(n int) []string {
 	return out
 }
 
-// sortedDecimals are the numbers below n (at most 100) in the order of their digits.
+// sortedDecimals returns the numbers below n (at most 100), sorted as text.
 func sortedDecimals(n int) []int {
 	var out []int
 	for i := range 10 {
@@ -197,7 +197,7 @@ func repeated(n int) []u.Item {
 	return out
 }
 
-// header is a ustar header by hand.
+// header returns a ustar header, made by hand.
 func header(name string, typ byte, size int, change func([]byte)) []byte {
 	h := make([]byte, 512)
 	copy(h, name)
@@ -224,7 +224,7 @@ func absurdHeader(change func([]byte)) []byte {
 	return append(header("f", tar.TypeReg, 0, change), make([]byte, 1024)...)
 }
 
-// paxRecord is an extended header of this text before a file.
+// paxRecord returns an extended header with this text, followed by a file.
 func paxRecord(text string) []byte {
 	out := header("x", tar.TypeXHeader, len(text), nil)
 	out = append(out, text...)
@@ -232,7 +232,8 @@ func paxRecord(text string) []byte {
 	return append(out, absurdHeader(nil)...)
 }
 
-// paxSize is a file whose size is in the PAX record, while its header has another; its body looks like an entry.
+// paxSize returns a file whose size in the PAX record differs from that in the header, and whose body looks like
+// an entry.
 func paxSize(pax string, size int) []byte {
 	text := fmt.Sprintf("13 size=%s\n", pax)
 	out := header("x", tar.TypeXHeader, len(text), nil)
@@ -243,7 +244,7 @@ func paxSize(pax string, size int) []byte {
 	return append(append(out, header("g", tar.TypeReg, 0, nil)...), make([]byte, 1024)...)
 }
 
-// absurdSparse claims 10 TiB of holes.
+// absurdSparse returns a sparse file that claims 10 TiB of holes.
 func absurdSparse() []byte {
 	text := "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n38 GNU.sparse.realsize=10995116277760\n"
 	out := header("x", tar.TypeXHeader, len(text), nil)
@@ -443,7 +444,7 @@ var linkRows = []row{
 		want: []string{`a file "2"`}},
 }
 
-// linkWithSize is a hard link whose header has a size, and no body.
+// linkWithSize returns a hard link whose header has a size although it has no body.
 func linkWithSize() []byte {
 	out := header("a", tar.TypeReg, 0, nil)
 	out = append(out, header("b", tar.TypeLink, 5, func(h []byte) { copy(h[157:], "a") })...)
@@ -503,7 +504,7 @@ func asGNU(in ...u.Item) []u.Item {
 	return in
 }
 
-// sparse10 is a sparse file in PAX format 1.0: "ab", a hole of 8 bytes, "yz".
+// sparse10 returns a sparse file in PAX format 1.0: "ab", a hole of 8 bytes, "yz".
 func sparse10() []byte {
 	text := "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n26 GNU.sparse.realsize=12\n21 GNU.sparse.name=f\n"
 	out := header("x", tar.TypeXHeader, len(text), nil)

@@ -18,7 +18,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestRemoveAll removes a tree that is deeper than any path, with what must not be followed or opened in it.
+// TestRemoveAll removes a tree that is deeper than any path, with symlinks that must not be followed and fifos
+// that must not be opened.
 func TestRemoveAll(t *testing.T) {
 	base := t.TempDir()
 	keep := filepath.Join(base, "keep")
@@ -128,7 +129,7 @@ func TestOpaqueAndWhiteout(t *testing.T) {
 	}
 }
 
-// TestReadTree finds what lies outside the forms of Extract, too.
+// TestReadTree: reading a directory also finds forms that Extract does not make.
 func TestReadTree(t *testing.T) {
 	base := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(base, "b"), []byte("1"), 0o644))

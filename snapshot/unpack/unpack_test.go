@@ -29,7 +29,7 @@ import (
 // nobody is the ordinary user of these tests.
 const nobody = 65534
 
-// childEnv names the directory of prepared cases, for the test binary run again as that user.
+// childEnv names the directory of prepared cases, when the test binary is run again as that user.
 const childEnv = "UNPACK_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -48,12 +48,12 @@ type row struct {
 	id    string
 	items []u.Item
 	raw   []byte // in place of items
-	// want are the lines of the tree, as root; user those as an ordinary user, where they are not want without owners,
-	// setuid bits and the attributes that are left out.
+	// want are the lines of the tree as root. user are the lines as an ordinary user, if they are not those of want without
+	// owners, setuid bits and the attributes that are left out.
 	want, user []string
-	// notes are what Result says beyond the tree: flags, implied directories and links to lower layers.
+	// notes are what Result has beyond the tree: flags, implied directories and links to lower layers.
 	notes string
-	// err is a part of the message of an error of class ErrInvalidLayer; of root's only, when there is a tree for the user.
+	// err is a part of the message of an error of class ErrInvalidLayer. If user is set, only root gets the error.
 	err string
 	// confined is a part of the message of the error in a user namespace only.
 	confined string
@@ -63,7 +63,7 @@ type row struct {
 	limits tarlayer.Limits
 }
 
-// outcome is what one extraction gave.
+// outcome is the result of one extraction.
 type outcome struct {
 	Err      string
 	Invalid  bool
@@ -72,7 +72,7 @@ type outcome struct {
 	Tree     []string // as it looks from inside the user namespace
 }
 
-// mode is a way to run every row.
+// mode is one of the ways in which every row is run.
 type mode struct {
 	name   string
 	walk   bool
@@ -100,7 +100,7 @@ func (m mode) options(l tarlayer.Limits) *unpack.Options {
 	return &o
 }
 
-// skipOrFail skips what can't run here, except in CI.
+// skipOrFail skips a test that cannot run on this machine, and fails it in CI.
 func skipOrFail(t *testing.T, reason string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
@@ -155,7 +155,7 @@ func runRows(t *testing.T, m mode, rows []row) {
 	}
 }
 
-// judge compares what came out with the row.
+// judge compares an outcome with what the row expects.
 func judge(t *testing.T, m mode, r row, o outcome, dir string) {
 	t.Helper()
 	if o.Disagree != "" {
@@ -212,7 +212,7 @@ var (
 	nobodysField = fmt.Sprintf(" %d:%d", nobody, nobody)
 )
 
-// asUser turns a tree of root's into an ordinary user's.
+// asUser turns the expected tree of root into that of an ordinary user.
 func asUser(lines []string) []string {
 	var out []string
 	for _, l := range lines {
@@ -258,7 +258,7 @@ func publicTempDir(t *testing.T) string {
 
 func caseDir(base string, i int) string { return filepath.Join(base, fmt.Sprint(i)) }
 
-// job is what a case's directory says about it.
+// job describes a case in its directory.
 type job struct {
 	Walk, User, UserNS bool
 	Limits             tarlayer.Limits
@@ -295,7 +295,7 @@ func prepare(t *testing.T, base string, i int, m mode, r row) []string {
 	return u.List(t, canary)
 }
 
-// aimed puts the path of the canary into the items.
+// aimed replaces /CANARY in the items by the path of the canary.
 func aimed(items []u.Item, canary string) []u.Item {
 	aim := func(s string) string { return strings.ReplaceAll(s, "/CANARY", canary) }
 	out := make([]u.Item, len(items))
@@ -313,8 +313,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// runElsewhere runs the prepared cases in the test binary as an ordinary user, with a umask that takes everything, or as root
-// of a user namespace.
+// runElsewhere runs the prepared cases in the test binary, as an ordinary user with a umask that removes all
+// rights, or as root of a user namespace.
 func runElsewhere(t *testing.T, base string, n int, m mode) []outcome {
 	t.Helper()
 	cmd := again(t)
@@ -340,7 +340,7 @@ func runElsewhere(t *testing.T, base string, n int, m mode) []outcome {
 	return outcomes
 }
 
-// again is the test binary, to be run again, from a copy that everybody may run.
+// again returns the test binary, to be run again, from a copy that everybody may run.
 func again(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Open("/proc/self/exe")
@@ -436,13 +436,13 @@ func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome 
 	return o
 }
 
-// difference compares what was extracted with what is there.
+// difference compares the list of an extraction with that of the directory.
 func difference(extracted, tree []entry.Entry) string {
 	var want []entry.Entry
 	for _, e := range extracted {
 		if e.Type != entry.Link {
 			e.Implied, e.Seq = false, 0
-			e.Opaque = e.Opaque && e.Type != entry.Whiteout // what made it does not show on disk
+			e.Opaque = e.Opaque && e.Type != entry.Whiteout // the disk does not show that a device made it
 			want = append(want, e)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOpener refuses symlinks and mount points (A15), whichever way it opens.
+// TestOpener: both ways of opening refuse symlinks and mount points (A15).
 func TestOpener(t *testing.T) {
 	base := t.TempDir()
 	for _, d := range []string{"a/b", "out"} {
@@ -48,7 +48,7 @@ func TestOpener(t *testing.T) {
 				unix.Close(fd)
 			}
 			if errors.Is(err, unix.ENOTDIR) {
-				err = unix.ELOOP // what O_DIRECTORY with O_NOFOLLOW says of a symlink
+				err = unix.ELOOP // which O_DIRECTORY with O_NOFOLLOW returns for a symlink
 			}
 			if !errors.Is(err, tc.err) {
 				t.Errorf("walk %v, %s: %v, want %v", walk, tc.path, err, tc.err)

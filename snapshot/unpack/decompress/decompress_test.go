@@ -191,7 +191,7 @@ func TestDecompressFaults(t *testing.T) {
 	}
 }
 
-// TestGzipDecodersAgree: the switch changes nothing in what is taken and refused, and in what is read of a blob.
+// TestGzipDecodersAgree: both decoders accept and refuse the same blobs, and read the same bytes.
 func TestGzipDecodersAgree(t *testing.T) {
 	member := u.Gzip(t, []byte("a layer, a layer, and another layer"))
 	file := join(member, member, []byte("garbage"))
@@ -219,8 +219,8 @@ func TestGzipDecodersAgree(t *testing.T) {
 	}
 }
 
-// TestDecompressWriteTo: the decoder's buffer is handed over, the writer's error is not the layer's, and a closed
-// reader is closed.
+// TestDecompressWriteTo: WriteTo passes the decoder's buffer on, an error of the writer is not blamed on the
+// layer, and a closed reader stays closed.
 func TestDecompressWriteTo(t *testing.T) {
 	defer decompress.SetOwnGzip(true)()
 	data := bytes.Repeat([]byte("layer "), 100_000)
@@ -264,7 +264,7 @@ type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
-// TestGzipVariable: an operator can go back to klauspost's decoder without a rebuild.
+// TestGzipVariable: an administrator can use klauspost's decoder without a rebuild.
 func TestGzipVariable(t *testing.T) {
 	if os.Getenv("TANK_TEST_PRINTS_DECODER") != "" {
 		fmt.Println("own decoder:", decompress.OwnGzip())

@@ -1,11 +1,12 @@
-// Package stream reads the bytes of a layer and remembers which side failed.
+// Package stream reads the bytes of a layer and records which side failed: the reader or the content.
 //
 // It owns nothing: it reads what it is given.
 //
-// Its invariant: an error of the underlying reader never gets the class ErrInvalidLayer, and every error of the content
-// has it.
+// Its invariant: an error of the underlying reader never gets the class ErrInvalidLayer, and every error of the
+// content has it.
 //
-// The surprising rule: an unexpected end of the stream is the content's fault unless the reader reported an error.
+// The surprising rule: an unexpected end of the stream is blamed on the content, unless the reader returned an
+// error.
 package stream
 
 import (
@@ -20,10 +21,10 @@ import (
 	"io"
 )
 
-// ErrInvalidLayer is the class of every error that the content of a layer is to blame for: hostile, malformed or
-// contradictory entries, damaged compression, a mismatch of media type and bytes, and content beyond Limits. It is of
-// class errdefs.ErrFailedPrecondition. Errors of the reader and of the filesystem do not have it; they are passed with
-// context.
+// ErrInvalidLayer is the class of all errors that the content of a layer causes: hostile, malformed or
+// contradictory entries, damaged compression, a media type that does not match the bytes, and content beyond
+// tarlayer.Limits. It is of class errdefs.ErrFailedPrecondition. Errors of the reader and of the file system do
+// not have this class.
 var ErrInvalidLayer = cause.Mark(fmt.Errorf("invalid layer: %w", errdefs.ErrFailedPrecondition), cause.LayerInvalid, "")
 
 // Source reads a stream. It joins small reads, counts the bytes, and remembers the error of the underlying reader, so
@@ -40,9 +41,10 @@ type counter struct {
 	limit int64
 }
 
-// Sizes of a source's buffer. Reads of as much go past it: a small one spares those who bring large buffers a copy.
+// Sizes of a source's buffer. A read of at least that size bypasses the buffer, so that callers with large
+// buffers of their own are best served by a small one.
 const (
-	SmallReads = 128 << 10 // for those who read byte by byte
+	SmallReads = 128 << 10 // for callers that read byte by byte
 	LargeReads = 4 << 10
 )
 

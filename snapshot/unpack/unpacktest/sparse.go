@@ -11,7 +11,8 @@ type Piece struct {
 	Data string
 }
 
-// SparseTar is an archive of one file with holes, in PAX format 1.0. package tar reads such files, and writes none.
+// SparseTar returns an archive of one file with holes, in PAX format 1.0. Package tar reads such files, but does
+// not write them.
 func SparseTar(name string, size int64, pieces ...Piece) []byte {
 	list := fmt.Sprintf("%d\n", len(pieces))
 	data := ""
@@ -31,7 +32,7 @@ const block = 512
 
 func padded(s string) []byte { return append([]byte(s), make([]byte, -len(s)&(block-1))...) }
 
-// record is one of an extended header, which begins with its own length.
+// record returns a record of an extended header, which begins with its own length.
 func record(key, value string) string {
 	rest := " " + key + "=" + value + "\n"
 	n := len(rest)

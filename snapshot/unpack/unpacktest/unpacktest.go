@@ -1,9 +1,10 @@
 // Package unpacktest builds layers for tests from compact lists, and shows directories as lines of text.
 //
-// It owns nothing on disk. Its invariant: List is written without package unpack, so that it can tell on it.
+// It owns nothing on disk. Its invariant: List does not use package unpack, so that it can find faults of that
+// package.
 //
-// The surprising rule: what is as usual is left out of the lines of List: mode 0755 of directories and 0644 of files, owner
-// 0:0, the time Time.
+// The surprising rule: the lines of List leave out what is usual: mode 0755 of directories and 0644 of files,
+// owner 0:0, the time Time.
 package unpacktest
 
 import (
@@ -125,7 +126,7 @@ func Tar(tb testing.TB, items ...Item) []byte {
 	return data
 }
 
-// Archive is Tar for programs.
+// Archive is like Tar, for programs.
 func Archive(items ...Item) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -53,26 +53,6 @@ func TestSmallDisk(t *testing.T) {
 	}
 }
 
-// countdown is a context that ends when it was looked at so many times; 0: never.
-type countdown struct {
-	context.Context
-	cancel context.CancelFunc
-	looks  atomic.Int64
-	end    int
-}
-
-func newCountdown(end int) *countdown {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &countdown{Context: ctx, cancel: cancel, end: end}
-}
-
-func (c *countdown) Err() error {
-	if c.looks.Add(1) == int64(c.end) {
-		c.cancel()
-	}
-	return c.Context.Err()
-}
-
 // TestInterrupted: planning, merging and a check look at their context as they go, and end with it.
 func TestInterrupted(t *testing.T) {
 	requireRoot(t)
@@ -90,13 +70,13 @@ func TestInterrupted(t *testing.T) {
 			must(t, err)
 			recs = append(recs, rec)
 		}
-		c := newCountdown(end)
-		defer c.cancel()
+		c := unpacktest.NewCountdown(end)
+		defer c.Cancel()
 		if _, err := w.Layers().Assemble(c, holder, digest.FromString("m"), recs, nil); err != nil {
-			return int(c.looks.Load()), err
+			return c.Calls(), err
 		}
 		err = w.Check(c, func(err metadata.Fault) { t.Error(err) })
-		return int(c.looks.Load()), err
+		return c.Calls(), err
 	}
 	looks, err := run(0)
 	must(t, err)

@@ -112,7 +112,8 @@ func readMap(name string) (Map, error) {
 func (m Map) joined() Map {
 	out := m[:0]
 	for _, r := range m {
-		if n := len(out) - 1; n >= 0 && out[n].Container+out[n].Size == r.Container && out[n].Host+out[n].Size == r.Host {
+		if n := len(out) - 1; n >= 0 && out[n].Container+out[n].Size == r.Container &&
+			out[n].Host+out[n].Size == r.Host {
 			out[n].Size += r.Size
 			continue
 		}

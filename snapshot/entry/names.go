@@ -66,8 +66,8 @@ func KeepsXattr(name string, t Type) bool {
 // CapabilityAttr is the extended attribute that holds a file's capabilities.
 const CapabilityAttr = "security.capability"
 
-// CapabilityRoot returns the root user to whom file capabilities of revision 3 are bound. ok is false for values of other
-// revisions.
+// CapabilityRoot returns the root user to whom file capabilities of revision 3 are bound. ok is false for values of
+// other revisions.
 func CapabilityRoot(value string) (uid uint32, ok bool) {
 	const size, revision = 24, 3 // linux/capability.h: vfs_ns_cap_data
 	if len(value) != size || value[3] != revision {

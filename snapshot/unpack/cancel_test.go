@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 
 	"github.com/tank-snapshotter/tank/snapshot/entry"
@@ -18,26 +17,6 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
-
-// countdown is a context that is cancelled when Err is called for the end-th time; 0: never.
-type countdown struct {
-	context.Context
-	cancel context.CancelFunc
-	looks  atomic.Int64
-	end    int
-}
-
-func newCountdown(end int) *countdown {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &countdown{Context: ctx, cancel: cancel, end: end}
-}
-
-func (c *countdown) Err() error {
-	if c.looks.Add(1) == int64(c.end) {
-		c.cancel()
-	}
-	return c.Context.Err()
-}
 
 // TestLoopsEnd: every loop over the entries of a layer checks its context, so that it ends soon after the context
 // does.
@@ -82,7 +61,7 @@ func TestLoopsEnd(t *testing.T) {
 			}},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
-			run := func(end int) (*countdown, error) {
+			run := func(end int) (*u.Countdown, error) {
 				dir := filepath.Join(memoryDir(t), "d")
 				if err := os.Mkdir(dir, 0o755); err != nil {
 					t.Fatal(err)
@@ -92,15 +71,15 @@ func TestLoopsEnd(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				c := newCountdown(end)
-				defer c.cancel()
+				c := u.NewCountdown(end)
+				defer c.Cancel()
 				return c, row.run(c, dir)
 			}
 			c, err := run(0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			looks := int(c.looks.Load())
+			looks := c.Calls()
 			if looks < n/row.every {
 				t.Errorf("looked at its context %d times for %d entries", looks, n)
 			}

@@ -84,9 +84,13 @@ func aclFor(tag byte, id uint32) string {
 	b = append(b, tag, 0, 4, 0)
 	b = binary.LittleEndian.AppendUint32(b, id)
 	if tag == 2 {
-		return string(b) + "\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
+		return string(
+			b,
+		) + "\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
 	}
-	return "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x04\x00\x04\x00\xff\xff\xff\xff" + string(b[12:]) +
+	return "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x04\x00\x04\x00\xff\xff\xff\xff" + string(
+		b[12:],
+	) +
 		"\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
 }
 
@@ -119,7 +123,12 @@ func TestUnmappedIDs(t *testing.T) {
 				t.Errorf("error %v, want %q", err, row.want)
 			}
 			dir := emptyDir(t)
-			_, err = unpack.Extract(context.Background(), dir, bytes.NewReader(raw), &unpack.Options{Unprivileged: true, UIDs: ids, GIDs: ids})
+			_, err = unpack.Extract(
+				context.Background(),
+				dir,
+				bytes.NewReader(raw),
+				&unpack.Options{Unprivileged: true, UIDs: ids, GIDs: ids},
+			)
 			must(t, err)
 			own := fmt.Sprintf(" %d:%d", os.Geteuid(), os.Getegid())
 			got := strings.ReplaceAll(strings.Join(withoutOwner(u.List(t, dir.Name())), "\n"), own, "")

@@ -57,7 +57,12 @@ func TestDropped(t *testing.T) {
 		t.Run(row.testName, func(t *testing.T) {
 			path := fmt.Sprintf("%s/%d", base, i)
 			must(t, os.Mkdir(path, 0o700))
-			res, err := unpack.Extract(context.Background(), openDir(t, path), bytes.NewReader(u.Tar(t, row.items...)), nil)
+			res, err := unpack.Extract(
+				context.Background(),
+				openDir(t, path),
+				bytes.NewReader(u.Tar(t, row.items...)),
+				nil,
+			)
 			if row.refused {
 				if !errors.Is(err, stream.ErrInvalidLayer) {
 					t.Errorf("error %v", err)

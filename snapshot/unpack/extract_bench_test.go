@@ -36,7 +36,12 @@ func BenchmarkExtract(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.StartTimer()
-				_, err = unpack.Extract(b.Context(), dir, bytes.NewReader(stream), &unpack.Options{Unprivileged: os.Geteuid() != 0})
+				_, err = unpack.Extract(
+					b.Context(),
+					dir,
+					bytes.NewReader(stream),
+					&unpack.Options{Unprivileged: os.Geteuid() != 0},
+				)
 				b.StopTimer()
 				dir.Close()
 				if err != nil {
@@ -104,7 +109,15 @@ func benchStream(b *testing.B, dirs, files, size int) []byte {
 		dir := fmt.Sprintf("usr/share/bench/directory-%d/", d)
 		add(tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 		for f := range files / dirs {
-			add(tar.Header{Name: fmt.Sprintf("%sfile-%d", dir, f), Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(size)}, data)
+			add(
+				tar.Header{
+					Name:     fmt.Sprintf("%sfile-%d", dir, f),
+					Typeflag: tar.TypeReg,
+					Mode:     0o644,
+					Size:     int64(size),
+				},
+				data,
+			)
 		}
 	}
 	if err := w.Close(); err != nil {

@@ -88,19 +88,32 @@ func TestExtractFaults(t *testing.T) {
 	}
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "x"), nil, 0o600))
-	if _, err := unpack.Extract(context.Background(), openDir(t, dir), bytes.NewReader(raw), nil); !errdefs.IsFailedPrecondition(err) {
+	_, err := unpack.Extract(context.Background(), openDir(t, dir), bytes.NewReader(raw), nil)
+	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("directory that is not empty: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := unpack.Extract(ctx, openDir(t, t.TempDir()), bytes.NewReader(raw), userOptions()); !errors.Is(err, context.Canceled) {
+	_, err = unpack.Extract(ctx, openDir(t, t.TempDir()), bytes.NewReader(raw), userOptions())
+	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
 
 func TestExtractResult(t *testing.T) {
 	dir := t.TempDir()
-	res := extractTo(t, dir, u.Tar(t, u.F("b", strings.Repeat("x", 5000)), u.H("a", "b"), u.F("d/c", "1"), u.W("d/.wh.x"), u.H("l", "lower/f")))
+	res := extractTo(
+		t,
+		dir,
+		u.Tar(
+			t,
+			u.F("b", strings.Repeat("x", 5000)),
+			u.H("a", "b"),
+			u.F("d/c", "1"),
+			u.W("d/.wh.x"),
+			u.H("l", "lower/f"),
+		),
+	)
 	var paths []string
 	for _, e := range res.Entries() {
 		paths = append(paths, e.Path)
@@ -108,7 +121,10 @@ func TestExtractResult(t *testing.T) {
 	if want := []string{".", "a", "b", "d", "d/c", "d/x", "l"}; !reflect.DeepEqual(paths, want) {
 		t.Errorf("paths %q, want %q", paths, want)
 	}
-	if a, b := res.Entries()[1], res.Entries()[2]; a.Inode != "a" || b.Inode != "a" || a.Hash != b.Hash || a.Size != 5000 || a.Seq != 2 || b.Seq != 1 {
+	if a, b := res.Entries()[1], res.Entries()[2]; a.Inode != "a" || b.Inode != "a" || a.Hash != b.Hash ||
+		a.Size != 5000 ||
+		a.Seq != 2 ||
+		b.Seq != 1 {
 		t.Errorf("hard links %+v and %+v", a, b)
 	}
 	// the root, d; b of two blocks, c of one; the whiteout
@@ -152,8 +168,14 @@ func TestLinear(t *testing.T) {
 		var list []u.Item
 		for i := range n {
 			d := fmt.Sprintf("d%d/s", i)
-			list = append(list, u.W(d+"/.wh..wh..opq"), u.F(d+"/f", ""), u.W(fmt.Sprintf("d%d/.wh.x", i)), u.F(fmt.Sprintf("d%d/g", i), ""),
-				u.W(".wh..wh..opq"))
+			list = append(
+				list,
+				u.W(d+"/.wh..wh..opq"),
+				u.F(d+"/f", ""),
+				u.W(fmt.Sprintf("d%d/.wh.x", i)),
+				u.F(fmt.Sprintf("d%d/g", i), ""),
+				u.W(".wh..wh..opq"),
+			)
 		}
 		return u.Tar(t, list...)
 	}
@@ -261,7 +283,12 @@ func TestHoleOfMany(t *testing.T) {
 		limit int64
 		want  error
 	}{{size - 9, stream.ErrInvalidLayer}, {size - 8, nil}} {
-		_, err := unpack.Extract(t.Context(), openDir(t, t.TempDir()), bytes.NewReader(raw), &unpack.Options{Limits: tarlayer.Limits{Holes: row.limit}})
+		_, err := unpack.Extract(
+			t.Context(),
+			openDir(t, t.TempDir()),
+			bytes.NewReader(raw),
+			&unpack.Options{Limits: tarlayer.Limits{Holes: row.limit}},
+		)
 		if !errors.Is(err, row.want) {
 			t.Errorf("limit %d: %v", row.limit, err)
 		}

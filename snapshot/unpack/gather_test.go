@@ -38,7 +38,11 @@ func manyFiles(t testing.TB) []byte {
 		case 4:
 			add(u.D(fmt.Sprint(d, "f", n)), u.F(fmt.Sprint(d, "f", n, "/below"), data))
 		case 5:
-			add(u.F(fmt.Sprint(d, "x", n, "/a"), data), u.F(fmt.Sprint(d, "x", n, "/b"), data), u.F(fmt.Sprint(d, "x", n), "no directory"))
+			add(
+				u.F(fmt.Sprint(d, "x", n, "/a"), data),
+				u.F(fmt.Sprint(d, "x", n, "/b"), data),
+				u.F(fmt.Sprint(d, "x", n), "no directory"),
+			)
 		case 6:
 			add(u.F(fmt.Sprint(d, "s", n), strings.Repeat("s", 64<<10-1+n%3)))
 		case 7:

@@ -79,7 +79,12 @@ func TestOrder(t *testing.T) {
 				return nil
 			}))
 			if res.Ordered != (row.steps != nil) || !reflect.DeepEqual(steps, row.steps) {
-				t.Errorf("ordered %v:\n%s\nwant:\n%s", res.Ordered, strings.Join(steps, "\n"), strings.Join(row.steps, "\n"))
+				t.Errorf(
+					"ordered %v:\n%s\nwant:\n%s",
+					res.Ordered,
+					strings.Join(steps, "\n"),
+					strings.Join(row.steps, "\n"),
+				)
 			}
 			if !res.Ordered {
 				return

@@ -26,7 +26,10 @@ func TestOverlay(t *testing.T) {
 	base := []string{`a file "1"`, `d dir`, `d/old file "o"`, `e dir`, `e/s dir`, `e/s/old file "o"`}
 	without := func(drop ...string) []string {
 		return slices.DeleteFunc(slices.Clone(base), func(l string) bool {
-			return slices.ContainsFunc(drop, func(d string) bool { return l == d || strings.HasPrefix(l, d+" ") || strings.HasPrefix(l, d+"/") })
+			return slices.ContainsFunc(
+				drop,
+				func(d string) bool { return l == d || strings.HasPrefix(l, d+" ") || strings.HasPrefix(l, d+"/") },
+			)
 		})
 	}
 	for _, tc := range []struct {

@@ -77,7 +77,8 @@ func TestRemoveAllGoesOn(t *testing.T) {
 			if rest != nil || (left == nil) != (tc.count == 0) {
 				t.Fatalf("error %v", err)
 			}
-			if left != nil && (left.Count != tc.count || left.Protected != tc.protected || !slices.Contains(tc.want, left.Paths[0])) {
+			if left != nil &&
+				(left.Count != tc.count || left.Protected != tc.protected || !slices.Contains(tc.want, left.Paths[0])) {
 				t.Errorf("%+v", left)
 			}
 			if left != nil && left.Protected && !errors.Is(err, unix.EPERM) {

@@ -64,10 +64,19 @@ func TestRemoveAll(t *testing.T) {
 // TestSetAttrs copies the attributes of a layer to another tree, as the assembly of a rootfs does.
 func TestSetAttrs(t *testing.T) {
 	from, to := t.TempDir(), t.TempDir()
-	layer := items(u.D("d").Mode(0o1755).At(5, 6).Xattr("user.x", "1"), u.F("d/f", "x").Mode(0o440).At(7, 8).Xattr("user.y", "2"),
-		u.S("s", "t").At(9, 0), u.P("p").Mode(0o600), u.D("closed").Mode(0o111))
+	layer := items(
+		u.D("d").Mode(0o1755).At(5, 6).Xattr("user.x", "1"),
+		u.F("d/f", "x").Mode(0o440).At(7, 8).Xattr("user.y", "2"),
+		u.S("s", "t").At(9, 0),
+		u.P("p").Mode(0o600),
+		u.D("closed").Mode(0o111),
+	)
 	if os.Geteuid() == 0 {
-		layer = append(layer, u.F("cap", "").Owner(3, 4).Xattr("security.capability", capability), u.S("t", "u").Owner(5, 6).Xattr("trusted.z", "3"))
+		layer = append(
+			layer,
+			u.F("cap", "").Owner(3, 4).Xattr("security.capability", capability),
+			u.S("t", "u").Owner(5, 6).Xattr("trusted.z", "3"),
+		)
 	}
 	res := extractTo(t, from, u.Tar(t, layer...))
 	dir := openDir(t, to)
@@ -142,7 +151,8 @@ func TestReadTree(t *testing.T) {
 	must(t, os.Symlink(strings.Repeat("long/", 200), filepath.Join(deep, "l")))
 	listed, err := tree.ReadDir(openDir(t, base))
 	must(t, err)
-	if len(listed) != 33 || listed[0].Path != "." || listed[len(listed)-1].Path != "b" || listed[len(listed)-1].Inode != "" {
+	if len(listed) != 33 || listed[0].Path != "." || listed[len(listed)-1].Path != "b" ||
+		listed[len(listed)-1].Inode != "" {
 		t.Errorf("%d entries", len(listed))
 	}
 	again, err := tree.ReadDir(openDir(t, base))

@@ -1,8 +1,9 @@
-// Package unpack turns the tar stream of one image layer into one directory, in the form of overlay's upper directories.
+// Package unpack turns the tar stream of one image layer into one directory, in the form of overlay's upper
+// directories.
 //
-// On disk it owns only the directory that it is given, by descriptor, and only until Extract returns. It knows no store,
-// no database, and not where the bytes come from. Package tarlayer decides what the entries mean, and package dirwriter
-// makes the directory.
+// On disk it owns only the directory that it is given, by descriptor, and only until Extract returns. It knows no
+// store, no database, and not where the bytes come from. Package tarlayer decides what the entries mean, and package
+// dirwriter makes the directory.
 //
 // Its invariant: whatever the stream holds, nothing outside that directory is created, changed, opened or read, and the
 // entries that Extract returns are those that a walk finds in the directory afterwards.
@@ -24,13 +25,13 @@ import (
 
 // Options adapt an extraction to the process and to the mounts that will show the layer.
 type Options struct {
-	// Unprivileged is for a process that is an ordinary user: everything belongs to that user, setuid bits are cleared,
-	// and device nodes and security.* and trusted.* attributes are left out. It implies UserXattr. false: the process has
-	// root's rights.
+	// Unprivileged is for a process that is an ordinary user: everything belongs to that user, setuid bits are
+	// cleared, and device nodes and security.* and trusted.* attributes are left out. It implies UserXattr. false:
+	// the process has root's rights.
 	Unprivileged bool
-	// Confined is for a process that is root only in a user namespace, or has no CAP_SYS_ADMIN: device nodes, trusted.*
-	// attributes and those security.* attributes that are no file capabilities are left out. It implies UserXattr. false:
-	// the process has all of root's rights.
+	// Confined is for a process that is root only in a user namespace, or has no CAP_SYS_ADMIN: device nodes,
+	// trusted.* attributes and those security.* attributes that are no file capabilities are left out. It implies
+	// UserXattr. false: the process has all of root's rights.
 	Confined bool
 	// UIDs and GIDs are the ids that the process's user namespace has, as idmap.Process returns them. Others cannot be
 	// set: they are an error, and an ordinary user's ACLs that name them are left out. nil: all ids.
@@ -40,8 +41,8 @@ type Options struct {
 	UserXattr bool
 	// Limits bound what a layer may hold. Zero fields: the defaults.
 	Limits tarlayer.Limits
-	// Memory is called before an extraction keeps so many bytes more until its result is forgotten. It may wait. An error
-	// ends the extraction. nil: there is enough.
+	// Memory is called before an extraction keeps so many bytes more until its result is forgotten. It may wait. An
+	// error ends the extraction. nil: there is enough.
 	Memory func(ctx context.Context, bytes int64) error
 	// Room is called before so many bytes are written to the file system. An error ends the extraction. nil: there is
 	// enough.
@@ -60,11 +61,11 @@ type Options struct {
 // Result is the layer and how it was written.
 type Result struct {
 	tarlayer.Result
-	// PlainMarks reports that some whiteouts or opaque directories do not have overlay's form, because the file system refused
-	// that. Overlay must not show such a directory.
+	// PlainMarks reports that some whiteouts or opaque directories do not have overlay's form, because the file
+	// system refused that. Overlay must not show such a directory.
 	PlainMarks bool
-	// DroppedXattrs are the names, sorted, of extended attributes that were left out because the file system does not have
-	// them.
+	// DroppedXattrs are the names, sorted, of extended attributes that were left out because the file system does not
+	// have them.
 	DroppedXattrs []string
 }
 

@@ -48,8 +48,8 @@ type row struct {
 	id    string
 	items []u.Item
 	raw   []byte // in place of items
-	// want are the lines of the tree as root. user are the lines as an ordinary user, if they are not those of want without
-	// owners, setuid bits and the attributes that are left out.
+	// want are the lines of the tree as root. user are the lines as an ordinary user, if they are not those of want
+	// without owners, setuid bits and the attributes that are left out.
 	want, user []string
 	// notes are what Result has beyond the tree: flags, implied directories and links to lower layers.
 	notes string

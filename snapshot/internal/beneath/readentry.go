@@ -38,8 +38,8 @@ func ReadEntry(root *os.File, path string) (*entry.Entry, error) {
 	return &e, nil
 }
 
-// EntryOf returns the entry of a path with this status, as far as the status has it. A type that no layer has, such as a
-// socket, is an error.
+// EntryOf returns the entry of a path with this status, as far as the status has it. A type that no layer has, such
+// as a socket, is an error.
 func EntryOf(path string, st *unix.Stat_t) (entry.Entry, error) {
 	if IsWhiteout(st) {
 		return entry.Entry{Path: path, Type: entry.Whiteout}, nil

@@ -230,7 +230,9 @@ func (r *remover) keep(name string, err error) {
 	for _, l := range r.up[:min(len(r.up), maxNamed)] {
 		at = append(at, printable.Clip(l.name))
 	}
-	r.left = r.left.Add(leftover.New(path.Join(append(at, printable.Clip(name))...), leftover.Protected(r.FD, name), err))
+	r.left = r.left.Add(
+		leftover.New(path.Join(append(at, printable.Clip(name))...), leftover.Protected(r.FD, name), err),
+	)
 	r.skip(name)
 }
 

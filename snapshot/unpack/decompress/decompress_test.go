@@ -212,9 +212,18 @@ func TestGzipDecodersAgree(t *testing.T) {
 			left[own] = in.Len()
 			restore()
 		}
-		same := (errs[0] == nil) == (errs[1] == nil) && errors.Is(errs[0], stream.ErrInvalidLayer) == errors.Is(errs[1], stream.ErrInvalidLayer)
+		same := (errs[0] == nil) == (errs[1] == nil) &&
+			errors.Is(errs[0], stream.ErrInvalidLayer) == errors.Is(errs[1], stream.ErrInvalidLayer)
 		if !same || errs[0] == nil && (!bytes.Equal(got[0], got[1]) || left != [2]int{}) {
-			t.Errorf("case %d: %d bytes and %v, %d bytes and %v, %v left", i, len(got[0]), errs[0], len(got[1]), errs[1], left)
+			t.Errorf(
+				"case %d: %d bytes and %v, %d bytes and %v, %v left",
+				i,
+				len(got[0]),
+				errs[0],
+				len(got[1]),
+				errs[1],
+				left,
+			)
 		}
 	}
 }

@@ -23,7 +23,11 @@ func TestZstdFramesAgree(t *testing.T) {
 		zstdBytes(t, []byte("one segment"), zstd.WithSingleSegment(true)), skippable(""),
 	)
 	alone := func(blob []byte) ([]byte, error) {
-		z, err := zstd.NewReader(bytes.NewReader(blob), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<30))
+		z, err := zstd.NewReader(
+			bytes.NewReader(blob),
+			zstd.WithDecoderConcurrency(1),
+			zstd.WithDecoderMaxWindow(1<<30),
+		)
 		if err != nil {
 			return nil, err
 		}
@@ -39,7 +43,15 @@ func TestZstdFramesAgree(t *testing.T) {
 			z.Close()
 		}
 		if (err == nil) != (wantErr == nil) || err == nil && !bytes.Equal(got, want) {
-			t.Errorf("%s at %d: %d bytes, %v; the decoder alone: %d bytes, %v", what, at, len(got), err, len(want), wantErr)
+			t.Errorf(
+				"%s at %d: %d bytes, %v; the decoder alone: %d bytes, %v",
+				what,
+				at,
+				len(got),
+				err,
+				len(want),
+				wantErr,
+			)
 		}
 	}
 	check("a larger window", 0, join(stream, windowFrame(24), stream))
@@ -80,7 +92,11 @@ func TestWindow(t *testing.T) {
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			grown := int64(0)
-			z, err := decompress.NewReaderWithin("", bytes.NewReader(row.blob), func(bytes int64) error { grown += bytes; return nil })
+			z, err := decompress.NewReaderWithin(
+				"",
+				bytes.NewReader(row.blob),
+				func(bytes int64) error { grown += bytes; return nil },
+			)
 			if err == nil {
 				_, err = new(bytes.Buffer).ReadFrom(z)
 				z.Close()

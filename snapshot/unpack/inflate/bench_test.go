@@ -67,8 +67,8 @@ var decodersUnderTest = []struct {
 	}},
 }
 
-// TestRatios decodes each layer with each decoder in turn, and prints the medians of the ratios of CPU time within one round. What
-// they give is compared as well.
+// TestRatios decodes each layer with each decoder in turn, and prints the medians of the ratios of CPU time within
+// one round. What they give is compared as well.
 func TestRatios(t *testing.T) {
 	blobs, names := layers(t)
 	const rounds = 7

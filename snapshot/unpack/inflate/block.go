@@ -182,8 +182,9 @@ func (d *decoder) huffman() error {
 	return nil
 }
 
-// symbol decodes one literal, match or end of the block with every check there is. It is for the end of the input, and for
-// what the fast loop stops at. It wants as many bits at a time as compress/flate, so that it gives up where that does.
+// symbol decodes one literal, match or end of the block with every check there is. It is for the end of the input,
+// and for what the fast loop stops at. It wants as many bits at a time as compress/flate, so that it gives up where
+// that does.
 func (d *decoder) symbol() (ended bool, err error) {
 	bits, have := d.peek(symbolBits)
 	e := d.lit[bits&litMask]

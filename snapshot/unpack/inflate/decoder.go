@@ -19,8 +19,8 @@ const (
 	word = 8  // bytes that are loaded at once
 	wide = 16 // bytes that a match copies at once, so it may write up to 15 too many
 
-	// fastIn is how much input the fast loop has to find. It loads twice before its first round, which moves on by 14 bytes at
-	// most, and twice in each round, where the second is at most 7 bytes behind the first.
+	// fastIn is how much input the fast loop has to find. It loads twice before its first round, which moves on by 14
+	// bytes at most, and twice in each round, where the second is at most 7 bytes behind the first.
 	fastIn   = 2*7 + roundIn
 	roundIn  = 7 + word
 	roundOut = litRun + maxMatch // more than a round writes
@@ -50,7 +50,8 @@ const (
 	_ uint = 1<<(32-shiftBase) - distSize //
 )
 
-// decoder is what a Reader needs while it is open. All of it is one allocation, so that one register reaches everything.
+// decoder is what a Reader needs while it is open. All of it is one allocation, so that one register reaches
+// everything.
 type decoder struct {
 	in   [inSize + word]byte
 	out  [outSize + wide]byte
@@ -70,16 +71,16 @@ type state struct {
 	err  error // what the caller gets after out is delivered
 	step step
 
-	// in[next:end] is not decoded yet, the first used bits of in[next] excepted. There is no other place for bits between two
-	// steps, so input that may be needed again cannot be thrown away.
+	// in[next:end] is not decoded yet, the first used bits of in[next] excepted. There is no other place for bits
+	// between two steps, so input that may be needed again cannot be thrown away.
 	next, end int
 	used      uint
 	inLimit   int   // of end
 	base      int64 // offset of in[0] in the source
 	start     int64 // offset of the member's first block
 
-	// out[delivered:pos] is for the caller, out[summed:pos] is not in crc and size, and out[floor:pos] is what a match may
-	// refer to.
+	// out[delivered:pos] is for the caller, out[summed:pos] is not in crc and size, and out[floor:pos] is what a
+	// match may refer to.
 	pos, delivered, summed, floor int
 	outLimit                      int // out is full when pos is behind it
 

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// BenchmarkDecoder measures output of generated data, which is the same everywhere; BenchmarkLayers that of real layers. See TestRatios for
-// how the decoders compare, since here each has its turn alone.
+// BenchmarkDecoder measures output of generated data, which is the same everywhere; BenchmarkLayers that of real
+// layers. See TestRatios for how the decoders compare, since here each has its turn alone.
 func BenchmarkDecoder(b *testing.B) {
 	for _, row := range []struct {
 		name string

@@ -117,7 +117,14 @@ func differ(p *peer, s *subject, file []byte, w way) string {
 func (s *subject) differs(file []byte, w way, want []byte, wantErr error) string {
 	got, err := s.decompress(file, w)
 	if err != wantErr {
-		return fmt.Sprintf("error %v, compress/gzip %v, after %d and %d bytes, %+v", err, wantErr, len(got), len(want), w)
+		return fmt.Sprintf(
+			"error %v, compress/gzip %v, after %d and %d bytes, %+v",
+			err,
+			wantErr,
+			len(got),
+			len(want),
+			w,
+		)
 	}
 	if !bytes.Equal(got, want) {
 		return fmt.Sprintf("%d bytes, compress/gzip %d, both with %v, %+v", len(got), len(want), err, w)
@@ -196,7 +203,8 @@ func run(g *generator, runs int, valid *int) (file []byte, difference string, do
 // TestDifferential compares with compress/gzip for a second or so.
 func TestDifferential(t *testing.T) { compare(t, 30_000, 1) }
 
-// TestDifferentialLong goes on for TANK_INFLATE_RUNS executions, from TANK_INFLATE_SEED on, which is otherwise the time.
+// TestDifferentialLong goes on for TANK_INFLATE_RUNS executions, from TANK_INFLATE_SEED on, which is otherwise the
+// time.
 func TestDifferentialLong(t *testing.T) {
 	if os.Getenv("TANK_INFLATE_RUNS") == "" {
 		t.Skip("TANK_INFLATE_RUNS does not say how many executions")
@@ -224,5 +232,10 @@ func compare(t *testing.T, runs int, seed uint64) {
 				float64(done)/time.Since(begin).Seconds())
 		}
 	}
-	t.Logf("%d executions, %d valid files, no difference, %.0f/s", done, valid, float64(done)/time.Since(begin).Seconds())
+	t.Logf(
+		"%d executions, %d valid files, no difference, %.0f/s",
+		done,
+		valid,
+		float64(done)/time.Since(begin).Seconds(),
+	)
 }

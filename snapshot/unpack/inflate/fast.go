@@ -2,11 +2,11 @@ package inflate
 
 import "encoding/binary"
 
-// fast decodes while there is plenty of input and room: at least fastIn bytes when it begins. It stops behind the end of a
-// block, and in front of what it leaves to symbol: codes that there are not, and distances that go back too far.
+// fast decodes while there is plenty of input and room: at least fastIn bytes when it begins. It stops behind the end
+// of a block, and in front of what it leaves to symbol: codes that there are not, and distances that go back too far.
 //
-// Bits are in the low end of a word; those above its left low bits are right too, or zero, and will be added again. Only the
-// low six bits of left count, the others are what subtracting whole entries leaves there.
+// Bits are in the low end of a word; those above its left low bits are right too, or zero, and will be added again.
+// Only the low six bits of left count, the others are what subtracting whole entries leaves there.
 //
 //nolint:funlen // one loop, with all that it needs in registers
 func (d *decoder) fast() (ended, odd bool) {
@@ -144,8 +144,8 @@ func copyWide(out *[outSize + wide]byte, to, from uint) {
 	*(*[wide]byte)(out[to : to+wide]) = *(*[wide]byte)(out[from : from+wide])
 }
 
-// repeat has for each distance below a word what spreads that many bytes over a word, and period how many of them are whole
-// repetitions.
+// repeat has for each distance below a word what spreads that many bytes over a word, and period how many of them are
+// whole repetitions.
 var (
 	repeat = [word]uint64{
 		0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001, 0x0000000100000001, 0x0000010000000001, 0x0001000000000001,

@@ -7,7 +7,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
-// FuzzDifferential: bytes, errors and offsets are those of compress/gzip, however the file is read. The seed chooses the ways.
+// FuzzDifferential: bytes, errors and offsets are those of compress/gzip, however the file is read. The seed chooses
+// the ways.
 func FuzzDifferential(f *testing.F) {
 	for _, file := range small(f) {
 		f.Add(file, uint64(1))

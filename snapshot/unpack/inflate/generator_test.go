@@ -203,7 +203,8 @@ func b2i(b bool) int {
 	return 0
 }
 
-// randomLengths gives so many of the symbols codes of random lengths that make a complete code, unless it is to be wrong.
+// randomLengths gives so many of the symbols codes of random lengths that make a complete code, unless it is to be
+// wrong.
 func (g *generator) randomLengths(lengths []uint8, symbols []uint16, longest uint8) {
 	clear(lengths)
 	if len(symbols) == 0 {
@@ -265,7 +266,8 @@ func (g *generator) dynamic() {
 	}
 	if len(symbols) > 2 && !g.one(3) { // a few lengths in any case
 		s := uint16(257 + g.rng.IntN(29))
-		if i := slices.IndexFunc(symbols, func(x uint16) bool { return x < 256 }); i >= 0 && !slices.Contains(symbols, s) {
+		if i := slices.IndexFunc(symbols, func(x uint16) bool { return x < 256 }); i >= 0 &&
+			!slices.Contains(symbols, s) {
 			symbols[i] = s
 		}
 	}

@@ -76,7 +76,9 @@ func kpGzip(tb testing.TB, level int, data []byte) []byte {
 // sample is text, noise, repetition of every distance below 300, zeros, and what repeats from far.
 func sample(size int) []byte {
 	rng := rand.New(rand.NewPCG(1, 2))
-	words := strings.Fields("image layer blob chain diff ingest snapshot parent holder seal rootfs staging whiteout opaque")
+	words := strings.Fields(
+		"image layer blob chain diff ingest snapshot parent holder seal rootfs staging whiteout opaque",
+	)
 	out := make([]byte, 0, size+70<<10)
 	for len(out) < size {
 		switch rng.IntN(6) {

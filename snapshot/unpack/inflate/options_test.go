@@ -54,7 +54,9 @@ func TestOptions(t *testing.T) {
 		})
 	}
 	fault := errors.New("connection lost")
-	got, err := io.ReadAll(inflate.New(io.MultiReader(bytes.NewReader(join("garbage")), iotest.ErrReader(fault)), ignore))
+	got, err := io.ReadAll(
+		inflate.New(io.MultiReader(bytes.NewReader(join("garbage")), iotest.ErrReader(fault)), ignore),
+	)
 	if string(got) != "content" || err != fault {
 		t.Errorf("a fault in garbage: %q, %v", got, err)
 	}

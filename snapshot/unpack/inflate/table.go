@@ -15,15 +15,17 @@ const (
 	litMask  = 1<<litBits - 1
 	distMask = 1<<distBits - 1
 
-	// Subtables lie behind the table of the first bits. One of 2^n entries is for n+1 codes or more. So those for literals, of
-	// 2^4 entries at most, need no more than 286*16/5 = 915, and those for distances no more than 30*128/8 = 480.
+	// Subtables lie behind the table of the first bits. One of 2^n entries is for n+1 codes or more. So those for
+	// literals, of 2^4 entries at most, need no more than 286*16/5 = 915, and those for distances no more than
+	// 30*128/8 = 480.
 	litSize  = 1 << 12
 	distSize = 1 << 10
 )
 
-// An entry says what the bits that lead to it stand for. Its low 16 bits are the same in all tables: the sum of the code's bits
-// and of those that extend it (6 bits, so that a shift needs no mask), two flags, and the bits of the code (6 bits, the same).
-// From bit 16 it has the literal or the base of a length or distance, and above that a mask for the extra bits.
+// An entry says what the bits that lead to it stand for. Its low 16 bits are the same in all tables: the sum of the
+// code's bits and of those that extend it (6 bits, so that a shift needs no mask), two flags, and the bits of the
+// code (6 bits, the same). From bit 16 it has the literal or the base of a length or distance, and above that a mask
+// for the extra bits.
 const (
 	totalMask = 1<<6 - 1
 	isSub     = 1 << 6 // odd: the start of a subtable is in place of the base, and the bits it takes in place of the code's
@@ -110,9 +112,9 @@ func (d *decoder) useFixed() {
 	d.litLeast, d.distLeast = 7, 5
 }
 
-// build makes the table for a canonical code (RFC 1951, 3.2.2) with these lengths, of which 0 is no code, for symbols with
-// these entries. It returns the shortest length. Like compress/flate it takes codes that are complete, that have one code of
-// one bit, or none; what no code leads to is odd.
+// build makes the table for a canonical code (RFC 1951, 3.2.2) with these lengths, of which 0 is no code, for symbols
+// with these entries. It returns the shortest length. Like compress/flate it takes codes that are complete, that have
+// one code of one bit, or none; what no code leads to is odd.
 func build[E uint32 | uint64](table []E, root uint, lengths []uint8, entries []E, odd E) (least uint, ok bool) {
 	var count [maxCode + 1]int
 	for _, n := range lengths {
@@ -147,7 +149,8 @@ func build[E uint32 | uint64](table []E, root uint, lengths []uint8, entries []E
 		}
 	}
 
-	// The bits of codes come in reverse. A table for n bits, twice, is one for n+1 bits that lacks the codes of n+1 bits.
+	// The bits of codes come in reverse. A table for n bits, twice, is one for n+1 bits that lacks the codes of n+1
+	// bits.
 	todo, code := sorted[:], uint(0)
 	table[1] = odd
 	for n := least; n <= root; n++ {
@@ -166,7 +169,15 @@ func build[E uint32 | uint64](table []E, root uint, lengths []uint8, entries []E
 }
 
 // buildSubtables goes on with the codes that are longer than root, of n bits and more.
-func buildSubtables[E uint32 | uint64](table []E, root uint, count *[maxCode + 1]int, todo []uint16, code, n uint, entries []E, odd E) {
+func buildSubtables[E uint32 | uint64](
+	table []E,
+	root uint,
+	count *[maxCode + 1]int,
+	todo []uint16,
+	code, n uint,
+	entries []E,
+	odd E,
+) {
 	var start, size uint
 	free, current := uint(1)<<root, ^uint(0)
 	for ; n <= maxCode; n++ {

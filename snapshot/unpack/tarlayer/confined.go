@@ -17,7 +17,8 @@ func (x *reader) permitted(name string) bool {
 	case x.opts.Unprivileged:
 		return !strings.HasPrefix(name, "trusted.") && !strings.HasPrefix(name, "security.")
 	case x.opts.Confined:
-		return !strings.HasPrefix(name, "trusted.") && (!strings.HasPrefix(name, "security.") || name == entry.CapabilityAttr)
+		return !strings.HasPrefix(name, "trusted.") &&
+			(!strings.HasPrefix(name, "security.") || name == entry.CapabilityAttr)
 	}
 	return true
 }
@@ -91,7 +92,8 @@ func (x *reader) unmappedIn(attr, value string) (kind string, id uint32, found b
 // aclVersionKnown is the only version of POSIX ACLs that Linux stores as extended attributes (linux/posix_acl_xattr.h).
 const aclVersionKnown = 2
 
-// aclVersion returns the version of a POSIX ACL. ok is false if the attribute is no ACL, or too short to have a version.
+// aclVersion returns the version of a POSIX ACL. ok is false if the attribute is no ACL, or too short to have a
+// version.
 func aclVersion(attr, value string) (version uint32, ok bool) {
 	if attr != entry.ACLAccess && attr != entry.ACLDefault || len(value) < 4 {
 		return 0, false

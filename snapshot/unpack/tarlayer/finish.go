@@ -101,8 +101,8 @@ func (f *finisher) add(n *Node) {
 	}
 }
 
-// prune removes directories that only whiteouts asked for, where lower layers have nothing left that the whiteouts could
-// remove: a whiteout of nothing makes no directory.
+// prune removes directories that only whiteouts asked for, where lower layers have nothing left that the whiteouts
+// could remove: a whiteout of nothing makes no directory.
 func (f *finisher) prune(ctx context.Context, n *Node, hidden bool) error {
 	for name, c := range n.children {
 		if _, gone := n.whiteouts[name]; !c.whiteoutsOnly || !hidden && !gone {

@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// link adds a name to an inode of this layer, or records a link to a lower layer. If what the entries did so far depends
-// on the layers below, no target is refused here: the fix-up knows where it leads.
+// link adds a name to an inode of this layer, or records a link to a lower layer. If what the entries did so far
+// depends on the layers below, no target is refused here: the fix-up knows where it leads.
 func (x *reader) link(ctx context.Context, name string, dir *Node, base string, ino *Inode) error {
 	at, reason := x.resolve(path.Dir(ino.Target))
 	if reason != "" {

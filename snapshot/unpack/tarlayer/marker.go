@@ -8,8 +8,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// tooLong reports whether the path of an entry is too long. The prefix of a marker does not count, because the path that
-// the marker removes does not have it.
+// tooLong reports whether the path of an entry is too long. The prefix of a marker does not count, because the path
+// that the marker removes does not have it.
 func (x *reader) tooLong(name string) bool {
 	n := len(name)
 	if n > x.limits.Path && strings.HasPrefix(path.Base(name), entry.WhiteoutPrefix) {

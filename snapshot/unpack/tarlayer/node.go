@@ -50,8 +50,8 @@ type Node struct {
 	replaced bool
 	// startsEmpty: nothing that lower layers have at this path shows in the directory.
 	startsEmpty bool
-	// whiteoutsOnly: an implied directory that only whiteouts asked for. While the layer is read, this says what made the
-	// directory; at the end, that nothing else came into it.
+	// whiteoutsOnly: an implied directory that only whiteouts asked for. While the layer is read, this says what made
+	// the directory; at the end, that nothing else came into it.
 	whiteoutsOnly bool
 }
 

@@ -11,25 +11,26 @@ import (
 // order records what the entries of the tar did, one after the other. Where a path leads may depend on what the layers
 // below have, so that the same entries have another result above another parent. See Result.Ordered.
 type order struct {
-	// nodes has for each entry, in the order of the tar, the node that it made or described, the directory of a whiteout,
-	// or nil. A layer may have a million entries.
+	// nodes has for each entry, in the order of the tar, the node that it made or described, the directory of a
+	// whiteout, or nil. A layer may have a million entries.
 	nodes []*[nodesPerChunk]*Node
 	count int
-	// headers are the headers, by entry, of entries whose node has another inode: of hard links, and of directories that
-	// were described again.
+	// headers are the headers, by entry, of entries whose node has another inode: of hard links, and of directories
+	// that were described again.
 	headers map[int32]*Inode
 	// firstAttrs has the attributes of inodes before the header of a hard link gave them others.
 	firstAttrs map[*Inode]*Inode
-	// paths are the paths in the tar, by entry, of entries whose node has another path, and of whiteouts without a node.
+	// paths are the paths in the tar, by entry, of entries whose node has another path, and of whiteouts without a
+	// node.
 	paths map[int32]string
 	// markers are the names, by entry, that whiteouts remove from the directory that is their node; "" for an opaque
 	// marker.
 	markers map[int32]string
-	// dependent is true if what an entry so far did depends on the layers below: a directory was only implied, or a hard
-	// link may lead to a lower layer.
+	// dependent is true if what an entry so far did depends on the layers below: a directory was only implied, or a
+	// hard link may lead to a lower layer.
 	dependent bool
-	// rewritten is true if the final tree does not show what the entries did: one removed what another had made, followed
-	// a symlink, or is a hard link whose target depends on the layers below.
+	// rewritten is true if the final tree does not show what the entries did: one removed what another had made,
+	// followed a symlink, or is a hard link whose target depends on the layers below.
 	rewritten bool
 }
 
@@ -183,11 +184,12 @@ func (o *order) header(i int) *Inode {
 
 // Step is what one entry of the tar means, with the path that the tar has, cleaned, wherever it leads.
 type Step struct {
-	// Entry has what the header says. Whiteout is a whiteout of the path, or, if Opaque is set, of all in the directory of
-	// that path. Target of a Link is the path in the tar. Seq is the position in the tar. Inode is empty.
+	// Entry has what the header says. Whiteout is a whiteout of the path, or, if Opaque is set, of all in the
+	// directory of that path. Target of a Link is the path in the tar. Seq is the position in the tar. Inode is
+	// empty.
 	entry.Entry
-	// Made is the path of the inode that the entry made, below the directory that was extracted to: the first one in byte
-	// order. It is empty for directories and links, and if another entry removed the inode.
+	// Made is the path of the inode that the entry made, below the directory that was extracted to: the first one in
+	// byte order. It is empty for directories and links, and if another entry removed the inode.
 	Made string
 	// Aside is the name under which the Writer keeps the file's content, if another entry removed the file.
 	Aside string
@@ -217,8 +219,8 @@ func (r *Result) Steps(visit func(*Step) error) error {
 	return nil
 }
 
-// step returns the step of entry i, from 0. first has the first name of each inode in the tree. ok is false for an entry
-// that did nothing.
+// step returns the step of entry i, from 0. first has the first name of each inode in the tree. ok is false for an
+// entry that did nothing.
 func (o *order) step(i int, first map[*Inode]*Node) (s Step, ok bool) {
 	n, seq := *o.at(i), int32(i+1)
 	recorded, hasPath := o.paths[seq]

@@ -35,8 +35,8 @@ type reader struct {
 	sharedXattrs map[string]map[string]string // the different sets of attributes
 	hasRootEntry bool
 
-	// Entries come directory by directory: the last parent's path, if it has no symlinks, and the directory that it leads
-	// to. Only a removal can change that.
+	// Entries come directory by directory: the last parent's path, if it has no symlinks, and the directory that it
+	// leads to. Only a removal can change that.
 	lastPath string
 	last     *Node
 

@@ -13,7 +13,8 @@ type Result struct {
 	Empty bool
 	// HasRootEntry reports that the tar has an entry for the root directory itself.
 	HasRootEntry bool
-	// NeedsFixup reports that a part of the layer depends on its parent: an implied directory other than the root, or a Link.
+	// NeedsFixup reports that a part of the layer depends on its parent: an implied directory other than the root, or
+	// a Link.
 	NeedsFixup bool
 	// Ordered reports that the result above a parent depends on the order of the entries, which Steps returns.
 	Ordered bool

@@ -7,7 +7,8 @@
 // symlink of the layer leads only to places in the layer.
 //
 // The surprising rule: whiteouts never remove what the same layer adds, in whatever order they come. A whiteout of a
-// name that the layer has as a directory makes that directory opaque. docs/adr/0003-layer-application.md has every case.
+// name that the layer has as a directory makes that directory opaque. docs/adr/0003-layer-application.md has every
+// case.
 package tarlayer
 
 import (
@@ -42,13 +43,13 @@ type Writer interface {
 	SetAttrs(n *Node) error
 	// Remove removes n with all below it. n is still in the tree.
 	Remove(ctx context.Context, n *Node) error
-	// SetAside moves the file n out of the tree and keeps its content under a name. It reports false, and moves nothing,
-	// if the Writer keeps no such files.
+	// SetAside moves the file n out of the tree and keeps its content under a name. It reports false, and moves
+	// nothing, if the Writer keeps no such files.
 	SetAside(n *Node, name string) (bool, error)
 	// DropAside removes a file that SetAside kept.
 	DropAside(name string) error
-	// LacksXattr reports whether extended attributes of this name are known to be impossible to write. Inodes do not get
-	// them.
+	// LacksXattr reports whether extended attributes of this name are known to be impossible to write. Inodes do not
+	// get them.
 	LacksXattr(name string) bool
 	// Await returns when the inode is complete; nil: when all are. It returns the first error of any.
 	Await(ino *Inode) error
@@ -58,8 +59,9 @@ type Writer interface {
 
 // Options adapt the decisions to the process that unpacks the layer.
 type Options struct {
-	// Unprivileged is for a process that is an ordinary user: everything belongs to UID and GID, setuid bits are cleared,
-	// and device nodes and security.* and trusted.* attributes are left out. false: the process has root's rights.
+	// Unprivileged is for a process that is an ordinary user: everything belongs to UID and GID, setuid bits are
+	// cleared, and device nodes and security.* and trusted.* attributes are left out. false: the process has root's
+	// rights.
 	Unprivileged bool
 	// UID and GID own everything if Unprivileged is set. 0: root.
 	UID, GID uint32
@@ -89,13 +91,13 @@ type Limits struct {
 	Xattr int
 	// Metadata is the sum of the bytes of all paths, link targets and extended attributes. 0: 512 MiB.
 	Metadata int64
-	// Strings is the sum of the bytes of the strings that are kept in memory until the end: the names that paths consist
-	// of, link targets, and different sets of extended attributes. 0: 64 MiB.
+	// Strings is the sum of the bytes of the strings that are kept in memory until the end: the names that paths
+	// consist of, link targets, and different sets of extended attributes. 0: 64 MiB.
 	Strings int64
 	// Bytes is the size of the stream, and separately of the contents of all files with their holes. 0: 256 GiB.
 	Bytes int64
-	// Holes is the sum of the bytes that the archive leaves out of sparse files. They are hashed as zeros: 64 GiB take a
-	// third of a second. 0: 64 GiB.
+	// Holes is the sum of the bytes that the archive leaves out of sparse files. They are hashed as zeros: 64 GiB
+	// take a third of a second. 0: 64 GiB.
 	Holes int64
 }
 

@@ -162,8 +162,8 @@ func Gzip(tb testing.TB, data []byte) []byte {
 //	PATH TYPE [MODE] [UID:GID] [@SEC[.NSEC]] [CONTENT | -> TARGET | MAJOR:MINOR]
 //	    [= FIRST NAME OF THE INODE] [XATTR="VALUE"...]
 //
-// Types are dir, file, symlink, fifo, char, block, whiteout (of which nothing else is shown) and socket. Overlay's xattrs
-// are shown as opaque and origin. The root is left out when it is as implied: 0755, 0:0, time 0, no xattrs.
+// Types are dir, file, symlink, fifo, char, block, whiteout (of which nothing else is shown) and socket. Overlay's
+// xattrs are shown as opaque and origin. The root is left out when it is as implied: 0755, 0:0, time 0, no xattrs.
 func List(tb testing.TB, dir string) []string {
 	tb.Helper()
 	var lines []string

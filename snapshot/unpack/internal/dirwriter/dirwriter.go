@@ -1,6 +1,7 @@
 // Package dirwriter writes a layer as one directory, in the form of overlay's upper directories.
 //
-// On disk it owns only the directory that it is given, by descriptor, and a second one for files set aside, until Close.
+// On disk it owns only the directory that it is given, by descriptor, and a second one for files set aside, until
+// Close.
 //
 // Its invariant: nothing outside that directory is created, changed, opened or read. Every path was resolved by package
 // tarlayer before, and the kernel is told to refuse any symlink in it.
@@ -30,14 +31,14 @@ type Options struct {
 	// trusted.overlay.*.
 	UserXattr bool
 	// Aside opens an empty directory on the same file system, for files that an entry removes although they may have
-	// other paths above some parent. It is called at most once, when the first such file comes up, and the Writer closes
-	// the directory. nil: such files are removed.
+	// other paths above some parent. It is called at most once, when the first such file comes up, and the Writer
+	// closes the directory. nil: such files are removed.
 	Aside func() (*os.File, error)
-	// Descriptors is how many the Writer may have open at once, beside the directory and the stream. 0, and at most: 200,
-	// more of which make nothing faster; at least: 5.
+	// Descriptors is how many the Writer may have open at once, beside the directory and the stream. 0, and at most:
+	// 200, more of which make nothing faster; at least: 5.
 	Descriptors int
-	// WithoutOpenat2 opens directories component by component, as if the kernel had no openat2. false: openat2 is used if
-	// the kernel has it.
+	// WithoutOpenat2 opens directories component by component, as if the kernel had no openat2. false: openat2 is
+	// used if the kernel has it.
 	WithoutOpenat2 bool
 }
 

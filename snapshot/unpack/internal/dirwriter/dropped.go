@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// droppedXattrs are the names of extended attributes that the file system does not have. They are left out, and reported
-// once for the whole layer. Attributes that are wrong on every file system are refused before.
+// droppedXattrs are the names of extended attributes that the file system does not have. They are left out, and
+// reported once for the whole layer. Attributes that are wrong on every file system are refused before.
 type droppedXattrs struct {
 	any   atomic.Bool
 	mu    sync.Mutex // guards names

@@ -29,9 +29,9 @@ func (w *Writer) File(ctx context.Context, n *tarlayer.Node, content *tarlayer.C
 	return w.small.add(smallFile{name: content.Name(), fd: fd, mode: mode, ino: ino}, content)
 }
 
-// create creates a file and returns the mode that it asked for. This is the final mode if possible, which saves a change
-// of it. It is not possible if the file gets extended attributes, which need the right to write, or a bit that a chown
-// clears.
+// create creates a file and returns the mode that it asked for. This is the final mode if possible, which saves a
+// change of it. It is not possible if the file gets extended attributes, which need the right to write, or a bit that
+// a chown clears.
 func (w *Writer) create(n *tarlayer.Node) (fd int, mode uint32, err error) {
 	mode = n.Inode.Mode
 	if len(n.Inode.Xattrs) > 0 || mode&^0o777 != 0 {

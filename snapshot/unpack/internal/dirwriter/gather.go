@@ -11,14 +11,14 @@ import (
 )
 
 // To create a small file, to fill it, to set its attributes and to close it costs more than its content. The file is
-// created when its entry is read, since the order of entries decides what is at a path. The rest is done in batches, by
-// another goroutine if one is idle, while the tar is read on. (If those goroutines created files as well, they would wait
-// for each other, because creating a file locks its directory.)
+// created when its entry is read, since the order of entries decides what is at a path. The rest is done in batches,
+// by another goroutine if one is idle, while the tar is read on. (If those goroutines created files as well, they
+// would wait for each other, because creating a file locks its directory.)
 const (
 	// maxSmall is the size in bytes of the largest file that is gathered.
 	maxSmall = 64 << 10
-	// batchBytes and batchFiles bound a batch. It is so large that the cost of handing it over, which wakes another core,
-	// is small beside it.
+	// batchBytes and batchFiles bound a batch. It is so large that the cost of handing it over, which wakes another
+	// core, is small beside it.
 	batchBytes = 256 << 10
 	batchFiles = 32
 	// maxFillers is how many goroutines fill files for one Writer.

@@ -15,7 +15,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestPanicWhileFilling: if a goroutine that fills files panics, that is the error of the layer, and the process goes on.
+// TestPanicWhileFilling: if a goroutine that fills files panics, that is the error of the layer, and the process goes
+// on.
 func TestPanicWhileFilling(t *testing.T) {
 	var items []u.Item
 	for n := range 300 {

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -70,7 +69,7 @@ func TestInterrupted(t *testing.T) {
 			must(t, err)
 			recs = append(recs, rec)
 		}
-		c := unpacktest.NewCountdown(end)
+		c := NewCountdown(end)
 		defer c.Cancel()
 		if _, err := w.Layers().Assemble(c, holder, digest.FromString("m"), recs, nil); err != nil {
 			return c.Calls(), err

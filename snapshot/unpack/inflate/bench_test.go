@@ -19,7 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
-// layers are the gzip blobs below the directory TANK_INFLATE_LAYERS, an OCI layout for example, the largest first.
+// layers returns the gzip blobs below the directory TANK_INFLATE_LAYERS, for example of an OCI layout, the
+// largest first.
 func layers(tb testing.TB) (blobs [][]byte, names []string) {
 	dir := os.Getenv("TANK_INFLATE_LAYERS")
 	if dir == "" {
@@ -67,8 +68,8 @@ var decodersUnderTest = []struct {
 	}},
 }
 
-// TestRatios decodes each layer with each decoder in turn, and prints the medians of the ratios of CPU time within
-// one round. What they give is compared as well.
+// TestRatios decodes each layer with each decoder in turn, compares what they return, and prints the medians of
+// the ratios of CPU time within one round.
 func TestRatios(t *testing.T) {
 	blobs, names := layers(t)
 	const rounds = 7
@@ -110,7 +111,7 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// BenchmarkLayers measures output.
+// BenchmarkLayers measures bytes of output.
 func BenchmarkLayers(b *testing.B) {
 	blobs, names := layers(b)
 	for i, blob := range blobs {
@@ -126,7 +127,7 @@ func BenchmarkLayers(b *testing.B) {
 	}
 }
 
-// cpuTime is what the process used.
+// cpuTime returns the CPU time that the process has used.
 func cpuTime(tb testing.TB) time.Duration {
 	tb.Helper()
 	var used unix.Rusage

@@ -50,7 +50,7 @@ func (d *decoder) storedHeader() error {
 	return nil
 }
 
-// copyStored copies what there is of a block without compression.
+// copyStored copies the available part of a block without compression.
 func (d *decoder) copyStored() error {
 	for d.stored > 0 {
 		if d.pos > d.outLimit {

@@ -63,12 +63,12 @@ type decoder struct {
 	state
 }
 
-// state is what a Reset makes anew.
+// state is the part of a decoder that Reset clears.
 type state struct {
 	opts Options
 	src  io.Reader
-	gone error // how src ended
-	err  error // what the caller gets after out is delivered
+	gone error // the error or io.EOF with which src ended
+	err  error // returned after out is delivered
 	step step
 
 	// in[next:end] is not decoded yet, the first used bits of in[next] excepted. There is no other place for bits
@@ -93,7 +93,7 @@ type state struct {
 	litLeast, distLeast uint
 }
 
-// step is what comes next in the stream.
+// step is the next part of the stream.
 type step int
 
 const (
@@ -108,7 +108,7 @@ func (d *decoder) reset(src io.Reader, opts Options) {
 	d.state = state{opts: opts, src: src, inLimit: inSize, outLimit: outFull}
 }
 
-// more decodes until there is something to deliver, or an error.
+// more decodes until there is something to deliver or an error.
 func (d *decoder) more() error {
 	for d.delivered == d.pos {
 		if d.err != nil {
@@ -119,7 +119,7 @@ func (d *decoder) more() error {
 	return nil
 }
 
-// decode goes on until out is full or the stream ends. Everything in out has been delivered.
+// decode decodes until out is full or the stream ends. All bytes in out have been delivered before.
 func (d *decoder) decode() {
 	if d.pos > d.outLimit {
 		keep := min(window, d.pos-d.floor)
@@ -143,7 +143,7 @@ func (d *decoder) decode() {
 	d.sum()
 }
 
-// sum adds to the checksum what was decoded since the last time.
+// sum adds the bytes that were decoded since its last call to the checksum.
 func (d *decoder) sum() {
 	fresh := d.out[d.summed:d.pos]
 	d.crc = crc32.Update(d.crc, crc32.IEEETable, fresh)
@@ -151,7 +151,8 @@ func (d *decoder) sum() {
 	d.summed = d.pos
 }
 
-// fill reads once from the source behind what is not decoded yet. It returns false when there is no more.
+// fill reads once from the source, behind the bytes that are not decoded yet. It returns false at the end of the
+// source.
 func (d *decoder) fill() bool {
 	if d.gone != nil {
 		return false
@@ -172,7 +173,8 @@ func (d *decoder) fill() bool {
 	return false
 }
 
-// peek returns the next bits, at least want of them unless the source ends, and how many they are. The others are zero.
+// peek returns the next bits and their number: at least want bits, unless the source ends. Bits above that number
+// are zero.
 func (d *decoder) peek(want uint) (bits uint64, n uint) {
 	for {
 		ahead := uint(d.end - d.next)
@@ -189,7 +191,7 @@ func (d *decoder) peek(want uint) (bits uint64, n uint) {
 	}
 }
 
-// skip moves on by bits that were peeked at.
+// skip consumes bits that peek returned.
 func (d *decoder) skip(n uint) {
 	n += d.used
 	d.next += int(n / 8)
@@ -206,12 +208,12 @@ func (d *decoder) take(n uint) (int, error) {
 	return int(bits & (1<<n - 1)), nil
 }
 
-// align drops what is left of a byte that was begun.
+// align skips to the next whole byte.
 func (d *decoder) align() {
 	d.skip(-d.used & 7)
 }
 
-// readFull is io.ReadFull on whole bytes.
+// readFull is like io.ReadFull, for whole bytes.
 func (d *decoder) readFull(p []byte) (int, error) {
 	n := 0
 	for n < len(p) {
@@ -228,7 +230,7 @@ func (d *decoder) readFull(p []byte) (int, error) {
 	return n, nil
 }
 
-// cut is the error of a source that ended too early.
+// cut returns the error for a source that ended too early.
 func (d *decoder) cut() error {
 	if d.gone == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -236,12 +238,13 @@ func (d *decoder) cut() error {
 	return d.gone
 }
 
-// corrupt is the error of compress/flate after it looked at so many bits more, of which it reads the bytes one by one.
+// corrupt returns the error that compress/flate returns after it has looked at so many more bits. It reads their
+// bytes one by one.
 func (d *decoder) corrupt(bits uint) error {
 	return flate.CorruptInputError(d.base + int64(d.next) - d.start + int64((d.used+bits+7)/8))
 }
 
-// load returns the word at in[i]. What the mask does to an i beyond the array is never looked at.
+// load returns the word at in[i]. The mask keeps i within the array. If it changes i, the word is never used.
 func load(in *[inSize + word]byte, i uint) uint64 {
 	i &= inMask
 	return binary.LittleEndian.Uint64(in[i : i+word])

@@ -15,7 +15,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
-// peer decompresses with compress/gzip, again and again with the same memory.
+// peer decompresses with compress/gzip and reuses its memory.
 type peer struct {
 	z   stdgzip.Reader
 	in  bytes.Reader
@@ -40,7 +40,7 @@ func (p *peer) decompress(file []byte) ([]byte, error) {
 	return p.out, err
 }
 
-// pieces is a source that gives at most so many bytes at a time, and maybe io.EOF together with the last ones.
+// pieces is a source that returns at most so many bytes per call, and may return io.EOF with the last ones.
 type pieces struct {
 	rest []byte
 	size int
@@ -65,7 +65,7 @@ type way struct {
 	reads   int  // before WriteTo takes over; 0: never
 }
 
-// subject decompresses with a Reader, again and again the same.
+// subject decompresses with one Reader, which it reuses.
 type subject struct {
 	z   *inflate.Reader
 	src pieces
@@ -108,7 +108,7 @@ func (s *subject) decompress(file []byte, w way) ([]byte, error) {
 	return s.out, err
 }
 
-// differ says how the two disagree about a file, or nothing.
+// differ describes how the two decoders disagree about a file. It returns "" if they agree.
 func differ(p *peer, s *subject, file []byte, w way) string {
 	want, wantErr := p.decompress(file)
 	return s.differs(file, w, want, wantErr)
@@ -132,7 +132,7 @@ func (s *subject) differs(file []byte, w way, want []byte, wantErr error) string
 	return ""
 }
 
-// randomWay prefers what is fast.
+// randomWay returns a random way, more often a fast one.
 func randomWay(rng *rand.Rand) way {
 	var w way
 	r := rng.Uint32()
@@ -166,7 +166,7 @@ func randomWay(rng *rand.Rand) way {
 	return w
 }
 
-// run compares until there were so many executions, and returns what differed first.
+// run compares so many executions, and returns the first difference.
 func run(g *generator, runs int, valid *int) (file []byte, difference string, done int) {
 	p, s := &peer{}, &subject{}
 	var mutant, base []byte

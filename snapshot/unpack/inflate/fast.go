@@ -137,15 +137,15 @@ func (d *decoder) fast() (ended, odd bool) {
 	return ended, odd
 }
 
-// copyWide copies 16 bytes, from 16 bytes or more before.
+// copyWide copies 16 bytes, from at least 16 bytes before.
 func copyWide(out *[outSize + wide]byte, to, from uint) {
 	to &= outMask
 	from &= outMask
 	*(*[wide]byte)(out[to : to+wide]) = *(*[wide]byte)(out[from : from+wide])
 }
 
-// repeat has for each distance below a word what spreads that many bytes over a word, and period how many of them are
-// whole repetitions.
+// repeat has, for each distance below the size of a word, the factor that repeats that many bytes over a word. period has
+// the bytes of a word that are whole repetitions.
 var (
 	repeat = [word]uint64{
 		0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001, 0x0000000100000001, 0x0000010000000001, 0x0001000000000001,
@@ -154,7 +154,7 @@ var (
 	period = [word]uint{0, 8, 8, 6, 8, 5, 6, 7}
 )
 
-// copyNear repeats what is less than 16 bytes before.
+// copyNear copies a match whose distance is less than 16 bytes.
 func copyNear(out *[outSize + wide]byte, pos, distance, end uint) {
 	if distance >= word {
 		for ; pos < end; pos += word {

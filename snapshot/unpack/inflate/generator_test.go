@@ -99,7 +99,7 @@ func newGenerator(seed uint64) *generator {
 	return g
 }
 
-// one tells, once in n times.
+// one returns true once in n calls.
 func (g *generator) one(n int) bool { return g.rng.IntN(n) == 0 }
 
 // file makes a file of one member or a few, which decompresses to about so many bytes. It is valid until the next call.

@@ -21,7 +21,7 @@ const (
 	maxString = 512 // compress/gzip takes no name and no comment that is longer, its NUL included
 )
 
-// member reads a header, or ends the stream where there is none.
+// member reads the header of a member, or ends the stream if there is none.
 func (d *decoder) member() error {
 	if d.members > 0 && d.opts.IgnoreTrailing {
 		if two, n := d.peek(16); n < 16 || two&0xffff != magic {
@@ -84,7 +84,7 @@ func (d *decoder) header() error {
 	return nil
 }
 
-// extra passes over the extra field and adds it to sum.
+// extra skips the extra field and adds it to sum.
 func (d *decoder) extra(sum uint32) (uint32, error) {
 	size := d.scratch[:2]
 	if _, err := d.readFull(size); err != nil {
@@ -103,7 +103,7 @@ func (d *decoder) extra(sum uint32) (uint32, error) {
 	return sum, nil
 }
 
-// text passes over a string that ends in NUL and adds it to sum.
+// text skips a string that ends in NUL and adds it to sum.
 func (d *decoder) text(sum uint32) (uint32, error) {
 	b := d.scratch[:1]
 	for range maxString {

@@ -1,16 +1,17 @@
-// Package inflate decompresses gzip files (RFC 1952) that are read whole and as fast as one core can: image layers.
+// Package inflate decompresses gzip files (RFC 1952) that are read whole, such as image layers, as fast as one
+// core can.
 //
-// On disk it owns nothing. It knows one stream, and not what is in it.
+// On disk it owns nothing. It knows one stream, and not what the stream contains.
 //
-// Its invariant: bytes and verdict are those of compress/gzip. It accepts what compress/gzip accepts, gives the same
-// bytes before it gives up, and returns the same errors, the offset in flate.CorruptInputError included.
+// Its invariant: bytes and errors are those of compress/gzip. It accepts what compress/gzip accepts, returns the
+// same bytes before an error, and returns the same error, including the offset in flate.CorruptInputError.
 //
-// The surprising rule: it reads ahead, up to 64 KiB, and delivers nothing before a buffer is full or the stream ends.
-// That is right for files, and wrong for a connection on which somebody waits for an answer. See docs/performance.md
-// for what it gives.
+// The surprising rule: it reads ahead, up to 64 KiB, and delivers nothing before a buffer is full or the stream
+// ends. That is right for files, and wrong for a connection whose other side waits for an answer.
+// docs/performance.md has figures.
 //
-// A limit that is wrong here can give wrong bytes, which the checksum finds, but cannot reach memory outside of the
-// buffers: indexes are masked to the size of arrays, and nothing is unsafe.
+// A wrong limit in this package can return wrong bytes, which the checksum detects, but cannot reach memory
+// outside of the buffers: indexes are masked to the size of arrays, and nothing is unsafe.
 package inflate
 
 import (
@@ -19,34 +20,36 @@ import (
 	"sync"
 )
 
-// errClosed is what a Reader returns that was closed.
+// errClosed is the error of a Reader that was closed.
 var errClosed = errors.New("inflate: the reader was closed")
 
-// Options say where a Reader departs from compress/gzip. The zero value is that it does not.
+// Options are the ways in which a Reader may differ from compress/gzip. The zero value differs in nothing.
 type Options struct {
-	// IgnoreTrailing reads what follows the last member to the end of the source, and ignores it, when it does not
-	// start with the two bytes of gzip's magic. false: it has to be a member, or is gzip.ErrHeader or
-	// io.ErrUnexpectedEOF.
+	// IgnoreTrailing reads bytes after the last member to the end of the source and ignores them, if they do not
+	// start with the two bytes of gzip's magic. false: they have to be a member; otherwise the error is
+	// gzip.ErrHeader or io.ErrUnexpectedEOF.
 	IgnoreTrailing bool
-	// RefuseReserved makes reserved flags in a header gzip.ErrHeader, as RFC 1952, 2.3.1.2 has it. false: they are
-	// ignored.
+	// RefuseReserved returns gzip.ErrHeader for reserved flags in a header, as RFC 1952, 2.3.1.2 demands. false:
+	// they are ignored.
 	RefuseReserved bool
 }
 
-// Reader gives the decompressed bytes of a gzip file of any number of members. It is for one goroutine at a time.
+// Reader returns the decompressed bytes of a gzip file of any number of members. Only one goroutine may use it at
+// a time.
 type Reader struct {
 	d    *decoder // nil when closed
 	opts Options
 }
 
-// Decoders are large: two buffers and the tables.
+// decoders is a pool, because a decoder is large: two buffers and the tables.
 var decoders = sync.Pool{New: func() any { return new(decoder) }}
 
-// New returns a Reader that decompresses what src gives, which it starts to read at the first Read or WriteTo, and
-// reads to its end. Close it, so that its memory is used again. nil Options stand for their zero value.
+// New returns a Reader that decompresses src. It begins to read src at the first Read or WriteTo, and reads it to
+// its end. The caller closes it, so that its memory can be used again. nil Options stand for their zero value.
 //
-// Errors are those of compress/gzip: gzip.ErrHeader, gzip.ErrChecksum, flate.CorruptInputError, io.ErrUnexpectedEOF
-// when the source ends early, and errors of the source as they are. A source of no bytes gives no bytes.
+// Errors are those of compress/gzip: gzip.ErrHeader, gzip.ErrChecksum, flate.CorruptInputError,
+// io.ErrUnexpectedEOF if the source ends early, and errors of the source, unwrapped. A source of no bytes has no
+// content.
 func New(src io.Reader, opts *Options) *Reader {
 	r := &Reader{}
 	if opts != nil {
@@ -56,7 +59,7 @@ func New(src io.Reader, opts *Options) *Reader {
 	return r
 }
 
-// Reset makes r what New would have returned for src, also after Close.
+// Reset makes r equal to what New returns for src. It may be called after Close.
 func (r *Reader) Reset(src io.Reader) {
 	if r.d == nil {
 		r.d = decoders.Get().(*decoder)
@@ -64,8 +67,8 @@ func (r *Reader) Reset(src io.Reader) {
 	r.d.reset(src, r.opts)
 }
 
-// Read fills p as far as it can from the buffer, and decodes only when that is empty. All bytes before a fault are
-// returned before its error is.
+// Read copies as much as possible from the buffer to p, and decodes only if the buffer is empty. All bytes before
+// a fault are returned before its error.
 func (r *Reader) Read(p []byte) (int, error) {
 	if r.d == nil {
 		return 0, errClosed
@@ -81,8 +84,8 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteTo writes all that is left to w in pieces of up to 256 KiB, without a copy. A piece that w did not take is
-// still there for the next Read or WriteTo.
+// WriteTo writes the rest to w in pieces of up to 256 KiB, without a copy. The next Read or WriteTo returns the
+// bytes that w did not accept.
 func (r *Reader) WriteTo(w io.Writer) (int64, error) {
 	if r.d == nil {
 		return 0, errClosed
@@ -110,7 +113,7 @@ func (r *Reader) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
-// Close gives the memory back. It does not close the source.
+// Close releases the memory. It does not close the source.
 func (r *Reader) Close() error {
 	if r.d != nil {
 		r.d.state = state{}

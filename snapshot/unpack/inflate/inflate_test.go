@@ -34,7 +34,7 @@ func must(tb testing.TB, err error) {
 	}
 }
 
-// same fails unless every way gives what compress/gzip gives, which is returned.
+// same fails the test unless every way returns what compress/gzip returns. It returns that.
 func same(t *testing.T, file []byte) ([]byte, error) {
 	t.Helper()
 	p, s := &peer{}, &subject{}
@@ -259,7 +259,7 @@ func TestFlips(t *testing.T) {
 	}
 }
 
-// TestSources: how bytes and faults come makes no difference.
+// TestSources: the result does not depend on how the source delivers its bytes and errors.
 func TestSources(t *testing.T) {
 	data := sample(300_000)
 	file := stdGzip(t, 6, data)
@@ -297,7 +297,7 @@ func TestSources(t *testing.T) {
 	}
 }
 
-// stubborn takes so many bytes at a time, and says so, or not.
+// stubborn is a writer that accepts take bytes at a time and returns err.
 type stubborn struct {
 	bytes.Buffer
 	take int
@@ -309,7 +309,7 @@ func (s *stubborn) Write(p []byte) (int, error) {
 	return min(len(p), s.take), s.err
 }
 
-// TestWriteTo: what a writer does not take is not lost.
+// TestWriteTo: bytes that a writer does not accept are not lost.
 func TestWriteTo(t *testing.T) {
 	data := sample(700_000)
 	full := errors.New("disk full")
@@ -342,7 +342,7 @@ func TestWriteTo(t *testing.T) {
 	}
 }
 
-// TestClose: memory goes back once, and a closed Reader has none.
+// TestClose: memory is released once, and a closed Reader has none.
 func TestClose(t *testing.T) {
 	file := stdGzip(t, 6, []byte("content"))
 	z := inflate.New(bytes.NewReader(file), nil)

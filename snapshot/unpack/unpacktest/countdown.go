@@ -7,10 +7,10 @@ import (
 
 // Countdown is a context that is cancelled when its Err is called for the end-th time.
 type Countdown struct {
-	context.Context
-	cancel context.CancelFunc
-	calls  atomic.Int64
-	end    int
+	context.Context //nolint:containedctx // it is a context itself
+	cancel          context.CancelFunc
+	calls           atomic.Int64
+	end             int
 }
 
 // NewCountdown returns a Countdown. If end is 0, it is never cancelled.

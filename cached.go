@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -121,6 +122,10 @@ func (p *pull) cached(ctx context.Context, target digest.Digest) (img *Image, mi
 	img, err = p.answer(ctx, rec)
 	if err == nil && !p.opts.NoSync {
 		err = p.t.snapshots.Layers().Sync(ctx) // an earlier pull may not have waited for it
+	}
+	if err == nil {
+		e := observe.Event{Kind: observe.Hit, Subject: p.ref.String()}
+		observe.Note(ctx, p.t.observe, e, observe.Result{})
 	}
 	return img, nil, err
 }

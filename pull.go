@@ -122,6 +122,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	}
 	defer remove()
 	r, err := resolver.New(&resolver.Options{
+		Observe:   p.t.observe,
 		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials,
 		Tokens: p.t.tokens, InFlight: p.t.flights,
 		Connections: &p.t.connections, Warn: func(text string) { p.log("%s%s", WarningPrefix, text) },

@@ -72,7 +72,9 @@ import (
 	"github.com/tank-snapshotter/tank/binding"
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/keylock"
+	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/ocilayout"
 	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/internal/rootlock"
@@ -109,11 +111,16 @@ type Options struct {
 	// methods that would change the root return errdefs.ErrFailedPrecondition. false: Open returns that
 	// error for such a root.
 	AllowReadOnly bool
+	// Observe sees downloads, unpacks, syncs, sweeps and cache hits. nil: nobody observes.
+	Observe observe.Observer
+	// FS changes the file system. nil: fsys.OS.
+	FS fsys.FS
 }
 
 // Tank is an open root.
 type Tank struct {
 	root      string
+	observe   observe.Observer // may be nil
 	readOnly  bool
 	daemon    bool
 	reserve   *reserve.Reserve // for operations that free space on a full disk
@@ -173,7 +180,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 			root, errdefs.ErrInvalidArgument)
 	}
 	t := &Tank{
-		root: root, reserve: spare, layout: ocilayout.New(root, nil), pulls: map[string]bool{},
+		root: root, observe: opts.Observe, reserve: spare, layout: ocilayout.New(root, opts.FS), pulls: map[string]bool{},
 		tokens: resolver.NewTokenCache(), flights: resolver.NewInFlight(),
 	}
 	defer func() {
@@ -181,7 +188,9 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 			err = errors.Join(err, t.Close())
 		}
 	}()
-	t.lock, err = rootlock.Take(root, &rootlock.Options{Make: !opts.Existing, AllowReadOnly: opts.AllowReadOnly})
+	t.lock, err = rootlock.Take(root, &rootlock.Options{
+		Make: !opts.Existing, AllowReadOnly: opts.AllowReadOnly, FS: opts.FS,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
@@ -203,6 +212,8 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		return err
 	})
 	t.content, err = content.Open(root, t.db, &content.Options{
+		Observe:    opts.Observe,
+		FS:         opts.FS,
 		ReadOnly:   t.readOnly,
 		OnIngest:   func(d digest.Digest) { t.snapshots.Layers().Ingested(d) },
 		OnGarbage:  func(digest.Digest) { t.sweeper.request() },
@@ -214,6 +225,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		return nil, err
 	}
 	layers := &snapshot.Options{
+		FS:       opts.FS,
 		ReadOnly: t.readOnly, Unpack: unpackOptions(t.lock.Access()), Directory: opts.Directory,
 		SkipKnownBlobs: opts.SkipKnownBlobs,
 	}
@@ -253,7 +265,7 @@ func (t *Tank) openDatabase(opts *Options) error {
 	}
 	var err error
 	t.db, err = metadata.Open(path, &metadata.Options{
-		Existing: existing, ReadOnly: t.readOnly, Spend: t.reserve.Spend,
+		Existing: existing, ReadOnly: t.readOnly, Spend: t.reserve.Spend, FS: opts.FS,
 	})
 	if errdefs.IsDataLoss(err) && cause.Of(err).Kind == "" {
 		err = cause.Mark(err, cause.Database, t.root)

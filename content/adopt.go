@@ -59,10 +59,14 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 	if now, err := os.Lstat(path); err != nil || !os.SameFile(fi, now) {
 		return fmt.Errorf("blob %s: its file was replaced while it was hashed: %w", d, errdefs.ErrNotFound)
 	}
-	return hs.s.db.Batch(func(tx *metadata.Tx) error {
+	err = hs.s.db.Batch(func(tx *metadata.Tx) error {
 		_, err := hs.record(tx, d, fi.Size(), nil)
 		return err
 	})
+	if err == nil {
+		hs.noteHit(ctx, d, fi.Size())
+	}
+	return err
 }
 
 // fits reports whether the file system is large enough for all bytes of the file. A larger file has

@@ -66,8 +66,8 @@ type Options struct {
 	// keeps all. It is called without any lock, and only if there are blobs without a record. nil:
 	// Sweep keeps none.
 	Needed func() (map[digest.Digest]bool, error)
-	// Observe sees every Sweep, and a Hit when a holder asks for the Info of a stored blob or wants
-	// to write one. nil: nobody observes.
+	// Observe sees every Sweep, and a Hit when a holder comes to hold a blob that was in the store
+	// already. nil: nobody observes.
 	Observe observe.Observer
 	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS

@@ -35,16 +35,15 @@ const pageSize = 256
 // Info returns the record of a blob, and holds the blob. It returns errdefs.ErrNotFound if the blob
 // is not recorded, or if its file is missing or has another size.
 func (hs *HolderStore) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
-	b, err := hs.hit(d)
+	b, err := hs.hit(ctx, d)
 	if err != nil {
 		return content.Info{}, err
 	}
-	hs.noteHit(ctx, d, b.Size)
 	return info(b), nil
 }
 
-// noteHit reports to the observer that a blob is in the store. size is in bytes, 0 if it is
-// unknown.
+// noteHit reports to the observer that the holder came to hold a blob that was in the store. size
+// is in bytes.
 func (hs *HolderStore) noteHit(ctx context.Context, d digest.Digest, size int64) {
 	e := observe.Event{Kind: observe.Hit, Subject: d.String(), Bytes: size}
 	observe.Note(ctx, hs.s.opts.Observe, e, observe.Result{})
@@ -52,8 +51,8 @@ func (hs *HolderStore) noteHit(ctx context.Context, d digest.Digest, size int64)
 
 // ReaderAt reads a blob, and holds it. It uses only the digest of desc. Its errors are those of
 // Info.
-func (hs *HolderStore) ReaderAt(_ context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
-	b, err := hs.hit(desc.Digest)
+func (hs *HolderStore) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	b, err := hs.hit(ctx, desc.Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +64,7 @@ func (hs *HolderStore) ReaderAt(_ context.Context, desc ocispec.Descriptor) (con
 }
 
 // hit holds a blob that is in the store. It writes only if the holder does not hold the blob yet.
-func (hs *HolderStore) hit(d digest.Digest) (b metadata.Blob, err error) {
+func (hs *HolderStore) hit(ctx context.Context, d digest.Digest) (b metadata.Blob, err error) {
 	if err := validate(d); err != nil {
 		return b, err
 	}
@@ -88,6 +87,9 @@ func (hs *HolderStore) hit(d digest.Digest) (b metadata.Blob, err error) {
 		}
 		return tx.Hold(hs.holder, metadata.BlobNode(d))
 	})
+	if err == nil {
+		hs.noteHit(ctx, d, b.Size)
+	}
 	return b, err
 }
 
@@ -116,7 +118,7 @@ func (hs *HolderStore) record(tx *metadata.Tx, d digest.Digest, size int64, labe
 // Update sets labels of a blob, and holds the blob. fields are "labels" and "labels.<key>". A label
 // without a value is removed. It returns errdefs.ErrInvalidArgument for other fields, and for
 // labels above containerd's limit.
-func (hs *HolderStore) Update(_ context.Context, in content.Info, fields ...string) (content.Info, error) {
+func (hs *HolderStore) Update(ctx context.Context, in content.Info, fields ...string) (content.Info, error) {
 	if len(fields) == 0 {
 		fields = []string{"labels"}
 	}
@@ -126,7 +128,7 @@ func (hs *HolderStore) Update(_ context.Context, in content.Info, fields ...stri
 			return content.Info{}, fmt.Errorf("blob %s: %w", in.Digest, err)
 		}
 	}
-	if _, err := hs.hit(in.Digest); err != nil {
+	if _, err := hs.hit(ctx, in.Digest); err != nil {
 		return content.Info{}, err
 	}
 	var b metadata.Blob

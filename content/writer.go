@@ -83,12 +83,11 @@ func (hs *HolderStore) Writer(ctx context.Context, opts ...content.WriterOpt) (c
 		return nil, fmt.Errorf("ingest: the ref is missing: %w", errdefs.ErrInvalidArgument)
 	}
 	if o.Desc.Digest != "" {
-		_, err := hs.hit(o.Desc.Digest)
+		_, err := hs.hit(ctx, o.Desc.Digest)
 		if errdefs.IsNotFound(err) {
 			err = hs.adopt(ctx, o.Desc)
 		}
 		if err == nil {
-			hs.noteHit(ctx, o.Desc.Digest, o.Desc.Size)
 			return nil, fmt.Errorf("blob %s: %w", o.Desc.Digest, errdefs.ErrAlreadyExists)
 		}
 		if !errdefs.IsNotFound(err) {

@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/mediatype"
@@ -24,9 +23,6 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
-
-// labelLayerDigest comes with the Prepare of a layer when containerd is told to pass annotations.
-const labelLayerDigest = "containerd.io/snapshot/cri.layer-digest"
 
 // Apply unpacks the layer desc into the snapshot that the mounts belong to, or only attaches it when it was unpacked
 // while it arrived, and returns its diff ID as a descriptor. errdefs.ErrNotImplemented for mounts that are not the
@@ -78,7 +74,7 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 	if decode == nil {
 		rec, err = s.layers.Claim(ctx, layer.Pair{Blob: desc}, s.attach(key))
 	} else {
-		expected := digestOf(sn.Labels[snapshots.LabelSnapshotDiffID])
+		expected := digestOf(requestOf(sn.Key, sn.Labels).diffID)
 		rec, err = s.layers.ClaimDecoded(ctx, layer.Pair{Blob: desc, DiffID: expected}, decode, s.attach(key))
 	}
 	if err != nil {
@@ -183,45 +179,50 @@ func (s *Store) pristine(dir string) (bool, error) {
 // answers so that containerd skips download and apply. If containerd has the blob, it reports a miss: containerd then
 // takes the blob into its own records, and applying costs nothing. See docs/adr/0004 and 0009. Any mismatch is a miss,
 // never an error.
-func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent, target string, labels map[string]string) (m []mount.Mount, done bool, err error) {
-	rec, ok := n.s.expected(ctx, parent, target, labels)
+func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent string, labels map[string]string, r request) (
+	m []mount.Mount, done bool, err error,
+) {
+	rec, ok := n.s.expected(ctx, parent, r)
 	if !ok {
 		return nil, false, nil
 	}
-	if labels[labelParentChainID] != "" && parent == "" {
+	if r.parentChain != "" && parent == "" {
 		m, err = n.createStaged(ctx, key, labels, rec)
 		if errdefs.IsNotFound(err) {
 			return nil, false, nil
+		}
+		if err == nil {
+			n.s.layers.Hit(ctx, rec, 0)
 		}
 		return m, err == nil, err
 	}
 	if err := n.s.valid(ctx, metadata.Snapshot{Layer: rec.Key}, parent); errors.Is(err, stream.ErrInvalidLayer) {
 		return nil, false, fmt.Errorf("snapshot %s: %w", key, err)
 	}
-	done, err = n.commitKnown(key, parent, target, labels, rec)
+	done, err = n.commitKnown(key, parent, r.target, labels, rec)
 	if err != nil || !done {
 		return nil, false, err
 	}
-	return nil, true, fmt.Errorf("snapshot %s: target %s: %w", key, target, errdefs.ErrAlreadyExists)
+	n.s.layers.Hit(ctx, rec, 0)
+	return nil, true, fmt.Errorf("snapshot %s: target %s: %w", key, r.target, errdefs.ErrAlreadyExists)
 }
 
 // expected finds the known layer that the labels of an extraction ask for, unless its blob is to be adopted. Labels may come from the
 // image and are not to be trusted: the pair of blob and diff ID must have been verified in this root.
-func (s *Store) expected(ctx context.Context, parent, target string, labels map[string]string) (rec metadata.Layer, ok bool) {
-	blob := digestOf(labels[labelLayerDigest])
-	if blob == "" {
+func (s *Store) expected(ctx context.Context, parent string, r request) (rec metadata.Layer, ok bool) {
+	if r.blob == "" {
 		return rec, false
 	}
 	key := ""
 	err := s.db.View(func(tx *metadata.Tx) error {
-		diffID := tx.Verified(blob)
-		if diffID == "" || !wanted(diffID, parent, target, labels) {
+		diffID := tx.Verified(r.blob)
+		if diffID == "" || !r.wants(diffID, parent) {
 			return errdefs.ErrNotFound
 		}
 		key = metadata.LayerKey(diffID)
 		return nil
 	})
-	if err != nil || s.adoptable(ctx, blob) {
+	if err != nil || s.adoptable(ctx, r.blob) {
 		return rec, false
 	}
 	rec, err = s.layers.Intact(ctx, key)
@@ -234,25 +235,6 @@ func (s *Store) adoptable(ctx context.Context, blob digest.Digest) bool {
 	}
 	_, here := s.blobs.Size(blob)
 	return here
-}
-
-// wanted says whether an extraction is one of the layer diffID. containerd 2.3 and later name the diff ID. The target, which is the chain
-// ID, has to be that of the layer above the parent all the same: annotations of a pod come along as labels of its sandbox's snapshot, and
-// containerd would take what is answered for the layers of whatever image has that chain ID. The parent's chain ID ends its name:
-// "<ns>/<seq>/<chain ID>", or, of one that was known, "<ns>/<seq>/extract-<unique> <chain ID>".
-func wanted(diffID digest.Digest, parent, target string, labels map[string]string) bool {
-	if want, ok := labels[snapshots.LabelSnapshotDiffID]; ok && want != diffID.String() {
-		return false
-	}
-	below := labels[labelParentChainID]
-	if parent != "" {
-		below = parent[strings.LastIndexAny(parent, "/ ")+1:]
-	}
-	chain := []digest.Digest{diffID}
-	if below != "" {
-		chain = []digest.Digest{digest.Digest(below), diffID}
-	}
-	return target == identity.ChainID(chain).String()
 }
 
 // createStaged makes an active snapshot for which a layer stands already.

@@ -6,8 +6,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
-
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -15,12 +13,13 @@ import (
 // whole says whether a new snapshot is to have a copy of all that its parent shows. An extraction never is: a layer that is
 // applied to it takes its place, or what somebody else's differ writes in overlay's form. Nor is a view of what one
 // directory shows already.
-func (s *Store) whole(sn metadata.Snapshot, st *stack) bool {
+func (s *Store) whole(sn metadata.Snapshot, st *stack, remap bool) bool {
+	r := requestOf(sn.Key, sn.Labels)
 	switch {
-	case !s.opts.Directory, sn.Labels[snapshots.LabelSnapshotRef] != "", sn.Labels[labelParentChainID] != "", isExtraction(sn.Key):
+	case !s.opts.Directory, r.extraction, r.parentChain != "":
 		return false
 	case sn.Kind == metadata.View:
-		return len(st.dirs) != 1 || st.viewRoot(s.remaps(sn)) != ""
+		return len(st.dirs) != 1 || st.viewRoot(remap) != ""
 	}
 	return true
 }

@@ -1,32 +1,17 @@
 package snapshot_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
-	"github.com/tank-snapshotter/tank/snapshot/layer"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// oneBlob is a store of one blob.
-type oneBlob []byte
-
-func (b oneBlob) Open(context.Context, digest.Digest) (io.ReadCloser, error) {
-	return io.NopCloser(bytes.NewReader(b)), nil
-}
-
-func (b oneBlob) Size(digest.Digest) (int64, bool) { return int64(len(b)), true }
-
-// A layer is unpacked once, keyed by its diff ID, and lives as long as somebody holds it.
+// A holder prepares a snapshot, gets mounts for it, and makes it a parent for others.
 func Example() {
 	ctx := context.Background()
 	root, err := os.MkdirTemp("", "tank")
@@ -41,20 +26,23 @@ func Example() {
 		return
 	}
 	defer db.Close()
-	tar := oneBlob(make([]byte, 1024)) // an empty archive
-	s, err := snapshot.Open(root, db, tar, &snapshot.Options{Unpack: unpack.Options{Unprivileged: os.Geteuid() != 0}})
+	s, err := snapshot.Open(root, db, nil, &snapshot.Options{Unpack: unpack.Options{Unprivileged: os.Geteuid() != 0}})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	defer s.Close()
-	d := digest.FromBytes(tar)
-	layer := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: 1024}, DiffID: d}
-	first, err := s.Layers().Unpack(ctx, "example", layer)
-	fmt.Println("empty:", first.Empty, err)
-	again, err := s.Layers().Unpack(ctx, "another holder", layer)
-	fmt.Println("unpacked once:", first.Dir == again.Dir, err)
+	snapshotter := s.For("example")
+	mounts, err := snapshotter.Prepare(ctx, "work", "")
+	fmt.Println(len(mounts), "mount of type", mounts[0].Type, err)
+	fmt.Println(snapshotter.Commit(ctx, "base", "work"))
+	info, err := snapshotter.Stat(ctx, "base")
+	fmt.Println(info.Kind, err)
+	_, err = s.For("another holder").Stat(ctx, "base")
+	fmt.Println(err)
 	// Output:
-	// empty: true <nil>
-	// unpacked once: true <nil>
+	// 1 mount of type bind <nil>
+	// <nil>
+	// Committed <nil>
+	// snapshot base: not found
 }

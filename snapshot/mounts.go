@@ -7,19 +7,18 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
 // mounts says how to mount a snapshot that stands on st. Nothing here mounts: containerd does.
 func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
-	ids, err := s.idOptions(sn)
+	ids, err := s.idMaps(sn)
 	if err != nil {
 		return nil, err
 	}
 	ms, err := s.plainMounts(ctx, sn, st)
-	if err != nil || len(ids) == 0 {
+	if err != nil || ids.empty() {
 		return ms, err
 	}
 	if sn.Kind == metadata.View && sn.Dir != "" {
@@ -27,7 +26,7 @@ func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]
 		fs := s.path("snapshots", sn.Dir, "fs")
 		ms = append(bind(fs, "rw"), mount.Mount{Type: "bind", Source: fs, Options: []string{"remount", "bind", "ro"}})
 	}
-	ms[0].Options = append(ids, ms[0].Options...)
+	ms[0].Options = append(ids.options(), ms[0].Options...)
 	return ms, nil
 }
 
@@ -52,7 +51,7 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 	switch {
 	case sn.Kind == metadata.Active && sn.Dir == "":
 		return s.stagedMounts(ctx, sn)
-	case sn.Kind == metadata.Active && len(lower) == 0 && s.rebases(sn):
+	case sn.Kind == metadata.Active && len(lower) == 0 && requestOf(sn.Key, sn.Labels).rebases(s.opts.UserXattr):
 		// A layer that containerd unpacks above a parent that it names only at the commit. It must look like overlay, or
 		// whoever applies the layer loses its whiteouts; nobody mounts it.
 		return s.overlay("workdir="+s.path("snapshots", sn.Dir, "work"), "upperdir="+fs), nil
@@ -74,13 +73,6 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 		return bind(lower[0], "ro"), nil
 	}
 	return s.overlay("lowerdir=" + strings.Join(lower, ":")), nil
-}
-
-// rebases says whether an extraction may get a parent at its commit. containerd 2.3 and later say so; 2.2 has neither label, and
-// asks alike for the lowest layer. Inside a user namespace, where the mount could not be made, it never does.
-func (s *Store) rebases(sn metadata.Snapshot) bool {
-	old := sn.Labels[snapshots.LabelSnapshotRef] != "" && sn.Labels[snapshots.LabelSnapshotDiffID] == ""
-	return sn.Labels[labelParentChainID] != "" || old && !s.opts.UserXattr
 }
 
 // stagedMounts are those of a snapshot for which a known layer stands. That the last is read-only says so to containerd

@@ -28,8 +28,8 @@ func (n *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	if err != nil {
 		return nil, err
 	}
-	if target := labels[snapshots.LabelSnapshotRef]; target != "" && n.s.opts.SkipKnownBlobs {
-		m, done, err := n.prepareKnown(ctx, key, parent, target, labels)
+	if r := requestOf(key, labels); r.target != "" && n.s.opts.SkipKnownBlobs {
+		m, done, err := n.prepareKnown(ctx, key, parent, labels, r)
 		if err != nil || done {
 			return m, err
 		}
@@ -69,18 +69,19 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	if err != nil {
 		return nil, err
 	}
-	if _, _, _, err := n.s.idMaps(sn); err != nil {
+	ids, err := n.s.idMaps(sn)
+	if err != nil {
 		return nil, err
 	}
-	sn.FullCopy = n.s.whole(sn, st)
-	staged, err := n.s.stageSnapshot(ctx, sn, st)
+	sn.FullCopy = n.s.whole(sn, st, !ids.empty())
+	staged, err := n.s.stageSnapshot(ctx, sn, st, ids)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
 	}
 	if sn, err = n.put(sn, staged); err != nil {
 		return nil, err
 	}
-	if sn, err = n.s.ensureViewRoot(ctx, sn, st); err != nil {
+	if sn, err = n.s.ensureViewRoot(ctx, sn, st, !ids.empty()); err != nil {
 		return nil, err
 	}
 	return n.s.mounts(ctx, sn, st)
@@ -113,7 +114,7 @@ func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) (p metadata.Sn
 }
 
 // stageSnapshot makes the directory of a new snapshot under a staged name; "" when it needs none of its own.
-func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *stack) (string, error) {
+func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *stack, ids idMaps) (string, error) {
 	switch {
 	case sn.FullCopy:
 		return s.stageWhole(ctx, sn.Parent, st)
@@ -122,10 +123,7 @@ func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *sta
 	}
 	root := st.root
 	if len(st.dirs) > 0 { // overlay remaps what is below, but not this
-		var err error
-		if root, err = s.remapped(root, sn); err != nil {
-			return "", err
-		}
+		root = ids.root(root)
 	}
 	staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
 	if err := s.dir.Build(staged, func() error { return makeUpper(staged, &root) }, nil); err != nil {
@@ -188,11 +186,11 @@ func (s *Store) own(sn metadata.Snapshot) {
 }
 
 // ensureViewRoot makes the directory that a view has on top, if it needs one.
-func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *stack) (metadata.Snapshot, error) {
+func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *stack, remap bool) (metadata.Snapshot, error) {
 	if sn.Kind != metadata.View || sn.Dir != "" {
 		return sn, nil
 	}
-	key := st.viewRoot(s.remaps(sn))
+	key := st.viewRoot(remap)
 	if key == "" {
 		return sn, nil
 	}

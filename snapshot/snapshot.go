@@ -44,8 +44,8 @@ type Options struct {
 	Directory bool
 	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS
-	// Observer sees unpacks, syncs, sweeps and hits. nil: nobody does.
-	Observer observe.Observer
+	// Observe sees unpacks, syncs, sweeps and hits. nil: nobody does.
+	Observe observe.Observer
 	// ReadOnly has the store change nothing in the root, whose layers and rootfs are read only. false: Open makes
 	// directories and deletes leftovers.
 	ReadOnly bool
@@ -93,7 +93,7 @@ func Open(root string, db *metadata.DB, blobs layer.Blobs, opts *Options) (*Stor
 	}
 	s.layers, err = layer.Open(s.dir, db, blobs, &layer.Options{
 		Unpack: s.opts.Unpack, SyncDelay: s.opts.SyncDelay, UserXattr: s.opts.UserXattr, Unmounted: s.opts.Directory,
-		ReadOnly: s.opts.ReadOnly, Rebuild: s.rebuildFixup, Observer: s.opts.Observer,
+		ReadOnly: s.opts.ReadOnly, Rebuild: s.rebuildFixup, Observe: s.opts.Observe,
 	})
 	if err != nil {
 		return nil, err

@@ -18,9 +18,6 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// labelParentChainID comes with the Prepare of a layer that containerd unpacks without naming its parent ("rebase").
-const labelParentChainID = "containerd.io/snapshot/parent-chain-id"
-
 // walkPage is how many snapshots Walk reads in one transaction.
 const walkPage = 100
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
+	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -21,7 +22,15 @@ type Stats struct {
 // Sweep deletes the directories that have no record, and finished unpacks that nobody wants any more. It moves them
 // aside under the gate and deletes them after it. What can't be deleted does not keep it from the rest: a
 // leftover.Error names that, and the next sweep tries again.
-func (s *Store) Sweep(ctx context.Context) (Stats, error) {
+func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
+	ctx, end := observe.Begin(ctx, s.opts.Observe, observe.Event{Kind: observe.Sweep, Subject: "layers"})
+	freed := func() int64 { return 0 }
+	if s.opts.Observe != nil {
+		freed = s.dir.Count()
+	}
+	defer func() {
+		end(observe.Result{Err: err, Bytes: freed(), Count: int64(stats.Layers + stats.Rootfs + stats.Snapshots)})
+	}()
 	unclaimed := s.layers.DropUnclaimed(time.Now())
 	stats, moved, err := s.moveUnrecorded()
 	older, lerr := s.dir.Leftovers(ctx, pools...) // the background may not have deleted that yet

@@ -27,8 +27,9 @@ const (
 	Download Kind = "download"
 	// Unpack is the extraction of one layer. It may begin while the blob still downloads, and then
 	// includes the time during which it waits for bytes. Event: Subject is the digest of the
-	// layer's blob, Bytes that blob's size. Result: Bytes are those of the extracted files, Count
-	// is the number of their inodes.
+	// layer's blob, Bytes that blob's size, Source "blob" if all of the blob was here at the beginning
+	// and "download" if the unpack follows its download. Result: Bytes are those of the extracted
+	// files, Count is the number of their inodes; both are 0 for a layer that was only hashed.
 	Unpack Kind = "unpack"
 	// Sync makes provisional layers and root file systems durable with syncfs. Result: Count is the
 	// number of records that became durable.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/durable"
 )
 
 // AssembleOptions of Assemble. nil means the zero value.
@@ -38,14 +39,14 @@ func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest dig
 	if err != nil {
 		return "", err
 	}
-	path := s.rootfsPath(manifest)
+	path := s.at.rootfs(manifest)
 	if s.doubts.has(n) {
-		if err := s.compare(ctx, path, path+".seal"); ctx.Err() != nil {
+		if err := s.modes.compare(ctx, path, path+".seal"); ctx.Err() != nil {
 			return "", fmt.Errorf("rootfs %s: %w", manifest, context.Cause(ctx))
 		} else if err != nil {
 			return "", fmt.Errorf("rootfs %s: %w: %w", manifest, err, errdefs.ErrNotFound)
 		}
-		s.trusted(n, rootfsVersion(rec))
+		s.trusted(n, durable.RootfsVersion(rec))
 	}
 	if _, err := os.Stat(path); err != nil {
 		return "", fmt.Errorf("rootfs %s: directory: %w", manifest, errdefs.ErrNotFound)
@@ -68,7 +69,7 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	if path, err := s.Rootfs(ctx, holder, manifest); err == nil || !errdefs.IsNotFound(err) {
 		return path, err
 	}
-	path := s.rootfsPath(manifest)
+	path := s.at.rootfs(manifest)
 	if err := s.dir.MakeParent(path); err != nil {
 		return "", fmt.Errorf("rootfs %s: %w", manifest, err)
 	}
@@ -118,7 +119,7 @@ func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.
 	}
 	s.replaced(n)
 	if !rec.Durable {
-		s.syncer.add(n, rootfsVersion(rec))
+		s.syncer.Add(n, durable.RootfsVersion(rec))
 	}
 	return nil
 }

@@ -158,7 +158,7 @@ func (a *assembly) sources(ctx context.Context) (map[string]source, error) {
 		if err != nil {
 			return nil, err
 		}
-		sources[l.Key] = source{dir: s.entry(rec.Dir)}
+		sources[l.Key] = source{dir: s.at.entry(rec.Dir)}
 	}
 	if !a.opts.Consume {
 		return sources, nil
@@ -201,7 +201,7 @@ func (a *assembly) sources(ctx context.Context) (map[string]source, error) {
 // is impossible, because it was made before its pool got a quota, the layer gets its record back and is copied. The
 // gate is held.
 func (a *assembly) consume(rec metadata.Layer) (source, error) {
-	from, to := a.s.entry(rec.Dir), filepath.Join(a.staged, "layer-"+rec.Dir)
+	from, to := a.s.at.entry(rec.Dir), filepath.Join(a.staged, "layer-"+rec.Dir)
 	err := a.s.dir.MoveStaged(from, to)
 	if !errors.Is(err, unix.EXDEV) {
 		return source{dir: to, move: true}, err

@@ -13,6 +13,7 @@ import (
 
 // Check compares every layer, fix-up and rootfs with its seal, in both directions, and reports each difference.
 func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
+	c := checker{s, report}
 	layers, rootfs, err := recorded(s.db)
 	if err != nil {
 		return err
@@ -21,35 +22,42 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		s.checkLayer(ctx, l, report)
+		c.layer(ctx, l)
 	}
 	for _, d := range rootfs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		dir := s.rootfsPath(d)
+		dir := s.at.rootfs(d)
 		f := metadata.Fault{Damage: metadata.DifferentBytes, Node: metadata.RootfsNode(d), Mend: metadata.MendAssemble}
-		s.checkSealed(ctx, f, dir, dir+".seal", report, func() bool {
+		c.sealed(ctx, f, dir, dir+".seal", func() bool {
 			return s.db.View(func(tx *metadata.Tx) error { _, err := tx.Rootfs(d); return err }) == nil
 		})
 	}
 	return ctx.Err()
 }
 
-func (s *Store) checkLayer(ctx context.Context, l metadata.Layer, report func(metadata.Fault)) {
+// checker reports how directories differ from their seals.
+type checker struct {
+	s      *Store
+	report func(metadata.Fault)
+}
+
+func (c checker) layer(ctx context.Context, l metadata.Layer) {
+	s := c.s
 	f := metadata.Fault{Damage: metadata.DifferentBytes, Node: metadata.LayerNode(l.Key), Mend: metadata.MendUnpack}
 	unchanged := func() bool {
 		now, err := s.Record(l.Key)
 		return err == nil && now.Dir == l.Dir
 	}
-	s.checkSealed(ctx, f, s.fs(l.Dir), s.seal(l.Dir), report, unchanged)
+	c.sealed(ctx, f, s.at.fs(l.Dir), s.at.seal(l.Dir), unchanged)
 	if !l.Ordered {
 		return
 	}
-	err := tree.CheckOrder(ctx, s.entry(l.Dir))
+	err := tree.CheckOrder(ctx, s.at.entry(l.Dir))
 	if err != nil && ctx.Err() == nil && unchanged() {
-		f.Err = fmt.Errorf("layer %s: %s: %w: %w", l.Key, s.entry(l.Dir), err, errdefs.ErrDataLoss)
-		report(f)
+		f.Err = fmt.Errorf("layer %s: %s: %w: %w", l.Key, s.at.entry(l.Dir), err, errdefs.ErrDataLoss)
+		c.report(f)
 	}
 }
 
@@ -73,16 +81,14 @@ func recorded(db *metadata.DB) (layers []metadata.Layer, rootfs []digest.Digest,
 // maxFaults is how many differences of one directory are reported one by one.
 const maxFaults = 1000
 
-// checkSealed reports how a directory differs from its seal, unless it was removed meanwhile. base is each fault without
-// its error.
-func (s *Store) checkSealed(ctx context.Context, base metadata.Fault, dir, seal string,
-	report func(metadata.Fault), unchanged func() bool,
-) {
+// sealed reports how a directory differs from its seal, unless it was removed or replaced meanwhile. base is each fault
+// without its error.
+func (c checker) sealed(ctx context.Context, base metadata.Fault, dir, seal string, unchanged func() bool) {
 	kind, name := base.Subject()
 	what := kind + " " + name
 	var faults []error
 	count := 0
-	done := s.exclusive()
+	done := c.s.modes.exclusive()
 	err := tree.CompareSeal(ctx, seal, dir, func(path, diff string) {
 		if count++; count <= maxFaults {
 			faults = append(faults, fmt.Errorf("%s: %s/%s: %s: %w", what, dir, path, diff, errdefs.ErrDataLoss))
@@ -105,6 +111,6 @@ func (s *Store) checkSealed(ctx context.Context, base metadata.Fault, dir, seal 
 	for _, err := range faults {
 		f := base
 		f.Err = err
-		report(f)
+		c.report(f)
 	}
 }

@@ -9,17 +9,10 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/durable"
 )
 
-// known reports whether the layer is here and was verified for its blob: any config may claim any diff ID.
-func (s *Store) known(l Pair) (known bool, err error) {
-	err = s.db.View(func(tx *metadata.Tx) error {
-		known = isKnown(tx, l)
-		return nil
-	})
-	return known, err
-}
-
+// isKnown reports whether the layer is here and was verified for its blob, because any config may claim any diff ID.
 func isKnown(tx *metadata.Tx, l Pair) bool {
 	d := tx.Verified(l.Blob.Digest)
 	if d == "" || (l.DiffID != "" && d != l.DiffID) {
@@ -69,7 +62,7 @@ func (s *Store) Claim(ctx context.Context, l Pair,
 		if j.err != nil {
 			return rec, j.err
 		}
-		if err := s.setVerified(j); err != nil {
+		if err := setVerified(s.db, j); err != nil {
 			return rec, err
 		}
 		if l.DiffID != "" && l.DiffID != j.diffID {
@@ -91,7 +84,12 @@ func (s *Store) Claim(ctx context.Context, l Pair,
 func (s *Store) claimKnown(ctx context.Context, l Pair,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, ok bool, err error) {
-	if known, err := s.known(l); err != nil || !known {
+	known := false
+	err = s.db.View(func(tx *metadata.Tx) error {
+		known = isKnown(tx, l)
+		return nil
+	})
+	if err != nil || !known {
 		return rec, false, err
 	}
 	err = s.db.Batch(func(tx *metadata.Tx) (err error) {
@@ -108,21 +106,24 @@ func (s *Store) claimKnown(ctx context.Context, l Pair,
 	if err != nil || !ok {
 		return rec, false, err
 	}
-	rec, err = s.intact(ctx, rec)
-	return rec, err == nil, err
+	if rec, err = s.intact(ctx, rec); err != nil {
+		return rec, false, err
+	}
+	s.Hit(ctx, rec, l.Blob.Size)
+	return rec, true, nil
 }
 
 // setVerified records that the blob of a job has the diff ID that was computed.
-func (s *Store) setVerified(j *job) error {
+func setVerified(db *metadata.DB, j *job) error {
 	verified := false
-	err := s.db.ViewPending(func(tx *metadata.Tx) error {
+	err := db.ViewPending(func(tx *metadata.Tx) error {
 		verified = tx.Verified(j.pair.Blob.Digest) == j.diffID
 		return nil
 	})
 	if err != nil || verified {
 		return err
 	}
-	return s.db.Batch(func(tx *metadata.Tx) error { return tx.SetVerified(j.pair.Blob.Digest, j.diffID) })
+	return db.Batch(func(tx *metadata.Tx) error { return tx.SetVerified(j.pair.Blob.Digest, j.diffID) })
 }
 
 // place puts a finished job's directory into its place, unless another with the same diff ID came first, and records it.
@@ -159,7 +160,7 @@ func (s *Store) place(j *job,
 	}
 	err = s.dir.Place(rootdir.Entry{Kind: metadata.KindLayer, Staged: j.dir}, record)
 	if err == nil && used {
-		s.syncer.add(metadata.LayerNode(rec.Key), rec.Dir)
+		s.syncer.Add(metadata.LayerNode(rec.Key), durable.LayerVersion(rec))
 	}
 	return rec, ok && err == nil, err
 }

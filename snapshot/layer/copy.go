@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/tank-snapshotter/tank/internal/descriptors"
 	"github.com/tank-snapshotter/tank/internal/diskspace"
@@ -47,15 +48,19 @@ func (s *Store) merge(ctx context.Context, m *overlay.Merge, dir string) error {
 	}
 	defer release()
 	m.Descriptors = share
-	defer s.exclusive()()
+	defer s.modes.exclusive()()
 	return m.Run(ctx, dir)
 }
 
+// modes is a lock for the modes of files and directories.
+type modes struct{ mu sync.Mutex }
+
 // exclusive makes readers of trees wait for each other if the process has no rights of root: each of them changes the
 // mode of directories that their owner can't read, for as long as it reads them.
-func (s *Store) exclusive() (done func()) {
+func (m *modes) exclusive() (done func()) {
 	if os.Geteuid() == 0 {
 		return func() {}
 	}
-	return s.locks.Lock("modes")
+	m.mu.Lock()
+	return m.mu.Unlock
 }

@@ -26,7 +26,7 @@ func (s *Store) ClaimDecoded(ctx context.Context, l Pair, decode Decode,
 		return rec, err
 	}
 	for {
-		j := s.decodeOnce(ctx, l, decode)
+		j := s.unpacks.once(ctx, request{pair: l, decode: decode})
 		if j.err != nil {
 			return rec, j.err
 		}
@@ -48,17 +48,6 @@ func (s *Store) ClaimDecoded(ctx context.Context, l Pair, decode Decode,
 		}
 		l.DiffID = "" // the layer that was here is not, or is another one: extract
 	}
-}
-
-// decodeOnce unpacks a blob in the call itself. The job is in no table, so no other call finds it.
-func (s *Store) decodeOnce(ctx context.Context, l Pair, decode Decode) *job {
-	ctx, cancel := s.work.Bind(ctx)
-	defer cancel()
-	s.work.Add()
-	defer s.work.Done()
-	j := newJob(request{pair: l, decode: decode}, cancel)
-	s.unpacks.run(ctx, j)
-	return j
 }
 
 // mend compares the layer that a job's bytes belong to, if it is here and another process left it provisional. A broken

@@ -117,12 +117,12 @@ func (s *Store) trusted(n metadata.Node, version string) {
 	if s.opts.ReadOnly {
 		return
 	}
-	s.syncer.add(n, version)
+	s.syncer.Add(n, version)
 	s.SyncSoon()
 }
 
 // replaced forgets what is known of a node that is gone, or that was replaced by a durable one.
 func (s *Store) replaced(n metadata.Node) {
 	s.doubts.remove(n)
-	s.syncer.drop(n)
+	s.syncer.Drop(n)
 }

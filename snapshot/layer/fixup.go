@@ -35,7 +35,7 @@ func (s *Store) Plan(ctx context.Context, key string, below []overlay.Dir) (*Pla
 	if err != nil {
 		return nil, err
 	}
-	return s.plan(ctx, s.entry(rec.Dir), rec, below)
+	return s.plan(ctx, s.at.entry(rec.Dir), rec, below)
 }
 
 // plan is Plan for a layer whose directory is at the path entry.
@@ -200,7 +200,7 @@ func (s *Store) Attach(holder metadata.Holder, key string, b *Built, record func
 	}
 	err := s.dir.Place(rootdir.Entry{Kind: metadata.KindLayer, Staged: b.staged}, attach)
 	if err == nil && used {
-		s.syncer.add(metadata.LayerNode(key), rec.Dir)
+		s.syncer.Add(metadata.LayerNode(key), rec.Dir)
 	}
 	return err
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/durable"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
@@ -56,8 +57,8 @@ type Options struct {
 	// Rebuild builds a broken fix-up again, or a directory that BuildRoot made, for a snapshot that needs it. nil: fix-ups
 	// can't be repaired.
 	Rebuild func(ctx context.Context, key string) (*Built, error)
-	// Observer sees unpacks, syncs and hits. nil: nobody does.
-	Observer observe.Observer
+	// Observe sees unpacks, syncs and hits. nil: nobody does.
+	Observe observe.Observer
 }
 
 // memoryBudget is the number of bytes that all extractions and plans together keep in memory for the entries of
@@ -67,21 +68,23 @@ const memoryBudget = 96 << 20
 // Store has the layers, fix-ups and rootfs of one root.
 type Store struct {
 	dir     *rootdir.Dir
+	at      paths
 	db      *metadata.DB
 	blobs   Blobs
 	opts    Options
 	unpacks *unpacks
-	syncer  *syncer
+	syncer  *durable.Syncer
 	doubts  doubts
 	memory  *budget.Budget // for the entries that extractions and plans keep
 	locks   keylock.Locks
+	modes   modes
 	work    background.Group // unpacks and comparisons, which outlive the call that begins them
 	clones  func() bool      // whether copies of layers share extents with them
 }
 
 // Open returns the layers of a root. dir has the pools layers and rootfs; dir and db stay the caller's to close.
 func Open(dir *rootdir.Dir, db *metadata.DB, blobs Blobs, opts *Options) (*Store, error) {
-	s := &Store{dir: dir, db: db, blobs: blobs}
+	s := &Store{dir: dir, at: paths{dir}, db: db, blobs: blobs}
 	if opts != nil {
 		s.opts = *opts
 	}
@@ -98,7 +101,9 @@ func Open(dir *rootdir.Dir, db *metadata.DB, blobs Blobs, opts *Options) (*Store
 	})
 	s.memory = budget.New(memoryBudget)
 	s.unpacks = newUnpacks(s)
-	s.syncer = newSyncer(s)
+	s.syncer = durable.New(dir, db, &durable.Options{
+		Delay: s.opts.SyncDelay, Busy: s.unpacks.busy, Observe: s.opts.Observe,
+	})
 	return s, nil
 }
 
@@ -106,13 +111,31 @@ func Open(dir *rootdir.Dir, db *metadata.DB, blobs Blobs, opts *Options) (*Store
 func (s *Store) Close() error {
 	s.work.Stop()
 	s.work.Wait()
-	return s.syncer.close()
+	return s.syncer.Close()
+}
+
+// Sync returns when all layers and rootfs that were recorded before the call are durable.
+func (s *Store) Sync(ctx context.Context) error { return s.syncer.Sync(ctx) }
+
+// SyncSoon has provisional records made durable in the background, after Options.SyncDelay.
+func (s *Store) SyncSoon() {
+	if s.opts.SyncDelay >= 0 {
+		s.syncer.Begin()
+	}
+}
+
+// Hit tells the observer that a layer that is here made an extraction unnecessary. size is that of its blob in bytes, 0
+// if it is unknown.
+func (s *Store) Hit(ctx context.Context, rec metadata.Layer, size int64) {
+	observe.Note(ctx, s.opts.Observe, observe.Event{
+		Kind: observe.Hit, Subject: rec.DiffID.String(), Bytes: size,
+	}, observe.Result{})
 }
 
 // Lower returns a layer or fix-up as a directory that can be mounted or read in a stack. The path is valid as long as
 // the record is. Callers must not look for anything beside it.
 func (s *Store) Lower(rec metadata.Layer) overlay.Dir {
-	return overlay.Dir{Name: rec.Key, Path: s.fs(rec.Dir)}
+	return overlay.Dir{Name: rec.Key, Path: s.at.fs(rec.Dir)}
 }
 
 // IsLower reports whether path is one that Lower returns. It compares text, and looks at no file.
@@ -124,7 +147,7 @@ func (s *Store) IsLower(path string) bool {
 
 // Root returns the entry of a layer's root directory.
 func (s *Store) Root(rec metadata.Layer) (*entry.Entry, error) {
-	f, err := nodes.OpenRoot(s.fs(rec.Dir))
+	f, err := nodes.OpenRoot(s.at.fs(rec.Dir))
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +170,7 @@ func (s *Store) DeleteReleased(layers []metadata.Layer) error {
 	err := s.db.ViewCommitted(func(tx *metadata.Tx) error {
 		for _, l := range layers {
 			if now, err := tx.Layer(l.Key); err != nil || now.Dir != l.Dir {
-				gone = append(gone, s.entry(l.Dir))
+				gone = append(gone, s.at.entry(l.Dir))
 			}
 		}
 		return nil
@@ -158,15 +181,18 @@ func (s *Store) DeleteReleased(layers []metadata.Layer) error {
 	return s.dir.Trash(gone...)
 }
 
-// entry is the path of the directory of a layer's entry, which has fs and seal in it.
-func (s *Store) entry(dir string) string { return s.dir.Path(rootdir.Layers, dir) }
+// paths has the paths of what a Store owns.
+type paths struct{ dir *rootdir.Dir }
 
-func (s *Store) fs(dir string) string { return s.dir.Path(rootdir.Layers, dir, "fs") }
+// entry is the directory of a layer's entry, which has fs and seal in it.
+func (p paths) entry(dir string) string { return p.dir.Path(rootdir.Layers, dir) }
 
-func (s *Store) seal(dir string) string { return s.dir.Path(rootdir.Layers, dir, "seal") }
+func (p paths) fs(dir string) string { return p.dir.Path(rootdir.Layers, dir, "fs") }
 
-func (s *Store) rootfsPath(manifest digest.Digest) string {
-	return s.dir.Path(rootdir.Rootfs, manifest.Algorithm().String(), manifest.Encoded())
+func (p paths) seal(dir string) string { return p.dir.Path(rootdir.Layers, dir, "seal") }
+
+func (p paths) rootfs(manifest digest.Digest) string {
+	return p.dir.Path(rootdir.Rootfs, manifest.Algorithm().String(), manifest.Encoded())
 }
 
 // DroppedXattrs returns a sentence about the extended attributes that the layer lacks because its file system does not

@@ -49,7 +49,7 @@ func (s *Store) rebuildFrom(ctx context.Context, rec *metadata.Layer, blob diges
 	reading, cancel := s.work.Bind(context.Background())
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
-	if err := s.unpacks.unpack(reading, request{pair: Pair{Blob: ocispec.Descriptor{Digest: blob}}}, &got); err != nil {
+	if err := s.unpacks.observed(reading, request{pair: Pair{Blob: ocispec.Descriptor{Digest: blob}}}, &got); err != nil {
 		return err
 	}
 	if got.diffID != rec.DiffID {
@@ -75,7 +75,7 @@ func (s *Store) swap(rec *metadata.Layer, staged string, made metadata.Layer) er
 		return err
 	}
 	*rec = now
-	return s.dir.Trash(s.entry(old))
+	return s.dir.Trash(s.at.entry(old))
 }
 
 // rebuildFixup builds a broken fix-up again.

@@ -56,9 +56,9 @@ func (s *Store) intact(ctx context.Context, rec metadata.Layer) (metadata.Layer,
 	if !s.doubts.has(n) {
 		return s.Record(rec.Key) // another call has compared it meanwhile
 	}
-	err := s.compare(ctx, s.fs(rec.Dir), s.seal(rec.Dir))
+	err := s.modes.compare(ctx, s.at.fs(rec.Dir), s.at.seal(rec.Dir))
 	if err == nil && rec.Ordered {
-		err = tree.CheckOrder(ctx, s.entry(rec.Dir))
+		err = tree.CheckOrder(ctx, s.at.entry(rec.Dir))
 	}
 	if errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		log.G(ctx).WithError(err).WithField("layer", rec.Key).
@@ -72,12 +72,12 @@ func (s *Store) intact(ctx context.Context, rec metadata.Layer) (metadata.Layer,
 	return rec, nil
 }
 
-// compare compares a directory with its seal. errdefs.ErrDataLoss names the first difference.
-func (s *Store) compare(ctx context.Context, dir, seal string) error {
-	defer s.exclusive()()
+func (m *modes) compare(ctx context.Context, dir, seal string) error {
+	defer m.exclusive()()
 	return compare(ctx, dir, seal)
 }
 
+// compare compares a directory with its seal. An error of class errdefs.ErrDataLoss names the first difference.
 func compare(ctx context.Context, dir, seal string) error {
 	var first error
 	err := tree.CompareSeal(ctx, seal, dir, func(path, what string) {

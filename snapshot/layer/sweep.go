@@ -48,12 +48,12 @@ func (s *Store) Unrecorded(tx *metadata.Tx) (layers, rootfs []string, err error)
 	if err != nil {
 		return nil, nil, err
 	}
-	rootfs, err = s.unrecordedRootfs(tx)
+	rootfs, err = unrecordedRootfs(tx, s.dir)
 	return layers, rootfs, err
 }
 
-func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
-	algs, err := os.ReadDir(s.dir.Path(rootdir.Rootfs))
+func unrecordedRootfs(tx *metadata.Tx, dir *rootdir.Dir) ([]string, error) {
+	algs, err := os.ReadDir(dir.Path(rootdir.Rootfs))
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
 		if rootdir.IsStaged(alg.Name()) || rootdir.IsLostFound(alg.Name()) {
 			continue
 		}
-		names, err := os.ReadDir(s.dir.Path(rootdir.Rootfs, alg.Name()))
+		names, err := os.ReadDir(dir.Path(rootdir.Rootfs, alg.Name()))
 		if err != nil {
 			return nil, err
 		}
@@ -72,7 +72,7 @@ func (s *Store) unrecordedRootfs(tx *metadata.Tx) ([]string, error) {
 			}
 			d := digest.NewDigestFromEncoded(digest.Algorithm(alg.Name()), strings.TrimSuffix(n.Name(), ".seal"))
 			if _, err := tx.Rootfs(d); errdefs.IsNotFound(err) {
-				gone = append(gone, s.dir.Path(rootdir.Rootfs, alg.Name(), n.Name()))
+				gone = append(gone, dir.Path(rootdir.Rootfs, alg.Name(), n.Name()))
 			}
 		}
 	}

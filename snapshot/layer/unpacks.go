@@ -20,6 +20,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/diskspace"
 	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
+	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/panics"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -108,8 +109,8 @@ func newUnpacks(s *Store) *unpacks {
 // Announce names layers that will be wanted. The unpack of each begins as soon as its blob is here or begins to arrive.
 // It may come again and again for the same layers, and costs one look into the database.
 func (s *Store) Announce(layers []Pair) {
-	unknown := s.unknown(layers)
 	u := s.unpacks
+	unknown := u.unknown(layers)
 	u.mu.Lock()
 	for _, l := range unknown {
 		if len(u.announced) >= maxAnnounced {
@@ -138,8 +139,8 @@ func (s *Store) Fits(layers []Pair) error {
 
 // unknown returns those of the layers that are not here, or were not verified for their blobs, and can be unpacked
 // without a decoder; none if that cannot be found out.
-func (s *Store) unknown(layers []Pair) (unknown []Pair) {
-	err := s.db.ViewPending(func(tx *metadata.Tx) error {
+func (u *unpacks) unknown(layers []Pair) (unknown []Pair) {
+	err := u.s.db.ViewPending(func(tx *metadata.Tx) error {
 		for _, l := range layers {
 			if decompress.Supported(l.Blob.MediaType) && !isKnown(tx, l) {
 				unknown = append(unknown, l)
@@ -183,6 +184,17 @@ func (u *unpacks) start(ctx context.Context, l Pair) (j *job, began bool) {
 		u.run(ctx, j)
 	}()
 	return j, true
+}
+
+// once unpacks a blob in the call itself. The job is in no table, so no other call finds it.
+func (u *unpacks) once(ctx context.Context, r request) *job {
+	ctx, cancel := u.s.work.Bind(ctx)
+	defer cancel()
+	u.s.work.Add()
+	defer u.s.work.Done()
+	j := newJob(r, cancel)
+	u.run(ctx, j)
+	return j
 }
 
 func (j *job) failed() bool {
@@ -246,7 +258,7 @@ func (u *unpacks) run(ctx context.Context, j *job) {
 	}
 	defer release()
 	j.descriptors = share
-	j.err = panics.Call("unpack", func() error { return u.unpack(ctx, j.request, &j.unpacked) })
+	j.err = u.observed(ctx, j.request, &j.unpacked)
 	j.ended = time.Now()
 	if j.err != nil {
 		u.forget(j)
@@ -280,6 +292,21 @@ func (j *job) slot(ctx context.Context, first, whole chan struct{}) (taken chan 
 	case <-ctx.Done():
 		return nil
 	}
+}
+
+// observed calls unpack, catches its panics and tells the observer.
+func (u *unpacks) observed(ctx context.Context, r request, got *unpacked) error {
+	blob := r.pair.Blob
+	source := "blob"
+	if _, here := u.s.blobs.Size(blob.Digest); !here {
+		source = "download"
+	}
+	ctx, end := observe.Begin(ctx, u.s.opts.Observe, observe.Event{
+		Kind: observe.Unpack, Subject: blob.Digest.String(), Source: source, Bytes: blob.Size,
+	})
+	err := panics.Call("unpack", func() error { return u.unpack(ctx, r, got) })
+	end(observe.Result{Err: err, Bytes: got.record.Size, Count: got.record.Inodes})
+	return err
 }
 
 // unpack reads the blob to its end and extracts it, or only hashes it if its layer is here. It sets got. After an error

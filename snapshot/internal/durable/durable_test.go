@@ -1,18 +1,17 @@
-package layer
+package durable
 
 import (
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestSyncWaitsForUnpacks: what is provisional is not forced to the disk while other layers of the pull are still being written, unless
-// somebody waits for it.
+// TestSyncWaitsForUnpacks: provisional records are not forced to the disk while other layers of the pull are still being
+// written, unless a caller waits for it.
 func TestSyncWaitsForUnpacks(t *testing.T) {
 	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), nil)
 	if err != nil {
@@ -24,23 +23,18 @@ func TestSyncWaitsForUnpacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	s, err := Open(dir, db, nil, &Options{SyncDelay: time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
+	var busy atomic.Bool
+	busy.Store(true)
+	s := New(dir, db, &Options{Delay: time.Millisecond, Busy: busy.Load})
 	defer s.Close()
 	rounds := func() int {
-		s.syncer.mu.Lock()
-		defer s.syncer.mu.Unlock()
-		return s.syncer.rounds
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.rounds
 	}
-	unpack := &job{done: make(chan struct{})}
-	s.unpacks.mu.Lock()
-	s.unpacks.jobs[digest.FromString("blob")] = unpack
-	s.unpacks.mu.Unlock()
 	provisional := func(key string) {
-		s.syncer.add(metadata.LayerNode(key), "1")
-		s.SyncSoon()
+		s.Add(metadata.LayerNode(key), "1")
+		s.Begin()
 	}
 	provisional("a")
 	time.Sleep(100 * time.Millisecond) // many times the delay
@@ -48,14 +42,14 @@ func TestSyncWaitsForUnpacks(t *testing.T) {
 		t.Error("synced while a layer is being unpacked")
 	}
 	if err := s.Sync(t.Context()); err != nil || rounds() == 0 {
-		t.Errorf("somebody who waits: %d rounds, %v", rounds(), err)
+		t.Errorf("a caller that waits: %d rounds, %v", rounds(), err)
 	}
 	provisional("b")
-	close(unpack.done)
+	busy.Store(false)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		s.syncer.mu.Lock()
-		left := len(s.syncer.pending)
-		s.syncer.mu.Unlock()
+		s.mu.Lock()
+		left := len(s.pending)
+		s.mu.Unlock()
 		if left == 0 {
 			break
 		}

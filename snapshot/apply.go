@@ -24,15 +24,15 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
 
-// Apply unpacks the layer desc into the snapshot that the mounts belong to, or only attaches it when it was unpacked
-// while it arrived, and returns its diff ID as a descriptor. errdefs.ErrNotImplemented for mounts that are not the
-// store's or whose snapshot holds something already: another differ serves them.
+// Apply lets the snapshot with these mounts stand on the layer desc, which it unpacks if it is not known, and returns
+// the diff ID as a descriptor. It returns errdefs.ErrNotImplemented, so that containerd asks another differ, if the
+// mounts are not this store's or the snapshot has content already.
 func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount) (ocispec.Descriptor, error) {
 	return s.ApplyDecoded(ctx, desc, mounts, nil)
 }
 
-// ApplyDecoded is like Apply for a layer whose blob is of a media type that the store does not read; decode reads it.
-// nil: there is no decoder.
+// ApplyDecoded is like Apply for a layer whose blob has a media type that the store does not read. decode reads it; nil:
+// there is no decoder.
 func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode layer.Decode) (
 	ocispec.Descriptor, error,
 ) {
@@ -56,19 +56,19 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 	key, ok := s.dirs[dir]
 	s.mu.Unlock()
 	if !ok {
-		return ocispec.Descriptor{}, fmt.Errorf("apply: no snapshot has the directory %s: %w", dir, errdefs.ErrNotFound)
+		return ocispec.Descriptor{}, fmt.Errorf("apply: directory %s: no snapshot has it: %w", dir, errdefs.ErrNotFound)
 	}
 	sn, err := s.snapshot(key)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	if sn.FullCopy {
-		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it is a directory of its own: %w", key, errdefs.ErrNotImplemented)
+		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it is a copy in directory mode: %w", key, errdefs.ErrNotImplemented)
 	}
 	if pristine, err := s.pristine(dir); err != nil {
 		return ocispec.Descriptor{}, err
 	} else if !pristine {
-		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it holds something: %w", key, errdefs.ErrNotImplemented)
+		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: its directory is not empty: %w", key, errdefs.ErrNotImplemented)
 	}
 	var rec metadata.Layer
 	if decode == nil {
@@ -86,7 +86,7 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 	return applied(rec), nil
 }
 
-// attach returns what records that a layer was applied to the active snapshot key.
+// attach returns a function that records in a transaction that a layer was applied to the active snapshot key.
 func (s *Store) attach(key string) func(*metadata.Tx, metadata.Layer) error {
 	return func(tx *metadata.Tx, rec metadata.Layer) error {
 		sn, err := tx.Snapshot(key)
@@ -107,7 +107,7 @@ func (s *Store) attach(key string) func(*metadata.Tx, metadata.Layer) error {
 	}
 }
 
-// access returns errdefs.ErrNotFound if the caller may not read a blob. Its layer may be known all the same, to others.
+// access returns errdefs.ErrNotFound if the caller may not read a blob. Its layer may be known nevertheless.
 func (s *Store) access(ctx context.Context, blob digest.Digest) error {
 	switch {
 	case s.opts.SkipKnownBlobs:
@@ -125,11 +125,11 @@ func applied(rec metadata.Layer) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: rec.DiffID, Size: rec.Size}
 }
 
-// applyStaged is for a containerd that applies although the mount says that there is nothing to apply (2.3).
+// applyStaged handles containerd 2.3, which applies a layer although a read-only mount means that it is applied.
 func (s *Store) applyStaged(ctx context.Context, desc ocispec.Descriptor, lower string) (ocispec.Descriptor, error) {
 	rec, err := s.layers.Claim(ctx, layer.Pair{Blob: desc}, func(_ *metadata.Tx, rec metadata.Layer) error {
 		if s.layers.Lower(rec).Path != lower {
-			return fmt.Errorf("layer %s: staged as another: %w", desc.Digest, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("layer %s: the snapshot stands on another layer: %w", desc.Digest, errdefs.ErrFailedPrecondition)
 		}
 		return nil
 	})
@@ -175,10 +175,10 @@ func (s *Store) pristine(dir string) (bool, error) {
 	return len(names) == 0, ignoreEOF(err)
 }
 
-// prepareKnown handles the extraction of a layer that is already unpacked. If containerd would download the blob, it
-// answers so that containerd skips download and apply. If containerd has the blob, it reports a miss: containerd then
-// takes the blob into its own records, and applying costs nothing. See docs/adr/0004 and 0009. Any mismatch is a miss,
-// never an error.
+// prepareKnown handles the extraction of a layer that is already unpacked. If containerd would otherwise download the
+// blob, it answers so that containerd skips download and apply. If the blob is here, it reports a miss, because then
+// containerd should take the blob into its records (docs/adr/0004-known-layers-are-adopted.md). Every mismatch is a
+// miss, not an error. done reports that m and err are the answer.
 func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent string, labels map[string]string, r request) (
 	m []mount.Mount, done bool, err error,
 ) {
@@ -207,8 +207,8 @@ func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent string, labe
 	return nil, true, fmt.Errorf("snapshot %s: target %s: %w", key, r.target, errdefs.ErrAlreadyExists)
 }
 
-// expected finds the known layer that the labels of an extraction ask for, unless its blob is to be adopted. Labels may come from the
-// image and are not to be trusted: the pair of blob and diff ID must have been verified in this root.
+// expected returns the known layer that an extraction asks for. It reports false if the blob is to be adopted, or if
+// this root has not verified that the blob has the diff ID: labels may come from the image and are not to be trusted.
 func (s *Store) expected(ctx context.Context, parent string, r request) (rec metadata.Layer, ok bool) {
 	if r.blob == "" {
 		return rec, false
@@ -237,7 +237,7 @@ func (s *Store) adoptable(ctx context.Context, blob digest.Digest) bool {
 	return here
 }
 
-// createStaged makes an active snapshot for which a layer stands already.
+// createStaged makes an active snapshot that stands on a known layer and has no directory.
 func (n *Snapshotter) createStaged(ctx context.Context, key string, labels map[string]string, rec metadata.Layer) ([]mount.Mount, error) {
 	now := time.Now().UTC()
 	sn := metadata.Snapshot{Key: key, Kind: metadata.Active, Labels: labels, Layer: rec.Key, Created: now, Updated: now}
@@ -264,8 +264,9 @@ func (n *Snapshotter) putOn(tx *metadata.Tx, sn metadata.Snapshot, rec metadata.
 	return tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
 }
 
-// commitKnown makes sure of the committed snapshot that containerd looks for after AlreadyExists: the label snapshot.ref
-// is the target, and the parent is the one that was asked for.
+// commitKnown commits the snapshot that containerd looks for after ErrAlreadyExists, unless there is one: its label
+// snapshot.ref is the target, and it has the parent that containerd asked for. It reports false if the layer or the
+// parent is gone.
 func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]string, rec metadata.Layer) (done bool, err error) {
 	now := time.Now().UTC()
 	sn := metadata.Snapshot{
@@ -285,7 +286,7 @@ func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]
 		return n.putOn(tx, sn, rec)
 	})
 	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
-		return false, nil // the layer or the parent went away meanwhile
+		return false, nil // the layer or the parent was removed meanwhile
 	}
 	if err == nil && sn.Fixup == "" {
 		n.s.work.Go("fix-up", func(ctx context.Context) error {

@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Check compares every layer, fix-up and rootfs with its seal, both ways, and looks for the directories of snapshots. It
-// reports each fault with the path.
+// Check compares every layer, fix-up and rootfs with its seal, in both directions, and looks for the directories of
+// snapshots. It reports each difference and each missing directory.
 func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 	if err := s.layers.Check(ctx, report); err != nil {
 		return err

@@ -8,14 +8,14 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
 )
 
-// Clone copies the tree from into the directory to, which must be missing or empty (errdefs.ErrFailedPrecondition), and
-// shares no inode with it.
+// Clone copies the directory from into the directory to. The copy shares no inode with from. It returns
+// errdefs.ErrFailedPrecondition if to exists and is not empty.
 func Clone(ctx context.Context, from, to string) error {
 	return errclass.Ensure(overlay.Clone(ctx, from, to))
 }
 
-// DiskUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
-// files share on some file systems (reflinks) for each of them. A path that does not exist has none.
+// DiskUsage returns the bytes of disk blocks below a path, as du does: each inode counts once, and blocks that files
+// share (reflinks) count for each of them. A path that does not exist has none.
 func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
 	return nodes.DiskUsage(ctx, path)
 }

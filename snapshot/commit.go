@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Commit turns the active snapshot key into the committed snapshot name: one record, and no directory moves. With a
-// parent among opts a snapshot that was prepared without one gets it ("rebase").
+// Commit turns the active snapshot key into the committed snapshot name. It writes one record and moves no directory. A
+// snapshot that was prepared without a parent gets the parent in opts, if there is one ("rebase").
 func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	var base snapshots.Info
 	for _, o := range opts {
@@ -48,7 +48,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
-	n.s.own(committed)
+	n.s.setOwner(committed)
 	if left != "" {
 		err = n.s.disown(left)
 	}
@@ -65,9 +65,9 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	return err
 }
 
-// valid refuses, of class stream.ErrInvalidLayer, a snapshot whose layer is invalid above its parent, such as one with
-// a hard link to a file that no layer has. containerd names the parent in Prepare or, when it unpacks layers at the
-// same time, not before Commit. Only an ordered layer can be invalid.
+// valid returns stream.ErrInvalidLayer if the layer of a snapshot is invalid above its parent, for example because of a
+// hard link to a file that no layer has. containerd names the parent in Prepare or, if it unpacks layers at the same
+// time, not before Commit. Only an ordered layer can be invalid.
 func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) error {
 	if sn.Layer == "" {
 		return nil
@@ -87,7 +87,7 @@ func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) 
 	return nil
 }
 
-// committed is the record that a commit writes; left is the directory that it no longer needs.
+// committed returns the record that a commit writes. left is the directory that it no longer needs, "" for none.
 func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name string, base snapshots.Info, usage snapshots.Usage,
 	written bool,
 ) (c metadata.Snapshot, left string, err error) {
@@ -103,7 +103,7 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 		if _, err := n.checkParent(tx, c.Parent); err != nil {
 			return c, "", err
 		}
-		c.FullCopy = false // what was made on nothing is what it adds
+		c.FullCopy = false // a directory that was made without a parent has only what it adds to one
 	}
 	c.Remapped = c.Remapped || remapsItself(sn.Key, name)
 	c.Key, c.Kind, c.Labels = name, metadata.Committed, base.Labels
@@ -129,8 +129,8 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 	return c, left, nil
 }
 
-// written looks at what an active snapshot's own directory holds: everything, unless a layer was applied; then, as a rule,
-// nothing.
+// written returns the disk usage of what was written to an active snapshot's own directory, and reports whether that is
+// anything. If a layer was applied, the directory is usually empty.
 func (s *Store) written(ctx context.Context, sn metadata.Snapshot) (u snapshots.Usage, written bool, err error) {
 	if sn.Kind != metadata.Active || sn.Dir == "" {
 		return u, false, nil
@@ -144,7 +144,7 @@ func (s *Store) written(ctx context.Context, sn metadata.Snapshot) (u snapshots.
 	return u, true, err
 }
 
-// disown deletes a snapshot's directory, whose record no longer names it.
+// disown deletes the directory of a snapshot whose record does not name it any more.
 func (s *Store) disown(dir string) error {
 	s.mu.Lock()
 	delete(s.dirs, dir)
@@ -152,16 +152,17 @@ func (s *Store) disown(dir string) error {
 	return s.dir.Trash(s.path("snapshots", dir))
 }
 
-// Remove ends the holder's hold of a snapshot; errdefs.ErrFailedPrecondition while it has children. It waits for no disk:
-// containerd's collector removes by the hundred under a lock that every Prepare needs. What the snapshot wrote, and what only it stood
-// on, is deleted in the background, after its record is away for good.
+// Remove ends the holder's hold of a snapshot. It returns errdefs.ErrFailedPrecondition if the snapshot has children. It
+// does not wait for the disk, because containerd's collector removes hundreds of snapshots under a lock that every
+// Prepare needs. Directories and layers that no other snapshot needs are deleted in the background, after the deletion
+// of the record is on the disk.
 func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	key = n.holder.SnapshotKey(key)
 	var sn metadata.Snapshot
 	var layers []metadata.Layer
 	seen := false
 	removed, err := n.s.db.UpdateDeferred(func(tx *metadata.Tx) (err error) {
-		if seen { // it runs again, for the sake of others, while what it found is in use
+		if seen { // the transaction runs again, because another one failed, while sn and layers are in use
 			return tx.Release(n.holder, metadata.SnapshotNode(key))
 		}
 		if sn, err = n.held(tx, key); err != nil {
@@ -185,7 +186,7 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	n.s.mu.Unlock()
 	n.s.work.Go("snapshot "+key+": remove", func(context.Context) error {
 		if err := removed(); err != nil {
-			n.s.own(sn) // it is still held, with its bytes
+			n.s.setOwner(sn) // the snapshot is still held
 			return err
 		}
 		if sn.Dir != "" {

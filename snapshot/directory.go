@@ -10,10 +10,10 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// whole says whether a new snapshot is to have a copy of all that its parent shows. An extraction never is: a layer that is
-// applied to it takes its place, or what somebody else's differ writes in overlay's form. Nor is a view of what one
-// directory shows already.
-func (s *Store) whole(sn metadata.Snapshot, st *stack, remap bool) bool {
+// needsCopy reports whether a new snapshot gets a copy of all that its parent shows: in directory mode, unless containerd
+// extracts a layer into it, whose content will be in overlay's form, or it is a view and one directory of the stack
+// shows all of it.
+func (s *Store) needsCopy(sn metadata.Snapshot, st *stack, remap bool) bool {
 	r := requestOf(sn.Key, sn.Labels)
 	switch {
 	case !s.opts.Directory, r.extraction, r.parentChain != "":
@@ -24,9 +24,9 @@ func (s *Store) whole(sn metadata.Snapshot, st *stack, remap bool) bool {
 	return true
 }
 
-// stageWhole copies what the snapshot parent shows into a new directory with a staged name. No inode of it is a
-// layer's.
-func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (string, error) {
+// stageCopy copies what the snapshot parent shows into a new directory with a staged name. The copy shares no inode with
+// a layer.
+func (s *Store) stageCopy(ctx context.Context, parent string, st *stack) (string, error) {
 	for {
 		staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
 		err := s.layers.SyncForClones(ctx, st.provisional)
@@ -35,8 +35,8 @@ func (s *Store) stageWhole(ctx context.Context, parent string, st *stack) (strin
 				return s.layers.CopyStack(ctx, filepath.Join(staged, "fs"), st.dirs, &st.root)
 			}, nil)
 		}
-		// What was read may have been on its way to be deleted: neither a removal nor a repair waits for who copies. Names of
-		// directories never come again, so that a stack that is still the same was there all the time.
+		// A removal or a repair may have deleted what was being read: neither waits for a copy. Names of directories are never
+		// used again. So if the stack is the same as before, it was there all the time.
 		now, gone := s.stack(ctx, parent)
 		same := gone == nil && slices.Equal(st.dirs, now.dirs)
 		if err == nil && same {

@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// ensureFixup finds out what a committed snapshot's layer needs above its parent, makes it, and records it. The
-// snapshots below must have theirs. It returns the record as it is then.
+// ensureFixup plans, builds and records the fix-up of a committed snapshot, unless that was done, and returns the record
+// of the snapshot afterwards. The snapshots below must have their fix-ups.
 func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
 	defer s.locks.Lock("snapshot/" + key)()
 	for {
@@ -102,8 +102,8 @@ func (s *Store) rebuildFixup(ctx context.Context, key string) (*layer.Built, err
 	return s.layers.Build(ctx, p)
 }
 
-// standsOn finds the snapshot with the shortest chain that stands on a fix-up. None of its ancestors does: their stack
-// can be looked at while the fix-up is broken.
+// standsOn returns the snapshot with the shortest chain that stands on a fix-up. None of its ancestors stands on it, so
+// their stack can be read while the fix-up is broken.
 func (s *Store) standsOn(fixup string) (sn metadata.Snapshot, err error) {
 	var keys []string
 	if err := s.db.View(func(tx *metadata.Tx) error {

@@ -6,8 +6,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// HandOver gives all that the records say the holder from holds to the holder to, in the transaction in which also
-// runs. Both are holders of containerds.
+// HandOver gives everything that the holder from holds in the database to the holder to, and calls also in the same
+// transaction. Both are holders for databases of containerd.
 func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error) error {
 	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) {
 		moved, err := tx.HandOver(from, to)
@@ -22,8 +22,8 @@ func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error
 	return nil
 }
 
-// SetAside gives other keys to the snapshots of h in a namespace with this sequence number or a larger one, because
-// their database has forgotten them and counts from there.
+// SetAside gives other keys to the snapshots of h in a namespace that have this sequence number or a larger one.
+// containerd's database has lost them, and will use these numbers again.
 func (s *Store) SetAside(h metadata.Holder, namespace string, sequence uint64) error {
 	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) { return tx.SetAside(h, namespace, sequence) })
 	if err != nil {
@@ -32,7 +32,7 @@ func (s *Store) SetAside(h metadata.Holder, namespace string, sequence uint64) e
 	return nil
 }
 
-// rekey has change give snapshots other keys, and remembers whose the directories are by then.
+// rekey calls change, which gives snapshots other keys, in a transaction, and updates the owners of directories.
 func (s *Store) rekey(change func(*metadata.Tx) ([]metadata.Rekeyed, error)) error {
 	owners := map[string]string{} // directory -> new key
 	err := s.db.Update(func(tx *metadata.Tx) error {

@@ -11,7 +11,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// mounts says how to mount a snapshot that stands on st. Nothing here mounts: containerd does.
+// mounts returns the mounts of a snapshot that stands on st. containerd makes them.
 func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
 	ids, err := s.idMaps(sn)
 	if err != nil {
@@ -22,7 +22,7 @@ func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]
 		return ms, err
 	}
 	if sn.Kind == metadata.View && sn.Dir != "" {
-		// containerd remaps no read-only bind: this one becomes read-only when it is remapped.
+		// containerd does not remap a read-only bind. So this one is writable until it has been remapped.
 		fs := s.path("snapshots", sn.Dir, "fs")
 		ms = append(bind(fs, "rw"), mount.Mount{Type: "bind", Source: fs, Options: []string{"remount", "bind", "ro"}})
 	}
@@ -52,8 +52,8 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 	case sn.Kind == metadata.Active && sn.Dir == "":
 		return s.stagedMounts(ctx, sn)
 	case sn.Kind == metadata.Active && len(lower) == 0 && requestOf(sn.Key, sn.Labels).rebases(s.opts.UserXattr):
-		// A layer that containerd unpacks above a parent that it names only at the commit. It must look like overlay, or
-		// whoever applies the layer loses its whiteouts; nobody mounts it.
+		// containerd unpacks a layer and names its parent only at the commit. The mount must look like one of overlay, or the
+		// differ that applies the layer drops its whiteouts. It is never mounted.
 		return s.overlay("workdir="+s.path("snapshots", sn.Dir, "work"), "upperdir="+fs), nil
 	case sn.Kind == metadata.Active && len(lower) == 0:
 		return bind(fs, "rw"), nil
@@ -75,8 +75,8 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 	return s.overlay("lowerdir=" + strings.Join(lower, ":")), nil
 }
 
-// stagedMounts are those of a snapshot for which a known layer stands. That the last is read-only says so to containerd
-// 2.4: it neither fetches nor applies anything, and commits.
+// stagedMounts returns the mounts of a snapshot that stands on a known layer and has no directory. A last mount that is
+// read-only tells containerd 2.4 to commit without downloading or applying anything.
 func (s *Store) stagedMounts(ctx context.Context, sn metadata.Snapshot) ([]mount.Mount, error) {
 	rec, err := s.layers.Intact(ctx, sn.Layer)
 	if err != nil {
@@ -92,7 +92,7 @@ func bind(source, mode string) []mount.Mount {
 func (s *Store) overlay(options ...string) []mount.Mount {
 	var always []string
 	if hasIndex() {
-		always = append(always, "index=off") // the same lower directories serve many mounts at once
+		always = append(always, "index=off") // the same lower directories are in many mounts at once
 	}
 	if s.opts.UserXattr {
 		always = append(always, "userxattr")
@@ -100,7 +100,7 @@ func (s *Store) overlay(options ...string) []mount.Mount {
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(always, options...)}}
 }
 
-// hasIndex says whether overlay knows the option index.
+// hasIndex reports whether the kernel's overlay has the option index.
 var hasIndex = sync.OnceValue(func() bool {
 	_, err := os.Stat("/sys/module/overlay/parameters/index")
 	return err == nil

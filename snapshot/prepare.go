@@ -19,9 +19,10 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// Prepare makes an active snapshot above parent. With Options.SkipKnownBlobs, the extraction (a label names the target)
-// of a known layer whose blob is not here is answered with a read-only mount, which containerd commits without fetching
-// or applying anything, or with errdefs.ErrAlreadyExists after Prepare committed the target itself.
+// Prepare makes an active snapshot above parent and returns its mounts. With Options.SkipKnownBlobs, it handles the
+// extraction of a known layer whose blob is not here: it returns a read-only mount, which containerd commits without
+// downloading or applying anything, or it commits the target itself and returns errdefs.ErrAlreadyExists. A label names
+// the target of an extraction.
 func (n *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	key, parent = n.holder.SnapshotKey(key), n.holder.SnapshotKey(parent)
 	labels, err := labelsOf(opts)
@@ -37,7 +38,7 @@ func (n *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	return n.create(ctx, metadata.Snapshot{Key: key, Kind: metadata.Active, Parent: parent, Labels: labels})
 }
 
-// View makes a read-only snapshot of parent.
+// View makes a read-only snapshot of parent and returns its mounts.
 func (n *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	key, parent = n.holder.SnapshotKey(key), n.holder.SnapshotKey(parent)
 	labels, err := labelsOf(opts)
@@ -57,7 +58,7 @@ func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
 	return base.Labels, nil
 }
 
-// create makes the snapshot's directory, then its record.
+// create makes a snapshot's directory, then its record, and returns its mounts.
 func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount.Mount, error) {
 	n.s.dir.Throttle(ctx)
 	parent, err := n.checkNew(sn.Key, sn.Parent)
@@ -73,7 +74,7 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	if err != nil {
 		return nil, err
 	}
-	sn.FullCopy = n.s.whole(sn, st, !ids.empty())
+	sn.FullCopy = n.s.needsCopy(sn, st, !ids.empty())
 	staged, err := n.s.stageSnapshot(ctx, sn, st, ids)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
@@ -87,7 +88,8 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	return n.s.mounts(ctx, sn, st)
 }
 
-// checkNew refuses early what the transaction would refuse, before any directory is made.
+// checkNew returns the record of the parent. It fails for the same reasons as the transaction of put, before any
+// directory is made.
 func (n *Snapshotter) checkNew(key, parent string) (p metadata.Snapshot, err error) {
 	err = n.s.db.ViewPending(func(tx *metadata.Tx) (err error) {
 		if _, err := tx.Snapshot(key); err == nil {
@@ -99,7 +101,7 @@ func (n *Snapshotter) checkNew(key, parent string) (p metadata.Snapshot, err err
 	return p, err
 }
 
-// checkParent returns the record of a parent, an empty one for "".
+// checkParent returns the record of a parent that the holder may use, an empty record for "".
 func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) (p metadata.Snapshot, err error) {
 	if parent == "" {
 		return p, nil
@@ -113,16 +115,16 @@ func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) (p metadata.Sn
 	return p, nil
 }
 
-// stageSnapshot makes the directory of a new snapshot under a staged name; "" when it needs none of its own.
+// stageSnapshot makes the directory of a new snapshot and returns its staged name, "" if the snapshot needs none.
 func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *stack, ids idMaps) (string, error) {
 	switch {
 	case sn.FullCopy:
-		return s.stageWhole(ctx, sn.Parent, st)
+		return s.stageCopy(ctx, sn.Parent, st)
 	case sn.Kind == metadata.View && len(st.dirs) > 0:
 		return "", nil
 	}
 	root := st.root
-	if len(st.dirs) > 0 { // overlay remaps what is below, but not this
+	if len(st.dirs) > 0 { // the mount remaps the lower directories only
 		root = ids.root(root)
 	}
 	staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
@@ -132,8 +134,8 @@ func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *sta
 	return staged, nil
 }
 
-// makeUpper makes fs and work in dir; fs, and with it the root directory that a container sees, gets the parent's
-// attributes.
+// makeUpper makes fs and work in dir. fs gets the attributes root, because it is the root directory that a container
+// sees.
 func makeUpper(dir string, root *entry.Entry) error {
 	fs := filepath.Join(dir, "fs")
 	if err := errors.Join(os.Mkdir(fs, 0o755), os.Mkdir(filepath.Join(dir, "work"), 0o711)); err != nil {
@@ -142,7 +144,7 @@ func makeUpper(dir string, root *entry.Entry) error {
 	return nodes.SetAttrs(fs, root)
 }
 
-// put records a new snapshot, after its directory was moved into place.
+// put gives the directory of a new snapshot its position and records the snapshot.
 func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapshot, error) {
 	sn.Created = time.Now().UTC()
 	sn.Updated = sn.Created
@@ -171,12 +173,12 @@ func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapsho
 	if err != nil {
 		return sn, err
 	}
-	n.s.own(sn)
+	n.s.setOwner(sn)
 	return sn, nil
 }
 
-// own remembers which snapshot a directory belongs to.
-func (s *Store) own(sn metadata.Snapshot) {
+// setOwner keeps in memory which snapshot a directory belongs to.
+func (s *Store) setOwner(sn metadata.Snapshot) {
 	if sn.Dir == "" {
 		return
 	}
@@ -185,7 +187,7 @@ func (s *Store) own(sn metadata.Snapshot) {
 	s.dirs[sn.Dir] = sn.Key
 }
 
-// ensureViewRoot makes the directory that a view has on top, if it needs one.
+// ensureViewRoot makes the directory that a view has on top, if it needs one, and returns the record afterwards.
 func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *stack, remap bool) (metadata.Snapshot, error) {
 	if sn.Kind != metadata.View || sn.Dir != "" {
 		return sn, nil

@@ -20,34 +20,35 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// Options of Open.
+// Options of Open. nil means the zero value.
 type Options struct {
-	// Unpack is how layers are extracted. The zero value is right for root with root's rights.
+	// Unpack is how layers are extracted. The zero value is for root with all its rights.
 	Unpack unpack.Options
-	// SyncDelay is how long the background waits, after a layer was committed, for others to share one sync with; while layers
-	// are being unpacked it waits on, but no longer than 5 seconds. 0 means 100 ms, less than 0 that nothing is synced but by Sync.
+	// SyncDelay is how long the background waits after a commit, so that more layers share one sync. While layers are
+	// being unpacked it waits on, for 5 seconds at most. 0 means 100 ms. If it is negative, only Sync syncs.
 	SyncDelay time.Duration
-	// Access returns errdefs.ErrNotFound if containerd would not let the call that ctx belongs to read a blob. nil: a call
-	// may read what Blobs has.
+	// Access returns errdefs.ErrNotFound if containerd would not let the call with this context read a blob. nil: every
+	// call may read all blobs.
 	Access func(ctx context.Context, blob digest.Digest) error
-	// SkipKnownBlobs answers the extraction of a known layer so that containerd does not fetch the layer's blob, unless
-	// Adoptable reports that it would not fetch it anyway. false: containerd gets the blob of every layer, as with its
-	// own overlayfs, and a layer is given only for a blob that the caller may read.
+	// SkipKnownBlobs answers the extraction of a known layer so that containerd does not download the layer's blob, unless
+	// Adoptable reports that it would not do so anyway. false: containerd gets the blob of every layer, as with its own
+	// overlayfs snapshotter, and a caller gets a layer only if it may read the blob.
 	SkipKnownBlobs bool
-	// Adoptable reports whether containerd would take a blob into its records without fetching it. nil: it would take
-	// those that Blobs has. Only used with SkipKnownBlobs.
+	// Adoptable reports whether containerd would take a blob into its records without downloading it. nil: it would take
+	// every blob that is here. Only used with SkipKnownBlobs.
 	Adoptable func(ctx context.Context, blob digest.Digest) bool
-	// UserXattr marks overlay's directories in user.overlay.*, for mounts inside a user namespace.
+	// UserXattr writes overlay's marks as user.overlay.*, for mounts inside a user namespace. false: trusted.overlay.*,
+	// unless Unpack lacks root's rights.
 	UserXattr bool
-	// Directory serves snapshots without overlay: what a container writes to is a copy of all that its parent shows. Extractions stay
-	// in overlay's form, which nobody mounts. A root may be opened the one way and the other (docs/adr/0008).
+	// Directory serves snapshots without overlay: a container writes to a copy of all that its parent shows. Layers keep
+	// overlay's form. A root may be opened in one mode and later in the other (docs/adr/0008-directory-mode.md). false:
+	// overlay mode.
 	Directory bool
 	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS
 	// Observe sees unpacks, syncs, sweeps and hits. nil: nobody does.
 	Observe observe.Observer
-	// ReadOnly has the store change nothing in the root, whose layers and rootfs are read only. false: Open makes
-	// directories and deletes leftovers.
+	// ReadOnly forbids every change of the root. false: Open makes directories and deletes leftovers.
 	ReadOnly bool
 }
 
@@ -69,7 +70,8 @@ type Store struct {
 // pools are the directories of the root that a Store owns, together with its layers.
 var pools = []string{rootdir.Layers, rootdir.Rootfs, rootdir.Snapshots, rootdir.Scratch}
 
-// Open opens the directories under root, an existing directory. Errors are of errdefs' classes.
+// Open opens the snapshots and layers of a root, an existing directory. It makes the directories that are missing and
+// begins to delete leftovers. Errors are of errdefs' classes.
 func Open(root string, db *metadata.DB, blobs layer.Blobs, opts *Options) (*Store, error) {
 	s := &Store{root: root, db: db, blobs: blobs}
 	if opts != nil {
@@ -104,7 +106,7 @@ func Open(root string, db *metadata.DB, blobs layer.Blobs, opts *Options) (*Stor
 	return s, s.dir.DeleteLeftovers()
 }
 
-// Close waits for background work and closes the store. What is provisional stays so.
+// Close ends the background work and waits for it. Provisional records stay provisional.
 func (s *Store) Close() error {
 	s.dir.Close()
 	s.work.Stop()

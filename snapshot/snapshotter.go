@@ -43,7 +43,7 @@ func (s *Store) snapshot(key string) (sn metadata.Snapshot, err error) {
 	return sn, err
 }
 
-// held returns the record of a snapshot that the holder holds. key is the recorded one.
+// held returns the record of a snapshot; errdefs.ErrNotFound if the holder does not hold it. key is the recorded key.
 func (n *Snapshotter) held(tx *metadata.Tx, key string) (metadata.Snapshot, error) {
 	if !tx.Holds(n.holder, metadata.SnapshotNode(key)) {
 		return metadata.Snapshot{}, fmt.Errorf("snapshot %s: %w", key, errdefs.ErrNotFound)
@@ -51,7 +51,7 @@ func (n *Snapshotter) held(tx *metadata.Tx, key string) (metadata.Snapshot, erro
 	return tx.Snapshot(key)
 }
 
-// get returns the record of what the holder calls key.
+// get returns the record of the snapshot that the holder calls key; errdefs.ErrNotFound if it does not hold it.
 func (n *Snapshotter) get(key string) (sn metadata.Snapshot, err error) {
 	key = n.holder.SnapshotKey(key)
 	err = n.s.db.ViewPending(func(tx *metadata.Tx) error {
@@ -61,13 +61,13 @@ func (n *Snapshotter) get(key string) (sn metadata.Snapshot, err error) {
 	return sn, err
 }
 
-// Stat returns a snapshot's info; errdefs.ErrNotFound when the holder does not hold it.
+// Stat returns the info of a snapshot; errdefs.ErrNotFound if the holder does not hold it.
 func (n *Snapshotter) Stat(_ context.Context, key string) (snapshots.Info, error) {
 	sn, err := n.get(key)
 	return n.info(sn), err
 }
 
-// info describes a snapshot by the names that the holder has for it and its parent.
+// info returns the info of a snapshot, with the names that the holder uses for it and its parent.
 func (n *Snapshotter) info(sn metadata.Snapshot) snapshots.Info {
 	kinds := map[metadata.SnapshotKind]snapshots.Kind{
 		metadata.Active: snapshots.KindActive, metadata.View: snapshots.KindView, metadata.Committed: snapshots.KindCommitted,
@@ -78,7 +78,8 @@ func (n *Snapshotter) info(sn metadata.Snapshot) snapshots.Info {
 	}
 }
 
-// Update changes labels, those of the field paths or all; errdefs.ErrInvalidArgument for another field.
+// Update changes the labels in fieldpaths, or all labels if it is empty. It returns errdefs.ErrInvalidArgument for any
+// other field.
 func (n *Snapshotter) Update(_ context.Context, in snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	var sn metadata.Snapshot
 	err := n.s.db.Batch(func(tx *metadata.Tx) (err error) {
@@ -118,8 +119,8 @@ func updatedLabels(old, new map[string]string, fieldpaths []string) (map[string]
 	return labels, nil
 }
 
-// Usage returns what a snapshot takes on disk without its parents: from the record once it is committed. What is copied counts
-// as if nothing were shared.
+// Usage returns the disk usage of a snapshot without its parents. For a committed snapshot it is read from the record.
+// Blocks that a copy shares with its source (reflinks) count in full.
 func (n *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	sn, err := n.get(key)
 	if err != nil {
@@ -139,7 +140,7 @@ func (s *Store) du(ctx context.Context, sn metadata.Snapshot) (snapshots.Usage, 
 	return u, nil
 }
 
-// Mounts returns the mounts of an active snapshot or a view.
+// Mounts returns the mounts of an active snapshot or a view; errdefs.ErrFailedPrecondition for a committed snapshot.
 func (n *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	sn, err := n.get(key)
 	if err != nil {
@@ -157,7 +158,8 @@ func (n *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return n.s.mounts(ctx, sn, st)
 }
 
-// Walk calls fn for the holder's snapshots that match one of the filters, containerd's. fn may call the Snapshotter.
+// Walk calls fn for each of the holder's snapshots that matches one of containerd's filters fs, for all of them if there
+// are no filters. fn may call methods of the Snapshotter.
 func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
@@ -189,7 +191,7 @@ func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 	}
 }
 
-// adapt lets containerd's filters see the fields that its own snapshotters show: kind, name, parent, labels.
+// adapt gives containerd's filters the fields that its own snapshotters have: kind, name, parent, labels.
 func adapt(i snapshots.Info) filters.Adaptor {
 	return filters.AdapterFunc(func(fieldpath []string) (string, bool) {
 		if len(fieldpath) == 0 {
@@ -210,7 +212,7 @@ func adapt(i snapshots.Info) filters.Adaptor {
 	})
 }
 
-// Cleanup frees what removals left. containerd calls it after a collection.
+// Cleanup sweeps. containerd calls it after a garbage collection. It logs what the kernel protects from deletion.
 func (n *Snapshotter) Cleanup(ctx context.Context) error {
 	_, err := n.s.Sweep(ctx)
 	if left, rest := leftover.Split(err); left != nil && left.Protected {
@@ -220,10 +222,10 @@ func (n *Snapshotter) Cleanup(ctx context.Context) error {
 	return err
 }
 
-// Close does nothing: the store belongs to who opened it.
+// Close does nothing. The caller of Open closes the Store.
 func (n *Snapshotter) Close() error { return nil }
 
-// digestOf is a digest from an untrusted label, "" when it is none.
+// digestOf parses a digest of an untrusted label, and returns "" for what is not a digest.
 func digestOf(s string) digest.Digest {
 	d, err := digest.Parse(s)
 	if err != nil {

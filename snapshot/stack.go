@@ -14,27 +14,27 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// stack is what a snapshot's children stand on: directories, topmost first, and the attributes of the root directory.
+// stack is the directories that the children of a snapshot stand on, topmost first.
 type stack struct {
 	dirs      []overlay.Dir
-	root      entry.Entry
-	rootFrom  int  // which of dirs shows the root directory as it has to be; -1: none
-	rootSaid  bool // whether a layer or snapshot has an entry for the root directory
-	whiteouts bool // the only directory holds whiteouts
-	// provisional says that some of it may not be on the disk yet.
+	root      entry.Entry // the attributes of the root directory
+	rootFrom  int         // which of dirs has a root directory with those attributes; -1: none
+	rootSet   bool        // a layer or a snapshot has an entry for the root directory
+	whiteouts bool        // there is one directory, and it contains whiteouts
+	// provisional means that some of it may not be on the disk yet.
 	provisional bool
 }
 
-// stack returns what stands below a child of the committed snapshot key, after its fix-ups were made. No stack for "".
+// stack returns the stack below a child of the committed snapshot key, an empty one for "". It makes missing fix-ups.
 func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
 	chain, err := s.chain(key)
 	if err != nil {
 		return nil, err
 	}
 	if i := slices.IndexFunc(chain, func(sn metadata.Snapshot) bool { return sn.FullCopy }); i >= 0 {
-		chain = chain[:i+1] // which shows nothing of what is below it
+		chain = chain[:i+1] // a full copy hides what is below it
 	}
-	for i := len(chain) - 1; i >= 0; i-- { // from the bottom up: a fix-up looks at the stack below
+	for i := len(chain) - 1; i >= 0; i-- { // from the bottom up: a fix-up depends on the stack below it
 		if chain[i].Layer != "" && chain[i].Fixup == "" {
 			if chain[i], err = s.ensureFixup(ctx, chain[i].Key); err != nil {
 				return nil, err
@@ -50,7 +50,7 @@ func (s *Store) stack(ctx context.Context, key string) (*stack, error) {
 	return b.st, b.readRoot()
 }
 
-// chain lists a snapshot and its ancestors.
+// chain returns the records of a snapshot and its ancestors, nearest first.
 func (s *Store) chain(key string) (chain []metadata.Snapshot, err error) {
 	err = s.db.ViewPending(func(tx *metadata.Tx) error {
 		for key != "" {
@@ -66,7 +66,7 @@ func (s *Store) chain(key string) (chain []metadata.Snapshot, err error) {
 	return chain, err
 }
 
-// stackBuilder gathers a stack from the topmost snapshot down.
+// stackBuilder collects a stack from the topmost snapshot down.
 type stackBuilder struct {
 	s       *Store
 	st      *stack
@@ -77,7 +77,7 @@ type stackBuilder struct {
 }
 
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
-	if sn.Dir != "" { // with a layer, what was written after it was applied
+	if sn.Dir != "" { // if there is a layer too, this was written after the layer was applied
 		d := overlay.Dir{Name: "snapshot/" + sn.Dir, Path: b.s.path("snapshots", sn.Dir, "fs"), Live: true}
 		b.push(d, func() (*entry.Entry, error) { return rootEntry(d.Path) }, !sn.FullCopy)
 	}
@@ -129,9 +129,9 @@ func (b *stackBuilder) push(d overlay.Dir, root func() (*entry.Entry, error), wh
 	b.st.whiteouts = len(b.st.dirs) == 1 && whiteouts
 }
 
-// readRoot reads the attributes of the root directory. Those that a layer has for it count no more here than with
-// containerd's overlayfs, where the root directory is the snapshotter's own: only its time is taken over. A rootfs has
-// all of them (docs/adr/0027).
+// readRoot reads the attributes of the root directory. Of a layer's entry for it, only the time counts, as with
+// containerd's overlayfs, where the root directory is made by the snapshotter. In a rootfs all attributes of that entry
+// count (docs/adr/0027-entries-that-others-take.md).
 func (b *stackBuilder) readRoot() error {
 	if b.root == nil {
 		return nil
@@ -140,7 +140,7 @@ func (b *stackBuilder) readRoot() error {
 	if err != nil {
 		return err
 	}
-	b.st.rootSaid = true
+	b.st.rootSet = true
 	if !b.layered {
 		b.st.root = *e
 		return nil
@@ -153,11 +153,13 @@ func (b *stackBuilder) readRoot() error {
 	return nil
 }
 
-// viewRoot makes the record of the directory that a view needs on top for the root directory's attributes, because overlay
-// shows a single directory's whiteouts, or because containerd remaps no read-only bind; "" when it needs none.
+// viewRoot returns the key of the directory that a view needs on top, "" if it needs none. It needs one for attributes of
+// the root directory that no directory of the stack has. It also needs one if the stack is a single directory that would
+// be bound, and has whiteouts, which a bind mount shows as devices, or is to be remapped, which containerd does not do
+// for a read-only bind.
 func (st *stack) viewRoot(remap bool) string {
 	e := st.root
-	shown := st.rootFrom == 0 || !st.rootSaid
+	shown := st.rootFrom == 0 || !st.rootSet
 	if shown && (len(st.dirs) != 1 || !st.whiteouts && !remap) {
 		return ""
 	}

@@ -12,16 +12,16 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Stats is what a sweep removed.
+// Stats counts the entries that a sweep removed.
 type Stats struct {
 	Layers    int // layers and fix-ups
 	Rootfs    int
 	Snapshots int
 }
 
-// Sweep deletes the directories that have no record, and finished unpacks that nobody wants any more. It moves them
-// aside under the gate and deletes them after it. What can't be deleted does not keep it from the rest: a
-// leftover.Error names that, and the next sweep tries again.
+// Sweep deletes directories that have no record, and finished unpacks that were not claimed in time. It renames them while
+// no directory can get a position, and deletes them afterwards. If something can't be deleted, Sweep goes on with the
+// rest and returns a leftover.Error; the next sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
 	ctx, end := observe.Begin(ctx, s.opts.Observe, observe.Event{Kind: observe.Sweep, Subject: "layers"})
 	freed := func() int64 { return 0 }
@@ -35,11 +35,11 @@ func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
 	stats, moved, err := s.moveUnrecorded()
 	older, lerr := s.dir.Leftovers(ctx, pools...) // the background may not have deleted that yet
 	moved, err = append(moved, older...), errors.Join(err, lerr)
-	// The caller of a sweep wants the space now, also that of what waits to be deleted already.
+	// The caller wants the space now, also the space of what already waits to be deleted.
 	return stats, leftover.Join(unclaimed, err, s.dir.Empty(ctx, moved...))
 }
 
-// Count counts the bytes of disk blocks that deletions free from now on, until end is called, which returns their sum.
+// Count begins to count the bytes of disk blocks that deletions free. end ends the count and returns the sum.
 func (s *Store) Count() (end func() int64) { return s.dir.Count() }
 
 func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {

@@ -16,17 +16,18 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/durable"
 )
 
-// AssembleOptions of Assemble. nil means the zero value.
+// AssembleOptions are the options of Assemble. nil means the zero value.
 type AssembleOptions struct {
-	// Consume lets Assemble move layers that nobody but the holder holds, instead of copying them. They are recorded as
-	// gone first, and would be unpacked again from their blobs. For roots that no containerd uses.
+	// Consume lets Assemble move layers that only the holder holds, instead of copying them. Such a layer loses its record
+	// first, and has to be unpacked from its blob if it is wanted again. For roots that no containerd uses. false: layers
+	// are copied.
 	Consume bool
-	// NoSync leaves the rootfs provisional instead of waiting until it is on disk.
+	// NoSync leaves the rootfs provisional. false: Assemble returns when the rootfs is on the disk.
 	NoSync bool
 }
 
-// Rootfs returns the path of the assembled rootfs of a manifest, which holder holds from then on; errdefs.ErrNotFound
-// when there is none or it is not what its seal says.
+// Rootfs returns the path of the assembled rootfs of a manifest and lets holder hold it. It returns errdefs.ErrNotFound
+// if there is none, or if it is in doubt and differs from its seal.
 func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest digest.Digest) (string, error) {
 	n := metadata.RootfsNode(manifest)
 	holds := false
@@ -57,8 +58,8 @@ func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest dig
 	return path, err
 }
 
-// Assemble makes the rootfs of a manifest from its layers, lowest first, all of which holder holds, and returns its path.
-// An intact one that is there already is held and returned.
+// Assemble builds the rootfs of a manifest from its layers, lowest first, and returns its path. holder must hold all the
+// layers, and holds the rootfs afterwards. If there is an intact rootfs already, Assemble returns that one.
 func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest digest.Digest,
 	layers []metadata.Layer, opts *AssembleOptions,
 ) (string, error) {
@@ -90,9 +91,10 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	return path, s.dir.Trash(staged)
 }
 
-// placeRootfs moves a finished rootfs into its place and records it. What lies there without a record is moved aside.
+// placeRootfs gives a finished rootfs its position and records it. What has the position without a record is deleted.
 func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.Rootfs) error {
-	// A broken rootfs may still have its record, which says from now on that nobody knows what is there.
+	// A broken rootfs may still have its record. Mark it as provisional, so that it is compared if this process ends before
+	// the new one is recorded.
 	n := metadata.RootfsNode(rec.Manifest)
 	err := s.db.Update(func(tx *metadata.Tx) error {
 		old, err := tx.Rootfs(rec.Manifest)

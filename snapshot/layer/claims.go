@@ -22,16 +22,17 @@ func isKnown(tx *metadata.Tx, l Pair) bool {
 	return err == nil
 }
 
-// Unpack makes the layer's directory and has holder hold it; a layer that is known costs nothing. It waits for a
-// blob that is still arriving. It returns the layer's record, errdefs.ErrFailedPrecondition when the blob does not have
-// the diff ID that is claimed for it, and errdefs.ErrNotFound or ErrUnavailable when the blob is not (all) here.
+// Unpack unpacks a layer, unless it is known, and lets holder hold it. If the blob still arrives, Unpack waits for it.
+// It returns errdefs.ErrFailedPrecondition if the blob does not have the diff ID that l claims for it, and
+// errdefs.ErrNotFound or errdefs.ErrUnavailable if the blob, or a part of it, is missing.
 func (s *Store) Unpack(ctx context.Context, holder metadata.Holder, l Pair) (metadata.Layer, error) {
 	return s.Claim(ctx, l, func(tx *metadata.Tx, rec metadata.Layer) error {
 		return tx.Hold(holder, metadata.LayerNode(rec.Key))
 	})
 }
 
-// Claim gets the layer unpacked and calls hold in the transaction in which it is recorded.
+// Claim is like Unpack. Instead of taking a hold, it calls hold in the transaction that records the layer. hold may be
+// called again, with another record.
 func (s *Store) Claim(ctx context.Context, l Pair,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (metadata.Layer, error) {
@@ -54,10 +55,10 @@ func (s *Store) Claim(ctx context.Context, l Pair,
 			return rec, fmt.Errorf("layer %s: %w", l.Blob.Digest, ctx.Err())
 		}
 		if errdefs.IsNotFound(j.err) && !began {
-			continue // it was read for another containerd, whose view differs
+			continue // it was read for another caller, who may not see the blobs that this one sees
 		}
 		if j.err != nil && j.followed && here {
-			continue // it followed a download that failed, or that was of other bytes; the blob came from elsewhere
+			continue // it followed a download that failed or had other bytes, and the blob came from elsewhere
 		}
 		if j.err != nil {
 			return rec, j.err
@@ -70,17 +71,17 @@ func (s *Store) Claim(ctx context.Context, l Pair,
 				l.Blob.Digest, j.diffID, l.DiffID, errdefs.ErrFailedPrecondition), cause.Document, "")
 		}
 		if s.unpacks.forgotten(j) {
-			continue // another waiter has recorded it
+			continue // another claimer has recorded it
 		}
 		rec, ok, err = s.place(j, hold)
 		if err != nil || ok {
 			return rec, err
 		}
-		// The layer that was here while the blob was only hashed has gone: once more, with extraction.
+		// The blob was only hashed, because the layer was here. The layer is gone now, so the blob has to be extracted.
 	}
 }
 
-// claimKnown holds a layer that is here already.
+// claimKnown calls hold for a layer that is known. It reports false if the layer is not.
 func (s *Store) claimKnown(ctx context.Context, l Pair,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, ok bool, err error) {
@@ -126,7 +127,8 @@ func setVerified(db *metadata.DB, j *job) error {
 	return db.Batch(func(tx *metadata.Tx) error { return tx.SetVerified(j.pair.Blob.Digest, j.diffID) })
 }
 
-// place puts a finished job's directory into its place, unless another with the same diff ID came first, and records it.
+// place gives the directory of a finished job its position and records it, unless a layer with the same diff ID is
+// recorded already. It reports false if neither is possible, because the directory was given away and the layer is gone.
 func (s *Store) place(j *job,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, ok bool, err error) {
@@ -142,7 +144,7 @@ func (s *Store) place(j *job,
 			return false, hold(tx, rec)
 		}
 		if ok = dir != ""; !ok {
-			return false, nil // another claimer recorded the layer, which has been removed since
+			return false, nil // another claimer recorded the layer, which was removed since
 		}
 		used, rec = true, j.record
 		rec.Dir = dir

@@ -11,14 +11,14 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Decode turns a blob of a media type that the store does not read into a stream of another type, which it returns. The
-// stream closes the blob; after an error it is closed as well.
+// Decode turns a blob of a media type that the store does not read into a stream of another media type, and returns
+// that type and the stream. Closing the stream closes the blob. After an error the blob is closed.
 type Decode func(ctx context.Context, mediaType string, blob io.ReadCloser) (string, io.ReadCloser, error)
 
-// ClaimDecoded is like Claim for a blob that has to be decoded, as an encrypted layer. It always decodes: what one
-// caller may decode another may not, so neither the blob's diff ID nor the work in progress is shared. A layer that is
-// here already, l.DiffID in particular, is not extracted again. What was extracted reaches the disk before ClaimDecoded
-// returns, because it can't be unpacked again without the caller. See docs/adr/0030.
+// ClaimDecoded is like Claim for a blob that has to be decoded, such as an encrypted layer. It decodes for every call:
+// one caller may be allowed to decode what another is not, so the blob's diff ID and work in progress are not shared. A
+// layer that is here already is not extracted again. What was extracted is on the disk when ClaimDecoded returns,
+// because it can't be unpacked again without the caller. See docs/adr/0030-stream-processors.md.
 func (s *Store) ClaimDecoded(ctx context.Context, l Pair, decode Decode,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, err error) {
@@ -46,12 +46,12 @@ func (s *Store) ClaimDecoded(ctx context.Context, l Pair, decode Decode,
 		if ok {
 			return rec, s.Sync(ctx)
 		}
-		l.DiffID = "" // the layer that was here is not, or is another one: extract
+		l.DiffID = "" // the layer was removed meanwhile, or was another one: extract
 	}
 }
 
-// mend compares the layer that a job's bytes belong to, if it is here and another process left it provisional. A broken
-// one gets the job's directory.
+// mend compares the layer with the job's diff ID, if there is one and it is in doubt. If it is broken, it gets the
+// directory of the job.
 func (s *Store) mend(ctx context.Context, j *job) error {
 	rec, err := s.Record(metadata.LayerKey(j.diffID))
 	if errdefs.IsNotFound(err) {

@@ -19,23 +19,22 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// Recovered is what the directories say when the database is lost: records of what is intact, and what no record can be
-// made of.
+// Recovered is what can be recovered from the directories of a root that has lost its database.
 type Recovered struct {
-	Layers []metadata.Layer // and fix-ups
-	Rootfs []metadata.Rootfs
-	// BrokenRootfs are the manifests of rootfs that are not what their seals say, or have none.
+	Layers []metadata.Layer  // records of intact layers and fix-ups
+	Rootfs []metadata.Rootfs // records of intact rootfs
+	// BrokenRootfs are the manifests of rootfs that differ from their seals or have none.
 	BrokenRootfs []digest.Digest
-	// BrokenLayers are the names below layers/ of which the same is true.
+	// BrokenLayers are the names below layers/ of layers that differ from their seals or have none.
 	BrokenLayers []string
-	// Snapshots are the directories that containers wrote, below snapshots/. Whose they were only the database knew.
+	// Snapshots are the names below snapshots/ of what containers wrote. Only the database knew whose they were.
 	Snapshots []string
 	// LastID is the largest number that names a directory.
 	LastID uint64
 }
 
-// Recover reads layers/, rootfs/ and snapshots/ of a root whose database is to be made again. Each directory is compared
-// with its seal, which has its record. It changes nothing.
+// Recover reads layers/, rootfs/ and snapshots/ of a root for a new database. It compares each directory with its seal,
+// which has the record in it. It changes nothing.
 func Recover(ctx context.Context, root string) (*Recovered, error) {
 	r := &Recovered{}
 	c := collector{root: root, found: r}
@@ -124,7 +123,7 @@ func (c *collector) names(dir string) ([]string, error) {
 	return names, nil
 }
 
-// read reads the record in a seal, if the directory is what the seal says.
+// read reads the record in a seal, and reports whether it could and the directory equals the seal.
 func (c *collector) read(ctx context.Context, dir, seal string, record any) bool {
 	sealed, err := tree.OpenSeal(ctx, seal)
 	if err == nil {
@@ -134,7 +133,7 @@ func (c *collector) read(ctx context.Context, dir, seal string, record any) bool
 		err = json.Unmarshal(sealed.Record, record)
 	}
 	if err != nil {
-		log.G(ctx).WithError(err).Warnf("recover: %s is not what its seal says", dir)
+		log.G(ctx).WithError(err).Warnf("recover: %s differs from its seal", dir)
 	}
 	return err == nil
 }

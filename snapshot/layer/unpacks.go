@@ -35,30 +35,30 @@ import (
 // slots is how many layers whose blobs are here are unpacked at once.
 const slots = 16
 
-// followFactor is how many more layers are unpacked while they are downloaded than when they are here.
+// followFactor times slots is how many layers are unpacked at once while they are downloaded.
 const followFactor = 2
 
-// maxAnnounced bounds what is remembered of announcements; a pull has at most a few hundred layers.
+// maxAnnounced is the largest number of announcements in memory. A pull has at most a few hundred layers.
 const maxAnnounced = 8192
 
-// unpacks runs one unpack for each blob that somebody wants, while the blob is being downloaded.
+// unpacks runs at most one unpack for each blob. An unpack can begin while the blob is being downloaded.
 type unpacks struct {
 	s     *Store
 	slots chan struct{} // for layers whose blobs are here
-	// following are the slots for layers that are being downloaded, each of which takes up to 2 MB.
+	// following are the slots for layers that are being downloaded. An unpack takes up to 2 MB of memory.
 	following chan struct{}
 
 	// mu guards jobs and announced.
 	mu        sync.Mutex
 	jobs      map[digest.Digest]*job // by blob
-	announced map[digest.Digest]Pair // by blob: what an ingest of it is good for
+	announced map[digest.Digest]Pair // by blob: what to unpack when an ingest of it opens
 }
 
 // request is what is to be unpacked.
 type request struct {
 	pair   Pair
 	decode Decode // nil: the store reads the blob itself
-	// descriptors is how many the unpack may have open. 0: as many as are worth it.
+	// descriptors is how many files the unpack may have open. 0: no limit.
 	descriptors descriptors.Share
 }
 
@@ -74,7 +74,7 @@ type unpacked struct {
 type job struct {
 	request
 	cancel context.CancelFunc
-	here   chan struct{} // closed when its blob is known to be here
+	here   chan struct{} // closed when all of its blob is here
 	once   sync.Once     // closes here
 	done   chan struct{} // closed when the fields below are set
 
@@ -84,7 +84,7 @@ type job struct {
 
 	taken atomic.Bool // a caller of take may move or delete dir
 
-	// recording is held by the claimer that records the layer, so that the others find the record.
+	// recording is held by a claimer that records the layer, so that the other claimers find the record.
 	recording lockorder.Mutex
 }
 
@@ -95,8 +95,8 @@ func newJob(r request, cancel context.CancelFunc) *job {
 	}
 }
 
-// take reports whether the caller is the first to take the job's directory away. A second one must not move what the
-// first may be deleting.
+// take reports whether the caller is the first to take the job's directory, and may move or delete it. A second caller
+// must not move what the first one deletes.
 func (j *job) take() bool { return j.dir != "" && j.taken.CompareAndSwap(false, true) }
 
 func newUnpacks(s *Store) *unpacks {
@@ -106,8 +106,8 @@ func newUnpacks(s *Store) *unpacks {
 	}
 }
 
-// Announce names layers that will be wanted. The unpack of each begins as soon as its blob is here or begins to arrive.
-// It may come again and again for the same layers, and costs one look into the database.
+// Announce names layers that will be claimed. The unpack of each begins as soon as its blob is here or begins to arrive.
+// A call costs one read transaction, and may name layers that were announced before.
 func (s *Store) Announce(layers []Pair) {
 	u := s.unpacks
 	unknown := u.unknown(layers)
@@ -125,8 +125,7 @@ func (s *Store) Announce(layers []Pair) {
 }
 
 // Fits returns errdefs.ErrFailedPrecondition if the blob of one of the layers is here and has another size than the
-// layer's descriptor: a manifest is as wrong with a blob that is here as with one that is to come. A descriptor of size
-// 0 does not say.
+// layer's descriptor. A download would have failed for the same reason. Size 0 in a descriptor means unknown.
 func (s *Store) Fits(layers []Pair) error {
 	for _, l := range layers {
 		if size, here := s.blobs.Size(l.Blob.Digest); here && l.Blob.Size != 0 && l.Blob.Size != size {
@@ -137,8 +136,8 @@ func (s *Store) Fits(layers []Pair) error {
 	return nil
 }
 
-// unknown returns those of the layers that are not here, or were not verified for their blobs, and can be unpacked
-// without a decoder; none if that cannot be found out.
+// unknown returns those of the layers that have to be unpacked and need no decoder. It returns none if the database
+// can't be read.
 func (u *unpacks) unknown(layers []Pair) (unknown []Pair) {
 	err := u.s.db.ViewPending(func(tx *metadata.Tx) error {
 		for _, l := range layers {
@@ -154,7 +153,8 @@ func (u *unpacks) unknown(layers []Pair) (unknown []Pair) {
 	return unknown
 }
 
-// Ingested says that a blob begins to arrive. It begins the unpack of an announced layer and returns at once.
+// Ingested is called when a blob begins to arrive. It begins the unpack if the layer was announced, and returns at
+// once.
 func (s *Store) Ingested(blob digest.Digest) {
 	u := s.unpacks
 	u.mu.Lock()
@@ -166,8 +166,8 @@ func (s *Store) Ingested(blob digest.Digest) {
 	u.start(context.Background(), l)
 }
 
-// start returns the blob's job, a new one when there is none, or when the last one ended with an error. The job outlives the
-// call, whose values go with it: where blobs are read from depends on who wants them.
+// start returns the job of a blob. It begins a new one if there is none or if the last one failed. The job outlives the
+// call, but keeps the values of its context, which decide where blobs are read from.
 func (u *unpacks) start(ctx context.Context, l Pair) (j *job, began bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -206,7 +206,7 @@ func (j *job) failed() bool {
 	}
 }
 
-// busy says whether a layer is being unpacked, or waits for its bytes.
+// busy reports whether a layer is being unpacked or waits for bytes.
 func (u *unpacks) busy() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -220,7 +220,7 @@ func (u *unpacks) busy() bool {
 	return false
 }
 
-// forget drops a job from the table, unless another has taken its place.
+// forget removes a job from the table, unless another job is there in its place.
 func (u *unpacks) forget(j *job) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -236,10 +236,10 @@ func (u *unpacks) forgotten(j *job) bool {
 	return u.jobs[j.pair.Blob.Digest] != j
 }
 
-// run does the job. A job that did not get its bytes is forgotten; the next ingest or claim begins a new one.
+// run does the job. A job that fails is forgotten: the next ingest or claim begins a new one.
 func (u *unpacks) run(ctx context.Context, j *job) {
 	defer close(j.done)
-	// What follows a download mostly waits for it, and must not keep from their work those whose blobs are here.
+	// An unpack that follows a download mostly waits for bytes. It must not take the slots of those whose blobs are here.
 	slots := u.following
 	if _, here := u.s.blobs.Size(j.pair.Blob.Digest); here {
 		slots = u.slots
@@ -265,7 +265,7 @@ func (u *unpacks) run(ctx context.Context, j *job) {
 		if j.dir != "" {
 			err := nodes.RemoveAll(ctx, j.dir, nil)
 			switch {
-			case ctx.Err() != nil: // the store closes: the deletion goes on now or later
+			case ctx.Err() != nil: // the store closes: the directory is deleted now or by the next process
 				u.s.dir.Delete(j.dir)
 			case err != nil:
 				log.G(ctx).WithError(err).Warn("unpack: an unfinished directory could not be deleted")
@@ -274,8 +274,8 @@ func (u *unpacks) run(ctx context.Context, j *job) {
 	}
 }
 
-// slot takes one of the slots of first, or, once its blob is here, one of either. It returns from which; nil at the end
-// of ctx. Downloads that hardly come could keep all slots of those that follow.
+// slot takes a slot of first or, once the job's blob is here, of first or whole, because slow downloads may occupy all
+// slots of first. It returns the channel whose slot was taken, nil if ctx ended.
 func (j *job) slot(ctx context.Context, first, whole chan struct{}) (taken chan struct{}) {
 	select {
 	case first <- struct{}{}:
@@ -411,7 +411,7 @@ func (u *unpacks) extract(ctx context.Context, r request, staged string, tarOf f
 	defer dir.Close()
 	opts := u.s.opts.Unpack
 	if r.descriptors > 0 {
-		opts.Descriptors = int(r.descriptors) - 4 // for the directory, the blob and the seal
+		opts.Descriptors = int(r.descriptors) - 4 // less those of the directory, the blob and the seal
 	}
 	var res *unpack.Result
 	opts.Memory, opts.Room = claim.Grow, diskspace.NewMeter(staged).Take

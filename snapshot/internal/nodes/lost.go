@@ -14,13 +14,13 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Some file systems have no extended attributes, or not all kinds of them. Those of an image are left out there, as
-// other programs do, and their names reported: in the record of the layer, and in the log where something is copied.
+// Some file systems have no extended attributes, or only some kinds of them. Attributes of an image that can't be set
+// are left out, as other programs do. Their names are recorded with the layer, or logged if it is a copy that lacks them.
 
-// maxDropped bounds how many names of dropped attributes are recorded.
+// maxDropped is the largest number of names that DroppedText lists.
 const maxDropped = 8
 
-// DroppedText lists the names of dropped attributes; "" when there are none.
+// DroppedText returns a list of the names of dropped attributes for a record or a log, "" if there are none.
 func DroppedText(names []string) string {
 	more := ""
 	if len(names) > maxDropped {
@@ -33,13 +33,13 @@ func DroppedText(names []string) string {
 	return strings.Join(names, ", ") + more
 }
 
-// LostXattrs gathers the names of attributes that copies lack.
+// LostXattrs collects the names of extended attributes that copies lack. Note and Warn may be called concurrently.
 type LostXattrs struct {
 	mu    sync.Mutex // guards names
 	names map[string]bool
 }
 
-// Note compares the attributes that an entry had with those that it has kept.
+// Note adds the names of those attributes in had that e lacks.
 func (d *LostXattrs) Note(had map[string]string, e *entry.Entry) {
 	if len(had) == len(e.Xattrs) {
 		return
@@ -56,7 +56,7 @@ func (d *LostXattrs) Note(had map[string]string, e *entry.Entry) {
 	}
 }
 
-// Warn logs the names, if any.
+// Warn logs the names, if there are any. what begins the message.
 func (d *LostXattrs) Warn(ctx context.Context, what string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -66,7 +66,7 @@ func (d *LostXattrs) Warn(ctx context.Context, what string) {
 	}
 }
 
-// Without leaves the dropped attributes out of entries.
+// Without returns a list without the attributes that were noted.
 func (d *LostXattrs) Without(entries func(visit func(*entry.Entry) error) error) func(func(*entry.Entry) error) error {
 	if len(d.names) == 0 {
 		return entries

@@ -25,8 +25,8 @@ func OpenDir(dir *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// Make makes what e describes as name in dir, with all its attributes; of a directory the attributes are for
-// later, when it is full. content is a file's.
+// Make makes the node that e describes as name in dir, with all its attributes. A directory gets mode 0700: its
+// attributes are set when its content is complete. content is that of a file, nil for an empty one.
 func Make(ctx context.Context, dir *os.File, name string, e *entry.Entry, content *os.File) error {
 	fd := int(dir.Fd())
 	var err error
@@ -95,7 +95,8 @@ func PathError(op, path string, err error) error {
 	return &os.PathError{Op: op, Path: path, Err: err}
 }
 
-// RemoveAll deletes a tree, without following links. It returns a leftover.Error when parts of the tree remain.
+// RemoveAll deletes a tree, without following links, and calls freed, unless it is nil, with the bytes that each removal
+// frees. It returns a leftover.Error if parts of the tree remain.
 func RemoveAll(ctx context.Context, path string, freed func(bytes int64)) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {

@@ -18,26 +18,26 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
-// File is an open file or directory. One of an ordinary user's, which its mode keeps from its owner, has the rights
-// that were asked for until Close.
+// File is an open file or directory. If its mode does not let its owner open it, and the process has no rights of root,
+// the mode gets the rights that are needed until Close.
 type File struct {
 	*os.File
-	mode  uint32 // without those rights
-	given bool   // whether there were any to give
+	mode  uint32 // the mode without those rights
+	given bool   // the mode on disk has rights that mode lacks
 }
 
-// OpenDirWith opens a directory inside dir, never through a symbolic link; rights are those its owner needs.
+// OpenDirWith opens a directory inside dir, never through a symbolic link. rights are the mode bits that its owner needs.
 func OpenDirWith(dir *os.File, name string, rights uint32) (*File, error) {
-	return openOwn(dir, name, rights, func() (int, error) {
+	return openWith(dir, name, rights, func() (int, error) {
 		return unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
 }
 
-// OpenFile opens a file inside dir to read it; a symbolic link is not followed. live is for a directory that a
-// container may be writing to: there, what is not a regular file is refused and not even opened, since opening a device
-// acts on it.
+// OpenFile opens a file inside dir to read it, and follows no symbolic link. live means that a container may be writing
+// to the directory. Then OpenFile returns ErrReplaced for everything but a regular file, and does not open it, because
+// opening a device may have an effect.
 func OpenFile(dir *os.File, name string, live bool) (*File, error) {
-	return openOwn(dir, name, 0o400, func() (int, error) {
+	return openWith(dir, name, 0o400, func() (int, error) {
 		if live {
 			return openLive(int(dir.Fd()), name)
 		}
@@ -45,11 +45,12 @@ func OpenFile(dir *os.File, name string, live bool) (*File, error) {
 	})
 }
 
-// ErrReplaced is returned for a file of a committed snapshot to which a container is still writing.
+// ErrReplaced is returned for a file that a container replaced while its committed snapshot was read. It is of class
+// errdefs.ErrAborted.
 var ErrReplaced = fmt.Errorf("no longer a regular file: %w", errdefs.ErrAborted)
 
-// openLive opens a name if it is a regular file: first in a way that only names the inode, then that inode to be read.
-// It does not wait for a lease that a container holds on the file.
+// openLive opens a name if it is a regular file. It first gets a descriptor that only refers to the inode (O_PATH), and
+// then opens that inode for reading. It does not wait for a lease that a container has on the file.
 func openLive(dir int, name string) (int, error) {
 	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -67,7 +68,7 @@ func openLive(dir int, name string) (int, error) {
 	if !errors.Is(err, unix.ENOENT) {
 		return again, err
 	}
-	// No /proc: whether it is still the same is known when it is open.
+	// There is no /proc. regular.OpenAt looks at the type after opening.
 	f, err := regular.OpenAt(dir, name)
 	if err != nil {
 		return -1, err
@@ -76,10 +77,10 @@ func openLive(dir int, name string) (int, error) {
 	return unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-// OpenFileBelow opens a regular file below root, for which openOwnFile holds. No component of its path may be a
-// symbolic link.
+// OpenFileBelow opens a regular file below root, as OpenFile does with live. No component of its path may be a symbolic
+// link.
 func OpenFileBelow(root *os.File, at string) (*File, error) {
-	dir, err := openOwnBelow(root, path.Dir(at))
+	dir, err := openBelow(root, path.Dir(at))
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +88,9 @@ func OpenFileBelow(root *os.File, at string) (*File, error) {
 	return OpenFile(dir.File, path.Base(at), true)
 }
 
-// openOwnBelow opens a directory below root, component by component where modes keep directories from their owner.
-func openOwnBelow(root *os.File, at string) (*File, error) {
+// openBelow opens a directory below root. If a mode does not let the owner in, it opens the path component by
+// component.
+func openBelow(root *os.File, at string) (*File, error) {
 	d, err := beneath.OpenDirBelow(root, at)
 	if !errors.Is(err, unix.EACCES) {
 		return &File{File: d}, err
@@ -108,8 +110,8 @@ func openOwnBelow(root *os.File, at string) (*File, error) {
 	return above, nil
 }
 
-// openOwn gives the owner of name the rights that it needs, and opens it.
-func openOwn(dir *os.File, name string, rights uint32, open func() (int, error)) (*File, error) {
+// openWith gives the owner of name the rights that are needed, and then calls open.
+func openWith(dir *os.File, name string, rights uint32, open func() (int, error)) (*File, error) {
 	o := &File{}
 	if os.Geteuid() != 0 {
 		var st unix.Stat_t
@@ -135,13 +137,13 @@ func openOwn(dir *os.File, name string, rights uint32, open func() (int, error))
 	return o, nil
 }
 
-// Close closes the file and takes back the rights that it was given.
+// Close closes the file and restores its mode.
 func (o *File) Close() error {
 	o.Restore()
 	return o.File.Close()
 }
 
-// Restore takes back the rights that the file was given when it was opened.
+// Restore restores the mode of the file, which stays open.
 func (o *File) Restore() {
 	if o.given {
 		o.given = false
@@ -149,7 +151,7 @@ func (o *File) Restore() {
 	}
 }
 
-// Entry reads what the file is, without the rights that it was given.
+// Entry returns the entry of the file with the path at. Its mode has no rights that were only given for reading.
 func (o *File) Entry(at string) (*entry.Entry, error) {
 	e, err := beneath.ReadEntry(o.File, "")
 	if err != nil {
@@ -162,10 +164,10 @@ func (o *File) Entry(at string) (*entry.Entry, error) {
 	return e, nil
 }
 
-// OpenRoot opens the root of a tree to read it.
+// OpenRoot opens the directory at a path to read what is in it.
 func OpenRoot(path string) (*File, error) { return OpenPath(path, 0o500) }
 
-// OpenPath opens a directory; rights are those its owner needs.
+// OpenPath opens the directory at a path. rights are the mode bits that its owner needs.
 func OpenPath(path string, rights uint32) (*File, error) {
 	parent, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -176,7 +178,7 @@ func OpenPath(path string, rights uint32) (*File, error) {
 	return dir, errclass.Ensure(err)
 }
 
-// OpenTree opens the root of a tree, and leaves its mode as it is.
+// OpenTree is like OpenRoot, and restores the mode at once.
 func OpenTree(path string) (*os.File, error) {
 	o, err := OpenRoot(path)
 	if err != nil {
@@ -186,9 +188,9 @@ func OpenTree(path string) (*os.File, error) {
 	return o.File, nil
 }
 
-// Link links the path from below root to name in dir.
+// Link makes name in dir a hard link to the file at the path from below root.
 func Link(root *os.File, from string, dir *os.File, name string) error {
-	d, err := openOwnBelow(root, path.Dir(from))
+	d, err := openBelow(root, path.Dir(from))
 	if err != nil {
 		return err
 	}

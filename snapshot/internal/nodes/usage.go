@@ -13,8 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
-// DiskUsage returns the bytes of disk blocks below a path of the root, as du does: each inode once, and blocks that
-// files share on some file systems (reflinks) for each of them. A path that does not exist has none.
+// DiskUsage returns the bytes of disk blocks below a path, as du does: each inode counts once, and blocks that files
+// share (reflinks) count for each of them. A path that does not exist has none.
 func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
 	var st unix.Stat_t
 	switch err := unix.Lstat(path, &st); {
@@ -35,9 +35,9 @@ func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
 // blockUnit is the unit of the blocks that stat(2) reports.
 const blockUnit = 512
 
-// Usage counts the inodes below a directory, itself included, and the bytes of their blocks. Every directory is
-// opened beneath it, so that nothing outside is counted when a container that writes there replaces directories by
-// symbolic links. What goes away meanwhile is not counted.
+// Usage counts the inodes below a directory, itself included, and the bytes of their blocks. It opens every directory
+// beneath dir, so it counts nothing outside if a container replaces directories by symbolic links meanwhile. What is
+// removed meanwhile is not counted.
 func Usage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 	root, err := OpenTree(dir)
 	if err != nil {
@@ -73,8 +73,8 @@ func Usage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 	return c.usage, nil
 }
 
-// Gone reports whether a path no longer leads where it did: it was removed, or something else is in the place of one of
-// its directories.
+// Gone reports whether an error means that a path was removed, or that one of its directories is not a directory any
+// more.
 func Gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
@@ -82,11 +82,11 @@ func Gone(err error) bool {
 // usageCounter counts every inode once.
 type usageCounter struct {
 	usage   snapshots.Usage
-	seen    map[[2]uint64]struct{} // device and inode of what has several names
+	seen    map[[2]uint64]struct{} // device and number of inodes with several names
 	subdirs []string               // of the directory that is being counted
 }
 
-// dir counts what is in a directory, and returns the names of its directories.
+// dir counts what is in a directory, and returns the names of its subdirectories.
 func (c *usageCounter) dir(ctx context.Context, d *os.File) ([]string, error) {
 	c.subdirs = nil
 	for {
@@ -115,7 +115,7 @@ func (c *usageCounter) add(dir *os.File, name string) error {
 		c.subdirs = append(c.subdirs, name)
 	case st.Nlink > 1:
 		key := [2]uint64{uint64(st.Dev), st.Ino}
-		if _, again := c.seen[key]; again {
+		if _, counted := c.seen[key]; counted {
 			return nil
 		}
 		c.seen[key] = struct{}{}

@@ -17,9 +17,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// CompareSeal compares a seal with a directory, both ways, and reports each difference. Both are read once, in the
-// order of their paths, so that the memory for it does not depend on how many entries there are, except for names of
-// hard links.
+// CompareSeal compares a seal with a directory in both directions and reports each difference. It returns
+// errdefs.ErrDataLoss if the directory is missing. Both are read once, in the order of their paths, so the memory does
+// not depend on the number of entries, except for hard links.
 func CompareSeal(ctx context.Context, path, dir string, report func(path, what string)) error {
 	sealed, err := OpenSeal(ctx, path)
 	if err != nil {
@@ -51,7 +51,7 @@ type comparison struct {
 	inodes *inodes
 }
 
-// next goes to the next entry of the seal that exists on disk.
+// next advances to the next entry of the seal that should exist on disk.
 func (c *comparison) next() (err error) {
 	for {
 		c.want, err = c.sealed.Next()
@@ -65,7 +65,7 @@ func (c *comparison) next() (err error) {
 	}
 }
 
-// skipTo reports as missing the entries that the seal has before a path, or before the end.
+// skipTo reports the entries that the seal has before a path, or before its end, as missing.
 func (c *comparison) skipTo(path string, end bool) error {
 	for c.want != nil && (end || entry.ComparePaths(c.want.Path, path) < 0) {
 		c.report(c.want.Path, "missing")
@@ -97,20 +97,20 @@ func (c *comparison) visit(have *entry.Entry, id InodeID) error {
 	return c.next()
 }
 
-// inodes remembers which inodes with several names were seen, and under which group's name. It has hashes of the names,
-// which may be long.
+// inodes has the inodes with several names that were seen, with the group of hard links that the seal has them in. It
+// has hashes of the groups' names, which may be long.
 type inodes struct {
 	seed  maphash.Seed
 	group map[InodeID]uint64
-	sole  map[InodeID]struct{} // of which the seal has one name only
+	sole  map[InodeID]struct{} // inodes of which the seal has one name only
 }
 
 func newInodes() *inodes {
 	return &inodes{maphash.MakeSeed(), map[InodeID]uint64{}, map[InodeID]struct{}{}}
 }
 
-// agree reports whether the names of the inode so far are one group of hard links of the seal. A group is named by its
-// first path.
+// agree reports whether all names of the inode that were seen are in one group of hard links of the seal. The name of a
+// group is its first path.
 func (n *inodes) agree(want *entry.Entry, id InodeID) bool {
 	if id == (InodeID{}) {
 		return want.Inode == ""
@@ -123,14 +123,14 @@ func (n *inodes) agree(want *entry.Entry, id InodeID) bool {
 	case seen:
 		return want.Inode != "" && maphash.String(n.seed, want.Inode) == group
 	case want.Inode == "":
-		n.sole[id] = struct{}{} // its other names lie elsewhere
+		n.sole[id] = struct{}{} // its other names are outside of the directory
 		return true
 	}
 	n.group[id] = maphash.String(n.seed, want.Inode)
 	return want.Inode == want.Path
 }
 
-// Differ reports whether two entries differ. Names of hard links are not compared.
+// Differ reports whether two entries differ in anything but the group of hard links.
 func Differ(a, b *entry.Entry) bool {
 	if a.Type != b.Type {
 		return true
@@ -141,7 +141,8 @@ func Differ(a, b *entry.Entry) bool {
 			a.Target != b.Target || a.Rdev != b.Rdev || a.Opaque != b.Opaque || !maps.Equal(a.Xattrs, b.Xattrs))
 }
 
-// difference names everything in which two entries differ, what matters most first. want is what the seal has.
+// difference lists all attributes in which two entries differ, the most important ones first. want is the entry in the
+// seal.
 func difference(want, have *entry.Entry) string {
 	if want.Type != have.Type {
 		return fmt.Sprintf("a %s instead of a %s", have.Type, want.Type)

@@ -13,13 +13,14 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Flat are layers on top of each other as overlay shows them: whiteouts and opaque directories take effect and are
-// gone, groups of hard links keep the names that are left. The layers are seals, whose entries are sorted; they are
-// read side by side, so that the memory depends on the number of layers and not on what is in them.
+// Flat is the list of what overlay shows of a stack of layers: whiteouts and opaque directories have had their effect
+// and are left out, and a group of hard links has the names that remain visible. The seals of the layers are sorted and
+// are read side by side, so the memory depends on the number of layers and not on their entries.
 type Flat struct {
 	layers []*Seal // lowest first
 	seed   maphash.Seed
-	// groups are the hard links by a hash of layer and name: how many names are left. There may be as many as entries.
+	// groups has the number of visible names of each group of hard links, by a hash of layer and group. There may be as
+	// many groups as entries.
 	groups map[uint64]uint32
 
 	Count        int
@@ -27,7 +28,7 @@ type Flat struct {
 	Root         entry.Entry
 }
 
-// Flatten reads the layers once and sums up what they show.
+// Flatten reads the layers, lowest first, and counts what they show.
 func Flatten(ctx context.Context, layers []*Seal) (*Flat, error) {
 	f := &Flat{layers: layers, seed: maphash.MakeSeed(), groups: map[uint64]uint32{}}
 	err := f.merge(ctx, func(e *entry.Entry, layer int) error {
@@ -47,7 +48,7 @@ func Flatten(ctx context.Context, layers []*Seal) (*Flat, error) {
 	return f, err
 }
 
-// group is what stands for a group of hard links among all layers.
+// group returns the key of a group of hard links, which differs from those of all other layers.
 func (f *Flat) group(layer int, e *entry.Entry) uint64 {
 	return maphash.Comparable(f.seed, struct {
 		layer int
@@ -55,8 +56,8 @@ func (f *Flat) group(layer int, e *entry.Entry) uint64 {
 	}{layer, e.Inode})
 }
 
-// Each returns the entries sorted by path bytes, "." first, with the root directory as it was set. A group of hard
-// links is named by its first path, and a group of one is none.
+// Each returns the list. Its first entry is Root. The name of a group of hard links is its first path, and a group with
+// one name is none.
 func (f *Flat) Each(ctx context.Context) List {
 	return func(visit func(*entry.Entry) error) error {
 		left, first := map[uint64]uint32{}, map[uint64]string{}
@@ -84,7 +85,7 @@ func (f *Flat) Each(ctx context.Context) List {
 	}
 }
 
-// merge calls visit for each entry that the layers show, with the layer that has it.
+// merge calls visit for each visible entry, with the number of its layer.
 func (f *Flat) merge(ctx context.Context, visit func(e *entry.Entry, layer int) error) error {
 	heads := &headsOf{}
 	for i, l := range f.layers {
@@ -123,7 +124,7 @@ func (f *Flat) merge(ctx context.Context, visit func(e *entry.Entry, layer int) 
 	return nil
 }
 
-// mergeRoot merges the root directories. A root that a layer only implies does not change that of the layers below.
+// mergeRoot merges the root directories. An implied root of a layer does not change that of the layers below.
 func (f *Flat) mergeRoot(heads *headsOf, root *entry.Entry, hidden *hides,
 	visit func(*entry.Entry, int) error,
 ) error {
@@ -159,14 +160,14 @@ type hides struct {
 	stack []hide
 }
 
-// hide hides the layers below one inside a directory.
+// hide hides the layers below a layer inside a directory.
 type hide struct {
 	dir   string
 	below int
 }
 
-// show returns what the layers' entries of one path, topmost first, show, nil when nothing. The entry of a layer whose
-// parent directory is hidden does not count.
+// show returns the entry that is visible at a path, nil if there is none. It gets the entries that the layers have for
+// the path, topmost first. The entry of a layer that is hidden in the parent directory does not count.
 func (h *hides) show(path string, same []*head) (shown *entry.Entry, layer int) {
 	for n := len(h.stack); n > 0; n = len(h.stack) {
 		top := h.stack[n-1].dir
@@ -186,14 +187,14 @@ func (h *hides) show(path string, same []*head) (shown *entry.Entry, layer int) 
 		if s.layer < below {
 			break
 		}
-		if s.e.Type == entry.Link { // its fix-up has the file
+		if s.e.Type == entry.Link { // the file is in the fix-up
 			continue
 		}
-		goesOn := s.e.Type == entry.Dir && !s.e.Opaque // what the layers below have inside is seen
+		merges := s.e.Type == entry.Dir && !s.e.Opaque // the content that the layers below have is visible
 		if shown == nil && s.e.Type != entry.Whiteout {
 			shown, layer = s.e, s.layer
 		}
-		if !goesOn {
+		if !merges {
 			if slices.ContainsFunc(same[i+1:], func(s *head) bool { return s.e.Type == entry.Dir }) {
 				h.stack = append(h.stack, hide{path, s.layer})
 			}
@@ -203,14 +204,14 @@ func (h *hides) show(path string, same []*head) (shown *entry.Entry, layer int) 
 	return shown, layer
 }
 
-// head is the first entry of a layer that was not merged yet.
+// head is the next entry of a layer.
 type head struct {
 	layer  int
 	cursor *Cursor
 	e      *entry.Entry
 }
 
-// headsOf is a heap of heads: the lowest path first, and of one path the topmost layer first.
+// headsOf is a heap of heads: the lowest path first and, for equal paths, the topmost layer first.
 type headsOf []*head
 
 func (h headsOf) Len() int      { return len(h) }
@@ -222,7 +223,7 @@ func (h headsOf) Less(i, j int) bool {
 	return c < 0 || c == 0 && h[i].layer > h[j].layer
 }
 
-// Pop is for package heap.
+// Pop implements heap.Interface.
 func (h *headsOf) Pop() any {
 	last := len(*h) - 1
 	x := (*h)[last]
@@ -232,7 +233,7 @@ func (h *headsOf) Pop() any {
 
 func (h *headsOf) pop() *head { return heap.Pop(h).(*head) }
 
-// add goes to the next entry of a layer, if it has one.
+// add adds the next entry of a layer to the heap, if it has one.
 func (h *headsOf) add(x *head) (err error) {
 	if x.e, err = x.cursor.Next(); errors.Is(err, io.EOF) {
 		return nil
@@ -243,7 +244,8 @@ func (h *headsOf) add(x *head) (err error) {
 	return err
 }
 
-// Regroup names each group of hard links by its first path, and forgets groups of one. Entries are sorted.
+// Regroup gives each group of hard links its first path as name, and dissolves groups with one name. The entries are
+// sorted.
 func Regroup(es []*entry.Entry) {
 	first := map[string]*entry.Entry{}
 	many := map[string]bool{}

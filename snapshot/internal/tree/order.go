@@ -13,23 +13,24 @@ import (
 	"github.com/tank-snapshotter/tank/internal/sparse"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// An ordered layer is one whose result above a parent depends on the order of its tar (tarlayer.Result.Ordered). Beside
-// fs and seal it has a file order, with the steps in the form of a seal that is not sorted, and, if an entry took a
-// file away that another parent may keep, a directory aside with the contents of such files.
+// The result of applying an ordered layer above a parent depends on the order of its tar (unpack.Result.Ordered). Its
+// directory has, beside fs and seal, a file order: the steps in the form of a seal that is not sorted. If an entry
+// removed a file that would stay above another parent, there is also a directory aside, with the contents of such files.
 const (
 	orderName = "order"
 	AsideName = "aside"
 )
 
-// Steps calls visit for each entry of a tar in its order and returns the first error. A step is valid until visit
+// Steps calls visit for each entry of a tar, in its order, and returns the first error. A step is valid until visit
 // returns.
 type Steps func(visit func(*tarlayer.Step) error) error
 
-// WriteOrder writes the file order into a layer's directory.
-func WriteOrder(dir string, res *tarlayer.Result) error {
+// WriteOrder writes the file order into the directory of a layer, and syncs it.
+func WriteOrder(dir string, res *unpack.Result) error {
 	count := 0
 	if err := res.Steps(func(*tarlayer.Step) error { count++; return nil }); err != nil {
 		return err
@@ -42,8 +43,8 @@ func WriteOrder(dir string, res *tarlayer.Result) error {
 	}, true)
 }
 
-// packStep makes an entry of a step: Inode is where the content lies, Implied that this is in aside; a device with
-// Opaque was omitted.
+// packStep packs a step into an entry. Inode is the path of the content, Implied means that this path is in aside, and
+// Opaque means for a device that it was omitted.
 func packStep(s *tarlayer.Step) entry.Entry {
 	e := s.Entry
 	if e.Inode = s.Made; s.Aside != "" {
@@ -66,7 +67,7 @@ func unpackStep(e *entry.Entry) tarlayer.Step {
 	return s
 }
 
-// OpenOrder reads the steps of an ordered layer.
+// OpenOrder opens the steps of the ordered layer in dir.
 func OpenOrder(ctx context.Context, dir string) (Steps, error) {
 	sealed, err := OpenSeal(ctx, filepath.Join(dir, orderName))
 	if err != nil {
@@ -81,8 +82,8 @@ func OpenOrder(ctx context.Context, dir string) (Steps, error) {
 	}, nil
 }
 
-// CheckOrder verifies the steps of an ordered layer and the contents set aside; errdefs.ErrDataLoss names the first
-// difference.
+// CheckOrder verifies the steps of the ordered layer in dir and the contents that were set aside. An error of class
+// errdefs.ErrDataLoss names the first difference.
 func CheckOrder(ctx context.Context, dir string) error {
 	steps, err := OpenOrder(ctx, dir)
 	if err != nil {
@@ -127,7 +128,7 @@ func checkAside(ctx context.Context, aside *os.File, st *tarlayer.Step) error {
 	return nil
 }
 
-// lost gives the class errdefs.ErrDataLoss to an error that shows that something is missing, or is something else.
+// lost adds the class errdefs.ErrDataLoss to an error which means that a file is missing or is of another type.
 func lost(name string, err error) error {
 	if nodes.Gone(err) || errors.Is(err, nodes.ErrReplaced) {
 		return fmt.Errorf("%s: %w: %w", name, err, ErrDiffers)
@@ -135,7 +136,7 @@ func lost(name string, err error) error {
 	return fmt.Errorf("%s: %w", name, err)
 }
 
-// StepsOf are the steps of a layer that is not ordered: its entries by their position in the tar.
+// StepsOf returns the steps of a layer that is not ordered: its entries in the order of their positions in the tar.
 func StepsOf(entries List, grow func(bytes int64) error) Steps {
 	return func(visit func(*tarlayer.Step) error) error {
 		var all []tarlayer.Step
@@ -173,5 +174,5 @@ func StepsOf(entries List, grow func(bytes int64) error) Steps {
 	}
 }
 
-// ErrDiffers means that a directory is not what its seal describes.
+// ErrDiffers means that a directory differs from its seal. It is of class errdefs.ErrDataLoss.
 var ErrDiffers = fmt.Errorf("directory differs from its seal: %w", errdefs.ErrDataLoss)

@@ -16,19 +16,19 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// sealMagic begins a seal: what it is and its version. Then comes the record as JSON, from which a lost database can be
-// made again, then the entries, sorted by path, each a sequence of varints
-// and length-prefixed strings, and XXH3-64 of everything before it.
+// sealMagic begins a seal with its type and version. The record follows as JSON, for the case that the database is lost,
+// then the entries, sorted by path, each as varints and strings with their length before them, and then XXH3-64 of all
+// bytes before it.
 const sealMagic = "tank seal 1\n"
 
-// maxSeal bounds the size of a seal in bytes: some tens of millions of entries.
+// maxSeal is the largest size of a seal in bytes. It is enough for tens of millions of entries.
 const maxSeal = 4 << 30
 
-// List calls visit for each of some entries, sorted by path, and returns the first error. An entry is valid
-// until visit returns.
+// List calls visit for each entry of a list, sorted by path, and returns the first error. An entry is valid until visit
+// returns.
 type List func(visit func(*entry.Entry) error) error
 
-// ListOf are entries in memory.
+// ListOf returns a list of entries in memory.
 func ListOf(es []*entry.Entry) List {
 	return func(visit func(*entry.Entry) error) error {
 		for _, e := range es {
@@ -40,8 +40,8 @@ func ListOf(es []*entry.Entry) List {
 	}
 }
 
-// WriteSeal writes a new seal and makes it durable, unless sync is false. record is what the database will say, as far as
-// it is known: where the directory lies is not. The source has count entries.
+// WriteSeal writes a new seal at a path, and syncs it if sync is true. record is the record that the database will have,
+// without the name of the directory, which is not known yet. entries has count entries.
 func WriteSeal(path string, record any, count int, entries List, sync bool) error {
 	header, err := json.Marshal(record)
 	if err != nil {
@@ -88,7 +88,7 @@ func WriteSeal(path string, record any, count int, entries List, sync bool) erro
 	return f.Close()
 }
 
-// AppendEntry appends the form that an entry has in a seal.
+// AppendEntry appends an entry in the form that it has in a seal.
 func AppendEntry(b []byte, e *entry.Entry) []byte {
 	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	str(e.Path)

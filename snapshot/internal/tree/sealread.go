@@ -19,7 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Seal is a seal that was read once and found intact. It holds no descriptor: any number of them may be in use.
+// Seal is a seal whose checksum was verified. It has no open file, so many of them can be in use.
 type Seal struct {
 	path   string
 	Record []byte
@@ -30,11 +30,11 @@ type Seal struct {
 	unsorted bool
 }
 
-// sealWindow is how much of a seal is read at once.
+// sealWindow is how many bytes of a seal are read at once.
 const sealWindow = 32 << 10
 
-// OpenSeal reads a seal to its end; errdefs.ErrDataLoss when it is damaged or no regular file, errdefs.ErrNotFound when
-// it is missing.
+// OpenSeal reads a seal and verifies its checksum. It returns errdefs.ErrNotFound if the seal is missing, and
+// errdefs.ErrDataLoss if it is damaged or not a regular file.
 func OpenSeal(ctx context.Context, path string) (*Seal, error) {
 	f, err := regular.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -73,7 +73,7 @@ func OpenSeal(ctx context.Context, path string) (*Seal, error) {
 	return s, nil
 }
 
-// verify compares the checksum at the end with that of what comes before it.
+// verify compares the checksum at the end with that of the bytes before it.
 func (s *Seal) verify(ctx context.Context, f *os.File) error {
 	h := xxh3.New()
 	if err := interrupt.Copy(ctx, h, io.NewSectionReader(f, 0, s.end)); err != nil {
@@ -89,10 +89,10 @@ func (s *Seal) verify(ctx context.Context, f *os.File) error {
 	return nil
 }
 
-// Cursor returns a reader of the entries from the first.
+// Cursor returns a reader that begins with the first entry.
 func (s *Seal) Cursor() *Cursor { return &Cursor{s: s, at: s.start, left: s.count} }
 
-// Each is an entrySource.
+// Each is the List of the entries.
 func (s *Seal) Each(visit func(*entry.Entry) error) error {
 	c := s.Cursor()
 	for {
@@ -118,12 +118,12 @@ type Cursor struct {
 	space []byte // the array of buf
 	prev  string
 	e     entry.Entry
-	// Mostly, entries with extended attributes have the same as those before them. A map takes as much memory as an entry.
+	// Most entries with extended attributes have the same ones as the entry before. A map takes as much memory as an entry.
 	xattrs map[string]string
-	raw    []byte // as the seal has them
+	raw    []byte // the encoded form of xattrs
 }
 
-// Next returns the next entry, io.EOF after the last. The entry is overwritten by the next call; its strings are not.
+// Next returns the next entry, io.EOF after the last. The next call overwrites the entry, but not its strings.
 func (c *Cursor) Next() (*entry.Entry, error) {
 	damaged := func() error { return fmt.Errorf("seal %s: damaged: %w", c.s.path, errdefs.ErrDataLoss) }
 	if c.left == 0 {
@@ -172,8 +172,7 @@ func (c *Cursor) setXattrs(raw []byte) {
 	c.e.Xattrs = c.xattrs
 }
 
-// fill reads another window. An entry that does not fit into one gets twice the space, which is bounded by the file's
-// size.
+// fill reads another window. For an entry that does not fit it doubles the window, up to the size of the file.
 func (c *Cursor) fill() error {
 	need := max(sealWindow, 2*len(c.buf))
 	if len(c.space) < need {
@@ -194,7 +193,7 @@ func (c *Cursor) fill() error {
 	return nil
 }
 
-// sealDecoder takes values off b; bad is set when there are none left.
+// sealDecoder decodes values from b. It sets bad if b ends too early.
 type sealDecoder struct {
 	b   []byte
 	bad bool
@@ -231,7 +230,7 @@ func (d *sealDecoder) str() string {
 	return s
 }
 
-// entryTo decodes an entry but for its extended attributes, which it returns as they are; nil when there are none.
+// entryTo decodes an entry without its extended attributes, and returns their encoded form, nil if there are none.
 func (d *sealDecoder) entryTo(e *entry.Entry) (xattrs []byte) {
 	*e = entry.Entry{Path: d.str(), Type: d.kind()}
 	e.Mode, e.UID, e.GID, e.Rdev = uint32(d.uvarint()), uint32(d.uvarint()), uint32(d.uvarint()), d.uvarint()

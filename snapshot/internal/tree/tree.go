@@ -10,14 +10,14 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Node is a directory tree in memory, made of entries.
+// Node is a directory tree in memory.
 type Node struct {
 	Entry entry.Entry
 	Kids  map[string]*Node // by name
-	Adds  Answer           // a plan's note: whether anything below the directory adds something
+	Adds  Answer           // kept for package overlay: whether an entry below the directory adds something
 }
 
-// Answer is a fact about a node that is determined once.
+// Answer is a fact about a node that is computed once.
 type Answer byte
 
 // The answers. Unknown means that the fact was not determined yet.
@@ -27,11 +27,11 @@ const (
 	No
 )
 
-// NodeMemory is what a node takes without its strings, with its place in the directory's map.
+// NodeMemory is the number of bytes that a node takes with its place in the map of its directory, without its strings.
 const NodeMemory = 256
 
-// Read builds the tree of a layer. Path of an entry is its name only, and Inode what shortName makes of it:
-// there may be a million of them. grow is called before the tree takes so many bytes more.
+// Read reads a list into memory. There may be a million entries, so Path of an entry is only its name, and Inode is what
+// ShortName returns for it. grow is called before the tree grows by that many bytes, and an error of it ends Read.
 func Read(entries List, grow func(bytes int64) error) (*Node, error) {
 	const step = 256 << 10
 	t := New(DefaultDir("."))
@@ -64,7 +64,8 @@ func Read(entries List, grow func(bytes int64) error) (*Node, error) {
 	})
 }
 
-// ShortName stands for the name of a group of hard links. A name may be long, and each entry of the group has it.
+// ShortName returns a short name for a group of hard links: each entry of the group has that name, and it may be a long
+// path.
 func ShortName(inode string) string {
 	if len(inode) <= 64 {
 		return inode
@@ -75,12 +76,12 @@ func ShortName(inode string) string {
 // New returns a tree that consists of one node.
 func New(e entry.Entry) *Node { return &Node{Entry: e} }
 
-// DefaultDir is a directory that nothing says anything about.
+// DefaultDir returns the entry of an implied directory: no entry of a layer is about it.
 func DefaultDir(path string) entry.Entry {
 	return entry.Entry{Path: path, Type: entry.Dir, Mode: 0o755, Implied: true}
 }
 
-// Find returns the node at path, nil when there is none.
+// Find returns the node at a path, nil if there is none.
 func (t *Node) Find(path string) *Node {
 	if path == "." {
 		return t
@@ -93,7 +94,7 @@ func (t *Node) Find(path string) *Node {
 	return t
 }
 
-// Make returns the node at path, with its parents.
+// Make returns the node at a path. It makes the node and its parents if they are missing.
 func (t *Node) Make(path string) *Node {
 	if path == "." {
 		return t
@@ -116,10 +117,10 @@ func (t *Node) Make(path string) *Node {
 	return t
 }
 
-// Names returns the names in a directory, sorted.
+// Names returns the sorted names in a directory.
 func (t *Node) Names() []string { return slices.Sorted(maps.Keys(t.Kids)) }
 
-// Entries lists the tree sorted by path bytes, "." first.
+// Entries returns the entries of the tree, sorted by the bytes of their paths, "." first.
 func (t *Node) Entries() []*entry.Entry {
 	var es []*entry.Entry
 	var walk func(*Node)
@@ -134,7 +135,7 @@ func (t *Node) Entries() []*entry.Entry {
 	return es
 }
 
-// SetOwner gives all nodes to an ordinary user.
+// SetOwner sets the owner of all nodes.
 func (t *Node) SetOwner(uid, gid uint32) {
 	t.Entry.UID, t.Entry.GID = uid, gid
 	for _, k := range t.Kids {

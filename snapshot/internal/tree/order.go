@@ -13,11 +13,10 @@ import (
 	"github.com/tank-snapshotter/tank/internal/sparse"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
-	"github.com/tank-snapshotter/tank/snapshot/unpack"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// The result of applying an ordered layer above a parent depends on the order of its tar (unpack.Result.Ordered). Its
+// The result of applying an ordered layer above a parent depends on the order of its tar (tarlayer.Result.Ordered). Its
 // directory has, beside fs and seal, a file order: the steps in the form of a seal that is not sorted. If an entry
 // removed a file that would stay above another parent, there is also a directory aside, with the contents of such files.
 const (
@@ -30,7 +29,7 @@ const (
 type Steps func(visit func(*tarlayer.Step) error) error
 
 // WriteOrder writes the file order into the directory of a layer, and syncs it.
-func WriteOrder(dir string, res *unpack.Result) error {
+func WriteOrder(dir string, res *tarlayer.Result) error {
 	count := 0
 	if err := res.Steps(func(*tarlayer.Step) error { count++; return nil }); err != nil {
 		return err

@@ -65,6 +65,7 @@ import (
 	"sync"
 
 	"github.com/tank-snapshotter/tank/internal/errclass"
+	"github.com/tank-snapshotter/tank/internal/lockorder"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -139,14 +140,14 @@ type Tank struct {
 	refs keylock.Locks
 
 	// images is held for reading while a pull answers from a record, and for writing while records are removed.
-	images sync.RWMutex
+	images lockorder.RWMutex
 
 	// mu guards pulls, the references whose pulls are running.
 	mu    sync.Mutex
 	pulls map[string]bool
 
 	// shortage is held while a goroutine makes room on a full disk.
-	shortage sync.Mutex
+	shortage lockorder.Mutex
 
 	layout *ocilayout.Layout
 }
@@ -182,6 +183,8 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	t := &Tank{
 		root: root, observe: opts.Observe, reserve: spare, layout: ocilayout.New(root, opts.FS), pulls: map[string]bool{},
 		tokens: resolver.NewTokenCache(), flights: resolver.NewInFlight(),
+		images:   lockorder.RWMutex{Rank: lockorder.Images},
+		shortage: lockorder.Mutex{Rank: lockorder.Shortage},
 	}
 	defer func() {
 		if err != nil {

@@ -40,6 +40,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/fsys"
+	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -100,7 +101,7 @@ type Store struct {
 
 	// mu guards the fields below. While it is held, no ingest is moved away: a writer may be
 	// opening it.
-	mu      sync.Mutex
+	mu      lockorder.Mutex
 	closed  bool
 	writers map[string]*writer // open writers by stored ref
 }
@@ -110,6 +111,7 @@ type Store struct {
 // defaults. It returns errdefs.ErrFailedPrecondition if one of the two names is not a directory.
 func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 	s := &Store{
+		mu:      lockorder.Mutex{Rank: lockorder.Ingests},
 		root:    root,
 		db:      db,
 		writers: map[string]*writer{},

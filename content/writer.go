@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/follow"
 	"github.com/tank-snapshotter/tank/internal/fsys"
+	"github.com/tank-snapshotter/tank/internal/lockorder"
 )
 
 // writeback is the number of bytes between two requests to the kernel to start writing to the disk,
@@ -45,7 +45,7 @@ type writer struct {
 	current atomic.Pointer[follow.Ingest]
 	sum     atomic.Pointer[sum] // nil until the data file is open; once ready, mu guards its hash
 
-	mu      sync.Mutex
+	mu      lockorder.Mutex
 	f       fsys.File // the data file
 	offset  int64
 	started time.Time
@@ -105,7 +105,10 @@ func (hs *HolderStore) Writer(ctx context.Context, opts ...content.WriterOpt) (c
 }
 
 func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.Descriptor) (_ *writer, err error) {
-	w := &writer{hs: hs, ref: ref, stored: hs.stored(ref), total: max(desc.Size, 0)}
+	w := &writer{
+		hs: hs, ref: ref, stored: hs.stored(ref), total: max(desc.Size, 0),
+		mu: lockorder.Mutex{Rank: lockorder.Writer},
+	}
 	d := desc.Digest
 	if d == "" {
 		d = digestOf(ref)

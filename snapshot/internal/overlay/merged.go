@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
@@ -91,7 +92,7 @@ func (m *Merged) lookup(path string) (*found, error) {
 	}
 	e, err := beneath.ReadEntry(dir, name)
 	if err != nil {
-		return nil, fmt.Errorf("%q: %w", clipPath(path), err)
+		return nil, fmt.Errorf("%q: %w", printable.Clip(path), err)
 	}
 	e.Path = path
 	return &found{elem: int(p.elem), ino: p.ino, nlink: p.nlink, entry: e}, nil
@@ -169,7 +170,7 @@ func (m *Merged) kid(at *place, name string) (*place, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%q: %w", clipPath(at.path()+"/"+name), err)
+			return nil, fmt.Errorf("%q: %w", printable.Clip(at.path()+"/"+name), err)
 		}
 		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 		if k == nil && !beneath.IsWhiteout(&st) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
@@ -157,9 +158,9 @@ func (r *replay) link(dir *simNode, name string, s *tarlayer.Step) error {
 	case k == nil && r.lenient:
 		return r.put(dir, name, &simNode{entry: entry.Entry{Type: omitted}, read: true})
 	case k == nil:
-		return stepError(s, "hard link to %q, which does not exist", clipPath(s.Target))
+		return stepError(s, "hard link to %q, which does not exist", printable.Clip(s.Target))
 	case k.isDir():
-		return stepError(s, "hard link to %q, which is a directory", clipPath(s.Target))
+		return stepError(s, "hard link to %q, which is a directory", printable.Clip(s.Target))
 	case k.entry.Type == omitted:
 		return r.put(dir, name, k.simNode)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
@@ -254,7 +255,7 @@ func (d *differ) emitNames(n *simNode) error {
 		}
 		if e.Type == entry.File {
 			if from.elem == nil {
-				return fmt.Errorf("fix-up: %q: its content was not kept: %w", clipPath(name), errdefs.ErrInternal)
+				return fmt.Errorf("fix-up: %q: its content was not kept: %w", printable.Clip(name), errdefs.ErrInternal)
 			}
 			d.Copies[name] = from
 		}
@@ -277,7 +278,7 @@ func (d *differ) attributes(n *tree.Node) error {
 		if k.Entry.Implied {
 			dir, err := d.r.find(k.Entry.Path)
 			if err == nil && dir == nil {
-				err = fmt.Errorf("fix-up: %q is missing: %w", clipPath(k.Entry.Path), errdefs.ErrInternal)
+				err = fmt.Errorf("fix-up: %q is missing: %w", printable.Clip(k.Entry.Path), errdefs.ErrInternal)
 			}
 			if err == nil {
 				err = d.r.readAttrs(dir.simNode)

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
@@ -63,7 +64,7 @@ func (r *replay) resolve(p string, s *tarlayer.Step) (simSpot, error) {
 	}
 	for _, c := range w.at.missing {
 		if entry.Reserved(c) {
-			return w.at, stepError(s, "leads to %q, a name of whiteouts", clipPath(c))
+			return w.at, stepError(s, "leads to %q, a name of whiteouts", printable.Clip(c))
 		}
 	}
 	if !w.passed {
@@ -144,16 +145,8 @@ func inside(dir, name string) string {
 	return dir + "/" + name
 }
 
-// clipPath keeps long paths from flooding messages.
-func clipPath(p string) string {
-	if len(p) > 300 {
-		return p[:300] + "..."
-	}
-	return p
-}
-
 // stepError is about one entry of the tar.
 func stepError(s *tarlayer.Step, format string, args ...any) error {
-	what := "tar entry " + strconv.Quote(clipPath(s.Path))
+	what := "tar entry " + strconv.Quote(printable.Clip(s.Path))
 	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), stream.ErrInvalidLayer)
 }

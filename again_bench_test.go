@@ -10,7 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank"
 )
 
-// BenchmarkAgain pulls an image of three layers that is here already, unchanged, as a new process does but for its start: Open, Pull, Close.
+// BenchmarkAgain pulls an image of three layers that is here already, unchanged, as a new process does
+// but for its start: Open, Pull, Close.
 func BenchmarkAgain(b *testing.B) {
 	reg, _ := benchImage(b, 50, 100, 150)
 	root := filepath.Join(b.TempDir(), "root")
@@ -41,7 +42,8 @@ func BenchmarkAgain(b *testing.B) {
 				took = append(took, time.Since(begin))
 			}
 			if got := len(reg.Requests()) - before; got != row.requests*len(took) {
-				b.Errorf("%d requests for %d pulls: %q", got, len(took), reg.Requests()[before:min(before+3, len(reg.Requests()))])
+				b.Errorf("%d requests for %d pulls: %q", got, len(took),
+					reg.Requests()[before:min(before+3, len(reg.Requests()))])
 			}
 			slices.Sort(took)
 			b.ReportMetric(took[len(took)/2].Seconds()*1000, "p50-ms")

@@ -21,8 +21,9 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// BenchmarkPull pulls an image of three layers, some 110 MB in 3,000 files, into a new root each time; MB/s are those of the
-// unpacked bytes. Put TMPDIR on tmpfs. See docs/performance.md for pulls beside other programs.
+// BenchmarkPull pulls an image of three layers, some 110 MB in 3,000 files, into a new root each time;
+// MB/s are those of the unpacked bytes. Put TMPDIR on tmpfs. See docs/performance.md for pulls beside
+// other programs.
 func BenchmarkPull(b *testing.B) {
 	reg, size := benchImage(b, 500, 1000, 1500)
 	ref := reg.Host + "/x:1"
@@ -69,8 +70,8 @@ func benchImage(b *testing.B, layers ...int) (reg *registrytest.Registry, size i
 	return reg, size
 }
 
-// benchLayer makes a tar of files of 6 KB in the median and 36 KB in the mean, and its gzip, which is 2.3 times smaller. Same
-// arguments, same bytes.
+// benchLayer makes a tar of files of 6 KB in the median and 36 KB in the mean, and its gzip, which is
+// 2.3 times smaller. Same arguments, same bytes.
 func benchLayer(b *testing.B, index, files int) (stream, blob []byte) {
 	b.Helper()
 	rng := rand.New(rand.NewPCG(7, uint64(index)))

@@ -166,7 +166,8 @@ func TestTwoReadings(t *testing.T) {
 		"layers-plain": strings.TrimSuffix(manifest, "}") + `,"layerſ":` + layers + "}",
 		"layers-upper": strings.TrimSuffix(manifest, "}") + `,"LAYERS":` + layers + "}",
 		"layers-twice": strings.TrimSuffix(manifest, "}") + `,"layers":` + layers + "}",
-		"digest":       strings.Replace(manifest, `"layers":[{`, `"layers":[{"dige\u017ft":"`+string(evil.Digest)+`",`, 1),
+		"digest": strings.Replace(manifest, `"layers":[{`, `"layers":[{"dige\u017ft":"`+string(evil.Digest)+`",`,
+			1),
 		"config":       withConfig(reg, `{"o\u017f":"linux",`),
 		"config-twice": withConfig(reg, `{"config":{},`),
 	} {
@@ -189,7 +190,8 @@ func TestTwoReadings(t *testing.T) {
 
 // withConfig is the manifest of an image without layers whose config begins with start.
 func withConfig(reg *liar, start string) string {
-	config := registrytest.JSON(ocispec.Image{Platform: platforms.DefaultSpec(), RootFS: ocispec.RootFS{Type: "layers"}})
+	config := registrytest.JSON(
+		ocispec.Image{Platform: platforms.DefaultSpec(), RootFS: ocispec.RootFS{Type: "layers"}})
 	config = append([]byte(start), config[1:]...)
 	m := reg.manifest
 	m.Config, m.Layers = reg.Blob(ocispec.MediaTypeImageConfig, config), []ocispec.Descriptor{}
@@ -220,11 +222,13 @@ func TestRecordsOfTwoReadings(t *testing.T) {
 				b, err := content.ReadBlob(context.Background(), tk.Content(), *pick(rec))
 				must(t, err)
 				b = bytes.Replace(b, []byte("{"), []byte(`{"o\u017f":null,"layer\u017f":null,`), 1)
-				folded = ocispec.Descriptor{MediaType: pick(rec).MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+				folded = ocispec.Descriptor{MediaType: pick(rec).MediaType, Digest: digest.FromBytes(b),
+					Size: int64(len(b))}
 				into := tk.Content().For(metadata.ImageHolder(rec.Ref))
 				must(t, content.WriteBlob(context.Background(), into, "x", bytes.NewReader(b), folded))
 			})
-			r.record(t, ref, func(tx *metadata.Tx, rec *metadata.Image) { *pick(rec), rec.Platforms[0].Exact = folded, false })
+			r.record(t, ref,
+				func(tx *metadata.Tx, rec *metadata.Image) { *pick(rec), rec.Platforms[0].Exact = folded, false })
 			if _, err := r.pull(t, ref, &tank.PullOptions{Offline: true, NoRootfs: true}); !errdefs.IsDataLoss(err) {
 				t.Errorf("offline: %v", err)
 			}

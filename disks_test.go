@@ -49,7 +49,8 @@ func run(t *testing.T, name string, args ...string) {
 // setProject gives a directory a project id that what is made in it inherits, as xfs_quota and chattr +P do.
 func setProject(t *testing.T, dir string, id uint32) {
 	t.Helper()
-	const get, set, inherit = 0x801c581f, 0x401c5820, 0x200 // FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_XFLAG_PROJINHERIT
+	// FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_XFLAG_PROJINHERIT
+	const get, set, inherit = 0x801c581f, 0x401c5820, 0x200
 	var attr struct {
 		flags, extent, extents, project, cow uint32
 		_                                    [8]byte

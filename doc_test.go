@@ -18,7 +18,8 @@ func TestMap(t *testing.T) {
 			return err
 		}
 		switch name := d.Name(); {
-		case name == "internal", name == "testdata", name == "integration", name == "demo", strings.HasPrefix(name, "."):
+		case name == "internal", name == "testdata", name == "integration", name == "demo",
+			strings.HasPrefix(name, "."):
 			return filepath.SkipDir
 		}
 		files, err := filepath.Glob(filepath.Join(path, "*.go"))

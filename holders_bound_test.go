@@ -68,7 +68,8 @@ func TestReleaseOfOne(t *testing.T) {
 	if _, err := tk.Release(ctx, string(second), &tank.ReleaseOptions{To: "containerd/d2"}); !errdefs.IsNotFound(err) {
 		t.Errorf("handed over to nobody: %v", err)
 	}
-	if _, err := tk.Release(ctx, "containerd/none", &tank.ReleaseOptions{To: string(s.Holder())}); !errdefs.IsNotFound(err) {
+	if _, err := tk.Release(ctx, "containerd/none",
+		&tank.ReleaseOptions{To: string(s.Holder())}); !errdefs.IsNotFound(err) {
 		t.Errorf("handed over from nobody: %v", err)
 	}
 	h, err := tk.Release(ctx, string(second), &tank.ReleaseOptions{To: string(s.Holder())})
@@ -76,7 +77,8 @@ func TestReleaseOfOne(t *testing.T) {
 	if h.Snapshots != 2 || h.Ingests != 1 {
 		t.Errorf("handed over: %+v", h)
 	}
-	if i, err := tk.Snapshots().For(s.Holder()).Stat(ctx, "default/3/container"); err != nil || i.Parent != "default/2/layer" {
+	if i, err := tk.Snapshots().For(s.Holder()).Stat(ctx, "default/3/container"); err != nil ||
+		i.Parent != "default/2/layer" {
 		t.Errorf("%+v, %v", i, err)
 	}
 	if _, err := tk.Release(ctx, string(s.Holder()), nil); !errdefs.IsFailedPrecondition(err) {

@@ -43,11 +43,13 @@ func layerOf(t *testing.T, items ...Item) (raw, blob []byte, desc ocispec.Descri
 	t.Helper()
 	raw = Tar(t, items...)
 	blob = Gzip(t, raw)
-	return raw, blob, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+	return raw, blob,
+		ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(blob),
+			Size: int64(len(blob))}
 }
 
-// unpackAs does what containerd does with an image: it writes the blobs, unpacks a chain of them, and makes a container on top, whose
-// mounts are returned.
+// unpackAs does what containerd does with an image: it writes the blobs, unpacks a chain of them, and
+// makes a container on top, whose mounts are returned.
 func unpackAs(t *testing.T, tk *tank.Tank, layers ...[]Item) []mount.Mount {
 	t.Helper()
 	ctx := context.Background()
@@ -55,10 +57,12 @@ func unpackAs(t *testing.T, tk *tank.Tank, layers ...[]Item) []mount.Mount {
 	parent := ""
 	for i, items := range layers {
 		raw, blob, desc := layerOf(t, items...)
-		err := content.WriteBlob(ctx, tk.Content().For(metadata.Containerd), "layer-"+desc.Digest.String(), strings.NewReader(string(blob)), desc)
+		err := content.WriteBlob(ctx, tk.Content().For(metadata.Containerd), "layer-"+desc.Digest.String(),
+			strings.NewReader(string(blob)), desc)
 		must(t, err)
 		key := fmt.Sprintf("default/%d/extract-1 layer", i)
-		mounts, err := sn.Prepare(ctx, key, parent, snapshots.WithLabels(map[string]string{"containerd.io/snapshot.ref": "x"}))
+		mounts, err := sn.Prepare(ctx, key, parent,
+			snapshots.WithLabels(map[string]string{"containerd.io/snapshot.ref": "x"}))
 		must(t, err)
 		applied, err := tk.Snapshots().Apply(ctx, desc, mounts)
 		must(t, err)
@@ -105,9 +109,11 @@ func TestRelease(t *testing.T) {
 			t.Errorf("containerd never was here: %v", err)
 		}
 		unpackAs(t, tk, shared, own)
-		must(t, os.WriteFile(filepath.Join(r.dir, "snapshots", newestDir(t, r.dir), "fs", "written"), make([]byte, 5000), 0o600))
+		must(t, os.WriteFile(filepath.Join(r.dir, "snapshots", newestDir(t, r.dir), "fs", "written"),
+			make([]byte, 5000), 0o600))
 		before := holderOf(t, tk, "image/"+ref)
-		if before.Blobs != 3 || before.Layers != 1 || before.Rootfs != 1 || before.Snapshots != 0 || before.Exclusive >= before.Bytes || before.Exclusive < 10000 {
+		if before.Blobs != 3 || before.Layers != 1 || before.Rootfs != 1 || before.Snapshots != 0 ||
+			before.Exclusive >= before.Bytes || before.Exclusive < 10000 {
 			t.Errorf("image: %+v", before)
 		}
 		c := holderOf(t, tk, "containerd")
@@ -121,10 +127,12 @@ func TestRelease(t *testing.T) {
 			t.Errorf("%d holders: %+v", len(holders), holders)
 		}
 		for name, want := range map[string]error{
-			"nonsense": errdefs.ErrNotFound, "image/none": errdefs.ErrNotFound, "pull/none": errdefs.ErrNotFound, "": errdefs.ErrNotFound,
+			"nonsense": errdefs.ErrNotFound, "image/none": errdefs.ErrNotFound, "pull/none": errdefs.ErrNotFound,
+			"":                             errdefs.ErrNotFound,
 			"snapshot/default/9/container": errdefs.ErrInvalidArgument,
 		} {
-			if _, err := tk.Release(ctx, name, &tank.ReleaseOptions{Force: true}); !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
+			if _, err := tk.Release(ctx, name, &tank.ReleaseOptions{Force: true}); !errdefs.IsNotFound(err) &&
+				!errdefs.IsInvalidArgument(err) {
 				t.Errorf("release %q: %v, want %v", name, err, want)
 			}
 		}
@@ -150,7 +158,8 @@ func TestRelease(t *testing.T) {
 		}
 	})
 	for _, name := range r.left(t) {
-		if strings.HasPrefix(name, "snapshots/") || strings.HasPrefix(name, "ingest/") || strings.Contains(name, digest.FromBytes(ownBlob).Encoded()) {
+		if strings.HasPrefix(name, "snapshots/") || strings.HasPrefix(name, "ingest/") ||
+			strings.Contains(name, digest.FromBytes(ownBlob).Encoded()) {
 			t.Errorf("left: %s", name)
 		}
 	}
@@ -192,7 +201,9 @@ func TestReleaseMounted(t *testing.T) {
 			r.with(t, func(tk *tank.Tank) {
 				mounts := unpackAs(t, tk, []Item{F("a", "1")}, []Item{F("b", "2")})
 				if how == "bind" { // as in directory mode, or for a snapshot without parents
-					mounts = []mount.Mount{{Type: "bind", Source: filepath.Join(r.dir, "snapshots", newestDir(t, r.dir), "fs"), Options: []string{"rbind", "rw"}}}
+					mounts = []mount.Mount{{Type: "bind",
+						Source:  filepath.Join(r.dir, "snapshots", newestDir(t, r.dir), "fs"),
+						Options: []string{"rbind", "rw"}}}
 				}
 				target := t.TempDir()
 				must(t, mount.All(mounts, target))
@@ -216,7 +227,8 @@ func TestReleaseMounted(t *testing.T) {
 		r := newRoot(t, true)
 		r.with(t, func(tk *tank.Tank) {
 			fs, target := unpackAs(t, tk, []Item{F("a", "1")}, []Item{F("b", "2")}), t.TempDir()
-			cmd := exec.Command("sh", "-c", `mount --make-rprivate / && mount -t overlay -o "$1" overlay "$2" && echo mounted && read end`, "sh",
+			cmd := exec.Command("sh", "-c",
+				`mount --make-rprivate / && mount -t overlay -o "$1" overlay "$2" && echo mounted && read end`, "sh",
 				strings.Join(fs[0].Options, ","), target)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 			in, err := cmd.StdinPipe()
@@ -227,7 +239,8 @@ func TestReleaseMounted(t *testing.T) {
 			if line, err := bufio.NewReader(out).ReadString('\n'); line != "mounted\n" {
 				t.Fatal(line, err)
 			}
-			if _, err := tk.Release(ctx, "containerd", nil); !errdefs.IsFailedPrecondition(err) || !strings.Contains(fmt.Sprint(err), target) {
+			if _, err := tk.Release(ctx, "containerd", nil); !errdefs.IsFailedPrecondition(err) ||
+				!strings.Contains(fmt.Sprint(err), target) {
 				t.Errorf("released under a mount: %v", err)
 			}
 			must(t, in.Close())
@@ -254,7 +267,8 @@ func TestReleaseMounted(t *testing.T) {
 func TestReleasePull(t *testing.T) {
 	ctx := context.Background()
 	reg := registrytest.New(t)
-	good, bad := reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, Tar(t, base...))), reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, Tar(t, F("x", "y"))))
+	good, bad := reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, Tar(t, base...))),
+		reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, Tar(t, F("x", "y"))))
 	reg.Image("1", platforms.DefaultSpec(), []ocispec.Descriptor{good, bad}, []digest.Digest{
 		digest.FromBytes(Tar(t, base...)), digest.FromBytes(Tar(t, F("x", "y"))),
 	})
@@ -283,7 +297,8 @@ func TestReleasePull(t *testing.T) {
 		if h := holderOf(t, tk, "pull/"+ref); !h.Running {
 			t.Errorf("running: %+v", h)
 		}
-		if _, err := tk.Release(ctx, "pull/"+ref, &tank.ReleaseOptions{Force: true}); !errdefs.IsFailedPrecondition(err) {
+		if _, err := tk.Release(ctx, "pull/"+ref,
+			&tank.ReleaseOptions{Force: true}); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("released while it runs: %v", err)
 		}
 		close(answer)

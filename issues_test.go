@@ -23,7 +23,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// An image that its tag left is kept as REF@DIGEST. Somebody who then pulls exactly that gets it, "cached", and gc deletes it.
+// An image that its tag left is kept as REF@DIGEST. Somebody who then pulls exactly that gets it,
+// "cached", and gc deletes it.
 func TestPinnedAfterTheTagMoved(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"
@@ -87,7 +88,8 @@ func TestLayoutAfterCrash(t *testing.T) {
 	r := newRoot(t, false)
 	_, err := r.pull(t, ref, nil)
 	must(t, err)
-	must(t, errors.Join(os.Remove(filepath.Join(r.dir, "index.json")), os.Remove(filepath.Join(r.dir, "oci-layout")))) // as before it was written
+	// as before it was written
+	must(t, errors.Join(os.Remove(filepath.Join(r.dir, "index.json")), os.Remove(filepath.Join(r.dir, "oci-layout"))))
 	_, err = r.pull(t, ref, nil)
 	must(t, err)
 	if _, err := os.Stat(filepath.Join(r.dir, "index.json")); err != nil {
@@ -95,8 +97,8 @@ func TestLayoutAfterCrash(t *testing.T) {
 	}
 }
 
-// rm between a pull's look at the record and its hold of the rootfs (a resolve takes a round trip) leaves a hold of an image that is not
-// there: nothing ever releases it, and check finds fault with it.
+// rm between a pull's look at the record and its hold of the rootfs (a resolve takes a round trip)
+// leaves a hold of an image that is not there: nothing ever releases it, and check finds fault with it.
 func TestRemoveDuringCachedPull(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
@@ -191,7 +193,8 @@ func TestHostsFilesCase(t *testing.T) {
 func TestNoPlatform(t *testing.T) {
 	reg := registrytest.New(t)
 	tar := Tar(t, base...)
-	reg.Image("1", ocispec.Platform{}, []ocispec.Descriptor{reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, tar))}, []digest.Digest{digest.FromBytes(tar)})
+	reg.Image("1", ocispec.Platform{}, []ocispec.Descriptor{reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, tar))},
+		[]digest.Digest{digest.FromBytes(tar)})
 	r := newRoot(t, false)
 	_, err := r.pull(t, reg.Host+"/x:1", nil)
 	must(t, err)
@@ -239,7 +242,8 @@ func TestRootfsOfAnotherReference(t *testing.T) {
 	})
 }
 
-// A pull that broke off before the tag moved leaves its blobs to the image of the new digest: they stay as long as that does.
+// A pull that broke off before the tag moved leaves its blobs to the image of the new digest: they stay
+// as long as that does.
 func TestLeftoversOfAnOldDigest(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"

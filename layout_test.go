@@ -46,8 +46,9 @@ func addForeign(t *testing.T, dir, name string) *foreignImage {
 	image := ocispec.Image{Platform: config("amd64", "")}
 	image.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(tar)}}
 	manifest := ocispec.Manifest{
-		MediaType: ocispec.MediaTypeImageManifest, Config: f.blob(t, ocispec.MediaTypeImageConfig, registrytest.JSON(image)),
-		Layers: []ocispec.Descriptor{f.blob(t, ocispec.MediaTypeImageLayerGzip, Gzip(t, tar))},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config:    f.blob(t, ocispec.MediaTypeImageConfig, registrytest.JSON(image)),
+		Layers:    []ocispec.Descriptor{f.blob(t, ocispec.MediaTypeImageLayerGzip, Gzip(t, tar))},
 	}
 	manifest.SchemaVersion = 2
 	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{
@@ -149,18 +150,21 @@ func TestForeignEntryStays(t *testing.T) {
 				t.Errorf("images after a rebuild: %+v, %v", infos, err)
 			}
 			for _, h := range []string{string(tank.RebuiltHolder), string(metadata.Containerd)} {
-				if _, err := tk.Release(ctx, h, &tank.ReleaseOptions{Force: true}); err != nil && !errdefs.IsNotFound(err) {
+				if _, err := tk.Release(ctx, h, &tank.ReleaseOptions{Force: true}); err != nil &&
+					!errdefs.IsNotFound(err) {
 					t.Error(err)
 				}
 			}
 			f.stays(t, "release of what was rebuilt")
 			// The program that added the entry takes it away again.
 			editIndex(t, r.dir, func(i *ocispec.Index) {
-				i.Manifests = slices.DeleteFunc(i.Manifests, func(d ocispec.Descriptor) bool { return d.Digest == f.entry.Digest })
+				i.Manifests = slices.DeleteFunc(i.Manifests,
+					func(d ocispec.Descriptor) bool { return d.Digest == f.entry.Digest })
 			})
 			must(t, second(tk.GC(ctx)))
 			for _, d := range f.blobs {
-				if _, err := os.Stat(filepath.Join(r.dir, "blobs", "sha256", d.Encoded())); !errors.Is(err, os.ErrNotExist) {
+				if _, err := os.Stat(filepath.Join(r.dir, "blobs", "sha256", d.Encoded())); !errors.Is(err,
+					os.ErrNotExist) {
 					t.Errorf("blob %s is kept without an entry: %v", d, err)
 				}
 			}

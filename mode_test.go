@@ -29,13 +29,15 @@ var who = map[string]*syscall.SysProcAttr{
 	"user 1000":    {Credential: &syscall.Credential{Uid: 1000, Gid: 1000}},
 	"user 1001":    {Credential: &syscall.Credential{Uid: 1001, Gid: 1000}},
 	"namespace":    namespaceOf([3]int{0, 1000, 1}, [3]int{1, 100000, 65536}),
-	"more ids":     namespaceOf([3]int{0, 1000, 1}, [3]int{1, 100000, 65536}, [3]int{65537, 165536, 1000}, [3]int{70000, 300000, 5}),
-	"fewer ids":    namespaceOf([3]int{0, 1000, 1}, [3]int{1, 100000, 1000}),
-	"other ids":    namespaceOf([3]int{0, 1000, 1}, [3]int{1, 200000, 65536}),
-	"one id":       namespaceOf([3]int{0, 1000, 1}),
+	"more ids": namespaceOf([3]int{0, 1000, 1}, [3]int{1, 100000, 65536}, [3]int{65537, 165536, 1000},
+		[3]int{70000, 300000, 5}),
+	"fewer ids": namespaceOf([3]int{0, 1000, 1}, [3]int{1, 100000, 1000}),
+	"other ids": namespaceOf([3]int{0, 1000, 1}, [3]int{1, 200000, 65536}),
+	"one id":    namespaceOf([3]int{0, 1000, 1}),
 }
 
-// namespaceOf starts a process as root of a new user namespace with these ids: first one inside, first one outside, number.
+// namespaceOf starts a process as root of a new user namespace with these ids: first one inside, first
+// one outside, number.
 func namespaceOf(ids ...[3]int) *syscall.SysProcAttr {
 	var m []syscall.SysProcIDMap
 	for _, r := range ids {
@@ -47,7 +49,8 @@ func namespaceOf(ids ...[3]int) *syscall.SysProcAttr {
 	}
 }
 
-// TestModes opens roots as others than those who made them: a file's owner means nothing without the ids that it was made with.
+// TestModes opens roots as others than those who made them: a file's owner means nothing without the
+// ids that it was made with.
 func TestModes(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipUnlessCI(t, "needs root, to be everybody in turn")
@@ -72,8 +75,10 @@ func TestModes(t *testing.T) {
 		{"user 1000", "namespace", "made by uid 1000, this process is " + namespace},
 		{"namespace", "namespace", ""},
 		{"namespace", "more ids", ""},
-		{"namespace", "fewer ids", "made by " + namespace + ", this process is root of a user namespace, uids 0:1000:1,1:100000:1000"},
-		{"namespace", "other ids", "made by " + namespace + ", this process is root of a user namespace, uids 0:1000:1,1:200000:65536"},
+		{"namespace", "fewer ids",
+			"made by " + namespace + ", this process is root of a user namespace, uids 0:1000:1,1:100000:1000"},
+		{"namespace", "other ids",
+			"made by " + namespace + ", this process is root of a user namespace, uids 0:1000:1,1:200000:65536"},
 		{"namespace", "one id", "made by " + namespace + ", this process is " + oneID},
 		{"namespace", "root", "made by " + namespace + ", this process is privileged"},
 		{"namespace", "user 1000", "made by " + namespace + ", this process is uid 1000"},
@@ -88,9 +93,11 @@ func TestModes(t *testing.T) {
 			if got := openAs(t, exe, row.made, "open", root); got != "" {
 				t.Fatal(got)
 			}
-			for _, what := range []string{"open", "rebuild", "open"} { // a root without a database still knows who made it
+			// a root without a database still knows who made it
+			for _, what := range []string{"open", "rebuild", "open"} {
 				got := openAs(t, exe, row.opened, what, root)
-				if (got == "") != (row.want == "") || !strings.Contains(got, row.want) || got != "" && !strings.HasSuffix(got, "failed precondition") {
+				if (got == "") != (row.want == "") || !strings.Contains(got, row.want) || got != "" &&
+					!strings.HasSuffix(got, "failed precondition") {
 					t.Errorf("%s: %q, want %q", what, got, row.want)
 				}
 			}

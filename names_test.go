@@ -137,7 +137,8 @@ func TestNamesInEveryCommand(t *testing.T) {
 	const long = "docker.io/library/tank-test:latest"
 	target := "@" + digest.FromString("x").String()
 	for _, name := range []string{
-		"tank-test", "tank-test:latest", "library/tank-test", "docker.io/tank-test", "index.docker.io/library/tank-test",
+		"tank-test", "tank-test:latest", "library/tank-test", "docker.io/tank-test",
+		"index.docker.io/library/tank-test",
 		"docker.io/library/tank-test:latest",
 	} {
 		r := &root{dir: filepath.Join(t.TempDir(), "root")}
@@ -148,8 +149,9 @@ func TestNamesInEveryCommand(t *testing.T) {
 				t.Errorf("inspect %s: %+v, %v", name, d, err)
 			}
 			for op, err := range map[string]error{
-				"pull": second(tk.Pull(ctx, name, &tank.PullOptions{Offline: true})), "inspect": second(tk.Inspect(ctx, name)),
-				"rm": tk.Remove(ctx, name), "release": second(tk.Release(ctx, "image/"+name, nil)),
+				"pull":    second(tk.Pull(ctx, name, &tank.PullOptions{Offline: true})),
+				"inspect": second(tk.Inspect(ctx, name)),
+				"rm":      tk.Remove(ctx, name), "release": second(tk.Release(ctx, "image/"+name, nil)),
 			} {
 				if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), long) {
 					t.Errorf("%s %s: %v", op, name, err)

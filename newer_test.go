@@ -54,6 +54,7 @@ func setSchema(number string) func(dir string) error {
 			return err
 		}
 		defer db.Close()
-		return db.Update(func(tx *bolt.Tx) error { return tx.Bucket([]byte("meta")).Put([]byte("schema"), []byte(number)) })
+		return db.Update(
+			func(tx *bolt.Tx) error { return tx.Bucket([]byte("meta")).Put([]byte("schema"), []byte(number)) })
 	}
 }

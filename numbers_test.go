@@ -65,7 +65,8 @@ func TestNumbersAgreeWithDisk(t *testing.T) {
 			if first.Exclusive < 1<<20 || first.Bytes <= first.Exclusive {
 				t.Errorf("daemon %v: %+v", daemon, first)
 			}
-			if sum := first.Bytes + second.Exclusive; sum > before || before-sum > 64<<10 { // but for the pools themselves
+			// but for the pools themselves
+			if sum := first.Bytes + second.Exclusive; sum > before || before-sum > 64<<10 {
 				t.Errorf("daemon %v: both images take %d of %d bytes", daemon, sum, before)
 			}
 			must(t, tk.Remove(ctx, reg.Host+"/x:1"))

@@ -66,7 +66,8 @@ func TestPlatforms(t *testing.T) {
 			"config names the platform linux/?: it is taken for linux/s390x, as the index says"},
 		{"config of another architecture", []variant{
 			{"one", "linux/amd64", config("amd64", "")}, {"two", "linux/s390x", config("amd64", "")},
-		}, "linux/s390x", "two", "config names the platform linux/amd64: it is taken for linux/s390x, as the index says"},
+		}, "linux/s390x", "two",
+			"config names the platform linux/amd64: it is taken for linux/s390x, as the index says"},
 		{"config of another variant", []variant{{"v6", "linux/arm/v6", config("arm", "v7")}}, "linux/arm/v6", "v6",
 			"linux/arm/v7: it is taken for linux/arm/v6"},
 		{"features in the config", []variant{{"one", "linux/s390x", features}}, "linux/s390x", "one", ""},
@@ -143,7 +144,8 @@ func TestPlatformsKeptApart(t *testing.T) {
 	must(t, err)
 	_, err = r.pull(t, ref, &tank.PullOptions{Platform: "linux/arm/v7", Offline: true})
 	var none *tank.NotCached
-	if !errors.As(err, &none) || !strings.Contains(err.Error(), "platform linux/arm/v7 is missing: here is linux/arm/v6") {
+	if !errors.As(err, &none) ||
+		!strings.Contains(err.Error(), "platform linux/arm/v7 is missing: here is linux/arm/v6") {
 		t.Errorf("offline: %v", err)
 	}
 	img, err := r.pull(t, ref, &tank.PullOptions{Platform: "linux/arm/v7"})

@@ -86,7 +86,8 @@ func worksApart(t *testing.T, r *root, host string) {
 	r.with(t, func(tk *tank.Tank) {
 		img, err := tk.Pull(ctx, host+"/x:1", nil)
 		must(t, err)
-		want := append(slices.DeleteFunc(slices.Clone(wantBase), func(s string) bool { return strings.HasPrefix(s, "d/a ") }),
+		want := append(
+			slices.DeleteFunc(slices.Clone(wantBase), func(s string) bool { return strings.HasPrefix(s, "d/a ") }),
 			"d/new", "only", "only/implied")
 		if got := list(t, img.Rootfs); !samePaths(got, want) {
 			t.Errorf("rootfs:\n%s", strings.Join(got, "\n"))
@@ -154,7 +155,8 @@ func useSnapshots(t *testing.T, tk *tank.Tank) {
 	must(t, sn.Remove(ctx, "committed"))
 }
 
-// TestPoolsAreDirectories opens roots with a link in the place of a pool, which are refused: others could write to its target.
+// TestPoolsAreDirectories opens roots with a link in the place of a pool, which are refused: others
+// could write to its target.
 func TestPoolsAreDirectories(t *testing.T) {
 	for _, pool := range []string{"blobs", "blobs/sha256", "ingest", "layers", "rootfs", "snapshots"} {
 		t.Run(pool, func(t *testing.T) {

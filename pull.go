@@ -203,11 +203,12 @@ func (p *pull) fetch(ctx context.Context, r *resolver.Resolver, target ocispec.D
 	var img *Image
 	err := p.whileHeld(func() error {
 		u, fetching := newUnpacking(ctx, p)
-		fetched, err := r.Fetch(fetching, p.t.content.For(p.holder), p.ref, target, p.want.Spec(), &resolver.FetchOptions{
-			Progress: p.progress(), Refresh: p.opts.Refresh,
-			OnImage: func(i *resolver.Image) error { return u.image(fetching, i) },
-			OnLayer: func(blob ocispec.Descriptor) error { return u.layer(fetching, blob) },
-		})
+		fetched, err := r.Fetch(fetching, p.t.content.For(p.holder), p.ref, target, p.want.Spec(),
+			&resolver.FetchOptions{
+				Progress: p.progress(), Refresh: p.opts.Refresh,
+				OnImage: func(i *resolver.Image) error { return u.image(fetching, i) },
+				OnLayer: func(blob ocispec.Descriptor) error { return u.layer(fetching, blob) },
+			})
 		if err := u.wait(err); err != nil {
 			return err
 		}

@@ -29,8 +29,8 @@ func readOnlyMount(t *testing.T, dir string) string {
 	return at
 }
 
-// TestReadOnlyRoot reads roots that can't be written, a root of Tank 0.1.0 and provisional records included, and changes
-// nothing.
+// TestReadOnlyRoot reads roots that can't be written, a root of Tank 0.1.0 and provisional records
+// included, and changes nothing.
 func TestReadOnlyRoot(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
@@ -48,9 +48,11 @@ func TestReadOnlyRoot(t *testing.T) {
 		{"written out later", &tank.PullOptions{NoSync: true}, false, nil, true},
 		{"without a rootfs", &tank.PullOptions{NoRootfs: true}, false, nil, false},
 		{"of 0.1.0", nil, false, func(dir string) error {
-			return errors.Join(os.Remove(filepath.Join(dir, "tank-root")), os.MkdirAll(filepath.Join(dir, "staging"), 0o700))
+			return errors.Join(os.Remove(filepath.Join(dir, "tank-root")),
+				os.MkdirAll(filepath.Join(dir, "staging"), 0o700))
 		}, true},
-		{"without index.json", nil, false, func(dir string) error { return os.Remove(filepath.Join(dir, "index.json")) }, true},
+		{"without index.json", nil, false,
+			func(dir string) error { return os.Remove(filepath.Join(dir, "index.json")) }, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "root")

@@ -34,7 +34,8 @@ func newRebuildRoot(t *testing.T, daemon bool) *rebuildRoot {
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
 	push(t, reg, "2", base, []Item{F("d/n", "3")})
-	r := &rebuildRoot{root: &root{filepath.Join(t.TempDir(), "root"), daemon}, refs: []string{reg.Host + "/x:1", reg.Host + "/x:2"}}
+	r := &rebuildRoot{root: &root{filepath.Join(t.TempDir(), "root"), daemon},
+		refs: []string{reg.Host + "/x:1", reg.Host + "/x:2"}}
 	_, err := r.pull(t, r.refs[0], nil)
 	must(t, err)
 	_, err = r.pull(t, r.refs[1], &tank.PullOptions{NoRootfs: true})
@@ -73,7 +74,8 @@ func (r *rebuildRoot) kept(t *testing.T) []string {
 		switch top, _, _ := strings.Cut(rel, "/"); {
 		case e.IsDir():
 		case top == "blobs", top == "layers" && e.Name() == "seal", e.Name() == "written":
-			names = append(names, strings.TrimPrefix(e.Name(), "blob-")+strings.Repeat(" seal", strings.Count(rel, "layers")))
+			names = append(names,
+				strings.TrimPrefix(e.Name(), "blob-")+strings.Repeat(" seal", strings.Count(rel, "layers")))
 		}
 		return nil
 	}))
@@ -121,7 +123,8 @@ func (r *rebuildRoot) after(t *testing.T, names bool) {
 		if !names {
 			break
 		}
-		if _, err := tk.Pull(context.Background(), ref, &tank.PullOptions{Offline: true, NoRootfs: i == 1}); err != nil {
+		if _, err := tk.Pull(context.Background(), ref,
+			&tank.PullOptions{Offline: true, NoRootfs: i == 1}); err != nil {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
@@ -144,11 +147,13 @@ func TestRebuildKeeps(t *testing.T) {
 	huge := func(path string) error { return errors.Join(write("")(path), os.Truncate(path, 1<<40)) }
 	fifo := func(path string) error { return unix.Mkfifo(path, 0o600) }
 	for dbName, db := range map[string]func(string) error{
-		"intact": func(string) error { return nil }, "missing": os.Remove, "empty": write(""), "garbage": write(strings.Repeat("x", 1<<16)),
-		"1 TB": replace(huge), "a FIFO": replace(fifo),
+		"intact": func(string) error { return nil }, "missing": os.Remove, "empty": write(""),
+		"garbage": write(strings.Repeat("x", 1<<16)),
+		"1 TB":    replace(huge), "a FIFO": replace(fifo),
 	} {
 		for indexName, index := range map[string]func(string) error{
-			"intact": func(string) error { return nil }, "missing": os.Remove, "cut": cut, "garbage": write("{"), "empty": write(""),
+			"intact": func(string) error { return nil }, "missing": os.Remove, "cut": cut, "garbage": write("{"),
+			"empty":  write(""),
 			"a FIFO": replace(fifo), "1 TB": replace(huge),
 		} {
 			t.Run(dbName+" and "+indexName, func(t *testing.T) {
@@ -171,7 +176,8 @@ func TestRebuildKeeps(t *testing.T) {
 					if names != (rebuilt.Images == 2) && indexName != "cut" {
 						t.Errorf("%+v", rebuilt)
 					}
-					if snapshots := map[bool]int{true: 1}[daemon && dbName == "intact"]; rebuilt.Snapshots != snapshots {
+					if snapshots := map[bool]int{true: 1}[daemon &&
+						dbName == "intact"]; rebuilt.Snapshots != snapshots {
 						t.Errorf("snapshots: %+v", rebuilt)
 					}
 					r.after(t, names)
@@ -181,7 +187,8 @@ func TestRebuildKeeps(t *testing.T) {
 	}
 }
 
-// TestRebuildDamagedPages loses one page of the database after another. What the others record stays, and nothing is lost.
+// TestRebuildDamagedPages loses one page of the database after another. What the others record stays,
+// and nothing is lost.
 func TestRebuildDamagedPages(t *testing.T) { // not parallel: a lock is inherited by a child until it executes a program
 	r := newRebuildRoot(t, true)
 	path := filepath.Join(r.dir, "metadata.db")
@@ -202,7 +209,8 @@ func TestRebuildDamagedPages(t *testing.T) { // not parallel: a lock is inherite
 }
 
 // TestRebuildDamagedThings damages one blob or directory after another: all the others stay.
-func TestRebuildDamagedThings(t *testing.T) { // not parallel: a lock is inherited by a child until it executes a program
+// not parallel: a lock is inherited by a child until it executes a program
+func TestRebuildDamagedThings(t *testing.T) {
 	for _, db := range []string{"intact", "missing"} {
 		r := newRebuildRoot(t, false)
 		blobs, err := filepath.Glob(filepath.Join(r.dir, "blobs", "sha256", "*"))
@@ -227,7 +235,8 @@ func TestRebuildDamagedThings(t *testing.T) { // not parallel: a lock is inherit
 			if missing := copied.lacks(t); len(missing) > 1 || len(missing) == 1 && missing[0] != filepath.Base(blob) {
 				t.Errorf("database %s, damaged blob %.12s: lost %q", db, filepath.Base(blob), missing)
 			}
-			if lost, _ := filepath.Glob(filepath.Join(copied.dir, "lost", "*", "blob-"+filepath.Base(blob))); len(lost) != 1 {
+			if lost, _ := filepath.Glob(filepath.Join(copied.dir, "lost", "*", "blob-"+filepath.Base(blob))); len(
+				lost) != 1 {
 				t.Errorf("database %s: the damaged blob is gone", db)
 			}
 			// It is fetched again, which needs nothing else.
@@ -236,7 +245,8 @@ func TestRebuildDamagedThings(t *testing.T) { // not parallel: a lock is inherit
 					t.Errorf("database %s: %v", db, err)
 				}
 			}
-			copied.with(t, func(tk *tank.Tank) { must(t, tk.Check(context.Background(), func(f tank.Fault) { t.Error(f) })) })
+			copied.with(t,
+				func(tk *tank.Tank) { must(t, tk.Check(context.Background(), func(f tank.Fault) { t.Error(f) })) })
 		}
 	}
 }
@@ -263,7 +273,8 @@ func TestRebuildReleases(t *testing.T) {
 			_, err = tk.Release(context.Background(), want, &tank.ReleaseOptions{Force: true})
 			must(t, err)
 		})
-		if blobs, err := filepath.Glob(filepath.Join(r.dir, "blobs", "sha256", "[0-9a-f]*")); err != nil || len(blobs) > 0 {
+		if blobs, err := filepath.Glob(filepath.Join(r.dir, "blobs", "sha256", "[0-9a-f]*")); err != nil ||
+			len(blobs) > 0 {
 			t.Errorf("%d blobs after the release, %v", len(blobs), err)
 		}
 	}
@@ -309,7 +320,8 @@ func TestRebuildAgain(t *testing.T) {
 	r.after(t, true)
 }
 
-// TestRebuildFullDisk rebuilds on a file system without a free byte: the former database stays, and another try succeeds.
+// TestRebuildFullDisk rebuilds on a file system without a free byte: the former database stays, and
+// another try succeeds.
 func TestRebuildFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipUnlessCI(t, "needs root, to mount a file system")

@@ -46,7 +46,8 @@ func snapshotOf(t *testing.T, dir string) []string {
 		if err != nil {
 			return err
 		}
-		if e.Name() == "staging" && e.IsDir() && path != filepath.Join(dir, "dir/staging") { // a root's, whose content is garbage
+		// a root's, whose content is garbage
+		if e.Name() == "staging" && e.IsDir() && path != filepath.Join(dir, "dir/staging") {
 			return fs.SkipDir
 		}
 		fi, err := e.Info()
@@ -93,12 +94,15 @@ func TestForeignDirectories(t *testing.T) {
 		name  string
 		files []string
 	}{
-		{"OCI layout", []string{"oci-layout=" + layout, `index.json={"schemaVersion":2,"manifests":[]}`, "blobs/sha256/aa=blob"}},
+		{"OCI layout",
+			[]string{"oci-layout=" + layout, `index.json={"schemaVersion":2,"manifests":[]}`, "blobs/sha256/aa=blob"}},
 		{"project", []string{"staging/mine=1", "index.json=[]", "go.mod=module x", "rootfs/"}},
 		{"etc", []string{"passwd=root", "os-release=x", "ssh/sshd_config=y"}},
 		{"home", []string{".bashrc=1", ".cache/x=1", "Documents/"}},
-		{"docker", []string{"overlay2/l/", "image/overlay2/repositories.json={}", "containers/", "volumes/metadata.db=x"}},
-		{"containerd", []string{"io.containerd.metadata.v1.bolt/meta.db=x", "io.containerd.content.v1.content/blobs/sha256/a=1"}},
+		{"docker", []string{"overlay2/l/", "image/overlay2/repositories.json={}", "containers/",
+			"volumes/metadata.db=x"}},
+		{"containerd",
+			[]string{"io.containerd.metadata.v1.bolt/meta.db=x", "io.containerd.content.v1.content/blobs/sha256/a=1"}},
 		{"lock alone", []string{"lock=1234\n"}},
 		{"empty lock", []string{"lock="}},
 		{"lock of another program", append([]string{"lock=pid 77\n", "index.json=[]"}, allDirs...)},
@@ -177,8 +181,10 @@ func TestPlanted(t *testing.T) {
 		class error
 	}
 	rows := []row{
-		{"root writable by all", func(t *testing.T, dir string) { must(t, os.Chmod(dir, 0o777)) }, errdefs.ErrFailedPrecondition},
-		{"root writable by the group", func(t *testing.T, dir string) { must(t, os.Chmod(dir, 0o770)) }, errdefs.ErrFailedPrecondition},
+		{"root writable by all", func(t *testing.T, dir string) { must(t, os.Chmod(dir, 0o777)) },
+			errdefs.ErrFailedPrecondition},
+		{"root writable by the group", func(t *testing.T, dir string) { must(t, os.Chmod(dir, 0o770)) },
+			errdefs.ErrFailedPrecondition},
 		{"lock as a FIFO", replace("lock", fifo), errdefs.ErrFailedPrecondition},
 		{"lock of 1 TB", replace("lock", huge), errdefs.ErrFailedPrecondition},
 		{"lock as a link", replace("lock", link("x")), errdefs.ErrFailedPrecondition},
@@ -188,7 +194,8 @@ func TestPlanted(t *testing.T) {
 		}), errdefs.ErrFailedPrecondition},
 		{"lock writable by all", func(t *testing.T, dir string) { must(t, os.Chmod(in("lock")(dir), 0o666)) },
 			errdefs.ErrFailedPrecondition},
-		{"database writable by all", func(t *testing.T, dir string) { must(t, os.Chmod(in("metadata.db")(dir), 0o666)) },
+		{"database writable by all",
+			func(t *testing.T, dir string) { must(t, os.Chmod(in("metadata.db")(dir), 0o666)) },
 			errdefs.ErrFailedPrecondition},
 		{"database as a FIFO", replace("metadata.db", fifo), errdefs.ErrDataLoss},
 		{"database of 1 TB", replace("metadata.db", huge), errdefs.ErrDataLoss},
@@ -196,10 +203,12 @@ func TestPlanted(t *testing.T) {
 		{"mark as a FIFO", replace("tank-root", fifo), errdefs.ErrFailedPrecondition},
 		{"mark of 1 TB", replace("tank-root", huge), errdefs.ErrFailedPrecondition},
 	}
-	for _, dir := range []string{"blobs", "blobs/sha256", "ingest", "layers", "rootfs", "rootfs/sha256", "snapshots", "staging", "lost"} {
+	for _, dir := range []string{"blobs", "blobs/sha256", "ingest", "layers", "rootfs", "rootfs/sha256", "snapshots",
+		"staging", "lost"} {
 		rows = append(rows,
 			row{dir + " as a link", replace(dir, elsewhere), errdefs.ErrFailedPrecondition},
-			row{dir + " as a file", replace(dir, func(p string) error { return os.WriteFile(p, nil, 0o600) }), errdefs.ErrFailedPrecondition},
+			row{dir + " as a file", replace(dir, func(p string) error { return os.WriteFile(p, nil, 0o600) }),
+				errdefs.ErrFailedPrecondition},
 			row{dir + " writable by all", func(t *testing.T, root string) {
 				must(t, os.MkdirAll(filepath.Join(root, dir), 0o700))
 				must(t, os.Chmod(filepath.Join(root, dir), 0o707))
@@ -207,12 +216,16 @@ func TestPlanted(t *testing.T) {
 	}
 	if os.Geteuid() == 0 {
 		rows = append(rows,
-			row{"root of another user", func(t *testing.T, dir string) { must(t, os.Lchown(dir, 4711, 4711)) }, errdefs.ErrFailedPrecondition},
+			row{"root of another user", func(t *testing.T, dir string) { must(t, os.Lchown(dir, 4711, 4711)) },
+				errdefs.ErrFailedPrecondition},
 			row{"lock of another user", func(t *testing.T, dir string) { must(t, os.Lchown(in("lock")(dir), 4711, 0)) },
 				errdefs.ErrFailedPrecondition},
-			row{"database of another user", func(t *testing.T, dir string) { must(t, os.Lchown(in("metadata.db")(dir), 4711, 0)) },
+			row{"database of another user",
+				func(t *testing.T, dir string) { must(t, os.Lchown(in("metadata.db")(dir), 4711, 0)) },
 				errdefs.ErrFailedPrecondition},
-			row{"layers of another user", func(t *testing.T, dir string) { must(t, os.Lchown(in("layers")(dir), 4711, 0)) }, errdefs.ErrFailedPrecondition})
+			row{"layers of another user",
+				func(t *testing.T, dir string) { must(t, os.Lchown(in("layers")(dir), 4711, 0)) },
+				errdefs.ErrFailedPrecondition})
 	}
 	for _, r := range rows {
 		dir := filepath.Join(t.TempDir(), "root")
@@ -261,7 +274,8 @@ func TestMakeRoot(t *testing.T) {
 		{"only lost+found", []string{"lost+found/"}},
 		{"a mark that was not finished", []string{"tank-root.123="}},
 		{"a mark and nothing else", []string{"tank-root=tank root 1\n"}},
-		{"a mark and a database that was not finished", []string{"tank-root=tank root 1\n", "lock=", "metadata.db.new=x"}},
+		{"a mark and a database that was not finished",
+			[]string{"tank-root=tank root 1\n", "lock=", "metadata.db.new=x"}},
 		{"an unfinished root of 0.1.0", []string{"lock=LOCK"}},
 		{"an unfinished root of 0.1.0 with directories", append([]string{"lock=LOCK", "metadata.db.new="}, allDirs...)},
 	} {
@@ -400,7 +414,8 @@ func TestDatabaseLost(t *testing.T) {
 				_, err = tk.Pull(context.Background(), reg.Host+"/x:1", nil)
 				must(t, errors.Join(err, tk.Close(), damage(filepath.Join(dir, "metadata.db"))))
 				before := snapshotOf(t, dir)
-				for _, o := range []tank.Options{{}, {Daemon: true}, {Existing: true}, {Existing: true, AllowReadOnly: true}} {
+				for _, o := range []tank.Options{{}, {Daemon: true}, {Existing: true},
+					{Existing: true, AllowReadOnly: true}} {
 					tk, err := tank.Open(dir, &o)
 					if err == nil {
 						tk.Close()

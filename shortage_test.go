@@ -111,10 +111,11 @@ func TestUnfinishedPullsMakeRoom(t *testing.T) {
 		reg.Image(tag, platforms.DefaultSpec(), []ocispec.Descriptor{one, two}, []digest.Digest{idOne, idTwo})
 		if tag == "broken" { // one layer is whole, and of the other a part, when it fails
 			part := make([]byte, two.Size)
-			reg.Fault = registrytest.On("/blobs/"+two.Digest.String(), func(w http.ResponseWriter, req *http.Request) bool {
-				return req.Header.Get("Range") != "" && registrytest.Answer(http.StatusForbidden, nil)(w, req) ||
-					registrytest.Cut(part, len(part)-1000)(w, req)
-			})
+			reg.Fault = registrytest.On("/blobs/"+two.Digest.String(),
+				func(w http.ResponseWriter, req *http.Request) bool {
+					return req.Header.Get("Range") != "" && registrytest.Answer(http.StatusForbidden, nil)(w, req) ||
+						registrytest.Cut(part, len(part)-1000)(w, req)
+				})
 		}
 	}
 	r := smallDisk(t, "24m")
@@ -165,7 +166,8 @@ func TestFullDiskNamesPulls(t *testing.T) {
 		}()
 		<-arrived
 		_, err := tk.Pull(ctx, reg.Host+"/x:large", &tank.PullOptions{NoRootfs: true})
-		if err == nil || !strings.Contains(err.Error(), "hold") || !strings.Contains(err.Error(), "pull/"+reg.Host+"/x:held ") {
+		if err == nil || !strings.Contains(err.Error(), "hold") ||
+			!strings.Contains(err.Error(), "pull/"+reg.Host+"/x:held ") {
 			t.Errorf("%v does not name the pull that holds space", err)
 		}
 		cancel()
@@ -230,8 +232,9 @@ func TestBodyWithoutEnd(t *testing.T) {
 	}
 }
 
-// TestSlowDownloadOfContainerd shows that a layer which containerd downloads from a registry that trickles does not hold up a pull of the
-// same layer, though it was announced and its unpack follows the slow download.
+// TestSlowDownloadOfContainerd shows that a layer which containerd downloads from a registry that
+// trickles does not hold up a pull of the same layer, though it was announced and its unpack follows
+// the slow download.
 func TestSlowDownloadOfContainerd(t *testing.T) {
 	t.Parallel()
 	requireRoot(t)

@@ -181,7 +181,8 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 			root, errdefs.ErrInvalidArgument)
 	}
 	t := &Tank{
-		root: root, observe: opts.Observe, reserve: spare, layout: ocilayout.New(root, opts.FS), pulls: map[string]bool{},
+		root: root, observe: opts.Observe, reserve: spare, layout: ocilayout.New(root, opts.FS),
+		pulls:  map[string]bool{},
 		tokens: resolver.NewTokenCache(), flights: resolver.NewInFlight(),
 		images:   lockorder.RWMutex{Rank: lockorder.Images},
 		shortage: lockorder.Mutex{Rank: lockorder.Shortage},

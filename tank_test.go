@@ -234,7 +234,8 @@ func TestNotCached(t *testing.T) {
 	}
 	_, err = r.pull(t, ref, nil)
 	must(t, err)
-	if _, err := r.pull(t, ref, &tank.PullOptions{Offline: true, Platform: "linux/s390x"}); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "s390x") {
+	if _, err := r.pull(t, ref, &tank.PullOptions{Offline: true, Platform: "linux/s390x"}); !errdefs.IsNotFound(err) ||
+		!strings.Contains(err.Error(), "s390x") {
 		t.Errorf("another platform: %v", err)
 	}
 	var blob string
@@ -246,7 +247,8 @@ func TestNotCached(t *testing.T) {
 	data, err := os.ReadFile(blob)
 	must(t, err)
 	must(t, os.Remove(blob))
-	if _, err := r.pull(t, ref, offline); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), filepath.Base(blob)) {
+	if _, err := r.pull(t, ref, offline); !errdefs.IsNotFound(err) ||
+		!strings.Contains(err.Error(), filepath.Base(blob)) {
 		t.Errorf("a blob whose file is gone: %v", err)
 	}
 	must(t, os.WriteFile(blob, data, 0o400))
@@ -278,7 +280,8 @@ func TestWrongDiffID(t *testing.T) {
 		r := newRoot(t, daemon)
 		_, err := r.pull(t, reg.Host+"/x:good", nil)
 		must(t, err)
-		if _, err := r.pull(t, reg.Host+"/x:bad", nil); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), good.String()) {
+		if _, err := r.pull(t, reg.Host+"/x:bad", nil); !errdefs.IsFailedPrecondition(err) ||
+			!strings.Contains(err.Error(), good.String()) {
 			t.Errorf("daemon=%v: %v", daemon, err)
 		}
 	}

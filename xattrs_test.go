@@ -74,7 +74,8 @@ func TestWithoutXattrs(t *testing.T) {
 					t.Errorf("warnings %q, want %q", warnings, tc.warnings)
 				}
 				for i := range min(len(warnings), len(tc.warnings)) {
-					if !strings.Contains(warnings[i], "does not have these extended attributes, which are left out: "+tc.warnings[i]) {
+					if !strings.Contains(warnings[i],
+						"does not have these extended attributes, which are left out: "+tc.warnings[i]) {
 						t.Errorf("warning %q, want %q", warnings[i], tc.warnings[i])
 					}
 				}

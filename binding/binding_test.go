@@ -109,26 +109,29 @@ func TestScenarios(t *testing.T) {
 			restored.collect()
 			expectFinds(t, restored, whole...)
 		}},
-		{"restored in its place, unnoticed, and it makes what it forgot", func(t *testing.T, m *machine, first *client) {
-			first.stop()
-			restored := m.start(file(1, 10), false)
-			must(t, restored.make(container, "")) // it was made after the backup
-			if !restored.has(layer) || !restored.has(container) {
-				t.Errorf("it has %q", restored.list())
-			}
-		}},
-		{"restored in its place, used, and it makes again what it forgot", func(t *testing.T, m *machine, first *client) {
-			must(t, first.make("default/5/sha256:later", layer)) // after the backup
-			must(t, first.make("default/6/forgotten", "default/5/sha256:later"))
-			first.stop()
-			restored := m.start(file(1, 5), false)
-			expectFinds(t, restored, whole...)
-			must(t, restored.make("default/4/extract", layer))
-			must(t, restored.make("default/5/sha256:later", layer))
-			must(t, restored.make("default/6/another", "default/5/sha256:later"))
-			restored.collect(layer, container, "default/4/extract", "default/5/sha256:later", "default/6/another")
-			expect(t, restored, layer, container, "default/4/extract", "default/5/sha256:later", "default/6/another")
-		}},
+		{"restored in its place, unnoticed, and it makes what it forgot",
+			func(t *testing.T, m *machine, first *client) {
+				first.stop()
+				restored := m.start(file(1, 10), false)
+				must(t, restored.make(container, "")) // it was made after the backup
+				if !restored.has(layer) || !restored.has(container) {
+					t.Errorf("it has %q", restored.list())
+				}
+			}},
+		{"restored in its place, used, and it makes again what it forgot",
+			func(t *testing.T, m *machine, first *client) {
+				must(t, first.make("default/5/sha256:later", layer)) // after the backup
+				must(t, first.make("default/6/forgotten", "default/5/sha256:later"))
+				first.stop()
+				restored := m.start(file(1, 5), false)
+				expectFinds(t, restored, whole...)
+				must(t, restored.make("default/4/extract", layer))
+				must(t, restored.make("default/5/sha256:later", layer))
+				must(t, restored.make("default/6/another", "default/5/sha256:later"))
+				restored.collect(layer, container, "default/4/extract", "default/5/sha256:later", "default/6/another")
+				expect(t, restored, layer, container, "default/4/extract", "default/5/sha256:later",
+					"default/6/another")
+			}},
 		{"restored in its place, and it makes again what it forgot", func(t *testing.T, m *machine, first *client) {
 			must(t, first.make("default/5/sha256:later", layer)) // after the backup
 			must(t, first.make("default/6/sha256:top", "default/5/sha256:later"))
@@ -224,26 +227,28 @@ func TestScenarios(t *testing.T) {
 			}
 			expectFinds(t, moved, whole[1], whole[0]) // only one had the container
 		}},
-		{"two former ones had the layer; it mentions the container of one", func(t *testing.T, m *machine, first *client) {
-			first.stop()
-			second := m.start(file(2, 1), false)
-			must(t, second.make(layer, ""))
-			must(t, second.make("default/4/other", layer))
-			second.stop()
-			m.text[3] = layer + " " + container
-			expectFinds(t, m.start(file(3, 20), false), whole...)
-		}},
-		{"two former ones had the layer; it mentions containers of both", func(t *testing.T, m *machine, first *client) {
-			first.stop()
-			second := m.start(file(2, 1), false)
-			must(t, second.make(layer, ""))
-			must(t, second.make("default/4/other", layer))
-			second.stop()
-			m.text[3] = layer + " " + container + " default/4/other"
-			if m.start(file(3, 20), false).has(layer) {
-				t.Error("it took one of two")
-			}
-		}},
+		{"two former ones had the layer; it mentions the container of one",
+			func(t *testing.T, m *machine, first *client) {
+				first.stop()
+				second := m.start(file(2, 1), false)
+				must(t, second.make(layer, ""))
+				must(t, second.make("default/4/other", layer))
+				second.stop()
+				m.text[3] = layer + " " + container
+				expectFinds(t, m.start(file(3, 20), false), whole...)
+			}},
+		{"two former ones had the layer; it mentions containers of both",
+			func(t *testing.T, m *machine, first *client) {
+				first.stop()
+				second := m.start(file(2, 1), false)
+				must(t, second.make(layer, ""))
+				must(t, second.make("default/4/other", layer))
+				second.stop()
+				m.text[3] = layer + " " + container + " default/4/other"
+				if m.start(file(3, 20), false).has(layer) {
+					t.Error("it took one of two")
+				}
+			}},
 		{"calls that run during the takeover", func(t *testing.T, m *machine, first *client) {
 			first.stop()
 			moved := m.start(file(2, 10), false)

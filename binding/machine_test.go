@@ -33,7 +33,8 @@ func newMachine(t *testing.T) *machine {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), &metadata.Options{NoSync: true})
 	must(t, err)
-	m := &machine{t: t, db: db, processes: map[int]containerddb.File{}, hidden: map[int]bool{}, text: map[uint64]string{}}
+	m := &machine{t: t, db: db, processes: map[int]containerddb.File{}, hidden: map[int]bool{},
+		text: map[uint64]string{}}
 	m.restart()
 	t.Cleanup(func() {
 		m.b.Close()

@@ -30,7 +30,8 @@ func BenchmarkWriter(b *testing.B) {
 			b.SetBytes(size)
 			b.ReportAllocs()
 			for b.Loop() {
-				w, err := hs.Writer(b.Context(), content.WithRef("bench"), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+				w, err := hs.Writer(b.Context(), content.WithRef("bench"),
+					content.WithDescriptor(ocispec.Descriptor{Size: size}))
 				if err != nil {
 					b.Fatal(err)
 				}

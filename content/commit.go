@@ -123,8 +123,9 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (existed boo
 	}
 	placed := false
 	err = s.dir.Place(rootdir.Entry{
-		Kind: metadata.KindBlob, Name: filepath.Join(d.Algorithm().String(), d.Encoded()), Staged: w.data(), Durable: true,
-		Copy: func(to string) error { return w.copyTo(to, d) },
+		Kind: metadata.KindBlob, Name: filepath.Join(d.Algorithm().String(), d.Encoded()), Staged: w.data(),
+		Durable: true,
+		Copy:    func(to string) error { return w.copyTo(to, d) },
 	}, func(tx *metadata.Tx, _ string) (bool, error) {
 		var err error
 		placed = true

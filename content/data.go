@@ -82,7 +82,8 @@ func (s *Store) createData(dir, stored string, total int64) (fsys.File, content.
 	if err := s.fs.Mkdir(dir, 0o700); err != nil {
 		return nil, st, err
 	}
-	if err := fsys.WriteFile(s.fs, filepath.Join(dir, "state"), append(append(head, '\n'), stored...), 0o600); err != nil {
+	if err := fsys.WriteFile(s.fs, filepath.Join(dir, "state"), append(append(head, '\n'), stored...),
+		0o600); err != nil {
 		return nil, st, err
 	}
 	f, err := s.fs.OpenFile(filepath.Join(dir, "data"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)

@@ -123,7 +123,8 @@ func TestEndOfWait(t *testing.T) {
 			"Abort": {func(r *root, _ *writer) error {
 				return r.For(alice).Abort(context.Background(), "ref")
 			}, errdefs.IsAborted},
-			"Truncate": {func(_ *root, w *writer) error { return w.Truncate(0) }, func(err error) bool { return err == nil }},
+			"Truncate": {func(_ *root, w *writer) error { return w.Truncate(0) },
+				func(err error) bool { return err == nil }},
 		} {
 			t.Run(name+" "+event, func(t *testing.T) {
 				r := open(t, t.TempDir(), nil)
@@ -246,7 +247,8 @@ func TestCorruptAtFullLength(t *testing.T) {
 			reopen := func(offset int64) content.Writer {
 				t.Helper()
 				// A server releases the ref some time after its client has closed.
-				w, err := content.OpenWriter(ctx, cs, content.WithRef("layer-"+d.String()), content.WithDescriptor(desc))
+				w, err := content.OpenWriter(ctx, cs, content.WithRef("layer-"+d.String()),
+					content.WithDescriptor(desc))
 				must(t, err)
 				t.Cleanup(func() { w.Close() })
 				if st, err := w.Status(); err != nil || st.Offset != offset {

@@ -75,7 +75,10 @@ var calls = map[string]func(s *scene) error{
 		_, err := s.alice().Update(s.ctx, content.Info{Digest: s.held, Labels: map[string]string{"a": "b"}})
 		return err
 	},
-	"HolderStore.Walk":   func(s *scene) error { return s.alice().Walk(s.ctx, func(content.Info) error { return nil }) },
+	"HolderStore.Walk": func(
+		s *scene) error {
+		return s.alice().Walk(s.ctx, func(content.Info) error { return nil })
+	},
 	"HolderStore.Delete": func(s *scene) error { return s.alice().Delete(s.ctx, s.held) },
 	"HolderStore.Status": func(s *scene) error {
 		_, err := s.alice().Status(s.ctx, "left")

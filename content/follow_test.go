@@ -64,7 +64,8 @@ func TestFollowEnds(t *testing.T) {
 		}, data[:half], errdefs.IsUnavailable},
 		"abort": {func(t *testing.T, r *root, w *writer) error { return r.For(alice).Abort(t.Context(), w.ref) },
 			data[:half], errdefs.IsUnavailable},
-		"close": {func(t *testing.T, r *root, w *writer) error { return w.Close() }, data[:half], errdefs.IsUnavailable},
+		"close": {func(t *testing.T, r *root, w *writer) error { return w.Close() }, data[:half],
+			errdefs.IsUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
@@ -87,7 +88,8 @@ func TestFollowEnds(t *testing.T) {
 			}()
 			rest, err := io.ReadAll(waits)
 			must(t, <-done)
-			if got := string(head) + string(rest); got != tc.want && (tc.is == nil || got != data[:half]+"something else") {
+			if got := string(head) + string(rest); got != tc.want &&
+				(tc.is == nil || got != data[:half]+"something else") {
 				t.Errorf("read %q", got)
 			}
 			if tc.is == nil {
@@ -214,10 +216,11 @@ func TestFollowSuperseded(t *testing.T) {
 		then   func(t *testing.T, r *root, w *writer) // after the commit, before the reader goes on
 		whole  bool                                   // the reader gets the blob
 	}{
-		"same bytes":    {data[:half], func(*testing.T, *root, *writer) {}, true},
-		"other bytes":   {"x" + data[1:half], func(*testing.T, *root, *writer) {}, false},
-		"none":          {"", func(*testing.T, *root, *writer) {}, true},
-		"it goes on":    {data[:half], func(t *testing.T, _ *root, w *writer) { write(t, w, data[half:half+10]) }, true},
+		"same bytes":  {data[:half], func(*testing.T, *root, *writer) {}, true},
+		"other bytes": {"x" + data[1:half], func(*testing.T, *root, *writer) {}, false},
+		"none":        {"", func(*testing.T, *root, *writer) {}, true},
+		"it goes on": {data[:half], func(t *testing.T, _ *root, w *writer) { write(t, w, data[half:half+10]) },
+			true},
 		"it lies later": {data[:half], func(t *testing.T, _ *root, w *writer) { write(t, w, "lies") }, true},
 		"truncated":     {data[:half], func(t *testing.T, _ *root, w *writer) { must(t, w.Truncate(0)) }, false},
 		"made right meanwhile": {"x" + data[1:half], func(t *testing.T, _ *root, w *writer) {

@@ -41,7 +41,8 @@ func TestHitIsHold(t *testing.T) {
 			return err
 		}, nil, true},
 		"Writer": {func(t *testing.T, hs *HolderStore) error {
-			_, err := hs.Writer(t.Context(), content.WithRef("r"), content.WithDescriptor(ocispec.Descriptor{Digest: d}))
+			_, err := hs.Writer(t.Context(), content.WithRef("r"),
+				content.WithDescriptor(ocispec.Descriptor{Digest: d}))
 			return err
 		}, errdefs.IsAlreadyExists, true},
 		"Commit": {func(t *testing.T, hs *HolderStore) error {
@@ -76,7 +77,8 @@ func TestHitIsHold(t *testing.T) {
 		"Walk": {func(t *testing.T, hs *HolderStore) error {
 			return hs.Walk(t.Context(), func(i content.Info) error { return fmt.Errorf("sees %s", i.Digest) })
 		}, nil, false},
-		"Delete": {func(t *testing.T, hs *HolderStore) error { return hs.Delete(t.Context(), d) }, errdefs.IsNotFound, false},
+		"Delete": {func(t *testing.T, hs *HolderStore) error { return hs.Delete(t.Context(), d) }, errdefs.IsNotFound,
+			false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
@@ -110,7 +112,8 @@ func TestDelete(t *testing.T) {
 
 	must(t, a.Delete(t.Context(), d))
 	class(t, errdefs.IsNotFound, a.Delete(t.Context(), d))
-	if got, err := content.ReadBlob(t.Context(), b, ocispec.Descriptor{Digest: d}); err != nil || string(got) != "shared" {
+	if got, err := content.ReadBlob(t.Context(), b, ocispec.Descriptor{Digest: d}); err != nil ||
+		string(got) != "shared" {
 		t.Errorf("the other holder reads %q, %v", got, err)
 	}
 	if list := digests(t, a); len(list) > 0 {
@@ -263,7 +266,8 @@ func TestUpdate(t *testing.T) {
 		"removed": {nil, []string{"labels.a"}, map[string]string{"b": "2"}, nil},
 		"none":    {nil, []string{"labels"}, nil, nil},
 		"dots": {
-			map[string]string{"x.y": "5"}, []string{"labels.x.y"}, map[string]string{"a": "1", "b": "2", "x.y": "5"}, nil,
+			map[string]string{"x.y": "5"}, []string{"labels.x.y"}, map[string]string{"a": "1", "b": "2", "x.y": "5"},
+			nil,
 		},
 		"size":           {nil, []string{"size"}, nil, errdefs.IsInvalidArgument},
 		"label and size": {nil, []string{"labels.a", "size"}, nil, errdefs.IsInvalidArgument},
@@ -273,7 +277,8 @@ func TestUpdate(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
 			hs := r.For(alice)
 			d := put(t, hs, "labelled")
-			before, err := hs.Update(t.Context(), content.Info{Digest: d, Labels: map[string]string{"a": "1", "b": "2"}})
+			before, err := hs.Update(t.Context(),
+				content.Info{Digest: d, Labels: map[string]string{"a": "1", "b": "2"}})
 			must(t, err)
 			_, err = hs.Update(t.Context(), content.Info{Digest: d, Labels: tc.labels}, tc.fields...)
 			after, ierr := hs.Info(t.Context(), d)
@@ -284,7 +289,8 @@ func TestUpdate(t *testing.T) {
 			} else {
 				must(t, err)
 				if !after.UpdatedAt.After(before.UpdatedAt) || !after.CreatedAt.Equal(before.CreatedAt) {
-					t.Errorf("times %v %v, before %v %v", after.CreatedAt, after.UpdatedAt, before.CreatedAt, before.UpdatedAt)
+					t.Errorf("times %v %v, before %v %v", after.CreatedAt, after.UpdatedAt, before.CreatedAt,
+						before.UpdatedAt)
 				}
 			}
 			if !maps.Equal(after.Labels, tc.want) {
@@ -349,9 +355,11 @@ func TestHostileDigests(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs := r.For(alice)
 	for _, d := range []digest.Digest{
-		"", "sha256:", "sha256", "sha256:../../../etc/shadow", digest.Digest("sha256:" + strings.ToUpper(hex)), "sha256:abc",
+		"", "sha256:", "sha256", "sha256:../../../etc/shadow", digest.Digest("sha256:" + strings.ToUpper(hex)),
+		"sha256:abc",
 		digest.Digest("sha257:" + hex), digest.Digest("sha256:" + hex + "00"), digest.Digest("../sha256:" + hex),
-		digest.Digest("sha256:" + hex + "\x00"), digest.Digest("sha256:" + hex[:62] + "/."), digest.Digest("md5:" + hex[:32]),
+		digest.Digest("sha256:" + hex + "\x00"), digest.Digest("sha256:" + hex[:62] + "/."),
+		digest.Digest("md5:" + hex[:32]),
 		digest.Digest("sha256:" + hex + "\n"),
 	} {
 		_, info := hs.Info(t.Context(), d)

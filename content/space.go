@@ -68,7 +68,8 @@ func (hs *HolderStore) missingBytes(ctx context.Context, blobs []ocispec.Descrip
 		}
 		due := max(b.Size-have[b.Digest], 0)
 		if due > math.MaxInt64-missing {
-			err := fmt.Errorf("content: blobs of more than %d bytes: %w", int64(math.MaxInt64), errdefs.ErrResourceExhausted)
+			err := fmt.Errorf("content: blobs of more than %d bytes: %w", int64(math.MaxInt64),
+				errdefs.ErrResourceExhausted)
 			return 0, cause.Mark(err, cause.DiskFull, "")
 		}
 		missing += due

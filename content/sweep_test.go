@@ -136,7 +136,8 @@ func TestCrash(t *testing.T) {
 			if err := w.Commit(t.Context(), 0, d); errdefs.IsAlreadyExists(err) != (tc.again != nil) {
 				t.Errorf("commit: %v", err)
 			}
-			if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil || string(b) != data {
+			if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil ||
+				string(b) != data {
 				t.Errorf("read %q, %v", b, err)
 			}
 			_, err = s.Sweep(t.Context())
@@ -210,7 +211,8 @@ func TestRace(t *testing.T) {
 					t.Errorf("%s: info: %v", h, err)
 					return
 				}
-				if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil || string(b) != data {
+				if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil ||
+					string(b) != data {
 					t.Errorf("%s: read %q, %v", h, b, err)
 					return
 				}

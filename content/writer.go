@@ -185,7 +185,8 @@ func (w *writer) Status() (content.Status, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return content.Status{
-		Ref: w.ref, Offset: w.offset, Total: w.total, Expected: w.in().Digest(), StartedAt: w.started, UpdatedAt: w.updated,
+		Ref: w.ref, Offset: w.offset, Total: w.total, Expected: w.in().Digest(), StartedAt: w.started,
+		UpdatedAt: w.updated,
 	}, nil
 }
 
@@ -320,7 +321,8 @@ func (w *writer) Truncate(size int64) error {
 		return err
 	}
 	if size != 0 {
-		return fmt.Errorf("ingest %.200q: cannot be cut to %d bytes, only to 0: %w", w.ref, size, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("ingest %.200q: cannot be cut to %d bytes, only to 0: %w", w.ref, size,
+			errdefs.ErrInvalidArgument)
 	}
 	if w.offset > 0 {
 		w.due.Reset(max(w.total, 0))

@@ -37,7 +37,8 @@ func TestCommitRefuses(t *testing.T) {
 		"label": {0, d, []content.Opt{
 			content.WithLabels(map[string]string{"k": strings.Repeat("v", 5000)}),
 		}, errdefs.IsInvalidArgument},
-		"failing option": {0, d, []content.Opt{func(*content.Info) error { return errdefs.ErrAborted }}, errdefs.IsAborted},
+		"failing option": {0, d, []content.Opt{func(*content.Info) error { return errdefs.ErrAborted }},
+			errdefs.IsAborted},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
@@ -76,7 +77,8 @@ func TestAlgorithms(t *testing.T) {
 		if w.Digest() != d {
 			t.Errorf("committed as %s", w.Digest())
 		}
-		if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil || string(b) != "one text" {
+		if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil ||
+			string(b) != "one text" {
 			t.Errorf("%s: %q, %v", alg, b, err)
 		}
 	}
@@ -200,7 +202,8 @@ func TestTruncate(t *testing.T) {
 }
 
 var hostileRefs = []string{
-	"../../../etc/passwd", "/", ".", "..", "a/../b", "x\x00y", "\x00", "pull/bob\x00shared", "\xff\xfe", "new\nline", " ",
+	"../../../etc/passwd", "/", ".", "..", "a/../b", "x\x00y", "\x00", "pull/bob\x00shared", "\xff\xfe", "new\nline",
+	" ",
 	strings.Repeat("long/", 4000), "blobs/sha256", "shared",
 }
 
@@ -339,7 +342,8 @@ func TestUnreadable(t *testing.T) {
 		total  int64
 	}{
 		"other total": {func(*testing.T, string) {}, 5},
-		"empty":       {func(t *testing.T, dir string) { must(t, os.RemoveAll(dir)); must(t, os.Mkdir(dir, 0o700)) }, 0},
+		"empty": {func(t *testing.T, dir string) { must(t, os.RemoveAll(dir)); must(t, os.Mkdir(dir, 0o700)) },
+			0},
 		"file": {func(t *testing.T, dir string) {
 			must(t, os.RemoveAll(dir))
 			must(t, os.WriteFile(dir, nil, 0o600))

@@ -41,8 +41,8 @@ func besideWriter(t *testing.T, db *metadata.DB, n int, fn func(i int)) {
 	wg.Wait()
 }
 
-// Calls of Batch that arrive while another writer runs share the next transaction. When a call returns, its change is on
-// the disk, and a change that fails has no effect on the others.
+// Calls of Batch that arrive while another writer runs share the next transaction. When a call returns,
+// its change is on the disk, and a change that fails has no effect on the others.
 func TestBatch(t *testing.T) {
 	const n = 40
 	broken := errors.New("no")

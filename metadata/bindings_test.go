@@ -89,7 +89,8 @@ func TestHandOver(t *testing.T) {
 				}
 				want := map[string]string{
 					"default/1/a": "", "default/2/b": "default/1/a", "default/3/c": "default/2/b",
-					"default/1/x": "", "default/2/b (replaced 1)": "default/1/x", "default/3/y": "default/2/b (replaced 1)",
+					"default/1/x": "", "default/2/b (replaced 1)": "default/1/x",
+					"default/3/y": "default/2/b (replaced 1)",
 				}
 				for k, p := range want {
 					if got, ok := parents[k]; !ok || got != p {

@@ -15,7 +15,8 @@ func TestReleaseSnapshots(t *testing.T) {
 	const holder, other = metadata.Containerd, metadata.Holder("other")
 	put := func(key, parent string, hs ...metadata.Holder) func(tx *metadata.Tx) error {
 		return func(tx *metadata.Tx) error {
-			if err := tx.PutSnapshot(metadata.Snapshot{Key: key, Parent: parent, Kind: metadata.Committed}); err != nil {
+			if err := tx.PutSnapshot(
+				metadata.Snapshot{Key: key, Parent: parent, Kind: metadata.Committed}); err != nil {
 				return err
 			}
 			for _, h := range hs {
@@ -27,7 +28,8 @@ func TestReleaseSnapshots(t *testing.T) {
 		}
 	}
 	for _, do := range []func(*metadata.Tx) error{
-		put("b", "", holder, other), put("a", "b", holder), put("d", "a", holder), put("c", "d", holder), put("e", "b", other),
+		put("b", "", holder, other), put("a", "b", holder), put("d", "a", holder), put("c", "d", holder),
+		put("e", "b", other),
 	} {
 		if err := db.Update(do); err != nil {
 			t.Fatal(err)

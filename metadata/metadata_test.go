@@ -70,13 +70,16 @@ func TestHolders(t *testing.T) {
 		{"a record needs a holder", []step{{"put", put(), errdefs.ErrFailedPrecondition}}, false},
 		{"a hold needs a record", []step{{"hold", hold("containerd"), errdefs.ErrNotFound}}, false},
 		{"the last release deletes", []step{
-			{"put", put("x", "containerd"), nil}, {"release", release("x"), nil}, {"release", release("containerd"), nil},
+			{"put", put("x", "containerd"), nil}, {"release", release("x"), nil},
+			{"release", release("containerd"), nil},
 		}, false},
-		{"another holder keeps", []step{{"put", put("x", "containerd"), nil}, {"release", release("containerd"), nil}}, true},
+		{"another holder keeps", []step{{"put", put("x", "containerd"), nil}, {"release", release("containerd"), nil}},
+			true},
 		{"a name with the same beginning is another name", []step{
 			{"put", put("containerd2"), nil}, {"release", release("containerd"), errdefs.ErrNotFound},
 		}, true},
-		{"holding twice is once", []step{{"put", put("x"), nil}, {"hold", hold("x"), nil}, {"release", release("x"), nil}}, false},
+		{"holding twice is once",
+			[]step{{"put", put("x"), nil}, {"hold", hold("x"), nil}, {"release", release("x"), nil}}, false},
 		{"a holder's name has no NUL", []step{{"put", put("x\x00y"), errdefs.ErrInvalidArgument}}, false},
 	} {
 		t.Run(row.testName, func(t *testing.T) {

@@ -30,7 +30,9 @@ func grown(t testing.TB, records int) string {
 		if err := db.Update(func(tx *Tx) error {
 			for i := range records {
 				d := digest.FromString(fmt.Sprint(round, i))
-				if err := tx.PutBlob(Blob{Digest: d, Size: int64(i), Labels: map[string]string{"l": strings.Repeat("x", i%97)}}); err != nil {
+				if err := tx.PutBlob(
+					Blob{Digest: d, Size: int64(i),
+						Labels: map[string]string{"l": strings.Repeat("x", i%97)}}); err != nil {
 					return err
 				}
 				if err := tx.Hold(Containerd, BlobNode(d)); err != nil {
@@ -39,7 +41,8 @@ func grown(t testing.TB, records int) string {
 			}
 			if round > 0 {
 				for i := range records / 2 {
-					if err := tx.Release(Containerd, BlobNode(digest.FromString(fmt.Sprint(round-1, 2*i)))); err != nil {
+					if err := tx.Release(Containerd,
+						BlobNode(digest.FromString(fmt.Sprint(round-1, 2*i)))); err != nil {
 						return err
 					}
 				}

@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestSpend makes commits fail on a full disk. Changes of Batch run again after Spend made room, with all that share their
-// transaction. A change of Update fails.
+// TestSpend makes commits fail on a full disk. Changes of Batch run again after Spend made room, with
+// all that share their transaction. A change of Update fails.
 func TestSpend(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {

@@ -70,7 +70,8 @@ func TestProcessors(t *testing.T) {
 		{"two, one behind the other", outer, both, nil, "blob first", nil},
 		{"encrypted, nothing accepts it", inner, nil, nil, "no stream processor accepts", errdefs.IsFailedPrecondition},
 		{"encrypted, not known what does", inner, nil, errdefs.ErrUnavailable, "", errdefs.IsNotImplemented},
-		{"another type that nothing accepts", "application/vnd.erofs.layer.v1", both, nil, "", errdefs.IsNotImplemented},
+		{"another type that nothing accepts", "application/vnd.erofs.layer.v1", both, nil, "",
+			errdefs.IsNotImplemented},
 		{"a layer that Tank reads", ocispec.MediaTypeImageLayerGzip, both, nil, "", errdefs.IsNotImplemented},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -94,7 +95,8 @@ func TestProcessors(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || layers.mediaType != ocispec.MediaTypeImageLayer || !strings.HasPrefix(layers.text, "blob") {
+			if err != nil || layers.mediaType != ocispec.MediaTypeImageLayer ||
+				!strings.HasPrefix(layers.text, "blob") {
 				t.Errorf("%s %q, %v", layers.mediaType, layers.text, err)
 			}
 			if !bytes.Contains([]byte(layers.text), encoded.GetValue()) || !strings.Contains(layers.text, row.want) {

@@ -36,7 +36,8 @@ func BenchmarkRead(b *testing.B) {
 	}
 	d := ocispec.Descriptor{Digest: digest.FromBytes(data), Size: size}
 	cs := contentproxy.NewContentStore(w.conn)
-	wr, err := cs.Writer(ctx, content.WithRef("default/1/layer-"+d.Digest.String()), content.WithDescriptor(ocispec.Descriptor{Size: size}))
+	wr, err := cs.Writer(ctx, content.WithRef("default/1/layer-"+d.Digest.String()),
+		content.WithDescriptor(ocispec.Descriptor{Size: size}))
 	if err == nil {
 		_, err = io.Copy(wr, bytes.NewReader(data))
 	}
@@ -54,7 +55,8 @@ func BenchmarkRead(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				if n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, io.NewSectionReader(ra, 0, size), make([]byte, piece)); n != size || err != nil {
+				if n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, io.NewSectionReader(ra, 0, size),
+					make([]byte, piece)); n != size || err != nil {
 					b.Fatal(n, err)
 				}
 			}
@@ -92,7 +94,8 @@ func BenchmarkWrite(b *testing.B) {
 	cs := contentproxy.NewContentStore(w.conn)
 	b.SetBytes(size)
 	for b.Loop() {
-		wr, err := cs.Writer(ctx, content.WithRef("ref"), content.WithDescriptor(ocispec.Descriptor{Size: 2 * size})) // not synced
+		// not synced
+		wr, err := cs.Writer(ctx, content.WithRef("ref"), content.WithDescriptor(ocispec.Descriptor{Size: 2 * size}))
 		if err != nil {
 			b.Fatal(err)
 		}

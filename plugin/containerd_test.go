@@ -56,7 +56,8 @@ type fakeNamespaces struct {
 	fake *fakeContainerd
 }
 
-func (f fakeNamespaces) List(ctx context.Context, _ *namespacesapi.ListNamespacesRequest) (*namespacesapi.ListNamespacesResponse, error) {
+func (f fakeNamespaces) List(ctx context.Context,
+	_ *namespacesapi.ListNamespacesRequest) (*namespacesapi.ListNamespacesResponse, error) {
 	if f.fake.hangs("list") {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -113,7 +114,8 @@ func (f *fakeContainerd) Read(req *contentapi.ReadContentRequest, stream content
 			<-stream.Context().Done()
 			return stream.Context().Err()
 		}
-		if err := stream.Send(&contentapi.ReadContentResponse{Offset: int64(off), Data: b[off:min(off+32<<10, len(b))]}); err != nil {
+		if err := stream.Send(
+			&contentapi.ReadContentResponse{Offset: int64(off), Data: b[off:min(off+32<<10, len(b))]}); err != nil {
 			return err
 		}
 	}
@@ -231,7 +233,8 @@ func TestContainerdDamage(t *testing.T) {
 		{"cut", func(f *fakeContainerd, d digest.Digest, data []byte) {
 			f.size, f.blobs["one"][d] = int64(len(data)), data[:len(data)/2]
 		}},
-		{"cut, as its size says", func(f *fakeContainerd, d digest.Digest, data []byte) { f.blobs["one"][d] = data[:0] }},
+		{"cut, as its size says",
+			func(f *fakeContainerd, d digest.Digest, data []byte) { f.blobs["one"][d] = data[:0] }},
 		{"more", func(f *fakeContainerd, d digest.Digest, data []byte) { f.blobs["one"][d] = append(data, 0) }},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -252,7 +255,8 @@ func TestContainerdHangs(t *testing.T) {
 	f, d, _ := fakeStore(t, 5<<20)
 	path := socketPath(t)
 	f.listen(t, path)
-	c, err := plugin.DialContainerd("unix://"+path, &plugin.ContainerdOptions{Answer: 100 * time.Millisecond, Stall: 200 * time.Millisecond})
+	c, err := plugin.DialContainerd("unix://"+path,
+		&plugin.ContainerdOptions{Answer: 100 * time.Millisecond, Stall: 200 * time.Millisecond})
 	must(t, err)
 	defer c.Close()
 	for _, at := range []string{"list", "info", "read", "middle"} {
@@ -321,7 +325,8 @@ func TestContainerdClose(t *testing.T) {
 func TestContainerdComesAndGoes(t *testing.T) {
 	f, d, data := fakeStore(t, 2<<20)
 	path := socketPath(t)
-	c, err := plugin.DialContainerd(path, &plugin.ContainerdOptions{Answer: 200 * time.Millisecond, Stall: 2 * time.Second})
+	c, err := plugin.DialContainerd(path,
+		&plugin.ContainerdOptions{Answer: 200 * time.Millisecond, Stall: 2 * time.Second})
 	must(t, err)
 	defer c.Close()
 	away := func() {

@@ -25,7 +25,8 @@ import (
 
 // readAll is all that a Read says.
 func readAll(client contentapi.ContentClient, d string, offset, size int64) (data []byte, err error) {
-	stream, err := client.Read(context.Background(), &contentapi.ReadContentRequest{Digest: d, Offset: offset, Size: size})
+	stream, err := client.Read(context.Background(),
+		&contentapi.ReadContentRequest{Digest: d, Offset: offset, Size: size})
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +39,8 @@ func readAll(client contentapi.ContentClient, d string, offset, size int64) (dat
 			return data, err
 		}
 		if m.GetOffset() != int64(len(data)) {
-			return data, status.Errorf(codes.Internal, "%d bytes came at the offset %d instead of %d", len(m.GetData()), m.GetOffset(), len(data))
+			return data, status.Errorf(codes.Internal, "%d bytes came at the offset %d instead of %d", len(m.GetData()),
+				m.GetOffset(), len(data))
 		}
 		data = append(data, m.GetData()...)
 	}
@@ -73,7 +75,8 @@ func TestRead(t *testing.T) {
 				got, err := readAll(ours, d.Digest.String(), offset, size)
 				want, wantErr := readAll(stock, d.Digest.String(), offset, size)
 				if status.Code(err) != status.Code(wantErr) || !bytes.Equal(got, want) {
-					t.Errorf("%d bytes at %d of %d: %d bytes, %v; containerd's has %d bytes, %v", size, offset, n, len(got), err, len(want), wantErr)
+					t.Errorf("%d bytes at %d of %d: %d bytes, %v; containerd's has %d bytes, %v", size, offset, n,
+						len(got), err, len(want), wantErr)
 				}
 			}
 		}

@@ -22,7 +22,8 @@ func TestRefusedDocuments(t *testing.T) {
 	withConfig := func(from, to string) string {
 		c := good.doc(ocispec.MediaTypeImageConfig, strings.Replace(config, from, to, 1))
 		m := strings.Replace(manifest, good.config.Digest.String(), c.Digest.String(), 1)
-		return strings.Replace(m, fmt.Sprintf(`"size":%d},"layers"`, good.config.Size), fmt.Sprintf(`"size":%d},"layers"`, c.Size), 1)
+		return strings.Replace(m, fmt.Sprintf(`"size":%d},"layers"`, good.config.Size),
+			fmt.Sprintf(`"size":%d},"layers"`, c.Size), 1)
 	}
 	layer := good.layers[0].Blob
 	size := fmt.Sprintf(`"size":%d}]`, layer.Size)
@@ -32,16 +33,21 @@ func TestRefusedDocuments(t *testing.T) {
 		goodToo  bool // the same layers belong to an image that is in order, and that was seen too
 		label    bool
 	}{
-		"in order":                       {manifest, false, false, true},
-		"long s in layers":               {strings.Replace(manifest, `"layers"`, `"layer\u017f"`, 1), true, false, true},
-		"long s, no label":               {strings.Replace(manifest, `"layers"`, `"layer\u017f"`, 1), true, false, false},
-		"long s, no label, a good one":   {strings.Replace(manifest, `"layers"`, `"layer\u017f"`, 1), false, true, false},
-		"long s and a good one":          {strings.Replace(manifest, `"layers"`, `"layer\u017f"`, 1), true, true, true},
-		"layers twice":                   {strings.Replace(manifest, `"layers"`, `"layers":[],"layers"`, 1), true, false, true},
+		"in order": {manifest, false, false, true},
+		"long s in layers": {strings.Replace(manifest, `"layers"`, `"layer\u017f"`, 1), true, false,
+			true},
+		"long s, no label": {strings.Replace(manifest, `"layers"`, `"layer\u017f"`, 1), true, false,
+			false},
+		"long s, no label, a good one": {strings.Replace(manifest, `"layers"`, `"layer\u017f"`, 1), false, true,
+			false},
+		"long s and a good one": {strings.Replace(manifest, `"layers"`, `"layer\u017f"`, 1), true, true, true},
+		"layers twice": {strings.Replace(manifest, `"layers"`, `"layers":[],"layers"`, 1), true,
+			false, true},
 		"config in upper case":           {withConfig(`"rootfs"`, `"RootFS"`), true, false, true},
 		"diff IDs twice":                 {withConfig(`"diff_ids"`, `"diff_ids":[],"diff_ids"`), true, false, true},
 		"another size than the blob has": {strings.Replace(manifest, size, `"size":12345}]`, 1), true, false, true},
-		"the largest size":               {strings.Replace(manifest, size, `"size":9223372036854770000}]`, 1), true, false, true},
+		"the largest size": {strings.Replace(manifest, size, `"size":9223372036854770000}]`, 1), true,
+			false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := start(t)

@@ -70,9 +70,11 @@ func (d depth) seen(ctx context.Context, t *testing.T) (ds []digest.Digest) {
 // outlives the other's.
 func TestAdoption(t *testing.T) {
 	open := func(ctx context.Context, cs content.Store, b ocispec.Descriptor) (content.Writer, error) {
-		return cs.Writer(ctx, content.WithRef("default/1/layer-"+b.Digest.String()), content.WithDescriptor(ocispec.Descriptor{Size: b.Size}))
+		return cs.Writer(ctx, content.WithRef("default/1/layer-"+b.Digest.String()),
+			content.WithDescriptor(ocispec.Descriptor{Size: b.Size}))
 	}
-	for name, learn := range map[string]func(ctx context.Context, cs content.Store, b ocispec.Descriptor, data []byte) error{
+	for name, learn := range map[string]func(ctx context.Context, cs content.Store, b ocispec.Descriptor,
+		data []byte) error{
 		"Info": func(ctx context.Context, cs content.Store, b ocispec.Descriptor, _ []byte) error {
 			_, err := cs.Info(ctx, b.Digest)
 			return err
@@ -88,14 +90,16 @@ func TestAdoption(t *testing.T) {
 			_, err := cs.Update(ctx, content.Info{Digest: b.Digest, Labels: map[string]string{"a": "b"}}, "labels.a")
 			return err
 		},
-		"a Writer that is not needed": func(ctx context.Context, cs content.Store, b ocispec.Descriptor, _ []byte) error {
+		"a Writer that is not needed": func(ctx context.Context, cs content.Store, b ocispec.Descriptor,
+			_ []byte) error {
 			_, err := cs.Writer(ctx, content.WithRef("ref"), content.WithDescriptor(b))
 			if errdefs.IsAlreadyExists(err) {
 				err = nil
 			}
 			return err
 		},
-		"a Commit that is not needed": func(ctx context.Context, cs content.Store, b ocispec.Descriptor, data []byte) error {
+		"a Commit that is not needed": func(ctx context.Context, cs content.Store, b ocispec.Descriptor,
+			data []byte) error {
 			w, err := open(ctx, cs, b)
 			if err != nil {
 				return err
@@ -182,8 +186,10 @@ func (d depth) grow(ctx context.Context, t *testing.T, fn func(ctx context.Conte
 		for i := 0; i < 40 && err == nil; i++ {
 			err = d.db.Update(func(tx *metadata.Tx) error {
 				for n := range 100 {
-					sn := metadata.Snapshot{Key: fmt.Sprintf("grown %d/%d", i, n), Kind: metadata.Active, Labels: map[string]string{"a": longLabel}}
-					if err := errors.Join(tx.PutSnapshot(sn), tx.Hold(another, metadata.SnapshotNode(sn.Key))); err != nil {
+					sn := metadata.Snapshot{Key: fmt.Sprintf("grown %d/%d", i, n), Kind: metadata.Active,
+						Labels: map[string]string{"a": longLabel}}
+					if err := errors.Join(tx.PutSnapshot(sn),
+						tx.Hold(another, metadata.SnapshotNode(sn.Key))); err != nil {
 						return err
 					}
 				}
@@ -225,7 +231,8 @@ func TestDeleteInsideList(t *testing.T) {
 		for i := range n {
 			b, data := blobOf(fmt.Sprint("blob ", i))
 			put(ctx, t, d.cs, b, data)
-			_, err := d.cs.Update(ctx, content.Info{Digest: b.Digest, Labels: map[string]string{"a": longLabel}}, "labels.a")
+			_, err := d.cs.Update(ctx, content.Info{Digest: b.Digest, Labels: map[string]string{"a": longLabel}},
+				"labels.a")
 			must(t, err)
 		}
 		deleted := 0
@@ -246,7 +253,8 @@ func TestRemoveInsideList(t *testing.T) {
 	atDepths(t, func(ctx context.Context, t *testing.T, d depth) {
 		const n = 150
 		for i := range n {
-			_, err := d.sn.Prepare(ctx, fmt.Sprintf("default/%d/key", i), "", snapshots.WithLabels(map[string]string{"a": longLabel}))
+			_, err := d.sn.Prepare(ctx, fmt.Sprintf("default/%d/key", i), "",
+				snapshots.WithLabels(map[string]string{"a": longLabel}))
 			must(t, err)
 		}
 		removed := 0
@@ -282,7 +290,8 @@ func TestAbortWhileListing(t *testing.T) {
 		pulls.Go(func() {
 			for i := range n {
 				b, data := blobOf(fmt.Sprint("new ", i))
-				w, err := d.cs.Writer(ctx, content.WithRef(fmt.Sprintf("default/%d/new", i)), content.WithDescriptor(ocispec.Descriptor{Size: b.Size}))
+				w, err := d.cs.Writer(ctx, content.WithRef(fmt.Sprintf("default/%d/new", i)),
+					content.WithDescriptor(ocispec.Descriptor{Size: b.Size}))
 				if err == nil {
 					_, err = w.Write(data)
 					err = errors.Join(err, w.Commit(ctx, b.Size, b.Digest), w.Close())

@@ -82,7 +82,8 @@ func BenchmarkOperations(b *testing.B) {
 				}, nothing},
 				{"Walk", nothing, func(b *testing.B) {
 					seen := 0
-					if err := sn.Walk(ctx, func(context.Context, snapshots.Info) error { seen++; return nil }); err != nil || seen < n+1 {
+					if err := sn.Walk(ctx,
+						func(context.Context, snapshots.Info) error { seen++; return nil }); err != nil || seen < n+1 {
 						b.Fatal(seen, err)
 					}
 				}, nothing},
@@ -185,7 +186,8 @@ func populate(b *testing.B, n int) (root string) {
 	for from := 0; from < n; from += 500 {
 		if err := db.Update(func(tx *metadata.Tx) error {
 			for i := from; i < min(n, from+500); i++ {
-				s := metadata.Snapshot{Key: seeded(i), Kind: metadata.Active, Parent: "base", Dir: strconv.Itoa(1000 + i), Created: time.Now(),
+				s := metadata.Snapshot{Key: seeded(i), Kind: metadata.Active, Parent: "base",
+					Dir: strconv.Itoa(1000 + i), Created: time.Now(),
 					Labels: map[string]string{"containerd.io/gc.root": "2026-01-01T00:00:00Z"}}
 				if err := os.MkdirAll(filepath.Join(root, "snapshots", s.Dir, "fs"), 0o755); err != nil {
 					return err

@@ -10,7 +10,8 @@ import (
 
 // TestPieces shows that each piece decodes to its bytes and fits the buffer that it is received into.
 func TestPieces(t *testing.T) {
-	for _, left := range []int64{1, 1000, smallMessage - frame, smallMessage, smallMessage + 1, largeMessage - frame, largeMessage, 1 << 40} {
+	for _, left := range []int64{1, 1000, smallMessage - frame, smallMessage, smallMessage + 1, largeMessage - frame,
+		largeMessage, 1 << 40} {
 		for _, offset := range []int64{0, 1, 1 << 62} {
 			p := newPiece(offset, left)
 			for i := range *p.data {
@@ -22,7 +23,8 @@ func TestPieces(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got contentapi.ReadContentResponse
-			if err := proto.Unmarshal(s.Materialize(), &got); err != nil || got.GetOffset() != offset || !bytes.Equal(got.GetData(), want) {
+			if err := proto.Unmarshal(s.Materialize(), &got); err != nil || got.GetOffset() != offset ||
+				!bytes.Equal(got.GetData(), want) {
 				t.Errorf("%d at %d: %d bytes at %d, %v", left, offset, len(got.GetData()), got.GetOffset(), err)
 			}
 			if n := s.Len(); n > largeMessage || (left <= smallMessage && n > smallMessage) {

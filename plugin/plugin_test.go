@@ -80,12 +80,14 @@ func serveWith(root string, db *metadata.Options) (*world, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	server := plugin.New(&plugin.Options{
-		Content: w.blobs.For(metadata.Containerd), Snapshotter: w.snapshots.For(metadata.Containerd), Layers: w.snapshots.Layers(), Applier: w.snapshots,
+		Content: w.blobs.For(metadata.Containerd), Snapshotter: w.snapshots.For(metadata.Containerd),
+		Layers: w.snapshots.Layers(), Applier: w.snapshots,
 		Drain: time.Second,
 	})
 	go func() { served <- server.Serve(ctx, l) }()
 	if w.conn, err = grpc.NewClient("unix:"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize))); err != nil {
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize))); err != nil {
 		stop()
 		return nil, err
 	}
@@ -94,8 +96,10 @@ func serveWith(root string, db *metadata.Options) (*world, error) {
 		stop()
 		var faults []error
 		report := func(f metadata.Fault) { faults = append(faults, f) }
-		err = errors.Join(err, <-served, w.db.Check(report), w.blobs.Check(context.Background(), report), w.snapshots.Check(context.Background(), report))
-		return errors.Join(append(faults, err, w.snapshots.Close(), w.blobs.Close(), w.db.Close(), os.RemoveAll(dir))...)
+		err = errors.Join(err, <-served, w.db.Check(report), w.blobs.Check(context.Background(), report),
+			w.snapshots.Check(context.Background(), report))
+		return errors.Join(
+			append(faults, err, w.snapshots.Close(), w.blobs.Close(), w.db.Close(), os.RemoveAll(dir))...)
 	}
 	return w, nil
 }
@@ -122,24 +126,26 @@ func (w *world) sn() snapshots.Snapshotter {
 // TestSnapshotterSuite is called overlayfs for the reason that the one of package snapshot gives.
 func TestSnapshotterSuite(t *testing.T) {
 	requireRoot(t)
-	snapshotsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		w, err := serve(root)
-		if err != nil {
-			return nil, nil, err
-		}
-		return w.sn(), w.close, nil
-	})
+	snapshotsuite.SnapshotterSuite(t, "overlayfs",
+		func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+			w, err := serve(root)
+			if err != nil {
+				return nil, nil, err
+			}
+			return w.sn(), w.close, nil
+		})
 }
 
 func TestContentSuite(t *testing.T) {
 	requireRoot(t)
-	contentsuite.ContentSuite(t, "socket", func(ctx context.Context, root string) (context.Context, content.Store, func() error, error) {
-		w, err := serve(root)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		return ctx, contentproxy.NewContentStore(w.conn), w.close, nil
-	})
+	contentsuite.ContentSuite(t, "socket",
+		func(ctx context.Context, root string) (context.Context, content.Store, func() error, error) {
+			w, err := serve(root)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			return ctx, contentproxy.NewContentStore(w.conn), w.close, nil
+		})
 }
 
 func requireRoot(t *testing.T) {
@@ -169,7 +175,8 @@ func build(t *testing.T, layers ...[]Item) *image {
 	for n, items := range layers {
 		tar := Tar(t, items...)
 		gz := Gzip(t, tar)
-		l := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(gz), Size: int64(len(gz))},
+		l := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip,
+			Digest: digest.FromBytes(gz), Size: int64(len(gz))},
 			DiffID: digest.FromBytes(tar)}
 		i.docs[l.Blob.Digest] = gz
 		i.layers = append(i.layers, l)
@@ -184,8 +191,9 @@ func build(t *testing.T, layers ...[]Item) *image {
 		manifest += fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, l.Blob.MediaType, l.Blob.Digest, l.Blob.Size)
 	}
 	i.config = i.doc(ocispec.MediaTypeImageConfig, config+"]}}")
-	i.manifest = i.doc(ocispec.MediaTypeImageManifest, fmt.Sprintf(`{"schemaVersion":2,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[%s]}`,
-		i.config.MediaType, i.config.Digest, i.config.Size, manifest))
+	i.manifest = i.doc(ocispec.MediaTypeImageManifest,
+		fmt.Sprintf(`{"schemaVersion":2,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[%s]}`,
+			i.config.MediaType, i.config.Digest, i.config.Size, manifest))
 	return i
 }
 
@@ -199,7 +207,8 @@ func (i *image) doc(mediaType, body string) ocispec.Descriptor {
 // type.
 func ingest(ctx context.Context, t *testing.T, cs content.Store, d digest.Digest, data []byte) content.Writer {
 	t.Helper()
-	w, err := cs.Writer(ctx, content.WithRef("default/1/layer-"+d.String()), content.WithDescriptor(ocispec.Descriptor{Size: int64(len(data))}))
+	w, err := cs.Writer(ctx, content.WithRef("default/1/layer-"+d.String()),
+		content.WithDescriptor(ocispec.Descriptor{Size: int64(len(data))}))
 	must(t, err)
 	return w
 }
@@ -221,9 +230,11 @@ func TestAnnouncement(t *testing.T) {
 		labels   func(*image) map[string]string
 	}{
 		{"by the label of the manifest", func(i *image) map[string]string {
-			return map[string]string{snapshots.LabelSnapshotRef: i.chains[0], "containerd.io/snapshot/cri.manifest-digest": i.manifest.Digest.String()}
+			return map[string]string{snapshots.LabelSnapshotRef: i.chains[0],
+				"containerd.io/snapshot/cri.manifest-digest": i.manifest.Digest.String()}
 		}},
-		{"by the chain", func(i *image) map[string]string { return map[string]string{snapshots.LabelSnapshotRef: i.chains[0]} }},
+		{"by the chain",
+			func(i *image) map[string]string { return map[string]string{snapshots.LabelSnapshotRef: i.chains[0]} }},
 		{"by the key", func(*image) map[string]string { return nil }},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -241,7 +252,8 @@ func TestAnnouncement(t *testing.T) {
 			defer wr.Close()
 			_, err = wr.Write(data[:len(data)-1])
 			must(t, err)
-			pattern := filepath.Join(filepath.Dir(w.blobs.Path(i.config.Digest)), "../../layers/.layer-"+i.layers[1].DiffID.Encoded()[:12]+"-*")
+			pattern := filepath.Join(filepath.Dir(w.blobs.Path(i.config.Digest)),
+				"../../layers/.layer-"+i.layers[1].DiffID.Encoded()[:12]+"-*")
 			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 				if found, _ := filepath.Glob(pattern); len(found) == 1 {
 					return
@@ -263,7 +275,8 @@ func TestForeignMounts(t *testing.T) {
 	if !errdefs.IsNotImplemented(err) {
 		t.Errorf("compare: %v", err)
 	}
-	_, err = differ.(diff.Applier).Apply(context.Background(), ocispec.Descriptor{}, []mount.Mount{{Type: "bind", Source: "/etc"}})
+	_, err = differ.(diff.Applier).Apply(context.Background(), ocispec.Descriptor{},
+		[]mount.Mount{{Type: "bind", Source: "/etc"}})
 	if !errdefs.IsNotImplemented(err) {
 		t.Errorf("apply: %v", err)
 	}
@@ -314,7 +327,8 @@ func TestReflection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request := &reflectionapi.ServerReflectionRequest{MessageRequest: &reflectionapi.ServerReflectionRequest_ListServices{}}
+	request := &reflectionapi.ServerReflectionRequest{
+		MessageRequest: &reflectionapi.ServerReflectionRequest_ListServices{}}
 	if err := stream.Send(request); err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +340,8 @@ func TestReflection(t *testing.T) {
 	for _, s := range reply.GetListServicesResponse().GetService() {
 		served[s.GetName()] = true
 	}
-	for _, name := range []string{"containerd.services.content.v1.Content", "containerd.services.snapshots.v1.Snapshots",
+	for _, name := range []string{"containerd.services.content.v1.Content",
+		"containerd.services.snapshots.v1.Snapshots",
 		"containerd.services.diff.v1.Diff", "grpc.health.v1.Health"} {
 		if !served[name] {
 			t.Errorf("%s is not among %v", name, served)

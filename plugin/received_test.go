@@ -76,7 +76,8 @@ func TestReceived(t *testing.T) {
 
 // TestReceivedUsesBuffersAgain: the bytes of a blob leave no garbage.
 func TestReceivedUsesBuffersAgain(t *testing.T) {
-	message, err := proto.Marshal(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_WRITE, Data: make([]byte, 1<<20)})
+	message, err := proto.Marshal(
+		&contentapi.WriteContentRequest{Action: contentapi.WriteAction_WRITE, Data: make([]byte, 1<<20)})
 	if err != nil {
 		t.Fatal(err)
 	}

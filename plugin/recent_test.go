@@ -78,8 +78,10 @@ func TestAnnouncedOnce(t *testing.T) {
 			sn := snapshotproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank")
 			var all []*image
 			for n := range images {
-				i := build(t, []Item{F("base", "the same")}, []Item{F("a", fmt.Sprint(n))}, []Item{F("b", fmt.Sprint(n))})
-				for _, d := range append([]ocispec.Descriptor{i.manifest, i.config}, i.layers[0].Blob, i.layers[1].Blob) {
+				i := build(t, []Item{F("base", "the same")}, []Item{F("a", fmt.Sprint(n))},
+					[]Item{F("b", fmt.Sprint(n))})
+				for _, d := range append([]ocispec.Descriptor{i.manifest, i.config}, i.layers[0].Blob,
+					i.layers[1].Blob) {
 					if _, err := cs.Info(t.Context(), d.Digest); err != nil {
 						put(t.Context(), t, cs, d, i.docs[d.Digest])
 					}
@@ -107,7 +109,8 @@ func TestAnnouncedOnce(t *testing.T) {
 				if got := store.opened[i.manifest.Digest]; got != 1 {
 					t.Errorf("image %d: the manifest was read %d times", n, got)
 				}
-				if got := store.opened[i.config.Digest]; got < 1 || got > 2 { // unlabelled, it might have been a manifest
+				// unlabelled, it might have been a manifest
+				if got := store.opened[i.config.Digest]; got < 1 || got > 2 {
 					t.Errorf("image %d: the config was read %d times", n, got)
 				}
 				// A pull that takes longer than a second announces again.

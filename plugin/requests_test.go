@@ -32,8 +32,9 @@ func TestRequestsWithoutParts(t *testing.T) {
 	}{
 		{&contentapi.Content_ServiceDesc, map[string]codes.Code{
 			"Info": codes.InvalidArgument, "Update": codes.InvalidArgument, "Delete": codes.InvalidArgument,
-			"Read": codes.InvalidArgument, "Status": codes.NotFound, "Abort": codes.NotFound, "Write": codes.InvalidArgument,
-			"List": codes.OK, "ListStatuses": codes.OK,
+			"Read": codes.InvalidArgument, "Status": codes.NotFound, "Abort": codes.NotFound,
+			"Write": codes.InvalidArgument,
+			"List":  codes.OK, "ListStatuses": codes.OK,
 		}, map[string][]proto.Message{
 			"Update": {
 				&contentapi.UpdateRequest{UpdateMask: mask},
@@ -42,8 +43,9 @@ func TestRequestsWithoutParts(t *testing.T) {
 		}},
 		{&snapshotsapi.Snapshots_ServiceDesc, map[string]codes.Code{
 			"Prepare": codes.InvalidArgument, "View": codes.InvalidArgument, "Commit": codes.NotFound,
-			"Mounts": codes.NotFound, "Remove": codes.NotFound, "Stat": codes.NotFound, "Usage": codes.NotFound, "Update": codes.InvalidArgument,
-			"List": codes.OK, "Cleanup": codes.OK,
+			"Mounts": codes.NotFound, "Remove": codes.NotFound, "Stat": codes.NotFound, "Usage": codes.NotFound,
+			"Update": codes.InvalidArgument,
+			"List":   codes.OK, "Cleanup": codes.OK,
 		}, map[string][]proto.Message{
 			"Update": {&snapshotsapi.UpdateSnapshotRequest{UpdateMask: mask}},
 		}},

@@ -40,10 +40,12 @@ func TestHostileRequests(t *testing.T) {
 	ctx := context.Background()
 	w := start(t)
 	for _, method := range []string{
-		"snapshots.v1.Snapshots/Prepare", "snapshots.v1.Snapshots/Commit", "diff.v1.Diff/Apply", "diff.v1.Diff/Diff", "content.v1.Content/Info",
+		"snapshots.v1.Snapshots/Prepare", "snapshots.v1.Snapshots/Commit", "diff.v1.Diff/Apply", "diff.v1.Diff/Diff",
+		"content.v1.Content/Info",
 	} {
 		for _, b := range []string{"", "\xff\xff\xff\xff", strings.Repeat("\x0a", 1<<20)} {
-			err := w.conn.Invoke(ctx, "/containerd.services."+method, []byte(b), &struct{}{}, grpc.ForceCodec(rawCodec{}))
+			err := w.conn.Invoke(ctx, "/containerd.services."+method, []byte(b), &struct{}{},
+				grpc.ForceCodec(rawCodec{}))
 			if c := status.Code(err); c == codes.OK || c == codes.Unavailable {
 				t.Errorf("%s with %d bytes: %v", method, len(b), err)
 			}
@@ -81,6 +83,7 @@ func TestHostileRequests(t *testing.T) {
 			t.Errorf("apply to %v: %v", mounts, err)
 		}
 	}
-	must(t, sn.Walk(ctx, func(context.Context, snapshots.Info) error { return nil }, strings.Repeat("labels.a==b,", 100_000)+"name==x"))
+	must(t, sn.Walk(ctx, func(context.Context, snapshots.Info) error { return nil },
+		strings.Repeat("labels.a==b,", 100_000)+"name==x"))
 	must(t, sn.Remove(ctx, "../../x"))
 }

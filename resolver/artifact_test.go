@@ -72,7 +72,8 @@ func TestNotRootfs(t *testing.T) {
 			`an artifact of type "application/vnd.example"`},
 		{"artifact with a config's type", "", "application/vnd.unknown.config.v1+json", `{}`, []string{"text/plain"},
 			`an artifact of type "application/vnd.unknown.config.v1+json"`},
-		{"artifact without any", "", ocispec.MediaTypeEmptyJSON, `{}`, []string{ocispec.MediaTypeEmptyJSON}, "an artifact"},
+		{"artifact without any", "", ocispec.MediaTypeEmptyJSON, `{}`, []string{ocispec.MediaTypeEmptyJSON},
+			"an artifact"},
 		{"config that is no image's", "", "application/octet-stream", `{"a":1}`, []string{ocispec.MediaTypeImageLayer},
 			"an artifact"},
 		{"config that is no JSON", "", "", "\x7fELF", []string{ocispec.MediaTypeImageLayer}, "an artifact"},
@@ -130,8 +131,9 @@ func TestNotRootfsInIndex(t *testing.T) {
 			return []ocispec.Descriptor{chart(reg)}
 		}, mediatype.ErrNotRootfs},
 		{"a chart beside an image for another platform", func(reg *registrytest.Registry) []ocispec.Descriptor {
-			return []ocispec.Descriptor{chart(reg), reg.Image("", ocispec.Platform{OS: "linux", Architecture: "s390x"}, nil,
-				nil)}
+			return []ocispec.Descriptor{chart(reg),
+				reg.Image("", ocispec.Platform{OS: "linux", Architecture: "s390x"}, nil,
+					nil)}
 		}, errdefs.ErrNotFound},
 		{"the cache of BuildKit", func(reg *registrytest.Registry) []ocispec.Descriptor {
 			return []ocispec.Descriptor{

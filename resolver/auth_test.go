@@ -57,7 +57,8 @@ func TestBasic(t *testing.T) {
 			reg := registrytest.New(t)
 			image(reg)
 			reg.Guard = registrytest.Basic("alice", "se:cret")
-			_, err := pull(t.Context(), newResolver(t, func(o *Options) { o.Credentials = always(tc.cred) }), newStore(t), reg.Host+"/x:1", nil)
+			_, err := pull(t.Context(), newResolver(t, func(o *Options) { o.Credentials = always(tc.cred) }),
+				newStore(t), reg.Host+"/x:1", nil)
 			if !isClass(err, tc.class) {
 				t.Fatal(err)
 			}
@@ -96,7 +97,8 @@ func TestTokenFlows(t *testing.T) {
 			tokens.Refresh = map[string]bool{"refresh me": true}
 			r := newResolver(t, func(o *Options) {
 				o.Credentials = always(tc.cred)
-				o.Realms = map[string][]string{reg.Host: {strings.TrimPrefix(strings.TrimSuffix(tokens.URL, "/token"), "http://")}}
+				o.Realms = map[string][]string{
+					reg.Host: {strings.TrimPrefix(strings.TrimSuffix(tokens.URL, "/token"), "http://")}}
 			})
 			_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil)
 			if !isClass(err, tc.class) {
@@ -109,7 +111,8 @@ func TestTokenFlows(t *testing.T) {
 				}
 				return
 			}
-			if len(requests) != 1 || requests[0].Method != tc.method || requests[0].Form.Get("service") != "registry, the" ||
+			if len(requests) != 1 || requests[0].Method != tc.method ||
+				requests[0].Form.Get("service") != "registry, the" ||
 				requests[0].Form.Get("scope") != "repository:x:pull" {
 				t.Errorf("requests %+v", requests)
 			}

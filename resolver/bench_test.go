@@ -18,7 +18,8 @@ func BenchmarkFetch(b *testing.B) {
 	for _, p := range []struct {
 		name     string
 		registry func(testing.TB) *registrytest.Registry
-	}{{"HTTP1", registrytest.New}, {"HTTP2", func(tb testing.TB) *registrytest.Registry { return registrytest.NewTLS(tb, nil) }}} {
+	}{{"HTTP1", registrytest.New},
+		{"HTTP2", func(tb testing.TB) *registrytest.Registry { return registrytest.NewTLS(tb, nil) }}} {
 		b.Run(p.name, func(b *testing.B) {
 			reg := p.registry(b)
 			data := random(64 << 20)
@@ -26,8 +27,9 @@ func BenchmarkFetch(b *testing.B) {
 			reg.Image("1", amd64, []ocispec.Descriptor{d}, []digest.Digest{d.Digest})
 			dir := ""
 			if reg.CA != nil {
-				dir = registrytest.CertsDir(b, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
-					"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
+				dir = registrytest.CertsDir(b, reg.Host,
+					map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
+						"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
 			}
 			b.SetBytes(int64(len(data)))
 			b.ReportAllocs()

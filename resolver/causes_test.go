@@ -73,7 +73,8 @@ func TestCauses(t *testing.T) {
 				files["ca.pem"] = tc.ca
 			}
 			r, err := New(&Options{
-				HostsDir: registrytest.CertsDir(t, tc.host, files), Attempts: 1, Backoff: time.Millisecond, StallTimeout: 500 * time.Millisecond,
+				HostsDir: registrytest.CertsDir(t, tc.host, files), Attempts: 1, Backoff: time.Millisecond,
+				StallTimeout: 500 * time.Millisecond,
 			})
 			if err != nil {
 				t.Fatal(err)

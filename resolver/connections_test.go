@@ -183,7 +183,8 @@ func clientGoroutinesUpTo(limit int) int {
 func clientGoroutines() int {
 	buf := make([]byte, 1<<20)
 	all := string(buf[:runtime.Stack(buf, true)])
-	return strings.Count(all, "(*persistConn).readLoop(") + strings.Count(all, "(*http2ClientConn).readLoop(") + strings.Count(all, "(*ClientConn).readLoop(")
+	return strings.Count(all, "(*persistConn).readLoop(") + strings.Count(all, "(*http2ClientConn).readLoop(") +
+		strings.Count(all, "(*ClientConn).readLoop(")
 }
 
 // TestConnectionsFallBackClose checks that Close ends the connections that are not shared.
@@ -272,7 +273,8 @@ func TestConnectionsDead(t *testing.T) {
 	pool := new(Connections)
 	defer pool.Close()
 	again := func() time.Duration {
-		r := newResolver(t, func(o *Options) { o.Connections, o.Attempts, o.StallTimeout = pool, 3, 500*time.Millisecond })
+		r := newResolver(t,
+			func(o *Options) { o.Connections, o.Attempts, o.StallTimeout = pool, 3, 500*time.Millisecond })
 		return timed(t, r, reg, data, nil)
 	}
 	again()

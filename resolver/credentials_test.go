@@ -31,7 +31,8 @@ func TestFailingStore(t *testing.T) {
 		login            bool   // auths has the credential
 	}{
 		{"locked store", `{"credsStore":"locked"}`, "docker-credential-locked: exit status 1", false},
-		{"store of another machine", `{"credsStore":"desktop.exe"}`, "docker-credential-desktop.exe: not installed", false},
+		{"store of another machine", `{"credsStore":"desktop.exe"}`, "docker-credential-desktop.exe: not installed",
+			false},
 		{"locked helper", `{"credHelpers":{"HOST":"locked"}}`, "docker-credential-locked: exit status 1", false},
 		{"locked store, login in the file",
 			`{"credsStore":"locked","auths":{"HOST":{"username":"alice","password":"se:cret"}}}`,
@@ -72,7 +73,8 @@ func TestFailingStore(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-				case !errdefs.IsUnauthorized(err) || errdefs.IsFailedPrecondition(err) || !cause.Is(err, cause.CredentialStore) ||
+				case !errdefs.IsUnauthorized(err) || errdefs.IsFailedPrecondition(err) ||
+					!cause.Is(err, cause.CredentialStore) ||
 					!strings.Contains(err.Error(), tc.names):
 					t.Errorf("%v does not name %s", err, tc.names)
 				}

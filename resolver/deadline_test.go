@@ -62,7 +62,8 @@ func TestSlowDocuments(t *testing.T) {
 				}
 				return
 			}
-			if !errdefs.IsUnavailable(err) || retry.IsTemporary(err) || !strings.Contains(err.Error(), "no complete answer in time") {
+			if !errdefs.IsUnavailable(err) || retry.IsTemporary(err) ||
+				!strings.Contains(err.Error(), "no complete answer in time") {
 				t.Error(err)
 			}
 			if took < limit || took > limit+10*time.Second {
@@ -117,7 +118,8 @@ func TestSlowMirror(t *testing.T) {
 		}
 		mirror.Fault = registrytest.On(path, hang)
 		dir := registrytest.CertsDir(t, "r.example.com:1", map[string][]byte{"hosts.toml": fmt.Appendf(nil,
-			"server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", reg.Host, mirror.Host)})
+			"server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", reg.Host,
+			mirror.Host)})
 		r := newResolver(t, func(o *Options) { o.HostsDir, o.DocumentTimeout = dir, time.Second })
 		if _, err := pull(t.Context(), r, newStore(t), "r.example.com:1/x:1", nil); err != nil {
 			t.Errorf("%s: %v", part, err)

@@ -54,7 +54,8 @@ func layerPath(data []byte) string { return "/blobs/" + digest.FromBytes(data).S
 
 func holds(tb testing.TB, store content.Store, data []byte) {
 	tb.Helper()
-	got, err := content.ReadBlob(context.Background(), store, ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))})
+	got, err := content.ReadBlob(context.Background(), store,
+		ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))})
 	if err != nil || !bytes.Equal(got, data) {
 		tb.Fatalf("the blob is not what it was: %v", err)
 	}
@@ -114,7 +115,8 @@ func TestRanges(t *testing.T) {
 	}
 	one := registrytest.New(t)
 	data = bigImage(one)
-	if _, err := pull(t.Context(), newResolver(t, func(o *Options) { o.Ranges = 1 }), newStore(t), one.Host+"/x:1", nil); err != nil || one.Count("bytes=") != 0 {
+	if _, err := pull(t.Context(), newResolver(t, func(o *Options) { o.Ranges = 1 }), newStore(t), one.Host+"/x:1",
+		nil); err != nil || one.Count("bytes=") != 0 {
 		t.Error(err, one.Requests())
 	}
 }
@@ -206,16 +208,20 @@ func TestD08Ranges(t *testing.T) {
 		{"200 to a range", registrytest.NoRanges, nil},
 		{"200 to a later range", func(d []byte) registrytest.Fault { return later(registrytest.NoRanges(d)) }, nil},
 		{"wrong start", func(d []byte) registrytest.Fault {
-			return registrytest.ContentRange(d, func(_, last, size int) string { return fmt.Sprintf("bytes 0-%d/%d", last, size) })
+			return registrytest.ContentRange(d,
+				func(_, last, size int) string { return fmt.Sprintf("bytes 0-%d/%d", last, size) })
 		}, nil},
 		{"wrong total", func(d []byte) registrytest.Fault {
-			return registrytest.ContentRange(d, func(s, last, size int) string { return fmt.Sprintf("bytes %d-%d/%d", s, last, size+1) })
+			return registrytest.ContentRange(d,
+				func(s, last, size int) string { return fmt.Sprintf("bytes %d-%d/%d", s, last, size+1) })
 		}, nil},
 		{"total unknown", func(d []byte) registrytest.Fault {
-			return registrytest.ContentRange(d, func(s, last, _ int) string { return fmt.Sprintf("bytes %d-%d/*", s, last) })
+			return registrytest.ContentRange(d,
+				func(s, last, _ int) string { return fmt.Sprintf("bytes %d-%d/*", s, last) })
 		}, nil},
 		{"end behind what was asked for", func(d []byte) registrytest.Fault {
-			return registrytest.ContentRange(d, func(s, last, size int) string { return fmt.Sprintf("bytes %d-%d/%d", s, last+1, size) })
+			return registrytest.ContentRange(d,
+				func(s, last, size int) string { return fmt.Sprintf("bytes %d-%d/%d", s, last+1, size) })
 		}, nil},
 		{"no Content-Range", func(d []byte) registrytest.Fault {
 			return registrytest.ContentRange(d, func(_, _, _ int) string { return "" })
@@ -233,9 +239,11 @@ func TestD08Ranges(t *testing.T) {
 			return registrytest.Answer(206, d[:9], "Content-Range", fmt.Sprintf("bytes 0-8/%d", len(d)))
 		}, errdefs.ErrDataLoss},
 		{"ranges of changed content", func(d []byte) registrytest.Fault {
-			return registrytest.ContentRange(evil(d), func(s, last, size int) string { return fmt.Sprintf("bytes %d-%d/%d", s, last, size) })
+			return registrytest.ContentRange(evil(d),
+				func(s, last, size int) string { return fmt.Sprintf("bytes %d-%d/%d", s, last, size) })
 		}, nil},
-		{"changed content", func(d []byte) registrytest.Fault { return registrytest.NoRanges(evil(d)) }, errdefs.ErrDataLoss},
+		{"changed content", func(d []byte) registrytest.Fault { return registrytest.NoRanges(evil(d)) },
+			errdefs.ErrDataLoss},
 		{"short ranges", func(d []byte) registrytest.Fault {
 			return func(w http.ResponseWriter, r *http.Request) bool { // a proxy with smaller blocks
 				var from, to int
@@ -290,12 +298,19 @@ func TestD07WrongBlob(t *testing.T) {
 		class    error
 		requests int // at most
 	}{
-		{"flipped bit", func(d []byte) registrytest.Fault { return registrytest.NoRanges(flipped(d)) }, errdefs.ErrDataLoss, 2},
-		{"flipped bit, once", func(d []byte) registrytest.Fault { return registrytest.Times(1, registrytest.NoRanges(flipped(d))) }, nil, 2},
-		{"a byte more", func(d []byte) registrytest.Fault { return registrytest.NoRanges(append(bytes.Clone(d), 0)) }, errdefs.ErrDataLoss, 2},
-		{"a byte more, no length", func(d []byte) registrytest.Fault { return chunked(append(bytes.Clone(d), 0)) }, errdefs.ErrDataLoss, 2},
-		{"a byte less", func(d []byte) registrytest.Fault { return registrytest.NoRanges(d[:len(d)-1]) }, errdefs.ErrDataLoss, 2},
-		{"a byte less, no length", func(d []byte) registrytest.Fault { return chunked(d[:len(d)-1]) }, nil, 3}, // the third request is for the last byte
+		{"flipped bit", func(d []byte) registrytest.Fault { return registrytest.NoRanges(flipped(d)) },
+			errdefs.ErrDataLoss, 2},
+		{"flipped bit, once",
+			func(d []byte) registrytest.Fault { return registrytest.Times(1, registrytest.NoRanges(flipped(d))) }, nil,
+			2},
+		{"a byte more", func(d []byte) registrytest.Fault { return registrytest.NoRanges(append(bytes.Clone(d), 0)) },
+			errdefs.ErrDataLoss, 2},
+		{"a byte more, no length", func(d []byte) registrytest.Fault { return chunked(append(bytes.Clone(d), 0)) },
+			errdefs.ErrDataLoss, 2},
+		{"a byte less", func(d []byte) registrytest.Fault { return registrytest.NoRanges(d[:len(d)-1]) },
+			errdefs.ErrDataLoss, 2},
+		// the third request is for the last byte
+		{"a byte less, no length", func(d []byte) registrytest.Fault { return chunked(d[:len(d)-1]) }, nil, 3},
 		{"endless", func(d []byte) registrytest.Fault {
 			return func(w http.ResponseWriter, r *http.Request) bool {
 				for r.Context().Err() == nil {
@@ -307,7 +322,8 @@ func TestD07WrongBlob(t *testing.T) {
 			}
 		}, errdefs.ErrDataLoss, 2},
 		{"empty", func([]byte) registrytest.Fault { return chunked(nil) }, errdefs.ErrUnavailable, 3},
-		{"cut", func(d []byte) registrytest.Fault { return registrytest.Times(1, registrytest.Cut(d, 300_000)) }, nil, 2},
+		{"cut", func(d []byte) registrytest.Fault { return registrytest.Times(1, registrytest.Cut(d, 300_000)) }, nil,
+			2},
 		{"HTTP/1.0", func(d []byte) registrytest.Fault {
 			return registrytest.Times(1, func(w http.ResponseWriter, _ *http.Request) bool {
 				conn, rw, err := w.(http.Hijacker).Hijack()
@@ -352,14 +368,16 @@ func TestD07HTTP2(t *testing.T) {
 		testName string
 		fault    func(data []byte) registrytest.Fault
 	}{
-		{"RST_STREAM", func(d []byte) registrytest.Fault { return registrytest.Times(3, registrytest.Cut(d, testChunk/2)) }},
+		{"RST_STREAM",
+			func(d []byte) registrytest.Fault { return registrytest.Times(3, registrytest.Cut(d, testChunk/2)) }},
 		{"D20 GOAWAY", func([]byte) registrytest.Fault {
 			return func(w http.ResponseWriter, _ *http.Request) bool {
 				w.Header().Set("Connection", "close") // the server sends GOAWAY
 				return false
 			}
 		}},
-		{"D20 stall", func(d []byte) registrytest.Fault { return registrytest.Times(2, registrytest.Stall(d, testChunk/2)) }},
+		{"D20 stall",
+			func(d []byte) registrytest.Fault { return registrytest.Times(2, registrytest.Stall(d, testChunk/2)) }},
 	} {
 		t.Run(tc.testName, func(t *testing.T) {
 			reg := registrytest.NewTLS(t, nil)

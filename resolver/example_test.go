@@ -58,7 +58,8 @@ func ExampleResolver_Blob() {
 	registry := registrytest.Start()
 	defer registry.Close()
 	layer := registry.Blob(ocispec.MediaTypeImageLayer, []byte("a tar stream"))
-	registry.Image("1.0", ocispec.Platform{OS: "linux", Architecture: "amd64"}, []ocispec.Descriptor{layer}, []digest.Digest{layer.Digest})
+	registry.Image("1.0", ocispec.Platform{OS: "linux", Architecture: "amd64"}, []ocispec.Descriptor{layer},
+		[]digest.Digest{layer.Digest})
 
 	ctx := context.Background()
 	r, err := resolver.New(&resolver.Options{

@@ -70,7 +70,8 @@ func TestD19Waits(t *testing.T) {
 	}{
 		{"429, three times", 429, "2", 3, nil, 2 * time.Second, 3},
 		{"503", 503, "1", 1, nil, time.Second, 1},
-		{"503 with a date", 503, time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat), 1, nil, 8 * time.Second, 1},
+		{"503 with a date", 503, time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat), 1, nil,
+			8 * time.Second, 1},
 		{"429 for a minute", 429, "60", 1, nil, time.Minute, 1},
 		{"429 without a wait", 429, "", 2, nil, time.Millisecond, 2},
 		{"429 with garbage", 429, "-5", 1, nil, time.Millisecond, 1},
@@ -92,7 +93,8 @@ func TestD19Waits(t *testing.T) {
 				if tc.after != "" {
 					headers = append(headers, "Retry-After", tc.after)
 				}
-				fault := registrytest.On(part, registrytest.Times(tc.times, registrytest.Answer(tc.status, []byte("no"), headers...)))
+				fault := registrytest.On(part,
+					registrytest.Times(tc.times, registrytest.Answer(tc.status, []byte("no"), headers...)))
 				reg.Fault = fault
 				if part == "/token" {
 					reg.Guard, tokens.Fault = tokens.Guard, fault
@@ -183,7 +185,8 @@ func TestD22Headers(t *testing.T) {
 			image(reg)
 			reg.Fault = registrytest.On("/manifests/", raw(head))
 			_, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil)
-			if !errdefs.IsUnavailable(err) && !errdefs.IsDataLoss(err) || len(reg.Requests()) > 3 || len(err.Error()) > 1000 {
+			if !errdefs.IsUnavailable(err) && !errdefs.IsDataLoss(err) || len(reg.Requests()) > 3 ||
+				len(err.Error()) > 1000 {
 				t.Fatalf("%.2000v, %d requests", err, len(reg.Requests()))
 			}
 		})
@@ -198,9 +201,12 @@ func TestD23TLS(t *testing.T) {
 	plain := registrytest.New(t)
 	image(plain)
 	own := func(reg *registrytest.Registry, name string) string {
-		return registrytest.CertsDir(t, name, map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
+		return registrytest.CertsDir(t, name,
+			map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n"+
+				"[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
 	}
-	empty := registrytest.CertsDir(t, unknown.Host, map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n", unknown.Host)})
+	empty := registrytest.CertsDir(t, unknown.Host,
+		map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n", unknown.Host)})
 	old := registrytest.NewTLS(t, func(s *httptest.Server) { s.TLS = &tls.Config{MaxVersion: tls.VersionTLS11} })
 	image(old)
 	for _, tc := range []struct {
@@ -232,10 +238,13 @@ func TestD23TLS(t *testing.T) {
 	t.Run("other name", func(t *testing.T) {
 		_, port, _ := net.SplitHostPort(unknown.Host)
 		name := "localhost:" + port // the certificate is for 127.0.0.1 and example.com
-		dir := registrytest.CertsDir(t, name, map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", name)})
+		dir := registrytest.CertsDir(t, name,
+			map[string][]byte{"ca.crt": unknown.CA, "hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n"+
+				"[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", name)})
 		before := len(unknown.Requests())
 		r := newResolver(t, func(o *Options) { o.HostsDir = dir })
-		if _, err := pull(t.Context(), r, newStore(t), name+"/x:1", nil); !errdefs.IsUnavailable(err) || len(unknown.Requests()) != before {
+		if _, err := pull(t.Context(), r, newStore(t), name+"/x:1", nil); !errdefs.IsUnavailable(err) ||
+			len(unknown.Requests()) != before {
 			t.Fatal(err)
 		}
 	})
@@ -274,14 +283,15 @@ func TestD24Secrets(t *testing.T) {
 		}
 	}
 	for name, fault := range map[string]registrytest.Fault{
-		"unreachable":        signed("http://127.0.0.1:1"),
-		"refused":            signed("http://169.254.169.254"),
-		"no URL":             signed("http://%zz:hush@h"),
-		"to https":           nil,
-		"status":             registrytest.Answer(500, []byte("hush")),
-		"cut":                registrytest.Answer(200, []byte("hush"), "Content-Range", "bytes hush"),
-		"content range":      registrytest.Answer(206, []byte("x")),
-		"unauthorized again": registrytest.Answer(401, nil, "WWW-Authenticate", `Bearer realm="ftp://x?hush",scope="hush"`),
+		"unreachable":   signed("http://127.0.0.1:1"),
+		"refused":       signed("http://169.254.169.254"),
+		"no URL":        signed("http://%zz:hush@h"),
+		"to https":      nil,
+		"status":        registrytest.Answer(500, []byte("hush")),
+		"cut":           registrytest.Answer(200, []byte("hush"), "Content-Range", "bytes hush"),
+		"content range": registrytest.Answer(206, []byte("x")),
+		"unauthorized again": registrytest.Answer(401, nil, "WWW-Authenticate",
+			`Bearer realm="ftp://x?hush",scope="hush"`),
 	} {
 		t.Run(name, func(t *testing.T) {
 			reg, tokens := guarded(t)
@@ -305,14 +315,16 @@ func TestD24Secrets(t *testing.T) {
 	}
 	t.Run("token server", func(t *testing.T) {
 		for _, fault := range []registrytest.Fault{
-			registrytest.Answer(200, []byte("hush")), registrytest.Answer(200, []byte(`{"token":"hu sh"}`)), registrytest.Answer(401, []byte("hush")),
+			registrytest.Answer(200, []byte("hush")), registrytest.Answer(200, []byte(`{"token":"hu sh"}`)),
+			registrytest.Answer(401, []byte("hush")),
 			registrytest.Answer(302, nil, "Location", "http://127.0.0.1:1/?hush"),
 		} {
 			reg, tokens := guarded(t)
 			tokens.URL += "?key=hush"
 			tokens.Fault = fault
 			r := newResolver(t, func(o *Options) { o.Credentials = always(auth.Credential{IdentityToken: "hush"}) })
-			if _, err := pull(ctx, r, newStore(t), reg.Host+"/x:1", nil); err == nil || strings.Contains(err.Error(), "hu") && !strings.Contains(err.Error(), "http") {
+			if _, err := pull(ctx, r, newStore(t), reg.Host+"/x:1", nil); err == nil ||
+				strings.Contains(err.Error(), "hu") && !strings.Contains(err.Error(), "http") {
 				t.Fatal(err)
 			} else if strings.Contains(err.Error(), "hush") {
 				t.Fatal(err)
@@ -330,7 +342,8 @@ func TestD13Choice(t *testing.T) {
 		return ocispec.Platform{OS: "linux", Architecture: arch, Variant: variant}
 	}
 	entry := func(name string, p ocispec.Platform) ocispec.Descriptor {
-		return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name), Platform: &p}
+		return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name),
+			Platform: &p}
 	}
 	attestation := entry("attestation", ocispec.Platform{OS: "unknown", Architecture: "unknown"})
 	for _, tc := range []struct {
@@ -338,8 +351,12 @@ func TestD13Choice(t *testing.T) {
 		all  []ocispec.Descriptor
 		name string
 	}{
-		{p("amd64", ""), []ocispec.Descriptor{attestation, entry("arm", p("arm64", "")), entry("one", p("amd64", "")), entry("two", p("amd64", ""))}, "one"},
-		{p("arm", "v7"), []ocispec.Descriptor{entry("v5", p("arm", "v5")), entry("v6", p("arm", "v6")), entry("v8", p("arm", "v8"))}, "v6"},
+		{p("amd64", ""),
+			[]ocispec.Descriptor{attestation, entry("arm", p("arm64", "")), entry("one", p("amd64", "")),
+				entry("two", p("amd64", ""))}, "one"},
+		{p("arm", "v7"),
+			[]ocispec.Descriptor{entry("v5", p("arm", "v5")), entry("v6", p("arm", "v6")), entry("v8", p("arm", "v8"))},
+			"v6"},
 		{p("arm", "v7"), []ocispec.Descriptor{entry("v6", p("arm", "v6")), entry("v7", p("arm", "v7"))}, "v7"},
 		{p("arm64", ""), []ocispec.Descriptor{entry("v8", p("arm64", "v8"))}, "v8"},
 		{p("amd64", ""), []ocispec.Descriptor{entry("v3", p("amd64", "v3")), entry("v1", p("amd64", ""))}, "v1"},
@@ -348,7 +365,8 @@ func TestD13Choice(t *testing.T) {
 	} {
 		f := &fetch{platform: platform.Of(tc.want)}
 		got, _ := f.candidates(tc.all)
-		if tc.name == "" && len(got) != 0 || tc.name != "" && (len(got) == 0 || got[0].Digest != digest.FromString(tc.name)) {
+		if tc.name == "" && len(got) != 0 || tc.name != "" &&
+			(len(got) == 0 || got[0].Digest != digest.FromString(tc.name)) {
 			t.Errorf("%s: %v", platforms.Format(tc.want), got)
 		}
 	}
@@ -378,7 +396,8 @@ func TestMirrors(t *testing.T) {
 			if err := os.Mkdir(filepath.Join(dir, "r.example.com"), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			toml := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", reg.Host, mirror.Host)
+			toml := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n"+
+				"capabilities = [\"pull\", \"resolve\"]\n", reg.Host, mirror.Host)
 			if err := os.WriteFile(filepath.Join(dir, "r.example.com", "hosts.toml"), []byte(toml), 0o600); err != nil {
 				t.Fatal(err)
 			}

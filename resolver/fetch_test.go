@@ -28,14 +28,15 @@ func TestFlights(t *testing.T) {
 			_, all := image(reg)
 			data := all[0]
 			begun, goOn := make(chan struct{}), make(chan struct{})
-			reg.Fault = registrytest.On(layerPath(data), registrytest.Times(1, func(_ http.ResponseWriter, r *http.Request) bool {
-				close(begun)
-				select {
-				case <-goOn:
-				case <-r.Context().Done():
-				}
-				return false
-			}))
+			reg.Fault = registrytest.On(layerPath(data),
+				registrytest.Times(1, func(_ http.ResponseWriter, r *http.Request) bool {
+					close(begun)
+					select {
+					case <-goOn:
+					case <-r.Context().Done():
+					}
+					return false
+				}))
 			store, flights := newStore(t), NewInFlight()
 			fetch := func(ctx context.Context) error {
 				r := newResolver(t, func(o *Options) { o.InFlight = flights })
@@ -85,15 +86,17 @@ func TestRefresh(t *testing.T) {
 	}
 	var layers atomic.Int32
 	before := len(reg.Requests())
-	img, err := pull(t.Context(), quick(t), store, reg.Host+"/x:multi", &FetchOptions{Refresh: true, OnLayer: func(ocispec.Descriptor) error {
-		layers.Add(1)
-		return nil
-	}})
+	img, err := pull(t.Context(), quick(t), store, reg.Host+"/x:multi",
+		&FetchOptions{Refresh: true, OnLayer: func(ocispec.Descriptor) error {
+			layers.Add(1)
+			return nil
+		}})
 	if err != nil || img.Fetched != 5 || len(reg.Requests())-before != 5 || layers.Load() != 2 {
 		t.Fatalf("%+v, %v, %d layers, %q", img, err, layers.Load(), reg.Requests()[before:])
 	}
 	reg.Fault = registrytest.On(layerPath(data[0]), registrytest.Answer(200, []byte("other")))
-	if _, err := pull(t.Context(), quick(t), store, reg.Host+"/x:multi", &FetchOptions{Refresh: true}); !errdefs.IsDataLoss(err) {
+	if _, err := pull(t.Context(), quick(t), store, reg.Host+"/x:multi",
+		&FetchOptions{Refresh: true}); !errdefs.IsDataLoss(err) {
 		t.Fatal(err)
 	}
 	holds(t, store, data[0])
@@ -107,19 +110,21 @@ func TestOnLayer(t *testing.T) {
 	store := newStore(t)
 	for range 2 {
 		var n atomic.Int32
-		_, err := pull(t.Context(), quick(t), store, reg.Host+"/x:1", &FetchOptions{OnLayer: func(d ocispec.Descriptor) error {
-			if _, err := store.Info(t.Context(), d.Digest); err != nil {
-				t.Error(err)
-			}
-			n.Add(1)
-			return nil
-		}})
+		_, err := pull(t.Context(), quick(t), store, reg.Host+"/x:1",
+			&FetchOptions{OnLayer: func(d ocispec.Descriptor) error {
+				if _, err := store.Info(t.Context(), d.Digest); err != nil {
+					t.Error(err)
+				}
+				n.Add(1)
+				return nil
+			}})
 		if err != nil || n.Load() != 2 {
 			t.Fatal(n.Load(), err)
 		}
 	}
 	want := errors.New("enough")
-	if _, err := pull(t.Context(), quick(t), store, reg.Host+"/x:1", &FetchOptions{OnLayer: func(ocispec.Descriptor) error { return want }}); !errors.Is(err, want) {
+	if _, err := pull(t.Context(), quick(t), store, reg.Host+"/x:1",
+		&FetchOptions{OnLayer: func(ocispec.Descriptor) error { return want }}); !errors.Is(err, want) {
 		t.Fatal(err)
 	}
 }
@@ -153,13 +158,15 @@ func TestOneByOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	m, err := r.Manifest(t.Context(), ref)
-	if err != nil || m.Index == nil || m.Manifest != nil || m.Descriptor().Digest != index.Digest || m.Index.Manifests[0].Digest != desc.Digest {
+	if err != nil || m.Index == nil || m.Manifest != nil || m.Descriptor().Digest != index.Digest ||
+		m.Index.Manifests[0].Digest != desc.Digest {
 		t.Fatal(m, err)
 	}
 	if ref, err = NewReference(reg.Host, "x", desc.Digest.String()); err != nil {
 		t.Fatal(err)
 	}
-	if m, err = r.Manifest(t.Context(), ref); err != nil || m.Manifest == nil || m.MediaType != ocispec.MediaTypeImageManifest {
+	if m, err = r.Manifest(t.Context(), ref); err != nil || m.Manifest == nil ||
+		m.MediaType != ocispec.MediaTypeImageManifest {
 		t.Fatal(m, err)
 	}
 	for i, l := range m.Manifest.Layers {
@@ -177,7 +184,8 @@ func TestOneByOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	early.Close()
-	if _, err := r.Blob(t.Context(), ref, ocispec.Descriptor{Digest: digest.FromString("no"), Size: 1}); !errdefs.IsNotFound(err) {
+	if _, err := r.Blob(t.Context(), ref,
+		ocispec.Descriptor{Digest: digest.FromString("no"), Size: 1}); !errdefs.IsNotFound(err) {
 		t.Error(err)
 	}
 	if _, err := r.Blob(t.Context(), ref, ocispec.Descriptor{Digest: "no", Size: 1}); !errdefs.IsInvalidArgument(err) {

@@ -49,8 +49,10 @@ func TestHostFilesAsPipes(t *testing.T) {
 			write(t, dir+"/hosts.toml", toml(elsewhere))
 			pipeWith(t, elsewhere, reg.CA)
 		}, true},
-		"a certificate without hosts.toml": {func(t *testing.T, dir, _ string) { pipeWith(t, dir+"/ca.crt", reg.CA) }, true},
-		"hosts.toml, without a writer":     {func(t *testing.T, dir, _ string) { pipeWith(t, dir+"/hosts.toml", nil) }, false},
+		"a certificate without hosts.toml": {func(t *testing.T, dir, _ string) { pipeWith(t, dir+"/ca.crt", reg.CA) },
+			true},
+		"hosts.toml, without a writer": {func(t *testing.T, dir, _ string) { pipeWith(t, dir+"/hosts.toml", nil) },
+			false},
 		"a certificate of a terabyte": {func(t *testing.T, dir, _ string) {
 			write(t, dir+"/hosts.toml", toml("ca.crt"))
 			write(t, dir+"/ca.crt", nil)

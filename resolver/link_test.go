@@ -26,8 +26,9 @@ var protocols = []struct {
 	}},
 	{"HTTP2", func(tb testing.TB, configure func(*httptest.Server)) (*registrytest.Registry, string) {
 		reg := registrytest.NewTLS(tb, configure)
-		return reg, registrytest.CertsDir(tb, reg.Host, map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
-			"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
+		return reg, registrytest.CertsDir(tb, reg.Host,
+			map[string][]byte{"ca.crt": reg.CA, "hosts.toml": fmt.Appendf(nil,
+				"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n", reg.Host)})
 	}},
 }
 
@@ -79,7 +80,8 @@ func TestLinkPerConnection(t *testing.T) {
 			if n := link.Opened(); n > 5 { // one is that of the stream whose rest was not read
 				t.Errorf("%d connections", n)
 			}
-			t.Logf("%v, one connection: %v; %d connections, %d requests", took, alone, link.Opened(), len(reg.Requests()))
+			t.Logf("%v, one connection: %v; %d connections, %d requests", took, alone, link.Opened(),
+				len(reg.Requests()))
 		})
 	}
 }
@@ -168,12 +170,14 @@ func TestLinkLayers(t *testing.T) {
 			link := registrytest.Link{PerConnection: rate}
 			reg, dir := p.make(t, link.Limit)
 			data := layerImage(reg, size, size, size, size)
-			took := timed(t, newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 128<<10, dir }), reg, data, nil)
+			took := timed(t, newResolver(t, func(o *Options) { o.ChunkSize, o.HostsDir = 128<<10, dir }), reg, data,
+				nil)
 			const alone = layers * size * time.Second / rate
 			if took > alone/2 {
 				t.Errorf("%v, and one connection needs %v", took, alone)
 			}
-			t.Logf("%v, one connection: %v; %d connections, %d requests", took, alone, link.Opened(), len(reg.Requests()))
+			t.Logf("%v, one connection: %v; %d connections, %d requests", took, alone, link.Opened(),
+				len(reg.Requests()))
 		})
 	}
 }

@@ -42,7 +42,8 @@ func TestPanic(t *testing.T) {
 			return err
 		},
 		"a callback": func() error {
-			_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", &FetchOptions{OnLayer: func(ocispec.Descriptor) error { panic("a callback") }})
+			_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1",
+				&FetchOptions{OnLayer: func(ocispec.Descriptor) error { panic("a callback") }})
 			return err
 		},
 	} {

@@ -61,7 +61,8 @@ func TestD02Answers(t *testing.T) {
 		header   string
 		ok       bool
 	}{
-		{"redirect to a file", func(s *registrytest.TokenServer) { s.Fault = registrytest.Redirect(302, "file://") }, "",
+		{"redirect to a file", func(s *registrytest.TokenServer) { s.Fault = registrytest.Redirect(302, "file://") },
+			"",
 			false},
 		{"redirect to metadata", func(s *registrytest.TokenServer) {
 			s.Fault = registrytest.Redirect(302, "http://169.254.169.254")
@@ -92,7 +93,8 @@ func TestD02Answers(t *testing.T) {
 					if !guard(httptest.NewRecorder(), r) {
 						return false
 					}
-					return registrytest.Answer(401, nil, "WWW-Authenticate", strings.ReplaceAll(tc.header, "REALM", tokens.URL))(w, r)
+					return registrytest.Answer(401, nil, "WWW-Authenticate",
+						strings.ReplaceAll(tc.header, "REALM", tokens.URL))(w, r)
 				}
 			}
 			_, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil)

@@ -26,13 +26,15 @@ func TestD01ForeignChallenge(t *testing.T) {
 		if r.Header.Get("Authorization") != "" {
 			leaked.Store(r.Header.Get("Authorization") + r.URL.Path)
 		}
-		registrytest.Answer(401, nil, "WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token"`, r.Host), "WWW-Authenticate", "Basic realm=x")(w, r)
+		registrytest.Answer(401, nil, "WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token"`, r.Host),
+			"WWW-Authenticate", "Basic realm=x")(w, r)
 	}))
 	defer other.Close()
 	reg.Guard = registrytest.First(registrytest.Basic("alice", "se:cret"),
 		registrytest.On("/blobs/", registrytest.Redirect(307, other.URL)))
 	r := newResolver(t, func(o *Options) { o.Credentials = always(alice) })
-	if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); !errdefs.IsUnauthorized(err) || leaked.Load() != nil {
+	if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); !errdefs.IsUnauthorized(err) ||
+		leaked.Load() != nil {
 		t.Fatal(err, leaked.Load())
 	}
 }
@@ -43,7 +45,8 @@ func TestD01ClientCertificate(t *testing.T) {
 	asks := func(want tls.ClientAuthType) func(*httptest.Server) {
 		return func(s *httptest.Server) { s.TLS = &tls.Config{ClientAuth: want} }
 	}
-	reg, other := registrytest.NewTLS(t, asks(tls.RequireAnyClientCert)), registrytest.NewTLS(t, asks(tls.RequestClientCert))
+	reg, other := registrytest.NewTLS(t, asks(tls.RequireAnyClientCert)),
+		registrytest.NewTLS(t, asks(tls.RequestClientCert))
 	_, data := image(reg)
 	for _, d := range data {
 		other.Blob("", d)
@@ -63,7 +66,8 @@ func TestD01ClientCertificate(t *testing.T) {
 			http2.Add(1)
 		}
 		if r.Header.Get("Authorization") != "Bearer t" {
-			return registrytest.Answer(401, nil, "WWW-Authenticate", fmt.Sprintf(`Bearer realm="https://%s/token"`, other.Host))(w, r)
+			return registrytest.Answer(401, nil, "WWW-Authenticate",
+				fmt.Sprintf(`Bearer realm="https://%s/token"`, other.Host))(w, r)
 		}
 		for _, d := range data {
 			if strings.HasSuffix(r.URL.Path, digest.FromBytes(d).String()) {
@@ -73,8 +77,10 @@ func TestD01ClientCertificate(t *testing.T) {
 		return false
 	}
 	cert, key := registrytest.KeyPair(t)
-	dir := registrytest.CertsDir(t, reg.Host, map[string][]byte{"ca.crt": reg.CA, "client.cert": cert, "client.key": key, "hosts.toml": fmt.Appendf(nil,
-		"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\nclient = [[\"client.cert\", \"client.key\"]]\n", reg.Host)})
+	dir := registrytest.CertsDir(t, reg.Host,
+		map[string][]byte{"ca.crt": reg.CA, "client.cert": cert, "client.key": key, "hosts.toml": fmt.Appendf(nil,
+			"server = \"https://%s\"\n[host.\"https://%[1]s\"]\nca = \"ca.crt\"\n"+
+				"client = [[\"client.cert\", \"client.key\"]]\n", reg.Host)})
 	r := newResolver(t, func(o *Options) { o.HostsDir = dir })
 	if _, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", nil); err != nil {
 		t.Fatal(err)
@@ -94,7 +100,8 @@ func TestD04URLs(t *testing.T) {
 	l := registrytest.New(t).Blob("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", []byte("layer"))
 	l.URLs = []string{other.URL + "/layer"}
 	reg.Image("1", amd64, []ocispec.Descriptor{l}, []digest.Digest{l.Digest})
-	if _, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil); !errdefs.IsNotFound(err) || asked.Load() != 0 {
+	if _, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil); !errdefs.IsNotFound(err) ||
+		asked.Load() != 0 {
 		t.Fatal(err, asked.Load())
 	}
 }

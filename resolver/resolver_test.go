@@ -70,7 +70,8 @@ func TestParseReference(t *testing.T) {
 		}
 	}
 	ref, _ := ParseReference("h:1/p/q:t@sha256:" + hex)
-	if ref.Domain() != "h:1" || ref.Path() != "p/q" || ref.Tag() != "t" || ref.Digest() != digest.Digest("sha256:"+hex) {
+	if ref.Domain() != "h:1" || ref.Path() != "p/q" || ref.Tag() != "t" ||
+		ref.Digest() != digest.Digest("sha256:"+hex) {
 		t.Errorf("parts: %q %q %q %q", ref.Domain(), ref.Path(), ref.Tag(), ref.Digest())
 	}
 }
@@ -173,7 +174,8 @@ func TestFetch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if announced != 1 || img.Fetched != 5 || len(done) != 3 || len(img.Indexes) != 1 || img.Manifest.Digest != manifest.Digest {
+	if announced != 1 || img.Fetched != 5 || len(done) != 3 || len(img.Indexes) != 1 ||
+		img.Manifest.Digest != manifest.Digest {
 		t.Errorf("announced %d, done %v, image %+v", announced, done, img)
 	}
 	for i, l := range img.Layers {
@@ -208,7 +210,9 @@ func TestRepeatedLayer(t *testing.T) {
 func TestRefused(t *testing.T) {
 	manifestOf := func(reg *registrytest.Registry, edit func(string) string) {
 		l := reg.Blob(ocispec.MediaTypeImageLayerGzip, []byte("layer"))
-		c := reg.Blob(ocispec.MediaTypeImageConfig, []byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":["`+l.Digest.String()+`"]}}`))
+		c := reg.Blob(ocispec.MediaTypeImageConfig,
+			[]byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":["`+l.Digest.String()+
+				`"]}}`))
 		s := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]}`,
 			ocispec.MediaTypeImageManifest, registrytest.JSON(c), registrytest.JSON(l))
 		reg.Manifest("1", ocispec.MediaTypeImageManifest, []byte(edit(s)))
@@ -245,7 +249,8 @@ func TestRefused(t *testing.T) {
 		class    error
 	}{
 		{"no tag", func(reg *registrytest.Registry) { image(reg) }, "/x:2", errdefs.ErrNotFound},
-		{"no digest", func(reg *registrytest.Registry) { image(reg) }, "/x@" + digest.FromString("no").String(), errdefs.ErrNotFound},
+		{"no digest", func(reg *registrytest.Registry) { image(reg) }, "/x@" + digest.FromString("no").String(),
+			errdefs.ErrNotFound},
 		{"401", status("/manifests/", 401), "", errdefs.ErrUnauthenticated},
 		{"403", status("/manifests/", 403), "", errdefs.ErrPermissionDenied},
 		{"500", status("/manifests/", 500), "", errdefs.ErrUnavailable},
@@ -272,7 +277,8 @@ func TestRefused(t *testing.T) {
 			}
 		}), "", errdefs.ErrDataLoss},
 		{"D10 both", replace(`"layers"`, `"manifests":[],"layers"`), "", errdefs.ErrDataLoss},
-		{"D10 type outside", replace(ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex), "", errdefs.ErrDataLoss},
+		{"D10 type outside", replace(ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex), "",
+			errdefs.ErrDataLoss},
 		{"D11 layers twice", replace(`"layers"`, `"layers":[],"layers"`), "", errdefs.ErrDataLoss},
 		{"D11 Layers", replace(`"layers"`, `"Layers":[],"layers"`), "", errdefs.ErrDataLoss},
 		{"D11 trailing", func(reg *registrytest.Registry) {
@@ -280,7 +286,10 @@ func TestRefused(t *testing.T) {
 		}, "", errdefs.ErrDataLoss},
 		{"D14 schema 1", replace(`"schemaVersion":2`, `"schemaVersion":1`), "", mediatype.ErrNotRootfs},
 		{"D10 no image config", replace(ocispec.MediaTypeImageConfig, "application/x"), "", mediatype.ErrNotRootfs},
-		{"D15 too many layers", replace(`"layers":[`, `"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayer+`","digest":"`+digest.FromString("").String()+`","size":1},`), "", errdefs.ErrDataLoss},
+		{"D15 too many layers",
+			replace(`"layers":[`,
+				`"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayer+`","digest":"`+digest.FromString("").String()+
+					`","size":1},`), "", errdefs.ErrDataLoss},
 		{"sha512 layer", replace(`"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayerGzip+`","digest":"`,
 			`"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayerGzip+`","digest":"sha512:`), "", errdefs.ErrDataLoss},
 		{"D15 huge config", replace(`"size":`, `"size":99999999`), "", errdefs.ErrDataLoss},
@@ -312,11 +321,12 @@ func TestRefused(t *testing.T) {
 				return false
 			}
 		}, "", errdefs.ErrDataLoss},
-		{"D05 by-digest lie, with the digest of the lie", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
-			body := `{"schemaVersion":2,"manifests":[]}`
-			w.Header().Set("Docker-Content-Digest", digest.FromString(body).String())
-			fmt.Fprint(w, body)
-		}), "/x@" + digest.FromString("asked").String(), errdefs.ErrDataLoss},
+		{"D05 by-digest lie, with the digest of the lie",
+			answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
+				body := `{"schemaVersion":2,"manifests":[]}`
+				w.Header().Set("Docker-Content-Digest", digest.FromString(body).String())
+				fmt.Fprint(w, body)
+			}), "/x@" + digest.FromString("asked").String(), errdefs.ErrDataLoss},
 		{"D09 manifest", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			w.WriteHeader(200)
@@ -328,10 +338,12 @@ func TestRefused(t *testing.T) {
 		{"D10 index with a config", replace(`"layers"`, `"manifests":[],"x"`), "", errdefs.ErrDataLoss},
 		{"D10 header", func(reg *registrytest.Registry) {
 			l := reg.Blob(ocispec.MediaTypeImageConfig, []byte(`{}`))
-			reg.Manifest("1", ocispec.MediaTypeImageIndex, fmt.Appendf(nil, `{"schemaVersion":2,"config":%s,"layers":[]}`, registrytest.JSON(l)))
+			reg.Manifest("1", ocispec.MediaTypeImageIndex,
+				fmt.Appendf(nil, `{"schemaVersion":2,"config":%s,"layers":[]}`, registrytest.JSON(l)))
 		}, "", errdefs.ErrDataLoss},
 		{"D11 number", replace(`"size":`, `"size":1e400,"x":`), "", errdefs.ErrDataLoss},
-		{"D11 deep", replace(`"layers":`, `"x":`+strings.Repeat("[", 1e5)+strings.Repeat("]", 1e5)+`,"layers":`), "", errdefs.ErrDataLoss},
+		{"D11 deep", replace(`"layers":`, `"x":`+strings.Repeat("[", 1e5)+strings.Repeat("]", 1e5)+`,"layers":`), "",
+			errdefs.ErrDataLoss},
 		{"D11 not UTF-8", replace(`"layers":`, "\"\xff\":1,\"layers\":"), "", errdefs.ErrDataLoss},
 		{"D12 length of 8 EiB", answer("/manifests/", func(w http.ResponseWriter, _ *http.Request) {
 			conn, rw, err := w.(http.Hijacker).Hijack()
@@ -339,7 +351,8 @@ func TestRefused(t *testing.T) {
 				return
 			}
 			defer conn.Close()
-			_, _ = rw.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775807\r\n\r\n" + strings.Repeat(" ", MaxManifestSize+1))
+			_, _ = rw.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775807\r\n\r\n" +
+				strings.Repeat(" ", MaxManifestSize+1))
 			rw.Flush()
 		}), "", errdefs.ErrDataLoss},
 		{"D12 negative size", replace(`"size":`, `"size":-1,"x":`), "", errdefs.ErrDataLoss},
@@ -365,7 +378,8 @@ func TestRefused(t *testing.T) {
 			reg.Index("1", d, e)
 		}, "", errdefs.ErrNotFound},
 		{"D14 schema 1, signed", func(reg *registrytest.Registry) {
-			reg.Manifest("1", "application/vnd.docker.distribution.manifest.v1+prettyjws", []byte(`{"schemaVersion":1,"fsLayers":[],"signatures":[]}`))
+			reg.Manifest("1", "application/vnd.docker.distribution.manifest.v1+prettyjws",
+				[]byte(`{"schemaVersion":1,"fsLayers":[],"signatures":[]}`))
 		}, "", mediatype.ErrNotRootfs},
 		{"D14 schema 1 typed as 2", func(reg *registrytest.Registry) {
 			reg.Manifest("1", images.MediaTypeDockerSchema2Manifest, []byte(`{"schemaVersion":1,"fsLayers":[]}`))
@@ -409,7 +423,8 @@ func TestNestedIndex(t *testing.T) {
 		d.Platform = nil
 		d = reg.Index("1", d)
 	}
-	if img, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil); err != nil || len(img.Indexes) != MaxNesting {
+	if img, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil); err != nil ||
+		len(img.Indexes) != MaxNesting {
 		t.Fatal(img, err)
 	}
 }
@@ -611,7 +626,8 @@ func TestHostsDir(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "example.test"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	toml := fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", reg.Host)
+	toml := fmt.Sprintf(
+		"server = \"http://127.0.0.1:1\"\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", reg.Host)
 	if err := os.WriteFile(filepath.Join(dir, "example.test", "hosts.toml"), []byte(toml), 0o644); err != nil {
 		t.Fatal(err)
 	}

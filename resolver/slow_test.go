@@ -27,7 +27,9 @@ func TestFN1Cuts(t *testing.T) {
 				var sent atomic.Int64
 				var once atomic.Bool
 				reg.Fault = meter(layerPath(data), &sent, func(w http.ResponseWriter, req *http.Request) bool {
-					if start := fmt.Sprintf("bytes=%d-", at-n); (req.Header.Get("Range") == "" || strings.HasPrefix(req.Header.Get("Range"), start)) && !once.Swap(true) {
+					if start := fmt.Sprintf("bytes=%d-",
+						at-n); (req.Header.Get("Range") == "" || strings.HasPrefix(req.Header.Get("Range"), start)) &&
+						!once.Swap(true) {
 						return registrytest.Cut(data, n)(w, req)
 					}
 					return registrytest.Cut(data, bigSize)(w, req)
@@ -85,11 +87,14 @@ func TestD20Slow(t *testing.T) {
 		fault    func(data []byte) registrytest.Fault
 		ok       bool
 	}{
-		{"stall in the body", func(d []byte) registrytest.Fault { return registrytest.Times(3, registrytest.Stall(d, 1000)) }, true},
+		{"stall in the body",
+			func(d []byte) registrytest.Fault { return registrytest.Times(3, registrytest.Stall(d, 1000)) }, true},
 		{"stall before the header", func([]byte) registrytest.Fault {
-			return registrytest.Times(2, func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true })
+			return registrytest.Times(2,
+				func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true })
 		}, true},
-		{"a byte now and then", func(d []byte) registrytest.Fault { return registrytest.Drip(d, 30*time.Millisecond) }, false},
+		{"a byte now and then", func(d []byte) registrytest.Fault { return registrytest.Drip(d, 30*time.Millisecond) },
+			false},
 		{"a byte now and then, once", func(d []byte) registrytest.Fault {
 			return registrytest.Times(2, registrytest.Drip(d, 30*time.Millisecond))
 		}, true},
@@ -136,7 +141,8 @@ func TestSlowStore(t *testing.T) {
 	reg := registrytest.New(t)
 	image(reg)
 	r := newResolver(t, func(o *Options) { o.StallTimeout = 100 * time.Millisecond })
-	_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1", &FetchOptions{Progress: func(Event) { time.Sleep(20 * time.Millisecond) }})
+	_, err := pull(t.Context(), r, newStore(t), reg.Host+"/x:1",
+		&FetchOptions{Progress: func(Event) { time.Sleep(20 * time.Millisecond) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,8 @@ func TestD18Tokens(t *testing.T) {
 	t.Run("never kept", func(t *testing.T) {
 		reg, tokens := guarded(t)
 		tokens.ExpiresIn = "0"
-		if _, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil); err != nil || len(tokens.Requests()) != 4 {
+		if _, err := pull(t.Context(), quick(t), newStore(t), reg.Host+"/x:1", nil); err != nil ||
+			len(tokens.Requests()) != 4 {
 			t.Fatal(err, len(tokens.Requests())) // one for each request: manifest, config, two layers
 		}
 	})
@@ -87,7 +88,8 @@ func TestD18Identities(t *testing.T) {
 	if err := as(alice); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []auth.Credential{{}, {Username: "bob", Password: "se:cret"}, {Username: "alice", Password: "se:cre"}} {
+	for _, c := range []auth.Credential{{}, {Username: "bob", Password: "se:cret"},
+		{Username: "alice", Password: "se:cre"}} {
 		if err := as(c); !errdefs.IsUnauthorized(err) {
 			t.Errorf("%v got in: %v", c, err)
 		}

@@ -31,8 +31,8 @@ func (s *Store) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mou
 	return s.ApplyDecoded(ctx, desc, mounts, nil)
 }
 
-// ApplyDecoded is like Apply for a layer whose blob has a media type that the store does not read. decode reads it; nil:
-// there is no decoder.
+// ApplyDecoded is like Apply for a layer whose blob has a media type that the store does not read.
+// decode reads it; nil: there is no decoder.
 func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, decode layer.Decode) (
 	ocispec.Descriptor, error,
 ) {
@@ -63,12 +63,14 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 		return ocispec.Descriptor{}, err
 	}
 	if sn.FullCopy {
-		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: it is a copy in directory mode: %w", key, errdefs.ErrNotImplemented)
+		return ocispec.Descriptor{},
+			fmt.Errorf("snapshot %s: apply: it is a copy in directory mode: %w", key, errdefs.ErrNotImplemented)
 	}
 	if pristine, err := s.pristine(dir); err != nil {
 		return ocispec.Descriptor{}, err
 	} else if !pristine {
-		return ocispec.Descriptor{}, fmt.Errorf("snapshot %s: apply: its directory is not empty: %w", key, errdefs.ErrNotImplemented)
+		return ocispec.Descriptor{},
+			fmt.Errorf("snapshot %s: apply: its directory is not empty: %w", key, errdefs.ErrNotImplemented)
 	}
 	var rec metadata.Layer
 	if decode == nil {
@@ -129,7 +131,8 @@ func applied(rec metadata.Layer) ocispec.Descriptor {
 func (s *Store) applyStaged(ctx context.Context, desc ocispec.Descriptor, lower string) (ocispec.Descriptor, error) {
 	rec, err := s.layers.Claim(ctx, layer.Pair{Blob: desc}, func(_ *metadata.Tx, rec metadata.Layer) error {
 		if s.layers.Lower(rec).Path != lower {
-			return fmt.Errorf("layer %s: the snapshot stands on another layer: %w", desc.Digest, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("layer %s: the snapshot stands on another layer: %w", desc.Digest,
+				errdefs.ErrFailedPrecondition)
 		}
 		return nil
 	})
@@ -157,8 +160,8 @@ func writtenPath(mounts []mount.Mount) (path string) {
 	return path
 }
 
-// ownDir returns the name below snapshots/ of the directory that a mount has as its path. It compares text, and resolves
-// no path.
+// ownDir returns the name below snapshots/ of the directory that a mount has as its path. It compares
+// text, and resolves no path.
 func (s *Store) ownDir(path string) (name string, ok bool) {
 	rest, ok := strings.CutPrefix(path, s.path("snapshots")+"/")
 	name, tail, _ := strings.Cut(rest, "/")
@@ -238,7 +241,8 @@ func (s *Store) adoptable(ctx context.Context, blob digest.Digest) bool {
 }
 
 // createStaged makes an active snapshot that stands on a known layer and has no directory.
-func (n *Snapshotter) createStaged(ctx context.Context, key string, labels map[string]string, rec metadata.Layer) ([]mount.Mount, error) {
+func (n *Snapshotter) createStaged(ctx context.Context, key string, labels map[string]string,
+	rec metadata.Layer) ([]mount.Mount, error) {
 	now := time.Now().UTC()
 	sn := metadata.Snapshot{Key: key, Kind: metadata.Active, Labels: labels, Layer: rec.Key, Created: now, Updated: now}
 	if err := n.s.db.Update(func(tx *metadata.Tx) error { return n.putOn(tx, sn, rec) }); err != nil {
@@ -267,7 +271,8 @@ func (n *Snapshotter) putOn(tx *metadata.Tx, sn metadata.Snapshot, rec metadata.
 // commitKnown commits the snapshot that containerd looks for after ErrAlreadyExists, unless there is one: its label
 // snapshot.ref is the target, and it has the parent that containerd asked for. It reports false if the layer or the
 // parent is gone.
-func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]string, rec metadata.Layer) (done bool, err error) {
+func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]string, rec metadata.Layer) (done bool,
+	err error) {
 	now := time.Now().UTC()
 	sn := metadata.Snapshot{
 		Key: key, Kind: metadata.Committed, Parent: parent, Labels: labels, Layer: rec.Key,

@@ -76,7 +76,10 @@ var storeCalls = map[string]func(s *classScene) error{
 	"Clone": func(s *classScene) error {
 		return snapshot.Clone(s.ctx, filepath.Join(s.root, "layers"), filepath.Join(s.root, "missing", "to"))
 	},
-	"DiskUsage": func(s *classScene) error { return second(snapshot.DiskUsage(s.ctx, filepath.Join(s.root, "layers"))) },
+	"DiskUsage": func(
+		s *classScene) error {
+		return second(snapshot.DiskUsage(s.ctx, filepath.Join(s.root, "layers")))
+	},
 	"Store.Apply": func(s *classScene) error {
 		mounts, err := s.sn.Mounts(s.ctx, "active")
 		if err != nil {
@@ -109,9 +112,12 @@ var storeCalls = map[string]func(s *classScene) error{
 	"Snapshotter.Prepare": func(s *classScene) error { return second(s.sn.Prepare(s.ctx, "new", s.top)) },
 	"Snapshotter.View":    func(s *classScene) error { return second(s.sn.View(s.ctx, "new", s.top)) },
 	"Snapshotter.Stat":    func(s *classScene) error { return second(s.sn.Stat(s.ctx, "active")) },
-	"Snapshotter.Update":  func(s *classScene) error { return second(s.sn.Update(s.ctx, snapshots.Info{Name: "active"})) },
-	"Snapshotter.Usage":   func(s *classScene) error { return second(s.sn.Usage(s.ctx, "active")) },
-	"Snapshotter.Mounts":  func(s *classScene) error { return second(s.sn.Mounts(s.ctx, "active")) },
+	"Snapshotter.Update": func(
+		s *classScene) error {
+		return second(s.sn.Update(s.ctx, snapshots.Info{Name: "active"}))
+	},
+	"Snapshotter.Usage":  func(s *classScene) error { return second(s.sn.Usage(s.ctx, "active")) },
+	"Snapshotter.Mounts": func(s *classScene) error { return second(s.sn.Mounts(s.ctx, "active")) },
 	"Snapshotter.Walk": func(s *classScene) error {
 		return s.sn.Walk(s.ctx, func(context.Context, snapshots.Info) error { return nil })
 	},
@@ -208,7 +214,8 @@ func TestErrorsHaveAClass(t *testing.T) {
 		t.Run(damage, func(t *testing.T) {
 			s := newClassScene(t)
 			do(t, s)
-			for kind, calls := range map[string]map[string]func(s *classScene) error{"layer": layerCalls, "snapshot": storeCalls} {
+			for kind, calls := range map[string]map[string]func(s *classScene) error{"layer": layerCalls,
+				"snapshot": storeCalls} {
 				for name, call := range calls {
 					if name != "Store.Close" {
 						errclasstest.Check(t, kind+"."+name, call(s))

@@ -88,7 +88,8 @@ func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) 
 }
 
 // committed returns the record that a commit writes. left is the directory that it no longer needs, "" for none.
-func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name string, base snapshots.Info, usage snapshots.Usage,
+func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name string, base snapshots.Info,
+	usage snapshots.Usage,
 	written bool,
 ) (c metadata.Snapshot, left string, err error) {
 	if sn.Kind != metadata.Active {
@@ -152,10 +153,10 @@ func (s *Store) disown(dir string) error {
 	return s.dir.Trash(s.path("snapshots", dir))
 }
 
-// Remove ends the holder's hold of a snapshot. It returns errdefs.ErrFailedPrecondition if the snapshot has children. It
-// does not wait for the disk, because containerd's collector removes hundreds of snapshots under a lock that every
-// Prepare needs. Directories and layers that no other snapshot needs are deleted in the background, after the deletion
-// of the record is on the disk.
+// Remove ends the holder's hold of a snapshot. It returns errdefs.ErrFailedPrecondition if the snapshot
+// has children. It does not wait for the disk, because containerd's collector removes hundreds of
+// snapshots under a lock that every Prepare needs. Directories and layers that no other snapshot needs
+// are deleted in the background, after the deletion of the record is on the disk.
 func (n *Snapshotter) Remove(_ context.Context, key string) error {
 	key = n.holder.SnapshotKey(key)
 	var sn metadata.Snapshot

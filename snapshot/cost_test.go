@@ -12,8 +12,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestCost puts together layers that make every entry of the upper one look at many of the lower one (B9), and fails when
-// the time for that is not in proportion.
+// TestCost puts together layers that make every entry of the upper one look at many of the lower one
+// (B9), and fails when the time for that is not in proportion.
 func TestCost(t *testing.T) {
 	requireRoot(t)
 	const n = 4000
@@ -22,13 +22,16 @@ func TestCost(t *testing.T) {
 		lower    func(i int) []Item
 		upper    func(i int) []Item
 	}{
-		{"hard links to lower files with names", func(i int) []Item { return []Item{F(at("a", i), "1"), H(at("b", i), at("a", i))} },
+		{"hard links to lower files with names",
+			func(i int) []Item { return []Item{F(at("a", i), "1"), H(at("b", i), at("a", i))} },
 			func(i int) []Item { return []Item{H(at("c", i), at("a", i))} }},
-		{"opaque markers behind symlinks to one directory", func(i int) []Item { return []Item{D("t"), S(at("s", i), "t")} },
+		{"opaque markers behind symlinks to one directory",
+			func(i int) []Item { return []Item{D("t"), S(at("s", i), "t")} },
 			func(i int) []Item { return []Item{F(at("t/x", i), "1"), W(at("s", i) + "/.wh..wh..opq")} }},
 		{"links with one name behind a symlink", func(int) []Item { return []Item{D("t"), S("s", "t")} },
 			func(i int) []Item { return []Item{F("s/x", "1"), H(at("s/y", i), "s/x"), H(at("z", i), "s/x")} }},
-		{"whiteouts behind symlinks", func(i int) []Item { return []Item{D("t"), F(at("t/x", i), "1"), S(at("s", i), "t")} },
+		{"whiteouts behind symlinks",
+			func(i int) []Item { return []Item{D("t"), F(at("t/x", i), "1"), S(at("s", i), "t")} },
 			func(i int) []Item { return []Item{W(at("s", i) + "/.wh.x" + fmt.Sprint(i))} }},
 		{"hard links to lower files that are removed later", func(i int) []Item { return []Item{F(at("d/a", i), "1")} },
 			func(i int) []Item { return []Item{H(at("d/b", i), at("d/a", i)), W(at("d/.wh.a", i))} }},
@@ -62,8 +65,8 @@ func TestCost(t *testing.T) {
 	}
 }
 
-// TestDepthCost puts together layers whose directories lie inside each other, and fails when the time is not in proportion
-// to their number.
+// TestDepthCost puts together layers whose directories lie inside each other, and fails when the time
+// is not in proportion to their number.
 func TestDepthCost(t *testing.T) {
 	requireRoot(t)
 	const depth = 1200
@@ -88,7 +91,8 @@ func TestDepthCost(t *testing.T) {
 		{"opaque markers behind symlinks to each depth", func(n int) []Item {
 			return append(many(n, func(i int) Item { return S(at("s", i), deep(i+1)) }), D(deep(n)))
 		}, func(n int) []Item {
-			return append([]Item{F(deep(n)+"/f", "1")}, many(n, func(i int) Item { return W(at("s", i) + "/.wh..wh..opq") })...)
+			return append([]Item{F(deep(n)+"/f", "1")},
+				many(n, func(i int) Item { return W(at("s", i) + "/.wh..wh..opq") })...)
 		}},
 		{"a chain of symlinks", func(n int) []Item {
 			return append(many(n, func(i int) Item { return S(at("s", i), at("s", i+1)) }), D(at("s", n)))

@@ -102,7 +102,8 @@ func TestDecoded(t *testing.T) {
 		{"a caller who can decode it", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
 			before := w.layerDir(t, metadata.LayerKey(l.DiffID))
 			for i, named := range []digest.Digest{l.DiffID, ""} {
-				if got, err := applyDecoded(w, fmt.Sprint("again", i), l, named, good.decode); err != nil || got != l.DiffID {
+				if got, err := applyDecoded(w, fmt.Sprint("again", i), l, named, good.decode); err != nil ||
+					got != l.DiffID {
 					t.Errorf("again: %s, %v", got, err)
 				}
 			}
@@ -112,7 +113,8 @@ func TestDecoded(t *testing.T) {
 		}},
 		{"a caller who cannot", true, func(t *testing.T, w *world, l layer.Pair, _ *toy) {
 			for i, bad := range []*toy{{err: noKey}, {end: noKey}} {
-				if got, err := applyDecoded(w, fmt.Sprint("bad", i), l, l.DiffID, bad.decode); !errdefs.IsFailedPrecondition(err) {
+				if got, err := applyDecoded(w, fmt.Sprint("bad", i), l, l.DiffID,
+					bad.decode); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("got %s, %v", got, err)
 				}
 			}
@@ -149,7 +151,8 @@ func TestDecoded(t *testing.T) {
 				dir := w.layerDir(t, metadata.LayerKey(l.DiffID))
 				must(t, os.WriteFile(filepath.Join(dir, "fs", "a"), []byte("broken"), 0o644))
 				must(t, w.Layers().Doubt("", []digest.Digest{l.DiffID}))
-				if got, err := applyDecoded(w, fmt.Sprint("mended", i), l, named, good.decode); err != nil || got != l.DiffID {
+				if got, err := applyDecoded(w, fmt.Sprint("mended", i), l, named, good.decode); err != nil ||
+					got != l.DiffID {
 					t.Fatalf("%s, %v", got, err)
 				}
 			}

@@ -10,9 +10,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// needsCopy reports whether a new snapshot gets a copy of all that its parent shows: in directory mode, unless containerd
-// extracts a layer into it, whose content will be in overlay's form, or it is a view and one directory of the stack
-// shows all of it.
+// needsCopy reports whether a new snapshot gets a copy of all that its parent shows: in directory mode,
+// unless containerd extracts a layer into it, whose content will be in overlay's form, or it is a view
+// and one directory of the stack shows all of it.
 func (s *Store) needsCopy(sn metadata.Snapshot, st *stack, remap bool) bool {
 	r := requestOf(sn.Key, sn.Labels)
 	switch {
@@ -24,8 +24,8 @@ func (s *Store) needsCopy(sn metadata.Snapshot, st *stack, remap bool) bool {
 	return true
 }
 
-// stageCopy copies what the snapshot parent shows into a new directory with a staged name. The copy shares no inode with
-// a layer.
+// stageCopy copies what the snapshot parent shows into a new directory with a staged name. The copy
+// shares no inode with a layer.
 func (s *Store) stageCopy(ctx context.Context, parent string, st *stack) (string, error) {
 	for {
 		staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
@@ -35,8 +35,9 @@ func (s *Store) stageCopy(ctx context.Context, parent string, st *stack) (string
 				return s.layers.CopyStack(ctx, filepath.Join(staged, "fs"), st.dirs, &st.root)
 			}, nil)
 		}
-		// A removal or a repair may have deleted what was being read: neither waits for a copy. Names of directories are never
-		// used again. So if the stack is the same as before, it was there all the time.
+		// A removal or a repair may have deleted what was being read: neither waits for a copy. Names
+		// of directories are never used again. So if the stack is the same as before, it was there all
+		// the time.
 		now, gone := s.stack(ctx, parent)
 		same := gone == nil && slices.Equal(st.dirs, now.dirs)
 		if err == nil && same {

@@ -16,8 +16,9 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// BenchmarkPrepare makes containers above an image of six layers, 12,000 files of 200 MB, in each mode and on file systems that
-// clone and that do not; native is what containerd's native snapshotter does for one.
+// BenchmarkPrepare makes containers above an image of six layers, 12,000 files of 200 MB, in each mode
+// and on file systems that clone and that do not; native is what containerd's native snapshotter does
+// for one.
 func BenchmarkPrepare(b *testing.B) {
 	for _, mkfs := range [][]string{{"mkfs.xfs", "-q"}, {"mkfs.ext4", "-q", "-E", "nodiscard"}} {
 		for _, way := range []string{"overlay", "directory", "native"} {
@@ -45,7 +46,8 @@ func benchmarkPrepare(b *testing.B, dir, way string) {
 	for l := range 6 {
 		items := []Item{D("d"), D(fmt.Sprint("d/", l))}
 		for i := range 2000 {
-			items = append(items, F(fmt.Sprintf("d/%d/%d/%d", l, i%50, i), strings.Repeat(string(rune('a'+l)), 2000+i*15)))
+			items = append(items,
+				F(fmt.Sprintf("d/%d/%d/%d", l, i%50, i), strings.Repeat(string(rune('a'+l)), 2000+i*15)))
 		}
 		layers = append(layers, blobs.add(b, Tar(b, items...)))
 	}

@@ -16,8 +16,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestDirectoryTrusts shows that what another process left provisional is compared before it is copied, made again from its blob,
-// and never copied broken.
+// TestDirectoryTrusts shows that what another process left provisional is compared before it is copied,
+// made again from its blob, and never copied broken.
 func TestDirectoryTrusts(t *testing.T) {
 	requireRoot(t)
 	for _, row := range []struct {
@@ -70,8 +70,8 @@ func (w *world) layerDir0(t *testing.T, key string) (dir string) {
 	return dir
 }
 
-// TestDirectoryKept shows that sweeps leave whole trees alone while somebody has them, that check misses one, that the loss of the
-// database loses none, and that removals leave nothing.
+// TestDirectoryKept shows that sweeps leave whole trees alone while somebody has them, that check
+// misses one, that the loss of the database loses none, and that removals leave nothing.
 func TestDirectoryKept(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})

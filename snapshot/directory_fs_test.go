@@ -78,8 +78,8 @@ func noise(size int) string {
 	return string(b)
 }
 
-// TestDirectoryClones shows what a copy takes: next to nothing on XFS, where it shares the layers' extents, and all of it on
-// ext4.
+// TestDirectoryClones shows what a copy takes: next to nothing on XFS, where it shares the layers'
+// extents, and all of it on ext4.
 func TestDirectoryClones(t *testing.T) {
 	requireRoot(t)
 	const size = 24 << 20
@@ -118,7 +118,8 @@ func TestDirectoryClones(t *testing.T) {
 // TestDirectoryHoles shows that a copy of a file with holes has them, on file systems that do not clone.
 func TestDirectoryHoles(t *testing.T) {
 	requireRoot(t)
-	for name, dir := range map[string]string{"ext4": loopFS(t, 64<<20, "mkfs.ext4", "-q"), "tmpfs": memoryFS(t, "64m")} {
+	for name, dir := range map[string]string{"ext4": loopFS(t, 64<<20, "mkfs.ext4", "-q"),
+		"tmpfs": memoryFS(t, "64m")} {
 		t.Run(name, func(t *testing.T) {
 			w := openDirectory(t, filepath.Join(dir, "."), memory{})
 			sn := w.For(metadata.Containerd)
@@ -205,7 +206,8 @@ func copying(ctx context.Context, root string) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for ; ctx.Err() == nil; time.Sleep(100 * time.Microsecond) {
-		if found, err := filepath.Glob(filepath.Join(root, "snapshots", ".snapshot-*", "fs", "d", "*")); err == nil && len(found) > 1 {
+		if found, err := filepath.Glob(filepath.Join(root, "snapshots", ".snapshot-*", "fs", "d", "*")); err == nil &&
+			len(found) > 1 {
 			return true
 		}
 	}
@@ -288,8 +290,8 @@ func TestDirectoryKillChild(t *testing.T) {
 	t.Fatal("not killed", err)
 }
 
-// TestDirectoryBesideRemoval copies a parent whose upper layer is removed meanwhile, and comes again under the same name in another
-// directory: the copy is whole.
+// TestDirectoryBesideRemoval copies a parent whose upper layer is removed meanwhile, and comes again
+// under the same name in another directory: the copy is whole.
 func TestDirectoryBesideRemoval(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, memoryDir(t), memory{})

@@ -41,8 +41,8 @@ func (w *world) inMode(t *testing.T, directory bool) *world {
 	return openWith(t, w.root, w.blobs, &snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: directory})
 }
 
-// prepared unpacks the layers as containerd does, and lists what a container above them gets in directory mode. A view has
-// to show the same.
+// prepared unpacks the layers as containerd does, and lists what a container above them gets in
+// directory mode. A view has to show the same.
 func prepared(t *testing.T, w *world, layers []layer.Pair, name string) ([]string, error) {
 	t.Helper()
 	sn := w.For(metadata.Holder(name))
@@ -78,7 +78,8 @@ func bound(t *testing.T, mounts []mount.Mount, mode string) string {
 func (w *world) sample(t *testing.T) (layers []layer.Pair, want []string) {
 	t.Helper()
 	for _, items := range [][]Item{
-		{D("./").At(7, 0), D("d").Mode(0o750).Owner(3, 4), F("d/a", "1"), F("d/gone", "1"), F("f", "content").Owner(7, 8),
+		{D("./").At(7, 0), D("d").Mode(0o750).Owner(3, 4), F("d/a", "1"), F("d/gone", "1"),
+			F("f", "content").Owner(7, 8),
 			S("s", "f"), P("p")},
 		{F("d/b", "2"), W("d/.wh.gone"), H("g", "f")},
 		{F("e/x", "3").Xattr("user.k", "v").Mode(0o4755)},
@@ -90,8 +91,8 @@ func (w *world) sample(t *testing.T) (layers []layer.Pair, want []string) {
 		`f file "content"`, `g file "content" = f`, "p fifo", "s symlink -> f"}
 }
 
-// TestDirectoryForms shows which snapshots are a directory of their own, and which have overlay's form for the layer that is
-// applied to them.
+// TestDirectoryForms shows which snapshots are a directory of their own, and which have overlay's form
+// for the layer that is applied to them.
 func TestDirectoryForms(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -112,7 +113,8 @@ func TestDirectoryForms(t *testing.T) {
 		want     string // type, upper or not, and whose directory
 	}{
 		{"a container", false, "ns/1/c", three, nil, "bind rw snapshots"},
-		{"a container whose name begins like an extraction's", false, "ns/1/extract-c", three, nil, "bind rw snapshots"},
+		{"a container whose name begins like an extraction's", false, "ns/1/extract-c", three, nil,
+			"bind rw snapshots"},
 		{"a container on nothing", false, "c", "", nil, "bind rw snapshots"},
 		{"a view", true, "v", three, nil, "bind ro snapshots"},
 		{"a view of one directory", true, "v1", one, nil, "bind ro layers"},
@@ -144,7 +146,8 @@ func form(w *world, ms []mount.Mount) string {
 		return fmt.Sprint(len(ms), " mounts")
 	}
 	if ms[0].Type == "overlay" {
-		if slices.ContainsFunc(ms[0].Options, func(o string) bool { return strings.HasPrefix(o, "upperdir="+w.root+"/snapshots/") }) {
+		if slices.ContainsFunc(ms[0].Options,
+			func(o string) bool { return strings.HasPrefix(o, "upperdir="+w.root+"/snapshots/") }) {
 			return "overlay upper"
 		}
 		return "overlay"
@@ -154,7 +157,8 @@ func form(w *world, ms []mount.Mount) string {
 	return strings.Join([]string{ms[0].Type, ms[0].Options[0], whose}, " ")
 }
 
-// TestDirectoryCopy shows that a copy is one's own: what is written to it shows nowhere else, and no inode of it is a layer's (I3).
+// TestDirectoryCopy shows that a copy is one's own: what is written to it shows nowhere else, and no
+// inode of it is a layer's (I3).
 func TestDirectoryCopy(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -199,7 +203,8 @@ func TestDirectorySockets(t *testing.T) {
 	for _, name := range []string{"S.gpg-agent", "S.gpg-agent.extra"} {
 		fi, err := os.Lstat(filepath.Join(bound(t, mounts, "rw"), name))
 		must(t, err)
-		if st := fi.Sys().(*syscall.Stat_t); fi.Mode() != os.ModeSocket|0o640 || fi.ModTime().Unix() != 7 || st.Nlink != 2 {
+		if st := fi.Sys().(*syscall.Stat_t); fi.Mode() != os.ModeSocket|0o640 || fi.ModTime().Unix() != 7 ||
+			st.Nlink != 2 {
 			t.Errorf("%s: %v, %v, %d links", name, fi.Mode(), fi.ModTime(), st.Nlink)
 		}
 	}
@@ -215,13 +220,14 @@ func eachInode(t *testing.T, dir string, fn func(path string, ino uint64)) {
 	}))
 }
 
-// TestDirectoryUsage shows that a copy counts with all that is in it, by now while it is written to, by the record once it is
-// committed.
+// TestDirectoryUsage shows that a copy counts with all that is in it, by now while it is written to, by
+// the record once it is committed.
 func TestDirectoryUsage(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
 	sn := w.For(metadata.Containerd)
-	layers := []layer.Pair{w.blobs.add(t, Tar(t, F("a", strings.Repeat("x", 1<<20)))), w.blobs.add(t, Tar(t, F("b", "1")))}
+	layers := []layer.Pair{w.blobs.add(t, Tar(t, F("a", strings.Repeat("x", 1<<20)))),
+		w.blobs.add(t, Tar(t, F("b", "1")))}
 	top, err := extract(ctx, sn, w, layers, false, "ns")
 	must(t, err)
 	mounts, err := sn.Prepare(ctx, "key", top)
@@ -248,8 +254,8 @@ func TestDirectoryUsage(t *testing.T) {
 	}
 }
 
-// TestDirectoryApply shows that a layer is not attached to a copy as if that were empty, and that containerd's walking differ, to which
-// it then falls, puts it there.
+// TestDirectoryApply shows that a layer is not attached to a copy as if that were empty, and that
+// containerd's walking differ, to which it then falls, puts it there.
 func TestDirectoryApply(t *testing.T) {
 	requireMounts(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -272,15 +278,17 @@ func TestDirectoryApply(t *testing.T) {
 			}
 			w.walking(t, mounts, layers[2])
 			lines := List(t, bound(t, mounts, "rw"))
-			if i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "e/x file 4755") }); i < 0 || count > 0 && len(lines) != len(want) {
+			if i := slices.IndexFunc(lines,
+				func(l string) bool { return strings.HasPrefix(l, "e/x file 4755") }); i < 0 || count > 0 &&
+				len(lines) != len(want) {
 				t.Errorf("got %q", lines)
 			}
 		})
 	}
 }
 
-// TestDirectoryWalking has the walking differ, which mounts no overlay, apply layers to extractions: whiteouts and all, they are what
-// Apply makes of them.
+// TestDirectoryWalking has the walking differ, which mounts no overlay, apply layers to extractions:
+// whiteouts and all, they are what Apply makes of them.
 func TestDirectoryWalking(t *testing.T) {
 	requireMounts(t)
 	if inNamespace() {
@@ -290,7 +298,8 @@ func TestDirectoryWalking(t *testing.T) {
 	sn := w.For(holder)
 	layers := []layer.Pair{
 		w.blobs.add(t, Tar(t, D("d"), F("d/a", "1"), F("d/gone", "1"), D("o"), F("o/gone", "1"), F("f", "1"))),
-		w.blobs.add(t, Tar(t, D("d"), F("d/b", "2"), W("d/.wh.gone"), D("o"), W("o/.wh..wh..opq"), F("o/n", "2"), W(".wh.f"))),
+		w.blobs.add(t,
+			Tar(t, D("d"), F("d/b", "2"), W("d/.wh.gone"), D("o"), W("o/.wh..wh..opq"), F("o/n", "2"), W(".wh.f"))),
 	}
 	want := []string{"d dir", `d/a file "1"`, `d/b file "2"`, "e dir @0", `e/x file "3"`, "o dir", `o/n file "2"`}
 	parent := ""
@@ -333,8 +342,8 @@ type readerAt struct{ *bytes.Reader }
 
 func (readerAt) Close() error { return nil }
 
-// TestOtherMode opens a root in one mode and then in the other: whole trees are the bottom of overlay's stacks, what overlay wrote
-// is merged into copies, and what is active stays what it was.
+// TestOtherMode opens a root in one mode and then in the other: whole trees are the bottom of overlay's
+// stacks, what overlay wrote is merged into copies, and what is active stays what it was.
 func TestOtherMode(t *testing.T) {
 	requireMounts(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -368,7 +377,8 @@ func TestOtherMode(t *testing.T) {
 	w.active(t, "active upper", upper)
 
 	w = w.inMode(t, true)
-	for key, want := range map[string][]string{top: want, whole: change(want), upper: change(want), above: change(change(want)), layer: afterwards} {
+	for key, want := range map[string][]string{top: want, whole: change(want), upper: change(want),
+		above: change(change(want)), layer: afterwards} {
 		w.sees(t, key, want)
 	}
 	mounts, err := w.For(holder).Mounts(ctx, "active upper")
@@ -376,7 +386,8 @@ func TestOtherMode(t *testing.T) {
 	if got := form(w, mounts); got != "overlay upper" {
 		t.Errorf("an active snapshot of overlay's: %s", got)
 	}
-	w.sees(t, w.layerOn(t, "layer 2", whole, F("d/b", "again"), W(".wh.g")), edit(change(want), `d/b file "again"`, "g "))
+	w.sees(t, w.layerOn(t, "layer 2", whole, F("d/b", "again"), W(".wh.g")),
+		edit(change(want), `d/b file "again"`, "g "))
 	last := w.container(t, "last", layer, false)
 	w = w.inMode(t, false)
 	w.sees(t, last, change(afterwards))
@@ -395,7 +406,8 @@ func (w *world) container(t *testing.T, name, parent string, overlay bool) strin
 	}
 	inside(t, mounts, func(dir string) {
 		d := filepath.Join(dir, "d")
-		must(t, errors.Join(os.RemoveAll(filepath.Join(d, "a")), os.WriteFile(filepath.Join(d, "n"), []byte("new"), 0o644), os.RemoveAll(filepath.Join(dir, "e")),
+		must(t, errors.Join(os.RemoveAll(filepath.Join(d, "a")),
+			os.WriteFile(filepath.Join(d, "n"), []byte("new"), 0o644), os.RemoveAll(filepath.Join(dir, "e")),
 			os.Mkdir(filepath.Join(dir, "e"), 0o700)))
 		for _, path := range []string{d + "/n", d, dir + "/e", dir} {
 			must(t, os.Chtimes(path, time.Unix(Time, 0), time.Unix(Time, 0)))
@@ -477,7 +489,8 @@ func inside(t *testing.T, mounts []mount.Mount, fn func(dir string)) {
 func (w *world) sees(t *testing.T, key string, want []string) {
 	t.Helper()
 	sn := w.For(holder)
-	for name, do := range map[string]func(context.Context, string, string, ...snapshots.Opt) ([]mount.Mount, error){"view": sn.View, "container": sn.Prepare} {
+	for name, do := range map[string]func(context.Context, string, string, ...snapshots.Opt) ([]mount.Mount,
+		error){"view": sn.View, "container": sn.Prepare} {
 		mounts, err := do(ctx, "sees", key)
 		must(t, err)
 		inside(t, mounts, func(dir string) {

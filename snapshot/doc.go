@@ -1,4 +1,5 @@
-// Package snapshot serves containerd's snapshots.Snapshotter over the layers of a root, and applies layers to snapshots.
+// Package snapshot serves containerd's snapshots.Snapshotter over the layers of a root, and applies
+// layers to snapshots.
 //
 // On disk it owns snapshots/<number>/{fs,work}, the directories that containers write to. Package layer, which a Store
 // opens, owns the layers below them.
@@ -26,7 +27,7 @@
 // stands on a layer loses its empty directory; what its layer needs above the parent is planned in the background, so
 // that the next Prepare rarely waits for it.
 //
-// Removed: Remove ends the hold of the caller. When it was the last, the record is deleted, and so are the records of
-// layers and fix-ups that only this snapshot held. Directories are deleted in the background after the transaction is on
-// the disk. A sweep deletes directories that have no record.
+// Removed: Remove ends the hold of the caller. When it was the last, the record is deleted, and so are
+// the records of layers and fix-ups that only this snapshot held. Directories are deleted in the
+// background after the transaction is on the disk. A sweep deletes directories that have no record.
 package snapshot

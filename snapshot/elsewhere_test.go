@@ -100,7 +100,8 @@ func TestBlobFromElsewhere(t *testing.T) {
 	var slow []layer.Pair
 	for i := range 64 {
 		d := digest.FromString(fmt.Sprint(i))
-		slow = append(slow, layer.Pair{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip, Size: 1}})
+		slow = append(slow,
+			layer.Pair{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip, Size: 1}})
 	}
 	s.Layers().Announce(slow)
 	time.Sleep(100 * time.Millisecond)

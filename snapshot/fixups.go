@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// ensureFixup plans, builds and records the fix-up of a committed snapshot, unless that was done, and returns the record
-// of the snapshot afterwards. The snapshots below must have their fix-ups.
+// ensureFixup plans, builds and records the fix-up of a committed snapshot, unless that was done, and
+// returns the record of the snapshot afterwards. The snapshots below must have their fix-ups.
 func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
 	defer s.locks.Lock("snapshot/" + key)()
 	for {

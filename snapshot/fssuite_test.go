@@ -78,7 +78,8 @@ func (a layerApplier) assemble(ctx context.Context, s *series) (string, error) {
 		}
 		recs = append(recs, rec)
 	}
-	return s.w.Layers().Assemble(ctx, h, digest.FromString(s.dir), recs, &layer.AssembleOptions{Consume: a.way == "moved", NoSync: true})
+	return s.w.Layers().Assemble(ctx, h, digest.FromString(s.dir), recs,
+		&layer.AssembleOptions{Consume: a.way == "moved", NoSync: true})
 }
 
 func (a layerApplier) mount(ctx context.Context, s *series) (string, func(), error) {

@@ -14,8 +14,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// modelTime is how long TestModel may run; modelSeeds are the first of its lists and how many it takes at most. The environment
-// asks for longer runs.
+// modelTime is how long TestModel may run; modelSeeds are the first of its lists and how many it takes
+// at most. The environment asks for longer runs.
 func modelTime() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("TANK_MODEL_TIME")); err == nil {
 		return d

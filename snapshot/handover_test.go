@@ -75,7 +75,8 @@ func TestTwoContainerds(t *testing.T) {
 	must(t, err)
 	for range 2 { // children first
 		for _, key := range got {
-			if err := sn.Remove(ctx, key); err != nil && !errdefs.IsFailedPrecondition(err) && !errdefs.IsNotFound(err) {
+			if err := sn.Remove(ctx, key); err != nil && !errdefs.IsFailedPrecondition(err) &&
+				!errdefs.IsNotFound(err) {
 				t.Error(err)
 			}
 		}

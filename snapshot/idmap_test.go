@@ -21,7 +21,8 @@ import (
 )
 
 func idLabels(uids, gids string) snapshots.Opt {
-	return snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotUIDMapping: uids, snapshots.LabelSnapshotGIDMapping: gids})
+	return snapshots.WithLabels(
+		map[string]string{snapshots.LabelSnapshotUIDMapping: uids, snapshots.LabelSnapshotGIDMapping: gids})
 }
 
 // bothModes runs a test in a root of each mode.
@@ -30,13 +31,14 @@ func bothModes(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Run("directory", func(t *testing.T) { test(t, openDirectory(t, t.TempDir(), memory{})) })
 }
 
-// TestRemappedIDs mounts snapshots for a user namespace: what is in the layers and the root directory belong to it, and what
-// it writes does.
+// TestRemappedIDs mounts snapshots for a user namespace: what is in the layers and the root directory
+// belong to it, and what it writes does.
 func TestRemappedIDs(t *testing.T) {
 	requireMounts(t)
 	bothModes(t, func(t *testing.T, w *world) {
 		sn := w.For(metadata.Containerd)
-		layers := []layer.Pair{w.blobs.add(t, Tar(t, F("f", "1").Owner(7, 8), D("d"))), w.blobs.add(t, Tar(t, F("d/x", "1")))}
+		layers := []layer.Pair{w.blobs.add(t, Tar(t, F("f", "1").Owner(7, 8), D("d"))),
+			w.blobs.add(t, Tar(t, F("d/x", "1")))}
 		top, err := extract(ctx, sn, w, layers, true, "ns")
 		must(t, err)
 		owners := map[string][2]uint32{".": {100000, 200000}, "f": {100007, 200008}, "d/x": {100000, 200000}}
@@ -84,13 +86,15 @@ func owner(t *testing.T, path string) [2]uint32 {
 	return [2]uint32{st.Uid, st.Gid}
 }
 
-// TestRemappedByContainerd does what containerd does when it was not told of the capability remap-ids: it changes the owners in a
-// snapshot of its own, and passes the labels on all the same. Nothing is remapped twice.
+// TestRemappedByContainerd does what containerd does when it was not told of the capability remap-ids:
+// it changes the owners in a snapshot of its own, and passes the labels on all the same. Nothing is
+// remapped twice.
 func TestRemappedByContainerd(t *testing.T) {
 	requireMounts(t)
 	bothModes(t, func(t *testing.T, w *world) {
 		sn := w.For(metadata.Containerd)
-		top, err := extract(ctx, sn, w, []layer.Pair{w.blobs.add(t, Tar(t, D("./"), F("f", "1").Owner(7, 8)))}, false, "ns")
+		top, err := extract(ctx, sn, w, []layer.Pair{w.blobs.add(t, Tar(t, D("./"), F("f", "1").Owner(7, 8)))}, false,
+			"ns")
 		must(t, err)
 		mounts, err := sn.Prepare(ctx, "ns/7/sha256:0-remap", top)
 		must(t, err)
@@ -102,7 +106,9 @@ func TestRemappedByContainerd(t *testing.T) {
 			mounts, err = sn.Prepare(ctx, "container", parent, idLabels("0:100000:65536", "0:200000:65536"))
 			must(t, err)
 			inside(t, mounts, func(dir string) {
-				if root, f := owner(t, dir), owner(t, filepath.Join(dir, "f")); root != [2]uint32{100000, 200000} || f != [2]uint32{100007, 200008} {
+				if root, f := owner(t, dir),
+					owner(t, filepath.Join(dir, "f")); root != [2]uint32{100000, 200000} ||
+					f != [2]uint32{100007, 200008} {
 					t.Errorf("above %s: owners %d and %d", parent, root, f)
 				}
 			})
@@ -112,7 +118,8 @@ func TestRemappedByContainerd(t *testing.T) {
 	})
 }
 
-// TestRemapElsewhere shows that labels do nothing inside a user namespace: containerd changed the owners itself, in the parent.
+// TestRemapElsewhere shows that labels do nothing inside a user namespace: containerd changed the
+// owners itself, in the parent.
 func TestRemapElsewhere(t *testing.T) {
 	requireRoot(t)
 	for _, directory := range []bool{false, true} {
@@ -134,7 +141,8 @@ func TestHostileMappings(t *testing.T) {
 	requireRoot(t)
 	bothModes(t, func(t *testing.T, w *world) {
 		sn := w.For(metadata.Containerd)
-		for _, m := range []string{"x", "0:0", "0:0:0", "0:0:1:1", "0:0:4294967296", "-1:0:1", "0:0:1,lowerdir=/etc", "0:0:1,", ":::"} {
+		for _, m := range []string{"x", "0:0", "0:0:0", "0:0:1:1", "0:0:4294967296", "-1:0:1", "0:0:1,lowerdir=/etc",
+			"0:0:1,", ":::"} {
 			if _, err := sn.Prepare(ctx, "key "+m, "", idLabels(m, "0:0:1")); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%q: %v", m, err)
 			}
@@ -150,12 +158,15 @@ func TestHostileMappings(t *testing.T) {
 				t.Errorf("mounts %v", mounts)
 			}
 		}
-		for i, v := range []string{"../../../canary", "/canary", "a,lowerdir=/etc", "a:/etc", "\n", strings.Repeat("x", 5000)} {
-			for _, label := range []string{snapshots.LabelSnapshotRef, labelParent, snapshots.LabelSnapshotDiffID, "containerd.io/snapshot/cri.layer-digest"} {
+		for i, v := range []string{"../../../canary", "/canary", "a,lowerdir=/etc", "a:/etc", "\n",
+			strings.Repeat("x", 5000)} {
+			for _, label := range []string{snapshots.LabelSnapshotRef, labelParent, snapshots.LabelSnapshotDiffID,
+				"containerd.io/snapshot/cri.layer-digest"} {
 				key := fmt.Sprint(label, i)
 				mounts, err := sn.Prepare(ctx, key, "", snapshots.WithLabels(map[string]string{label: v}))
 				must(t, err)
-				if strings.Contains(fmt.Sprint(mounts), v) || !strings.Contains(fmt.Sprint(mounts), w.root+"/snapshots/") {
+				if strings.Contains(fmt.Sprint(mounts), v) ||
+					!strings.Contains(fmt.Sprint(mounts), w.root+"/snapshots/") {
 					t.Errorf("%s=%q: %v", label, v, mounts)
 				}
 			}

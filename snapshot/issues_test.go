@@ -26,8 +26,9 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// A kill between the rename in settle and bbolt's commit leaves layers/<id> without a record, and NextID gives <id>
-// out again: os.Rename onto the directory that is not empty fails. It is not moved away, so each later unpack fails too.
+// A kill between the rename in settle and bbolt's commit leaves layers/<id> without a record, and
+// NextID gives <id> out again: os.Rename onto the directory that is not empty fails. It is not moved
+// away, so each later unpack fails too.
 func TestLayerIDAfterCrash(t *testing.T) {
 	w := open(t)
 	must(t, os.MkdirAll(filepath.Join(w.root, "layers", "1", "fs"), 0o755))
@@ -72,13 +73,15 @@ func TestWriteAfterApply(t *testing.T) {
 	must(t, sn.Commit(ctx, "name", "key"))
 	view, err := sn.View(ctx, "view", "name")
 	must(t, err)
-	got := slices.DeleteFunc(show(t, view), func(l string) bool { return strings.HasPrefix(l, ". ") }) // whose time the write changed
+	// whose time the write changed
+	got := slices.DeleteFunc(show(t, view), func(l string) bool { return strings.HasPrefix(l, ". ") })
 	if !slices.Equal(got, []string{`a file "1"`, `mine file "2"`}) {
 		t.Errorf("committed: %q", got)
 	}
 }
 
-// Media types that are not Tank's (encrypted, erofs) must be ErrNotImplemented, or no other differ or stream processor is asked.
+// Media types that are not Tank's (encrypted, erofs) must be ErrNotImplemented, or no other differ or
+// stream processor is asked.
 func TestForeignMediaType(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -88,7 +91,8 @@ func TestForeignMediaType(t *testing.T) {
 	data := []byte("this is not a tar stream, it is encrypted")
 	d := digest.FromBytes(data)
 	w.blobs[d] = data
-	for _, mt := range []string{ocispec.MediaTypeImageLayerGzip + "+encrypted", "application/vnd.erofs.layer.v1", "application/vnd.oci.image.layer.v1.tar+bzip2"} {
+	for _, mt := range []string{ocispec.MediaTypeImageLayerGzip + "+encrypted", "application/vnd.erofs.layer.v1",
+		"application/vnd.oci.image.layer.v1.tar+bzip2"} {
 		_, err = w.Apply(ctx, ocispec.Descriptor{MediaType: mt, Digest: d, Size: int64(len(data))}, mounts)
 		if !errdefs.IsNotImplemented(err) {
 			t.Errorf("%s: %v", mt, err)
@@ -156,7 +160,9 @@ func TestStalledPullBlocksOthers(t *testing.T) {
 	for i := range 16 {
 		d := digest.FromString(fmt.Sprint(i))
 		b.hang[d] = true
-		slow = append(slow, layer.Pair{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip}, DiffID: digest.FromString(fmt.Sprint("diff", i))})
+		slow = append(slow,
+			layer.Pair{Blob: ocispec.Descriptor{Digest: d, MediaType: ocispec.MediaTypeImageLayerGzip},
+				DiffID: digest.FromString(fmt.Sprint("diff", i))})
 	}
 	good := b.add(t, Tar(t, F("a", "1")))
 	s.Layers().Announce(slow)
@@ -200,8 +206,8 @@ func TestKeyIsALock(t *testing.T) {
 
 var _ = snapshots.KindActive
 
-// A transaction that fails after the rename gives its ID back. The next Prepare then fails on the directory that is in the way, or, when the
-// first one cleans up late, loses its own.
+// A transaction that fails after the rename gives its ID back. The next Prepare then fails on the
+// directory that is in the way, or, when the first one cleans up late, loses its own.
 func TestIDOfAFailedTransaction(t *testing.T) {
 	requireRoot(t)
 	w := open(t)

@@ -61,7 +61,8 @@ var linkRows = []stackRow{
 		[]string{`a file "1"`, "b dir @0", `b/x file "2"`}, nil},
 	{"an entry below a link to a symlink", [][]Item{{D("t"), S("s", "t")}, {H("l", "s"), F("l/x", "1")}},
 		[]string{"l symlink -> t", "s symlink -> t = l", "t dir", `t/x file "1"`}, nil},
-	{"a whiteout below a link to a symlink", [][]Item{{D("t"), F("t/x", "1"), S("s", "t")}, {H("l", "s"), W("l/.wh.x")}},
+	{"a whiteout below a link to a symlink",
+		[][]Item{{D("t"), F("t/x", "1"), S("s", "t")}, {H("l", "s"), W("l/.wh.x")}},
 		[]string{"l symlink -> t", "s symlink -> t = l", "t dir"}, nil},
 	{"a whiteout below a link to a file", [][]Item{{F("a", "1")}, {H("l", "a"), W("l/.wh.x")}},
 		[]string{`a file "1"`, `l file "1" = a`}, nil},
@@ -69,13 +70,15 @@ var linkRows = []stackRow{
 		[]string{`b file "1"`, "s symlink -> t", "t dir @0", `t/a file "1" = b`}, nil},
 	{"a target behind a lower symlink through what this layer replaced",
 		[][]Item{{F("d/e/a", "1"), S("s", "d/e")}, {S("d", "f"), F("f/e/a", "2"), H("b", "s/a")}},
-		[]string{`b file "2"`, "d symlink -> f", "f dir @0", "f/e dir @0", `f/e/a file "2" = b`, "s symlink -> d/e"}, nil},
+		[]string{`b file "2"`, "d symlink -> f", "f dir @0", "f/e dir @0", `f/e/a file "2" = b`, "s symlink -> d/e"},
+		nil},
 	{"a lower symlink that is followed and then replaced", [][]Item{{D("t"), S("s", "t")},
 		{F("s/x", "1"), D("s"), F("s/x", "2")}},
 		[]string{"s dir", `s/x file "2"`, "t dir", `t/x file "1"`}, nil},
 	{"a lower symlink that is followed and then removed", [][]Item{{D("t"), S("s", "t")}, {F("s/x", "1"), W(".wh.s")}},
 		[]string{"t dir", `t/x file "1"`}, nil},
-	{"a lower symlink that is removed and then a directory", [][]Item{{D("t"), S("s", "t")}, {W(".wh.s"), F("s/x", "1")}},
+	{"a lower symlink that is removed and then a directory",
+		[][]Item{{D("t"), S("s", "t")}, {W(".wh.s"), F("s/x", "1")}},
 		[]string{"s dir @0", `s/x file "1"`, "t dir"}, nil},
 	{"a lower symlink that is followed and whose directory is replaced",
 		[][]Item{{D("p"), S("p/s", "/t"), D("t")}, {F("p/s/x", "1"), F("p", "2")}},
@@ -89,15 +92,18 @@ var linkRows = []stackRow{
 		[]string{"d dir @0", "d/e dir @0", `d/e/x file "2"`, "s symlink -> d/e"}, nil},
 	{"an own symlink out of where a lower one leads", [][]Item{{D("t/u"), S("d", "t/u")},
 		{S("d/s", "../x"), F("d/s/f", "1")}},
-		[]string{"d symlink -> t/u", "t dir @0", "t/u dir", "t/u/s symlink -> ../x", "t/x dir @0", `t/x/f file "1"`}, nil},
+		[]string{"d symlink -> t/u", "t dir @0", "t/u dir", "t/u/s symlink -> ../x", "t/x dir @0", `t/x/f file "1"`},
+		nil},
 	{"two files of which one goes where a lower symlink led",
 		[][]Item{{D("t"), D("v"), S("s", "t")}, {F("s/x", "1"), S("s", "v"), F("s/x", "2"), H("y", "t/x")}},
 		[]string{"s symlink -> v", "t dir", `t/x file "1"`, "v dir", `v/x file "2"`, `y file "1" = t/x`}, nil},
-	{"a link to a name that a lower symlink may have", [][]Item{{F("t", "1"), S("d", "t")}, {F("e/f", "2"), H("h", "d")}},
+	{"a link to a name that a lower symlink may have",
+		[][]Item{{F("t", "1"), S("d", "t")}, {F("e/f", "2"), H("h", "d")}},
 		[]string{"d symlink -> t", "e dir @0", `e/f file "2"`, "h symlink -> t = d", `t file "1"`}, nil},
 	{"lower content that a wrong guess hid", [][]Item{{D("t/u"), S("a", "t/u"), D("y"), F("y/d/keep", "1")},
 		{S("s", "a/../y"), F("s/d", "2")}},
-		[]string{"a symlink -> t/u", "s symlink -> a/../y", "t dir @0", "t/u dir", "t/y dir @0", `t/y/d file "2"`, "y dir",
+		[]string{"a symlink -> t/u", "s symlink -> a/../y", "t dir @0", "t/u dir", "t/y dir @0", `t/y/d file "2"`,
+			"y dir",
 			"y/d dir @0", `y/d/keep file "1"`}, nil},
 	{"a loop of the layer alone that is none above its parent",
 		[][]Item{{S("b", "a"), S("a", "/c/c/c")}, {S("b/c", "c"), W(".wh.a"), W("b/c/.wh.b")}},
@@ -203,7 +209,8 @@ func TestSetAside(t *testing.T) {
 	requireRoot(t)
 	items := []Item{F("s/x", "first"), S("s", "v"), F("s/x", "second")}
 	for _, damaged := range []string{
-		"aside/1", "aside/1 missing", "aside/1 fifo", "aside missing", "aside fifo", "order", "order missing", "order fifo",
+		"aside/1", "aside/1 missing", "aside/1 fifo", "aside missing", "aside fifo", "order", "order missing",
+		"order fifo",
 	} {
 		t.Run(damaged, func(t *testing.T) {
 			root := t.TempDir()
@@ -248,7 +255,8 @@ func TestSetAside(t *testing.T) {
 			}
 			path, err := s.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, nil)
 			must(t, err)
-			compare(t, List(t, path), nil, []string{"s symlink -> v", "t dir", `t/x file "first"`, "v dir", `v/x file "second"`},
+			compare(t, List(t, path), nil,
+				[]string{"s symlink -> v", "t dir", `t/x file "first"`, "v dir", `v/x file "second"`},
 				nil)
 		})
 	}

@@ -20,8 +20,8 @@ const (
 	sandboxChild = "sandbox:"
 )
 
-// TestMain keeps the warnings of background work, which foreground calls report as errors, out of the output, and puts the
-// child of TestWorld into its world.
+// TestMain keeps the warnings of background work, which foreground calls report as errors, out of the
+// output, and puts the child of TestWorld into its world.
 func TestMain(m *testing.M) {
 	if err := log.SetLevel("error"); err != nil {
 		panic(err)

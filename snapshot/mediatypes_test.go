@@ -111,7 +111,8 @@ func TestWindows(t *testing.T) {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			if _, err := w.Layers().Unpack(ctx, holder, l); errors.Is(err, stream.ErrInvalidLayer) != (n == 2) || n < 2 && err != nil {
+			if _, err := w.Layers().Unpack(ctx, holder, l); errors.Is(err, stream.ErrInvalidLayer) != (n == 2) ||
+				n < 2 && err != nil {
 				t.Errorf("layer %d: %v", n, err)
 			}
 		})

@@ -61,7 +61,8 @@ type workshop struct {
 
 func newWorkshop(t *testing.T) *workshop {
 	t.Helper()
-	return &workshop{kept: openAt(t, memoryDir(t), memory{}), moved: openAt(t, memoryDir(t), memory{}), directory: openDirectory(t, memoryDir(t), memory{})}
+	return &workshop{kept: openAt(t, memoryDir(t), memory{}), moved: openAt(t, memoryDir(t), memory{}),
+		directory: openDirectory(t, memoryDir(t), memory{})}
 }
 
 // memoryDir is a directory on tmpfs where there is one.
@@ -126,7 +127,8 @@ func assembledAs(t *testing.T, w *world, layers []layer.Pair, consume bool, name
 		}
 		recs = append(recs, rec)
 	}
-	path, err := w.Layers().Assemble(ctx, h, layers[0].DiffID, recs, &layer.AssembleOptions{Consume: consume, NoSync: true})
+	path, err := w.Layers().Assemble(ctx, h, layers[0].DiffID, recs,
+		&layer.AssembleOptions{Consume: consume, NoSync: true})
 	if err != nil {
 		return nil, err
 	}

@@ -52,13 +52,15 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 	case sn.Kind == metadata.Active && sn.Dir == "":
 		return s.stagedMounts(ctx, sn)
 	case sn.Kind == metadata.Active && len(lower) == 0 && requestOf(sn.Key, sn.Labels).rebases(s.opts.UserXattr):
-		// containerd unpacks a layer and names its parent only at the commit. The mount must look like one of overlay, or the
-		// differ that applies the layer drops its whiteouts. It is never mounted.
+		// containerd unpacks a layer and names its parent only at the commit. The mount must look like
+		// one of overlay, or the differ that applies the layer drops its whiteouts. It is never
+		// mounted.
 		return s.overlay("workdir="+s.path("snapshots", sn.Dir, "work"), "upperdir="+fs), nil
 	case sn.Kind == metadata.Active && len(lower) == 0:
 		return bind(fs, "rw"), nil
 	case sn.Kind == metadata.Active:
-		return s.overlay("workdir="+s.path("snapshots", sn.Dir, "work"), "upperdir="+fs, "lowerdir="+strings.Join(lower, ":")), nil
+		return s.overlay("workdir="+s.path("snapshots", sn.Dir, "work"), "upperdir="+fs,
+			"lowerdir="+strings.Join(lower, ":")), nil
 	case len(lower) == 0:
 		return bind(fs, "ro"), nil
 	}

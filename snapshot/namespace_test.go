@@ -17,7 +17,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// theIDs are those of the tests' user namespace, in the usual form: the user that made it, and that user's subordinate ids.
+// theIDs are those of the tests' user namespace, in the usual form: the user that made it, and that
+// user's subordinate ids.
 var theIDs = idmap.Map{{Container: 0, Host: nobody, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
 
 // inNamespace says that this process is root of a user namespace only: the child of TestNamespace.
@@ -36,8 +37,8 @@ func rights() unpack.Options {
 
 var namespaceLacks = regexp.MustCompile(` (?:trusted\.|security\.(?:[^c]|c[^a]))\S*="(?:[^"\\]|\\.)*"`)
 
-// confined turns a tree of root's into that of root in a user namespace: without devices, and without the attributes that are
-// not that root's to write.
+// confined turns a tree of root's into that of root in a user namespace: without devices, and without
+// the attributes that are not that root's to write.
 func confined(lines []string) (out []string) {
 	for _, l := range lines {
 		_, rest, _ := strings.Cut(l, " ")
@@ -48,8 +49,8 @@ func confined(lines []string) (out []string) {
 	return out
 }
 
-// TestNamespace runs the tests of what containerd is given again, as root of a user namespace with mounts of its own: layers
-// are marked with user.overlay.* and mounted with userxattr.
+// TestNamespace runs the tests of what containerd is given again, as root of a user namespace with
+// mounts of its own: layers are marked with user.overlay.* and mounted with userxattr.
 func TestNamespace(t *testing.T) {
 	requireMounts(t)
 	if testing.Short() {
@@ -64,8 +65,9 @@ func TestNamespace(t *testing.T) {
 		ids = append(ids, syscall.SysProcIDMap{ContainerID: int(r.Container), HostID: int(r.Host), Size: int(r.Size)})
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
-		Credential: &syscall.Credential{},
+		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS, UidMappings: ids, GidMappings: ids,
+		GidMappingsEnableSetgroups: true,
+		Credential:                 &syscall.Credential{},
 	}
 	cmd.Args = append(cmd.Args, "-test.v", "-test.timeout=10m") // a suite sleeps, and a machine may be busy
 	text, err := cmd.CombinedOutput()
@@ -85,13 +87,16 @@ func TestNamespace(t *testing.T) {
 
 // namespaceTests are those that hold in a user namespace as well.
 var namespaceTests = []string{
-	"TestStacks", "TestRootDirectory", "TestBreakouts", "TestHostile", "TestWorld", "TestFSSuite", "TestSnapshotterSuite",
-	"TestProvisional", "TestCheckFinds", "TestUnpackedOnce", "TestNothingLeft", "TestWriteAfterApply", "TestDirectoryForms",
+	"TestStacks", "TestRootDirectory", "TestBreakouts", "TestHostile", "TestWorld", "TestFSSuite",
+	"TestSnapshotterSuite",
+	"TestProvisional", "TestCheckFinds", "TestUnpackedOnce", "TestNothingLeft", "TestWriteAfterApply",
+	"TestDirectoryForms",
 	"TestDirectoryCopy", "TestDirectoryApply",
 }
 
 // chatter are the lines of a verbose test that no failure is explained by.
-var chatter = regexp.MustCompile(`(?m)^(?:=== .*| *--- PASS: .*/.*| *log_hook\.go:.*| *testsuite\.go:\d+: (?:un)?mount .*)\n`)
+var chatter = regexp.MustCompile(
+	`(?m)^(?:=== .*| *--- PASS: .*/.*| *log_hook\.go:.*| *testsuite\.go:\d+: (?:un)?mount .*)\n`)
 
 // TestLabelsInNamespace: containerd, which was not told that Tank remaps ids there, has changed the owners itself.
 func TestLabelsInNamespace(t *testing.T) {

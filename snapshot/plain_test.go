@@ -125,7 +125,8 @@ func TestCheckOverlay(t *testing.T) {
 				must(t, unix.Mount("ramfs", dir, "ramfs", 0, "mode=700"))
 				t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
 			}
-			w := openWith(t, root, memory{}, &snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: tc.directory})
+			w := openWith(t, root, memory{},
+				&snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: tc.directory})
 			err := w.CheckOverlay()
 			if tc.refused != errdefs.IsFailedPrecondition(err) || tc.refused != (err != nil) {
 				t.Errorf("%v", err)

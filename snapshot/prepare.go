@@ -188,7 +188,8 @@ func (s *Store) setOwner(sn metadata.Snapshot) {
 }
 
 // ensureViewRoot makes the directory that a view has on top, if it needs one, and returns the record afterwards.
-func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *stack, remap bool) (metadata.Snapshot, error) {
+func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *stack, remap bool) (metadata.Snapshot,
+	error) {
 	if sn.Kind != metadata.View || sn.Dir != "" {
 		return sn, nil
 	}

@@ -10,7 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestRemoveTogether removes snapshots at once with such that are not there, for whose sake others run again; under the race detector.
+// TestRemoveTogether removes snapshots at once with such that are not there, for whose sake others run
+// again; under the race detector.
 func TestRemoveTogether(t *testing.T) {
 	requireRoot(t)
 	w := open(t)

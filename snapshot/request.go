@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// labelParentChainID comes with the Prepare of a layer that containerd unpacks without naming its parent ("rebase").
+	// labelParentChainID comes with the Prepare of a layer that containerd unpacks without naming its
+	// parent ("rebase").
 	labelParentChainID = "containerd.io/snapshot/parent-chain-id"
 	// labelLayerDigest comes with the Prepare of a layer when containerd is told to pass annotations.
 	labelLayerDigest = "containerd.io/snapshot/cri.layer-digest"
@@ -53,9 +54,9 @@ func requestOf(key string, labels map[string]string) request {
 	return r
 }
 
-// rebases reports whether the snapshot may get a parent at its commit. containerd 2.3 and later say so. containerd 2.2
-// has neither of the two labels, and its request for the lowest layer looks the same. Inside a user namespace, where the
-// mount could not be made, it never does.
+// rebases reports whether the snapshot may get a parent at its commit. containerd 2.3 and later say so.
+// containerd 2.2 has neither of the two labels, and its request for the lowest layer looks the same.
+// Inside a user namespace, where the mount could not be made, it never does.
 func (r request) rebases(userNamespace bool) bool {
 	old := r.target != "" && r.diffID == ""
 	return r.parentChain != "" || old && !userNamespace
@@ -130,6 +131,6 @@ func hostID(m idmap.Map, id uint32) uint32 {
 	return id
 }
 
-// remapsItself reports whether containerd, which was not told about the capability remap-ids, changed the owners of what
-// it commits: it prepared "<digest>-remap" and commits it as "<digest>".
+// remapsItself reports whether containerd, which was not told about the capability remap-ids, changed
+// the owners of what it commits: it prepared "<digest>-remap" and commits it as "<digest>".
 func remapsItself(key, name string) bool { return path.Base(key) == path.Base(name)+"-remap" }

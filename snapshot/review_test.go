@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestSweepBesideRemovals shows that a sweep is not troubled by removals, which move directories aside without waiting for it:
-// what it saw without a record may be gone when it comes to move it.
+// TestSweepBesideRemovals shows that a sweep is not troubled by removals, which move directories aside
+// without waiting for it: what it saw without a record may be gone when it comes to move it.
 func TestSweepBesideRemovals(t *testing.T) {
 	requireRoot(t)
 	w := open(t)

@@ -26,7 +26,8 @@ func TestRootDirectory(t *testing.T) {
 		rootfs   []string // the line of the root directory
 		snapshot []string
 	}{
-		{"in the only layer", [][]Item{{root, F("a", "1")}}, []string{`. dir 0700 3:4 @7 user.x="1"`}, []string{". dir @7"}},
+		{"in the only layer", [][]Item{{root, F("a", "1")}}, []string{`. dir 0700 3:4 @7 user.x="1"`},
+			[]string{". dir @7"}},
 		{"in the lower layer", [][]Item{{root}, {F("a", "1")}}, []string{`. dir 0700 3:4 @7 user.x="1"`},
 			[]string{". dir @7"}},
 		{"in the upper layer", [][]Item{{F("a", "0")}, {root, F("a", "1")}}, []string{`. dir 0700 3:4 @7 user.x="1"`},
@@ -35,13 +36,15 @@ func TestRootDirectory(t *testing.T) {
 			[]string{". dir @7"}},
 		{"as usual above another", [][]Item{{root, F("a", "1")}, {D("./").At(9, 0)}}, []string{". dir @9"},
 			[]string{". dir @9"}},
-		{"opaque", [][]Item{{F("a", "0")}, {root, W(".wh..wh..opq"), F("a", "1")}}, []string{`. dir 0700 3:4 @7 user.x="1"`},
+		{"opaque", [][]Item{{F("a", "0")}, {root, W(".wh..wh..opq"), F("a", "1")}},
+			[]string{`. dir 0700 3:4 @7 user.x="1"`},
 			[]string{". dir @7"}},
 		{"nowhere", [][]Item{{F("a", "1")}}, nil, nil},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			for _, directory := range []bool{false, true} {
-				w := openWith(t, t.TempDir(), memory{}, &snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: directory})
+				w := openWith(t, t.TempDir(), memory{},
+					&snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: directory})
 				var layers []layer.Pair
 				for _, items := range row.layers {
 					layers = append(layers, w.blobs.add(t, Tar(t, items...)))
@@ -72,7 +75,8 @@ func TestRootDirectory(t *testing.T) {
 				}
 				rootfs, err := assembled(t, w, layers, false)
 				must(t, err)
-				if want := slices.Concat(row.rootfs, want[len(row.snapshot):]); !inNamespace() && !slices.Equal(rootfs, want) {
+				if want := slices.Concat(row.rootfs, want[len(row.snapshot):]); !inNamespace() &&
+					!slices.Equal(rootfs, want) {
 					t.Errorf("directory mode %v: rootfs:\n%q, want\n%q", directory, rootfs, want)
 				}
 			}

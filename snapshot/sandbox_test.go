@@ -54,7 +54,8 @@ var (
 var sandboxLayers = [][]Item{
 	{D("./").Mode(0o1777), D("d").Mode(0o2755).Owner(5, 0), F("d/x", "1").Mode(0o4755).Owner(7, 0), S("s", "x"),
 		P("p").Mode(0o600), F("gone", "1"), D("r").Mode(0o500), F("r/a", "2"), D("o"), F("o/f", "3"), S("via", "d")},
-	{W(".wh.gone"), D("d"), F("d/y", "2"), H("d/z", "d/y"), F("r/q", "1"), H("l", "d/x"), H("sl", "s"), W("o/.wh..wh..opq"),
+	{W(".wh.gone"), D("d"), F("d/y", "2"), H("d/z", "d/y"), F("r/q", "1"), H("l", "d/x"), H("sl", "s"),
+		W("o/.wh..wh..opq"),
 		F("o/g", "4"), F("via/more", "5")},
 }
 

@@ -30,19 +30,20 @@ type Options struct {
 	// Access returns errdefs.ErrNotFound if containerd would not let the call with this context read a blob. nil: every
 	// call may read all blobs.
 	Access func(ctx context.Context, blob digest.Digest) error
-	// SkipKnownBlobs answers the extraction of a known layer so that containerd does not download the layer's blob, unless
-	// Adoptable reports that it would not do so anyway. false: containerd gets the blob of every layer, as with its own
-	// overlayfs snapshotter, and a caller gets a layer only if it may read the blob.
+	// SkipKnownBlobs answers the extraction of a known layer so that containerd does not download the
+	// layer's blob, unless Adoptable reports that it would not do so anyway. false: containerd gets the
+	// blob of every layer, as with its own overlayfs snapshotter, and a caller gets a layer only if it
+	// may read the blob.
 	SkipKnownBlobs bool
-	// Adoptable reports whether containerd would take a blob into its records without downloading it. nil: it would take
-	// every blob that is here. Only used with SkipKnownBlobs.
+	// Adoptable reports whether containerd would take a blob into its records without downloading it.
+	// nil: it would take every blob that is here. Only used with SkipKnownBlobs.
 	Adoptable func(ctx context.Context, blob digest.Digest) bool
 	// UserXattr writes overlay's marks as user.overlay.*, for mounts inside a user namespace. false: trusted.overlay.*,
 	// unless Unpack lacks root's rights.
 	UserXattr bool
-	// Directory serves snapshots without overlay: a container writes to a copy of all that its parent shows. Layers keep
-	// overlay's form. A root may be opened in one mode and later in the other (docs/adr/0008-directory-mode.md). false:
-	// overlay mode.
+	// Directory serves snapshots without overlay: a container writes to a copy of all that its parent
+	// shows. Layers keep overlay's form. A root may be opened in one mode and later in the other
+	// (docs/adr/0008-directory-mode.md). false: overlay mode.
 	Directory bool
 	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS

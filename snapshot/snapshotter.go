@@ -70,7 +70,8 @@ func (n *Snapshotter) Stat(_ context.Context, key string) (snapshots.Info, error
 // info returns the info of a snapshot, with the names that the holder uses for it and its parent.
 func (n *Snapshotter) info(sn metadata.Snapshot) snapshots.Info {
 	kinds := map[metadata.SnapshotKind]snapshots.Kind{
-		metadata.Active: snapshots.KindActive, metadata.View: snapshots.KindView, metadata.Committed: snapshots.KindCommitted,
+		metadata.Active: snapshots.KindActive, metadata.View: snapshots.KindView,
+		metadata.Committed: snapshots.KindCommitted,
 	}
 	return snapshots.Info{
 		Kind: kinds[sn.Kind], Name: n.holder.SnapshotName(sn.Key), Parent: n.holder.SnapshotName(sn.Parent),
@@ -158,8 +159,8 @@ func (n *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return n.s.mounts(ctx, sn, st)
 }
 
-// Walk calls fn for each of the holder's snapshots that matches one of containerd's filters fs, for all of them if there
-// are no filters. fn may call methods of the Snapshotter.
+// Walk calls fn for each of the holder's snapshots that matches one of containerd's filters fs, for all
+// of them if there are no filters. fn may call methods of the Snapshotter.
 func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {

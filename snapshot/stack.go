@@ -112,8 +112,9 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	return nil
 }
 
-// push adds a directory below the others. root reads the entry of its root directory, and is nil if that does not count.
-// A directory that is in the stack already changes nothing below itself, and overlay refuses to mount it twice.
+// push adds a directory below the others. root reads the entry of its root directory, and is nil if
+// that does not count. A directory that is in the stack already changes nothing below itself, and
+// overlay refuses to mount it twice.
 func (b *stackBuilder) push(d overlay.Dir, root func() (*entry.Entry, error), whiteouts bool) {
 	if root != nil && b.root == nil {
 		b.root, b.layered = root, !d.Live
@@ -153,10 +154,10 @@ func (b *stackBuilder) readRoot() error {
 	return nil
 }
 
-// viewRoot returns the key of the directory that a view needs on top, "" if it needs none. It needs one for attributes of
-// the root directory that no directory of the stack has. It also needs one if the stack is a single directory that would
-// be bound, and has whiteouts, which a bind mount shows as devices, or is to be remapped, which containerd does not do
-// for a read-only bind.
+// viewRoot returns the key of the directory that a view needs on top, "" if it needs none. It needs one
+// for attributes of the root directory that no directory of the stack has. It also needs one if the
+// stack is a single directory that would be bound, and has whiteouts, which a bind mount shows as
+// devices, or is to be remapped, which containerd does not do for a read-only bind.
 func (st *stack) viewRoot(remap bool) string {
 	e := st.root
 	shown := st.rootFrom == 0 || !st.rootSet

@@ -144,8 +144,11 @@ func TestCheckFinds(t *testing.T) {
 		damage   func(w *world, layer, rootfs string) error
 		want     string
 	}{
-		{"a byte of a layer", func(_ *world, layer, _ string) error { return os.WriteFile(layer+"/fs/f", []byte("2"), 0o644) }, "/fs/f: "},
-		{"a byte of a rootfs", func(_ *world, _, rootfs string) error { return os.WriteFile(rootfs+"/f", []byte("2"), 0o644) }, "/f: "},
+		{"a byte of a layer",
+			func(_ *world, layer, _ string) error { return os.WriteFile(layer+"/fs/f", []byte("2"), 0o644) },
+			"/fs/f: "},
+		{"a byte of a rootfs",
+			func(_ *world, _, rootfs string) error { return os.WriteFile(rootfs+"/f", []byte("2"), 0o644) }, "/f: "},
 		{"a byte that was appended to a layer", func(_ *world, layer, _ string) error {
 			return appendByte(layer + "/fs/d/x")
 		}, "/fs/d/x: 2 bytes instead of 1, time "},
@@ -164,10 +167,12 @@ func TestCheckFinds(t *testing.T) {
 		{"another type", func(_ *world, layer, _ string) error {
 			return errors.Join(os.Remove(layer+"/fs/s"), os.Mkdir(layer+"/fs/s", 0o755))
 		}, "/fs/s: a dir instead of a symlink: "},
-		{"a missing file", func(_ *world, layer, _ string) error { return os.Remove(layer + "/fs/d/x") }, "d/x: missing"},
+		{"a missing file", func(_ *world, layer, _ string) error { return os.Remove(layer + "/fs/d/x") },
+			"d/x: missing"},
 		{"an owner", func(_ *world, layer, _ string) error { return os.Lchown(layer+"/fs/s", 1, 1) }, "s: owner"},
 		{"a link", func(_ *world, layer, _ string) error {
-			return errors.Join(os.Remove(layer+"/fs/h"), os.WriteFile(layer+"/fs/h", []byte("1"), 0o644), os.Chtimes(layer+"/fs/h", time.Unix(Time, 0), time.Unix(Time, 0)))
+			return errors.Join(os.Remove(layer+"/fs/h"), os.WriteFile(layer+"/fs/h", []byte("1"), 0o644),
+				os.Chtimes(layer+"/fs/h", time.Unix(Time, 0), time.Unix(Time, 0)))
 		}, "links"},
 		{"a seal", func(_ *world, layer, _ string) error { return os.Truncate(layer+"/seal", 3) }, "damaged"},
 		{"a layer's directory", func(_ *world, layer, _ string) error { return os.RemoveAll(layer) }, "seal"},
@@ -262,7 +267,8 @@ func TestKnownWithoutBlob(t *testing.T) {
 				if n := found(t, sn, target, parent); n != 1 {
 					t.Fatalf("%d snapshots to adopt", n)
 				}
-				if _, err := sn.Prepare(ctx, "key 2", under, snapshots.WithLabels(labels)); !errdefs.IsAlreadyExists(err) || found(t, sn, target, parent) != 1 {
+				if _, err := sn.Prepare(ctx, "key 2", under,
+					snapshots.WithLabels(labels)); !errdefs.IsAlreadyExists(err) || found(t, sn, target, parent) != 1 {
 					t.Fatalf("the second time: %v", err)
 				}
 				return
@@ -336,8 +342,8 @@ func TestApplyNeedsBlob(t *testing.T) {
 	}
 }
 
-// TestKnownAboveKnown is a sequential extraction by containerd 2.2 of which every layer is known: each stands on what the answer
-// before it committed.
+// TestKnownAboveKnown is a sequential extraction by containerd 2.2 of which every layer is known: each
+// stands on what the answer before it committed.
 func TestKnownAboveKnown(t *testing.T) {
 	requireRoot(t)
 	w := openWith(t, t.TempDir(), memory{}, skipping())
@@ -368,8 +374,9 @@ func TestKnownAboveKnown(t *testing.T) {
 	}
 }
 
-// TestKnownUnderAnotherName shows that a known layer is not answered as the layer of another image. The labels are those of a pod's
-// annotations, which containerd passes on with the snapshot of the pod's sandbox.
+// TestKnownUnderAnotherName shows that a known layer is not answered as the layer of another image. The
+// labels are those of a pod's annotations, which containerd passes on with the snapshot of the pod's
+// sandbox.
 func TestKnownUnderAnotherName(t *testing.T) {
 	requireRoot(t)
 	w := openWith(t, t.TempDir(), memory{}, skipping())
@@ -421,7 +428,8 @@ func TestUnpackedOnce(t *testing.T) {
 	l := w.blobs.add(t, tar)
 	first, err := w.Layers().Unpack(ctx, holder, l)
 	must(t, err)
-	plain := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(tar), Size: int64(len(tar))}, DiffID: l.DiffID}
+	plain := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(tar),
+		Size: int64(len(tar))}, DiffID: l.DiffID}
 	w.blobs[plain.Blob.Digest] = tar
 	second, err := w.Layers().Unpack(ctx, holder, plain)
 	must(t, err)
@@ -465,7 +473,8 @@ func TestNothingLeft(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
 	sn := w.For(metadata.Containerd)
-	layers := []layer.Pair{w.blobs.add(t, Tar(t, D("d").Mode(0o700), F("f", "1"))), w.blobs.add(t, Tar(t, F("d/x", "2"), H("g", "f")))}
+	layers := []layer.Pair{w.blobs.add(t, Tar(t, D("d").Mode(0o700), F("f", "1"))),
+		w.blobs.add(t, Tar(t, F("d/x", "2"), H("g", "f")))}
 	top, err := extract(ctx, sn, w, layers, true, "ns")
 	must(t, err)
 	_, err = sn.View(ctx, "view", top)

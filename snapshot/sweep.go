@@ -19,9 +19,9 @@ type Stats struct {
 	Snapshots int
 }
 
-// Sweep deletes directories that have no record, and finished unpacks that were not claimed in time. It renames them while
-// no directory can get a position, and deletes them afterwards. If something can't be deleted, Sweep goes on with the
-// rest and returns a leftover.Error; the next sweep tries again.
+// Sweep deletes directories that have no record, and finished unpacks that were not claimed in time. It
+// renames them while no directory can get a position, and deletes them afterwards. If something can't
+// be deleted, Sweep goes on with the rest and returns a leftover.Error; the next sweep tries again.
 func (s *Store) Sweep(ctx context.Context) (stats Stats, err error) {
 	ctx, end := observe.Begin(ctx, s.opts.Observe, observe.Event{Kind: observe.Sweep, Subject: "layers"})
 	freed := func() int64 { return 0 }
@@ -50,7 +50,8 @@ func (s *Store) moveUnrecorded() (stats Stats, moved []string, err error) {
 		if err != nil {
 			return err
 		}
-		snapshots, err := s.dir.Unrecorded(rootdir.Snapshots, func() (map[string]bool, error) { return snapshotDirs(tx) })
+		snapshots, err := s.dir.Unrecorded(rootdir.Snapshots,
+			func() (map[string]bool, error) { return snapshotDirs(tx) })
 		stats = Stats{Layers: len(layers), Snapshots: len(snapshots), Rootfs: len(rootfs) / 2}
 		gone = append(append(layers, snapshots...), rootfs...)
 		return err

@@ -25,7 +25,8 @@ func (w *world) transactions(t *testing.T) (n int) {
 	return n
 }
 
-// A container's snapshot costs one transaction: its Prepare takes the removal before it along, and the next names of directories.
+// A container's snapshot costs one transaction: its Prepare takes the removal before it along, and the
+// next names of directories.
 func TestTransactions(t *testing.T) {
 	const rounds = 200
 	w := open(t)
@@ -39,7 +40,8 @@ func TestTransactions(t *testing.T) {
 		must(t, err)
 		must(t, sn.Remove(ctx, key))
 	}
-	// A removal that is not followed by anything within a tenth of a second has one of its own, as on a machine that is busy.
+	// A removal that is not followed by anything within a tenth of a second has one of its own, as on a
+	// machine that is busy.
 	if got := w.transactions(t) - before; got < rounds || got > rounds+rounds/2 {
 		t.Errorf("%d transactions for %d snapshots", got, rounds)
 	}

@@ -51,11 +51,18 @@ type rootfsOf struct {
 // userRows are the rows that an ordinary user's rootfs are made of.
 func userRows() []stackRow {
 	return slices.Concat(stackRows, breakoutRows, hostileRows, entryRows, []stackRow{
-		{"directories that can't be written", [][]Item{{D("./").Mode(0o555), D("d").Mode(0o555), F("d/a", "1"), D("d/e").Mode(0o555), F("d/e/x", "2")},
-			{D("./").Mode(0o111), F("f", "5"), D("d").Mode(0o555), F("d/b", "3"), D("d/g").Mode(0o555), F("d/g/y", "4")}}, []string{". dir 0111", "d dir 0555", `d/a file "1"`, `d/b file "3"`, "d/e dir 0555",
-			`d/e/x file "2"`, "d/g dir 0555", `d/g/y file "4"`, `f file "5"`}, nil},
-		{"what its owner can't read", [][]Item{{D("./").Mode(0o311), D("d").Mode(0), F("d/a", "1").Mode(0o200), D("d/e").Mode(0o500), F("d/e/x", "2"), H("h", "d/a").Mode(0o200)},
-			{F("f", "4")}}, []string{". dir 0311", "d dir 0000", `d/a file 0200 "1"`, "d/e dir 0500", `d/e/x file "2"`, `f file "4"`, `h file 0200 "1" = d/a`}, nil},
+		{"directories that can't be written",
+			[][]Item{{D("./").Mode(0o555), D("d").Mode(0o555), F("d/a", "1"), D("d/e").Mode(0o555), F("d/e/x", "2")},
+				{D("./").Mode(0o111), F("f", "5"), D("d").Mode(0o555), F("d/b", "3"), D("d/g").Mode(0o555),
+					F("d/g/y", "4")}},
+			[]string{". dir 0111", "d dir 0555", `d/a file "1"`, `d/b file "3"`, "d/e dir 0555",
+				`d/e/x file "2"`, "d/g dir 0555", `d/g/y file "4"`, `f file "5"`}, nil},
+		{"what its owner can't read",
+			[][]Item{{D("./").Mode(0o311), D("d").Mode(0), F("d/a", "1").Mode(0o200), D("d/e").Mode(0o500),
+				F("d/e/x", "2"), H("h", "d/a").Mode(0o200)},
+				{F("f", "4")}},
+			[]string{". dir 0311", "d dir 0000", `d/a file 0200 "1"`, "d/e dir 0500", `d/e/x file "2"`, `f file "4"`,
+				`h file 0200 "1" = d/a`}, nil},
 	})
 }
 
@@ -162,7 +169,8 @@ func userPut(t *testing.T, root string, lists [][]Item, way string) (path string
 		}
 		recs = append(recs, rec)
 	}
-	return s.Layers().Assemble(ctx, holder, digest.FromString("m"), recs, &layer.AssembleOptions{Consume: way == "moved", NoSync: true})
+	return s.Layers().Assemble(ctx, holder, digest.FromString("m"), recs,
+		&layer.AssembleOptions{Consume: way == "moved", NoSync: true})
 }
 
 // userPrepared makes two containers above the layers, one after the other, and returns where the second is.

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestWorld runs the rows of TestStacks, TestBreakouts and TestHostile in a world of their own: an overlay over the whole file system,
-// so that whatever they change outside of their directory shows up in its upper directory. The paths that the
-// hostile rows aim at are there.
+// TestWorld runs the rows of TestStacks, TestBreakouts and TestHostile in a world of their own: an
+// overlay over the whole file system, so that whatever they change outside of their directory shows up
+// in its upper directory. The paths that the hostile rows aim at are there.
 func TestWorld(t *testing.T) {
 	requireMounts(t)
 	if testing.Short() {
@@ -55,7 +55,8 @@ func enterWorld(dir string) (*theWorld, error) {
 	lower, options := "/", "upperdir="+upper+",workdir="+work
 	if inNamespace() { // may not look below the mounts that the namespace was made with
 		lower, options = filepath.Join(dir, "lower"), "userxattr,"+options
-		if err := errors.Join(os.MkdirAll(filepath.Join(lower, "etc"), 0o755), os.Mkdir(filepath.Join(lower, "tmp"), 0o777)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Join(lower, "etc"), 0o755),
+			os.Mkdir(filepath.Join(lower, "tmp"), 0o777)); err != nil {
 			return nil, err
 		}
 	}
@@ -85,7 +86,8 @@ func enterWorld(dir string) (*theWorld, error) {
 func layCanary(root string) error {
 	canary := filepath.Join(root, "canary")
 	err := os.MkdirAll(filepath.Join(canary, "etc"), 0o755)
-	for name, mode := range map[string]os.FileMode{"secret": 0o400, "private": 0o600, "su": 0o755 | os.ModeSetuid, "victim": 0o644, "etc/passwd": 0o644} {
+	for name, mode := range map[string]os.FileMode{"secret": 0o400, "private": 0o600, "su": 0o755 | os.ModeSetuid,
+		"victim": 0o644, "etc/passwd": 0o644} {
 		path := filepath.Join(canary, name)
 		err = errors.Join(err, os.WriteFile(path, []byte(name), 0o600), os.Chmod(path, mode))
 	}

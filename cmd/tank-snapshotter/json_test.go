@@ -68,17 +68,20 @@ func TestJSONNames(t *testing.T) {
 		{tank.ImageInfo{}, `{"ref":"","digest":"","size":0,"created":"0001-01-01T00:00:00Z"}`},
 		{tank.ImageInfo{Ref: "r", Digest: "d", Manifest: "m", Platform: "p", Rootfs: "f", Size: 1,
 			Untagged: true, Created: moment},
-			`{"ref":"r","digest":"d","manifest":"m","platform":"p","rootfs":"f","size":1,"untagged":true,"created":"2026-01-02T03:04:05.000006Z"}`},
+			`{"ref":"r","digest":"d","manifest":"m","platform":"p","rootfs":"f","size":1,"untagged":true,` +
+				`"created":"2026-01-02T03:04:05.000006Z"}`},
 		{tank.Reclaimed{}, `{"images":0,"blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0}`},
 		{tank.Reclaimed{Images: 1, Blobs: 2, Ingests: 3, Layers: 4, Rootfs: 5, Snapshots: 6, Bytes: 7, Kept: "k",
 			Unfinished: []tank.Unfinished{{Holder: "h", Bytes: 8}, {Running: true}}},
 			`{"images":1,"blobs":2,"ingests":3,"layers":4,"rootfs":5,"snapshots":6,"bytes":7,"kept":"k",` +
 				`"unfinished":[{"holder":"h","bytes":8},{"holder":"","bytes":0,"running":true}]}`},
-		{tank.HolderInfo{}, `{"holder":"","blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":0}`},
+		{tank.HolderInfo{},
+			`{"holder":"","blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":0}`},
 		{tank.HolderInfo{Holder: "h", Blobs: 1, Ingests: 2, Layers: 3, Rootfs: 4, Snapshots: 5, Bytes: 6,
 			Exclusive: 7, Freed: 8, Running: true,
 			Database: "d", Seen: moment, Connected: true},
-			`{"holder":"h","blobs":1,"ingests":2,"layers":3,"rootfs":4,"snapshots":5,"bytes":6,"alone":7,"freed":8,"running":true,` +
+			`{"holder":"h","blobs":1,"ingests":2,"layers":3,"rootfs":4,"snapshots":5,"bytes":6,"alone":7,"freed":8,` +
+				`"running":true,` +
 				`"database":"d","seen":"2026-01-02T03:04:05.000006Z","connected":true}`},
 	} {
 		if got, err := json.Marshal(tc.value); err != nil || string(got) != tc.want {

@@ -337,8 +337,9 @@ func TestCheck(t *testing.T) {
 		}, same,
 			[]string{"max_concurrent_downloads = 5: CRI then pulls without"}},
 
-		{"a handler's images elsewhere", full, same, add("[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n" +
-			"  snapshotter = \"overlayfs\"\n"),
+		{"a handler's images elsewhere", full, same,
+			add("[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n" +
+				"  snapshotter = \"overlayfs\"\n"),
 			[]string{`The runtime handler "kata" has its images pulled with "overlayfs" ` +
 				`and its containers made with "tank"`}},
 		{"a handler's containers elsewhere", full, same,

@@ -29,7 +29,8 @@ func TestSpace(t *testing.T) {
 		}
 	}
 	for _, st := range []unix.Statfs_t{
-		{}, {Blocks: math.MaxUint64, Bsize: 2}, {Blocks: 1, Bavail: math.MaxUint64, Bsize: 1}, {Blocks: 1 << 62, Bsize: 4096},
+		{}, {Blocks: math.MaxUint64, Bsize: 2}, {Blocks: 1, Bavail: math.MaxUint64, Bsize: 1},
+		{Blocks: 1 << 62, Bsize: 4096},
 	} {
 		if s := space(&st); s.Free != math.MaxInt64 || s.Total != math.MaxInt64 {
 			t.Errorf("%+v: %+v", st, s)

@@ -19,7 +19,8 @@ import (
 // Of returns the class of an error: one of the errors of package errdefs, context.Canceled or
 // context.DeadlineExceeded. It returns nil if err is nil or has no class.
 func Of(err error) error {
-	if class := errdefs.Resolve(err); class != errdefs.ErrUnknown { //nolint:errorlint // Resolve returns the value itself
+	if class := errdefs.Resolve(
+		err); class != errdefs.ErrUnknown { //nolint:errorlint // Resolve returns the value itself
 		return class
 	}
 	return nil

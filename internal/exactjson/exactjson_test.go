@@ -132,7 +132,8 @@ func FuzzUnmarshal(f *testing.F) {
 		`{"layers":[],"layer\u017f":[{"size":1}]}`, `{"layers":[{"\u017fize":1,"size":2}]}`, `{"size":1,"size":2}`,
 		`{"os":"linux","rootfs":{"type":"layers","diff_ids":["d"]},
 			"config":{"Env":["A=b"],"Labels":{"a":"b","A":"c"}},"created":"2020-01-01T00:00:00Z"}`,
-		`{"os":"linux","OS":"x"}`, `{"named":{"a":{"size":1}},"any":{"Size":[1,{"size":2}]},"raw":[1],"plain":1,"Plain":"x"}`,
+		`{"os":"linux","OS":"x"}`,
+		`{"named":{"a":{"size":1}},"any":{"Size":[1,{"size":2}]},"raw":[1],"plain":1,"Plain":"x"}`,
 		`{"\ud800":1,"\udc00":2}`,
 		`[1,]`, `{"config":{"config":{}}}`, `{"labels":{"k":"v","\u212a":"w"}}`,
 	} {

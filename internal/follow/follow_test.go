@@ -37,9 +37,10 @@ func TestReader(t *testing.T) {
 		"superseded": {data, func(in *Ingest, table *Table, _ *Reader, _ context.CancelCauseFunc) {
 			table.Committed(d, nil)
 		}, data, nil},
-		"superseded by something else": {"0122....", func(in *Ingest, table *Table, _ *Reader, _ context.CancelCauseFunc) {
-			table.Committed(d, nil)
-		}, "0123", errdefs.IsUnavailable},
+		"superseded by something else": {"0122....",
+			func(in *Ingest, table *Table, _ *Reader, _ context.CancelCauseFunc) {
+				table.Committed(d, nil)
+			}, "0123", errdefs.IsUnavailable},
 		"superseded and removed": {"", func(in *Ingest, table *Table, _ *Reader, _ context.CancelCauseFunc) {
 			table.Committed(d, nil)
 		}, "0123", errdefs.IsNotFound},
@@ -87,7 +88,8 @@ func TestReader(t *testing.T) {
 			}
 			time.AfterFunc(time.Millisecond, func() { tc.then(in, table, r, cancel) })
 			rest, err := io.ReadAll(r)
-			if got := string(got) + string(rest); got != tc.want || tc.is == nil != (err == nil) || tc.is != nil && !tc.is(err) {
+			if got := string(got) + string(rest); got != tc.want || tc.is == nil != (err == nil) || tc.is != nil &&
+				!tc.is(err) {
 				t.Errorf("read %q, %v", got, err)
 			}
 		})

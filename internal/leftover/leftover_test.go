@@ -35,7 +35,8 @@ func TestJoin(t *testing.T) {
 		if left != nil {
 			count, protected = left.Count, left.Protected
 		}
-		if count != tc.count || protected != tc.protected || !errors.Is(rest, tc.rest) || (tc.rest == nil) != (rest == nil) {
+		if count != tc.count || protected != tc.protected || !errors.Is(rest, tc.rest) ||
+			(tc.rest == nil) != (rest == nil) {
 			t.Errorf("%s: %+v, rest %v", name, left, rest)
 		}
 		if tc.text != "" && !strings.Contains(tc.err.Error(), tc.text) {

@@ -50,7 +50,8 @@ func (l *Layout) ForeignBlobs() (map[digest.Digest]bool, error) {
 			continue
 		}
 		if err := f.need(d.Digest); err != nil {
-			return nil, fmt.Errorf("index.json: entry %s of another program: %w", printable.Text(d.Digest.String()), err)
+			return nil, fmt.Errorf("index.json: entry %s of another program: %w", printable.Text(d.Digest.String()),
+				err)
 		}
 	}
 	return f.needed, nil

@@ -249,7 +249,8 @@ func (l *Layout) Images() (own []ocispec.Descriptor, err error) {
 		switch {
 		case json.Unmarshal(raw, &d) != nil:
 		case isOwn(d):
-			d.Annotations = map[string]string{ocispec.AnnotationRefName: entryRef(d)} // another program may have taken its name
+			// another program may have taken its name
+			d.Annotations = map[string]string{ocispec.AnnotationRefName: entryRef(d)}
 			own = append(own, d)
 		case !marked:
 			own = append(own, d)

@@ -15,7 +15,8 @@ import (
 )
 
 func image(name string) Image {
-	return Image{name, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name), Size: 1}}
+	return Image{name,
+		ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name), Size: 1}}
 }
 
 func of(images ...Image) func() ([]Image, error) {

@@ -43,7 +43,8 @@ func TestBars(t *testing.T) {
 	for n, claimed := range []int64{2e17, math.MaxInt64, -1, 0} {
 		for _, offset := range []int64{claimed, 1, -1, math.MaxInt64} {
 			at(3, Event{Digest: digest.Digest(fmt.Sprint(n)), Offset: offset, Total: claimed})
-			at(4+n, Event{Digest: digest.Digest(fmt.Sprint(n)), Offset: offset / 2, Total: claimed, Done: true}) // draws
+			// draws
+			at(4+n, Event{Digest: digest.Digest(fmt.Sprint(n)), Offset: offset / 2, Total: claimed, Done: true})
 		}
 	}
 	at(5, Event{Digest: "x\x1b[2J", Total: 2e17})

@@ -72,7 +72,10 @@ func TestKeep(t *testing.T) {
 // TestSpend has the reserve give what a full disk lacks, and come back.
 func TestSpend(t *testing.T) {
 	for name, fill := range map[string]func(dir string) error{
-		"no byte": func(dir string) error { return os.WriteFile(filepath.Join(dir, "fill"), make([]byte, 8<<20), 0o600) },
+		"no byte": func(
+			dir string) error {
+			return os.WriteFile(filepath.Join(dir, "fill"), make([]byte, 8<<20), 0o600)
+		},
 		"no inode": func(dir string) error {
 			for i := range 1000 {
 				if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("fill", i)), nil, 0o600); err != nil {

@@ -82,7 +82,8 @@ func (d *Dir) Build(path string, fill, sync func() error) error {
 // MoveStaged returns errdefs.ErrInvalidArgument.
 func (d *Dir) MoveStaged(from, to string) error {
 	below, err := filepath.Rel(d.root, to)
-	if err != nil || below == "." || !filepath.IsLocal(below) || !slices.ContainsFunc(strings.Split(below, "/"), IsStaged) {
+	if err != nil || below == "." || !filepath.IsLocal(below) ||
+		!slices.ContainsFunc(strings.Split(below, "/"), IsStaged) {
 		return fmt.Errorf("move to %s: not a staged name: %w", to, errdefs.ErrInvalidArgument)
 	}
 	return d.fs.Rename(from, to)

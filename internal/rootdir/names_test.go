@@ -16,7 +16,8 @@ func TestLeft(t *testing.T) {
 		}
 		return path
 	}
-	left := []string{touch(before.pathIn(dir, "layer-abc")), touch(before.pathIn(dir, "trash")), touch(filepath.Join(dir, ".other"))}
+	left := []string{touch(before.pathIn(dir, "layer-abc")), touch(before.pathIn(dir, "trash")),
+		touch(filepath.Join(dir, ".other"))}
 	touch(now.pathIn(dir, "layer-abc"))
 	touch(filepath.Join(dir, "17"))
 	touch(filepath.Join(dir, "lost+found"))

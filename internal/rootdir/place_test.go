@@ -87,13 +87,15 @@ func record(kind metadata.Kind, name string) Record {
 		switch kind {
 		case metadata.KindBlob:
 			d := digest.NewDigestFromEncoded(digest.SHA256, dir)
-			return true, errors.Join(tx.PutBlob(metadata.Blob{Digest: d}), tx.Hold(metadata.Containerd, metadata.BlobNode(d)))
+			return true, errors.Join(tx.PutBlob(metadata.Blob{Digest: d}),
+				tx.Hold(metadata.Containerd, metadata.BlobNode(d)))
 		case metadata.KindLayer:
 			return true, errors.Join(tx.PutLayer(metadata.Layer{Key: name, Dir: dir}),
 				tx.Hold(metadata.Containerd, metadata.LayerNode(name)))
 		case metadata.KindRootfs:
 			d := digest.NewDigestFromEncoded(digest.SHA256, dir)
-			return true, errors.Join(tx.PutRootfs(metadata.Rootfs{Manifest: d}), tx.Hold(metadata.Containerd, metadata.RootfsNode(d)))
+			return true, errors.Join(tx.PutRootfs(metadata.Rootfs{Manifest: d}),
+				tx.Hold(metadata.Containerd, metadata.RootfsNode(d)))
 		default:
 			return true, errors.Join(tx.PutSnapshot(metadata.Snapshot{Key: name, Kind: metadata.Active, Dir: dir}),
 				tx.Hold(metadata.Containerd, metadata.SnapshotNode(name)))
@@ -155,7 +157,8 @@ func TestPlace(t *testing.T) {
 				swept := make(chan bool)
 				put := record(kind, "key")
 				err := d.Place(d.build(kind), func(tx *metadata.Tx, dir string) (bool, error) {
-					if entries := d.entries(); !slices.ContainsFunc(entries, func(p string) bool { return filepath.Base(p) == dir }) {
+					if entries := d.entries(); !slices.ContainsFunc(entries,
+						func(p string) bool { return filepath.Base(p) == dir }) {
 						t.Errorf("entry %s is not in its position: %q", dir, entries)
 					}
 					go func() {
@@ -195,14 +198,21 @@ func TestPlaceFails(t *testing.T) {
 		blob  []string // what remains of a blob
 		want  error    // nil: no error
 	}{
-		{name: "rename", fault: "rename %s: fail EIO", blob: []string{"ingest/data"}, want: errors.New("input/output error")},
+		{name: "rename", fault: "rename %s: fail EIO", blob: []string{"ingest/data"},
+			want: errors.New("input/output error")},
 		{name: "record", want: refused, blob: []string{"blobs/sha256/" + hex},
-			put: func(metadata.Kind) Record { return func(*metadata.Tx, string) (bool, error) { return true, refused } }},
+			put: func(metadata.Kind) Record {
+				return func(*metadata.Tx, string) (bool, error) {
+					return true,
+						refused
+				}
+			}},
 		{name: "record without a holder", want: errdefs.ErrFailedPrecondition, blob: []string{"blobs/sha256/" + hex},
 			put: func(k metadata.Kind) Record {
 				return func(tx *metadata.Tx, dir string) (bool, error) {
 					_, err := record(k, "key")(tx, dir)
-					return true, errors.Join(err, tx.ReleaseAll(metadata.Containerd), tx.PutLayer(metadata.Layer{Key: "free"}))
+					return true, errors.Join(err, tx.ReleaseAll(metadata.Containerd),
+						tx.PutLayer(metadata.Layer{Key: "free"}))
 				}
 			}},
 		{name: "not needed", blob: []string{"blobs/sha256/" + hex},
@@ -229,7 +239,8 @@ func TestPlaceFails(t *testing.T) {
 				switch {
 				case row.want == nil && err != nil:
 					t.Errorf("error: %v", err)
-				case row.want != nil && (err == nil || !errors.Is(err, row.want) && !strings.Contains(err.Error(), row.want.Error())):
+				case row.want != nil &&
+					(err == nil || !errors.Is(err, row.want) && !strings.Contains(err.Error(), row.want.Error())):
 					t.Errorf("error %v, want %v", err, row.want)
 				}
 				d.Wait()

@@ -185,7 +185,8 @@ var firstNames = append([]string{
 // a lock file, the database decides.
 func madeByFirst(root string, names []string) bool {
 	has := func(n string) bool { return slices.Contains(names, n) }
-	all := !slices.ContainsFunc(firstDirs, func(dir string) bool { return !has(dir) || !isDir(filepath.Join(root, dir)) })
+	all := !slices.ContainsFunc(firstDirs,
+		func(dir string) bool { return !has(dir) || !isDir(filepath.Join(root, dir)) })
 	switch {
 	case has("lock"):
 		only := !slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(firstNames, n) })

@@ -30,7 +30,8 @@ func makeRoot(fs fsys.FS, root string) error {
 // directories are Tank's own directories in a root, each after its parent. Directories of images
 // are not among them.
 var directories = []string{
-	"blobs", "blobs/sha256", "blobs/sha512", "ingest", "layers", "rootfs", "rootfs/sha256", "rootfs/sha512", "snapshots",
+	"blobs", "blobs/sha256", "blobs/sha512", "ingest", "layers", "rootfs", "rootfs/sha256", "rootfs/sha512",
+	"snapshots",
 	"staging", "lost", "reserve",
 }
 

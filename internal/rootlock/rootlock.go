@@ -263,7 +263,8 @@ func (l *Lock) Unused() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if slices.ContainsFunc(names, func(n string) bool { return n == Database || strings.HasPrefix(n, Database+".old") }) {
+	if slices.ContainsFunc(names,
+		func(n string) bool { return n == Database || strings.HasPrefix(n, Database+".old") }) {
 		return false, nil
 	}
 	for _, dir := range directories {

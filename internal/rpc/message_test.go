@@ -29,7 +29,8 @@ func TestMessagesAreEscaped(t *testing.T) {
 			if strings.ContainsAny(after.Message(), "\x1b\u009b\n") || len(after.Message()) > 8<<10 {
 				t.Errorf("message %.200q", after.Message())
 			}
-			if before.Code() != after.Code() || errdefs.IsNotFound(errgrpc.ToNative(err)) != errdefs.IsNotFound(errgrpc.ToNative(tt.err)) {
+			if before.Code() != after.Code() ||
+				errdefs.IsNotFound(errgrpc.ToNative(err)) != errdefs.IsNotFound(errgrpc.ToNative(tt.err)) {
 				t.Errorf("class of %v, was that of %v", after.Code(), before.Code())
 			}
 		})

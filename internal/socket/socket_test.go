@@ -59,7 +59,8 @@ func TestGrantFollowsNoLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := errors.Join(os.Chmod(socket, 0o600), os.WriteFile(file, nil, 0o600), os.Symlink(file, dir+"/link"), os.Symlink(socket, dir+"/tosocket"),
+	if err := errors.Join(os.Chmod(socket, 0o600), os.WriteFile(file, nil, 0o600), os.Symlink(file, dir+"/link"),
+		os.Symlink(socket, dir+"/tosocket"),
 		os.Link(socket, dir+"/hard")); err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +74,8 @@ func TestGrantFollowsNoLink(t *testing.T) {
 		}
 	}
 	for _, path := range []string{file, socket} {
-		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 || int(fi.Sys().(*syscall.Stat_t).Gid) != os.Getegid() {
+		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 ||
+			int(fi.Sys().(*syscall.Stat_t).Gid) != os.Getegid() {
 			t.Errorf("%s: %v, %v", path, fi.Mode(), err)
 		}
 	}
@@ -209,7 +211,8 @@ func TestGroupWindow(t *testing.T) {
 		}
 	}()
 	deadline := time.Now().Add(time.Minute)
-	for n := 0; n < 200 || seen.Load() == 0 && time.Now().Before(deadline); n++ { // on a machine that is busy nobody may watch yet
+	// on a machine that is busy nobody may watch yet
+	for n := 0; n < 200 || seen.Load() == 0 && time.Now().Before(deadline); n++ {
 		l, err := Listen(t.Context(), dir, "s", &Options{Group: &Group{gid, 0o660}})
 		if err != nil {
 			t.Fatal(err)

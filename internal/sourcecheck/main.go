@@ -1,9 +1,10 @@
 // Command sourcecheck checks the text of the repository: the width of its lines, and that what its comments and
 // documents refer to exists.
 //
-// It owns no data and writes nothing. Its invariant: it reads only files below the directory that it is given, so it
-// needs neither git nor a network. `make lint` runs it, and so do its own tests. A surprising rule: it compares the case
-// ids and the names of tests in documents with the code, so renaming a test can make it fail.
+// It owns no data and writes nothing. Its invariant: it reads only files below the directory that it is
+// given, so it needs neither git nor a network. `make lint` runs it, and so do its own tests. A
+// surprising rule: it compares the case ids and the names of tests in documents with the code, so
+// renaming a test can make it fail.
 package main
 
 import (

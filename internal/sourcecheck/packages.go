@@ -24,7 +24,8 @@ func (t *tree) unlisted() (faults []string) {
 	for _, name := range t.files(".go") {
 		dir := path.Dir(name)
 		top, _, _ := strings.Cut(dir, "/")
-		if !strings.HasSuffix(name, "_test.go") && dir != "." && top != "integration" && !strings.Contains(dir, "testdata") {
+		if !strings.HasSuffix(name, "_test.go") && dir != "." && top != "integration" &&
+			!strings.Contains(dir, "testdata") {
 			packages[dir] = true
 		}
 	}

@@ -40,7 +40,8 @@ func (t *tree) brokenLinks() (faults []string) {
 			case !t.names[to]:
 				faults = append(faults, fmt.Sprintf("%s: link to %s, which does not exist", at, to))
 			case anchor != "" && !anchors(t.text[to])[anchor]:
-				faults = append(faults, fmt.Sprintf("%s: link to a heading #%s, which %s does not have", at, anchor, to))
+				faults = append(faults,
+					fmt.Sprintf("%s: link to a heading #%s, which %s does not have", at, anchor, to))
 			}
 		}
 	}
@@ -123,7 +124,8 @@ func (t *tree) missingTests() (faults []string) {
 }
 
 // missing returns the matches of a pattern's first group, in files with these extensions, for which exists is false.
-func (t *tree) missing(pattern *regexp.Regexp, fault string, exists func(string) bool, exts ...string) (faults []string) {
+func (t *tree) missing(pattern *regexp.Regexp, fault string, exists func(string) bool,
+	exts ...string) (faults []string) {
 	for _, ext := range exts {
 		for _, name := range t.files(ext) {
 			if strings.HasPrefix(name, examples) {

@@ -82,7 +82,8 @@ func TestWideGo(t *testing.T) {
 // TestReferences: each kind of reference that leads nowhere is found, and none that leads somewhere.
 func TestReferences(t *testing.T) {
 	good := map[string]string{
-		"docs/a.md":            "# A b: c\n[x](#a-b-c) [y](adr/0012-it.md) [z](../x/x.go) [w](https://h/none) ADR 12, TestGood, TestGo*\n",
+		"docs/a.md": "# A b: c\n[x](#a-b-c) [y](adr/0012-it.md) [z](../x/x.go) [w](https://h/none) ADR " +
+			"12, TestGood, TestGo*\n",
 		"docs/adr/0012-it.md":  "# It\n[x](../a.md#a-b-c)\n",
 		"x/x.go":               "package x\n\n// See docs/adr/0012 and docs/a.md (ADR 12), not other/docs/b.\n",
 		"x/x_test.go":          "package x\n\nfunc TestGood(t *testing.T) {}\n",
@@ -93,10 +94,12 @@ func TestReferences(t *testing.T) {
 		"bin/skipped.md":       "[x](none.md)\n",
 	}
 	for name, tc := range map[string]struct{ file, text, want string }{
-		"nothing":  {"docs/c.md", "text\n", ""},
-		"file":     {"docs/c.md", "\n[x](none.md)\n", "docs/c.md:2: link to docs/none.md, which does not exist"},
-		"heading":  {"docs/c.md", "[x](a.md#none)\n", "docs/c.md:1: link to a heading #none, which docs/a.md does not have"},
-		"own":      {"docs/c.md", "[x](#none)\n", "docs/c.md:1: link to a heading #none, which docs/c.md does not have"},
+		"nothing": {"docs/c.md", "text\n", ""},
+		"file":    {"docs/c.md", "\n[x](none.md)\n", "docs/c.md:2: link to docs/none.md, which does not exist"},
+		"heading": {"docs/c.md", "[x](a.md#none)\n",
+			"docs/c.md:1: link to a heading #none, which docs/a.md does not have"},
+		"own": {"docs/c.md", "[x](#none)\n",
+			"docs/c.md:1: link to a heading #none, which docs/c.md does not have"},
 		"path":     {"x/y.go", "// docs/none.md\n", "x/y.go:1: docs/none.md does not exist"},
 		"decision": {"x/y.go", "// ADR 13\n", "x/y.go:1: 13 is the number of no decision record"},
 		"broken":   {"x/y.go", "// ADR\n// 13\n", "x/y.go:2: 13 is the number of no decision record"},

@@ -14,7 +14,7 @@ const (
 	tabColumns = 4
 
 	// wideGoLines is how many lines of Go may still be wider than maxColumns. It is only ever made smaller.
-	wideGoLines = 1600
+	wideGoLines = 60
 )
 
 var (

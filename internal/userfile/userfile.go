@@ -42,7 +42,8 @@ func ReadFile(ctx context.Context, path string, limit int64) ([]byte, error) {
 	switch kind := st.Mode & unix.S_IFMT; {
 	case kind == unix.S_IFDIR:
 		return nil, fmt.Errorf("file %s: a directory: %w", path, errdefs.ErrInvalidArgument)
-	case kind == unix.S_IFREG && st.Size > limit: // checked first, so that nothing of a sparse file of a terabyte is read
+	// checked first, so that nothing of a sparse file of a terabyte is read
+	case kind == unix.S_IFREG && st.Size > limit:
 		return nil, tooLarge(path, limit)
 	}
 	r := reader{fd: fd, pipe: st.Mode&unix.S_IFMT == unix.S_IFIFO, silent: time.Now().Add(writerWithin)}

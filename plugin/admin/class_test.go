@@ -30,9 +30,12 @@ func TestErrorsHaveClasses(t *testing.T) {
 	ctx = t.Context()
 	none := filepath.Join(dir, "none", "tank.sock")
 	functions := map[string]func() error{
-		"Dial":           func() error { _, err := admin.Dial(ctx, none, nil); return err },
-		"Listen":         func() error { _, err := admin.Listen(ctx, filepath.Dir(none)); return err },
-		"Reach":          func() error { return admin.Reach(ctx, "/dev/null", nil, func(tank.Service) error { return nil }) },
+		"Dial":   func() error { _, err := admin.Dial(ctx, none, nil); return err },
+		"Listen": func() error { _, err := admin.Listen(ctx, filepath.Dir(none)); return err },
+		"Reach": func() error {
+			return admin.Reach(ctx, "/dev/null", nil,
+				func(tank.Service) error { return nil })
+		},
 		"Client.Pull":    func() error { _, err := c.Pull(ctx, "x:1", nil); return err },
 		"Client.Images":  func() error { _, err := c.Images(ctx); return err },
 		"Client.Inspect": func() error { _, err := c.Inspect(ctx, "x:1"); return err },

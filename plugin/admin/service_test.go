@@ -131,7 +131,8 @@ func TestService(t *testing.T) {
 	if img.Ref != "r" || string(img.Config) != `{"a":1}` || len(lines) != 1 || lines[0] != "pulling r as me" {
 		t.Errorf("image %+v, lines %q", img, lines)
 	}
-	if want := (tank.Event{Digest: digest.FromString("layer"), Offset: 3, Total: 4}); len(events) != 1 || events[0] != want {
+	if want := (tank.Event{Digest: digest.FromString("layer"), Offset: 3, Total: 4}); len(events) != 1 ||
+		events[0] != want {
 		t.Errorf("events %+v", events)
 	}
 	if _, err := c.Pull(ctx, "none", nil); !errdefs.IsNotFound(err) {
@@ -160,13 +161,15 @@ func TestService(t *testing.T) {
 	if len(faults) != 1 || faults[0].Error() != "blob x: missing" || !errdefs.IsDataLoss(faults[0]) {
 		t.Errorf("faults %+v", faults)
 	}
-	if hs, err := c.Holders(ctx); err != nil || len(hs) != 1 || hs[0] != (tank.HolderInfo{Holder: "containerd", Blobs: 2, Exclusive: 7}) {
+	if hs, err := c.Holders(ctx); err != nil || len(hs) != 1 ||
+		hs[0] != (tank.HolderInfo{Holder: "containerd", Blobs: 2, Exclusive: 7}) {
 		t.Errorf("holders %+v, %v", hs, err)
 	}
 	if _, err := c.Release(ctx, "containerd", nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("release without force: %v", err)
 	}
-	if h, err := c.Release(ctx, "containerd", &tank.ReleaseOptions{Force: true}); err != nil || h.Holder != "containerd" {
+	if h, err := c.Release(ctx, "containerd", &tank.ReleaseOptions{Force: true}); err != nil ||
+		h.Holder != "containerd" {
 		t.Errorf("release %+v, %v", h, err)
 	}
 }

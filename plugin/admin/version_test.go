@@ -26,14 +26,17 @@ func TestVersions(t *testing.T) {
 		want          int    // 0: none
 		text          string // of the error
 	}{
-		"equal":              {[2]int{1, 2}, [2]int{1, 2}, 2, ""},
-		"an older client":    {[2]int{1, 1}, [2]int{1, 2}, 1, ""},
-		"an older owner":     {[2]int{1, 2}, [2]int{1, 1}, 1, ""},
-		"a newer client":     {[2]int{2, 4}, [2]int{1, 2}, 2, ""},
-		"a newer owner":      {[2]int{1, 2}, [2]int{2, 4}, 2, ""},
-		"a client too old":   {[2]int{1, 1}, [2]int{2, 3}, 0, "the client speaks version 1, the owner of the root versions 2 to 3"},
-		"a client too new":   {[2]int{3, 4}, [2]int{2, 2}, 0, "the client speaks versions 3 to 4, the owner of the root version 2"},
-		"an owner of before": {[2]int{2, 3}, [2]int{0, 0}, 0, "the client speaks versions 2 to 3, the owner of the root version 1"},
+		"equal":           {[2]int{1, 2}, [2]int{1, 2}, 2, ""},
+		"an older client": {[2]int{1, 1}, [2]int{1, 2}, 1, ""},
+		"an older owner":  {[2]int{1, 2}, [2]int{1, 1}, 1, ""},
+		"a newer client":  {[2]int{2, 4}, [2]int{1, 2}, 2, ""},
+		"a newer owner":   {[2]int{1, 2}, [2]int{2, 4}, 2, ""},
+		"a client too old": {[2]int{1, 1}, [2]int{2, 3}, 0,
+			"the client speaks version 1, the owner of the root versions 2 to 3"},
+		"a client too new": {[2]int{3, 4}, [2]int{2, 2}, 0,
+			"the client speaks versions 3 to 4, the owner of the root version 2"},
+		"an owner of before": {[2]int{2, 3}, [2]int{0, 0}, 0,
+			"the client speaks versions 2 to 3, the owner of the root version 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := ""
@@ -51,7 +54,8 @@ func TestVersions(t *testing.T) {
 				}
 				return
 			}
-			if !errdefs.IsNotImplemented(err) || !cause.Is(err, cause.Version) || !strings.Contains(err.Error(), tc.text) {
+			if !errdefs.IsNotImplemented(err) || !cause.Is(err, cause.Version) ||
+				!strings.Contains(err.Error(), tc.text) {
 				t.Errorf("error %v of %v", err, cause.Of(err))
 			}
 		})
@@ -84,13 +88,18 @@ func listen(t *testing.T, register func(*rpc.Server)) string {
 func TestClientOfVersion1(t *testing.T) {
 	conn := raw(t, serve(t, fakeService{"/root"}, nil))
 	for method, tc := range map[string]struct{ send, want string }{
-		"Root":    {`{}`, `{"root":"/root","version":1}`},
-		"Images":  {`{}`, `[{"ref":"x","digest":"","size":0,"created":"0001-01-01T00:00:00Z"}]`},
-		"Inspect": {`{"ref":"x"}`, `{"ref":"x","target":{"mediaType":"","digest":"","size":0},"created":"0001-01-01T00:00:00Z","updated":"0001-01-01T00:00:00Z","platforms":[{"platform":"","manifest":{"mediaType":"","digest":"","size":0},"layers":null,"diffIDs":null,"config":{"a":1}}]}`},
-		"GC":      {`{}`, `{"images":0,"blobs":3,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0}`},
-		"Check":   {`{}`, `[{"what":"blob","name":"x","message":"blob x: missing"}]`},
-		"Holders": {`{}`, `[{"holder":"containerd","blobs":2,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":7}]`},
-		"Release": {`{"holder":"h","force":true}`, `{"holder":"h","blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":0}`},
+		"Root":   {`{}`, `{"root":"/root","version":1}`},
+		"Images": {`{}`, `[{"ref":"x","digest":"","size":0,"created":"0001-01-01T00:00:00Z"}]`},
+		"Inspect": {`{"ref":"x"}`,
+			`{"ref":"x","target":{"mediaType":"","digest":"","size":0},"created":"0001-01-01T00:00:00Z",` +
+				`"updated":"0001-01-01T00:00:00Z","platforms":[{"platform":"","manifest":{"mediaType":"",` +
+				`"digest":"","size":0},"layers":null,"diffIDs":null,"config":{"a":1}}]}`},
+		"GC":    {`{}`, `{"images":0,"blobs":3,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0}`},
+		"Check": {`{}`, `[{"what":"blob","name":"x","message":"blob x: missing"}]`},
+		"Holders": {`{}`,
+			`[{"holder":"containerd","blobs":2,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":7}]`},
+		"Release": {`{"holder":"h","force":true}`,
+			`{"holder":"h","blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":0}`},
 	} {
 		var got string
 		err := conn.Invoke(t.Context(), "/tank.admin.v1.Admin/"+method, tc.send, &got, grpc.ForceCodec(jsonText{}))
@@ -101,7 +110,9 @@ func TestClientOfVersion1(t *testing.T) {
 	stream, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
 		"/tank.admin.v1.Admin/Pull", grpc.ForceCodec(jsonText{}))
 	must(t, err)
-	must(t, stream.SendMsg(`{"request":{"ref":"r","platform":"linux/amd64","refresh":true,"noRootfs":true,"hostsFiles":{"x/hosts.toml":""},"ownHosts":true}}`))
+	must(t, stream.SendMsg(
+		`{"request":{"ref":"r","platform":"linux/amd64","refresh":true,"noRootfs":true,`+
+			`"hostsFiles":{"x/hosts.toml":""},"ownHosts":true}}`))
 	d, layer := digest.FromString("r").String(), digest.FromString("layer").String()
 	for _, want := range []string{
 		`{"ask":{"id":1,"host":"docker.io"}}`,
@@ -115,7 +126,9 @@ func TestClientOfVersion1(t *testing.T) {
 			t.Errorf("pull: %s, want %s", got, want)
 		}
 		if strings.Contains(got, "ask") {
-			must(t, stream.SendMsg(`{"answer":{"id":1,"credential":{"Username":"me","Password":"secret","IdentityToken":"","RegistryToken":""}}}`))
+			must(t, stream.SendMsg(
+				`{"answer":{"id":1,"credential":{"Username":"me","Password":"secret","IdentityToken":"",`+
+					`"RegistryToken":""}}}`))
 		}
 	}
 }
@@ -123,14 +136,17 @@ func TestClientOfVersion1(t *testing.T) {
 // serveVersion1 answers as programs did before the protocol had versions, and checks what it is sent.
 func serveVersion1(t *testing.T) string {
 	replies := map[string]string{
-		"Root":    `{"root":"/root"}`,
-		"Images":  `[{"ref":"x","digest":"d","manifest":"m","platform":"p","size":5,"created":"2026-01-02T03:04:05Z"}]`,
-		"Inspect": `{"ref":"x","target":{"mediaType":"","digest":"","size":0},"created":"0001-01-01T00:00:00Z","updated":"0001-01-01T00:00:00Z","platforms":null}`,
-		"Remove":  `{}`,
-		"GC":      `{"images":1,"blobs":3,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"unfinished":[{"holder":"pull/x","bytes":4}]}`,
+		"Root":   `{"root":"/root"}`,
+		"Images": `[{"ref":"x","digest":"d","manifest":"m","platform":"p","size":5,"created":"2026-01-02T03:04:05Z"}]`,
+		"Inspect": `{"ref":"x","target":{"mediaType":"","digest":"","size":0},"created":"0001-01-01T00:00:00Z",` +
+			`"updated":"0001-01-01T00:00:00Z","platforms":null}`,
+		"Remove": `{}`,
+		"GC": `{"images":1,"blobs":3,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,` +
+			`"unfinished":[{"holder":"pull/x","bytes":4}]}`,
 		"Check":   `[{"what":"blob","name":"x","message":"blob x: missing"}]`,
 		"Holders": `[{"holder":"h","blobs":2,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":9,"alone":7}]`,
-		"Release": `{"holder":"h","blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":0,"freed":7}`,
+		"Release": `{"holder":"h","blobs":0,"ingests":0,"layers":0,"rootfs":0,"snapshots":0,"bytes":0,"alone":0,` +
+			`"freed":7}`,
 	}
 	d := grpc.ServiceDesc{ServiceName: "tank.admin.v1.Admin", HandlerType: (*any)(nil)}
 	for name, reply := range replies {
@@ -148,18 +164,22 @@ func serveVersion1(t *testing.T) string {
 					Credential map[string]string
 				}
 			}
-			if err := s.RecvMsg(&first); err != nil || first.Request["ref"] != "r" || first.Request["noRootfs"] != true {
+			if err := s.RecvMsg(&first); err != nil || first.Request["ref"] != "r" ||
+				first.Request["noRootfs"] != true {
 				t.Errorf("request %v, %v", first.Request, err)
 			}
 			if err := s.SendMsg(json.RawMessage(`{"ask":{"id":7,"host":"docker.io"}}`)); err != nil {
 				return err
 			}
-			if err := s.RecvMsg(&answer); err != nil || answer.Answer.ID != 7 || answer.Answer.Credential["Username"] != "me" {
+			if err := s.RecvMsg(&answer); err != nil || answer.Answer.ID != 7 ||
+				answer.Answer.Credential["Username"] != "me" {
 				t.Errorf("answer %v, %v", answer, err)
 			}
 			_ = s.SendMsg(json.RawMessage(`{"progress":{"line":"pulling"}}`))
 			d := "sha256:" + strings.Repeat("a", 64)
-			return s.SendMsg(json.RawMessage(`{"image":{"ref":"r","digest":"` + d + `","manifest":"` + d + `","config":{},"cached":true}}`))
+			return s.SendMsg(
+				json.RawMessage(`{"image":{"ref":"r","digest":"` + d + `","manifest":"` + d +
+					`","config":{},"cached":true}}`))
 		}}}
 	return listen(t, func(s *rpc.Server) { s.RegisterService(&d, struct{}{}) })
 }
@@ -175,9 +195,12 @@ func TestOwnerOfVersion1(t *testing.T) {
 	}
 	var lines []string
 	img, err := c.Pull(ctx, "r", &tank.PullOptions{
-		NoRootfs:    true,
-		Log:         func(line string) { lines = append(lines, line) },
-		Credentials: func(context.Context, string) (tank.Credential, error) { return tank.Credential{Username: "me"}, nil },
+		NoRootfs: true,
+		Log:      func(line string) { lines = append(lines, line) },
+		Credentials: func(context.Context, string) (tank.Credential, error) {
+			return tank.Credential{Username: "me"},
+				nil
+		},
 	})
 	if err != nil || img.Ref != "r" || !img.Cached || len(lines) != 1 {
 		t.Errorf("pull %+v, %q, %v", img, lines, err)

@@ -9,7 +9,8 @@ import (
 
 // A user's login for one registry takes precedence over Docker's configuration for all others.
 func ExampleLogin() {
-	source := auth.Login("registry.example.com", auth.Credential{Username: "alice", Password: "secret"}, auth.DockerConfig(""))
+	source := auth.Login("registry.example.com", auth.Credential{Username: "alice", Password: "secret"},
+		auth.DockerConfig(""))
 	credential, err := source(context.Background(), "registry.example.com")
 	if err != nil {
 		panic(err)

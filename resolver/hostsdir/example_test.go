@@ -13,5 +13,6 @@ func ExampleValidate() {
 capabilities = ["fetch"]
 `))
 	fmt.Println(err)
-	// Output: host "https://mirror.example.com": capability "fetch" is not one of pull, resolve, push, referrers: invalid argument
+	// Output: host "https://mirror.example.com": capability "fetch" is not one of pull, resolve, push,
+	// referrers: invalid argument
 }

@@ -22,7 +22,8 @@ func TestHostNames(t *testing.T) {
 		{"example.com", "", []string{"example.com"}},
 		{"example.com", "no toml", []string{"example.com"}},
 		{"registry-1.docker.io", "", []string{"docker.io"}},
-		{"docker.io", "server = \"https://registry-1.docker.io\"\n[host.\"https://mirror.test:5000/v2/hub\"]\n[host.\"other.test\".header]\nx = \"y\"\n",
+		{"docker.io", "server = \"https://registry-1.docker.io\"\n[host.\"https://mirror.test:5000/v2/hub\"]\n" +
+			"[host.\"other.test\".header]\nx = \"y\"\n",
 			[]string{"docker.io", "mirror.test:5000", "other.test", "docker.io"}},
 	} {
 		if got := Names(tt.registry, []byte(tt.toml)); !slices.Equal(got, tt.want) {

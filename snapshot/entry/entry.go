@@ -32,7 +32,8 @@ const (
 )
 
 var typeNames = [...]string{
-	Dir: "dir", File: "file", Symlink: "symlink", Fifo: "fifo", Char: "char", Block: "block", Whiteout: "whiteout", Link: "link",
+	Dir: "dir", File: "file", Symlink: "symlink", Fifo: "fifo", Char: "char", Block: "block", Whiteout: "whiteout",
+	Link: "link",
 }
 
 // String returns the name of the type in seals.

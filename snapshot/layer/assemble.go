@@ -18,9 +18,9 @@ import (
 
 // AssembleOptions are the options of Assemble. nil means the zero value.
 type AssembleOptions struct {
-	// Consume lets Assemble move layers that only the holder holds, instead of copying them. Such a layer loses its record
-	// first, and has to be unpacked from its blob if it is wanted again. For roots that no containerd uses. false: layers
-	// are copied.
+	// Consume lets Assemble move layers that only the holder holds, instead of copying them. Such a
+	// layer loses its record first, and has to be unpacked from its blob if it is wanted again. For
+	// roots that no containerd uses. false: layers are copied.
 	Consume bool
 	// NoSync leaves the rootfs provisional. false: Assemble returns when the rootfs is on the disk.
 	NoSync bool
@@ -58,8 +58,9 @@ func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest dig
 	return path, err
 }
 
-// Assemble builds the rootfs of a manifest from its layers, lowest first, and returns its path. holder must hold all the
-// layers, and holds the rootfs afterwards. If there is an intact rootfs already, Assemble returns that one.
+// Assemble builds the rootfs of a manifest from its layers, lowest first, and returns its path. holder
+// must hold all the layers, and holds the rootfs afterwards. If there is an intact rootfs already,
+// Assemble returns that one.
 func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest digest.Digest,
 	layers []metadata.Layer, opts *AssembleOptions,
 ) (string, error) {
@@ -93,8 +94,8 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 
 // placeRootfs gives a finished rootfs its position and records it. What has the position without a record is deleted.
 func (s *Store) placeRootfs(holder metadata.Holder, staged string, rec metadata.Rootfs) error {
-	// A broken rootfs may still have its record. Mark it as provisional, so that it is compared if this process ends before
-	// the new one is recorded.
+	// A broken rootfs may still have its record. Mark it as provisional, so that it is compared if this
+	// process ends before the new one is recorded.
 	n := metadata.RootfsNode(rec.Manifest)
 	err := s.db.Update(func(tx *metadata.Tx) error {
 		old, err := tx.Rootfs(rec.Manifest)

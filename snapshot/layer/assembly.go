@@ -147,8 +147,9 @@ type source struct {
 	drop bool       // it is deleted after it was copied
 }
 
-// sources returns the source of each layer by its key. A layer that is consumed loses its record first. Then it is moved
-// to the staged directory or, if that is on another file system, aside in its own pool, to be copied and deleted.
+// sources returns the source of each layer by its key. A layer that is consumed loses its record first.
+// Then it is moved to the staged directory or, if that is on another file system, aside in its own
+// pool, to be copied and deleted.
 func (a *assembly) sources(ctx context.Context) (map[string]source, error) {
 	s := a.s
 	sources := map[string]source{}
@@ -196,10 +197,10 @@ func (a *assembly) sources(ctx context.Context) (map[string]source, error) {
 	return sources, nil
 }
 
-// consume moves the directory of a layer, which has lost its record, to the staged directory. If that is on another file
-// system or has another project quota, the directory is moved aside in its pool, to be copied and deleted. If even that
-// is impossible, because it was made before its pool got a quota, the layer gets its record back and is copied. Sweeps
-// have to be kept away.
+// consume moves the directory of a layer, which has lost its record, to the staged directory. If that
+// is on another file system or has another project quota, the directory is moved aside in its pool, to
+// be copied and deleted. If even that is impossible, because it was made before its pool got a quota,
+// the layer gets its record back and is copied. Sweeps have to be kept away.
 func (a *assembly) consume(rec metadata.Layer) (source, error) {
 	from, to := a.s.at.entry(rec.Dir), filepath.Join(a.staged, "layer-"+rec.Dir)
 	err := a.s.dir.MoveStaged(from, to)

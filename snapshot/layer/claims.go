@@ -127,8 +127,9 @@ func setVerified(db *metadata.DB, j *job) error {
 	return db.Batch(func(tx *metadata.Tx) error { return tx.SetVerified(j.pair.Blob.Digest, j.diffID) })
 }
 
-// place gives the directory of a finished job its position and records it, unless a layer with the same diff ID is
-// recorded already. It reports false if neither is possible, because the directory was given away and the layer is gone.
+// place gives the directory of a finished job its position and records it, unless a layer with the same
+// diff ID is recorded already. It reports false if neither is possible, because the directory was given
+// away and the layer is gone.
 func (s *Store) place(j *job,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, ok bool, err error) {

@@ -1,16 +1,17 @@
 // Package layer has the layers of a root: it unpacks them from blobs, serves them, and assembles root file systems.
 //
-// On disk it owns layers/<number>/, which has fs, seal and sometimes order and aside in it, and rootfs/<algorithm>/<hex>
-// with <hex>.seal. A fix-up is an entry of layers/ too: a small directory that overlay stacks right above a layer.
+// On disk it owns layers/<number>/, which has fs, seal and sometimes order and aside in it, and
+// rootfs/<algorithm>/<hex> with <hex>.seal. A fix-up is an entry of layers/ too: a small directory that
+// overlay stacks right above a layer.
 //
 // Its invariant: a layer has a record only after its diff ID was verified, and does not change afterwards. A record is
 // provisional until its bytes are known to be on the disk. If another process left it provisional, the bytes are
 // compared with the seal before they are served.
 //
-// The surprising rule: a layer is unpacked once, without regard to its parents, and its key is its diff ID. What depends
-// on a parent (directories that the tar only implies, hard links to lower files) goes into fix-ups. Other packages must
-// not assume how the bytes of a layer are stored: they get values to mount (Lower), to read (Plan, Root, CopyStack) and
-// to compare (Check).
+// The surprising rule: a layer is unpacked once, without regard to its parents, and its key is its diff
+// ID. What depends on a parent (directories that the tar only implies, hard links to lower files) goes
+// into fix-ups. Other packages must not assume how the bytes of a layer are stored: they get values to
+// mount (Lower), to read (Plan, Root, CopyStack) and to compare (Check).
 //
 // # The life of a layer
 //
@@ -31,8 +32,8 @@
 // the next one opens the root, and is compared with its seal before it is served. If they differ, it is unpacked again
 // from its blob; the record then names a new directory, and mounts that exist keep the old one.
 //
-// Durable: some time later, and at the latest when Sync is called, one syncfs writes the file system to the disk for all
-// layers that were provisional before it, and one transaction marks their records.
+// Durable: some time later, and at the latest when Sync is called, one syncfs writes the file system to
+// the disk for all layers that were provisional before it, and one transaction marks their records.
 //
 // Consumed: Assemble with AssembleOptions.Consume moves the inodes of layers that only its own holder holds into the
 // rootfs that it builds. Such a layer loses its record first.

@@ -111,7 +111,8 @@ func (s *Store) CompareAll() {
 	})
 }
 
-// trusted ends the doubt about a node that equals its seal. Its bytes may not be on the disk yet, so it is to be synced.
+// trusted ends the doubt about a node that equals its seal. Its bytes may not be on the disk yet, so it
+// is to be synced.
 func (s *Store) trusted(n metadata.Node, version string) {
 	s.doubts.remove(n)
 	if s.opts.ReadOnly {

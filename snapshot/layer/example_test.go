@@ -49,7 +49,8 @@ func Example() {
 	}
 	defer s.Close()
 	d := digest.FromBytes(tar)
-	pair := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: 1024}, DiffID: d}
+	pair := layer.Pair{Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: 1024},
+		DiffID: d}
 	first, err := s.Layers().Unpack(ctx, "example", pair)
 	fmt.Println("empty:", first.Empty, err)
 	again, err := s.Layers().Unpack(ctx, "another holder", pair)

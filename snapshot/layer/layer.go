@@ -54,8 +54,8 @@ type Options struct {
 	Unmounted bool
 	// ReadOnly forbids every change of the root. false: the root can be written.
 	ReadOnly bool
-	// Rebuild builds a broken fix-up again, or a directory that BuildRoot made, for a snapshot that needs it. nil: fix-ups
-	// can't be repaired.
+	// Rebuild builds a broken fix-up again, or a directory that BuildRoot made, for a snapshot that
+	// needs it. nil: fix-ups can't be repaired.
 	Rebuild func(ctx context.Context, key string) (*Built, error)
 	// Observe sees unpacks, syncs and hits. nil: nobody does.
 	Observe observe.Observer

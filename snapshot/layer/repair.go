@@ -44,12 +44,13 @@ func (s *Store) rebuildFrom(ctx context.Context, rec *metadata.Layer, blob diges
 			}
 		}
 	}()
-	// The layer serves all holders, and it does not matter which of them has the blob. So the values of this call, which
-	// decide whose blobs can be read, are left out.
+	// The layer serves all holders, and it does not matter which of them has the blob. So the values of
+	// this call, which decide whose blobs can be read, are left out.
 	reading, cancel := s.work.Bind(context.Background())
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
-	if err := s.unpacks.observed(reading, request{pair: Pair{Blob: ocispec.Descriptor{Digest: blob}}}, &got); err != nil {
+	if err := s.unpacks.observed(reading, request{pair: Pair{Blob: ocispec.Descriptor{Digest: blob}}},
+		&got); err != nil {
 		return err
 	}
 	if got.diffID != rec.DiffID {
@@ -62,15 +63,16 @@ func (s *Store) rebuildFrom(ctx context.Context, rec *metadata.Layer, blob diges
 func (s *Store) swap(rec *metadata.Layer, staged string, made metadata.Layer) error {
 	old := rec.Dir
 	var now metadata.Layer
-	err := s.dir.Place(rootdir.Entry{Kind: metadata.KindLayer, Staged: staged}, func(tx *metadata.Tx, dir string) (bool, error) {
-		var err error
-		if now, err = tx.Layer(rec.Key); err != nil {
-			return false, err
-		}
-		now.Dir, now.Durable, now.PlainMarks, now.DroppedXattrs = dir, false, made.PlainMarks, made.DroppedXattrs
-		now.NeedsFixup, now.Ordered = made.NeedsFixup, made.Ordered
-		return true, tx.PutLayer(now)
-	})
+	err := s.dir.Place(rootdir.Entry{Kind: metadata.KindLayer, Staged: staged},
+		func(tx *metadata.Tx, dir string) (bool, error) {
+			var err error
+			if now, err = tx.Layer(rec.Key); err != nil {
+				return false, err
+			}
+			now.Dir, now.Durable, now.PlainMarks, now.DroppedXattrs = dir, false, made.PlainMarks, made.DroppedXattrs
+			now.NeedsFixup, now.Ordered = made.NeedsFixup, made.Ordered
+			return true, tx.PutLayer(now)
+		})
 	if err != nil {
 		return err
 	}

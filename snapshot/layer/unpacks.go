@@ -106,8 +106,8 @@ func newUnpacks(s *Store) *unpacks {
 	}
 }
 
-// Announce names layers that will be claimed. The unpack of each begins as soon as its blob is here or begins to arrive.
-// A call costs one read transaction, and may name layers that were announced before.
+// Announce names layers that will be claimed. The unpack of each begins as soon as its blob is here or
+// begins to arrive. A call costs one read transaction, and may name layers that were announced before.
 func (s *Store) Announce(layers []Pair) {
 	u := s.unpacks
 	unknown := u.unknown(layers)
@@ -239,7 +239,8 @@ func (u *unpacks) forgotten(j *job) bool {
 // run does the job. A job that fails is forgotten: the next ingest or claim begins a new one.
 func (u *unpacks) run(ctx context.Context, j *job) {
 	defer close(j.done)
-	// An unpack that follows a download mostly waits for bytes. It must not take the slots of those whose blobs are here.
+	// An unpack that follows a download mostly waits for bytes. It must not take the slots of those
+	// whose blobs are here.
 	slots := u.following
 	if _, here := u.s.blobs.Size(j.pair.Blob.Digest); here {
 		slots = u.slots
@@ -362,8 +363,8 @@ func (u *unpacks) stage(p Pair) string {
 	return u.s.dir.Stage(rootdir.Layers, "layer-"+name.Encoded()[:12])
 }
 
-// complete returns when the whole blob is here. Until then the speed of an extraction depends on a registry, and it must
-// not hold the memory that only one extraction at a time may have.
+// complete returns when the whole blob is here. Until then the speed of an extraction depends on a
+// registry, and it must not hold the memory that only one extraction at a time may have.
 func (u *unpacks) complete(ctx context.Context, d digest.Digest) error {
 	if _, here := u.s.blobs.Size(d); here {
 		return nil
@@ -433,8 +434,10 @@ func (u *unpacks) extract(ctx context.Context, r request, staged string, tarOf f
 	}
 	rec = metadata.Layer{
 		Size: res.Size, Inodes: res.Inodes, Created: time.Now().UTC(),
-		Empty: res.Empty && !res.Whiteouts, HasRootEntry: res.HasRootEntry, NeedsFixup: res.NeedsFixup, Whiteouts: res.Whiteouts, PlainMarks: res.PlainMarks,
-		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DroppedXattrs: nodes.DroppedText(res.DroppedXattrs), DiffID: digester.Digest(),
+		Empty: res.Empty && !res.Whiteouts, HasRootEntry: res.HasRootEntry, NeedsFixup: res.NeedsFixup,
+		Whiteouts: res.Whiteouts, PlainMarks: res.PlainMarks,
+		Ordered: res.Ordered, OpaqueRoot: res.OpaqueRoot, DroppedXattrs: nodes.DroppedText(res.DroppedXattrs),
+		DiffID: digester.Digest(),
 	}
 	rec.Key = metadata.LayerKey(rec.DiffID)
 	switch {
@@ -447,14 +450,15 @@ func (u *unpacks) extract(ctx context.Context, r request, staged string, tarOf f
 		return rec, nodes.Classed(err)
 	}
 	interrupted := interrupt.Every(ctx)
-	return rec, nodes.Classed(tree.WriteSeal(filepath.Join(staged, "seal"), rec, res.Count, func(visit func(*entry.Entry) error) error {
-		return res.Each(func(e *entry.Entry) error {
-			if err := interrupted(); err != nil {
-				return err
-			}
-			return visit(e)
-		})
-	}, true))
+	return rec, nodes.Classed(
+		tree.WriteSeal(filepath.Join(staged, "seal"), rec, res.Count, func(visit func(*entry.Entry) error) error {
+			return res.Each(func(e *entry.Entry) error {
+				if err := interrupted(); err != nil {
+					return err
+				}
+				return visit(e)
+			})
+		}, true))
 }
 
 // finished lists the jobs that have ended.

@@ -102,8 +102,10 @@ func TestUnmappedIDs(t *testing.T) {
 		want     string // part of the message as root; empty: none
 		user     string // the tree of an ordinary user
 	}{
-		{"uid", u.F("f", "").Owner(5, 0), "uid 5 has no place in this user namespace, which maps 0:1000:1 (give its user more ids in /etc/subuid)", `f file ""`},
-		{"gid", u.F("f", "").Owner(0, 5), "gid 5 has no place in this user namespace, which maps 0:1000:1 (give its user more ids in /etc/subgid)", `f file ""`},
+		{"uid", u.F("f", "").Owner(5, 0), "uid 5 has no place in this user namespace, which maps 0:1000:1 (give its " +
+			"user more ids in /etc/subuid)", `f file ""`},
+		{"gid", u.F("f", "").Owner(0, 5), "gid 5 has no place in this user namespace, which maps 0:1000:1 (give its " +
+			"user more ids in /etc/subgid)", `f file ""`},
 		{"of the root directory", u.D("./").Owner(5, 0), `tar entry "./": uid 5`, ". dir"},
 		{"of a symlink", u.S("f", "t").Owner(5, 0), "uid 5", "f symlink -> t"},
 		{"of a device, which is left out", u.C("f", 1, 3).Owner(5, 0), "", ". dir @0 origin\nf whiteout"},
@@ -119,7 +121,8 @@ func TestUnmappedIDs(t *testing.T) {
 			_, err := unpack.Extract(context.Background(), emptyDir(t), bytes.NewReader(raw), confined)
 			switch {
 			case row.want == "" && err == nil:
-			case row.want == "" || !errdefs.IsFailedPrecondition(err) || errors.Is(err, stream.ErrInvalidLayer) || !strings.Contains(err.Error(), row.want):
+			case row.want == "" || !errdefs.IsFailedPrecondition(err) || errors.Is(err, stream.ErrInvalidLayer) ||
+				!strings.Contains(err.Error(), row.want):
 				t.Errorf("error %v, want %q", err, row.want)
 			}
 			dir := emptyDir(t)
@@ -170,7 +173,8 @@ func TestNamespace(t *testing.T) {
 }
 
 func TestIDMap(t *testing.T) {
-	for _, s := range []string{"", "0", "0:1", "0:1:0", "0:1:2:3", "a:b:c", "0:0:4294967296", "-1:0:1", "0:0:1,", ",0:0:1", "0:0:1 "} {
+	for _, s := range []string{"", "0", "0:1", "0:1:0", "0:1:2:3", "a:b:c", "0:0:4294967296", "-1:0:1", "0:0:1,",
+		",0:0:1", "0:0:1 "} {
 		if m, err := idmap.Parse(s); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v, %v", s, m, err)
 		}
@@ -194,7 +198,8 @@ func TestIDMap(t *testing.T) {
 		want  bool
 	}{
 		{"0:1000:1", true}, {"1:100000:65536", true}, {"5:100004:10", true}, {"0:1000:1,1:100000:65536", true},
-		{"0:1000:2", false}, {"1:100000:65537", false}, {"0:1001:1", false}, {"5:100005:10", false}, {"70000:1:1", false},
+		{"0:1000:2", false}, {"1:100000:65537", false}, {"0:1001:1", false}, {"5:100005:10", false},
+		{"70000:1:1", false},
 	} {
 		other, err := idmap.Parse(row.other)
 		must(t, err)

@@ -84,7 +84,8 @@ func allocations(b *testing.B, stream []byte) float64 {
 			b.Fatal(err)
 		}
 		defer dir.Close()
-		if _, err := unpack.Extract(b.Context(), dir, bytes.NewReader(stream), &unpack.Options{Unprivileged: os.Geteuid() != 0}); err != nil {
+		if _, err := unpack.Extract(b.Context(), dir, bytes.NewReader(stream),
+			&unpack.Options{Unprivileged: os.Geteuid() != 0}); err != nil {
 			b.Fatal(err)
 		}
 	})

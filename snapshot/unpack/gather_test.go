@@ -72,7 +72,8 @@ func TestGathered(t *testing.T) {
 		if strings.Join(got, "\n") != strings.Join(want, "\n") {
 			t.Errorf("%d goroutines make another tree than one", procs)
 		}
-		for file, data := range map[string]string{"d2/f2": "again", "l3": strings.Repeat("d", 15), "d3/f3": "another inode", "d5/x5": "no directory"} {
+		for file, data := range map[string]string{"d2/f2": "again", "l3": strings.Repeat("d", 15),
+			"d3/f3": "another inode", "d5/x5": "no directory"} {
 			if b, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(b) != data {
 				t.Errorf("%d: %s: %q, %v", procs, file, b, err)
 			}

@@ -21,7 +21,8 @@ func TestEntryMemory(t *testing.T) {
 		header   func(i int) tar.Header
 	}{
 		{"symlinks", func(i int) tar.Header { return tar.Header{Typeflag: tar.TypeSymlink, Linkname: "to"} }},
-		{"hard links to lower files", func(i int) tar.Header { return tar.Header{Typeflag: tar.TypeLink, Linkname: "to"} }},
+		{"hard links to lower files",
+			func(i int) tar.Header { return tar.Header{Typeflag: tar.TypeLink, Linkname: "to"} }},
 		{"with the same attribute", func(i int) tar.Header {
 			return tar.Header{Typeflag: tar.TypeReg, PAXRecords: map[string]string{"SCHILY.xattr.trusted.a": "b"}}
 		}},

@@ -112,7 +112,8 @@ func TestWhiteoutsHaveNoOrder(t *testing.T) {
 			if i == 0 {
 				first = tree
 			} else if !reflect.DeepEqual(tree, first) {
-				t.Errorf("seed %d, whiteouts after %d entries:\n%s\nbefore all of them:\n%s", seed, cut, strings.Join(tree, "\n"),
+				t.Errorf("seed %d, whiteouts after %d entries:\n%s\nbefore all of them:\n%s", seed, cut,
+					strings.Join(tree, "\n"),
 					strings.Join(first, "\n"))
 			}
 		}

@@ -42,15 +42,19 @@ func TestRemoveAllGoesOn(t *testing.T) {
 		count     int
 		protected bool
 	}{
-		"nothing in the way":     {},
-		"an immutable file":      {map[string]int{"t/d3/f3": immutable}, "", []string{"t", "t/d3", "t/d3/f3"}, 1, true},
-		"an append-only file":    {map[string]int{"t/d3/f3": appendOnly}, "", []string{"t", "t/d3", "t/d3/f3"}, 1, true},
-		"files side by side":     {map[string]int{"t/f0": immutable, "t/f9": immutable}, "", []string{"t", "t/f0", "t/f9"}, 2, true},
-		"an immutable directory": {map[string]int{"t/d3": immutable}, "", []string{"t", "t/d3", "t/d3/f0", "t/d3/f1", "t/d3/f2", "t/d3/f3"}, 4, true},
-		"an empty one":           {map[string]int{"t/e": immutable}, "", []string{"t", "t/e"}, 1, true},
-		"the top":                {map[string]int{"t": immutable}, "", []string{"t", "t/d0", "t/d1", "t/d2", "t/d3", "t/e", "t/f0", "t/f9"}, 7, true},
-		"a mount":                {nil, "t/d3", []string{"t", "t/d3"}, 1, false},
-		"a mount and a flag":     {map[string]int{"t/f0": immutable}, "t/d3", []string{"t", "t/d3", "t/f0"}, 2, false},
+		"nothing in the way": {},
+		"an immutable file":  {map[string]int{"t/d3/f3": immutable}, "", []string{"t", "t/d3", "t/d3/f3"}, 1, true},
+		"an append-only file": {map[string]int{"t/d3/f3": appendOnly}, "", []string{"t", "t/d3", "t/d3/f3"}, 1,
+			true},
+		"files side by side": {map[string]int{"t/f0": immutable, "t/f9": immutable}, "",
+			[]string{"t", "t/f0", "t/f9"}, 2, true},
+		"an immutable directory": {map[string]int{"t/d3": immutable}, "",
+			[]string{"t", "t/d3", "t/d3/f0", "t/d3/f1", "t/d3/f2", "t/d3/f3"}, 4, true},
+		"an empty one": {map[string]int{"t/e": immutable}, "", []string{"t", "t/e"}, 1, true},
+		"the top": {map[string]int{"t": immutable}, "",
+			[]string{"t", "t/d0", "t/d1", "t/d2", "t/d3", "t/e", "t/f0", "t/f9"}, 7, true},
+		"a mount":            {nil, "t/d3", []string{"t", "t/d3"}, 1, false},
+		"a mount and a flag": {map[string]int{"t/f0": immutable}, "t/d3", []string{"t", "t/d3", "t/f0"}, 2, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			base := t.TempDir()

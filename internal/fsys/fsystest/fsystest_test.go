@@ -90,13 +90,15 @@ func TestFaults(t *testing.T) {
 		{"mkdir: fail EEXIST after", unix.EEXIST, "mkdir in = file exists after", "in"},
 		{"create */data: fail ENOSPC", unix.ENOSPC, "create in/data = no space left on device", "in in/state:5"},
 		{"create #2: fail after", unix.EIO, "create in/data = input/output error after", "in in/data in/state:5"},
-		{"write in/data: fail during", unix.EIO, "write in/data 0+8 = input/output error during", "in in/data:4 in/state:5"},
+		{"write in/data: fail during", unix.EIO, "write in/data 0+8 = input/output error during",
+			"in in/data:4 in/state:5"},
 		{"write in/data #2: fail", unix.EIO, "write in/data 8+2 = input/output error", "in in/data:8 in/state:5"},
 		{"sync: fail EDQUOT", unix.EDQUOT, "sync in/data = disk quota exceeded", "in in/data:10 in/state:5"},
 		{"rename blob: crash", ErrCrashed, "rename in/data blob = crash", "in in/data:10 in/state:5 other:5"},
 		{"rename blob: crash after", ErrCrashed, "rename in/data blob = crash after", "blob:10 in in/state:5 other:5"},
 		{"build: fail", unix.EIO, "build tree sync = input/output error", "blob:10 in in/state:5"},
-		{"build: crash during", ErrCrashed, "build tree sync = crash during", "blob:10 in in/state:5 tree tree/a tree/b"},
+		{"build: crash during", ErrCrashed, "build tree sync = crash during",
+			"blob:10 in in/state:5 tree tree/a tree/b"},
 		{
 			"build: fail after", unix.EIO, "build tree sync = input/output error after",
 			"blob:10 in in/state:5 synced tree tree/a tree/b",
@@ -193,7 +195,8 @@ func TestBefore(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := errors.Join(f.Mkdir(filepath.Join(root, "a"), 0o700), f.Mkdir(filepath.Join(root, "b"), 0o700)); err != nil {
+	if err := errors.Join(f.Mkdir(filepath.Join(root, "a"), 0o700),
+		f.Mkdir(filepath.Join(root, "b"), 0o700)); err != nil {
 		t.Error(err)
 	}
 	if got := f.History(); !slices.Equal(got, []string{"mkdir a", "syncdir .", "mkdir b"}) {

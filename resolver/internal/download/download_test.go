@@ -68,7 +68,8 @@ func TestLinkState(t *testing.T) {
 	for _, tc := range []struct {
 		rates []float64
 		pays  bool
-	}{{[]float64{10, 10, 10}, true}, {[]float64{2.5, 2.5, 2.5}, false}, {[]float64{2, 8, 1}, true}, {[]float64{5, 6, 6}, false}} {
+	}{{[]float64{10, 10, 10}, true}, {[]float64{2.5, 2.5, 2.5}, false}, {[]float64{2, 8, 1}, true},
+		{[]float64{5, 6, 6}, false}} {
 		v := newTrial(10*mb, 4)
 		for i, rate := range tc.rates {
 			pays, over := v.add(int64(rate*mb/10), 100*time.Millisecond)
@@ -150,10 +151,14 @@ func TestBuffers(t *testing.T) {
 func TestRefusesRange(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]bool{
-		204: true, 304: true, 400: true, 401: false, 403: true, 404: false, 405: true, 408: false, 410: false, 416: true,
+		204: true, 304: true, 400: true, 401: false, 403: true, 404: false, 405: true, 408: false, 410: false,
+		416: true,
 		425: false, 429: false, 451: false, 500: false, 501: true, 502: false, 503: false, 505: true,
 	} {
-		if got := refusesRange(fmt.Errorf("x: %w", httperror.Status(&http.Response{StatusCode: status, Request: &http.Request{URL: &url.URL{}}}, "blobs", "x"))); got != want {
+		if got := refusesRange(
+			fmt.Errorf("x: %w",
+				httperror.Status(&http.Response{StatusCode: status, Request: &http.Request{URL: &url.URL{}}}, "blobs",
+					"x"))); got != want {
 			t.Errorf("%d: %v", status, got)
 		}
 	}

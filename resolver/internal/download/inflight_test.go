@@ -24,10 +24,11 @@ func TestInFlightSources(t *testing.T) {
 		cancelled  []int    // downloads that are canceled then
 		firstFails bool
 	}{
-		"slow, another registry":       {false, []string{"two"}, []bool{true}, 1, []int{0}, false},
-		"slow, the same registry":      {false, []string{"one"}, []bool{false}, 0, nil, false},
-		"fast, another registry":       {true, []string{"two"}, []bool{false}, 0, nil, false},
-		"slow ones from everywhere":    {false, []string{"two", "three", "two"}, []bool{true, true, false}, 2, []int{0, 1}, false},
+		"slow, another registry":  {false, []string{"two"}, []bool{true}, 1, []int{0}, false},
+		"slow, the same registry": {false, []string{"one"}, []bool{false}, 0, nil, false},
+		"fast, another registry":  {true, []string{"two"}, []bool{false}, 0, nil, false},
+		"slow ones from everywhere": {false, []string{"two", "three", "two"}, []bool{true, true, false}, 2,
+			[]int{0, 1}, false},
 		"the slow one brings it after": {false, []string{"two"}, []bool{true}, 0, []int{1}, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -12,7 +12,8 @@ import (
 
 func TestParseChallenges(t *testing.T) {
 	for _, tc := range []struct{ in, want string }{
-		{`Bearer realm="https://a/t",service="s",scope="repository:x:pull,push"`, `bearer{realm=https://a/t scope=repository:x:pull,push service=s}`},
+		{`Bearer realm="https://a/t",service="s",scope="repository:x:pull,push"`,
+			`bearer{realm=https://a/t scope=repository:x:pull,push service=s}`},
 		{`bearer  Realm = "a" , service=b`, `bearer{realm=a service=b}`},
 		{`Basic realm="a \"quoted\" \\ one"`, `basic{realm=a "quoted" \ one}`},
 		{`Basic realm="x", Bearer realm="y",service="z"`, `basic{realm=x} bearer{realm=y service=z}`},
@@ -33,7 +34,8 @@ func TestParseChallenges(t *testing.T) {
 			t.Errorf("%s: %s, want %s", tc.in, got, tc.want)
 		}
 	}
-	many := http.Header{"Www-Authenticate": {strings.Repeat("Basic realm=x,", 1000), `Bearer realm="` + strings.Repeat("a", maxChallenge) + `"`}}
+	many := http.Header{"Www-Authenticate": {strings.Repeat("Basic realm=x,", 1000),
+		`Bearer realm="` + strings.Repeat("a", maxChallenge) + `"`}}
 	if n := len(challenges(many)); n > maxChallenges {
 		t.Errorf("%d challenges", n)
 	}
@@ -52,7 +54,8 @@ func show(all []challenge) string {
 }
 
 func FuzzChallenges(f *testing.F) {
-	for _, s := range []string{`Bearer realm="https://a/t",service="s"`, `Negotiate YII=, Basic realm=x`, `Bearer realm="\"`, `=`, `a =b, c`} {
+	for _, s := range []string{`Bearer realm="https://a/t",service="s"`, `Negotiate YII=, Basic realm=x`,
+		`Bearer realm="\"`, `=`, `a =b, c`} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -65,7 +68,8 @@ func FuzzChallenges(f *testing.F) {
 					t.Fatalf("%q=%q", name, value)
 				}
 			}
-			if u, err := realmURL(registrytest.MustURL("https://r.example.com"), c.params["realm"]); err == nil && u.Scheme != "https" {
+			if u, err := realmURL(registrytest.MustURL("https://r.example.com"), c.params["realm"]); err == nil &&
+				u.Scheme != "https" {
 				t.Fatal(u)
 			}
 		}

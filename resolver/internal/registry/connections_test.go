@@ -35,14 +35,17 @@ func TestConnectionsApart(t *testing.T) {
 		a, b files
 		same bool
 	}{
-		{"the same", files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA}, files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA}, true},
+		{"the same", files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA},
+			files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA}, true},
 		{"without CA", plain, files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA}, false},
 		{"another CA behind the same name", files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": reg.CA},
 			files{"hosts.toml": toml("ca = \"ca.crt\"\n"), "ca.crt": cert}, false},
 		{"skip_verify", plain, files{"hosts.toml": toml("skip_verify = true\n")}, false},
 		{"dial_timeout", plain, files{"hosts.toml": toml("dial_timeout = \"1s\"\n")}, false},
-		{"client certificate", plain, files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key}, false},
-		{"the same client certificate", files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key},
+		{"client certificate", plain,
+			files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key}, false},
+		{"the same client certificate",
+			files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key},
 			files{"hosts.toml": toml("client = [[\"c.cert\", \"c.key\"]]\n"), "c.cert": cert, "c.key": key}, true},
 	} {
 		pool := new(Connections)
@@ -100,7 +103,9 @@ func TestConnectionsHere(t *testing.T) {
 		same       bool
 	}{{"by address", name, false}, {"by name", "127.0.0.1:5000", true}} {
 		pool := new(Connections)
-		dir := registrytest.CertsDir(t, name, map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%s\"]\n", name, tc.host)})
+		dir := registrytest.CertsDir(t, name,
+			map[string][]byte{"hosts.toml": fmt.Appendf(nil, "server = \"https://%s\"\n[host.\"https://%s\"]\n", name,
+				tc.host)})
 		var got []*Endpoint
 		for range 2 {
 			r := newTestClient(t, func(o *Options) { o.HostsDir, o.Connections = dir, pool })

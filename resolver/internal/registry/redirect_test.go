@@ -62,7 +62,8 @@ func TestD01Redirects(t *testing.T) {
 			{"D21 file", []string{"file:///etc/passwd"}, 1, false},
 			{"D21 unix", []string{"unix:///run/x"}, 1, false},
 			{"D21 not a URL", []string{"https://%zz/"}, 1, false},
-			{"D21 loop", []string{"/1", "/2", "/3", "/4", "/5", "/6", "/7", "/8", "/9", "/10", "/11", "/12"}, 11, false},
+			{"D21 loop", []string{"/1", "/2", "/3", "/4", "/5", "/6", "/7", "/8", "/9", "/10", "/11", "/12"}, 11,
+				false},
 			{"D21 ten hops", []string{"/1", "/2", "/3", "/4", "/5", "/6", "/7", "/8", "/9", "/10"}, 11, true},
 		} {
 			t.Run(fmt.Sprint(status, " ", tc.testName), func(t *testing.T) {
@@ -77,7 +78,8 @@ func TestD01Redirects(t *testing.T) {
 								t.Errorf("%s: %s is %q", r.URL, key, r.Header.Get(key))
 							}
 						}
-						if r.URL.User != nil || r.Header.Get("Referer") != "" || r.Header.Get("Range") != "bytes=5-" || r.Method != "GET" {
+						if r.URL.User != nil || r.Header.Get("Referer") != "" || r.Header.Get("Range") != "bytes=5-" ||
+							r.Method != "GET" {
 							t.Errorf("%s %s: %v", r.Method, r.URL, r.Header)
 						}
 						if n++; n <= len(tc.chain) {
@@ -87,7 +89,8 @@ func TestD01Redirects(t *testing.T) {
 					}
 				}
 				c := newTestClient(t, nil)
-				host := &Endpoint{RegistryHost: docker.RegistryHost{Scheme: "https", Host: "r.example.com"}, direct: newTransportSet(via(true), nil), others: newTransportSet(via(false), nil)}
+				host := &Endpoint{RegistryHost: docker.RegistryHost{Scheme: "https", Host: "r.example.com"},
+					direct: newTransportSet(via(true), nil), others: newTransportSet(via(false), nil)}
 				p := &Repository{client: c, Registry: "r.example.com", Path: "x", Hosts: []*Endpoint{host}}
 				own := http.Header{}
 				for _, key := range secrets {
@@ -98,7 +101,8 @@ func TestD01Redirects(t *testing.T) {
 				if (err == nil) != tc.ok || home != tc.home {
 					t.Fatal(resp, err, home)
 				}
-				if err != nil && (retry.IsTemporary(err) || !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "/x")) {
+				if err != nil &&
+					(retry.IsTemporary(err) || !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "/x")) {
 					t.Error(err)
 				}
 				if err == nil && atHome != (n == tc.home) {
@@ -117,7 +121,8 @@ func TestD04Addresses(t *testing.T) {
 	away := checkedTransport(&http.Transport{}, registrytest.MustURL("https://93.184.216.34"), &local)
 	for _, u := range []string{other.URL, "http://169.254.169.254/latest", "http://0.0.0.0:1/", "http://[::1]:1/"} {
 		req, _ := http.NewRequest("GET", u, nil)
-		if _, err := away.RoundTrip(req); err == nil || retry.IsTemporary(httperror.Network("x", err)) || !strings.Contains(err.Error(), "must not lead to it") {
+		if _, err := away.RoundTrip(req); err == nil || retry.IsTemporary(httperror.Network("x", err)) ||
+			!strings.Contains(err.Error(), "must not lead to it") {
 			t.Errorf("%s: %v", u, err)
 		}
 	}
@@ -128,7 +133,8 @@ func TestD04Addresses(t *testing.T) {
 	}
 	// The environment chooses the proxy, not the registry.
 	local.Store(false)
-	away = checkedTransport(&http.Transport{Proxy: http.ProxyURL(registrytest.MustURL(other.URL))}, registrytest.MustURL("https://93.184.216.34"), &local)
+	away = checkedTransport(&http.Transport{Proxy: http.ProxyURL(registrytest.MustURL(other.URL))},
+		registrytest.MustURL("https://93.184.216.34"), &local)
 	req, _ = http.NewRequest("GET", "http://93.184.216.35/", nil)
 	if _, err := away.RoundTrip(req); err != nil {
 		t.Error(err)

@@ -58,7 +58,8 @@ func TestTokenOnce(t *testing.T) {
 	}
 	group.Wait()
 	for i := range 2 * maxEntries {
-		if _, _, err := c.token(t.Context(), tokenKey{scope: fmt.Sprint(i)}, func() (string, time.Duration, error) { return "t", 0, nil }); err != nil {
+		if _, _, err := c.token(t.Context(), tokenKey{scope: fmt.Sprint(i)},
+			func() (string, time.Duration, error) { return "t", 0, nil }); err != nil {
 			t.Fatal(err)
 		}
 		c.setRequirement(repositoryKey{repository: fmt.Sprint(i)}, requirement{})
@@ -73,7 +74,8 @@ func TestSkew(t *testing.T) {
 	c := NewTokenCache()
 	asked := 0
 	get := func(life time.Duration) {
-		_, _, err := c.token(t.Context(), tokenKey{}, func() (string, time.Duration, error) { asked++; return "t", life, nil })
+		_, _, err := c.token(t.Context(), tokenKey{},
+			func() (string, time.Duration, error) { asked++; return "t", life, nil })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,8 +1,8 @@
 // Package durable makes provisional records of layers and root file systems durable.
 //
-// It owns nothing on disk: it syncs the file systems of layers/ and rootfs/, and sets Durable in records. Its invariant:
-// a record is marked only if the sync that came before began after the record was added, and only if the record still
-// describes the same bytes.
+// It owns nothing on disk: it syncs the file systems of layers/ and rootfs/, and sets Durable in
+// records. Its invariant: a record is marked only if the sync that came before began after the record
+// was added, and only if the record still describes the same bytes.
 //
 // The surprising rule: one sync serves all records that were added before it, and waits until no layer is being
 // unpacked, because it would force half-written layers to the disk.

@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestSyncWaitsForUnpacks: provisional records are not forced to the disk while other layers of the pull are still being
-// written, unless a caller waits for it.
+// TestSyncWaitsForUnpacks: provisional records are not forced to the disk while other layers of the
+// pull are still being written, unless a caller waits for it.
 func TestSyncWaitsForUnpacks(t *testing.T) {
 	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), nil)
 	if err != nil {

@@ -14,8 +14,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Some file systems have no extended attributes, or only some kinds of them. Attributes of an image that can't be set
-// are left out, as other programs do. Their names are recorded with the layer, or logged if it is a copy that lacks them.
+// Some file systems have no extended attributes, or only some kinds of them. Attributes of an image
+// that can't be set are left out, as other programs do. Their names are recorded with the layer, or
+// logged if it is a copy that lacks them.
 
 // maxDropped is the largest number of names that DroppedText lists.
 const maxDropped = 8

@@ -95,8 +95,8 @@ func PathError(op, path string, err error) error {
 	return &os.PathError{Op: op, Path: path, Err: err}
 }
 
-// RemoveAll deletes a tree, without following links, and calls freed, unless it is nil, with the bytes that each removal
-// frees. It returns a leftover.Error if parts of the tree remain.
+// RemoveAll deletes a tree, without following links, and calls freed, unless it is nil, with the bytes
+// that each removal frees. It returns a leftover.Error if parts of the tree remain.
 func RemoveAll(ctx context.Context, path string, freed func(bytes int64)) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {

@@ -26,7 +26,8 @@ type File struct {
 	given bool   // the mode on disk has rights that mode lacks
 }
 
-// OpenDirWith opens a directory inside dir, never through a symbolic link. rights are the mode bits that its owner needs.
+// OpenDirWith opens a directory inside dir, never through a symbolic link. rights are the mode bits
+// that its owner needs.
 func OpenDirWith(dir *os.File, name string, rights uint32) (*File, error) {
 	return openWith(dir, name, rights, func() (int, error) {
 		return unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

@@ -15,8 +15,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// Plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show differently above
-// this parent so that the stack is what applying the tars one after the other gives (docs/adr/0003-layer-application.md).
+// Plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show
+// differently above this parent so that the stack is what applying the tars one after the other gives
+// (docs/adr/0003-layer-application.md).
 type Plan struct {
 	layer   *tree.Node
 	Parent  *Merged

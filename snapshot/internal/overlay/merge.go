@@ -20,8 +20,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// mergeWorkers is how many directories of a tree are copied at once: on a file system that clones, most of it is the kernel's
-// work on inodes.
+// mergeWorkers is how many directories of a tree are copied at once: on a file system that clones, most
+// of it is the kernel's work on inodes.
 const mergeWorkers = 8
 
 // Merge lays a directory in overlay's form over a plain one, as a mount of the two would show them.
@@ -291,13 +291,15 @@ func (m *Merge) makeNode(ctx context.Context, dst *os.File, name string, e *entr
 	return err
 }
 
-// copySocket makes a socket as a container left one, which nobody listens on. No layer has any, so there is no entry of that type.
+// copySocket makes a socket as a container left one, which nobody listens on. No layer has any, so
+// there is no entry of that type.
 func copySocket(dst *os.File, name, at string, st *unix.Stat_t) error {
 	if err := unix.Mknodat(int(dst.Fd()), name, unix.S_IFSOCK|0o600, 0); err != nil {
 		return nodes.PathError("create", at, err)
 	}
 	return beneath.SetAttrs(dst, name, &entry.Entry{
-		Path: at, Type: entry.Fifo, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Sec: int64(st.Mtim.Sec), Nsec: int64(st.Mtim.Nsec),
+		Path: at, Type: entry.Fifo, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Sec: int64(st.Mtim.Sec),
+		Nsec: int64(st.Mtim.Nsec),
 	})
 }
 

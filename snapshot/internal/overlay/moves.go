@@ -13,8 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// MarkedDirs are the directories, other than the root, that are opaque, hold a whiteout, or have one that does somewhere below
-// them. All others are in a plain tree what they are in overlay's form.
+// MarkedDirs are the directories, other than the root, that are opaque, hold a whiteout, or have one
+// that does somewhere below them. All others are in a plain tree what they are in overlay's form.
 func MarkedDirs(entries tree.List) (map[string]bool, error) {
 	marked := map[string]bool{}
 	err := entries(func(e *entry.Entry) error {
@@ -34,8 +34,9 @@ func MarkedDirs(entries tree.List) (map[string]bool, error) {
 	return marked, err
 }
 
-// take moves an entry with one rename and no look at what is in the way: a file replaces another one, and a directory with all below
-// it goes where nothing is. False, for whatever reason, is that entry has to do it.
+// take moves an entry with one rename and no look at what is in the way: a file replaces another one,
+// and a directory with all below it goes where nothing is. False, for whatever reason, is that entry
+// has to do it.
 func (m *Merge) take(src, dst *os.File, e dirent, at string) bool {
 	var flags uint
 	switch e.kind {

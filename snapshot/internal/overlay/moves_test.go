@@ -14,8 +14,10 @@ import (
 
 func TestMarkedDirs(t *testing.T) {
 	got, err := MarkedDirs(tree.ListOf([]*entry.Entry{
-		{Path: ".", Type: entry.Dir, Opaque: true}, {Path: "a", Type: entry.Dir}, {Path: "a/b", Type: entry.Dir}, {Path: "a/b/c", Type: entry.Whiteout},
-		{Path: "a/d", Type: entry.Dir}, {Path: "e", Type: entry.Whiteout}, {Path: "f", Type: entry.Dir}, {Path: "f/g", Type: entry.Dir, Opaque: true},
+		{Path: ".", Type: entry.Dir, Opaque: true}, {Path: "a", Type: entry.Dir}, {Path: "a/b", Type: entry.Dir},
+		{Path: "a/b/c", Type: entry.Whiteout},
+		{Path: "a/d", Type: entry.Dir}, {Path: "e", Type: entry.Whiteout}, {Path: "f", Type: entry.Dir},
+		{Path: "f/g", Type: entry.Dir, Opaque: true},
 		{Path: "f/g/h", Type: entry.Dir},
 	}))
 	if err != nil {
@@ -52,7 +54,8 @@ func TestMovedWhole(t *testing.T) {
 		return fi.Sys().(*syscall.Stat_t).Ino
 	}
 	before := map[string]uint64{}
-	names := []string{"whole", "whole/deep/f", "marked", "marked/inner", "marked/inner/f", "both", "both/new", "both/f", "file"}
+	names := []string{"whole", "whole/deep/f", "marked", "marked/inner", "marked/inner/f", "both", "both/new", "both/f",
+		"file"}
 	for _, name := range names {
 		before[name] = inode(from, name)
 	}

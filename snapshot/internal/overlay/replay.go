@@ -201,7 +201,8 @@ func (r *replay) put(dir *simNode, name string, n *simNode) error {
 		length += dir.length + 1
 	}
 	if len(name) > maxName || length > maxViewPath {
-		return fmt.Errorf("layer: a path of %d bytes with a component of %d: %w", length, len(name), stream.ErrInvalidLayer)
+		return fmt.Errorf("layer: a path of %d bytes with a component of %d: %w", length, len(name),
+			stream.ErrInvalidLayer)
 	}
 	r.remove(dir, name)
 	if n.isDir() {

@@ -30,8 +30,9 @@ type chunk struct {
 	users atomic.Int32
 }
 
-// tarPipe hands a tar stream from the goroutine that decompresses it to the one that hashes it and to Read. Its channels have
-// room for all chunks that there may be, so only taking a place for a new one waits.
+// tarPipe hands a tar stream from the goroutine that decompresses it to the one that hashes it and to
+// Read. Its channels have room for all chunks that there may be, so only taking a place for a new one
+// waits.
 type tarPipe struct {
 	places chan struct{}
 	chunks chan *chunk   // to Read
@@ -43,9 +44,10 @@ type tarPipe struct {
 	off   int    // in it
 }
 
-// Read has read the tar stream of a blob while it is decompressed and hashed ahead of that, by goroutines which have ended when
-// it returns. The digest of the blob itself is the ingest's to verify, and its stream ends only when that did: so the blob is
-// read to its end. After an error, and at the end of ctx, it is closed.
+// Read has read the tar stream of a blob while it is decompressed and hashed ahead of that, by
+// goroutines which have ended when it returns. The digest of the blob itself is the ingest's to verify,
+// and its stream ends only when that did: so the blob is read to its end. After an error, and at the
+// end of ctx, it is closed.
 func Read(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Hash,
 	grow func(ctx context.Context, bytes int64) error, read func(tar io.Reader) error,
 ) error {
@@ -57,7 +59,8 @@ func Read(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Ha
 		return err
 	}
 	p := &tarPipe{
-		places: make(chan struct{}, chunksAhead), chunks: make(chan *chunk, chunksAhead), sums: make(chan *chunk, chunksAhead),
+		places: make(chan struct{}, chunksAhead), chunks: make(chan *chunk, chunksAhead),
+		sums: make(chan *chunk, chunksAhead),
 		stop: make(chan struct{}),
 	}
 	var both sync.WaitGroup

@@ -46,22 +46,25 @@ func TestReadTar(t *testing.T) {
 		blob := packed.Bytes()
 		sum := sha256.New()
 		var got []byte
-		err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough, func(tar io.Reader) (err error) {
-			got, err = io.ReadAll(tar)
-			return err
-		})
+		err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough,
+			func(tar io.Reader) (err error) {
+				got, err = io.ReadAll(tar)
+				return err
+			})
 		want := sha256.Sum256(stream)
 		if err != nil || !bytes.Equal(got, stream) || !bytes.Equal(sum.Sum(nil), want[:]) {
 			t.Errorf("%d bytes: %v, got %d", size, err, len(got))
 		}
 		sum.Reset() // what was not read is hashed all the same
-		if err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough, func(io.Reader) error { return nil }); err != nil || !bytes.Equal(sum.Sum(nil), want[:]) {
+		if err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough,
+			func(io.Reader) error { return nil }); err != nil || !bytes.Equal(sum.Sum(nil), want[:]) {
 			t.Errorf("%d bytes, none read: %v", size, err)
 		}
-		if err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob[:len(blob)-1])), sha256.New(), enough, func(tar io.Reader) error {
-			_, err := io.Copy(io.Discard, tar)
-			return err
-		}); err == nil {
+		if err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob[:len(blob)-1])), sha256.New(),
+			enough, func(tar io.Reader) error {
+				_, err := io.Copy(io.Discard, tar)
+				return err
+			}); err == nil {
 			t.Errorf("%d bytes: a blob that was cut is taken for whole", size)
 		}
 		if size < 1024 {
@@ -71,9 +74,10 @@ func TestReadTar(t *testing.T) {
 		done := make(chan error, 1)
 		go func() {
 			b := &stalled{Reader: bytes.NewReader(blob[:max(len(blob)-1, 0)]), closed: make(chan struct{})}
-			done <- Read(context.Background(), "application/vnd.oci.image.layer.v1.tar+gzip", b, sha256.New(), enough, func(io.Reader) error {
-				return errRead
-			})
+			done <- Read(context.Background(), "application/vnd.oci.image.layer.v1.tar+gzip", b, sha256.New(), enough,
+				func(io.Reader) error {
+					return errRead
+				})
 		}()
 		select {
 		case err := <-done:

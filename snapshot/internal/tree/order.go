@@ -16,9 +16,10 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// The result of applying an ordered layer above a parent depends on the order of its tar (tarlayer.Result.Ordered). Its
-// directory has, beside fs and seal, a file order: the steps in the form of a seal that is not sorted. If an entry
-// removed a file that would stay above another parent, there is also a directory aside, with the contents of such files.
+// The result of applying an ordered layer above a parent depends on the order of its tar
+// (tarlayer.Result.Ordered). Its directory has, beside fs and seal, a file order: the steps in the form
+// of a seal that is not sorted. If an entry removed a file that would stay above another parent, there
+// is also a directory aside, with the contents of such files.
 const (
 	orderName = "order"
 	AsideName = "aside"

@@ -16,9 +16,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// sealMagic begins a seal with its type and version. The record follows as JSON, for the case that the database is lost,
-// then the entries, sorted by path, each as varints and strings with their length before them, and then XXH3-64 of all
-// bytes before it.
+// sealMagic begins a seal with its type and version. The record follows as JSON, for the case that the
+// database is lost, then the entries, sorted by path, each as varints and strings with their length
+// before them, and then XXH3-64 of all bytes before it.
 const sealMagic = "tank seal 1\n"
 
 // maxSeal is the largest size of a seal in bytes. It is enough for tens of millions of entries.
@@ -40,8 +40,9 @@ func ListOf(es []*entry.Entry) List {
 	}
 }
 
-// WriteSeal writes a new seal at a path, and syncs it if sync is true. record is the record that the database will have,
-// without the name of the directory, which is not known yet. entries has count entries.
+// WriteSeal writes a new seal at a path, and syncs it if sync is true. record is the record that the
+// database will have, without the name of the directory, which is not known yet. entries has count
+// entries.
 func WriteSeal(path string, record any, count int, entries List, sync bool) error {
 	header, err := json.Marshal(record)
 	if err != nil {

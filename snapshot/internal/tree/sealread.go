@@ -118,7 +118,8 @@ type Cursor struct {
 	space []byte // the array of buf
 	prev  string
 	e     entry.Entry
-	// Most entries with extended attributes have the same ones as the entry before. A map takes as much memory as an entry.
+	// Most entries with extended attributes have the same ones as the entry before. A map takes as much
+	// memory as an entry.
 	xattrs map[string]string
 	raw    []byte // the encoded form of xattrs
 }

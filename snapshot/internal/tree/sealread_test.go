@@ -19,8 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// TestDamagedSeal: whatever lies where a seal should be, reading it ends at once with an error of class ErrDataLoss, and
-// takes no more memory than the file is large.
+// TestDamagedSeal: whatever lies where a seal should be, reading it ends at once with an error of class
+// ErrDataLoss, and takes no more memory than the file is large.
 func TestDamagedSeal(t *testing.T) {
 	t.Parallel()
 	sealed := func(body []byte) []byte {
@@ -53,7 +53,8 @@ func TestDamagedSeal(t *testing.T) {
 		{"a huge number of entries", file(sealed(slices.Concat(header, huge, encoded("a"))))},
 		{"fewer entries than there are", file(sealed(slices.Concat(header, []byte{1}, encoded("a"), encoded("b"))))},
 		{"a huge path", file(sealed(slices.Concat(header, []byte{1}, huge)))},
-		{"an unknown type", file(sealed(slices.Concat(header, []byte{1}, AppendEntry(nil, &entry.Entry{Path: "a", Type: 99}))))},
+		{"an unknown type",
+			file(sealed(slices.Concat(header, []byte{1}, AppendEntry(nil, &entry.Entry{Path: "a", Type: 99}))))},
 		{"a path twice", file(sealed(slices.Concat(header, []byte{2}, encoded("a"), encoded("a"))))},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -83,12 +84,15 @@ func TestFlatten(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		testName string
-		layers   []string // entries: path, then / for a directory, // for an opaque one, ! for a whiteout, =group for a hard link
-		want     string
+		// entries: path, then / for a directory, // for an opaque one, ! for a whiteout, =group for a hard link
+		layers []string
+		want   string
 	}{
 		{"added", []string{". a/ a/b", ". a/ a/c"}, ". a/ a/b a/c"},
-		{"a whiteout hides what is inside, not what begins with its name", []string{". a/ a- a-b/ a-b/c a/x", ". a!"}, ". a- a-b/ a-b/c"},
-		{"whiteouts before the content of the first", []string{". a/ a-/ a--/ a--/x a-/x a/x", ". a! a-!"}, ". a--/ a--/x"},
+		{"a whiteout hides what is inside, not what begins with its name", []string{". a/ a- a-b/ a-b/c a/x", ". a!"},
+			". a- a-b/ a-b/c"},
+		{"whiteouts before the content of the first", []string{". a/ a-/ a--/ a--/x a-/x a/x", ". a! a-!"},
+			". a--/ a--/x"},
 		{"an opaque directory", []string{". a/ a-b a/x a/y/ a/y/z", ". a// a/y/ a/y/new"}, ". a/ a-b a/y/ a/y/new"},
 		{"replaced by a file and again by a directory", []string{". a/ a/x", ". a", ". a/ a/y"}, ". a/ a/y"},
 		{"a whiteout between two directories", []string{". a/ a/x", ". a!", ". a/ a/y"}, ". a/ a/y"},

@@ -30,8 +30,9 @@ const (
 // NodeMemory is the number of bytes that a node takes with its place in the map of its directory, without its strings.
 const NodeMemory = 256
 
-// Read reads a list into memory. There may be a million entries, so Path of an entry is only its name, and Inode is what
-// ShortName returns for it. grow is called before the tree grows by that many bytes, and an error of it ends Read.
+// Read reads a list into memory. There may be a million entries, so Path of an entry is only its name,
+// and Inode is what ShortName returns for it. grow is called before the tree grows by that many bytes,
+// and an error of it ends Read.
 func Read(entries List, grow func(bytes int64) error) (*Node, error) {
 	const step = 256 << 10
 	t := New(DefaultDir("."))

@@ -71,7 +71,8 @@ func TestDecompress(t *testing.T) {
 		{"no media type, zstd", "", zs, tarBytes, ""},
 		{"no media type, plain", "", tarBytes, tarBytes, ""},
 		{"E45 members", ociTar + "+gzip", join(u.Gzip(t, tarBytes[:half]), u.Gzip(t, tarBytes[half:])), tarBytes, ""},
-		{"E45 empty members", ociTar + "+gzip", join(u.Gzip(t, nil), gz, bytes.Repeat(u.Gzip(t, nil), 1000)), tarBytes, ""},
+		{"E45 empty members", ociTar + "+gzip", join(u.Gzip(t, nil), gz, bytes.Repeat(u.Gzip(t, nil), 1000)), tarBytes,
+			""},
 		{"E45 trailing zeros", ociTar + "+gzip", join(gz, make([]byte, 1000)), tarBytes, ""},
 		{"E45 trailing garbage", ociTar + "+gzip", join(gz, []byte("garbage")), tarBytes, ""},
 		{"E45 one trailing byte", ociTar + "+gzip", join(gz, []byte{0x1f}), tarBytes, ""},
@@ -80,15 +81,18 @@ func TestDecompress(t *testing.T) {
 		{"gzip header cut", ociTar + "+gzip", gz[:5], nil, "ends in its middle"},
 		{"gzip checksum", ociTar + "+gzip", badCRC, nil, "gzip"},
 		{"gzip with a reserved flag", ociTar + "+gzip", join(gz[:3], []byte{0x20}, gz[4:]), nil, "header"},
-		{"E45 another method in the second member", ociTar + "+gzip", join(gz, []byte{0x1f, 0x8b, 9}, gz[3:]), nil, "header"},
-		{"E46 frames", ociTar + "+zstd", join(skippable("x"), zstdBytes(t, tarBytes[:half]), skippable(""), zstdBytes(t, tarBytes[half:]),
-			skippable("end")), tarBytes, ""},
+		{"E45 another method in the second member", ociTar + "+gzip", join(gz, []byte{0x1f, 0x8b, 9}, gz[3:]), nil,
+			"header"},
+		{"E46 frames", ociTar + "+zstd",
+			join(skippable("x"), zstdBytes(t, tarBytes[:half]), skippable(""), zstdBytes(t, tarBytes[half:]),
+				skippable("end")), tarBytes, ""},
 		{"E46 checksum", ociTar + "+zstd", badSum, nil, "zstd"},
 		{"E46 trailing garbage", ociTar + "+zstd", join(zs, []byte("garbage!")), nil, "zstd"},
 		{"zstd cut", ociTar + "+zstd", zs[:len(zs)-5], nil, "zstd"},
 		{"B6 window", ociTar + "+zstd", windowFrame(31), nil, "window"},
 		{"B6 a larger window later", ociTar + "+zstd", join(zs, windowFrame(25), zs), join(tarBytes, tarBytes), ""},
-		{"B7 skippable frame of 4 GiB", ociTar + "+zstd", []byte{0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 0}, nil, "zstd"},
+		{"B7 skippable frame of 4 GiB", ociTar + "+zstd", []byte{0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 0},
+			nil, "zstd"},
 		{"B14 xz", ociTar + "+gzip", append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 1000)...), nil,
 			"compressed with xz"},
 		{"B14 bzip2", dockerTar, append([]byte("BZh9"), make([]byte, 1000)...), nil, "compressed with bzip2"},
@@ -176,7 +180,8 @@ func windowFrame(log byte) []byte {
 func TestDecompressFaults(t *testing.T) {
 	fault := errors.New("connection lost")
 	for i, blob := range [][]byte{
-		u.Gzip(t, u.Tar(t, u.F("a", "1"))), u.Gzip(t, u.Tar(t, u.F("a", "1"))), zstdBytes(t, u.Tar(t, u.F("a", "1"))), u.Tar(t, u.F("a", "1")),
+		u.Gzip(t, u.Tar(t, u.F("a", "1"))), u.Gzip(t, u.Tar(t, u.F("a", "1"))), zstdBytes(t, u.Tar(t, u.F("a", "1"))),
+		u.Tar(t, u.F("a", "1")),
 	} {
 		restore := decompress.SetOwnGzip(i == 1)
 		defer restore()

@@ -86,7 +86,8 @@ func TestWindow(t *testing.T) {
 		{"of 1 GiB", windowFrame(30), 1 << 30, nil},
 		{"too large", windowFrame(31), 8 << 20, stream.ErrInvalidLayer},
 		{"too large behind a small one", append(windowFrame(20), windowFrame(31)...), 8 << 20, stream.ErrInvalidLayer},
-		{"a segment of 2 GiB", []byte{0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 0x80, 1, 0, 0}, 8 << 20, stream.ErrInvalidLayer},
+		{"a segment of 2 GiB", []byte{0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 0x80, 1, 0, 0}, 8 << 20,
+			stream.ErrInvalidLayer},
 		{"reserved block", []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0x50, 7, 0, 0}, 8 << 20, stream.ErrInvalidLayer},
 		{"gzip", u.Gzip(t, nil), 0, nil},
 	} {

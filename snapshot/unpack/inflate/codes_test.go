@@ -26,7 +26,8 @@ func (s *stream) fixed() *stream {
 	return s
 }
 
-// dynamic begins a last block with these codes. The code for code lengths has all 16 lengths with 4 bits, so it has no runs.
+// dynamic begins a last block with these codes. The code for code lengths has all 16 lengths with 4
+// bits, so it has no runs.
 func (s *stream) dynamic(lit, dist []uint8) *stream {
 	s.lit.assign(lit)
 	s.dist.assign(dist)
@@ -47,8 +48,8 @@ func (s *stream) dynamic(lit, dist []uint8) *stream {
 	return s
 }
 
-// runs begins a dynamic block and has its lengths given in symbols of the code for code lengths: 16, 17 and 18 have 2 bits,
-// lengths 1 and 8 have 3.
+// runs begins a dynamic block and has its lengths given in symbols of the code for code lengths: 16, 17
+// and 18 have 2 bits, lengths 1 and 8 have 3.
 func (s *stream) runs(lits, dists int, symbols ...[2]int) *stream {
 	s.bits(5, 3).bits(uint64(lits-257), 5).bits(uint64(dists-1), 5).bits(18-4, 4)
 	for _, n := range []uint64{2, 2, 2, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3} {
@@ -125,7 +126,8 @@ func gzipOf(blocks []byte, content string) []byte {
 
 const corrupt = "corrupt"
 
-// TestCodes: what RFC 1951 allows and does not, and where compress/flate departs from it. want is the content, or corrupt.
+// TestCodes: what RFC 1951 allows and does not, and where compress/flate departs from it. want is the
+// content, or corrupt.
 func TestCodes(t *testing.T) {
 	a, z := int('a'), int('z')
 	two := map[int]uint8{a: 1, 256: 1}
@@ -157,38 +159,58 @@ func TestCodes(t *testing.T) {
 		{"stored, padding that is not zero", []byte{0xf9, 1, 0, 0xfe, 0xff, 'a'}, "a"},
 		{"the longest stored, and the farthest match", append([]byte("\x00\x00\x80\xff\x7f"+far),
 			new(stream).fixed().match(285, 29, 0, 1<<13-1).end()...), far + far[:258]},
-		{"too far by one", append([]byte("\x00\xff\x7f\x00\x80"+far[1:]), new(stream).fixed().match(285, 29, 0, 1<<13-1).end()...), corrupt},
+		{"too far by one",
+			append([]byte("\x00\xff\x7f\x00\x80"+far[1:]), new(stream).fixed().match(285, 29, 0, 1<<13-1).end()...),
+			corrupt},
 
 		{"two literals", new(stream).dynamic(lengths(257, two), lengths(1, nil)).text("aaaa").end(), "aaaa"},
 		{"codes of 15 bits", new(stream).dynamic(deepLit, deepDist).text("abmz").match(285, 1).match(285, 3).end(),
 			"abmz" + strings.Repeat("mz", 129) + strings.Repeat("mzmz", 64) + "mz"},
-		{"a distance code of 15 bits", new(stream).dynamic(deepLit, deepDist).text(strings.Repeat("a", 200)).match(285, 14, 0, 63).
-			match(285, 15, 0, 0).end(), strings.Repeat("a", 716)},
+		{"a distance code of 15 bits",
+			new(stream).dynamic(deepLit, deepDist).text(strings.Repeat("a", 200)).match(285, 14, 0, 63).
+				match(285, 15, 0, 0).end(), strings.Repeat("a", 716)},
 		{"no distance code, none used", new(stream).dynamic(lengths(258, three), lengths(1, nil)).text("a").end(), "a"},
-		{"no distance code, one used", new(stream).dynamic(lengths(258, three), lengths(1, nil)).text("a").raw(3, 2).raw(0, 9).end(), corrupt},
-		{"one distance code", new(stream).dynamic(lengths(258, three), []uint8{1}).text("a").match(257, 0).end(), "aaaa"},
-		{"one distance code, the other used", new(stream).dynamic(lengths(258, three), []uint8{1}).text("a").raw(3, 2).raw(1, 1).end(), corrupt},
-		{"one distance code of two bits", new(stream).dynamic(lengths(258, three), []uint8{2}).text("a").end(), corrupt},
+		{"no distance code, one used",
+			new(stream).dynamic(lengths(258, three), lengths(1, nil)).text("a").raw(3, 2).raw(0, 9).end(), corrupt},
+		{"one distance code", new(stream).dynamic(lengths(258, three), []uint8{1}).text("a").match(257, 0).end(),
+			"aaaa"},
+		{"one distance code, the other used",
+			new(stream).dynamic(lengths(258, three), []uint8{1}).text("a").raw(3, 2).raw(1, 1).end(), corrupt},
+		{"one distance code of two bits", new(stream).dynamic(lengths(258, three), []uint8{2}).text("a").end(),
+			corrupt},
 		{"one literal code, the end", new(stream).dynamic(lengths(257, map[int]uint8{256: 1}), []uint8{0}).end(), ""},
-		{"one literal code, the other used", new(stream).dynamic(lengths(257, map[int]uint8{256: 1}), []uint8{0}).raw(1, 1).end(), corrupt},
-		{"one literal code of two bits", new(stream).dynamic(lengths(257, map[int]uint8{256: 2}), []uint8{0}).end(), corrupt},
+		{"one literal code, the other used",
+			new(stream).dynamic(lengths(257, map[int]uint8{256: 1}), []uint8{0}).raw(1, 1).end(), corrupt},
+		{"one literal code of two bits", new(stream).dynamic(lengths(257, map[int]uint8{256: 2}), []uint8{0}).end(),
+			corrupt},
 		{"no literal code", new(stream).dynamic(lengths(257, nil), []uint8{0}).raw(0, 9).align().b, corrupt},
-		{"literals over-subscribed", new(stream).dynamic(lengths(257, map[int]uint8{a: 1, z: 1, 256: 1}), []uint8{0}).raw(0, 9).align().b, corrupt},
-		{"literals incomplete", new(stream).dynamic(lengths(257, map[int]uint8{a: 2, z: 2, 256: 2}), []uint8{0}).raw(0, 9).align().b, corrupt},
+		{"literals over-subscribed",
+			new(stream).dynamic(lengths(257, map[int]uint8{a: 1, z: 1, 256: 1}), []uint8{0}).raw(0, 9).align().b,
+			corrupt},
+		{"literals incomplete",
+			new(stream).dynamic(lengths(257, map[int]uint8{a: 2, z: 2, 256: 2}), []uint8{0}).raw(0, 9).align().b,
+			corrupt},
 		{"distances over-subscribed", new(stream).dynamic(lengths(257, two), []uint8{1, 1, 1}).end(), corrupt},
 		{"distances incomplete", new(stream).dynamic(lengths(257, two), []uint8{2, 2, 2}).end(), corrupt},
 		{"287 literals", new(stream).dynamic(lengths(287, two), []uint8{0}).end(), corrupt},
 		{"31 distances", new(stream).dynamic(lengths(257, two), lengths(31, nil)).end(), corrupt},
 		{"30 distances", new(stream).dynamic(lengths(257, two), lengths(30, nil)).end(), ""},
 		{"no code for code lengths", new(stream).raw(5, 3).raw(0, 14).raw(0, 12).raw(0, 64/2).align().b, corrupt},
-		{"the code for code lengths incomplete", new(stream).raw(5, 3).raw(0, 14).raw(2, 12).raw(0, 64/2).align().b, corrupt},
-		{"the code for code lengths over-subscribed", new(stream).raw(5, 3).raw(0, 14).raw(1|1<<3|1<<6, 12).raw(0, 64/2).align().b, corrupt},
+		{"the code for code lengths incomplete", new(stream).raw(5, 3).raw(0, 14).raw(2, 12).raw(0, 64/2).align().b,
+			corrupt},
+		{"the code for code lengths over-subscribed",
+			new(stream).raw(5, 3).raw(0, 14).raw(1|1<<3|1<<6, 12).raw(0, 64/2).align().b, corrupt},
 
-		{"a run across the two lists", new(stream).runs(257, 2, [2]int{18, 127}, [2]int{18, 106}, [2]int{1, 0}, [2]int{16, 0}).
-			raw(4, 3).align().b, "\xff\xff"},
+		{"a run across the two lists",
+			new(stream).runs(257, 2, [2]int{18, 127}, [2]int{18, 106}, [2]int{1, 0}, [2]int{16, 0}).
+				raw(4, 3).align().b, "\xff\xff"},
 		{"a run of what is not there", new(stream).runs(257, 1, [2]int{16, 0}).raw(0, 50).align().b, corrupt},
-		{"a run to the end", new(stream).runs(257, 3, [2]int{18, 127}, [2]int{18, 107}, [2]int{1, 0}, [2]int{17, 0}).raw(0, 1).align().b, ""},
-		{"a run past the end", new(stream).runs(257, 2, [2]int{18, 127}, [2]int{18, 107}, [2]int{1, 0}, [2]int{17, 0}).raw(0, 50).align().b,
+		{"a run to the end",
+			new(stream).runs(257, 3, [2]int{18, 127}, [2]int{18, 107}, [2]int{1, 0}, [2]int{17, 0}).raw(0, 1).align().b,
+			""},
+		{"a run past the end",
+			new(stream).runs(257, 2, [2]int{18, 127}, [2]int{18, 107}, [2]int{1, 0}, [2]int{17, 0}).raw(0,
+				50).align().b,
 			corrupt},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

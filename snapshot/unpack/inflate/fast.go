@@ -144,11 +144,12 @@ func copyWide(out *[outSize + wide]byte, to, from uint) {
 	*(*[wide]byte)(out[to : to+wide]) = *(*[wide]byte)(out[from : from+wide])
 }
 
-// repeat has, for each distance below the size of a word, the factor that repeats that many bytes over a word. period has
-// the bytes of a word that are whole repetitions.
+// repeat has, for each distance below the size of a word, the factor that repeats that many bytes over
+// a word. period has the bytes of a word that are whole repetitions.
 var (
 	repeat = [word]uint64{
-		0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001, 0x0000000100000001, 0x0000010000000001, 0x0001000000000001,
+		0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001, 0x0000000100000001, 0x0000010000000001,
+		0x0001000000000001,
 		0x0100000000000001,
 	}
 	period = [word]uint{0, 8, 8, 6, 8, 5, 6, 7}

@@ -171,7 +171,8 @@ func TestWindow(t *testing.T) {
 	}
 	for out := range 100 {
 		s := &subject{}
-		if d := s.differs(append(file, make([]byte, 8)...), way{out: inflate.LeastOut + out, in: inflate.LeastIn + out}, want, err); d != "" {
+		if d := s.differs(append(file, make([]byte, 8)...), way{out: inflate.LeastOut + out, in: inflate.LeastIn + out},
+			want, err); d != "" {
 			t.Fatal(d)
 		}
 	}

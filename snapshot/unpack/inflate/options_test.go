@@ -41,7 +41,8 @@ func TestOptions(t *testing.T) {
 		{"other flags", file, refuse, "content", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			for _, wrap := range []func(io.Reader) io.Reader{func(r io.Reader) io.Reader { return r }, iotest.OneByteReader} {
+			for _, wrap := range []func(io.Reader) io.Reader{func(r io.Reader) io.Reader { return r },
+				iotest.OneByteReader} {
 				src := bytes.NewReader(tc.file)
 				got, err := io.ReadAll(inflate.New(wrap(src), tc.opts))
 				if !strings.HasPrefix(string(got), tc.want) || err != tc.err {

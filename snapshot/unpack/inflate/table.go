@@ -28,7 +28,8 @@ const (
 // for the extra bits.
 const (
 	totalMask = 1<<6 - 1
-	isSub     = 1 << 6 // odd: the start of a subtable is in place of the base, and the bits it takes in place of the code's
+	// odd: the start of a subtable is in place of the base, and the bits it takes in place of the code's
+	isSub     = 1 << 6
 	isEnd     = 1 << 7 // odd: end of the block
 	shiftSize = 8
 	shiftBase = 16

@@ -2,6 +2,7 @@ package tank_test
 
 import (
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/tank-snapshotter/tank"
@@ -11,14 +12,14 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestObserve shows what an observer of a root sees: the downloads of the config and the layer, a
+// TestObserve shows what an observer of a root sees: the downloads, the unpack and the sync of a pull, a
 // hit of the second pull, and the sweeps of a collection.
 func TestObserve(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", []Item{F("a", "1")})
 	ref := reg.Host + "/x:1"
 	seen := observetest.New(t)
-	tk, err := tank.Open(filepath.Join(t.TempDir(), "root"), &tank.Options{Observe: seen})
+	tk, err := tank.Open(filepath.Join(t.TempDir(), "root"), &tank.Options{Daemon: true, Observe: seen})
 	must(t, err)
 	defer func() { must(t, tk.Close()) }()
 	pull := func() {
@@ -45,6 +46,15 @@ func TestObserve(t *testing.T) {
 		seen.Reset()
 	}
 	pull()
+	if len(seen.Ended(observe.Sync)) == 0 {
+		t.Error("no sync was seen")
+	}
+	unpacked := slices.ContainsFunc(seen.Ended(observe.Unpack), func(op observetest.Operation) bool {
+		return op.Result.Err == nil // an attempt that began before the blob arrived may have ended with an error
+	})
+	if !unpacked {
+		t.Errorf("unpacks: %+v", seen.Ended(observe.Unpack))
+	}
 	expect("the first pull", map[observe.Kind]int{observe.Download: 2, observe.Hit: 0})
 	pull()
 	if hits := seen.Ended(observe.Hit); len(hits) != 1 || hits[0].Subject != ref {
@@ -54,7 +64,7 @@ func TestObserve(t *testing.T) {
 	must(t, tk.Remove(t.Context(), ref))
 	_, err = tk.GC(t.Context())
 	must(t, err)
-	if len(seen.Ended(observe.Sweep)) == 0 {
-		t.Error("no sweep was seen")
+	if n := len(seen.Ended(observe.Sweep)); n < 2 {
+		t.Errorf("%d sweeps instead of those of blobs and of layers", n)
 	}
 }

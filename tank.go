@@ -229,7 +229,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		return nil, err
 	}
 	layers := &snapshot.Options{
-		FS:       opts.FS,
+		FS: opts.FS, Observe: opts.Observe,
 		ReadOnly: t.readOnly, Unpack: unpackOptions(t.lock.Access()), Directory: opts.Directory,
 		SkipKnownBlobs: opts.SkipKnownBlobs,
 	}

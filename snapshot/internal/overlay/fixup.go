@@ -39,7 +39,7 @@ type dropped struct {
 	below *found
 }
 
-// Source is a node to copy.
+// Source is a node whose content is copied.
 type Source struct {
 	elem *Element
 	path string
@@ -54,7 +54,7 @@ type Layer struct {
 	NewDir  entry.Entry // the attributes of a directory without an entry
 }
 
-// PlanFixup finds out what a layer needs above the parent. The plan is empty when it needs nothing.
+// PlanFixup plans what a layer needs above the parent. The plan is empty if it needs nothing.
 //
 // The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
 func PlanFixup(ctx context.Context, l Layer, parent *Merged, lenient bool, grow func(bytes int64) error) (
@@ -116,7 +116,7 @@ func inSteps(grow func(bytes int64) error) func(bytes int64) error {
 // Empty reports whether the layer needs no fix-up.
 func (x *Plan) Empty() bool { return len(x.Tree.Kids) == 0 }
 
-// Facts is the digest over all that decides the fix-up's content.
+// Facts returns a digest of everything that determines the content of the fix-up.
 func (x *Plan) Facts(diffID digest.Digest) digest.Digest {
 	d := digest.SHA256.Digester()
 	fmt.Fprintf(d.Hash(), "%s\n", diffID)
@@ -235,7 +235,7 @@ func onlyWhiteouts(n *tree.Node) bool {
 // isMarker reports whether a node is a whiteout that is no entry of its own: it makes no directories that it lies in.
 func isMarker(n *tree.Node) bool { return n.Entry.Type == entry.Whiteout && !n.Entry.Opaque }
 
-// put puts a node into the fix-up.
+// put adds a node to the fix-up.
 func (x *Plan) put(e entry.Entry, at string) error {
 	e.Path, e.Implied, e.Inode, e.Seq = at, false, "", 0
 	bytes := tree.NodeMemory + 2*int64(len(at))

@@ -24,7 +24,7 @@ import (
 // of it is the kernel's work on inodes.
 const mergeWorkers = 8
 
-// Merge lays a directory in overlay's form over a plain one, as a mount of the two would show them.
+// Merge merges a directory in overlay's form into a plain one. The result is what an overlay mount of the two shows.
 type Merge struct {
 	To     string          // the plain directory
 	Live   bool            // a container may be writing to the source, although its snapshot was committed

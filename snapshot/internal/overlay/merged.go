@@ -33,9 +33,9 @@ type Merged struct {
 	lastPath string
 }
 
-// Element is one directory of a stack.
+// Element is one open directory of a stack.
 type Element struct {
-	Name string // what stands for its content in the facts of a fix-up
+	Name string // identifies its content in the facts of a fix-up
 	Root *os.File
 }
 
@@ -322,7 +322,7 @@ func (d *openDirs) close() {
 	}
 }
 
-// Dir is one directory of a stack, and the name that stands for its content.
+// Dir is one directory of a stack, with a name that identifies its content.
 type Dir struct {
 	Name string
 	Path string

@@ -12,9 +12,6 @@ import (
 const (
 	maxColumns = 120
 	tabColumns = 4
-
-	// wideGoLines is how many lines of Go may still be wider than maxColumns. It is only ever made smaller.
-	wideGoLines = 60
 )
 
 var (
@@ -30,22 +27,16 @@ func columns(line string) int {
 }
 
 // wide returns the lines that have too many columns.
-func (t *tree) wide() []string {
-	var faults, goFaults []string
-	for _, name := range t.files(".md") {
-		for _, n := range wideMarkdown(t.text[name]) {
-			faults = append(faults, fmt.Sprintf("%s:%d: more than %d columns", name, n, maxColumns))
+func (t *tree) wide() (faults []string) {
+	for _, c := range []struct {
+		ext   string
+		check func(text string) []int
+	}{{".go", wideGo}, {".md", wideMarkdown}} {
+		for _, name := range t.files(c.ext) {
+			for _, n := range c.check(t.text[name]) {
+				faults = append(faults, fmt.Sprintf("%s:%d: more than %d columns", name, n, maxColumns))
+			}
 		}
-	}
-	for _, name := range t.files(".go") {
-		for _, n := range wideGo(t.text[name]) {
-			goFaults = append(goFaults, fmt.Sprintf("%s:%d: more than %d columns", name, n, maxColumns))
-		}
-	}
-	if len(goFaults) > wideGoLines {
-		faults = append(faults, goFaults...)
-		faults = append(faults, fmt.Sprintf("%d lines of Go have more than %d columns, at most %d may",
-			len(goFaults), maxColumns, wideGoLines))
 	}
 	return faults
 }

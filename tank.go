@@ -368,7 +368,7 @@ func (t *Tank) live(h metadata.Holder) bool {
 	live := true
 	if err := t.db.View(func(tx *metadata.Tx) error {
 		if h.IsContainerd() { // a containerd aborts its own downloads, unless its database has got another holder
-			bs, err := tx.Bindings()
+			bs, err := metadata.Bindings(tx)
 			_, bound := metadata.BindingOf(bs, h)
 			live = bound || tx.HoldsAny(h)
 			return err

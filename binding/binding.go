@@ -141,7 +141,7 @@ func (b *Binder) live(s *Session) bool {
 // places are the paths at which the database of a containerd was seen.
 func (b *Binder) places() (paths []string) {
 	_ = b.db.View(func(tx *metadata.Tx) error { // after an error the usual places are searched
-		bs, err := tx.Bindings()
+		bs, err := metadata.Bindings(tx)
 		for _, r := range bs {
 			if r.Path != "" && !slices.Contains(paths, r.Path) {
 				paths = append(paths, r.Path)
@@ -166,7 +166,7 @@ func (b *Binder) bind(s *Session, looked error) error {
 	known := false
 	change := func(tx *metadata.Tx) error {
 		known = false
-		bs, err := tx.Bindings()
+		bs, err := metadata.Bindings(tx)
 		if err != nil {
 			return err
 		}
@@ -182,7 +182,7 @@ func (b *Binder) bind(s *Session, looked error) error {
 			return err
 		}
 		s.binding.Seen, s.binding.Process = time.Now().UTC(), nameOf(s.process)
-		return tx.PutBinding(s.binding)
+		return metadata.PutBinding(tx, s.binding)
 	}
 	err := b.db.Update(change)
 	if err != nil && known {
@@ -234,7 +234,7 @@ func (s *Session) replace(tx *metadata.Tx, bs []metadata.Binding, old metadata.B
 	log.L.WithFields(log.Fields{"database": s.file.Path, "holder": old.Holder}).
 		Warn("the database of a containerd was emptied or restored")
 	old.Inode, old.Born = 0, time.Time{}
-	if err := tx.PutBinding(old); err != nil {
+	if err := metadata.PutBinding(tx, old); err != nil {
 		return err
 	}
 	return s.bindNew(tx, bs)
@@ -290,7 +290,7 @@ func (s *Session) newHolder(
 	if !tx.HoldsAny(metadata.Containerd) {
 		return metadata.Containerd, false, nil
 	}
-	newest, err := tx.Newest(metadata.Containerd)
+	newest, err := metadata.Newest(tx, metadata.Containerd)
 	if err == nil && !s.file.Born.IsZero() && s.file.Born.Before(newest) {
 		return metadata.Containerd, true, nil
 	}

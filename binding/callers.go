@@ -36,7 +36,7 @@ func (b *Binder) Callers() (map[metadata.Holder]Caller, error) {
 
 func (b *Binder) bindings() (bs []metadata.Binding, err error) {
 	err = b.db.View(func(tx *metadata.Tx) (err error) {
-		bs, err = tx.Bindings()
+		bs, err = metadata.Bindings(tx)
 		return err
 	})
 	return bs, err
@@ -61,14 +61,14 @@ func (b *Binder) Released(h metadata.Holder) error {
 	return b.db.Update(func(tx *metadata.Tx) error {
 		return b.unbind(tx, h, func(r metadata.Binding) error {
 			r.Holder, r.Recognized = metadata.ContainerdHolder(r.ID), true
-			return tx.PutBinding(r)
+			return metadata.PutBinding(tx, r)
 		})
 	})
 }
 
 // unbind calls do for each binding of a holder whose process is not connected.
 func (b *Binder) unbind(tx *metadata.Tx, h metadata.Holder, do func(metadata.Binding) error) error {
-	bs, err := tx.Bindings()
+	bs, err := metadata.Bindings(tx)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (b *Binder) unbind(tx *metadata.Tx, h metadata.Holder, do func(metadata.Bin
 
 // forget deletes the bindings of a holder whose processes are not connected.
 func (b *Binder) forget(tx *metadata.Tx, h metadata.Holder) error {
-	return b.unbind(tx, h, func(r metadata.Binding) error { return tx.DeleteBinding(r.ID) })
+	return b.unbind(tx, h, func(r metadata.Binding) error { return metadata.DeleteBinding(tx, r.ID) })
 }
 
 // HandOver gives everything that the holder from holds to the holder to, because the operator knows that both belong to

@@ -23,7 +23,7 @@ const maxKeys = 10000
 // candidates lists the holders that have the snapshot key and all snapshots that were named before, and for which no
 // containerd acts.
 func (s *Session) candidates(ctx context.Context, tx *metadata.Tx, key string) (fs []former, err error) {
-	bs, err := tx.Bindings()
+	bs, err := metadata.Bindings(tx)
 	if err != nil {
 		return nil, err
 	}

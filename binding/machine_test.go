@@ -51,7 +51,7 @@ func (m *machine) restart() {
 	m.b = binding.New(m.db, &binding.Options{
 		HandOver: func(from, to metadata.Holder, also func(*metadata.Tx) error) error {
 			return m.db.Update(func(tx *metadata.Tx) error {
-				if _, err := tx.HandOver(from, to); err != nil {
+				if _, err := metadata.HandOver(tx, from, to); err != nil {
 					return err
 				}
 				return also(tx)
@@ -59,7 +59,7 @@ func (m *machine) restart() {
 		},
 		SetAside: func(h metadata.Holder, ns string, sequence uint64) error {
 			return m.db.Update(func(tx *metadata.Tx) error {
-				_, err := tx.SetAside(h, ns, sequence)
+				_, err := metadata.SetAside(tx, h, ns, sequence)
 				return err
 			})
 		},

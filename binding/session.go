@@ -59,12 +59,12 @@ func (s *Session) record() {
 	s.binding.Seen = time.Now().UTC()
 	s.binding.Writes = max(s.binding.Writes, writes)
 	if err := s.b.db.Update(func(tx *metadata.Tx) error {
-		bs, err := tx.Bindings()
+		bs, err := metadata.Bindings(tx)
 		same := func(r metadata.Binding) bool { return r.ID == s.binding.ID && r.Holder == s.binding.Holder }
 		if err != nil || !slices.ContainsFunc(bs, same) {
 			return err // another database took its place
 		}
-		return tx.PutBinding(s.binding)
+		return metadata.PutBinding(tx, s.binding)
 	}); err != nil {
 		log.L.WithError(err).WithField("holder", s.binding.Holder).
 			Warn("the connection of a containerd could not be recorded")
@@ -137,7 +137,7 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 	last := uint64(0)
 	if !s.continued {
 		if err := s.b.db.View(func(tx *metadata.Tx) error {
-			last = tx.LastSequence(s.binding.Holder, ns)
+			last = metadata.LastSequence(tx, s.binding.Holder, ns)
 			return nil
 		}); err != nil {
 			return false, err
@@ -158,7 +158,7 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 		if anew {
 			log.G(ctx).WithFields(log.Fields{"namespace": ns, "sequence": sequence, "last": last}).
 				Warn("the sequence numbers of a containerd start again: its database was emptied or restored")
-			bs, err := tx.Bindings()
+			bs, err := metadata.Bindings(tx)
 			if err != nil {
 				return err
 			}
@@ -175,7 +175,7 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 			s.binding.First = first
 		}
 		s.binding.Seen = time.Now().UTC()
-		return tx.PutBinding(s.binding)
+		return metadata.PutBinding(tx, s.binding)
 	})
 	if err != nil {
 		s.binding = before
@@ -250,7 +250,7 @@ func (s *Session) takeOver(ctx context.Context, h metadata.Holder, key string) b
 		if err := s.b.forget(tx, h); err != nil {
 			return err
 		}
-		return tx.PutBinding(next)
+		return metadata.PutBinding(tx, next)
 	})
 	if err != nil {
 		log.G(ctx).WithError(err).Error("a containerd's database was recognized, but binding it failed")

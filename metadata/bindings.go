@@ -36,7 +36,7 @@ type Binding struct {
 const bindingPrefix = "binding/"
 
 // Bindings lists all bindings, by ID.
-func (tx *Tx) Bindings() ([]Binding, error) {
+func Bindings(tx *Tx) ([]Binding, error) {
 	var bs []Binding
 	for _, id := range pageOf(tx.bolt.Bucket(bucketMeta), []byte(bindingPrefix), "", -1) {
 		var b Binding
@@ -49,7 +49,7 @@ func (tx *Tx) Bindings() ([]Binding, error) {
 }
 
 // PutBinding adds or replaces a binding.
-func (tx *Tx) PutBinding(b Binding) error {
+func PutBinding(tx *Tx, b Binding) error {
 	if err := checkName("holder", string(b.Holder)); err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (tx *Tx) PutBinding(b Binding) error {
 }
 
 // DeleteBinding deletes a binding. A missing binding is not an error.
-func (tx *Tx) DeleteBinding(id string) error {
+func DeleteBinding(tx *Tx, id string) error {
 	return tx.bolt.Bucket(bucketMeta).Delete([]byte(bindingPrefix + id))
 }
 
@@ -95,7 +95,7 @@ type Rekeyed struct{ Old, New string }
 
 // HandOver makes to hold everything that from holds, and renames the snapshots to keys of to. If to already has a
 // snapshot with such a key, that snapshot stays and gets a new key. Both holders are containerds.
-func (tx *Tx) HandOver(from, to Holder) ([]Rekeyed, error) {
+func HandOver(tx *Tx, from, to Holder) ([]Rekeyed, error) {
 	keys, err := tx.HeldSnapshots(from)
 	if err != nil {
 		return nil, err
@@ -118,7 +118,7 @@ func (tx *Tx) HandOver(from, to Holder) ([]Rekeyed, error) {
 		name := to.SnapshotKey(from.SnapshotName(key))
 		if name != key {
 			if tx.has(SnapshotNode(name)) {
-				if err := rekey(name, tx.freeKey(name)); err != nil {
+				if err := rekey(name, freeKey(tx, name)); err != nil {
 					return nil, err
 				}
 			}
@@ -126,13 +126,13 @@ func (tx *Tx) HandOver(from, to Holder) ([]Rekeyed, error) {
 				return nil, err
 			}
 		}
-		if err := tx.moveHold(from, to, SnapshotNode(name)); err != nil {
+		if err := moveHold(tx, from, to, SnapshotNode(name)); err != nil {
 			return nil, err
 		}
 	}
 	for _, k := range []Kind{KindRootfs, KindLayer, KindBlob} {
 		for _, key := range tx.Held(from, k, "", -1) {
-			if err := tx.moveHold(from, to, Node{k, key}); err != nil {
+			if err := moveHold(tx, from, to, Node{k, key}); err != nil {
 				return nil, err
 			}
 		}
@@ -140,7 +140,7 @@ func (tx *Tx) HandOver(from, to Holder) ([]Rekeyed, error) {
 	return moved, nil
 }
 
-func (tx *Tx) moveHold(from, to Holder, n Node) error {
+func moveHold(tx *Tx, from, to Holder, n Node) error {
 	if err := tx.Hold(to, n); err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func (tx *Tx) moveHold(from, to Holder, n Node) error {
 const setAside = " (replaced "
 
 // freeKey returns an unused key for a snapshot whose key another one needs.
-func (tx *Tx) freeKey(key string) string {
+func freeKey(tx *Tx, key string) string {
 	for n := 1; ; n++ {
 		if free := fmt.Sprintf("%s%s%d)", key, setAside, n); !tx.has(SnapshotNode(free)) {
 			return free
@@ -160,7 +160,7 @@ func (tx *Tx) freeKey(key string) string {
 }
 
 // Newest returns when the newest snapshot or blob that h holds was recorded. It is the zero time if h holds neither.
-func (tx *Tx) Newest(h Holder) (newest time.Time, err error) {
+func Newest(tx *Tx, h Holder) (newest time.Time, err error) {
 	var record struct {
 		Created time.Time `json:"created"`
 	}
@@ -200,7 +200,7 @@ func Sequence(key string) (namespace string, sequence uint64, ok bool) {
 }
 
 // LastSequence returns the largest sequence number of the snapshots in a namespace that h holds; 0 if there are none.
-func (tx *Tx) LastSequence(h Holder, namespace string) (last uint64) {
+func LastSequence(tx *Tx, h Holder, namespace string) (last uint64) {
 	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
 	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {
 		if _, n, ok := Sequence(namespace + "/" + rest); ok {
@@ -212,7 +212,7 @@ func (tx *Tx) LastSequence(h Holder, namespace string) (last uint64) {
 
 // SetAside gives new keys to the snapshots in a namespace that h holds and whose sequence number is at least sequence.
 // Their containerd's database does not know them any more and will use these numbers again.
-func (tx *Tx) SetAside(h Holder, namespace string, sequence uint64) (moved []Rekeyed, err error) {
+func SetAside(tx *Tx, h Holder, namespace string, sequence uint64) (moved []Rekeyed, err error) {
 	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
 	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {
 		name := namespace + "/" + rest
@@ -224,7 +224,7 @@ func (tx *Tx) SetAside(h Holder, namespace string, sequence uint64) (moved []Rek
 		if err != nil {
 			return nil, err
 		}
-		s.Key = tx.freeKey(key)
+		s.Key = freeKey(tx, key)
 		if err := tx.RenameSnapshot(key, s); err != nil {
 			return nil, err
 		}

@@ -70,7 +70,7 @@ func TestHandOver(t *testing.T) {
 			}))
 			var moved []metadata.Rekeyed
 			must(t, db.Update(func(tx *metadata.Tx) (err error) {
-				moved, err = tx.HandOver(tc.from, tc.to)
+				moved, err = metadata.HandOver(tx, tc.from, tc.to)
 				return err
 			}))
 			if len(moved) != 4 {
@@ -100,7 +100,7 @@ func TestHandOver(t *testing.T) {
 				if len(parents) != len(want) {
 					t.Errorf("snapshots: %v", parents)
 				}
-				if n := tx.LastSequence(tc.to, "default"); n != 3 {
+				if n := metadata.LastSequence(tx, tc.to, "default"); n != 3 {
 					t.Errorf("last sequence %d", n)
 				}
 				if blobs := tx.Held(tc.to, metadata.KindBlob, "", -1); len(blobs) != 2 {
@@ -121,12 +121,12 @@ func TestBindings(t *testing.T) {
 	late := metadata.Binding{ID: "d0", Holder: metadata.Containerd, Recognized: true, Seen: now.Add(time.Hour)}
 	late.First = map[string]uint64{"default": 2}
 	must(t, db.Update(func(tx *metadata.Tx) error {
-		return errors.Join(tx.PutBinding(old), tx.PutBinding(late),
-			tx.PutBinding(metadata.Binding{ID: "d2", Holder: "containerd/d2"}))
+		return errors.Join(metadata.PutBinding(tx, old), metadata.PutBinding(tx, late),
+			metadata.PutBinding(tx, metadata.Binding{ID: "d2", Holder: "containerd/d2"}))
 	}))
-	must(t, db.Update(func(tx *metadata.Tx) error { return tx.DeleteBinding("d2") }))
+	must(t, db.Update(func(tx *metadata.Tx) error { return metadata.DeleteBinding(tx, "d2") }))
 	must(t, db.View(func(tx *metadata.Tx) error {
-		bs, err := tx.Bindings()
+		bs, err := metadata.Bindings(tx)
 		must(t, err)
 		if len(bs) != 2 || bs[1].Inode != 7 || !bs[1].Born.Equal(now) || bs[0].First["default"] != 2 {
 			t.Errorf("%+v", bs)

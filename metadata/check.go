@@ -33,10 +33,10 @@ func (db *DB) Check(report func(Fault)) (err error) {
 	db.flush(nil)
 	return db.bolt.View(func(btx *bolt.Tx) error {
 		tx := &Tx{bolt: btx}
-		tx.checkNodes(fault)
-		tx.checkHolds(fault)
-		tx.checkImages(fault)
-		tx.checkSnapshots(fault)
+		checkNodes(tx, fault)
+		checkHolds(tx, fault)
+		checkImages(tx, fault)
+		checkSnapshots(tx, fault)
 		return nil
 	})
 }
@@ -71,7 +71,7 @@ func checkFile(f *os.File, leaked bool, fault boltfile.Report) error {
 	return nil
 }
 
-func (tx *Tx) checkNodes(fault boltfile.Report) {
+func checkNodes(tx *Tx, fault boltfile.Report) {
 	for _, k := range []Kind{KindBlob, KindLayer, KindRootfs, KindSnapshot} {
 		for _, key := range tx.Keys(k, "", -1) {
 			if len(tx.Holders(Node{k, key})) == 0 {
@@ -95,7 +95,7 @@ func (tx *Tx) checkNodes(fault boltfile.Report) {
 	}
 }
 
-func (tx *Tx) checkHolds(fault boltfile.Report) {
+func checkHolds(tx *Tx, fault boltfile.Report) {
 	for _, key := range pageOf(tx.bolt.Bucket(bucketHolds), nil, "", -1) {
 		p := strings.SplitN(key, "\x00", 3)
 		if len(p) != 3 {
@@ -109,7 +109,7 @@ func (tx *Tx) checkHolds(fault boltfile.Report) {
 		if !exists(tx.bolt.Bucket(bucketHeld).Cursor(), join(p[1], p[2], p[0])) {
 			fault("%s %s: hold of %s is not in the index by node", p[1], p[2], p[0])
 		}
-		tx.checkHolder(Holder(p[0]), fault)
+		checkHolder(tx, Holder(p[0]), fault)
 	}
 	for _, key := range pageOf(tx.bolt.Bucket(bucketHeld), nil, "", -1) {
 		p := strings.Split(key, "\x00")
@@ -120,7 +120,7 @@ func (tx *Tx) checkHolds(fault boltfile.Report) {
 }
 
 // checkHolder reports a holder whose own record is lost.
-func (tx *Tx) checkHolder(h Holder, fault boltfile.Report) {
+func checkHolder(tx *Tx, h Holder, fault boltfile.Report) {
 	kind, name := h.Split()
 	var bucket []byte
 	switch kind {
@@ -138,7 +138,7 @@ func (tx *Tx) checkHolder(h Holder, fault boltfile.Report) {
 	}
 }
 
-func (tx *Tx) checkImages(fault boltfile.Report) {
+func checkImages(tx *Tx, fault boltfile.Report) {
 	images, err := tx.Images("", -1)
 	if err != nil {
 		fault("%v", err)
@@ -163,7 +163,7 @@ func (tx *Tx) checkImages(fault boltfile.Report) {
 	}
 }
 
-func (tx *Tx) checkSnapshots(fault boltfile.Report) {
+func checkSnapshots(tx *Tx, fault boltfile.Report) {
 	for _, key := range tx.Keys(KindSnapshot, "", -1) {
 		s, err := tx.Snapshot(key)
 		if err != nil {

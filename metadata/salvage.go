@@ -36,7 +36,7 @@ type Salvaged struct {
 	Holds     []Hold
 	// Pairs are the blobs that were verified to decompress to a diff ID.
 	Pairs map[digest.Digest]digest.Digest
-	// Facts has everything else that is recorded about the root: flags and bindings. See Tx.PutFact.
+	// Facts has everything else that is recorded about the root: flags and bindings. See PutFact.
 	Facts map[string][]byte
 	// LastID is the last number that TakeIDs gave out.
 	LastID uint64
@@ -183,7 +183,7 @@ func (i Image) valid() bool {
 }
 
 // PutFact stores one of Salvaged.Facts again.
-func (tx *Tx) PutFact(name string, value []byte) error {
+func PutFact(tx *Tx, name string, value []byte) error {
 	if name == string(keySchema) {
 		return nil
 	}
@@ -191,7 +191,7 @@ func (tx *Tx) PutFact(name string, value []byte) error {
 }
 
 // PutPull records a pull as Pulls returned it.
-func (tx *Tx) PutPull(p Pull) error { return tx.put(bucketPulls, "pull", p.Ref, p) }
+func PutPull(tx *Tx, p Pull) error { return tx.put(bucketPulls, "pull", p.Ref, p) }
 
 // Build makes a database in the file at path, fills it and checks it. It replaces an unfinished one. No process may
 // have the file open. After an error Build removes the file. Of the options, which may be nil, it uses only FS.

@@ -10,7 +10,7 @@ import (
 // transaction. Both are holders for databases of containerd.
 func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error) error {
 	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) {
-		moved, err := tx.HandOver(from, to)
+		moved, err := metadata.HandOver(tx, from, to)
 		if err != nil {
 			return nil, err
 		}
@@ -25,7 +25,9 @@ func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error
 // SetAside gives other keys to the snapshots of h in a namespace that have this sequence number or a larger one.
 // containerd's database has lost them, and will use these numbers again.
 func (s *Store) SetAside(h metadata.Holder, namespace string, sequence uint64) error {
-	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) { return tx.SetAside(h, namespace, sequence) })
+	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) {
+		return metadata.SetAside(tx, h, namespace, sequence)
+	})
 	if err != nil {
 		return fmt.Errorf("holder %s: set aside %s/%d: %w", h, namespace, sequence, err)
 	}

@@ -362,7 +362,7 @@ func (p *plan) write(tx *metadata.Tx) error {
 		return err
 	}
 	for name, value := range p.old.Facts {
-		if err := tx.PutFact(name, value); err != nil {
+		if err := metadata.PutFact(tx, name, value); err != nil {
 			return err
 		}
 	}
@@ -375,7 +375,7 @@ func (p *plan) write(tx *metadata.Tx) error {
 		return err
 	}
 	for _, pull := range p.old.Pulls {
-		if err := tx.PutPull(pull); err != nil {
+		if err := metadata.PutPull(tx, pull); err != nil {
 			return err
 		}
 	}

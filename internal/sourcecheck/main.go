@@ -1,5 +1,5 @@
-// Command sourcecheck checks the text of the repository: the width of its lines, and that what its comments and
-// documents refer to exists.
+// Command sourcecheck checks the text of the repository: the width of its lines, the size of its packages and types,
+// and that what its comments and documents refer to exists.
 //
 // It owns no data and writes nothing. Its invariant: it reads only files below the directory that it is
 // given, so it needs neither git nor a network. `make lint` runs it, and so do its own tests. A
@@ -38,6 +38,7 @@ func check(root string) ([]string, error) {
 	}
 	var faults []string
 	faults = append(faults, t.wide()...)
+	faults = append(faults, t.crowded()...)
 	faults = append(faults, t.brokenLinks()...)
 	faults = append(faults, t.missingPaths()...)
 	faults = append(faults, t.missingDecisions()...)

@@ -17,8 +17,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Inode names an inode that is read or changed: by its descriptor FD if Name is empty, otherwise by Name in the
-// directory FD. A symlink of that name is not followed.
+// Inode identifies an inode to be read or changed. If Name is empty, FD is a descriptor of the inode itself.
+// Otherwise FD is a directory that contains Name, and if Name is a symlink, the inode is the link itself.
 type Inode struct {
 	FD   int
 	Name string
@@ -52,7 +52,7 @@ func (t Inode) Chmod(mode uint32) error {
 	if err != unix.EOPNOTSUPP && err != unix.ENOSYS && err != unix.EPERM {
 		return err
 	}
-	// Before Linux 6.6, or if a seccomp filter refuses the newer system call: through an O_PATH descriptor.
+	// Linux before 6.6 does not have the system call, and a seccomp filter may refuse it. Use an O_PATH descriptor.
 	fd, err := OpenAt(t.FD, t.Name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -68,10 +68,11 @@ func (t Inode) Chmod(mode uint32) error {
 	if err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), mode); err != unix.ENOENT {
 		return err
 	}
-	return unix.Fchmodat(t.FD, t.Name, mode, 0) // no /proc: a moment ago it was no symlink
+	// /proc is not mounted. Fchmodat follows symlinks, but the inode was not one in Fstat above.
+	return unix.Fchmodat(t.FD, t.Name, mode, 0)
 }
 
-// SetTimes sets access and modification time.
+// SetTimes sets the access time and the modification time.
 func (t Inode) SetTimes(sec, nsec int64) error {
 	ts := [2]unix.Timespec{}
 	for i := range ts {
@@ -87,8 +88,8 @@ func (t Inode) SetTimes(sec, nsec int64) error {
 	return nil
 }
 
-// proc returns a path of the inode for the xattr calls, which take no directory descriptor. The magic link leads
-// to the descriptor itself, and the one component after it is not followed.
+// proc returns a path of the inode for the xattr calls, which take no directory descriptor. The magic link leads to the
+// directory of the descriptor itself, and the l* calls do not follow the last component.
 func (t Inode) proc() string { return "/proc/self/fd/" + strconv.Itoa(t.FD) + "/" + t.Name }
 
 func (t Inode) setXattr(name, value string) error {
@@ -128,7 +129,8 @@ func (t Inode) listXattrs(buf []byte) (n int, err error) {
 	return n, err
 }
 
-// Xattrs reads the extended attributes that are part of a layer. It returns nil if there are none.
+// Xattrs returns those extended attributes of the inode that are part of a layer, nil if there are none. typ is the
+// type of the inode.
 func (t Inode) Xattrs(typ entry.Type) (map[string]string, error) {
 	list, err := growing(t.listXattrs)
 	if err == unix.EOPNOTSUPP || len(list) == 0 && err == nil {
@@ -172,9 +174,9 @@ func growing(call func([]byte) (int, error)) (string, error) {
 	}
 }
 
-// Apply sets the attributes of a new inode in the only order that keeps all of them: owner; xattrs, because a chown
-// drops capabilities; mode, because a chown drops setuid; times. ownerUID and ownerGID are the owner that the inode
-// has, and mode is the mode that it probably has. Xattrs that the file system does not support are removed from e.
+// Apply gives a new inode the attributes of e. It sets first the owner, because a chown drops capabilities and setuid,
+// then xattrs, mode and times. ownerUID and ownerGID are the current owner; mode is the mode that the inode is expected
+// to have, which Apply checks. Xattrs that the file system does not support are removed from e.
 func (t Inode) Apply(e *entry.Entry, ownerUID, ownerGID, mode uint32) error {
 	if e.UID != ownerUID || e.GID != ownerGID {
 		if err := t.Chown(e.UID, e.GID); err != nil {
@@ -201,14 +203,14 @@ func (t Inode) Apply(e *entry.Entry, ownerUID, ownerGID, mode uint32) error {
 	return nil
 }
 
-// hasMode reports whether the inode has the mode; reading it costs less than changing it. The umask is not relied on:
-// it belongs to the process, and any part of the program may change it for a moment.
+// hasMode reports whether the inode has the mode. Reading a mode costs less than changing it. The mode cannot be
+// derived from the umask, because any part of the program may change the umask of the process for a moment.
 func (t Inode) hasMode(mode uint32) bool {
 	var st unix.Stat_t
 	return t.Stat(&st) == nil && st.Mode&0o7777 == mode
 }
 
-// xattrError distinguishes values that the kernel refuses as malformed from faults of the file system.
+// xattrError is an error of setting or removing an extended attribute. See IsMalformedXattr.
 type xattrError struct {
 	name string
 	err  error
@@ -225,7 +227,7 @@ func IsMalformedXattr(err error) bool {
 	return errors.As(err, &xe) && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE))
 }
 
-// ApplyExact gives an existing inode the attributes of e, and removes xattrs that e does not have.
+// ApplyExact gives an existing inode the attributes of e, and removes those xattrs of a layer that e does not have.
 func (t Inode) ApplyExact(e *entry.Entry) error {
 	var st unix.Stat_t
 	if err := t.Stat(&st); err != nil {
@@ -238,7 +240,7 @@ func (t Inode) ApplyExact(e *entry.Entry) error {
 	if maps.Equal(have, e.Xattrs) && st.Uid == e.UID && st.Gid == e.GID {
 		have = nil
 	} else if e.Type != entry.Symlink && st.Mode&0o700 != 0o700 && os.Geteuid() != 0 {
-		if err := t.Chmod(e.Mode | 0o700); err != nil { // user.* attributes need the right to write
+		if err := t.Chmod(e.Mode | 0o700); err != nil { // changing user.* attributes needs the right to write
 			return fmt.Errorf("mode: %w", err)
 		}
 	}
@@ -253,15 +255,15 @@ func (t Inode) ApplyExact(e *entry.Entry) error {
 	return t.Apply(e, st.Uid, st.Gid, st.Mode&0o7777)
 }
 
-// SetAttrs gives name in dir the owner, xattrs, mode and times of e; name must exist and have e's type. Xattrs that e
-// does not have are removed, except overlay's. Xattrs that the file system does not support are removed from e. A
-// symlink is not followed. Call it for a directory after its content was made, because making content changes its
-// times. Errors wrap those of the system calls.
+// SetAttrs gives name in dir the owner, xattrs, mode and times of e. name must exist and have the type of e; if it is
+// a symlink, the link itself is changed. Xattrs that e does not have are removed, except those of overlay. Xattrs
+// that the file system does not support are removed from e. Call SetAttrs for a directory after its content was made,
+// because making content changes its times. Errors wrap those of the system calls.
 func SetAttrs(dir *os.File, name string, e *entry.Entry) error {
 	defer runtime.KeepAlive(dir)
 	t := Inode{int(dir.Fd()), name}
 	if e.Type == entry.Dir || e.Type == entry.File {
-		// By descriptor if possible, so that all changes apply to the same inode.
+		// Use a descriptor if possible, so that all changes apply to the same inode.
 		fd, err := OpenAt(t.FD, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err == nil {
 			defer unix.Close(fd)
@@ -283,7 +285,7 @@ func SetAttrsOf(f *os.File, e *entry.Entry) error {
 	return nil
 }
 
-// Chmod changes the mode of a name in dir. A symbolic link is not followed. The error is that of the system call.
+// Chmod changes the mode of a name in dir. It returns unix.EOPNOTSUPP for a symlink, and the errors of the system call.
 func Chmod(dir *os.File, name string, mode uint32) error {
 	defer runtime.KeepAlive(dir)
 	return Inode{int(dir.Fd()), name}.Chmod(mode)

@@ -1,6 +1,7 @@
-// Package beneath works on inodes beneath a directory descriptor: it opens, reads and changes them.
+// Package beneath opens, reads, changes and removes single inodes below a directory descriptor. Package nodes builds on
+// it: nodes copies content and works around modes that deny the owner access, which most functions here do not.
 //
-// On disk it owns nothing; its callers own the directories.
+// It owns nothing on disk; its callers own the directories.
 //
 // Its invariant: no path leads out of the directory. Every component is opened without following a symlink, whatever
 // another process does meanwhile.

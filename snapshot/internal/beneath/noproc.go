@@ -6,8 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// viaProc calls fn with a path of the inode that leads through /proc, for system calls that take neither a
-// directory nor flags. If /proc is not mounted, fn gets the bare name, in a thread whose working directory is FD.
+// viaProc calls fn with a path of the inode that leads through /proc. It is for system calls that take neither a
+// directory descriptor nor flags. If /proc is not mounted, it calls fn with the bare name, in a thread whose working
+// directory is FD.
 func (t Inode) viaProc(fn func(path string) error) error {
 	err := fn(t.proc())
 	if err != unix.ENOENT {
@@ -15,7 +16,7 @@ func (t Inode) viaProc(fn func(path string) error) error {
 	}
 	var st unix.Stat_t
 	if t.Stat(&st) != nil {
-		return err // the target itself is missing
+		return err // the inode itself is missing
 	}
 	return inDirectory(t.FD, func() error { return fn(t.Name) })
 }

@@ -14,22 +14,23 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// Climber walks a tree of any depth with one descriptor open. It goes up by "..", and checks that this leads to the
+// Climber walks a tree of any depth with one open descriptor. It goes up by "..", and checks that ".." leads to the
 // directory from which it went down, because another process may move directories.
 type Climber struct {
-	FD    int
-	owned bool // Climber closes FD
-	up    []level
+	FD      int     // the current directory
+	closeFD bool    // Climber opened FD and closes it
+	up      []level // the directories above FD, topmost first
 }
 
+// level is a directory above the current one.
 type level struct {
-	name     string // of the subdirectory that was entered
-	dev, ino uint64 // of the directory itself
-	owned    bool
-	fd       int // of the first level, which is not reached by ".."
+	name     string // name of the subdirectory that was entered
+	dev, ino uint64 // identify the directory
+	closeFD  bool   // as in Climber, when this was the current directory
+	fd       int    // descriptor of the first level, which is not reached by ".."
 }
 
-// Down enters the directory name.
+// Down enters the subdirectory name.
 func (c *Climber) Down(name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(c.FD, &st); err != nil {
@@ -39,19 +40,20 @@ func (c *Climber) Down(name string) error {
 	if err != nil {
 		return err
 	}
-	c.up = append(c.up, level{name: name, dev: uint64(st.Dev), ino: st.Ino, owned: c.owned, fd: c.FD})
-	if c.owned {
+	c.up = append(c.up, level{name: name, dev: uint64(st.Dev), ino: st.Ino, closeFD: c.closeFD, fd: c.FD})
+	if c.closeFD {
 		unix.Close(c.FD)
 	}
-	c.FD, c.owned = fd, true
+	c.FD, c.closeFD = fd, true
 	return nil
 }
 
-// Leave returns to the directory above, and returns the name there of the directory that it left.
+// Leave returns to the directory above. It returns the name of the directory that it left, or an error that wraps
+// unix.ESTALE if that directory was moved.
 func (c *Climber) Leave() (string, error) {
 	last := c.up[len(c.up)-1]
 	fd := last.fd
-	if last.owned {
+	if last.closeFD {
 		var err error
 		if fd, err = OpenAt(c.FD, "..", DirFlags, 0); err != nil {
 			return "", err
@@ -67,25 +69,25 @@ func (c *Climber) Leave() (string, error) {
 		}
 	}
 	unix.Close(c.FD)
-	c.FD, c.owned = fd, last.owned
+	c.FD, c.closeFD = fd, last.closeFD
 	c.up = c.up[:len(c.up)-1]
 	return last.name, nil
 }
 
-// Close closes the descriptor.
+// Close closes FD if the Climber opened it.
 func (c *Climber) Close() {
-	if c.owned {
+	if c.closeFD {
 		unix.Close(c.FD)
 	}
 }
 
-// RemoveAll removes name in dir and all below it, of any depth, without following symlinks and without leaving
-// the tree. It is no error if the name does not exist. Directories that their owner cannot search get the rights
-// first.
+// RemoveAll removes name in dir and everything below it, at any depth, without following symlinks and without leaving
+// the tree. It is no error if the name does not exist. RemoveAll changes the mode of directories that their owner
+// cannot search.
 //
-// If something cannot be removed, such as an immutable file, RemoveAll removes the rest and returns a
-// leftover.Error with paths below dir. It ends with ctx and then returns its error. freed is called with the
-// bytes of disk blocks that each removal frees, which costs a stat for each; nil: nothing is counted.
+// If RemoveAll cannot remove an inode, such as an immutable file, it removes the rest and returns a leftover.Error with
+// paths below dir. When ctx ends, it returns the error of ctx. It calls freed with the bytes of disk blocks that each
+// removal frees, which costs a stat for each; nil: the bytes are not counted.
 func RemoveAll(ctx context.Context, dir *os.File, name string, freed func(bytes int64)) error {
 	defer runtime.KeepAlive(dir)
 	if err := RemoveAllAt(ctx.Err, int(dir.Fd()), name, freed); err != nil {
@@ -94,7 +96,8 @@ func RemoveAll(ctx context.Context, dir *os.File, name string, freed func(bytes 
 	return nil
 }
 
-// RemoveAllAt is like RemoveAll for a directory's descriptor. It ends with the error of interrupted.
+// RemoveAllAt is like RemoveAll for the descriptor of a directory. It calls interrupted from time to time, and returns
+// its error unless that is nil.
 func RemoveAllAt(interrupted func() error, fd int, name string, freed func(int64)) error {
 	r := &remover{Climber: Climber{FD: fd}, interrupted: interrupted, freed: freed}
 	defer r.Close()
@@ -107,19 +110,18 @@ func RemoveAllAt(interrupted func() error, fd int, name string, freed func(int64
 	return nil
 }
 
-// remover empties a tree. The name of what it cannot remove is added to left, and to kept of its directory, so
-// that the directory is not read again and again.
+// remover empties a tree. It adds each path that it cannot remove to left, and its name to kept, so that it does not
+// try again when it lists the directory again.
 type remover struct {
 	Climber
-	kept []map[string]bool // of each level of climber.up, and of the directory that it is in
-	left *leftover.Error
-	// interrupted returns an error if the removal has to end.
-	interrupted func() error
-	freed       func(bytes int64) // nil: nothing is counted
+	kept        []map[string]bool // names that remain: for each level of Climber.up, then for the current directory
+	left        *leftover.Error
+	interrupted func() error      // returns an error if the removal has to end
+	freed       func(bytes int64) // nil: the bytes are not counted
 }
 
-// bytes returns how many bytes of disk blocks are freed with name, in the current directory of r. It returns 0
-// for a file that has other names.
+// bytes returns how many bytes of disk blocks the removal of name in the current directory frees. It returns 0 for a
+// file that has other names, and if nothing is counted.
 func (r *remover) bytes(name string) int64 {
 	var st unix.Stat_t
 	if r.freed == nil || unix.Fstatat(r.FD, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
@@ -128,17 +130,18 @@ func (r *remover) bytes(name string) int64 {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
 		return 0
 	}
-	const block = 512 // stat(2)
+	const block = 512 // bytes of a block that stat(2) counts
 	return st.Blocks * block
 }
 
-// count reports the bytes of a name that was removed.
+// count passes the bytes that a removal has freed to freed.
 func (r *remover) count(bytes int64) {
 	if r.freed != nil {
 		r.freed(bytes)
 	}
 }
 
+// run removes name and everything below it.
 func (r *remover) run(name string) error {
 	r.kept = append(r.kept, nil)
 	if r.removed(name) {
@@ -164,16 +167,15 @@ func (r *remover) run(name string) error {
 	return r.interrupted()
 }
 
-// leaveEmpty returns to the directory above, and removes the directory that it left unless something was kept
-// there.
+// leaveEmpty returns to the directory above. It removes the directory that it left, unless a name remains there.
 func (r *remover) leaveEmpty() error {
-	holds := len(r.kept[len(r.kept)-1]) > 0
+	remains := len(r.kept[len(r.kept)-1]) > 0
 	name, err := r.Leave()
 	if err != nil {
 		return err
 	}
 	r.kept = r.kept[:len(r.kept)-1]
-	if holds {
+	if remains {
 		r.skip(name)
 		return nil
 	}
@@ -188,8 +190,8 @@ func (r *remover) leaveEmpty() error {
 	return nil
 }
 
-// removed removes a file or an empty directory. It reports false if name is a directory that has to be emptied
-// first.
+// removed removes a file or an empty directory. It returns false if name is a directory that has to be emptied first,
+// and true if name was removed or recorded as remaining.
 func (r *remover) removed(name string) bool {
 	bytes := r.bytes(name)
 	done, err := removeOne(r.FD, name)
@@ -201,7 +203,7 @@ func (r *remover) removed(name string) bool {
 	return done || err != nil
 }
 
-// enter enters a directory and makes sure that it can be emptied.
+// enter enters a directory and changes its mode if the owner could not empty it.
 func (r *remover) enter(name string) {
 	err := r.Down(name)
 	if err == unix.EACCES {
@@ -224,7 +226,7 @@ func (r *remover) enter(name string) {
 	}
 }
 
-// keep records that name, in the current directory of r, was not removed.
+// keep records that name in the current directory could not be removed because of err.
 func (r *remover) keep(name string, err error) {
 	at := make([]string, 0, len(r.up)+1)
 	for _, l := range r.up[:min(len(r.up), maxNamed)] {
@@ -237,10 +239,11 @@ func (r *remover) keep(name string, err error) {
 }
 
 const (
-	maxNamed = 32      // how many directories the path of a kept file names
-	maxKept  = 1 << 16 // how many entries of one directory are kept before the rest of it is left as well
+	maxNamed = 32      // the largest number of directories in a recorded path
+	maxKept  = 1 << 16 // the largest number of names that are recorded for one directory; then the rest of it stays
 )
 
+// skip marks a name in the current directory as remaining.
 func (r *remover) skip(name string) {
 	top := len(r.kept) - 1
 	if r.kept[top] == nil {
@@ -249,7 +252,7 @@ func (r *remover) skip(name string) {
 	r.kept[top][name] = true
 }
 
-// removeOne removes a file or an empty directory. done is false for a directory that is not empty.
+// removeOne removes a file or an empty directory. done is false, without an error, for a directory that is not empty.
 func removeOne(fd int, name string) (done bool, err error) {
 	err = unix.Unlinkat(fd, name, 0)
 	switch err {
@@ -266,15 +269,15 @@ func removeOne(fd int, name string) (done bool, err error) {
 		return false, nil
 	case unix.ENOTDIR:
 		return false, err
-	case unix.EPERM: // an immutable directory, or one in an immutable directory: what it holds may go
+	case unix.EPERM: // the directory or its parent is immutable, but its content may be removable
 		return false, nil
 	default:
 		return false, derr
 	}
 }
 
-// removeContent empties the current directory up to the first subdirectory that is not empty, and returns its
-// name. It returns "" if only kept names are left.
+// removeContent empties the current directory up to the first subdirectory that is not empty, and returns the name of
+// that subdirectory. It returns "" if the directory is empty but for names that remain.
 func (r *remover) removeContent() (string, error) {
 	dup, err := OpenAt(r.FD, ".", DirFlags, 0)
 	if err != nil {

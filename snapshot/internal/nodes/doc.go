@@ -1,9 +1,12 @@
-// Package nodes opens, makes, measures and deletes nodes of a file system below a directory that is open: files,
-// directories, links and devices.
+// Package nodes opens, makes, measures and deletes files, directories, links and devices below an open directory.
 //
-// It owns nothing on disk. Its invariant: no symbolic link inside a tree is followed, so that whoever writes to the
-// tree leads nothing outside.
+// It differs from package beneath in one point: beneath makes single system calls on an inode and needs the rights for
+// them, while nodes does whole operations, copies content, and also works for an ordinary user whose own files have a
+// mode that denies him access.
 //
-// The surprising rule: an ordinary user owns files and directories that their mode keeps from their owner. A File has
-// the rights that it needs for as long as it is open, and Close takes them back.
+// It owns nothing on disk. Its invariant: it follows no symbolic link inside a tree, so that another process that
+// writes to the tree cannot lead it outside.
+//
+// The surprising rule: opening may change a mode on disk. If the mode of a file denies its owner access and the process
+// is not root, File adds the missing mode bits, and Close removes them.
 package nodes

@@ -25,8 +25,9 @@ func OpenDir(dir *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// Make makes the node that e describes as name in dir, with all its attributes. A directory gets mode 0700: its
-// attributes are set when its content is complete. content is that of a file, nil for an empty one.
+// Make makes the node that e describes as name in dir, with all its attributes. A directory only gets mode 0700: the
+// caller sets its attributes when its content is complete. content is the content of a file; nil makes an empty one.
+// Xattrs that the file system does not support are removed from e.
 func Make(ctx context.Context, dir *os.File, name string, e *entry.Entry, content *os.File) error {
 	fd := int(dir.Fd())
 	var err error
@@ -44,7 +45,7 @@ func Make(ctx context.Context, dir *os.File, name string, e *entry.Entry, conten
 	case entry.File:
 		return PathError("create", e.Path, makeFile(ctx, fd, name, e, content))
 	default:
-		err = fmt.Errorf("type %q", e.Type)
+		err = fmt.Errorf("type %q cannot be made", e.Type)
 	}
 	if err != nil {
 		return PathError("create", e.Path, err)
@@ -52,6 +53,7 @@ func Make(ctx context.Context, dir *os.File, name string, e *entry.Entry, conten
 	return beneath.SetAttrs(dir, name, e)
 }
 
+// makeFile makes a regular file with the content and the attributes of e.
 func makeFile(ctx context.Context, dirfd int, name string, e *entry.Entry, content *os.File) error {
 	fd, err := unix.Openat(dirfd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -67,7 +69,7 @@ func makeFile(ctx context.Context, dirfd int, name string, e *entry.Entry, conte
 	return errors.Join(err, to.Close())
 }
 
-// CanClone reports whether files in two directories can share extents.
+// CanClone reports whether a file in one directory can share extents with a file in the other (reflinks).
 func CanClone(from, to string) bool {
 	var files [2]*os.File
 	for i, dir := range []string{from, to} {
@@ -84,10 +86,10 @@ func CanClone(from, to string) bool {
 	return unix.IoctlFileClone(int(files[0].Fd()), int(files[1].Fd())) == nil
 }
 
-// Classed gives an error a class if it has none; see errclass.Ensure.
+// Classed returns an error with an errdefs class: err itself if it has one. See errclass.Ensure.
 func Classed(err error) error { return errclass.Ensure(err) }
 
-// PathError returns an os.PathError, or nil if err is nil.
+// PathError returns err as an os.PathError, or nil if err is nil.
 func PathError(op, path string, err error) error {
 	if err == nil {
 		return nil
@@ -95,8 +97,8 @@ func PathError(op, path string, err error) error {
 	return &os.PathError{Op: op, Path: path, Err: err}
 }
 
-// RemoveAll deletes a tree, without following links, and calls freed, unless it is nil, with the bytes
-// that each removal frees. It returns a leftover.Error if parts of the tree remain.
+// RemoveAll deletes a tree without following links. It calls freed with the bytes that each removal frees; nil: the
+// bytes are not counted. It returns a leftover.Error if parts of the tree remain.
 func RemoveAll(ctx context.Context, path string, freed func(bytes int64)) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -110,7 +112,7 @@ func RemoveAll(ctx context.Context, path string, freed func(bytes int64)) error 
 	return err
 }
 
-// SetAttrs gives the directory at a path the attributes of e.
+// SetAttrs gives the directory at a path the attributes of e. See beneath.SetAttrs.
 func SetAttrs(dir string, e *entry.Entry) error {
 	f, err := OpenTree(dir)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
-// DiskUsage returns the bytes of disk blocks below a path, as du does: each inode counts once, and blocks that files
-// share (reflinks) count for each of them. A path that does not exist has none.
+// DiskUsage returns the bytes of disk blocks at and below a path, as du does: each inode counts once, and blocks that
+// files share (reflinks) count for each of the files. It returns 0 if the path does not exist.
 func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
 	var st unix.Stat_t
 	switch err := unix.Lstat(path, &st); {
@@ -32,12 +32,12 @@ func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
 	return u.Size, err
 }
 
-// blockUnit is the unit of the blocks that stat(2) reports.
+// blockUnit is the size in bytes of the blocks that stat(2) counts.
 const blockUnit = 512
 
-// Usage counts the inodes below a directory, itself included, and the bytes of their blocks. It opens every directory
-// beneath dir, so it counts nothing outside if a container replaces directories by symbolic links meanwhile. What is
-// removed meanwhile is not counted.
+// Usage counts the inodes of a directory and below it, and the bytes of their blocks. It follows no symbolic links,
+// so it counts nothing outside dir if a container replaces a directory by a link at the same time. Inodes that are
+// removed at the same time are not counted.
 func Usage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 	root, err := OpenTree(dir)
 	if err != nil {
@@ -73,20 +73,20 @@ func Usage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 	return c.usage, nil
 }
 
-// Gone reports whether an error means that a path was removed, or that one of its directories is not a directory any
-// more.
+// Gone reports whether an error means that a path does not exist, or that a component on the way to it is not a
+// directory.
 func Gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
-// usageCounter counts every inode once.
+// usageCounter counts each inode once.
 type usageCounter struct {
 	usage   snapshots.Usage
-	seen    map[[2]uint64]struct{} // device and number of inodes with several names
-	subdirs []string               // of the directory that is being counted
+	seen    map[[2]uint64]struct{} // device and inode number of inodes with several names
+	subdirs []string               // subdirectories of the directory that is being counted
 }
 
-// dir counts what is in a directory, and returns the names of its subdirectories.
+// dir counts the entries of a directory and returns the names of its subdirectories.
 func (c *usageCounter) dir(ctx context.Context, d *os.File) ([]string, error) {
 	c.subdirs = nil
 	for {
@@ -105,6 +105,7 @@ func (c *usageCounter) dir(ctx context.Context, d *os.File) ([]string, error) {
 	}
 }
 
+// add counts one inode, unless it was counted under another name.
 func (c *usageCounter) add(dir *os.File, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {

@@ -15,7 +15,8 @@ func Clone(ctx context.Context, from, to string) error {
 }
 
 // DiskUsage returns the bytes of disk blocks below a path, as du does: each inode counts once, and blocks that files
-// share (reflinks) count for each of them. A path that does not exist has none.
+// share (reflinks) count for each of them. It returns 0 for a path that does not exist.
 func DiskUsage(ctx context.Context, path string) (bytes int64, err error) {
-	return nodes.DiskUsage(ctx, path)
+	bytes, err = nodes.DiskUsage(ctx, path)
+	return bytes, errclass.Ensure(err)
 }

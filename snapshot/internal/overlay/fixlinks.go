@@ -14,31 +14,32 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// inode is one inode of the parent's stack.
+// inode identifies one inode of the parent's stack.
 type inode struct {
-	elem int
+	elem int // index of the element
 	ino  uint64
 }
 
-// addXattrs adds what a hard link's header has; archivers leave out of it what the inode has already. own is true once
-// the map is the inode's alone.
-func addXattrs(e *entry.Entry, more map[string]string, own *bool) {
+// addXattrs adds the extended attributes of a hard link's header to those of its inode e. It removes none, because
+// archivers leave attributes out of the header that the inode has already. cloned reports whether e.Xattrs is no longer
+// shared; addXattrs clones the map and sets cloned when it first changes the map.
+func addXattrs(e *entry.Entry, more map[string]string, cloned *bool) {
 	for k, v := range more {
 		if e.Type != entry.File && strings.HasPrefix(k, "user.") {
-			continue // Linux has none there
+			continue // Linux has no user attributes on such inodes
 		}
-		if !*own {
+		if !*cloned {
 			if e.Xattrs = maps.Clone(e.Xattrs); e.Xattrs == nil {
 				e.Xattrs = map[string]string{}
 			}
-			*own = true
+			*cloned = true
 		}
 		e.Xattrs[k] = v
 	}
 }
 
-// namesOfInodes walks a directory for the names of the inodes that are keys of names. grow is asked for the memory that
-// a name takes.
+// namesOfInodes walks the tree below root and appends to names[ino] each path of an inode whose number is a key of
+// names. It calls grow with the memory that each path takes.
 func namesOfInodes(root *os.File, names map[uint64][]string, interrupted func() error,
 	grow func(bytes int64) error,
 ) error {

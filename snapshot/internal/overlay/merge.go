@@ -20,8 +20,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// mergeWorkers is how many directories of a tree are copied at once: on a file system that clones, most
-// of it is the kernel's work on inodes.
+// mergeWorkers is the largest number of entries that are copied at once. On a file system that clones, most of the time
+// of a copy goes into the kernel's work on inodes.
 const mergeWorkers = 8
 
 // Merge merges a directory in overlay's form into a plain one. The result is what an overlay mount of the two shows.
@@ -29,18 +29,19 @@ type Merge struct {
 	To     string          // the plain directory
 	Live   bool            // a container may be writing to the source, although its snapshot was committed
 	Move   bool            // take inodes away from the source by renames, instead of copying them
-	Marked map[string]bool // of the source, as markedDirs returns them; for move
+	Marked map[string]bool // the source's directories that MarkedDirs returns; only used with Move
 
-	Lost          *nodes.LostXattrs // of copies
+	Lost          *nodes.LostXattrs // collects the attributes that copies lack
 	Space         *diskspace.Meter  // free space for copies; nil: not checked
-	SharesExtents bool              // files share their content with what they are copied from
+	SharesExtents bool              // copies of files share the content of the originals (reflinks)
 	Descriptors   descriptors.Share // 0: no limit
-	into          *os.File
-	workers       chan struct{}           // a place for each that copies beside the first; nil: none
-	fail          context.CancelCauseFunc // ends all workers
 
-	mu    sync.Mutex        // guards links, and is held while the first name of an inode is made
-	links map[uint64]string // copies of inodes with several names: where the first copy is
+	into    *os.File                // To
+	workers chan struct{}           // has room for each goroutine beside the first; nil: there is only one
+	fail    context.CancelCauseFunc // ends all workers
+
+	mu    sync.Mutex        // guards links, and is held while an inode with several names is copied
+	links map[uint64]string // path of the copy, by inode number in the source; inodes with several names only
 }
 
 // Run lays the directory dir over m.To. The attributes of m.To itself are left to the caller.
@@ -75,7 +76,7 @@ func (m *Merge) Run(ctx context.Context, dir string) error {
 	return m.dir(ctx, src, m.into, "", len(below) == 0)
 }
 
-// rights are what the owner of the source's directories needs in them.
+// rights returns the mode bits that the owner needs on the directories of the source.
 func (m *Merge) rights() uint32 {
 	if m.Move {
 		return 0o700
@@ -96,7 +97,8 @@ func removeContent(ctx context.Context, dir *os.File) error {
 	return nil
 }
 
-// dir merges what is in src into dst, in which nothing is when it is fresh. The caller sets dst's own attributes.
+// dir merges the content of src into dst. at is the path of both; fresh means that dst is empty. The caller sets the
+// attributes of dst.
 func (m *Merge) dir(ctx context.Context, src, dst *os.File, at string, fresh bool) error {
 	list, err := readDir(src)
 	if err != nil {
@@ -131,7 +133,7 @@ func (m *Merge) dir(ctx context.Context, src, dst *os.File, at string, fresh boo
 	return context.Cause(ctx)
 }
 
-// entry merges one name.
+// entry merges the entry name of src into dst. at is the path of the entry.
 func (m *Merge) entry(ctx context.Context, src, dst *os.File, name, at string, fresh bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -195,7 +197,7 @@ func (m *Merge) subdir(ctx context.Context, src, dst *os.File, name, at string, 
 	if err != nil {
 		return err
 	}
-	defer to.File.Close() // as it is: it gets the attributes of the upper one
+	defer to.File.Close() // not to.Close, which restores the mode: the directory gets the mode of the source's
 	if err := m.dir(ctx, from.File, to.File, at, !exists); err != nil {
 		return err
 	}
@@ -219,7 +221,7 @@ func (m *Merge) moveDir(src, dst *os.File, name, at string, e *entry.Entry) erro
 	return nodes.PathError("move", at, err)
 }
 
-// linked copies the first name of an inode, and links the others to it.
+// linked copies an inode at the first of its names that it gets, and makes hard links to the copy for the others.
 func (m *Merge) linked(ctx context.Context, src, dst *os.File, name, at string, ino uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -237,7 +239,7 @@ func (m *Merge) linked(ctx context.Context, src, dst *os.File, name, at string, 
 	return nil
 }
 
-// fits compares the size of a copy with the free space.
+// fits returns an error if a copy of the inode does not fit into the free space.
 func (m *Merge) fits(st *unix.Stat_t) error {
 	if m.Space == nil {
 		return nil
@@ -249,7 +251,7 @@ func (m *Merge) fits(st *unix.Stat_t) error {
 	return m.Space.Take(bytes)
 }
 
-// copyNode copies what is not a directory.
+// copyNode copies an inode that is not a directory.
 func (m *Merge) copyNode(ctx context.Context, src, dst *os.File, name, at string, st *unix.Stat_t) error {
 	if err := m.fits(st); err != nil {
 		return nodes.PathError("copy", at, err)
@@ -291,8 +293,8 @@ func (m *Merge) makeNode(ctx context.Context, dst *os.File, name string, e *entr
 	return err
 }
 
-// copySocket makes a socket as a container left one, which nobody listens on. No layer has any, so
-// there is no entry of that type.
+// copySocket copies a socket that a container left behind. No process listens on the copy. No layer has a socket, so
+// there is no entry.Type for it, and the attributes are set as for a fifo.
 func copySocket(dst *os.File, name, at string, st *unix.Stat_t) error {
 	if err := unix.Mknodat(int(dst.Fd()), name, unix.S_IFSOCK|0o600, 0); err != nil {
 		return nodes.PathError("create", at, err)
@@ -312,10 +314,10 @@ func readNames(dir *os.File) ([]string, error) {
 	return d.Readdirnames(-1)
 }
 
-// Clone copies the tree from into the directory to, which must be missing or empty (errdefs.ErrFailedPrecondition), and
-// shares no inode with it.
+// Clone copies the tree from into the directory to. The copy shares no inode with from. Clone returns
+// errdefs.ErrFailedPrecondition if to exists and is not empty.
 func Clone(ctx context.Context, from, to string) error {
-	names, err := os.ReadDir(to)
+	existing, err := os.ReadDir(to)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		if err := os.MkdirAll(to, 0o755); err != nil {
@@ -323,7 +325,7 @@ func Clone(ctx context.Context, from, to string) error {
 		}
 	case err != nil:
 		return err
-	case len(names) > 0:
+	case len(existing) > 0:
 		return fmt.Errorf("directory %s: not empty: %w", to, errdefs.ErrFailedPrecondition)
 	}
 	m := Merge{To: to, Lost: &nodes.LostXattrs{}}

@@ -98,7 +98,7 @@ func (m *Merged) lookup(path string) (*found, error) {
 	return &found{elem: int(p.elem), ino: p.ino, nlink: p.nlink, entry: e}, nil
 }
 
-// place is a path of the view where something is that is no whiteout.
+// place is a path of the merged tree at which there is anything but a whiteout.
 type place struct {
 	name   string
 	parent *place // nil for the root
@@ -112,7 +112,7 @@ type place struct {
 	kids map[string]*place // those that were looked at
 }
 
-// maxRemembered bounds what a view remembers, in units of about 200 bytes.
+// maxRemembered limits how many places a Merged remembers. A place takes about 200 bytes.
 const maxRemembered = 1 << 16
 
 // forget makes the view remember nothing but its root.

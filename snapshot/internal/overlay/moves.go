@@ -13,8 +13,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// MarkedDirs are the directories, other than the root, that are opaque, hold a whiteout, or have one
-// that does somewhere below them. All others are in a plain tree what they are in overlay's form.
+// MarkedDirs returns the directories, other than the root, that are opaque, contain a whiteout, or have such a
+// directory below them. All other directories are the same in overlay's form and in a plain tree, so they can be
+// moved whole.
 func MarkedDirs(entries tree.List) (map[string]bool, error) {
 	marked := map[string]bool{}
 	err := entries(func(e *entry.Entry) error {
@@ -34,9 +35,9 @@ func MarkedDirs(entries tree.List) (map[string]bool, error) {
 	return marked, err
 }
 
-// take moves an entry with one rename and no look at what is in the way: a file replaces another one,
-// and a directory with all below it goes where nothing is. False, for whatever reason, is that entry
-// has to do it.
+// take tries to move an entry with a single rename and without a stat: a file may replace another file, and a directory
+// moves with its content if dst has no such name. It reports whether it moved the entry; if not, the caller has to call
+// the method entry.
 func (m *Merge) take(src, dst *os.File, e dirent, at string) bool {
 	var flags uint
 	switch e.kind {
@@ -52,13 +53,13 @@ func (m *Merge) take(src, dst *os.File, e dirent, at string) bool {
 	return unix.Renameat2(int(src.Fd()), e.name, int(dst.Fd()), e.name, flags) == nil
 }
 
-// dirent is a name in a directory and its kind, which is unix.DT_UNKNOWN on file systems that do not say.
+// dirent is an entry of a directory.
 type dirent struct {
 	name string
-	kind uint8
+	kind uint8 // unix.DT_DIR and so on; unix.DT_UNKNOWN on file systems that do not report it
 }
 
-// readDir lists a directory without a look at what is in it.
+// readDir lists a directory without a stat of its entries.
 func readDir(dir *os.File) ([]dirent, error) {
 	d, err := nodes.OpenDir(dir, ".")
 	if err != nil {

@@ -18,7 +18,7 @@ type replay struct {
 	parent *Merged
 	root   *simNode
 	inodes map[inode]*simNode  // those of the parent that were met and are no directories
-	own    map[string]*simNode // those of a layer without an order that have several names, by the first
+	groups map[string]*simNode // inodes with several names, by the first; only of a layer without an order
 	// lenient leaves out hard links to nothing: without root's full rights layers have no devices.
 	lenient bool
 	newDir  entry.Entry // the attributes of a directory without an entry
@@ -47,16 +47,16 @@ type simNode struct {
 	made    string // a path of the layer's directory
 	aside   string // the name of its content among what was set aside
 	changed bool   // a hard link's header changed one of the parent's
-	// ownXattrs is true if the map of its extended attributes is not shared.
-	ownXattrs bool
-	names     []string // where it is found in the end
-	emit      bool     // all its names go into the fix-up
+	// xattrsCloned is true if the map of its extended attributes is not shared.
+	xattrsCloned bool
+	names        []string // where it is found in the end
+	emit         bool     // all its names go into the fix-up
 }
 
 // simName is a name in a directory of a replay.
 type simName struct {
 	*simNode
-	own bool // an entry of the layer made the name, or the directory
+	explicit bool // an entry of the layer made the name, or the directory
 }
 
 func (n *simNode) isDir() bool { return n.entry.Type == entry.Dir }
@@ -77,7 +77,7 @@ type resolved struct {
 func newReplay(parent *Merged, newDir entry.Entry, lenient bool, grow func(bytes int64) error) *replay {
 	r := &replay{
 		parent: parent, lenient: lenient, newDir: newDir, grow: grow,
-		inodes: map[inode]*simNode{}, own: map[string]*simNode{},
+		inodes: map[inode]*simNode{}, groups: map[string]*simNode{},
 	}
 	r.root = &simNode{entry: newDir, read: true}
 	if len(parent.elems) > 0 {
@@ -117,10 +117,10 @@ func (r *replay) step(s *tarlayer.Step) error {
 	}
 	n := &simNode{entry: s.Entry, read: true, made: s.Made, aside: s.Aside}
 	if s.Inode != "" { // layers without an order have an entry for each name of an inode
-		if first := r.own[s.Inode]; first != nil {
+		if first := r.groups[s.Inode]; first != nil {
 			n = first
 		}
-		r.own[s.Inode] = n
+		r.groups[s.Inode] = n
 	}
 	if s.Omitted {
 		n.entry.Type = omitted
@@ -135,7 +135,7 @@ func (r *replay) makeDir(dir *simNode, name string, s *tarlayer.Step) error {
 		return err
 	}
 	if k != nil && k.isDir() {
-		k.entry, k.read, k.own = s.Entry, true, true
+		k.entry, k.read, k.explicit = s.Entry, true, true
 		return nil
 	}
 	return r.put(dir, name, &simNode{entry: s.Entry, read: true})
@@ -173,7 +173,7 @@ func (r *replay) link(dir *simNode, name string, s *tarlayer.Step) error {
 		e.Mode = s.Mode
 	}
 	e.UID, e.GID, e.Sec, e.Nsec = s.UID, s.GID, s.Sec, s.Nsec
-	addXattrs(e, s.Xattrs, &k.ownXattrs)
+	addXattrs(e, s.Xattrs, &k.xattrsCloned)
 	return r.put(dir, name, k.simNode)
 }
 
@@ -246,9 +246,9 @@ func (r *replay) removeLower(dir *simNode, name string) error {
 		}
 	}
 	switch {
-	case k.own:
+	case k.explicit:
 	case len(k.kids) > 0:
-		k.entry, k.read, k.own = r.newDir, true, true
+		k.entry, k.read, k.explicit = r.newDir, true, true
 	default:
 		r.remove(dir, name)
 	}

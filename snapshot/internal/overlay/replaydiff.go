@@ -18,7 +18,7 @@ type differ struct {
 	*Plan
 	r           *replay
 	self, aside *Element
-	emitted     []*simNode // inodes that are no directories, whose names all go into the fix-up
+	emitted     []*simNode // inodes other than directories of which all names go into the fix-up
 }
 
 // replayed plans a fix-up by applying the layer's entries one after the other.
@@ -43,7 +43,7 @@ func (x *Plan) replayed(l Layer) error {
 	}
 	for _, n := range r.inodes {
 		if n.changed {
-			d.hold(n)
+			d.include(n)
 		}
 	}
 	if err := d.findNames(); err != nil {
@@ -57,25 +57,25 @@ func (x *Plan) replayed(l Layer) error {
 	return d.attributes(x.Tree)
 }
 
-// listedMemory is what a name that was listed takes beside its string.
+// listedMemory is the number of bytes that a listed name takes beside its string.
 const listedMemory = 64
 
-// dir compares a directory of the replay with what is shown there: what the layer has, l, and below it what the parent
-// has, lower. Each is nil where nothing of it is shown.
-func (d *differ) dir(at string, want *simNode, l *tree.Node, lower *place) error {
+// dir compares the directory want of the replay with what overlay shows at the same path: upperDir, the layer's
+// directory, above lowerDir, the parent's. Either is nil if nothing of it is shown.
+func (d *differ) dir(at string, want *simNode, upperDir *tree.Node, lowerDir *place) error {
 	names := map[string]struct{}{}
 	for name := range want.kids {
 		names[name] = struct{}{}
 	}
-	if l != nil {
-		for name := range l.Kids {
+	if upperDir != nil {
+		for name := range upperDir.Kids {
 			names[name] = struct{}{}
 		}
 	}
-	if (want.below == nil) != (lower == nil) { // one of them has what else the parent has
+	if (want.below == nil) != (lowerDir == nil) { // only one of them shows the rest of the parent's directory
 		from := want.below
 		if from == nil {
-			from = lower
+			from = lowerDir
 		}
 		if err := d.Parent.list(from, names); err != nil {
 			return err
@@ -92,7 +92,7 @@ func (d *differ) dir(at string, want *simNode, l *tree.Node, lower *place) error
 		if err := d.interrupted(); err != nil {
 			return err
 		}
-		if err := d.name(inside(at, name), name, want, l, lower); err != nil {
+		if err := d.name(inside(at, name), name, want, upperDir, lowerDir); err != nil {
 			return err
 		}
 	}
@@ -100,56 +100,56 @@ func (d *differ) dir(at string, want *simNode, l *tree.Node, lower *place) error
 }
 
 // name compares one name of a directory.
-func (d *differ) name(at, name string, dir *simNode, l *tree.Node, lower *place) error {
+func (d *differ) name(at, name string, dir *simNode, upperDir *tree.Node, lowerDir *place) error {
 	k, err := d.r.kid(dir, name)
 	if err != nil {
 		return err
 	}
-	var own *tree.Node
-	if l != nil {
-		own = l.Kids[name]
+	var upper *tree.Node
+	if upperDir != nil {
+		upper = upperDir.Kids[name]
 	}
-	if own != nil && own.Entry.Type == entry.Link {
-		own = nil // nothing is on disk
+	if upper != nil && upper.Entry.Type == entry.Link {
+		upper = nil // nothing is on disk
 	}
-	var low *place
-	if lower != nil && (own == nil || own.Entry.Type == entry.Dir && !own.Entry.Opaque) {
-		if low, err = d.Parent.kid(lower, name); err != nil {
+	var lower *place
+	if lowerDir != nil && (upper == nil || upper.Entry.Type == entry.Dir && !upper.Entry.Opaque) {
+		if lower, err = d.Parent.kid(lowerDir, name); err != nil {
 			return err
 		}
 	}
-	if own != nil && low != nil && len(low.dirs) == 0 {
-		low = nil // hidden by the layer's directory
+	if upper != nil && lower != nil && len(lower.dirs) == 0 {
+		lower = nil // hidden by the layer's directory
 	}
 	switch {
 	case k == nil || k.entry.Type == omitted:
-		if low != nil || own != nil && own.Entry.Type != entry.Whiteout {
+		if lower != nil || upper != nil && upper.Entry.Type != entry.Whiteout {
 			return d.put(entry.Entry{Type: entry.Whiteout}, at)
 		}
 		return nil
 	case k.isDir():
-		return d.subdir(at, k, own, low)
+		return d.subdir(at, k, upper, lower)
 	}
-	if k.names = append(k.names, at); !d.shows(at, k.simNode, own, low) {
-		d.hold(k.simNode)
+	if k.names = append(k.names, at); !d.shows(at, k.simNode, upper, lower) {
+		d.include(k.simNode)
 	}
 	return d.grow(int64(len(at)))
 }
 
 // subdir compares a directory with what is shown in its place.
-func (d *differ) subdir(at string, k *simName, own *tree.Node, low *place) error {
-	isDir := own != nil && own.Entry.Type == entry.Dir || own == nil && low != nil && len(low.dirs) > 0
-	if isDir && own == nil && !k.own && len(k.kids) == 0 && k.below != nil {
-		return nil // the parent's, which no entry came to
+func (d *differ) subdir(at string, k *simName, upper *tree.Node, lower *place) error {
+	isDir := upper != nil && upper.Entry.Type == entry.Dir || upper == nil && lower != nil && len(lower.dirs) > 0
+	if isDir && upper == nil && !k.explicit && len(k.kids) == 0 && k.below != nil {
+		return nil // the parent's directory, which no entry of the layer changes
 	}
 	if err := d.r.readAttrs(k.simNode); err != nil {
 		return err
 	}
 	e := k.entry
-	e.Opaque = isDir && own == nil && k.below == nil // whose content is all in the fix-up
-	differs := !isDir || e.Opaque || own == nil && k.own
-	if isDir && own != nil {
-		have := own.Entry
+	e.Opaque = isDir && upper == nil && k.below == nil // then all its content is in the fix-up
+	differs := !isDir || e.Opaque || upper == nil && k.explicit
+	if isDir && upper != nil {
+		have := upper.Entry
 		have.Opaque = false
 		differs = tree.Differ(&e, &have)
 	}
@@ -159,37 +159,38 @@ func (d *differ) subdir(at string, k *simName, own *tree.Node, low *place) error
 		}
 	}
 	if !isDir || e.Opaque {
-		own, low = nil, nil
+		upper, lower = nil, nil
 	}
-	return d.dir(at, k.simNode, own, low)
+	return d.dir(at, k.simNode, upper, lower)
 }
 
-// shows reports whether what is shown in the place of an inode that is no directory is that inode.
-func (d *differ) shows(at string, n *simNode, own *tree.Node, low *place) bool {
+// shows reports whether overlay shows the inode n at a path. n is not a directory. upper and lower are what the layer
+// and the parent have there.
+func (d *differ) shows(at string, n *simNode, upper *tree.Node, lower *place) bool {
 	if n.lower != nil {
-		return own == nil && low != nil && !n.changed && low.elem == n.lower.elem && low.ino == n.lower.ino &&
-			len(low.dirs) == 0
+		return upper == nil && lower != nil && !n.changed && lower.elem == n.lower.elem && lower.ino == n.lower.ino &&
+			len(lower.dirs) == 0
 	}
-	if own == nil || n.made == "" || own.Entry.Type == entry.Dir || own.Entry.Type == entry.Whiteout {
+	if upper == nil || n.made == "" || upper.Entry.Type == entry.Dir || upper.Entry.Type == entry.Whiteout {
 		return false
 	}
-	group := own.Entry.Inode
+	group := upper.Entry.Inode
 	if group == "" {
 		group = tree.ShortName(at)
 	}
-	return group == tree.ShortName(n.made) && !tree.Differ(&own.Entry, &n.entry)
+	return group == tree.ShortName(n.made) && !tree.Differ(&upper.Entry, &n.entry)
 }
 
-// hold has all names of an inode go into the fix-up, so that they stay one inode.
-func (d *differ) hold(n *simNode) {
+// include marks an inode, so that all its names go into the fix-up and stay one inode.
+func (d *differ) include(n *simNode) {
 	if !n.emit {
 		n.emit = true
 		d.emitted = append(d.emitted, n)
 	}
 }
 
-// findNames finds the names that the parent's inodes have where no entry of the layer came to. An element of which an
-// inode has several names is read once.
+// findNames finds the names that emitted inodes of the parent have at paths that no entry of the layer is about. It
+// reads an element of the parent's stack once, and only if the element has an emitted inode with several names.
 func (d *differ) findNames() error {
 	wanted := map[int32]map[uint64][]string{}
 	for _, n := range d.emitted {
@@ -217,7 +218,7 @@ func (d *differ) findNames() error {
 	return nil
 }
 
-// addName adds a name of the inode if it still has it.
+// addName adds a name to n if the name still leads to n in the replay.
 func (d *differ) addName(n *simNode, name string) error {
 	if err := d.interrupted(); err != nil {
 		return err
@@ -266,7 +267,8 @@ func (d *differ) emitNames(n *simNode) error {
 	return nil
 }
 
-// attributes gives the directories that are only on the way the attributes that they have.
+// attributes sets the attributes of directories that are in the fix-up only because of their content: they keep those
+// that they have in the replay.
 func (d *differ) attributes(n *tree.Node) error {
 	for _, k := range n.Kids {
 		if err := d.interrupted(); err != nil {
@@ -297,7 +299,7 @@ func (d *differ) attributes(n *tree.Node) error {
 	return nil
 }
 
-// find returns what has a path in the replay, without following symbolic links; nil when nothing has.
+// find returns the name at a path of the replay, nil if there is none. It follows no symbolic links.
 func (r *replay) find(p string) (*simName, error) {
 	k := &simName{simNode: r.root}
 	for name, rest, more := "", p, p != "."; more; {

@@ -18,19 +18,19 @@ const (
 	maxComponents = 8192
 )
 
-// simSpot is where a path leads in a replay: to a directory, and to names below it that are missing. The first of them
-// may be there, as something else than a directory.
+// simSpot is where a path leads in a replay: to a directory, and to missing names below it. Only the first of these
+// names may exist, and then it is not a directory.
 type simSpot struct {
 	dir     *simNode
 	missing []string
 }
 
-// walker is a resolution on its way.
+// walker resolves one path.
 type walker struct {
 	*replay
 	at    simSpot
-	rest  string // of the path, after what symbolic links led to
-	own   int    // how many bytes at the end of rest are of the path itself
+	rest  string // the components to follow: those of symbolic links' targets, then those of the path itself
+	tail  int    // how many bytes at the end of rest belong to the path itself
 	links int
 	steps int
 	// The last symbolic link that is a component of the path itself: its directory, its name, and the path after it.
@@ -53,7 +53,7 @@ func (r *replay) resolve(p string, s *tarlayer.Step) (simSpot, error) {
 			return simSpot{dir: c.dir}, nil
 		}
 	}
-	w := walker{replay: r, at: simSpot{dir: r.root}, rest: p, own: len(p)}
+	w := walker{replay: r, at: simSpot{dir: r.root}, rest: p, tail: len(p)}
 	for w.rest != "" {
 		if err := w.next(); err != nil {
 			return w.at, err
@@ -73,12 +73,12 @@ func (r *replay) resolve(p string, s *tarlayer.Step) (simSpot, error) {
 	return w.at, nil
 }
 
-// next goes one component on.
+// next follows one component.
 func (w *walker) next() error {
-	ofPath := len(w.rest) <= w.own
+	ofPath := len(w.rest) <= w.tail
 	var c string
 	c, w.rest, _ = strings.Cut(w.rest, "/")
-	w.own = min(w.own, len(w.rest))
+	w.tail = min(w.tail, len(w.rest))
 	w.steps++
 	switch {
 	case c == "" || c == ".":
@@ -122,7 +122,7 @@ func (w *walker) next() error {
 // loop is where a path leads that goes through too many links. A link of the layer itself is refused, one of the parent
 // is taken for a file.
 func (w *walker) loop(s *tarlayer.Step) (simSpot, error) {
-	if w.link.own {
+	if w.link.explicit {
 		return w.at, stepError(s, "too many levels of symlinks")
 	}
 	at := simSpot{dir: w.linkAt, missing: []string{w.linkName}}

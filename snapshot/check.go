@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Check compares every layer, fix-up and rootfs with its seal, in both directions, and looks for the directories of
-// snapshots. It reports each difference and each missing directory.
+// Check compares every layer, fix-up and rootfs with its seal, in both directions, and verifies that the directories of
+// snapshots exist. It calls report for each difference and each missing directory.
 func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 	if err := s.layers.Check(ctx, report); err != nil {
 		return err
@@ -38,7 +38,8 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 		}
 		dir := s.path("snapshots", sn.Dir, "fs")
 		if _, err := os.Lstat(dir); err != nil {
-			if now, gone := s.snapshot(sn.Key); gone == nil && now.Dir == sn.Dir {
+			// The snapshot may have been removed or committed since its record was read.
+			if now, err := s.snapshot(sn.Key); err == nil && now.Dir == sn.Dir {
 				report(metadata.Fault{
 					Damage: metadata.MissingBytes, Node: metadata.SnapshotNode(sn.Key),
 					Err: fmt.Errorf("snapshot %s: directory %s: missing: %w", sn.Key, dir, errdefs.ErrDataLoss),

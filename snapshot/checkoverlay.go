@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// CheckOverlay returns errdefs.ErrFailedPrecondition in overlay mode if the file system of layers/ or snapshots/ has no
-// extended attributes of the kind that overlay marks directories with.
+// CheckOverlay returns errdefs.ErrFailedPrecondition if the file system of layers/ or snapshots/ lacks the extended
+// attributes with which overlay marks directories. It checks nothing in directory mode and for a store that only reads.
 func (s *Store) CheckOverlay() error {
 	if s.opts.Directory || s.opts.ReadOnly {
 		return nil
@@ -21,7 +21,7 @@ func (s *Store) CheckOverlay() error {
 		prefix = entry.UserOverlay
 	}
 	for _, pool := range []string{"layers", "snapshots"} {
-		// Reading an attribute is enough, and works on a full disk. Other errors do not show that the kind is missing.
+		// Reading an attribute is enough, and works on a full disk. Only EOPNOTSUPP proves that there are none.
 		_, err := unix.Getxattr(s.path(pool), prefix+entry.OpaqueAttr, nil)
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			return fmt.Errorf("root %s: the file system of %s has no extended attributes, which overlay needs: "+

@@ -10,9 +10,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// needsCopy reports whether a new snapshot gets a copy of all that its parent shows: in directory mode,
-// unless containerd extracts a layer into it, whose content will be in overlay's form, or it is a view
-// and one directory of the stack shows all of it.
+// needsCopy reports whether a new snapshot gets a copy of all that its parent shows. It does in directory
+// mode, with two exceptions: a snapshot into which containerd extracts a layer, because the content of
+// that layer will be in overlay's form, and a view whose parent is shown by one directory alone.
 func (s *Store) needsCopy(sn metadata.Snapshot, st *stack, remap bool) bool {
 	r := requestOf(sn.Key, sn.Labels)
 	switch {
@@ -35,16 +35,16 @@ func (s *Store) stageCopy(ctx context.Context, parent string, st *stack) (string
 				return s.layers.CopyStack(ctx, filepath.Join(staged, "fs"), st.dirs, &st.root)
 			}, nil)
 		}
-		// A removal or a repair may have deleted what was being read: neither waits for a copy. Names
-		// of directories are never used again. So if the stack is the same as before, it was there all
-		// the time.
-		now, gone := s.stack(ctx, parent)
-		same := gone == nil && slices.Equal(st.dirs, now.dirs)
+		// A removal or a repair does not wait for copies, so it may have deleted a directory that was
+		// being read. Names of directories are never used again. So if the stack is the same as before,
+		// its directories existed during the whole copy.
+		now, stackErr := s.stack(ctx, parent)
+		same := stackErr == nil && slices.Equal(st.dirs, now.dirs)
 		if err == nil && same {
 			return staged, nil
 		}
-		if trashed := s.dir.Trash(staged); same || gone != nil || trashed != nil {
-			return "", errors.Join(gone, err, trashed)
+		if trashErr := s.dir.Trash(staged); same || stackErr != nil || trashErr != nil {
+			return "", errors.Join(stackErr, err, trashErr)
 		}
 		st = now
 	}

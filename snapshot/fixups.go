@@ -13,7 +13,8 @@ import (
 )
 
 // ensureFixup plans, builds and records the fix-up of a committed snapshot, unless that was done, and
-// returns the record of the snapshot afterwards. The snapshots below must have their fix-ups.
+// returns the record of the snapshot afterwards. The snapshots below must have their fix-ups. It starts
+// again if an existing fix-up that it wanted to use lost its last holder meanwhile.
 func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
 	defer s.locks.Lock("snapshot/" + key)()
 	for {
@@ -23,6 +24,7 @@ func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot,
 	}
 }
 
+// makeFixup is one attempt of ensureFixup.
 func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
 	sn, err := s.snapshot(key)
 	if err != nil || sn.Fixup != "" || sn.Layer == "" {
@@ -52,7 +54,8 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 	return s.attachFixup(key, fixup, built, func(sn *metadata.Snapshot) { sn.Fixup = fixup })
 }
 
-// attachFixup records that a snapshot stands on a fix-up, which is recorded already if built is nil.
+// attachFixup records that a snapshot stands on a fix-up. set changes the record of the snapshot. If built is nil, the
+// fix-up is recorded already or is metadata.NoFixup.
 func (s *Store) attachFixup(key, fixup string, built *layer.Built,
 	set func(*metadata.Snapshot),
 ) (sn metadata.Snapshot, err error) {
@@ -81,7 +84,8 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot) (*layer.Plan,
 	return s.layers.Plan(ctx, sn.Layer, st.dirs)
 }
 
-// rebuildFixup builds a fix-up, or the root directory of views, again for a snapshot that stands on it.
+// rebuildFixup builds a broken fix-up again, from the stack of a snapshot that stands on it. The key may also be that
+// of a root directory of views.
 func (s *Store) rebuildFixup(ctx context.Context, key string) (*layer.Built, error) {
 	sn, err := s.standsOn(key)
 	if err != nil {

@@ -23,7 +23,7 @@ func (s *Store) HandOver(from, to metadata.Holder, also func(*metadata.Tx) error
 }
 
 // SetAside gives other keys to the snapshots of h in a namespace that have this sequence number or a larger one.
-// containerd's database has lost them, and will use these numbers again.
+// containerd's database has lost these snapshots, and containerd will use their numbers again.
 func (s *Store) SetAside(h metadata.Holder, namespace string, sequence uint64) error {
 	err := s.rekey(func(tx *metadata.Tx) ([]metadata.Rekeyed, error) {
 		return metadata.SetAside(tx, h, namespace, sequence)

@@ -14,14 +14,14 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// stack is the directories that the children of a snapshot stand on, topmost first.
+// stack is what the children of a snapshot stand on.
 type stack struct {
-	dirs      []overlay.Dir
-	root      entry.Entry // the attributes of the root directory
-	rootFrom  int         // which of dirs has a root directory with those attributes; -1: none
-	rootSet   bool        // a layer or a snapshot has an entry for the root directory
-	whiteouts bool        // there is one directory, and it contains whiteouts
-	// provisional means that some of it may not be on the disk yet.
+	dirs      []overlay.Dir // topmost first
+	root      entry.Entry   // the attributes of the root directory
+	rootFrom  int           // index in dirs of a directory with those attributes; -1: none
+	rootSet   bool          // a layer or a snapshot has an entry for the root directory
+	whiteouts bool          // there is one directory, and it may contain whiteouts
+	// provisional means that the bytes of a layer may not be on the disk yet.
 	provisional bool
 }
 
@@ -70,14 +70,15 @@ func (s *Store) chain(key string) (chain []metadata.Snapshot, err error) {
 type stackBuilder struct {
 	s       *Store
 	st      *stack
-	seen    map[string]bool
-	root    func() (*entry.Entry, error) // reads the root directory that counts; nil while none was found
-	layered bool                         // root reads a layer
-	hidden  bool                         // a layer above hides the rest
+	seen    map[string]bool              // paths of the directories in the stack
+	root    func() (*entry.Entry, error) // reads the topmost entry of the root directory; nil while none was found
+	layered bool                         // root reads the entry of a layer
+	hidden  bool                         // a layer that was added hides all directories below it
 }
 
+// add adds the directories of one snapshot: its own one, the fix-up and the layer.
 func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
-	if sn.Dir != "" { // if there is a layer too, this was written after the layer was applied
+	if sn.Dir != "" { // above the snapshot's layer: it was written after the layer was applied
 		d := overlay.Dir{Name: "snapshot/" + sn.Dir, Path: b.s.path("snapshots", sn.Dir, "fs"), Live: true}
 		b.push(d, func() (*entry.Entry, error) { return rootEntry(d.Path) }, !sn.FullCopy)
 	}
@@ -112,9 +113,9 @@ func (b *stackBuilder) add(ctx context.Context, sn metadata.Snapshot) error {
 	return nil
 }
 
-// push adds a directory below the others. root reads the entry of its root directory, and is nil if
-// that does not count. A directory that is in the stack already changes nothing below itself, and
-// overlay refuses to mount it twice.
+// push adds a directory below the others. root reads the entry of its root directory; nil means that the directory has
+// no entry for it. whiteouts means that it may contain whiteouts. push leaves out a directory that is in the stack
+// already: below itself it changes nothing, and overlay refuses to mount it twice.
 func (b *stackBuilder) push(d overlay.Dir, root func() (*entry.Entry, error), whiteouts bool) {
 	if root != nil && b.root == nil {
 		b.root, b.layered = root, !d.Live
@@ -130,9 +131,9 @@ func (b *stackBuilder) push(d overlay.Dir, root func() (*entry.Entry, error), wh
 	b.st.whiteouts = len(b.st.dirs) == 1 && whiteouts
 }
 
-// readRoot reads the attributes of the root directory. Of a layer's entry for it, only the time counts, as with
-// containerd's overlayfs, where the root directory is made by the snapshotter. In a rootfs all attributes of that entry
-// count (docs/adr/0027-entries-that-others-take.md).
+// readRoot reads the attributes of the root directory. From a layer's entry it takes only the time, as containerd's
+// overlayfs snapshotter does, which makes the root directory itself. An assembled rootfs, in contrast, has all
+// attributes of that entry (docs/adr/0027-entries-that-others-take.md).
 func (b *stackBuilder) readRoot() error {
 	if b.root == nil {
 		return nil
@@ -154,21 +155,21 @@ func (b *stackBuilder) readRoot() error {
 	return nil
 }
 
-// viewRoot returns the key of the directory that a view needs on top, "" if it needs none. It needs one
-// for attributes of the root directory that no directory of the stack has. It also needs one if the
-// stack is a single directory that would be bound, and has whiteouts, which a bind mount shows as
-// devices, or is to be remapped, which containerd does not do for a read-only bind.
+// viewRoot returns the key of the root directory that a view needs on top of the stack, "" if it needs none. A view
+// needs one if the topmost directory of the stack does not have the right attributes. It also needs one if the stack
+// is a single directory, which would be bind-mounted, in two cases: the directory has whiteouts, which a bind mount
+// shows as devices; or remap is set, and containerd does not remap a read-only bind mount.
 func (st *stack) viewRoot(remap bool) string {
 	e := st.root
-	shown := st.rootFrom == 0 || !st.rootSet
-	if shown && (len(st.dirs) != 1 || !st.whiteouts && !remap) {
+	topShowsRoot := st.rootFrom == 0 || !st.rootSet
+	if topShowsRoot && (len(st.dirs) != 1 || !st.whiteouts && !remap) {
 		return ""
 	}
 	e.Implied, e.Opaque, e.Seq = false, false, 0
 	return metadata.FixupKey(digest.FromBytes(append([]byte("root\n"), tree.AppendEntry(nil, &e)...)))
 }
 
-// rootEntry reads the entry of a directory.
+// rootEntry returns the entry of the directory dir itself, with the path ".".
 func rootEntry(dir string) (*entry.Entry, error) {
 	f, err := nodes.OpenRoot(dir)
 	if err != nil {

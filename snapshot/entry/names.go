@@ -5,18 +5,18 @@ import (
 	"strings"
 )
 
-// Markers are the names with which a tar removes what the layers below have: ".wh.NAME" and ".wh..wh..opq". Such
-// a name is a marker only as the last component of an entry. As a directory on the way to an entry it is an
-// ordinary name, except for the names of AUFS. One of those marks opaque directories on file systems without
-// extended attributes.
+// Markers are the names with which a tar removes entries of the layers below: ".wh.NAME" and ".wh..wh..opq". Such
+// a name is a marker only as the last component of an entry's path. As a directory on the way to an entry it is an
+// ordinary name, unless AUFS reserves it. On file systems without extended attributes, an inode with the name
+// OpaqueMarker also marks an opaque directory on disk.
 const (
-	WhiteoutPrefix = ".wh."         // of a whiteout
-	OpaqueMarker   = ".wh..wh..opq" // of an opaque directory
-	AUFSPrefix     = ".wh..wh."     // of names that AUFS reserves
+	WhiteoutPrefix = ".wh."         // begins the name of a whiteout
+	OpaqueMarker   = ".wh..wh..opq" // makes its directory opaque
+	AUFSPrefix     = ".wh..wh."     // begins the names that AUFS reserves
 )
 
-// Reserved reports whether a path has a component that is never a name on disk: a name that AUFS reserves, such
-// as the marker of opaque directories.
+// Reserved reports whether a path has a component that AUFS reserves, such as OpaqueMarker. No entry of a layer gets
+// such a name on disk.
 func Reserved(path string) bool { return BelowAUFS(path) }
 
 // BelowAUFS reports whether a path leads through a directory that AUFS reserves. The content of such a directory
@@ -42,9 +42,9 @@ const (
 	ACLDefault = "system.posix_acl_default"
 )
 
-// KeepsXattr reports whether an extended attribute of a path of type t is part of a layer. Not part of it are
-// overlay's own attributes, labels and measurements of the machine that made the layer, and namespaces that no Linux
-// file system has.
+// KeepsXattr reports whether an extended attribute of a path of type t is part of a layer. It excludes overlay's own
+// attributes, the labels and measurements of the machine that made the layer, and namespaces that no Linux file system
+// has.
 func KeepsXattr(name string, t Type) bool {
 	switch name {
 	case "security.selinux", "security.ima", "security.evm":

@@ -90,8 +90,8 @@ func (s *Store) Doubt(manifest digest.Digest, diffIDs []digest.Digest) error {
 	return nil
 }
 
-// CompareAll compares in the background the layers that another process left provisional, so that no Prepare has to
-// wait for it.
+// CompareAll compares in the background all layers that are in doubt with their seals, so that no Prepare has to wait
+// for a comparison. A rootfs is not compared.
 func (s *Store) CompareAll() {
 	suspects := s.doubts.all()
 	if len(suspects) == 0 {
@@ -111,8 +111,8 @@ func (s *Store) CompareAll() {
 	})
 }
 
-// trusted ends the doubt about a node that equals its seal. Its bytes may not be on the disk yet, so it
-// is to be synced.
+// trusted ends the doubt about a node that equals its seal. Its bytes may not be on the disk yet, so trusted schedules
+// a sync, unless the root is only read. version is the layer's directory or durable.RootfsVersion.
 func (s *Store) trusted(n metadata.Node, version string) {
 	s.doubts.remove(n)
 	if s.opts.ReadOnly {
@@ -122,7 +122,7 @@ func (s *Store) trusted(n metadata.Node, version string) {
 	s.SyncSoon()
 }
 
-// replaced forgets what is known of a node that is gone, or that was replaced by a durable one.
+// replaced ends the doubt about a node, and drops its sync, after the node was deleted or replaced by a durable one.
 func (s *Store) replaced(n metadata.Node) {
 	s.doubts.remove(n)
 	s.syncer.Drop(n)

@@ -14,8 +14,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// rebuild gives a broken layer a new directory that is unpacked from its blob; mounts that are made later use it. A
-// fix-up is built again from the layer and the parent that it belongs to.
+// rebuild gives a broken layer a new directory: it unpacks the layer's blob again, or builds a fix-up again from its
+// layer and parent. Mounts that exist keep the old directory; later mounts use the new one.
 func (s *Store) rebuild(ctx context.Context, rec metadata.Layer) (metadata.Layer, error) {
 	if isFixup(rec.Key) {
 		return s.rebuildFixup(ctx, rec)
@@ -28,13 +28,13 @@ func (s *Store) rebuild(ctx context.Context, rec metadata.Layer) (metadata.Layer
 		if _, here := s.blobs.Size(b); !here {
 			continue
 		}
-		err := s.rebuildFrom(ctx, &rec, b)
+		err := s.rebuildFrom(ctx, &rec, b) // changes rec
 		return rec, err
 	}
-	return rec, cause.Mark(fmt.Errorf("broken, and its blob is not here: %w", errdefs.ErrDataLoss), cause.Damaged, "")
+	return rec, cause.Mark(fmt.Errorf("broken, and its blob is missing: %w", errdefs.ErrDataLoss), cause.Damaged, "")
 }
 
-// rebuildFrom extracts a blob and gives the layer the new directory.
+// rebuildFrom extracts a blob and gives the layer the new directory. It updates rec.
 func (s *Store) rebuildFrom(ctx context.Context, rec *metadata.Layer, blob digest.Digest) error {
 	var got unpacked
 	defer func() {
@@ -44,8 +44,8 @@ func (s *Store) rebuildFrom(ctx context.Context, rec *metadata.Layer, blob diges
 			}
 		}
 	}()
-	// The layer serves all holders, and it does not matter which of them has the blob. So the values of
-	// this call, which decide whose blobs can be read, are left out.
+	// The values of ctx decide which holder's blobs can be read. They are left out, because the layer serves
+	// all holders and it does not matter which of them has the blob.
 	reading, cancel := s.work.Bind(context.Background())
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
@@ -59,7 +59,8 @@ func (s *Store) rebuildFrom(ctx context.Context, rec *metadata.Layer, blob diges
 	return s.swap(rec, got.dir, got.record)
 }
 
-// swap gives a layer's record the new directory staged, and deletes the old one. made describes the new one.
+// swap gives a layer's record the new directory staged, updates rec, and deletes the old directory. made has the fields
+// of the record that depend on the new directory.
 func (s *Store) swap(rec *metadata.Layer, staged string, made metadata.Layer) error {
 	old := rec.Dir
 	var now metadata.Layer

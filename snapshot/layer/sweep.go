@@ -31,8 +31,8 @@ func (s *Store) DropUnclaimed(now time.Time) error {
 	return errors.Join(errs...)
 }
 
-// Unrecorded returns the paths of layers and of files of rootfs that have no record. No directory may get a position
-// meanwhile (rootdir.Dir.BeginSweep).
+// Unrecorded returns the paths of layers, and of directories and seals of rootfs, that have no record. The caller makes
+// sure that no directory gets its position meanwhile (rootdir.Dir.BeginSweep).
 func (s *Store) Unrecorded(tx *metadata.Tx) (layers, rootfs []string, err error) {
 	layers, err = s.dir.Unrecorded(rootdir.Layers, func() (map[string]bool, error) {
 		dirs := map[string]bool{}
@@ -52,12 +52,13 @@ func (s *Store) Unrecorded(tx *metadata.Tx) (layers, rootfs []string, err error)
 	return layers, rootfs, err
 }
 
+// unrecordedRootfs returns the paths of directories and seals of rootfs that have no record.
 func unrecordedRootfs(tx *metadata.Tx, dir *rootdir.Dir) ([]string, error) {
 	algs, err := os.ReadDir(dir.Path(rootdir.Rootfs))
 	if err != nil {
 		return nil, err
 	}
-	var gone []string
+	var unrecorded []string
 	for _, alg := range algs {
 		if rootdir.IsStaged(alg.Name()) || rootdir.IsLostFound(alg.Name()) {
 			continue
@@ -72,9 +73,9 @@ func unrecordedRootfs(tx *metadata.Tx, dir *rootdir.Dir) ([]string, error) {
 			}
 			d := digest.NewDigestFromEncoded(digest.Algorithm(alg.Name()), strings.TrimSuffix(n.Name(), ".seal"))
 			if _, err := tx.Rootfs(d); errdefs.IsNotFound(err) {
-				gone = append(gone, dir.Path(rootdir.Rootfs, alg.Name(), n.Name()))
+				unrecorded = append(unrecorded, dir.Path(rootdir.Rootfs, alg.Name(), n.Name()))
 			}
 		}
 	}
-	return gone, nil
+	return unrecorded, nil
 }

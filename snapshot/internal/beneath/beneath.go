@@ -26,7 +26,7 @@ import (
 type Opener struct {
 	Root int // the descriptor of the root
 	dev  uint64
-	walk bool // component by component, for kernels and sandboxes without openat2
+	walk bool // open paths component by component, for kernels and sandboxes without openat2
 }
 
 // DirFlags are the flags with which directories are opened.
@@ -37,8 +37,9 @@ var resolveHow = unix.OpenHow{
 	Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 }
 
-// NewOpener returns an Opener for the directory with the descriptor root, which stays the caller's. walk makes it open
-// paths component by component, as on a kernel without openat2.
+// NewOpener returns an Opener for the directory with the descriptor root. The Opener does not close root, which must
+// stay open while the Opener is used. walk makes it open paths component by component, as on a kernel without
+// openat2.
 func NewOpener(root int, walk bool) (*Opener, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err != nil {
@@ -95,7 +96,7 @@ func (o *Opener) openat2(at int, rel string) (fd int, err error) {
 	}
 }
 
-// step opens one directory and refuses mount points of other filesystems.
+// step opens one directory. It returns EXDEV for a mount point of another file system.
 func (o *Opener) step(at int, name string) (int, error) {
 	fd, err := OpenAt(at, name, DirFlags, 0)
 	if err != nil {
@@ -108,12 +109,13 @@ func (o *Opener) step(at int, name string) (int, error) {
 	}
 	if uint64(st.Dev) != o.dev {
 		unix.Close(fd)
-		return -1, fmt.Errorf("%q is another filesystem: %w", name, unix.EXDEV)
+		return -1, fmt.Errorf("%q is on another file system: %w", name, unix.EXDEV)
 	}
 	return fd, nil
 }
 
-// OpenDirBelow opens a directory below dir. No component of its path may be a symbolic link, and none leads out of dir.
+// OpenDirBelow opens a directory below dir. rel is a clean relative path without "..". It returns an error if a
+// component of the path is a symlink.
 func OpenDirBelow(dir *os.File, rel string) (*os.File, error) {
 	defer runtime.KeepAlive(dir)
 	var fd int

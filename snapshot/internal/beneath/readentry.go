@@ -12,7 +12,7 @@ import (
 )
 
 // ReadEntry returns the entry at a path below root, without the hash of a file's content and without its other names.
-// The caller makes sure that no component of the path but the last is a symlink. Errors are those of the system calls.
+// The caller makes sure that no component of the path but the last is a symlink. Errors wrap those of the system calls.
 func ReadEntry(root *os.File, path string) (*entry.Entry, error) {
 	defer runtime.KeepAlive(root)
 	t := At(int(root.Fd()), path)
@@ -38,8 +38,8 @@ func ReadEntry(root *os.File, path string) (*entry.Entry, error) {
 	return &e, nil
 }
 
-// EntryOf returns the entry of a path with this status, as far as the status has it. A type that no layer has, such
-// as a socket, is an error.
+// EntryOf returns the entry of a path with the fields that its status contains. It returns an error for a type that no
+// layer has, such as a socket.
 func EntryOf(path string, st *unix.Stat_t) (entry.Entry, error) {
 	if IsWhiteout(st) {
 		return entry.Entry{Path: path, Type: entry.Whiteout}, nil
@@ -59,14 +59,14 @@ func EntryOf(path string, st *unix.Stat_t) (entry.Entry, error) {
 	case unix.S_IFBLK:
 		e.Type, e.Rdev = entry.Block, uint64(st.Rdev)
 	default:
-		return e, fmt.Errorf("%q: type %#o is not one of a layer", printable.Clip(path), st.Mode&unix.S_IFMT)
+		return e, fmt.Errorf("%q: type %#o cannot be in a layer", printable.Clip(path), st.Mode&unix.S_IFMT)
 	}
 	e.Mode, e.UID, e.GID = st.Mode&0o7777, st.Uid, st.Gid
 	e.Sec, e.Nsec = int64(st.Mtim.Sec), int64(st.Mtim.Nsec)
 	return e, nil
 }
 
-// Readlink returns the target of a symlink, by name.
+// Readlink returns the target of a symlink. The Inode must have a name.
 func (t Inode) Readlink() (string, error) {
 	for buf := make([]byte, 256); ; buf = make([]byte, 4*len(buf)) {
 		n, err := unix.Readlinkat(t.FD, t.Name, buf)

@@ -13,9 +13,9 @@ import (
 
 // On disk, a whiteout has overlay's form: a character device 0:0. Some file systems refuse that device (overlayfs does,
 // and kernels before 5.8 refuse it to ordinary users), and some have no extended attributes. There a whiteout is a
-// socket of mode 0, and an opaque directory has such a socket with the name of the layers' own marker. A tar cannot
-// contain sockets or that name, so nothing else in a layer looks like them. Overlay understands neither, so a layer
-// with them is recorded as Plain.
+// socket of mode 0, and an opaque directory contains such a socket with the name entry.OpaqueMarker. A tar cannot
+// contain sockets or that name, so nothing else in a layer looks like them. Overlay understands neither, so the record
+// of a layer with them has PlainMarks set.
 
 // IsWhiteout reports whether a node with this status is a whiteout.
 func IsWhiteout(st *unix.Stat_t) bool {
@@ -28,7 +28,7 @@ func IsWhiteout(st *unix.Stat_t) bool {
 	return false
 }
 
-// MakeWhiteout makes a whiteout of a name in dir. plain is true when it is one that overlay does not understand.
+// MakeWhiteout makes a whiteout of a name in dir. plain is true if overlay does not understand the whiteout.
 func MakeWhiteout(dir *os.File, name string) (plain bool, err error) {
 	defer runtime.KeepAlive(dir)
 	return MakeWhiteoutAt(int(dir.Fd()), name)
@@ -51,11 +51,11 @@ type Marks struct {
 	// Whiteouts: the directory holds whiteouts that overlay understands. Without a mark, overlay would show them as
 	// files where no lower directory merges with this one.
 	Whiteouts bool
-	// Opaque: the directory hides what lower directories have in it.
+	// Opaque: the directory hides the content of the lower directories at the same path.
 	Opaque bool
 }
 
-// Mark marks a directory for overlay mounts with or without the option userxattr. plain is true when overlay does not
+// Mark marks a directory for overlay mounts with or without the option userxattr. plain is true if overlay does not
 // understand the marks.
 func Mark(dir *os.File, m Marks, userXattr bool) (plain bool, err error) {
 	defer runtime.KeepAlive(dir)
@@ -71,7 +71,7 @@ func MarkAt(fd int, m Marks, prefix string) (plain bool, err error) {
 		switch err := unix.Fsetxattr(fd, prefix+name, []byte(value), 0); err {
 		case nil:
 			return true, nil
-		case unix.EOPNOTSUPP: // reading returns the same error, so that the marker is looked for
+		case unix.EOPNOTSUPP: // IsOpaque gets the same error, and then looks for the marker
 			return false, nil
 		default:
 			return false, fmt.Errorf("xattr %q: %w", prefix+name, err)
@@ -99,12 +99,12 @@ func IsOpaque(dir *os.File) (bool, error) {
 	defer runtime.KeepAlive(dir)
 	opaque, err := Inode{FD: int(dir.Fd())}.IsOpaque()
 	if err != nil {
-		return false, fmt.Errorf("directory %q: %w", dir.Name(), err)
+		return false, fmt.Errorf("directory %q: %w", printable.Clip(dir.Name()), err)
 	}
 	return opaque, nil
 }
 
-// IsOpaque reports whether the directory is opaque.
+// IsOpaque reports whether the directory is opaque, as the function IsOpaque does.
 func (t Inode) IsOpaque() (bool, error) {
 	unsupported := false
 	for _, prefix := range []string{entry.TrustedOverlay, entry.UserOverlay} {
@@ -117,7 +117,7 @@ func (t Inode) IsOpaque() (bool, error) {
 			}
 		case unix.EOPNOTSUPP:
 			unsupported = true
-		case unix.ENODATA, unix.ERANGE:
+		case unix.ENODATA, unix.ERANGE: // no value, or one that is longer than "y"
 		default:
 			return false, err
 		}

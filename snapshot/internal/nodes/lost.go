@@ -14,14 +14,15 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Some file systems have no extended attributes, or only some kinds of them. Attributes of an image
-// that can't be set are left out, as other programs do. Their names are recorded with the layer, or
-// logged if it is a copy that lacks them.
+// Some file systems have no extended attributes, or only some kinds of them. Attributes of an image that cannot be set
+// are left out, as other programs do. If a layer lacks attributes, its record has their names; if a copy lacks them,
+// their names are logged.
 
 // maxDropped is the largest number of names that DroppedText lists.
 const maxDropped = 8
 
-// DroppedText returns a list of the names of dropped attributes for a record or a log, "" if there are none.
+// DroppedText returns the names of dropped attributes as one text for a record or a log, "" if there are none. It makes
+// the first names in the slice printable in place.
 func DroppedText(names []string) string {
 	more := ""
 	if len(names) > maxDropped {
@@ -67,7 +68,8 @@ func (d *LostXattrs) Warn(ctx context.Context, what string) {
 	}
 }
 
-// Without returns a list without the attributes that were noted.
+// Without returns a list of the same entries without the attributes that were noted. All calls of Note must have
+// returned before.
 func (d *LostXattrs) Without(entries func(visit func(*entry.Entry) error) error) func(func(*entry.Entry) error) error {
 	if len(d.names) == 0 {
 		return entries

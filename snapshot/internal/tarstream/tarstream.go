@@ -13,45 +13,50 @@ import (
 )
 
 const (
-	// chunkSize is what is handed on at once; large enough that handing on costs nothing beside decompressing.
+	// chunkSize is the size of a buffer in bytes. It is large enough that passing buffers between goroutines costs
+	// little beside decompressing.
 	chunkSize = 256 << 10
-	// firstChunk is smaller, and each one after it twice as large, so that extraction begins with the first bytes.
+	// firstChunk is the size of the first chunk. Each further one is twice as large, up to chunkSize, so that
+	// extraction begins with the first bytes.
 	firstChunk = 32 << 10
-	// chunksAhead bounds the memory of one stream.
+	// chunksAhead is the largest number of chunks of one stream, which limits its memory.
 	chunksAhead = 4
 )
 
 var chunkBuffers = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
-// chunk is a piece of a tar stream. It is free once both who hash and who extract have used it.
+// chunk is a piece of a tar stream. Its buffer is free once the chunk was hashed and read.
 type chunk struct {
 	buf   *[chunkSize]byte
-	n     int
-	users atomic.Int32
+	n     int          // bytes in buf
+	users atomic.Int32 // 2, less one when it was hashed and one when it was read
 }
 
-// tarPipe hands a tar stream from the goroutine that decompresses it to the one that hashes it and to
-// Read. Its channels have room for all chunks that there may be, so only taking a place for a new one
-// waits.
+// tarPipe passes a tar stream from the goroutine that decompresses it to the one that hashes it and to the method Read.
+// The channels chunks and sums have room for all chunks that may exist, so the decompressing goroutine waits only for
+// room in places.
 type tarPipe struct {
-	places chan struct{}
-	chunks chan *chunk   // to Read
+	places chan struct{} // has an element for each chunk that is in use
+	chunks chan *chunk   // to be read
 	sums   chan *chunk   // to be hashed
-	stop   chan struct{} // closed when nobody reads any more
+	stop   chan struct{} // closed after an error: nothing reads chunks any more
 	err    error         // of decompressing; set before chunks is closed
 
-	chunk *chunk // Read's
-	off   int    // in it
+	chunk *chunk // the chunk that the method Read copies from; nil: it takes the next one
+	off   int    // how many bytes of chunk were read
 }
 
-// Read has read the tar stream of a blob while it is decompressed and hashed ahead of that, by
-// goroutines which have ended when it returns. The digest of the blob itself is the ingest's to verify,
-// and its stream ends only when that did: so the blob is read to its end. After an error, and at the
-// end of ctx, it is closed.
+// Read calls read with the tar stream of a blob. Two goroutines work ahead of read: one decompresses the blob, the
+// other writes the tar to sum. Both have ended when Read returns. The decompressor calls grow before it takes more
+// memory; the context of grow ends when Read fails.
+//
+// Read reads the blob to its end, also beyond the end of the tar: the ingest verifies the digest of the blob, and the
+// stream of the blob ends only after that. If read fails or ctx ends, Read closes the blob, so that no goroutine waits
+// for it. The caller closes the blob in any case.
 func Read(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Hash,
 	grow func(ctx context.Context, bytes int64) error, read func(tar io.Reader) error,
 ) error {
-	defer context.AfterFunc(ctx, func() { blob.Close() })() // ends a Read that waits
+	defer context.AfterFunc(ctx, func() { blob.Close() })() // ends a read of the blob that waits for bytes
 	growing, giveUp := context.WithCancel(ctx)              // decompressing may wait for memory
 	defer giveUp()
 	tar, err := decompress.NewReaderWithin(mediaType, blob, func(bytes int64) error { return grow(growing, bytes) })
@@ -63,12 +68,12 @@ func Read(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Ha
 		sums: make(chan *chunk, chunksAhead),
 		stop: make(chan struct{}),
 	}
-	var both sync.WaitGroup
-	both.Go(func() {
+	var workers sync.WaitGroup
+	workers.Go(func() {
 		p.decompress(tar)
 		tar.Close()
 	})
-	both.Go(func() {
+	workers.Go(func() {
 		for c := range p.sums {
 			sum.Write(c.buf[:c.n])
 			p.release(c)
@@ -80,9 +85,9 @@ func Read(ctx context.Context, mediaType string, blob io.ReadCloser, sum hash.Ha
 	if err != nil {
 		close(p.stop)
 		giveUp()
-		blob.Close() // it may be waited for
+		blob.Close() // decompress may be waiting for its bytes
 	}
-	both.Wait()
+	workers.Wait()
 	if err == nil {
 		err = interrupt.Copy(ctx, io.Discard, blob)
 	}
@@ -115,6 +120,7 @@ func (p *tarPipe) decompress(tar io.Reader) {
 	}
 }
 
+// release ends one of the two uses of a chunk.
 func (p *tarPipe) release(c *chunk) {
 	if c.users.Add(-1) == 0 {
 		chunkBuffers.Put(c.buf)
@@ -122,7 +128,7 @@ func (p *tarPipe) release(c *chunk) {
 	}
 }
 
-// Read returns what was decompressed, and then the error of that or io.EOF.
+// Read returns the decompressed bytes, and after them the error of decompressing or io.EOF.
 func (p *tarPipe) Read(b []byte) (int, error) {
 	for p.chunk == nil || p.off == p.chunk.n {
 		if p.chunk != nil {

@@ -85,7 +85,8 @@ func (f *Flat) Each(ctx context.Context) List {
 	}
 }
 
-// merge calls visit for each visible entry, with the number of its layer.
+// merge calls visit for each visible entry, with the number of its layer. The number is -1 for the root if no layer
+// has an entry for it.
 func (f *Flat) merge(ctx context.Context, visit func(e *entry.Entry, layer int) error) error {
 	heads := &headsOf{}
 	for i, l := range f.layers {
@@ -128,13 +129,13 @@ func (f *Flat) merge(ctx context.Context, visit func(e *entry.Entry, layer int) 
 func (f *Flat) mergeRoot(heads *headsOf, root *entry.Entry, hidden *hides,
 	visit func(*entry.Entry, int) error,
 ) error {
-	said, opaque := -1, -1
+	described, opaque := -1, -1 // the topmost layers with an entry for the root and with an opaque root
 	var same []*head
 	for heads.Len() > 0 && (*heads)[0].e.Path == "." {
 		h := heads.pop()
 		same = append(same, h)
-		if !h.e.Implied && h.layer > said {
-			said, *root = h.layer, *h.e
+		if !h.e.Implied && h.layer > described {
+			described, *root = h.layer, *h.e
 		}
 		if h.e.Opaque {
 			opaque = max(opaque, h.layer)
@@ -142,7 +143,7 @@ func (f *Flat) mergeRoot(heads *headsOf, root *entry.Entry, hidden *hides,
 	}
 	root.Opaque = false
 	hidden.below = max(opaque, 0)
-	if err := visit(root, said); err != nil {
+	if err := visit(root, described); err != nil {
 		return err
 	}
 	for _, h := range same {
@@ -153,14 +154,15 @@ func (f *Flat) mergeRoot(heads *headsOf, root *entry.Entry, hidden *hides,
 	return nil
 }
 
-// hides are the directories below which layers are hidden. Those whose content is not over yet lie in each other, or
-// come before what lies in the one before them ("a", "a-", "a--/x", "a-/x", "a/x").
+// hides has the directories inside which lower layers are hidden, at a position in the sorted list of paths.
 type hides struct {
-	below int // layers that are hidden everywhere
+	below int // layers with a lower number are hidden everywhere
+	// stack has the directories whose content may still follow. Each one lies in the one before it, or sorts between
+	// the one before it and the content of that one: "a-" does so in the list "a", "a-", "a--/x", "a-/x", "a/x".
 	stack []hide
 }
 
-// hide hides the layers below a layer inside a directory.
+// hide hides the layers with a number lower than below inside a directory.
 type hide struct {
 	dir   string
 	below int

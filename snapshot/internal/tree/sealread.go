@@ -23,9 +23,9 @@ import (
 type Seal struct {
 	path   string
 	Record []byte
-	count  uint64
-	start  int64 // where the entries begin
-	end    int64
+	count  uint64 // of the entries
+	start  int64  // offset of the first entry
+	end    int64  // offset of the checksum
 	// unsorted allows entries in any order.
 	unsorted bool
 }
@@ -53,7 +53,7 @@ func OpenSeal(ctx context.Context, path string) (*Seal, error) {
 	if s.end < 0 || info.Size() > maxSeal {
 		return nil, damaged
 	}
-	head := make([]byte, min(s.end, sealWindow)) // a record takes some hundred bytes
+	head := make([]byte, min(s.end, sealWindow)) // a record takes a few hundred bytes
 	if _, err := f.ReadAt(head, 0); err != nil {
 		return nil, err
 	}
@@ -112,8 +112,8 @@ func (s *Seal) Each(visit func(*entry.Entry) error) error {
 // Cursor reads the entries of a seal one after the other.
 type Cursor struct {
 	s     *Seal
-	at    int64 // where the next window begins
-	left  uint64
+	at    int64  // offset of the next window
+	left  uint64 // entries that were not returned yet
 	buf   []byte // the bytes that were read but not decoded
 	space []byte // the array of buf
 	prev  string

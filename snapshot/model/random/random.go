@@ -1,11 +1,11 @@
 // Package random makes lists of layers for comparisons: with snapshot/model, and with other programs that
 // unpack images.
 //
-// It owns nothing on disk. Its invariant: the same seed gives the same list, so that a seed in a report is
-// enough to see a fault again.
+// It owns nothing on disk. Its invariant: the same seed gives the same list, so that the seed in a report is
+// enough to reproduce a fault.
 //
-// The surprising rule: layers are not drawn freely. Most are drawn again until the model accepts them, and at least a
-// third of the lists have a layer that is written around hard links to what the layers below have.
+// The surprising rule: not all layers are equally likely. Most are drawn again until the model accepts them, and at
+// least a third of the lists have a layer that is made around hard links to files of the layers below.
 package random
 
 import (
@@ -21,14 +21,14 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// Options choose what may come up.
+// Options choose what lists may contain.
 type Options struct {
 	// Odd adds entries that no builder of images makes: devices 0:0, names of 252 to 255 bytes and their
 	// whiteouts, negative owners, entries without a name, the root as a file, directories with names of
 	// whiteouts. Zero: none.
 	Odd bool
-	// Tame keeps to what builders of images make: each path once in a layer, parents before what is in them,
-	// whiteouts of what the layers below have. Zero: entries in any order and number.
+	// Tame limits layers to what builders of images make: each path comes once in a layer, directories come before
+	// their content, and whiteouts remove something that the layers below have. Zero: entries in any order and number.
 	Tame bool
 }
 
@@ -36,11 +36,11 @@ type Options struct {
 type maker struct {
 	*rand.Rand
 	Options
-	links bool  // also symlinks and hard links, which make paths depend on what is below
-	below state // what the layers below give
+	links bool  // also make symlinks and hard links, so that paths depend on the layers below
+	below state // the result of the layers below
 }
 
-// state is what a list of layers gives.
+// state is the result of a list of layers.
 type state struct {
 	paths map[string]string // kinds by path
 	names []string          // sorted
@@ -50,7 +50,7 @@ type state struct {
 func Image(seed uint64, o Options) [][]u.Item {
 	m := maker{Rand: rand.New(rand.NewPCG(seed, 7)), Options: o}
 	m.links = m.IntN(4) > 0
-	aim := m.IntN(5) < 2
+	aim := m.IntN(5) < 2 // make layers around hard links to files of the layers below
 	var lists [][]u.Item
 	for i := range 2 + m.IntN(4) {
 		switch n := m.IntN(20); {
@@ -69,7 +69,8 @@ func Image(seed uint64, o Options) [][]u.Item {
 	return lists
 }
 
-// valid draws a layer that mostly is.
+// valid draws layers until the model accepts one above the layers below, and returns it. After 40 draws, and now and
+// then after a single one, it returns the last layer even if the model refuses it.
 func (m *maker) valid(below [][]u.Item, draw func() []u.Item) (layer []u.Item) {
 	result, _ := model.Apply(below)
 	m.below = read(result.Lines)
@@ -103,7 +104,7 @@ func read(lines []string) state {
 	return s
 }
 
-// layer is a layer without a plan.
+// layer makes a layer of random entries.
 func (m *maker) layer() (items []u.Item) {
 	for range 1 + m.IntN(8) {
 		switch n := m.IntN(40); {
@@ -130,7 +131,7 @@ func (m *maker) path() string {
 
 func (m *maker) marker() u.Item { return m.markerOf(m.path()) }
 
-// markerOf is a whiteout of a path, or now and then of all that lies beside it.
+// markerOf makes a whiteout of a path, or now and then an opaque marker in the directory of the path.
 func (m *maker) markerOf(of string) u.Item {
 	dir, base := path.Split(of)
 	if m.IntN(4) == 0 {
@@ -173,17 +174,17 @@ func (m *maker) dress(i u.Item) u.Item {
 	if m.IntN(3) == 0 {
 		i = i.At(int64(m.IntN(1000)), int64(m.IntN(2))*5)
 	}
-	often := 40 // as Linux has no such attributes there
+	oneIn := 40 // rare, because Linux allows user attributes only on files and directories
 	if i.Header.Typeflag == tar.TypeReg || i.Header.Typeflag == tar.TypeDir {
-		often = 4
+		oneIn = 4
 	}
-	if m.IntN(often) == 0 {
+	if m.IntN(oneIn) == 0 {
 		i = i.Xattr("user."+string("xy"[m.IntN(2)]), strconv.Itoa(m.IntN(5)))
 	}
 	return i
 }
 
-// odd is an entry that no builder of images makes.
+// odd makes an entry that no builder of images makes.
 func (m *maker) odd() u.Item {
 	long := strings.Repeat("n", 252+m.IntN(4))
 	switch m.IntN(9) {

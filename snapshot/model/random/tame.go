@@ -10,14 +10,15 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
+// accepted reports whether the model accepts the layers.
 func accepted(layers ...[]u.Item) bool {
 	_, err := model.Apply(layers)
 	return err == nil
 }
 
-// tame makes of a layer what a builder of images could have made of it: each path comes once, every directory
-// on the way to an entry has an entry before it, hard links name a file of the same layer and repeat its
-// header, and whiteouts of what the layers below have stand last.
+// tame turns a layer into one that a builder of images could have made: each path comes once, every directory on
+// the way to an entry has an entry before it, hard links name a file of the same layer and repeat its header, and
+// whiteouts come last and name something that the layers below have.
 func tame(items []u.Item, below state) []u.Item {
 	t := tamer{kinds: map[string]u.Item{}, below: below}
 	var markers []u.Item
@@ -37,12 +38,14 @@ func tame(items []u.Item, below state) []u.Item {
 	return t.out
 }
 
+// tamer collects the entries of a tame layer.
 type tamer struct {
 	kinds map[string]u.Item // by path
 	below state
 	out   []u.Item
 }
 
+// add adds an entry if its path is new, no other entry is in its way and, for a hard link, the layer has the target.
 func (t *tamer) add(i u.Item) {
 	h := &i.Header
 	if _, again := t.kinds[h.Name]; again || !t.parents(h.Name) {
@@ -64,8 +67,8 @@ func (t *tamer) put(i u.Item) {
 	t.out = append(t.out, i)
 }
 
-// mark adds a whiteout of what the layers below have and this one has not, or an opaque marker in one of its
-// directories.
+// mark adds a marker: a whiteout if the layers below have the path and this layer does not, an opaque marker if
+// this layer has an entry for its directory.
 func (t *tamer) mark(m u.Item) {
 	dir, base := path.Split(m.Header.Name)
 	of := dir + strings.TrimPrefix(base, ".wh.")
@@ -78,8 +81,8 @@ func (t *tamer) mark(m u.Item) {
 	}
 }
 
-// parents adds the directories on a path that have no entry yet. It returns false if there is something else on
-// the way.
+// parents adds the directories on a path that have no entry yet. It returns false if an entry on the way is not a
+// directory.
 func (t *tamer) parents(name string) bool {
 	var missing []u.Item
 	for p := path.Dir(name); p != "."; p = path.Dir(p) {

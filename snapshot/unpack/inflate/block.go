@@ -50,7 +50,7 @@ func (d *decoder) storedHeader() error {
 	return nil
 }
 
-// copyStored copies the available part of a block without compression.
+// copyStored copies a block without compression until the block ends or out is full.
 func (d *decoder) copyStored() error {
 	for d.stored > 0 {
 		if d.pos > d.outLimit {
@@ -69,7 +69,7 @@ func (d *decoder) copyStored() error {
 	return nil
 }
 
-// dynamic reads the codes of a block (RFC 1951, 3.2.7) and makes the tables for them.
+// dynamic reads the codes of a block with dynamic codes (RFC 1951, 3.2.7) and builds their tables.
 func (d *decoder) dynamic() error {
 	head, err := d.take(5 + 5 + 4)
 	if err != nil {
@@ -156,7 +156,7 @@ func (d *decoder) readLengths(lengths []uint8, table *[1 << codeBits]uint32, lea
 	return nil
 }
 
-// huffman decodes a block with codes, as far as out has room.
+// huffman decodes a block with codes until the block ends or out is full.
 func (d *decoder) huffman() error {
 	for d.pos <= d.outLimit {
 		for d.end-d.next < fastIn && d.fill() {
@@ -182,9 +182,9 @@ func (d *decoder) huffman() error {
 	return nil
 }
 
-// symbol decodes one literal, match or end of the block with every check there is. It is for the end of the input,
-// and for what the fast loop stops at. It wants as many bits at a time as compress/flate, so that it gives up where
-// that does.
+// symbol decodes one literal, match or end of the block, with all checks. It is used at the end of the input, and
+// where the fast loop stops. It asks for as many bits at a time as compress/flate does, so that it fails at the same
+// position of the input.
 func (d *decoder) symbol() (ended bool, err error) {
 	bits, have := d.peek(symbolBits)
 	e := d.lit[bits&litMask]

@@ -2,13 +2,15 @@ package inflate
 
 import "encoding/binary"
 
-// fast decodes while there is plenty of input and room: at least fastIn bytes when it begins. It stops behind the end
-// of a block, and in front of what it leaves to symbol: codes that there are not, and distances that go back too far.
+// fast decodes while there is plenty of input and room. At least fastIn bytes of input must be available when it
+// begins. It stops when either runs out, after the end of a block (ended), and before an invalid code or a distance
+// that goes back too far (odd), which it leaves to the method symbol.
 //
-// Bits are in the low end of a word; those above its left low bits are right too, or zero, and will be added again.
-// Only the low six bits of left count, the others are what subtracting whole entries leaves there.
+// The variable left counts the bits of the input in the low end of the variable bits. The bits above those are either
+// right too or zero, and will be added again. Only the low six bits of left count: the others are remains of
+// subtracting whole table entries.
 //
-//nolint:funlen // one loop, with all that it needs in registers
+//nolint:funlen // one loop, which keeps its state in registers
 func (d *decoder) fast() (ended, odd bool) {
 	var (
 		out    = &d.out
@@ -137,20 +139,19 @@ func (d *decoder) fast() (ended, odd bool) {
 	return ended, odd
 }
 
-// copyWide copies 16 bytes, from at least 16 bytes before.
+// copyWide copies 16 bytes. from is at least 16 bytes before to.
 func copyWide(out *[outSize + wide]byte, to, from uint) {
 	to &= outMask
 	from &= outMask
 	*(*[wide]byte)(out[to : to+wide]) = *(*[wide]byte)(out[from : from+wide])
 }
 
-// repeat has, for each distance below the size of a word, the factor that repeats that many bytes over
-// a word. period has the bytes of a word that are whole repetitions.
+// Both tables are indexed by a distance below the size of a word, in bytes. Multiplying that many bytes by repeat
+// fills a word with repetitions of them. period is the number of bytes of such a word that are whole repetitions.
 var (
 	repeat = [word]uint64{
-		0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001, 0x0000000100000001, 0x0000010000000001,
-		0x0001000000000001,
-		0x0100000000000001,
+		0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001,
+		0x0000000100000001, 0x0000010000000001, 0x0001000000000001, 0x0100000000000001,
 	}
 	period = [word]uint{0, 8, 8, 6, 8, 5, 6, 7}
 )

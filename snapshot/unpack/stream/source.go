@@ -1,6 +1,6 @@
 // Package stream reads the bytes of a layer and records which side failed: the reader or the content.
 //
-// It owns nothing: it reads what it is given.
+// It owns nothing on disk.
 //
 // Its invariant: an error of the underlying reader never gets the class ErrInvalidLayer, and every error of the
 // content has it.
@@ -10,15 +10,15 @@
 package stream
 
 import (
-	"github.com/containerd/errdefs"
-
-	"github.com/tank-snapshotter/tank/internal/cause"
-
 	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
 // ErrInvalidLayer is the class of all errors that the content of a layer causes: hostile, malformed or
@@ -34,11 +34,12 @@ type Source struct {
 	under *counter
 }
 
+// counter reads at most limit bytes of r.
 type counter struct {
 	r     io.Reader
-	left  int64
-	err   error // of r, other than io.EOF
 	limit int64
+	left  int64 // limit less the bytes that were read
+	err   error // of r, other than io.EOF; or the error of exceeding limit
 }
 
 // Sizes of a source's buffer. A read of at least that size bypasses the buffer, so that callers with large
@@ -48,7 +49,8 @@ const (
 	LargeReads = 4 << 10
 )
 
-// NewSource returns a source of at most limit bytes of r, with a buffer of so many bytes.
+// NewSource returns a source of at most limit bytes of r. buffer is the size of its buffer in bytes. Reading more than
+// limit bytes is an error of class ErrInvalidLayer.
 func NewSource(r io.Reader, limit int64, buffer int) *Source {
 	c := &counter{r: r, left: limit, limit: limit}
 	return &Source{bufio.NewReaderSize(c, buffer), c}
@@ -69,11 +71,12 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Failed returns the error of the underlying reader, nil if it did not fail.
+// Failed returns the error of the underlying reader, or that of exceeding the limit, nil if neither failed.
 func (s *Source) Failed() error { return s.under.err }
 
-// Blame wraps err, which occurred while the content was read. If the reader failed, its error is wrapped; otherwise the
-// content is wrong, and the error has the class ErrInvalidLayer.
+// Blame returns an error for err, which occurred while the content was read. If Failed returns an error, Blame wraps
+// that one instead of err. Otherwise the content is wrong, and the error has the class ErrInvalidLayer. what begins
+// the message.
 func (s *Source) Blame(what string, err error) error {
 	if s.under.err != nil {
 		return fmt.Errorf("%s: %w", what, s.under.err)
@@ -84,7 +87,7 @@ func (s *Source) Blame(what string, err error) error {
 	return fmt.Errorf("%s: %w: %w", what, err, ErrInvalidLayer)
 }
 
-// Drain reads the stream to its end.
+// Drain reads the stream to its end and discards the bytes.
 func (s *Source) Drain(ctx context.Context) error {
 	for {
 		if err := ctx.Err(); err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Inode is what names lead to: the fields that an Entry has of it, in as little space as possible. A layer may have a
-// million of them.
+// Inode has the fields of an Entry that belong to the inode, in as little space as possible, because a layer may have a
+// million inodes. Several nodes may share an inode: hard links.
 type Inode struct {
 	Target               string            // of a symlink or Link
 	Xattrs               map[string]string // inodes may share a map: it must not be changed
@@ -17,7 +17,7 @@ type Inode struct {
 	Rdev                 uint64            // of a device, as entry.Device returns it
 	Hash                 [16]byte          // XXH3-128 of a file's content
 	Mode, UID, GID, Nsec uint32
-	names                uint32 // in the final tree
+	names                uint32 // the number of its names in the final tree
 	Ticket               uint32 // for the Writer, which may keep a number here
 	aside                int32  // the entry by which it was set aside; 0 if it was not
 	Type                 entry.Type
@@ -46,12 +46,12 @@ type Node struct {
 	length    uint16              // of the path, at most maxPath
 	implied   bool
 	marked    bool // has an opaque marker
-	// replaced: the layer had something else at this path before, which hid all that lower layers have below it.
+	// replaced: the layer had something else at this path before, which hid the lower layers' content of the path.
 	replaced bool
-	// startsEmpty: nothing that lower layers have at this path shows in the directory.
+	// startsEmpty: the directory shows nothing of what lower layers have at this path.
 	startsEmpty bool
-	// whiteoutsOnly: an implied directory that only whiteouts asked for. While the layer is read, this says what made
-	// the directory; at the end, that nothing else came into it.
+	// whiteoutsOnly: an implied directory that contains only whiteouts. While the layer is read, it means that a
+	// whiteout made the directory; other entries may still follow.
 	whiteoutsOnly bool
 }
 
@@ -86,7 +86,7 @@ func (n *Node) PathFrom(above *Node) string {
 	return n.build(int(n.length-above.length-1), above)
 }
 
-// build returns the components of n below a directory, nil for the root; they have so many bytes together.
+// build returns the path of n relative to a directory above it, nil for the root. The path has size bytes.
 func (n *Node) build(size int, above *Node) string {
 	buf := make([]byte, size)
 	for end := size; n.parent != nil && n != above; n = n.parent {
@@ -100,7 +100,7 @@ func (n *Node) build(size int, above *Node) string {
 	return string(buf)
 }
 
-// child adds a node to n, in place of any other of that name.
+// child adds a node to n, and replaces any other of that name.
 func (n *Node) child(name string, ino *Inode) *Node {
 	c := &Node{name: strings.Clone(name), parent: n, length: uint16(n.lengthOf(len(name))), Inode: ino}
 	if n.children == nil {
@@ -110,7 +110,7 @@ func (n *Node) child(name string, ino *Inode) *Node {
 	return c
 }
 
-// lengthOf returns the length of the path that a name of this length has in the directory.
+// lengthOf returns the length of the path of an entry in n whose name has this length.
 func (n *Node) lengthOf(name int) int {
 	if n.parent == nil {
 		return name

@@ -27,8 +27,9 @@ const (
 )
 
 // resolve follows p, which is clean and relative to the root, through the symlinks of this layer. Absolute targets
-// begin at the root, and ".." of the root is the root. A ".." after a missing component takes that component back.
-// certain reports that the path leads to the same place above every parent. A path that leads nowhere returns a reason.
+// begin at the root, and ".." of the root is the root. A ".." after a missing component removes that component.
+// certain means that the path leads to the same place above every parent. If the path leads nowhere, resolve returns
+// the reason as text; otherwise the reason is "".
 func resolve(root *Node, p string, certain bool) (place, string) {
 	at := place{dir: root}
 	rest := p             // the components of p itself that are still to be followed
@@ -92,8 +93,9 @@ func (at *place) up() {
 	}
 }
 
-// unresolved returns the place of a path that goes through too many symlinks. If the path may lead elsewhere above a
-// parent, the last symlink, from which the path goes on with after, is taken for a file. Otherwise the reason stands.
+// unresolved returns the place of a path that goes through too many symlinks, and the reason why it leads nowhere. If
+// the path is not certain, it may lead elsewhere above a parent: then there is no reason, and the last symlink is
+// treated as a file, with after, the path's components from that symlink on, as missing components.
 func unresolved(last place, after, reason string, certain bool) (place, string) {
 	if certain {
 		return last, reason

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// String returns the call that makes the item.
+// String returns the Go expression that makes the item.
 func (i Item) String() string {
 	h := i.Header
 	var text string

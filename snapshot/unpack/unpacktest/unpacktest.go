@@ -1,6 +1,6 @@
 // Package unpacktest builds layers for tests from compact lists, and shows directories as lines of text.
 //
-// It owns nothing on disk. Its invariant: List does not use package unpack, so that it can find faults of that
+// It owns nothing on disk. Its invariant: List does not use package unpack, so that it can show faults of that
 // package.
 //
 // The surprising rule: the lines of List leave out what is usual: mode 0755 of directories and 0644 of files,
@@ -67,7 +67,7 @@ func B(name string, major, minor int64) Item {
 // P is a fifo.
 func P(name string) Item { return item(tar.TypeFifo, name, 0o644) }
 
-// W is an empty file, named as a whiteout.
+// W is an empty file. Its name is expected to be that of a marker, such as ".wh.NAME".
 func W(name string) Item { return F(name, "") }
 
 // G is a PAX global header with one record.
@@ -143,7 +143,7 @@ func Archive(items ...Item) ([]byte, error) {
 	return buf.Bytes(), err
 }
 
-// Gzip compresses.
+// Gzip compresses data.
 func Gzip(tb testing.TB, data []byte) []byte {
 	tb.Helper()
 	var buf bytes.Buffer
@@ -163,7 +163,8 @@ func Gzip(tb testing.TB, data []byte) []byte {
 //	    [= FIRST NAME OF THE INODE] [XATTR="VALUE"...]
 //
 // Types are dir, file, symlink, fifo, char, block, whiteout (of which nothing else is shown) and socket. Overlay's
-// xattrs are shown as opaque and origin. The root is left out when it is as implied: 0755, 0:0, time 0, no xattrs.
+// xattrs are shown as opaque and origin. The root is left out if it has the attributes of an implied directory: mode
+// 0755, owner 0:0, time 0, no xattrs.
 func List(tb testing.TB, dir string) []string {
 	tb.Helper()
 	var lines []string

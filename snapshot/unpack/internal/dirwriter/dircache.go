@@ -16,20 +16,21 @@ import (
 // by directory.
 type dirCache struct {
 	open  *beneath.Opener
-	spare func() error // closes other descriptors if the process has too many
+	spare func() error // closes other descriptors when the process has too many; nil: there are none
 	slots [16]dirSlot
-	limit int // the number of slots that are used; 0: all
-	tick  uint64
-	steps steps
+	limit int    // the number of slots that are used; 0: all
+	tick  uint64 // counts calls of fd
+	steps steps  // only used without a limit
 }
 
+// dirSlot has the descriptor of one directory.
 type dirSlot struct {
-	n    *tarlayer.Node
+	n    *tarlayer.Node // nil: the slot is free
 	fd   int
-	used uint64
+	used uint64 // the tick of the last use
 }
 
-// fd returns the descriptor of a directory. It is valid until three other directories were asked for.
+// fd returns the descriptor of a directory. It is valid until fd was called for three other directories.
 func (c *dirCache) fd(n *tarlayer.Node) (int, error) {
 	if n.Parent() == nil {
 		return c.open.Root, nil
@@ -78,7 +79,7 @@ func (c *dirCache) fd(n *tarlayer.Node) (int, error) {
 	return fd, nil
 }
 
-// recent is the number of directories, those used last, that shrink leaves open. A caller may use two of them.
+// recent is how many directories shrink leaves open: those that were used last. A caller may be using two of them.
 const recent = 3
 
 // shrink closes all directories but those used last.
@@ -109,8 +110,8 @@ func (c *dirCache) purge() {
 	}
 }
 
-// stride is the number of levels of directories that one call opens at most. With more of them, a call costs more
-// than another descriptor.
+// stride is the largest number of levels of directories that one call opens. A call for more levels would cost more
+// than keeping another descriptor.
 const stride = 32
 
 // steps keeps descriptors on the way to deep directories. Without them, opening each directory of a chain by its whole
@@ -134,7 +135,8 @@ func (s *steps) near(o *beneath.Opener, n *tarlayer.Node) (at int, rel string, e
 		}
 		above, levels = above.Parent(), levels+1
 	}
-	for levels > stride { // keep directories at half of the way, a quarter, ...: the way back up uses them
+	// Keep directories at half of the path, three quarters and so on: later calls for directories higher up use them.
+	for levels > stride {
 		levels -= levels / 2
 		next := n
 		for range levels {

@@ -10,11 +10,11 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// droppedXattrs are the names of extended attributes that the file system does not have. They are left out, and
-// reported once for the whole layer. Attributes that are wrong on every file system are refused before.
+// droppedXattrs collects the names of extended attributes that the file system does not support. They are left out, and
+// reported once for the whole layer. Attributes that are wrong on every file system were refused earlier.
 type droppedXattrs struct {
-	any   atomic.Bool
-	mu    sync.Mutex // guards names
+	any   atomic.Bool // names is not empty; without a lock, for the many layers that drop nothing
+	mu    sync.Mutex  // guards names
 	names map[string]struct{}
 }
 
@@ -29,7 +29,8 @@ func (d *droppedXattrs) has(name string) bool {
 	return ok
 }
 
-// note gives the inode the attributes that were written, those of e, and records the names of the others.
+// note records the names of those attributes of the inode that e lacks, and then sets the inode's attributes to those
+// of e, which were written.
 func (d *droppedXattrs) note(ino *tarlayer.Inode, e *entry.Entry) {
 	if len(e.Xattrs) == len(ino.Xattrs) {
 		return
@@ -48,7 +49,7 @@ func (d *droppedXattrs) note(ino *tarlayer.Inode, e *entry.Entry) {
 	ino.Xattrs = e.Xattrs
 }
 
-// sorted returns the names.
+// sorted returns the names in order.
 func (d *droppedXattrs) sorted() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -9,10 +9,10 @@ import (
 // containerd would ignore this host with a log line; Validate reports what is wrong.
 func ExampleValidate() {
 	err := hostsdir.Validate([]byte(`
-[host."https://mirror.example.com"]
+[host."https://example.com"]
 capabilities = ["fetch"]
 `))
 	fmt.Println(err)
-	// Output: host "https://mirror.example.com": capability "fetch" is not one of pull, resolve, push,
-	// referrers: invalid argument
+	// Output:
+	// host "https://example.com": capability "fetch" is not one of pull, resolve, push, referrers: invalid argument
 }

@@ -55,10 +55,10 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 		return err
 	}
 	w.digest = d
-	if state = follow.Committed; w.in().Digest() != d {
+	if state = follow.Committed; w.ingest().Digest() != d {
 		state, cause = follow.Ended, "committed as "+d.String()
 	}
-	w.hs.s.ingests.Committed(d, w.in())
+	w.hs.s.ingests.Committed(d, w.ingest())
 	if existed {
 		return fmt.Errorf("blob %s: %w", d, errdefs.ErrAlreadyExists)
 	}
@@ -108,8 +108,8 @@ func (w *writer) verify(ctx context.Context, size int64, expected digest.Digest,
 	return d, labels, nil
 }
 
-// publish gives the verified bytes their position below blobs/, then records and holds the blob. If
-// blobs/ is on another file system or has another project quota, a copy gets the position.
+// publish moves the data file to its position below blobs/, then records and holds the blob. If
+// blobs/ is on another file system or has another project quota, publish places a copy instead.
 func (w *writer) publish(d digest.Digest, labels map[string]string) (existed bool, err error) {
 	s := w.hs.s
 	if err := s.makeDir(filepath.Dir(s.Path(d))); err != nil {
@@ -123,9 +123,9 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (existed boo
 	}
 	placed := false
 	err = s.dir.Place(rootdir.Entry{
-		Kind: metadata.KindBlob, Name: filepath.Join(d.Algorithm().String(), d.Encoded()), Staged: w.data(),
-		Durable: true,
-		Copy:    func(to string) error { return w.copyTo(to, d) },
+		Kind: metadata.KindBlob, Name: filepath.Join(d.Algorithm().String(), d.Encoded()),
+		Staged: w.data(), Durable: true,
+		Copy: func(to string) error { return w.copyTo(to, d) },
 	}, func(tx *metadata.Tx, _ string) (bool, error) {
 		var err error
 		placed = true
@@ -141,8 +141,8 @@ func (w *writer) publish(d digest.Digest, labels map[string]string) (existed boo
 		}
 		return false, err
 	}
-	// Delete the rest of the ingest before another writer can get the ref. An Abort may have done
-	// so.
+	// Delete the rest of the ingest before another writer can get the ref. An Abort may have deleted
+	// it already.
 	if err := s.dir.Trash(s.ingestDir(w.stored)); err != nil {
 		log.L.WithError(err).WithField("digest", d).Warn("commit: the next sweep deletes the rest of the ingest")
 	}
@@ -167,8 +167,8 @@ func (w *writer) copyTo(path string, d digest.Digest) error {
 	return errors.Join(err, f.Chmod(0o444), f.Close())
 }
 
-// same returns an error unless the data file is still the file that was written, with the size that
-// was written.
+// same returns an error unless the data file at its path is still the open file and has the size
+// that was written.
 func (w *writer) same() error {
 	fi, err := os.Lstat(w.data())
 	if w.aborted.Load() {
@@ -177,11 +177,11 @@ func (w *writer) same() error {
 	if err != nil {
 		return err
 	}
-	own, err := w.f.Stat()
+	open, err := w.f.Stat()
 	if err != nil {
 		return err
 	}
-	if !os.SameFile(fi, own) || fi.Size() != w.offset {
+	if !os.SameFile(fi, open) || fi.Size() != w.offset {
 		return fmt.Errorf("the data file was replaced: %w", errdefs.ErrDataLoss)
 	}
 	return nil

@@ -21,19 +21,19 @@ import (
 	"github.com/tank-snapshotter/tank/internal/fsys"
 )
 
-// stateHead is the first line of the file state. The directory of an ingest has two files: data,
-// the bytes so far, and state, which is written once, before data is made, and is not synced. After
-// the line of JSON, state has the stored ref up to its end. The directory is named after the hash
-// of that ref, so a state that was cut off is found out. The modification time of data is the time
-// of the last write.
+// stateHead is the first line of the file state, as JSON. The directory of an ingest has two files.
+// The file data has the bytes so far; its modification time is the time of the last write. The file
+// state is written once, before data is made, and is not synced. All of state after the first line
+// is the stored ref. The directory is named after the hash of that ref, so readState detects a
+// truncated state.
 type stateHead struct {
 	Total   int64     `json:"total,omitempty"` // announced bytes; 0 if unknown
 	Started time.Time `json:"started"`
 }
 
 // openData opens the data file of an ingest for reading and writing. It makes a new ingest if there
-// is none, if it cannot be resumed, or if it was announced with another total. st is its state,
-// with the stored ref.
+// is none, if the old one cannot be resumed, or if the old one was announced with another total. st
+// is the state of the ingest, with the stored ref.
 func (s *Store) openData(stored string, total int64) (f fsys.File, st content.Status, err error) {
 	dir := s.ingestDir(stored)
 	f, st, err = s.resumeData(dir)
@@ -82,16 +82,16 @@ func (s *Store) createData(dir, stored string, total int64) (fsys.File, content.
 	if err := s.fs.Mkdir(dir, 0o700); err != nil {
 		return nil, st, err
 	}
-	if err := fsys.WriteFile(s.fs, filepath.Join(dir, "state"), append(append(head, '\n'), stored...),
-		0o600); err != nil {
+	state := append(append(head, '\n'), stored...)
+	if err := fsys.WriteFile(s.fs, filepath.Join(dir, "state"), state, 0o600); err != nil {
 		return nil, st, err
 	}
 	f, err := s.fs.OpenFile(filepath.Join(dir, "data"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	return f, st, err
 }
 
-// readIngest returns the state of the ingest in a directory, with the stored ref. An ingest that it
-// accepts can be resumed. It returns fs.ErrNotExist if a file is missing,
+// readIngest returns the state of the ingest in a directory, with the stored ref. If it returns no
+// error, the ingest can be resumed. It returns fs.ErrNotExist if a file is missing,
 // errdefs.ErrFailedPrecondition if one is not a regular file, and errdefs.ErrDataLoss if the state
 // is damaged.
 func readIngest(dir string) (st content.Status, err error) {
@@ -139,8 +139,8 @@ func readState(dir string) (st content.Status, err error) {
 	return content.Status{Ref: stored, Total: head.Total, StartedAt: head.Started, UpdatedAt: head.Started}, nil
 }
 
-// maxSmall is the largest size of a state file. Refs come in gRPC messages, which are at most this
-// long.
+// maxSmall is the largest size of a state file. A ref arrives in a gRPC message, which has at most
+// 16 MiB.
 const maxSmall = 16<<20 + 4<<10
 
 func readSmall(path string) (string, error) {
@@ -167,8 +167,8 @@ func readSmall(path string) (string, error) {
 // sum is the SHA-256 hash of a data file. Bytes that an earlier writer left are hashed in the
 // background.
 type sum struct {
-	ready   chan struct{}   // closed when the bytes that an earlier writer left are hashed, or err is set
-	stopped <-chan struct{} // closed when the hash is no longer needed; then ready may never be closed
+	ready   chan struct{}   // closed when the bytes of the earlier writer are hashed, or err is set
+	stopped <-chan struct{} // closed when the hash is no longer needed
 	stop    context.CancelFunc
 
 	hash hash.Hash // must not be used before ready is closed

@@ -19,14 +19,14 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// scene is a root with something to do for every function.
+// scene is a root in which every function of calls has something to do.
 type scene struct {
 	*root
 	ctx   context.Context
 	held  digest.Digest // a blob of alice
 	other digest.Digest // a blob of bob
 	lost  digest.Digest // a blob whose record is missing
-	w     *writer       // of alice, with the bytes "new" that are not synced
+	w     *writer       // of alice; the bytes "new" are written and not synced
 }
 
 func newScene(t *testing.T) *scene {
@@ -75,8 +75,7 @@ var calls = map[string]func(s *scene) error{
 		_, err := s.alice().Update(s.ctx, content.Info{Digest: s.held, Labels: map[string]string{"a": "b"}})
 		return err
 	},
-	"HolderStore.Walk": func(
-		s *scene) error {
+	"HolderStore.Walk": func(s *scene) error {
 		return s.alice().Walk(s.ctx, func(content.Info) error { return nil })
 	},
 	"HolderStore.Delete": func(s *scene) error { return s.alice().Delete(s.ctx, s.held) },
@@ -95,8 +94,8 @@ var calls = map[string]func(s *scene) error{
 	"HolderStore.CheckSpace": func(s *scene) error {
 		return s.alice().CheckSpace(s.ctx, []ocispec.Descriptor{{Digest: s.lost, Size: 4}}, true)
 	},
-	// The next three call one function: for a new ingest, for a resumed one, and for a blob without
-	// a record.
+	// The next three rows call Writer: for a new ingest, for a resumed one, and for a blob without a
+	// record.
 	"HolderStore.Writer": func(s *scene) error {
 		return closeOpened(s.alice().Writer(s.ctx, content.WithRef("another")))
 	},
@@ -130,9 +129,9 @@ func closeOpened[T interface{ Close() error }](opened T, err error) error {
 	return opened.Close()
 }
 
-// TestFaults makes every operation of every call fail, and stop the machine, in turn. Each error
-// must have a class, and no committed blob may be lost: the root passes Check, the blob can be
-// committed afterwards, and a sweep leaves nothing else.
+// TestFaults repeats each call with a fault, an error or a crash, in each of its operations in turn.
+// Each error must have a class, and no committed blob may be lost. Afterwards the root passes Check,
+// the blob can be committed, and a sweep leaves nothing else.
 func TestFaults(t *testing.T) {
 	for name, call := range calls {
 		for _, action := range []string{

@@ -11,10 +11,10 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// HandOver makes the unfinished ingests of the holder from those of the holder to, except for
-// ingests whose writer is open. If to has an ingest with the same ref, that one stays and the one
-// of from is deleted. A crash between the two steps of a move loses the ingest, so its bytes are
-// downloaded again.
+// HandOver transfers unfinished ingests from one holder to another, except ingests whose writer is
+// open. If the receiving holder already has an ingest with the same ref, HandOver keeps that one and
+// deletes the other. A crash between the rename of an ingest and the rewrite of its state loses the
+// ingest, so its bytes are downloaded again.
 func (s *Store) HandOver(from, to metadata.Holder) error {
 	dirs, err := s.ingestDirs()
 	if err != nil {
@@ -23,7 +23,7 @@ func (s *Store) HandOver(from, to metadata.Holder) error {
 	for _, dir := range dirs {
 		st, err := readState(dir)
 		if err != nil {
-			continue // it has ended, or Sweep removes it
+			continue // the ingest has ended, or Sweep removes it
 		}
 		if h, ref, ok := splitRef(st.Ref); ok && h == from {
 			if err := s.handOver(dir, st.Ref, s.For(to).stored(ref)); err != nil {
@@ -35,7 +35,7 @@ func (s *Store) HandOver(from, to metadata.Holder) error {
 	return nil
 }
 
-// handOver moves the ingest in dir from the stored ref stored to next.
+// handOver moves the ingest in dir, which has the stored ref stored, to the stored ref next.
 func (s *Store) handOver(dir, stored, next string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

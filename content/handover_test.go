@@ -8,8 +8,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestHandOver gives unfinished ingests to another containerd, which resumes them. An ingest that
-// is being written stays, and the ingest that the other one has under the same ref is kept.
+// TestHandOver transfers unfinished ingests to another containerd, which resumes them. An ingest
+// whose writer is open stays, and an ingest that the receiver already has under the same ref is
+// kept.
 func TestHandOver(t *testing.T) {
 	from, to := metadata.ContainerdHolder("d1"), metadata.Containerd
 	r := open(t, t.TempDir(), nil)

@@ -22,7 +22,7 @@ var (
 	bob   = metadata.PullHolder("bob")
 )
 
-// root is an open root. damaged means that Check may report faults.
+// root is an open root. If damaged is true, the test ends without Check.
 type root struct {
 	*Store
 	t       *testing.T
@@ -36,7 +36,7 @@ func open(t *testing.T, path string, opts *Options) *root {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(path, "metadata.db"), &metadata.Options{NoSync: true})
 	must(t, err)
-	must(t, db.Update(func(tx *metadata.Tx) error { // Check asks for the records of holders
+	must(t, db.Update(func(tx *metadata.Tx) error { // Check requires the records of the holders
 		return errors.Join(tx.Renew("alice", time.Now()), tx.Renew("bob", time.Now()))
 	}))
 	var o Options
@@ -56,7 +56,7 @@ func open(t *testing.T, path string, opts *Options) *root {
 		must(t, s.Close())
 		for _, pattern := range []string{"ingest/.*", "blobs/.*", "blobs/*/.*"} {
 			if left, _ := filepath.Glob(filepath.Join(path, pattern)); len(left) > 0 {
-				t.Errorf("unfinished or not deleted: %v", left)
+				t.Errorf("staged names are left: %v", left)
 			}
 		}
 		must(t, db.Close())
@@ -64,7 +64,7 @@ func open(t *testing.T, path string, opts *Options) *root {
 	return r
 }
 
-// reopen opens the root as a later process does. The first store must not be used any more.
+// reopen opens the root as a later process does. The first store must not be used afterwards.
 func (r *root) reopen(opts *Options) *Store {
 	r.t.Helper()
 	s, err := Open(r.path, r.db, opts)
@@ -73,7 +73,7 @@ func (r *root) reopen(opts *Options) *Store {
 	return s
 }
 
-// names lists a directory of the root without its staged names.
+// names lists the entries of a directory of the root, except staged names.
 func (r *root) names(dir string) (names []string) {
 	r.t.Helper()
 	es, err := os.ReadDir(filepath.Join(r.path, dir))
@@ -95,7 +95,7 @@ func (r *root) holders(d digest.Digest) (hs []metadata.Holder) {
 	return hs
 }
 
-// plant puts bytes below blobs/ without a record, as a crash between rename and record leaves them.
+// plant writes a file below blobs/ without a record, as a crash between rename and record leaves it.
 func (r *root) plant(d digest.Digest, data string) {
 	r.t.Helper()
 	os.Remove(r.Path(d))

@@ -55,7 +55,7 @@ func (hs *HolderStore) Status(_ context.Context, ref string) (content.Status, er
 func (hs *HolderStore) status(st content.Status) content.Status {
 	hs.s.mu.Lock()
 	if w := hs.s.writers[st.Ref]; w != nil {
-		st.Expected = w.in().Digest()
+		st.Expected = w.ingest().Digest()
 		st.Total = max(st.Total, w.total)
 	}
 	hs.s.mu.Unlock()
@@ -144,7 +144,7 @@ func (s *Store) abort(stored string) error {
 		// End the ingest before its file is cut, so that readers do not wait for bytes that are
 		// lost. Cutting the file frees its space at once, although the writer has it open until
 		// Close.
-		w.in().End(follow.Ended, "aborted")
+		w.ingest().End(follow.Ended, "aborted")
 		if moved != "" {
 			if err := s.truncate(filepath.Join(moved, "data")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.dir.Delete(moved)

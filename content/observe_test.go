@@ -12,7 +12,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/observe/observetest"
 )
 
-// TestObserve shows what an observer sees: one hit when a holder comes to hold a blob that is in the
+// TestObserve shows that an observer sees one hit when a holder comes to hold a blob that is in the
 // store, and each sweep.
 func TestObserve(t *testing.T) {
 	rec := observetest.New(t)

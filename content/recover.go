@@ -2,10 +2,12 @@ package content
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
@@ -14,9 +16,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Recover lists the blobs below blobs/ of a root whose database is rebuilt. blobs are those whose
-// bytes have the digest in their name, damaged are the paths of all other files. It changes
-// nothing.
+// Recover reads all files below blobs/ of a root whose database is rebuilt. It returns the records
+// of the blobs whose bytes have the digest in their name, and the paths of all other files. It
+// changes nothing.
 func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged []string, err error) {
 	dir := filepath.Join(root, "blobs")
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -45,7 +47,7 @@ func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged [
 	return blobs, damaged, errclass.Ensure(err)
 }
 
-// recoverBlob returns the record of a file that is expected to have the digest d.
+// recoverBlob returns the record of the blob in a file, or an error if its digest is not d.
 func recoverBlob(ctx context.Context, path string, d digest.Digest) (metadata.Blob, error) {
 	if err := validate(d); err != nil {
 		return metadata.Blob{}, err
@@ -60,14 +62,15 @@ func recoverBlob(ctx context.Context, path string, d digest.Digest) (metadata.Bl
 		return metadata.Blob{}, err
 	}
 	if !fi.Mode().IsRegular() || !fits(f, fi.Size()) {
-		return metadata.Blob{}, fs.ErrInvalid
+		return metadata.Blob{}, fmt.Errorf("a file of mode %s and %d bytes can't be a blob: %w",
+			fi.Mode(), fi.Size(), errdefs.ErrDataLoss)
 	}
 	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
 	if err != nil {
 		return metadata.Blob{}, err
 	}
 	if got != d {
-		return metadata.Blob{}, fs.ErrInvalid
+		return metadata.Blob{}, fmt.Errorf("digest is %s: %w", got, errdefs.ErrDataLoss)
 	}
 	return metadata.Blob{Digest: d, Size: fi.Size(), Created: fi.ModTime(), Updated: fi.ModTime()}, nil
 }

@@ -15,21 +15,21 @@ import (
 	"github.com/tank-snapshotter/tank/internal/errclass"
 )
 
-// spare is how many bytes an ingest of unknown length leaves free, for the database and for ingests
-// of known length.
+// spare is how many bytes an ingest leaves free when it is longer than announced or of unknown
+// length, for the database and for ingests of known length.
 const spare = 64 << 20
 
-// CheckSpace returns errdefs.ErrResourceExhausted unless the disk has room for what must be
-// downloaded of these blobs: those that are not in the store, without the bytes that earlier
-// downloads of the same holder left. With all, every blob is downloaded from its beginning. If the
-// disk is too full, it calls Options.OnShortage once to free space.
+// CheckSpace returns errdefs.ErrResourceExhausted unless the disk has room for the bytes of these
+// blobs that must be downloaded. Blobs in the store and bytes that earlier downloads of the same
+// holder left do not count, unless all is true: then every blob is downloaded from its beginning.
+// If the disk is too full, CheckSpace calls Options.OnShortage once to free space.
 func (hs *HolderStore) CheckSpace(ctx context.Context, blobs []ocispec.Descriptor, all bool) error {
 	missing, err := hs.missingBytes(ctx, blobs, all)
 	if err != nil || missing == 0 {
 		return err
 	}
 	return hs.s.withSpace(ctx, func() error {
-		for _, pool := range []string{"ingest", "blobs"} { // they may lie on different disks
+		for _, pool := range []string{"ingest", "blobs"} { // these may lie on different disks
 			if err := hs.s.checkPool(pool, missing); err != nil {
 				return errclass.Ensure(fmt.Errorf("content: %w", err))
 			}
@@ -39,7 +39,7 @@ func (hs *HolderStore) CheckSpace(ctx context.Context, blobs []ocispec.Descripto
 }
 
 // checkPool returns errdefs.ErrResourceExhausted unless the file system of a directory of the root
-// has room. It promises nothing: each writer gets a promise of its own.
+// has room for so many bytes. It reserves nothing: each writer gets a promise of its own.
 func (s *Store) checkPool(pool string, bytes int64) error {
 	dir, err := os.Open(filepath.Join(s.root, pool))
 	if err != nil {
@@ -68,8 +68,8 @@ func (hs *HolderStore) missingBytes(ctx context.Context, blobs []ocispec.Descrip
 		}
 		due := max(b.Size-have[b.Digest], 0)
 		if due > math.MaxInt64-missing {
-			err := fmt.Errorf("content: blobs of more than %d bytes: %w", int64(math.MaxInt64),
-				errdefs.ErrResourceExhausted)
+			err := fmt.Errorf("content: blobs of more than %d bytes: %w",
+				int64(math.MaxInt64), errdefs.ErrResourceExhausted)
 			return 0, cause.Mark(err, cause.DiskFull, "")
 		}
 		missing += due
@@ -98,12 +98,12 @@ func (w *writer) promise(ctx context.Context) error {
 }
 
 // giveUp deletes the ingest of a writer that can't continue, so that its bytes do not stay on a
-// full disk. Called with mu held.
-func (w *writer) giveUp(cause error) error {
-	w.broken = cause
+// full disk. It returns reason. Called with mu held, or before other goroutines can see w.
+func (w *writer) giveUp(reason error) error {
+	w.broken = reason
 	w.due.End()
 	if err := w.hs.s.abort(w.stored); err != nil {
-		return fmt.Errorf("%w (the bytes that were written could not be deleted: %v)", cause, err)
+		return fmt.Errorf("%w (the bytes that were written could not be deleted: %v)", reason, err)
 	}
-	return cause
+	return reason
 }

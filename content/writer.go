@@ -26,8 +26,8 @@ import (
 // so that the fsync at the end has little to do.
 const writeback = 8 << 20
 
-// piece is the number of bytes that are written and then hashed at once. They fit into the cache of
-// a core.
+// piece is the number of bytes that are written at once, and then hashed while they are still in the
+// cache of the core.
 const piece = 256 << 10
 
 // digestWait is how long Digest waits for the hash of the bytes that an earlier writer left.
@@ -39,14 +39,14 @@ const digestWait = 200 * time.Millisecond
 type writer struct {
 	hs      *HolderStore
 	ref     string
-	stored  string
-	total   int64 // announced bytes; 0 if unknown
+	stored  string // ref together with the holder
+	total   int64  // announced bytes; 0 if unknown
 	aborted atomic.Bool
-	current atomic.Pointer[follow.Ingest]
-	sum     atomic.Pointer[sum] // nil until the data file is open; once ready, mu guards its hash
+	current atomic.Pointer[follow.Ingest] // what readers follow; never nil
+	sum     atomic.Pointer[sum]           // nil until the data file is open; once ready, mu guards its hash
 
-	mu      lockorder.Mutex
-	f       fsys.File // the data file
+	mu      lockorder.Mutex // guards the fields below
+	f       fsys.File       // the data file
 	offset  int64
 	started time.Time
 	updated time.Time
@@ -54,20 +54,20 @@ type writer struct {
 	due     *diskspace.Promise // of space for the bytes that are announced and not written
 	dirty   bool               // there are bytes that were not synced
 	broken  error              // the error of a failed write; Truncate clears it
-	digest  digest.Digest
-	done    bool
+	digest  digest.Digest      // of the committed blob; "" before Commit
+	done    bool               // closed, or Commit was called
 }
 
 var _ content.Syncer = (*writer)(nil)
 
-// Writer opens the ingest of the holder with a ref, or resumes it. It returns
+// Writer makes the ingest of the holder with a ref, or resumes it. It returns
 // errdefs.ErrAlreadyExists, and holds the blob, if the blob of the descriptor is in the store;
 // errdefs.ErrUnavailable while another writer has the ref; errdefs.ErrInvalidArgument if the ref is
 // missing or the digest is malformed; and errdefs.ErrResourceExhausted, after deleting the ingest,
 // if the disk has too little space for the size in the descriptor.
 //
-// A Write for which the disk has too little space deletes the ingest. Bytes that were not announced
-// leave at least 64 MiB free.
+// If the disk has too little space for a Write, Write deletes the ingest. Bytes that were not
+// announced must leave at least 64 MiB free.
 //
 // The Write that reaches the size in the descriptor syncs before it returns, so that Commit is
 // quick. Bytes that an earlier writer left are hashed in the background: Write, Sync and Commit
@@ -98,7 +98,7 @@ func (hs *HolderStore) Writer(ctx context.Context, opts ...content.WriterOpt) (c
 	if err != nil {
 		return nil, fmt.Errorf("ingest %.200q: %w", o.Ref, err)
 	}
-	if d := w.in().Digest(); d != "" && hs.s.opts.OnIngest != nil {
+	if d := w.ingest().Digest(); d != "" && hs.s.opts.OnIngest != nil {
 		hs.s.opts.OnIngest(d)
 	}
 	return w, nil
@@ -165,8 +165,8 @@ func (s *Store) lock(w *writer) error {
 	return nil
 }
 
-// in returns the ingest that readers follow.
-func (w *writer) in() *follow.Ingest { return w.current.Load() }
+// ingest returns the ingest that readers follow.
+func (w *writer) ingest() *follow.Ingest { return w.current.Load() }
 
 func (w *writer) data() string { return filepath.Join(w.hs.s.ingestDir(w.stored), "data") }
 
@@ -185,8 +185,8 @@ func (w *writer) Status() (content.Status, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return content.Status{
-		Ref: w.ref, Offset: w.offset, Total: w.total, Expected: w.in().Digest(), StartedAt: w.started,
-		UpdatedAt: w.updated,
+		Ref: w.ref, Offset: w.offset, Total: w.total, Expected: w.ingest().Digest(),
+		StartedAt: w.started, UpdatedAt: w.updated,
 	}, nil
 }
 
@@ -203,8 +203,8 @@ func (w *writer) Digest() digest.Digest {
 	return w.sum.Load().digest()
 }
 
-// lockSummed locks mu when the bytes that an earlier writer left are hashed, w is closed or
-// aborted, or ended is closed.
+// lockSummed waits until the bytes that an earlier writer left are hashed, w is closed or aborted,
+// or ended is closed. It returns with mu held. If the hash failed, broken is set.
 func (w *writer) lockSummed(ended <-chan struct{}) {
 	for {
 		w.mu.Lock()
@@ -230,7 +230,7 @@ func (w *writer) lockSummed(ended <-chan struct{}) {
 	}
 }
 
-// usable returns why w cannot be written or committed, nil if it can. Called with mu held.
+// usable returns an error if w is closed or aborted. Called with mu held.
 func (w *writer) usable() error {
 	switch {
 	case w.done:
@@ -251,7 +251,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	}
 	n, err := w.writePieces(p)
 	w.updated, w.dirty = time.Now(), true
-	w.in().Grow(w.offset)
+	w.ingest().Grow(w.offset)
 	if err != nil {
 		err = fmt.Errorf("ingest %.200q: write at %d: %w", w.ref, w.offset, errclass.Ensure(err))
 		if errdefs.IsResourceExhausted(err) {
@@ -276,7 +276,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// writePieces writes and hashes p in pieces that stay in the cache of a core in between.
+// writePieces writes p piece by piece, and hashes each piece while it is still in the cache.
 func (w *writer) writePieces(p []byte) (written int, err error) {
 	for len(p) > 0 && err == nil {
 		var n int
@@ -299,8 +299,8 @@ func (w *writer) Sync() error {
 	return w.sync()
 }
 
-// sync is called with mu held. After a failed fsync the ingest is deleted: nobody knows which bytes
-// are on the disk, and the next fsync would not report the loss.
+// sync forces the written bytes to the disk. It deletes the ingest after a failed fsync, because
+// some of the bytes may be lost and the next fsync would not report the loss. Called with mu held.
 func (w *writer) sync() error {
 	if !w.dirty {
 		return nil
@@ -321,13 +321,13 @@ func (w *writer) Truncate(size int64) error {
 		return err
 	}
 	if size != 0 {
-		return fmt.Errorf("ingest %.200q: cannot be cut to %d bytes, only to 0: %w", w.ref, size,
-			errdefs.ErrInvalidArgument)
+		return fmt.Errorf("ingest %.200q: cannot be truncated to %d bytes, only to 0: %w",
+			w.ref, size, errdefs.ErrInvalidArgument)
 	}
 	if w.offset > 0 {
 		w.due.Reset(max(w.total, 0))
 		w.offset = 0
-		w.follow(w.in().Digest())
+		w.follow(w.ingest().Digest())
 	}
 	w.flushed, w.updated, w.dirty = 0, time.Now(), true
 	w.broken = nil
@@ -355,16 +355,16 @@ func (w *writer) close(state follow.State, cause string) error {
 	w.done = true
 	w.due.End()
 	s := w.hs.s
-	w.in().End(state, cause)
-	s.ingests.Replace(w.in(), nil)
+	w.ingest().End(state, cause)
+	s.ingests.Replace(w.ingest(), nil)
 	var err error
 	if m := w.sum.Load(); m != nil {
 		m.stop()
 	}
 	if w.f != nil {
 		if state == follow.Ended && !w.aborted.Load() {
-			// Make the file's time that of the last write; the kernel's clock is some milliseconds
-			// coarse. A failure does not matter.
+			// Set the file's time to that of the last write, because the kernel's clock for files is
+			// only accurate to some milliseconds. A failure does not matter.
 			ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(w.updated.UnixNano())}
 			_ = unix.UtimesNanoAt(unix.AT_FDCWD, w.data(), ts, unix.AT_SYMLINK_NOFOLLOW)
 		}

@@ -30,15 +30,16 @@ func TestCommitRefuses(t *testing.T) {
 		opts     []content.Opt
 		is       func(error) bool
 	}{
-		"digest":    {0, digest.FromString("other"), nil, errdefs.IsFailedPrecondition},
-		"sha512":    {0, digest.SHA512.FromString("other"), nil, errdefs.IsFailedPrecondition},
-		"size":      {3, d, nil, errdefs.IsFailedPrecondition},
-		"no digest": {0, "sha256:x", nil, errdefs.IsInvalidArgument},
+		"digest":           {0, digest.FromString("other"), nil, errdefs.IsFailedPrecondition},
+		"sha512":           {0, digest.SHA512.FromString("other"), nil, errdefs.IsFailedPrecondition},
+		"size":             {3, d, nil, errdefs.IsFailedPrecondition},
+		"malformed digest": {0, "sha256:x", nil, errdefs.IsInvalidArgument},
 		"label": {0, d, []content.Opt{
 			content.WithLabels(map[string]string{"k": strings.Repeat("v", 5000)}),
 		}, errdefs.IsInvalidArgument},
-		"failing option": {0, d, []content.Opt{func(*content.Info) error { return errdefs.ErrAborted }},
-			errdefs.IsAborted},
+		"failing option": {0, d, []content.Opt{
+			func(*content.Info) error { return errdefs.ErrAborted },
+		}, errdefs.IsAborted},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t, t.TempDir(), nil)
@@ -77,8 +78,8 @@ func TestAlgorithms(t *testing.T) {
 		if w.Digest() != d {
 			t.Errorf("committed as %s", w.Digest())
 		}
-		if b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d}); err != nil ||
-			string(b) != "one text" {
+		b, err := content.ReadBlob(t.Context(), hs, ocispec.Descriptor{Digest: d})
+		if err != nil || string(b) != "one text" {
 			t.Errorf("%s: %q, %v", alg, b, err)
 		}
 	}
@@ -97,8 +98,8 @@ func TestEmptyBlob(t *testing.T) {
 	}
 }
 
-// TestDurable shows that the file and its directory are synced before the record, and that the
-// Write which reaches the announced total syncs the file before it returns.
+// TestDurable shows that the file and its directory are synced before the record is written, and
+// that the Write that reaches the announced total syncs the file before it returns.
 func TestDurable(t *testing.T) {
 	const data = "0123456789"
 	d := digest.FromString(data)
@@ -202,17 +203,16 @@ func TestTruncate(t *testing.T) {
 }
 
 var hostileRefs = []string{
-	"../../../etc/passwd", "/", ".", "..", "a/../b", "x\x00y", "\x00", "pull/bob\x00shared", "\xff\xfe", "new\nline",
-	" ",
-	strings.Repeat("long/", 4000), "blobs/sha256", "shared",
+	"../../../etc/passwd", "/", ".", "..", "a/../b", "x\x00y", "\x00", "pull/bob\x00shared", "\xff\xfe",
+	"new\nline", " ", strings.Repeat("long/", 4000), "blobs/sha256", "shared",
 }
 
 // TestRefs lets two holders write the same hostile refs at once.
 func TestRefs(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
-	views := []*HolderStore{r.For(alice), r.For(bob)}
+	stores := []*HolderStore{r.For(alice), r.For(bob)}
 	ws := map[string]*writer{}
-	for _, hs := range views {
+	for _, hs := range stores {
 		for _, ref := range hostileRefs {
 			w := start(t, hs, ref, ocispec.Descriptor{Size: 1 << 20})
 			write(t, w, string(hs.holder)+ref)
@@ -226,7 +226,7 @@ func TestRefs(t *testing.T) {
 	if n := len(r.names("ingest")); n != 2*len(hostileRefs) {
 		t.Errorf("%d directories", n)
 	}
-	for _, hs := range views {
+	for _, hs := range stores {
 		var refs []string
 		sts, err := hs.ListStatuses(t.Context())
 		must(t, err)
@@ -250,9 +250,9 @@ func TestRefs(t *testing.T) {
 		}
 	}
 	for _, ref := range hostileRefs { // an abort of one holder does not affect the other
-		must(t, views[0].Abort(t.Context(), ref))
-		class(t, errdefs.IsNotFound, views[0].Abort(t.Context(), ref))
-		_, err := views[0].Status(t.Context(), ref)
+		must(t, stores[0].Abort(t.Context(), ref))
+		class(t, errdefs.IsNotFound, stores[0].Abort(t.Context(), ref))
+		_, err := stores[0].Status(t.Context(), ref)
 		class(t, errdefs.IsNotFound, err)
 		_, err = ws[string(alice)+"|"+ref].Write([]byte("x"))
 		class(t, errdefs.IsAborted, err)
@@ -262,7 +262,7 @@ func TestRefs(t *testing.T) {
 	if names := r.names("ingest"); len(names) > 0 {
 		t.Errorf("left %v", names)
 	}
-	if n := len(digests(t, views[1])); n != len(hostileRefs) || len(digests(t, views[0])) > 0 {
+	if n := len(digests(t, stores[1])); n != len(hostileRefs) || len(digests(t, stores[0])) > 0 {
 		t.Errorf("%d blobs", n)
 	}
 }
@@ -342,8 +342,10 @@ func TestUnreadable(t *testing.T) {
 		total  int64
 	}{
 		"other total": {func(*testing.T, string) {}, 5},
-		"empty": {func(t *testing.T, dir string) { must(t, os.RemoveAll(dir)); must(t, os.Mkdir(dir, 0o700)) },
-			0},
+		"empty": {func(t *testing.T, dir string) {
+			must(t, os.RemoveAll(dir))
+			must(t, os.Mkdir(dir, 0o700))
+		}, 0},
 		"file": {func(t *testing.T, dir string) {
 			must(t, os.RemoveAll(dir))
 			must(t, os.WriteFile(dir, nil, 0o600))
@@ -374,8 +376,8 @@ func TestUnreadable(t *testing.T) {
 		"no line":         {state(stored), 0},
 		"no JSON":         {state("99\n" + stored), 0},
 		"no time":         {state(`{"total":99}` + "\n" + stored), 0},
-		"no such time":    {state(`{"total":99,"started":"20"}` + "\n" + stored), 0},
-		"no such total":   {state(strings.Replace(head, "99", "-9", 1) + "\n" + stored), 0},
+		"malformed time":  {state(`{"total":99,"started":"20"}` + "\n" + stored), 0},
+		"negative total":  {state(strings.Replace(head, "99", "-9", 1) + "\n" + stored), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			must(t, os.WriteFile(secret, []byte("secret"), 0o600))
@@ -408,12 +410,12 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// TestFailedOpen shows that a writer which could not be opened releases its ref.
+// TestFailedOpen shows that the ref is free again after Writer failed.
 func TestFailedOpen(t *testing.T) {
 	r := open(t, t.TempDir(), nil)
 	hs := r.For(alice)
 	for name, tc := range map[string]struct {
-		fault string // while an operation hangs, the ingest is aborted
+		fault string // if it makes an operation hang, the ingest is aborted meanwhile
 		is    func(error) bool
 	}{
 		"disk":           {"any ingest/*/data #1+: fail EIO", errdefs.IsInternal},
@@ -495,9 +497,9 @@ func TestResumeAfterKill(t *testing.T) {
 	must(t, err)
 	want := strings.Repeat("0123456789", int(st.Offset)/10+1)[:st.Offset]
 	w := start(t, hs, "ref", ocispec.Descriptor{Size: 1 << 30})
-	own, err := w.Status()
-	if err != nil || own.Offset != st.Offset || own.Total != 1<<30 || own.Offset < 1000 {
-		t.Fatalf("resumed at %d of %d, listed at %d: %v", own.Offset, own.Total, st.Offset, err)
+	resumed, err := w.Status()
+	if err != nil || resumed.Offset != st.Offset || resumed.Total != 1<<30 || resumed.Offset < 1000 {
+		t.Fatalf("resumed at %d of %d, listed at %d: %v", resumed.Offset, resumed.Total, st.Offset, err)
 	}
 	if d := digest.FromString(want); w.Digest() != d {
 		t.Fatalf("resumed with %s, want %s", w.Digest(), d)

@@ -9,26 +9,26 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// former is a holder that no containerd acts for, and what it has.
+// former is a holder for which no containerd acts now, with the names of its snapshots.
 type former struct {
 	holder metadata.Holder
-	path   string   // where its database was; "": unknown
+	path   string   // where the database of its containerd was; "": unknown
 	active []string // keys of containers' snapshots and of views
 	others []string // keys of committed snapshots
 }
 
-// maxKeys is the largest number of a holder's snapshots for which a database is searched.
+// maxKeys is how many of a holder's snapshots are read at most, to search a database for their keys.
 const maxKeys = 10000
 
-// candidates lists the holders that have the snapshot key and all snapshots that were named before, and for which no
-// containerd acts.
+// candidates lists the holders that have the snapshot key and every snapshot that the session named before, and for
+// which no containerd acts.
 func (s *Session) candidates(ctx context.Context, tx *metadata.Tx, key string) (fs []former, err error) {
 	bs, err := metadata.Bindings(tx)
 	if err != nil {
 		return nil, err
 	}
 	seen := map[metadata.Holder]bool{s.binding.Holder: true}
-	for _, r := range append(bs, metadata.Binding{Holder: metadata.Containerd}) { // it may have no binding
+	for _, r := range append(bs, metadata.Binding{Holder: metadata.Containerd}) { // which may have no binding
 		h := r.Holder
 		if seen[h] || s.suspects != nil && !slices.Contains(s.suspects, h) ||
 			!tx.Holds(h, metadata.SnapshotNode(h.SnapshotKey(key))) {
@@ -59,8 +59,9 @@ func (s *Session) candidates(ctx context.Context, tx *metadata.Tx, key string) (
 	return fs, nil
 }
 
-// mentioned returns the holder of which the database mentions a key that no other holder has. It returns none when
-// there are several such holders or the database can't be read.
+// mentioned searches the session's database for keys that only one of the holders fs has. If it finds keys of one
+// holder, it returns this holder. It returns all of fs if it finds keys of none or of several, or if the database can't
+// be read.
 func (s *Session) mentioned(ctx context.Context, fs []former) []former {
 	var exclusive [][]string
 	for i, f := range fs {
@@ -90,9 +91,11 @@ func (s *Session) mentioned(ctx context.Context, fs []former) []former {
 	return known
 }
 
-// descends reports whether the database can be the one that the holder belonged to. Two databases that pulled the same
-// image first have the same keys for it, but each knows its own containers. A database at the path of the former one
-// was restored, and may be older than the containers. A database that can't be read is accepted too.
+// descends reports whether the session's database can be the one whose containerd used the holder f, or a copy of it.
+// Two databases whose first pull was of the same image have the same keys for that image, but each has only the keys of
+// its own containers. So the database must have the key of an active snapshot of f, or half of the keys if f has no
+// active snapshot. A database at the former path is accepted: it was restored, and may be older than the containers. A
+// database that can't be read is accepted too.
 func (s *Session) descends(ctx context.Context, f former) bool {
 	if s.file.Inode == 0 || f.path == s.file.Path {
 		return true
@@ -114,7 +117,7 @@ func (s *Session) descends(ctx context.Context, f former) bool {
 	return 2*n >= len(f.others)
 }
 
-// search looks for keys in the file of the database. ok is false when it can't be read.
+// search looks for keys in the file of the session's database. ok is false if the file can't be read.
 func (s *Session) search(ctx context.Context, keys []string) (found map[string]bool, ok bool) {
 	if s.file.Inode == 0 {
 		return nil, false

@@ -29,7 +29,7 @@ type pending struct {
 	deferred atomic.Bool
 	queued   atomic.Int32 // writers that wait for mu; the last of them commits the batch
 
-	mu    lockorder.Mutex // guards what follows; the goroutine that runs changes holds it
+	mu    lockorder.Mutex // guards batch and what is in it; the goroutine that runs changes holds it
 	batch *batch          // nil while none is open
 }
 
@@ -47,8 +47,8 @@ type batch struct {
 // changes nothing if fn fails, or if a record would be left without a holder (errdefs.ErrFailedPrecondition).
 func (db *DB) Update(fn func(*Tx) error) error { return db.update(fn, false) }
 
-// Batch is like Update, but callers that arrive together share one transaction and with it the time of the disk. No
-// caller waits for later ones. fn runs again if another function of the same transaction fails, so it must have no
+// Batch is like Update, but callers that arrive together share one transaction, and so one flush of the disk. No caller
+// waits for later ones. fn runs again if another function of the same transaction fails, so it must have no
 // effect other than on the Tx.
 func (db *DB) Batch(fn func(*Tx) error) error { return db.update(fn, true) }
 
@@ -133,6 +133,7 @@ func (db *DB) openBatch() (b *batch, err error) {
 	return b, nil
 }
 
+// run runs fn in the transaction of the batch.
 func (b *batch) run(fn func(*Tx) error) (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	return apply(b.bolt, fn)

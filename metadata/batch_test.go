@@ -41,8 +41,8 @@ func besideWriter(t *testing.T, db *metadata.DB, n int, fn func(i int)) {
 	wg.Wait()
 }
 
-// Calls of Batch that arrive while another writer runs share the next transaction. When a call returns,
-// its change is on the disk, and a change that fails has no effect on the others.
+// TestBatch: calls of Batch that arrive while another writer runs share the next transaction. When a call returns, its
+// change is on the disk, and a change that fails has no effect on the others.
 func TestBatch(t *testing.T) {
 	const n = 40
 	broken := errors.New("no")
@@ -74,7 +74,7 @@ func TestBatch(t *testing.T) {
 					_, err := tx.Blob(blobOf(i))
 					return err
 				}); bad == errdefs.IsNotFound(verr) {
-					t.Errorf("%d: answered with %v, and on the disk is %v", i, err, verr)
+					t.Errorf("%d: Batch returned %v, but ViewCommitted returned %v", i, err, verr)
 				}
 			})
 			if got := commits(t, db) - before; got != 2 { // the writer's, and theirs
@@ -91,7 +91,8 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// An Update commits the changes that wait along with its own, and does not run again.
+// TestBatchBesideUpdate: an Update commits the changes of waiting callers together with its own, and does not run
+// again.
 func TestBatchBesideUpdate(t *testing.T) {
 	const n = 12
 	db := open(t)
@@ -128,8 +129,9 @@ func TestBatchBesideUpdate(t *testing.T) {
 	}
 }
 
-// A deferred release and the writer after it share a transaction, and ViewPending does not wait for the disk.
-func TestGlance(t *testing.T) {
+// TestViewPending: a deferred release and the writer after it share a transaction, and ViewPending does not wait for
+// the disk.
+func TestViewPending(t *testing.T) {
 	db := open(t)
 	putBlobs(t, db, 3)
 	before := commits(t, db)
@@ -141,13 +143,13 @@ func TestGlance(t *testing.T) {
 		_, err := tx.Blob(blobOf(0))
 		return err
 	}); !errdefs.IsNotFound(err) {
-		t.Errorf("a look does not see what was released: %v", err)
+		t.Errorf("ViewPending still sees a released blob: %v", err)
 	}
 	if got := commits(t, db); got != before {
-		t.Errorf("a look wrote %d transactions", got-before)
+		t.Errorf("ViewPending committed %d transactions", got-before)
 	}
 	if err := db.ViewPending(func(*metadata.Tx) error { panic("no") }); !errdefs.IsDataLoss(err) {
-		t.Errorf("a panic in a look: %v", err)
+		t.Errorf("a panic in ViewPending: %v", err)
 	}
 	if err := db.Batch(release(1)); err != nil {
 		t.Fatal(err)
@@ -169,8 +171,9 @@ func TestGlance(t *testing.T) {
 	}
 }
 
-// A change that a caller of Batch waits for is invisible until it is durable: a crash would undo what a reader saw.
-func TestGlanceIsDurable(t *testing.T) {
+// TestViewPendingIsDurable: a change that a caller of Batch waits for is invisible until it is durable. Otherwise a
+// crash could undo what a reader saw.
+func TestViewPendingIsDurable(t *testing.T) {
 	const n = 30
 	db := open(t)
 	putBlobs(t, db, n)
@@ -195,12 +198,12 @@ func TestGlanceIsDurable(t *testing.T) {
 			}
 		}
 		if len(seen) > len(durable) {
-			t.Errorf("%d are gone, on the disk %d", len(seen), len(durable))
+			t.Errorf("ViewPending misses %d blobs, ViewCommitted %d", len(seen), len(durable))
 		}
 	})
 }
 
-// Readers do not wait for the disk of a running writer.
+// TestReadersBesideWriter: readers do not wait for a running writer.
 func TestReadersBesideWriter(t *testing.T) {
 	db := open(t)
 	putBlobs(t, db, 1)

@@ -34,8 +34,8 @@ func TestSequence(t *testing.T) {
 	}
 }
 
-// TestHandOver moves what one containerd holds to another one, under the names of that one's database. Nothing that the
-// other one holds is lost.
+// TestHandOver moves everything that one containerd holds to another one, under keys of the receiver. The receiver
+// loses nothing that it holds.
 func TestHandOver(t *testing.T) {
 	second := metadata.ContainerdHolder("d1")
 	for _, tc := range []struct {
@@ -62,7 +62,7 @@ func TestHandOver(t *testing.T) {
 			put(tc.from, "default/2/b", "default/1/a")
 			put(tc.from, "default/3/c", "default/2/b")
 			put(tc.to, "default/1/x", "")
-			put(tc.to, "default/2/b", "default/1/x") // in the way
+			put(tc.to, "default/2/b", "default/1/x") // its key is that of a moved snapshot
 			put(tc.to, "default/3/y", "default/2/b")
 			must(t, db.Update(func(tx *metadata.Tx) error {
 				return errors.Join(putBlob(tx, blobOf(1), tc.from), putBlob(tx, blobOf(2), tc.to),

@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/fsys/fsystest"
 )
 
-// TestClosed shows the class of the error that each way into a closed database returns, and that an error of the
-// caller's function gets one too.
+// TestClosed shows the class of the error that each method of a closed database returns, and that an error of the
+// caller's function gets a class too.
 func TestClosed(t *testing.T) {
 	db, err := Open(filepath.Join(t.TempDir(), "metadata.db"), &Options{NoSync: true})
 	if err != nil {
@@ -41,8 +41,8 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// TestFaults makes every operation on the files of a new database fail, and stop the machine, in turn. Each error must
-// have a class, and the next process makes a database without a fault.
+// TestFaults makes a database with a fault, an error or a crash, in each of the file operations in turn. Each error
+// must have a class, and the next process makes a database without a fault.
 func TestFaults(t *testing.T) {
 	for name, do := range map[string]func(path string, opts *Options) error{
 		"Open": func(path string, opts *Options) error {

@@ -316,7 +316,7 @@ func recoverDamage(old bool, err *error) {
 	*err = errclass.Ensure(*err)
 }
 
-// View commits pending changes and runs fn in a read transaction. fn must not call foreign code; see the package doc.
+// View commits pending changes and runs fn in a read transaction. fn must not run a caller's callback (package doc).
 func (db *DB) View(fn func(*Tx) error) (err error) {
 	db.flush(nil)
 	return db.ViewCommitted(fn)

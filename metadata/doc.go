@@ -6,8 +6,8 @@
 // Its invariant (I5 in docs/on-disk.md): a node's record lives exactly as long as it has a holder. A transaction that
 // would leave a record without a holder, or a hold without a record, fails and changes nothing.
 //
-// The surprising rule: releasing the last hold deletes the record, in the same transaction. Nobody deletes a node. Its
-// bytes become garbage, and the package that owns the directory sweeps them.
+// The surprising rule: releasing the last hold deletes the record, in the same transaction. There is no other way to
+// delete a node. Its bytes become garbage, and the package that owns the directory sweeps them.
 //
 // # Which transaction to take
 //
@@ -32,6 +32,6 @@
 //
 // Flush commits what is pending and waits for it.
 //
-// No transaction may be open while foreign code runs or a stream is sent: containerd deletes inside a listing, and a
-// read transaction that stays open keeps the file from growing. So listings are pages.
+// No transaction may be open while a caller's callback runs or a stream is sent: containerd deletes inside a listing,
+// and a read transaction that stays open keeps the file from growing. Listings are therefore read in pages.
 package metadata

@@ -10,9 +10,9 @@ type Fault struct {
 	Node Node
 	// Image is the reference of the damaged image. Empty: the fault does not concern one image.
 	Image string
-	// Mend is what would mend the fault.
+	// Mend is what would mend the fault. The zero value is MendNothing.
 	Mend Mend
-	// Err is the text of the fault, "noun identifier: cause".
+	// Err has the text of the fault, in the form "noun identifier: cause".
 	Err error
 }
 

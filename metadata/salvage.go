@@ -49,10 +49,10 @@ func (s *Salvaged) Empty() bool {
 	return len(s.Blobs)+len(s.Layers)+len(s.Rootfs)+len(s.Snapshots)+len(s.Images) == 0
 }
 
-// Salvage reads what is readable of a database that no process has open, page by page: a damaged page loses what it
-// holds and nothing else. A file that is not a database gives no records. The error is os.ErrNotExist for a missing
-// file, and errdefs.ErrFailedPrecondition for a database of a newer version, because this version does not know its
-// records.
+// Salvage reads what is readable of a database that no process has open, page by page: of a damaged page, only its own
+// records are lost. A file that is not a database yields no records and no error. The error is os.ErrNotExist for a
+// missing file, errdefs.ErrDataLoss for a file that is too large, and errdefs.ErrFailedPrecondition for a database of a
+// newer version, because this version does not know its records.
 func Salvage(path string) (*Salvaged, error) {
 	s := &Salvaged{Pairs: map[digest.Digest]digest.Digest{}, Facts: map[string][]byte{}}
 	f, err := regular.Open(path)
@@ -65,12 +65,8 @@ func Salvage(path string) (*Salvaged, error) {
 		return s, err
 	}
 	if fi.Size() > maxFile {
-		return s, fmt.Errorf(
-			"metadata %s: %d bytes are too many for a database: %w",
-			path,
-			fi.Size(),
-			errdefs.ErrDataLoss,
-		)
+		return s, fmt.Errorf("metadata %s: %d bytes are too many for a database: %w",
+			path, fi.Size(), errdefs.ErrDataLoss)
 	}
 	faults := 0
 	fault := func(string, ...any) { faults++ }
@@ -115,25 +111,19 @@ func (s *Salvaged) sound(path string) bool {
 func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 	switch bucket {
 	case string(bucketBlobs):
-		return decodeInto(
-			&s.Blobs,
-			value,
-			func(b Blob) bool { return b.Digest.String() == key && b.Digest.Validate() == nil },
-		)
+		return decodeInto(&s.Blobs, value, func(b Blob) bool {
+			return b.Digest.String() == key && b.Digest.Validate() == nil
+		})
 	case string(bucketLayers):
 		return decodeInto(&s.Layers, value, func(l Layer) bool { return l.Key == key && isName(l.Dir) })
 	case string(bucketRootfs):
-		return decodeInto(
-			&s.Rootfs,
-			value,
-			func(r Rootfs) bool { return r.Manifest.String() == key && r.Manifest.Validate() == nil },
-		)
+		return decodeInto(&s.Rootfs, value, func(r Rootfs) bool {
+			return r.Manifest.String() == key && r.Manifest.Validate() == nil
+		})
 	case string(bucketSnapshots):
-		return decodeInto(
-			&s.Snapshots,
-			value,
-			func(sn Snapshot) bool { return sn.Key == key && (sn.Dir == "" || isName(sn.Dir)) },
-		)
+		return decodeInto(&s.Snapshots, value, func(sn Snapshot) bool {
+			return sn.Key == key && (sn.Dir == "" || isName(sn.Dir))
+		})
 	case string(bucketImages):
 		return decodeInto(&s.Images, value, func(i Image) bool { return i.Ref == key && i.valid() })
 	case string(bucketPulls):
@@ -155,9 +145,10 @@ func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 			s.Facts[key] = bytes.Clone(value)
 		}
 	}
-	return true // unknown buckets; and indexes, which are built again from the records
+	return true // also for unknown buckets, and for indexes, which are built again from the records
 }
 
+// decodeInto decodes a record and appends it if it is valid. It reports whether it did.
 func decodeInto[T any](into *[]T, value []byte, valid func(T) bool) bool {
 	var record T
 	if json.Unmarshal(value, &record) != nil || !valid(record) {
@@ -194,7 +185,7 @@ func PutFact(tx *Tx, name string, value []byte) error {
 func PutPull(tx *Tx, p Pull) error { return tx.put(bucketPulls, "pull", p.Ref, p) }
 
 // Build makes a database in the file at path, fills it and checks it. It replaces an unfinished one. No process may
-// have the file open. After an error Build removes the file. Of the options, which may be nil, it uses only FS.
+// have the file open. After an error Build removes the file. It uses only FS of the options, which may be nil.
 func Build(path string, opts *Options, fill func(*Tx) error) error {
 	fs := fsys.OS
 	if opts != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestSpend makes commits fail on a full disk. Changes of Batch run again after Spend made room, with
-// all that share their transaction. A change of Update fails.
+// TestSpend makes commits fail on a full disk. After Spend has freed space, the changes of Batch and UpdateDeferred run
+// again, with all other changes of their transaction. A change of Update fails.
 func TestSpend(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
@@ -63,7 +63,7 @@ func TestSpend(t *testing.T) {
 			must(t, err)
 			defer func() { must(t, db.Close()) }()
 			if err := os.WriteFile(filler, make([]byte, 4<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
-				t.Fatal("the disk is not full", err)
+				t.Fatalf("the disk is not full: %v", err)
 			}
 			if err := tc.change(db); !errors.Is(err, tc.want) {
 				t.Errorf("error %v", err)

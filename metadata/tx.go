@@ -157,8 +157,8 @@ func (tx *Tx) Keys(k Kind, after string, limit int) []string {
 	return pageOf(tx.bolt.Bucket(nodeBuckets[k]), nil, after, limit)
 }
 
-// SnapshotDirs returns, by the name of each directory under snapshots/, the key of its snapshot. It decodes nothing
-// else of a record, because a root may have tens of thousands and each opening reads all of them.
+// SnapshotDirs returns a map from the name of each directory under snapshots/ to the key of its snapshot. It decodes no
+// other field of the records, because a root may have tens of thousands of them and each opening reads all.
 func (tx *Tx) SnapshotDirs() (map[string]string, error) {
 	keys := map[string]string{}
 	err := tx.bolt.Bucket(bucketSnapshots).ForEach(func(key, value []byte) error {
@@ -176,8 +176,8 @@ func (tx *Tx) SnapshotDirs() (map[string]string, error) {
 	return keys, err
 }
 
-// TakeIDs reserves n numbers that were never returned before, and returns the first. They name directories, so a caller
-// uses them only once the transaction is durable: a failed one would return the same numbers again.
+// TakeIDs reserves n numbers that were never returned before, and returns the first. Callers name directories after
+// them, and must wait until the transaction is durable: after a failed one, TakeIDs returns the same numbers again.
 func (tx *Tx) TakeIDs(n uint64) (first uint64, err error) {
 	b := tx.bolt.Bucket(bucketMeta)
 	first = b.Sequence() + 1
@@ -198,7 +198,7 @@ func (tx *Tx) Flag(name string) string {
 	return string(tx.bolt.Bucket(bucketMeta).Get([]byte("flag/" + name)))
 }
 
-// FlagDaemon is the flag of a root that is a daemon's: its layers are kept beside rootfs.
+// FlagDaemon is the flag of a root that a daemon serves. Such a root keeps the layers of an assembled rootfs.
 const FlagDaemon = "daemon"
 
 // SetFlag stores a fact about the root; the value "" removes it.
@@ -287,6 +287,6 @@ func join(parts ...string) []byte { return []byte(strings.Join(parts, "\x00")) }
 type Pull struct {
 	Ref     string    `json:"ref"`
 	Renewed time.Time `json:"renewed"`
-	// Lapsed is when the pull was first found to be older than PullLife. Zero: it was not.
+	// Lapsed is when the pull was first found to be older than PullLife. Zero: it has not been.
 	Lapsed time.Time `json:"lapsed,omitzero"`
 }

@@ -1,12 +1,12 @@
 // Package boltfile reads the pages of a bbolt file without bbolt.
 //
-// It owns nothing: it reads a file that nobody writes meanwhile, and changes no byte of it.
+// It owns nothing on disk: it reads a file that no process writes meanwhile, and changes no byte of it.
 //
 // Its invariant: no content of the file makes it fault, loop or use unbounded memory. Every offset is compared with the
 // bytes that were read, and the time is linear in the size of the file.
 //
 // The surprising rule: it exists because bbolt's own check runs in a goroutine of its own and reads through a memory
-// map. A damaged page makes that goroutine fault, nobody else can recover there, and the process ends.
+// map. A damaged page makes that goroutine fault. No other goroutine can recover from that, so the process ends.
 package boltfile
 
 import (
@@ -73,10 +73,10 @@ type walk struct {
 	bucket   string   // the one that is being walked
 }
 
-// Check reports every fault in the structure of the file r of size bytes. leaked adds the pages that are neither in use
-// nor free: they cost space and harm nothing. It reports each bucket of want that is missing, unless other faults were
-// found, or the first of want is missing: then the file is another program's. The error is for a file that has no valid
-// beginning.
+// Check reports every fault in the structure of the file r of size bytes. If leaked is true, it also reports the pages
+// that are neither in use nor free, which cost space and harm nothing. Check reports each bucket of want that is
+// missing, but not if there are other faults, and not if the first of want is missing: then the file is another
+// program's. It returns an error for a file without a valid meta page.
 func Check(r io.ReaderAt, size int64, leaked bool, want [][]byte, report Report) error {
 	w := &walk{r: r, report: report, names: make([]string, 0, len(want))}
 	if err := w.run(size, leaked); err != nil || w.faults > 0 || !slices.Contains(w.names, string(want[0])) {
@@ -90,9 +90,9 @@ func Check(r io.ReaderAt, size int64, leaked bool, want [][]byte, report Report)
 	return nil
 }
 
-// Salvage calls visitor with all that can be read of the file r of size bytes, and reports every fault. A damaged page
-// loses what it holds and nothing else; of a truncated file the part that is left is read. The error is for a file that
-// has no valid beginning.
+// Salvage calls visitor with all that can be read of the file r of size bytes, and reports every fault. Of a damaged
+// page, only its own entries are lost. Of a truncated file, Salvage reads the part that is left. It returns an error
+// for a file without a valid meta page.
 func Salvage(r io.ReaderAt, size int64, visitor Visitor, report Report) error {
 	return (&walk{r: r, report: report, visitor: &visitor}).run(size, false)
 }
@@ -101,7 +101,7 @@ func Salvage(r io.ReaderAt, size int64, visitor Visitor, report Report) error {
 func (w *walk) run(size int64, leaked bool) error {
 	w.load(size)
 	if w.visitor == nil { // no visitor kept a part of data
-		defer func() { smallFiles.Put(&w.data) }()
+		defer func() { smallBuffers.Put(&w.data) }()
 	}
 	m, err := w.meta(size)
 	if err != nil {
@@ -186,19 +186,19 @@ func (w *walk) readMeta(offset int64) (m boltMeta, ok bool) {
 	}, true
 }
 
-// smallFile is the size up to which a file is read at once: most databases are smaller, and one read for each page
-// costs more.
-const smallFile = 4 << 20
+// maxSmallFile is the size in bytes up to which a file is read at once. Most databases are smaller, and a read for each
+// page costs more.
+const maxSmallFile = 4 << 20
 
-// smallFiles are buffers for such files, which are used again: a program may open roots often.
-var smallFiles = sync.Pool{New: func() any { return new([]byte) }}
+// smallBuffers has buffers for such files, because a program may open roots often.
+var smallBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // load reads a small file at once.
 func (w *walk) load(size int64) {
-	if size > smallFile {
+	if size > maxSmallFile {
 		return
 	}
-	data := slices.Grow((*smallFiles.Get().(*[]byte))[:0], int(size))[:size]
+	data := slices.Grow((*smallBuffers.Get().(*[]byte))[:0], int(size))[:size]
 	if n, err := w.r.ReadAt(data, 0); err == nil && int64(n) == size {
 		w.data = data
 	}
@@ -331,7 +331,7 @@ func (w *walk) branch(pg page, low, high []byte, depth int) {
 	}
 }
 
-// leaf also walks the buckets that are values of a leaf.
+// leaf visits the entries of a leaf page, and walks the buckets that are values in it.
 func (w *walk) leaf(pg page, low, high []byte, depth int) {
 	keys := make([][]byte, pg.count)
 	values := make([][]byte, pg.count)

@@ -185,7 +185,7 @@ func (t *Tank) collect(ctx context.Context) (Reclaimed, error) {
 	}
 	swept := t.sweep(ctx, &r)
 	if err != nil {
-		if err = t.reserve.Again(t.writeLayout); reserve.Full(err) {
+		if err = t.reserve.Retry(t.writeLayout); reserve.Full(err) {
 			log.G(ctx).WithError(err).Warn("full disk: index.json still names images that are gone")
 			err = nil
 		}

@@ -1,10 +1,11 @@
-// Package reserve keeps a little room on a disk for the commands that make room.
+// Package reserve keeps a little space on a disk for the commands that free space.
 //
 // It owns the directory reserve/ of a root: a few files without content, whose blocks are
 // allocated. Their inodes count as much as their blocks.
 //
-// Its invariant: a reserve is made only where the disk has several times its size left, so making
-// one never fills a disk.
+// Its invariant: a reserve is made only if the disk has several times its size free, so making one
+// never fills a disk. A process that gave a reserve up needs only its size to make it again: at worst
+// the disk is then as full as before.
 //
 // The surprising rule: a missing reserve is never an error. On a file system that cannot allocate
 // blocks in advance, and on a disk that was full before there was a reserve, callers get the error
@@ -27,24 +28,25 @@ const (
 	// files is how many files there are: a socket, an index.json and an oci-layout need one inode
 	// each.
 	files = 4
-	// most and least bound the size of a file; between them it is 1/portion of the file system. XFS
-	// makes inodes by 32 kB.
-	most, least = 1 << 20, 64 << 10
-	portion     = 256
-	// apart is how many times the reserve, blocks and inodes, has to be free for one to be made.
-	apart = 4
+	// A file has 1/fileShare of the size of the file system, but at least minFile and at most maxFile
+	// bytes. XFS allocates inodes in chunks of 32 kB.
+	maxFile, minFile = 1 << 20, 64 << 10
+	fileShare        = 256
+	// freeFactor is how many times the size of the reserve, in blocks and in inodes, must be free
+	// before Keep makes one.
+	freeFactor = 4
 )
 
-// patience is how long Spend waits for a file system that frees the blocks of a deleted file in the
-// background.
-const patience = time.Second
+// maxWait is how long Retry and KeepAfter wait for a file system that frees the blocks of a deleted
+// file in the background. KeepAfter waits for a quarter of it.
+const maxWait = time.Second
 
 // Reserve is the reserve of one root.
 type Reserve struct {
 	dir string
 
-	mu    sync.Mutex // guards given, and one change at a time
-	given bool       // this process gave the reserve up and has not made it again
+	mu    sync.Mutex // guards spent; held while the files change
+	spent bool       // this process gave the reserve up and has not made it again
 }
 
 // New returns the reserve of a root. It does not look at the disk.
@@ -52,9 +54,8 @@ func New(root string) *Reserve { return &Reserve{dir: filepath.Join(root, "reser
 
 func (r *Reserve) file(i int) string { return filepath.Join(r.dir, fmt.Sprint(i)) }
 
-// Keep makes the reserve if it is missing and the disk has room. One that this process gave up it
-// makes again with less room: at worst the disk is as full as before. It reports whether there is a
-// reserve now. It returns no error, because a caller could not do anything about it.
+// Keep makes the reserve if it is missing and the disk has space for it. It reports whether there is
+// a reserve now. It returns no error, because a caller could not do anything about one.
 func (r *Reserve) Keep() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -65,9 +66,9 @@ func (r *Reserve) Keep() bool {
 	if unix.Statfs(filepath.Dir(r.dir), &fs) != nil {
 		return false
 	}
-	size := min(most, max(least, int64(fs.Blocks)*fs.Bsize/portion))
-	times := uint64(apart)
-	if r.given {
+	size := min(maxFile, max(minFile, int64(fs.Blocks)*fs.Bsize/fileShare))
+	times := uint64(freeFactor)
+	if r.spent {
 		times = 1
 	}
 	if fs.Bavail*uint64(fs.Bsize) < times*files*uint64(size) || fs.Files > 0 && fs.Ffree < times*files {
@@ -77,15 +78,15 @@ func (r *Reserve) Keep() bool {
 		r.empty()
 		return false
 	}
-	r.given = false
+	r.spent = false
 	return true
 }
 
-// KeepAfter is Keep after something was deleted. It waits a moment, because some file systems free
-// blocks late.
+// KeepAfter is like Keep, for a caller that has deleted something. It repeats Keep for a moment,
+// because some file systems free blocks late.
 func (r *Reserve) KeepAfter() {
 	for tries := 5; !r.Keep() && tries > 0; tries-- {
-		time.Sleep(patience / 20)
+		time.Sleep(maxWait / 20)
 	}
 }
 
@@ -139,16 +140,16 @@ func (r *Reserve) Give() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	had := r.empty()
-	r.given = r.given || had
+	r.spent = r.spent || had
 	return had
 }
 
-// Restore is Keep for a reserve that this process gave up.
+// Restore makes the reserve again if this process gave it up.
 func (r *Reserve) Restore() {
 	r.mu.Lock()
-	given := r.given
+	spent := r.spent
 	r.mu.Unlock()
-	if given {
+	if spent {
 		r.Keep()
 	}
 }
@@ -160,14 +161,14 @@ func (r *Reserve) Spend(fn func() error) error {
 	if !Full(err) || !r.Give() {
 		return err
 	}
-	return r.Again(fn)
+	return r.Retry(fn)
 }
 
-// Again calls fn after something was deleted, and repeats it for a moment while fn finds the disk
-// full.
-func (r *Reserve) Again(fn func() error) error {
-	for began := time.Now(); ; time.Sleep(patience / 50) {
-		if err := fn(); !Full(err) || time.Since(began) > patience {
+// Retry calls fn, for a caller that has deleted something. It repeats fn for at most about a second
+// while fn finds the disk full.
+func (r *Reserve) Retry(fn func() error) error {
+	for began := time.Now(); ; time.Sleep(maxWait / 50) {
+		if err := fn(); !Full(err) || time.Since(began) > maxWait {
 			return err
 		}
 	}

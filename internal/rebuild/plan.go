@@ -5,17 +5,16 @@ import (
 	"slices"
 	"time"
 
-	"github.com/tank-snapshotter/tank/internal/catalog"
-
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/catalog"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// plan is the records that a rebuild writes. When the former database was whole, they are the same as
-// before, and what has no record is garbage as before. Otherwise everything that is intact gets a record
-// and a holder.
+// plan has the records that a rebuild writes. If the former database was complete, they are the former
+// records, and files without a record stay garbage. Otherwise everything that is intact gets a record and
+// a holder.
 type plan struct {
 	*rebuild
 	here map[digest.Digest]bool // blobs that are intact
@@ -101,14 +100,14 @@ func (p *plan) fillLayers() {
 	}
 }
 
-// fillSnapshots keeps the snapshots whose directory, layers and parents are known. What containers wrote
-// into any other directory is set aside, as are layers that are broken and that no snapshot needs: a pull
-// unpacks them again.
+// fillSnapshots keeps the snapshots whose directory, layers and parents are known. All other directories of
+// snapshots are lost: run moves them below lost/, with what containers wrote into them. So are broken layers
+// that no snapshot needs; a pull unpacks them again.
 func (p *plan) fillSnapshots(ctx context.Context) {
 	dirs := map[string]string{}
 	for _, s := range p.old.Snapshots {
 		if other, twice := dirs[s.Dir]; twice && s.Dir != "" && !p.old.Complete {
-			log.G(ctx).Warnf("rebuild: snapshots %q and %q have one directory", s.Key, other)
+			log.G(ctx).Warnf("rebuild: snapshots %q and %q have the same directory", s.Key, other)
 			delete(p.snapshots, other)
 			continue
 		}
@@ -147,13 +146,13 @@ func (p *plan) fillSnapshots(ctx context.Context) {
 	}
 }
 
-// order sorts the snapshots, parents first, and leaves out those whose layers or parents are not known.
+// order sorts the snapshots, parents first. It leaves out those whose directory, layers or parent are not known.
 func (p *plan) order(ctx context.Context) {
 	placed := map[string]bool{"": true}
 	for again := true; again; {
 		again = false
 		for key, s := range p.snapshots {
-			if !placed[key] && placed[s.Parent] && (p.old.Complete || p.stands(s)) {
+			if !placed[key] && placed[s.Parent] && (p.old.Complete || p.isIntact(s)) {
 				placed[key], again = true, true
 				p.ordered = append(p.ordered, s)
 			}
@@ -167,22 +166,22 @@ func (p *plan) order(ctx context.Context) {
 	}
 }
 
-// stands reports whether all layers and fix-ups of a snapshot are known.
-func (p *plan) stands(s metadata.Snapshot) bool {
+// isIntact reports whether the directory and all layers and fix-ups of a snapshot are known.
+func (p *plan) isIntact(s metadata.Snapshot) bool {
 	if s.Dir != "" && !slices.Contains(p.dirs.Snapshots, s.Dir) {
 		return false
 	}
 	return !slices.ContainsFunc(layersUnder(s), func(key string) bool { _, ok := p.layers[key]; return !ok })
 }
 
-// layersUnder are the keys of the layers and fix-ups that a snapshot holds.
+// layersUnder returns the keys of the layers and fix-ups that a snapshot holds.
 func layersUnder(s metadata.Snapshot) []string {
 	none := func(key string) bool { return key == "" || key == metadata.NoFixup }
 	return slices.DeleteFunc([]string{s.Layer, s.Fixup, s.ViewRoot}, none)
 }
 
-// fillRootfs records also a rootfs that is not what its seal says: it stays until it is compared before its
-// next use, and is then assembled again.
+// fillRootfs also records a rootfs that differs from its seal: before its next use, it is compared with the
+// seal and then assembled again.
 func (p *plan) fillRootfs() {
 	intact := map[digest.Digest]bool{}
 	for _, f := range p.dirs.Rootfs {
@@ -217,7 +216,7 @@ func (p *plan) fillImages(ctx context.Context) {
 		}
 	}
 	if !p.old.Complete {
-		found := newBlobs(p.root, p.blobs, p.rootfs)
+		found := newBlobSet(p.root, p.blobs, p.rootfs)
 		for _, d := range p.index {
 			if i, ok := found.image(ctx, d); ok {
 				if _, known := p.images[i.Ref]; !known {
@@ -243,7 +242,7 @@ func (p *plan) fillImages(ctx context.Context) {
 	}
 }
 
-// anythingLeft reports whether a blob or a rootfs of an image is here.
+// anythingLeft reports whether the root has an intact blob or a rootfs of an image.
 func (p *plan) anythingLeft(i metadata.Image) bool {
 	for _, c := range i.Platforms {
 		if _, ok := p.rootfs[c.Manifest.Digest]; ok {
@@ -258,8 +257,7 @@ func (p *plan) anythingLeft(i metadata.Image) bool {
 	return false
 }
 
-// fillHolds gives each record the holders that it had and the images and snapshots that need it. A record
-// without any of these gets a holder that a user can see and release.
+// fillHolds gives each record the holders that it had and the images and snapshots that need it.
 func (p *plan) fillHolds(ctx context.Context) {
 	for _, h := range p.old.Holds {
 		if p.hasNode(h.Node) && p.hasHolder(h.Holder) {
@@ -274,12 +272,17 @@ func (p *plan) fillHolds(ctx context.Context) {
 			p.holds[metadata.Hold{Holder: metadata.SnapshotHolder(key), Node: metadata.LayerNode(l)}] = true
 		}
 	}
+	p.keepUnheld(ctx)
+}
+
+// keepUnheld gives each record without a holder one that a user can see and release.
+func (p *plan) keepUnheld(ctx context.Context) {
 	held := map[metadata.Node]bool{}
 	for h := range p.holds {
 		held[h.Node] = true
 	}
 	rest := Holder
-	if p.daemon { // its containerd drops what it does not know
+	if p.daemon { // the containerd of a daemon deletes what it does not know
 		rest = metadata.Containerd
 	}
 	keep := func(n metadata.Node) {
@@ -319,7 +322,7 @@ func (p *plan) holdImage(i metadata.Image) {
 		}
 		for _, d := range c.DiffIDs {
 			n := metadata.LayerNode(metadata.LayerKey(d))
-			if p.hasNode(n) && !p.old.Complete { // the next pull releases what a rootfs has taken the place of
+			if p.hasNode(n) && !p.old.Complete { // the next pull releases layers that a rootfs replaces
 				p.holds[metadata.Hold{Holder: h, Node: n}] = true
 			}
 		}
@@ -340,7 +343,7 @@ func (p *plan) hasNode(n metadata.Node) (ok bool) {
 	return ok
 }
 
-// hasHolder reports whether a holder has a record of its own, as far as its kind has one.
+// hasHolder reports whether the image, snapshot or pull that is a holder has a record. Other holders have none.
 func (p *plan) hasHolder(h metadata.Holder) (ok bool) {
 	kind, name := h.Split()
 	switch kind {
@@ -389,7 +392,7 @@ func (p *plan) write(tx *metadata.Tx) error {
 			return err
 		}
 	}
-	if !p.old.Complete { // with a wrong pair, a blob would be served as another layer
+	if !p.old.Complete { // a wrong pair would make Tank serve a blob as another layer
 		return nil
 	}
 	for blob, diffID := range p.old.Pairs {

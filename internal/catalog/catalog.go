@@ -1,9 +1,9 @@
 // Package catalog reads and writes the records of pulled images.
 //
 // It owns the image records in the database and which blobs, layers and rootfs an image holds. Its
-// invariant: an image holds everything that its record lists, from the transaction that records it on. The
+// invariant: the transaction that records an image also holds everything that the record lists. The
 // surprising rule: a reference with a digest finds what other references of its repository have under that
-// digest, although it has no record of its own.
+// digest, even if the reference itself has no record.
 package catalog
 
 import (
@@ -21,19 +21,19 @@ import (
 	"github.com/tank-snapshotter/tank/resolver"
 )
 
-// Entry is what a reference stands for.
+// Entry is the image of a reference.
 type Entry struct {
 	metadata.Image
-	// Borrowed are the references from whose records the image was put together, because the reference has
-	// no record of its own. Empty: it is the reference's own record.
+	// Borrowed are the references whose records Image was put together from, because the reference itself
+	// has no record. Empty: Image is the record of the reference.
 	Borrowed []string
 	// Indexes are the indexes between Target and the manifests, which the records do not list.
 	Indexes []ocispec.Descriptor
 }
 
 // Find returns the record of a reference. If there is none, it returns what other references of the
-// repository have under the reference's digest, which is that of an index or of a manifest. It returns
-// errdefs.ErrNotFound if there is nothing.
+// repository have under the reference's digest, which is the digest of an index or of a manifest. It
+// returns errdefs.ErrNotFound if they have nothing under it.
 func Find(tx *metadata.Tx, ref resolver.Reference) (Entry, error) {
 	rec, err := tx.Image(ref.String())
 	if !errdefs.IsNotFound(err) || ref.Digest() == "" {
@@ -49,16 +49,16 @@ func Find(tx *metadata.Tx, ref resolver.Reference) (Entry, error) {
 	return e, nil
 }
 
-// Borrow puts together what all references of a repository have under the digest of ref, whatever their
-// tags are.
+// Borrow puts together what all references of ref's repository have under the digest of ref, whatever their
+// tags are. Entry.Borrowed is empty if they have nothing.
 func Borrow(tx *metadata.Tx, ref resolver.Reference) (Entry, error) {
 	e := Entry{Image: metadata.Image{Ref: ref.String()}}
 	all, err := tx.ImagesOf(ref.Domain() + "/" + ref.Path())
 	if err != nil {
 		return e, err
 	}
-	// The first one decides what Inspect shows: images that a tag names come before those that their tag
-	// has left.
+	// The first image decides what Inspect shows. Images that still have their tag come before images whose
+	// tag has moved to another image, newer ones before older ones.
 	slices.SortStableFunc(all, func(a, b metadata.Image) int {
 		if a.Untagged == b.Untagged {
 			return b.Updated.Compare(a.Updated)
@@ -102,7 +102,7 @@ func (e *Entry) add(tx *metadata.Tx, rec metadata.Image, d digest.Digest) {
 	}
 }
 
-// sameManifest returns whether a platform has the manifest of p.
+// sameManifest returns a function that reports whether a platform has the manifest of p.
 func sameManifest(p metadata.Platform) func(metadata.Platform) bool {
 	return func(o metadata.Platform) bool { return o.Manifest.Digest == p.Manifest.Digest }
 }
@@ -121,8 +121,8 @@ func unlisted(tx *metadata.Tx, rec metadata.Image) (more []ocispec.Descriptor) {
 	return more
 }
 
-// Elsewhere returns an error that names the references under which an image is recorded, if ref is not
-// among them. It is of class errdefs.ErrNotFound. nil: the image is recorded under ref.
+// Elsewhere returns nil if an image is recorded under ref. If it is recorded only under other references,
+// the error names them. The error is of class errdefs.ErrNotFound in both this case and that of no record.
 func Elsewhere(tx *metadata.Tx, ref resolver.Reference) error {
 	e, err := Find(tx, ref)
 	if err != nil || len(e.Borrowed) == 0 {
@@ -147,8 +147,9 @@ func PlatformBlobs(target ocispec.Descriptor, p metadata.Platform) []ocispec.Des
 	return append([]ocispec.Descriptor{target, p.Manifest, p.Config}, p.Layers...)
 }
 
-// Size returns the bytes of the blobs of a platform. A record of an older version may have sizes that were
-// never compared with a blob, so the sum may not fit: then it is math.MaxInt64.
+// Size returns the sum of the sizes of a platform's blobs, in bytes. A record that an older version wrote may
+// have sizes that were never compared with a blob: Size returns math.MaxInt64 if the sum overflows or a size
+// is negative.
 func Size(p metadata.Platform) int64 {
 	sum := int64(0)
 	for _, d := range append([]ocispec.Descriptor{p.Manifest, p.Config}, p.Layers...) {

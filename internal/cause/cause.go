@@ -18,7 +18,7 @@ type Cause struct {
 	Subject string
 }
 
-// Mark returns err with a cause. Its text, its class and its chain stay. It returns nil for nil.
+// Mark returns err with a cause. The text, the class and the chain of err stay. Mark returns nil for nil.
 func Mark(err error, kind Kind, subject string) error {
 	if err == nil {
 		return nil
@@ -26,7 +26,7 @@ func Mark(err error, kind Kind, subject string) error {
 	return marked{err, Cause{kind, subject}}
 }
 
-// Default is like Mark for an error without a known cause. It returns other errors unchanged.
+// Default marks an error that has no known cause, as Mark does. It returns other errors unchanged.
 func Default(err error, kind Kind, subject string) error {
 	if Of(err).Kind != "" {
 		return err

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// system returns the cause that one error of the system has by itself. It does not look at the chain.
+// system returns the cause of one error of the operating system, or "". It does not unwrap err.
 func system(err error) Kind {
 	if err == fs.ErrPermission { //nolint:errorlint // the caller walks the chain
 		return Denied

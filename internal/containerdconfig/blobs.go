@@ -25,7 +25,7 @@ func (k *checker) unreachableBlobs() {
 	f.remedy("Either remove those images first, or set containerd_address in Tank's own config, which leaves " +
 		"containerd its store.")
 	if err != nil {
-		f.remedy("%s Whether there are any can't be found out: %v.", f.Remedy, err)
+		f.remedy("%s Tank could not determine whether there are such images: %v.", f.Remedy, err)
 	}
 }
 
@@ -52,7 +52,7 @@ func hasFile(dir string) (bool, error) {
 	return false, nil
 }
 
-// isolated reports whether containerd gives a blob only to namespaces that have shown that they may have it.
+// isolated reports whether containerd gives a blob only to namespaces that have proved that they may read it.
 func (k *checker) isolated() bool {
 	var bolt struct {
 		Policy string `toml:"content_sharing_policy"`

@@ -17,8 +17,8 @@ import (
 func TestDropIn(t *testing.T) {
 	for _, path := range []string{"/a", "/a b", `/a"b`, `/a\b`, "/a\nb", "/ä\x7f", "/%s"} {
 		for _, in := range []Install{
-			{Content: true}, {}, {Content: true, UserNS: true}, {UserNS: true}, {Content: true,
-				Directory: true}, {Directory: true, UserNS: true},
+			{Content: true}, {}, {Content: true, UserNS: true}, {UserNS: true},
+			{Content: true, Directory: true}, {Directory: true, UserNS: true},
 		} {
 			in.Root, in.Address = path, path+".sock"
 			text, err := in.DropIn()
@@ -51,7 +51,8 @@ func TestDropIn(t *testing.T) {
 	}
 }
 
-// checked writes a containerd config that imports the drop-in of in, each changed by a function, and checks it.
+// checked writes a containerd config that imports the drop-in of in, and checks it. The functions main and dropIn
+// change the two files first.
 func checked(t *testing.T, in Install, main, dropIn func(string) string) (wrong, notes []string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -89,7 +90,7 @@ func checked(t *testing.T, in Install, main, dropIn func(string) string) (wrong,
 
 func same(s string) string { return s }
 
-// replace returns a function that replaces a part of a text, which must be in it.
+// replace returns a function that replaces the first old in a text, and fails the test if there is none.
 func replace(t *testing.T, old, with string) func(string) string {
 	return func(s string) string {
 		t.Helper()
@@ -102,7 +103,8 @@ func replace(t *testing.T, old, with string) func(string) string {
 
 func add(text string) func(string) string { return func(s string) string { return s + "\n" + text } }
 
-// cut returns a function that removes the first line that begins so, with the deeper indented lines after it.
+// cut returns a function that removes the first line that begins with begin. If that is the head of a section, it also
+// removes the more deeply indented lines that follow.
 func cut(t *testing.T, begin string) func(string) string {
 	return func(s string) string {
 		t.Helper()
@@ -149,28 +151,30 @@ imports = ["/dev/null", "tank.toml"]
     root = "/replaced"
 `
 	}
-	for name, in := range map[string]Install{"full": full, "second": second, "directory": directory,
-		"user namespace": inside} {
+	for name, in := range map[string]Install{
+		"full": full, "second": second, "directory": directory, "user namespace": inside,
+	} {
 		for _, main := range []func(string) string{same, older} {
 			if wrong, notes := checked(t, in, main, same); len(wrong)+len(notes) > 0 {
 				t.Errorf("%s: %q, %q", name, wrong, notes)
 			}
 		}
 	}
-	if there, err := filepath.Glob(defaultImports); err != nil || len(there) == 0 { // else it is about this machine's
-		if wrong, notes := checked(t, full, replaceImport(`imports = ["`+defaultImports+`", "tank.toml"]`),
-			same); len(wrong)+len(notes) > 0 {
+	// If this machine has such files, the findings would be about them.
+	if there, err := filepath.Glob(defaultImports); err != nil || len(there) == 0 {
+		wrong, notes := checked(t, full, replaceImport(`imports = ["`+defaultImports+`", "tank.toml"]`), same)
+		if len(wrong)+len(notes) > 0 {
 			t.Errorf("with containerd's own import: %q, %q", wrong, notes)
 		}
 	}
-	if wrong, _ := checked(t, full, func(string) string {
+	withoutCRI := func(string) string {
 		return "version = 3\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\nimports = [\"t*.toml\"]\n"
-	},
-		cut(t, "[plugins.'io.containerd.cri.v1.images']")); len(wrong) > 0 {
+	}
+	if wrong, _ := checked(t, full, withoutCRI, cut(t, "[plugins.'io.containerd.cri.v1.images']")); len(wrong) > 0 {
 		t.Errorf("without CRI: %q", wrong)
 	}
-	if _, notes := checked(t, Install{Root: "/srv/tank", Address: "/none", Content: true}, same,
-		same); len(notes) != 1 || !strings.Contains(notes[0], "Nobody answers on /none") {
+	_, notes := checked(t, Install{Root: "/srv/tank", Address: "/none", Content: true}, same, same)
+	if len(notes) != 1 || !strings.Contains(notes[0], "Nobody answers on /none") {
 		t.Errorf("without a daemon: %q", notes)
 	}
 }
@@ -196,12 +200,12 @@ func TestCheck(t *testing.T) {
 		in     Install
 		main   func(string) string
 		dropIn func(string) string
-		want   []string // each in one sentence of its own
+		want   []string // parts of the findings, one for each finding
 	}{
 		{"skipped blobs under an isolating policy", skipping, same,
 			add("[plugins.'io.containerd.metadata.v1.bolt']\n  content_sharing_policy = \"isolated\"\n"),
 			[]string{"a namespace gets layers that its registry does not let it have"}},
-		{"nothing of Tank", full, func(string) string { return "version = 3\n" }, same,
+		{"a config without Tank", full, func(string) string { return "version = 3\n" }, same,
 			[]string{"Tank is not containerd's content store", "No proxy plugin of type snapshot has Tank's " +
 				"address /none"}},
 		{"snapshotter elsewhere", full, same, replace(t, `"/none"`, `"/other.sock"`),
@@ -225,11 +229,9 @@ func TestCheck(t *testing.T) {
 		{"disabled content proxy", full, same, replace(t, "v1.content\"]", "v1.content\", "+
 			"\"io.containerd.content.v1.tank-content\"]"),
 			[]string{"no proxy takes its place"}},
-		{"neither Install", full, same, func(s string) string {
-			return cut(t, "disabled_plugins")(cut(t,
-				"[proxy_plugins.tank-content]")(s))
-		},
-			[]string{"set containerd_address in Tank's own config"}},
+		{"neither install", full, same, func(s string) string {
+			return cut(t, "disabled_plugins")(cut(t, "[proxy_plugins.tank-content]")(s))
+		}, []string{"set containerd_address in Tank's own config"}},
 		{"both installs", second, same, func(string) string { s, _ := full.DropIn(); return s },
 			[]string{"Tank's own config has containerd_address"}},
 		{"another containerd", second, add("[grpc]\naddress = \"/run/other.sock\"\n"), same,
@@ -293,7 +295,7 @@ func TestCheck(t *testing.T) {
 			[]string{`for the snapshotter "stargz", which does not exist: the transfer service is not loaded`}},
 		{"unknown differ", full, same, replace(t, "differ = \"walking\"\n    optional = true",
 			"differ = \"walker\""), []string{`the differ "walker", which does not exist`}},
-		{"a word for a number", full, same, replace(t, "unpacks = 4", `unpacks = "4"`),
+		{"a string for a number", full, same, replace(t, "unpacks = 4", `unpacks = "4"`),
 			[]string{"[plugins.'io.containerd.transfer.v1.local'] is not as containerd expects it"}},
 		{"no diff proxy", full, same, func(s string) string {
 			return replace(t, `default = ["tank-diff", "walking"]`, `default = ["walking"]`)(replace(t,
@@ -332,14 +334,11 @@ func TestCheck(t *testing.T) {
 				"[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"r.test\"]\nendpoint = [\"http://r\"]\n"
 		}, same, []string{"registry.mirrors: CRI then pulls without"}},
 		{"downloads in version 1", full, func(string) string {
-			return "imports = " +
-				"[\"tank.toml\"]\n[plugins.cri]\nmax_concurrent_downloads = 5\n"
-		}, same,
-			[]string{"max_concurrent_downloads = 5: CRI then pulls without"}},
+			return "imports = [\"tank.toml\"]\n[plugins.cri]\nmax_concurrent_downloads = 5\n"
+		}, same, []string{"max_concurrent_downloads = 5: CRI then pulls without"}},
 
-		{"a handler's images elsewhere", full, same,
-			add("[plugins.'io.containerd.cri.v1.images'.runtime_platforms.kata]\n" +
-				"  snapshotter = \"overlayfs\"\n"),
+		{"a handler's images elsewhere", full, same, add("[plugins.'io.containerd.cri.v1.images'" +
+			".runtime_platforms.kata]\n  snapshotter = \"overlayfs\"\n"),
 			[]string{`The runtime handler "kata" has its images pulled with "overlayfs" ` +
 				`and its containers made with "tank"`}},
 		{"a handler's containers elsewhere", full, same,
@@ -367,9 +366,9 @@ func TestCheck(t *testing.T) {
 				"[plugins.'io.containerd.grpc.v1.cri']\n  sandbox_image = \"x\"\n"
 		}, same, []string{"which containerd ignores in a file of version 4"}},
 
-		{"an import that is not there", full, replaceImport(`imports = ["tank.toml", "none.toml"]`), same,
+		{"an import that does not exist", full, replaceImport(`imports = ["tank.toml", "none.toml"]`), same,
 			[]string{"none.toml, which does not exist: containerd does not start"}},
-		{"no pattern", full, replaceImport(`imports = ["tank.toml", "[*.toml"]`), same,
+		{"a malformed pattern", full, replaceImport(`imports = ["tank.toml", "[*.toml"]`), same,
 			[]string{"which is no pattern"}},
 		{"syntax", full, same, replace(t, "[proxy_plugins.tank]", "[proxy_plugins.tank"),
 			[]string{"tank.toml, line 4, column"}},
@@ -378,8 +377,7 @@ func TestCheck(t *testing.T) {
 		{"a plugin's old name", full, func(s string) string { return "disabled_plugins = [\"cri\"]\n" + s }, same,
 			[]string{"is not the name of a plugin since version 2: containerd does not start"}},
 		{"a newer version", full, func(s string) string {
-			return strings.Replace(s, "version = 3",
-				"version = 5", 1)
+			return strings.Replace(s, "version = 3", "version = 5", 1)
 		}, same, []string{"has version 5; the newest"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -418,7 +416,7 @@ func TestCheckNotes(t *testing.T) {
 				"images with \"overlayfs\""}},
 	} {
 		wrong, notes := checked(t, in, same, replace(t, images, tc.images))
-		if len(wrong) > 0 || len(notes) != len(tc.want)+1 { // and that nobody answers
+		if len(wrong) > 0 || len(notes) != len(tc.want)+1 { // the other note is that no daemon answers
 			t.Errorf("%s: %q, %q", tc.name, wrong, notes)
 		}
 		for _, want := range tc.want {
@@ -434,8 +432,7 @@ func TestCheckEmptyPattern(t *testing.T) {
 	wrong, notes := checked(t, Install{Root: "/srv/tank", Address: "/none", Content: true},
 		replaceImport(`imports = ["tank.toml", "conf.d/*.toml"]`), same)
 	if len(wrong) > 0 || !slices.ContainsFunc(notes, func(s string) bool {
-		return strings.Contains(s,
-			"conf.d/*.toml, which matches no file")
+		return strings.Contains(s, "conf.d/*.toml, which matches no file")
 	}) {
 		t.Errorf("%q, %q", wrong, notes)
 	}

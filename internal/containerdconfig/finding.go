@@ -10,7 +10,7 @@ type Finding struct {
 	Where string
 	// Problem is what is wrong and what follows from it: a predicate of Where, or a whole sentence if Where is "".
 	Problem string
-	// Remedy is what to do about it, in sentences. "" if Problem shows it.
+	// Remedy is what to do about the problem, in sentences. "" if Problem makes that clear.
 	Remedy string
 }
 
@@ -29,7 +29,7 @@ func (f Finding) String() string {
 	return text
 }
 
-// findings collects what is found. Its methods return the new finding, so that a remedy can be added.
+// findings collects the findings of a check. Its methods return the new finding, so that a remedy can be added.
 type findings []*Finding
 
 func (f *findings) wrong(where, problem string, args ...any) *Finding {

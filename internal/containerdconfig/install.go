@@ -30,8 +30,9 @@ const (
 
 // capabilities returns the capabilities that the drop-in announces.
 //
-// With rebase, containerd unpacks layers into directories with overlay's whiteouts. It can't make these inside a user
-// namespace, and it would not use them for the copies of directory mode.
+// With rebase, containerd unpacks each layer into a directory of its own, with overlay's whiteouts for the files that
+// the layer deletes. Inside a user namespace containerd can't make whiteouts, and the copies of directory mode do not
+// apply them.
 //
 // Inside a user namespace, nobody can remap the owners of a file system that was mounted outside. In
 // directory mode Tank could serve remapped mounts, but a container would not start if the root's file system

@@ -22,8 +22,8 @@ func processorTOML(id, accepts, path string) string {
 
 const encryptedTar = "application/vnd.oci.image.layer.v1.tar+encrypted"
 
-// TestProcessorsOfContainerd: Tank accepts only a config that no other user can write, and sorts the programs
-// by how likely containerd itself would run them.
+// TestProcessorsOfContainerd: Tank accepts only a config that no other user can write. It sorts the programs by how
+// likely it is that containerd itself would run them.
 func TestProcessorsOfContainerd(t *testing.T) {
 	const builtIn = "io.containerd.ocicrypt.decoder.v1.tar"
 	for _, tc := range []struct {
@@ -111,11 +111,9 @@ func TestCheckProcessors(t *testing.T) {
 		{"one", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o600,
 			`Tank runs the stream processor "x" (/bin/sh) for layers of ` + encryptedTar, false},
 		{"one without a program", processorTOML("x", encryptedTar, "/none"), nil, 0o600,
-			"names a program that can't be run",
-			true},
-		{"one for layers that Tank reads", processorTOML("pigz", "application/vnd.oci.image.layer.v1.tar+gzip",
-			"/none"), nil,
-			0o600,
+			"names a program that can't be run", true},
+		{"one for layers that Tank reads",
+			processorTOML("pigz", "application/vnd.oci.image.layer.v1.tar+gzip", "/none"), nil, 0o600,
 			`Tank does not run the stream processor "pigz"`, false},
 		{"a file that others may write", processorTOML("x", encryptedTar, "/bin/sh"), nil, 0o666,
 			"Tank does not run the stream processors", true},
@@ -151,8 +149,7 @@ func TestCheckProcessors(t *testing.T) {
 				t.Fatal(err)
 			}
 			found = slices.DeleteFunc(found, func(f Finding) bool {
-				return strings.Contains(f.String(),
-					"Nobody answers")
+				return strings.Contains(f.String(), "Nobody answers")
 			})
 			switch {
 			case tc.want == "" && len(found) > 0:

@@ -2,12 +2,12 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: the bytes that a Ledger has promised fit together into the space that was free
-// when it promised the last of them.
+// Its invariant: all bytes that a Ledger has promised fit together into the space that was free when
+// it made the latest promise, except those of slow downloads.
 //
-// The surprising rule: free space is what an ordinary user may write, also for root, so that the
-// blocks that a file system reserves stay free. A file system that does not report its size counts
-// as having enough.
+// The surprising rule: free space is what an ordinary user may write, even if the process runs as
+// root, so that the blocks that a file system reserves stay free. A file system that does not report
+// its size counts as having enough.
 package diskspace
 
 import (
@@ -24,8 +24,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rate"
 )
 
-// Space is the size of a file system, in bytes; math.MaxInt64 where the file system does not report
-// it.
+// Space is the size of a file system, in bytes. Both fields are math.MaxInt64 if the file system does
+// not report it.
 type Space struct {
 	Free  int64 // what a process without privileges may still write
 	Total int64
@@ -63,8 +63,8 @@ func space(st *unix.Statfs_t) Space {
 	return Space{int64(st.Bavail * block), int64(st.Blocks * block)}
 }
 
-// Ledger holds what downloads have announced against the free space: a download begins only if all
-// of it fits beside what the others have announced and not written yet. The zero value is ready to
+// Ledger compares what downloads have announced with the free space: a download begins only if all of
+// it fits beside what the others have announced and not written yet. The zero value is ready to
 // use. Its methods and those of its promises may be called by several goroutines at once.
 type Ledger struct {
 	Space func(File) (Space, error) // nil: OfFile
@@ -72,16 +72,16 @@ type Ledger struct {
 
 	promising sync.Mutex // held from reading the free space until the promise is recorded
 
-	mu       sync.Mutex // guards promises and what is in them
+	mu       sync.Mutex // guards promises and the fields of each Promise
 	promises map[*Promise]struct{}
 }
 
 // Promise is the number of bytes that one download has announced and not written. The promise of a
 // slow download (package rate) does not count: a registry that announces as many bytes as are free,
-// and then sends slowly, must not keep others from the disk. All methods of nil do nothing.
+// and then sends slowly, must not keep others from the disk. The methods of a nil Promise do nothing.
 type Promise struct {
 	ledger *Ledger
-	due    int64
+	due    int64 // announced and not written
 	bytes  int64 // written so far
 	meter  rate.Meter
 }
@@ -106,14 +106,14 @@ func (l *Ledger) promised() (bytes int64) {
 	return bytes
 }
 
-// Fits returns errdefs.ErrResourceExhausted unless so many bytes fit into the file system of f
+// Fits returns errdefs.ErrResourceExhausted unless that many bytes fit into the file system of f
 // beside what is promised.
 func (l *Ledger) Fits(f File, bytes int64) error {
-	look := l.Space
-	if look == nil {
-		look = OfFile
+	spaceOf := l.Space
+	if spaceOf == nil {
+		spaceOf = OfFile
 	}
-	space, err := look(f)
+	space, err := spaceOf(f)
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
 	}
@@ -159,11 +159,11 @@ func (p *Promise) Wrote(n int64) {
 	p.ledger.mu.Lock()
 	defer p.ledger.mu.Unlock()
 	p.bytes += n
-	p.meter.IsSlow(p.ledger.now(), p.bytes) // a window ends when bytes come, too
+	p.meter.IsSlow(p.ledger.now(), p.bytes) // a write can end a window of the meter, too
 	p.due = max(p.due-n, 0)
 }
 
-// Reset makes it a promise of that many bytes, whatever was written.
+// Reset makes p a promise of that many bytes, whatever was written before.
 func (p *Promise) Reset(bytes int64) {
 	if p == nil {
 		return

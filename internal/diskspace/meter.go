@@ -9,9 +9,9 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// What a Meter leaves free, so that the database and other programs can go on: maxSpare bytes, or a
-// part of a small file system.
 const (
+	// A Meter leaves maxSpare bytes free, or 1/sparePart of the file system if that is less, so that the
+	// database and other programs can go on.
 	maxSpare  = 64 << 20
 	sparePart = 64
 	// meterStep is how many bytes are written before the free space is read again.
@@ -31,8 +31,8 @@ type Meter struct {
 // NewMeter returns the meter for a directory, which has to exist at the first Take.
 func NewMeter(path string) *Meter { return &Meter{path: path} }
 
-// Take is called before so many bytes are written. It returns errdefs.ErrResourceExhausted if less
-// than the spare part would be left free.
+// Take must be called before that many bytes are written. It returns errdefs.ErrResourceExhausted if
+// the write would leave less free than the meter must.
 func (m *Meter) Take(bytes int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -45,7 +45,7 @@ func (m *Meter) Take(bytes int64) error {
 	}
 	spare := min(space.Total/sparePart, maxSpare)
 	if space.Free-spare < bytes {
-		err := fmt.Errorf("the disk of %s is too small: %d MiB are free, and %d MiB of them are kept in reserve: %w",
+		err := fmt.Errorf("the disk of %s is too full: %d MiB are free, of which %d MiB are kept in reserve: %w",
 			m.path, space.Free>>20, spare>>20, errdefs.ErrResourceExhausted)
 		return cause.Mark(err, cause.DiskFull, "")
 	}

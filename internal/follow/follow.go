@@ -2,8 +2,8 @@
 //
 // It owns nothing on disk: the files belong to the content store and its writers.
 //
-// Its invariant: a Reader never returns a byte that is not at this place of the file that it
-// follows, and returns io.EOF only after these bytes were committed as the blob.
+// Its invariant: every byte that a Reader returns is at the same offset of the file that it follows,
+// and it returns io.EOF only after these bytes were committed as the blob.
 //
 // The surprising rule: a writer never waits for readers. It announces its progress and goes on; a
 // Reader has a descriptor of its own, which stays valid when the file is renamed, deleted or
@@ -22,19 +22,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// State is what has become of an ingest.
+// State is the state of an ingest. The zero value is Growing.
 type State int
 
 const (
 	// Growing is the state of an ingest whose writer is open.
 	Growing State = iota
-	// Committed means that its bytes are the blob.
+	// Committed means that the bytes of the ingest are the blob.
 	Committed
 	// Superseded means that another writer has committed the blob. The writer of this ingest may
 	// still write.
 	Superseded
-	// Ended means that its bytes will not become the blob, or no longer begin with what readers
-	// have read.
+	// Ended means that the bytes of the ingest will not become the blob, or no longer begin with what
+	// readers have read.
 	Ended
 )
 
@@ -44,7 +44,7 @@ type File interface {
 	Name() string
 }
 
-// Ingest is what readers see of an open writer, from its opening or its last truncation on.
+// Ingest is what readers see of an open writer since it was opened or last truncated.
 type Ingest struct {
 	digest digest.Digest // of the blob that it is announced as; "" if it was not announced
 
@@ -52,7 +52,7 @@ type Ingest struct {
 	f     File       // nil once the ingest is no longer Growing
 	size  int64
 	state State
-	cause string        // why it Ended
+	cause string        // why the state is Ended
 	wait  chan struct{} // closed at the next change; nil while no reader waits
 }
 
@@ -156,8 +156,8 @@ func (t *Table) Len() int {
 	return len(t.ingests)
 }
 
-// Committed moves the other ingests of a blob to the state Superseded after by was committed as the
-// blob.
+// Committed is called after the ingest by was committed as the blob d. It moves the other ingests of
+// the blob to the state Superseded.
 func (t *Table) Committed(d digest.Digest, by *Ingest) {
 	for _, in := range t.of(d) {
 		if in != by {

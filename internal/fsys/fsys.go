@@ -32,9 +32,9 @@ type FS interface {
 	OpenFile(path string, flag int, perm fs.FileMode) (File, error)
 	// Mkdir makes one directory.
 	Mkdir(path string, perm fs.FileMode) error
-	// Rename replaces to by from.
+	// Rename renames from to to, and replaces an existing to.
 	Rename(from, to string) error
-	// Link makes the hard link to of the file from.
+	// Link makes a hard link to the file from, at the path to.
 	Link(from, to string) error
 	// Remove deletes a file or an empty directory.
 	Remove(path string) error
@@ -58,7 +58,7 @@ type File interface {
 	io.WriterAt
 	io.Closer
 	Name() string
-	// Fd returns the descriptor, for what is not a change: statfs, dup, sync_file_range.
+	// Fd returns the descriptor, for calls that change nothing: statfs, dup, sync_file_range.
 	Fd() uintptr
 	Stat() (fs.FileInfo, error)
 	// Sync forces the file's bytes and attributes to the disk.

@@ -8,8 +8,8 @@ import (
 	"testing/synctest"
 )
 
-// TestLock: one goroutine at a time has a key, other keys are free meanwhile, and no key is kept
-// afterwards.
+// TestLock: one goroutine at a time has a key. Other keys are free meanwhile, and no key is kept in
+// the map afterwards.
 func TestLock(t *testing.T) {
 	var l Locks
 	var wg sync.WaitGroup

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestRanksHaveNames fails for a rank that an error could not name.
+// TestRanksHaveNames fails for a rank without a name, because a panic could not name it.
 func TestRanksHaveNames(t *testing.T) {
 	t.Parallel()
 	for r := Rank(1); int(r) < len(rankNames); r++ {
@@ -18,13 +18,14 @@ func TestRanksHaveNames(t *testing.T) {
 	}
 }
 
-// TestOrder takes two locks in each order and in each way. Only a build that checks panics; that locks work, both show.
+// TestOrder takes locks in each order and in each way. Every build shows that the locks work; only a build with checks
+// panics.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	const first = Rank(1)
 	for _, row := range []struct {
 		name  string
-		locks func() (take func(), giveBack func())
+		locks func() (take func(), release func())
 		panic string
 	}{
 		{"one lock", func() (func(), func()) {
@@ -43,7 +44,7 @@ func TestOrder(t *testing.T) {
 			a, b := &Mutex{Rank: first}, &Mutex{Rank: first}
 			return func() { a.Lock(); defer unlockOnPanic(a); b.Lock() }, func() { b.Unlock(); a.Unlock() }
 		}, "takes " + Rank(1).String() + " while holding " + Rank(1).String()},
-		{"given back by another goroutine", func() (func(), func()) {
+		{"released by another goroutine", func() (func(), func()) {
 			m := &Mutex{Rank: first}
 			return func() {
 				m.Lock()
@@ -56,21 +57,22 @@ func TestOrder(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			take, giveBack := row.locks()
+			take, release := row.locks()
 			text := panicOf(take)
 			if text == "" {
-				giveBack()
+				release()
 			}
 			if !Checked {
 				return
 			}
 			if row.panic == "" && text != "" || !strings.Contains(text, row.panic) {
-				t.Errorf("panic %q, expected %q", text, row.panic)
+				t.Errorf("panic %q, want %q", text, row.panic)
 			}
 		})
 	}
 }
 
+// unlockOnPanic is deferred. It unlocks m if the goroutine panics, and panics again.
 func unlockOnPanic(m *Mutex) {
 	if p := recover(); p != nil {
 		m.Unlock()
@@ -78,6 +80,7 @@ func unlockOnPanic(m *Mutex) {
 	}
 }
 
+// panicOf returns the text that fn panics with; "" if it does not panic.
 func panicOf(fn func()) (text string) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -21,7 +21,7 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestUsingNothing shows that directories without a mount are not reported, and that none need no mount table.
+// TestUsingNothing shows that Using reports no directory that has no mount, and accepts an empty list.
 func TestUsingNothing(t *testing.T) {
 	for _, dirs := range [][]string{nil, {"layers/1"}} {
 		if at, err := Using(t.TempDir(), dirs); at != "" || err != nil {

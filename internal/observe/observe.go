@@ -62,15 +62,14 @@ type Result struct {
 // Observer sees operations. Its methods may be called by many goroutines at once, and must return
 // quickly: the operation waits for them.
 type Observer interface {
-	// Begin is called when an operation begins. The operation goes on with the context that it
-	// returns, which a trace uses to carry its span, and calls end once when it is over. ctx and
-	// end are not nil.
+	// Begin is called when an operation begins. The operation goes on with next, in which a trace
+	// carries its span, and calls end once when it is over. ctx, next and end are not nil.
 	Begin(ctx context.Context, e Event) (next context.Context, end func(Result))
 }
 
-// Begin tells o, which may be nil, that an operation begins. The returned function, which is never
-// nil, ends the operation; calls after the first have no effect, so a caller can defer one for an
-// unexpected return.
+// Begin reports to o, which may be nil, that an operation begins. The returned function, which is
+// never nil, ends the operation. Calls after the first have no effect, so a caller can defer one for
+// an unexpected return.
 func Begin(ctx context.Context, o Observer, e Event) (context.Context, func(Result)) {
 	if o == nil {
 		return ctx, func(Result) {}
@@ -84,7 +83,7 @@ func Begin(ctx context.Context, o Observer, e Event) (context.Context, func(Resu
 	}
 }
 
-// Note tells o, which may be nil, about an operation that takes no time, such as a Hit.
+// Note reports to o, which may be nil, an operation that takes no time, such as a Hit.
 func Note(ctx context.Context, o Observer, e Event, r Result) {
 	if o != nil {
 		_, end := o.Begin(ctx, e)

@@ -15,15 +15,16 @@ import (
 )
 
 func image(name string) Image {
-	return Image{name,
-		ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name), Size: 1}}
+	return Image{name, ocispec.Descriptor{
+		MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name), Size: 1,
+	}}
 }
 
 func of(images ...Image) func() ([]Image, error) {
 	return func() ([]Image, error) { return images, nil }
 }
 
-// names returns the references that Tank has entries of in the index.json of a root.
+// names returns the references of Tank's entries in index.json.
 func names(t *testing.T, l *Layout) (names []string) {
 	t.Helper()
 	images, err := l.Images()
@@ -51,8 +52,8 @@ func addForeign(t *testing.T, l *Layout, d digest.Digest) {
 	}
 }
 
-// TestWrite: index.json has the images of the records and what another program added, and an
-// unchanged one is not written again.
+// TestWrite: index.json has the images of the records and the entries that another program added. An
+// unchanged index.json is not written again.
 func TestWrite(t *testing.T) {
 	root := t.TempDir()
 	fs := fsystest.New(t, root)
@@ -67,7 +68,7 @@ func TestWrite(t *testing.T) {
 		t.Errorf("entries %q", got)
 	}
 	if foreign, err := l.ForeignBlobs(); err != nil || len(foreign) > 0 {
-		t.Errorf("blobs of nobody: %v, %v", foreign, err)
+		t.Errorf("blobs of another program that has none: %v, %v", foreign, err)
 	}
 	other := digest.FromString("other")
 	addForeign(t, l, other)
@@ -97,8 +98,8 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// TestCrash stops the machine at every operation of a Write: index.json is the former one or the
-// new one, and the next Write makes it right.
+// TestCrash simulates a crash in every operation of a Write. Afterwards index.json has its former or
+// its new content, and the next Write completes it.
 func TestCrash(t *testing.T) {
 	for n := 1; ; n++ {
 		root := t.TempDir()

@@ -19,12 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Credentials returns pid, uid and gid of the process at the other end of conn, as they were when it connected or
-// listened. errdefs.ErrInvalidArgument for a connection that is no unix socket.
+// Credentials returns the pid, uid and gid that the process at the other end of conn had when it connected or listened.
+// It returns errdefs.ErrInvalidArgument for a connection that is not a unix socket.
 func Credentials(conn net.Conn) (unix.Ucred, error) {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
-		return unix.Ucred{}, fmt.Errorf("peer of a %T: no socket: %w", conn, errdefs.ErrInvalidArgument)
+		return unix.Ucred{}, fmt.Errorf("peer of a %T: not a socket: %w", conn, errdefs.ErrInvalidArgument)
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
@@ -33,14 +33,13 @@ func Credentials(conn net.Conn) (unix.Ucred, error) {
 	var cred *unix.Ucred
 	var failed error
 	err = raw.Control(func(fd uintptr) {
-		cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET,
-			unix.SO_PEERCRED)
+		cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if err = errors.Join(err, failed); err != nil {
 		return unix.Ucred{}, fmt.Errorf("peer: %w", err)
 	}
 	if cred.Pid == 0 && cred.Uid == ^uint32(0) { // what the kernel returns for a TCP socket
-		return unix.Ucred{}, fmt.Errorf("peer of a %s socket: not known: %w", conn.LocalAddr().Network(),
+		return unix.Ucred{}, fmt.Errorf("peer of a %s socket: unknown: %w", conn.LocalAddr().Network(),
 			errdefs.ErrInvalidArgument)
 	}
 	return *cred, nil

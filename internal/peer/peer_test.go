@@ -29,7 +29,7 @@ func dialed(t *testing.T, network, address string) (client, server net.Conn) {
 	return client, server
 }
 
-func TestOf(t *testing.T) {
+func TestCredentials(t *testing.T) {
 	client, server := dialed(t, "unix", filepath.Join(t.TempDir(), "s"))
 	for name, conn := range map[string]net.Conn{"client": client, "server": server} {
 		cred, err := peer.Credentials(conn)
@@ -40,7 +40,7 @@ func TestOf(t *testing.T) {
 	}
 }
 
-func TestOfNoUnixSocket(t *testing.T) {
+func TestCredentialsWithoutUnixSocket(t *testing.T) {
 	client, _ := dialed(t, "tcp", "127.0.0.1:0")
 	pipe, other := net.Pipe()
 	defer pipe.Close()

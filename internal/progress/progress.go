@@ -2,8 +2,8 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: the display's methods may be called by several downloads at once, and text of others
-// (digests, lines) is escaped before it is written.
+// Its invariant: the functions of a Display may be called by several downloads at once. They escape
+// digests and lines before they write them.
 //
 // The surprising rule: a total is a registry's claim, so it may be zero, negative or huge. Neither bars nor remaining
 // times may break on it.
@@ -26,10 +26,10 @@ import (
 // Event is the state of one download.
 type Event struct {
 	Digest digest.Digest
-	Offset int64 // bytes that are here
+	Offset int64 // bytes that are in the store
 	Total  int64 // bytes of the blob, as the registry claims
 	Done   bool  // the download ended
-	Cached bool  // the blob was here before, so there was no download
+	Cached bool  // the blob was already in the store, so there was no download
 }
 
 // Display shows downloads. The zero value shows nothing.
@@ -40,8 +40,8 @@ type Display struct {
 	Text func(line string)
 }
 
-// New returns a display of a kind: "auto" draws bars if f is a terminal and else writes lines, "plain" writes
-// lines, and "none" shows nothing.
+// New returns a display of a kind: "auto" draws bars if f is a terminal and otherwise writes lines, "plain"
+// writes lines, and "none" shows nothing.
 func New(f *os.File, kind string) (Display, error) {
 	switch kind {
 	case "none":
@@ -66,7 +66,7 @@ const plainInterval = 5 * time.Second
 type plain struct {
 	mu   sync.Mutex // guards the fields below
 	w    io.Writer
-	last map[digest.Digest]time.Time // of the latest line, by digest
+	last map[digest.Digest]time.Time // when the latest line about a blob was written, or its download began
 }
 
 func (p *plain) event(e Event) {

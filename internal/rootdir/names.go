@@ -17,10 +17,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// names gives out staged names. None is used twice, whatever an earlier process left and whatever
-// the clock shows. So a process can delete what others left while it makes new entries itself.
+// names gives out staged names. It gives out none that an earlier process or another Dir has used,
+// whatever the clock shows. So a process can delete what others left while it makes new entries.
 type names struct {
-	token string // of this process and this Dir; no other has it
+	token string // of this Dir; no other Dir of any process has it
 	count atomic.Uint64
 }
 
@@ -30,8 +30,8 @@ func newNames() *names {
 	return &names{token: fmt.Sprintf("%016x", rand.Uint64())}
 }
 
-// pathIn returns a path in dir that nothing has. what is the beginning of the name, after the dot,
-// for people who list the directory.
+// pathIn returns the path of a new staged name in dir. The name begins with a dot and what, for
+// people who list the directory.
 func (n *names) pathIn(dir, what string) string {
 	return filepath.Join(dir, "."+what+"-"+n.token+"-"+strconv.FormatUint(n.count.Add(1), 36))
 }
@@ -44,8 +44,8 @@ func (n *names) made(name string) bool {
 // IsStaged reports whether an entry with this name is being built or waits to be deleted.
 func IsStaged(name string) bool { return strings.HasPrefix(name, ".") }
 
-// IsLostFound reports whether an entry of a pool is the lost+found of a file system that is mounted
-// there, which is none of Tank's.
+// IsLostFound reports whether an entry of a pool is the directory lost+found of a file system that is
+// mounted there. Tank leaves it alone.
 func IsLostFound(name string) bool { return name == "lost+found" }
 
 // Stage returns the path of a staged name in a pool that is not nested, for an entry that is going
@@ -64,10 +64,10 @@ func (d *Dir) MakeParent(path string) error {
 	return err
 }
 
-// Build makes the directory path, which has a staged name, and has fill make what is in it and sync
-// write that to the disk. sync is nil for what a later Sync or Place makes durable. For the file
-// system this is one operation, however many files it makes. What remains after an error is the
-// caller's to delete.
+// Build makes the directory path, which has a staged name. It calls fill, which makes the entries of
+// the directory, and then sync, which forces them to the disk. sync is nil if a later Sync or Place
+// makes the directory durable. Build is one operation of fsys.FS, however many files fill makes.
+// After an error the caller deletes what remains.
 func (d *Dir) Build(path string, fill, sync func() error) error {
 	return d.fs.Build(path, func() error {
 		if err := os.Mkdir(path, 0o700); err != nil {
@@ -89,8 +89,8 @@ func (d *Dir) MoveStaged(from, to string) error {
 	return d.fs.Rename(from, to)
 }
 
-// left lists the paths of what others left in dir. It returns no error for a directory that is
-// missing.
+// left lists the paths of the staged names in dir that another process or another Dir made. It
+// returns no error if dir is missing.
 func (n *names) left(ctx context.Context, dir string) (paths []string, err error) {
 	// O_NONBLOCK saves the os package from finding out whether the runtime can wait for a
 	// directory.

@@ -12,10 +12,10 @@ import (
 const numberBlock = 64
 
 // numbers gives out the names of layers and snapshots. They are short, because overlay's options
-// have to fit into a page, and no number comes twice, whatever becomes of the transaction that
-// records the directory.
+// have to fit into a page. No number is given out twice, even if the transaction that records the
+// directory fails.
 type numbers struct {
-	mu        lockorder.Mutex // guards the fields below; held while a block is taken in a transaction of its own
+	mu        lockorder.Mutex // guards the fields below; newNumber holds it while a transaction takes a block
 	next, end uint64
 	spare     uint64 // the first number of the block after this one; 0 if there is none yet
 }
@@ -27,8 +27,8 @@ func (n *numbers) low() bool {
 	return n.spare == 0 && n.end-n.next < numberBlock/2
 }
 
-// add adds the block that a transaction took, once that is durable. Of two blocks that were taken
-// at once, one is never used.
+// add adds the block that a transaction took, once the transaction is durable. If two transactions
+// took a block at the same time, one of the blocks is never used.
 func (n *numbers) add(first uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -59,7 +59,7 @@ func (d *Dir) newNumber() (string, error) {
 	}
 }
 
-// takeNumbers is called with numbers.mu held.
+// takeNumbers takes a block from the database. Called with numbers.mu held.
 func (d *Dir) takeNumbers() error {
 	return d.db.Update(func(tx *metadata.Tx) error {
 		first, err := tx.TakeIDs(numberBlock)

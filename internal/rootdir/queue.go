@@ -9,26 +9,26 @@ import (
 	"sync/atomic"
 )
 
-// maxWorkers is how many trees are deleted at once in the background. Hundreds would keep everybody
-// else from the journal of the file system.
+// maxWorkers is how many trees are deleted at once in the background. With hundreds, other programs
+// would have to wait for the journal of the file system.
 const maxWorkers = 4
 
-// queue has the trees that are deleted in the background, by their staged names.
+// queue has the trees that are deleted in the background.
 type queue struct {
 	mu      sync.Mutex               // guards the fields below; a leaf of the lock order
 	waiting []string                 // paths, the oldest first
 	taken   uint64                   // how many have left waiting
-	busy    map[string]chan struct{} // by path of a tree that is being deleted: closed when that has ended
-	failed  map[string]error         // trees that the next sweep tries to delete again
+	busy    map[string]chan struct{} // by path of a tree that is being deleted; closed when the deletion ends
+	failed  map[string]error         // by path of a tree that the next sweep tries to delete again
 	workers int
-	changed chan struct{} // closed at the next end of a deletion; nil if nobody waits for it
+	changed chan struct{} // closed when the next deletion ends; nil if nothing waits for it
 
 	counting atomic.Int32 // calls of Count that have not ended
 	freed    atomic.Int64 // bytes, since the process began
 }
 
-// counter returns the function that counts the bytes that a removal frees. It is nil while nobody
-// wants to know, because counting takes a stat for each file.
+// counter returns the function that counts the bytes that a removal frees. It returns nil while no
+// call of Count needs the sum, because counting takes a stat for each file.
 func (q *queue) counter() func(bytes int64) {
 	if q.counting.Load() == 0 {
 		return nil
@@ -46,7 +46,7 @@ func (q *queue) put(paths []string) (start int) {
 // add is put with mu held.
 func (q *queue) add(paths []string) (start int) {
 	for _, path := range paths {
-		if path != "" { // Aside has deleted it in its position
+		if path != "" { // otherwise Aside has deleted the entry in its position
 			q.waiting = append(q.waiting, path)
 		}
 	}
@@ -55,8 +55,8 @@ func (q *queue) add(paths []string) (start int) {
 	return start
 }
 
-// retry adds trees, and those whose deletion failed. until is the value that taken has when all of
-// these have left the queue.
+// retry adds trees, and the trees whose deletion failed. until is the value that taken has when all
+// of these have left the queue.
 func (q *queue) retry(paths []string) (start int, until uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -88,7 +88,7 @@ func (q *queue) nextForWorker(ctx context.Context) (path string, ok bool) {
 	return path, ok
 }
 
-// take is called with mu held.
+// take moves the oldest tree from waiting to busy. Called with mu held.
 func (q *queue) take() (path string, ok bool) {
 	if len(q.waiting) == 0 {
 		return "", false
@@ -104,7 +104,7 @@ func (q *queue) take() (path string, ok bool) {
 	return path, true
 }
 
-// done ends the deletion of a tree. err is why a part of it remains.
+// done ends the deletion of a tree. err is the reason if a part of the tree remains.
 func (q *queue) done(path string, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

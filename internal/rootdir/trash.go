@@ -16,14 +16,14 @@ import (
 	"github.com/tank-snapshotter/tank/internal/reserve"
 )
 
-// When more than throttleFrom trees wait to be deleted, Throttle waits, for throttlePause at most.
+// While at least throttleFrom trees wait to be deleted, Throttle waits, for throttlePause at most.
 const (
 	throttleFrom  = 1024
 	throttlePause = 100 * time.Millisecond
 )
 
-// Trash deletes entries that have no record, in the background: it gives each of them a staged name
-// first. A path without a file is no error.
+// Trash gives entries that have no record staged names, and deletes them in the background. A path
+// without a file is no error.
 func (d *Dir) Trash(paths ...string) error {
 	var moved []string
 	var errs []error
@@ -66,8 +66,8 @@ func (d *Dir) Aside(path string) (moved string, err error) {
 }
 
 // move renames a file or directory. An ordinary user may move only directories that it may write,
-// because their ".." changes. A directory that is not writable is made so for the rename, and has
-// its former mode on the disk when move returns.
+// because the rename changes their "..". move makes such a directory writable for the rename, and
+// restores and syncs its former mode.
 func (d *Dir) move(from, to string) error {
 	err := d.fs.Rename(from, to)
 	if !errors.Is(err, fs.ErrPermission) {
@@ -118,7 +118,7 @@ func (d *Dir) deleteTaken(ctx context.Context, path string) error {
 		defer d.deleting.Lock(path)()
 		return d.remove(ctx, path)
 	})
-	if err != nil && ctx.Err() != nil { // the next sweep or the next opening of the root goes on
+	if err != nil && ctx.Err() != nil { // the next sweep or the next opening of the root continues
 		d.queue.done(path, nil)
 		d.Delete(path)
 		return ctx.Err()
@@ -133,15 +133,15 @@ func (d *Dir) deleteTaken(ctx context.Context, path string) error {
 func (d *Dir) logLeft(ctx context.Context, path string, err error) {
 	left, _ := leftover.Split(err)
 	if left != nil && left.Protected && !d.names.made(filepath.Base(path)) {
-		log.G(ctx).WithError(err).Debug("deletion")
+		log.G(ctx).WithError(err).Debug("deletion is incomplete")
 		return
 	}
-	log.G(ctx).WithError(err).Warn("deletion")
+	log.G(ctx).WithError(err).Warn("deletion is incomplete")
 }
 
-// Empty deletes trees with staged names, and everything that waits to be deleted, together with the
-// background. It returns when all of that is gone, with the errors of what remains; a
-// leftover.Error lists files. When ctx ends, Empty returns its error, and the background goes on.
+// Empty deletes trees with staged names, and everything that waits to be deleted, and the workers of
+// the background help. It returns when all of these deletions have ended, with the errors of what
+// remains; a leftover.Error lists files. If ctx ends, Empty returns its error, and the workers go on.
 func (d *Dir) Empty(ctx context.Context, paths ...string) error {
 	workers, until := d.queue.retry(paths)
 	d.startWorkers(workers)
@@ -171,9 +171,9 @@ func (d *Dir) Wait() {
 	}
 }
 
-// Throttle makes a caller that is about to make a directory wait while very many are to be deleted,
-// so that directories can't be made and removed much faster than they are deleted. It waits for 100
-// ms at most. Callers that remove do not wait, because containerd's collector removes under a lock.
+// Throttle is called before a directory is made. It waits while very many trees wait to be deleted,
+// but for 100 ms at most, so that callers can't make and remove directories much faster than these are
+// deleted. Removals do not call it, because containerd's collector removes under a lock.
 func (d *Dir) Throttle(ctx context.Context) {
 	const step = throttlePause / 20
 	for waited := time.Duration(0); waited < throttlePause && d.queue.length() >= throttleFrom; waited += step {
@@ -185,8 +185,8 @@ func (d *Dir) Throttle(ctx context.Context) {
 	}
 }
 
-// Count counts the bytes of disk blocks that deletions free from now on, until end is called, which
-// returns their sum.
+// Count begins to count the bytes of disk blocks that deletions free. end stops counting and returns
+// the sum.
 func (d *Dir) Count() (end func() int64) {
 	q := &d.queue
 	q.counting.Add(1)
@@ -215,8 +215,8 @@ func removeAll(_ context.Context, path string, freed func(bytes int64)) error {
 	return leftover.New(at, leftover.Protected(unix.AT_FDCWD, at), err)
 }
 
-// blocks returns the bytes of disk blocks that go with path and everything below it: none for a
-// file that has other names. What can't be looked at is not counted.
+// blocks returns the bytes of disk blocks that a deletion of path and everything below it frees. A
+// file that has other names frees none. Entries that can't be read do not count.
 func blocks(path string) (bytes int64) {
 	_ = filepath.WalkDir(path, func(path string, e fs.DirEntry, err error) error {
 		var st unix.Stat_t

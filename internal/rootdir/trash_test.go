@@ -32,6 +32,7 @@ func (d *testDir) tree(name string) string {
 	return path
 }
 
+// empty fails the test if a pool has an entry.
 func (d *testDir) empty() {
 	d.t.Helper()
 	if left := d.entries(); len(left) > 0 {
@@ -57,7 +58,7 @@ func TestTrash(t *testing.T) {
 	}
 }
 
-// TestAsideInPlace: where an entry can't be renamed it is deleted in its position.
+// TestAsideInPlace: an entry that can't be renamed is deleted in its position.
 func TestAsideInPlace(t *testing.T) {
 	for _, errno := range []string{"EXDEV", "EPERM", "ENOSPC", "EDQUOT"} {
 		root := t.TempDir()
@@ -76,7 +77,7 @@ func TestAsideInPlace(t *testing.T) {
 	}
 }
 
-// TestTrashPool: what is deleted waits in the pool for that, which is made again if it is missing.
+// TestTrashPool: entries to be deleted wait in Options.TrashPool, which is made again if it is missing.
 func TestTrashPool(t *testing.T) {
 	d := openTest(t, nil)
 	d.opts.TrashPool = Ingest
@@ -92,8 +93,8 @@ func TestTrashPool(t *testing.T) {
 	d.empty()
 }
 
-// TestMoveForOwner moves a directory that its owner may not write, which an ordinary user can't do
-// as it is.
+// TestMoveForOwner moves a directory that its owner may not write. An ordinary user has to make it
+// writable for the rename.
 func TestMoveForOwner(t *testing.T) {
 	root := t.TempDir()
 	d := reopenTest(t, root, fsystest.New(t, root, "rename layers/.*: fail EACCES"))
@@ -114,8 +115,8 @@ func TestMoveForOwner(t *testing.T) {
 	d.empty()
 }
 
-// TestEmpty: Empty deletes what waits and what could not be deleted before, and returns the files
-// that remain.
+// TestEmpty: Empty deletes the trees that wait and those whose deletion failed before. Its error lists
+// the files that remain.
 func TestEmpty(t *testing.T) {
 	d := openTest(t, nil)
 	stuck := atomic.Bool{}
@@ -141,8 +142,8 @@ func TestEmpty(t *testing.T) {
 	d.empty()
 }
 
-// TestEmptyInterrupted: what a caller was deleting when its context ended is deleted by the
-// background.
+// TestEmptyInterrupted: if the context of Empty ends while it deletes a tree, a worker deletes that
+// tree.
 func TestEmptyInterrupted(t *testing.T) {
 	d := openTest(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -175,8 +176,8 @@ func TestEmptyInterrupted(t *testing.T) {
 	d.empty()
 }
 
-// TestClose ends the deletions and leaves what is not deleted to the next process, which deletes
-// all staged names of others, and all of staging/, in the background.
+// TestClose: Close ends the deletions. The next process deletes, in the background, all staged names
+// that it did not make itself, and everything in staging/.
 func TestClose(t *testing.T) {
 	root := t.TempDir()
 	d := reopenTest(t, root, nil)
@@ -264,7 +265,7 @@ func TestCount(t *testing.T) {
 }
 
 // TestThrottle: a caller waits while very many trees are to be deleted, but not for long and not
-// after its context.
+// after its context has ended.
 func TestThrottle(t *testing.T) {
 	d := openTest(t, nil)
 	wait := func(ctx context.Context) time.Duration {
@@ -291,8 +292,8 @@ func TestThrottle(t *testing.T) {
 	d.queue.waiting, d.queue.workers = nil, 0
 }
 
-// TestNumbers: no number comes twice, whether a block is taken on its own or with a record, and
-// none that is in use.
+// TestNumbers: no number is given out twice, whether a block is taken in a transaction of its own or
+// with a record, and none that is in use is given out.
 func TestNumbers(t *testing.T) {
 	d := openTest(t, nil)
 	for _, taken := range []string{"layers/7", "snapshots/9"} {

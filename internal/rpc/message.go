@@ -8,7 +8,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// escapeMessage makes the message of an error printable, because clients write it to a terminal: containerd
+// escapeMessage makes the message of an error printable, because clients write it to a terminal. containerd
 // passes it on to ctr, for example.
 func escapeMessage(err *error) {
 	if *err == nil {
@@ -16,7 +16,7 @@ func escapeMessage(err *error) {
 	}
 	s, ok := status.FromError(*err)
 	switch {
-	case !ok && errdefs.IsInternal(*err): // a panic
+	case !ok && errdefs.IsInternal(*err): // panics.Recover made it
 		s = status.Convert(errgrpc.ToGRPC(*err))
 	case !ok:
 		s = status.FromContextError(*err) // as gRPC does

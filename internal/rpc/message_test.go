@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// TestMessagesAreEscaped: text of images reaches containerd's clients in the messages of errors.
+// TestMessagesAreEscaped: text of images can reach containerd's clients in error messages, without control characters.
 func TestMessagesAreEscaped(t *testing.T) {
 	const text = "layer x\x1b[31m\u009b\n"
 	for _, tt := range []struct {
@@ -29,8 +29,8 @@ func TestMessagesAreEscaped(t *testing.T) {
 			if strings.ContainsAny(after.Message(), "\x1b\u009b\n") || len(after.Message()) > 8<<10 {
 				t.Errorf("message %.200q", after.Message())
 			}
-			if before.Code() != after.Code() ||
-				errdefs.IsNotFound(errgrpc.ToNative(err)) != errdefs.IsNotFound(errgrpc.ToNative(tt.err)) {
+			found, want := errdefs.IsNotFound(errgrpc.ToNative(err)), errdefs.IsNotFound(errgrpc.ToNative(tt.err))
+			if before.Code() != after.Code() || found != want {
 				t.Errorf("class of %v, was that of %v", after.Code(), before.Code())
 			}
 		})

@@ -1,8 +1,8 @@
 // Package rpc is the gRPC server that all of Tank's sockets have in common.
 //
-// It owns nothing on disk. Its invariant: a panic in one call ends that call alone, and no message of an
-// error reaches a client with control characters in it. Serve returns only when no call runs any more, so
-// that its caller can close what the calls worked on.
+// It owns nothing on disk. Its invariant: a panic in one call ends only that call, and no error message
+// that reaches a client has control characters in it. Serve returns only after all calls have ended, so
+// that its caller can close what the calls used.
 //
 // The surprising rule: one codec serves protocol buffers and JSON. A message that is neither a
 // proto.Message nor a Marshaler is JSON, whatever content type the client asked for.
@@ -31,16 +31,17 @@ const drainTime = 10 * time.Second
 
 // Options of New. nil means the zero value.
 type Options struct {
-	// Drain is how long calls may go on after Serve was told to stop. 0 means 10 seconds, less than 0 forever.
+	// Drain is how long calls may go on after the context of Serve has ended. 0 means 10 seconds; a negative
+	// value means no limit.
 	Drain time.Duration
-	// Check returns an error for a request that no handler must see. nil: all requests are accepted.
+	// Check returns an error for a unary request that no handler must see. nil: all requests are accepted.
 	Check func(req any) error
 	// Server are further options of the gRPC server. nil: there are none.
 	Server []grpc.ServerOption
 }
 
-// Server is a gRPC server that has the health and the reflection service. Others are registered before
-// Serve is called.
+// Server is a gRPC server that has the health and the reflection service. Other services must be registered
+// before Serve is called.
 type Server struct {
 	*grpc.Server
 	drain time.Duration
@@ -70,10 +71,9 @@ func New(opts *Options) *Server {
 	return s
 }
 
-// Serve answers on the listeners until ctx ends, and then until the running calls have ended. It closes the
-// listeners.
+// Serve answers on the listeners until ctx ends and the running calls have ended. It closes the listeners.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	stop := context.AfterFunc(ctx, s.stop)
+	stop := context.AfterFunc(ctx, s.shutDown)
 	defer stop()
 	g, _ := errgroup.WithContext(ctx)
 	for _, l := range listeners {
@@ -87,7 +87,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		})
 	}
 	err := g.Wait()
-	s.calls.wait() // also for calls that were cut off, because the caller closes next what they work on
+	s.calls.wait() // also for canceled calls, because the caller then closes what they use
 	return err
 }
 
@@ -97,7 +97,8 @@ func (s *Server) Abort() { s.Stop() }
 // Idle returns when no call runs. The server goes on answering.
 func (s *Server) Idle() { s.calls.wait() }
 
-func (s *Server) stop() {
+// shutDown waits for the running calls, and cancels them when the time for that is over.
+func (s *Server) shutDown() {
 	if s.drain > 0 {
 		force := time.AfterFunc(s.drain, s.Stop)
 		defer force.Stop()

@@ -15,8 +15,8 @@ import (
 	"github.com/containerd/log"
 )
 
-// FindGroup returns the group with a name or number, for sockets of mode 0660; nil for the empty name.
-// errdefs.ErrInvalidArgument for a group that does not exist.
+// FindGroup returns the group with a name or number, for sockets of mode 0660. It returns nil for the empty
+// name, and errdefs.ErrInvalidArgument for a group that does not exist.
 func FindGroup(name string) (*Group, error) {
 	if name == "" {
 		return nil, nil
@@ -35,9 +35,9 @@ func FindGroup(name string) (*Group, error) {
 	return nil, fmt.Errorf("group %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
 }
 
-// MakeDir makes the directory of a socket. Every user may search it, because the mode of the socket decides
-// who may open that. A directory that exists is not changed; if the group can't search it, MakeDir logs a
-// warning.
+// MakeDir makes the directory of a socket. Every user may search the directory, because the mode of the
+// socket decides which users may open the socket. A directory that exists is not changed; if the group can't
+// search it or one of its parents, MakeDir logs a warning.
 func MakeDir(ctx context.Context, dir string, group *Group) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -55,7 +55,7 @@ func MakeDir(ctx context.Context, dir string, group *Group) error {
 		}
 		st, ok := fi.Sys().(*syscall.Stat_t)
 		if ok && fi.Mode()&0o001 == 0 && (int(st.Gid) != group.GID || fi.Mode()&0o010 == 0) {
-			log.G(ctx).WithField("directory", d).Warn("the socket's group can't get through its directory")
+			log.G(ctx).WithField("directory", d).Warn("the socket's group can't search this directory")
 		}
 		if d == filepath.Dir(d) {
 			break

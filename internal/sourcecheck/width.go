@@ -41,8 +41,8 @@ func (t *tree) wide() (faults []string) {
 	return faults
 }
 
-// wideMarkdown returns the numbers of the lines of a Markdown document that have too many columns. Tables, headings and
-// blocks of code are not looked at.
+// wideMarkdown returns the numbers of the lines of a Markdown document that have too many columns. It skips tables,
+// headings and blocks of code.
 func wideMarkdown(text string) (lines []int) {
 	fence, blank, code := false, true, false
 	for i, line := range strings.Split(text, "\n") {
@@ -63,8 +63,8 @@ func wideMarkdown(text string) (lines []int) {
 	return lines
 }
 
-// wideGo returns the numbers of the lines of a Go file that have too many columns. Lines that begin inside a raw string
-// are not looked at: they are a script, a document or an expected output.
+// wideGo returns the numbers of the lines of a Go file that have too many columns. It skips lines that begin inside a
+// raw string: they are a script, a document or an expected output.
 func wideGo(text string) (lines []int) {
 	raw := rawLines(text)
 	for i, line := range strings.Split(text, "\n") {

@@ -3,8 +3,8 @@
 // It owns nothing on disk and changes nothing. Its invariant: a path is exclusive exactly if a release of
 // the holder would delete it.
 //
-// The surprising rule: layers are held by snapshots, so what a holder keeps includes the layers below its
-// snapshots, and whether it keeps a layer alone depends on who holds those snapshots.
+// The surprising rule: snapshots hold layers, so a holder also keeps the layers below its snapshots. It
+// keeps such a layer alone only if no other holder has a snapshot on it.
 package usage
 
 import (
@@ -31,7 +31,7 @@ type Path struct {
 	Exclusive bool   // no other holder keeps it
 }
 
-// Of returns what the records of a root say that a holder keeps.
+// Of counts what a holder keeps, according to the records of a root.
 func Of(tx *metadata.Tx, root string, h metadata.Holder) (*Usage, error) {
 	c := counter{tx: tx, root: root, alone: map[metadata.Holder]bool{h: true}}
 	layers, err := c.snapshots(h)
@@ -74,7 +74,7 @@ func Of(tx *metadata.Tx, root string, h metadata.Holder) (*Usage, error) {
 type counter struct {
 	tx    *metadata.Tx
 	root  string
-	alone map[metadata.Holder]bool // the holder, and those of its snapshots that it keeps alone
+	alone map[metadata.Holder]bool // the holder, and each of its snapshots that no other holder keeps
 	found Usage
 }
 
@@ -120,8 +120,8 @@ func (u *Usage) Exclusive() (paths []string) {
 	return paths
 }
 
-// Sizes are the bytes that paths take on the disk, measured as du does. A path that several holders keep is
-// measured once.
+// Sizes has the bytes that paths take on the disk, measured as du does. It measures a path once, even if
+// several holders keep it.
 type Sizes map[string]int64
 
 // Of returns the size of a path in bytes.

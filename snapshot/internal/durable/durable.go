@@ -1,11 +1,11 @@
 // Package durable makes provisional records of layers and root file systems durable.
 //
-// It owns nothing on disk: it syncs the file systems of layers/ and rootfs/, and sets Durable in
-// records. Its invariant: a record is marked only if the sync that came before began after the record
-// was added, and only if the record still describes the same bytes.
+// It owns nothing on disk: it syncs the file systems of layers/ and rootfs/, and sets the field Durable of records. Its
+// invariant: it marks a record only after a sync that began after the record was added, and only if the record still
+// describes the same bytes.
 //
-// The surprising rule: one sync serves all records that were added before it, and waits until no layer is being
-// unpacked, because it would force half-written layers to the disk.
+// The surprising rule: one sync serves all records that were added before it. While layers are being unpacked, a round
+// waits for up to 5 s, because a sync would force half-written layers to the disk. A call of Sync ends this wait.
 package durable
 
 import (
@@ -24,16 +24,16 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// longestWait is how long a round waits while layers are being unpacked.
+// longestWait is the longest time that a round waits while layers are being unpacked.
 const longestWait = 5 * time.Second
 
-// Options of New. nil means the zero value.
+// Options are the options of New. nil means the zero value.
 type Options struct {
-	// Delay is how long a round waits for others to share it with. 0: it does not wait.
+	// Delay is how long a round waits for further records before it syncs. 0: it does not wait.
 	Delay time.Duration
-	// Busy reports whether layers are being unpacked. nil: none ever is.
+	// Busy reports whether layers are being unpacked. nil: no layers are.
 	Busy func() bool
-	// Observe sees syncs. nil: nobody does.
+	// Observe is told about each sync. nil: syncs are not observed.
 	Observe observe.Observer
 }
 
@@ -42,21 +42,22 @@ type Syncer struct {
 	dir   *rootdir.Dir
 	db    *metadata.DB
 	opts  Options
-	kick  chan struct{} // begins a round; buffers one
-	hurry chan struct{} // ends the wait of a round; buffers one
-	done  chan struct{} // closed when loop has ended
-	start sync.Once     // starts loop with the first round, which most commands never need, or closes done
+	kick  chan struct{} // a signal begins a round; buffers one
+	hurry chan struct{} // a signal ends the wait of a round; buffers one
+	done  chan struct{} // closed when loop has returned
+	start sync.Once     // starts loop with the first round; Close without a round closes done instead
 
-	// mu guards the fields below. cond is signalled at the end of a round.
+	// mu guards the fields below.
 	mu      sync.Mutex
-	cond    *sync.Cond
-	pending map[metadata.Node]string // the version that was added, as LayerVersion or RootfsVersion return it
-	rounds  int
-	err     error // of the last round
+	cond    *sync.Cond               // is broadcast at the end of each round
+	pending map[metadata.Node]string // version of each provisional record, from LayerVersion or RootfsVersion
+	rounds  int                      // rounds that have ended
+	err     error                    // of the last round
 	closed  bool
 }
 
-// New returns a Syncer for the records of db, whose bytes are in dir. Both stay the caller's to close.
+// New returns a Syncer for the records of db. dir has the bytes that they describe. The caller closes both after the
+// Syncer.
 func New(dir *rootdir.Dir, db *metadata.DB, opts *Options) *Syncer {
 	y := &Syncer{
 		dir: dir, db: db, kick: make(chan struct{}, 1), hurry: make(chan struct{}, 1), done: make(chan struct{}),
@@ -72,33 +73,33 @@ func New(dir *rootdir.Dir, db *metadata.DB, opts *Options) *Syncer {
 	return y
 }
 
-// LayerVersion distinguishes the bytes of a layer from those that replace them: by the name of their directory.
+// LayerVersion returns the name of the directory of a layer. It changes if other bytes replace those of the layer.
 func LayerVersion(l metadata.Layer) string { return l.Dir }
 
-// RootfsVersion distinguishes a rootfs from one that was assembled in its place: by its time.
+// RootfsVersion returns the time at which a rootfs was assembled. It changes if the rootfs is assembled again.
 func RootfsVersion(r metadata.Rootfs) string { return r.Created.Format(time.RFC3339Nano) }
 
-// Add adds a provisional record to the next round, and begins none.
+// Add adds a provisional record to the next round, but does not begin a round.
 func (y *Syncer) Add(n metadata.Node, version string) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	y.pending[n] = version
 }
 
-// Drop forgets a record that is not to be made durable.
+// Drop removes a record from the next round.
 func (y *Syncer) Drop(n metadata.Node) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	delete(y.pending, n)
 }
 
-// Begin begins a round in the background. It must not be called after Close.
+// Begin begins a round in the background and returns at once. It must not be called after Close.
 func (y *Syncer) Begin() {
 	y.start.Do(func() { go y.loop() })
 	signal(y.kick)
 }
 
-// signal sends unless the channel is full.
+// signal sends a signal unless the channel has one already.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -106,7 +107,8 @@ func signal(c chan<- struct{}) {
 	}
 }
 
-// Sync returns when all records that were added before the call are durable, with the error of the round otherwise.
+// Sync returns nil when all records that were added before the call are durable. It returns the error of the round if
+// that fails, and the error of ctx if ctx ends before.
 func (y *Syncer) Sync(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() {
 		y.mu.Lock()
@@ -119,7 +121,7 @@ func (y *Syncer) Sync(ctx context.Context) error {
 	if len(y.pending) == 0 {
 		return nil
 	}
-	// A round that runs now may have begun before the last record was added: wait for the one after it.
+	// A round that runs now may have begun before the last record was added, so wait for the next one as well.
 	for until := y.rounds + 2; y.rounds < until && len(y.pending) > 0 && !y.closed; {
 		signal(y.hurry)
 		y.Begin()
@@ -134,6 +136,7 @@ func (y *Syncer) Sync(ctx context.Context) error {
 	return nil
 }
 
+// loop runs a round for each signal of kick, until Close.
 func (y *Syncer) loop() {
 	defer close(y.done)
 	for range y.kick {
@@ -159,8 +162,8 @@ func (y *Syncer) loop() {
 	}
 }
 
-// wait waits for others to share the round with. It goes on while layers are being unpacked, for longestWait at most: a
-// sync would force their bytes out half-written, and they would wait for it.
+// wait waits for further records of the same round: for Delay, and while layers are being unpacked, but for longestWait
+// at most. A sync during an unpack would write half-written files to the disk, and the unpack would have to wait.
 func (y *Syncer) wait() {
 	for end := time.After(longestWait); ; {
 		select {
@@ -176,7 +179,7 @@ func (y *Syncer) wait() {
 	}
 }
 
-// Close ends the rounds. What is provisional then stays provisional.
+// Close waits until a round that was begun has ended. Records that are provisional then stay provisional.
 func (y *Syncer) Close() error {
 	y.mu.Lock()
 	y.closed = true
@@ -188,7 +191,7 @@ func (y *Syncer) Close() error {
 	return nil
 }
 
-// round syncs the file systems and then marks those records that exist and still have the same version.
+// round syncs the file systems, and then marks those records that still exist and have the same version.
 func (y *Syncer) round(nodes map[metadata.Node]string) (err error) {
 	if len(nodes) == 0 {
 		return nil
@@ -219,7 +222,7 @@ func (y *Syncer) round(nodes map[metadata.Node]string) (err error) {
 	})
 }
 
-// mark marks a record as durable. It reports false for a record that is gone or has another version.
+// mark marks a record as durable. It returns false if the record no longer exists or has another version.
 func mark(tx *metadata.Tx, n metadata.Node, version string) (bool, error) {
 	if n.Kind == metadata.KindRootfs {
 		r, err := tx.Rootfs(digest.Digest(n.Key))

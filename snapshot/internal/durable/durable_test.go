@@ -10,8 +10,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestSyncWaitsForUnpacks: provisional records are not forced to the disk while other layers of the
-// pull are still being written, unless a caller waits for it.
+// TestSyncWaitsForUnpacks: a round does not sync while layers are being unpacked, unless a caller waits for it.
 func TestSyncWaitsForUnpacks(t *testing.T) {
 	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), nil)
 	if err != nil {
@@ -42,7 +41,7 @@ func TestSyncWaitsForUnpacks(t *testing.T) {
 		t.Error("synced while a layer is being unpacked")
 	}
 	if err := s.Sync(t.Context()); err != nil || rounds() == 0 {
-		t.Errorf("a caller that waits: %d rounds, %v", rounds(), err)
+		t.Errorf("Sync: %d rounds and error %v; want at least one round and no error", rounds(), err)
 	}
 	provisional("b")
 	busy.Store(false)
@@ -54,7 +53,7 @@ func TestSyncWaitsForUnpacks(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("not synced when nothing is unpacked any more")
+			t.Fatal("no sync within a minute after the unpacks ended")
 		}
 	}
 }

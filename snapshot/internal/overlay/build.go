@@ -11,15 +11,16 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// Built sums up what buildTree made.
+// Built counts the content of the directory that Build filled.
 type Built struct {
-	PlainMarks bool // overlay does not understand the whiteouts, because the file system has none
+	PlainMarks bool // there are whiteouts or marks that overlay does not understand; see beneath.MakeWhiteout
 	Whiteouts  bool // there are whiteouts or opaque directories
 	Inodes     int64
 	Size       int64 // bytes of content
 }
 
-// Build fills the new directory dir with t and returns the entries for its seal, sorted.
+// Build fills the new directory dir with the tree t. It returns the entries for its seal, sorted by path. copies has
+// the sources of file contents, by path; a file without a source is empty.
 func Build(ctx context.Context, dir string, t *tree.Node, copies map[string]Source, userXattr bool) (
 	made Built, entries []*entry.Entry, err error,
 ) {
@@ -43,12 +44,12 @@ type builder struct {
 	root      *os.File
 	copies    map[string]Source
 	userXattr bool
-	made      map[string]*entry.Entry // group of hard links -> the first that was made
-	built     *Built                  // what was made is counted here
+	made      map[string]*entry.Entry // first entry that was made of each group of hard links
+	built     *Built                  // counts what was made
 	lost      nodes.LostXattrs
 }
 
-// fill makes what is in a directory, then sets the directory's own attributes.
+// fill makes the content of a directory, and then sets the attributes of the directory itself.
 func (b *builder) fill(ctx context.Context, dir *os.File, t *tree.Node) error {
 	m := beneath.Marks{Opaque: t.Entry.Opaque}
 	for _, name := range t.Names() {
@@ -79,6 +80,7 @@ func (b *builder) fill(ctx context.Context, dir *os.File, t *tree.Node) error {
 	return err
 }
 
+// make makes the node t as name in dir, with all its content.
 func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree.Node) error {
 	if first := b.made[t.Entry.Inode]; first != nil {
 		t.Entry.Hash, t.Entry.Size, t.Entry.Xattrs = first.Hash, first.Size, first.Xattrs
@@ -119,8 +121,8 @@ func (b *builder) make(ctx context.Context, dir *os.File, name string, t *tree.N
 	return b.fill(ctx, sub, t)
 }
 
-// sealContent puts into the entry what the copy holds. It is not what the source holds: a container may be writing to
-// that.
+// sealContent sets the size and the hash of an entry from the copy of its file. It does not use the source, because a
+// container may be writing to the source.
 func sealContent(ctx context.Context, dir *os.File, name string, e *entry.Entry) error {
 	f, err := nodes.OpenFile(dir, name, false)
 	if err != nil {

@@ -15,31 +15,31 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// Plan says what a fix-up holds: what a layer, unpacked without knowledge of its parent, has to show
-// differently above this parent so that the stack is what applying the tars one after the other gives
+// Plan is the content of a fix-up. A layer is unpacked without knowledge of its parent. Where overlay would therefore
+// show something other than the result of applying the tars one after the other, the fix-up has the difference
 // (docs/adr/0003-layer-application.md).
 type Plan struct {
 	layer   *tree.Node
 	Parent  *Merged
-	Tree    *tree.Node        // nodes that are still implied are directories on the way to the others
-	drops   []dropped         // directories of the layer that are not to be seen
-	Copies  map[string]Source // by path in out: where a file's content comes from
-	lenient bool              // see replay
+	Tree    *tree.Node        // the nodes of the fix-up; an implied one only leads to others
+	drops   []dropped         // directories of the layer that must not be visible
+	Copies  map[string]Source // sources of file contents, by path in Tree
+	lenient bool              // see replay.lenient
 
-	outBytes int64                   // what out takes
-	grow     func(bytes int64) error // asks for memory
-	// interrupted returns why planning has to end, if it has to. It is called for every node that is looked at.
+	outBytes int64                   // bytes that Tree takes
+	grow     func(bytes int64) error // is called before more memory is taken
+	// interrupted returns an error if planning has to end. It is called for every node that is visited.
 	interrupted func() error
 }
 
-// dropped is a directory of the layer, and what the parent, where there is something, has in its place.
+// dropped is a directory of the layer that must not be visible.
 type dropped struct {
 	dir   *tree.Node
-	at    string // the node's path
-	below *found
+	at    string // path of dir
+	below *found // what the parent has at the path; nil: nothing
 }
 
-// Source is a node whose content is copied.
+// Source is a file whose content is copied into a fix-up.
 type Source struct {
 	elem *Element
 	path string
@@ -50,13 +50,15 @@ type Layer struct {
 	Entries tree.List
 	Steps   tree.Steps  // of an ordered layer, otherwise nil
 	Self    *Element    // the layer's own directory
-	Aside   *Element    // nil if nothing was set aside
-	NewDir  entry.Entry // the attributes of a directory without an entry
+	Aside   *Element    // the files that were set aside; nil: none
+	NewDir  entry.Entry // attributes of a directory without an entry
 }
 
-// PlanFixup plans what a layer needs above the parent. The plan is empty if it needs nothing.
+// PlanFixup plans the fix-up of a layer above the parent. The plan is empty if the layer needs none. For lenient, see
+// replay.lenient. PlanFixup calls grow with the memory that it takes.
 //
-// The time is proportional to the entries of the layer and of the parent, and to the length of their paths.
+// The time is proportional to the number of entries of the layer and of the parent, and to the length of their paths.
+// An error about the layer itself is of class errdefs.ErrFailedPrecondition or wraps stream.ErrInvalidLayer.
 func PlanFixup(ctx context.Context, l Layer, parent *Merged, lenient bool, grow func(bytes int64) error) (
 	*Plan, error,
 ) {
@@ -77,6 +79,7 @@ func PlanFixup(ctx context.Context, l Layer, parent *Merged, lenient bool, grow 
 	return x, x.replayed(l)
 }
 
+// reset empties the plan.
 func (x *Plan) reset() {
 	x.Tree, x.Copies, x.drops = tree.New(tree.DefaultDir(".")), map[string]Source{}, nil
 }
@@ -84,8 +87,8 @@ func (x *Plan) reset() {
 // errOrderMatters means that the final tree of the layer does not determine the result above this parent.
 var errOrderMatters = errors.New("the order of the entries matters")
 
-// simple plans for a layer of which only the attributes of directories depend on the parent, and fails with
-// errOrderMatters for any other.
+// simple plans the fix-up of a layer of which only the attributes of directories depend on the parent. It returns
+// errOrderMatters for any other layer.
 func (x *Plan) simple() error {
 	if err := x.walk(x.layer, ".", x.layer.Entry.Opaque); err != nil {
 		return err
@@ -96,10 +99,10 @@ func (x *Plan) simple() error {
 	return x.carry(x.Tree)
 }
 
-// maxOut bounds the memory of what a fix-up holds. The paths in it may be longer than those of the layer.
+// maxOut limits the memory of the nodes of a fix-up, in bytes. Their paths may be longer than those of the layer.
 const maxOut = 192 << 20
 
-// inSteps has grow asked for 256 KiB at once.
+// inSteps returns a function that sums up bytes, and calls grow with multiples of 256 KiB.
 func inSteps(grow func(bytes int64) error) func(bytes int64) error {
 	const step = 256 << 10
 	var taken, asked int64
@@ -133,7 +136,7 @@ func (x *Plan) Facts(diffID digest.Digest) digest.Digest {
 	return d.Digest()
 }
 
-// walk looks at what the layer has in a directory. bare is true if the parent has nothing there.
+// walk plans for the content of a directory of the layer. bare is true if nothing of the parent is visible there.
 func (x *Plan) walk(n *tree.Node, at string, bare bool) error {
 	for _, name := range n.Names() {
 		if err := x.interrupted(); err != nil {
@@ -153,7 +156,7 @@ func (x *Plan) walk(n *tree.Node, at string, bare bool) error {
 	return nil
 }
 
-// dir looks at one directory of the layer.
+// dir plans for one directory of the layer. here is its path, and bare is as in walk.
 func (x *Plan) dir(n *tree.Node, here string, bare bool) error {
 	var below *found
 	if !bare {
@@ -170,7 +173,7 @@ func (x *Plan) dir(n *tree.Node, here string, bare bool) error {
 		e := *below.entry
 		e.Opaque = n.Entry.Opaque
 		if tree.Differ(&e, &n.Entry) {
-			e.Opaque = false // the layer's own directory hides what is below
+			e.Opaque = false // the directory of the layer already hides the parent
 			if err := x.put(e, here); err != nil {
 				return err
 			}
@@ -179,16 +182,16 @@ func (x *Plan) dir(n *tree.Node, here string, bare bool) error {
 	case below != nil && below.entry.Type == entry.Symlink:
 		return errOrderMatters
 	case below != nil && below.nlink > 1:
-		return errOrderMatters // its other names stay names of it
+		return errOrderMatters // its other names must stay names of the same inode
 	case onlyWhiteouts(n):
-		// It removes what is not there: no directory comes of that (E13), and what is no directory stays.
+		// The whiteouts remove nothing: they make no directory (E13), and a file at the path stays.
 		x.drops = append(x.drops, dropped{n, here, below})
 		return nil
 	}
 	return x.walk(n, here, true)
 }
 
-// drop hides directories, or those inside them where something is.
+// drop hides directories of the layer. If the fix-up has a directory at the path, it hides those inside instead.
 func (x *Plan) drop(dirs []dropped) error {
 	for _, d := range dirs {
 		if err := x.interrupted(); err != nil {
@@ -196,14 +199,14 @@ func (x *Plan) drop(dirs []dropped) error {
 		}
 		at := d.at
 		var err error
-		switch there := x.Tree.Find(at); {
+		switch planned := x.Tree.Find(at); {
 		case d.dir.Entry.Type != entry.Dir:
-		case there == nil && d.below != nil:
+		case planned == nil && d.below != nil:
 			err = x.put(*d.below.entry, at)
 			x.Copies[at] = Source{&x.Parent.elems[d.below.elem], at}
-		case there == nil:
+		case planned == nil:
 			err = x.put(entry.Entry{Type: entry.Whiteout}, at)
-		case there.Entry.Type == entry.Dir:
+		case planned.Entry.Type == entry.Dir:
 			for name, k := range d.dir.Kids {
 				if err := x.drop([]dropped{{dir: k, at: path.Join(at, name)}}); err != nil {
 					return err
@@ -217,8 +220,8 @@ func (x *Plan) drop(dirs []dropped) error {
 	return nil
 }
 
-// onlyWhiteouts reports whether nothing below a directory of the layer adds anything. The layer's tree does not change,
-// so that each directory is looked at once.
+// onlyWhiteouts reports whether a directory of the layer contains nothing but whiteouts, at any depth. It caches the
+// result in Adds.
 func onlyWhiteouts(n *tree.Node) bool {
 	if n.Adds == tree.Unknown {
 		n.Adds = tree.No
@@ -232,10 +235,12 @@ func onlyWhiteouts(n *tree.Node) bool {
 	return n.Adds == tree.No
 }
 
-// isMarker reports whether a node is a whiteout that is no entry of its own: it makes no directories that it lies in.
+// isMarker reports whether a node is a whiteout of a marker in the tar, which implies no directories. An opaque
+// whiteout is a device in the tar, which implies them as any entry does.
 func isMarker(n *tree.Node) bool { return n.Entry.Type == entry.Whiteout && !n.Entry.Opaque }
 
-// put adds a node to the fix-up.
+// put adds a node to the fix-up. It returns an error of class errdefs.ErrFailedPrecondition if the fix-up gets too
+// large.
 func (x *Plan) put(e entry.Entry, at string) error {
 	e.Path, e.Implied, e.Inode, e.Seq = at, false, "", 0
 	bytes := tree.NodeMemory + 2*int64(len(at))
@@ -247,7 +252,8 @@ func (x *Plan) put(e entry.Entry, at string) error {
 	return x.grow(bytes)
 }
 
-// carry gives the directories that are only on the way the attributes that they have without the fix-up.
+// carry sets the attributes of directories that are in the fix-up only because of their content: they get those that
+// they have without the fix-up.
 func (x *Plan) carry(n *tree.Node) error {
 	for _, k := range n.Kids {
 		if err := x.interrupted(); err != nil {
@@ -270,12 +276,12 @@ func (x *Plan) carry(n *tree.Node) error {
 	return nil
 }
 
-// shown is the directory that layer and parent show at a path.
+// shown returns the attributes of the directory that the layer above the parent shows at a path.
 func (x *Plan) shown(at string) (entry.Entry, error) {
 	e := tree.DefaultDir(at)
-	own := x.layer.Find(at)
-	if own != nil && own.Entry.Type == entry.Dir && !own.Entry.Implied {
-		e = own.Entry
+	upper := x.layer.Find(at)
+	if upper != nil && upper.Entry.Type == entry.Dir && !upper.Entry.Implied {
+		e = upper.Entry
 		e.Path = at
 	} else if f, err := x.Parent.lookup(at); err != nil {
 		return e, err

@@ -29,7 +29,8 @@ func TestMarkedDirs(t *testing.T) {
 	}
 }
 
-// TestMovedWhole: a directory is moved with all that it holds, unless it is marked or there is one already.
+// TestMovedWhole: Merge moves a directory with its content by one rename, unless the directory is marked or exists
+// already.
 func TestMovedWhole(t *testing.T) {
 	base := t.TempDir()
 	from, to := filepath.Join(base, "from"), filepath.Join(base, "to")
@@ -65,7 +66,7 @@ func TestMovedWhole(t *testing.T) {
 	}
 	for _, name := range names {
 		if made := name == "marked" || name == "both"; made == (inode(to, name) == before[name]) {
-			t.Errorf("%s: a directory of its own: %v, want %v", name, !made, made)
+			t.Errorf("%s: a new inode: %v, want %v", name, !made, made)
 		}
 	}
 	if _, err := os.Lstat(filepath.Join(to, "both/old")); err != nil {
@@ -108,7 +109,7 @@ func TestReadDir(t *testing.T) {
 	}
 	for name, kind := range want {
 		if k := got[name]; k != kind && k != syscall.DT_UNKNOWN {
-			t.Errorf("%s is of kind %d, want %d", name, k, kind)
+			t.Errorf("%s: kind %d, want %d", name, k, kind)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// stalled is a blob of which only the beginning has come. Its Read waits until Close.
+// stalled is a blob of which only the beginning has arrived. At its end, Read waits until Close.
 type stalled struct {
 	io.Reader
 	closed chan struct{}
@@ -55,7 +55,7 @@ func TestReadTar(t *testing.T) {
 		if err != nil || !bytes.Equal(got, stream) || !bytes.Equal(sum.Sum(nil), want[:]) {
 			t.Errorf("%d bytes: %v, got %d", size, err, len(got))
 		}
-		sum.Reset() // what was not read is hashed all the same
+		sum.Reset() // the hash also contains bytes that the callback did not read
 		if err := Read(context.Background(), "", io.NopCloser(bytes.NewReader(blob)), sum, enough,
 			func(io.Reader) error { return nil }); err != nil || !bytes.Equal(sum.Sum(nil), want[:]) {
 			t.Errorf("%d bytes, none read: %v", size, err)
@@ -65,12 +65,12 @@ func TestReadTar(t *testing.T) {
 				_, err := io.Copy(io.Discard, tar)
 				return err
 			}); err == nil {
-			t.Errorf("%d bytes: a blob that was cut is taken for whole", size)
+			t.Errorf("%d bytes: no error for a truncated blob", size)
 		}
 		if size < 1024 {
-			continue // Decompress itself waits for the first bytes
+			continue // the decompressor waits for the first bytes before Read calls its callback
 		}
-		// Extraction fails while the download goes on: Read must not wait for it.
+		// The extraction fails during the download. Read must not wait for the rest of the blob.
 		done := make(chan error, 1)
 		go func() {
 			b := &stalled{Reader: bytes.NewReader(blob[:max(len(blob)-1, 0)]), closed: make(chan struct{})}
@@ -82,10 +82,10 @@ func TestReadTar(t *testing.T) {
 		select {
 		case err := <-done:
 			if !errors.Is(err, errRead) {
-				t.Errorf("%d bytes, extraction fails: %v", size, err)
+				t.Errorf("%d bytes: got error %v, want that of the extraction", size, err)
 			}
 		case <-time.After(10 * time.Second):
-			t.Fatalf("%d bytes: hangs after extraction failed", size)
+			t.Fatalf("%d bytes: Read hangs after the extraction failed", size)
 		}
 	}
 }

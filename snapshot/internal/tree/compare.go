@@ -17,9 +17,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// CompareSeal compares a seal with a directory in both directions and reports each difference. It returns
-// errdefs.ErrDataLoss if the directory is missing. Both are read once, in the order of their paths, so the memory does
-// not depend on the number of entries, except for hard links.
+// CompareSeal compares a seal with a directory in both directions, and calls report for each difference. It returns an
+// error of class errdefs.ErrDataLoss if the directory is missing. It reads both once, in the order of their paths, so
+// that its memory depends only on the number of hard links, not of entries.
 func CompareSeal(ctx context.Context, path, dir string, report func(path, what string)) error {
 	sealed, err := OpenSeal(ctx, path)
 	if err != nil {
@@ -43,7 +43,7 @@ func CompareSeal(ctx context.Context, path, dir string, report func(path, what s
 	return c.skipTo("", true)
 }
 
-// comparison walks a seal and a tree side by side.
+// comparison walks a seal and a directory tree side by side.
 type comparison struct {
 	sealed *Cursor
 	want   *entry.Entry // the next entry of the seal, nil at its end
@@ -51,7 +51,7 @@ type comparison struct {
 	inodes *inodes
 }
 
-// next advances to the next entry of the seal that should exist on disk.
+// next advances to the next entry of the seal that should exist on disk; entries of type Link do not.
 func (c *comparison) next() (err error) {
 	for {
 		c.want, err = c.sealed.Next()
@@ -65,7 +65,7 @@ func (c *comparison) next() (err error) {
 	}
 }
 
-// skipTo reports the entries that the seal has before a path, or before its end, as missing.
+// skipTo reports as missing the entries of the seal before a path, or all remaining ones if end is true.
 func (c *comparison) skipTo(path string, end bool) error {
 	for c.want != nil && (end || entry.ComparePaths(c.want.Path, path) < 0) {
 		c.report(c.want.Path, "missing")
@@ -76,13 +76,13 @@ func (c *comparison) skipTo(path string, end bool) error {
 	return nil
 }
 
-// visit compares one entry of the tree.
+// visit compares one entry of the directory tree with the seal.
 func (c *comparison) visit(have *entry.Entry, id InodeID) error {
 	if err := c.skipTo(have.Path, false); err != nil {
 		return err
 	}
 	if c.want == nil || c.want.Path != have.Path {
-		c.report(have.Path, "added: the seal does not have it")
+		c.report(have.Path, "added: not in the seal")
 		return nil
 	}
 	what := ""
@@ -97,20 +97,20 @@ func (c *comparison) visit(have *entry.Entry, id InodeID) error {
 	return c.next()
 }
 
-// inodes has the inodes with several names that were seen, with the group of hard links that the seal has them in. It
-// has hashes of the groups' names, which may be long.
+// inodes records, for each inode with several names that was seen, its group of hard links in the seal. It stores
+// hashes of the names of groups, because the names may be long.
 type inodes struct {
 	seed  maphash.Seed
 	group map[InodeID]uint64
-	sole  map[InodeID]struct{} // inodes of which the seal has one name only
+	sole  map[InodeID]struct{} // inodes for which the seal has no group
 }
 
 func newInodes() *inodes {
 	return &inodes{maphash.MakeSeed(), map[InodeID]uint64{}, map[InodeID]struct{}{}}
 }
 
-// agree reports whether all names of the inode that were seen are in one group of hard links of the seal. The name of a
-// group is its first path.
+// agree reports whether all names of the inode that were seen so far, including that of want, are in one group of hard
+// links of the seal. The name of a group is its first path.
 func (n *inodes) agree(want *entry.Entry, id InodeID) bool {
 	if id == (InodeID{}) {
 		return want.Inode == ""
@@ -123,14 +123,15 @@ func (n *inodes) agree(want *entry.Entry, id InodeID) bool {
 	case seen:
 		return want.Inode != "" && maphash.String(n.seed, want.Inode) == group
 	case want.Inode == "":
-		n.sole[id] = struct{}{} // its other names are outside of the directory
+		n.sole[id] = struct{}{} // its other names are outside the directory
 		return true
 	}
 	n.group[id] = maphash.String(n.seed, want.Inode)
 	return want.Inode == want.Path
 }
 
-// Differ reports whether two entries differ in anything but the group of hard links.
+// Differ reports whether two entries differ in type, attributes or content. It compares neither paths nor groups of
+// hard links.
 func Differ(a, b *entry.Entry) bool {
 	if a.Type != b.Type {
 		return true
@@ -141,8 +142,8 @@ func Differ(a, b *entry.Entry) bool {
 			a.Target != b.Target || a.Rdev != b.Rdev || a.Opaque != b.Opaque || !maps.Equal(a.Xattrs, b.Xattrs))
 }
 
-// difference lists all attributes in which two entries differ, the most important ones first. want is the entry in the
-// seal.
+// difference returns text about all attributes in which two entries differ, the most important ones first. want is the
+// entry of the seal.
 func difference(want, have *entry.Entry) string {
 	if want.Type != have.Type {
 		return fmt.Sprintf("a %s instead of a %s", have.Type, want.Type)

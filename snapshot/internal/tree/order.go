@@ -16,10 +16,10 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// The result of applying an ordered layer above a parent depends on the order of its tar
-// (tarlayer.Result.Ordered). Its directory has, beside fs and seal, a file order: the steps in the form
-// of a seal that is not sorted. If an entry removed a file that would stay above another parent, there
-// is also a directory aside, with the contents of such files.
+// The result of applying an ordered layer above a parent depends on the order of the entries in its tar
+// (tarlayer.Result.Ordered). Therefore the directory of such a layer contains, beside fs and seal, a file order: the
+// steps in the format of a seal, unsorted. An entry of the tar may remove a file that would stay above another parent.
+// The contents of such files are in a directory aside.
 const (
 	orderName = "order"
 	AsideName = "aside"
@@ -29,7 +29,7 @@ const (
 // returns.
 type Steps func(visit func(*tarlayer.Step) error) error
 
-// WriteOrder writes the file order into the directory of a layer, and syncs it.
+// WriteOrder writes the file order into the directory of a layer, and syncs the file.
 func WriteOrder(dir string, res *tarlayer.Result) error {
 	count := 0
 	if err := res.Steps(func(*tarlayer.Step) error { count++; return nil }); err != nil {
@@ -43,8 +43,8 @@ func WriteOrder(dir string, res *tarlayer.Result) error {
 	}, true)
 }
 
-// packStep packs a step into an entry. Inode is the path of the content, Implied means that this path is in aside, and
-// Opaque means for a device that it was omitted.
+// packStep stores a step in the fields of an entry: Inode is the path of the content, Implied means that this path is
+// in aside, and Opaque of a device means that the device was omitted.
 func packStep(s *tarlayer.Step) entry.Entry {
 	e := s.Entry
 	if e.Inode = s.Made; s.Aside != "" {
@@ -54,6 +54,7 @@ func packStep(s *tarlayer.Step) entry.Entry {
 	return e
 }
 
+// unpackStep is the inverse of packStep.
 func unpackStep(e *entry.Entry) tarlayer.Step {
 	s := tarlayer.Step{Entry: *e}
 	if s.Inode, s.Implied = "", false; e.Implied {
@@ -67,7 +68,7 @@ func unpackStep(e *entry.Entry) tarlayer.Step {
 	return s
 }
 
-// OpenOrder opens the steps of the ordered layer in dir.
+// OpenOrder opens the steps of the ordered layer in dir. It returns the errors of OpenSeal.
 func OpenOrder(ctx context.Context, dir string) (Steps, error) {
 	sealed, err := OpenSeal(ctx, filepath.Join(dir, orderName))
 	if err != nil {
@@ -82,8 +83,8 @@ func OpenOrder(ctx context.Context, dir string) (Steps, error) {
 	}, nil
 }
 
-// CheckOrder verifies the steps of the ordered layer in dir and the contents that were set aside. An error of class
-// errdefs.ErrDataLoss names the first difference.
+// CheckOrder verifies the steps of the ordered layer in dir and the contents that were set aside. It returns an error
+// of class errdefs.ErrDataLoss that names the first difference.
 func CheckOrder(ctx context.Context, dir string) error {
 	steps, err := OpenOrder(ctx, dir)
 	if err != nil {
@@ -107,7 +108,7 @@ func CheckOrder(ctx context.Context, dir string) error {
 	})
 }
 
-// checkAside compares a file that was set aside with the step that it belongs to.
+// checkAside compares a file that was set aside with its step.
 func checkAside(ctx context.Context, aside *os.File, st *tarlayer.Step) error {
 	f, err := nodes.OpenFileBelow(aside, st.Aside)
 	if err != nil {
@@ -128,7 +129,8 @@ func checkAside(ctx context.Context, aside *os.File, st *tarlayer.Step) error {
 	return nil
 }
 
-// lost adds the class errdefs.ErrDataLoss to an error which means that a file is missing or is of another type.
+// lost adds a name to an error, and the class errdefs.ErrDataLoss if the error means that the file is missing or is of
+// another type.
 func lost(name string, err error) error {
 	if nodes.Gone(err) || errors.Is(err, nodes.ErrReplaced) {
 		return fmt.Errorf("%s: %w: %w", name, err, ErrDiffers)
@@ -137,6 +139,7 @@ func lost(name string, err error) error {
 }
 
 // StepsOf returns the steps of a layer that is not ordered: its entries in the order of their positions in the tar.
+// Steps keeps them all in memory; it calls grow with the bytes that each step takes.
 func StepsOf(entries List, grow func(bytes int64) error) Steps {
 	return func(visit func(*tarlayer.Step) error) error {
 		var all []tarlayer.Step
@@ -144,9 +147,9 @@ func StepsOf(entries List, grow func(bytes int64) error) Steps {
 			s := tarlayer.Step{Entry: *e}
 			s.Opaque = false
 			switch {
-			case e.Opaque && e.Type == entry.Whiteout: // a device in the tar
+			case e.Opaque && e.Type == entry.Whiteout: // a device in the tar that is a whiteout on disk
 				s.Type, s.Omitted = entry.Char, true
-			case e.Opaque: // of a layer that was unpacked before orders were kept
+			case e.Opaque: // the layer was unpacked by a version that wrote no orders
 				marker := entry.Entry{Path: e.Path, Type: entry.Whiteout, Opaque: true}
 				all = append(all, tarlayer.Step{Entry: marker})
 			}

@@ -16,16 +16,16 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// sealMagic begins a seal with its type and version. The record follows as JSON, for the case that the
-// database is lost, then the entries, sorted by path, each as varints and strings with their length
-// before them, and then XXH3-64 of all bytes before it.
+// sealMagic is the type and version at the beginning of a seal. After it come: the record as JSON, from which a lost
+// database is rebuilt; the number of entries; the entries, sorted by path; and the XXH3-64 of all bytes before it, in
+// big-endian order. Numbers are varints, and strings have their length before them.
 const sealMagic = "tank seal 1\n"
 
 // maxSeal is the largest size of a seal in bytes. It is enough for tens of millions of entries.
 const maxSeal = 4 << 30
 
-// List calls visit for each entry of a list, sorted by path, and returns the first error. An entry is valid until visit
-// returns.
+// List calls visit for each entry of a list, in the order of their paths, and returns the first error. An entry is
+// valid until visit returns.
 type List func(visit func(*entry.Entry) error) error
 
 // ListOf returns a list of entries in memory.
@@ -40,9 +40,10 @@ func ListOf(es []*entry.Entry) List {
 	}
 }
 
-// WriteSeal writes a new seal at a path, and syncs it if sync is true. record is the record that the
-// database will have, without the name of the directory, which is not known yet. entries has count
-// entries.
+// WriteSeal writes a new seal at a path, and syncs it if sync is true. record is the future record in the database,
+// but without the name of the directory, which is not known yet. entries must have exactly count entries, otherwise
+// the error is of class errdefs.ErrInternal. For a seal of more than 4 GiB the error is of class
+// errdefs.ErrFailedPrecondition.
 func WriteSeal(path string, record any, count int, entries List, sync bool) error {
 	header, err := json.Marshal(record)
 	if err != nil {
@@ -64,7 +65,7 @@ func WriteSeal(path string, record any, count int, entries List, sync bool) erro
 		buf = AppendEntry(buf[:0], e)
 		count--
 		if size += int64(len(buf)); size > maxSeal-8 {
-			return fmt.Errorf("seal: more than %d bytes: %w", int64(maxSeal), errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("seal %s: more than %d bytes: %w", path, int64(maxSeal), errdefs.ErrFailedPrecondition)
 		}
 		_, err := w.Write(buf)
 		return err
@@ -73,7 +74,7 @@ func WriteSeal(path string, record any, count int, entries List, sync bool) erro
 		return err
 	}
 	if count != 0 {
-		return fmt.Errorf("seal %s: %d entries are missing: %w", path, count, errdefs.ErrInternal)
+		return fmt.Errorf("seal %s: %d entries too few: %w", path, count, errdefs.ErrInternal)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -89,7 +90,7 @@ func WriteSeal(path string, record any, count int, entries List, sync bool) erro
 	return f.Close()
 }
 
-// AppendEntry appends an entry in the form that it has in a seal.
+// AppendEntry appends an entry in the format of a seal.
 func AppendEntry(b []byte, e *entry.Entry) []byte {
 	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	str(e.Path)

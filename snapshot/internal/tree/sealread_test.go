@@ -19,8 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// TestDamagedSeal: whatever lies where a seal should be, reading it ends at once with an error of class
-// ErrDataLoss, and takes no more memory than the file is large.
+// TestDamagedSeal: reading anything but a valid seal ends with an error of class ErrDataLoss, and allocates at most
+// 64 MiB.
 func TestDamagedSeal(t *testing.T) {
 	t.Parallel()
 	sealed := func(body []byte) []byte {
@@ -40,10 +40,10 @@ func TestDamagedSeal(t *testing.T) {
 		{"a pipe", func(path string) error { return unix.Mkfifo(path, 0o600) }},
 		{"a link to a device", func(path string) error { return os.Symlink("/dev/zero", path) }},
 		{"a directory", func(path string) error { return os.Mkdir(path, 0o700) }},
-		{"a terabyte of nothing", func(path string) error {
+		{"a terabyte of zeros", func(path string) error {
 			return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<40))
 		}},
-		{"a terabyte that begins as a seal", func(path string) error {
+		{"a terabyte that begins like a seal", func(path string) error {
 			return errors.Join(os.WriteFile(path, []byte(sealMagic), 0o600), os.Truncate(path, 1<<40))
 		}},
 		{"empty", file(nil)},
@@ -51,7 +51,7 @@ func TestDamagedSeal(t *testing.T) {
 		{"another checksum", file(append(sealed(append(header, 0)), 0))},
 		{"a huge record", file(sealed(huge))},
 		{"a huge number of entries", file(sealed(slices.Concat(header, huge, encoded("a"))))},
-		{"fewer entries than there are", file(sealed(slices.Concat(header, []byte{1}, encoded("a"), encoded("b"))))},
+		{"too few entries", file(sealed(slices.Concat(header, []byte{1}, encoded("a"), encoded("b"))))},
 		{"a huge path", file(sealed(slices.Concat(header, []byte{1}, huge)))},
 		{"an unknown type",
 			file(sealed(slices.Concat(header, []byte{1}, AppendEntry(nil, &entry.Entry{Path: "a", Type: 99}))))},
@@ -70,35 +70,36 @@ func TestDamagedSeal(t *testing.T) {
 			}
 			runtime.ReadMemStats(&after)
 			if !errdefs.IsDataLoss(err) {
-				t.Errorf("%v, not of class data loss", err)
+				t.Errorf("got error %v, want one of class data loss", err)
 			}
 			if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
-				t.Errorf("%d bytes were allocated", n)
+				t.Errorf("%d bytes were allocated, want at most 64 MiB", n)
 			}
 		})
 	}
 }
 
-// TestFlatten: layers on top of each other, also where names lie between a directory and what is in it.
+// TestFlatten: lists of merged layers, also if other names sort between a directory and its content.
 func TestFlatten(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		testName string
-		// entries: path, then / for a directory, // for an opaque one, ! for a whiteout, =group for a hard link
+		// layers has the entries of each layer, lowest first. An entry is a path and a suffix: / for a directory, //
+		// for an opaque one, ! for a whiteout, =group for a hard link.
 		layers []string
 		want   string
 	}{
 		{"added", []string{". a/ a/b", ". a/ a/c"}, ". a/ a/b a/c"},
-		{"a whiteout hides what is inside, not what begins with its name", []string{". a/ a- a-b/ a-b/c a/x", ". a!"},
+		{"a whiteout hides the content, not names with the same beginning", []string{". a/ a- a-b/ a-b/c a/x", ". a!"},
 			". a- a-b/ a-b/c"},
 		{"whiteouts before the content of the first", []string{". a/ a-/ a--/ a--/x a-/x a/x", ". a! a-!"},
 			". a--/ a--/x"},
 		{"an opaque directory", []string{". a/ a-b a/x a/y/ a/y/z", ". a// a/y/ a/y/new"}, ". a/ a-b a/y/ a/y/new"},
-		{"replaced by a file and again by a directory", []string{". a/ a/x", ". a", ". a/ a/y"}, ". a/ a/y"},
+		{"a directory, replaced by a file, then by a directory", []string{". a/ a/x", ". a", ". a/ a/y"}, ". a/ a/y"},
 		{"a whiteout between two directories", []string{". a/ a/x", ". a!", ". a/ a/y"}, ". a/ a/y"},
 		{"an opaque root", []string{". a b/ b/c", ".// d"}, ". d"},
-		{"hard links that are left", []string{". a=a b=a c=a", ". a!"}, ". b=b c=b"},
-		{"a sole name that is left", []string{". a=a b=a", ". b"}, ". a b"},
+		{"hard links that remain", []string{". a=a b=a c=a", ". a!"}, ". b=b c=b"},
+		{"a hard link with one name left", []string{". a=a b=a", ". b"}, ". a b"},
 		{"the same group name in two layers", []string{". a=a b=a", ". c=a d=a"}, ". a=a b=a c=c d=c"},
 		{"a layer twice", []string{". a=a b=a", ". a!", ". a=a b=a"}, ". a=a b=a"},
 		{"nothing", nil, "."},
@@ -143,6 +144,7 @@ func TestFlatten(t *testing.T) {
 	}
 }
 
+// parseEntries parses the entries of a layer of TestFlatten.
 func parseEntries(line string) (es []*entry.Entry) {
 	for _, s := range strings.Fields(line) {
 		e := &entry.Entry{Type: entry.File}

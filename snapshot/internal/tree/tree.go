@@ -10,29 +10,29 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 )
 
-// Node is a directory tree in memory.
+// Node is a node of a directory tree in memory: the tree below it, or a whole tree if it is the root.
 type Node struct {
 	Entry entry.Entry
 	Kids  map[string]*Node // by name
-	Adds  Answer           // kept for package overlay: whether an entry below the directory adds something
+	Adds  Answer           // whether an entry below the directory adds anything; set by package overlay
 }
 
-// Answer is a fact about a node that is computed once.
+// Answer caches whether something is true of a node.
 type Answer byte
 
-// The answers. Unknown means that the fact was not determined yet.
+// The answers. Unknown means that it was not computed yet.
 const (
 	Unknown Answer = iota
 	Yes
 	No
 )
 
-// NodeMemory is the number of bytes that a node takes with its place in the map of its directory, without its strings.
+// NodeMemory is the number of bytes that a node takes, with its element in Kids and without its strings.
 const NodeMemory = 256
 
-// Read reads a list into memory. There may be a million entries, so Path of an entry is only its name,
-// and Inode is what ShortName returns for it. grow is called before the tree grows by that many bytes,
-// and an error of it ends Read.
+// Read reads a list into memory. Because a list may have a million entries, Path of each entry is only its base name,
+// and Inode is the ShortName of its group. Read calls grow with the bytes by which the tree grows, 256 KiB at a time,
+// and returns an error of grow.
 func Read(entries List, grow func(bytes int64) error) (*Node, error) {
 	const step = 256 << 10
 	t := New(DefaultDir("."))
@@ -43,7 +43,7 @@ func Read(entries List, grow func(bytes int64) error) (*Node, error) {
 			name, rest, more = strings.Cut(rest, "/")
 			kid := n.Kids[name]
 			if kid == nil {
-				name = strings.Clone(name) // not a part of the path
+				name = strings.Clone(name) // so that the map does not keep the whole path in memory
 				kid = New(DefaultDir(name))
 				if n.Kids == nil {
 					n.Kids = map[string]*Node{}
@@ -65,8 +65,8 @@ func Read(entries List, grow func(bytes int64) error) (*Node, error) {
 	})
 }
 
-// ShortName returns a short name for a group of hard links: each entry of the group has that name, and it may be a long
-// path.
+// ShortName returns a name of at most 64 bytes for a group of hard links. The full name is a path, which may be long,
+// and each entry of the group has it.
 func ShortName(inode string) string {
 	if len(inode) <= 64 {
 		return inode
@@ -77,7 +77,7 @@ func ShortName(inode string) string {
 // New returns a tree that consists of one node.
 func New(e entry.Entry) *Node { return &Node{Entry: e} }
 
-// DefaultDir returns the entry of an implied directory: no entry of a layer is about it.
+// DefaultDir returns the entry of an implied directory, that is, one without an entry in the layer.
 func DefaultDir(path string) entry.Entry {
 	return entry.Entry{Path: path, Type: entry.Dir, Mode: 0o755, Implied: true}
 }

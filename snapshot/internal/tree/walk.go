@@ -19,19 +19,19 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
-const readSize = 256 << 10 // bytes of a file that are read at once
+const readSize = 256 << 10 // bytes that one read of a file asks for
 
 // InodeID identifies an inode with several names. It is zero for a directory and for an inode with one name.
 type InodeID struct{ dev, ino uint64 }
 
-// Walk calls visit for every path of a layer's directory, in the order of entry.ComparePaths, and hashes
-// contents. The entries are those that unpack.Extract listed for the directory, except what is not on disk
-// (Implied, Seq, entries of type Link) and Inode. id is the same for all names of an inode.
+// Walk calls visit for every path of a layer's directory, in the order of entry.ComparePaths, and hashes contents.
+// The entries are the same that unpack.Extract listed for the directory, except for Inode and for facts that are not
+// on disk: Implied, Seq, and entries of type Link. id is the same for all names of an inode.
 //
-// Walk follows no symlink and opens only directories and regular files. As an ordinary user it makes files and
-// directories readable that their owner cannot read, and restores their modes. It keeps the names of the
-// directories on the way in memory, and no entries. It returns the first error of visit, errors of system calls
-// with the path, and the error of ctx.
+// Walk follows no symlinks and opens only directories and regular files. If the process is not root, Walk makes files
+// and directories of its user readable, and restores their modes. It keeps in memory the names in the directories
+// from the root to the current one, and no entries. It returns the first error of visit, errors of system calls with
+// the path, and the error of ctx.
 func Walk(ctx context.Context, dir *os.File, visit func(e *entry.Entry, id InodeID) error) error {
 	defer runtime.KeepAlive(dir)
 	r := &treeReader{
@@ -47,7 +47,7 @@ func Walk(ctx context.Context, dir *os.File, visit func(e *entry.Entry, id Inode
 	return nil
 }
 
-// ReadDir is like Walk, and returns all entries with Inode.
+// ReadDir returns the entries for which Walk calls visit, and sets their Inode. All of them are in memory.
 func ReadDir(dir *os.File) ([]entry.Entry, error) {
 	var entries []entry.Entry
 	links := map[InodeID][]int{}
@@ -60,7 +60,7 @@ func ReadDir(dir *os.File) ([]entry.Entry, error) {
 	})
 	for _, group := range links {
 		if len(group) < 2 {
-			continue // its other names are outside of the directory
+			continue // its other names are outside the directory
 		}
 		for _, i := range group {
 			entries[i].Inode = entries[group[0]].Path
@@ -72,31 +72,33 @@ func ReadDir(dir *os.File) ([]entry.Entry, error) {
 // treeReader walks through a directory.
 type treeReader struct {
 	at    beneath.Climber
-	path  string // of the current directory, "" for the root
-	todo  []frame
+	path  string  // of the current directory, "" for the root
+	todo  []frame // the directories from the root to the current one
 	visit func(e *entry.Entry, id InodeID) error
 	buf   []byte
 	hash  *xxh3.Hasher
 }
 
-// frame is a directory that the reader is in.
+// frame is a directory from the root to the current one.
 type frame struct {
-	names []treeName // not visited yet
+	names []treeName // those that were not visited yet
 	path  string     // of the directory above
-	// opened: the directory was made readable, and gets mode back when the reader leaves it
+	// opened means that the directory was made readable. It gets the mode back when the reader leaves it.
 	opened bool
 	mode   uint32
 }
 
-// treeName stands for a name in a directory, or for the content of the directory of that name. In the order of
-// paths these are two places, with others between them: "a", "a-b", "a/b".
+// treeName stands for a name in a directory, or for the content of the subdirectory with that name. These are two
+// items, because other paths may sort between them: "a", "a-b", "a/b".
 type treeName struct {
 	key       string // the name, or the name and a slash for its content
 	mode, uid uint32
 }
 
+// content reports whether n stands for the content of a directory.
 func (n treeName) content() bool { return strings.HasSuffix(n.key, "/") }
 
+// close restores the modes of all open directories, and closes the descriptors.
 func (r *treeReader) close() {
 	for len(r.todo) > 1 && r.leave() == nil {
 	}
@@ -104,6 +106,7 @@ func (r *treeReader) close() {
 	r.at.Close()
 }
 
+// readAll visits the whole tree.
 func (r *treeReader) readAll(ctx context.Context) error {
 	root := frame{}
 	if err := r.open(&root, beneath.Inode{FD: r.at.FD}); err != nil {
@@ -153,7 +156,7 @@ func (r *treeReader) one(ctx context.Context, top *frame) error {
 		top.names = top.names[1:]
 		return r.enter(ctx, n.key, true)
 	}
-	// Other names come between the directory and its content.
+	// Other names sort between the directory and its content.
 	if err := r.down(n.key); err != nil {
 		return err
 	}
@@ -163,7 +166,7 @@ func (r *treeReader) one(ctx context.Context, top *frame) error {
 	return r.leave()
 }
 
-// enter goes into a directory and lists it.
+// enter goes into a directory and lists it. If self is true, it visits the directory itself first.
 func (r *treeReader) enter(ctx context.Context, name string, self bool) error {
 	if err := r.down(name); err != nil {
 		return err
@@ -193,7 +196,7 @@ func (r *treeReader) down(name string) error {
 	return nil
 }
 
-// open makes a directory of an ordinary user readable for its owner, until the reader leaves it.
+// open makes a directory readable for its owner until the reader leaves it. It does nothing if the process is root.
 func (r *treeReader) open(f *frame, t beneath.Inode) error {
 	if os.Geteuid() == 0 {
 		return nil
@@ -224,7 +227,7 @@ func (r *treeReader) restore() {
 func (r *treeReader) leave() error {
 	top := r.todo[len(r.todo)-1]
 	inner := r.at.FD
-	if top.opened { // ".." needs the right to search, so that the mode is restored later, through a second descriptor
+	if top.opened { // opening ".." needs the right to search, so the mode is restored later through a second FD
 		dup, err := unix.FcntlInt(uintptr(inner), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -240,6 +243,7 @@ func (r *treeReader) leave() error {
 	return nil
 }
 
+// join returns the path of a name in the current directory.
 func (r *treeReader) join(name string) string {
 	if r.path == "" {
 		return name
@@ -281,7 +285,7 @@ func (r *treeReader) list(ctx context.Context) error {
 				return fmt.Errorf("%q: %w", printable.Clip(r.join(name)), err)
 			}
 			if name == entry.OpaqueMarker && beneath.IsWhiteout(&st) {
-				continue // it marks the directory, and is no entry
+				continue // the marker makes the directory opaque, and is not an entry
 			}
 			list = append(list, treeName{name, st.Mode, st.Uid})
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -321,8 +325,8 @@ func (r *treeReader) file(ctx context.Context, path string, t beneath.Inode, n t
 	return r.add(ctx, path, beneath.Inode{FD: fd}, t, given)
 }
 
-// add visits the entry of t. named is the same inode by name. mode is the inode's own mode if it was changed for
-// reading, otherwise -1.
+// add visits the entry of the inode t. named is the same inode by name. mode is the original mode if the mode was
+// changed for reading, otherwise -1.
 func (r *treeReader) add(ctx context.Context, path string, t, named beneath.Inode, mode int) error {
 	var st unix.Stat_t
 	if err := t.Stat(&st); err != nil {
@@ -351,7 +355,7 @@ func (r *treeReader) add(ctx context.Context, path string, t, named beneath.Inod
 	return r.visit(&e, id)
 }
 
-// details reads what a status does not contain.
+// details sets the fields of an entry that are not in the status of its inode. See add for named.
 func (r *treeReader) details(ctx context.Context, e *entry.Entry, t, named beneath.Inode) (err error) {
 	if e.Xattrs, err = t.Xattrs(e.Type); err != nil {
 		return err

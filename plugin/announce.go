@@ -3,17 +3,13 @@ package plugin
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 
+	"github.com/tank-snapshotter/tank/snapshot"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
-
-// labelManifest is the label with the digest of the manifest. containerd sends it with a Prepare if its
-// configuration passes annotations to the snapshotter.
-const labelManifest = "containerd.io/snapshot/cri.manifest-digest"
 
 // Layers unpacks layers for a snapshotter.
 type Layers interface {
@@ -43,13 +39,11 @@ func (a *announcer) Cleanup(ctx context.Context) error {
 // Prepare announces the layers of the image to which an extraction belongs, and prepares the snapshot.
 func (a *announcer) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	if a.recent != nil {
-		var base snapshots.Info
-		for _, o := range opts {
-			if err := o(&base); err != nil {
-				return nil, err
-			}
+		r, err := snapshot.ParseRequest(key, parent, opts...)
+		if err != nil {
+			return nil, err
 		}
-		if err := a.announce(ctx, key, base.Labels); err != nil {
+		if err := a.announce(ctx, r); err != nil {
 			return nil, fmt.Errorf("snapshot %.200q: %w", key, err)
 		}
 	}
@@ -59,28 +53,14 @@ func (a *announcer) Prepare(ctx context.Context, key, parent string, opts ...sna
 // announce announces the layers of an image at the first Prepare for it. A layer that is never announced is
 // unpacked when it is applied. It returns errdefs.ErrFailedPrecondition for an image that Tank's own pull
 // would refuse, because containerd reads its documents in another way than other programs.
-func (a *announcer) announce(ctx context.Context, key string, labels map[string]string) error {
-	target := labels[snapshots.LabelSnapshotRef]
-	if target == "" {
-		target = extractionTarget(key)
-	}
-	if target == "" {
+func (a *announcer) announce(ctx context.Context, r snapshot.Request) error {
+	chain := r.ChainID()
+	if chain == "" {
 		return nil
 	}
-	layers, err := a.recent.due(ctx, target, labels[labelManifest], a.layers.Fits)
+	layers, err := a.recent.due(ctx, chain, r.Manifest, a.layers.Fits)
 	if err == nil && layers != nil {
 		a.layers.Announce(layers)
 	}
 	return err
-}
-
-// extractionTarget is the chain ID in the key of an extraction ("<ns>/<seq>/extract-<unique> <chain ID>"),
-// for pulls that carry no labels.
-func extractionTarget(key string) string {
-	name := key[strings.LastIndexByte(key, '/')+1:]
-	if !strings.HasPrefix(name, "extract-") {
-		return ""
-	}
-	_, target, _ := strings.Cut(name, " ")
-	return target
 }

@@ -131,25 +131,21 @@ func (w *recentWriter) Commit(ctx context.Context, size int64, expected digest.D
 	return err
 }
 
-// due returns the layers of the image that has a layer with the chain ID target, if they are to be
-// announced now. It is the image whose manifest the label names, or else the latest with that chain ID. due
+// due returns the layers of the image that has a layer with this chain ID, if they are to be announced now.
+// It is the image whose manifest is named, or else, if named is "", the latest with that chain ID. due
 // returns errdefs.ErrFailedPrecondition for an image that is refused, or whose layers do not fit the blobs
 // of the root.
-func (r *recentBlobs) due(ctx context.Context, target, label string, fits func([]layer.Pair) error) (
+func (r *recentBlobs) due(ctx context.Context, chain string, named digest.Digest, fits func([]layer.Pair) error) (
 	[]layer.Pair, error,
 ) {
-	named, err := digest.Parse(label)
-	if err != nil {
-		named = ""
-	}
 	r.readAll(ctx, named)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i := r.byChain[target]
+	i := r.byChain[chain]
 	if named != "" {
 		i = r.images[named]
 	}
-	if i == nil || !slices.Contains(i.chains, target) { // the label may be wrong
+	if i == nil || !slices.Contains(i.chains, chain) { // the label may be wrong
 		return nil, nil
 	}
 	i.used = time.Now()
@@ -158,7 +154,7 @@ func (r *recentBlobs) due(ctx context.Context, target, label string, fits func([
 	}
 	i.announced = i.used
 	r.mu.Unlock()
-	err = fits(i.layers)
+	err := fits(i.layers)
 	r.mu.Lock()
 	if i.unfit = nil; err != nil {
 		i.unfit = refusal(i.manifest, err)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
@@ -76,7 +75,7 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 	if decode == nil {
 		rec, err = s.layers.Claim(ctx, layer.Pair{Blob: desc}, s.attach(key))
 	} else {
-		expected := digestOf(requestOf(sn.Key, sn.Labels).diffID)
+		expected := digestOf(recordedRequest(sn).DiffID)
 		rec, err = s.layers.ClaimDecoded(ctx, layer.Pair{Blob: desc, DiffID: expected}, decode, s.attach(key))
 	}
 	if err != nil {
@@ -182,15 +181,13 @@ func (s *Store) pristine(dir string) (bool, error) {
 // blob, it answers so that containerd skips download and apply. If the blob is here, it reports a miss, because then
 // containerd should take the blob into its records (docs/adr/0004-known-layers-are-adopted.md). Every mismatch is a
 // miss, not an error. done reports that m and err are the answer.
-func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent string, labels map[string]string, r request) (
-	m []mount.Mount, done bool, err error,
-) {
-	rec, ok := n.s.expected(ctx, parent, r)
+func (n *Snapshotter) prepareKnown(ctx context.Context, r Request) (m []mount.Mount, done bool, err error) {
+	rec, ok := n.s.expected(ctx, r)
 	if !ok {
 		return nil, false, nil
 	}
-	if r.parentChain != "" && parent == "" {
-		m, err = n.createStaged(ctx, key, labels, rec)
+	if r.ParentChainID != "" && r.Parent == "" {
+		m, err = n.createStaged(ctx, r, rec)
 		if errdefs.IsNotFound(err) {
 			return nil, false, nil
 		}
@@ -199,33 +196,33 @@ func (n *Snapshotter) prepareKnown(ctx context.Context, key, parent string, labe
 		}
 		return m, err == nil, err
 	}
-	if err := n.s.valid(ctx, metadata.Snapshot{Layer: rec.Key}, parent); errors.Is(err, stream.ErrInvalidLayer) {
-		return nil, false, fmt.Errorf("snapshot %s: %w", key, err)
+	if err := n.s.valid(ctx, metadata.Snapshot{Layer: rec.Key}, r.Parent); errors.Is(err, stream.ErrInvalidLayer) {
+		return nil, false, fmt.Errorf("snapshot %s: %w", r.Key, err)
 	}
-	done, err = n.commitKnown(key, parent, r.target, labels, rec)
+	done, err = n.commitKnown(r, rec)
 	if err != nil || !done {
 		return nil, false, err
 	}
 	n.s.layers.Hit(ctx, rec, 0)
-	return nil, true, fmt.Errorf("snapshot %s: target %s: %w", key, r.target, errdefs.ErrAlreadyExists)
+	return nil, true, fmt.Errorf("snapshot %s: target %s: %w", r.Key, r.Target, errdefs.ErrAlreadyExists)
 }
 
 // expected returns the known layer that an extraction asks for. It reports false if the blob is to be adopted, or if
 // this root has not verified that the blob has the diff ID: labels may come from the image and are not to be trusted.
-func (s *Store) expected(ctx context.Context, parent string, r request) (rec metadata.Layer, ok bool) {
-	if r.blob == "" {
+func (s *Store) expected(ctx context.Context, r Request) (rec metadata.Layer, ok bool) {
+	if r.Blob == "" {
 		return rec, false
 	}
 	key := ""
 	err := s.db.View(func(tx *metadata.Tx) error {
-		diffID := tx.Verified(r.blob)
-		if diffID == "" || !r.wants(diffID, parent) {
+		diffID := tx.Verified(r.Blob)
+		if diffID == "" || !r.expects(diffID) {
 			return errdefs.ErrNotFound
 		}
 		key = metadata.LayerKey(diffID)
 		return nil
 	})
-	if err != nil || s.adoptable(ctx, r.blob) {
+	if err != nil || s.adoptable(ctx, r.Blob) {
 		return rec, false
 	}
 	rec, err = s.layers.Intact(ctx, key)
@@ -241,10 +238,11 @@ func (s *Store) adoptable(ctx context.Context, blob digest.Digest) bool {
 }
 
 // createStaged makes an active snapshot that stands on a known layer and has no directory.
-func (n *Snapshotter) createStaged(ctx context.Context, key string, labels map[string]string,
-	rec metadata.Layer) ([]mount.Mount, error) {
+func (n *Snapshotter) createStaged(ctx context.Context, r Request, rec metadata.Layer) ([]mount.Mount, error) {
 	now := time.Now().UTC()
-	sn := metadata.Snapshot{Key: key, Kind: metadata.Active, Labels: labels, Layer: rec.Key, Created: now, Updated: now}
+	sn := metadata.Snapshot{
+		Key: r.Key, Kind: metadata.Active, Labels: r.Labels, Layer: rec.Key, Created: now, Updated: now,
+	}
 	if err := n.s.db.Update(func(tx *metadata.Tx) error { return n.putOn(tx, sn, rec) }); err != nil {
 		return nil, err
 	}
@@ -271,20 +269,19 @@ func (n *Snapshotter) putOn(tx *metadata.Tx, sn metadata.Snapshot, rec metadata.
 // commitKnown commits the snapshot that containerd looks for after ErrAlreadyExists, unless there is one: its label
 // snapshot.ref is the target, and it has the parent that containerd asked for. It reports false if the layer or the
 // parent is gone.
-func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]string, rec metadata.Layer) (done bool,
-	err error) {
+func (n *Snapshotter) commitKnown(r Request, rec metadata.Layer) (done bool, err error) {
 	now := time.Now().UTC()
 	sn := metadata.Snapshot{
-		Key: key, Kind: metadata.Committed, Parent: parent, Labels: labels, Layer: rec.Key,
+		Key: r.Key, Kind: metadata.Committed, Parent: r.Parent, Labels: r.Labels, Layer: rec.Key,
 		Created: now, Updated: now, Size: rec.Size, Inodes: rec.Inodes,
 	}
 	if !rec.NeedsFixup {
 		sn.Fixup = metadata.NoFixup
 	}
 	err = n.s.db.Update(func(tx *metadata.Tx) error {
-		for _, child := range tx.Children(parent, -1) {
+		for _, child := range tx.Children(r.Parent, -1) {
 			c, err := n.held(tx, child)
-			if err == nil && c.Kind == metadata.Committed && c.Labels[snapshots.LabelSnapshotRef] == target {
+			if err == nil && c.Kind == metadata.Committed && targetOf(c.Labels) == r.Target {
 				return nil
 			}
 		}
@@ -295,7 +292,7 @@ func (n *Snapshotter) commitKnown(key, parent, target string, labels map[string]
 	}
 	if err == nil && sn.Fixup == "" {
 		n.s.work.Go("fix-up", func(ctx context.Context) error {
-			_, err := n.s.stack(ctx, key)
+			_, err := n.s.stack(ctx, r.Key)
 			if errdefs.IsNotFound(err) {
 				return nil
 			}

@@ -191,7 +191,9 @@ var layerCalls = map[string]func(s *classScene) error{
 // files, with a closed database, and with a context that has ended.
 func TestErrorsHaveAClass(t *testing.T) {
 	requireRoot(t)
-	errclasstest.Complete(t, ".", storeCalls, nil)
+	errclasstest.Complete(t, ".", storeCalls, map[string]string{
+		"ParseRequest": "returns the error of an option, which is its caller's",
+	})
 	errclasstest.Complete(t, "layer", layerCalls, map[string]string{
 		"Store.Unrecorded": "runs in a transaction of its caller",
 		"Store.Close":      "the snapshot store closes it",

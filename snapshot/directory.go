@@ -13,12 +13,11 @@ import (
 // needsCopy reports whether a new snapshot gets a copy of all that its parent shows. It does in directory
 // mode, with two exceptions: a snapshot into which containerd extracts a layer, because the content of
 // that layer will be in overlay's form, and a view whose parent is shown by one directory alone.
-func (s *Store) needsCopy(sn metadata.Snapshot, st *stack, remap bool) bool {
-	r := requestOf(sn.Key, sn.Labels)
+func (s *Store) needsCopy(kind metadata.SnapshotKind, r Request, st *stack, remap bool) bool {
 	switch {
-	case !s.opts.Directory, r.extraction, r.parentChain != "":
+	case !s.opts.Directory, r.Extraction, r.ParentChainID != "":
 		return false
-	case sn.Kind == metadata.View:
+	case kind == metadata.View:
 		return len(st.dirs) != 1 || st.viewRoot(remap) != ""
 	}
 	return true

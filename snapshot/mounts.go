@@ -11,13 +11,12 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// mounts returns the mounts of a snapshot that stands on st. containerd makes them.
-func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
-	ids, err := s.idMaps(sn)
-	if err != nil {
-		return nil, err
-	}
-	ms, err := s.plainMounts(ctx, sn, st)
+// mounts returns the mounts of the snapshot sn, which stands on st and was made for r, with the ID mappings ids.
+// containerd makes them.
+func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, r Request, st *stack, ids idMaps) (
+	[]mount.Mount, error,
+) {
+	ms, err := s.plainMounts(ctx, sn, r, st)
 	if err != nil || ids.empty() {
 		return ms, err
 	}
@@ -30,7 +29,9 @@ func (s *Store) mounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]
 	return ms, nil
 }
 
-func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack) ([]mount.Mount, error) {
+func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, r Request, st *stack) (
+	[]mount.Mount, error,
+) {
 	fs := s.path("snapshots", sn.Dir, "fs")
 	switch {
 	case sn.FullCopy && sn.Kind == metadata.View:
@@ -51,7 +52,7 @@ func (s *Store) plainMounts(ctx context.Context, sn metadata.Snapshot, st *stack
 	switch {
 	case sn.Kind == metadata.Active && sn.Dir == "":
 		return s.stagedMounts(ctx, sn)
-	case sn.Kind == metadata.Active && len(lower) == 0 && requestOf(sn.Key, sn.Labels).rebases(s.opts.UserXattr):
+	case sn.Kind == metadata.Active && len(lower) == 0 && r.rebases(s.opts.UserXattr):
 		// containerd unpacks a layer and names its parent only at the commit. The mount must look like
 		// one of overlay, or the differ that applies the layer drops its whiteouts. It is never
 		// mounted.

@@ -25,56 +25,48 @@ import (
 // the target of an extraction.
 func (n *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	key, parent = n.holder.SnapshotKey(key), n.holder.SnapshotKey(parent)
-	labels, err := labelsOf(opts)
+	r, err := ParseRequest(key, parent, opts...)
 	if err != nil {
 		return nil, err
 	}
-	if r := requestOf(key, labels); r.target != "" && n.s.opts.SkipKnownBlobs {
-		m, done, err := n.prepareKnown(ctx, key, parent, labels, r)
+	if r.Target != "" && n.s.opts.SkipKnownBlobs {
+		m, done, err := n.prepareKnown(ctx, r)
 		if err != nil || done {
 			return m, err
 		}
 	}
-	return n.create(ctx, metadata.Snapshot{Key: key, Kind: metadata.Active, Parent: parent, Labels: labels})
+	return n.create(ctx, metadata.Active, r)
 }
 
 // View makes a read-only snapshot of parent and returns its mounts.
 func (n *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	key, parent = n.holder.SnapshotKey(key), n.holder.SnapshotKey(parent)
-	labels, err := labelsOf(opts)
+	r, err := ParseRequest(key, parent, opts...)
 	if err != nil {
 		return nil, err
 	}
-	return n.create(ctx, metadata.Snapshot{Key: key, Kind: metadata.View, Parent: parent, Labels: labels})
-}
-
-func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
-	var base snapshots.Info
-	for _, o := range opts {
-		if err := o(&base); err != nil {
-			return nil, err
-		}
-	}
-	return base.Labels, nil
+	return n.create(ctx, metadata.View, r)
 }
 
 // create makes a snapshot's directory, then its record, and returns its mounts.
-func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount.Mount, error) {
+func (n *Snapshotter) create(ctx context.Context, kind metadata.SnapshotKind, r Request) ([]mount.Mount, error) {
 	n.s.dir.Throttle(ctx)
-	parent, err := n.checkNew(sn.Key, sn.Parent)
+	parent, err := n.checkNew(r.Key, r.Parent)
 	if err != nil {
 		return nil, err
 	}
-	sn.Remapped = parent.Remapped
+	sn := metadata.Snapshot{
+		Key: r.Key, Kind: kind, Parent: r.Parent, Labels: r.Labels, Remapped: parent.Remapped,
+	}
 	st, err := n.s.stack(ctx, sn.Parent)
 	if err != nil {
 		return nil, err
 	}
-	ids, err := n.s.idMaps(sn)
+	ids, err := n.s.idMaps(r, sn.Remapped)
 	if err != nil {
 		return nil, err
 	}
-	sn.FullCopy = n.s.needsCopy(sn, st, !ids.empty())
+	sn.FullCopy = n.s.needsCopy(kind, r, st, !ids.empty())
 	staged, err := n.s.stageSnapshot(ctx, sn, st, ids)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
@@ -85,7 +77,7 @@ func (n *Snapshotter) create(ctx context.Context, sn metadata.Snapshot) ([]mount
 	if sn, err = n.s.ensureViewRoot(ctx, sn, st, !ids.empty()); err != nil {
 		return nil, err
 	}
-	return n.s.mounts(ctx, sn, st)
+	return n.s.mounts(ctx, sn, r, st, ids)
 }
 
 // checkNew returns the record of the parent. It fails for the same reasons as the transaction of put, before any

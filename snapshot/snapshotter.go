@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -156,7 +155,12 @@ func (n *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 			return nil, err
 		}
 	}
-	return n.s.mounts(ctx, sn, st)
+	r := recordedRequest(sn)
+	ids, err := n.s.idMaps(r, sn.Remapped)
+	if err != nil {
+		return nil, err
+	}
+	return n.s.mounts(ctx, sn, r, st, ids)
 }
 
 // Walk calls fn for each of the holder's snapshots that matches one of containerd's filters fs, for all
@@ -225,12 +229,3 @@ func (n *Snapshotter) Cleanup(ctx context.Context) error {
 
 // Close does nothing. The caller of Open closes the Store.
 func (n *Snapshotter) Close() error { return nil }
-
-// digestOf parses a digest of an untrusted label, and returns "" for what is not a digest.
-func digestOf(s string) digest.Digest {
-	d, err := digest.Parse(s)
-	if err != nil {
-		return ""
-	}
-	return d
-}

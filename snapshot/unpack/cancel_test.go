@@ -18,11 +18,11 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestLoopsEnd: every loop over the entries of a layer checks its context, so that it ends soon after the context
-// does.
+// TestLoopsEnd checks that every loop over the entries of a layer tests its context, so that it ends soon after the
+// context.
 func TestLoopsEnd(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("makes whiteouts as root does")
+		t.Skip("needs root, to make whiteouts")
 	}
 	const n = 2000
 	many := func(item func(i int) u.Item, more ...u.Item) []byte {
@@ -40,7 +40,7 @@ func TestLoopsEnd(t *testing.T) {
 	}
 	for _, row := range []struct {
 		testName string
-		every    int // entries between two checks of the context, at most
+		every    int // at most this many entries between two checks of the context
 		before   func(dir string) error
 		run      func(ctx context.Context, dir string) error
 	}{
@@ -79,22 +79,22 @@ func TestLoopsEnd(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			looks := c.Calls()
-			if looks < n/row.every {
-				t.Errorf("looked at its context %d times for %d entries", looks, n)
+			checks := c.Calls()
+			if checks < n/row.every {
+				t.Errorf("the context was checked %d times for %d entries", checks, n)
 			}
-			if _, err := run(looks / 2); !errors.Is(err, context.Canceled) {
-				t.Errorf("the context ended: %v", err)
+			if _, err := run(checks / 2); !errors.Is(err, context.Canceled) {
+				t.Errorf("error after the context ended: %v", err)
 			}
 		})
 	}
 }
 
-// TestGrowth: an extraction asks for memory and for room on the disk before it takes them, and ends if it is
+// TestGrowth checks that an extraction requests memory and disk space before it uses them, and ends if a request is
 // refused.
 func TestGrowth(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("extracts as root does")
+		t.Skip("needs root")
 	}
 	const n = 3000
 	var items []u.Item
@@ -121,11 +121,11 @@ func TestGrowth(t *testing.T) {
 		t.Run(row.testName, func(t *testing.T) {
 			_, err := unpack.Extract(context.Background(), openDir(t, memoryDir(t)), bytes.NewReader(tar), &row.opts)
 			if !errors.Is(err, row.wantErr) {
-				t.Errorf("%v, not %v", err, row.wantErr)
+				t.Errorf("error %v, want %v", err, row.wantErr)
 			}
 		})
 	}
 	if memory < n*200 || memory > n*400 || disk < n*(4096+5) {
-		t.Errorf("asked for %d bytes of memory and %d of disk", memory, disk)
+		t.Errorf("requested %d bytes of memory and %d of disk", memory, disk)
 	}
 }

@@ -21,11 +21,11 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// theIDs maps the ids of the tests' user namespace in the usual way: to the user that made it, and to that user's
+// theIDs maps the ids of the tests' user namespace in the usual way: to the user that created it, and to that user's
 // subordinate ids.
 var theIDs = idmap.Map{{Container: 0, Host: nobody, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
 
-// namespaceOf starts a process as root of a new user namespace.
+// namespaceOf returns the attributes that start a process as root of a new user namespace with these ids.
 func namespaceOf(ids idmap.Map) *syscall.SysProcAttr {
 	var m []syscall.SysProcIDMap
 	for _, r := range ids {
@@ -37,7 +37,7 @@ func namespaceOf(ids idmap.Map) *syscall.SysProcAttr {
 	}
 }
 
-// fatalTB is a testing.TB for helpers of tests in a process that runs no test.
+// fatalTB is a testing.TB for the helper functions in a process that runs no test. It panics on failure.
 type fatalTB struct{ testing.TB }
 
 func (fatalTB) Helper()                           {}
@@ -46,8 +46,8 @@ func (fatalTB) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, ar
 
 var namespaceLacks = regexp.MustCompile(` (?:trusted\.|security\.(?:[^c]|c[^a]))\S*="(?:[^"\\]|\\.)*"`)
 
-// confined turns the expected tree of root into that of root in a user namespace. Devices are left out and hide
-// what lower layers have at their path, and so are the attributes that such a root cannot write.
+// confined converts the expected tree of root into that of root in a user namespace. A whiteout replaces every
+// device, so that it hides lower files at that path. The attributes that such a root cannot write are left out.
 func confined(lines []string) (out []string) {
 	marked := map[string]bool{} // directories with whiteouts
 	for _, l := range lines {
@@ -72,35 +72,33 @@ func confined(lines []string) (out []string) {
 	return out
 }
 
+// capabilityFor returns a file capability that names the root user of its namespace.
 func capabilityFor(root uint32) string {
 	v3 := []byte(capability)
 	v3[3] = 3
 	return string(binary.LittleEndian.AppendUint32(v3, root))
 }
 
-// aclFor returns an ACL that also grants reading to one user or group.
+// aclFor returns an ACL that also lets one user (tag 2) or group (tag 8) read.
 func aclFor(tag byte, id uint32) string {
 	b := []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff")
 	b = append(b, tag, 0, 4, 0)
 	b = binary.LittleEndian.AppendUint32(b, id)
 	if tag == 2 {
-		return string(
-			b,
-		) + "\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
+		return string(b) + "\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x06\x00\xff\xff\xff\xff" +
+			"\x20\x00\x00\x00\xff\xff\xff\xff"
 	}
-	return "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x04\x00\x04\x00\xff\xff\xff\xff" + string(
-		b[12:],
-	) +
-		"\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
+	return "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x04\x00\x04\x00\xff\xff\xff\xff" +
+		string(b[12:]) + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
 }
 
-// TestUnmappedIDs: ids that a user namespace does not map, in every place where a layer may name one.
+// TestUnmappedIDs extracts ids that a user namespace does not map, in every place where a layer can name an id.
 func TestUnmappedIDs(t *testing.T) {
 	for _, row := range []struct {
 		testName string
 		item     u.Item
-		want     string // part of the message as root; empty: none
-		user     string // the tree of an ordinary user
+		want     string // part of the error as root of the namespace; empty: no error
+		user     string // the expected tree of an ordinary user
 	}{
 		{"uid", u.F("f", "").Owner(5, 0), "uid 5 has no place in this user namespace, which maps 0:1000:1 (give its " +
 			"user more ids in /etc/subuid)", `f file ""`},
@@ -126,12 +124,8 @@ func TestUnmappedIDs(t *testing.T) {
 				t.Errorf("error %v, want %q", err, row.want)
 			}
 			dir := emptyDir(t)
-			_, err = unpack.Extract(
-				context.Background(),
-				dir,
-				bytes.NewReader(raw),
-				&unpack.Options{Unprivileged: true, UIDs: ids, GIDs: ids},
-			)
+			unprivileged := &unpack.Options{Unprivileged: true, UIDs: ids, GIDs: ids}
+			_, err = unpack.Extract(context.Background(), dir, bytes.NewReader(raw), unprivileged)
 			must(t, err)
 			own := fmt.Sprintf(" %d:%d", os.Geteuid(), os.Getegid())
 			got := strings.ReplaceAll(strings.Join(withoutOwner(u.List(t, dir.Name())), "\n"), own, "")
@@ -152,7 +146,7 @@ func inNamespace() bool { return os.Getenv(namespaceEnv) != "" }
 
 const namespaceEnv = "UNPACK_TEST_NAMESPACE"
 
-// TestNamespace runs tests of this binary again, as root of a user namespace with mounts of its own.
+// TestNamespace runs tests of this binary again, as root of a user namespace with its own mounts.
 func TestNamespace(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to map ids")
@@ -191,7 +185,7 @@ func TestIDMap(t *testing.T) {
 		}
 	}
 	if all := idmap.Map(nil); !all.Has(4294967294) || all.Len() < 1<<31 {
-		t.Error("no map is not the map of all ids")
+		t.Error("a nil map does not contain all ids")
 	}
 	for _, row := range []struct {
 		other string
@@ -209,12 +203,12 @@ func TestIDMap(t *testing.T) {
 	}
 }
 
-// TestProcessIDMaps runs in the namespace too, through TestNamespace.
+// TestProcessIDMaps also runs in a user namespace, through TestNamespace.
 func TestProcessIDMaps(t *testing.T) {
 	uids, gids, err := idmap.Process()
 	must(t, err)
 	if !uids.Has(uint32(os.Geteuid())) || !gids.Has(uint32(os.Getegid())) {
-		t.Errorf("not this process's ids: %v, %v", uids, gids)
+		t.Errorf("the maps lack the ids of this process: uids %v, gids %v", uids, gids)
 	}
 	if inNamespace() && (uids.String() != "0:65534:1,1:100000:65536" || gids.String() != uids.String()) {
 		t.Errorf("uids %v, gids %v", uids, gids)

@@ -18,8 +18,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestDropped extracts layers with extended attributes to a file system that does not support them. The
-// attributes are left out and named once. Malformed ones are refused, as on every file system.
+// TestDropped extracts layers with extended attributes to a file system that does not support them. The attributes are
+// left out, and the result names each of them once. Malformed attributes are refused, as on every file system.
 func TestDropped(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to mount")
@@ -35,7 +35,7 @@ func TestDropped(t *testing.T) {
 	for i, row := range []struct {
 		testName string
 		items    []u.Item
-		want     []string // names
+		want     []string // names of the dropped attributes
 		refused  bool
 	}{
 		{"none", items(u.F("a", "1")), nil, false},
@@ -58,12 +58,8 @@ func TestDropped(t *testing.T) {
 		t.Run(row.testName, func(t *testing.T) {
 			path := fmt.Sprintf("%s/%d", base, i)
 			must(t, os.Mkdir(path, 0o700))
-			res, err := unpack.Extract(
-				context.Background(),
-				openDir(t, path),
-				bytes.NewReader(u.Tar(t, row.items...)),
-				nil,
-			)
+			raw := bytes.NewReader(u.Tar(t, row.items...))
+			res, err := unpack.Extract(context.Background(), openDir(t, path), raw, nil)
 			if row.refused {
 				if !errors.Is(err, stream.ErrInvalidLayer) {
 					t.Errorf("error %v", err)
@@ -79,7 +75,7 @@ func TestDropped(t *testing.T) {
 			if d := difference(res.Entries(), listed); d != "" {
 				t.Error(d)
 			}
-			bare := t.TempDir() // on a file system with attributes
+			bare := t.TempDir() // on a file system that supports attributes
 			for i := range row.items {
 				row.items[i].Header.PAXRecords = nil
 			}

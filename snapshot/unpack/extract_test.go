@@ -34,8 +34,8 @@ func openDir(t testing.TB, path string) *os.File {
 	return dir
 }
 
-// memoryDir returns a directory in memory if the machine has one. On ext4 the search for inodes that were not
-// deleted recently takes long.
+// memoryDir returns a temporary directory in memory if the machine has /dev/shm, and on the disk otherwise. On ext4,
+// file creation is slow after many deletions, because it searches for inodes that were not deleted recently.
 func memoryDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "unpack-test-")
@@ -50,19 +50,19 @@ func userOptions() *unpack.Options {
 	return &unpack.Options{Unprivileged: os.Geteuid() != 0, Confined: inNamespace()}
 }
 
-// TestTruncated cuts a layer at every byte (B13). Without an error only these may be missing: padding, the end of
-// the archive, and whole entries at the end, because a tar does not count its entries. Only the diff ID shows
-// such a loss.
+// TestTruncated cuts a layer at every byte (B13). Extract must return an error unless only padding, the end of the
+// archive or whole entries at the end are missing. A tar does not count its entries, so only the diff ID shows that
+// entries are missing.
 func TestTruncated(t *testing.T) {
 	raw := u.Tar(t, u.D("d"), u.F("d/a", strings.Repeat("x", 700)), u.S("s", "d"), u.H("h", "d/a"), u.W("d/.wh.b"),
 		u.F("p", "1").Xattr("user.x", strings.Repeat("y", 300)))
-	padding := func(cut int) bool { // of d/a, and of the record of p
+	padding := func(cut int) bool { // the padding of d/a and of the PAX record of p
 		return cut >= 2*512+700 && cut < 4*512 || cut >= 8*512+300 && cut < 9*512
 	}
 	base := memoryDir(t)
 	for cut := range raw {
 		if cut > 1600 && cut%512 > 2 && cut%512 < 510 {
-			continue // it is cut at the same kind of place as others
+			continue // similar to other cuts
 		}
 		root := filepath.Join(base, strconv.Itoa(cut))
 		must(t, os.Mkdir(root, 0o700))
@@ -90,30 +90,20 @@ func TestExtractFaults(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "x"), nil, 0o600))
 	_, err := unpack.Extract(context.Background(), openDir(t, dir), bytes.NewReader(raw), nil)
 	if !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("directory that is not empty: %v", err)
+		t.Errorf("error for a directory that is not empty: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	_, err = unpack.Extract(ctx, openDir(t, t.TempDir()), bytes.NewReader(raw), userOptions())
 	if !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("error after cancellation: %v", err)
 	}
 }
 
 func TestExtractResult(t *testing.T) {
 	dir := t.TempDir()
-	res := extractTo(
-		t,
-		dir,
-		u.Tar(
-			t,
-			u.F("b", strings.Repeat("x", 5000)),
-			u.H("a", "b"),
-			u.F("d/c", "1"),
-			u.W("d/.wh.x"),
-			u.H("l", "lower/f"),
-		),
-	)
+	res := extractTo(t, dir, u.Tar(t, u.F("b", strings.Repeat("x", 5000)), u.H("a", "b"), u.F("d/c", "1"),
+		u.W("d/.wh.x"), u.H("l", "lower/f")))
 	var paths []string
 	for _, e := range res.Entries() {
 		paths = append(paths, e.Path)
@@ -122,12 +112,10 @@ func TestExtractResult(t *testing.T) {
 		t.Errorf("paths %q, want %q", paths, want)
 	}
 	if a, b := res.Entries()[1], res.Entries()[2]; a.Inode != "a" || b.Inode != "a" || a.Hash != b.Hash ||
-		a.Size != 5000 ||
-		a.Seq != 2 ||
-		b.Seq != 1 {
+		a.Size != 5000 || a.Seq != 2 || b.Seq != 1 {
 		t.Errorf("hard links %+v and %+v", a, b)
 	}
-	// the root, d; b of two blocks, c of one; the whiteout
+	// two directories, b of two blocks, d/c of one block, one whiteout
 	if res.Inodes != 5 || res.Size != 2*4096+8192+4096 {
 		t.Errorf("%d bytes in %d inodes", res.Size, res.Inodes)
 	}
@@ -136,7 +124,7 @@ func TestExtractResult(t *testing.T) {
 	}
 }
 
-// TestSparse: holes of a file stay holes.
+// TestSparse checks that the holes of a file remain holes on disk.
 func TestSparse(t *testing.T) {
 	text := "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n33 GNU.sparse.realsize=104857600\n21 GNU.sparse.name=f\n"
 	text = strings.Replace(text, "33 ", fmt.Sprint(len("33 GNU.sparse.realsize=104857600\n"))+" ", 1)
@@ -161,21 +149,15 @@ func TestSparse(t *testing.T) {
 	}
 }
 
-// TestLinear: the time for opaque markers and whiteouts at every level of a wide and deep layer grows only
-// linearly (B9).
+// TestLinear checks that the time for opaque markers and whiteouts at every level of a wide and deep layer grows
+// linearly with the number of entries (B9).
 func TestLinear(t *testing.T) {
 	build := func(n int) []byte {
 		var list []u.Item
 		for i := range n {
 			d := fmt.Sprintf("d%d/s", i)
-			list = append(
-				list,
-				u.W(d+"/.wh..wh..opq"),
-				u.F(d+"/f", ""),
-				u.W(fmt.Sprintf("d%d/.wh.x", i)),
-				u.F(fmt.Sprintf("d%d/g", i), ""),
-				u.W(".wh..wh..opq"),
-			)
+			list = append(list, u.W(d+"/.wh..wh..opq"), u.F(d+"/f", ""), u.W(fmt.Sprintf("d%d/.wh.x", i)),
+				u.F(fmt.Sprintf("d%d/g", i), ""), u.W(".wh..wh..opq"))
 		}
 		return u.Tar(t, list...)
 	}
@@ -193,13 +175,13 @@ func TestLinear(t *testing.T) {
 	}
 }
 
-// TestSwapped replaces a directory of the layer by a symlink to the canary while a layer is extracted (A10).
+// TestSwapped repeatedly exchanges a directory of the layer with a symlink to the canary during the extraction (A10).
 // Extract may fail, but the canary must not change.
 func TestSwapped(t *testing.T) {
 	var list []u.Item
 	for i := range 50 {
 		list = append(list, u.F(fmt.Sprintf("d/f%d", i%7), "x"), u.D("d").Mode(0o777))
-		for j := range 20 { // enough directories that d is opened again
+		for j := range 20 { // enough directories that the cached descriptor of d is closed and d is opened again
 			list = append(list, u.F(fmt.Sprintf("o%d/f", j), "x"))
 		}
 	}
@@ -216,6 +198,7 @@ func TestSwapped(t *testing.T) {
 	}
 }
 
+// swapped runs one extraction of TestSwapped. It returns the number of exchanges and the error of Extract.
 func swapped(t *testing.T, raw []byte, opts *unpack.Options) (swaps int, err error) {
 	base := memoryDir(t)
 	canary, root, link := filepath.Join(base, "canary"), filepath.Join(base, "root"), filepath.Join(base, "link")
@@ -243,12 +226,12 @@ func swapped(t *testing.T, raw []byte, opts *unpack.Options) (swaps int, err err
 	close(stop)
 	<-done
 	if after := u.List(t, canary); !reflect.DeepEqual(after, before) {
-		t.Errorf("the canary was touched:\n%s", strings.Join(after, "\n"))
+		t.Errorf("the canary changed:\n%s", strings.Join(after, "\n"))
 	}
 	return swaps, err
 }
 
-// TestInRoot: an absolute symlink leads to a path below the root, even if its target exists outside.
+// TestInRoot checks that an absolute symlink is followed below the root, even if its target exists outside.
 func TestInRoot(t *testing.T) {
 	dir := t.TempDir()
 	outside := t.TempDir()
@@ -258,12 +241,12 @@ func TestInRoot(t *testing.T) {
 		t.Errorf("%q, %v", data, err)
 	}
 	if names, err := os.ReadDir(outside); err != nil || len(names) != 0 {
-		t.Errorf("outside: %v, %v", names, err)
+		t.Errorf("files outside the root: %v, %v", names, err)
 	}
 }
 
-// TestHoleOfMany: a hole of any size costs almost nothing to unpack and to compare, and the sum of holes is
-// limited.
+// TestHoleOfMany checks that a hole of 40 GiB costs almost nothing to unpack and to compare, and that the total size of
+// holes is limited.
 func TestHoleOfMany(t *testing.T) {
 	const size = 40 << 30
 	raw := u.SparseTar("f", size, u.Piece{At: 5, Data: "begin"}, u.Piece{At: size - 3, Data: "end"})
@@ -283,19 +266,15 @@ func TestHoleOfMany(t *testing.T) {
 		limit int64
 		want  error
 	}{{size - 9, stream.ErrInvalidLayer}, {size - 8, nil}} {
-		_, err := unpack.Extract(
-			t.Context(),
-			openDir(t, t.TempDir()),
-			bytes.NewReader(raw),
-			&unpack.Options{Limits: tarlayer.Limits{Holes: row.limit}},
-		)
+		_, err := unpack.Extract(t.Context(), openDir(t, t.TempDir()), bytes.NewReader(raw),
+			&unpack.Options{Limits: tarlayer.Limits{Holes: row.limit}})
 		if !errors.Is(err, row.want) {
 			t.Errorf("limit %d: %v", row.limit, err)
 		}
 	}
 }
 
-// TestSparseAsItIs: a small file with holes has the same bytes and hash as the same file without holes.
+// TestSparseAsItIs checks that a small sparse file has the same bytes and hash as the same file without holes.
 func TestSparseAsItIs(t *testing.T) {
 	pieces := []u.Piece{{At: 3, Data: "abc"}, {At: 5000, Data: strings.Repeat("x", 9000)}, {At: 20000, Data: "yz"}}
 	plain := make([]byte, 30000)
@@ -307,6 +286,6 @@ func TestSparseAsItIs(t *testing.T) {
 	got, err := os.ReadFile(filepath.Join(dir, "f"))
 	must(t, err)
 	if !bytes.Equal(got, plain) || res.Entries()[1].Hash != xxh3.Hash128(plain).Bytes() {
-		t.Errorf("%x", res.Entries()[1].Hash)
+		t.Errorf("other content, or wrong hash %x", res.Entries()[1].Hash)
 	}
 }

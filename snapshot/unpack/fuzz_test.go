@@ -13,8 +13,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// FuzzExtract: whatever the bytes are, nothing outside the root changes, every error blames the layer, and the
-// returned list is what the directory contains.
+// FuzzExtract checks three promises for any input: nothing outside the root changes, every error blames the layer or is
+// a limit of the file system, and the returned list of entries matches the directory.
 func FuzzExtract(f *testing.F) {
 	for _, table := range tables {
 		for _, r := range table {
@@ -40,21 +40,21 @@ func FuzzExtract(f *testing.F) {
 		opts.Limits = tarlayer.Limits{Bytes: 4 << 20, Entries: 1000}
 		o := extractAndCompare(openDir(t, root), raw, opts)
 		if o.Disagree != "" {
-			t.Errorf("Extract and ReadTree disagree: %s", o.Disagree)
+			t.Errorf("Extract and tree.ReadDir disagree: %s", o.Disagree)
 		}
 		if o.Err != "" && !o.Invalid && !fromFilesystem(o.Err) {
 			t.Errorf("error of another class: %s", o.Err)
 		}
 		if after := u.List(t, canary); !reflect.DeepEqual(after, before) {
-			t.Errorf("the canary was touched:\n%s", strings.Join(after, "\n"))
+			t.Errorf("the canary changed:\n%s", strings.Join(after, "\n"))
 		}
 		if names, err := os.ReadDir(base); err != nil || len(names) != 2 {
-			t.Errorf("beside the root: %v, %v", names, err)
+			t.Errorf("unexpected files beside the root: %v, %v", names, err)
 		}
 	})
 }
 
-// repair corrects the checksums of headers, so that package tar accepts changed headers.
+// repair corrects the checksums of headers, so that package tar accepts headers that the fuzzer changed.
 func repair(raw []byte) {
 	for ; len(raw) >= 512; raw = raw[512:] {
 		if string(raw[257:262]) != "ustar" {
@@ -69,7 +69,7 @@ func repair(raw []byte) {
 	}
 }
 
-// fromFilesystem reports whether the error is a limit of the file system.
+// fromFilesystem reports whether the error comes from a limit of the file system.
 func fromFilesystem(err string) bool {
 	return strings.HasSuffix(err, "no space left on device") || strings.HasSuffix(err, "argument list too long")
 }

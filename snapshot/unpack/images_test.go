@@ -17,7 +17,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 )
 
-// layout is an index of an OCI image layout.
+// layout is the path of an OCI image layout.
 type layout string
 
 func (l layout) read(t *testing.T, d digest.Digest, into any) {
@@ -31,7 +31,7 @@ func (l layout) blob(d digest.Digest) string {
 	return filepath.Join(string(l), "blobs", d.Algorithm().String(), d.Encoded())
 }
 
-// TestImages extracts the layers of real images, if there are any, and verifies their diff IDs.
+// TestImages extracts the layers of real images and verifies their diff IDs. It skips if the images are missing.
 func TestImages(t *testing.T) {
 	dir := os.Getenv("TANK_SHARED_IMAGES")
 	if dir == "" {

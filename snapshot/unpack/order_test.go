@@ -15,7 +15,7 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestOrder: for which layers the order is kept, what its steps are, and which files are set aside.
+// TestOrder checks for which layers the order of entries is kept, which steps it has, and which files are set aside.
 func TestOrder(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to set owners")
@@ -23,13 +23,13 @@ func TestOrder(t *testing.T) {
 	for _, row := range []struct {
 		id    string
 		items []u.Item
-		steps []string // none: the order is not kept
+		steps []string // nil: the order is not kept
 		aside []string
 	}{
 		{id: "directories with entries", items: items(u.D("d"), u.F("d/a", "1"), u.F("d/a", "2"), u.W("d/.wh.b"),
 			u.H("c", "d/a"))},
 		{id: "an implied directory", items: items(u.F("d/a", "1"), u.W("d/.wh.b"), u.S("s", "d"))},
-		{id: "below a new directory", items: items(u.W(".wh.d"), u.F("d/e/a", "1"), u.F("d/e/a", "2"))},
+		{id: "entries below a new directory", items: items(u.W(".wh.d"), u.F("d/e/a", "1"), u.F("d/e/a", "2"))},
 		{id: "an opaque marker in a directory with an entry",
 			items: items(u.D("d"), u.W("d/.wh..wh..opq"), u.F("d/a", "1"))},
 		{id: "a link to a lower file", items: items(u.H("b", "/x/../a").Mode(0o600)),
@@ -38,19 +38,21 @@ func TestOrder(t *testing.T) {
 			steps: []string{"1 symlink s => d 777 in s", "2 link b => s/a 644"}},
 		{id: "a file that is replaced in an implied directory", items: items(u.F("d/a", "1"), u.F("d/a", "22")),
 			steps: []string{"1 file d/a 644 aside 1", "2 file d/a 644 in d/a"}, aside: []string{`1 file "1"`}},
-		{id: "a replaced file with another name", items: items(u.F("d/a", "1"), u.H("d/b", "d/a"), u.F("d/a", "2")),
+		{id: "a replaced file with another hard link",
+			items: items(u.F("d/a", "1"), u.H("d/b", "d/a"), u.F("d/a", "2")),
 			steps: []string{"1 file d/a 644 in d/b", "2 link d/b => d/a 644", "3 file d/a 644 in d/a"}},
-		{id: "a replaced file and its other name", items: items(u.F("d/a", "1"), u.H("d/b", "d/a"), u.F("d/a", "2"),
-			u.F("d/b", "3")),
+		{id: "a replaced file whose other hard link is replaced as well",
+			items: items(u.F("d/a", "1"), u.H("d/b", "d/a"), u.F("d/a", "2"),
+				u.F("d/b", "3")),
 			steps: []string{"1 file d/a 644 aside 1", "2 link d/b => d/a 644", "3 file d/a 644 in d/a",
 				"4 file d/b 644 in d/b"},
 			aside: []string{`1 file "1"`}},
 		{id: "an implied directory that is replaced", items: items(u.F("d/e/a", "1"), u.F("d/b", "2"), u.S("d", "t")),
 			steps: []string{"1 file d/e/a 644 aside 1", "2 file d/b 644 aside 2", "3 symlink d => t 777 in d"},
 			aside: []string{`1 file "1"`, `2 file "2"`}},
-		{id: "an implied directory with an entry later", items: items(u.F("d/a", "1"), u.D("d").Mode(0o700)),
+		{id: "an implied directory whose entry follows later", items: items(u.F("d/a", "1"), u.D("d").Mode(0o700)),
 			steps: []string{"1 file d/a 644 in d/a", "2 dir d 700"}},
-		{id: "through a symlink of the layer", items: items(u.S("s", "d"), u.F("s/a", "1"), u.W("s/.wh.b"),
+		{id: "entries through a symlink of the layer", items: items(u.S("s", "d"), u.F("s/a", "1"), u.W("s/.wh.b"),
 			u.W("s/.wh..wh..opq")),
 			steps: []string{"1 symlink s => d 777 in s", "2 file s/a 644 in d/a", "3 whiteout s/b 0",
 				"4 whiteout s 0 opaque"}},
@@ -62,9 +64,9 @@ func TestOrder(t *testing.T) {
 			}},
 		{id: "whiteouts", items: items(u.F("d/a", "1"), u.W(".wh.d"), u.W("d/.wh.a"), u.W("d/.wh..wh..opq")),
 			steps: []string{"1 file d/a 644 in d/a", "2 whiteout d 0", "3 whiteout d/a 0", "4 whiteout d 0 opaque"}},
-		{id: "below a link", items: items(u.H("l", "a"), u.W("l/.wh.x"), u.F("l/y", "1")),
+		{id: "entries below a hard link to a lower file", items: items(u.H("l", "a"), u.W("l/.wh.x"), u.F("l/y", "1")),
 			steps: []string{"1 link l => a 644", "2 whiteout l/x 0", "3 file l/y 644 in l/y"}},
-		{id: "a directory that took the place of a file, described later",
+		{id: "a directory that replaced a file and whose entry follows later",
 			items: items(u.F("d/x", "1"), u.F("a", "2"), u.F("a/c", "3"), u.D("a").Mode(0o700), u.D("a")),
 			steps: []string{"1 file d/x 644 in d/x", "2 file a 644 aside 2", "3 file a/c 644 in a/c", "4 dir a 700",
 				"5 dir a 755"},
@@ -84,18 +86,14 @@ func TestOrder(t *testing.T) {
 				return nil
 			}))
 			if res.Ordered != (row.steps != nil) || !reflect.DeepEqual(steps, row.steps) {
-				t.Errorf(
-					"ordered %v:\n%s\nwant:\n%s",
-					res.Ordered,
-					strings.Join(steps, "\n"),
-					strings.Join(row.steps, "\n"),
-				)
+				t.Errorf("ordered %v:\n%s\nwant:\n%s",
+					res.Ordered, strings.Join(steps, "\n"), strings.Join(row.steps, "\n"))
 			}
 			if !res.Ordered {
 				return
 			}
 			if got := u.List(t, aside); !reflect.DeepEqual(got[1:], append([]string{}, row.aside...)) {
-				t.Errorf("aside:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(row.aside, "\n"))
+				t.Errorf("files set aside:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(row.aside, "\n"))
 			}
 			must(t, res.Steps(func(s *tarlayer.Step) error {
 				if s.Made == "" {

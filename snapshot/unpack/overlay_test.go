@@ -16,8 +16,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestOverlay mounts what was extracted: the kernel has to read the whiteouts and opaque directories as intended.
-// No row needs a fix-up.
+// TestOverlay mounts the extracted layers with overlay and checks that the kernel interprets the whiteouts and opaque
+// directories as intended. No row needs a fix-up.
 func TestOverlay(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to mount overlay")
@@ -26,10 +26,9 @@ func TestOverlay(t *testing.T) {
 	base := []string{`a file "1"`, `d dir`, `d/old file "o"`, `e dir`, `e/s dir`, `e/s/old file "o"`}
 	without := func(drop ...string) []string {
 		return slices.DeleteFunc(slices.Clone(base), func(l string) bool {
-			return slices.ContainsFunc(
-				drop,
-				func(d string) bool { return l == d || strings.HasPrefix(l, d+" ") || strings.HasPrefix(l, d+"/") },
-			)
+			return slices.ContainsFunc(drop, func(d string) bool {
+				return l == d || strings.HasPrefix(l, d+" ") || strings.HasPrefix(l, d+"/")
+			})
 		})
 	}
 	for _, tc := range []struct {
@@ -48,7 +47,8 @@ func TestOverlay(t *testing.T) {
 		{"E10", [][]u.Item{items(u.D("e"), u.W("e/.wh..wh..opq"), u.W("e/.wh.s"), u.D("e/x"), u.W("e/x/.wh.y"))},
 			append(without("e"), `e dir`, `e/x dir`)},
 		{"E17", [][]u.Item{items(u.W(".wh.a")), items(u.F("a", "3")), items(u.W(".wh.a"))}, without("a")},
-		{"no ghosts where nothing merges below", [][]u.Item{items(u.D("n"), u.W("n/.wh.x"), u.F("n/y", "1"))},
+		{"no visible whiteouts in a directory without a lower directory",
+			[][]u.Item{items(u.D("n"), u.W("n/.wh.x"), u.F("n/y", "1"))},
 			append(slices.Clone(base), `n dir`, `n/y file "1"`)},
 	} {
 		t.Run(tc.id, func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestOverlay(t *testing.T) {
 			defer unix.Unmount(mnt, unix.MNT_DETACH)
 			got := slices.DeleteFunc(u.List(t, mnt), func(l string) bool { return strings.HasPrefix(l, ". ") })
 			if !reflect.DeepEqual(got, tc.want) {
-				t.Errorf("merged:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
+				t.Errorf("merged tree:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
 			}
 		})
 	}

@@ -18,8 +18,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestRemoveAll removes a tree that is deeper than any path, with symlinks that must not be followed and fifos
-// that must not be opened.
+// TestRemoveAll removes a tree that is too deep for a path. It contains symlinks, which must not be followed, and
+// fifos, which must not be opened.
 func TestRemoveAll(t *testing.T) {
 	base := t.TempDir()
 	keep := filepath.Join(base, "keep")
@@ -52,7 +52,7 @@ func TestRemoveAll(t *testing.T) {
 	names, err := os.ReadDir(base)
 	must(t, err)
 	if len(names) != 1 || len(u.List(t, keep)) != 2 {
-		t.Errorf("left: %v, %v", names, u.List(t, keep))
+		t.Errorf("left: %v; in keep: %v", names, u.List(t, keep))
 	}
 	must(t, os.Symlink(keep, filepath.Join(base, "l")))
 	must(t, beneath.RemoveAll(context.Background(), openDir(t, base), "l", nil))
@@ -61,7 +61,7 @@ func TestRemoveAll(t *testing.T) {
 	}
 }
 
-// TestSetAttrs copies the attributes of a layer to another tree, as the assembly of a rootfs does.
+// TestSetAttrs applies the attributes of an extracted layer to another tree, as the assembly of a rootfs does.
 func TestSetAttrs(t *testing.T) {
 	from, to := t.TempDir(), t.TempDir()
 	layer := items(
@@ -72,11 +72,8 @@ func TestSetAttrs(t *testing.T) {
 		u.D("closed").Mode(0o111),
 	)
 	if os.Geteuid() == 0 {
-		layer = append(
-			layer,
-			u.F("cap", "").Owner(3, 4).Xattr("security.capability", capability),
-			u.S("t", "u").Owner(5, 6).Xattr("trusted.z", "3"),
-		)
+		layer = append(layer, u.F("cap", "").Owner(3, 4).Xattr("security.capability", capability),
+			u.S("t", "u").Owner(5, 6).Xattr("trusted.z", "3"))
 	}
 	res := extractTo(t, from, u.Tar(t, layer...))
 	dir := openDir(t, to)
@@ -134,11 +131,11 @@ func TestOpaqueAndWhiteout(t *testing.T) {
 		t.Errorf("mark: plain %v, %v", plain, err)
 	}
 	if got, err := beneath.IsOpaque(n); err != nil || !got {
-		t.Errorf("made opaque: %v, %v", got, err)
+		t.Errorf("opaque after Mark: %v, %v", got, err)
 	}
 }
 
-// TestReadTree: reading a directory also finds forms that Extract does not make.
+// TestReadTree checks that tree.ReadDir also handles trees that Extract does not make.
 func TestReadTree(t *testing.T) {
 	base := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(base, "b"), []byte("1"), 0o644))
@@ -158,10 +155,10 @@ func TestReadTree(t *testing.T) {
 	again, err := tree.ReadDir(openDir(t, base))
 	must(t, err)
 	if !reflect.DeepEqual(listed, again) {
-		t.Error("another listing the second time")
+		t.Error("a second listing differs from the first")
 	}
 	must(t, unix.Mknod(filepath.Join(base, "sock"), unix.S_IFSOCK|0o600, 0))
 	if _, err := tree.ReadDir(openDir(t, base)); err == nil || !strings.Contains(err.Error(), "sock") {
-		t.Errorf("a socket: %v", err)
+		t.Errorf("error for a socket: %v", err)
 	}
 }

@@ -26,10 +26,11 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// nobody is the ordinary user of these tests.
+// nobody is the user id of the ordinary user in these tests.
 const nobody = 65534
 
-// childEnv names the directory of prepared cases, when the test binary is run again as that user.
+// childEnv is the environment variable that names the directory of prepared cases. It is set if this process is a child
+// that extracts them with other rights.
 const childEnv = "UNPACK_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -47,19 +48,19 @@ func TestMain(m *testing.M) {
 type row struct {
 	id    string
 	items []u.Item
-	raw   []byte // in place of items
-	// want are the lines of the tree as root. user are the lines as an ordinary user, if they are not those of want
-	// without owners, setuid bits and the attributes that are left out.
+	raw   []byte // the tar, in place of items
+	// want is the tree as root. user is the tree as an ordinary user; nil: asUser(want).
 	want, user []string
-	// notes are what Result has beyond the tree: flags, implied directories and links to lower layers.
+	// notes are the properties of the Result that the tree does not show: flags, implied directories and links to lower
+	// layers. Empty: they are not compared.
 	notes string
-	// err is a part of the message of an error of class ErrInvalidLayer. If user is set, only root gets the error.
+	// err is a part of the message of an ErrInvalidLayer; empty: no error. If user is set, only root gets the error.
 	err string
-	// confined is a part of the message of the error in a user namespace only.
+	// confined is a part of the message of an error that occurs only in a user namespace.
 	confined string
-	// safe: the result may be anything, as long as it is inside and consistent.
+	// safe: any result is accepted that stays inside the root and is consistent.
 	safe bool
-	// limits to extract with
+	// limits of the extraction
 	limits tarlayer.Limits
 }
 
@@ -69,7 +70,7 @@ type outcome struct {
 	Invalid  bool
 	Disagree string
 	Notes    string
-	Tree     []string // as it looks from inside the user namespace
+	Tree     []string // as seen from inside the user namespace
 }
 
 // mode is one of the ways in which every row is run.
@@ -109,10 +110,10 @@ func skipOrFail(t *testing.T, reason string) {
 	t.Skip(reason)
 }
 
-// TestRows runs every row of the tables in every mode. Beside the root of each lies a canary that nothing may touch.
+// TestRows runs every row of the tables in every mode. Beside the root of each row lies a canary that must not change.
 func TestRows(t *testing.T) {
 	if os.Geteuid() != 0 {
-		skipOrFail(t, "needs root, to be root and an ordinary user in turn")
+		skipOrFail(t, "needs root, to run the rows with different rights")
 	}
 	var rows []row
 	for _, table := range tables {
@@ -125,7 +126,7 @@ func TestRows(t *testing.T) {
 
 func runRows(t *testing.T, m mode, rows []row) {
 	base := publicTempDir(t)
-	if m.walk { // one of the two on disk is enough
+	if m.walk { // it is enough to run one of both on the disk
 		base = memoryDir(t)
 		must(t, os.Chmod(base, 0o755))
 	}
@@ -148,18 +149,18 @@ func runRows(t *testing.T, m mode, rows []row) {
 		t.Run(r.id, func(t *testing.T) {
 			dir := caseDir(base, i)
 			if after := u.List(t, filepath.Join(dir, "canary")); !reflect.DeepEqual(after, before[i]) {
-				t.Errorf("the canary was touched:\n%s", strings.Join(after, "\n"))
+				t.Errorf("the canary changed:\n%s", strings.Join(after, "\n"))
 			}
 			judge(t, m, r, outcomes[i], dir)
 		})
 	}
 }
 
-// judge compares an outcome with what the row expects.
+// judge compares an outcome with the expectations of the row.
 func judge(t *testing.T, m mode, r row, o outcome, dir string) {
 	t.Helper()
 	if o.Disagree != "" {
-		t.Errorf("Extract and ReadTree disagree: %s", o.Disagree)
+		t.Errorf("Extract and tree.ReadDir disagree: %s", o.Disagree)
 	}
 	if m.userNS && r.confined != "" {
 		if o.Invalid || !strings.Contains(o.Err, r.confined) {
@@ -212,7 +213,8 @@ var (
 	nobodysField = fmt.Sprintf(" %d:%d", nobody, nobody)
 )
 
-// asUser turns the expected tree of root into that of an ordinary user.
+// asUser converts the expected tree of root into that of an ordinary user: without owners, setuid bits and the
+// attributes that only root can write, and with whiteouts in place of devices.
 func asUser(lines []string) []string {
 	var out []string
 	for _, l := range lines {
@@ -242,7 +244,7 @@ func withoutOwner(lines []string) []string {
 	return out
 }
 
-// publicTempDir is a temporary directory that an ordinary user can reach.
+// publicTempDir returns a temporary directory that an ordinary user can reach.
 func publicTempDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "unpack-test-")
@@ -264,7 +266,7 @@ type job struct {
 	Limits             tarlayer.Limits
 }
 
-// prepare lays out one case: root/, canary/, the tar and the job. It returns the canary's listing.
+// prepare creates the directory of one case: root/, canary/, the tar and the job. It returns the listing of the canary.
 func prepare(t *testing.T, base string, i int, m mode, r row) []string {
 	t.Helper()
 	dir := caseDir(base, i)
@@ -295,7 +297,7 @@ func prepare(t *testing.T, base string, i int, m mode, r row) []string {
 	return u.List(t, canary)
 }
 
-// aimed replaces /CANARY in the items by the path of the canary.
+// aimed replaces /CANARY in the items with the path of the canary.
 func aimed(items []u.Item, canary string) []u.Item {
 	aim := func(s string) string { return strings.ReplaceAll(s, "/CANARY", canary) }
 	out := make([]u.Item, len(items))
@@ -313,8 +315,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// runElsewhere runs the prepared cases in the test binary, as an ordinary user with a umask that removes all
-// rights, or as root of a user namespace.
+// runElsewhere runs the prepared cases in another process of the test binary: as an ordinary user with a umask that
+// removes all permissions, or as root of a user namespace.
 func runElsewhere(t *testing.T, base string, n int, m mode) []outcome {
 	t.Helper()
 	cmd := again(t)
@@ -340,7 +342,7 @@ func runElsewhere(t *testing.T, base string, n int, m mode) []outcome {
 	return outcomes
 }
 
-// again returns the test binary, to be run again, from a copy that everybody may run.
+// again returns a command that runs a copy of the test binary, which every user may execute.
 func again(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Open("/proc/self/exe")
@@ -358,6 +360,7 @@ func again(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// runChild extracts the prepared cases below base and writes their outcomes.
 func runChild(base string) error {
 	for i := 0; ; i++ {
 		dir := caseDir(base, i)
@@ -410,7 +413,7 @@ func extractCase(dir string) (outcome, error) {
 	return o, nil
 }
 
-// extractAndCompare extracts into root and reads the tree back.
+// extractAndCompare extracts into root, reads the tree back and compares it with the result.
 func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome {
 	in := bytes.NewReader(raw)
 	res, err := unpack.Extract(context.Background(), root, in, opts)
@@ -436,27 +439,28 @@ func extractAndCompare(root *os.File, raw []byte, opts *unpack.Options) outcome 
 	return o
 }
 
-// difference compares the list of an extraction with that of the directory.
+// difference compares the entries of an extraction with those read from the directory. It returns "" if they are equal.
 func difference(extracted, tree []entry.Entry) string {
 	var want []entry.Entry
 	for _, e := range extracted {
 		if e.Type != entry.Link {
 			e.Implied, e.Seq = false, 0
-			e.Opaque = e.Opaque && e.Type != entry.Whiteout // the disk does not show that a device made it
+			e.Opaque = e.Opaque && e.Type != entry.Whiteout // the disk does not show that a device caused it
 			want = append(want, e)
 		}
 	}
 	for i := range min(len(want), len(tree)) {
 		if !reflect.DeepEqual(want[i], tree[i]) {
-			return fmt.Sprintf("extracted %+v\nthere is %+v", want[i], tree[i])
+			return fmt.Sprintf("extracted %+v\nfound %+v", want[i], tree[i])
 		}
 	}
 	if len(want) != len(tree) {
-		return fmt.Sprintf("%d entries extracted, %d there", len(want), len(tree))
+		return fmt.Sprintf("%d entries extracted, %d found", len(want), len(tree))
 	}
 	return ""
 }
 
+// notes describes the properties of a result that the tree does not show.
 func notes(r *unpack.Result) string {
 	var n []string
 	if r.Empty {

@@ -38,7 +38,7 @@ func zstdBytes(t testing.TB, data []byte, opts ...zstd.EOption) []byte {
 	return buf.Bytes()
 }
 
-// skippable is a zstd frame that decoders skip.
+// skippable returns a zstd frame that decoders skip.
 func skippable(data string) []byte {
 	out := binary.LittleEndian.AppendUint32(nil, 0x184d2a53)
 	out = binary.LittleEndian.AppendUint32(out, uint32(len(data)))
@@ -63,41 +63,42 @@ func TestDecompress(t *testing.T) {
 	}{
 		{"gzip", ociTar + "+gzip", gz, tarBytes, ""},
 		{"docker gzip", dockerTar + ".gzip", gz, tarBytes, ""},
-		{"foreign", foreignTar, gz, tarBytes, ""},
+		{"foreign layer", foreignTar, gz, tarBytes, ""},
 		{"nondistributable", nondistTar, zs, tarBytes, ""},
 		{"zstd", ociTar + "+zstd", zs, tarBytes, ""},
 		{"plain", ociTar, tarBytes, tarBytes, ""},
 		{"no media type", "", gz, tarBytes, ""},
 		{"no media type, zstd", "", zs, tarBytes, ""},
 		{"no media type, plain", "", tarBytes, tarBytes, ""},
-		{"E45 members", ociTar + "+gzip", join(u.Gzip(t, tarBytes[:half]), u.Gzip(t, tarBytes[half:])), tarBytes, ""},
+		{"E45 several members",
+			ociTar + "+gzip", join(u.Gzip(t, tarBytes[:half]), u.Gzip(t, tarBytes[half:])), tarBytes, ""},
 		{"E45 empty members", ociTar + "+gzip", join(u.Gzip(t, nil), gz, bytes.Repeat(u.Gzip(t, nil), 1000)), tarBytes,
 			""},
 		{"E45 trailing zeros", ociTar + "+gzip", join(gz, make([]byte, 1000)), tarBytes, ""},
 		{"E45 trailing garbage", ociTar + "+gzip", join(gz, []byte("garbage")), tarBytes, ""},
 		{"E45 one trailing byte", ociTar + "+gzip", join(gz, []byte{0x1f}), tarBytes, ""},
 		{"E45 a damaged second member", ociTar + "+gzip", join(gz, gz[:20]), nil, "ends in its middle"},
-		{"gzip cut", ociTar + "+gzip", gz[:len(gz)-1], nil, "ends in its middle"},
-		{"gzip header cut", ociTar + "+gzip", gz[:5], nil, "ends in its middle"},
-		{"gzip checksum", ociTar + "+gzip", badCRC, nil, "gzip"},
+		{"truncated gzip", ociTar + "+gzip", gz[:len(gz)-1], nil, "ends in its middle"},
+		{"truncated gzip header", ociTar + "+gzip", gz[:5], nil, "ends in its middle"},
+		{"wrong gzip checksum", ociTar + "+gzip", badCRC, nil, "gzip"},
 		{"gzip with a reserved flag", ociTar + "+gzip", join(gz[:3], []byte{0x20}, gz[4:]), nil, "header"},
 		{"E45 another method in the second member", ociTar + "+gzip", join(gz, []byte{0x1f, 0x8b, 9}, gz[3:]), nil,
 			"header"},
-		{"E46 frames", ociTar + "+zstd",
+		{"E46 several frames", ociTar + "+zstd",
 			join(skippable("x"), zstdBytes(t, tarBytes[:half]), skippable(""), zstdBytes(t, tarBytes[half:]),
 				skippable("end")), tarBytes, ""},
-		{"E46 checksum", ociTar + "+zstd", badSum, nil, "zstd"},
+		{"E46 wrong checksum", ociTar + "+zstd", badSum, nil, "zstd"},
 		{"E46 trailing garbage", ociTar + "+zstd", join(zs, []byte("garbage!")), nil, "zstd"},
-		{"zstd cut", ociTar + "+zstd", zs[:len(zs)-5], nil, "zstd"},
-		{"B6 window", ociTar + "+zstd", windowFrame(31), nil, "window"},
+		{"truncated zstd", ociTar + "+zstd", zs[:len(zs)-5], nil, "zstd"},
+		{"B6 too large a window", ociTar + "+zstd", windowFrame(31), nil, "window"},
 		{"B6 a larger window later", ociTar + "+zstd", join(zs, windowFrame(25), zs), join(tarBytes, tarBytes), ""},
 		{"B7 skippable frame of 4 GiB", ociTar + "+zstd", []byte{0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 0},
 			nil, "zstd"},
 		{"B14 xz", ociTar + "+gzip", append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 1000)...), nil,
 			"compressed with xz"},
 		{"B14 bzip2", dockerTar, append([]byte("BZh9"), make([]byte, 1000)...), nil, "compressed with bzip2"},
-		{"B15 polyglot", ociTar, polyglot, polyglot, ""},
-		{"B15 polyglot as gzip", ociTar + "+gzip", polyglot, polyglot, ""},
+		{"B15 tar that begins like gzip", ociTar, polyglot, polyglot, ""},
+		{"B15 tar that begins like gzip, as gzip", ociTar + "+gzip", polyglot, polyglot, ""},
 		{"E47 tar as gzip", dockerTar + ".gzip", tarBytes, tarBytes, ""},
 		{"E47 tar as zstd", ociTar + "+zstd", tarBytes, tarBytes, ""},
 		{"E47 short junk as gzip", ociTar + "+gzip", []byte("junk"), nil, "neither"},
@@ -141,7 +142,8 @@ func readAll(mediaType string, r io.Reader) ([]byte, error) {
 	return got, errors.Join(err, z.Close())
 }
 
-// TestEveryLayerType: the bytes decide how a layer is compressed, under every media type of layers.
+// TestEveryLayerType checks that the bytes, not the media type, decide how a layer is decompressed. Media types of
+// other content are refused.
 func TestEveryLayerType(t *testing.T) {
 	tarBytes := u.Tar(t, u.F("a", "1"))
 	for _, mediaType := range []string{
@@ -171,12 +173,12 @@ func TestEveryLayerType(t *testing.T) {
 	}
 }
 
-// windowFrame is the header of a frame with this window and one empty last block.
+// windowFrame returns a zstd frame with a window of 1<<log bytes and one empty block.
 func windowFrame(log byte) []byte {
 	return []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, (log - 10) << 3, 0x01, 0x00, 0x00}
 }
 
-// TestDecompressFaults: a fault of the reader keeps its own class.
+// TestDecompressFaults checks that an error of the underlying reader is returned and not blamed on the layer.
 func TestDecompressFaults(t *testing.T) {
 	fault := errors.New("connection lost")
 	for i, blob := range [][]byte{
@@ -189,14 +191,14 @@ func TestDecompressFaults(t *testing.T) {
 			for _, fault := range []error{fault, io.ErrUnexpectedEOF} {
 				_, err := readAll("", io.MultiReader(bytes.NewReader(blob[:cut]), iotest.ErrReader(fault)))
 				if !errors.Is(err, fault) || errors.Is(err, stream.ErrInvalidLayer) {
-					t.Errorf("cut at %d of %d: %v", cut, len(blob), err)
+					t.Errorf("fault after %d of %d bytes: %v", cut, len(blob), err)
 				}
 			}
 		}
 	}
 }
 
-// TestGzipDecodersAgree: both decoders accept and refuse the same blobs, and read the same bytes.
+// TestGzipDecodersAgree checks that both gzip decoders accept and refuse the same blobs and return the same bytes.
 func TestGzipDecodersAgree(t *testing.T) {
 	member := u.Gzip(t, []byte("a layer, a layer, and another layer"))
 	file := join(member, member, []byte("garbage"))
@@ -220,21 +222,14 @@ func TestGzipDecodersAgree(t *testing.T) {
 		same := (errs[0] == nil) == (errs[1] == nil) &&
 			errors.Is(errs[0], stream.ErrInvalidLayer) == errors.Is(errs[1], stream.ErrInvalidLayer)
 		if !same || errs[0] == nil && (!bytes.Equal(got[0], got[1]) || left != [2]int{}) {
-			t.Errorf(
-				"case %d: %d bytes and %v, %d bytes and %v, %v left",
-				i,
-				len(got[0]),
-				errs[0],
-				len(got[1]),
-				errs[1],
-				left,
-			)
+			t.Errorf("case %d: klauspost %d bytes and %v, inflate %d bytes and %v, %v bytes of the blob unread",
+				i, len(got[0]), errs[0], len(got[1]), errs[1], left)
 		}
 	}
 }
 
-// TestDecompressWriteTo: WriteTo passes the decoder's buffer on, an error of the writer is not blamed on the
-// layer, and a closed reader stays closed.
+// TestDecompressWriteTo checks that WriteTo writes all bytes, that an error of the writer is not blamed on the layer,
+// and that a closed reader stays closed.
 func TestDecompressWriteTo(t *testing.T) {
 	defer decompress.SetOwnGzip(true)()
 	data := bytes.Repeat([]byte("layer "), 100_000)
@@ -248,10 +243,10 @@ func TestDecompressWriteTo(t *testing.T) {
 	must(t, z.Close())
 	must(t, z.Close())
 	if _, err := z.Read(make([]byte, 1)); !errors.Is(err, io.ErrClosedPipe) {
-		t.Errorf("a closed reader: %v", err)
+		t.Errorf("Read of a closed reader: %v", err)
 	}
 	if _, err := z.(io.WriterTo).WriteTo(io.Discard); !errors.Is(err, io.ErrClosedPipe) {
-		t.Errorf("a closed reader: %v", err)
+		t.Errorf("WriteTo of a closed reader: %v", err)
 	}
 
 	full := errors.New("disk full")
@@ -278,7 +273,7 @@ type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
-// TestGzipVariable: an administrator can use klauspost's decoder without a rebuild.
+// TestGzipVariable checks that TANK_GZIP=klauspost selects klauspost's decoder.
 func TestGzipVariable(t *testing.T) {
 	if os.Getenv("TANK_TEST_PRINTS_DECODER") != "" {
 		fmt.Println("own decoder:", decompress.OwnGzip())

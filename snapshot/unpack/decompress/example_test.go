@@ -10,7 +10,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 )
 
-// The bytes of a blob decide how it is decoded, whatever its media type says about compression.
+// The bytes of a blob decide how it is decoded, even if its media type names another compression.
 func ExampleNewReader() {
 	var blob bytes.Buffer
 	z := gzip.NewWriter(&blob)

@@ -13,8 +13,8 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestZstdFramesAgree: following the frames of a stream in front of the decoder changes nothing in what is accepted,
-// refused and read of it, whatever is wrong with the stream.
+// TestZstdFramesAgree checks that the code that parses the frames in front of the zstd decoder changes no result. For
+// valid and damaged streams, the package accepts the same streams as the decoder alone, and returns the same bytes.
 func TestZstdFramesAgree(t *testing.T) {
 	small := zstd.WithWindowSize(1 << 14)
 	stream := join(
@@ -23,11 +23,8 @@ func TestZstdFramesAgree(t *testing.T) {
 		zstdBytes(t, []byte("one segment"), zstd.WithSingleSegment(true)), skippable(""),
 	)
 	alone := func(blob []byte) ([]byte, error) {
-		z, err := zstd.NewReader(
-			bytes.NewReader(blob),
-			zstd.WithDecoderConcurrency(1),
-			zstd.WithDecoderMaxWindow(1<<30),
-		)
+		z, err := zstd.NewReader(bytes.NewReader(blob),
+			zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<30))
 		if err != nil {
 			return nil, err
 		}
@@ -43,21 +40,14 @@ func TestZstdFramesAgree(t *testing.T) {
 			z.Close()
 		}
 		if (err == nil) != (wantErr == nil) || err == nil && !bytes.Equal(got, want) {
-			t.Errorf(
-				"%s at %d: %d bytes, %v; the decoder alone: %d bytes, %v",
-				what,
-				at,
-				len(got),
-				err,
-				len(want),
-				wantErr,
-			)
+			t.Errorf("%s at %d: %d bytes, %v; the decoder alone: %d bytes, %v",
+				what, at, len(got), err, len(want), wantErr)
 		}
 	}
 	check("a larger window", 0, join(stream, windowFrame(24), stream))
 	for at := 4; at < len(stream); at++ {
 		check("cut", at, stream[:at])
-		check("a byte more", at, join(stream[:at], []byte{0x28}, stream[at:]))
+		check("an inserted byte", at, join(stream[:at], []byte{0x28}, stream[at:]))
 		for _, flip := range []byte{1, 2, 8} {
 			changed := bytes.Clone(stream)
 			changed[at] ^= flip
@@ -66,8 +56,8 @@ func TestZstdFramesAgree(t *testing.T) {
 	}
 }
 
-// TestWindow: memory is asked for before a zstd frame makes the decoder take it, for each frame that needs more than
-// all before it, up to 1 GiB.
+// TestWindow checks that memory is requested before a zstd frame makes the decoder allocate it. Each frame that needs
+// more than all frames before it causes a request, up to 1 GiB.
 func TestWindow(t *testing.T) {
 	skipped := []byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}
 	for _, row := range []struct {
@@ -79,13 +69,13 @@ func TestWindow(t *testing.T) {
 		{"small", windowFrame(20), 8 << 20, nil},
 		{"usual", windowFrame(23), 8 << 20, nil},
 		{"large", windowFrame(27), 128 << 20, nil},
-		{"large behind a frame to skip", append(bytes.Clone(skipped), windowFrame(25)...), 32 << 20, nil},
+		{"large after a skippable frame", append(bytes.Clone(skipped), windowFrame(25)...), 32 << 20, nil},
 		{"larger than the first", append(windowFrame(20), windowFrame(24)...), 16 << 20, nil},
-		{"one larger than the other", join(windowFrame(24), skipped, windowFrame(25), windowFrame(20), windowFrame(26)),
+		{"growing windows", join(windowFrame(24), skipped, windowFrame(25), windowFrame(20), windowFrame(26)),
 			64 << 20, nil},
 		{"of 1 GiB", windowFrame(30), 1 << 30, nil},
 		{"too large", windowFrame(31), 8 << 20, stream.ErrInvalidLayer},
-		{"too large behind a small one", append(windowFrame(20), windowFrame(31)...), 8 << 20, stream.ErrInvalidLayer},
+		{"too large after a small one", append(windowFrame(20), windowFrame(31)...), 8 << 20, stream.ErrInvalidLayer},
 		{"a segment of 2 GiB", []byte{0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 0x80, 1, 0, 0}, 8 << 20,
 			stream.ErrInvalidLayer},
 		{"reserved block", []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0x50, 7, 0, 0}, 8 << 20, stream.ErrInvalidLayer},
@@ -93,17 +83,14 @@ func TestWindow(t *testing.T) {
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			grown := int64(0)
-			z, err := decompress.NewReaderWithin(
-				"",
-				bytes.NewReader(row.blob),
-				func(bytes int64) error { grown += bytes; return nil },
-			)
+			z, err := decompress.NewReaderWithin("", bytes.NewReader(row.blob),
+				func(bytes int64) error { grown += bytes; return nil })
 			if err == nil {
 				_, err = new(bytes.Buffer).ReadFrom(z)
 				z.Close()
 			}
 			if grown != row.grows || !errors.Is(err, row.wantErr) {
-				t.Errorf("%d bytes, %v; want %d, %v", grown, err, row.grows, row.wantErr)
+				t.Errorf("requested %d bytes, %v; want %d, %v", grown, err, row.grows, row.wantErr)
 			}
 		})
 	}
@@ -127,7 +114,7 @@ func TestWindow(t *testing.T) {
 			z.Close()
 		}
 		if !errors.Is(err, full) || errors.Is(err, stream.ErrInvalidLayer) {
-			t.Errorf("without memory: %v", err)
+			t.Errorf("error when memory is refused: %v", err)
 		}
 	}
 }

@@ -19,12 +19,12 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
-// layers returns the gzip blobs below the directory TANK_INFLATE_LAYERS, for example of an OCI layout, the
-// largest first.
+// layers returns the gzip blobs of more than 1 MiB below the directory that TANK_INFLATE_LAYERS names, for example an
+// OCI layout, the largest first.
 func layers(tb testing.TB) (blobs [][]byte, names []string) {
 	dir := os.Getenv("TANK_INFLATE_LAYERS")
 	if dir == "" {
-		tb.Skip("TANK_INFLATE_LAYERS names no directory of layers")
+		tb.Skip("TANK_INFLATE_LAYERS does not name a directory of layers")
 	}
 	must(tb, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
@@ -68,8 +68,8 @@ var decodersUnderTest = []struct {
 	}},
 }
 
-// TestRatios decodes each layer with each decoder in turn, compares what they return, and prints the medians of
-// the ratios of CPU time within one round.
+// TestRatios decodes each layer with each decoder in turn and compares the results. It logs the ratios of CPU time:
+// each ratio is taken within one round, and the median of all rounds is printed.
 func TestRatios(t *testing.T) {
 	blobs, names := layers(t)
 	const rounds = 7
@@ -111,7 +111,7 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// BenchmarkLayers measures bytes of output.
+// BenchmarkLayers measures the speed on real layers, in bytes of output.
 func BenchmarkLayers(b *testing.B) {
 	blobs, names := layers(b)
 	for i, blob := range blobs {

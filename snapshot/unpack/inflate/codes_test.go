@@ -12,13 +12,13 @@ import (
 	"testing"
 )
 
-// stream is written bit by bit.
+// stream writes the blocks of a deflate stream bit by bit.
 type stream struct {
 	bitWriter
 	lit, dist huffman
 }
 
-// fixed begins a last block with the fixed codes.
+// fixed begins the last block, with the fixed codes.
 func (s *stream) fixed() *stream {
 	g := newGenerator(0)
 	s.lit, s.dist = g.fixedLit, g.fixedDist
@@ -26,8 +26,7 @@ func (s *stream) fixed() *stream {
 	return s
 }
 
-// dynamic begins a last block with these codes. The code for code lengths has all 16 lengths with 4
-// bits, so it has no runs.
+// dynamic begins the last block, with codes of these lengths. It encodes each length in 4 bits, without runs.
 func (s *stream) dynamic(lit, dist []uint8) *stream {
 	s.lit.assign(lit)
 	s.dist.assign(dist)
@@ -48,8 +47,8 @@ func (s *stream) dynamic(lit, dist []uint8) *stream {
 	return s
 }
 
-// runs begins a dynamic block and has its lengths given in symbols of the code for code lengths: 16, 17
-// and 18 have 2 bits, lengths 1 and 8 have 3.
+// runs begins the last block, with dynamic codes whose lengths are given as pairs of a symbol of the code for code
+// lengths and its extra bits. In that code, symbols 16, 17 and 18 have 2 bits, and lengths 1 and 8 have 3.
 func (s *stream) runs(lits, dists int, symbols ...[2]int) *stream {
 	s.bits(5, 3).bits(uint64(lits-257), 5).bits(uint64(dists-1), 5).bits(18-4, 4)
 	for _, n := range []uint64{2, 2, 2, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3} {
@@ -99,7 +98,7 @@ func (s *stream) raw(v uint64, n uint) *stream {
 	return s
 }
 
-// lengths is a list with some set.
+// lengths returns a list of n code lengths that are zero except those in set.
 func lengths(n int, set map[int]uint8) []uint8 {
 	list := make([]uint8, n)
 	for i, v := range set {
@@ -108,7 +107,8 @@ func lengths(n int, set map[int]uint8) []uint8 {
 	return list
 }
 
-// deep is a complete code with all lengths to 15, two codes of 15 bits.
+// deep returns the lengths of a complete code: 1, 2, 3 and so on up to 15 bits for the symbols in turn, the last two of
+// 15 bits each.
 func deep(n int, symbols ...int) []uint8 {
 	list := make([]uint8, n)
 	for i, s := range symbols {
@@ -117,7 +117,7 @@ func deep(n int, symbols ...int) []uint8 {
 	return list
 }
 
-// gzipOf wraps blocks; crc and size are those of content.
+// gzipOf returns a gzip member of these blocks, with the checksum and the size of content.
 func gzipOf(blocks []byte, content string) []byte {
 	file := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, blocks...)
 	file = binary.LittleEndian.AppendUint32(file, crc32.ChecksumIEEE([]byte(content)))
@@ -126,8 +126,8 @@ func gzipOf(blocks []byte, content string) []byte {
 
 const corrupt = "corrupt"
 
-// TestCodes: what RFC 1951 allows and does not, and where compress/flate departs from it. want is the
-// content, or corrupt.
+// TestCodes checks what RFC 1951 allows and forbids, and where compress/flate deviates from it. want is the content, or
+// corrupt if the stream has to be refused.
 func TestCodes(t *testing.T) {
 	a, z := int('a'), int('z')
 	two := map[int]uint8{a: 1, 256: 1}
@@ -155,11 +155,11 @@ func TestCodes(t *testing.T) {
 		{"stored", []byte{1, 3, 0, 0xfc, 0xff, 'a', 'b', 'c'}, "abc"},
 		{"stored, empty", []byte{1, 0, 0, 0xff, 0xff}, ""},
 		{"stored, many empty", append([]byte(strings.Repeat("\x00\x00\x00\xff\xff", 1000)), 1, 0, 0, 0xff, 0xff), ""},
-		{"stored, length and complement", []byte{1, 3, 0, 0xfc, 0xfe, 'a', 'b', 'c'}, corrupt},
+		{"stored, wrong complement of the length", []byte{1, 3, 0, 0xfc, 0xfe, 'a', 'b', 'c'}, corrupt},
 		{"stored, padding that is not zero", []byte{0xf9, 1, 0, 0xfe, 0xff, 'a'}, "a"},
-		{"the longest stored, and the farthest match", append([]byte("\x00\x00\x80\xff\x7f"+far),
+		{"the longest stored block and the farthest match", append([]byte("\x00\x00\x80\xff\x7f"+far),
 			new(stream).fixed().match(285, 29, 0, 1<<13-1).end()...), far + far[:258]},
-		{"too far by one",
+		{"a match that is too far by one",
 			append([]byte("\x00\xff\x7f\x00\x80"+far[1:]), new(stream).fixed().match(285, 29, 0, 1<<13-1).end()...),
 			corrupt},
 
@@ -201,10 +201,10 @@ func TestCodes(t *testing.T) {
 		{"the code for code lengths over-subscribed",
 			new(stream).raw(5, 3).raw(0, 14).raw(1|1<<3|1<<6, 12).raw(0, 64/2).align().b, corrupt},
 
-		{"a run across the two lists",
+		{"a run across both lists of lengths",
 			new(stream).runs(257, 2, [2]int{18, 127}, [2]int{18, 106}, [2]int{1, 0}, [2]int{16, 0}).
 				raw(4, 3).align().b, "\xff\xff"},
-		{"a run of what is not there", new(stream).runs(257, 1, [2]int{16, 0}).raw(0, 50).align().b, corrupt},
+		{"a run without a length before it", new(stream).runs(257, 1, [2]int{16, 0}).raw(0, 50).align().b, corrupt},
 		{"a run to the end",
 			new(stream).runs(257, 3, [2]int{18, 127}, [2]int{18, 107}, [2]int{1, 0}, [2]int{17, 0}).raw(0, 1).align().b,
 			""},
@@ -219,7 +219,7 @@ func TestCodes(t *testing.T) {
 				content = ""
 			}
 			file := gzipOf(tc.blocks, content)
-			for range 2 { // at the end of the input, and far from it, where the fast loop decodes
+			for range 2 { // near the end of the input, and then far from it, where the fast loop decodes
 				got, err := same(t, file)
 				var class flate.CorruptInputError
 				if tc.want == corrupt {
@@ -235,7 +235,7 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// TestHeaders: RFC 1952, 2.3, as compress/gzip reads it.
+// TestHeaders checks that headers (RFC 1952, 2.3) are read as compress/gzip reads them.
 func TestHeaders(t *testing.T) {
 	body := stdGzip(t, 6, []byte("content"))[10:]
 	head := func(flags byte, more ...string) []byte {
@@ -266,13 +266,13 @@ func TestHeaders(t *testing.T) {
 		{"comment", head(16, "\xe9\x00"), nil},
 		{"comment of 512", head(16, strings.Repeat("n", 512), "\x00"), stdgzip.ErrHeader},
 		{"everything", head(31, "\x01\x00x", "name\x00", "comment\x00"), nil},
-		{"reserved", head(0xe0), nil},
+		{"reserved flags", head(0xe0), nil},
 		{"another method", append([]byte{0x1f, 0x8b, 7}, head(0)[3:]...), stdgzip.ErrHeader},
 		{"another magic", append([]byte{0x1f, 0x8a}, head(0)[2:]...), stdgzip.ErrHeader},
-		{"another magic, cut", []byte{0x1f, 0x8a}, io.ErrUnexpectedEOF},
-		{"nothing", nil, nil},
-		{"zeros behind", append(head(0), make([]byte, 10)...), stdgzip.ErrHeader},
-		{"few zeros behind", append(head(0), 0), io.ErrUnexpectedEOF},
+		{"another magic, truncated", []byte{0x1f, 0x8a}, io.ErrUnexpectedEOF},
+		{"empty input", nil, nil},
+		{"trailing zeros", append(head(0), make([]byte, 10)...), stdgzip.ErrHeader},
+		{"one trailing zero", append(head(0), 0), io.ErrUnexpectedEOF},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if _, err := same(t, tc.file); err != tc.want {

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// BenchmarkDecoder measures output of generated data, which is the same everywhere; BenchmarkLayers that of real
-// layers. See TestRatios for how the decoders compare, since here each has its turn alone.
+// BenchmarkDecoder measures the decoders on generated data, which is the same on every machine; BenchmarkLayers
+// measures real layers. To compare decoders use TestRatios, which runs them in turn; here each of them runs alone.
 func BenchmarkDecoder(b *testing.B) {
 	for _, row := range []struct {
 		name string
@@ -37,7 +37,7 @@ func BenchmarkDecoder(b *testing.B) {
 	}
 }
 
-// wordsOf is size bytes of words of which some are frequent, each followed by so many random bytes at most.
+// wordsOf returns size bytes of words, some of them frequent. At most noise random bytes follow each word.
 func wordsOf(size, noise int) []byte {
 	rng := rand.New(rand.NewPCG(3, 4))
 	words := make([][]byte, 4000)

@@ -40,7 +40,7 @@ func (p *peer) decompress(file []byte) ([]byte, error) {
 	return p.out, err
 }
 
-// pieces is a source that returns at most so many bytes per call, and may return io.EOF with the last ones.
+// pieces is a source that returns at most size bytes per call. If with is true, it returns io.EOF with the last bytes.
 type pieces struct {
 	rest []byte
 	size int
@@ -56,13 +56,13 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// way is how a file is decompressed.
+// way describes how a file is decompressed.
 type way struct {
-	piece   int  // bytes that the source gives at once; 0: all
-	with    bool // io.EOF comes with the last ones
+	piece   int  // bytes that the source returns per call; 0: all
+	with    bool // the source returns io.EOF with the last bytes
 	in, out int  // limits for Shrink; 0: none
-	read    int  // bytes for each Read; 0: WriteTo
-	reads   int  // before WriteTo takes over; 0: never
+	read    int  // bytes per Read; 0: only WriteTo is called
+	reads   int  // calls of Read before WriteTo takes over; 0: only Read is called
 }
 
 // subject decompresses with one Reader, which it reuses.
@@ -114,25 +114,21 @@ func differ(p *peer, s *subject, file []byte, w way) string {
 	return s.differs(file, w, want, wantErr)
 }
 
+// differs is like differ, for a file whose result with compress/gzip is known.
 func (s *subject) differs(file []byte, w way, want []byte, wantErr error) string {
 	got, err := s.decompress(file, w)
 	if err != wantErr {
-		return fmt.Sprintf(
-			"error %v, compress/gzip %v, after %d and %d bytes, %+v",
-			err,
-			wantErr,
-			len(got),
-			len(want),
-			w,
-		)
+		return fmt.Sprintf("error %v after %d bytes, compress/gzip %v after %d bytes, %+v",
+			err, len(got), wantErr, len(want), w)
 	}
 	if !bytes.Equal(got, want) {
-		return fmt.Sprintf("%d bytes, compress/gzip %d, both with %v, %+v", len(got), len(want), err, w)
+		return fmt.Sprintf("other output: %d bytes, compress/gzip %d bytes, both with error %v, %+v",
+			len(got), len(want), err, w)
 	}
 	return ""
 }
 
-// randomWay returns a random way, more often a fast one.
+// randomWay returns a random way. Fast ways are more frequent than slow ones.
 func randomWay(rng *rand.Rand) way {
 	var w way
 	r := rng.Uint32()
@@ -166,7 +162,8 @@ func randomWay(rng *rand.Rand) way {
 	return w
 }
 
-// run compares so many executions, and returns the first difference.
+// run compares the decoders in about so many executions and stops at the first difference. It adds the number of valid
+// files to valid.
 func run(g *generator, runs int, valid *int) (file []byte, difference string, done int) {
 	p, s := &peer{}, &subject{}
 	var mutant, base []byte
@@ -200,14 +197,14 @@ func run(g *generator, runs int, valid *int) (file []byte, difference string, do
 	return nil, "", done
 }
 
-// TestDifferential compares with compress/gzip for a second or so.
+// TestDifferential compares the decoder with compress/gzip for about a second.
 func TestDifferential(t *testing.T) { compare(t, 30_000, 1) }
 
-// TestDifferentialLong goes on for TANK_INFLATE_RUNS executions, from TANK_INFLATE_SEED on, which is otherwise the
-// time.
+// TestDifferentialLong compares the decoders in TANK_INFLATE_RUNS executions. The first seed is TANK_INFLATE_SEED, or
+// the current time if that is not set.
 func TestDifferentialLong(t *testing.T) {
 	if os.Getenv("TANK_INFLATE_RUNS") == "" {
-		t.Skip("TANK_INFLATE_RUNS does not say how many executions")
+		t.Skip("TANK_INFLATE_RUNS is not set to a number of executions")
 	}
 	runs, err := strconv.Atoi(os.Getenv("TANK_INFLATE_RUNS"))
 	must(t, err)
@@ -227,15 +224,11 @@ func compare(t *testing.T, runs int, seed uint64) {
 		if difference != "" {
 			t.Fatalf("seed %d piece %d: %s\n%s", seed, piece, difference, base64.StdEncoding.EncodeToString(file))
 		}
-		if runs > 1_000_000 { // at once, unlike t.Log
+		if runs > 1_000_000 { // printed at once, unlike t.Log
 			fmt.Printf("seed %d: %d executions, %d valid files, no difference, %.0f/s\n", seed, done, valid,
 				float64(done)/time.Since(begin).Seconds())
 		}
 	}
-	t.Logf(
-		"%d executions, %d valid files, no difference, %.0f/s",
-		done,
-		valid,
-		float64(done)/time.Since(begin).Seconds(),
-	)
+	t.Logf("%d executions, %d valid files, no difference, %.0f/s",
+		done, valid, float64(done)/time.Since(begin).Seconds())
 }

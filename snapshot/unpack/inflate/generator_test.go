@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// bitWriter writes bits as RFC 1951, 3.1.1 has them.
+// bitWriter writes bits in the order of RFC 1951, 3.1.1.
 type bitWriter struct {
 	b   []byte
 	acc uint64
@@ -31,7 +31,7 @@ func (w *bitWriter) bytes(p ...byte) *bitWriter {
 	return w
 }
 
-// huffman is a code: for each symbol a length and bits, the first one lowest.
+// huffman is a Huffman code: the length and the bits of each symbol, with the first bit lowest.
 type huffman struct {
 	lengths []uint8
 	codes   []uint16
@@ -61,12 +61,12 @@ func (w *bitWriter) symbol(h *huffman, s int) {
 	w.bits(uint64(h.codes[s]), uint(h.lengths[s]))
 }
 
-// generator makes gzip files, most of them right, with codes that no compressor would choose.
+// generator makes gzip files, most of them valid, with codes that no compressor would choose.
 type generator struct {
 	rng  *rand.Rand
 	w    bitWriter
-	out  []byte // what the member decompresses to, if it does
-	goal int    // about how long out is to be
+	out  []byte // the decompressed content of the member, if it is valid
+	goal int    // the approximate length of out
 
 	lit, dist, code       huffman
 	litLen, distLen, cLen [320]uint8
@@ -99,10 +99,11 @@ func newGenerator(seed uint64) *generator {
 	return g
 }
 
-// one returns true once in n calls.
+// one returns true with probability 1/n.
 func (g *generator) one(n int) bool { return g.rng.IntN(n) == 0 }
 
-// file makes a file of one member or a few, which decompresses to about so many bytes. It is valid until the next call.
+// file returns a file of up to three members, usually one, which decompress to about size bytes each. The slice is
+// valid until the next call.
 func (g *generator) file(size int) []byte {
 	g.w = bitWriter{b: g.w.b[:0]}
 	g.goal = size
@@ -203,8 +204,8 @@ func b2i(b bool) int {
 	return 0
 }
 
-// randomLengths gives so many of the symbols codes of random lengths that make a complete code, unless it is to be
-// wrong.
+// randomLengths sets the code lengths of these symbols to random values that form a complete code, and the others to
+// zero. In one call of 60, one length is then replaced with a random one, which usually makes the code invalid.
 func (g *generator) randomLengths(lengths []uint8, symbols []uint16, longest uint8) {
 	clear(lengths)
 	if len(symbols) == 0 {
@@ -235,7 +236,7 @@ func (g *generator) randomLengths(lengths []uint8, symbols []uint16, longest uin
 	}
 }
 
-// pick puts n different symbols below limit at the front of order.
+// pick returns n different random symbols below limit. The slice is valid until the next call.
 func (g *generator) pick(limit, n int) []uint16 {
 	for i := range limit {
 		g.order[i] = uint16(i)
@@ -247,7 +248,7 @@ func (g *generator) pick(limit, n int) []uint16 {
 	return g.order[:n]
 }
 
-// few is a number up to limit, which is small most of the time.
+// few returns a random number up to limit, which is usually small.
 func (g *generator) few(limit int) int {
 	return g.rng.IntN(limit>>g.rng.IntN(bits.Len(uint(limit))) + 1)
 }
@@ -264,7 +265,7 @@ func (g *generator) dynamic() {
 	if !slices.Contains(symbols, 256) && !g.one(50) {
 		symbols[g.rng.IntN(len(symbols))] = 256
 	}
-	if len(symbols) > 2 && !g.one(3) { // a few lengths in any case
+	if len(symbols) > 2 && !g.one(3) { // make sure that there is a length symbol
 		s := uint16(257 + g.rng.IntN(29))
 		if i := slices.IndexFunc(symbols, func(x uint16) bool { return x < 256 }); i >= 0 &&
 			!slices.Contains(symbols, s) {
@@ -315,7 +316,7 @@ func (g *generator) dynamic() {
 	}
 }
 
-// runs makes the tokens for a list of lengths, in one of many ways.
+// runs encodes a list of code lengths as tokens, with a random choice of runs.
 func (g *generator) runs(list []uint8) {
 	g.tokens = g.tokens[:0]
 	plain := g.one(6)
@@ -340,12 +341,12 @@ func (g *generator) runs(list []uint8) {
 		g.tokens = append(g.tokens, t)
 		i += n
 	}
-	if g.one(200) { // one run too long
+	if g.one(200) { // a run past the end of the list
 		g.tokens = append(g.tokens, token{16, 3, 2})
 	}
 }
 
-// symbols writes a block's content with codes.
+// symbols writes the content of a block with these codes.
 func (g *generator) symbols(lit, dist *huffman) {
 	var literals, lengths, distances [288]uint16
 	var nl, nm, nd int
@@ -387,7 +388,8 @@ func (g *generator) symbols(lit, dist *huffman) {
 	}
 }
 
-// match writes a length and a distance, which seldom is too far, and returns the length.
+// match writes a length and a distance, and returns the number of bytes that they add to out. The distance is seldom
+// too far.
 func (g *generator) match(lit, dist *huffman, s int, distances []uint16) int {
 	base, width := lengthOf(s)
 	extra := g.rng.Uint64() & (1<<width - 1)
@@ -424,7 +426,7 @@ func (g *generator) match(lit, dist *huffman, s int, distances []uint16) int {
 	return length
 }
 
-// lengthOf and distanceOf are the tables of RFC 1951, 3.2.5, written out by rule.
+// lengthOf and distanceOf compute the tables of RFC 1951, 3.2.5.
 func lengthOf(s int) (base int, width uint) {
 	switch {
 	case s == 285:
@@ -446,7 +448,7 @@ func distanceOf(s int) (base int, width uint) {
 	return 1 + (2+s%2)<<width, width
 }
 
-// mutate changes a copy of a file a little.
+// mutate makes a few small random changes to a copy of file, which it writes to dst and returns.
 func (g *generator) mutate(dst, file []byte) []byte {
 	dst = append(dst[:0], file...)
 	if len(dst) == 0 {

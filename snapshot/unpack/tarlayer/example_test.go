@@ -10,7 +10,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// printer is a Writer that makes nothing and prints what it is asked for.
+// printer is a Writer that creates no files and prints each call.
 type printer struct{}
 
 func (printer) Mkdir(n *tarlayer.Node) error {
@@ -56,7 +56,7 @@ func (printer) DropAside(string) error                        { return nil }
 func (printer) LacksXattr(string) bool                        { return false }
 func (printer) Await(*tarlayer.Inode) error                   { return nil }
 
-// A Writer learns what a layer means without a file system.
+// Read needs no file system: it reports the meaning of a layer to any Writer.
 func ExampleRead() {
 	layer, err := unpacktest.Archive(
 		unpacktest.D("etc"),

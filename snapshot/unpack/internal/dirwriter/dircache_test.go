@@ -24,8 +24,9 @@ func (w *chainWriter) Mkdir(n *tarlayer.Node) error {
 	return w.Writer.Mkdir(n)
 }
 
-// TestDeepDirectories goes up a chain of directories, as the end of an extraction does. Each of them is opened from at
-// most stride levels above it, so that the time for all does not grow with the square of their number.
+// TestDeepDirectories opens the directories of a deep chain from the lowest to the highest, as the end of an extraction
+// does. Each directory is opened from at most stride levels above it. Otherwise the total time would grow with the
+// square of the depth.
 func TestDeepDirectories(t *testing.T) {
 	t.Parallel()
 	const depth = 1500
@@ -45,7 +46,7 @@ func TestDeepDirectories(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(w.chain) != depth {
-		t.Fatalf("%d directories", len(w.chain))
+		t.Fatalf("%d directories, want %d", len(w.chain), depth)
 	}
 	inodes := inodesOf(t, int(dir.Fd()), depth)
 	for _, walk := range []bool{false, true} {
@@ -72,7 +73,7 @@ func TestDeepDirectories(t *testing.T) {
 	}
 }
 
-// inodesOf returns the inode numbers of a chain of directories below top, each of which is named "d".
+// inodesOf returns the inode numbers of the chain of directories named "d" below top, the highest first.
 func inodesOf(t *testing.T, top, depth int) []uint64 {
 	t.Helper()
 	var inodes []uint64

@@ -15,14 +15,14 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestPanicWhileFilling: if a goroutine that fills files panics, that is the error of the layer, and the process goes
-// on.
+// TestPanicWhileFilling checks that a panic in a goroutine that fills files becomes the error of the layer and does not
+// end the process.
 func TestPanicWhileFilling(t *testing.T) {
 	var items []u.Item
 	for n := range 300 {
 		items = append(items, u.F(fmt.Sprintf("d%d/f%d", n%7, n), strings.Repeat("x", n)))
 	}
-	for _, descriptors := range []int{0, 5} { // with and without other goroutines
+	for _, descriptors := range []int{0, 5} { // with and without goroutines that fill files
 		dir, err := os.Open(t.TempDir())
 		if err != nil {
 			t.Fatal(err)

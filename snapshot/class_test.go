@@ -21,15 +21,15 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// classScene is a root with something to do for every function.
+// classScene is a root that contains work for every function in storeCalls and layerCalls.
 type classScene struct {
 	*world
 	ctx    context.Context
 	sn     *snapshot.Snapshotter
 	layers *layer.Store
-	rec    metadata.Layer // of a layer that is unpacked
+	rec    metadata.Layer // the record of an unpacked layer
 	other  layer.Pair     // a layer that is not unpacked
-	top    string         // a committed snapshot of the layer
+	top    string         // the committed snapshot of the unpacked layer
 	plan   *layer.Plan
 	built  *layer.Built
 }
@@ -54,7 +54,7 @@ func newClassScene(t *testing.T) *classScene {
 	must(t, err)
 	s.built, err = s.layers.BuildRoot(ctx, entry.Entry{Path: ".", Type: entry.Dir, Mode: 0o755})
 	must(t, err)
-	t.Cleanup(func() { // before the world's, which would check the damaged root
+	t.Cleanup(func() { // runs before the cleanup of the world, which would check the damaged root
 		if w.Store != nil {
 			_ = w.close()
 		}
@@ -64,7 +64,7 @@ func newClassScene(t *testing.T) *classScene {
 
 func second[T any](_ T, err error) error { return err }
 
-// storeCalls has a call of every function of package snapshot that returns an error.
+// storeCalls calls every function of package snapshot that returns an error.
 var storeCalls = map[string]func(s *classScene) error{
 	"Open": func(s *classScene) error {
 		opened, err := snapshot.Open(s.root, s.db, s.blobs, nil)
@@ -76,8 +76,7 @@ var storeCalls = map[string]func(s *classScene) error{
 	"Clone": func(s *classScene) error {
 		return snapshot.Clone(s.ctx, filepath.Join(s.root, "layers"), filepath.Join(s.root, "missing", "to"))
 	},
-	"DiskUsage": func(
-		s *classScene) error {
+	"DiskUsage": func(s *classScene) error {
 		return second(snapshot.DiskUsage(s.ctx, filepath.Join(s.root, "layers")))
 	},
 	"Store.Apply": func(s *classScene) error {
@@ -95,7 +94,7 @@ var storeCalls = map[string]func(s *classScene) error{
 	"Store.SetAside": func(s *classScene) error { return s.SetAside(holder, "ns", 1) },
 	"Store.Close": func(s *classScene) error {
 		closed := s.Store
-		s.Store = nil // or the test would close it again
+		s.Store = nil // so that the cleanup does not close it a second time
 		return closed.Close()
 	},
 	"Store.ApplyDecoded": func(s *classScene) error {
@@ -112,8 +111,7 @@ var storeCalls = map[string]func(s *classScene) error{
 	"Snapshotter.Prepare": func(s *classScene) error { return second(s.sn.Prepare(s.ctx, "new", s.top)) },
 	"Snapshotter.View":    func(s *classScene) error { return second(s.sn.View(s.ctx, "new", s.top)) },
 	"Snapshotter.Stat":    func(s *classScene) error { return second(s.sn.Stat(s.ctx, "active")) },
-	"Snapshotter.Update": func(
-		s *classScene) error {
+	"Snapshotter.Update": func(s *classScene) error {
 		return second(s.sn.Update(s.ctx, snapshots.Info{Name: "active"}))
 	},
 	"Snapshotter.Usage":  func(s *classScene) error { return second(s.sn.Usage(s.ctx, "active")) },
@@ -125,12 +123,12 @@ var storeCalls = map[string]func(s *classScene) error{
 	"Snapshotter.Close":   func(s *classScene) error { return s.sn.Close() },
 }
 
-// layerCalls has a call of every function of package layer that returns an error.
+// layerCalls calls every function of package layer that returns an error.
 var layerCalls = map[string]func(s *classScene) error{
 	"Open": func(s *classScene) error {
 		dir, err := rootdir.Open(s.root, s.db, nil)
 		if err != nil {
-			return nil // package rootdir's error
+			return nil // an error of package rootdir, which is not tested here
 		}
 		defer dir.Close()
 		opened, err := layer.Open(dir, s.db, s.blobs, nil)
@@ -187,8 +185,9 @@ var layerCalls = map[string]func(s *classScene) error{
 	"Store.Fits":          func(s *classScene) error { return s.layers.Fits([]layer.Pair{s.other}) },
 }
 
-// TestErrorsHaveAClass calls every function on a root that was deleted, on one whose directories were replaced by
-// files, with a closed database, and with a context that has ended.
+// TestErrorsHaveAClass checks that every returned error has an errdefs class. It calls every function on a root that
+// was deleted, on a root whose directories were replaced by files, with a closed database, and with a context that has
+// ended.
 func TestErrorsHaveAClass(t *testing.T) {
 	requireRoot(t)
 	errclasstest.Complete(t, ".", storeCalls, map[string]string{
@@ -216,8 +215,9 @@ func TestErrorsHaveAClass(t *testing.T) {
 		t.Run(damage, func(t *testing.T) {
 			s := newClassScene(t)
 			do(t, s)
-			for kind, calls := range map[string]map[string]func(s *classScene) error{"layer": layerCalls,
-				"snapshot": storeCalls} {
+			for kind, calls := range map[string]map[string]func(s *classScene) error{
+				"layer": layerCalls, "snapshot": storeCalls,
+			} {
 				for name, call := range calls {
 					if name != "Store.Close" {
 						errclasstest.Check(t, kind+"."+name, call(s))

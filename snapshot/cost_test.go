@@ -12,8 +12,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestCost puts together layers that make every entry of the upper one look at many of the lower one
-// (B9), and fails when the time for that is not in proportion.
+// TestCost assembles two layers in which every entry of the upper layer concerns many entries of the lower one (B9). It
+// fails if the time grows faster than in proportion to the number of entries.
 func TestCost(t *testing.T) {
 	requireRoot(t)
 	const n = 4000
@@ -22,20 +22,21 @@ func TestCost(t *testing.T) {
 		lower    func(i int) []Item
 		upper    func(i int) []Item
 	}{
-		{"hard links to lower files with names",
+		{"hard links to lower files that have other hard links",
 			func(i int) []Item { return []Item{F(at("a", i), "1"), H(at("b", i), at("a", i))} },
 			func(i int) []Item { return []Item{H(at("c", i), at("a", i))} }},
-		{"opaque markers behind symlinks to one directory",
+		{"opaque markers through symlinks to one directory",
 			func(i int) []Item { return []Item{D("t"), S(at("s", i), "t")} },
 			func(i int) []Item { return []Item{F(at("t/x", i), "1"), W(at("s", i) + "/.wh..wh..opq")} }},
-		{"links with one name behind a symlink", func(int) []Item { return []Item{D("t"), S("s", "t")} },
+		{"hard links to one file through a symlink", func(int) []Item { return []Item{D("t"), S("s", "t")} },
 			func(i int) []Item { return []Item{F("s/x", "1"), H(at("s/y", i), "s/x"), H(at("z", i), "s/x")} }},
-		{"whiteouts behind symlinks",
+		{"whiteouts through symlinks",
 			func(i int) []Item { return []Item{D("t"), F(at("t/x", i), "1"), S(at("s", i), "t")} },
 			func(i int) []Item { return []Item{W(at("s", i) + "/.wh.x" + fmt.Sprint(i))} }},
 		{"hard links to lower files that are removed later", func(i int) []Item { return []Item{F(at("d/a", i), "1")} },
 			func(i int) []Item { return []Item{H(at("d/b", i), at("d/a", i)), W(at("d/.wh.a", i))} }},
-		{"files behind symlinks that are replaced", func(i int) []Item { return []Item{D("t"), S(at("s", i), "t")} },
+		{"files through symlinks that are replaced later",
+			func(i int) []Item { return []Item{D("t"), S(at("s", i), "t")} },
 			func(i int) []Item { return []Item{F(at("s", i)+"/x", "1"), D(at("s", i)), F(at("s", i)+"/x", "2")} }},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -56,17 +57,17 @@ func TestCost(t *testing.T) {
 				must(t, err)
 				return time.Since(start)
 			}
-			few, many := took(n/8), took(n)
-			t.Logf("%d: %v, %d: %v", n/8, few, n, many)
-			if many > 24*few && many > 5*time.Second {
-				t.Errorf("8 times the entries took %v, not %v", many, 8*few)
+			small, large := took(n/8), took(n)
+			t.Logf("%d: %v, %d: %v", n/8, small, n, large)
+			if large > 24*small && large > 5*time.Second {
+				t.Errorf("8 times the entries took %v, want about %v", large, 8*small)
 			}
 		})
 	}
 }
 
-// TestDepthCost puts together layers whose directories lie inside each other, and fails when the time
-// is not in proportion to their number.
+// TestDepthCost assembles layers of nested directories. It fails if the time grows faster than in proportion to the
+// depth.
 func TestDepthCost(t *testing.T) {
 	requireRoot(t)
 	const depth = 1200
@@ -88,7 +89,7 @@ func TestDepthCost(t *testing.T) {
 		}},
 		{"hard links to a deep file", func(n int) []Item { return []Item{F(deep(n)+"/f", "1")} },
 			func(n int) []Item { return many(n, func(i int) Item { return H(at("l", i), deep(n)+"/f") }) }},
-		{"opaque markers behind symlinks to each depth", func(n int) []Item {
+		{"opaque markers through symlinks to each depth", func(n int) []Item {
 			return append(many(n, func(i int) Item { return S(at("s", i), deep(i+1)) }), D(deep(n)))
 		}, func(n int) []Item {
 			return append([]Item{F(deep(n)+"/f", "1")},
@@ -97,7 +98,7 @@ func TestDepthCost(t *testing.T) {
 		{"a chain of symlinks", func(n int) []Item {
 			return append(many(n, func(i int) Item { return S(at("s", i), at("s", i+1)) }), D(at("s", n)))
 		}, func(n int) []Item { return many(n, func(i int) Item { return F(at("s", i)+"/x", "1") }) }},
-		{"links through a symlink with a long target", func(n int) []Item {
+		{"hard links through a symlink with a long target", func(n int) []Item {
 			return []Item{F("t/f", "1"), S("s", strings.Repeat("t/../", min(n, 800))+"t")}
 		}, func(n int) []Item { return many(n, func(i int) Item { return H(at("l", i), "s/f") }) }},
 	} {
@@ -115,10 +116,10 @@ func TestDepthCost(t *testing.T) {
 				must(t, err)
 				return time.Since(start)
 			}
-			few, many := took(depth/8), took(depth)
-			t.Logf("%d: %v, %d: %v", depth/8, few, depth, many)
-			if many > 24*few && many > 5*time.Second {
-				t.Errorf("8 times the depth took %v, not %v", many, 8*few)
+			small, large := took(depth/8), took(depth)
+			t.Logf("%d: %v, %d: %v", depth/8, small, depth, large)
+			if large > 24*small && large > 5*time.Second {
+				t.Errorf("8 times the depth took %v, want about %v", large, 8*small)
 			}
 		})
 	}

@@ -16,8 +16,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestDirectoryTrusts shows that what another process left provisional is compared before it is copied,
-// made again from its blob, and never copied broken.
+// TestDirectoryTrusts checks that directory mode does not copy a provisional layer of an earlier process before it was
+// compared with its seal. A damaged layer is unpacked again from its blob. Without the blob, Prepare fails.
 func TestDirectoryTrusts(t *testing.T) {
 	requireRoot(t)
 	for _, row := range []struct {
@@ -27,8 +27,8 @@ func TestDirectoryTrusts(t *testing.T) {
 	}{
 		{"intact", func(string) error { return nil }, true},
 		{"an empty file", func(dir string) error { return os.Truncate(dir+"/fs/f", 0) }, true},
-		{"a directory that is gone", os.RemoveAll, true},
-		{"an empty file, and no blob", func(dir string) error { return os.Truncate(dir+"/fs/f", 0) }, false},
+		{"a missing directory", os.RemoveAll, true},
+		{"an empty file and a missing blob", func(dir string) error { return os.Truncate(dir+"/fs/f", 0) }, false},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			w := openDirectory(t, t.TempDir(), memory{})
@@ -46,7 +46,7 @@ func TestDirectoryTrusts(t *testing.T) {
 				if !errdefs.IsDataLoss(err) {
 					t.Errorf("mounts %v: %v", mounts, err)
 				}
-				must(t, w.close()) // without the check of the cleanup, which finds it
+				must(t, w.close()) // so that the cleanup does not check the store and report the damage
 				return
 			}
 			must(t, err)
@@ -57,7 +57,7 @@ func TestDirectoryTrusts(t *testing.T) {
 	}
 }
 
-// layerDir0 is layerDir of a root that is closed.
+// layerDir0 returns the directory of a layer like layerDir, but for a root whose database is closed.
 func (w *world) layerDir0(t *testing.T, key string) (dir string) {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(w.root, "metadata.db"), nil)
@@ -70,8 +70,8 @@ func (w *world) layerDir0(t *testing.T, key string) (dir string) {
 	return dir
 }
 
-// TestDirectoryKept shows that sweeps leave whole trees alone while somebody has them, that check
-// misses one, that the loss of the database loses none, and that removals leave nothing.
+// TestDirectoryKept follows the full copies that directory mode makes. A sweep deletes none that has a holder, Check
+// reports a missing one, Recover finds all of them without the database, and after their removal nothing is left.
 func TestDirectoryKept(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -118,7 +118,8 @@ func TestDirectoryKept(t *testing.T) {
 	}
 }
 
-// TestDirectoryWithoutLowers shows that a whole tree needs nothing that is below it any more: its layers may be lost.
+// TestDirectoryWithoutLowers checks that a full copy does not depend on its layers: it can be used as a parent after a
+// layer was lost.
 func TestDirectoryWithoutLowers(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -135,5 +136,5 @@ func TestDirectoryWithoutLowers(t *testing.T) {
 	if got := List(t, bound(t, mounts, "rw")); !slices.Equal(got, want) {
 		t.Errorf("got:\n%s", strings.Join(got, "\n"))
 	}
-	must(t, w.close()) // without the check of the cleanup, which finds the loss
+	must(t, w.close()) // so that the cleanup does not check the store and report the lost layer
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// A holder prepares a snapshot, gets mounts for it, and makes it a parent for others.
+// A holder prepares a snapshot, receives mounts for it, and commits it, so that it can be the parent of others. Another
+// holder does not see it.
 func Example() {
 	ctx := context.Background()
 	root, err := os.MkdirTemp("", "tank")

@@ -19,7 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// TestFSSuite runs continuity's suite: each of its changes becomes a layer, by containerd's differ.
+// TestFSSuite runs continuity's suite of file system changes. containerd's differ makes a layer of each change.
 func TestFSSuite(t *testing.T) {
 	requireMounts(t)
 	for _, way := range ways {
@@ -32,7 +32,8 @@ type layerApplier struct {
 	way string
 }
 
-// series is the layers of one test of the suite. It goes with the context, as the suite has it.
+// series holds the layers of one test of the suite. The suite passes a context from TestContext to Apply, so the series
+// is a value of that context.
 type series struct {
 	w      *world
 	layers []layer.Pair

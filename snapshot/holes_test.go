@@ -14,9 +14,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestDirtyHoles copies files with holes right after they were unpacked, in every way that copies, on a file system
-// that reports what is not on the disk yet as a hole. (Files of the rootfs and of containers had zeros where the layer
-// has data.)
+// TestDirtyHoles copies sparse files right after they were unpacked, with every operation that copies. The file system
+// reports data that is not yet on the disk as a hole. A copy that trusts such a hole has zeros in place of the data.
 func TestDirtyHoles(t *testing.T) {
 	requireMounts(t)
 	x := string(bytes.Repeat([]byte("x"), 100_000))
@@ -29,7 +28,7 @@ func TestDirtyHoles(t *testing.T) {
 	}
 	dir := loopFSAs(t, "ext4", 512<<20, "mkfs.ext3", "-q")
 	w := openDirectory(t, dir, memory{})
-	lists := [][]Item{{F("other", "1"), H("link", "begins")}} // which a fix-up copies
+	lists := [][]Item{{F("other", "1"), H("link", "begins")}} // a hard link to a lower file, which a fix-up copies
 	var layers []layer.Pair
 	for name, f := range files {
 		layers = append(layers, w.blobs.add(t, SparseTar(name, f.size, f.pieces...)))
@@ -58,7 +57,7 @@ func TestDirtyHoles(t *testing.T) {
 			got, err := os.ReadFile(filepath.Join(tree, name))
 			must(t, err)
 			if !bytes.Equal(got, want) {
-				t.Errorf("%s: %s has other bytes", way, name)
+				t.Errorf("%s: %s differs from the layer's file", way, name)
 			}
 		}
 	}

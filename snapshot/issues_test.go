@@ -26,9 +26,9 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// A kill between the rename in settle and bbolt's commit leaves layers/<id> without a record, and
-// NextID gives <id> out again: os.Rename onto the directory that is not empty fails. It is not moved
-// away, so each later unpack fails too.
+// TestLayerIDAfterCrash starts with a directory layers/1 that has no record, as a kill between the rename and the
+// commit of the transaction leaves it. Later unpacks must succeed, although the database may give out the name 1
+// again.
 func TestLayerIDAfterCrash(t *testing.T) {
 	w := open(t)
 	must(t, os.MkdirAll(filepath.Join(w.root, "layers", "1", "fs"), 0o755))
@@ -41,7 +41,7 @@ func TestLayerIDAfterCrash(t *testing.T) {
 	}
 }
 
-// The same in put: the first Prepare after such a kill fails.
+// TestSnapshotIDAfterCrash is TestLayerIDAfterCrash for snapshots: the first Prepare after such a kill must succeed.
 func TestSnapshotIDAfterCrash(t *testing.T) {
 	w := open(t)
 	must(t, os.MkdirAll(filepath.Join(w.root, "snapshots", "1", "fs"), 0o755))
@@ -50,7 +50,8 @@ func TestSnapshotIDAfterCrash(t *testing.T) {
 	}
 }
 
-// What a client writes into the mounts after Apply is thrown away by Commit, and the mounts do not show the layer.
+// TestWriteAfterApply checks that the mounts of an active snapshot show the layer after Apply, and that Commit keeps a
+// file that a client wrote into them.
 func TestWriteAfterApply(t *testing.T) {
 	requireMounts(t)
 	w := open(t)
@@ -73,15 +74,15 @@ func TestWriteAfterApply(t *testing.T) {
 	must(t, sn.Commit(ctx, "name", "key"))
 	view, err := sn.View(ctx, "view", "name")
 	must(t, err)
-	// whose time the write changed
+	// Leave out the root directory, whose time the write changed.
 	got := slices.DeleteFunc(show(t, view), func(l string) bool { return strings.HasPrefix(l, ". ") })
 	if !slices.Equal(got, []string{`a file "1"`, `mine file "2"`}) {
 		t.Errorf("committed: %q", got)
 	}
 }
 
-// Media types that are not Tank's (encrypted, erofs) must be ErrNotImplemented, or no other differ or
-// stream processor is asked.
+// TestForeignMediaType checks that Apply returns ErrNotImplemented for media types that Tank does not support
+// (encrypted, EROFS, bzip2). Otherwise containerd would not try its other differs and stream processors.
 func TestForeignMediaType(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -100,7 +101,8 @@ func TestForeignMediaType(t *testing.T) {
 	}
 }
 
-// A layer that went and came again between syncfs and the record of it is called durable although it was never synced.
+// TestDurableOfAnotherDirectory replaces a layer's directory between syncfs and the transaction that records the layer
+// as durable. The new directory was never synced, so it must not be recorded as durable.
 func TestDurableOfAnotherDirectory(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -110,10 +112,10 @@ func TestDurableOfAnotherDirectory(t *testing.T) {
 	done := make(chan error, 1)
 	must(t, w.db.Update(func(tx *metadata.Tx) error {
 		go func() { done <- w.Layers().Sync(ctx) }()
-		time.Sleep(1500 * time.Millisecond) // syncfs is over, its transaction waits for this one
+		time.Sleep(1500 * time.Millisecond) // syncfs has ended; the transaction after it waits for this one
 		must(t, tx.Release(holder, metadata.LayerNode(rec.Key)))
 		again := rec
-		again.Dir = "99" // what settle writes for a layer that was just unpacked again
+		again.Dir = "99" // as if the layer had just been unpacked again
 		must(t, tx.PutLayer(again))
 		return tx.Hold(holder, metadata.LayerNode(rec.Key))
 	}))
@@ -122,12 +124,13 @@ func TestDurableOfAnotherDirectory(t *testing.T) {
 	must(t, w.db.View(func(tx *metadata.Tx) error {
 		now, err := tx.Layer(rec.Key)
 		if now.Durable {
-			t.Errorf("layers/%s is recorded as durable; what was synced is layers/%s", now.Dir, rec.Dir)
+			t.Errorf("layers/%s is recorded as durable, but layers/%s was synced", now.Dir, rec.Dir)
 		}
 		return err
 	}))
 }
 
+// stalled is a blob store in which some blobs never deliver a byte.
 type stalled struct {
 	memory
 	hang map[digest.Digest]bool
@@ -140,13 +143,14 @@ func (s stalled) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, erro
 	return &hangs{ctx}, nil
 }
 
+// hangs is a blob whose Read blocks until its context ends.
 type hangs struct{ ctx context.Context }
 
 func (h *hangs) Read([]byte) (int, error) { <-h.ctx.Done(); return 0, h.ctx.Err() }
 func (h *hangs) Close() error             { return nil }
 
-// Sixteen layers of one pull whose registry hangs take all slots: no other image on the node is unpacked any more,
-// although its blobs are all here.
+// TestStalledPullBlocksOthers announces sixteen layers whose registry hangs. They must not occupy every unpack slot: a
+// layer of another image, whose blob is present, must still be unpacked.
 func TestStalledPullBlocksOthers(t *testing.T) {
 	requireRoot(t)
 	root := t.TempDir()
@@ -170,11 +174,12 @@ func TestStalledPullBlocksOthers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if _, err := s.Layers().Unpack(ctx, holder, good); err != nil {
-		t.Errorf("a layer whose blob is here: %v", err)
+		t.Errorf("unpack of a layer whose blob is present: %v", err)
 	}
 }
 
-// A snapshot whose key is also the name of another lock waits for itself.
+// TestKeyIsALock gives a snapshot a key that looks like the name of a lock on a layer. Commit and View must not wait
+// for a lock that they hold themselves.
 func TestKeyIsALock(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -206,8 +211,9 @@ func TestKeyIsALock(t *testing.T) {
 
 var _ = snapshots.KindActive
 
-// A transaction that fails after the rename gives its ID back. The next Prepare then fails on the
-// directory that is in the way, or, when the first one cleans up late, loses its own.
+// TestIDOfAFailedTransaction runs Prepares that fail beside Prepares that succeed. A failed transaction must not give
+// its directory's name to another Prepare: that Prepare would find the directory in its way, or lose its own
+// directory when the failed one cleans up late.
 func TestIDOfAFailedTransaction(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -240,6 +246,6 @@ func TestIDOfAFailedTransaction(t *testing.T) {
 	}
 	wg.Wait()
 	if failed.Load() > 0 || lost.Load() > 0 {
-		t.Errorf("prepares that failed: %d; live snapshots that lost their directory: %d", failed.Load(), lost.Load())
+		t.Errorf("%d valid prepares failed; %d live snapshots lost their directory", failed.Load(), lost.Load())
 	}
 }

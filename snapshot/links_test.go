@@ -23,40 +23,43 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// invalid is the class of layers that are refused.
+// invalid is the error class of refused layers.
 var invalid = errdefs.ErrFailedPrecondition
 
-// linkRows are layers of which the order of the entries decides what they are above their parents
+// linkRows are layers whose result above their parents depends on the order of their entries
 // (docs/adr/0026-links-to-lower-layers.md).
 var linkRows = []stackRow{
 	{"a target that is replaced later", [][]Item{{F("a", "1")}, {H("b", "a"), F("a", "2")}},
 		[]string{`a file "2"`, `b file "1"`}, nil},
-	{"a target that is replaced before", [][]Item{{F("a", "1")}, {F("a", "2"), H("b", "a")}},
+	{"a target that was replaced before", [][]Item{{F("a", "1")}, {F("a", "2"), H("b", "a")}},
 		[]string{`a file "2"`, `b file "2" = a`}, nil},
 	{"a target that is removed later", [][]Item{{F("a", "1")}, {H("b", "a"), W(".wh.a")}}, []string{`b file "1"`}, nil},
-	{"a target that is removed before", [][]Item{{F("a", "1")}, {W(".wh.a"), H("b", "a")}}, nil, invalid},
-	{"a target that is removed with its directory later", [][]Item{{F("d/a", "1")}, {H("b", "d/a"), W(".wh.d")}},
+	{"a target that was removed before", [][]Item{{F("a", "1")}, {W(".wh.a"), H("b", "a")}}, nil, invalid},
+	{"a target whose directory is removed later", [][]Item{{F("d/a", "1")}, {H("b", "d/a"), W(".wh.d")}},
 		[]string{`b file "1"`}, nil},
-	{"a target whose directory is opaque later", [][]Item{{D("d"), F("d/a", "1")},
+	{"a target whose directory becomes opaque later", [][]Item{{D("d"), F("d/a", "1")},
 		{D("d"), H("d/b", "d/a"), W("d/.wh..wh..opq")}},
 		[]string{"d dir", `d/b file "1"`}, nil},
 	{"a target whose directory is replaced later", [][]Item{{F("d/a", "1")}, {H("b", "d/a"), F("d", "2")}},
 		[]string{`b file "1"`, `d file "2"`}, nil},
 	{"a target that is added later", [][]Item{{}, {H("b", "a"), F("a", "1")}}, nil, invalid},
-	{"a target that no layer has for a name that is replaced", [][]Item{{}, {H("b", "a"), F("b", "1")}}, nil, invalid},
+	{"a missing target of a link that is replaced later", [][]Item{{}, {H("b", "a"), F("b", "1")}}, nil, invalid},
 	{"a target that is a lower directory", [][]Item{{D("a")}, {H("b", "a")}}, nil, invalid},
-	{"a lower file to itself", [][]Item{{F("a", "1")}, {H("a", "a")}}, nil, invalid},
-	{"another name of the same inode", [][]Item{{F("a", "1"), H("b", "a")}, {H("b", "a").Mode(0o600)}},
+	{"a link from a lower file to itself", [][]Item{{F("a", "1")}, {H("a", "a")}}, nil, invalid},
+	{"a link over another name of the same inode", [][]Item{{F("a", "1"), H("b", "a")}, {H("b", "a").Mode(0o600)}},
 		[]string{`a file 0600 "1"`, `b file 0600 "1" = a`}, nil},
-	{"a header whose name is replaced", [][]Item{{F("a", "1")}, {H("b", "a").Mode(0o4700).Owner(3, 4), F("b", "2")}},
+	{"attributes of a link that is replaced later",
+		[][]Item{{F("a", "1")}, {H("b", "a").Mode(0o4700).Owner(3, 4), F("b", "2")}},
 		[]string{`a file 4700 3:4 "1"`, `b file "2"`}, nil},
-	{"a header for another lower name alone", [][]Item{{F("a", "1"), H("c", "a")},
+	{"attributes that remain only on another lower name", [][]Item{{F("a", "1"), H("c", "a")},
 		{H("b", "a").Mode(0o600), W(".wh.a"), W(".wh.b"), F("b", "2")}},
 		[]string{`b file "2"`, `c file 0600 "1"`}, nil},
-	{"a header and a capability", [][]Item{{F("a", "1").Xattr("security.capability", capability)},
-		{H("b", "a").Owner(5, 5), F("a", "2")}},
+	{"attributes of a link to a file with a capability",
+		[][]Item{{F("a", "1").Xattr("security.capability", capability)},
+			{H("b", "a").Owner(5, 5), F("a", "2")}},
 		[]string{`a file "2"`, fmt.Sprintf(`b file 5:5 "1" security.capability=%q`, capability)}, nil},
-	{"a device", [][]Item{{C("n", 1, 3)}, {H("m", "n").Mode(0o600), W(".wh.n")}}, []string{"m char 0600 1:3"}, nil},
+	{"a link to a device",
+		[][]Item{{C("n", 1, 3)}, {H("m", "n").Mode(0o600), W(".wh.n")}}, []string{"m char 0600 1:3"}, nil},
 	{"an entry below a link to a file", [][]Item{{F("a", "1")}, {H("b", "a"), F("b/x", "2")}},
 		[]string{`a file "1"`, "b dir @0", `b/x file "2"`}, nil},
 	{"an entry below a link to a symlink", [][]Item{{D("t"), S("s", "t")}, {H("l", "s"), F("l/x", "1")}},
@@ -66,9 +69,9 @@ var linkRows = []stackRow{
 		[]string{"l symlink -> t", "s symlink -> t = l", "t dir"}, nil},
 	{"a whiteout below a link to a file", [][]Item{{F("a", "1")}, {H("l", "a"), W("l/.wh.x")}},
 		[]string{`a file "1"`, `l file "1" = a`}, nil},
-	{"a target behind a lower symlink to what this layer has", [][]Item{{S("s", "t")}, {F("t/a", "1"), H("b", "s/a")}},
+	{"a target of this layer through a lower symlink", [][]Item{{S("s", "t")}, {F("t/a", "1"), H("b", "s/a")}},
 		[]string{`b file "1"`, "s symlink -> t", "t dir @0", `t/a file "1" = b`}, nil},
-	{"a target behind a lower symlink through what this layer replaced",
+	{"a target through a lower symlink whose path this layer replaced",
 		[][]Item{{F("d/e/a", "1"), S("s", "d/e")}, {S("d", "f"), F("f/e/a", "2"), H("b", "s/a")}},
 		[]string{`b file "2"`, "d symlink -> f", "f dir @0", "f/e dir @0", `f/e/a file "2" = b`, "s symlink -> d/e"},
 		nil},
@@ -77,72 +80,75 @@ var linkRows = []stackRow{
 		[]string{"s dir", `s/x file "2"`, "t dir", `t/x file "1"`}, nil},
 	{"a lower symlink that is followed and then removed", [][]Item{{D("t"), S("s", "t")}, {F("s/x", "1"), W(".wh.s")}},
 		[]string{"t dir", `t/x file "1"`}, nil},
-	{"a lower symlink that is removed and then a directory",
+	{"a lower symlink that is removed and then becomes a directory",
 		[][]Item{{D("t"), S("s", "t")}, {W(".wh.s"), F("s/x", "1")}},
 		[]string{"s dir @0", `s/x file "1"`, "t dir"}, nil},
-	{"a lower symlink that is followed and whose directory is replaced",
+	{"a lower symlink that is followed before its directory is replaced",
 		[][]Item{{D("p"), S("p/s", "/t"), D("t")}, {F("p/s/x", "1"), F("p", "2")}},
 		[]string{`p file "2"`, "t dir", `t/x file "1"`}, nil},
-	{"a lower symlink with names that is followed", [][]Item{{D("t"), S("s", "t"), H("u", "s")}, {F("s/x", "1")}},
+	{"a lower symlink with another hard link that is followed",
+		[][]Item{{D("t"), S("s", "t"), H("u", "s")}, {F("s/x", "1")}},
 		[]string{"s symlink -> t", "t dir", `t/x file "1"`, "u symlink -> t = s"}, nil},
-	{"a file with names and a whiteout below it", [][]Item{{F("a", "1"), H("b", "a")}, {W("a/.wh.x")}},
+	{"a whiteout below a file with another hard link", [][]Item{{F("a", "1"), H("b", "a")}, {W("a/.wh.x")}},
 		[]string{`a file "1"`, `b file "1" = a`}, nil},
-	{"a lower symlink through what the layer removes", [][]Item{{F("d/e/o", "1"), S("s", "d/e")},
+	{"a lower symlink through a directory that the layer removes", [][]Item{{F("d/e/o", "1"), S("s", "d/e")},
 		{F("s/x", "2"), W(".wh.d")}},
 		[]string{"d dir @0", "d/e dir @0", `d/e/x file "2"`, "s symlink -> d/e"}, nil},
-	{"an own symlink out of where a lower one leads", [][]Item{{D("t/u"), S("d", "t/u")},
+	{"a symlink of this layer that leaves the target of a lower symlink", [][]Item{{D("t/u"), S("d", "t/u")},
 		{S("d/s", "../x"), F("d/s/f", "1")}},
 		[]string{"d symlink -> t/u", "t dir @0", "t/u dir", "t/u/s symlink -> ../x", "t/x dir @0", `t/x/f file "1"`},
 		nil},
-	{"two files of which one goes where a lower symlink led",
+	{"two files through a lower symlink that is replaced between them",
 		[][]Item{{D("t"), D("v"), S("s", "t")}, {F("s/x", "1"), S("s", "v"), F("s/x", "2"), H("y", "t/x")}},
 		[]string{"s symlink -> v", "t dir", `t/x file "1"`, "v dir", `v/x file "2"`, `y file "1" = t/x`}, nil},
-	{"a link to a name that a lower symlink may have",
+	{"a link to a lower symlink itself",
 		[][]Item{{F("t", "1"), S("d", "t")}, {F("e/f", "2"), H("h", "d")}},
 		[]string{"d symlink -> t", "e dir @0", `e/f file "2"`, "h symlink -> t = d", `t file "1"`}, nil},
-	{"lower content that a wrong guess hid", [][]Item{{D("t/u"), S("a", "t/u"), D("y"), F("y/d/keep", "1")},
-		{S("s", "a/../y"), F("s/d", "2")}},
+	{"lower content that a target guessed without the parent would hide",
+		[][]Item{{D("t/u"), S("a", "t/u"), D("y"), F("y/d/keep", "1")},
+			{S("s", "a/../y"), F("s/d", "2")}},
 		[]string{"a symlink -> t/u", "s symlink -> a/../y", "t dir @0", "t/u dir", "t/y dir @0", `t/y/d file "2"`,
 			"y dir",
 			"y/d dir @0", `y/d/keep file "1"`}, nil},
-	{"a loop of the layer alone that is none above its parent",
+	{"symlinks that are a loop in the layer alone and none above its parent",
 		[][]Item{{S("b", "a"), S("a", "/c/c/c")}, {S("b/c", "c"), W(".wh.a"), W("b/c/.wh.b")}},
 		[]string{"b symlink -> a", "c dir @0", "c/c dir @0", "c/c/c dir @0", "c/c/c/c symlink -> c"}, nil},
-	{"a file in a loop of the layer alone", [][]Item{{D("t/u"), S("d", "t/u"), D("t/x")},
+	{"a file through symlinks that are a loop in the layer alone", [][]Item{{D("t/u"), S("d", "t/u"), D("t/x")},
 		{S("d/s", "../x/s"), S("x/s", "/d/s"), F("d/s/f", "1")}},
 		[]string{"d symlink -> t/u", "t dir @0", "t/u dir", "t/u/s symlink -> ../x/s", "t/x dir", "t/x/s dir @0",
 			`t/x/s/f file "1"`, "x dir @0", "x/s symlink -> /d/s"}, nil},
-	{"a loop in a directory that was a symlink then", [][]Item{{D("t"), S("d", "t")},
+	{"a loop made through a symlink that a directory replaces later", [][]Item{{D("t"), S("d", "t")},
 		{F("d/y", "1"), S("d/l", "l"), D("d"), F("d/l/x", "2")}},
 		[]string{"d dir", "d/l dir @0", `d/l/x file "2"`, "t dir", "t/l symlink -> l", `t/y file "1"`}, nil},
-	{"a loop of the layer above every parent", [][]Item{{D("t"), S("d", "t")},
+	{"symlinks that are a loop above every parent", [][]Item{{D("t"), S("d", "t")},
 		{F("d/y", "1"), S("l", "l"), F("l/x", "1")}}, nil, invalid},
-	{"a loop of symlinks of two layers", [][]Item{{S("a", "b")}, {S("b", "a"), F("b/x", "1")}}, nil, invalid},
+	{"a loop of symlinks over two layers", [][]Item{{S("a", "b")}, {S("b", "a"), F("b/x", "1")}}, nil, invalid},
 }
 
 const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
-// loopRows have symlinks that are a loop in the layer alone.
+// loopRows are layers with symlinks that form a loop as long as the layers below are unknown.
 var loopRows = []stackRow{
-	{"a loop that the parent leads elsewhere", [][]Item{
+	{"a file through a loop that the parent resolves", [][]Item{
 		{D("d"), D("d/e"), S("b", "d/e")}, {S("b/c", "../b/c"), F("b/c/x", "1")}},
 		[]string{"b symlink -> d/e", "d dir", "d/b dir @0", "d/b/c dir @0", `d/b/c/x file "1"`, "d/e dir",
 			"d/e/c symlink -> ../b/c"}, nil},
-	{"a hard link through it", [][]Item{
+	{"a hard link through a loop that the parent resolves", [][]Item{
 		{D("d"), D("d/e"), S("b", "d/e"), D("d/b"), D("d/b/c"), F("d/b/c/y", "1")},
 		{S("b/c", "../b/c"), H("h", "b/c/y")}},
 		[]string{"b symlink -> d/e", "d dir", "d/b dir", "d/b/c dir", `d/b/c/y file "1"`, "d/e dir",
 			"d/e/c symlink -> ../b/c", `h file "1" = d/b/c/y`}, nil},
-	{"a whiteout behind it when the way there is gone", [][]Item{
+	{"a whiteout through a loop after a symlink on its path was removed", [][]Item{
 		{S("b", "a"), S("a", "/c/c/c")}, {S("b/c", "c"), W(".wh.a"), W("b/c/.wh.b")}},
 		[]string{"b symlink -> a", "c dir @0", "c/c dir @0", "c/c/c dir @0", "c/c/c/c symlink -> c"}, nil},
-	{"a loop by way of what the layer does not have", [][]Item{
+	{"a loop through a symlink of the parent", [][]Item{
 		{D("l"), D("k"), S("l/m", "/k")}, {S("s", "l/m/../s/t"), F("s/x", "1")}},
 		nil, errdefs.ErrFailedPrecondition},
-	{"a loop above the parent, too", [][]Item{{D("d"), S("b", "d")}, {S("b/c", "c"), F("b/c/x", "1")}},
+	{"symlinks that are a loop above the parent as well",
+		[][]Item{{D("d"), S("b", "d")}, {S("b/c", "c"), F("b/c/x", "1")}},
 		nil, errdefs.ErrFailedPrecondition},
-	{"a loop above nothing", [][]Item{{S("b/c", "c"), F("b/c/x", "1")}}, nil, errdefs.ErrFailedPrecondition},
-	{"a hard link through a loop above nothing", [][]Item{{S("b/c", "c"), H("h", "b/c/x")}}, nil,
+	{"a loop without a parent", [][]Item{{S("b/c", "c"), F("b/c/x", "1")}}, nil, errdefs.ErrFailedPrecondition},
+	{"a hard link through a loop without a parent", [][]Item{{S("b/c", "c"), H("h", "b/c/x")}}, nil,
 		errdefs.ErrFailedPrecondition},
 }
 
@@ -153,8 +159,9 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// TestInvalidAtCommit shows that a layer that is invalid above its parent is refused while containerd pulls: by Commit
-// when the layer was applied, by Prepare when it is known and its blob is not here. Above another parent it is fine.
+// TestInvalidAtCommit checks that a layer that is invalid above its parent is refused during a pull of containerd:
+// Commit refuses an applied layer, and Prepare refuses a known layer whose blob is missing. The same layer is accepted
+// above another parent.
 func TestInvalidAtCommit(t *testing.T) {
 	requireRoot(t)
 	for _, parallel := range []bool{false, true} {
@@ -165,7 +172,7 @@ func TestInvalidAtCommit(t *testing.T) {
 			good, bad := w.blobs.add(t, Tar(t, F("a", "1"))), w.blobs.add(t, Tar(t, F("c", "1")))
 			_, err := extract(ctx, sn, w, []layer.Pair{bad, linked}, parallel, "bad")
 			if !errors.Is(err, stream.ErrInvalidLayer) {
-				t.Errorf("a link to nothing: %v", err)
+				t.Errorf("a link to a missing file: %v", err)
 			}
 			top, err := extract(ctx, sn, w, []layer.Pair{good, linked}, parallel, "good")
 			must(t, err)
@@ -198,13 +205,13 @@ func TestInvalidAtCommit(t *testing.T) {
 			"containerd.io/snapshot/cri.layer-digest": linked.Blob.Digest.String(),
 		}))
 		if !errors.Is(err, stream.ErrInvalidLayer) {
-			t.Errorf("a link to nothing in a known layer: %v", err)
+			t.Errorf("a link to a missing file in a known layer: %v", err)
 		}
 	})
 }
 
-// TestSetAside damages a file that was set aside, and the order, of a layer that another process left provisional. They
-// are found out, reported, and made again.
+// TestSetAside damages the order of a layer that an earlier process left provisional, or a file that was set aside for
+// it. Check must report the damage, and the next unpack must repair it.
 func TestSetAside(t *testing.T) {
 	requireRoot(t)
 	items := []Item{F("s/x", "first"), S("s", "v"), F("s/x", "second")}
@@ -220,7 +227,7 @@ func TestSetAside(t *testing.T) {
 			rec, err := w.Layers().Unpack(ctx, holder, upper)
 			must(t, err)
 			if !rec.Ordered {
-				t.Fatal("the order of the layer does not count")
+				t.Fatal("the record does not mark the layer as ordered")
 			}
 			must(t, w.close())
 			name, how, _ := strings.Cut(damaged, " ")

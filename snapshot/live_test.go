@@ -21,9 +21,10 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestLiveContainerBelow commits a snapshot while its container goes on writing to it: it swaps a directory for a
-// symbolic link to a directory of the host, and a file for a link, a pipe and a device, as fast as it can. Layers above
-// it are planned and made meanwhile, and containers in directory mode copied. Nothing of the host's file lands in them.
+// TestLiveContainerBelow commits a snapshot whose container goes on writing to it. As fast as possible, the container
+// exchanges a directory with a symlink to a directory of the host, and a file with a symlink and with a fifo. Meanwhile
+// layers are unpacked above the snapshot and containers in directory mode are copied from it. None of them may contain
+// data of the host's files.
 func TestLiveContainerBelow(t *testing.T) {
 	requireRoot(t)
 	const secret = "a secret of the host"
@@ -57,7 +58,7 @@ func TestLiveContainerBelow(t *testing.T) {
 		n := made + failed
 		l := w.blobs.add(t, Tar(t, F("new", fmt.Sprint(n)), H("l", "d/f"), H("k", "d/in/g"), H("s", "swapped")))
 		if err := extractAbove(sn, w.Store, base, l, n); err != nil {
-			failed++ // the link led to nothing, or what it led to was replaced
+			failed++ // the target of a hard link was missing or had been replaced
 		} else {
 			made++
 		}
@@ -67,12 +68,12 @@ func TestLiveContainerBelow(t *testing.T) {
 		_, _ = sn.Usage(ctx, fmt.Sprintf("copy-%d", n))
 	}
 	stop()
-	t.Logf("%d made, %d failed", made, failed)
+	t.Logf("%d snapshots made, %d failed", made, failed)
 	if made == 0 {
-		t.Error("nothing was made")
+		t.Error("no snapshot was made")
 	}
 	must(t, filepath.WalkDir(w.root, func(path string, e fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) { // it was waiting to be deleted
+		if errors.Is(err, fs.ErrNotExist) { // deleted meanwhile
 			return nil
 		}
 		if err != nil || !e.Type().IsRegular() {
@@ -83,14 +84,14 @@ func TestLiveContainerBelow(t *testing.T) {
 			return nil
 		}
 		if strings.Contains(string(b), secret) {
-			t.Errorf("%s: has the host's file", path)
+			t.Errorf("%s contains a file of the host", path)
 		}
 		return err
 	}))
 }
 
-// swap exchanges names in a directory, in pairs, until the function that it returns is called; after that every first
-// name is what it was.
+// swap repeatedly exchanges the two names of each pair in a directory until stop is called. After stop, every name
+// stands for its original file.
 func swap(t *testing.T, dir string, pairs ...[2]string) (stop func()) {
 	t.Helper()
 	d, err := os.Open(dir)
@@ -121,7 +122,8 @@ func swap(t *testing.T, dir string, pairs ...[2]string) (stop func()) {
 	})
 }
 
-// extractAbove extracts a layer above a committed snapshot, makes what it needs there, and removes the snapshot again.
+// extractAbove extracts and commits a layer above a committed snapshot, with the calls of containerd, and makes a
+// view of the result.
 func extractAbove(sn *snapshot.Snapshotter, s *snapshot.Store, parent string, l layer.Pair, n int) error {
 	chain := identity.ChainID([]digest.Digest{digest.Digest(parent), l.DiffID}).String()
 	key := fmt.Sprintf("ns/%d/extract-x %s", n, chain)

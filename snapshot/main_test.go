@@ -11,7 +11,8 @@ import (
 	"github.com/containerd/log"
 )
 
-// childEnv says, to the test binary run again by a test, which child it is; what it works on follows the colon.
+// childEnv is the environment variable that tells a test binary which child of a test it is. Its value is one of the
+// kinds below, followed by an argument.
 const (
 	childEnv     = "SNAPSHOT_TEST_CHILD"
 	worldChild   = "world:"
@@ -20,8 +21,8 @@ const (
 	sandboxChild = "sandbox:"
 )
 
-// TestMain keeps the warnings of background work, which foreground calls report as errors, out of the
-// output, and puts the child of TestWorld into its world.
+// TestMain silences the warnings of background work, because foreground calls return the same errors. In the child of
+// TestWorld, it enters the world before the tests run.
 func TestMain(m *testing.M) {
 	if err := log.SetLevel("error"); err != nil {
 		panic(err)
@@ -41,6 +42,7 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
+// childOf returns the argument of a child process of this kind. ok is false in any other process.
 func childOf(kind string) (arg string, ok bool) {
 	v := os.Getenv(childEnv)
 	if len(v) < len(kind) || v[:len(kind)] != kind {
@@ -49,7 +51,7 @@ func childOf(kind string) (arg string, ok bool) {
 	return v[len(kind):], true
 }
 
-// again is the test binary, to be run again with these tests, from a copy that everybody may run.
+// again returns a command that runs the given tests in a copy of the test binary, which every user may execute.
 func again(t *testing.T, kind, arg, tests string) *exec.Cmd {
 	t.Helper()
 	dir := publicDir(t)
@@ -69,7 +71,7 @@ func again(t *testing.T, kind, arg, tests string) *exec.Cmd {
 	return cmd
 }
 
-// publicDir is a temporary directory that every user can reach.
+// publicDir returns a temporary directory that every user can reach.
 func publicDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "snapshot-test-")
@@ -79,7 +81,7 @@ func publicDir(t *testing.T) string {
 	return dir
 }
 
-// requireChildren skips a test that can't make its child, except in CI.
+// requireChildren skips a test that cannot start its child process. In CI the test fails.
 func requireChildren(t *testing.T, err error) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {

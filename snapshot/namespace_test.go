@@ -17,17 +17,18 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// theIDs are those of the tests' user namespace, in the usual form: the user that made it, and that
-// user's subordinate ids.
+// theIDs maps the ids of the tests' user namespace in the usual way: to the user that created it, and to that user's
+// subordinate ids.
 var theIDs = idmap.Map{{Container: 0, Host: nobody, Size: 1}, {Container: 1, Host: 100000, Size: 65536}}
 
-// inNamespace says that this process is root of a user namespace only: the child of TestNamespace.
+// inNamespace reports whether this process is the child of TestNamespace or a child of that child. It is root only in a
+// user namespace.
 func inNamespace() bool { return os.Getenv(namespaceEnv) != "" }
 
-// namespaceEnv says so also to children of that child.
+// namespaceEnv is inherited by the children of the child of TestNamespace.
 const namespaceEnv = "SNAPSHOT_TEST_NAMESPACE"
 
-// rights are how this process has to unpack.
+// rights returns the unpack options that match the rights of this process.
 func rights() unpack.Options {
 	if inNamespace() {
 		return unpack.Options{Confined: true, UIDs: theIDs, GIDs: theIDs}
@@ -37,8 +38,8 @@ func rights() unpack.Options {
 
 var namespaceLacks = regexp.MustCompile(` (?:trusted\.|security\.(?:[^c]|c[^a]))\S*="(?:[^"\\]|\\.)*"`)
 
-// confined turns a tree of root's into that of root in a user namespace: without devices, and without
-// the attributes that are not that root's to write.
+// confined converts the expected tree of root into that of root in a user namespace. It leaves out devices and the
+// attributes that such a root cannot write.
 func confined(lines []string) (out []string) {
 	for _, l := range lines {
 		_, rest, _ := strings.Cut(l, " ")
@@ -49,8 +50,8 @@ func confined(lines []string) (out []string) {
 	return out
 }
 
-// TestNamespace runs the tests of what containerd is given again, as root of a user namespace with
-// mounts of its own: layers are marked with user.overlay.* and mounted with userxattr.
+// TestNamespace runs the tests in namespaceTests again, as root of a user namespace with its own mounts. There, layers
+// are marked with user.overlay.* attributes and mounted with userxattr.
 func TestNamespace(t *testing.T) {
 	requireMounts(t)
 	if testing.Short() {
@@ -69,7 +70,7 @@ func TestNamespace(t *testing.T) {
 		GidMappingsEnableSetgroups: true,
 		Credential:                 &syscall.Credential{},
 	}
-	cmd.Args = append(cmd.Args, "-test.v", "-test.timeout=10m") // a suite sleeps, and a machine may be busy
+	cmd.Args = append(cmd.Args, "-test.v", "-test.timeout=10m") // a suite sleeps, and the machine may be busy
 	text, err := cmd.CombinedOutput()
 	if err != nil && len(text) == 0 {
 		requireChildren(t, err)
@@ -85,7 +86,7 @@ func TestNamespace(t *testing.T) {
 	}
 }
 
-// namespaceTests are those that hold in a user namespace as well.
+// namespaceTests are the tests that must also pass in a user namespace.
 var namespaceTests = []string{
 	"TestStacks", "TestRootDirectory", "TestBreakouts", "TestHostile", "TestWorld", "TestFSSuite",
 	"TestSnapshotterSuite",
@@ -94,11 +95,12 @@ var namespaceTests = []string{
 	"TestDirectoryCopy", "TestDirectoryApply",
 }
 
-// chatter are the lines of a verbose test that no failure is explained by.
+// chatter matches lines of verbose output that do not help to explain a failure.
 var chatter = regexp.MustCompile(
 	`(?m)^(?:=== .*| *--- PASS: .*/.*| *log_hook\.go:.*| *testsuite\.go:\d+: (?:un)?mount .*)\n`)
 
-// TestLabelsInNamespace: containerd, which was not told that Tank remaps ids there, has changed the owners itself.
+// TestLabelsInNamespace prepares a snapshot with id labels in a user namespace. Tank does not announce there that it
+// remaps ids, so containerd changes the owners itself, and the mounts must not remap them once more.
 func TestLabelsInNamespace(t *testing.T) {
 	requireRoot(t)
 	w := openWith(t, t.TempDir(), memory{}, &snapshot.Options{SyncDelay: -1, Unpack: unpack.Options{Confined: true}})

@@ -10,7 +10,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestObserve shows what an observer sees of an unpack, of a layer that is known, of a sync and of a sweep.
+// TestObserve checks the operations that are reported to an observer: an unpack, a hit on a known layer, a sync, a
+// sweep and an unpack that fails.
 func TestObserve(t *testing.T) {
 	requireRoot(t)
 	seen := observetest.New(t)
@@ -41,7 +42,7 @@ func TestObserve(t *testing.T) {
 		t.Errorf("sweeps %+v", sweeps)
 	}
 	unknown := layer.Pair{Blob: l.Blob}
-	unknown.Blob.Digest = l.DiffID // no blob has it
+	unknown.Blob.Digest = l.DiffID // a digest without a blob
 	if _, err := w.Layers().Unpack(ctx, holder, unknown); err == nil {
 		t.Error("unpacked a blob that does not exist")
 	}
@@ -49,6 +50,6 @@ func TestObserve(t *testing.T) {
 		t.Errorf("unpacks %+v", unpacks)
 	}
 	if seen.Open() != 0 {
-		t.Errorf("%d operations have no end", seen.Open())
+		t.Errorf("%d operations were not reported as ended", seen.Open())
 	}
 }

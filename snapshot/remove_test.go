@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestRemoveTogether removes snapshots at once with such that are not there, for whose sake others run
-// again; under the race detector.
+// TestRemoveTogether concurrently removes snapshots that exist and one that does not. If a removal fails, the database
+// repeats the other removals of its batch, which the race detector should watch.
 func TestRemoveTogether(t *testing.T) {
 	requireRoot(t)
 	w := open(t)

@@ -5,19 +5,19 @@ import (
 	"testing"
 )
 
-// requireRoot skips a test that needs root's rights; in CI nothing may skip.
+// requireRoot skips a test that needs root. In CI the test fails.
 func requireRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		return
 	}
 	if os.Getenv("CI") == "true" {
-		t.Fatal("needs root, and in CI nothing may skip")
+		t.Fatal("needs root, and no test may be skipped in CI")
 	}
 	t.Skip("needs root")
 }
 
-// requireMounts skips a test that mounts overlay.
+// requireMounts skips a test that mounts file systems, which needs root. In CI the test fails.
 func requireMounts(t *testing.T) {
 	t.Helper()
 	requireRoot(t)

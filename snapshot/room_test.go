@@ -14,7 +14,7 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestSmallDisk: an extraction and a copy end with a clear error while there is still something free.
+// TestSmallDisk checks that an extraction and a copy end with a clear error before the disk is full.
 func TestSmallDisk(t *testing.T) {
 	requireMounts(t)
 	dir := memoryFS(t, "64m")
@@ -41,18 +41,18 @@ func TestSmallDisk(t *testing.T) {
 	_, err = w.Sweep(ctx)
 	must(t, err)
 	if n := free(); n < 50<<20 {
-		t.Errorf("%d bytes are free after it", n)
+		t.Errorf("%d bytes are free after the sweep", n)
 	}
 	rec, err := w.Layers().Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(40)...)))
 	must(t, err)
 	_, err = w.Layers().Assemble(ctx, holder, digest.FromString("m"), []metadata.Layer{rec}, nil)
 	tooSmall("a copy of 40 MiB", err)
 	if n := free(); n < 512<<10 {
-		t.Errorf("%d bytes are free", n)
+		t.Errorf("%d bytes are free after the copy", n)
 	}
 }
 
-// TestInterrupted: planning, merging and a check look at their context as they go, and end with it.
+// TestInterrupted checks that planning, merging and Check test their context repeatedly and end when it ends.
 func TestInterrupted(t *testing.T) {
 	requireRoot(t)
 	const n = 1000
@@ -61,7 +61,7 @@ func TestInterrupted(t *testing.T) {
 		lower = append(lower, F(at("a/f", i), "1"))
 		upper = append(upper, H(at("b/l", i), at("a/f", i)))
 	}
-	run := func(end int) (looks int, err error) {
+	run := func(end int) (checks int, err error) {
 		w := openAt(t, memoryDir(t), memory{})
 		var recs []metadata.Layer
 		for _, items := range [][]Item{lower, upper} {
@@ -77,14 +77,14 @@ func TestInterrupted(t *testing.T) {
 		err = w.Check(c, func(err metadata.Fault) { t.Error(err) })
 		return c.Calls(), err
 	}
-	looks, err := run(0)
+	checks, err := run(0)
 	must(t, err)
-	if looks < 4*n/64 {
-		t.Errorf("looked at its context %d times", looks)
+	if checks < 4*n/64 {
+		t.Errorf("the context was checked %d times", checks)
 	}
 	for part := 1; part < 6; part++ {
-		if _, err := run(looks * part / 6); !strings.Contains(fmt.Sprint(err), context.Canceled.Error()) {
-			t.Errorf("ended at the look %d of %d: %v", looks*part/6, looks, err)
+		if _, err := run(checks * part / 6); !strings.Contains(fmt.Sprint(err), context.Canceled.Error()) {
+			t.Errorf("context ended at check %d of %d: %v", checks*part/6, checks, err)
 		}
 	}
 }

@@ -14,9 +14,9 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestRootDirectory shows what becomes of an image's entry for the root directory: a rootfs has its attributes, and a
-// snapshot does not, as with containerd's overlayfs, where the root directory is the snapshotter's own. What a
-// container did to its root directory stays.
+// TestRootDirectory checks how an image's entry for the root directory is applied. A rootfs gets its attributes. A
+// snapshot gets only its modification time, because the rest belongs to the snapshotter, as with containerd's
+// overlayfs. The attributes that a container gave its root directory are kept.
 func TestRootDirectory(t *testing.T) {
 	requireMounts(t)
 	root := D("./").Mode(0o700).Owner(3, 4).At(7, 0).Xattr("user.x", "1")
@@ -34,12 +34,13 @@ func TestRootDirectory(t *testing.T) {
 			[]string{". dir @7"}},
 		{"alone in the upper layer", [][]Item{{F("a", "1")}, {root}}, []string{`. dir 0700 3:4 @7 user.x="1"`},
 			[]string{". dir @7"}},
-		{"as usual above another", [][]Item{{root, F("a", "1")}, {D("./").At(9, 0)}}, []string{". dir @9"},
+		{"an entry with default attributes above another",
+			[][]Item{{root, F("a", "1")}, {D("./").At(9, 0)}}, []string{". dir @9"},
 			[]string{". dir @9"}},
 		{"opaque", [][]Item{{F("a", "0")}, {root, W(".wh..wh..opq"), F("a", "1")}},
 			[]string{`. dir 0700 3:4 @7 user.x="1"`},
 			[]string{". dir @7"}},
-		{"nowhere", [][]Item{{F("a", "1")}}, nil, nil},
+		{"in no layer", [][]Item{{F("a", "1")}}, nil, nil},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
 			for _, directory := range []bool{false, true} {

@@ -25,19 +25,19 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// sandbox is what a process may not do.
+// sandbox describes the restrictions of a process.
 type sandbox struct {
 	Name   string
-	Errno  uintptr   // the answer to the system calls that are denied
-	Denied []uintptr // numbers of system calls
+	Errno  uintptr   // the error of denied system calls
+	Denied []uintptr // numbers of the denied system calls
 	NoProc bool      // /proc is not mounted
 	Base   string
 }
 
-const sysFchmodat2 = 452 // of every architecture
+const sysFchmodat2 = 452 // the same number on every architecture
 
-// newCalls are system calls that a seccomp filter may be too old to know, and those that it may answer as if it were.
-// Denied alone are those that Tank makes.
+// A seccomp profile that is too old to know these system calls may deny them. newCalls are those that Tank makes:
+// each is also denied alone.
 var (
 	newCalls = map[string]uintptr{
 		"openat2": unix.SYS_OPENAT2, "fchmodat2": sysFchmodat2, "syncfs": unix.SYS_SYNCFS,
@@ -59,8 +59,8 @@ var sandboxLayers = [][]Item{
 		F("o/g", "4"), F("via/more", "5")},
 }
 
-// TestSandboxes puts layers together in every way where system calls are refused, and compares the trees with those of
-// a process that nothing is refused.
+// TestSandboxes makes a rootfs, a clone and a container in processes with denied system calls, and compares the trees
+// with those of a process without restrictions.
 func TestSandboxes(t *testing.T) {
 	requireRoot(t)
 	rows := []sandbox{{Name: "nothing"}, {Name: "no proc", NoProc: true}}
@@ -80,7 +80,7 @@ func TestSandboxes(t *testing.T) {
 		var want [][]string
 		for i, row := range rows {
 			if row.NoProc && uid != 0 {
-				continue // an ordinary user may not unmount it
+				continue // an ordinary user may not unmount /proc
 			}
 			row.Base = filepath.Join(base, strconv.Itoa(i))
 			arg, err := json.Marshal(row)
@@ -130,7 +130,7 @@ func TestSandboxChild(t *testing.T) {
 	must(t, putEveryWay(t, box.Base, sandboxLayers))
 }
 
-// deny has the kernel refuse system calls to this process.
+// deny makes the kernel refuse the given system calls of this process.
 func deny(calls []uintptr, errno uintptr) error {
 	if len(calls) == 0 {
 		return nil
@@ -156,8 +156,8 @@ func deny(calls []uintptr, errno uintptr) error {
 	return nil
 }
 
-// putEveryWay makes a rootfs of the layers, a clone of it, and a container in directory mode, and checks the root. The
-// files rootfs, clone and container in base name the trees.
+// putEveryWay makes a rootfs of the layers, a clone of it and a container in directory mode, and checks the store. It
+// writes the paths of the three trees to the files rootfs, clone and container in base.
 func putEveryWay(t *testing.T, base string, lists [][]Item) (err error) {
 	root := filepath.Join(base, "root")
 	must(t, os.Mkdir(root, 0o700))

@@ -14,9 +14,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot"
 )
 
-// TestSnapshotterSuite runs containerd's conformance suite in both modes. The names are those by which
-// the suite knows what a snapshotter can do: as overlayfs, not to rename a directory of a lower layer;
-// as native, everything.
+// TestSnapshotterSuite runs containerd's conformance suite in both modes. The suite knows by the snapshotter's name
+// what to skip: for "overlayfs", the rename of a directory of a lower layer; for "native", nothing.
 func TestSnapshotterSuite(t *testing.T) {
 	requireMounts(t)
 	t.Run("overlay", func(t *testing.T) {

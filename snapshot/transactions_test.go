@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// transactions is how many were written to the database: the number that the later of bbolt's two meta pages has.
+// transactions returns the number of transactions that were written to the database, which is the higher transaction ID
+// of bbolt's two meta pages.
 func (w *world) transactions(t *testing.T) (n int) {
 	t.Helper()
 	w.db.Flush()
@@ -25,8 +26,8 @@ func (w *world) transactions(t *testing.T) (n int) {
 	return n
 }
 
-// A container's snapshot costs one transaction: its Prepare takes the removal before it along, and the
-// next names of directories.
+// TestTransactions checks that a container's snapshot costs one transaction. The transaction of a Prepare also contains
+// the preceding removal and reserves the next directory names.
 func TestTransactions(t *testing.T) {
 	const rounds = 200
 	w := open(t)
@@ -40,14 +41,14 @@ func TestTransactions(t *testing.T) {
 		must(t, err)
 		must(t, sn.Remove(ctx, key))
 	}
-	// A removal that is not followed by anything within a tenth of a second has one of its own, as on a
-	// machine that is busy.
+	// On a busy machine there may be more: a removal that no other change follows within a tenth of a second gets a
+	// transaction of its own.
 	if got := w.transactions(t) - before; got < rounds || got > rounds+rounds/2 {
 		t.Errorf("%d transactions for %d snapshots", got, rounds)
 	}
 }
 
-// Many at once get directories of their own.
+// TestPrepareAtOnce checks that concurrent Prepares never share a directory.
 func TestPrepareAtOnce(t *testing.T) {
 	const callers, rounds = 16, 30
 	w := open(t)
@@ -66,7 +67,7 @@ func TestPrepareAtOnce(t *testing.T) {
 				}
 				mu.Lock()
 				if other := owners[ms[0].Source]; other != "" {
-					t.Errorf("%s and %s have one directory", key, other)
+					t.Errorf("%s and %s share a directory", key, other)
 				}
 				owners[ms[0].Source] = key
 				mu.Unlock()
@@ -80,6 +81,6 @@ func TestPrepareAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	if len(owners) != callers*rounds {
-		t.Errorf("%d directories", len(owners))
+		t.Errorf("%d directories, want %d", len(owners), callers*rounds)
 	}
 }

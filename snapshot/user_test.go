@@ -23,10 +23,11 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// nobody is the ordinary user.
+// nobody is the user id of the ordinary user in these tests.
 const nobody = 65534
 
-// userLeavesOut says whether the row is refused for a hard link to nothing, which an ordinary user's layers may hold.
+// userLeavesOut reports whether an ordinary user may accept the row although root refuses it: it has a hard link, whose
+// missing target may be a device that was left out.
 func (row stackRow) userLeavesOut() bool {
 	if row.wantErr == nil {
 		return false
@@ -41,23 +42,23 @@ func (row stackRow) userLeavesOut() bool {
 	return false
 }
 
-// rootfsOf is what the child says of one rootfs.
+// rootfsOf is the child's report about one tree.
 type rootfsOf struct {
 	Path    string
 	Refused bool
 	Err     string
 }
 
-// userRows are the rows that an ordinary user's rootfs are made of.
+// userRows returns the rows that TestUser assembles as an ordinary user.
 func userRows() []stackRow {
 	return slices.Concat(stackRows, breakoutRows, hostileRows, entryRows, []stackRow{
-		{"directories that can't be written",
+		{"directories without write permission",
 			[][]Item{{D("./").Mode(0o555), D("d").Mode(0o555), F("d/a", "1"), D("d/e").Mode(0o555), F("d/e/x", "2")},
 				{D("./").Mode(0o111), F("f", "5"), D("d").Mode(0o555), F("d/b", "3"), D("d/g").Mode(0o555),
 					F("d/g/y", "4")}},
 			[]string{". dir 0111", "d dir 0555", `d/a file "1"`, `d/b file "3"`, "d/e dir 0555",
 				`d/e/x file "2"`, "d/g dir 0555", `d/g/y file "4"`, `f file "5"`}, nil},
-		{"what its owner can't read",
+		{"files and directories that their owner cannot read",
 			[][]Item{{D("./").Mode(0o311), D("d").Mode(0), F("d/a", "1").Mode(0o200), D("d/e").Mode(0o500),
 				F("d/e/x", "2"), H("h", "d/a").Mode(0o200)},
 				{F("f", "4")}},
@@ -66,10 +67,10 @@ func userRows() []stackRow {
 	})
 }
 
-// userWays are how a user's rows are put together.
+// userWays are the ways in which an ordinary user assembles a row.
 var userWays = []string{"copied", "moved", "prepared"}
 
-// TestUser puts every row together as an ordinary user, in a process of that user.
+// TestUser assembles every row in a process of an ordinary user.
 func TestUser(t *testing.T) {
 	requireRoot(t)
 	base := publicDir(t)
@@ -91,10 +92,10 @@ func TestUser(t *testing.T) {
 				switch {
 				case a.Err != "":
 					t.Fatal(a.Err)
-				case !a.Refused && row.userLeavesOut(): // what a hard link names may be a device that was left out
+				case !a.Refused && row.userLeavesOut(): // the target of the hard link may be a device that was left out
 					return
 				case a.Refused != (row.wantErr != nil):
-					t.Fatalf("refused: %v", a.Refused)
+					t.Fatalf("refused: %v, want %v", a.Refused, !a.Refused)
 				case a.Refused:
 					return
 				}
@@ -108,7 +109,7 @@ func TestUser(t *testing.T) {
 	}
 }
 
-// TestUserChild is the child of TestUser.
+// TestUserChild runs as the child process of TestUser.
 func TestUserChild(t *testing.T) {
 	base, ok := childOf(userChild)
 	if !ok {
@@ -137,7 +138,7 @@ func TestUserChild(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(base, "answers"), text, 0o644))
 }
 
-// userPut puts layers together and returns where.
+// userPut assembles layers and returns the path of the tree.
 func userPut(t *testing.T, root string, lists [][]Item, way string) (path string, err error) {
 	db, err := metadata.Open(filepath.Join(root, "metadata.db"), &metadata.Options{NoSync: true})
 	if err != nil {
@@ -173,7 +174,7 @@ func userPut(t *testing.T, root string, lists [][]Item, way string) (path string
 		&layer.AssembleOptions{Consume: way == "moved", NoSync: true})
 }
 
-// userPrepared makes two containers above the layers, one after the other, and returns where the second is.
+// userPrepared prepares two containers above the layers, one after the other, and returns the path of the second.
 func userPrepared(t *testing.T, s *snapshot.Store, layers []layer.Pair) (path string, err error) {
 	sn := s.For(holder)
 	top, err := extract(ctx, sn, &world{Store: s}, layers, false, "ns")
@@ -196,8 +197,8 @@ var (
 	rootsOnly   = regexp.MustCompile(` (?:trusted|security)\.\S+="(?:[^"\\]|\\.)*"`)
 )
 
-// asUser turns a tree of root's into an ordinary user's: the user owns everything, setuid is cleared, devices and what
-// only root may have are left out.
+// asUser converts the expected tree of root into that of an ordinary user: the user owns everything, setuid bits are
+// cleared, and devices and the attributes that only root can write are left out.
 func asUser(lines []string) (out []string) {
 	for _, l := range lines {
 		_, rest, _ := strings.Cut(l, " ")
@@ -214,7 +215,7 @@ func asUser(lines []string) (out []string) {
 	return out
 }
 
-// usualMode leaves out the modes that List leaves out.
+// usualMode removes the default modes from a line, as List does.
 func usualMode(line string) string {
 	path, rest, _ := strings.Cut(line, " ")
 	rest = strings.Replace(strings.Replace(rest, "dir 0755", "dir", 1), "file 0644", "file", 1)

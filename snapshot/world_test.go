@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestWorld runs the rows of TestStacks, TestBreakouts and TestHostile in a world of their own: an
-// overlay over the whole file system, so that whatever they change outside of their directory shows up
-// in its upper directory. The paths that the hostile rows aim at are there.
+// TestWorld runs the rows of TestStacks, TestBreakouts and TestHostile in a world: an overlay over the whole file
+// system. A change outside the directory of the tests appears in the overlay's upper directory. The world contains
+// the paths that the hostile rows attack.
 func TestWorld(t *testing.T) {
 	requireMounts(t)
 	if testing.Short() {
@@ -35,10 +35,10 @@ func TestWorld(t *testing.T) {
 	}
 }
 
-// theWorld is the child's: an open upper directory to look at.
+// theWorld is the world of the child process, seen through the upper directory of its overlay.
 type theWorld struct{ upper *os.Root }
 
-// enterWorld makes a world below dir and makes it the root of the process; /stage in it is for the tests.
+// enterWorld creates a world below dir and makes it the root directory of the process. The tests work in /stage.
 func enterWorld(dir string) (*theWorld, error) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("private mounts: %w", err)
@@ -53,7 +53,7 @@ func enterWorld(dir string) (*theWorld, error) {
 		}
 	}
 	lower, options := "/", "upperdir="+upper+",workdir="+work
-	if inNamespace() { // may not look below the mounts that the namespace was made with
+	if inNamespace() { // it may not use what lies under the mounts that it inherited
 		lower, options = filepath.Join(dir, "lower"), "userxattr,"+options
 		if err := errors.Join(os.MkdirAll(filepath.Join(lower, "etc"), 0o755),
 			os.Mkdir(filepath.Join(lower, "tmp"), 0o777)); err != nil {
@@ -82,7 +82,7 @@ func enterWorld(dir string) (*theWorld, error) {
 	return &theWorld{w}, errors.Join(unix.Chroot(root), os.Chdir("/stage"), os.Setenv("TMPDIR", "/stage"))
 }
 
-// layCanary makes what hostile layers aim at.
+// layCanary creates the files that hostile layers attack.
 func layCanary(root string) error {
 	canary := filepath.Join(root, "canary")
 	err := os.MkdirAll(filepath.Join(canary, "etc"), 0o755)
@@ -94,7 +94,7 @@ func layCanary(root string) error {
 	return err
 }
 
-// judge runs the tests and compares what is outside /stage before and afterwards.
+// judge runs the tests and compares the files outside /stage before and after them.
 func (w *theWorld) judge(m interface{ Run() int }) error {
 	before, err := w.list()
 	if err != nil {
@@ -117,7 +117,7 @@ func (w *theWorld) judge(m interface{ Run() int }) error {
 				lines = append(lines, p+": removed")
 			}
 		}
-		return fmt.Errorf("outside of /stage:\n%s", strings.Join(lines, "\n"))
+		return fmt.Errorf("changed outside of /stage:\n%s", strings.Join(lines, "\n"))
 	}
 	if code != 0 {
 		return fmt.Errorf("exit code %d", code)
@@ -125,7 +125,7 @@ func (w *theWorld) judge(m interface{ Run() int }) error {
 	return nil
 }
 
-// list is all that is in the upper directory.
+// list describes every file in the upper directory, by path.
 func (w *theWorld) list() (map[string]string, error) {
 	list := map[string]string{}
 	err := fs.WalkDir(w.upper.FS(), ".", func(path string, e fs.DirEntry, err error) error {

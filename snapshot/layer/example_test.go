@@ -17,7 +17,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// oneBlob is a store of one blob.
+// oneBlob is a blob store with one blob, which it returns for every digest.
 type oneBlob []byte
 
 func (b oneBlob) Open(context.Context, digest.Digest) (io.ReadCloser, error) {
@@ -26,7 +26,7 @@ func (b oneBlob) Open(context.Context, digest.Digest) (io.ReadCloser, error) {
 
 func (b oneBlob) Size(digest.Digest) (int64, bool) { return int64(len(b)), true }
 
-// A layer is unpacked once, keyed by its diff ID, and lives as long as it has a holder.
+// A layer is identified by its diff ID. A second holder gets the directory of the first unpack.
 func Example() {
 	ctx := context.Background()
 	root, err := os.MkdirTemp("", "tank")

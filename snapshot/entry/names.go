@@ -16,13 +16,9 @@ const (
 )
 
 // Reserved reports whether a path has a component that AUFS reserves, such as OpaqueMarker. No entry of a layer gets
-// such a name on disk.
-func Reserved(path string) bool { return BelowAUFS(path) }
-
-// BelowAUFS reports whether a path leads through a directory that AUFS reserves. The content of such a directory
-// is not part of a layer.
-func BelowAUFS(dir string) bool {
-	return strings.HasPrefix(dir, AUFSPrefix) || strings.Contains(dir, "/"+AUFSPrefix)
+// such a name on disk, and the content of a directory with such a name is not part of a layer.
+func Reserved(path string) bool {
+	return strings.HasPrefix(path, AUFSPrefix) || strings.Contains(path, "/"+AUFSPrefix)
 }
 
 // Names of the extended attributes that overlay keeps for itself. Mounts with the option userxattr use the user prefix.

@@ -80,7 +80,7 @@ func (x *reader) setType(hdr *tar.Header, ino *Inode) error {
 			return invalid(hdr.Name, "hard link to the root directory")
 		case len(ino.Target) > x.limits.Path:
 			return invalid(hdr.Name, "hard link to a path of %d bytes", len(ino.Target))
-		case strings.HasPrefix(path.Base(ino.Target), entry.WhiteoutPrefix), entry.BelowAUFS(ino.Target):
+		case strings.HasPrefix(path.Base(ino.Target), entry.WhiteoutPrefix), entry.Reserved(ino.Target):
 			return invalid(hdr.Name, "hard link to a whiteout")
 		}
 	case tar.TypeFifo:

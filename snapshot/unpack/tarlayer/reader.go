@@ -76,7 +76,7 @@ func (x *reader) entry(ctx context.Context, hdr *tar.Header, body io.Reader, src
 	}
 	parent, base := path.Split(name)
 	parent = strings.TrimSuffix(parent, "/")
-	if entry.BelowAUFS(parent) {
+	if entry.Reserved(parent) {
 		return nil
 	}
 	if strings.HasPrefix(base, entry.WhiteoutPrefix) {

@@ -8,12 +8,14 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// etc is what most of these layers have or stand on.
+// etc returns the entries of /etc with a password file, followed by more. Most rows use it as a
+// layer or as its beginning.
 func etc(more ...Item) []Item {
 	return append([]Item{D("etc").Mode(0o770), F("etc/passwd", "inside")}, more...)
 }
 
-// breakoutRows are the cases of containerd's TestBreakouts, by its names, as layers.
+// breakoutRows are the cases of containerd's TestBreakouts, under the same names, as lists of
+// layers.
 var breakoutRows = []stackRow{
 	{"SymlinkAbsolute", [][]Item{{D("etc"), S("localetc", "/etc"), F("/localetc/unbroken", "unbroken")}},
 		[]string{"etc dir", `etc/unbroken file "unbroken"`, "localetc symlink -> /etc"}, nil},

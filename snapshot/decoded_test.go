@@ -23,7 +23,7 @@ import (
 
 const toyType = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
 
-// addEncrypted adds a layer whose blob is encrypted, to the extent that matters here.
+// addEncrypted adds a layer with an encrypted blob. XOR stands in for the encryption.
 func (m memory) addEncrypted(t testing.TB, tar []byte) layer.Pair {
 	t.Helper()
 	l := m.add(t, tar)
@@ -42,12 +42,12 @@ func xor(data []byte) []byte {
 	return out
 }
 
-// toy decodes what addEncrypted adds, and counts.
+// toy decodes the blobs of addEncrypted and counts its calls.
 type toy struct {
 	calls atomic.Int32
-	err   error // instead of a stream
-	end   error // of the stream, instead of io.EOF
-	other []byte
+	err   error  // nil: decode returns a stream
+	end   error  // replaces io.EOF at the end of the stream; nil: io.EOF
+	other []byte // replaces the decoded bytes; nil: the decoded bytes
 }
 
 func (d *toy) decode(_ context.Context, mediaType string, blob io.ReadCloser) (string, io.ReadCloser, error) {
@@ -74,7 +74,8 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// applyDecoded extracts a layer as containerd does; expected is the diff ID that containerd names, "" for 2.2.
+// applyDecoded extracts a layer as containerd does. expected is the diff ID that containerd passes
+// as a label; it is empty for containerd 2.2, which passes none.
 func applyDecoded(w *world, key string, l layer.Pair, expected digest.Digest, decode layer.Decode) (
 	digest.Digest, error,
 ) {
@@ -90,7 +91,7 @@ func applyDecoded(w *world, key string, l layer.Pair, expected digest.Digest, de
 	return got.Digest, err
 }
 
-// TestDecoded: a layer that has to be decoded is decoded for each caller, and extracted once.
+// TestDecoded shows that an encrypted layer is decoded for each caller but extracted only once.
 func TestDecoded(t *testing.T) {
 	requireRoot(t)
 	noKey := fmt.Errorf("no key: %w", errdefs.ErrFailedPrecondition)
@@ -99,19 +100,19 @@ func TestDecoded(t *testing.T) {
 		named    bool // containerd names the diff ID
 		then     func(t *testing.T, w *world, l layer.Pair, good *toy)
 	}{
-		{"a caller who can decode it", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
+		{"a caller that can decode it", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
 			before := w.layerDir(t, metadata.LayerKey(l.DiffID))
 			for i, named := range []digest.Digest{l.DiffID, ""} {
 				if got, err := applyDecoded(w, fmt.Sprint("again", i), l, named, good.decode); err != nil ||
 					got != l.DiffID {
-					t.Errorf("again: %s, %v", got, err)
+					t.Errorf("second extraction: %s, %v", got, err)
 				}
 			}
 			if now := w.layerDir(t, metadata.LayerKey(l.DiffID)); now != before || good.calls.Load() != 3 {
-				t.Errorf("%s became %s, %d calls", before, now, good.calls.Load())
+				t.Errorf("directory %s became %s after %d calls", before, now, good.calls.Load())
 			}
 		}},
-		{"a caller who cannot", true, func(t *testing.T, w *world, l layer.Pair, _ *toy) {
+		{"a caller that cannot", true, func(t *testing.T, w *world, l layer.Pair, _ *toy) {
 			for i, bad := range []*toy{{err: noKey}, {end: noKey}} {
 				if got, err := applyDecoded(w, fmt.Sprint("bad", i), l, l.DiffID,
 					bad.decode); !errdefs.IsFailedPrecondition(err) {
@@ -124,17 +125,17 @@ func TestDecoded(t *testing.T) {
 			sealed := l
 			sealed.Blob.MediaType = "application/vnd.oci.image.layer.v1.tar+gzip"
 			if _, err := applyDecoded(w, "plain", sealed, l.DiffID, nil); err == nil {
-				t.Error("the blob was taken for a plain layer")
+				t.Error("an encrypted blob was applied as a plain layer")
 			}
 		}},
-		{"a caller whose decoder gives other bytes", true, func(t *testing.T, w *world, l layer.Pair, _ *toy) {
+		{"a caller whose decoder returns other bytes", true, func(t *testing.T, w *world, l layer.Pair, _ *toy) {
 			tar := Tar(t, F("evil", "1"))
 			got, err := applyDecoded(w, "other", l, l.DiffID, (&toy{other: Gzip(t, tar)}).decode)
-			if err != nil || got != digest.FromBytes(tar) { // which containerd refuses
+			if err != nil || got != digest.FromBytes(tar) { // containerd refuses this diff ID
 				t.Errorf("got %s, %v", got, err)
 			}
 		}},
-		{"known layers are not announced or given", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
+		{"announcing a known layer decodes nothing", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
 			w.Layers().Announce([]layer.Pair{l})
 			must(t, w.db.View(func(tx *metadata.Tx) error {
 				if d := tx.Verified(l.Blob.Digest); d != "" {
@@ -146,7 +147,7 @@ func TestDecoded(t *testing.T) {
 				t.Errorf("%d calls", n)
 			}
 		}},
-		{"it is broken", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
+		{"a damaged layer is decoded again", true, func(t *testing.T, w *world, l layer.Pair, good *toy) {
 			for i, named := range []digest.Digest{l.DiffID, ""} {
 				dir := w.layerDir(t, metadata.LayerKey(l.DiffID))
 				must(t, os.WriteFile(filepath.Join(dir, "fs", "a"), []byte("broken"), 0o644))
@@ -170,7 +171,7 @@ func TestDecoded(t *testing.T) {
 			must(t, w.db.View(func(tx *metadata.Tx) error {
 				rec, err := tx.Layer(metadata.LayerKey(l.DiffID))
 				if err == nil && !rec.Durable {
-					t.Error("the layer is not on the disk")
+					t.Error("the layer is not recorded as durable")
 				}
 				return err
 			}))

@@ -19,9 +19,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// TestManyDeletions: while very many directories wait to be deleted, making one takes a moment
-// longer and removing one does not. A sweep that is interrupted forgets none of them, and the next
-// one tries again to delete what could not be deleted.
+// TestManyDeletions shows that, while very many directories wait for deletion, creating a directory
+// takes a moment longer and removing one does not. An interrupted sweep forgets none of the waiting
+// directories, and the next sweep retries the failed deletions.
 func TestManyDeletions(t *testing.T) {
 	ctx := t.Context()
 	db, err := metadata.Open(filepath.Join(t.TempDir(), "metadata.db"), nil)
@@ -34,7 +34,7 @@ func TestManyDeletions(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	// As many trees as the background deletes at once are so large that it deletes nothing else.
+	// There is one large tree for each background worker. While the workers delete these, they delete nothing else.
 	const workers, manyDeletions, deletionPause = 4, 1024, 100 * time.Millisecond
 	large, faulty := make(chan struct{}), atomic.Bool{}
 	s.dir.Close()
@@ -65,7 +65,7 @@ func TestManyDeletions(t *testing.T) {
 	staged := func(want int, when string) {
 		t.Helper()
 		if names, err := filepath.Glob(s.path("layers", ".trash*")); err != nil || len(names) != want {
-			t.Errorf("%d trees are to be deleted %s, not %d: %v", len(names), when, want, err)
+			t.Errorf("%d trees wait for deletion %s, want %d: %v", len(names), when, want, err)
 		}
 	}
 	prepared := func(key string) time.Duration {
@@ -84,15 +84,15 @@ func TestManyDeletions(t *testing.T) {
 	}
 	staged(manyDeletions, "after removals")
 	if d := prepared("a"); d < deletionPause {
-		t.Errorf("Prepare waited for %v while %d trees are to be deleted", d, manyDeletions)
+		t.Errorf("Prepare took only %v while %d trees waited for deletion", d, manyDeletions)
 	}
 	cut, cancel := context.WithCancel(ctx)
 	cancel()
 	if _, err := s.Sweep(cut); !errors.Is(err, context.Canceled) {
-		t.Errorf("a sweep cut short: %v", err)
+		t.Errorf("canceled sweep: %v", err)
 	}
-	staged(manyDeletions, "after it")
-	time.AfterFunc(10*time.Millisecond, release) // the sweep deletes the rest itself, and then waits for the background
+	staged(manyDeletions, "after the canceled sweep")
+	time.AfterFunc(10*time.Millisecond, release) // the sweep deletes the rest itself, then waits for the workers
 	if _, err := s.Sweep(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -101,13 +101,13 @@ func TestManyDeletions(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.dir.Wait()
-	staged(0, "by the background")
+	staged(0, "after the background deletion")
 	faulty.Store(true)
 	if err := s.dir.Trash(makeTree(t, s, 1)); err != nil {
 		t.Fatal(err)
 	}
 	s.dir.Wait()
-	staged(1, "after a deletion that failed")
+	staged(1, "after a failed deletion")
 	if _, err := s.Sweep(ctx); err != nil {
 		t.Error(err)
 	}

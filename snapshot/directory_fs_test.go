@@ -22,13 +22,13 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// loopFS is a file system made for the test.
+// loopFS makes a file system in a file and mounts it until the test ends.
 func loopFS(tb testing.TB, size int64, mkfs ...string) string {
 	tb.Helper()
 	return loopFSAs(tb, "auto", size, mkfs...)
 }
 
-// loopFSAs is one that is mounted as that kind.
+// loopFSAs is like loopFS but mounts the file system with the given type.
 func loopFSAs(tb testing.TB, kind string, size int64, mkfs ...string) string {
 	tb.Helper()
 	image, dir := filepath.Join(tb.TempDir(), "image"), tb.TempDir()
@@ -51,7 +51,7 @@ func loopFSAs(tb testing.TB, kind string, size int64, mkfs ...string) string {
 	return dir
 }
 
-// memoryFS is a tmpfs of this size.
+// memoryFS mounts a tmpfs of the given size until the test ends.
 func memoryFS(t *testing.T, size string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -60,7 +60,7 @@ func memoryFS(t *testing.T, size string) string {
 	return dir
 }
 
-// taken is how many bytes of a file system are in use.
+// taken returns how many bytes of a file system are in use.
 func taken(t *testing.T, dir string) int64 {
 	t.Helper()
 	f, err := os.Open(dir)
@@ -78,8 +78,8 @@ func noise(size int) string {
 	return string(b)
 }
 
-// TestDirectoryClones shows what a copy takes: next to nothing on XFS, where it shares the layers'
-// extents, and all of it on ext4.
+// TestDirectoryClones shows how much space a copy takes: almost none on XFS, where the copy shares
+// the extents of the layers, and the full size on ext4.
 func TestDirectoryClones(t *testing.T) {
 	requireRoot(t)
 	const size = 24 << 20
@@ -101,13 +101,13 @@ func TestDirectoryClones(t *testing.T) {
 			must(t, err)
 			grown := taken(t, w.root) - before
 			if shared := grown < size/8; shared != row.shared || !shared && grown < size {
-				t.Errorf("a copy of %d bytes takes %d", size, grown)
+				t.Errorf("a copy of %d bytes takes %d bytes", size, grown)
 			}
 			copied := filepath.Join(mounts[0].Source, "a")
 			got, err := os.ReadFile(copied)
 			must(t, err)
 			if string(got) != content {
-				t.Error("the copy differs")
+				t.Error("the copy has other content")
 			}
 			must(t, os.WriteFile(copied, []byte("mine"), 0o644))
 			must(t, w.Check(ctx, func(err metadata.Fault) { t.Error(err) }))
@@ -115,7 +115,7 @@ func TestDirectoryClones(t *testing.T) {
 	}
 }
 
-// TestDirectoryHoles shows that a copy of a file with holes has them, on file systems that do not clone.
+// TestDirectoryHoles shows that a copy keeps the holes of a file on file systems without clones.
 func TestDirectoryHoles(t *testing.T) {
 	requireRoot(t)
 	for name, dir := range map[string]string{"ext4": loopFS(t, 64<<20, "mkfs.ext4", "-q"),
@@ -147,7 +147,7 @@ func TestDirectoryHoles(t *testing.T) {
 	}
 }
 
-// TestDirectoryFull shows that a copy for which there is no room leaves nothing.
+// TestDirectoryFull shows that a copy that does not fit on the disk leaves nothing behind.
 func TestDirectoryFull(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, memoryFS(t, "48m"), memory{})
@@ -161,7 +161,7 @@ func TestDirectoryFull(t *testing.T) {
 	}
 	w.nothingLeft(t)
 	if now := taken(t, w.root); now > before+1<<20 {
-		t.Errorf("%d bytes are taken, were %d", now, before)
+		t.Errorf("%d bytes in use, before %d", now, before)
 	}
 	if _, err := sn.Stat(ctx, "key"); !errdefs.IsNotFound(err) {
 		t.Error(err)
@@ -170,7 +170,7 @@ func TestDirectoryFull(t *testing.T) {
 	must(t, err)
 }
 
-// nothingLeft sweeps, and looks at what no snapshot owns.
+// nothingLeft sweeps the root and checks that no unowned or staged directory is left.
 func (w *world) nothingLeft(t *testing.T) {
 	t.Helper()
 	stats, err := w.Sweep(ctx)
@@ -179,11 +179,11 @@ func (w *world) nothingLeft(t *testing.T) {
 		t.Errorf("%d directories below snapshots/ without a record", stats.Snapshots)
 	}
 	if left := staged(w.root); len(left) > 0 {
-		t.Errorf("unfinished or not deleted: %v", left)
+		t.Errorf("left in staging: %v", left)
 	}
 }
 
-// staged lists what is being built or deleted in a root.
+// staged lists the paths of a root that are being built or deleted.
 func staged(root string) (all []string) {
 	for _, pattern := range []string{"layers/.*", "snapshots/.*", "rootfs/.*", "rootfs/*/.*", "staging/*"} {
 		found, _ := filepath.Glob(filepath.Join(root, pattern))
@@ -192,7 +192,7 @@ func staged(root string) (all []string) {
 	return all
 }
 
-// many is a layer of many small files.
+// many adds a layer of 3,000 small files.
 func many(t *testing.T, w *world) layer.Pair {
 	items := []Item{D("d")}
 	for i := range 3000 {
@@ -201,7 +201,8 @@ func many(t *testing.T, w *world) layer.Pair {
 	return w.blobs.add(t, Tar(t, items...))
 }
 
-// copying returns when a copy has begun.
+// copying waits until a copy has begun. It reports whether one began within a minute, before ctx
+// ended.
 func copying(ctx context.Context, root string) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -214,7 +215,8 @@ func copying(ctx context.Context, root string) bool {
 	return false
 }
 
-// TestDirectoryCancel shows that a copy ends when nobody waits for it any more, and leaves nothing.
+// TestDirectoryCancel shows that a copy stops when its context is canceled and leaves nothing
+// behind.
 func TestDirectoryCancel(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -240,7 +242,8 @@ func TestDirectoryCancel(t *testing.T) {
 	w.nothingLeft(t)
 }
 
-// TestDirectoryKill kills a process amid a copy: the next finds garbage with a staged name, and nothing else.
+// TestDirectoryKill kills a process during a copy. The next process finds only garbage under a
+// staged name.
 func TestDirectoryKill(t *testing.T) {
 	requireRoot(t)
 	root := t.TempDir()
@@ -280,18 +283,18 @@ func TestDirectoryKill(t *testing.T) {
 func TestDirectoryKillChild(t *testing.T) {
 	root, ok := childOf(killChild)
 	if !ok {
-		t.Skip("TestDirectoryKill runs it")
+		t.Skip("TestDirectoryKill runs this test in a child process")
 	}
 	w := openDirectory(t, root, memory{})
 	sn := w.For(holder)
 	top, err := names(sn)
 	must(t, err)
 	_, err = sn.Prepare(ctx, "key", top[0])
-	t.Fatal("not killed", err)
+	t.Fatal("the process was not killed", err)
 }
 
-// TestDirectoryBesideRemoval copies a parent whose upper layer is removed meanwhile, and comes again
-// under the same name in another directory: the copy is whole.
+// TestDirectoryBesideRemoval copies a parent whose upper layer is removed during the copy and then
+// committed again under the same name in another directory. The copy is complete.
 func TestDirectoryBesideRemoval(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, memoryDir(t), memory{})
@@ -318,7 +321,7 @@ func TestDirectoryBesideRemoval(t *testing.T) {
 	}()
 	mounts, err := sn.Prepare(ctx, "key", "top")
 	must(t, <-replaced)
-	if errdefs.IsNotFound(err) { // it was away just when the copy was done
+	if errdefs.IsNotFound(err) { // the parent was absent when the copy ended
 		mounts, err = sn.Prepare(ctx, "key", "top")
 	}
 	must(t, err)

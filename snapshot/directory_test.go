@@ -34,15 +34,15 @@ func openDirectory(t *testing.T, root string, blobs memory) *world {
 	return openWith(t, root, blobs, &snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: true})
 }
 
-// inMode closes the root and opens it in directory mode, or as overlay.
+// inMode closes the root and opens it again, in directory mode or in overlay mode.
 func (w *world) inMode(t *testing.T, directory bool) *world {
 	t.Helper()
 	must(t, w.close())
 	return openWith(t, w.root, w.blobs, &snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: directory})
 }
 
-// prepared unpacks the layers as containerd does, and lists what a container above them gets in
-// directory mode. A view has to show the same.
+// prepared unpacks the layers as containerd does and lists the tree of a container above them in
+// directory mode. It fails if a view shows another tree.
 func prepared(t *testing.T, w *world, layers []layer.Pair, name string) ([]string, error) {
 	t.Helper()
 	sn := w.For(metadata.Holder(name))
@@ -65,7 +65,7 @@ func prepared(t *testing.T, w *world, layers []layer.Pair, name string) ([]strin
 	return lines, nil
 }
 
-// bound is the source of what is one bind mount.
+// bound returns the source of the only mount, which must be a bind mount.
 func bound(t *testing.T, mounts []mount.Mount, mode string) string {
 	t.Helper()
 	if len(mounts) != 1 || mounts[0].Type != "bind" || !slices.Equal(mounts[0].Options, []string{mode, "rbind"}) {
@@ -74,7 +74,7 @@ func bound(t *testing.T, mounts []mount.Mount, mode string) string {
 	return mounts[0].Source
 }
 
-// sample is layers with everything that a copy has to keep, and what it shows.
+// sample adds layers with everything that a copy must keep. want lists the merged tree.
 func (w *world) sample(t *testing.T) (layers []layer.Pair, want []string) {
 	t.Helper()
 	for _, items := range [][]Item{
@@ -91,8 +91,8 @@ func (w *world) sample(t *testing.T) (layers []layer.Pair, want []string) {
 		`f file "content"`, `g file "content" = f`, "p fifo", "s symlink -> f"}
 }
 
-// TestDirectoryForms shows which snapshots are a directory of their own, and which have overlay's form
-// for the layer that is applied to them.
+// TestDirectoryForms shows which snapshots are directories of their own, and which are overlay
+// mounts because containerd applies a layer to them.
 func TestDirectoryForms(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -110,10 +110,10 @@ func TestDirectoryForms(t *testing.T) {
 		key      string
 		parent   string
 		labels   map[string]string
-		want     string // type, upper or not, and whose directory
+		want     string // mount type, options and pool, as form returns them
 	}{
 		{"a container", false, "ns/1/c", three, nil, "bind rw snapshots"},
-		{"a container whose name begins like an extraction's", false, "ns/1/extract-c", three, nil,
+		{"a container whose name begins like that of an extraction", false, "ns/1/extract-c", three, nil,
 			"bind rw snapshots"},
 		{"a container on nothing", false, "c", "", nil, "bind rw snapshots"},
 		{"a view", true, "v", three, nil, "bind ro snapshots"},
@@ -134,7 +134,7 @@ func TestDirectoryForms(t *testing.T) {
 			must(t, err)
 			for _, ms := range [][]mount.Mount{mounts, again} {
 				if got := form(w, ms); got != row.want {
-					t.Errorf("%s, want %s: %v", got, row.want, ms)
+					t.Errorf("got %s, want %s: %v", got, row.want, ms)
 				}
 			}
 		})
@@ -157,8 +157,8 @@ func form(w *world, ms []mount.Mount) string {
 	return strings.Join([]string{ms[0].Type, ms[0].Options[0], whose}, " ")
 }
 
-// TestDirectoryCopy shows that a copy is one's own: what is written to it shows nowhere else, and no
-// inode of it is a layer's (I3).
+// TestDirectoryCopy shows that copies are independent: a write to one copy is not visible
+// elsewhere, and no copy shares an inode with a layer (I3).
 func TestDirectoryCopy(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -173,7 +173,7 @@ func TestDirectoryCopy(t *testing.T) {
 	eachInode(t, filepath.Join(w.root, "layers"), func(path string, ino uint64) { inodes[ino] = path })
 	eachInode(t, a, func(path string, ino uint64) {
 		if other := inodes[ino]; other != "" {
-			t.Errorf("%s is %s", path, other)
+			t.Errorf("%s shares its inode with %s", path, other)
 		}
 	})
 	must(t, os.WriteFile(filepath.Join(a, "f"), []byte("mine"), 0o644))
@@ -185,7 +185,8 @@ func TestDirectoryCopy(t *testing.T) {
 	}
 }
 
-// TestDirectorySockets shows that what a step of a build leaves, as gpg's agent does, keeps nobody from the next step.
+// TestDirectorySockets shows that a socket that a build step leaves behind, such as that of
+// gpg-agent, does not make the next step fail.
 func TestDirectorySockets(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -220,8 +221,8 @@ func eachInode(t *testing.T, dir string, fn func(path string, ino uint64)) {
 	}))
 }
 
-// TestDirectoryUsage shows that a copy counts with all that is in it, by now while it is written to, by
-// the record once it is committed.
+// TestDirectoryUsage shows that a copy counts with its whole content: as measured now while it is
+// active, and as recorded once it is committed.
 func TestDirectoryUsage(t *testing.T) {
 	requireRoot(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -240,22 +241,22 @@ func TestDirectoryUsage(t *testing.T) {
 		return u.Size
 	}
 	if n := usage("view"); n < 1<<20 || n > 1<<20+1<<16 {
-		t.Errorf("a view of a MiB: %d", n)
+		t.Errorf("usage of a view of 1 MiB: %d bytes", n)
 	}
 	must(t, os.WriteFile(filepath.Join(mounts[0].Source, "more"), make([]byte, 2<<20), 0o644))
 	before := usage("key")
 	if before < 3<<20 || before > 3<<20+1<<16 {
-		t.Errorf("three MiB: %d", before)
+		t.Errorf("usage of 3 MiB: %d bytes", before)
 	}
 	must(t, sn.Commit(ctx, "name", "key"))
 	must(t, os.Remove(filepath.Join(mounts[0].Source, "more")))
 	if n := usage("name"); n != before {
-		t.Errorf("committed: %d, was %d", n, before)
+		t.Errorf("usage after the commit: %d bytes, before %d", n, before)
 	}
 }
 
-// TestDirectoryApply shows that a layer is not attached to a copy as if that were empty, and that
-// containerd's walking differ, to which it then falls, puts it there.
+// TestDirectoryApply shows that Tank does not attach a layer to a copy as if the copy were empty,
+// and that containerd then falls back to its walking differ, which applies the layer.
 func TestDirectoryApply(t *testing.T) {
 	requireMounts(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -287,12 +288,12 @@ func TestDirectoryApply(t *testing.T) {
 	}
 }
 
-// TestDirectoryWalking has the walking differ, which mounts no overlay, apply layers to extractions:
-// whiteouts and all, they are what Apply makes of them.
+// TestDirectoryWalking applies layers to extractions with containerd's walking differ, which mounts
+// no overlay. The result is the same as with Apply, whiteouts included.
 func TestDirectoryWalking(t *testing.T) {
 	requireMounts(t)
 	if inNamespace() {
-		t.Skip("there the walking differ mounts")
+		t.Skip("in a user namespace the walking differ mounts overlay")
 	}
 	w := openDirectory(t, t.TempDir(), memory{})
 	sn := w.For(holder)
@@ -313,7 +314,7 @@ func TestDirectoryWalking(t *testing.T) {
 	}
 	mounts, err := sn.Prepare(ctx, "key", w.layerOn(t, "by Apply", parent, F("e/x", "3")))
 	must(t, err)
-	rootless := func(lines []string) []string { // the differ leaves the root directory the time of its last change
+	rootless := func(lines []string) []string { // without the root: the differ does not reset its modification time
 		return slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, ". ") })
 	}
 	if got := rootless(List(t, bound(t, mounts, "rw"))); !slices.Equal(got, want) {
@@ -321,7 +322,7 @@ func TestDirectoryWalking(t *testing.T) {
 	}
 }
 
-// walking applies a layer as containerd does without Tank.
+// walking applies a layer with containerd's own differ.
 func (w *world) walking(t *testing.T, mounts []mount.Mount, l layer.Pair) {
 	t.Helper()
 	got, err := apply.NewFileSystemApplier(provider{w.blobs}).Apply(ctx, l.Blob, mounts)
@@ -342,8 +343,9 @@ type readerAt struct{ *bytes.Reader }
 
 func (readerAt) Close() error { return nil }
 
-// TestOtherMode opens a root in one mode and then in the other: whole trees are the bottom of overlay's
-// stacks, what overlay wrote is merged into copies, and what is active stays what it was.
+// TestOtherMode opens a root in one mode and then in the other. Full copies become the bottom of
+// overlay stacks, trees that overlay wrote are merged into copies, and active snapshots do not
+// change.
 func TestOtherMode(t *testing.T) {
 	requireMounts(t)
 	w := openDirectory(t, t.TempDir(), memory{})
@@ -384,7 +386,7 @@ func TestOtherMode(t *testing.T) {
 	mounts, err := w.For(holder).Mounts(ctx, "active upper")
 	must(t, err)
 	if got := form(w, mounts); got != "overlay upper" {
-		t.Errorf("an active snapshot of overlay's: %s", got)
+		t.Errorf("active snapshot from overlay mode: %s", got)
 	}
 	w.sees(t, w.layerOn(t, "layer 2", whole, F("d/b", "again"), W(".wh.g")),
 		edit(change(want), `d/b file "again"`, "g "))
@@ -395,7 +397,7 @@ func TestOtherMode(t *testing.T) {
 	w.sees(t, "committed upper", append(change(want), `z file "active"`))
 }
 
-// container makes a container on parent, writes to it, and commits it.
+// container prepares a container on parent, writes to it, and commits it.
 func (w *world) container(t *testing.T, name, parent string, overlay bool) string {
 	t.Helper()
 	sn := w.For(holder)
@@ -417,7 +419,7 @@ func (w *world) container(t *testing.T, name, parent string, overlay bool) strin
 	return name
 }
 
-// change is what container makes of a tree.
+// change returns the lines of a tree after the writes of container.
 func change(lines []string) (out []string) {
 	for _, l := range lines {
 		path, rest, _ := strings.Cut(l, " ")
@@ -435,7 +437,7 @@ func change(lines []string) (out []string) {
 	return slices.Insert(out, i, `d/n file "new"`)
 }
 
-// edit replaces the line of a path, or takes it out.
+// edit replaces the line of a path and drops the lines that begin with without.
 func edit(lines []string, line, without string) (out []string) {
 	path, _, _ := strings.Cut(line, " ")
 	for _, l := range lines {
@@ -450,7 +452,7 @@ func edit(lines []string, line, without string) (out []string) {
 	return out
 }
 
-// layerOn extracts a layer on a parent.
+// layerOn extracts a layer on parent and returns the name of the committed snapshot.
 func (w *world) layerOn(t *testing.T, name, parent string, items ...Item) string {
 	t.Helper()
 	sn := w.For(holder)
@@ -463,7 +465,7 @@ func (w *world) layerOn(t *testing.T, name, parent string, items ...Item) string
 	return name
 }
 
-// active makes an active snapshot with a file in it.
+// active prepares a snapshot on parent and writes a file to it.
 func (w *world) active(t *testing.T, key, parent string) {
 	t.Helper()
 	mounts, err := w.For(holder).Prepare(ctx, key, parent)
@@ -476,7 +478,7 @@ func (w *world) active(t *testing.T, key, parent string) {
 	})
 }
 
-// inside runs fn on what mounts show.
+// inside calls fn with a directory on which the mounts are mounted.
 func inside(t *testing.T, mounts []mount.Mount, fn func(dir string)) {
 	t.Helper()
 	dir := t.TempDir()
@@ -485,7 +487,7 @@ func inside(t *testing.T, mounts []mount.Mount, fn func(dir string)) {
 	fn(dir)
 }
 
-// sees compares what a view and a container of a snapshot show.
+// sees checks that a view and a container of a snapshot show the tree want.
 func (w *world) sees(t *testing.T, key string, want []string) {
 	t.Helper()
 	sn := w.For(holder)

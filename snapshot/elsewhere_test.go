@@ -20,11 +20,12 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// trickle is blobs that come from a registry that sends next to nothing, until they come from elsewhere.
+// trickle serves blobs from a registry that sends almost nothing until arrive adds them from
+// another source.
 type trickle struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards what follows
 	arrived memory
-	gone    map[digest.Digest]chan struct{} // closed when the slow download of a blob is given up
+	gone    map[digest.Digest]chan struct{} // by blob; closed when the slow download of the blob fails
 }
 
 func (b *trickle) Size(d digest.Digest) (int64, bool) {
@@ -45,7 +46,7 @@ func (b *trickle) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, err
 	return &trickling{ctx, b.gone[d]}, nil
 }
 
-// arrive has a blob come from elsewhere, and then the slow download of it end.
+// arrive adds a blob from another source and then ends its slow download.
 func (b *trickle) arrive(d digest.Digest, data []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -71,8 +72,9 @@ func (r *trickling) Read([]byte) (int, error) {
 
 func (r *trickling) Close() error { return nil }
 
-// TestBlobFromElsewhere shows that a layer is unpacked when its blob is here, whatever became of a slow download of
-// it that was followed, and though slow downloads of other layers take all that may follow one.
+// TestBlobFromElsewhere shows that a layer is unpacked once its blob is in the store, even if an
+// unpack followed a slow download of the blob that failed, and even if slow downloads of other
+// layers take all slots for following downloads.
 func TestBlobFromElsewhere(t *testing.T) {
 	requireRoot(t)
 	root := t.TempDir()
@@ -86,7 +88,7 @@ func TestBlobFromElsewhere(t *testing.T) {
 	unpack := func(l layer.Pair, data []byte) {
 		t.Helper()
 		s.Layers().Announce([]layer.Pair{l})
-		time.Sleep(50 * time.Millisecond) // so that it is followed, or waits to be
+		time.Sleep(50 * time.Millisecond) // until the unpack follows the download or waits for a free slot
 		b.arrive(l.Blob.Digest, data)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -108,7 +110,7 @@ func TestBlobFromElsewhere(t *testing.T) {
 	waits := blobs.add(t, Tar(t, F("b", "2")))
 	unpack(waits, blobs[waits.Blob.Digest])
 
-	// A descriptor with another size is not of the blob that is here.
+	// A descriptor with another size does not match the stored blob.
 	for _, size := range []int64{1, 1 << 62} {
 		lie := waits
 		lie.Blob.Size = size

@@ -14,8 +14,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// modelTime is how long TestModel may run; modelSeeds are the first of its lists and how many it takes
-// at most. The environment asks for longer runs.
+// modelTime returns how long TestModel may run. TANK_MODEL_TIME overrides the default of 20
+// seconds.
 func modelTime() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("TANK_MODEL_TIME")); err == nil {
 		return d
@@ -23,6 +23,7 @@ func modelTime() time.Duration {
 	return 20 * time.Second
 }
 
+// modelSeeds returns the first seed of TestModel and the largest number of seeds. TANK_MODEL_SEEDS overrides them.
 func modelSeeds() (first, count uint64) {
 	if _, err := fmt.Sscanf(os.Getenv("TANK_MODEL_SEEDS"), "%d,%d", &first, &count); err == nil {
 		return first, count
@@ -38,7 +39,7 @@ func names(sn *snapshot.Snapshotter) (list []string, err error) {
 	return list, err
 }
 
-// plain is the item with nothing special.
+// plain returns an item of the same type with default attributes.
 func plain(i Item) Item {
 	n, l := i.Header.Name, i.Header.Linkname
 	switch i.Header.Typeflag {
@@ -54,7 +55,7 @@ func plain(i Item) Item {
 	return P(n)
 }
 
-// program shows layers as a row of a table has them.
+// program prints layers as Go code for a row of a table.
 func program(lists [][]Item) string {
 	var text []string
 	for _, items := range lists {

@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot"
 )
 
-// containerdSnapshots does with a snapshotter what a containerd does that pulls an image and runs a container, and
-// returns the mounts of that. Each containerd begins to count at 1.
+// containerdSnapshots makes the calls of a containerd that pulls an image and runs a container, and
+// returns the mounts of the container. Each containerd counts its keys from 1.
 func containerdSnapshots(t *testing.T, sn *snapshot.Snapshotter) []mount.Mount {
 	t.Helper()
 	_, err := sn.Prepare(ctx, "default/1/extract-1 sha256:layer", "")
@@ -26,8 +26,9 @@ func containerdSnapshots(t *testing.T, sn *snapshot.Snapshotter) []mount.Mount {
 	return m
 }
 
-// TestTwoContainerds: two containerds choose the same keys for their snapshots; neither sees or removes the other's.
-// What one of them holds can go over to the other.
+// TestTwoContainerds shows that two containerds may choose the same keys for their snapshots, and
+// that neither sees or removes those of the other. HandOver moves the snapshots of one to the
+// other.
 func TestTwoContainerds(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -59,16 +60,16 @@ func TestTwoContainerds(t *testing.T) {
 		}
 	}
 	if slices.EqualFunc(mounts[first], mounts[second], sameMount) {
-		t.Error("both containers have one directory")
+		t.Error("both containers share one directory")
 	}
 
 	must(t, w.HandOver(first, second, func(tx *metadata.Tx) error { return nil }))
 	if got, err := names(w.For(first)); err != nil || len(got) > 0 {
-		t.Errorf("the first still has %q, %v", got, err)
+		t.Errorf("the first containerd still has %q, %v", got, err)
 	}
 	sn := w.For(second)
 	if m, err := sn.Mounts(ctx, all[1]); err != nil || !slices.EqualFunc(m, mounts[first], sameMount) {
-		t.Errorf("handed over: %v, %v", m, err)
+		t.Errorf("mounts after the handover: %v, %v", m, err)
 	}
 	must(t, sn.Commit(ctx, "default/9/committed", all[1]))
 	got, err := names(sn)

@@ -31,8 +31,8 @@ func bothModes(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Run("directory", func(t *testing.T) { test(t, openDirectory(t, t.TempDir(), memory{})) })
 }
 
-// TestRemappedIDs mounts snapshots for a user namespace: what is in the layers and the root directory
-// belong to it, and what it writes does.
+// TestRemappedIDs mounts snapshots for a user namespace. The mapped IDs own the content of the
+// layers, the root directory and new files.
 func TestRemappedIDs(t *testing.T) {
 	requireMounts(t)
 	bothModes(t, func(t *testing.T, w *world) {
@@ -86,9 +86,9 @@ func owner(t *testing.T, path string) [2]uint32 {
 	return [2]uint32{st.Uid, st.Gid}
 }
 
-// TestRemappedByContainerd does what containerd does when it was not told of the capability remap-ids:
-// it changes the owners in a snapshot of its own, and passes the labels on all the same. Nothing is
-// remapped twice.
+// TestRemappedByContainerd shows the case that Tank does not announce the capability remap-ids.
+// containerd then changes the owners in a snapshot of its own but still passes the labels. Nothing
+// is remapped twice.
 func TestRemappedByContainerd(t *testing.T) {
 	requireMounts(t)
 	bothModes(t, func(t *testing.T, w *world) {
@@ -118,8 +118,8 @@ func TestRemappedByContainerd(t *testing.T) {
 	})
 }
 
-// TestRemapElsewhere shows that labels do nothing inside a user namespace: containerd changed the
-// owners itself, in the parent.
+// TestRemapElsewhere shows that the labels have no effect inside a user namespace: containerd has
+// changed the owners in the parent itself.
 func TestRemapElsewhere(t *testing.T) {
 	requireRoot(t)
 	for _, directory := range []bool{false, true} {
@@ -136,7 +136,8 @@ func TestRemapElsewhere(t *testing.T) {
 	}
 }
 
-// TestHostileMappings shows that labels reach no mount option and no path unless they are understood.
+// TestHostileMappings shows that a label becomes part of a mount option or a path only if it is a
+// valid mapping.
 func TestHostileMappings(t *testing.T) {
 	requireRoot(t)
 	bothModes(t, func(t *testing.T, w *world) {
@@ -150,7 +151,7 @@ func TestHostileMappings(t *testing.T) {
 				t.Errorf("%q: %v", m, err)
 			}
 		}
-		// In an extraction the labels may come from the image, and do nothing.
+		// In an extraction the labels may come from the image, so they have no effect.
 		mounts, err := sn.Prepare(ctx, "ns/1/extract-1 sha256:0", "", idLabels("0:5:1", "0:5:1"))
 		must(t, err)
 		for _, o := range mounts[0].Options {

@@ -28,13 +28,13 @@ func zstded(t *testing.T, data []byte) []byte {
 	return z.EncodeAll(data, nil)
 }
 
-// windowed is an empty zstd frame that may refer 1<<log bytes back.
+// windowed returns an empty zstd frame with a window of 1<<log bytes.
 func windowed(log byte) []byte {
 	return []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, (log - 10) << 3, 0x01, 0x00, 0x00}
 }
 
-// TestMediaTypes: whatever the media type of a layer states about compression, both doors unpack what the bytes are,
-// and the diff ID decides whether that is right.
+// TestMediaTypes shows that Unpack and Apply detect the compression from the bytes, whatever the
+// media type of the layer claims, and that the diff ID decides whether the result is right.
 func TestMediaTypes(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -87,8 +87,8 @@ func TestMediaTypes(t *testing.T) {
 	}
 }
 
-// TestWindows: layers whose windows exceed the budget of memory are unpacked one after the other, and one that is
-// refused while it waits for memory does not keep the others waiting.
+// TestWindows shows that layers whose windows exceed the memory budget together are unpacked one
+// after the other, and that an invalid layer that waits for memory does not block the others.
 func TestWindows(t *testing.T) {
 	requireRoot(t)
 	w := open(t)

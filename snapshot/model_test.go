@@ -20,7 +20,7 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestModelRows holds the model itself against the table.
+// TestModelRows checks the model against the tables.
 func TestModelRows(t *testing.T) {
 	for _, row := range slices.Concat(stackRows, breakoutRows, hostileRows, entryRows, linkRows, loopRows) {
 		t.Run(row.testName, func(t *testing.T) {
@@ -33,14 +33,14 @@ func TestModelRows(t *testing.T) {
 	}
 }
 
-// ways are all ways of putting layers together.
+// ways are all ways of merging layers.
 var ways = []string{"mounted sequential", "mounted parallel", "copied", "moved", "prepared"}
 
-// outcome is what one way gave.
+// outcome is the result of one way: a tree, a refusal of the layers, or another error.
 type outcome struct {
 	lines   []string
 	refused bool
-	err     error // another one
+	err     error // any error that is not a refusal
 }
 
 func (o outcome) String() string {
@@ -53,7 +53,8 @@ func (o outcome) String() string {
 	return strings.Join(o.lines, "\n")
 }
 
-// workshop puts many lists of layers together, one after the other, on one store for each kind.
+// workshop merges many lists of layers, one after the other. It has one root for each kind of
+// merge.
 type workshop struct {
 	kept, moved, directory *world
 	n                      int
@@ -65,7 +66,7 @@ func newWorkshop(t *testing.T) *workshop {
 		directory: openDirectory(t, memoryDir(t), memory{})}
 }
 
-// memoryDir is a directory on tmpfs where there is one.
+// memoryDir returns a temporary directory on tmpfs if the machine has /dev/shm.
 func memoryDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "tank-test-")
@@ -110,7 +111,7 @@ func (s *workshop) run(t *testing.T, way string, lists [][]Item) outcome {
 	return outcome{lines: lines}
 }
 
-// assembledAs is what assembled does, and lets go of everything.
+// assembledAs is like assembled but releases everything afterwards.
 func assembledAs(t *testing.T, w *world, layers []layer.Pair, consume bool, name string) ([]string, error) {
 	t.Helper()
 	h := metadata.Holder(name)
@@ -155,7 +156,7 @@ func mountedAs(t *testing.T, w *world, layers []layer.Pair, parallel bool, name 
 	return List(t, dir), nil
 }
 
-// check compares all ways with the model and returns what differs.
+// check compares all ways with the model and returns the first difference.
 func (s *workshop) check(t *testing.T, lists [][]Item) string {
 	t.Helper()
 	result, err := model.Apply(lists)
@@ -177,7 +178,7 @@ func (s *workshop) check(t *testing.T, lists [][]Item) string {
 	return ""
 }
 
-// minimise drops layers and items while the list still fails.
+// minimise drops layers and items for as long as check still finds a difference.
 func (s *workshop) minimise(t *testing.T, lists [][]Item) [][]Item {
 	t.Helper()
 	fails := func(l [][]Item) bool { return s.check(t, l) != "" }
@@ -203,7 +204,7 @@ func (s *workshop) minimise(t *testing.T, lists [][]Item) [][]Item {
 	return lists
 }
 
-// simplify takes away what is special about items.
+// simplify resets the attributes of items to defaults where check still finds a difference.
 func (s *workshop) simplify(lists [][]Item, fails func([][]Item) bool) (changed bool) {
 	for i := range lists {
 		for j := range lists[i] {
@@ -223,7 +224,7 @@ func (s *workshop) simplify(lists [][]Item, fails func([][]Item) bool) (changed 
 	return changed
 }
 
-// tally counts lists, and in how many of them each case came up.
+// tally counts lists of layers and, for each case, the lists in which it occurred.
 type tally struct {
 	lists, refused int
 	cases          map[model.Case]int
@@ -241,8 +242,8 @@ func (c *tally) add(lists [][]Item) {
 	}
 }
 
-// TestModel compares random lists of layers with the model. A list that differs is shown, minimised, as a row of a
-// table has it, with its seed N: TANK_MODEL_SEEDS=N,1 makes it again.
+// TestModel compares random lists of layers with the model. It minimises a list with a difference
+// and prints it as a row of a table, with its seed N. TANK_MODEL_SEEDS=N,1 repeats the seed.
 func TestModel(t *testing.T) {
 	requireMounts(t)
 	s := newWorkshop(t)
@@ -276,5 +277,5 @@ func release(w *world, h metadata.Holder) error {
 			}
 		}
 	}
-	return errors.New("snapshots are left")
+	return errors.New("the holder still has snapshots")
 }

@@ -23,8 +23,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// overlayFS is an overlay file system, as the root of a container is on. It refuses the devices that are overlay's own
-// whiteouts.
+// overlayFS mounts an overlay file system, like that of a container's root, until the test ends. It
+// refuses the device nodes that are overlay's whiteouts.
 func overlayFS(t *testing.T) string {
 	t.Helper()
 	base := memoryFS(t, "256m")
@@ -38,7 +38,7 @@ func overlayFS(t *testing.T) string {
 	return at("merged")
 }
 
-// noXattrs is a file system that has no extended attributes.
+// noXattrs mounts a file system without extended attributes until the test ends.
 func noXattrs(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -47,8 +47,8 @@ func noXattrs(t *testing.T) string {
 	return dir
 }
 
-// TestPlain puts every row together where overlay's whiteouts or its marks are refused: copied, moved, and as a
-// container in directory mode.
+// TestPlain merges every row on file systems that refuse overlay's whiteouts or attributes: copied,
+// moved, and as a container in directory mode.
 func TestPlain(t *testing.T) {
 	requireMounts(t)
 	for kind, dir := range map[string]string{"overlay": overlayFS(t), "no attributes": noXattrs(t)} {
@@ -93,7 +93,7 @@ func TestPlain(t *testing.T) {
 
 var xattrField = regexp.MustCompile(` (?:user|trusted|security|system)\.[^ =]+="(?:[^"\\]|\\.)*"`)
 
-// withoutXattrs takes the extended attributes out of lines of List.
+// withoutXattrs removes the extended attributes from lines of List.
 func withoutXattrs(lines []string) (out []string) {
 	for _, l := range lines {
 		out = append(out, xattrField.ReplaceAllString(l, ""))
@@ -101,12 +101,13 @@ func withoutXattrs(lines []string) (out []string) {
 	return out
 }
 
-// TestCheckOverlay shows that overlay mode is refused at once where overlay could not mark directories.
+// TestCheckOverlay shows that CheckOverlay refuses a root on which overlay could not mark
+// directories.
 func TestCheckOverlay(t *testing.T) {
 	requireMounts(t)
 	for _, tc := range []struct {
 		testName  string
-		pool      string // on a file system without attributes
+		pool      string // lies on a file system without attributes; "": no pool does
 		directory bool
 		refused   bool
 	}{
@@ -132,7 +133,7 @@ func TestCheckOverlay(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			if tc.refused && !strings.Contains(err.Error(), `set mode = "directory"`) {
-				t.Errorf("%v: no advice", err)
+				t.Errorf("%v does not advise directory mode", err)
 			}
 			for _, pool := range []string{"layers", "snapshots"} {
 				if left, err := os.ReadDir(filepath.Join(root, pool)); err != nil || len(left) > 0 {
@@ -143,8 +144,9 @@ func TestCheckOverlay(t *testing.T) {
 	}
 }
 
-// TestPlainElsewhere copies a root that was made on overlayfs to another file system: overlay does not understand its
-// whiteouts, so that its layers are unpacked again before a mount shows them. On overlayfs itself nothing is mounted.
+// TestPlainElsewhere copies a root from overlayfs to another file system. Overlay does not
+// understand the whiteouts of such a root, so its layers are unpacked again before they are
+// mounted. On overlayfs itself nothing can be mounted.
 func TestPlainElsewhere(t *testing.T) {
 	requireMounts(t)
 	w := openAt(t, overlayFS(t), memory{})
@@ -175,7 +177,7 @@ func TestPlainElsewhere(t *testing.T) {
 			return nil
 		}
 		if err == nil && e.IsDir() && rootdir.IsStaged(e.Name()) {
-			return fs.SkipDir // it is being deleted
+			return fs.SkipDir // being deleted
 		}
 		if err == nil && e.Type()&fs.ModeSocket != 0 {
 			t.Errorf("%s: a socket is left", path)

@@ -10,8 +10,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestSweepBesideRemovals shows that a sweep is not troubled by removals, which move directories aside
-// without waiting for it: what it saw without a record may be gone when it comes to move it.
+// TestSweepBesideRemovals shows that a sweep succeeds while removals rename directories
+// concurrently: a directory that the sweep found without a record may be gone when the sweep moves
+// it.
 func TestSweepBesideRemovals(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -42,7 +43,7 @@ func TestSweepBesideRemovals(t *testing.T) {
 			}
 		}()
 	}
-	for n := range int64(10) { // each deletes all that waits, more than a thousand trees
+	for n := range int64(10) { // each sweep deletes all waiting trees, more than a thousand
 		for removed.Load() < 100*n {
 			time.Sleep(time.Millisecond)
 		}

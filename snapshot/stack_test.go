@@ -24,7 +24,7 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// memory is the blobs of a test.
+// memory holds the blobs of a test.
 type memory map[digest.Digest][]byte
 
 func (m memory) Open(_ context.Context, d digest.Digest) (io.ReadCloser, error) {
@@ -50,7 +50,7 @@ func (m memory) add(t testing.TB, tar []byte) layer.Pair {
 	}
 }
 
-// world is an open root. It is checked when the test ends.
+// world is an open root. The end of the test checks and closes it.
 type world struct {
 	*snapshot.Store
 	root  string
@@ -100,7 +100,7 @@ func must(t *testing.T, err error) {
 
 const holder = metadata.Holder("test")
 
-// stackRow is a list of layers and what it is together, the lines of List, or the class of the error.
+// stackRow is a list of layers and its expected merge: lines of List, or the class of the error.
 type stackRow struct {
 	testName string
 	layers   [][]Item
@@ -108,8 +108,8 @@ type stackRow struct {
 	wantErr  error
 }
 
-// stackRows say what lists of layers have to look like, whichever way they are put together. Rows are named by the case
-// of docs/cases.md that they show.
+// stackRows are lists of layers with their merge, which is the same for every way of merging. A row
+// is named after the case of docs/cases.md that it shows.
 var stackRows = []stackRow{
 	{"E1 whiteout of a file", [][]Item{{F("a", "1"), F("b", "1")}, {W(".wh.a")}}, []string{`b file "1"`}, nil},
 	{"E2 whiteout of a tree", [][]Item{{D("d"), F("d/x", "1")}, {W(".wh.d")}}, nil, nil},
@@ -136,18 +136,18 @@ var stackRows = []stackRow{
 	{"E12 an opaque marker behind a symlink",
 		[][]Item{{D("r"), D("r/l").Mode(0o711), F("r/l/o", "1"), S("l", "r/l")}, {W("l/.wh..wh..opq"), F("l/n", "2")}},
 		[]string{"l symlink -> r/l", "r dir", "r/l dir 0711", `r/l/n file "2"`}, nil},
-	{"E12 an opaque marker in what is not there", [][]Item{{F("a", "1")}, {W("m/.wh..wh..opq")}},
+	{"E12 an opaque marker in a missing directory", [][]Item{{F("a", "1")}, {W("m/.wh..wh..opq")}},
 		[]string{`a file "1"`}, nil},
 	{"E12 an opaque marker below a file", [][]Item{{F("m", "1")}, {W("m/.wh..wh..opq")}}, []string{`m file "1"`}, nil},
-	{"a link to what an opaque directory hides",
+	{"a link to a file that an opaque directory hides",
 		[][]Item{{D("d"), F("d/a", "1")}, {W("d/.wh..wh..opq"), H("b", "d/a")}}, nil, errdefs.ErrFailedPrecondition},
-	{"E13 whiteout of what is not there", [][]Item{{F("a", "1")}, {W(".wh.b"), W("x/y/.wh.z")}}, []string{`a file "1"`},
+	{"E13 whiteout of a missing path", [][]Item{{F("a", "1")}, {W(".wh.b"), W("x/y/.wh.z")}}, []string{`a file "1"`},
 		nil},
 	{"E13 whiteout below a file", [][]Item{{F("n", "1")}, {W("n/.wh.z")}}, []string{`n file "1"`}, nil},
 	{"a lone whiteout in an implied directory",
 		[][]Item{{D("d").Mode(0o700).Owner(3, 4), F("d/x", "1"), F("d/y", "1")}, {W("d/.wh.x")}},
 		[]string{"d dir 0700 3:4", `d/y file "1"`}, nil},
-	{"E17 removed and back and removed", [][]Item{{F("a", "1")}, {W(".wh.a")}, {F("a", "3")}, {W(".wh.a")}}, nil, nil},
+	{"E17 removed and added and removed", [][]Item{{F("a", "1")}, {W(".wh.a")}, {F("a", "3")}, {W(".wh.a")}}, nil, nil},
 	{"E18 links within a layer", [][]Item{{F("a", "1"), H("b", "a")}}, []string{`a file "1"`, `b file "1" = a`}, nil},
 	{"E19 link to a lower file", [][]Item{{D("d"), F("d/a", "1")}, {H("b", "d/a")}},
 		[]string{`b file "1"`, "d dir", `d/a file "1" = b`}, nil},
@@ -208,7 +208,7 @@ var stackRows = []stackRow{
 		[]string{`f file "1"`, "l symlink -> f"}, nil},
 	{"E26 an opaque marker behind a dangling symlink", [][]Item{{S("l", "none")}, {W("l/.wh..wh..opq")}},
 		[]string{"l symlink -> none"}, nil},
-	{"E26 a hard link to what is behind a loop", [][]Item{{S("l", "l")}, {H("h", "l/x")}}, nil,
+	{"E26 a hard link to a path behind a loop", [][]Item{{S("l", "l")}, {H("h", "l/x")}}, nil,
 		errdefs.ErrFailedPrecondition},
 	{"E26 a whiteout of nothing where a symlink leads",
 		[][]Item{{S("c", "a/c")}, {W("a/c/.wh.a"), W("a/d/.wh.a"), D("c/a")}},
@@ -227,7 +227,7 @@ var stackRows = []stackRow{
 	{"E26 a whiteout below a file where a symlink leads",
 		[][]Item{{F("b", "1"), S("c", "../../b")}, {D("c/a"), W("b/.wh.a")}},
 		[]string{"b dir @0", "b/a dir", "c symlink -> ../../b"}, nil},
-	{"E26 links of which one is behind a symlink",
+	{"E26 links with one behind a symlink",
 		[][]Item{{S("lib", "usr/lib"), D("usr"), D("usr/lib")},
 			{F("lib/x", "1"), H("usr/lib/y", "lib/x"), H("z", "lib/x")}},
 		[]string{"lib symlink -> usr/lib", "usr dir", "usr/lib dir", `usr/lib/x file "1"`,
@@ -249,7 +249,7 @@ var stackRows = []stackRow{
 		[]string{`p dir 1777 1:2 @1234567890.987654321 user.k="v"`, "p/q dir @5", `p/q/x file "2"`}, nil},
 	{"E33 over two layers that imply", [][]Item{{D("p").Mode(0o700)}, {F("p/a", "2")}, {F("p/b", "3")}},
 		[]string{"p dir 0700", `p/a file "2"`, `p/b file "3"`}, nil},
-	{"implied where nothing was", [][]Item{{F("a/b/c", "1")}}, []string{"a dir @0", "a/b dir @0", `a/b/c file "1"`},
+	{"implied without a parent", [][]Item{{F("a/b/c", "1")}}, []string{"a dir @0", "a/b dir @0", `a/b/c file "1"`},
 		nil},
 	{"a repeated layer",
 		[][]Item{{D("d").Mode(0o700), F("d/x", "1")}, {F("d/y", "2"), W("d/.wh.x")},
@@ -279,7 +279,7 @@ func TestStacks(t *testing.T) {
 	}
 }
 
-// run puts the layers together in every way.
+// run merges the layers in every way.
 func (row stackRow) run(t *testing.T) {
 	w := open(t)
 	layers := make([]layer.Pair, len(row.layers))
@@ -305,14 +305,14 @@ func (row stackRow) run(t *testing.T) {
 	})
 }
 
-// containerd is the row as containerd's snapshots show it.
+// containerd returns the row as snapshots show it.
 func (row stackRow) containerd() stackRow {
 	row.want = underContainerd(row.want)
 	return row
 }
 
-// underContainerd gives the root directory of a tree the attributes that it has in a snapshot: no entry for it counts,
-// but for its time.
+// underContainerd returns lines with the root directory as a snapshot shows it: the entry of a
+// layer for the root changes only its time.
 func underContainerd(lines []string) []string {
 	if len(lines) == 0 || !strings.HasPrefix(lines[0], ". dir") {
 		return lines
@@ -329,7 +329,8 @@ func underContainerd(lines []string) []string {
 	return append([]string{root}, lines[1:]...)
 }
 
-// compare allows root of a user namespace links to nothing: what they name may be a device that was left out.
+// compare compares the outcome with the row. In a user namespace it accepts a missing error: the
+// missing target of a link may be a device that was left out.
 func (row stackRow) compare(t *testing.T, got []string, err error) {
 	t.Helper()
 	if inNamespace() && err == nil && row.userLeavesOut() {
@@ -354,7 +355,7 @@ func compare(t *testing.T, got []string, err error, want []string, wantErr error
 	}
 }
 
-// mounted unpacks the layers as containerd does, and lists what a view of the topmost shows.
+// mounted unpacks the layers as containerd does and lists a view of the top snapshot.
 func mounted(t *testing.T, w *world, layers []layer.Pair, parallel bool) ([]string, error) {
 	t.Helper()
 	ctx := context.Background()
@@ -414,7 +415,7 @@ func extract(ctx context.Context, sn *snapshot.Snapshotter, w *world, layers []l
 	return names(len(layers) - 1), nil
 }
 
-// assembled lists the rootfs that the layers are assembled to.
+// assembled assembles the layers to a rootfs and lists it.
 func assembled(t *testing.T, w *world, layers []layer.Pair, consume bool) ([]string, error) {
 	t.Helper()
 	ctx := context.Background()

@@ -26,14 +26,14 @@ import (
 
 var ctx = context.Background()
 
-// again closes the root and opens it once more, as the next process does.
+// again closes the root and opens it again, like the next process.
 func (w *world) again(t *testing.T) *world {
 	t.Helper()
 	must(t, w.close())
 	return openAt(t, w.root, w.blobs)
 }
 
-// layerDir returns where the only layer with this diff ID lies.
+// layerDir returns the directory of the layer with this key.
 func (w *world) layerDir(t *testing.T, key string) string {
 	t.Helper()
 	var dir string
@@ -45,7 +45,8 @@ func (w *world) layerDir(t *testing.T, key string) string {
 	return dir
 }
 
-// TestProvisional shows that what was not known to be on the disk is compared before another process serves it.
+// TestProvisional shows that a provisional layer is compared with its seal before another process
+// serves it.
 func TestProvisional(t *testing.T) {
 	requireMounts(t)
 	base := []Item{D("d").Mode(0o700), F("d/a", "1"), F("f", "content")}
@@ -101,7 +102,7 @@ func (w *world) fixupOf(t *testing.T, key string) (fixup string) {
 	return fixup
 }
 
-// show mounts and lists.
+// show mounts the mounts and lists the tree.
 func show(t *testing.T, mounts []mount.Mount) []string {
 	t.Helper()
 	dir := t.TempDir()
@@ -110,7 +111,7 @@ func show(t *testing.T, mounts []mount.Mount) []string {
 	return List(t, dir)
 }
 
-// TestDurable shows that after a Sync nothing is compared any more, and nothing needs to be.
+// TestDurable shows that Sync makes a layer durable.
 func TestDurable(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -136,7 +137,7 @@ func appendByte(path string) error {
 	return errors.Join(err, f.Close())
 }
 
-// TestCheckFinds shows that check finds every kind of damage, and names the path.
+// TestCheckFinds shows that Check finds every kind of damage and names the path.
 func TestCheckFinds(t *testing.T) {
 	requireRoot(t)
 	for _, row := range []struct {
@@ -190,20 +191,21 @@ func TestCheckFinds(t *testing.T) {
 			var faults []string
 			must(t, w.Check(ctx, func(err metadata.Fault) {
 				if !errdefs.IsDataLoss(err) {
-					t.Errorf("class of %v", err)
+					t.Errorf("error %v, want class ErrDataLoss", err)
 				}
 				faults = append(faults, err.Error())
 			}))
 			if !slices.ContainsFunc(faults, func(f string) bool { return strings.Contains(f, row.want) }) {
 				t.Errorf("faults %q, want one with %q", faults, row.want)
 			}
-			must(t, w.close()) // without the checks of the cleanup
+			must(t, w.close()) // skips the checks of the cleanup
 		})
 	}
 }
 
-// TestKnownWithoutBlob shows how containerd learns, with SkipKnownBlobs, that a layer is here whose blob it need not
-// fetch. Without it every Prepare is answered as for an unknown layer.
+// TestKnownWithoutBlob shows how, with SkipKnownBlobs, containerd learns that a layer is already
+// unpacked so that it need not download the blob. Without that option, every Prepare is answered as
+// for an unknown layer.
 func TestKnownWithoutBlob(t *testing.T) {
 	requireRoot(t)
 	type answer struct {
@@ -214,13 +216,13 @@ func TestKnownWithoutBlob(t *testing.T) {
 		parallel bool
 		blobHere bool
 		fetchAll bool                                        // containerd fetches every blob
-		blob     func(upper, lower layer.Pair) digest.Digest // that the label names
+		blob     func(upper, lower layer.Pair) digest.Digest // named by the label
 		diffID   func(upper, lower layer.Pair) digest.Digest
 		want     answer
 	}{
 		{"sequential", false, false, false, blobOf, diffOf, answer{exists: true}},
 		{"parallel", true, false, false, blobOf, diffOf, answer{staged: true}},
-		{"the blob is here: containerd shall adopt it", true, true, false, blobOf, diffOf, answer{}},
+		{"the blob is here and containerd adopts it", true, true, false, blobOf, diffOf, answer{}},
 		{"a blob that was never seen to have the diff ID", true, false, false, otherBlob, diffOf, answer{}},
 		{"another diff ID", true, false, false, blobOf, otherBlob, answer{}},
 		{"containerd 2.2, sequential", false, false, false, blobOf, noDiffID, answer{exists: true}},
@@ -269,7 +271,7 @@ func TestKnownWithoutBlob(t *testing.T) {
 				}
 				if _, err := sn.Prepare(ctx, "key 2", under,
 					snapshots.WithLabels(labels)); !errdefs.IsAlreadyExists(err) || found(t, sn, target, parent) != 1 {
-					t.Fatalf("the second time: %v", err)
+					t.Fatalf("second Prepare: %v", err)
 				}
 				return
 			}
@@ -290,13 +292,13 @@ func TestKnownWithoutBlob(t *testing.T) {
 	}
 }
 
-// skipping are the options of a store that answers for known layers without their blobs.
+// skipping returns the options of a store that serves known layers without their blobs.
 func skipping() *snapshot.Options {
 	return &snapshot.Options{SyncDelay: -1, Unpack: rights(), SkipKnownBlobs: true}
 }
 
-// TestApplyNeedsBlob: a layer that is unpacked here is attached without unpacking it again, but only for a caller that
-// may read its blob, unless blobs are skipped.
+// TestApplyNeedsBlob shows that an unpacked layer is attached without unpacking it again, but only
+// for a caller that may read the blob, unless SkipKnownBlobs is set.
 func TestApplyNeedsBlob(t *testing.T) {
 	requireRoot(t)
 	denied := func(context.Context, digest.Digest) error { return fmt.Errorf("blob: %w", errdefs.ErrNotFound) }
@@ -342,8 +344,8 @@ func TestApplyNeedsBlob(t *testing.T) {
 	}
 }
 
-// TestKnownAboveKnown is a sequential extraction by containerd 2.2 of which every layer is known: each
-// stands on what the answer before it committed.
+// TestKnownAboveKnown is a sequential extraction by containerd 2.2 in which every layer is known:
+// each layer stands on the snapshot that the previous answer committed.
 func TestKnownAboveKnown(t *testing.T) {
 	requireRoot(t)
 	w := openWith(t, t.TempDir(), memory{}, skipping())
@@ -374,9 +376,9 @@ func TestKnownAboveKnown(t *testing.T) {
 	}
 }
 
-// TestKnownUnderAnotherName shows that a known layer is not answered as the layer of another image. The
-// labels are those of a pod's annotations, which containerd passes on with the snapshot of the pod's
-// sandbox.
+// TestKnownUnderAnotherName shows that a known layer is not served as the layer of another image.
+// The labels come from annotations of a pod, which containerd passes on with the snapshot of the
+// pod's sandbox.
 func TestKnownUnderAnotherName(t *testing.T) {
 	requireRoot(t)
 	w := openWith(t, t.TempDir(), memory{}, skipping())
@@ -407,7 +409,8 @@ func diffOf(upper, _ layer.Pair) digest.Digest    { return upper.DiffID }
 func otherBlob(_, _ layer.Pair) digest.Digest     { return digest.FromString("another") }
 func noDiffID(_, _ layer.Pair) digest.Digest      { return "" } // and no parent chain ID: both labels came with 2.3
 
-// found counts what containerd's filter finds after AlreadyExists.
+// found returns the number of snapshots that match the filter that containerd uses after
+// AlreadyExists.
 func found(t *testing.T, sn *snapshot.Snapshotter, target, parent string) (n int) {
 	t.Helper()
 	must(t, sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
@@ -419,8 +422,8 @@ func found(t *testing.T, sn *snapshot.Snapshotter, target, parent string) (n int
 	return n
 }
 
-// TestUnpackedOnce shows that the same layer in another compression is hashed, not extracted, and that a false claim
-// about it is refused.
+// TestUnpackedOnce shows that a known layer in another compression is hashed and not extracted
+// again, and that a false diff ID is refused.
 func TestUnpackedOnce(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -440,12 +443,13 @@ func TestUnpackedOnce(t *testing.T) {
 	liar.DiffID = l.DiffID
 	for range 2 {
 		if _, err := w.Layers().Unpack(ctx, holder, liar); !errdefs.IsFailedPrecondition(err) {
-			t.Errorf("a false claim: %v", err)
+			t.Errorf("a false diff ID: %v", err)
 		}
 	}
 }
 
-// TestRemoveInsideWalk removes snapshots from inside Walk while others are made, as containerd's collector may.
+// TestRemoveInsideWalk removes and prepares snapshots from inside Walk, as containerd's garbage
+// collector may.
 func TestRemoveInsideWalk(t *testing.T) {
 	requireRoot(t)
 	w := open(t)
@@ -464,11 +468,11 @@ func TestRemoveInsideWalk(t *testing.T) {
 		return sn.Remove(ctx, i.Name)
 	}))
 	if removed != n {
-		t.Errorf("%d of %d were seen", removed, n)
+		t.Errorf("Walk saw %d of %d snapshots", removed, n)
 	}
 }
 
-// TestNothingLeft shows that the last release of everything leaves no directory.
+// TestNothingLeft shows that removing all snapshots leaves no directory in the pools.
 func TestNothingLeft(t *testing.T) {
 	requireRoot(t)
 	w := open(t)

@@ -8,7 +8,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// What the parent has stays where a layer only implies it.
+// A directory that a layer only implies keeps the attributes of its parent.
 func Example() {
 	res, err := model.Apply([][]unpacktest.Item{
 		{unpacktest.D("d").Mode(0o700), unpacktest.F("d/old", "1")},

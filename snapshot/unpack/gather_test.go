@@ -19,9 +19,9 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// manyFiles returns a layer of files of sizes just below and above the limit for gathering, and of entries that
-// need those files: other names with other attributes, and files that replace files, links and directories, or
-// lie below a replacement.
+// manyFiles returns a layer of files with sizes just below and above the limit for gathering. Other
+// entries depend on these files: further names with other attributes, replacements of files, links
+// and directories, and files below a replaced file.
 func manyFiles(t testing.TB) []byte {
 	var items []u.Item
 	add := func(i ...u.Item) { items = append(items, i...) }
@@ -29,7 +29,7 @@ func manyFiles(t testing.TB) []byte {
 		d, data := fmt.Sprintf("d%d/", n%7), strings.Repeat(string(rune('a'+n%26)), n*5)
 		add(u.F(fmt.Sprint(d, "f", n), data).At(int64(n), 1))
 		switch n % 10 {
-		case 1: // an inode has the attributes of its last name
+		case 1: // the last name sets the attributes of an inode
 			add(u.H(fmt.Sprint(d, "h", n), fmt.Sprint(d, "f", n)).Mode(0o600).At(int64(n)+1000, 2))
 		case 2:
 			add(u.F(fmt.Sprint(d, "f", n), "again").Mode(0o640))
@@ -52,8 +52,8 @@ func manyFiles(t testing.TB) []byte {
 	return u.Tar(t, items...)
 }
 
-// TestGathered: files that other goroutines fill are what their entries describe, with one goroutine and with
-// several.
+// TestGathered shows that files that other goroutines fill match their entries, with one goroutine
+// and with several.
 func TestGathered(t *testing.T) {
 	raw := manyFiles(t)
 	var want []string
@@ -70,7 +70,7 @@ func TestGathered(t *testing.T) {
 			want = got
 		}
 		if strings.Join(got, "\n") != strings.Join(want, "\n") {
-			t.Errorf("%d goroutines make another tree than one", procs)
+			t.Errorf("%d goroutines make a different tree than one goroutine", procs)
 		}
 		for file, data := range map[string]string{"d2/f2": "again", "l3": strings.Repeat("d", 15),
 			"d3/f3": "another inode", "d5/x5": "no directory"} {
@@ -86,8 +86,8 @@ func TestGathered(t *testing.T) {
 	}
 }
 
-// TestGatheredFaults: an error while other goroutines fill files is the error of the extraction, and no
-// descriptor stays open.
+// TestGatheredFaults shows that an error of a goroutine that fills files is the error of the
+// extraction, and that no descriptor stays open.
 func TestGatheredFaults(t *testing.T) {
 	raw := manyFiles(t)
 	var small []u.Item
@@ -109,11 +109,11 @@ func TestGatheredFaults(t *testing.T) {
 		}()
 		must(t, f.Close())
 		if n := openFiles(t); n != files {
-			t.Errorf("%d files are open that were not before", n-files)
+			t.Errorf("%d files were left open", n-files)
 		}
 		for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
-			if time.Now().After(end) { // the goroutine has only its last instructions to run
-				t.Fatalf("%d goroutines more than before", runtime.NumGoroutine()-before)
+			if time.Now().After(end) { // enough time for a goroutine that is about to end
+				t.Fatalf("%d goroutines were left", runtime.NumGoroutine()-before)
 			}
 		}
 		return err
@@ -124,12 +124,12 @@ func TestGatheredFaults(t *testing.T) {
 			switch err := extract(t, t.TempDir(), raw[:cut]); {
 			case errors.Is(err, stream.ErrInvalidLayer):
 				cuts++
-			case err != nil: // without an error it was cut in padding
+			case err != nil: // no error: cut within padding
 				t.Errorf("cut at %d: %v", cut, err)
 			}
 		}
 		if cuts < 5 {
-			t.Errorf("%d cuts were noticed", cuts)
+			t.Errorf("only %d cuts were detected", cuts)
 		}
 	})
 	t.Run("full", func(t *testing.T) {

@@ -11,9 +11,9 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
-// TestEntryMemory: an entry of any kind takes no more memory than the limits of a layer count for it.
-// Limits.Entries times that, and Limits.Strings, have to fit into the budget of a process
-// (docs/adr/0023-memory.md).
+// TestEntryMemory shows that an entry of any kind takes no more memory than the limits of a layer
+// assume. The memory for Limits.Entries entries and Limits.Strings must fit into the budget of a
+// process (docs/adr/0023-memory.md).
 func TestEntryMemory(t *testing.T) {
 	const entries, most = 8_000, 240
 	for _, row := range []struct {
@@ -49,7 +49,7 @@ func TestEntryMemory(t *testing.T) {
 			}
 			each := (heap() - before) / int64(res.Count)
 			t.Logf("%d bytes for each of %d entries", each, res.Count)
-			if each > most+20 { // the name, and the target
+			if each > most+20 { // 20 bytes for the name and the target
 				t.Errorf("%d bytes for each entry, more than %d", each, most+20)
 			}
 			runtime.KeepAlive(res)

@@ -12,7 +12,7 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// generator makes layers of few names, so that their entries collide often.
+// generator makes layers with few names, so that entries often collide.
 type generator struct{ *rand.Rand }
 
 func (g generator) path() string {
@@ -31,7 +31,8 @@ func (g generator) marker() u.Item {
 	return u.W(dir + ".wh." + base)
 }
 
-// entry returns any entry but a whiteout; with links, also the kinds that make paths depend on the order.
+// entry returns a random entry that is no whiteout. With links, it includes the types whose paths
+// depend on the order of entries.
 func (g generator) entry(links bool) u.Item {
 	n := 4
 	if links {
@@ -52,8 +53,8 @@ func (g generator) entry(links bool) u.Item {
 	return u.H(g.path(), g.path())
 }
 
-// TestRandom extracts random layers: the returned list is what the directory contains, and every error blames the
-// layer.
+// TestRandom extracts random layers. The returned list matches the directory, and every error is
+// stream.ErrInvalidLayer.
 func TestRandom(t *testing.T) {
 	base := memoryDir(t)
 	failed := 0
@@ -86,8 +87,9 @@ func TestRandom(t *testing.T) {
 	}
 }
 
-// TestWhiteoutsHaveNoOrder: the same whiteouts before, between and after the other entries of a layer give the
-// same tree. Only the result above a parent may depend on their place.
+// TestWhiteoutsHaveNoOrder shows that a layer gives the same tree whether its whiteouts come
+// before, between or after its other entries. Only the merge with a parent may depend on their
+// position.
 func TestWhiteoutsHaveNoOrder(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipOrFail(t, "needs root, to list trees of any mode")

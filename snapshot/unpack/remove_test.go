@@ -26,7 +26,7 @@ func setFlags(t *testing.T, path string, set, clear int) {
 	must(t, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^clear|set))
 }
 
-// TestRemoveAllGoesOn: RemoveAll removes all that it can, and names the rest.
+// TestRemoveAllGoesOn shows that RemoveAll removes everything that it can and names the rest.
 func TestRemoveAllGoesOn(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
@@ -38,7 +38,7 @@ func TestRemoveAllGoesOn(t *testing.T) {
 	for name, tc := range map[string]struct {
 		flags     map[string]int
 		mount     string
-		want      []string // what is left, directories included
+		want      []string // paths that are left, directories included
 		count     int
 		protected bool
 	}{
@@ -50,8 +50,8 @@ func TestRemoveAllGoesOn(t *testing.T) {
 			[]string{"t", "t/f0", "t/f9"}, 2, true},
 		"an immutable directory": {map[string]int{"t/d3": immutable}, "",
 			[]string{"t", "t/d3", "t/d3/f0", "t/d3/f1", "t/d3/f2", "t/d3/f3"}, 4, true},
-		"an empty one": {map[string]int{"t/e": immutable}, "", []string{"t", "t/e"}, 1, true},
-		"the top": {map[string]int{"t": immutable}, "",
+		"an immutable empty directory": {map[string]int{"t/e": immutable}, "", []string{"t", "t/e"}, 1, true},
+		"the top directory": {map[string]int{"t": immutable}, "",
 			[]string{"t", "t/d0", "t/d1", "t/d2", "t/d3", "t/e", "t/f0", "t/f9"}, 7, true},
 		"a mount":            {nil, "t/d3", []string{"t", "t/d3"}, 1, false},
 		"a mount and a flag": {map[string]int{"t/f0": immutable}, "t/d3", []string{"t", "t/d3", "t/f0"}, 2, false},
@@ -100,7 +100,7 @@ func TestRemoveAllGoesOn(t *testing.T) {
 			}
 			if tc.mount != "" {
 				if _, err := os.Stat(filepath.Join(base, tc.mount, "mounted")); err != nil {
-					t.Errorf("what is mounted: %v", err)
+					t.Errorf("file in the mount: %v", err)
 				}
 			}
 		})

@@ -11,8 +11,9 @@ import (
 	u "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// The rows are named by the cases of docs/cases.md; docs/adr/0003-layer-application.md has the decisions where the
-// specification leaves a choice. /CANARY in names and targets is the path of the directory beside the root.
+// Rows are named after the cases of docs/cases.md. docs/adr/0003-layer-application.md has the
+// decisions where the specification leaves a choice. /CANARY in names and targets stands for the
+// path of the directory beside the root.
 var tables = [][]row{pathRows, parserRows, overlayRows, whiteoutRows, linkRows, treeRows, attrRows}
 
 func items(i ...u.Item) []u.Item { return i }
@@ -439,7 +440,7 @@ var whiteoutRows = []row{
 	{id: "opaque in opaque",
 		items: items(u.D("d"), u.D("d/e"), u.W("d/e/.wh..wh..opq"), u.W("d/.wh..wh..opq"), u.F("d/g", ""), u.D("d/g")),
 		want:  []string{`d dir opaque`, `d/e dir`, `d/g dir`}},
-	{id: "whiteouts of one directory's names", items: items(u.F("d/a", "1"), u.W("d/.wh.a"), u.W("d/.wh.b")),
+	{id: "whiteouts of names in one directory", items: items(u.F("d/a", "1"), u.W("d/.wh.a"), u.W("d/.wh.b")),
 		want: []string{`d dir @0 origin`, `d/a file "1"`, `d/b whiteout`}},
 }
 
@@ -472,7 +473,7 @@ var linkRows = []row{
 	{id: "E22 as a directory", items: items(u.H("b", "a"), u.F("a/x", "1")), want: []string{`a dir @0`, `a/x file "1"`},
 		notes: "needs implied:a link:b=>a:644"},
 	{id: "E23 itself", items: items(u.F("a", "1"), u.H("a", "a")), err: "its own name"},
-	{id: "E23 itself, not there", items: items(u.H("a", "./a")), err: "its own name"},
+	{id: "E23 itself, missing", items: items(u.H("a", "./a")), err: "its own name"},
 	{id: "E23 directory", items: items(u.D("d"), u.H("d2", "d")), err: "which is a directory"},
 	{id: "E23 implied directory, which may be a symlink", items: items(u.F("d/f", ""), u.H("d2", "d")),
 		want: []string{`d dir @0`, `d/f file ""`}, notes: "needs implied:d link:d2=>d:644"},

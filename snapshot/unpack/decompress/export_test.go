@@ -1,6 +1,6 @@
 package decompress
 
-// SetOwnGzip chooses the decoder of gzip until the function that it returns is called.
+// SetOwnGzip selects the gzip decoder. restore selects the former one again.
 func SetOwnGzip(own bool) (restore func()) {
 	before := ownGzip
 	ownGzip = own

@@ -7,8 +7,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
-// FuzzDifferential: bytes, errors and offsets are those of compress/gzip, however the file is read. The seed chooses
-// the ways.
+// FuzzDifferential compares bytes, errors and offsets with those of compress/gzip for random ways
+// of reading, which the seed chooses.
 func FuzzDifferential(f *testing.F) {
 	for _, file := range small(f) {
 		f.Add(file, uint64(1))
@@ -29,7 +29,8 @@ func FuzzDifferential(f *testing.F) {
 	})
 }
 
-// FuzzBlocks is the same for what follows a header, which a mutation then cannot destroy.
+// FuzzBlocks is like FuzzDifferential but mutates only what follows the gzip header, so that no
+// mutation destroys the header.
 func FuzzBlocks(f *testing.F) {
 	for _, file := range small(f) {
 		f.Add(file[10:], uint16(0))

@@ -34,7 +34,8 @@ func must(tb testing.TB, err error) {
 	}
 }
 
-// same fails the test unless every way returns what compress/gzip returns. It returns that.
+// same compares every way of reading with compress/gzip and fails the test on a difference. It
+// returns the result of compress/gzip.
 func same(t *testing.T, file []byte) ([]byte, error) {
 	t.Helper()
 	p, s := &peer{}, &subject{}
@@ -47,7 +48,7 @@ func same(t *testing.T, file []byte) ([]byte, error) {
 	return want, err
 }
 
-// stdGzip and kpGzip compress with everything that the two libraries have.
+// stdGzip compresses data with compress/gzip.
 func stdGzip(tb testing.TB, level int, data []byte) []byte {
 	tb.Helper()
 	var buf bytes.Buffer
@@ -59,6 +60,7 @@ func stdGzip(tb testing.TB, level int, data []byte) []byte {
 	return buf.Bytes()
 }
 
+// kpGzip compresses data with the gzip of klauspost/compress, and flushes every 256 KiB.
 func kpGzip(tb testing.TB, level int, data []byte) []byte {
 	tb.Helper()
 	var buf bytes.Buffer
@@ -73,7 +75,8 @@ func kpGzip(tb testing.TB, level int, data []byte) []byte {
 	return buf.Bytes()
 }
 
-// sample is text, noise, repetition of every distance below 300, zeros, and what repeats from far.
+// sample returns text, noise, repetitions at every distance below 300, zeros, and repetitions from
+// far back.
 func sample(size int) []byte {
 	rng := rand.New(rand.NewPCG(1, 2))
 	words := strings.Fields(
@@ -117,7 +120,8 @@ func sample(size int) []byte {
 	return out[:size]
 }
 
-// TestLevels: several megabytes, so that both buffers come to their ends many times, at every level of two compressors.
+// TestLevels decompresses several megabytes, so that both buffers wrap many times, at every level
+// of two compressors.
 func TestLevels(t *testing.T) {
 	data := sample(3 << 20)
 	check := func(name string, file []byte) {
@@ -145,7 +149,8 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// TestWindow: matches as far back as can be, at every position relative to the end of the buffer.
+// TestWindow decompresses matches at the greatest distance, at every position relative to the end
+// of the buffer.
 func TestWindow(t *testing.T) {
 	g := newGenerator(3)
 	g.header()
@@ -183,7 +188,8 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-// TestMembers: many, with and without content, and matches that may not refer to the member before.
+// TestMembers decompresses many members, with and without content, and refuses a match that refers
+// to the previous member.
 func TestMembers(t *testing.T) {
 	var file, want []byte
 	data := sample(100_000)
@@ -203,11 +209,11 @@ func TestMembers(t *testing.T) {
 	_, err = same(t, append(stdGzip(t, 6, []byte("abc")), g.w.align().b...))
 	var corrupt flate.CorruptInputError
 	if !errors.As(err, &corrupt) {
-		t.Errorf("a match into the member before: %v", err)
+		t.Errorf("a match into the previous member: %v", err)
 	}
 }
 
-// small files have one of each kind of block.
+// small returns short files with one kind of block each.
 func small(tb testing.TB) map[string][]byte {
 	text := []byte("the layer, the other layer, and the layer below the other layer: 0123456789")
 	g := newGenerator(4)
@@ -231,7 +237,8 @@ func small(tb testing.TB) map[string][]byte {
 	return files
 }
 
-// TestCut: every beginning of a file, with zero bytes and with others behind it too.
+// TestCut decompresses every prefix of a file, alone, followed by zero bytes, and followed by other
+// bytes.
 func TestCut(t *testing.T) {
 	for name, file := range small(t) {
 		t.Run(name, func(t *testing.T) {
@@ -247,7 +254,7 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestFlips: every bit of a file.
+// TestFlips flips every bit of a file.
 func TestFlips(t *testing.T) {
 	for name, file := range small(t) {
 		t.Run(name, func(t *testing.T) {
@@ -260,7 +267,7 @@ func TestFlips(t *testing.T) {
 	}
 }
 
-// TestSources: the result does not depend on how the source delivers its bytes and errors.
+// TestSources shows that the result does not depend on how the source returns its bytes and errors.
 func TestSources(t *testing.T) {
 	data := sample(300_000)
 	file := stdGzip(t, 6, data)
@@ -294,7 +301,7 @@ func TestSources(t *testing.T) {
 		}
 	}
 	if _, err := inflate.New(iotest.ErrReader(nil), nil).Read(make([]byte, 1)); err != io.ErrNoProgress {
-		t.Errorf("a source that gives nothing: %v", err)
+		t.Errorf("a source that returns nothing: %v", err)
 	}
 }
 
@@ -310,7 +317,7 @@ func (s *stubborn) Write(p []byte) (int, error) {
 	return min(len(p), s.take), s.err
 }
 
-// TestWriteTo: bytes that a writer does not accept are not lost.
+// TestWriteTo shows that bytes that a writer does not accept are not lost.
 func TestWriteTo(t *testing.T) {
 	data := sample(700_000)
 	full := errors.New("disk full")
@@ -343,20 +350,21 @@ func TestWriteTo(t *testing.T) {
 	}
 }
 
-// TestClose: memory is released once, and a closed Reader has none.
+// TestClose shows that Close releases the memory once, and that a closed Reader reads only after a
+// Reset.
 func TestClose(t *testing.T) {
 	file := stdGzip(t, 6, []byte("content"))
 	z := inflate.New(bytes.NewReader(file), nil)
 	if n, err := z.Read(nil); n != 0 || err != nil {
-		t.Errorf("a read of nothing: %d, %v", n, err)
+		t.Errorf("Read of an empty buffer: %d, %v", n, err)
 	}
 	must(t, z.Close())
 	must(t, z.Close())
 	if _, err := z.Read(make([]byte, 1)); err == nil || err == io.EOF {
-		t.Errorf("a closed reader reads: %v", err)
+		t.Errorf("Read of a closed reader: %v", err)
 	}
 	if _, err := z.WriteTo(io.Discard); err == nil {
-		t.Error("a closed reader writes")
+		t.Error("WriteTo of a closed reader succeeds")
 	}
 	z.Reset(bytes.NewReader(file))
 	if got, err := io.ReadAll(z); err != nil || string(got) != "content" {
@@ -371,6 +379,6 @@ func TestClose(t *testing.T) {
 		}
 		z.Close()
 	}); n > 1 {
-		t.Errorf("%v allocations for a file", n)
+		t.Errorf("%v allocations per file", n)
 	}
 }

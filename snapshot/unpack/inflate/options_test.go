@@ -12,7 +12,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/inflate"
 )
 
-// TestOptions: what follows a member, and reserved flags.
+// TestOptions shows how the options treat bytes behind a member, and reserved flags.
 func TestOptions(t *testing.T) {
 	file := stdGzip(t, 6, []byte("content"))
 	reserved := bytes.Clone(file)

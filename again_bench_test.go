@@ -10,8 +10,8 @@ import (
 	"github.com/tank-snapshotter/tank"
 )
 
-// BenchmarkAgain pulls an image of three layers that is here already, unchanged, as a new process does
-// but for its start: Open, Pull, Close.
+// BenchmarkAgain pulls an unchanged image of three layers that the root already has: Open, Pull and
+// Close. Only the start of a process is missing.
 func BenchmarkAgain(b *testing.B) {
 	reg, _ := benchImage(b, 50, 100, 150)
 	root := filepath.Join(b.TempDir(), "root")

@@ -21,8 +21,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// BenchmarkPull pulls an image of three layers, some 110 MB in 3,000 files, into a new root each time;
-// MB/s are those of the unpacked bytes. Put TMPDIR on tmpfs. See docs/performance.md for pulls beside
+// BenchmarkPull pulls an image of three layers, about 110 MB in 3,000 files, into a new root each
+// time. MB/s counts unpacked bytes. Put TMPDIR on tmpfs. docs/performance.md compares pulls with
 // other programs.
 func BenchmarkPull(b *testing.B) {
 	reg, size := benchImage(b, 500, 1000, 1500)
@@ -54,7 +54,8 @@ func BenchmarkPull(b *testing.B) {
 	}
 }
 
-// benchImage is a registry with an image x:1 of a layer for each number of files, and the bytes that they unpack to.
+// benchImage starts a registry with an image x:1, which has one layer for each number of files.
+// size is the number of unpacked bytes.
 func benchImage(b *testing.B, layers ...int) (reg *registrytest.Registry, size int64) {
 	b.Helper()
 	reg = registrytest.New(b)
@@ -70,8 +71,8 @@ func benchImage(b *testing.B, layers ...int) (reg *registrytest.Registry, size i
 	return reg, size
 }
 
-// benchLayer makes a tar of files of 6 KB in the median and 36 KB in the mean, and its gzip, which is
-// 2.3 times smaller. Same arguments, same bytes.
+// benchLayer makes the tar of a layer and its gzip, which is 2.3 times smaller. The files have a
+// median size of 6 KB and a mean size of 36 KB. The same arguments give the same bytes.
 func benchLayer(b *testing.B, index, files int) (stream, blob []byte) {
 	b.Helper()
 	rng := rand.New(rand.NewPCG(7, uint64(index)))

@@ -16,7 +16,7 @@ func TestErrorsHaveClasses(t *testing.T) {
 	must(t, os.WriteFile(file, nil, 0o600))
 	tk, err := tank.Open(filepath.Join(t.TempDir(), "root"), nil)
 	must(t, err)
-	must(t, tk.Close()) // so that everything fails
+	must(t, tk.Close()) // from here on, every call fails
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	functions := map[string]func() error{

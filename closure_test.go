@@ -22,10 +22,10 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// liar is a registry with the image "good" and changes of it.
+// liar is a registry with the image "good" and changed variants of it.
 type liar struct {
 	*registrytest.Registry
-	manifest ocispec.Manifest // of good
+	manifest ocispec.Manifest // of the image "good"
 }
 
 func newLiar(t *testing.T) *liar {
@@ -48,7 +48,8 @@ func (l *liar) image(tag string, change func(*ocispec.Manifest)) ocispec.Descrip
 	return l.Manifest(tag, m.MediaType, registrytest.JSON(m))
 }
 
-// TestSizesOnEveryRoot shows that a manifest is refused for a wrong size whatever was pulled before it.
+// TestSizesOnEveryRoot shows that a manifest with a wrong size is refused, whatever the root pulled
+// before.
 func TestSizesOnEveryRoot(t *testing.T) {
 	t.Parallel()
 	reg := newLiar(t)
@@ -122,8 +123,8 @@ func TestSizesOnEveryRoot(t *testing.T) {
 	}
 }
 
-// TestRecordsOfLies shows what is done with an image that an older version recorded with a size that its blob does
-// not have.
+// TestRecordsOfLies shows how Tank treats an image that an older version recorded with a wrong size
+// of a blob.
 func TestRecordsOfLies(t *testing.T) {
 	t.Parallel()
 	reg := newLiar(t)
@@ -138,7 +139,7 @@ func TestRecordsOfLies(t *testing.T) {
 		infos, err := tk.Images(context.Background())
 		must(t, err)
 		if infos[0].Size < 0 {
-			t.Errorf("an image of %d bytes", infos[0].Size)
+			t.Errorf("recorded size: %d bytes", infos[0].Size)
 		}
 		if faults := faultsOf(t, tk); len(faults) != 1 || faults[0].What != "image" || !errdefs.IsDataLoss(faults[0]) {
 			t.Errorf("check reports %v", faults)
@@ -147,12 +148,12 @@ func TestRecordsOfLies(t *testing.T) {
 	if _, err := r.pull(t, ref, &tank.PullOptions{Offline: true}); !errdefs.IsNotFound(err) {
 		t.Errorf("offline: %v", err)
 	}
-	_, err = r.pull(t, ref, nil) // the registry's manifest is right, and so is the record then
+	_, err = r.pull(t, ref, nil) // the manifest of the registry is right, so this repairs the record
 	must(t, err)
 }
 
-// TestTwoReadings shows that a document that only folding gives its meaning is refused in a pull, and in the record
-// of an older version.
+// TestTwoReadings shows that a document with two readings, one of which ignores the case of keys,
+// is refused in a pull and in a record of an older version.
 func TestTwoReadings(t *testing.T) {
 	t.Parallel()
 	reg := newLiar(t)
@@ -188,7 +189,7 @@ func TestTwoReadings(t *testing.T) {
 	}
 }
 
-// withConfig is the manifest of an image without layers whose config begins with start.
+// withConfig returns the manifest of an image without layers whose config begins with start.
 func withConfig(reg *liar, start string) string {
 	config := registrytest.JSON(
 		ocispec.Image{Platform: platforms.DefaultSpec(), RootFS: ocispec.RootFS{Type: "layers"}})
@@ -198,7 +199,8 @@ func withConfig(reg *liar, start string) string {
 	return string(registrytest.JSON(m))
 }
 
-// TestRecordsOfTwoReadings shows what is done with an image of an older version whose documents have two readings.
+// TestRecordsOfTwoReadings shows how Tank treats an image of an older version whose documents have
+// two readings.
 func TestRecordsOfTwoReadings(t *testing.T) {
 	t.Parallel()
 	for what, pick := range map[string]func(*metadata.Image) *ocispec.Descriptor{
@@ -243,16 +245,17 @@ func TestRecordsOfTwoReadings(t *testing.T) {
 			must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
 			rebuilt, err := tank.Rebuild(context.Background(), r.dir)
 			must(t, err)
-			// The blobs that the registry gave are all here, and the reference stands for the index that was recorded
+			// All blobs of the registry are here. The reference resolves to the index that was recorded
 			// last.
 			if want := map[bool]int{false: 1}[what == "index"]; rebuilt.Images != want {
-				t.Errorf("rebuilt %d images, not %d", rebuilt.Images, want)
+				t.Errorf("rebuilt %d images, want %d", rebuilt.Images, want)
 			}
 		})
 	}
 }
 
-// TestRebuildComparesSizes shows that a rebuild records no image whose manifest gives a blob another size than it has.
+// TestRebuildComparesSizes shows that a rebuild records no image whose manifest gives a wrong size
+// of a blob.
 func TestRebuildComparesSizes(t *testing.T) {
 	t.Parallel()
 	reg := newLiar(t)
@@ -279,7 +282,7 @@ func TestRebuildComparesSizes(t *testing.T) {
 	}
 }
 
-// record changes the record of a reference in a root that nobody has open.
+// record changes the record of a reference. No process may have the root open.
 func (r *root) record(t *testing.T, ref string, change func(*metadata.Tx, *metadata.Image)) {
 	t.Helper()
 	db, err := metadata.Open(filepath.Join(r.dir, "metadata.db"), nil)
@@ -295,7 +298,7 @@ func (r *root) record(t *testing.T, ref string, change func(*metadata.Tx, *metad
 	}))
 }
 
-// recorded is the record of a reference as Inspect shows it.
+// recorded returns the record of a reference as Inspect reports it.
 func (r *root) recorded(t *testing.T, ref string, tk *tank.Tank) *metadata.Image {
 	t.Helper()
 	d, err := tk.Inspect(context.Background(), ref)

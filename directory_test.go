@@ -8,8 +8,8 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestDirectory opens one root in both modes: a container above a committed one gets a directory of its
-// own, or an overlay mount.
+// TestDirectory opens one root in both modes. A container above a committed snapshot gets its own
+// directory in directory mode and an overlay mount in overlay mode.
 func TestDirectory(t *testing.T) {
 	root := t.TempDir()
 	for _, row := range []struct {

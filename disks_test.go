@@ -24,7 +24,7 @@ func mountXFS(t *testing.T, dir string) {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "xfs")
 	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 310<<20)) // less is refused
+	must(t, os.Truncate(image, 310<<20)) // mkfs.xfs refuses less
 	run(t, "mkfs.xfs", "-q", image)
 	must(t, os.MkdirAll(dir, 0o700))
 	run(t, "mount", "-o", "loop", image, dir)
@@ -46,7 +46,8 @@ func run(t *testing.T, name string, args ...string) {
 	}
 }
 
-// setProject gives a directory a project id that what is made in it inherits, as xfs_quota and chattr +P do.
+// setProject gives a directory a project ID that new files in it inherit, as xfs_quota and chattr
+// +P do.
 func setProject(t *testing.T, dir string, id uint32) {
 	t.Helper()
 	// FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_XFLAG_PROJINHERIT

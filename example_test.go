@@ -15,7 +15,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// An image is pulled once and answered without the network from then on.
+// The first pull downloads an image. Later pulls of it need no network.
 func Example() {
 	reg := registrytest.Start() // stands for a registry; its image has one empty layer
 	defer reg.Close()

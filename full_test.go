@@ -13,8 +13,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestUnfinishedOnFullDisk keeps what a failed pull has gathered, to be resumed, unless the disk is almost full: then a
-// collection deletes it.
+// TestUnfinishedOnFullDisk shows that a collection keeps the partial downloads of a failed pull,
+// which can resume them, unless the disk is almost full.
 func TestUnfinishedOnFullDisk(t *testing.T) {
 	requireRoot(t)
 	reg := registrytest.New(t)
@@ -35,10 +35,10 @@ func TestUnfinishedOnFullDisk(t *testing.T) {
 		mountTmpfs(t, r.dir, "size=8m,mode=700")
 		blobs.Store(0)
 		if _, err := r.pull(t, reg.Host+"/x:1", nil); err == nil {
-			t.Fatal("pulled")
+			t.Fatal("the pull succeeded")
 		}
 		if left := r.left(t); len(left) == 0 {
-			t.Fatal("nothing was gathered")
+			t.Fatal("the failed pull left no partial download")
 		}
 		if full {
 			_ = os.WriteFile(filepath.Join(r.dir, "filler"), make([]byte, 8<<20), 0o600)
@@ -48,7 +48,7 @@ func TestUnfinishedOnFullDisk(t *testing.T) {
 			must(t, err)
 		})
 		if left := r.left(t); (len(left) == 0) != full {
-			t.Errorf("full=%v: %q", full, left)
+			t.Errorf("full=%v: left %q", full, left)
 		}
 	}
 }

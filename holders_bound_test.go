@@ -16,8 +16,9 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// TestReleaseOfOne: a containerd's holder is released whatever another one has mounted or connected, and handed over as
-// a whole; its unfinished downloads live as long as somebody can resume them.
+// TestReleaseOfOne shows that the holder of one containerd can be released although another
+// containerd has mounts and connections, and that HandOver moves everything of a holder. Unfinished
+// downloads stay for as long as a holder can resume them.
 func TestReleaseOfOne(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()
@@ -56,33 +57,33 @@ func TestReleaseOfOne(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
 	must(t, os.WriteFile(filepath.Join(at, "written"), nil, 0o600))
 	if _, err := tk.Release(ctx, string(second), nil); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("released while it is mounted: %v", err)
+		t.Errorf("release while it is mounted: %v", err)
 	}
 	if _, err := tk.Release(ctx, string(first), nil); err != nil {
-		t.Errorf("the other one: %v", err)
+		t.Errorf("release of the other holder: %v", err)
 	}
 
-	// This process has no database, so it is what the first new caller of a root is.
+	// This process has no database, so it gets a session like the first new caller of a root.
 	s, err := tk.Binder().Session(ctx, peer.Process{})
 	must(t, err)
 	if _, err := tk.Release(ctx, string(second), &tank.ReleaseOptions{To: "containerd/d2"}); !errdefs.IsNotFound(err) {
-		t.Errorf("handed over to nobody: %v", err)
+		t.Errorf("handover to an unknown holder: %v", err)
 	}
 	if _, err := tk.Release(ctx, "containerd/none",
 		&tank.ReleaseOptions{To: string(s.Holder())}); !errdefs.IsNotFound(err) {
-		t.Errorf("handed over from nobody: %v", err)
+		t.Errorf("handover from an unknown holder: %v", err)
 	}
 	h, err := tk.Release(ctx, string(second), &tank.ReleaseOptions{To: string(s.Holder())})
 	must(t, err)
 	if h.Snapshots != 2 || h.Ingests != 1 {
-		t.Errorf("handed over: %+v", h)
+		t.Errorf("result of the handover: %+v", h)
 	}
 	if i, err := tk.Snapshots().For(s.Holder()).Stat(ctx, "default/3/container"); err != nil ||
 		i.Parent != "default/2/layer" {
 		t.Errorf("%+v, %v", i, err)
 	}
 	if _, err := tk.Release(ctx, string(s.Holder()), nil); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("released while it is connected: %v", err)
+		t.Errorf("release while it is connected: %v", err)
 	}
 	must(t, unix.Unmount(at, 0))
 	s.End()

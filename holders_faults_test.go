@@ -13,8 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestHoldersOnFaultyDisk: what cannot be measured does not keep the holders from being listed. A release asks for the
-// same sizes.
+// TestHoldersOnFaultyDisk shows that Holders lists all holders although the size of a directory
+// cannot be measured. Release measures the same sizes.
 func TestHoldersOnFaultyDisk(t *testing.T) {
 	requireRoot(t)
 	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
@@ -37,16 +37,16 @@ func TestHoldersOnFaultyDisk(t *testing.T) {
 	must(t, unix.Mount("broken", broken, "fuse", 0,
 		fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse.Fd())))
 	t.Cleanup(func() { _ = unix.Unmount(broken, unix.MNT_DETACH) })
-	must(t, fuse.Close()) // nobody answers: every call fails with ENOTCONN
+	must(t, fuse.Close()) // every call on the mount now fails with ENOTCONN
 	if _, err := os.ReadDir(broken); err == nil {
-		t.Fatal("the directory can be read")
+		t.Fatal("the directory is still readable")
 	}
 	r.with(t, func(tk *tank.Tank) {
 		if all, err := tk.Holders(ctx); err != nil || len(all) == 0 {
 			t.Errorf("holders %v, %v", all, err)
 		}
 		must(t, unix.Unmount(broken, unix.MNT_DETACH))
-		_, err := tk.Release(ctx, "image/"+ref, nil) // with the rootfs, which has one directory too many
+		_, err := tk.Release(ctx, "image/"+ref, nil) // also the rootfs, with the extra directory
 		must(t, err)
 	})
 }

@@ -38,7 +38,7 @@ func requireRoot(t *testing.T) {
 	t.Skip("needs root, for overlay mounts")
 }
 
-// layerOf builds a layer's tar, its blob and the descriptor of that.
+// layerOf builds a layer: its tar, its blob and the descriptor of the blob.
 func layerOf(t *testing.T, items ...Item) (raw, blob []byte, desc ocispec.Descriptor) {
 	t.Helper()
 	raw = Tar(t, items...)
@@ -48,8 +48,8 @@ func layerOf(t *testing.T, items ...Item) (raw, blob []byte, desc ocispec.Descri
 			Size: int64(len(blob))}
 }
 
-// unpackAs does what containerd does with an image: it writes the blobs, unpacks a chain of them, and
-// makes a container on top, whose mounts are returned.
+// unpackAs makes the calls of a containerd that pulls an image: it writes the blobs and unpacks the
+// chain of layers. It prepares a container on top and returns the mounts of the container.
 func unpackAs(t *testing.T, tk *tank.Tank, layers ...[]Item) []mount.Mount {
 	t.Helper()
 	ctx := context.Background()
@@ -90,7 +90,8 @@ func holderOf(t *testing.T, tk *tank.Tank, name string) tank.HolderInfo {
 	return holders[i]
 }
 
-// TestRelease: each holder tells what it keeps, and its release gives back what it kept alone, and no more.
+// TestRelease shows that Holders reports what each holder keeps, and that Release frees exactly
+// what only this holder kept.
 func TestRelease(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()
@@ -106,7 +107,7 @@ func TestRelease(t *testing.T) {
 	must(t, err)
 	r.with(t, func(tk *tank.Tank) {
 		if _, err := tk.Release(ctx, "containerd", nil); !errdefs.IsNotFound(err) {
-			t.Errorf("containerd never was here: %v", err)
+			t.Errorf("containerd holds something before its first call: %v", err)
 		}
 		unpackAs(t, tk, shared, own)
 		must(t, os.WriteFile(filepath.Join(r.dir, "snapshots", newestDir(t, r.dir), "fs", "written"),
@@ -136,14 +137,14 @@ func TestRelease(t *testing.T) {
 				t.Errorf("release %q: %v, want %v", name, err, want)
 			}
 		}
-		// A download that did not end.
+		// An unfinished download.
 		w, err := tk.Content().For(metadata.Containerd).Writer(ctx, content.WithRef("default/1/layer-sha256:half"))
 		must(t, err)
 		_, err = w.Write([]byte("half"))
 		must(t, err)
 		must(t, w.Close())
 		if c := holderOf(t, tk, "containerd"); c.Ingests != 1 {
-			t.Errorf("with an ingest: %+v", c)
+			t.Errorf("containerd with an ingest: %+v", c)
 		}
 		released, err := tk.Release(ctx, "containerd", nil)
 		must(t, err)
@@ -151,10 +152,10 @@ func TestRelease(t *testing.T) {
 			t.Errorf("released: %+v", released)
 		}
 		if _, err := tk.Release(ctx, "containerd", nil); !errdefs.IsNotFound(err) {
-			t.Errorf("released twice: %v", err)
+			t.Errorf("second release: %v", err)
 		}
 		if after := holderOf(t, tk, "image/"+ref); after.Exclusive != after.Bytes || after.Bytes != before.Bytes {
-			t.Errorf("the image has now %+v, before %+v", after, before)
+			t.Errorf("the image holds %+v, before %+v", after, before)
 		}
 	})
 	for _, name := range r.left(t) {
@@ -166,7 +167,7 @@ func TestRelease(t *testing.T) {
 	offline, err := r.pull(t, ref, &tank.PullOptions{Offline: true})
 	must(t, err)
 	if offline.Rootfs != pulled.Rootfs {
-		t.Errorf("the image has another rootfs: %s", offline.Rootfs)
+		t.Errorf("the image now has another rootfs: %s", offline.Rootfs)
 	}
 	r.with(t, func(tk *tank.Tank) {
 		_, err := tk.Release(ctx, "image/"+ref, nil)
@@ -177,12 +178,12 @@ func TestRelease(t *testing.T) {
 	}
 }
 
-// newestDir is the snapshots directory that was made last.
+// newestDir returns the newest directory below snapshots/.
 func newestDir(t *testing.T, root string) string {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(root, "snapshots"))
 	must(t, err)
-	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return e.Name()[0] == '.' }) // waits to be deleted
+	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return e.Name()[0] == '.' }) // waits for deletion
 	if len(entries) == 0 {
 		t.Fatal("no snapshot has a directory")
 	}
@@ -191,7 +192,8 @@ func newestDir(t *testing.T, root string) string {
 	}).Name()
 }
 
-// TestReleaseMounted: containerd is not released under its containers, unless by force.
+// TestReleaseMounted shows that the holder of containerd is released while a container has a mount
+// only with Force.
 func TestReleaseMounted(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()
@@ -209,10 +211,10 @@ func TestReleaseMounted(t *testing.T) {
 				must(t, mount.All(mounts, target))
 				_, err := tk.Release(ctx, "containerd", nil)
 				if !errdefs.IsFailedPrecondition(err) || !strings.Contains(fmt.Sprint(err), target) {
-					t.Errorf("released under a mount: %v", err)
+					t.Errorf("release under a mount: %v", err)
 				}
 				if c := holderOf(t, tk, "containerd"); c.Snapshots != 3 {
-					t.Errorf("something went all the same: %+v", c)
+					t.Errorf("a refused release freed something: %+v", c)
 				}
 				must(t, mount.UnmountAll(target, 0))
 				_, err = tk.Release(ctx, "containerd", nil)
@@ -241,7 +243,7 @@ func TestReleaseMounted(t *testing.T) {
 			}
 			if _, err := tk.Release(ctx, "containerd", nil); !errdefs.IsFailedPrecondition(err) ||
 				!strings.Contains(fmt.Sprint(err), target) {
-				t.Errorf("released under a mount: %v", err)
+				t.Errorf("release under a mount: %v", err)
 			}
 			must(t, in.Close())
 			if err := cmd.Wait(); err == nil {
@@ -263,7 +265,8 @@ func TestReleaseMounted(t *testing.T) {
 	})
 }
 
-// TestReleasePull: what an unfinished pull gathered is given up once the pull has ended.
+// TestReleasePull shows that the partial downloads of an unfinished pull can be released once the
+// pull has ended.
 func TestReleasePull(t *testing.T) {
 	ctx := context.Background()
 	reg := registrytest.New(t)
@@ -299,11 +302,11 @@ func TestReleasePull(t *testing.T) {
 		}
 		if _, err := tk.Release(ctx, "pull/"+ref,
 			&tank.ReleaseOptions{Force: true}); !errdefs.IsFailedPrecondition(err) {
-			t.Errorf("released while it runs: %v", err)
+			t.Errorf("release while the pull runs: %v", err)
 		}
 		close(answer)
 		if err := <-done; !errdefs.IsNotFound(err) {
-			t.Fatalf("the pull: %v", err)
+			t.Fatalf("pull: %v", err)
 		}
 		if h := holderOf(t, tk, "pull/"+ref); h.Running || h.Blobs == 0 {
 			t.Errorf("ended: %+v", h)
@@ -314,7 +317,7 @@ func TestReleasePull(t *testing.T) {
 			t.Errorf("left: %+v, %v", holders, err)
 		}
 	})
-	r.with(t, func(tk *tank.Tank) { // the end may have cut an unpack off, which leaves something in staging (I4)
+	r.with(t, func(tk *tank.Tank) { // a canceled unpack may have left something in staging (I4)
 		_, err := tk.GC(ctx)
 		must(t, err)
 	})
@@ -323,13 +326,13 @@ func TestReleasePull(t *testing.T) {
 	}
 }
 
-// TestProbe: a root that is open answers, and an answer that does not come in time is an error.
+// TestProbe shows that an open root answers Probe, and that a late answer is an error.
 func TestProbe(t *testing.T) {
 	newRoot(t, false).with(t, func(tk *tank.Tank) {
 		must(t, tk.Probe(context.Background()))
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()
-		// Either may be first; an error has to be the context's.
+		// Probe may answer although the context has ended; an error must be that of the context.
 		if err := tk.Probe(ended); err != nil && !strings.Contains(err.Error(), context.Canceled.Error()) {
 			t.Error(err)
 		}

@@ -15,14 +15,15 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestImmutable has an immutable file or directory in each pool: a collection frees everything else and names it, a
-// later one in another process names it as well, and neither fails. Without the flag it is freed.
+// TestImmutable has an immutable file or directory in each pool. A collection frees everything
+// else, names the immutable path and succeeds, and so does a later collection of another process.
+// Once the flag is cleared, the path is freed.
 func TestImmutable(t *testing.T) {
 	requireRoot(t)
 	const immutable = unix.STATX_ATTR_IMMUTABLE // the same bit as FS_IMMUTABLE_FL
 	for name, tc := range map[string]struct {
 		daemon bool
-		path   string // below the root, a pattern
+		path   string // glob pattern, relative to the root
 	}{
 		"a blob":              {false, "blobs/sha256/*"},
 		"a file of a rootfs":  {false, "rootfs/sha256/*/d/a"},
@@ -62,7 +63,7 @@ func TestImmutable(t *testing.T) {
 				found, err := filepath.Glob(filepath.Join(r.dir, tc.path))
 				must(t, err)
 				if len(found) == 0 {
-					t.Fatal("no such file")
+					t.Fatal("no file matches the path of the row")
 				}
 				setFlags(t, found[0], immutable, 0)
 				kept = inodeOf(t, found[0])
@@ -79,7 +80,7 @@ func TestImmutable(t *testing.T) {
 				})
 			}
 			if !clearFlag(t, r.dir, kept, immutable) {
-				t.Fatal("the file is gone")
+				t.Fatal("the immutable file is gone")
 			}
 			r.with(t, func(tk *tank.Tank) {
 				got, err := tk.GC(t.Context())
@@ -95,7 +96,8 @@ func TestImmutable(t *testing.T) {
 	}
 }
 
-// clearFlag clears the flag of the file with that inode, wherever it lies now. It reports whether there is one.
+// clearFlag clears the flag of the file with the inode ino below dir and reports whether the file
+// exists.
 func clearFlag(t *testing.T, dir string, ino uint64, flag int) (found bool) {
 	t.Helper()
 	must(t, filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {

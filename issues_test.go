@@ -23,8 +23,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// An image that its tag left is kept as REF@DIGEST. Somebody who then pulls exactly that gets it,
-// "cached", and gc deletes it.
+// TestPinnedAfterTheTagMoved shows that gc keeps an image that was pulled as REF@DIGEST after its
+// tag had moved.
 func TestPinnedAfterTheTagMoved(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"
@@ -40,10 +40,10 @@ func TestPinnedAfterTheTagMoved(t *testing.T) {
 	must(t, err)
 	r.with(t, func(tk *tank.Tank) { _, err = tk.GC(context.Background()); must(t, err) })
 	if _, err := os.Stat(img.Rootfs); err != nil {
-		t.Errorf("the rootfs that pull returned: %v", err)
+		t.Errorf("rootfs that the pull returned: %v", err)
 	}
 	if _, err := r.pull(t, pinned, &tank.PullOptions{Offline: true}); err != nil {
-		t.Errorf("the image that was pulled by digest: %v", err)
+		t.Errorf("offline pull by digest: %v", err)
 	}
 }
 
@@ -62,7 +62,7 @@ func layoutRefs(t *testing.T, dir string) (refs []string, missing []string) {
 	return refs, missing
 }
 
-// gc deletes untagged images and leaves them in index.json.
+// TestLayoutAfterGC shows that gc removes the entries of untagged images from index.json.
 func TestLayoutAfterGC(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"
@@ -79,8 +79,8 @@ func TestLayoutAfterGC(t *testing.T) {
 	}
 }
 
-// A kill between the image's record and index.json leaves the root without the image in its layout for good: neither
-// Open nor a cached pull writes it.
+// TestLayoutAfterCrash shows that a cached pull writes index.json if a crash prevented that after
+// the image was recorded.
 func TestLayoutAfterCrash(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"
@@ -88,7 +88,7 @@ func TestLayoutAfterCrash(t *testing.T) {
 	r := newRoot(t, false)
 	_, err := r.pull(t, ref, nil)
 	must(t, err)
-	// as before it was written
+	// the state before the pull wrote index.json
 	must(t, errors.Join(os.Remove(filepath.Join(r.dir, "index.json")), os.Remove(filepath.Join(r.dir, "oci-layout"))))
 	_, err = r.pull(t, ref, nil)
 	must(t, err)
@@ -97,8 +97,8 @@ func TestLayoutAfterCrash(t *testing.T) {
 	}
 }
 
-// rm between a pull's look at the record and its hold of the rootfs (a resolve takes a round trip)
-// leaves a hold of an image that is not there: nothing ever releases it, and check finds fault with it.
+// TestRemoveDuringCachedPull removes an image between the moments when a pull reads its record and
+// when it holds the rootfs. The pull leaves no hold of the removed image.
 func TestRemoveDuringCachedPull(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
@@ -119,11 +119,12 @@ func TestRemoveDuringCachedPull(t *testing.T) {
 		must(t, err)
 	})
 	if left := r.left(t); len(left) > 0 {
-		t.Errorf("after all images were removed, and gc: %q", left)
+		t.Errorf("left after gc without images: %q", left)
 	}
 }
 
-// rm and gc during the resolve of an image that was here make the pull fail, although the registry has it.
+// TestGCDuringResolve shows that a pull of a known image succeeds although rm and gc delete it
+// while the pull resolves the reference.
 func TestGCDuringResolve(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"
@@ -146,7 +147,8 @@ func TestGCDuringResolve(t *testing.T) {
 	})
 }
 
-// What --no-sync left provisional is not made durable by a pull that promises it.
+// TestSyncAfterNoSync shows that a pull without --no-sync makes durable what an earlier pull with
+// --no-sync left provisional.
 func TestSyncAfterNoSync(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"
@@ -172,7 +174,8 @@ func TestSyncAfterNoSync(t *testing.T) {
 	}))
 }
 
-// The keys of hosts.toml are read without regard to case, but looked for with.
+// TestHostsFilesCase shows that the paths in hosts.toml are checked whatever the case of their
+// keys.
 func TestHostsFilesCase(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
@@ -189,7 +192,7 @@ func TestHostsFilesCase(t *testing.T) {
 	}
 }
 
-// An image whose config names no platform is pulled, and never found again.
+// TestNoPlatform shows that an offline pull finds an image whose config names no platform.
 func TestNoPlatform(t *testing.T) {
 	reg := registrytest.New(t)
 	tar := Tar(t, base...)
@@ -203,7 +206,8 @@ func TestNoPlatform(t *testing.T) {
 	}
 }
 
-// Pulled without rootfs, then with: in a private root the layers stay beside the rootfs for good.
+// TestNoRootfsThenRootfs pulls an image without and then with a rootfs. In a private root, gc then
+// deletes the layers.
 func TestNoRootfsThenRootfs(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
@@ -219,7 +223,8 @@ func TestNoRootfsThenRootfs(t *testing.T) {
 	}
 }
 
-// A rootfs that another reference has already is returned, but images does not know of it.
+// TestRootfsOfAnotherReference shows that Images reports the rootfs of a reference that shares it
+// with another reference.
 func TestRootfsOfAnotherReference(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
@@ -242,8 +247,8 @@ func TestRootfsOfAnotherReference(t *testing.T) {
 	})
 }
 
-// A pull that broke off before the tag moved leaves its blobs to the image of the new digest: they stay
-// as long as that does.
+// TestLeftoversOfAnOldDigest shows that gc deletes what a failed pull left once its tag names
+// another image.
 func TestLeftoversOfAnOldDigest(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"
@@ -251,7 +256,7 @@ func TestLeftoversOfAnOldDigest(t *testing.T) {
 	bad := digest.FromBytes(Gzip(t, Tar(t, F("one", "1")))).String()
 	reg.Fault = func(w http.ResponseWriter, req *http.Request) bool {
 		if strings.Contains(req.URL.Path, "/blobs/"+bad) {
-			time.Sleep(200 * time.Millisecond) // the other layer comes first
+			time.Sleep(200 * time.Millisecond) // until the other layer has arrived
 			w.WriteHeader(http.StatusForbidden)
 			return true
 		}
@@ -259,7 +264,7 @@ func TestLeftoversOfAnOldDigest(t *testing.T) {
 	}
 	r := newRoot(t, false)
 	if _, err := r.pull(t, ref, nil); err == nil {
-		t.Fatal("pulled")
+		t.Fatal("the pull succeeded")
 	}
 	push(t, reg, "1", []Item{F("new", "1")})
 	_, err := r.pull(t, ref, nil)

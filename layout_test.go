@@ -22,7 +22,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// foreignImage is what another program added to a root, as skopeo does: blobs, then an entry of index.json.
+// foreignImage is an image that another program, such as skopeo, added to a root: its blobs and its
+// entry of index.json.
 type foreignImage struct {
 	dir   string
 	entry ocispec.Descriptor
@@ -76,7 +77,7 @@ func indexOf(t *testing.T, dir string) (index ocispec.Index) {
 	return index
 }
 
-// stays shows that the entry and all blobs are there, once.
+// stays checks that index.json has the entry once and that all its blobs exist.
 func (f *foreignImage) stays(t *testing.T, after string) {
 	t.Helper()
 	n := 0
@@ -86,7 +87,7 @@ func (f *foreignImage) stays(t *testing.T, after string) {
 		}
 	}
 	if n != 1 {
-		t.Errorf("%s: the entry is there %d times: %+v", after, n, indexOf(t, f.dir))
+		t.Errorf("%s: index.json has the entry %d times: %+v", after, n, indexOf(t, f.dir))
 	}
 	for _, d := range f.blobs {
 		if _, err := os.Stat(filepath.Join(f.dir, "blobs", "sha256", d.Encoded())); err != nil {
@@ -95,8 +96,8 @@ func (f *foreignImage) stays(t *testing.T, after string) {
 	}
 }
 
-// TestForeignEntryStays runs everything that writes index.json or deletes blobs in a root with an entry of another
-// program. The entry and its blobs stay, and Tank serves nothing of it.
+// TestForeignEntryStays runs everything that writes index.json or deletes blobs in a root with an
+// entry of another program. The entry and its blobs stay, and Tank does not serve them.
 func TestForeignEntryStays(t *testing.T) {
 	t.Parallel()
 	for _, daemon := range []bool{false, true} {
@@ -156,7 +157,7 @@ func TestForeignEntryStays(t *testing.T) {
 				}
 			}
 			f.stays(t, "release of what was rebuilt")
-			// The program that added the entry takes it away again.
+			// The program that added the entry removes it.
 			editIndex(t, r.dir, func(i *ocispec.Index) {
 				i.Manifests = slices.DeleteFunc(i.Manifests,
 					func(d ocispec.Descriptor) bool { return d.Digest == f.entry.Digest })
@@ -172,8 +173,8 @@ func TestForeignEntryStays(t *testing.T) {
 	}
 }
 
-// TestForeignEntryInDaemon shows that the sweep in the background, after containerd deleted a blob, keeps the blobs of
-// an entry that came while the daemon ran.
+// TestForeignEntryInDaemon shows that the background sweep after a deletion by containerd keeps the
+// blobs of an entry that another program added while the daemon ran.
 func TestForeignEntryInDaemon(t *testing.T) {
 	t.Parallel()
 	r, ctx := newRoot(t, true), context.Background()
@@ -196,8 +197,8 @@ func TestForeignEntryInDaemon(t *testing.T) {
 	})
 }
 
-// TestForeignName gives another program's entry the name of a pulled image. The record decides what the name is, and
-// the other entry stays without it.
+// TestForeignName gives the entry of another program the name of a pulled image. The record decides
+// which image has the name, and the other entry stays without a name.
 func TestForeignName(t *testing.T) {
 	t.Parallel()
 	for _, steal := range []string{"beside", "instead", "as skopeo"} {
@@ -210,7 +211,7 @@ func TestForeignName(t *testing.T) {
 			switch steal {
 			case "instead":
 				i.Manifests = nil
-			case "as skopeo": // which takes the name from the entry that had it
+			case "as skopeo": // skopeo removes the name from the former entry
 				delete(i.Manifests[0].Annotations, ocispec.AnnotationRefName)
 			}
 		})
@@ -238,7 +239,8 @@ func TestForeignName(t *testing.T) {
 	}
 }
 
-// TestForeignContent pulls an image of which another program left a blob with other content, and names it in an entry.
+// TestForeignContent pulls an image although another program left a blob with other content under
+// the digest of one of its blobs and named the blob in an entry.
 func TestForeignContent(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -258,7 +260,8 @@ func TestForeignContent(t *testing.T) {
 	}
 }
 
-// TestForeignUnknown shows that a sweep deletes no blob without a record while it cannot find out what an entry needs.
+// TestForeignUnknown shows that a sweep deletes no unrecorded blob if it cannot read which blobs an
+// entry needs.
 func TestForeignUnknown(t *testing.T) {
 	t.Parallel()
 	r, ctx := newRoot(t, false), context.Background()
@@ -276,7 +279,8 @@ func TestForeignUnknown(t *testing.T) {
 	})
 }
 
-// TestUnreadableIndex writes index.json again and keeps a copy of what it was.
+// TestUnreadableIndex shows that an unreadable index.json is written again and a copy of it is
+// kept.
 func TestUnreadableIndex(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -294,7 +298,7 @@ func TestUnreadableIndex(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(r.dir, "index.json"), []byte(text), 0o600))
 			r.with(t, func(*tank.Tank) {})
 			if refs, _ := layoutRefs(t, r.dir); !slices.Equal(refs, []string{reg.Host + "/x:1", ""}) {
-				t.Errorf("index.json has %q", refs)
+				t.Errorf("index.json has the names %q", refs)
 			}
 			copies, err := filepath.Glob(filepath.Join(r.dir, "lost", "*", "index.json"))
 			if err != nil || len(copies) != 1 {

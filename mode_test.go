@@ -19,10 +19,10 @@ import (
 	"github.com/tank-snapshotter/tank"
 )
 
-// openEnv has the test binary, run again, open a root, or rebuild it, and say what came of it.
+// openEnv makes a new process of the test binary open or rebuild a root and print the error.
 const openEnv = "TANK_TEST_OPEN"
 
-// who are the processes that open roots.
+// who maps names to the kinds of processes that open roots.
 var who = map[string]*syscall.SysProcAttr{
 	"root":         {},
 	"root no caps": {},
@@ -36,8 +36,8 @@ var who = map[string]*syscall.SysProcAttr{
 	"one id":    namespaceOf([3]int{0, 1000, 1}),
 }
 
-// namespaceOf starts a process as root of a new user namespace with these ids: first one inside, first
-// one outside, number.
+// namespaceOf returns the attributes of a process that is root of a new user namespace. Each
+// mapping is the first ID inside, the first ID outside, and the number of IDs.
 func namespaceOf(ids ...[3]int) *syscall.SysProcAttr {
 	var m []syscall.SysProcIDMap
 	for _, r := range ids {
@@ -49,11 +49,11 @@ func namespaceOf(ids ...[3]int) *syscall.SysProcAttr {
 	}
 }
 
-// TestModes opens roots as others than those who made them: a file's owner means nothing without the
-// ids that it was made with.
+// TestModes opens roots as another user than the one that made them. Owners of files have a meaning
+// only with the ID mappings under which they were written.
 func TestModes(t *testing.T) {
 	if os.Geteuid() != 0 {
-		skipUnlessCI(t, "needs root, to be everybody in turn")
+		skipUnlessCI(t, "needs root, to act as other users")
 	}
 	exe := publicCopy(t)
 	const namespace = "root of a user namespace, uids 0:1000:1,1:100000:65536, gids 0:1000:1,1:100000:65536"
@@ -93,7 +93,7 @@ func TestModes(t *testing.T) {
 			if got := openAs(t, exe, row.made, "open", root); got != "" {
 				t.Fatal(got)
 			}
-			// a root without a database still knows who made it
+			// even a root without a database records which kind of process made it
 			for _, what := range []string{"open", "rebuild", "open"} {
 				got := openAs(t, exe, row.opened, what, root)
 				if (got == "") != (row.want == "") || !strings.Contains(got, row.want) || got != "" &&
@@ -101,16 +101,16 @@ func TestModes(t *testing.T) {
 					t.Errorf("%s: %q, want %q", what, got, row.want)
 				}
 			}
-			if row.opened == "more ids" { // which count from now on
+			if row.opened == "more ids" { // the root records these IDs from now on
 				if got := openAs(t, exe, "namespace", "open", root); !strings.Contains(got, "70000:300000:5") {
-					t.Errorf("with fewer ids again: %q", got)
+					t.Errorf("opened with fewer IDs: %q", got)
 				}
 			}
 		})
 	}
 }
 
-// openAs opens the root in a process of that kind and returns its error.
+// openAs opens or rebuilds the root in a process of the given kind and returns its error, or "".
 func openAs(t *testing.T, exe, as, what, root string) string {
 	t.Helper()
 	cmd := exec.Command(exe, "-test.run=^TestModesChild$")
@@ -129,11 +129,11 @@ func openAs(t *testing.T, exe, as, what, root string) string {
 	return answer
 }
 
-// TestModesChild is the child of TestModes.
+// TestModesChild is the child process of TestModes.
 func TestModesChild(t *testing.T) {
 	job := strings.SplitN(os.Getenv(openEnv), ";", 3)
 	if len(job) < 3 {
-		t.Skip("TestModes runs it")
+		t.Skip("TestModes runs this test in a child process")
 	}
 	if job[0] == "root no caps" {
 		dropSysAdmin(t)
@@ -157,7 +157,8 @@ func TestModesChild(t *testing.T) {
 	fmt.Println("answer:", err)
 }
 
-// dropSysAdmin takes CAP_SYS_ADMIN from the thread of this test, as a container's root lacks it.
+// dropSysAdmin drops CAP_SYS_ADMIN from the thread of this test. The root user of a container lacks
+// it, too.
 func dropSysAdmin(t *testing.T) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -168,7 +169,7 @@ func dropSysAdmin(t *testing.T) {
 	must(t, unix.Capset(&header, &data[0]))
 }
 
-// publicCopy is this binary where everybody may run it.
+// publicCopy copies this binary to a path where every user may run it.
 func publicCopy(t *testing.T) string {
 	t.Helper()
 	from, err := os.Open("/proc/self/exe")
@@ -182,7 +183,7 @@ func publicCopy(t *testing.T) string {
 	return exe
 }
 
-// publicDir is a temporary directory that everybody can reach.
+// publicDir returns a temporary directory that every user can reach.
 func publicDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "tank-test-")
@@ -192,7 +193,7 @@ func publicDir(t *testing.T) string {
 	return dir
 }
 
-// skipUnlessCI skips what can't run here, except in CI.
+// skipUnlessCI skips a test that cannot run on this machine. In CI it fails the test.
 func skipUnlessCI(t *testing.T, reason string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {

@@ -19,7 +19,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// pushNamed pushes an index of two platforms, of which one is behind another index.
+// pushNamed pushes an index of two platforms. One of them is in a nested index.
 func pushNamed(t *testing.T, reg *registrytest.Registry, tags ...string) (
 	index, nested, s390x, arm64 ocispec.Descriptor,
 ) {
@@ -33,7 +33,8 @@ func pushNamed(t *testing.T, reg *registrytest.Registry, tags ...string) (
 	return index, nested, s390x, arm64
 }
 
-// TestNames finds what was pulled by tag under every other name that it has, offline, and keeps it under that name.
+// TestNames pulls an image by tag and then finds it offline under each of its other names. Such a
+// pull keeps the image under the new name.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	for _, daemon := range []bool{false, true} {
@@ -42,7 +43,7 @@ func TestNames(t *testing.T) {
 		other := digest.FromString("other")
 		for _, tc := range []struct {
 			name, ref, platform string
-			want                string // the image; "" if it is missing
+			want                string // content of the image; "": not found
 			digest              digest.Digest
 		}{
 			{"tag", ":1", "linux/s390x", "s390x", index.Digest},
@@ -82,7 +83,7 @@ func TestNames(t *testing.T) {
 				if string(b) != tc.want || img.Digest != tc.digest || !img.Cached {
 					t.Errorf("%q of %+v", b, img)
 				}
-				// A name that was pulled stays when the others go, with the indexes between.
+				// A pulled name stays when the other names are removed, with the indexes on its way to the manifest.
 				r.with(t, func(tk *tank.Tank) {
 					infos, err := tk.Images(context.Background())
 					must(t, err)
@@ -97,7 +98,7 @@ func TestNames(t *testing.T) {
 					must(t, err)
 					_, here := tk.Content().Size(nested.Digest)
 					if tc.digest == index.Digest && tc.want == "arm64" && !here {
-						t.Error("the index between was collected")
+						t.Error("the nested index was collected")
 					}
 				})
 				again, err := r.pull(t, repo+tc.ref, opts)
@@ -105,14 +106,15 @@ func TestNames(t *testing.T) {
 					t.Errorf("after the other names were removed: %+v, %v", again, err)
 				}
 				if refs, missing := layoutRefs(t, r.dir); !slices.Equal(refs, []string{img.Ref}) || len(missing) > 0 {
-					t.Errorf("index.json: %q, missing %q", refs, missing)
+					t.Errorf("index.json has %q, missing blobs %q", refs, missing)
 				}
 			})
 		}
 	}
 }
 
-// TestDigestNeedsNoRegistry shows that what a tag brought is taken for a pull by digest without a request.
+// TestDigestNeedsNoRegistry shows that a pull by digest makes no request if a pull by tag has
+// downloaded the image.
 func TestDigestNeedsNoRegistry(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -126,12 +128,12 @@ func TestDigestNeedsNoRegistry(t *testing.T) {
 	if more := reg.Requests()[before:]; len(more) > 0 {
 		t.Errorf("requests: %q", more)
 	}
-	// The other platform is not here, so it comes from the registry.
+	// The root lacks the other platform, so the pull requests it.
 	_, err = r.pull(t, reg.Host+"/x@"+index.Digest.String(), &tank.PullOptions{Platform: "linux/arm64"})
 	must(t, err)
 }
 
-// TestNamesInEveryCommand uses each spelling of a name with each operation that takes one.
+// TestNamesInEveryCommand uses each spelling of a name with each operation that takes a name.
 func TestNamesInEveryCommand(t *testing.T) {
 	t.Parallel()
 	const long = "docker.io/library/tank-test:latest"
@@ -191,7 +193,7 @@ func TestDigestForms(t *testing.T) {
 				!strings.Contains(err.Error(), repo+":2, "+repo+":1") {
 				t.Errorf("rm: %v", err)
 			}
-			// Once it was pulled by digest, it has a record of its own, which goes alone.
+			// A pull by digest adds a record of its own, which can be removed alone.
 			offline := opts
 			offline.Offline = true
 			_, err = tk.Pull(ctx, ref, &offline)
@@ -219,8 +221,8 @@ func TestDigestForms(t *testing.T) {
 	})
 }
 
-// TestDigestKeepsPath shows what protects the path that a pull returned: a pull by digest keeps it when the tag moves
-// and somebody collects garbage; without one it goes.
+// TestDigestKeepsPath shows what protects the path that a pull returned. After a pull by digest,
+// the path stays when the tag moves and gc runs; without such a pull, gc deletes it.
 func TestDigestKeepsPath(t *testing.T) {
 	t.Parallel()
 	for _, pinned := range []bool{false, true} {

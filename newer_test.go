@@ -12,8 +12,8 @@ import (
 	"github.com/tank-snapshotter/tank"
 )
 
-// TestNewerFormat opens and rebuilds a root of a newer version: it is refused with an error that names the reason, and
-// nothing in it changes.
+// TestNewerFormat shows that Open and Rebuild refuse a root of a newer version with an error that
+// names the reason, and change nothing in it.
 func TestNewerFormat(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -40,13 +40,13 @@ func TestNewerFormat(t *testing.T) {
 				tk.Close()
 			}
 			if err == nil || !strings.Contains(err.Error(), "newer Tank") || !strings.Contains(err.Error(), r.dir) {
-				t.Errorf("the error is %v", err)
+				t.Errorf("error %v", err)
 			}
 		})
 	}
 }
 
-// setSchema writes the number of a database's schema.
+// setSchema returns a function that writes the schema number of a database.
 func setSchema(number string) func(dir string) error {
 	return func(dir string) error {
 		db, err := bolt.Open(filepath.Join(dir, "metadata.db"), 0o600, nil)

@@ -19,7 +19,7 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// taken returns the bytes of disk blocks below the pools of a root, each inode once.
+// taken returns the bytes of the disk blocks below the pools of a root and counts each inode once.
 func taken(t *testing.T, root string) (bytes int64) {
 	t.Helper()
 	seen := map[uint64]bool{}
@@ -37,11 +37,13 @@ func taken(t *testing.T, root string) (bytes int64) {
 	return bytes
 }
 
-// near allows for blocks that a file system allocates only when it writes data back.
+// near reports whether a and b differ by at most 16 KiB: a file system allocates some blocks only
+// when it writes data back.
 func near(a, b int64) bool { return max(a-b, b-a) <= 16<<10 }
 
-// TestNumbersAgreeWithDisk: what Holders reports as kept alone is what a release frees, and what GC and Release report
-// as freed is what the disk got, with hard links, holes, small files, and layers that two images share.
+// TestNumbersAgreeWithDisk shows that Release frees what Holders reports as kept alone, and that
+// the disk gets the bytes that GC and Release report as freed. The images have hard links, holes,
+// small files and shared layers.
 func TestNumbersAgreeWithDisk(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -67,7 +69,7 @@ func TestNumbersAgreeWithDisk(t *testing.T) {
 			}
 			// but for the pools themselves
 			if sum := first.Bytes + second.Exclusive; sum > before || before-sum > 64<<10 {
-				t.Errorf("daemon %v: both images take %d of %d bytes", daemon, sum, before)
+				t.Errorf("daemon %v: both images keep %d of %d bytes", daemon, sum, before)
 			}
 			must(t, tk.Remove(ctx, reg.Host+"/x:1"))
 			got, err := tk.GC(ctx)
@@ -85,14 +87,14 @@ func TestNumbersAgreeWithDisk(t *testing.T) {
 					daemon, released.Freed, second.Exclusive, after-rest)
 			}
 			if got, err := tk.GC(ctx); err != nil || got.Bytes != 0 {
-				t.Errorf("daemon %v: nothing was left, but gc reports %+v, %v", daemon, got, err)
+				t.Errorf("daemon %v: nothing was left to free, but gc reports %+v, %v", daemon, got, err)
 			}
 		})
 	}
 }
 
-// TestUnfinishedIsReported: gc keeps what an unfinished pull has downloaded and reports how much that is; a release
-// frees it.
+// TestUnfinishedIsReported shows that GC keeps the partial downloads of an unfinished pull and
+// reports their size, and that Release frees them.
 func TestUnfinishedIsReported(t *testing.T) {
 	t.Parallel()
 	random := make([]byte, 2<<20)
@@ -121,7 +123,7 @@ func TestUnfinishedIsReported(t *testing.T) {
 			}
 		}})
 		if err == nil {
-			t.Fatal("half a layer is enough")
+			t.Fatal("a pull with half a layer succeeded")
 		}
 		got, err := tk.GC(context.Background())
 		must(t, err)

@@ -12,8 +12,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestObserve shows what an observer of a root sees: the downloads, the unpack and the sync of a pull, a
-// hit of the second pull, and the sweeps of a collection.
+// TestObserve shows which operations the observer of a root gets: the downloads, the unpack and the
+// sync of a pull, the hit of a second pull, and the sweeps of a collection.
 func TestObserve(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", []Item{F("a", "1")})
@@ -32,7 +32,7 @@ func TestObserve(t *testing.T) {
 		for kind, n := range want {
 			got := seen.Ended(kind)
 			if len(got) != n {
-				t.Errorf("%s: %d of %s instead of %d: %+v", when, len(got), kind, n, got)
+				t.Errorf("%s: %d operations of kind %s, want %d: %+v", when, len(got), kind, n, got)
 			}
 			for _, op := range got {
 				if op.Result.Err != nil {
@@ -47,10 +47,10 @@ func TestObserve(t *testing.T) {
 	}
 	pull()
 	if len(seen.Ended(observe.Sync)) == 0 {
-		t.Error("no sync was seen")
+		t.Error("no sync was observed")
 	}
 	unpacked := slices.ContainsFunc(seen.Ended(observe.Unpack), func(op observetest.Operation) bool {
-		return op.Result.Err == nil // an attempt that began before the blob arrived may have ended with an error
+		return op.Result.Err == nil // an unpack that began before the blob arrived may have failed
 	})
 	if !unpacked {
 		t.Errorf("unpacks: %+v", seen.Ended(observe.Unpack))
@@ -65,6 +65,6 @@ func TestObserve(t *testing.T) {
 	_, err = tk.GC(t.Context())
 	must(t, err)
 	if n := len(seen.Ended(observe.Sweep)); n < 2 {
-		t.Errorf("%d sweeps instead of those of blobs and of layers", n)
+		t.Errorf("%d sweeps, want one of blobs and one of layers", n)
 	}
 }

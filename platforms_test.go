@@ -51,9 +51,9 @@ func TestPlatforms(t *testing.T) {
 	features.OSVersion, features.OSFeatures = "1", []string{"x"}
 	for _, tc := range []struct {
 		name    string
-		images  []variant // of an index; a single one without an entry is a manifest that stands alone
+		images  []variant // of an index; a single variant without an entry is a manifest without an index
 		asked   string
-		want    string // the image; "" if none suits
+		want    string // name of the image; "": none matches
 		message string // of the warning, or of the error
 	}{
 		{"config without variant", []variant{{"v5", "linux/arm/v5", config("arm", "")}}, "linux/arm/v5", "v5", ""},
@@ -76,7 +76,7 @@ func TestPlatforms(t *testing.T) {
 		}, "linux/s390x", "plain", ""},
 		{"entry without a platform", []variant{{"one", "", config("s390x", "")}, {"two", "", config("ppc64le", "")}},
 			"linux/ppc64le", "two", ""},
-		{"nothing suits", []variant{
+		{"nothing matches", []variant{
 			{"one", "linux/s390x", config("s390x", "")}, {"two", "linux/arm/v7", config("arm", "v7")},
 			{"three", "", config("ppc64le", "")}, {"four", "linux/s390x", config("s390x", "")},
 		}, "linux/riscv64", "", "no image for linux/riscv64: it has linux/ppc64le, linux/s390x, linux/arm/v7"},
@@ -132,8 +132,8 @@ func TestPlatforms(t *testing.T) {
 	}
 }
 
-// TestPlatformsKeptApart shows that an image which suits, but is not what an index gives for a platform, is not taken
-// for it from what is here.
+// TestPlatformsKeptApart shows that an offline pull does not use a stored image that would run on a
+// platform if the index does not choose it for that platform.
 func TestPlatformsKeptApart(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -155,7 +155,7 @@ func TestPlatformsKeptApart(t *testing.T) {
 	}
 }
 
-// TestPlatformsAfterRebuild shows that the index decides also for records that are made again.
+// TestPlatformsAfterRebuild shows that the index also decides for rebuilt records.
 func TestPlatformsAfterRebuild(t *testing.T) {
 	reg := registrytest.New(t)
 	nested := reg.Index("", pushVariant(t, reg, "", variant{"two", "", config("amd64", "")}))

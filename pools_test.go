@@ -18,8 +18,9 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestPoolsApart has each pool of a root on a disk of its own, or below a project quota of its own, given to a
-// new root or to one that was used: pulls, snapshots, repairs and collections work as on one disk.
+// TestPoolsApart puts each pool of a root on its own disk or under its own project quota, before
+// and after the first use of the root. Pulls, snapshots, repairs and collections work as on one
+// disk.
 func TestPoolsApart(t *testing.T) {
 	requireRoot(t)
 	reg := registrytest.New(t)
@@ -50,7 +51,7 @@ func TestPoolsApart(t *testing.T) {
 		for _, daemon := range []bool{false, true} {
 			for _, used := range []bool{false, true} {
 				if used && tc.base == "" {
-					continue // a mount hides what was there
+					continue // a mount would hide the existing content
 				}
 				t.Run(fmt.Sprintf("%s/daemon=%v/used=%v", tc.name, daemon, used), func(t *testing.T) {
 					t.Parallel()
@@ -60,9 +61,9 @@ func TestPoolsApart(t *testing.T) {
 					}
 					r := &root{filepath.Join(dir, "root"), daemon}
 					must(t, os.MkdirAll(r.dir, 0o700))
-					r.with(t, func(*tank.Tank) {}) // the pools of a new root
+					r.with(t, func(*tank.Tank) {}) // creates the pools
 					if used {
-						for _, tag := range []string{"1", "2"} { // layers are there, to be consumed
+						for _, tag := range []string{"1", "2"} { // leaves layers that the assembly can consume
 							_, err := r.pull(t, reg.Host+"/x:"+tag, &tank.PullOptions{NoRootfs: true})
 							must(t, err)
 						}
@@ -79,7 +80,7 @@ func TestPoolsApart(t *testing.T) {
 	}
 }
 
-// worksApart does once what renames files and directories in a root.
+// worksApart runs each operation that renames files and directories in a root.
 func worksApart(t *testing.T, r *root, host string) {
 	t.Helper()
 	ctx := t.Context()
@@ -104,10 +105,10 @@ func worksApart(t *testing.T, r *root, host string) {
 			t.Error(err)
 		}
 	}
-	r.with(t, func(tk *tank.Tank) { // what was provisional is compared, and found
+	r.with(t, func(tk *tank.Tank) { // provisional layers are compared with their seals
 		img, err := tk.Pull(ctx, host+"/x:1", &tank.PullOptions{Offline: true})
 		must(t, err)
-		must(t, os.RemoveAll(filepath.Join(img.Rootfs, "d"))) // is made again, also from layers that were consumed
+		must(t, os.RemoveAll(filepath.Join(img.Rootfs, "d"))) // must be assembled again, even from consumed layers
 		_, err = tk.Pull(ctx, host+"/x:1", &tank.PullOptions{Refresh: true})
 		must(t, err)
 		must(t, tk.Check(ctx, func(f tank.Fault) { t.Error(f) }))
@@ -140,7 +141,7 @@ func samePaths(got, want []string) bool {
 	return slices.Equal(path(got), path(want))
 }
 
-// useSnapshots has a container's snapshot made, written, committed and removed.
+// useSnapshots prepares, writes, commits and removes the snapshot of a container.
 func useSnapshots(t *testing.T, tk *tank.Tank) {
 	t.Helper()
 	ctx := context.Background()
@@ -155,8 +156,8 @@ func useSnapshots(t *testing.T, tk *tank.Tank) {
 	must(t, sn.Remove(ctx, "committed"))
 }
 
-// TestPoolsAreDirectories opens roots with a link in the place of a pool, which are refused: others
-// could write to its target.
+// TestPoolsAreDirectories shows that a root with a symbolic link in the place of a pool is refused:
+// other users may be able to write to the target.
 func TestPoolsAreDirectories(t *testing.T) {
 	for _, pool := range []string{"blobs", "blobs/sha256", "ingest", "layers", "rootfs", "snapshots"} {
 		t.Run(pool, func(t *testing.T) {
@@ -170,16 +171,16 @@ func TestPoolsAreDirectories(t *testing.T) {
 				must(t, tk.Close())
 			}
 			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), filepath.Base(pool)) {
-				t.Errorf("a link: %v", err)
+				t.Errorf("link in place of a pool: %v", err)
 			}
 			if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
-				t.Errorf("behind the link: %v %v", left, err)
+				t.Errorf("target of the link: %v %v", left, err)
 			}
 		})
 	}
 }
 
-// TestLostAndFound keeps the directory that a file system has at its root.
+// TestLostAndFound shows that a root keeps the lost+found of its file system.
 func TestLostAndFound(t *testing.T) {
 	r := newRoot(t, false)
 	r.with(t, func(*tank.Tank) {})
@@ -196,8 +197,8 @@ func TestLostAndFound(t *testing.T) {
 	}
 }
 
-// TestLeftovers: what an earlier process left with a staged name goes away at the next opening, while this one uses
-// names of the same kind, and index.json is replaced whatever lies beside it.
+// TestLeftovers shows that Open deletes what an earlier process left under staged names while this
+// process uses such names, and that index.json is replaced whatever lies beside it.
 func TestLeftovers(t *testing.T) {
 	r := newRoot(t, false)
 	r.with(t, func(*tank.Tank) {})
@@ -225,6 +226,6 @@ func TestLeftovers(t *testing.T) {
 		}
 	}
 	if b, err := os.ReadFile(elsewhere); err != nil || string(b) != "kept" {
-		t.Errorf("behind a link: %q %v", b, err)
+		t.Errorf("target of the link: %q %v", b, err)
 	}
 }

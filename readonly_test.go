@@ -14,7 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// readOnlyMount shows dir at another place, where nothing can be written.
+// readOnlyMount mounts dir read-only at another path.
 func readOnlyMount(t *testing.T, dir string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -29,8 +29,8 @@ func readOnlyMount(t *testing.T, dir string) string {
 	return at
 }
 
-// TestReadOnlyRoot reads roots that can't be written, a root of Tank 0.1.0 and provisional records
-// included, and changes nothing.
+// TestReadOnlyRoot shows that read-only roots can be read, including a root of Tank 0.1.0 and a
+// root with provisional records, and that nothing changes.
 func TestReadOnlyRoot(t *testing.T) {
 	reg := registrytest.New(t)
 	push(t, reg, "1", base)
@@ -41,11 +41,11 @@ func TestReadOnlyRoot(t *testing.T) {
 		options *tank.PullOptions
 		daemon  bool
 		prepare func(dir string) error
-		cached  bool // a pull from what is here succeeds
+		cached  bool // an offline pull succeeds
 	}{
 		{"a root", nil, false, nil, true},
 		{"a daemon's root", nil, true, nil, true},
-		{"written out later", &tank.PullOptions{NoSync: true}, false, nil, true},
+		{"provisional", &tank.PullOptions{NoSync: true}, false, nil, true},
 		{"without a rootfs", &tank.PullOptions{NoRootfs: true}, false, nil, false},
 		{"of 0.1.0", nil, false, func(dir string) error {
 			return errors.Join(os.Remove(filepath.Join(dir, "tank-root")),
@@ -82,7 +82,7 @@ func TestReadOnlyRoot(t *testing.T) {
 			tk, err = tank.Open(at, o)
 			must(t, err)
 			if !tk.ReadOnly() {
-				t.Error("not read-only")
+				t.Error("the root does not report that it is read-only")
 			}
 			if infos, err := tk.Images(ctx); err != nil || len(infos) != 1 {
 				t.Errorf("images %v, %v", infos, err)
@@ -101,7 +101,7 @@ func TestReadOnlyRoot(t *testing.T) {
 			case row.cached:
 				list(t, img.Rootfs)
 			case !errdefs.IsNotFound(err):
-				t.Errorf("a rootfs that can't be assembled: %v", err)
+				t.Errorf("pull that must assemble a rootfs: %v", err)
 			}
 			for what, err := range map[string]error{
 				"remove": tk.Remove(ctx, ref),

@@ -22,7 +22,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// rebuildRoot is a root with an image, an image without a rootfs, and in a daemon's root a container's snapshot.
+// rebuildRoot is a root with an image and an image without a rootfs. The root of a daemon also has
+// the snapshot of a container.
 type rebuildRoot struct {
 	*root
 	refs  []string
@@ -57,13 +58,14 @@ func newRebuildRoot(t *testing.T, daemon bool) *rebuildRoot {
 	return r
 }
 
-// kept lists the blobs, the layers' seals and what containers wrote, by name, wherever they lie.
+// kept lists the blobs, the seals of layers and the files that containers wrote by name, without
+// their directories.
 func (r *rebuildRoot) kept(t *testing.T) []string {
 	t.Helper()
 	var names []string
 	must(t, filepath.WalkDir(r.dir, func(path string, e fs.DirEntry, err error) error {
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // deleted in the background meanwhile
+		case errors.Is(err, fs.ErrNotExist): // the background has deleted it
 			return nil
 		case err != nil:
 			return err
@@ -83,7 +85,7 @@ func (r *rebuildRoot) kept(t *testing.T) []string {
 	return names
 }
 
-// lacks lists what was there when the root was made and is not any more.
+// lacks lists the files that the new root had and that are now missing.
 func (r *rebuildRoot) lacks(t *testing.T) (missing []string) {
 	t.Helper()
 	now := r.kept(t)
@@ -95,7 +97,8 @@ func (r *rebuildRoot) lacks(t *testing.T) (missing []string) {
 	return missing
 }
 
-// after collects garbage in a rebuilt root and shows that all of it is there, and that it is of the kind that it was.
+// after collects garbage in a rebuilt root and checks that the root is complete and of the same
+// kind as before.
 func (r *rebuildRoot) after(t *testing.T, names bool) {
 	t.Helper()
 	if b, err := os.ReadFile(filepath.Join(r.dir, "tank-root")); bytes.Contains(b, []byte("daemon")) != r.daemon {
@@ -116,7 +119,7 @@ func (r *rebuildRoot) after(t *testing.T, names bool) {
 	must(t, err)
 	for _, h := range holders {
 		if h.Holder == "containerd" && !r.daemon {
-			t.Errorf("no daemon ever used the root: %+v", h)
+			t.Errorf("a private root has the holder of a daemon: %+v", h)
 		}
 	}
 	for i, ref := range r.refs {
@@ -131,7 +134,8 @@ func (r *rebuildRoot) after(t *testing.T, names bool) {
 	must(t, tk.Check(context.Background(), func(f tank.Fault) { t.Error(f) }))
 }
 
-// TestRebuildKeeps damages the database and index.json in every combination. Nothing is lost, and nothing is collected.
+// TestRebuildKeeps damages the database and index.json in every combination. Nothing is lost or
+// collected.
 func TestRebuildKeeps(t *testing.T) {
 	t.Parallel()
 	replace := func(with func(string) error) func(string) error {
@@ -160,7 +164,7 @@ func TestRebuildKeeps(t *testing.T) {
 				t.Parallel()
 				for _, daemon := range []bool{false, true} {
 					if daemon != (len(dbName+indexName)%2 == 0) && dbName != "intact" && dbName != "missing" {
-						continue // one kind of root will do
+						continue // one kind of root is enough
 					}
 					r := newRebuildRoot(t, daemon)
 					must(t, db(filepath.Join(r.dir, "metadata.db")))
@@ -171,7 +175,7 @@ func TestRebuildKeeps(t *testing.T) {
 					}
 					names := dbName == "intact" || indexName == "intact"
 					if rebuilt.Names != names {
-						t.Errorf("names are known: %v", rebuilt.Names)
+						t.Errorf("names known: %v", rebuilt.Names)
 					}
 					if names != (rebuilt.Images == 2) && indexName != "cut" {
 						t.Errorf("%+v", rebuilt)
@@ -187,9 +191,9 @@ func TestRebuildKeeps(t *testing.T) {
 	}
 }
 
-// TestRebuildDamagedPages loses one page of the database after another. What the others record stays,
-// and nothing is lost.
-func TestRebuildDamagedPages(t *testing.T) { // not parallel: a lock is inherited by a child until it executes a program
+// TestRebuildDamagedPages damages one page of the database after the other. The records on the
+// other pages stay, and nothing is lost.
+func TestRebuildDamagedPages(t *testing.T) { // not parallel: a child inherits a lock until it executes a program
 	r := newRebuildRoot(t, true)
 	path := filepath.Join(r.dir, "metadata.db")
 	intact, err := os.ReadFile(path)
@@ -208,8 +212,8 @@ func TestRebuildDamagedPages(t *testing.T) { // not parallel: a lock is inherite
 	}
 }
 
-// TestRebuildDamagedThings damages one blob or directory after another: all the others stay.
-// not parallel: a lock is inherited by a child until it executes a program
+// TestRebuildDamagedThings damages one blob or directory after the other. All others stay. The test
+// is not parallel: a child process inherits a lock until it executes a program.
 func TestRebuildDamagedThings(t *testing.T) {
 	for _, db := range []string{"intact", "missing"} {
 		r := newRebuildRoot(t, false)
@@ -239,7 +243,7 @@ func TestRebuildDamagedThings(t *testing.T) {
 				lost) != 1 {
 				t.Errorf("database %s: the damaged blob is gone", db)
 			}
-			// It is fetched again, which needs nothing else.
+			// A pull downloads only the damaged blob again.
 			for _, ref := range copied.refs {
 				if _, err := copied.pull(t, ref, nil); err != nil {
 					t.Errorf("database %s: %v", db, err)
@@ -251,7 +255,7 @@ func TestRebuildDamagedThings(t *testing.T) {
 	}
 }
 
-// TestRebuildReleases shows that what a rebuild kept for nobody can be given up.
+// TestRebuildReleases shows that Release frees what a rebuild kept without a known holder.
 func TestRebuildReleases(t *testing.T) {
 	t.Parallel()
 	for _, daemon := range []bool{false, true} {
@@ -280,14 +284,15 @@ func TestRebuildReleases(t *testing.T) {
 	}
 }
 
-// TestRebuildAgain rebuilds again and again: no earlier database is overwritten, and one that has more is used.
+// TestRebuildAgain rebuilds several times. No earlier database is overwritten, and a rebuild uses
+// the one with the most records.
 func TestRebuildAgain(t *testing.T) {
 	t.Parallel()
 	r := newRebuildRoot(t, false)
 	path := filepath.Join(r.dir, "metadata.db")
 	good, err := os.ReadFile(path)
 	must(t, err)
-	// As Tank 0.1.0 left it: the good database put aside, an empty one in its place, and no image in index.json.
+	// The state that Tank 0.1.0 left: the good database renamed, an empty one in its place, and no image in index.json.
 	must(t, os.WriteFile(path+".old", good, 0o600))
 	must(t, os.Remove(path))
 	empty, err := metadata.Open(path, nil)
@@ -320,8 +325,8 @@ func TestRebuildAgain(t *testing.T) {
 	r.after(t, true)
 }
 
-// TestRebuildFullDisk rebuilds on a file system without a free byte: the former database stays, and
-// another try succeeds.
+// TestRebuildFullDisk rebuilds on a full file system. The former database stays, and another
+// attempt succeeds once there is space.
 func TestRebuildFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skipUnlessCI(t, "needs root, to mount a file system")
@@ -372,8 +377,9 @@ func appendTo(path string, size int) error {
 	return errors.Join(err, f.Close())
 }
 
-// TestRebuildKilled kills a rebuild at many moments: either database is in place then, and another try succeeds.
-func TestRebuildKilled(t *testing.T) { // not parallel: a lock is inherited by a child until it executes a program
+// TestRebuildKilled kills a rebuild at many moments. One of the two databases is then in place, and
+// another attempt succeeds.
+func TestRebuildKilled(t *testing.T) { // not parallel: a child inherits a lock until it executes a program
 	r := newRebuildRoot(t, true)
 	path := filepath.Join(r.dir, "metadata.db")
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

@@ -19,7 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// tree makes files below dir: a name that ends with a slash is a directory, one with an arrow a symbolic link.
+// tree makes files below dir. A name that ends with a slash is a directory, a name with an arrow a
+// symbolic link.
 func tree(t *testing.T, dir string, files ...string) {
 	t.Helper()
 	for _, file := range files {
@@ -38,7 +39,8 @@ func tree(t *testing.T, dir string, files ...string) {
 	}
 }
 
-// snapshotOf lists everything below dir with what a program could have changed, times included.
+// snapshotOf lists everything below dir with all attributes that a program could change, times
+// included.
 func snapshotOf(t *testing.T, dir string) []string {
 	t.Helper()
 	var lines []string
@@ -68,7 +70,7 @@ func snapshotOf(t *testing.T, dir string) []string {
 	return lines
 }
 
-// changes lists the lines in which two listings differ, cut short.
+// changes lists the lines in which two listings differ, up to a limit.
 func changes(before, after []string) string {
 	var lines []string
 	for _, side := range []struct {
@@ -86,7 +88,8 @@ func changes(before, after []string) string {
 
 var allDirs = []string{"blobs/sha256/", "ingest/", "layers/", "rootfs/sha256/", "snapshots/", "staging/"}
 
-// TestForeignDirectories opens what is no root in every way: each is refused, and nothing in it is changed.
+// TestForeignDirectories shows that every way of opening a directory that is no root is refused and
+// changes nothing.
 func TestForeignDirectories(t *testing.T) {
 	t.Parallel()
 	const layout = `{"imageLayoutVersion":"1.0.0"}`
@@ -124,7 +127,8 @@ func TestForeignDirectories(t *testing.T) {
 	}
 }
 
-// refused opens the directory in every way, each of which has to end with an error of that class and change nothing.
+// refused opens the directory in every way. Each must fail with an error of class and change
+// nothing.
 func refused(t *testing.T, name, dir string, class error) {
 	t.Helper()
 	before := snapshotOf(t, filepath.Dir(dir))
@@ -150,8 +154,8 @@ func refused(t *testing.T, name, dir string, class error) {
 	}
 }
 
-// TestPlanted opens roots in which others put something: it is refused, neither followed nor waited for, and never
-// changed.
+// TestPlanted opens roots in which another user has replaced a file. Each is refused: Tank neither
+// follows the file, nor waits for it, nor changes it.
 func TestPlanted(t *testing.T) {
 	t.Parallel()
 	in := func(path string) func(dir string) string {
@@ -262,7 +266,7 @@ func TestPlanted(t *testing.T) {
 	}
 }
 
-// TestMakeRoot lists what a root is made of, and who makes none.
+// TestMakeRoot shows from which directories Open makes a root, and which callers make none.
 func TestMakeRoot(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -293,7 +297,7 @@ func TestMakeRoot(t *testing.T) {
 				t.Errorf("%s, %+v: %v", row.name, o, err)
 			}
 			if diff := changes(before, snapshotOf(t, filepath.Dir(dir))); row.files == nil && diff != "" {
-				t.Errorf("%s, %+v: made", row.name, o)
+				t.Errorf("%s, %+v: a root was made", row.name, o)
 			}
 		}
 		for range 2 {
@@ -310,7 +314,7 @@ func TestMakeRoot(t *testing.T) {
 	}
 }
 
-// lockLine is what the lock of a root of this process contains.
+// lockLine returns the content of the lock file of a root that this process makes.
 func lockLine(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "root")
@@ -322,8 +326,8 @@ func lockLine(t *testing.T) string {
 	return string(b)
 }
 
-// TestRootOfFirst opens roots as Tank 0.1.0 left them: they get a mark, also after a loss of their database, which is
-// found.
+// TestRootOfFirst opens roots of Tank 0.1.0. They get a mark. The loss of their database is
+// detected even so.
 func TestRootOfFirst(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -344,7 +348,7 @@ func TestRootOfFirst(t *testing.T) {
 		_, err := r.pull(t, reg.Host+"/x:1", nil)
 		must(t, err)
 		must(t, os.Remove(filepath.Join(r.dir, "tank-root")))
-		must(t, os.MkdirAll(filepath.Join(r.dir, "staging"), 0o700)) // which 0.1.0 had
+		must(t, os.MkdirAll(filepath.Join(r.dir, "staging"), 0o700)) // a directory of 0.1.0
 		if row.name == "with a damaged mark" {
 			must(t, os.WriteFile(filepath.Join(r.dir, "tank-root"), []byte("\x00\x00"), 0o600))
 		}
@@ -368,7 +372,8 @@ func TestRootOfFirst(t *testing.T) {
 	}
 }
 
-// TestDatabaseLost shows that nothing is made, collected or rewritten in a root whose database is not what it was.
+// TestDatabaseLost shows that nothing is made, collected or rewritten in a root whose database is
+// missing or another one.
 func TestDatabaseLost(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -432,7 +437,8 @@ func TestDatabaseLost(t *testing.T) {
 	}
 }
 
-// TestFirstOpeners has many open a new root at once: one owns it, and the others find it owned.
+// TestFirstOpeners has many callers open a new root at once. One becomes the owner, and the others
+// get the error for an owned root.
 func TestFirstOpeners(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "root")

@@ -25,7 +25,7 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// smallDisk is a root on a file system of its own with that many MiB.
+// smallDisk returns a root on its own tmpfs of the given size.
 func smallDisk(t *testing.T, size string) *root {
 	t.Helper()
 	requireRoot(t)
@@ -36,7 +36,7 @@ func smallDisk(t *testing.T, size string) *root {
 	return r
 }
 
-// noise is a layer that does not become smaller by compression.
+// noise pushes a layer that compression does not make smaller.
 func noise(t *testing.T, reg *registrytest.Registry, mib int) (ocispec.Descriptor, digest.Digest) {
 	t.Helper()
 	bytes := make([]byte, mib<<20)
@@ -45,14 +45,14 @@ func noise(t *testing.T, reg *registrytest.Registry, mib int) (ocispec.Descripto
 	return reg.Blob(ocispec.MediaTypeImageLayerGzip, Gzip(t, tar)), digest.FromBytes(tar)
 }
 
-// TestFullDisk shows that what a pull downloads fits before it begins, and that a pull which fails for lack of space
-// leaves room for another.
+// TestFullDisk shows that a pull downloads only what fits on the disk, and that a pull that fails
+// for lack of space leaves room for another.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	const id = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 	for name, tc := range map[string]struct {
 		image    func(reg *registrytest.Registry) // pushes :full
-		requests int                              // for its large layer
+		requests int                              // largest number of requests for its large layer
 	}{
 		"announced": {func(reg *registrytest.Registry) {
 			fake := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: id, Size: math.MaxInt64 / 2}
@@ -81,10 +81,10 @@ func TestFullDisk(t *testing.T) {
 			for range 2 {
 				before := reg.Count("/blobs/")
 				if _, err := r.pull(t, reg.Host+"/x:full", nil); err == nil {
-					t.Fatal("it fits")
+					t.Fatal("the pull succeeded")
 				}
-				if n := reg.Count("/blobs/") - before; n > tc.requests+1 { // one is for the config
-					t.Errorf("%d blobs were asked for", n)
+				if n := reg.Count("/blobs/") - before; n > tc.requests+1 { // one more for the config
+					t.Errorf("%d requests for blobs", n)
 				}
 				for _, dir := range []string{"ingest", "blobs/sha256"} {
 					left, err := os.ReadDir(filepath.Join(r.dir, dir))
@@ -100,8 +100,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestUnfinishedPullsMakeRoom shows that what a failed pull may resume for a day does not keep another from a disk
-// that is full.
+// TestUnfinishedPullsMakeRoom shows that the partial downloads of a failed pull, which are kept for
+// a day, do not block another pull when the disk is full.
 func TestUnfinishedPullsMakeRoom(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -109,7 +109,7 @@ func TestUnfinishedPullsMakeRoom(t *testing.T) {
 		one, idOne := noise(t, reg, 4)
 		two, idTwo := noise(t, reg, 5)
 		reg.Image(tag, platforms.DefaultSpec(), []ocispec.Descriptor{one, two}, []digest.Digest{idOne, idTwo})
-		if tag == "broken" { // one layer is whole, and of the other a part, when it fails
+		if tag == "broken" { // the pull fails with one complete layer and a part of the other
 			part := make([]byte, two.Size)
 			reg.Fault = registrytest.On("/blobs/"+two.Digest.String(),
 				func(w http.ResponseWriter, req *http.Request) bool {
@@ -120,7 +120,7 @@ func TestUnfinishedPullsMakeRoom(t *testing.T) {
 	}
 	r := smallDisk(t, "24m")
 	if _, err := r.pull(t, reg.Host+"/x:broken", &tank.PullOptions{NoRootfs: true}); err == nil {
-		t.Fatal("it is not broken")
+		t.Fatal("the pull of the broken image succeeded")
 	}
 	held := 0
 	for _, name := range r.left(t) {
@@ -135,7 +135,7 @@ func TestUnfinishedPullsMakeRoom(t *testing.T) {
 	must(t, err)
 }
 
-// TestFullDiskNamesPulls shows that the error of a pull which found the disk full names what other pulls hold there.
+// TestFullDiskNamesPulls shows that the error for a full disk names what other pulls hold there.
 func TestFullDiskNamesPulls(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -175,8 +175,8 @@ func TestFullDiskNamesPulls(t *testing.T) {
 	})
 }
 
-// TestSlowRegistry shows that a registry which trickles a layer does not hold up an image that has the same layer and
-// comes from another one.
+// TestSlowRegistry shows that a registry that trickles a layer does not delay an image with the
+// same layer from another registry.
 func TestSlowRegistry(t *testing.T) {
 	t.Parallel()
 	good, evil := registrytest.New(t), registrytest.New(t)
@@ -200,11 +200,11 @@ func TestSlowRegistry(t *testing.T) {
 		<-began
 		_, err := tk.Pull(ctx, good.Host+"/x:1", nil)
 		must(t, err)
-		must(t, <-slow) // its layer has come from the other one
+		must(t, <-slow) // its layer has come from the other registry
 	})
 }
 
-// TestBodyWithoutEnd shows that no more is read of a layer than its descriptor announces.
+// TestBodyWithoutEnd shows that a pull reads no more of a layer than its descriptor announces.
 func TestBodyWithoutEnd(t *testing.T) {
 	t.Parallel()
 	reg := registrytest.New(t)
@@ -222,19 +222,19 @@ func TestBodyWithoutEnd(t *testing.T) {
 	})
 	r := newRoot(t, false)
 	if _, err := r.pull(t, reg.Host+"/x:1", nil); !errdefs.IsDataLoss(err) {
-		t.Errorf("pulled: %v", err)
+		t.Errorf("pull: %v", err)
 	}
 	if sent == 64<<20 {
-		t.Error("all of it was read")
+		t.Error("the pull read the whole body")
 	}
-	if left := r.left(t); len(left) > 2 { // manifest and config may be resumed
+	if left := r.left(t); len(left) > 2 { // manifest and config may stay for a resumed pull
 		t.Errorf("left %v", left)
 	}
 }
 
-// TestSlowDownloadOfContainerd shows that a layer which containerd downloads from a registry that
-// trickles does not hold up a pull of the same layer, though it was announced and its unpack follows
-// the slow download.
+// TestSlowDownloadOfContainerd shows that a slow download of a layer by containerd does not delay a
+// pull of the same layer, although the layer was announced and its unpack follows the slow
+// download.
 func TestSlowDownloadOfContainerd(t *testing.T) {
 	t.Parallel()
 	requireRoot(t)
@@ -252,12 +252,12 @@ func TestSlowDownloadOfContainerd(t *testing.T) {
 		must(t, err)
 		_, err = w.Write([]byte("these are not the bytes of the layer"))
 		must(t, err)
-		time.Sleep(100 * time.Millisecond) // so that it is followed
+		time.Sleep(100 * time.Millisecond) // until the unpack follows the download
 		began := time.Now()
 		_, err = tk.Pull(ctx, reg.Host+"/x:1", nil)
 		must(t, err)
 		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("it took %v", took)
+			t.Errorf("the pull took %v", took)
 		}
 		must(t, w.Close())
 		must(t, tk.Content().For(metadata.Containerd).Abort(ctx, ref))

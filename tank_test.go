@@ -25,7 +25,7 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// push puts an image of these layers into the registry.
+// push pushes an image of these layers to the registry.
 func push(t *testing.T, reg *registrytest.Registry, tag string, layers ...[]Item) {
 	t.Helper()
 	var blobs []ocispec.Descriptor
@@ -38,7 +38,7 @@ func push(t *testing.T, reg *registrytest.Registry, tag string, layers ...[]Item
 	reg.Image(tag, platforms.DefaultSpec(), blobs, diffIDs)
 }
 
-// root is a root that is opened again for each use, and checked when the test ends.
+// root is a root that each use opens again. The end of the test checks it.
 type root struct {
 	dir    string
 	daemon bool
@@ -67,7 +67,7 @@ func (r *root) pull(t *testing.T, ref string, opts *tank.PullOptions) (img *tank
 	return img, err
 }
 
-// left lists what is on disk below the directories that hold things, without what waits to be deleted.
+// left lists what is in the pools of the root, apart from what waits for deletion.
 func (r *root) left(t *testing.T) []string {
 	t.Helper()
 	var names []string
@@ -99,7 +99,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// owner makes the rows independent of who runs the test: only root's rootfs has owners.
+// base is the layer of most tests. All its files belong to root, so that the listing does not
+// depend on the user that runs the test.
 var base = []Item{D("d").Mode(0o750), F("d/a", "1"), F("b", "2"), H("c", "b")}
 
 var wantBase = []string{`b file "2"`, `c file "2" = b`, "d dir 0750", `d/a file "1"`}
@@ -180,7 +181,7 @@ func TestMovedTag(t *testing.T) {
 				}
 			})
 			if _, err := os.Stat(old.Rootfs); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("the old rootfs after gc: %v", err)
+				t.Errorf("old rootfs after gc: %v", err)
 			}
 		})
 	}
@@ -230,7 +231,7 @@ func TestNotCached(t *testing.T) {
 	_, err := r.pull(t, ref, offline)
 	var nc *tank.NotCached
 	if !errdefs.IsNotFound(err) || !errors.As(err, &nc) || nc.Missing != "image" || nc.Ref != ref {
-		t.Errorf("nothing here: %v", err)
+		t.Errorf("offline pull of an unknown image: %v", err)
 	}
 	_, err = r.pull(t, ref, nil)
 	must(t, err)
@@ -249,12 +250,12 @@ func TestNotCached(t *testing.T) {
 	must(t, os.Remove(blob))
 	if _, err := r.pull(t, ref, offline); !errdefs.IsNotFound(err) ||
 		!strings.Contains(err.Error(), filepath.Base(blob)) {
-		t.Errorf("a blob whose file is gone: %v", err)
+		t.Errorf("blob without a file: %v", err)
 	}
 	must(t, os.WriteFile(blob, data, 0o400))
 }
 
-// TestBrokenRootfs shows that a rootfs that was not known to be on the disk is compared before it is served.
+// TestBrokenRootfs shows that a provisional rootfs is compared with its seal before it is served.
 func TestBrokenRootfs(t *testing.T) {
 	reg := registrytest.New(t)
 	ref := reg.Host + "/x:1"
@@ -296,7 +297,7 @@ func TestOwners(t *testing.T) {
 	})
 }
 
-// TestLayersAreKept shows that a daemon's root unpacks a layer once, whatever images it is in.
+// TestLayersAreKept shows that the root of a daemon unpacks a layer once for all images.
 func TestLayersAreKept(t *testing.T) {
 	reg := registrytest.New(t)
 	r := newRoot(t, true)
@@ -319,8 +320,8 @@ func TestLayersAreKept(t *testing.T) {
 	}
 }
 
-// TestRefresh shows that a refresh downloads everything again, mends what is broken, leaves an intact rootfs alone, and
-// leaves the old image alone when it fails.
+// TestRefresh shows that a refresh downloads everything again, repairs a damaged rootfs, keeps an
+// intact rootfs, and keeps the old image if it fails.
 func TestRefresh(t *testing.T) {
 	for _, daemon := range []bool{false, true} {
 		t.Run(fmt.Sprintf("daemon=%v", daemon), func(t *testing.T) {
@@ -351,7 +352,7 @@ func TestRefresh(t *testing.T) {
 			mended, err := r.pull(t, ref, refresh)
 			must(t, err)
 			if got := list(t, mended.Rootfs); !slices.Equal(got, wantBase) {
-				t.Errorf("mended:\n%s", strings.Join(got, "\n"))
+				t.Errorf("repaired rootfs:\n%s", strings.Join(got, "\n"))
 			}
 
 			reg.Fault = func(w http.ResponseWriter, req *http.Request) bool {
@@ -387,7 +388,7 @@ func size(t *testing.T, path string) int64 {
 	return fi.Size()
 }
 
-// TestRebuild shows that the database can be thrown away.
+// TestRebuild shows that a rebuild recovers from the loss of the database.
 func TestRebuild(t *testing.T) {
 	for _, daemon := range []bool{false, true} {
 		for _, damage := range []struct {
@@ -407,7 +408,7 @@ func TestRebuild(t *testing.T) {
 				must(t, err)
 				two, err := r.pull(t, reg.Host+"/x:2", nil)
 				must(t, err)
-				must(t, os.WriteFile(filepath.Join(two.Rootfs, "b"), nil, 0o644)) // not what its seal says
+				must(t, os.WriteFile(filepath.Join(two.Rootfs, "b"), nil, 0o644)) // does not match the seal
 				must(t, damage.do(filepath.Join(r.dir, "metadata.db")))
 				rebuilt, err := tank.Rebuild(context.Background(), r.dir)
 				must(t, err)
@@ -426,7 +427,7 @@ func TestRebuild(t *testing.T) {
 					t.Errorf("assembled again:\n%s", strings.Join(got, "\n"))
 				}
 				if len(reg.Requests()) != requests {
-					t.Error("the registry was asked")
+					t.Error("the rebuild made requests")
 				}
 			})
 		}

@@ -23,8 +23,9 @@ func mountRamfs(t *testing.T, dir string) {
 	t.Cleanup(func() { unmount(t, dir) })
 }
 
-// TestWithoutXattrs pulls an image with extended attributes to roots that lie, in whole or in part, on a file system
-// without them: the pull warns once for each layer that has some, and the rootfs is as the image without them.
+// TestWithoutXattrs pulls an image with extended attributes to roots that lie wholly or partly on a
+// file system without them. The pull warns once for each layer with attributes, and the rootfs is
+// that of the image without them.
 func TestWithoutXattrs(t *testing.T) {
 	requireRoot(t)
 	reg := registrytest.New(t)
@@ -38,9 +39,9 @@ func TestWithoutXattrs(t *testing.T) {
 		`l file "1" = b user.b="1" user.l="3"`}
 	for _, tc := range []struct {
 		testName string
-		pools    []string // on a file system without attributes
+		pools    []string // these lie on a file system without attributes
 		want     []string
-		warnings []string // parts of them
+		warnings []string // a part of each warning
 	}{
 		{"nowhere", nil, full, nil},
 		{"the whole root", []string{"."}, bare, []string{"user.a, user.b, user.d", "trusted.e"}},

@@ -24,7 +24,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 )
 
-// decodingLayers reads what is decoded; without a decoder it reads no layer that is encrypted.
+// decodingLayers reads the decoded layer. Without a decoder it refuses encrypted layers.
 type decodingLayers struct {
 	plugin.Applier
 	mediaType, text string
@@ -45,8 +45,8 @@ func (l *decodingLayers) ApplyDecoded(
 	return desc, err
 }
 
-// TestProcessors shows which layers go through which stream processors, with the payloads that the client
-// sends.
+// TestProcessors shows which layers go through which stream processors, with the payloads of the
+// client.
 func TestProcessors(t *testing.T) {
 	const outer, inner = "application/vnd.test.outer", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"
 	shell := func(id, accepts, returns, script string) processor.Processor {
@@ -62,15 +62,15 @@ func TestProcessors(t *testing.T) {
 	for _, row := range []struct {
 		testName, mediaType string
 		known               []processor.Processor
-		err                 error // of finding out
+		err                 error // of the Processors function
 		want                string
 		is                  func(error) bool
 	}{
 		{"encrypted", inner, both, nil, "blob", nil},
-		{"two, one behind the other", outer, both, nil, "blob first", nil},
-		{"encrypted, nothing accepts it", inner, nil, nil, "no stream processor accepts", errdefs.IsFailedPrecondition},
-		{"encrypted, not known what does", inner, nil, errdefs.ErrUnavailable, "", errdefs.IsNotImplemented},
-		{"another type that nothing accepts", "application/vnd.erofs.layer.v1", both, nil, "",
+		{"two processors in a row", outer, both, nil, "blob first", nil},
+		{"encrypted, none accepts it", inner, nil, nil, "no stream processor accepts", errdefs.IsFailedPrecondition},
+		{"encrypted, processors unknown", inner, nil, errdefs.ErrUnavailable, "", errdefs.IsNotImplemented},
+		{"another type that no processor accepts", "application/vnd.erofs.layer.v1", both, nil, "",
 			errdefs.IsNotImplemented},
 		{"a layer that Tank reads", ocispec.MediaTypeImageLayerGzip, both, nil, "", errdefs.IsNotImplemented},
 	} {
@@ -97,13 +97,13 @@ func TestProcessors(t *testing.T) {
 			}
 			if err != nil || layers.mediaType != ocispec.MediaTypeImageLayer ||
 				!strings.HasPrefix(layers.text, "blob") {
-				t.Errorf("%s %q, %v", layers.mediaType, layers.text, err)
+				t.Errorf("got type %s, content %q, error %v", layers.mediaType, layers.text, err)
 			}
 			if !bytes.Contains([]byte(layers.text), encoded.GetValue()) || !strings.Contains(layers.text, row.want) {
 				t.Errorf("%q lacks the payload or %q", layers.text, row.want)
 			}
 			if asked.PID != os.Getpid() {
-				t.Errorf("asked for process %d", asked.PID)
+				t.Errorf("Processors was called for process %d", asked.PID)
 			}
 		})
 	}

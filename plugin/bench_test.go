@@ -16,8 +16,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// BenchmarkRead reads a blob as containerd does: an export asks for 32 KiB at a time, a push for 1 MiB, and
-// who streams for all at once.
+// BenchmarkRead reads a blob as containerd does: 32 KiB at a time for an export, 1 MiB at a time
+// for a push, and all at once for a stream.
 func BenchmarkRead(b *testing.B) {
 	w, err := serve(b.TempDir())
 	if err != nil {

@@ -30,7 +30,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot"
 )
 
-// boundServer serves a root to callers whose databases the test chooses: this process has all of them.
+// boundServer serves a root to callers whose databases the test chooses. This process plays all of
+// them.
 type boundServer struct {
 	t      *testing.T
 	socket string
@@ -38,7 +39,7 @@ type boundServer struct {
 
 	mu     sync.Mutex // guards what follows
 	opened containerddb.File
-	runs   map[uint64]bool // databases whose process runs
+	runs   map[uint64]bool // inodes of databases whose process runs
 	looks  int
 }
 
@@ -63,7 +64,7 @@ func serveBound(t *testing.T) *boundServer {
 			s.looks++
 			return s.opened, nil
 		},
-		// This process stands for several, one after the other.
+		// This process plays several processes, one after the other.
 		Alive: func(peer.Process) (bool, bool) { return false, false },
 		Busy: func(f containerddb.File) bool {
 			s.mu.Lock()
@@ -93,7 +94,7 @@ func serveBound(t *testing.T) *boundServer {
 	return s
 }
 
-// containerd is a process with a database. It is over when stop was called.
+// containerd starts a process with the database n and returns its stores. stop ends the process.
 func (s *boundServer) containerd(n uint64) (content.Store, snapshots.Snapshotter, func()) {
 	s.t.Helper()
 	s.mu.Lock()
@@ -118,7 +119,7 @@ func (s *boundServer) containerd(n uint64) (content.Store, snapshots.Snapshotter
 				return
 			}
 			if time.Now().After(deadline) {
-				s.t.Fatal("the connection does not end")
+				s.t.Fatal("the connection did not end")
 			}
 		}
 	}
@@ -127,15 +128,16 @@ func (s *boundServer) containerd(n uint64) (content.Store, snapshots.Snapshotter
 		snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank"), stop
 }
 
-// TestBound: over one socket, each containerd has content, ingests and snapshots of its own; one that is
-// not known finds a former one's by naming a snapshot, through whichever call does.
+// TestBound shows that, over one socket, each containerd has its own content, ingests and
+// snapshots. An unknown containerd gets those of a former one once any of its calls names a
+// snapshot of that one.
 func TestBound(t *testing.T) {
 	ctx := t.Context()
 	const layer, container = "default/2/sha256:layer", "default/3/container"
 	for _, tc := range []struct {
 		name string
 		call func(sn snapshots.Snapshotter) error
-		kept bool // it is no proof
+		kept bool // the call is no proof of identity
 	}{
 		{"Stat", func(sn snapshots.Snapshotter) error {
 			_, err := sn.Stat(ctx, container)
@@ -165,7 +167,7 @@ func TestBound(t *testing.T) {
 		{"Remove", func(sn snapshots.Snapshotter) error { return sn.Remove(ctx, container) }, true},
 		{"Walk", func(sn snapshots.Snapshotter) error {
 			return sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
-				t.Errorf("it sees %s", i.Name)
+				t.Errorf("the new containerd sees %s", i.Name)
 				return nil
 			})
 		}, true},
@@ -195,20 +197,20 @@ func TestBound(t *testing.T) {
 
 			blobs, sn, stop = s.containerd(2)
 			must(t, blobs.Walk(ctx, func(i content.Info) error {
-				t.Errorf("it sees the blob %s", i.Digest)
+				t.Errorf("the new containerd sees the blob %s", i.Digest)
 				return nil
 			}))
 			if err := blobs.Delete(ctx, desc.Digest); !errdefs.IsNotFound(err) {
-				t.Errorf("it deletes a blob: %v", err)
+				t.Errorf("delete of a blob: %v", err)
 			}
 			if sts, err := blobs.ListStatuses(ctx); err != nil || len(sts) > 0 {
-				t.Errorf("it sees ingests: %v, %v", sts, err)
+				t.Errorf("the new containerd sees ingests: %v, %v", sts, err)
 			}
 			if err := blobs.Abort(ctx, "default/2/unfinished"); !errdefs.IsNotFound(err) {
-				t.Errorf("it aborts an ingest: %v", err)
+				t.Errorf("abort of an ingest: %v", err)
 			}
 			if _, err := blobs.Status(ctx, "default/2/unfinished"); !errdefs.IsNotFound(err) {
-				t.Errorf("it has the state of an ingest: %v", err)
+				t.Errorf("status of an ingest: %v", err)
 			}
 			err = tc.call(sn)
 			if tc.kept {
@@ -218,12 +220,12 @@ func TestBound(t *testing.T) {
 				stop()
 				_, sn, _ = s.containerd(1)
 				if _, err := sn.Stat(ctx, container); err != nil {
-					t.Errorf("the first comes back: %v", err)
+					t.Errorf("return of the first containerd: %v", err)
 				}
 				return
 			}
 			if err != nil {
-				t.Errorf("the former one's is not found: %v", err)
+				t.Errorf("snapshot of the former containerd: %v", err)
 			}
 			if i, err := sn.Stat(ctx, layer); err != nil || i.Name != layer {
 				t.Errorf("%+v, %v", i, err)
@@ -234,17 +236,17 @@ func TestBound(t *testing.T) {
 				return nil
 			}))
 			if sts, err := blobs.ListStatuses(ctx); err != nil || len(sts) != 1 || seen != 1 {
-				t.Errorf("it sees %d blobs, and ingests %v, %v", seen, sts, err)
+				t.Errorf("the new containerd sees %d blobs and the ingests %v, %v", seen, sts, err)
 			}
 			if s.looks != 2 {
-				t.Errorf("%d looks at processes for 2 of them", s.looks)
+				t.Errorf("%d lookups of databases for 2 processes", s.looks)
 			}
 		})
 	}
 }
 
-// TestLooksIntoNothingOfOthers: what one containerd fetched is not read, and so not held, for an extraction
-// of another.
+// TestLooksIntoNothingOfOthers shows that an extraction of one containerd reads, and so holds, no
+// blob that another containerd fetched.
 func TestLooksIntoNothingOfOthers(t *testing.T) {
 	ctx := t.Context()
 	s := serveBound(t)
@@ -256,7 +258,7 @@ func TestLooksIntoNothingOfOthers(t *testing.T) {
 	_, err := sn.Prepare(ctx, "default/2/extract-1 "+digest.FromString("chain").String(), "")
 	must(t, err)
 	must(t, others.Walk(ctx, func(i content.Info) error {
-		t.Errorf("it holds %s", i.Digest)
+		t.Errorf("the second containerd holds %s", i.Digest)
 		return nil
 	}))
 }

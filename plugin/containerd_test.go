@@ -26,15 +26,15 @@ import (
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
-// fakeContainerd is the part of containerd's API that a second install uses. What is in hang waits for the
-// caller to go.
+// fakeContainerd is the part of containerd's API that plugin.Containerd calls. The method named by
+// hang blocks until the caller cancels.
 type fakeContainerd struct {
 	contentapi.UnimplementedContentServer
 	blobs map[string]map[digest.Digest][]byte // by namespace
-	size  int64                               // that Info tells; 0: the right one
+	size  int64                               // returned by Info; 0: the right size
 
 	mu    sync.Mutex // guards hang
-	hang  string     // list, info, read, or middle: after the first message
+	hang  string     // list, info, read, or middle: a read blocks after its first message
 	reads int
 }
 
@@ -50,7 +50,7 @@ func (f *fakeContainerd) setHang(at string) {
 	f.hang = at
 }
 
-// fakeNamespaces lists those of a fake containerd.
+// fakeNamespaces lists the namespaces of a fake containerd.
 type fakeNamespaces struct {
 	namespacesapi.UnimplementedNamespacesServer
 	fake *fakeContainerd
@@ -135,7 +135,7 @@ func (f *fakeContainerd) listen(t *testing.T, path string) (stop func()) {
 	return s.Stop
 }
 
-// fakeStore is a fake containerd with one blob in the namespace "one", beside an empty one.
+// fakeStore starts a fake containerd with one blob in the namespace "one" and an empty namespace.
 func fakeStore(t *testing.T, size int) (*fakeContainerd, digest.Digest, []byte) {
 	t.Helper()
 	data := make([]byte, size)
@@ -162,7 +162,7 @@ func dialFake(t *testing.T, path string) *plugin.Containerd {
 	return c
 }
 
-// called is the context of a call that containerd makes in a namespace.
+// called returns the context of a call from containerd in a namespace.
 func called(ns string) context.Context {
 	return metadata.NewIncomingContext(context.Background(), metadata.Pairs(namespaces.GRPCHeader, ns))
 }
@@ -176,7 +176,7 @@ func readBlob(ctx context.Context, c *plugin.Containerd, d digest.Digest) ([]byt
 	return b, errors.Join(err, r.Close(), r.Close())
 }
 
-// TestContainerdBlobs shows whose blobs are found and read.
+// TestContainerdBlobs shows in which namespaces blobs are found and read.
 func TestContainerdBlobs(t *testing.T) {
 	f, d, data := fakeStore(t, 5<<20+17)
 	path := socketPath(t)
@@ -190,9 +190,9 @@ func TestContainerdBlobs(t *testing.T) {
 	}{
 		{"in the namespace of the call", called("one"), d, nil},
 		{"in another namespace", called("two"), d, errdefs.IsNotFound},
-		{"in a namespace that is not there", called("three"), d, errdefs.IsNotFound},
-		{"for nobody", context.Background(), d, nil},
-		{"for nobody, not there", context.Background(), digest.FromString("x"), errdefs.IsNotFound},
+		{"in a missing namespace", called("three"), d, errdefs.IsNotFound},
+		{"without a namespace", context.Background(), d, nil},
+		{"without a namespace, missing", context.Background(), digest.FromString("x"), errdefs.IsNotFound},
 		{"no digest", called("one"), "sha256:../../x", errdefs.IsInvalidArgument},
 	} {
 		t.Run(row.testName, func(t *testing.T) {
@@ -219,11 +219,12 @@ func TestContainerdBlobs(t *testing.T) {
 		}
 	}
 	if _, err := c.Size(called("one"), digest.FromString("x")); !errdefs.IsNotFound(err) {
-		t.Errorf("size of what is not there: %v", err)
+		t.Errorf("size of a missing blob: %v", err)
 	}
 }
 
-// TestContainerdDamage shows that other bytes than those of the digest never end in io.EOF.
+// TestContainerdDamage shows that reading a blob whose content does not match its digest never ends
+// with io.EOF.
 func TestContainerdDamage(t *testing.T) {
 	for _, row := range []struct {
 		testName string
@@ -233,7 +234,7 @@ func TestContainerdDamage(t *testing.T) {
 		{"cut", func(f *fakeContainerd, d digest.Digest, data []byte) {
 			f.size, f.blobs["one"][d] = int64(len(data)), data[:len(data)/2]
 		}},
-		{"cut, as its size says",
+		{"cut, with a size that matches",
 			func(f *fakeContainerd, d digest.Digest, data []byte) { f.blobs["one"][d] = data[:0] }},
 		{"more", func(f *fakeContainerd, d digest.Digest, data []byte) { f.blobs["one"][d] = append(data, 0) }},
 	} {
@@ -249,8 +250,8 @@ func TestContainerdDamage(t *testing.T) {
 	}
 }
 
-// TestContainerdHangs shows that every call ends as unavailable when containerd does not answer, wherever
-// it stops.
+// TestContainerdHangs shows that every call ends with ErrUnavailable if containerd hangs, whichever
+// method hangs.
 func TestContainerdHangs(t *testing.T) {
 	f, d, _ := fakeStore(t, 5<<20)
 	path := socketPath(t)
@@ -278,13 +279,13 @@ func TestContainerdHangs(t *testing.T) {
 	r, err := c.Open(called("one"), d)
 	must(t, err)
 	defer r.Close()
-	time.Sleep(500 * time.Millisecond) // who reads slowly does not make containerd stall
+	time.Sleep(500 * time.Millisecond) // a slow reader is no stall of containerd
 	if n, err := io.Copy(io.Discard, r); err != nil || n != 5<<20 {
-		t.Errorf("a slow reader: %d, %v", n, err)
+		t.Errorf("slow reader: %d bytes, %v", n, err)
 	}
 }
 
-// TestContainerdClose shows that Close ends a Read that waits.
+// TestContainerdClose shows that Close ends a blocked Read.
 func TestContainerdClose(t *testing.T) {
 	f, d, _ := fakeStore(t, 1<<20)
 	f.hang = "middle"
@@ -320,8 +321,8 @@ func TestContainerdClose(t *testing.T) {
 	}
 }
 
-// TestContainerdComesAndGoes shows that containerd may start after Tank and may be started again, and that
-// calls while it is away are unavailable soon.
+// TestContainerdComesAndGoes shows that containerd may start after Tank and may restart, and that
+// calls without a running containerd soon end with ErrUnavailable.
 func TestContainerdComesAndGoes(t *testing.T) {
 	f, d, data := fakeStore(t, 2<<20)
 	path := socketPath(t)
@@ -346,7 +347,7 @@ func TestContainerdComesAndGoes(t *testing.T) {
 		}
 		stop := f.listen(t, path)
 		if b, err := readBlob(called("one"), c, d); err != nil || !bytes.Equal(b, data) {
-			t.Errorf("right after its start: %d bytes, %v", len(b), err)
+			t.Errorf("read right after the start: %d bytes, %v", len(b), err)
 		}
 		f.setHang("middle")
 		r, err := c.Open(called("one"), d)
@@ -355,7 +356,7 @@ func TestContainerdComesAndGoes(t *testing.T) {
 		must(t, err)
 		stop()
 		if _, err := io.Copy(io.Discard, r); !errdefs.IsUnavailable(err) {
-			t.Errorf("it went while it was read: %v", err)
+			t.Errorf("read while containerd stops: %v", err)
 		}
 		must(t, r.Close())
 		f.setHang("")

@@ -23,7 +23,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// readAll is all that a Read says.
+// readAll collects the data of all messages of a Read and checks their offsets.
 func readAll(client contentapi.ContentClient, d string, offset, size int64) (data []byte, err error) {
 	stream, err := client.Read(context.Background(),
 		&contentapi.ReadContentRequest{Digest: d, Offset: offset, Size: size})
@@ -39,15 +39,15 @@ func readAll(client contentapi.ContentClient, d string, offset, size int64) (dat
 			return data, err
 		}
 		if m.GetOffset() != int64(len(data)) {
-			return data, status.Errorf(codes.Internal, "%d bytes came at the offset %d instead of %d", len(m.GetData()),
+			return data, status.Errorf(codes.Internal, "%d bytes at offset %d, want offset %d", len(m.GetData()),
 				m.GetOffset(), len(data))
 		}
 		data = append(data, m.GetData()...)
 	}
 }
 
-// TestRead compares what Read answers with containerd's own content service on the same store, byte by byte
-// and by the classes of errors.
+// TestRead compares the answers of Read with those of containerd's own content service on the same
+// store: all bytes and the classes of errors.
 func TestRead(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()
@@ -81,7 +81,7 @@ func TestRead(t *testing.T) {
 			}
 		}
 		if got, err := readAll(ours, d.Digest.String(), 0, math.MaxInt64); err != nil || !bytes.Equal(got, blob) {
-			t.Errorf("more than there is of %d: %d bytes, %v", n, len(got), err)
+			t.Errorf("read beyond the end of %d bytes: %d bytes, %v", n, len(got), err)
 		}
 	}
 	for _, d := range []string{"", "x", "sha256:../../etc/passwd", digest.FromString("none").String()} {

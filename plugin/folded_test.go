@@ -13,8 +13,8 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// TestRefusedDocuments shows that containerd does not get an image unpacked whose documents a pull without
-// it would refuse.
+// TestRefusedDocuments shows that containerd gets no image unpacked whose documents a pull by Tank
+// would refuse.
 func TestRefusedDocuments(t *testing.T) {
 	requireRoot(t)
 	good := build(t, []Item{F("a", "1")})
@@ -71,7 +71,7 @@ func TestRefusedDocuments(t *testing.T) {
 					t.Errorf("prepare %d: %v", n, err)
 				}
 			}
-			// Other images are not concerned.
+			// Other images are not affected.
 			other := map[string]string{snapshots.LabelSnapshotRef: build(t, []Item{F("b", "2")}).chains[0]}
 			_, err := w.sn().Prepare(t.Context(), "other", "", snapshots.WithLabels(other))
 			must(t, err)

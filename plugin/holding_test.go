@@ -22,17 +22,17 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// This suite is what containerd's own do not ask: what its collector does to the stores behind it, and what
-// is adopted by whom.
+// This suite covers what containerd's own suites do not test: the effects of its garbage collector on the
+// stores, and the adoption of blobs of other holders.
 
-// depth is the stores as containerd holds them, in process or over the socket.
+// depth is the stores as containerd uses them, in process or over the socket.
 type depth struct {
 	*world
 	cs content.Store
 	sn snapshots.Snapshotter
 }
 
-// another is a holder beside containerd.
+// another is a holder other than containerd.
 var another = metadata.PullHolder("another")
 
 func atDepths(t *testing.T, test func(ctx context.Context, t *testing.T, d depth)) {
@@ -56,7 +56,7 @@ func blobOf(text string) (ocispec.Descriptor, []byte) {
 	return ocispec.Descriptor{Digest: digest.FromString(text), Size: int64(len(text))}, []byte(text)
 }
 
-// seen are the blobs that containerd's collector sees.
+// seen returns the blobs that containerd's garbage collector sees.
 func (d depth) seen(ctx context.Context, t *testing.T) (ds []digest.Digest) {
 	t.Helper()
 	must(t, d.cs.Walk(ctx, func(i content.Info) error {
@@ -66,8 +66,8 @@ func (d depth) seen(ctx context.Context, t *testing.T) (ds []digest.Digest) {
 	return ds
 }
 
-// TestAdoption: each way in which containerd learns of a blob that somebody else pulled is a hold, which
-// outlives the other's.
+// TestAdoption shows that each call by which containerd learns of a blob of another holder holds
+// the blob, and that this hold outlives that of the other holder.
 func TestAdoption(t *testing.T) {
 	open := func(ctx context.Context, cs content.Store, b ocispec.Descriptor) (content.Writer, error) {
 		return cs.Writer(ctx, content.WithRef("default/1/layer-"+b.Digest.String()),
@@ -119,7 +119,7 @@ func TestAdoption(t *testing.T) {
 				b, data := blobOf("pulled by another")
 				put(ctx, t, d.blobs.For(another), b, data)
 				if ds := d.seen(ctx, t); len(ds) > 0 {
-					t.Fatalf("containerd sees %v before it asked", ds)
+					t.Fatalf("containerd sees %v before its first request", ds)
 				}
 				must(t, learn(ctx, d.cs, b, data))
 				must(t, d.blobs.For(another).Delete(ctx, b.Digest))
@@ -136,8 +136,8 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
-// TestDeleteIsRelease: containerd's Delete ends its own hold alone; what only it held is gone, from the
-// disk after a sweep.
+// TestDeleteIsRelease shows that a Delete by containerd ends only its own hold. A blob without
+// another hold is gone, and a sweep deletes its file.
 func TestDeleteIsRelease(t *testing.T) {
 	atDepths(t, func(ctx context.Context, t *testing.T, d depth) {
 		both, data := blobOf("held by both")
@@ -145,14 +145,14 @@ func TestDeleteIsRelease(t *testing.T) {
 		own, ownData := blobOf("containerd's")
 		put(ctx, t, d.cs, own, ownData)
 		if err := d.cs.Delete(ctx, both.Digest); !errdefs.IsNotFound(err) {
-			t.Errorf("what containerd does not hold: %v", err)
+			t.Errorf("delete of a blob that containerd does not hold: %v", err)
 		}
 		_, err := d.cs.Info(ctx, both.Digest)
 		must(t, err)
 		for _, b := range []ocispec.Descriptor{both, own} {
 			must(t, d.cs.Delete(ctx, b.Digest))
 			if err := d.cs.Delete(ctx, b.Digest); !errdefs.IsNotFound(err) {
-				t.Errorf("a second time: %v", err)
+				t.Errorf("second delete: %v", err)
 			}
 		}
 		_, err = d.blobs.Sweep(ctx)
@@ -161,19 +161,19 @@ func TestDeleteIsRelease(t *testing.T) {
 			t.Errorf("containerd sees %v", ds)
 		}
 		if _, err := content.ReadBlob(ctx, d.blobs.For(another), both); err != nil {
-			t.Errorf("the other's: %v", err)
+			t.Errorf("blob of the other holder: %v", err)
 		}
 		if _, err := d.cs.Info(ctx, own.Digest); !errdefs.IsNotFound(err) {
-			t.Errorf("containerd's: %v", err)
+			t.Errorf("blob of containerd: %v", err)
 		}
 		if _, err := os.Stat(d.blobs.Path(own.Digest)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("containerd's, on the disk: %v", err)
+			t.Errorf("file of the blob of containerd: %v", err)
 		}
 	})
 }
 
-// grow makes the database so much larger, while fn runs, that bbolt maps it anew several times: for that it
-// waits until nobody reads. fn has a minute.
+// grow runs fn for at most a minute and meanwhile makes the database so large that bbolt remaps it
+// several times. A remap waits for all read transactions.
 func (d depth) grow(ctx context.Context, t *testing.T, fn func(ctx context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -204,12 +204,12 @@ func (d depth) grow(ctx context.Context, t *testing.T, fn func(ctx context.Conte
 	case err := <-done:
 		must(t, err)
 	case <-ctx.Done():
-		t.Fatal("not within a minute")
+		t.Fatal("fn did not return within a minute")
 	}
 	both.Wait()
 	must(t, <-grown)
 	if after := d.size(t); after < 8*before || after < 8<<20 {
-		t.Errorf("the database grew from %d to %d bytes only", before, after)
+		t.Errorf("the database grew only from %d to %d bytes", before, after)
 	}
 }
 
@@ -220,11 +220,12 @@ func (d depth) size(t *testing.T) int64 {
 	return fi.Size()
 }
 
-// longLabel is near containerd's limit: a page of a listing is then more than a stream sends ahead of its
-// reader.
+// longLabel is almost as long as containerd allows. One page of a listing is then larger than what
+// a stream sends ahead of its reader.
 var longLabel = strings.Repeat("x", 3500)
 
-// TestDeleteInsideList: the collector deletes blobs from inside the listing of them, while the database grows.
+// TestDeleteInsideList shows that the garbage collector can delete blobs from inside a listing of
+// them while the database grows.
 func TestDeleteInsideList(t *testing.T) {
 	atDepths(t, func(ctx context.Context, t *testing.T, d depth) {
 		const n = 300
@@ -248,7 +249,7 @@ func TestDeleteInsideList(t *testing.T) {
 	})
 }
 
-// TestRemoveInsideList: the same of snapshots.
+// TestRemoveInsideList is like TestDeleteInsideList, for snapshots.
 func TestRemoveInsideList(t *testing.T) {
 	atDepths(t, func(ctx context.Context, t *testing.T, d depth) {
 		const n = 150
@@ -270,8 +271,8 @@ func TestRemoveInsideList(t *testing.T) {
 	})
 }
 
-// TestAbortWhileListing: the collector aborts the ingests that it lists, while others begin, write and
-// commit theirs; another holder's are neither listed nor aborted.
+// TestAbortWhileListing shows that the garbage collector can abort the ingests that it lists while
+// clients begin, write and commit others. It neither lists nor aborts ingests of another holder.
 func TestAbortWhileListing(t *testing.T) {
 	atDepths(t, func(ctx context.Context, t *testing.T, d depth) {
 		begin := func(cs content.Store, ref string) {
@@ -323,7 +324,7 @@ func TestAbortWhileListing(t *testing.T) {
 		}
 		st, err := d.blobs.For(another).Status(ctx, "default/0/old")
 		if err != nil || st.Offset != 4 {
-			t.Errorf("another holder's: %+v, %v", st, err)
+			t.Errorf("ingest of another holder: %+v, %v", st, err)
 		}
 	})
 }

@@ -20,8 +20,8 @@ import (
 // The numbers of snapshots among which the operations are measured.
 var populations = []int{10, 10_000}
 
-// BenchmarkOperations measures what containerd calls, through a unix socket and its own proxy client, among
-// few and among many snapshots. The database is synced: TMPDIR says which disk is measured. See
+// BenchmarkOperations measures the calls of containerd through a unix socket and its own proxy
+// client, among few and among many snapshots. The database is synced to the disk of TMPDIR. See
 // docs/performance.md.
 func BenchmarkOperations(b *testing.B) {
 	ctx := context.Background()

@@ -8,7 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// TestPieces shows that each piece decodes to its bytes and fits the buffer that it is received into.
+// TestPieces shows that each piece decodes to its bytes and fits into the receive buffer.
 func TestPieces(t *testing.T) {
 	for _, left := range []int64{1, 1000, smallMessage - frame, smallMessage, smallMessage + 1, largeMessage - frame,
 		largeMessage, 1 << 40} {

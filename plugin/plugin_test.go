@@ -38,7 +38,7 @@ import (
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
-// world is a root that is served on a socket, and a client of it.
+// world is a root that is served on a socket, with a client connection.
 type world struct {
 	root      string
 	db        *metadata.DB
@@ -49,7 +49,7 @@ type world struct {
 	close     func() error
 }
 
-// serve opens a root and serves it. Its close checks the root.
+// serve opens a root and serves it. Closing the world checks the root.
 func serve(root string) (*world, error) {
 	return serveWith(root, &metadata.Options{NoSync: true})
 }
@@ -123,7 +123,8 @@ func (w *world) sn() snapshots.Snapshotter {
 	return snapshotproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(w.conn), "tank")
 }
 
-// TestSnapshotterSuite is called overlayfs for the reason that the one of package snapshot gives.
+// TestSnapshotterSuite runs containerd's suite. It uses the name overlayfs for the same reason as
+// the test of package snapshot.
 func TestSnapshotterSuite(t *testing.T) {
 	requireRoot(t)
 	snapshotsuite.SnapshotterSuite(t, "overlayfs",
@@ -159,7 +160,7 @@ func requireRoot(t *testing.T) {
 	t.Skip("needs root")
 }
 
-// image is an image of two layers as containerd writes it into the store.
+// image is an image of two layers as containerd writes it to the store.
 type image struct {
 	manifest, config ocispec.Descriptor
 	docs             map[digest.Digest][]byte
@@ -203,8 +204,8 @@ func (i *image) doc(mediaType, body string) ocispec.Descriptor {
 	return d
 }
 
-// ingest writes a blob under a ref as containerd's metadata store makes them, with neither digest nor media
-// type.
+// ingest writes a blob as containerd's metadata store does: under a ref of its form, without digest
+// and media type.
 func ingest(ctx context.Context, t *testing.T, cs content.Store, d digest.Digest, data []byte) content.Writer {
 	t.Helper()
 	w, err := cs.Writer(ctx, content.WithRef("default/1/layer-"+d.String()),
@@ -221,8 +222,8 @@ func put(ctx context.Context, t *testing.T, cs content.Store, d ocispec.Descript
 	must(t, w.Commit(ctx, d.Size, d.Digest))
 }
 
-// TestAnnouncement shows that the layers of a pull are unpacked while they are written, from the first
-// Prepare on, with the labels that containerd passes and without any.
+// TestAnnouncement shows that, from the first Prepare of a pull on, its layers are unpacked while
+// they are written, with the labels that containerd passes and without labels.
 func TestAnnouncement(t *testing.T) {
 	requireRoot(t)
 	for _, row := range []struct {
@@ -246,7 +247,7 @@ func TestAnnouncement(t *testing.T) {
 			put(ctx, t, cs, i.config, i.docs[i.config.Digest])
 			_, err := sn.Prepare(ctx, "default/2/extract-1 "+i.chains[0], "", snapshots.WithLabels(row.labels(i)))
 			must(t, err)
-			// The second layer arrives first, and not to its end.
+			// The second layer arrives first, and only in part.
 			data := i.docs[i.layers[1].Blob.Digest]
 			wr := ingest(ctx, t, cs, i.layers[1].Blob.Digest, data)
 			defer wr.Close()
@@ -266,7 +267,7 @@ func TestAnnouncement(t *testing.T) {
 	}
 }
 
-// TestForeignMounts shows that another differ serves what is not Tank's.
+// TestForeignMounts shows that Tank leaves mounts that are not its own to another differ.
 func TestForeignMounts(t *testing.T) {
 	requireRoot(t)
 	w := start(t)
@@ -282,7 +283,8 @@ func TestForeignMounts(t *testing.T) {
 	}
 }
 
-// TestOnlyWhatContainerdHolds shows that containerd's collector sees nothing of another holder.
+// TestOnlyWhatContainerdHolds shows that containerd's garbage collector sees no blobs of other
+// holders.
 func TestOnlyWhatContainerdHolds(t *testing.T) {
 	requireRoot(t)
 	ctx := context.Background()
@@ -296,9 +298,9 @@ func TestOnlyWhatContainerdHolds(t *testing.T) {
 	count := func(content.Info) error { seen++; return nil }
 	must(t, cs.Walk(ctx, count))
 	if seen != 0 {
-		t.Errorf("containerd sees %d blobs before it asked for one", seen)
+		t.Errorf("containerd sees %d blobs before its first request", seen)
 	}
-	_, err := cs.Info(ctx, d.Digest) // a hit is a hold
+	_, err := cs.Info(ctx, d.Digest) // a successful Info holds the blob
 	must(t, err)
 	must(t, cs.Walk(ctx, count))
 	if seen != 1 {
@@ -306,7 +308,7 @@ func TestOnlyWhatContainerdHolds(t *testing.T) {
 	}
 	must(t, cs.Delete(ctx, d.Digest))
 	if _, ok := w.blobs.Size(d.Digest); !ok {
-		t.Error("containerd's delete took away the blob of another holder")
+		t.Error("a delete by containerd deleted the blob of another holder")
 	}
 }
 
@@ -319,7 +321,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// TestReflection: grpcurl and the like are told what is served.
+// TestReflection shows that clients such as grpcurl can list the services.
 func TestReflection(t *testing.T) {
 	requireRoot(t)
 	w := start(t)

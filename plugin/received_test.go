@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// split is a message as it comes in frames.
+// split returns a message in frames of the given size.
 func split(message []byte, frame int) (parts mem.BufferSlice) {
 	for at := 0; at < len(message); at += frame {
 		parts = append(parts, mem.SliceBuffer(message[at:min(at+frame, len(message))]))
@@ -19,8 +19,8 @@ func split(message []byte, frame int) (parts mem.BufferSlice) {
 	return parts
 }
 
-// TestReceived compares what is made of a request, and of one that is damaged, with what protocol buffers
-// make of it.
+// TestReceived compares the decoder of requests with that of protocol buffers, for valid and for
+// damaged requests.
 func TestReceived(t *testing.T) {
 	requests := []*contentapi.WriteContentRequest{
 		{},
@@ -30,7 +30,7 @@ func TestReceived(t *testing.T) {
 	}
 	var messages [][]byte
 	for _, a := range requests {
-		for _, b := range requests { // one after the other is a message too
+		for _, b := range requests { // concatenated requests are a message, too
 			var message []byte
 			for _, r := range []*contentapi.WriteContentRequest{a, b} {
 				part, err := proto.Marshal(r)
@@ -74,7 +74,7 @@ func TestReceived(t *testing.T) {
 	}
 }
 
-// TestReceivedUsesBuffersAgain: the bytes of a blob leave no garbage.
+// TestReceivedUsesBuffersAgain shows that the bytes of a blob are received into reused buffers.
 func TestReceivedUsesBuffersAgain(t *testing.T) {
 	message, err := proto.Marshal(
 		&contentapi.WriteContentRequest{Action: contentapi.WriteAction_WRITE, Data: make([]byte, 1<<20)})
@@ -93,7 +93,7 @@ func TestReceivedUsesBuffersAgain(t *testing.T) {
 		r.free()
 	}
 	runtime.ReadMemStats(&after)
-	// Under the race detector a pool drops a quarter of what it is given.
+	// Under the race detector, sync.Pool drops a quarter of its buffers.
 	if each := (after.TotalAlloc - before.TotalAlloc) / rounds; each > 1<<19 {
 		t.Errorf("%d bytes are allocated for a request of 1 MiB", each)
 	}

@@ -56,15 +56,15 @@ func (c *countedLayers) Announce(layers []layer.Pair) {
 
 func (c *countedLayers) Fits([]layer.Pair) error { return nil }
 
-// noSnapshots accepts every Prepare and makes nothing.
+// noSnapshots accepts every Prepare and creates nothing.
 type noSnapshots struct{ snapshots.Snapshotter }
 
 func (noSnapshots) Prepare(context.Context, string, string, ...snapshots.Opt) ([]mount.Mount, error) {
 	return nil, nil
 }
 
-// TestAnnouncedOnce: many pulls of few images at once read each manifest and each config once, and announce
-// each image once, with the labels that containerd passes and without them.
+// TestAnnouncedOnce shows that many simultaneous pulls of few images read each manifest and each
+// config once and announce each image once, with the labels of containerd and without them.
 func TestAnnouncedOnce(t *testing.T) {
 	requireRoot(t)
 	const images, pulls = 5, 100
@@ -109,7 +109,7 @@ func TestAnnouncedOnce(t *testing.T) {
 				if got := store.opened[i.manifest.Digest]; got != 1 {
 					t.Errorf("image %d: the manifest was read %d times", n, got)
 				}
-				// unlabelled, it might have been a manifest
+				// without labels it is also read as a possible manifest
 				if got := store.opened[i.config.Digest]; got < 1 || got > 2 {
 					t.Errorf("image %d: the config was read %d times", n, got)
 				}
@@ -141,8 +141,8 @@ func dial(t *testing.T, s *plugin.Server) *grpc.ClientConn {
 	return conn
 }
 
-// TestOtherDocuments: no Prepare fails, and nothing is announced, for what a label may name and for blobs
-// that look like an image's documents.
+// TestOtherDocuments shows that labels with arbitrary digests, and blobs that resemble the
+// documents of an image, make no Prepare fail and announce nothing.
 func TestOtherDocuments(t *testing.T) {
 	requireRoot(t)
 	i := build(t, []Item{F("a", "1")})

@@ -15,11 +15,11 @@ import (
 	"github.com/tank-snapshotter/tank/plugin"
 )
 
-// cutStore has blobs whose files are shorter than they were, and which may be removed while they are read.
+// cutStore truncates the files of its blobs and can remove a blob as soon as it is opened.
 type cutStore struct {
 	content.Store
-	cut     atomic.Int64 // bytes that are left of a file
-	removed atomic.Bool  // as soon as the next blob is open
+	cut     atomic.Int64 // readable bytes of each file
+	removed atomic.Bool  // whether to remove a blob once it is open
 }
 
 func (c *cutStore) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
@@ -39,8 +39,8 @@ func (r cutReader) ReadAt(p []byte, off int64) (int, error) {
 	return r.ReaderAt.ReadAt(p[:max(0, min(int64(len(p)), r.cut-off))], off)
 }
 
-// TestReadOfRemovedBlob: a blob that is removed between two reads is not found. Its content is not blamed,
-// and it does not seem to have ended.
+// TestReadOfRemovedBlob shows that a blob that is removed between two reads is reported as not
+// found, and neither as damaged nor as ended.
 func TestReadOfRemovedBlob(t *testing.T) {
 	requireRoot(t)
 	for _, row := range []struct {
@@ -80,7 +80,7 @@ func TestReadOfRemovedBlob(t *testing.T) {
 			must(t, err)
 			must(t, row.remove(t.Context(), store, d.Digest))
 			if _, err = ra.ReadAt(blob[100_000:], 100_000); !row.want(err) {
-				t.Errorf("the second read: %v", err)
+				t.Errorf("second read: %v", err)
 			}
 		})
 	}

@@ -18,9 +18,9 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
-// TestRequestsWithoutParts sends every method of containerd's three services an empty request, and those
-// with messages inside a request whose messages are empty. None ends in a panic, and each has the class
-// that its caller can act on.
+// TestRequestsWithoutParts calls every method of containerd's three services with an empty request,
+// and methods with nested messages also with empty nested messages. No call panics, and each error
+// has a class that the caller can act on.
 func TestRequestsWithoutParts(t *testing.T) {
 	requireRoot(t)
 	w := start(t)
@@ -75,7 +75,7 @@ func TestRequestsWithoutParts(t *testing.T) {
 			}
 		}
 	}
-	// A descriptor that says nothing is there, but is no layer of a type that the service applies.
+	// An empty descriptor is valid but has no media type that the service applies.
 	err := call(t.Context(), w.conn, nil, "/containerd.services.diff.v1.Diff/Apply",
 		&diffapi.ApplyRequest{Diff: &types.Descriptor{}})
 	if status.Code(err) != codes.Unimplemented {
@@ -88,7 +88,7 @@ func TestRequestsWithoutParts(t *testing.T) {
 	}
 }
 
-// call makes one call, unary where stream is nil, and reads its answers.
+// call makes one call and reads all answers. A nil stream means a unary call.
 func call(ctx context.Context, conn *grpc.ClientConn, stream *grpc.StreamDesc, method string, req proto.Message) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

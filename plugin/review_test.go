@@ -22,14 +22,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// rawCodec sends bytes that are no message.
+// rawCodec sends raw bytes in place of an encoded message.
 type rawCodec struct{}
 
 func (rawCodec) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
 func (rawCodec) Unmarshal([]byte, any) error   { return nil }
 func (rawCodec) Name() string                  { return "proto" }
 
-// TestHostileRequests shows that a hostile request ends in an error of its own, and the server goes on.
+// TestHostileRequests shows that a hostile request fails alone and the server continues.
 func TestHostileRequests(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {

@@ -98,7 +98,7 @@ func TestNotRootfs(t *testing.T) {
 			}
 			for _, l := range row.layers {
 				if n := reg.Count("blobs/" + digest.FromString("content of "+l).String()); n != 0 {
-					t.Errorf("a layer was asked for %d times", n)
+					t.Errorf("%d requests for layers", n)
 				}
 			}
 		})

@@ -82,6 +82,6 @@ func TestCancelDuringHash(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(time.Second):
-		t.Fatal("it has not ended")
+		t.Fatal("the fetch has not ended")
 	}
 }

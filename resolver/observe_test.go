@@ -13,9 +13,9 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// TestObserve: the download of each blob is one operation, with the bytes that came from the
-// network: also if it resumes an earlier one, if it needs a second try because the bytes were
-// wrong, and if it fails. A blob that the store has is not downloaded.
+// TestObserve checks that the download of each blob is one operation with the bytes that came from
+// the network, also if it resumes an earlier download, if wrong bytes make it start again, and if
+// it fails. A blob that the store has is not downloaded.
 func TestObserve(t *testing.T) {
 	reg := registrytest.New(t)
 	manifest, data := image(reg)

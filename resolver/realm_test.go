@@ -13,7 +13,7 @@ import (
 )
 
 // TestD02CredentialsStayHome checks that a realm of another site gets no credentials, and that the
-// error says so.
+// error states this.
 func TestD02CredentialsStayHome(t *testing.T) {
 	reg, tokens := guarded(t)
 	tokens.Users = map[string]string{"alice": "se:cret"}

@@ -70,7 +70,7 @@ func TestGuestToken(t *testing.T) {
 	}
 }
 
-// discard is a response that nobody reads.
+// discard is a response writer that drops the response.
 type discard struct{}
 
 func (discard) Header() http.Header         { return http.Header{} }

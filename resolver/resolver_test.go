@@ -159,7 +159,7 @@ func TestFetch(t *testing.T) {
 		OnImage: func(img *Image) error {
 			announced++
 			if reg.Count("/blobs/"+img.Layers[0].Digest.String()) != 0 {
-				t.Error("a layer was asked for before the image was announced")
+				t.Error("a layer was requested before the image was announced")
 			}
 			return nil
 		},
@@ -615,7 +615,7 @@ func TestToken(t *testing.T) {
 		t.Errorf("the redirect carried %q", leaked.Load())
 	}
 	if tokens.Load() != 1 {
-		t.Errorf("%d tokens were asked for", tokens.Load())
+		t.Errorf("%d tokens were requested", tokens.Load())
 	}
 }
 

@@ -44,7 +44,7 @@ func TestD18Tokens(t *testing.T) {
 				}
 			}
 			if n := len(tokens.Requests()); n != tc.asked {
-				t.Errorf("%d tokens were asked for, not %d", n, tc.asked)
+				t.Errorf("%d tokens were requested, want %d", n, tc.asked)
 			}
 		})
 	}
@@ -91,7 +91,7 @@ func TestD18Identities(t *testing.T) {
 	for _, c := range []auth.Credential{{}, {Username: "bob", Password: "se:cret"},
 		{Username: "alice", Password: "se:cre"}} {
 		if err := as(c); !errdefs.IsUnauthorized(err) {
-			t.Errorf("%v got in: %v", c, err)
+			t.Errorf("%v was accepted: %v", c, err)
 		}
 	}
 }

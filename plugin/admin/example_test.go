@@ -15,7 +15,7 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 )
 
-// A program pulls by the same interface, whether it owns the root or a daemon does.
+// A program pulls through the same interface whether it or a daemon owns the root.
 func Example() {
 	registry := registrytest.Start() // stands for a registry; its image has one empty layer
 	defer registry.Close()
@@ -40,7 +40,7 @@ func Example() {
 		return nil
 	}
 
-	// No other process owns the root, so this one does until the function returns.
+	// No other process owns the root, so this process owns it until the function returns.
 	if err := admin.Reach(ctx, root, nil, pull); err != nil {
 		fmt.Println(err)
 	}

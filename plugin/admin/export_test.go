@@ -8,12 +8,12 @@ import (
 	"github.com/tank-snapshotter/tank"
 )
 
-// DialVersions is Dial of a program that speaks other versions of the protocol.
+// DialVersions is Dial for a client with another range of protocol versions.
 func DialVersions(ctx context.Context, path string, oldest, latest int) (*Client, error) {
 	return dialer{path: path, speaks: versions{oldest, latest}}.dial(ctx)
 }
 
-// RegisterVersions is Register of a program that speaks other versions of the protocol.
+// RegisterVersions is Register for an owner with another range of protocol versions.
 func RegisterVersions(to grpc.ServiceRegistrar, svc tank.Service, oldest, latest int) {
 	to.RegisterService(&description, &endpoint{svc, "", versions{oldest, latest}})
 }

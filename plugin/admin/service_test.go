@@ -96,7 +96,8 @@ func serve(t *testing.T, svc tank.Service, opts *admin.ServeOptions) string {
 	return path
 }
 
-// TestService shows that each method passes its arguments and results, and errors with their classes.
+// TestService shows that each method passes on its arguments and results, and errors with their
+// classes.
 func TestService(t *testing.T) {
 	ctx := t.Context()
 	c, err := admin.Dial(ctx, serve(t, fakeService{"/root"}, nil), nil)
@@ -136,7 +137,7 @@ func TestService(t *testing.T) {
 		t.Errorf("events %+v", events)
 	}
 	if _, err := c.Pull(ctx, "none", nil); !errdefs.IsNotFound(err) {
-		t.Errorf("class is lost: %v", err)
+		t.Errorf("the error lost its class: %v", err)
 	}
 	if images, err := c.Images(ctx); err != nil || len(images) != 1 {
 		t.Errorf("images %v, %v", images, err)
@@ -145,13 +146,13 @@ func TestService(t *testing.T) {
 		t.Errorf("inspect %+v, %v", d, err)
 	}
 	if err := c.Remove(ctx, "x"); !errdefs.IsInternal(err) {
-		t.Errorf("a panic: %v", err)
+		t.Errorf("panic of the service: %v", err)
 	}
 	failing := func(context.Context, string) (tank.Credential, error) {
 		return tank.Credential{}, errors.New("locked")
 	}
 	if _, err := c.Pull(ctx, "r", &tank.PullOptions{Credentials: failing}); !errdefs.IsUnauthorized(err) {
-		t.Errorf("a helper that fails: %v", err)
+		t.Errorf("failing credential helper: %v", err)
 	}
 	if r, err := c.GC(ctx); err != nil || r.Blobs != 3 {
 		t.Errorf("after the panic: %+v, %v", r, err)
@@ -174,7 +175,7 @@ func TestService(t *testing.T) {
 	}
 }
 
-// jsonText sends a text instead of an encoded message.
+// jsonText is a codec that sends the given text unchanged.
 type jsonText struct{}
 
 func (jsonText) Marshal(v any) ([]byte, error) { return []byte(v.(string)), nil }
@@ -195,8 +196,8 @@ func raw(t *testing.T, path string) *grpc.ClientConn {
 	return conn
 }
 
-// TestRequestsWithoutParts sends requests in which parts are missing, or everything. (Remove of the fake
-// panics on purpose.)
+// TestRequestsWithoutParts sends requests that lack some or all fields. None makes the server
+// panic, except that Remove of the fake panics on purpose.
 func TestRequestsWithoutParts(t *testing.T) {
 	conn := raw(t, serve(t, fakeService{t.TempDir()}, nil))
 	stream := &grpc.StreamDesc{StreamName: "Pull", ServerStreams: true, ClientStreams: true}

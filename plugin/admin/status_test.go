@@ -13,7 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
 
-// TestStatusKeepsCause: an error has the same text, class and cause after it passed through the admin endpoint.
+// TestStatusKeepsCause shows that an error keeps its text, class and cause on its way through the
+// admin endpoint.
 func TestStatusKeepsCause(t *testing.T) {
 	for _, tc := range []struct {
 		err   error
@@ -36,6 +37,6 @@ func TestStatusKeepsCause(t *testing.T) {
 		}
 	}
 	if toStatus(nil) != nil || native(nil) != nil {
-		t.Error("nil is no error")
+		t.Error("nil became an error")
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
 
-// TestVersions shows which versions a client and an owner of different ranges agree on, and that an error
-// names both ranges.
+// TestVersions shows which version a client and an owner with different ranges agree on, and that
+// an error names both ranges.
 func TestVersions(t *testing.T) {
 	for name, tc := range map[string]struct {
 		client, owner [2]int // the oldest and the latest version
@@ -62,7 +62,7 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// serveVersions serves svc as a program does that speaks these versions.
+// serveVersions serves svc with a range of protocol versions and returns the path of the socket.
 func serveVersions(t *testing.T, svc tank.Service, oldest, latest int) string {
 	return listen(t, func(s *rpc.Server) { admin.RegisterVersions(s, svc, oldest, latest) })
 }
@@ -84,7 +84,7 @@ func listen(t *testing.T, register func(*rpc.Server)) string {
 	return path
 }
 
-// TestClientOfVersion1 replays what programs sent before the protocol had versions.
+// TestClientOfVersion1 replays the requests of clients from before the protocol had versions.
 func TestClientOfVersion1(t *testing.T) {
 	conn := raw(t, serve(t, fakeService{"/root"}, nil))
 	for method, tc := range map[string]struct{ send, want string }{
@@ -133,7 +133,7 @@ func TestClientOfVersion1(t *testing.T) {
 	}
 }
 
-// serveVersion1 answers as programs did before the protocol had versions, and checks what it is sent.
+// serveVersion1 answers like owners from before the protocol had versions, and checks the requests.
 func serveVersion1(t *testing.T) string {
 	replies := map[string]string{
 		"Root":   `{"root":"/root"}`,
@@ -184,7 +184,7 @@ func serveVersion1(t *testing.T) string {
 	return listen(t, func(s *rpc.Server) { s.RegisterService(&d, struct{}{}) })
 }
 
-// TestOwnerOfVersion1 uses an owner that answers as programs did before the protocol had versions.
+// TestOwnerOfVersion1 calls an owner that answers like those from before the protocol had versions.
 func TestOwnerOfVersion1(t *testing.T) {
 	ctx := t.Context()
 	c, err := admin.Dial(ctx, serveVersion1(t), nil)

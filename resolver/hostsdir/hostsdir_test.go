@@ -86,7 +86,7 @@ func TestValidHosts(t *testing.T) {
 		opts := config.HostOptions{HostDir: func(string) (string, error) { return dir, nil }}
 		hosts, err := config.ConfigureHosts(t.Context(), opts)("r.test")
 		if err != nil || (hosts[len(hosts)-1].Host == "other.test") != tc.ok {
-			t.Errorf("%q: containerd has another opinion: %v", tc.toml, err)
+			t.Errorf("%q: containerd decides differently: %v", tc.toml, err)
 		}
 	}
 }

@@ -118,7 +118,7 @@ func TestNetworkWait(t *testing.T) {
 		{"first window", window, 0, 0, false},
 		{"works half of the time", window / 2, 0, 1, false},
 		{"the processors are busy", window, window * procs * 3 / 4, 1, false},
-		{"so is one of two", window, window * procs / 4, 1, true},
+		{"one of two processors is busy", window, window * procs / 4, 1, true},
 	} {
 		const n = 1 << 20
 		s := newNetworkWait()

@@ -14,23 +14,23 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
-// maxViewPath is the length in bytes of the longest path of a view, as in the kernel (PATH_MAX without its NUL).
-const maxViewPath = 4095
+// maxPath is the length in bytes of the longest path, as in the kernel (PATH_MAX without its NUL).
+const maxPath = 4095
 
-// Merged is a read-only view of a stack of directories in overlay's form, topmost first. It uses plain system calls,
-// because a fix-up needs the stack of its parent where nothing is mounted. The directories do not change while it is
-// open.
+// Merged reads a stack of directories in overlay's form as one tree, the merged tree. It uses plain system calls,
+// because a fix-up needs the stack of its parent where the stack is not mounted. The directories must not change
+// while it is open.
 //
-// A view remembers where it was, so that a path costs one step for each component that was not looked at before,
-// however deep it lies.
+// Merged remembers the places that it has visited, so that a lookup takes one step for each component of the path that
+// was not visited before.
 type Merged struct {
-	elems []Element
-	top   *place
+	elems []Element // topmost first
+	top   *place    // the root
 	dirs  openDirs
-	cost  int // of the remembered places
+	cost  int // number of remembered places
 
-	last     *place // that at returned last: plans go from a directory to what is in it
-	lastPath string
+	last     *place // the last result of at: plans go from a directory to its content
+	lastPath string // path of last
 }
 
 // Element is one open directory of a stack.
@@ -39,15 +39,15 @@ type Element struct {
 	Root *os.File
 }
 
-// found is what lies at a path of a merged view.
+// found is the inode at a path of the merged tree.
 type found struct {
-	elem  int // the element that the entry is of: the topmost one for a directory
+	elem  int // index of the element that has the inode; of a directory, the topmost one
 	ino   uint64
 	nlink uint64
 	entry *entry.Entry
 }
 
-// OpenMerged opens a stack; dirs are the directories, topmost first, by the names that stand for their content.
+// OpenMerged opens a stack. dirs are its directories, topmost first.
 func OpenMerged(dirs []Dir) (*Merged, error) {
 	m := &Merged{}
 	for _, d := range dirs {
@@ -70,12 +70,12 @@ func (m *Merged) Close() {
 	}
 }
 
-// lookup finds a clean relative path without following symbolic links in any component; nil when nothing is there.
+// lookup returns what is at a clean relative path, nil if nothing is. It follows no symbolic links.
 func (m *Merged) lookup(path string) (*found, error) {
 	if len(m.elems) == 0 {
 		return nil, nil
 	}
-	if len(path) > maxViewPath {
+	if len(path) > maxPath {
 		return nil, nodes.PathError("lookup", path, unix.ENAMETOOLONG)
 	}
 	m.forgetTooMuch()
@@ -102,20 +102,21 @@ func (m *Merged) lookup(path string) (*found, error) {
 type place struct {
 	name   string
 	parent *place // nil for the root
-	length int    // of the path
-	elem   int32  // the topmost element that has it
-	link   bool   // it is a symbolic link
+	length int    // length of the path in bytes; 0 for the root
+	elem   int32  // index of the topmost element that has it
+	link   bool   // whether it is a symbolic link
 	ino    uint64
 	nlink  uint64
-	// dirs are the elements whose directories merge here, topmost first; none when it is no directory.
+	// dirs has the indices of the elements whose directories merge here, topmost first. It is empty for anything but a
+	// directory.
 	dirs []int32
-	kids map[string]*place // those that were looked at
+	kids map[string]*place // the entries of the directory that were visited, by name
 }
 
 // maxRemembered limits how many places a Merged remembers. A place takes about 200 bytes.
 const maxRemembered = 1 << 16
 
-// forget makes the view remember nothing but its root.
+// forget makes m forget all places but the root.
 func (m *Merged) forget() {
 	m.cost, m.last = 0, nil
 	m.top = &place{dirs: make([]int32, len(m.elems))}
@@ -125,13 +126,14 @@ func (m *Merged) forget() {
 	m.dirs.close()
 }
 
+// forgetTooMuch calls forget if m remembers too many places.
 func (m *Merged) forgetTooMuch() {
 	if m.cost > maxRemembered {
 		m.forget()
 	}
 }
 
-// at returns the place of a clean relative path, nil when nothing is there.
+// at returns the place at a clean relative path, nil if nothing is there.
 func (m *Merged) at(path string) (*place, error) {
 	p, rest := m.top, path
 	if path == "." {
@@ -153,7 +155,7 @@ func (m *Merged) at(path string) (*place, error) {
 	return p, nil
 }
 
-// kid returns what has a name in a directory of the view, nil when nothing does.
+// kid returns the place of a name in a directory of the merged tree, nil if there is none.
 func (m *Merged) kid(at *place, name string) (*place, error) {
 	if k := at.kids[name]; k != nil {
 		return k, nil
@@ -202,7 +204,7 @@ func (m *Merged) kid(at *place, name string) (*place, error) {
 	return k, nil
 }
 
-// list adds the names in a directory of the view, those that it hides among them.
+// list adds to names all names in the directories that merge at a place, including those of whiteouts.
 func (m *Merged) list(at *place, names map[string]struct{}) error {
 	for _, i := range at.dirs {
 		dir, err := m.dirs.open(m, int(i), at)
@@ -220,7 +222,7 @@ func (m *Merged) list(at *place, names map[string]struct{}) error {
 	return nil
 }
 
-// below is the length of the path of a name in the directory.
+// below returns the length of the path of a name in the directory.
 func (p *place) below(name string) int {
 	if p.parent == nil {
 		return len(name)
@@ -228,7 +230,7 @@ func (p *place) below(name string) int {
 	return p.length + 1 + len(name)
 }
 
-// path of the place, "." for the root.
+// path returns the path of the place, "." for the root.
 func (p *place) path() string {
 	if p.parent == nil {
 		return "."
@@ -244,20 +246,21 @@ func (p *place) path() string {
 	return string(b)
 }
 
-// openDirs are the directories of a view that were used last: plans go from a directory to those inside it.
+// openDirs caches the open directories that were used last: plans go from a directory to those inside it.
 type openDirs struct {
 	slots [16]openDirSlot
-	tick  uint64
+	tick  uint64 // counts uses
 }
 
+// openDirSlot is one open directory.
 type openDirSlot struct {
-	elem int
+	elem int // index of its element
 	at   *place
-	dir  *os.File
-	used uint64
+	dir  *os.File // nil: the slot is free
+	used uint64   // tick of its last use
 }
 
-// open returns a directory of one element. It is open until fifteen others were asked for.
+// open returns the directory of one element at a place. It stays open until 16 other directories were opened.
 func (d *openDirs) open(m *Merged, elem int, at *place) (*os.File, error) {
 	if at.parent == nil {
 		return m.elems[elem].Root, nil
@@ -284,7 +287,7 @@ func (d *openDirs) open(m *Merged, elem int, at *place) (*os.File, error) {
 	return d.add(m.elems[elem].Root, elem, at, at.path())
 }
 
-// add opens a directory, whose path relative to another one is rel, in the place of the one that was used first.
+// add opens the directory at the path rel below from, and closes the directory that was least recently used.
 func (d *openDirs) add(from *os.File, elem int, at *place, rel string) (*os.File, error) {
 	dir, err := beneath.OpenDirBelow(from, rel)
 	if err != nil {
@@ -303,7 +306,7 @@ func (d *openDirs) add(from *os.File, elem int, at *place, rel string) (*os.File
 	return dir, nil
 }
 
-// isOpaque opens a directory inside another one, which was opened last.
+// isOpaque reports whether the directory k of one element is opaque. dir is the open directory that contains it.
 func (d *openDirs) isOpaque(dir *os.File, elem int, k *place) (bool, error) {
 	d.tick++
 	f, err := d.add(dir, elem, k, k.name)
@@ -313,6 +316,7 @@ func (d *openDirs) isOpaque(dir *os.File, elem int, k *place) (bool, error) {
 	return beneath.IsOpaque(f)
 }
 
+// close closes all directories.
 func (d *openDirs) close() {
 	for i := range d.slots {
 		if d.slots[i].dir != nil {
@@ -322,9 +326,9 @@ func (d *openDirs) close() {
 	}
 }
 
-// Dir is one directory of a stack, with a name that identifies its content.
+// Dir is one directory of a stack.
 type Dir struct {
-	Name string
+	Name string // identifies its content in the facts of a fix-up
 	Path string
 	Live bool // a container may be writing to it, although its snapshot was committed
 }

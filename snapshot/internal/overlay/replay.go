@@ -12,44 +12,43 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// replay applies the entries of a layer, one after the other, to the tree that the parent shows. It does so in memory,
-// and reads of the parent only what the entries touch. The result is the tree that the stack has to show.
+// replay applies the entries of a layer, one after the other, to the merged tree of the parent. It does so in memory,
+// and reads only those parts of the parent that the entries touch. The result is the tree that overlay has to show.
 type replay struct {
 	parent *Merged
 	root   *simNode
-	inodes map[inode]*simNode  // those of the parent that were met and are no directories
+	inodes map[inode]*simNode  // inodes of the parent that were visited, except directories
 	groups map[string]*simNode // inodes with several names, by the first; only of a layer without an order
-	// lenient leaves out hard links to nothing: without root's full rights layers have no devices.
+	// lenient leaves out hard links whose target is missing: a layer that was unpacked without the rights of root lacks
+	// devices.
 	lenient bool
 	newDir  entry.Entry // the attributes of a directory without an entry
 	grow    func(bytes int64) error
-	// removals counts what was taken away, and keeps the directories that were resolved last from being used after it.
+	// removals counts removed names. An element of recent is not used after a further removal.
 	removals int
 	recent   [2]resolved
 }
 
 // simNode is an inode of a replay.
 type simNode struct {
-	entry entry.Entry // its attributes; of the parent's only once read says so
-	read  bool
+	entry entry.Entry // until readAttrs, an inode of the parent has only Type: Dir, Symlink, or File for others
+	read  bool        // all fields of entry are set
 
-	// Of a directory: what is in it, nil for a name that was taken away, and the parent's directory whose other content
-	// shows in it, nil if none.
-	kids  map[string]*simName
-	below *place
-	up    *simNode // the directory that it is in, nil for the root
-	// length is that of a directory's path.
-	length int
+	// The next four fields are of a directory.
+	kids   map[string]*simName // entries by name; nil marks a removed name of the parent
+	below  *place              // the parent's directory whose other content is visible; nil: none
+	up     *simNode            // the directory above, nil for the root
+	length int                 // length of the path in bytes
 
-	// lower is where it lies in the parent, nil if it is the layer's.
+	// lower is its place in the parent, nil if the layer made it.
 	lower *place
-	// Of anything but a directory: where it lies in the layer.
-	made    string // a path of the layer's directory
-	aside   string // the name of its content among what was set aside
-	changed bool   // a hard link's header changed one of the parent's
+	// made and aside name the content of anything but a directory in the layer; both may be empty.
+	made    string // a path in the directory of the layer
+	aside   string // the name of its content in the directory aside
+	changed bool   // the header of a hard link changed an inode of the parent
 	// xattrsCloned is true if the map of its extended attributes is not shared.
 	xattrsCloned bool
-	names        []string // where it is found in the end
+	names        []string // its paths in the resulting tree
 	emit         bool     // all its names go into the fix-up
 }
 
@@ -61,19 +60,20 @@ type simName struct {
 
 func (n *simNode) isDir() bool { return n.entry.Type == entry.Dir }
 
-// simMemory is what an inode of a replay takes without its strings, with a name in the directory's map.
+// simMemory is the number of bytes that an inode of a replay takes, with one name and without its strings.
 const simMemory = 448
 
 // omitted is the type of a device that was left out, and of a hard link to one.
 const omitted entry.Type = 0
 
-// resolved remembers where a path led that was found without anything missing.
+// resolved remembers to which directory a path has led.
 type resolved struct {
 	path     string
 	dir      *simNode
-	removals int
+	removals int // replay.removals at that time
 }
 
+// newReplay returns a replay of a layer above the parent, before the first step.
 func newReplay(parent *Merged, newDir entry.Entry, lenient bool, grow func(bytes int64) error) *replay {
 	r := &replay{
 		parent: parent, lenient: lenient, newDir: newDir, grow: grow,
@@ -96,7 +96,7 @@ func (r *replay) step(s *tarlayer.Step) error {
 		}
 		return r.purge(at.dir)
 	case s.Path == ".", s.Path == "":
-		return nil // the root directory's attributes are not a fix-up's
+		return nil // a fix-up does not have the attributes of the root directory
 	case s.Type == entry.Whiteout:
 		at, err := r.resolve(path.Dir(s.Path), s)
 		if err != nil || len(at.missing) > 0 {
@@ -128,7 +128,7 @@ func (r *replay) step(s *tarlayer.Step) error {
 	return r.put(dir, name, n)
 }
 
-// makeDir describes a directory, or makes one in the place of anything else.
+// makeDir sets the attributes of an existing directory, or makes a directory and replaces anything else.
 func (r *replay) makeDir(dir *simNode, name string, s *tarlayer.Step) error {
 	k, err := r.kid(dir, name)
 	if err != nil {
@@ -141,7 +141,7 @@ func (r *replay) makeDir(dir *simNode, name string, s *tarlayer.Step) error {
 	return r.put(dir, name, &simNode{entry: s.Entry, read: true})
 }
 
-// link gives an inode another name, and its attributes what the header has.
+// link gives an inode another name, and applies the attributes of the header to it.
 func (r *replay) link(dir *simNode, name string, s *tarlayer.Step) error {
 	r.remove(dir, name)
 	at, err := r.resolve(path.Dir(s.Target), s)
@@ -177,7 +177,8 @@ func (r *replay) link(dir *simNode, name string, s *tarlayer.Step) error {
 	return r.put(dir, name, k.simNode)
 }
 
-// makeParent returns the directory that an entry lies in, and makes what is missing of it, in place of anything else.
+// makeParent returns the directory that contains an entry. It makes missing directories, and replaces anything else by
+// directories.
 func (r *replay) makeParent(s *tarlayer.Step) (*simNode, error) {
 	at, err := r.resolve(path.Dir(s.Path), s)
 	if err != nil {
@@ -194,13 +195,13 @@ func (r *replay) makeParent(s *tarlayer.Step) (*simNode, error) {
 	return dir, nil
 }
 
-// put gives an inode a name, in place of whatever has it.
+// put gives an inode a name and removes what has the name. It returns stream.ErrInvalidLayer if the path is too long.
 func (r *replay) put(dir *simNode, name string, n *simNode) error {
 	length := len(name)
 	if dir.up != nil {
 		length += dir.length + 1
 	}
-	if len(name) > maxName || length > maxViewPath {
+	if len(name) > maxName || length > maxPath {
 		return fmt.Errorf("layer: a path of %d bytes with a component of %d: %w", length, len(name),
 			stream.ErrInvalidLayer)
 	}
@@ -215,7 +216,7 @@ func (r *replay) put(dir *simNode, name string, n *simNode) error {
 	return r.grow(simMemory + int64(len(name)))
 }
 
-// remove takes a name away.
+// remove removes a name. It leaves a mark if the parent has a directory there, which may have the name as well.
 func (r *replay) remove(dir *simNode, name string) {
 	if k := dir.kids[name]; k != nil {
 		r.removals++
@@ -230,8 +231,8 @@ func (r *replay) remove(dir *simNode, name string) {
 	dir.kids[name] = nil
 }
 
-// removeLower takes away what the layers below have under a name. A directory with names of this layer stays for them,
-// as a new one.
+// removeLower removes what the parent has at a name. A directory that contains names of this layer stays as a new
+// directory with these names.
 func (r *replay) removeLower(dir *simNode, name string) error {
 	k := dir.kids[name]
 	if k == nil {
@@ -255,8 +256,8 @@ func (r *replay) removeLower(dir *simNode, name string) error {
 	return nil
 }
 
-// purge takes away what the layers below have in a directory. After it there is only the layer's own in it, so that
-// each directory is gone through once.
+// purge removes what the parent has in a directory. Afterwards the directory has only names of this layer, so that a
+// further purge returns at once.
 func (r *replay) purge(dir *simNode) error {
 	if dir.below == nil {
 		return nil
@@ -278,7 +279,7 @@ func (r *replay) purge(dir *simNode) error {
 	return nil
 }
 
-// kid returns what has a name in a directory, nil when nothing has.
+// kid returns what has a name in a directory, nil if nothing has. It loads the name from the parent if necessary.
 func (r *replay) kid(dir *simNode, name string) (*simName, error) {
 	if k, ok := dir.kids[name]; ok || dir.below == nil || len(name) > maxName {
 		return k, nil
@@ -301,7 +302,7 @@ func (r *replay) kid(dir *simNode, name string) (*simName, error) {
 	return k, r.grow(simMemory + int64(len(name)))
 }
 
-// load makes an inode of what the parent has.
+// load returns the inode of a place in the parent.
 func (r *replay) load(p *place) *simNode {
 	switch {
 	case len(p.dirs) > 0:
@@ -320,7 +321,7 @@ func (r *replay) load(p *place) *simNode {
 	}
 }
 
-// readAttrs reads the attributes of an inode of the parent.
+// readAttrs reads the attributes of an inode of the parent, unless they were read before.
 func (r *replay) readAttrs(n *simNode) error {
 	if n.read {
 		return nil

@@ -99,7 +99,7 @@ func (d *differ) dir(at string, want *simNode, upperDir *tree.Node, lowerDir *pl
 	return nil
 }
 
-// name compares one name of a directory.
+// name compares what the replay has at one name of a directory with what overlay shows there.
 func (d *differ) name(at, name string, dir *simNode, upperDir *tree.Node, lowerDir *place) error {
 	k, err := d.r.kid(dir, name)
 	if err != nil {
@@ -136,7 +136,7 @@ func (d *differ) name(at, name string, dir *simNode, upperDir *tree.Node, lowerD
 	return d.grow(int64(len(at)))
 }
 
-// subdir compares a directory with what is shown in its place.
+// subdir compares a directory with what overlay shows at its path.
 func (d *differ) subdir(at string, k *simName, upper *tree.Node, lower *place) error {
 	isDir := upper != nil && upper.Entry.Type == entry.Dir || upper == nil && lower != nil && len(lower.dirs) > 0
 	if isDir && upper == nil && !k.explicit && len(k.kids) == 0 && k.below != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer"
 )
 
-// Path resolution is bounded as in package unpack: by the number of symbolic links on the way, as in the kernel
-// (MAXSYMLINKS), and by the number of components, because targets may be long.
+// The limits of the resolution of a path are those of package unpack: the number of symbolic links on the path, as in
+// the kernel (MAXSYMLINKS), and the number of components, because the targets of links may be long.
 const (
 	maxLinks      = 40
 	maxComponents = 8192
@@ -31,19 +31,19 @@ type walker struct {
 	at    simSpot
 	rest  string // the components to follow: those of symbolic links' targets, then those of the path itself
 	tail  int    // how many bytes at the end of rest belong to the path itself
-	links int
-	steps int
-	// The last symbolic link that is a component of the path itself: its directory, its name, and the path after it.
+	links int    // symbolic links that were followed
+	steps int    // components that were resolved
+	// The last symbolic link that is a component of the path itself, its directory, its name, and the path after it.
 	link     *simName
 	linkAt   *simNode
 	linkName string
 	after    string
-	// passed is true if something was missing on the way.
+	// passed is true if a component was missing, even if a later ".." removed it again.
 	passed bool
 }
 
-// resolve follows a path of directories inside the root, through all symbolic links there are now. ".." of the root is
-// the root; what is missing is taken back by "..".
+// resolve resolves the path of a directory inside the root. It follows the symbolic links that exist at this step.
+// ".." of the root is the root, and ".." after a missing name removes that name.
 func (r *replay) resolve(p string, s *tarlayer.Step) (simSpot, error) {
 	if p == "." {
 		p = ""
@@ -64,7 +64,7 @@ func (r *replay) resolve(p string, s *tarlayer.Step) (simSpot, error) {
 	}
 	for _, c := range w.at.missing {
 		if entry.Reserved(c) {
-			return w.at, stepError(s, "leads to %q, a name of whiteouts", printable.Clip(c))
+			return w.at, stepError(s, "its path leads to %q, a name of whiteouts", printable.Clip(c))
 		}
 	}
 	if !w.passed {
@@ -119,8 +119,8 @@ func (w *walker) next() error {
 	return nil
 }
 
-// loop is where a path leads that goes through too many links. A link of the layer itself is refused, one of the parent
-// is taken for a file.
+// loop returns the result for a path with too many links. If the last link of the path is of the layer itself, this
+// is an error; a link of the parent counts as a file.
 func (w *walker) loop(s *tarlayer.Step) (simSpot, error) {
 	if w.link.explicit {
 		return w.at, stepError(s, "too many levels of symlinks")
@@ -137,7 +137,8 @@ func (w *walker) loop(s *tarlayer.Step) (simSpot, error) {
 // maxName is the length in bytes of the longest name, as in the kernel (NAME_MAX).
 const maxName = 255
 
-// inside returns the path of a name in a directory, whose path is clean. path.Join would look at all of a long path.
+// inside returns the path of a name in a directory, whose path must be clean. path.Join would clean the whole path
+// again.
 func inside(dir, name string) string {
 	if dir == "" || dir == "." {
 		return name
@@ -145,7 +146,7 @@ func inside(dir, name string) string {
 	return dir + "/" + name
 }
 
-// stepError is about one entry of the tar.
+// stepError returns an error about one entry of the tar. It wraps stream.ErrInvalidLayer.
 func stepError(s *tarlayer.Step, format string, args ...any) error {
 	what := "tar entry " + strconv.Quote(printable.Clip(s.Path))
 	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), stream.ErrInvalidLayer)

@@ -40,7 +40,12 @@ func hintFor(err error) string {
 	if errors.As(err, &h) {
 		return h.hint
 	}
-	return cause.Of(err).Hint()
+	hint := cause.Of(err).Hint()
+	for hint == "" && err != nil { // cause.Usage has no hint, but may hide a cause that has one, such as EACCES
+		err = errors.Unwrap(err)
+		hint = cause.Of(err).Hint()
+	}
+	return hint
 }
 
 // hinted is an error with a hint of its own.

@@ -206,6 +206,23 @@ func TestExitCode(t *testing.T) {
 	}
 }
 
+// TestUsageHint: the mark of a usage error changes the exit code, and not the advice of the cause below it.
+func TestUsageHint(t *testing.T) {
+	denied := &os.PathError{Op: "open", Path: "hosts.toml", Err: unix.EACCES}
+	marked := cause.Mark(fmt.Errorf("hosts directory: %w: %w", denied, errdefs.ErrInvalidArgument), cause.Usage, "")
+	for _, tc := range []struct {
+		err  error
+		hint string
+	}{
+		{fmt.Errorf("x: %w", marked), cause.Cause{Kind: cause.Denied}.Hint()},
+		{cause.Mark(errors.New("x"), cause.Usage, ""), ""},
+	} {
+		if code, hint := exitCode(tc.err), hintFor(tc.err); code != exitUsage || hint != tc.hint {
+			t.Errorf("%v: exit code %d, hint %q, want hint %q", tc.err, code, hint, tc.hint)
+		}
+	}
+}
+
 // TestDefaultConfig: the output of `config default` has every key, and the defaults are those of the program.
 func TestDefaultConfig(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.toml")

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/plugin/admin"
 )
@@ -191,6 +192,42 @@ func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 				t.Errorf("files %q, want %q; credentials for %q, want %q", files, tt.files, creds, tt.creds)
 			}
 		})
+	}
+}
+
+// TestUnreadableHostsDirectory: a pull through another process that cannot read its hosts directory is a usage error with
+// the advice for a permission that is missing.
+func TestUnreadableHostsDirectory(t *testing.T) {
+	t.Parallel()
+	s := &squatter{}
+	squat(t, s, os.Geteuid())
+	hosts := t.TempDir()
+	if err := os.Mkdir(filepath.Join(hosts, "_default"), 0); err != nil {
+		t.Fatal(err)
+	}
+	cmd := command(t, nil, "pull", "--root", s.root, "--hosts-dir", hosts, "registry.test/x:1")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	done := make(chan error, 1)
+	go func() { // the thread ends with the goroutine, because it may lack capabilities
+		runtime.LockOSThread()
+		if os.Geteuid() == 0 { // without these capabilities, permissions count for uid 0 as well
+			for _, c := range []uintptr{unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH} {
+				if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+					done <- err
+					return
+				}
+			}
+		}
+		done <- cmd.Run()
+	}()
+	err := <-done
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	if code := cmd.ProcessState.ExitCode(); code != exitUsage ||
+		!strings.Contains(stderr.String(), cause.Cause{Kind: cause.Denied}.Hint()) {
+		t.Errorf("exit code %d: %s", code, stderr.String())
 	}
 }
 

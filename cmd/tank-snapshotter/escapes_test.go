@@ -62,8 +62,8 @@ func output(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	return out.String(), e.String(), cmd.ProcessState.ExitCode()
 }
 
-// hostile has everything that a terminal acts on: C0, DEL, C1 as UTF-8, a line that looks like a message of
-// the program, and bidi controls.
+// hostile has every kind of character that a terminal interprets: C0, DEL, C1 as UTF-8 and bidi controls, and
+// a line that looks like a message of the program.
 const hostile = "x\x1b]0;t\x07\x7f\u009b31m\nfake\r\u202e"
 
 // TestEscapes: commands escape all text that registries, images and other processes have chosen.
@@ -145,7 +145,7 @@ func TestEscapes(t *testing.T) {
 			out, e, _ := output(t, "pull", "--root", filepath.Join(dir, "root"), "--hosts-dir", dir,
 				secure.Host+"/hello:1")
 			if !strings.Contains(e, "certificate") {
-				t.Errorf("no word of the certificate: %s", e)
+				t.Errorf("the error does not mention the certificate: %s", e)
 			}
 			return []string{out, e}
 		},

@@ -257,7 +257,7 @@ func TestActivation(t *testing.T) {
 	for name, tc := range map[string]struct {
 		env  []string
 		file *os.File
-		says string
+		want string // part of the error
 	}{
 		"tcp":          {env, fileOf(tcp), "not a unix stream socket"},
 		"datagrams":    {env, fileOf(datagrams), "not a listening socket"},
@@ -269,7 +269,7 @@ func TestActivation(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := startServe(t, tc.env, tc.file)
-			if code := d.wait(t); code != exitOther || !strings.Contains(d.stderr.String(), tc.says) {
+			if code := d.wait(t); code != exitOther || !strings.Contains(d.stderr.String(), tc.want) {
 				t.Errorf("exit code %d, %s", code, d.stderr)
 			}
 			if _, err := os.Lstat(filepath.Join(d.dir, "root")); !os.IsNotExist(err) {
@@ -350,7 +350,7 @@ func TestStopUnderPull(t *testing.T) {
 	defer func() { _ = pull.Wait() }()
 	for deadline := time.Now().Add(patienceOfTests); reg.Count(held.Encoded()) == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("the pull does not come to its layer")
+			t.Fatal("the pull does not request its layer")
 		}
 	}
 	if code := d.stop(t, syscall.SIGTERM); code != 0 {

@@ -32,7 +32,7 @@ func TestSilentDaemon(t *testing.T) {
 	go func() { pulled <- pull.Wait() }()
 	for deadline := time.Now().Add(patienceOfTests); reg.Count(held.Encoded()) == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("the pull does not come to its layer")
+			t.Fatal("the pull does not request its layer")
 		}
 	}
 	select {
@@ -49,7 +49,7 @@ func TestSilentDaemon(t *testing.T) {
 			t.Errorf("the pull: %s", stderr.String())
 		}
 	case <-time.After(reportLimit):
-		t.Errorf("the pull waits for a daemon that is stopped")
+		t.Error("the pull waits for a daemon that is stopped")
 		_ = pull.Process.Kill()
 	}
 	t.Run("stopped", func(t *testing.T) {

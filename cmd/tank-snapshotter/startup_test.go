@@ -97,8 +97,8 @@ type repeatedCommand struct {
 	requests int
 }
 
-// pullAgain pulls an image into a new root. The commands of the result run without a daemon, or through a
-// daemon of that root if daemon is true.
+// pullAgain pulls an image into a new root, and returns commands that use that root: through a daemon if
+// daemon is true, else alone.
 func pullAgain(tb testing.TB, program string, daemon bool) repeatedPulls {
 	tb.Helper()
 	a := repeatedPulls{registry: registrytest.New(tb)}

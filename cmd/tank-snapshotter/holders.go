@@ -81,15 +81,14 @@ func (c *cli) releaseCommand() *cobra.Command {
 			"containerd whose root was moved or restored, and which Tank did not recognize by itself.",
 		Args: cobra.ExactArgs(1),
 		RunE: c.do(func(cmd *cobra.Command, args []string) error {
-			var released tank.HolderInfo
+			var h tank.HolderInfo
 			err := c.with(cmd.Context(), changes, func(svc tank.Service) (err error) {
-				released, err = svc.Release(cmd.Context(), args[0], &tank.ReleaseOptions{Force: force, To: to})
+				h, err = svc.Release(cmd.Context(), args[0], &tank.ReleaseOptions{Force: force, To: to})
 				return err
 			})
 			if err != nil {
 				return err
 			}
-			h := released
 			if to != "" {
 				printable.Fprintf(cmd.OutOrStdout(),
 					"%s has what %s kept: %d blobs, %d ingests, %d layers, %d rootfs, %d snapshots\n",

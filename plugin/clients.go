@@ -47,7 +47,7 @@ func (c *connection) sessionOf(ctx context.Context, binder *binding.Binder) (*bi
 	return s, err
 }
 
-// processOf returns the process that made the connection of a call; the zero value if it is not known.
+// processOf returns the process that made the connection of a call, or the zero value if it is not known.
 func processOf(ctx context.Context) peer.Process {
 	if p, ok := grpcpeer.FromContext(ctx); ok {
 		if info, ok := p.AuthInfo.(peerInfo); ok {
@@ -92,7 +92,8 @@ type peerInfo struct {
 
 func (peerInfo) AuthType() string { return "unix" }
 
-// unixCredentials are transport credentials that read which process made the connection; nothing is encrypted.
+// unixCredentials are transport credentials that record which process made the connection. They encrypt
+// nothing.
 type unixCredentials struct {
 	credentials.TransportCredentials
 }

@@ -23,20 +23,20 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// How long containerd may take.
+// Limits of time.
 const (
-	answerTime = time.Second      // to report whether it has a blob; a Prepare waits for the answer
-	stallTime  = 15 * time.Second // to send the next bytes of a blob
+	answerTime     = time.Second            // until containerd reports whether it has a blob; a Prepare waits for it
+	stallTime      = 15 * time.Second       // until containerd sends the next bytes of a blob
+	reconnectDelay = 500 * time.Millisecond // between two attempts to connect
 )
 
-// Memory for one blob that is read from containerd: bytes on their way, and bytes that wait for the reader.
+// Limits of the memory for one blob that is read from containerd.
 const (
-	streamWindow   = 2 << 20
-	messagesAhead  = 2 // of up to 1 MiB
-	reconnectDelay = 500 * time.Millisecond
+	streamWindow  = 2 << 20 // bytes that containerd may send before gRPC has passed them on
+	messagesAhead = 2       // messages of up to 1 MiB that wait for the reader
 )
 
-// ContainerdOptions of DialContainerd.
+// ContainerdOptions of DialContainerd. nil means the zero value.
 type ContainerdOptions struct {
 	// Answer is how long containerd may take to report whether it has a blob. 0 means 1 second.
 	Answer time.Duration
@@ -45,11 +45,11 @@ type ContainerdOptions struct {
 	Stall time.Duration
 }
 
-// Containerd is the content store of a containerd that keeps its own: the second install. Every call ends,
-// whatever containerd does; errdefs.ErrUnavailable says that it does not answer.
+// Containerd is a client of the content store of a containerd that does not use the root's (ADR 9). Every
+// call ends in time, and returns errdefs.ErrUnavailable if containerd does not answer.
 //
-// Its calls only read what containerd's database says, so that they may be made while containerd waits for
-// a Prepare or an Apply; they are never made from a Commit or a Remove.
+// Its calls only read containerd's database, so they are allowed while containerd waits for a Prepare or an
+// Apply. No Commit and no Remove makes them.
 type Containerd struct {
 	conn       *grpc.ClientConn
 	blobs      contentapi.ContentClient
@@ -57,8 +57,8 @@ type Containerd struct {
 	opts       ContainerdOptions
 }
 
-// DialContainerd makes a client of the containerd at that unix socket. It connects with the first call, and
-// again after containerd was away. nil opts are the defaults.
+// DialContainerd makes a client of the containerd at a unix socket. The client connects at the first call,
+// and again after containerd was restarted. opts may be nil.
 func DialContainerd(address string, opts *ContainerdOptions) (*Containerd, error) {
 	c := &Containerd{}
 	if opts != nil {
@@ -79,7 +79,7 @@ func DialContainerd(address string, opts *ContainerdOptions) (*Containerd, error
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: delays, MinConnectTimeout: time.Second}),
 		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(4*streamWindow),
-		// Who was called by containerd a moment ago need not fail because the last attempt to connect did.
+		// A call waits for the next attempt to connect. The last one may have failed before containerd started.
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
 	if err != nil {
 		return nil, fmt.Errorf("containerd %s: %w", address, err)
@@ -88,11 +88,12 @@ func DialContainerd(address string, opts *ContainerdOptions) (*Containerd, error
 	return c, nil
 }
 
-// Close ends the connection, and with it what is being read.
+// Close ends the connection. Blobs that are being read end with an error.
 func (c *Containerd) Close() error { return c.conn.Close() }
 
-// Size returns the bytes of a blob that any of containerd's namespaces has, which with its default policy
-// is one that it takes into every other without fetching it. errdefs.ErrNotFound when none has it.
+// Size returns the size in bytes of a blob that any of containerd's namespaces has. With containerd's
+// default policy, the other namespaces adopt such a blob without fetching it. Size returns
+// errdefs.ErrNotFound if no namespace has the blob.
 func (c *Containerd) Size(ctx context.Context, d digest.Digest) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Answer)
 	defer cancel()
@@ -100,9 +101,9 @@ func (c *Containerd) Size(ctx context.Context, d digest.Digest) (int64, error) {
 	return size, c.fault(d, err)
 }
 
-// Open reads a blob from the namespace of the call that ctx belongs to, or, when it belongs to none, from
-// any that has it. Read returns io.EOF after all bytes were read and are those of the digest, and
-// errdefs.ErrDataLoss when they are not. errdefs.ErrNotFound when the blob is not there.
+// Open reads a blob from the namespace of the call that ctx belongs to. If ctx belongs to none, it reads the
+// blob from any namespace that has it. Open returns errdefs.ErrNotFound if the blob is missing. Read returns
+// io.EOF after all bytes if they match the digest, and errdefs.ErrDataLoss if they do not.
 func (c *Containerd) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
 	if err := d.Validate(); err != nil {
 		return nil, fmt.Errorf("digest %.100q: %w: %w", string(d), err, errdefs.ErrInvalidArgument)
@@ -191,7 +192,7 @@ func (c *Containerd) read(ctx context.Context, ns string, d digest.Digest, size 
 		case err != nil:
 			b.err = c.fault(d, err)
 		case n != size || digest.NewDigest(d.Algorithm(), sum) != d:
-			b.err = fmt.Errorf("blob %s: containerd gave other bytes: %w", d, errdefs.ErrDataLoss)
+			b.err = fmt.Errorf("blob %s: containerd sent other bytes: %w", d, errdefs.ErrDataLoss)
 		default:
 			b.err = io.EOF
 		}

@@ -22,8 +22,9 @@ type contentServer struct {
 	store content.Store
 }
 
-// Read sends the bytes from the offset on, at most size of them unless that is 0 or less; offsets in the
-// answers count from the first byte that is sent. A negative offset is 0, one behind the end is OutOfRange.
+// Read sends the bytes of a blob from the offset on: at most size of them, or all if size is not positive.
+// Offsets in the answers count from the first byte that is sent. A negative offset counts as 0. Read returns
+// OutOfRange for an offset behind the end.
 func (s *contentServer) Read(req *contentapi.ReadContentRequest, stream contentapi.Content_ReadServer) error {
 	d, err := digest.Parse(req.GetDigest())
 	if err != nil {

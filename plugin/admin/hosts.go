@@ -63,7 +63,8 @@ func entrust(ctx context.Context, ref string, opts *tank.PullOptions) (pullReque
 	}, nil
 }
 
-// hostsError returns the error for a hosts directory that cannot be used.
+// hostsError returns the error for a hosts directory that cannot be used. Its exit code is that of a usage
+// error, also if a permission is missing.
 func hostsError(err error) error {
 	err = fmt.Errorf("hosts directory: %w: %w", err, errdefs.ErrInvalidArgument)
 	if code, known := cause.Of(err).Exit(); known && code == cause.ExitUsage {

@@ -132,8 +132,7 @@ func TestNotRootfsInIndex(t *testing.T) {
 		}, mediatype.ErrNotRootfs},
 		{"a chart beside an image for another platform", func(reg *registrytest.Registry) []ocispec.Descriptor {
 			return []ocispec.Descriptor{chart(reg),
-				reg.Image("", ocispec.Platform{OS: "linux", Architecture: "s390x"}, nil,
-					nil)}
+				reg.Image("", ocispec.Platform{OS: "linux", Architecture: "s390x"}, nil, nil)}
 		}, errdefs.ErrNotFound},
 		{"the cache of BuildKit", func(reg *registrytest.Registry) []ocispec.Descriptor {
 			return []ocispec.Descriptor{

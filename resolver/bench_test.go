@@ -18,8 +18,10 @@ func BenchmarkFetch(b *testing.B) {
 	for _, p := range []struct {
 		name     string
 		registry func(testing.TB) *registrytest.Registry
-	}{{"HTTP1", registrytest.New},
-		{"HTTP2", func(tb testing.TB) *registrytest.Registry { return registrytest.NewTLS(tb, nil) }}} {
+	}{
+		{"HTTP1", registrytest.New},
+		{"HTTP2", func(tb testing.TB) *registrytest.Registry { return registrytest.NewTLS(tb, nil) }},
+	} {
 		b.Run(p.name, func(b *testing.B) {
 			reg := p.registry(b)
 			data := random(64 << 20)

@@ -63,7 +63,7 @@ func TestHostFilesAsPipes(t *testing.T) {
 		"a certificate without an end": {func(t *testing.T, dir, _ string) {
 			write(t, dir+"/hosts.toml", toml("/dev/zero"))
 		}, false},
-		"a key that nobody names": {func(t *testing.T, dir, _ string) {
+		"a key that hosts.toml does not name": {func(t *testing.T, dir, _ string) {
 			write(t, dir+"/hosts.toml", toml("ca.crt"))
 			write(t, dir+"/ca.crt", reg.CA)
 			write(t, dir+"/other.key", []byte("no key"))
@@ -92,6 +92,7 @@ func TestHostFilesAsPipes(t *testing.T) {
 	})
 }
 
+// TestHostFilesEndWithTheContext checks that the wait for the writer of a pipe ends with the context.
 func TestHostFilesEndWithTheContext(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()

@@ -44,7 +44,7 @@ func (e *NoPlatform) Error() string {
 // Is makes errors.Is report the class errdefs.ErrNotFound.
 func (e *NoPlatform) Is(target error) bool { return target == errdefs.ErrNotFound }
 
-// Cause returns the cause, from which follows what the user can do.
+// Cause returns the cause. Package cause has advice for the user about it.
 func (e *NoPlatform) Cause() cause.Cause { return cause.Cause{Kind: cause.Platform} }
 
 // add adds a platform, unless it is listed.

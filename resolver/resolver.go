@@ -4,9 +4,9 @@
 // It owns nothing on disk. The caller owns the store that Fetch writes to, and remembers what a tag
 // meant earlier.
 //
-// Its invariant: it believes no byte that a registry sends. A manifest is what hashes to the
-// requested digest. If only a tag is known, the digest is computed from the bytes, and headers can
-// only contradict it. Content that fails verification or contradicts itself is an error of class
+// Its invariant: it trusts no byte that a registry sends. A manifest has to hash to the requested
+// digest. If only a tag is known, the digest is computed from the bytes, and a header with another
+// digest is an error. Content that fails verification or contradicts itself is an error of class
 // errdefs.ErrDataLoss.
 //
 // New opens no socket and reads no file; the first Resolve or Fetch does.
@@ -72,7 +72,7 @@ type Options struct {
 	// Credentials returns the credential for a registry that asks for one. nil: all requests are
 	// anonymous.
 	Credentials auth.Source
-	// Warn receives each error that does not end a pull once, such as that of a credential store.
+	// Warn receives, once each, the errors that do not end a pull, such as that of a credential store.
 	// Several goroutines may call it at once. nil: such errors are logged.
 	Warn func(string)
 	// Tokens caches access tokens. Share it, so that later pulls need no new tokens. nil: a new

@@ -113,7 +113,7 @@ func Stall(data []byte, n int) Fault {
 	}
 }
 
-// Drip sends one byte after each pause.
+// Drip sends the requested bytes of data one at a time, with a pause after each.
 func Drip(data []byte, pause time.Duration) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		for _, b := range head(w, r, data) {
@@ -135,7 +135,7 @@ func Drip(data []byte, pause time.Duration) Fault {
 func NoRanges(data []byte) Fault { return Answer(http.StatusOK, data) }
 
 // ContentRange answers a request for a range with the requested bytes, and with the Content-Range
-// that header returns for the first byte, the last byte and the size.
+// that form returns for the offsets of the first and the last byte and for the size.
 func ContentRange(data []byte, form func(start, last, size int) string) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		start, end, ranged := span(r, len(data))

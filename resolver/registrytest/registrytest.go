@@ -39,12 +39,12 @@ type Registry struct {
 	// Guard sees the requests that Fault passes on, and reports whether it has refused them; see
 	// TokenServer. nil: none. Set it before the first request.
 	Guard Fault
-	// CA is the certificate of a registry with TLS, in PEM.
+	// CA is the certificate of a registry with TLS, in PEM. nil: the registry has no TLS.
 	CA []byte
 
 	server *httptest.Server
 
-	mu        sync.Mutex
+	mu        sync.Mutex // guards the fields below
 	blobs     map[digest.Digest][]byte
 	manifests map[string]entry // by digest and by tag
 	log       []string
@@ -68,8 +68,8 @@ func Start() *Registry {
 	return start(nil)
 }
 
-// NewPlain starts a registry with HTTP/1. configure is called with the server before it starts;
-// nil: not.
+// NewPlain starts a registry with HTTP/1 that stops at the end of the test. configure, unless nil, is
+// called with the server before it starts.
 func NewPlain(tb testing.TB, configure func(*httptest.Server)) *Registry {
 	r := start(configure)
 	tb.Cleanup(r.Close)
@@ -88,8 +88,8 @@ func start(configure func(*httptest.Server)) *Registry {
 	return r
 }
 
-// NewTLS starts a registry with HTTPS and HTTP/2. configure is called with the server before it
-// starts; nil: not.
+// NewTLS starts a registry with HTTPS and HTTP/2 that stops at the end of the test. configure, unless
+// nil, is called with the server before it starts.
 func NewTLS(tb testing.TB, configure func(*httptest.Server)) *Registry {
 	r := &Registry{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}}
 	r.server = httptest.NewUnstartedServer(r)
@@ -120,7 +120,7 @@ func (r *Registry) Blob(mediaType string, data []byte) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 }
 
-// Manifest adds a manifest or an index under its digest and, unless it is "", under tag.
+// Manifest adds a manifest or an index under its digest and, unless tag is "", under the tag.
 func (r *Registry) Manifest(tag, mediaType string, data []byte) ocispec.Descriptor {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -22,8 +22,8 @@ type watched struct {
 	timer  *time.Timer
 	limit  time.Duration
 	left   time.Duration // remaining time to wait for the next stallBytes
-	got    int           // how many of these have come
-	fired  atomic.Bool
+	got    int           // the number of these bytes that have arrived
+	fired  atomic.Bool   // whether timer has canceled the request
 }
 
 func watch(body io.ReadCloser, cancel context.CancelCauseFunc, limit time.Duration) *watched {

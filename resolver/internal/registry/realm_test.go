@@ -66,7 +66,7 @@ func TestD02Realms(t *testing.T) {
 				t.Errorf("%s is not HTTPS", u)
 			}
 			if err == nil && trusted(home, u, nil) != tc.trusted {
-				t.Errorf("trusted: %v", !tc.trusted)
+				t.Errorf("trusted: %v, want %v", !tc.trusted, tc.trusted)
 			}
 			if err == nil && !trusted(home, u, []string{u.Host}) {
 				t.Error("a configured realm is not trusted")
@@ -78,8 +78,8 @@ func TestD02Realms(t *testing.T) {
 // TestD02Addresses checks which addresses may be dialed.
 func TestD02Addresses(t *testing.T) {
 	for _, tc := range []struct {
-		addr                string
-		far, whenRegistryIs bool // allowed for a registry on another machine, and for one on this machine
+		addr          string
+		remote, local bool // allowed for a registry on another machine, and for one on this machine
 	}{
 		{"93.184.216.34", true, true},
 		{"10.1.2.3", true, true},
@@ -95,10 +95,10 @@ func TestD02Addresses(t *testing.T) {
 		{"64:ff9b::a9fe:a9fe", false, false},
 	} {
 		a := netip.MustParseAddr(tc.addr)
-		if err := checkAddress(a, false); (err == nil) != tc.far {
+		if err := checkAddress(a, false); (err == nil) != tc.remote {
 			t.Errorf("%s: %v", a, err)
 		}
-		if err := checkAddress(a, true); (err == nil) != tc.whenRegistryIs {
+		if err := checkAddress(a, true); (err == nil) != tc.local {
 			t.Errorf("%s, local registry: %v", a, err)
 		}
 	}

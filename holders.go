@@ -7,16 +7,15 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/tank-snapshotter/tank/internal/mounts"
-	"github.com/tank-snapshotter/tank/internal/usage"
-	"github.com/tank-snapshotter/tank/resolver"
-
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/mounts"
 	"github.com/tank-snapshotter/tank/internal/printable"
+	"github.com/tank-snapshotter/tank/internal/usage"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/resolver"
 )
 
 // Holders lists what each holder keeps; see [Service].
@@ -49,7 +48,7 @@ func (t *Tank) Holders(ctx context.Context) ([]HolderInfo, error) {
 			continue
 		}
 		switch info, err := t.holder(ctx, h, measured); {
-		case errdefs.IsNotFound(err): // no containerd ever used the root, or the holder is gone meanwhile
+		case errdefs.IsNotFound(err): // no containerd ever used the root, or the holder was released meanwhile
 		case err != nil:
 			return nil, err
 		default:
@@ -67,8 +66,8 @@ func isSnapshotHolder(h metadata.Holder) bool {
 	return kind == metadata.HolderSnapshot
 }
 
-// holder returns what h keeps; errdefs.ErrNotFound if there is no such holder. The disk is measured after the
-// transaction, because that takes as long as a walk through all files.
+// holder returns what h keeps, or errdefs.ErrNotFound if there is no such holder. It measures the disk after
+// the transaction, because it walks through all files.
 func (t *Tank) holder(ctx context.Context, h metadata.Holder, measured usage.Sizes) (HolderInfo, error) {
 	info := HolderInfo{Holder: string(h)}
 	kind, ref := h.Split()
@@ -210,7 +209,7 @@ func (t *Tank) releasePull(ref string) error {
 	})
 }
 
-// transfer gives everything that the holder from keeps to the holder to, and returns what that was. It
+// transfer gives everything that the holder from keeps to the holder to, and returns what from kept. It
 // returns errdefs.ErrNotFound if one of the holders does not exist, errdefs.ErrInvalidArgument if one is
 // not a containerd's, and errdefs.ErrFailedPrecondition while the containerd of from is connected or runs.
 func (t *Tank) transfer(ctx context.Context, from, to string) (HolderInfo, error) {
@@ -269,7 +268,7 @@ func (t *Tank) releaseStore(ctx context.Context, h metadata.Holder) error {
 	return t.spendUpdate(func(tx *metadata.Tx) error { return tx.ReleaseAll(h) })
 }
 
-// countFreed counts the bytes that deletions free on the disk until end is called, which returns them.
+// countFreed starts to count the bytes that deletions free on the disk. end stops the count and returns it.
 func (t *Tank) countFreed() (end func() int64) {
 	blobs, dirs := t.content.Count(), t.snapshots.Count()
 	return func() int64 { return blobs() + dirs() }
@@ -287,8 +286,8 @@ func (t *Tank) Probe(ctx context.Context) error {
 	}
 }
 
-// normalized returns the holder of an image or a pull with its reference normalized, as the records have
-// it, and any other holder unchanged.
+// normalized normalizes the reference in the holder of an image or a pull, because records have normalized
+// references. It returns any other holder unchanged.
 func normalized(h metadata.Holder) metadata.Holder {
 	kind, name := h.Split()
 	if kind != metadata.HolderImage && kind != metadata.HolderPull {

@@ -15,14 +15,14 @@ import (
 // Rebuilt is what Rebuild found.
 type Rebuilt = rebuild.Found
 
-// RebuiltHolder holds what Rebuild found without a known holder. It is not collected until the holder is
-// released.
+// RebuiltHolder holds what Rebuild found without a known holder, so that nothing of it is collected before
+// the holder is released.
 const RebuiltHolder = rebuild.Holder
 
-// Rebuild makes the database of a root again, as after its loss or damage: from what can still be read of
+// Rebuild makes the database of a root again after it was lost or damaged: from what can still be read of
 // it, and from the files and directories in the root. It collects nothing. An error or a crash at any time
-// leaves the former database in its place; afterwards it stays as metadata.db.old. What no record can be
-// made of is moved below lost/.
+// leaves the former database in its place; afterwards it stays as metadata.db.old. Files and directories
+// for which no record can be made are moved below lost/.
 //
 // It returns errdefs.ErrUnavailable while another process owns the root, and the errors of Open for a
 // directory that is no root.

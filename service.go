@@ -30,11 +30,11 @@ type Service interface {
 	Pull(ctx context.Context, ref string, opts *PullOptions) (*Image, error)
 	// Images lists the pulled platforms of all images, sorted by reference.
 	Images(ctx context.Context) ([]ImageInfo, error)
-	// Inspect returns all that is recorded of an image; errdefs.ErrNotFound if nothing is. A reference with
-	// a digest also finds what other references of its repository have under that digest.
+	// Inspect returns all that is recorded of an image, or errdefs.ErrNotFound if nothing is recorded. A
+	// reference with a digest also finds the images of other references of its repository with that digest.
 	Inspect(ctx context.Context, ref string) (*ImageDetails, error)
 	// Remove removes the record of an image and, unless that pull runs, what an unfinished pull of it has
-	// downloaded. GC frees the space. It returns errdefs.ErrNotFound if there is neither. A reference with
+	// downloaded. GC frees the space. Remove returns errdefs.ErrNotFound if there is neither. A reference with
 	// a digest removes only what was pulled by that reference, and never a tag; if other references have
 	// the image, the error names them.
 	Remove(ctx context.Context, ref string) error
@@ -185,9 +185,9 @@ type Unfinished struct {
 // Fault is what Check found to be wrong. It is an error of class errdefs.ErrDataLoss.
 type Fault struct {
 	What    string `json:"what"` // image, blob, layer, rootfs, snapshot or metadata
-	Name    string `json:"name"` // of what is wrong
+	Name    string `json:"name"` // of the image, blob and so on
 	Message string `json:"message"`
-	// Err is the fault as a metadata.Fault, with what would mend it. nil if another process found it.
+	// Err is the fault as a metadata.Fault, with its repair. nil if another process found it.
 	Err error `json:"-"`
 }
 

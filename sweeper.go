@@ -8,9 +8,9 @@ import (
 	"github.com/containerd/log"
 )
 
-// sweeper deletes blobs in the background that no holder keeps any more: kubelet measures the free space
-// right after containerd's collection. Its goroutine starts with the first request, because most commands
-// never make one.
+// sweeper deletes blobs in the background when no holder keeps them any more, because kubelet measures the
+// free space right after containerd's collection. Its goroutine starts with the first request; most commands
+// make none.
 type sweeper struct {
 	kick  chan struct{} // of capacity 1
 	run   func()        // sweeps after each kick until stop

@@ -64,17 +64,16 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/tank-snapshotter/tank/internal/errclass"
-	"github.com/tank-snapshotter/tank/internal/lockorder"
-
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/binding"
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/keylock"
+	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/internal/ocilayout"
 	"github.com/tank-snapshotter/tank/internal/reserve"
@@ -136,7 +135,8 @@ type Tank struct {
 
 	connections resolver.Connections // for the next pull too
 
-	// refs are locked by pulls: the second one of a reference finds what the first has brought, or takes over.
+	// refs has a lock per reference. A second pull of a reference waits for the first, and then finds its image
+	// or continues its downloads.
 	refs keylock.Locks
 
 	// images is held for reading while a pull answers from a record, and for writing while records are removed.
@@ -258,14 +258,14 @@ func (t *Tank) openDatabase(opts *Options) error {
 	path := filepath.Join(t.root, rootlock.Database)
 	existing := true
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-		nothing, err := t.unused()
+		unused, err := t.unused()
 		switch {
 		case err != nil:
 			return err
-		case nothing && (opts.Existing || t.readOnly):
+		case unused && (opts.Existing || t.readOnly):
 			return ErrNoRoot
 		}
-		existing = !nothing
+		existing = !unused
 	}
 	var err error
 	t.db, err = metadata.Open(path, &metadata.Options{
@@ -292,8 +292,8 @@ func unpackOptions(a rootlock.Access) unpack.Options {
 	return unpack.Options{Unprivileged: a.Unprivileged(), Confined: a.Confined(), UIDs: uids, GIDs: gids}
 }
 
-// recordDaemon marks the root as a daemon's: in the database, and in the mark in case that the database is
-// lost.
+// recordDaemon marks the root as a daemon's: in the database unless it is recorded there, and in the mark,
+// which remains if the database is lost.
 func (t *Tank) recordDaemon(recorded bool) error {
 	if err := t.lock.MarkDaemon(); err != nil {
 		return fmt.Errorf("root %s: mark: %w", t.root, err)
@@ -313,14 +313,15 @@ func (t *Tank) Root() string { return t.root }
 // Content returns the store of the root's blobs, for a program that serves them.
 func (t *Tank) Content() *content.Store { return t.content }
 
-// Binder returns what decides for which holder a containerd acts, for a program that serves the root.
+// Binder returns the binder, which decides for which holder a containerd acts. It is for a program that
+// serves the root.
 func (t *Tank) Binder() *binding.Binder { return t.binder }
 
 // Snapshots returns the store of the root's layers and snapshots, for a program that serves them.
 func (t *Tank) Snapshots() *snapshot.Store { return t.snapshots }
 
 // Spend calls fn. If fn fails because the disk is full, Spend gives up the root's reserve and calls fn
-// again. It is for what a process needs to own the root and make room there.
+// again. It is for writes that a process needs to own the root and to free space there.
 func (t *Tank) Spend(fn func() error) error { return t.reserve.Spend(fn) }
 
 // KeepReserve makes the root's reserve if it is missing and the disk has room for it.

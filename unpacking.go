@@ -20,7 +20,7 @@ type unpacking struct {
 	p      *pull
 	cancel context.CancelFunc
 	group  sync.WaitGroup
-	rootfs string // the path of an intact rootfs that the root has, so that nothing has to be unpacked; or ""
+	rootfs string // the path of an intact rootfs in the root; "": the layers have to be unpacked
 
 	mu   sync.Mutex // guards the fields below
 	want map[digest.Digest][]layer.Pair

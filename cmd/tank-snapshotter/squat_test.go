@@ -195,8 +195,8 @@ func TestOwnerGetsOnlyWhatIsForThePull(t *testing.T) {
 	}
 }
 
-// TestUnreadableHostsDirectory: a pull through another process that cannot read its hosts directory is a usage error with
-// the advice for a permission that is missing.
+// TestUnreadableHostsDirectory: if a pull through another process cannot read its hosts directory, that is a
+// usage error with the advice for a missing permission.
 func TestUnreadableHostsDirectory(t *testing.T) {
 	t.Parallel()
 	s := &squatter{}

@@ -22,8 +22,8 @@ import (
 // openEnv makes a new process of the test binary open or rebuild a root and print the error.
 const openEnv = "TANK_TEST_OPEN"
 
-// who maps names to the kinds of processes that open roots.
-var who = map[string]*syscall.SysProcAttr{
+// processKinds are the attributes of the processes that open roots, by name.
+var processKinds = map[string]*syscall.SysProcAttr{
 	"root":         {},
 	"root no caps": {},
 	"user 1000":    {Credential: &syscall.Credential{Uid: 1000, Gid: 1000}},
@@ -116,7 +116,7 @@ func openAs(t *testing.T, exe, as, what, root string) string {
 	cmd := exec.Command(exe, "-test.run=^TestModesChild$")
 	cmd.Dir = filepath.Dir(root)
 	cmd.Env = []string{openEnv + "=" + strings.Join([]string{as, what, root}, ";")}
-	attr := *who[as]
+	attr := *processKinds[as]
 	cmd.SysProcAttr = &attr
 	text, err := cmd.CombinedOutput()
 	if err != nil && len(text) == 0 {

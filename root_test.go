@@ -70,7 +70,7 @@ func snapshotOf(t *testing.T, dir string) []string {
 	return lines
 }
 
-// changes lists the lines in which two listings differ, up to a limit.
+// changes lists the lines in which two listings differ, each cut to 200 bytes.
 func changes(before, after []string) string {
 	var lines []string
 	for _, side := range []struct {

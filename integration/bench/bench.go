@@ -1,5 +1,5 @@
-// Program bench pulls images with Tank and with its peers in turn and prints what each of them took: wall time, CPU
-// seconds, peak memory, bytes on disk.
+// Program bench pulls images with Tank and with its peers in turn and prints the cost of each: wall time, CPU seconds,
+// peak memory and bytes on disk.
 //
 // On disk it owns one temporary directory, what it mounts there, and the images in its cache directory.
 // Peers come from the Go module proxy, as ../go.mod pins them, and from Debian's packages; one that is
@@ -8,8 +8,8 @@
 // Its invariant: it removes exactly the mounts, loop devices, processes and files that it made, also on
 // Ctrl-C. It mounts in a mount namespace of its own, so that even after SIGKILL only files are left.
 //
-// The surprising rule: every run gets a file system made for it. A run after an `rm -rf` would measure how ext4 avoids
-// inodes that were deleted lately, and the leftovers of the run before.
+// The surprising rule: every run gets a new file system. On a file system that is only emptied with `rm -rf`, a run
+// would also measure how ext4 avoids recently deleted inodes, and the leftovers of the previous run.
 package main
 
 import (
@@ -26,13 +26,13 @@ import (
 	"github.com/tank-snapshotter/tank/integration"
 )
 
-// options are the flags.
+// options are the command-line flags; main has the help text of each.
 type options struct {
 	scenarios string
-	image     string  // oci:DIR:TAG; empty: generated
-	size      int     // MB of a generated image, compressed; 0: the scenario's
+	image     string  // oci:DIR:TAG; empty: an image is generated
+	size      int     // compressed size of the generated image in MB; 0: the scenario's
 	layers    int     // 0: the scenario's
-	scale     float64 // of what is generated
+	scale     float64 // factor for the sizes of generated images
 	rounds    int     // 0: the scenario's
 	only      string
 	fs        string
@@ -44,7 +44,8 @@ type options struct {
 	quiet     float64
 }
 
-// inner marks the process that works, in a mount namespace of its own; its value is the temporary directory.
+// inner is the environment variable that marks the inner process, which does the work in a mount namespace of its own.
+// Its value is the temporary directory.
 const inner = "TANK_BENCH_DIR"
 
 func main() {
@@ -54,21 +55,22 @@ func main() {
 	flag.IntVar(&o.size, "size", 0,
 		"`MB` (10^6 bytes) of the generated image, compressed, instead of the scenario's size")
 	flag.IntVar(&o.layers, "layers", 0, "layers of the generated image, instead of the scenario's")
-	flag.Float64Var(&o.scale, "scale", 1, "`factor` for the sizes of generated images: 0.02 to see whether all works")
+	flag.Float64Var(&o.scale, "scale", 1,
+		"`factor` for the sizes of generated images: 0.02 checks quickly that all works")
 	flag.IntVar(&o.rounds, "rounds", 0, "how often each contender pulls, instead of the scenario's rounds")
 	flag.StringVar(&o.only, "only", "",
 		"comma-separated `names` of contenders, instead of the scenario's; the others are compared with the first")
 	flag.StringVar(&o.fs, "fs", "xfs", "file system made for each run: xfs, ext4 or tmpfs")
-	flag.IntVar(&o.fsSize, "fs-size", 0, "its size in `GiB`; 0: as the largest image wants it, at least 4")
+	flag.IntVar(&o.fsSize, "fs-size", 0, "size of that file system in `GiB`; 0: as the largest image needs, at least 4")
 	flag.StringVar(&o.backing, "backing", os.TempDir(),
-		"`directory` of the loop file and all else; on tmpfs a busy disk does not count")
+		"`directory` of the loop file and all other files; on tmpfs a busy disk does not affect the results")
 	flag.StringVar(&o.cache, "cache", filepath.Join(os.TempDir(), "tank-bench"),
-		"`directory` that keeps generated images for the next time")
+		"`directory` that keeps generated images for later runs")
 	flag.StringVar(&o.write, "write", "",
-		"`file` that gets each table, between the markers bench-SCENARIO, and the charts in bench/ beside it")
+		"`file` to write each table into, between its markers bench-SCENARIO; charts go into bench/ beside it")
 	flag.StringVar(&o.builds, "builds", "", "other builds of Tank to compare with: comma-separated `name=binary`")
 	flag.Float64Var(&o.quiet, "quiet", 0,
-		"repeat, at most ten times, a run during which others took more than this `percent` of the CPUs; 0: never")
+		"repeat, at most ten times, a run during which other processes took over this `percent` of the CPUs; 0: never")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -82,7 +84,7 @@ func main() {
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		os.Exit(1) // the process that worked said it
+		os.Exit(1) // the inner process has printed the error
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -90,11 +92,12 @@ func main() {
 	}
 }
 
-// enter starts the program again in a mount namespace of its own and removes the temporary directory
-// after its end. A signal ends the inner process, which then ends its own.
+// enter starts the program again as the inner process, in a mount namespace of its own, waits for it and removes the
+// temporary directory. It passes SIGINT and SIGTERM on as SIGTERM; the inner process then ends the processes that it
+// started.
 func enter(o options) error {
 	if os.Geteuid() != 0 {
-		return errors.New("needs root: it mounts file systems, and compares owners and xattrs too")
+		return errors.New("needs root: it mounts file systems and compares owners")
 	}
 	dir, err := os.MkdirTemp(o.backing, "tkb") // short: unix socket paths have 108 bytes
 	if err != nil {
@@ -105,7 +108,7 @@ func enter(o options) error {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), inner+"="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
-	// It has a process group of its own, so that Ctrl-C reaches it only through this process.
+	// The inner process has a process group of its own, so that Ctrl-C reaches it only through this process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -146,7 +149,7 @@ func work(dir string, o options) error {
 	return errors.Join(errs...)
 }
 
-// run measures the scenario, prints the report, and writes it and the charts if that is asked for.
+// run measures the scenario, prints the report, and writes it and the charts if the flag -write names a file.
 func (b *bench) run() error {
 	all, err := selectContenders(b.only, b.opts.builds, b.progs)
 	if err != nil {

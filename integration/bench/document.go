@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// writeCharts writes charts by their names into dir, and returns what a document beside dir shows them with.
+// writeCharts writes each chart into dir as NAME.svg, and returns the Markdown with which a document beside dir shows
+// them.
 func writeCharts(dir string, charts []chart) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
@@ -22,7 +23,7 @@ func writeCharts(dir string, charts []chart) (string, error) {
 	return links.String(), nil
 }
 
-// writeSection puts text between the markers of a section in a file.
+// writeSection replaces the text between the markers of a section in a file.
 func writeSection(file, section, text string) error {
 	b, err := os.ReadFile(file)
 	if err != nil {

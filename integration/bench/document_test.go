@@ -23,7 +23,7 @@ func TestWriteSection(t *testing.T) {
 			if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			for range 2 { // again changes nothing
+			for range 2 { // a second run changes nothing
 				err := writeSection(file, tc.section, "new\n")
 				got, readErr := os.ReadFile(file)
 				if readErr != nil {

@@ -21,6 +21,7 @@ func backingText(dir string) string {
 	return "an unknown file system"
 }
 
+// machine describes the CPUs, the memory and the kernel.
 func machine() string {
 	model := runtime.GOARCH
 	info, _ := os.ReadFile("/proc/cpuinfo")
@@ -39,7 +40,7 @@ func machine() string {
 		strings.SplitN(unix.ByteSliceToString(uts.Release[:]), "-", 2)[0])
 }
 
-// versions returns the versions of the peers that are installed.
+// versions lists the versions of Go and of the peers that are installed.
 func versions(p programs) string {
 	first := func(program string, args ...string) string {
 		if p[program] == "" {

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestScenarios: each scenario can run, its goals are about its contenders, and the document has a place for it.
+// TestScenarios: the contenders of each scenario exist, its goals name only contenders of that scenario, different
+// recipes have different keys, and docs/performance.md has the markers for its table.
 func TestScenarios(t *testing.T) {
 	document, err := os.ReadFile(filepath.Join("..", "..", "docs", "performance.md"))
 	if err != nil {
@@ -29,19 +30,19 @@ func TestScenarios(t *testing.T) {
 		for _, g := range s.goals {
 			for _, name := range []string{g.ours, g.peer, g.beside} {
 				if name != "" && !slices.Contains(s.only, name) {
-					t.Errorf("%s: a goal names %s, who does not take part", s.name, name)
+					t.Errorf("%s: a goal names %s, which does not take part", s.name, name)
 				}
 			}
 		}
 		for _, r := range s.images {
 			if was, ok := keys[r.key()]; ok && was != r {
-				t.Errorf("%s: %+v and %+v have one name, %s", s.name, r, was, r.key())
+				t.Errorf("%s: %+v and %+v have the same key, %s", s.name, r, was, r.key())
 			}
 			keys[r.key()] = r
 		}
 		for _, mark := range []string{"begin", "end"} {
 			if n := strings.Count(string(document), "<!-- "+s.section()+": "+mark+" -->"); n != 1 {
-				t.Errorf("docs/performance.md: %d marks for the %s of %s", n, mark, s.section())
+				t.Errorf("docs/performance.md: %d markers for the %s of %s", n, mark, s.section())
 			}
 		}
 	}

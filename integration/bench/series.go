@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// growth is one dimension in which the images of a series grow.
+// growth is one dimension in which the images of a series grow: amount measures an image in that dimension, in units of
+// unit, and has reports whether the images of a recipe grow in it.
 type growth struct {
 	name   string // of its chart
 	what   string
@@ -22,7 +23,7 @@ var growths = []growth{
 		func(r recipe) bool { return r.entries > 0 }},
 }
 
-// of returns the rows that belong to it.
+// of returns the rows whose images grow in that dimension.
 func (g growth) of(rows []row) []row {
 	var of []row
 	for _, r := range rows {
@@ -33,7 +34,7 @@ func (g growth) of(rows []row) []row {
 	return of
 }
 
-// writeSeries is the report of a series: a table for each growth, and the exponents.
+// writeSeries writes the report of a series: a table for each growth, and the exponents.
 func (b *bench) writeSeries(w *strings.Builder, rows []row) {
 	fmt.Fprintf(w, "%s pulls generated images of %d layers. Medians of %d alternating rounds; in brackets the "+
 		"fastest and the slowest. "+
@@ -59,7 +60,8 @@ func (b *bench) writeSeries(w *strings.Builder, rows []row) {
 	}
 }
 
-// writeSlope writes the exponent. A constant part makes it smaller, so the exponent of the last step is beside it.
+// writeSlope writes the exponent over all images. A constant cost makes that exponent smaller, so it also writes the
+// exponent between the last two images.
 func (g growth) writeSlope(w *strings.Builder, m measured, rows []row) {
 	var x, y []float64
 	for _, r := range rows {
@@ -73,7 +75,7 @@ func (g growth) writeSlope(w *strings.Builder, m measured, rows []row) {
 		m.name, g.what, all, slopeGoal, verdict(all, slopeGoal), slope(x[n-2:], y[n-2:]))
 }
 
-// slope of the straight line that fits the logarithms best, by least squares.
+// slope returns the slope of the straight line that best fits the logarithms, by least squares.
 func slope(x, y []float64) float64 {
 	var mx, my, xy, xx float64
 	n := float64(len(x))

@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// treeOf is a hash of paths, types, modes, owners, sizes, links and times below dir.
+// treeOf returns the number of entries below dir, and a hash of their paths, types, modes, owners, sizes, link counts,
+// times (in seconds) and symlink targets. The sizes, link counts and times of directories are left out.
 func treeOf(dir string) (string, error) {
 	h := sha256.New()
 	n := 0
@@ -19,7 +20,7 @@ func treeOf(dir string) (string, error) {
 			return err
 		}
 		fi, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) { // a whiteout that an overlay lists and does not find
+		if errors.Is(err, fs.ErrNotExist) { // overlayfs lists this whiteout but does not find it
 			fmt.Fprintf(h, "%s is not there\n", path[len(dir):])
 			return nil
 		}
@@ -30,7 +31,7 @@ func treeOf(dir string) (string, error) {
 		size, links, time, target := st.Size, uint64(st.Nlink), st.Mtim.Sec, ""
 		switch fi.Mode().Type() {
 		case fs.ModeDir:
-			size, links, time = 0, 0, 0 // peers differ in the times of directories
+			size, links, time = 0, 0, 0 // contenders differ in the times of directories
 		case fs.ModeSymlink:
 			if target, err = os.Readlink(path); err != nil {
 				return err

@@ -58,7 +58,7 @@ func treeWith(t *testing.T, change func(string) error) string {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"d/f", "d/g"} { // but for the case of the time
+	for _, name := range []string{"d/f", "d/g"} { // equal times, except where the case set one
 		fi, err := os.Stat(filepath.Join(dir, name))
 		if err == nil && fi.ModTime().Unix() != 9 {
 			err = os.Chtimes(filepath.Join(dir, name), time.Unix(5, 0), time.Unix(5, 0))

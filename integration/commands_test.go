@@ -22,15 +22,16 @@ type twin struct {
 	tank, plain *Containerd
 }
 
-// command is one of ctr's. In its arguments $SNAP is the snapshotter, $DIR the node's own directory,
-// $OTHERSNAP and $OTHER are the other's.
+// command is one call of ctr. In its arguments $SNAP is the snapshotter and $DIR the directory of the containerd that
+// ctr talks to; $OTHERSNAP and $OTHER are those of the other containerd.
 type command struct {
 	args   string
-	output func(string) string // what of stdout is compared; nil: all of it, without what differs by nature
+	output func(string) string // returns the part of stdout to compare; nil: normal
 	fails  bool
 }
 
-// differing matches what always differs: times, ages, names of snapshotters and directories.
+// differing lists patterns of output that always differs, and their replacements: names of snapshotters, times, ages
+// and the width of columns.
 var differing = []struct {
 	re *regexp.Regexp
 	by string
@@ -43,20 +44,22 @@ var differing = []struct {
 	{regexp.MustCompile(`[ \t]+`), " "},
 }
 
+// normal returns output with sorted lines and sorted labels, without what always differs and without the labels that
+// only Tank asks for.
 func normal(out string) string {
 	for _, d := range differing {
 		out = d.re.ReplaceAllString(out, d.by)
 	}
 	all := strings.Split(strings.TrimSpace(out), "\n")
 	for i, line := range all {
-		if key, labels, ok := strings.Cut(line, "="); ok { // of labels, which come from a map as well
+		if key, labels, ok := strings.Cut(line, "="); ok { // labels come from a map
 			labels := strings.Split(key+"="+labels, ",")
 			slices.Sort(labels)
 			all[i] = strings.Join(
 				slices.DeleteFunc(labels, func(l string) bool { return strings.Contains(l, "/snapshot/cri.") }), ",")
 		}
 	}
-	// which only Tank asks for
+	// only Tank asks for these labels
 	all = slices.DeleteFunc(all, func(l string) bool { return strings.Contains(l, "/snapshot/cri.") })
 	for i := range all {
 		all[i] = strings.TrimSuffix(all[i], ",")
@@ -65,20 +68,21 @@ func normal(out string) string {
 	return strings.Join(all, "\n")
 }
 
-// withoutCommitted drops a snapshot that may be collected at any time.
+// withoutCommitted is normal without the snapshot committed, which may be collected at any time.
 func withoutCommitted(out string) string {
 	all := strings.Split(normal(out), "\n")
 	return strings.Join(slices.DeleteFunc(all, func(l string) bool { return strings.HasPrefix(l, "committed ") }), "\n")
 }
 
+// ignored leaves nothing to compare.
 func ignored(string) string { return "" }
 
-// sizes drops sizes, because file systems differ in the space that directories take.
+// sizes is normal without sizes, because file systems differ in the space that directories take.
 func sizes(out string) string {
 	return regexp.MustCompile(`\b\d+(\.\d+)? ?([KM]i?)?B?\b`).ReplaceAllString(normal(out), "SIZE")
 }
 
-// tarList is the entries of a tar stream, gzip or not, without times.
+// tarList returns the sorted entries of a tar stream, gzip or not, without times.
 func tarList(out string) string {
 	var r io.Reader = strings.NewReader(out)
 	if z, err := gzip.NewReader(bytes.NewReader([]byte(out))); err == nil {
@@ -101,7 +105,7 @@ func tarList(out string) string {
 	return strings.Join(names, "\n")
 }
 
-// run gives each command to both and compares.
+// run runs each command with both containerds and compares the results.
 func (w *twin) run(commands []command, vars map[string]string) {
 	w.t.Helper()
 	for _, cmd := range commands {
@@ -134,7 +138,7 @@ func (w *twin) run(commands []command, vars map[string]string) {
 	}
 }
 
-// TestCommands: commands of ctr give the same with Tank as with containerd's own overlayfs and content store.
+// TestCommands: ctr's commands print the same with Tank as with containerd's own overlayfs and content store.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -204,8 +208,8 @@ func TestCommands(t *testing.T) {
 		{args: "snapshots --snapshotter $SNAP usage $TOP", output: sizes},
 		{args: "snapshots --snapshotter $SNAP usage", output: sizes},
 		{args: "snapshots --snapshotter $SNAP label $TOP some=label"},
-		// A view, and a commit from nothing that is kept, exist only until the next collection,
-		// which every removal starts.
+		// A view, and a commit of an active snapshot that nothing keeps, exist only until the next collection.
+		// Every removal starts one.
 		{args: "snapshots --snapshotter $SNAP view a-view $TOP", output: ignored},
 		{args: "snapshots --snapshotter $SNAP view a-view $TOP", fails: true},
 		{args: "snapshots --snapshotter $SNAP mounts $DIR/at a-view", output: ignored},
@@ -269,13 +273,14 @@ func TestCommands(t *testing.T) {
 		{args: "images check --snapshotter $SNAP"},
 		{args: "images export $DIR/exported.tar $IMAGE"},
 		{args: "images rm --sync $IMAGE"},
-		{args: "images import --snapshotter $SNAP $OTHER/exported.tar", output: ignored}, // what the other one exported
+		// the other containerd exported this file
+		{args: "images import --snapshotter $SNAP $OTHER/exported.tar", output: ignored},
 		{args: "images check --snapshotter $SNAP"},
 		{args: "images inspect $IMAGE"},
 		{args: run + "--rm $IMAGE $ID /usr/bin/hello cat /link"},
 		{args: "content prune references", output: ignored},
 		{args: "images rm --sync $IMAGE"},
-		// what the other one pushed
+		// the other containerd pushed this image
 		{args: "images pull --plain-http --snapshotter $SNAP $REGISTRY/test/pushed-by-$OTHERSNAP:1", output: ignored},
 		{args: run + "--rm $REGISTRY/test/pushed-by-$OTHERSNAP:1 $ID /usr/bin/hello cat /link"},
 		{args: "images rm --sync $REGISTRY/test/pushed-by-$OTHERSNAP:1", output: ignored},
@@ -286,7 +291,7 @@ func TestCommands(t *testing.T) {
 	checkEmpty(t, k)
 }
 
-// chainIDs are the names of an image's snapshots, the lowest first.
+// chainIDs returns the names of an image's snapshots, which are chain IDs, the lowest first.
 func chainIDs(img Image) []string {
 	var chains []string
 	for i := range img.DiffIDs {

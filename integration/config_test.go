@@ -22,9 +22,9 @@ func writeFile(e *Env, name, text string) string {
 	return name
 }
 
-// newForConfigs is New, but for 2.2, whose config is older: it has neither version 4 nor optional
-// entries of unpack_config, and does not load the transfer service when it is asked for what it does
-// not have, as the entry for EROFS.
+// newForConfigs is New, except that it replaces containerd 2.2 with the pinned version. The config of 2.2 has neither
+// version 4 nor optional entries of unpack_config, and 2.2 does not load its transfer service if an entry, like that
+// for EROFS, names a plugin that it does not have.
 func newForConfigs(t *testing.T) *Env {
 	t.Helper()
 	if strings.HasPrefix(os.Getenv("TANK_TEST_CONTAINERD"), "2.2.") {
@@ -33,8 +33,8 @@ func newForConfigs(t *testing.T) *Env {
 	return New(t)
 }
 
-// dump has containerd read a config and write all of it, and returns the file and the output of
-// containerd. The file has the content of the imports, and still lists them.
+// dump lets containerd read a config and print the whole of it. It returns a file with that config, and containerd's
+// stderr. The file has the content of the imports, so the list of imports in it is commented out.
 func dump(e *Env, config string) (file, printed string) {
 	e.t.Helper()
 	r := e.Run("containerd", "--config", config, "config", "dump")
@@ -43,7 +43,8 @@ func dump(e *Env, config string) (file, printed string) {
 		r.Stderr
 }
 
-// configCheck runs `config check` for a root that nobody serves, and returns the sentences, without that about nobody.
+// configCheck runs `config check` and returns its exit code and its findings, without the note that nobody answers at
+// the socket: most callers serve no root.
 func (k *TankRoot) configCheck(file string) (code int, printed string) {
 	k.env.t.Helper()
 	r := k.env.Run(k.bin, "config", "check", file, "--config", k.configFile(), "--root", k.Root, "--address", k.Socket)
@@ -75,7 +76,7 @@ func TestDropInDump(t *testing.T) {
 			config := writeFile(e, "config.toml", containerdConfig(e.Path("c"), o))
 			whole, printed := dump(e, config)
 			if strings.Contains(printed, "unknown key") {
-				t.Errorf("containerd does not know all of it: %s", printed)
+				t.Errorf("containerd does not know every key: %s", printed)
 			}
 			for _, file := range []string{config, whole} {
 				if code, printed := k.configCheck(file); code != 0 || printed != "" {
@@ -162,7 +163,7 @@ disabled_plugins = ["io.containerd.content.v1.content", "io.containerd.snapshott
 `)
 	whole, _ := dump(e, config)
 	code, printed := k.configCheck(config)
-	// Three that need each of the files to be read in its turn.
+	// Together these findings need every file to be read, in the right order.
 	for _, want := range []string{"max_concurrent_unpacks = 0", `lacks "walking" in default`,
 		`The runtime handler "kata"`, "registry.mirrors", "runtime_platforms"} {
 		if !strings.Contains(printed, want) {
@@ -172,7 +173,7 @@ disabled_plugins = ["io.containerd.content.v1.content", "io.containerd.snapshott
 	if strings.Contains(printed, "discard_unpacked_layers") || code != 1 {
 		t.Errorf("exit code %d\n%s", code, printed)
 	}
-	// What containerd did not understand it did not write.
+	// containerd does not print what it did not understand, so the finding about that is missing for its output.
 	misnamed := func(line string) bool { return strings.Contains(line, "has runtime_platform, which") }
 	var understood []string
 	for line := range strings.Lines(printed) {
@@ -181,7 +182,8 @@ disabled_plugins = ["io.containerd.content.v1.content", "io.containerd.snapshott
 		}
 	}
 	if _, merged := k.configCheck(whole); strings.Join(understood, "") != merged {
-		t.Errorf("of the files:\n%s\nof what containerd makes of them:\n%s", printed, merged)
+		t.Errorf("findings about the files:\n%s\nand about the config that containerd makes of them:\n%s",
+			printed, merged)
 	}
 	k.Config = "containerd_address = \"/run/first.sock\"\n"
 	for _, file := range []string{config, whole} {
@@ -202,10 +204,10 @@ func TestCheckIsRight(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		dropIn  func(string) string
-		finding string // config check; "" for nothing
-		ends    string // in the error with which containerd ends, if it ends
-		plugin  string // the plugin that is not loaded, if it goes on
-		warns   string // what containerd logs, if all is loaded
+		finding string // part of the output of config check; "": no finding
+		ends    string // part of the error with which containerd exits; "": it keeps running
+		plugin  string // the plugin that containerd does not load; "": it loads all
+		warns   string // part of what containerd logs, if it loads all plugins
 	}{
 		{name: "unknown type", dropIn: add("[proxy_plugins.x]\n  type = \"snapshotter\"\n  address = \"/x\"\n"),
 			finding: "it panics", ends: "panic: plugin: no type"},
@@ -217,7 +219,7 @@ func TestCheckIsRight(t *testing.T) {
 		}, finding: "even if that is disabled", ends: "panic: io.containerd.snapshotter.v1.native"},
 		{name: "annotations a bool", dropIn: replace(`annotations = "true"`, `annotations = true`),
 			finding: "containerd does not start", ends: "failed to unmarshal TOML"},
-		{name: "an import that is not there", dropIn: replace("version = 3", "version = 3\nimports = "+
+		{name: "a missing import", dropIn: replace("version = 3", "version = 3\nimports = "+
 			"[\"none.toml\"]"), finding: "containerd does not start", ends: "no such file"},
 		{name: "a plugin's old name", dropIn: replace("disabled_plugins = [", "disabled_plugins = [\"cri\", "),
 			finding: "containerd does not start", ends: "invalid disabled plugin URI"},
@@ -265,7 +267,7 @@ func TestCheckIsRight(t *testing.T) {
 			}
 			spoilt := tc.dropIn(string(text))
 			if spoilt == string(text) {
-				t.Fatal("the drop-in is as it was")
+				t.Fatal("the case does not change the drop-in")
 			}
 			writeFile(e, filepath.Base(o.Import), spoilt)
 			config := writeFile(e, "c/config.toml", containerdConfig(e.Path("c"), o))

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestContainerdTree: an image that containerd pulls with Tank's drop-in, unpacking in parallel, mounts
-// as the listed tree.
+// TestContainerdTree: containerd with Tank's drop-in pulls an image and unpacks its layers in parallel. The mounted
+// image is the listed tree.
 func TestContainerdTree(t *testing.T) {
 	images := func(t *testing.T, f Fixture) {
 		e := New(t)
@@ -28,7 +28,7 @@ func TestContainerdTree(t *testing.T) {
 	t.Run("corner", func(t *testing.T) { images(t, CornerFixture(t)) })
 }
 
-// mountOf is the line of /proc/mounts about a mount point.
+// mountOf returns the line of /proc/mounts about a mount point, or "".
 func mountOf(t testing.TB, dir string) string {
 	b, err := os.ReadFile("/proc/mounts")
 	if err != nil {
@@ -42,7 +42,7 @@ func mountOf(t testing.TB, dir string) string {
 	return ""
 }
 
-// TestRun: ctr pulls, runs and removes.
+// TestRun: ctr pulls, runs and removes an image.
 func TestRun(t *testing.T) {
 	eachImage(t, func(t *testing.T, f Fixture) {
 		e := New(t)
@@ -63,7 +63,7 @@ func TestRun(t *testing.T) {
 	})
 }
 
-// TestPod: a pod with a container through CRI, with host network.
+// TestPod: CRI runs a container in a pod with host network.
 func TestPod(t *testing.T) {
 	eachImage(t, func(t *testing.T, f Fixture) {
 		e := New(t)

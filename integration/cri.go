@@ -29,7 +29,7 @@ func (c *Containerd) CRI() *CRI {
 		Images: runtimeapi.NewImageServiceClient(conn)}
 }
 
-// criContext bounds a call as the kubelet does.
+// context bounds a call, as the kubelet does.
 func (k *CRI) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), commandLimit)
 }

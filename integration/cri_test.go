@@ -13,10 +13,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// inCRI is the containerd with ctr's commands in the namespace of CRI.
+// inCRI returns c for ctr commands in the namespace of CRI.
 func (c *Containerd) inCRI() *Containerd { return c.in("k8s.io") }
 
-// podConfig is a pod with host network.
+// podConfig returns the config of a pod with host network.
 func (k *CRI) podConfig(name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: k.c.env.Name(name), Namespace: "default"},
@@ -29,7 +29,7 @@ func (k *CRI) podConfig(name string) *runtimeapi.PodSandboxConfig {
 	}
 }
 
-// runPodAs starts a pod with a runtime handler.
+// runPodAs starts a pod with a runtime handler and returns its id. An empty handler is the default.
 func (k *CRI) runPodAs(t *testing.T, handler string, config *runtimeapi.PodSandboxConfig) string {
 	t.Helper()
 	ctx, cancel := k.context()
@@ -55,7 +55,7 @@ func (k *CRI) pullFor(t *testing.T, handler, ref string, config *runtimeapi.PodS
 	return r.ImageRef
 }
 
-// printed returns the output of a container, which must succeed.
+// printed runs a container, which must succeed, and returns its output.
 func (k *CRI) printed(t *testing.T, pod string, config *runtimeapi.PodSandboxConfig, name, image string,
 	args ...string) string {
 	t.Helper()
@@ -73,7 +73,7 @@ func (k *CRI) printed(t *testing.T, pod string, config *runtimeapi.PodSandboxCon
 	return strings.Join(out, "\n")
 }
 
-// filesystem returns CRI's statistics of the images and containers of a snapshotter.
+// filesystem returns the bytes that CRI reports as used in the image file system at root.
 func (k *CRI) filesystem(t *testing.T, root string) (used uint64) {
 	t.Helper()
 	ctx, cancel := k.context()
@@ -91,7 +91,7 @@ func (k *CRI) filesystem(t *testing.T, root string) (used uint64) {
 	return 0
 }
 
-// diskUsage is the bytes of the files below the root's directories of that name.
+// diskUsage returns the bytes of the regular files below these directories of the root.
 func (k *TankRoot) diskUsage(t *testing.T, dirs ...string) (total int64) {
 	t.Helper()
 	for _, d := range dirs {
@@ -144,7 +144,7 @@ func TestImageFilesystem(t *testing.T) {
 	status, err := cri.Images.ImageStatus(ctx,
 		&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: PauseRef}})
 	if err != nil || status.Image == nil || !status.Image.Pinned {
-		t.Errorf("the pause image is %v, %v, and has to be pinned", status, err)
+		t.Errorf("the pause image has to be pinned: status %v, error %v", status, err)
 	}
 
 	before, onDisk := cri.filesystem(t, k.Root), k.diskUsage(t, ".")
@@ -157,15 +157,15 @@ func TestImageFilesystem(t *testing.T) {
 	cri.RemovePod(pod)
 	cri.RemoveImage(ref)
 	if left := k.diskUsage(t, "layers", "snapshots", "staging"); left > onDisk {
-		t.Errorf("right after the image was removed %d bytes are unpacked; before the pull all was %d", left, onDisk)
+		t.Errorf("right after the removal %d bytes are unpacked; before the pull the whole root had %d", left, onDisk)
 	}
 	Eventually(t, 2*time.Second, "the blobs are gone", func() bool { return k.diskUsage(t, ".") <= onDisk+(1<<20) })
 	Eventually(t, 20*time.Second, "the removal is counted",
 		func() bool { return cri.filesystem(t, k.Root) < counted-size })
 }
 
-// TestPerRuntime: where overlayfs is CRI's default and one runtime handler has Tank as its snapshotter,
-// the pods of each have their images and containers on their own.
+// TestPerRuntime: overlayfs is CRI's default, and one runtime handler has Tank as its snapshotter. The images and
+// containers of each handler's pods are in that handler's snapshotter only.
 func TestPerRuntime(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -225,11 +225,11 @@ func TestPerRuntime(t *testing.T) {
 	cri.RemovePod(other)
 	cri.RemoveImage(ref)
 	if has("tank", top) || has("overlayfs", top) {
-		t.Error("after its removal snapshots of the image are left")
+		t.Error("snapshots of the image are left after its removal")
 	}
 }
 
-// fakeCNI gives a pod no network but an address, which is all that CRI asks for.
+// fakeCNI is a network plugin that makes no network and returns an address, which is all that CRI needs.
 const fakeCNI = `#!/bin/sh
 cat > /dev/null
 case $CNI_COMMAND in
@@ -238,12 +238,12 @@ ADD) echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbo
 esac
 `
 
-// TestPodUserNamespace: a pod with hostUsers: false has its own ids over the same layers, which are
-// mapped and not copied.
+// TestPodUserNamespace: a pod with hostUsers: false has ids of its own. It uses the same layers as other pods: they are
+// id-mapped and not copied.
 func TestPodUserNamespace(t *testing.T) {
 	t.Parallel()
 	e := New(t)
-	// a mapped root has to get to the bundle
+	// the mapped root user has to reach the bundle
 	if err := errors.Join(os.Chmod(e.Dir, 0o711), os.Mkdir(e.Path("c"), 0o711)); err != nil {
 		t.Fatal(err)
 	}
@@ -282,11 +282,11 @@ func TestPodUserNamespace(t *testing.T) {
 		t.Errorf("in the sandbox: %q", out)
 	}
 	layers := k.LayerInodes(t)
-	// runc 1.2; containerd asks for it because of a container's volumes
+	// runc 1.2 and newer map ids of volumes, which containerd requires for containers in such a pod.
 	if features := e.MustRun("runc", "features"); strings.Contains(features, "idmap") {
 		checkMappedContainer(t, cri, pod, config, image)
 	} else {
-		t.Log("runc maps no ids of volumes, so containerd makes no container in such a pod: that it would is not shown")
+		t.Log("runc maps no ids of volumes, so containerd makes no container in such a pod: containers are not tested")
 	}
 	k.kept(t, "under a mapped pod", nil, layers)
 	if now := k.LayerInodes(t); len(now) != len(layers) {
@@ -295,7 +295,7 @@ func TestPodUserNamespace(t *testing.T) {
 	cri.RemovePod(pod)
 }
 
-// checkMappedContainer runs programs in a pod with a user namespace.
+// checkMappedContainer checks which ids programs see that run in a pod with a user namespace.
 func checkMappedContainer(t *testing.T, cri *CRI, pod string, config *runtimeapi.PodSandboxConfig, image string) {
 	t.Helper()
 	run := func(name string, args ...string) string {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestDoors: commands and containerd see of each other's images what README promises.
+// TestDoors: Tank's commands and containerd do not list each other's images, but use each other's blobs and layers as
+// README promises.
 func TestDoors(t *testing.T) {
 	for name, s := range map[string]Setup{"full": {}, "second": {WithoutContent: true}} {
 		t.Run(name, func(t *testing.T) {

@@ -19,7 +19,7 @@ var oneLayer = sync.OnceValues(func() (BuiltImage, error) {
 	return BuildImage([][]Entry{layer}, helloConfig)
 })
 
-// oneLayerRegistry is a registry that has an image of one layer of 20 MB as test/one:1.
+// oneLayerRegistry starts a registry that has an image with one layer of 20 MiB as test/one:1.
 func oneLayerRegistry(t *testing.T, e *Env) (*Registry, BuiltImage) {
 	t.Helper()
 	img, err := oneLayer()
@@ -31,9 +31,9 @@ func oneLayerRegistry(t *testing.T, e *Env) (*Registry, BuiltImage) {
 	return r, img
 }
 
-// TestDownloadDivided: from a registry that limits each connection, the command gets one layer in
-// several ranges, in little more than half of the time that one connection needs. Killed among them, it
-// goes on from what is on the disk.
+// TestDownloadDivided: from a registry that limits the rate of each connection, `pull` fetches one layer in several
+// ranges, in less than two thirds of the time that one connection needs. If it is killed meanwhile, the next pull
+// continues from the bytes on the disk.
 func TestDownloadDivided(t *testing.T) {
 	e := New(t)
 	r, img := oneLayerRegistry(t, e)
@@ -47,16 +47,16 @@ func TestDownloadDivided(t *testing.T) {
 	start := time.Now()
 	k.Pull(ref)
 	if took := time.Since(start); took > oneConnection*2/3 {
-		t.Errorf("%v, and one connection needs %v", took, oneConnection)
+		t.Errorf("the pull took %v; one connection needs %v", took, oneConnection)
 	}
 	if n := rangesOf(r); n < 2 {
-		t.Errorf("%d ranges", n)
+		t.Errorf("%d requests for ranges, want at least 2", n)
 	}
 
 	k = e.NewTank()
 	r.ResetLog()
 	pull := k.StartPull(ref)
-	Eventually(t, 30*time.Second, "there are ranges, or the pull is over",
+	Eventually(t, 30*time.Second, "six ranges are requested, or the pull is over",
 		func() bool { return rangesOf(r) >= 6 || !pull.Running() })
 	if !pull.Running() {
 		t.Fatal("the pull was over before it was killed")
@@ -64,7 +64,7 @@ func TestDownloadDivided(t *testing.T) {
 	pull.Kill9()
 	was := stateOf(t, k)
 	if n := was.partial[layer.Digest]; n < 2<<20 {
-		t.Errorf("%d bytes are on the disk", n)
+		t.Errorf("%d bytes of the layer are on the disk, want at least 2 MiB", n)
 	}
 	r.SetRate(0)
 	r.ResetLog()
@@ -73,7 +73,7 @@ func TestDownloadDivided(t *testing.T) {
 	k.MustRun("check")
 }
 
-// rangesOf counts the requests for a part of a blob that has an end.
+// rangesOf counts the requests for a range of a blob that names its last byte.
 func rangesOf(r *Registry) int {
 	n := 0
 	for _, g := range r.BlobGets() {
@@ -84,7 +84,7 @@ func rangesOf(r *Registry) int {
 	return n
 }
 
-// TestDownloadOnce: a layer that comes as fast as it can is one request.
+// TestDownloadOnce: from a registry that does not limit the rate, one request fetches a whole layer.
 func TestDownloadOnce(t *testing.T) {
 	e := New(t)
 	r, img := oneLayerRegistry(t, e)
@@ -98,12 +98,12 @@ func TestDownloadOnce(t *testing.T) {
 		}
 	}
 	if n != 1 {
-		t.Errorf("%d requests: %+v", n, r.BlobGets())
+		t.Errorf("%d requests for the layer, want 1: %+v", n, r.BlobGets())
 	}
 }
 
-// TestDownloadConnections: a daemon's next pull finds the connections of the one before, and a daemon
-// that stops leaves none.
+// TestDownloadConnections: a daemon's next pull reuses the connections of the pull before, and a daemon that stops
+// leaves none open.
 func TestDownloadConnections(t *testing.T) {
 	e := New(t)
 	r, f := newBlobRegistry(t, e)
@@ -116,7 +116,7 @@ func TestDownloadConnections(t *testing.T) {
 	if first == 0 || first > 10 {
 		t.Errorf("%d connections for %d layers", first, len(f.Layers))
 	}
-	for range 3 { // the manifest is asked for
+	for range 3 { // each requests the manifest
 		k.Pull(ref)
 	}
 	if n := through.opened.Load(); n != first {
@@ -126,7 +126,7 @@ func TestDownloadConnections(t *testing.T) {
 	Eventually(t, 10*time.Second, "all connections end", func() bool { return through.open.Load() == 0 })
 }
 
-// forwarder passes on connections, and counts them.
+// forwarder forwards TCP connections and counts them: all that were opened, and those that are open.
 type forwarder struct {
 	addr         string
 	opened, open atomic.Int64

@@ -16,14 +16,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// toyDecoder is a stream processor for the toy cipher of encrypted: it wants a key, and drops the head of the blob. The
-// key lies in a file that its argument names.
+// toyDecoder is a stream processor for the toy cipher of encrypted: it removes the head of the blob if the file that
+// its argument names contains the key.
 const toyDecoder = `#!/bin/sh
 [ "$STREAM_PROCESSOR_MEDIATYPE" = "` + images.MediaTypeImageLayerGzipEncrypted + `" ] || { echo "type $STREAM_PROCESSOR_MEDIATYPE" >&2; exit 1; }
 [ "$(cat "$1" 2>/dev/null)" = "$KEY" ] || { echo "no suitable key found" >&2; exit 1; }
 exec tail -c +` + "4097\n"
 
-// encrypted returns the image with layers that only the toy decoder makes readable.
+// encrypted returns the image with layers that only toyDecoder makes readable.
 func encrypted(t testing.TB, img BuiltImage) BuiltImage {
 	t.Helper()
 	out := BuiltImage{Blobs: map[digest.Digest][]byte{img.Config.Digest: img.Blobs[img.Config.Digest]}}
@@ -43,8 +43,9 @@ func encrypted(t testing.TB, img BuiltImage) BuiltImage {
 	return out
 }
 
-// TestEncrypted: what a stream processor of containerd's config decodes, containerd with Tank pulls and runs, through
-// ctr and CRI, as with its own overlayfs. Without the key nobody gets a layer, although Tank has it unpacked.
+// TestEncrypted: containerd with Tank pulls an image that a configured stream processor decodes, and runs it through
+// ctr and CRI, as with containerd's own overlayfs. Without the key a pull fails, although Tank has the layers
+// unpacked.
 func TestEncrypted(t *testing.T) {
 	for name, s := range map[string]Setup{
 		"as the unit": {AsUnit: true}, "second": {WithoutContent: true},
@@ -105,11 +106,11 @@ func TestEncrypted(t *testing.T) {
 	}
 }
 
-// TestEncryptedWithout: without any configuration Tank looks for containerd's own decoder, as containerd does, and the
-// error names what is missing.
+// TestEncryptedWithout: if no stream processor is configured, Tank looks for containerd's decoder, ctd-decoder, as
+// containerd does, and the error names that program if it is missing.
 func TestEncryptedWithout(t *testing.T) {
 	if _, err := exec.LookPath("ctd-decoder"); err == nil {
-		t.Skip("this machine has a decoder")
+		t.Skip("ctd-decoder is installed here")
 	}
 	e := New(t)
 	_, c, r := e.NewNode()
@@ -118,6 +119,6 @@ func TestEncryptedWithout(t *testing.T) {
 	r.PushBuilt(secret, "test/secret:1")
 	if res := c.CtrResult(c.pullArgs(TestRegistry + "/test/secret:1")...); res.Code == 0 ||
 		!strings.Contains(res.Stderr, "ctd-decoder") {
-		t.Errorf("without a program: %s", res)
+		t.Errorf("without ctd-decoder: %s", res)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Fixture is an image that tests are shown on: where its layout is, what it is, the tree that it must
-// give, and how to see a container of it run.
+// Fixture is an image that tests use: its OCI layout, its descriptors, the tree that it has to unpack to, and the
+// command of its containers.
 type Fixture struct {
 	Name    string // repository:tag in the tests' registry
 	Layout  string
@@ -21,7 +21,7 @@ type Fixture struct {
 	Image   Image
 }
 
-// hello is what a container of either image prints.
+// helloText is the output of a container of either image of eachImage.
 const helloText = "hello from tank\n"
 
 // eachImage runs test on the tests' own image and on the shared debian-python, one after the other.
@@ -36,6 +36,7 @@ func DebianFixture(t testing.TB) Fixture {
 	return sharedFixture(t, "debian-python:12", "debian-python-12.tree.jsonl")
 }
 
+// sharedFixture is a shared image with the tree of a listing beside it.
 func sharedFixture(t testing.TB, ref, listing string) Fixture {
 	t.Helper()
 	shared := sharedImages(t)
@@ -60,7 +61,7 @@ func OwnFixture(t testing.TB) Fixture {
 	return builtFixture(t, "own:1", layers, err)
 }
 
-// CornerFixture is the tests' own image with a layer of corner cases more.
+// CornerFixture is the tests' own image with one more layer, of corner cases.
 func CornerFixture(t testing.TB) Fixture {
 	t.Helper()
 	layers, err := CornerLayers()
@@ -85,7 +86,7 @@ func builtFixture(t testing.TB, ref string, layers [][]Entry, err error) Fixture
 	return f
 }
 
-// PauseRef is the sandbox image of pods in the configuration of containerd.
+// PauseRef names the sandbox image of pods in containerd's configuration.
 const PauseRef = TestRegistry + "/test/pause:1"
 
 // PushPause puts the pause image into the registry.
@@ -107,7 +108,7 @@ var ownLayout = sync.OnceValues(func() (string, error) {
 	return layout, writeOwnImages(layout)
 })
 
-// removeOwnLayout is for TestMain.
+// removeOwnLayout removes what ownLayout wrote. TestMain calls it after all tests.
 func removeOwnLayout() {
 	_ = os.RemoveAll(filepath.Join(moduleDir(), ".bin", fmt.Sprintf("own-images-%d", os.Getpid())))
 }

@@ -18,7 +18,7 @@ type heldBy struct {
 	Connected                                        bool
 }
 
-// holders lists who holds what, by name.
+// holders returns the output of `holders --json` by the names of the holders.
 func (k *TankRoot) holders() map[string]heldBy {
 	k.env.t.Helper()
 	var list []heldBy
@@ -32,14 +32,14 @@ func (k *TankRoot) holders() map[string]heldBy {
 	return all
 }
 
-// TestRelease: what a lost containerd left is listed, and is given up only when no container
-// uses it. What Tank's own command pulled stays.
+// TestRelease: `holders` lists what a lost containerd still holds, and `release` gives it up only when no container
+// uses it. An image that Tank's own command pulled stays.
 func TestRelease(t *testing.T) {
 	own, corner := OwnFixture(t), CornerFixture(t)
 	for _, tc := range []struct {
 		name   string
 		setup  Setup
-		daemon bool // does the release
+		daemon bool // a daemon does the release
 	}{
 		{"through the daemon", Setup{}, true},
 		{"without a daemon", Setup{}, false},
@@ -62,7 +62,7 @@ func TestRelease(t *testing.T) {
 			image, left := k.holders()["image/"+kept], k.holders()["containerd"]
 			if image.Blobs < 3 || image.Layers == 0 || image.Rootfs != 1 || image.Snapshots != 0 ||
 				image.Alone >= image.Bytes {
-				t.Errorf("the image of the command: %+v", image)
+				t.Errorf("the holder of the command's image: %+v", image)
 			}
 			if layers := int64(len(own.Image.Layers)); left.Blobs <= image.Blobs || left.Snapshots <= layers ||
 				left.Layers < layers ||
@@ -75,11 +75,11 @@ func TestRelease(t *testing.T) {
 					t.Errorf("expected a refusal, %s: %s", why, r)
 				}
 				if now := k.holders()["containerd"]; now.Snapshots != left.Snapshots || now.Blobs != left.Blobs {
-					t.Errorf("something went all the same: %+v", now)
+					t.Errorf("the refused release released something: %+v", now)
 				}
 			}
 			if r := k.Run("release", "containerd"); r.Code != 1 || !strings.Contains(r.Stderr, "connected") {
-				t.Errorf("released under a containerd: %s", r)
+				t.Errorf("release while containerd is connected: %s", r)
 			}
 			// containerd is gone for good, and its container still runs.
 			c.Kill9()

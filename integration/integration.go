@@ -2,15 +2,14 @@
 // containerd-shim-runc-v2, runc, the distribution registry and Tank's own binary, all on private paths
 // below one short directory per test.
 //
-// An Env owns that directory and everything that was started or mounted for it: processes (by pid),
-// shims and containers (by the containerd address in their arguments, which lies below the directory),
-// mounts (by their place below it).
+// An Env owns that directory and everything that was started or mounted for it. It finds processes by their pid, shims
+// and containers by the containerd address in their arguments, which is a path below the directory, and mounts by their
+// mount points below it.
 //
 // Its invariant: when a test ends, however it ends, exactly what its Env started is gone.
 //
-// The surprising rule: nothing here may import Tank's packages. What a test says about Tank is seen in
-// registry requests, strace output, inode numbers, /proc and directory listings, never in Tank's logs
-// or counters.
+// The surprising rule: nothing here may import Tank's packages. Tests observe Tank in registry requests, strace output,
+// inode numbers, /proc and directory listings, never in its logs or counters.
 package integration
 
 import (
@@ -26,7 +25,7 @@ import (
 	"time"
 )
 
-// Env is the surroundings of one test: a short private directory, the programs, and what runs below it.
+// Env is the environment of one test: a short private directory, the programs, and the processes that it started.
 type Env struct {
 	t   testing.TB
 	Dir string // short, below /tmp: unix socket paths have 108 bytes
@@ -38,7 +37,7 @@ type Env struct {
 	procs []*Process
 }
 
-// New makes the surroundings for t, which is skipped (or, with CI=true, failed) where they can't work.
+// New makes the environment of t. Where it cannot work, t is skipped, or with CI=true fails.
 func New(t testing.TB) *Env {
 	t.Helper()
 	return NewWith(t, cmp.Or(os.Getenv("TANK_TEST_CONTAINERD"), Pinned))
@@ -70,7 +69,7 @@ func NewWith(t testing.TB, containerd string) *Env {
 	return e
 }
 
-// Use lets failures end a subtest instead of the test, until the subtest ends.
+// Use makes e report failures to the subtest t, until t ends.
 func (e *Env) Use(t testing.TB) {
 	outer := e.t
 	e.t = t
@@ -137,7 +136,7 @@ func (e *Env) printLogs() {
 	names, _ := filepath.Glob(e.Path("log", "*"))
 	for _, name := range names {
 		if strings.HasSuffix(name, "-registry") {
-			continue // it logs each blob that is not there yet
+			continue // it logs each request for a missing blob
 		}
 		if b := tail(name, 6000); len(b) > 0 {
 			e.t.Logf("--- %s\n%s", filepath.Base(name), b)
@@ -145,6 +144,7 @@ func (e *Env) printLogs() {
 	}
 }
 
+// tail returns the last bytes of a file, at most limit; nil if it cannot read them.
 func tail(name string, limit int64) []byte {
 	f, err := os.Open(name)
 	if err != nil {

@@ -11,8 +11,8 @@ const markdownColumns = 100
 
 var listMark = regexp.MustCompile(`^(- |\d+\. )`)
 
-// WrapMarkdown breaks the long lines of a generated document, each of which is a paragraph, an item of
-// a list or the row of a table. The rows of tables, headings and lines of code stay as they are.
+// WrapMarkdown breaks the long lines of a generated document, in which each paragraph, list item and table row is one
+// line. Table rows, headings and lines of code stay unchanged.
 func WrapMarkdown(text string) string {
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {
@@ -23,7 +23,7 @@ func WrapMarkdown(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// wrapLine breaks a line at spaces, and indents what continues it. Code between backticks is not broken.
+// wrapLine breaks a line at spaces, but not in code between backticks, and indents the lines that continue it.
 func wrapLine(line string, indent int) string {
 	var b strings.Builder
 	column, code := 0, false

@@ -27,7 +27,7 @@ func TestWrapMarkdown(t *testing.T) {
 	}
 }
 
-// TestCompatibilityText compares docs/compatibility.md, except the cells, with the text that make matrix writes.
+// TestCompatibilityText: docs/compatibility.md has every line that `make matrix` writes, except the rows of results.
 func TestCompatibilityText(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join(moduleDir(), "..", "docs", "compatibility.md"))
 	if err != nil {

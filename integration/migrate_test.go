@@ -28,8 +28,8 @@ func (c *Containerd) fails(t *testing.T, when, message string, args ...string) {
 }
 
 // TestMigration: a node changes from overlayfs and containerd's own content store to Tank and back.
-// Containers keep running. Images exist by name only, until they are removed and pulled again:
-// docs/kubernetes.md describes that with these messages.
+// Containers keep running. Images are still listed after each change, but cannot be used until they are removed and
+// pulled again; docs/kubernetes.md quotes the messages.
 func TestMigration(t *testing.T) {
 	t.Parallel()
 	e := New(t)
@@ -55,7 +55,7 @@ func TestMigration(t *testing.T) {
 			t.Errorf("%s: images: %q", when, out)
 		}
 		c.fails(t, when, "not found", c.runArgs([]string{"--rm"}, ref, e.Name("new"))...)
-		c.fails(t, when, "not found", c.pullArgs(ref)...) // its records say that the blobs are here
+		c.fails(t, when, "not found", c.pullArgs(ref)...) // containerd's records still have the blobs
 		c.Ctr("images", "rm", "--sync", ref)
 		c.Pull(ref)
 		c.checkHello(t, when, ref)
@@ -69,7 +69,7 @@ func TestMigration(t *testing.T) {
 		c.Ctr("containers", "rm", "--keep-snapshot", id)
 	}
 	if left := k.Leftovers(); len(left) == 0 {
-		t.Error("nothing is left in Tank's root, so this shows nothing")
+		t.Error("nothing is left in Tank's root, so the release tests nothing")
 	}
 	k.MustRun("release", "containerd")
 	k.MustRun("gc")

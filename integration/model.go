@@ -10,21 +10,20 @@ import (
 	"strings"
 )
 
-// model is what a list of layers must look like: a map from path to node, to which the tars are applied
-// one after another by the rules of layer.md in the OCI image specification, and by these rules where that
-// leaves a choice:
+// model computes the tree that a list of layers has to unpack to. It applies the tars to a map from path to node, one
+// after another, by the rules of layer.md in the OCI image specification, and by these rules where that leaves a
+// choice:
 //
-//   - a directory that a layer only implies keeps what it was, times included; where there was none, it
-//     is 0755, 0:0, time 0;
-//   - paths go through symlinks of what lies below, inside the root; a file in the way of an implied
-//     directory gives way;
-//   - whiteouts remove only what lower layers put there, whatever their place in the tar; they imply no directory;
+//   - an existing directory that a layer only implies keeps its attributes, times included; a missing one is made with
+//     mode 0755, owner 0:0 and time 0;
+//   - paths follow existing symlinks, inside the root; an implied directory replaces a file of the same path;
+//   - a whiteout removes only what lower layers put there, wherever it is in the tar; it implies no directory;
 //   - a hard link's header sets the attributes of the inode, under all its names.
 //
-// It was written without looking at the extractor.
+// Its author did not look at the code that extracts layers.
 type model struct {
 	nodes map[string]*inode // by clean path without a leading slash; the root is not in it
-	own   map[string]bool   // paths that the present layer put there
+	own   map[string]bool   // paths that the current layer put there
 }
 
 // inode has the attributes that hard-linked paths share.
@@ -60,7 +59,7 @@ func (m *model) apply(e Entry) error {
 	if strings.HasPrefix(base, ".wh.") {
 		at, ok := m.resolve(parent)
 		if !ok {
-			return nil // nothing there to remove
+			return nil // nothing to remove
 		}
 		if base == ".wh..wh..opq" {
 			m.remove(at, false)
@@ -77,7 +76,7 @@ func (m *model) apply(e Entry) error {
 		from, _ := m.resolve(strings.TrimSuffix(dir, "/"))
 		n := m.nodes[join(from, file)]
 		if n == nil {
-			return fmt.Errorf("links to %s, which is not there", e.Linkname)
+			return fmt.Errorf("links to %s, which does not exist", e.Linkname)
 		}
 		m.removeTree(at)
 		m.nodes[at] = n
@@ -130,7 +129,7 @@ func (m *model) imply(p string) string {
 	return at
 }
 
-// resolve is imply without making anything.
+// resolve is imply without making directories; ok is false where one is missing.
 func (m *model) resolve(p string) (at string, ok bool) {
 	for part := range strings.SplitSeq(p, "/") {
 		if part == "" {
@@ -163,7 +162,7 @@ func join(dir, base string) string {
 	return strings.Trim(path.Join(dir, base), "/")
 }
 
-// remove removes what lower layers have at p (with itself) and below.
+// remove removes what lower layers put below p and, with itself, at p.
 func (m *model) remove(p string, itself bool) {
 	for q := range m.nodes {
 		if (q == p && itself || strings.HasPrefix(q, p+"/")) && !m.own[q] {
@@ -172,6 +171,7 @@ func (m *model) remove(p string, itself bool) {
 	}
 }
 
+// removeTree removes p and everything below it, whichever layer put it there.
 func (m *model) removeTree(p string) {
 	for q := range m.nodes {
 		if q == p || strings.HasPrefix(q, p+"/") {
@@ -181,6 +181,7 @@ func (m *model) removeTree(p string) {
 	}
 }
 
+// list returns the nodes as Tree does: sorted by path, without the root.
 func (m *model) list() []Node {
 	paths := make([]string, 0, len(m.nodes))
 	for p := range m.nodes {

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// smallImage is an image of few bytes that greets: one layer with the program, and one for each list of entries.
+// smallImage returns a small image and its tree. Its first layer has the program that prints helloText; each list of
+// entries is one layer more.
 func smallImage(t testing.TB, layers ...[]Entry) (BuiltImage, []Node) {
 	t.Helper()
 	hello, err := testProgram()
@@ -33,7 +34,7 @@ func smallImage(t testing.TB, layers ...[]Entry) (BuiltImage, []Node) {
 	return img, tree
 }
 
-// blobInodes gives the inode number of each blob.
+// blobInodes returns the inode number of each blob.
 func (k *TankRoot) blobInodes(t testing.TB) map[digest.Digest]uint64 {
 	t.Helper()
 	inodes := map[digest.Digest]uint64{}
@@ -43,7 +44,7 @@ func (k *TankRoot) blobInodes(t testing.TB) map[digest.Digest]uint64 {
 	return inodes
 }
 
-// kept compares blobs and layers with their earlier state by inode number; there may be new ones.
+// kept checks that blobs and layers still have their earlier inode numbers; there may be new ones.
 func (k *TankRoot) kept(t testing.TB, when string, blobs map[digest.Digest]uint64, layers map[string]uint64) {
 	t.Helper()
 	now := k.blobInodes(t)
@@ -116,10 +117,10 @@ func TestCollector(t *testing.T) {
 		k.MustRun("gc")
 		k.kept(t, step.name, blobs, layers)
 		if got := k.blobInodes(t); len(got) != len(blobs) {
-			t.Errorf("%s: %d blobs are here, and %d are the image's", step.name, len(got), len(blobs))
+			t.Errorf("%s: the root has %d blobs, the image %d", step.name, len(got), len(blobs))
 		}
 		if offline := k.Pull(cli, "--offline"); offline != root {
-			t.Errorf("%s: pull --offline gives %s, not %s", step.name, offline, root)
+			t.Errorf("%s: pull --offline returns %s, not %s", step.name, offline, root)
 		}
 		if out := c.Ctr("content", "ls", "-q"); out != "" {
 			t.Errorf("%s: containerd still lists %q", step.name, out)
@@ -132,15 +133,15 @@ func TestCollector(t *testing.T) {
 	if gets := r.BlobGets(); len(gets) > 0 {
 		t.Errorf("containerd fetched blobs again: %+v", gets)
 	}
-	if offline := unpackedAmong(appeared(), img.Image); len(offline) > 0 {
-		t.Errorf("unpacked again: %v", offline)
+	if unpacked := unpackedAmong(appeared(), img.Image); len(unpacked) > 0 {
+		t.Errorf("unpacked again: %v", unpacked)
 	}
 	k.kept(t, "adopted", blobs, layers)
 	c.checkHello(t, "adopted", ref)
 }
 
-// TestNamespaces: two namespaces and the CLI share one copy of an image's blobs and layers, whatever
-// the namespaces' policy, and each removes only its own.
+// TestNamespaces: two namespaces and the CLI share one copy of an image's blobs and layers under either sharing
+// policy of containerd, and each removes the image only for itself.
 func TestNamespaces(t *testing.T) {
 	for _, policy := range []string{"shared", "isolated"} {
 		t.Run(policy, func(t *testing.T) {
@@ -161,7 +162,7 @@ func TestNamespaces(t *testing.T) {
 			a.Pull(ref)
 			a.checkHello(t, "first", ref)
 			blobs, layers := k.blobInodes(t), k.LayerInodes(t)
-			offline := func(when string, pull func(), fetched bool) {
+			checkPull := func(when string, pull func(), fetched bool) {
 				t.Helper()
 				appeared := k.watchStaging(t)
 				r.ResetLog()
@@ -177,7 +178,7 @@ func TestNamespaces(t *testing.T) {
 					t.Errorf("%s: %d blobs instead of %d", when, len(now), len(blobs))
 				}
 			}
-			all := map[string]func(){ // who still has it runs it
+			all := map[string]func(){ // each that still has the image uses it
 				"namespace a": func() { a.checkHello(t, "namespace a", ref) },
 				"namespace b": func() { b.checkHello(t, "namespace b", ref) },
 				"the CLI": func() {
@@ -193,12 +194,12 @@ func TestNamespaces(t *testing.T) {
 					all[l]()
 				}
 			}
-			// an isolated namespace has to prove that it may have the blobs
-			offline("namespace b", func() { b.Pull(ref) }, policy == "isolated")
+			// an isolated namespace fetches the blobs to prove that it may have them
+			checkPull("namespace b", func() { b.Pull(ref) }, policy == "isolated")
 			all["namespace b"]()
-			offline("the CLI", func() { k.Pull(cli) }, false)
+			checkPull("the CLI", func() { k.Pull(cli) }, false)
 			remove("namespace a", func() { a.RemoveImage(ref) }, "namespace b", "the CLI")
-			offline("namespace a", func() { a.Pull(ref) }, policy == "isolated")
+			checkPull("namespace a", func() { a.Pull(ref) }, policy == "isolated")
 			remove("the CLI", func() { k.MustRun("rm", cli) }, "namespace a", "namespace b")
 			remove("namespace b", func() { b.RemoveImage(ref) }, "namespace a")
 			if out := b.Ctr("content", "ls", "-q"); out != "" {

@@ -52,11 +52,11 @@ func TestProxy(t *testing.T) {
 		go func() { got <- read(ranges) }()
 		Eventually(t, 5*time.Second, "the held place is reached", func() bool { return p.Reached(d) })
 		if sent := p.Sent(); sent >= int64(len(blob)) {
-			t.Errorf("%d bytes went past the gate", sent)
+			t.Errorf("the proxy sent %d bytes of a held blob", sent)
 		}
 		select {
 		case <-got:
-			t.Error("a held body came whole")
+			t.Error("a held body arrived completely")
 		case <-time.After(50 * time.Millisecond):
 		}
 		p.Release(d)
@@ -65,7 +65,7 @@ func TestProxy(t *testing.T) {
 			want = blob[20000:]
 		}
 		if b := <-got; !bytes.Equal(b, want) {
-			t.Errorf("%d bytes came, not %d", len(b), len(want))
+			t.Errorf("received %d bytes, not %d", len(b), len(want))
 		}
 		p.ResetLog()
 	}

@@ -36,17 +36,17 @@ func TestUnpackWhileDownloading(t *testing.T) {
 	})
 }
 
-// releaseAsUnpacked lets the rest of each layer go when its unpack was seen, and waits for the end of
-// the pull. containerd fetches three layers at a time, so the others are not asked for before these are
-// let go. Of a layer whose blob has at least big bytes, so that Tank got some, a file has to be there;
-// of a smaller one its directory.
+// releaseAsUnpacked releases the rest of each layer's blob as soon as it sees that the layer's unpack has begun, and
+// waits for the end of the pull. containerd fetches three layers at a time, so it requests the others only after
+// these were released. The unpack of a layer has begun when its directory exists; if its blob has at least big bytes,
+// Tank has received some of it, and a file has to exist as well.
 func releaseAsUnpacked(t *testing.T, k *TankRoot, r *Registry, img Image, pull *Process, big int64) {
 	t.Helper()
 	pending := map[digest.Digest]int{}
 	for i, d := range img.DiffIDs {
 		pending[d] = i
 	}
-	const patience = 30 * time.Second // without any layer seen; a loaded machine is slow
+	const patience = 30 * time.Second // to wait for the next layer; a loaded machine is slow
 	deadline := time.Now().Add(patience)
 	for len(pending) > 0 {
 		for d, i := range pending {
@@ -59,7 +59,7 @@ func releaseAsUnpacked(t *testing.T, k *TankRoot, r *Registry, img Image, pull *
 		switch {
 		case len(pending) == 0:
 		case !pull.Running():
-			t.Fatalf("the pull ended, and the unpack of %d layers was not seen to begin: %s", len(pending),
+			t.Fatalf("the pull ended, but the test did not see the unpack of %d layers begin: %s", len(pending),
 				tail(pull.Log, 4000))
 		case time.Now().After(deadline):
 			for d, i := range pending {

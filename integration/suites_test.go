@@ -25,17 +25,18 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// suiteVariable tells a child process of this test binary which suite to run, as depth/suite/mode. The
-// suites run in a child because a subtest that fails can't be forgiven in the same process, and those
-// in testdata/known-failures.txt are.
+// suiteVariable is the environment variable with the suite that a child process of this test binary runs, as
+// depth/suite/mode. The suites run in a child because a failed subtest always fails its own process, and the failures
+// in testdata/known-failures.txt are accepted.
 const suiteVariable = "TANK_TEST_SUITE"
 
-// fewest is how many subtests of each suite of containerd 2.4.2 have to run, so that a suite that skips shows.
+// fewest is how many subtests of each suite of containerd 2.4.2 have to run, so that TestSuites fails if a suite
+// skips them.
 var fewest = map[string]int{"snapshots": 21, "content": 12}
 
-// suites are the rows of TestSuites. The depth socket is Tank's own, with containerd's proxy clients;
-// containerd is containerd's client against a containerd whose plugin Tank is. What is stored has no
-// mode, so content has one only.
+// suites are the rows of TestSuites. With the depth socket, containerd's proxy clients call Tank's own socket; with the
+// depth containerd, containerd's client calls a containerd that has Tank as a plugin. The content store does not depend
+// on the mode, so its suite runs in one mode only.
 var suites = []string{
 	"socket/snapshots/overlay", "socket/snapshots/directory", "socket/content/overlay",
 	"containerd/snapshots/overlay", "containerd/snapshots/directory", "containerd/content/overlay",
@@ -84,7 +85,7 @@ func TestSuites(t *testing.T) {
 
 var resultLine = regexp.MustCompile(`(?m)^\s*--- (PASS|FAIL|SKIP): TestSuiteChild/(\S+)`)
 
-// suiteResults maps depth/suite/mode/case to its result; what is above the cases is left out.
+// suiteResults maps each depth/suite/mode/case to its result, without the results of the tests above the cases.
 func suiteResults(out string) map[string]string {
 	results := map[string]string{}
 	for _, m := range resultLine.FindAllStringSubmatch(out, -1) {
@@ -95,7 +96,7 @@ func suiteResults(out string) map[string]string {
 	return results
 }
 
-// neverKnown are the cases that may not be on the list.
+// neverKnown matches the cases that may not be on the list of known failures.
 var neverKnown = regexp.MustCompile(`(?i)/[^/]*(basic|remove|walk|view|holder|adopt)[^/]*$`)
 
 // knownFailures reads the list: a test's name and, after it, the reason.
@@ -128,7 +129,7 @@ func knownFailures(t *testing.T) map[string]string {
 func TestSuiteChild(t *testing.T) {
 	name := os.Getenv(suiteVariable)
 	if name == "" {
-		t.Skip("is run by TestSuites")
+		t.Skip("TestSuites runs this test in a child process")
 	}
 	part := strings.Split(name, "/")
 	setup := Setup{Directory: part[2] == "directory"}
@@ -141,7 +142,7 @@ func TestSuiteChild(t *testing.T) {
 	t.Run(name, func(t *testing.T) {
 		switch part[1] {
 		case "snapshots":
-			// by the name the suite recognizes overlayfs, in which a rename of a directory behaves differently
+			// The suite recognizes overlayfs by this name: there a rename of a directory behaves differently.
 			snapshotter := map[bool]string{false: "overlayfs", true: "native"}[setup.Directory]
 			snapshotssuite.SnapshotterSuite(t, snapshotter,
 				func(ctx context.Context, _ string) (snapshots.Snapshotter, func() error, error) {
@@ -167,7 +168,7 @@ type stores struct {
 	close     func() error
 }
 
-// tankStores starts a daemon with an empty root.
+// tankStores starts a daemon with an empty root and connects to its socket.
 func tankStores(e *Env, setup Setup) (stores, error) {
 	k := e.NewTank()
 	if setup.Directory {
@@ -175,7 +176,7 @@ func tankStores(e *Env, setup Setup) (stores, error) {
 	}
 	d := k.Serve()
 	conn, err := grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// as containerd's
+		// the limits of containerd's own client
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20)))
 	return stores{
 		snapshots: snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank"),
@@ -188,8 +189,8 @@ func tankStores(e *Env, setup Setup) (stores, error) {
 	}, err
 }
 
-// stores connects with a namespace and a lease of their own, whatever the calls' contexts say: what one
-// case leaves, no other sees, and containerd's collector takes nothing that a case still uses.
+// stores connects to containerd. All calls use one new namespace and a lease in it, whatever their contexts name: no
+// case sees what another left, and containerd's collector removes nothing that a case still uses.
 func (c *Containerd) stores(ctx context.Context) (stores, error) {
 	own := func(ctx context.Context) context.Context { return ctx }
 	cl, err := client.New(c.Socket, client.WithExtraDialOpts([]grpc.DialOption{

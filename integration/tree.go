@@ -18,10 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Node is one entry of a tree listing, as the shared tree.py prints it: one JSON object a line, keys sorted.
+// Node is one entry of a tree listing in the format of the shared images' tree.py: one JSON object a line, keys sorted.
 type Node struct {
 	GID    int               `json:"gid"`
-	Links  string            `json:"links,omitempty"` // of a file with several names: the first of them
+	Links  string            `json:"links,omitempty"` // if the file has several names, the first of them
 	Mode   string            `json:"mode"`
 	MTime  int64             `json:"mtime"`
 	Path   string            `json:"path"`
@@ -77,7 +77,7 @@ func Tree(root string) ([]Node, error) {
 	return nodes, nil
 }
 
-// fill sets what depends on the type, and the xattrs.
+// fill sets the fields that depend on the type, and the xattrs.
 func (n *Node) fill(full string, st *unix.Stat_t) error {
 	device := []uint32{unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))}
 	switch st.Mode & unix.S_IFMT {
@@ -122,7 +122,7 @@ func fileSHA256(name string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// xattrs are all but overlay's own, with hex values.
+// xattrs returns all xattrs except overlayfs's own, with values in hex; nil if there are none.
 func xattrs(full string) (map[string]string, error) {
 	buf := make([]byte, 64<<10)
 	size, err := unix.Llistxattr(full, buf)
@@ -215,7 +215,7 @@ func byPath(nodes []Node) map[string]string {
 	return m
 }
 
-// CheckTree fails the test where the tree at root is not the listed one.
+// CheckTree fails the test if the tree at root differs from want.
 func CheckTree(t testing.TB, what string, want []Node, root string) {
 	t.Helper()
 	got, err := Tree(root)

@@ -20,14 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asUser runs Tank's binary as an ordinary user without capabilities. The process stays the one that
-// was started, so that signals and /proc are Tank's.
+// asUser is a script that runs Tank's binary as an ordinary user without capabilities. The shell and setpriv replace
+// themselves with it, so that signals and /proc of the started process are Tank's.
 const asUser = `#!/bin/sh
 HOME=%[1]s exec setpriv --reuid=%[2]d --regid=%[2]d --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs --pdeathsig=KILL -- %[3]s "$@"
 `
 
-// NewUserTank is NewTank for an ordinary user: the root lies in a directory of that user's own, the
-// only one it can write.
+// NewUserTank is NewTank for an ordinary user: the root is in a directory that belongs to the user, the only one that
+// the user can write to.
 func (e *Env) NewUserTank() *TankRoot {
 	e.t.Helper()
 	requireProgram(e.t, "setpriv")
@@ -39,7 +39,7 @@ func (e *Env) NewUserTank() *TankRoot {
 	if err := errors.Join(os.Mkdir(home, 0o755), os.Chown(home, ordinary, ordinary)); err != nil {
 		e.t.Fatal(err)
 	}
-	program := e.Path("tank-snapshotter") // a copy, as the user need not be able to reach the binary
+	program := e.Path("tank-snapshotter") // a copy, because the user may be unable to reach the binary
 	if _, err := os.Stat(program); err != nil {
 		if b, err := os.ReadFile(k.bin); err != nil || os.WriteFile(program, b, 0o755) != nil {
 			e.t.Fatalf("copy of %s: %v", k.bin, err)
@@ -64,7 +64,7 @@ func (k *TankRoot) expect(nodes []Node) []Node {
 	return asOrdinary(nodes, ordinary)
 }
 
-// asOrdinary is a listed tree as it is for an ordinary user with that id.
+// asOrdinary returns a listed tree as an ordinary user with that id unpacks it.
 func asOrdinary(nodes []Node, id int) []Node {
 	var out []Node
 	for _, n := range nodes {
@@ -90,7 +90,7 @@ func asOrdinary(nodes []Node, id int) []Node {
 	return out
 }
 
-// eachUser runs test with root's root and with an ordinary user's.
+// eachUser runs test with a root directory of the user root and with one of an ordinary user.
 func eachUser(t *testing.T, test func(t *testing.T, tank func(e *Env) *TankRoot)) {
 	t.Run("root", func(t *testing.T) { test(t, (*Env).NewTank) })
 	t.Run("user", func(t *testing.T) { test(t, (*Env).NewUserTank) })
@@ -114,8 +114,8 @@ func (k *TankRoot) PullJSON(ref string, flags ...string) pulled {
 	return out
 }
 
-// AlpineFixture is one platform of the shared alpine:3.20. Its tree is the model's, from the layer's
-// tar; linux/amd64 has a listing, with which the model has to agree.
+// AlpineFixture is one platform of the shared alpine:3.20. The model computes its tree from the layer's tar. For
+// linux/amd64 there is a listing as well, with which the model has to agree.
 func AlpineFixture(t testing.TB, arch string) Fixture {
 	t.Helper()
 	f := sharedFixture(t, "alpine:3.20", "alpine-3.20-amd64.tree.jsonl")
@@ -197,8 +197,8 @@ func readLayer(name string) ([]Entry, error) {
 	}
 }
 
-// TestPullTrees: every shared image and the tests' own give the listed tree, as root and as an ordinary
-// user, once and again.
+// TestPullTrees: every shared image and the tests' own unpack to the listed tree, as root and as an ordinary user,
+// with a first and a second pull.
 func TestPullTrees(t *testing.T) {
 	rows := []struct {
 		name     string
@@ -232,12 +232,12 @@ func TestPullTrees(t *testing.T) {
 						f.Image.Manifest.Digest)
 				}
 				if config := digest.FromBytes(first.Config); config != f.Image.Config.Digest {
-					t.Errorf("the config is not as it is: %s, not %s", config, f.Image.Config.Digest)
+					t.Errorf("pull --json changed the config: digest %s, not %s", config, f.Image.Config.Digest)
 				}
 				CheckTree(t, "pull", k.expect(f.Tree), first.Rootfs)
 				again := k.PullJSON(r.Ref(f.Name), flags...)
 				if !again.Cached || again.Rootfs != first.Rootfs {
-					t.Errorf("again: cached=%v at %s, after %s", again.Cached, again.Rootfs, first.Rootfs)
+					t.Errorf("second pull: cached=%v at %s, first at %s", again.Cached, again.Rootfs, first.Rootfs)
 				}
 				CheckTree(t, "pull again", k.expect(f.Tree), again.Rootfs)
 				k.MustRun("check")
@@ -246,7 +246,7 @@ func TestPullTrees(t *testing.T) {
 	}
 }
 
-// TestPlatforms: one root has both platforms of an index, each with its own tree.
+// TestPlatforms: one root can have both platforms of an index, each with its own tree.
 func TestPlatforms(t *testing.T) {
 	e := New(t)
 	r := e.NewRegistry()
@@ -267,8 +267,8 @@ func TestPlatforms(t *testing.T) {
 	}
 }
 
-// TestPullTo: --to writes the same tree to a directory that is missing or empty, shares no inode with
-// the root, and leaves alone one that is not empty.
+// TestPullTo: --to writes the same tree to a directory that is missing or empty, and shares no inode with the root. It
+// changes no directory that is not empty.
 func TestPullTo(t *testing.T) {
 	rows := []struct {
 		name string
@@ -309,11 +309,11 @@ func TestPullTo(t *testing.T) {
 					}
 					if row.code != 0 {
 						if res.Stdout != "" || !strings.Contains(res.Stderr, dir) {
-							t.Errorf("DIR is not named on stderr alone: %s", res)
+							t.Errorf("stdout is not empty, or stderr does not name DIR: %s", res)
 						}
 						entries, _ := os.ReadDir(dir)
 						if len(entries) > 1 {
-							t.Errorf("something was put into it: %v", entries)
+							t.Errorf("DIR has new entries: %v", entries)
 						}
 						return
 					}
@@ -325,7 +325,7 @@ func TestPullTo(t *testing.T) {
 					if err := os.WriteFile(filepath.Join(dir, "a/b/d"), []byte("changed\n"), 0o644); err != nil {
 						t.Fatal(err)
 					}
-					CheckTree(t, "the root's own, after a change in DIR", k.expect(f.Tree), k.Pull(r.Ref(f.Name)))
+					CheckTree(t, "the tree in the root, after a change in DIR", k.expect(f.Tree), k.Pull(r.Ref(f.Name)))
 				})
 			}
 			if daemon {
@@ -335,7 +335,7 @@ func TestPullTo(t *testing.T) {
 	})
 }
 
-// checkNothingShared fails the test where a file below a is also below b.
+// checkNothingShared fails the test if a file below a is also below b.
 func checkNothingShared(t testing.TB, a, b string) {
 	t.Helper()
 	theirs := inodesBelow(t, b)

@@ -10,7 +10,7 @@ import (
 // groups are systemd's sets of system calls by their names, which begin with @. A set may name others.
 type groups map[string][]string
 
-// readGroups asks systemd-analyze once. It needs no systemd that runs.
+// readGroups runs systemd-analyze once. systemd itself need not run.
 var readGroups = sync.OnceValues(func() (groups, error) {
 	out, err := exec.Command("systemd-analyze", "syscall-filter", "--no-pager").Output()
 	if err != nil {
@@ -31,7 +31,7 @@ var readGroups = sync.OnceValues(func() (groups, error) {
 	return g, nil
 })
 
-// each calls fn for a system call, or for each of a set.
+// each calls fn for the system call name or, if name is a set, for each call of the set.
 func (g groups) each(name string, fn func(call string)) error {
 	if !strings.HasPrefix(name, "@") {
 		fn(name)

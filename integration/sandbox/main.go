@@ -5,11 +5,11 @@
 //
 // It owns nothing on disk.
 //
-// Its invariant: it knows every setting of the unit's section [Service] and refuses to run with another one, so that
-// the unit has no directive that was not tried.
+// Its invariant: it knows every setting of the unit's section [Service] and refuses to run a unit with any other, so
+// that nobody adds a restriction to the unit that was not tried.
 //
-// The surprising rule: what is in a group of system calls (@system-service) comes from systemd-analyze. A system call
-// that this program has no number for is refused, as systemd does with those that it does not know.
+// The surprising rule: the members of a group of system calls, such as @system-service, come from systemd-analyze. A
+// system call whose number this program does not know is refused even if the unit allows it, as with systemd.
 package main
 
 import (
@@ -46,7 +46,7 @@ func run(unit string, argv []string) error {
 	if err != nil {
 		return err
 	}
-	runtime.LockOSThread() // what follows is the thread's, and exec makes it the process's
+	runtime.LockOSThread() // the restrictions below apply to this thread; exec keeps them for the process
 	if err := s.bound(); err != nil {
 		return err
 	}

@@ -26,7 +26,6 @@
 //   - [github.com/tank-snapshotter/tank/snapshot]: containerd's snapshots over layers
 //   - [github.com/tank-snapshotter/tank/snapshot/layer]: layers and root filesystems, from blobs to directories
 //   - [github.com/tank-snapshotter/tank/snapshot/entry]: the vocabulary of layers
-//   - [github.com/tank-snapshotter/tank/snapshot/beneath]: inodes below a directory descriptor
 //   - [github.com/tank-snapshotter/tank/snapshot/unpack]: from the tar of a layer to a directory
 //   - [github.com/tank-snapshotter/tank/snapshot/unpack/tarlayer]: what the entries of a tar mean
 //   - [github.com/tank-snapshotter/tank/snapshot/unpack/stream]: the bytes of a layer

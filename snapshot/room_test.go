@@ -30,14 +30,14 @@ func TestSmallDisk(t *testing.T) {
 		}
 		return items
 	}
-	tooSmall := func(what string, err error) {
+	tooFull := func(what string, err error) {
 		t.Helper()
-		if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "too small") {
+		if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "too full") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	_, err := w.Layers().Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(70)...)))
-	tooSmall("a layer of 70 MiB", err)
+	tooFull("a layer of 70 MiB", err)
 	_, err = w.Sweep(ctx)
 	must(t, err)
 	if n := free(); n < 50<<20 {
@@ -46,7 +46,7 @@ func TestSmallDisk(t *testing.T) {
 	rec, err := w.Layers().Unpack(ctx, holder, w.blobs.add(t, Tar(t, files(40)...)))
 	must(t, err)
 	_, err = w.Layers().Assemble(ctx, holder, digest.FromString("m"), []metadata.Layer{rec}, nil)
-	tooSmall("a copy of 40 MiB", err)
+	tooFull("a copy of 40 MiB", err)
 	if n := free(); n < 512<<10 {
 		t.Errorf("%d bytes are free after the copy", n)
 	}

@@ -41,6 +41,7 @@ func check(root string) ([]string, error) {
 	faults = append(faults, t.crowded()...)
 	faults = append(faults, t.brokenLinks()...)
 	faults = append(faults, t.missingPaths()...)
+	faults = append(faults, t.missingPackages()...)
 	faults = append(faults, t.missingDecisions()...)
 	faults = append(faults, t.unlistedDecisions()...)
 	faults = append(faults, t.missingTests()...)

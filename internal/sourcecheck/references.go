@@ -13,9 +13,12 @@ var (
 	heading  = regexp.MustCompile(`(?m)^#+ +(.+)$`)
 	notSlug  = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
 	docsPath = regexp.MustCompile(`(?:^|[^\w/.-])(docs/[\w./-]*\w)`)
-	decision = regexp.MustCompile(`\bADR\s+(?://\s*)?0*(\d+)`)
-	testName = regexp.MustCompile(`\b((?:Test|Fuzz)[A-Z]\w*)(\*?)`)
-	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Z]\w*)\(`)
+	// packagePath is a path below a folder of packages, in a document.
+	packagePath = regexp.MustCompile("`((?:snapshot|resolver|internal|plugin|metadata|content)/[a-z][a-z0-9_/.]*)`")
+	packageLink = regexp.MustCompile(`\[github\.com/tank-snapshotter/tank/([a-z0-9/-]+)\]`)
+	decision    = regexp.MustCompile(`\bADR\s+(?://\s*)?0*(\d+)`)
+	testName    = regexp.MustCompile(`\b((?:Test|Fuzz)[A-Z]\w*)(\*?)`)
+	testFunc    = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Z]\w*)\(`)
 )
 
 // examples is the folder whose tests have references that lead nowhere.
@@ -69,6 +72,13 @@ func (t *tree) missingPaths() (faults []string) {
 		}
 		return false
 	}, ".go", ".md")
+}
+
+// missingPackages returns the packages that documents name, or that a package doc links to, and that do not exist.
+func (t *tree) missingPackages() (faults []string) {
+	exists := func(p string) bool { return t.names[p] }
+	return append(t.missing(packagePath, "is the path of no package or file", exists, ".md"),
+		t.missing(packageLink, "is the path of no package", exists, ".go")...)
 }
 
 // missingDecisions returns the references to decision records that do not exist.

@@ -199,13 +199,13 @@ func TestGroupWindow(t *testing.T) {
 				return
 			default:
 			}
-			var st syscall.Stat_t
-			if syscall.Lstat(path, &st) != nil {
+			mode, group, err := modeThenGroup(path)
+			if err != nil {
 				continue
 			}
 			seen.Add(1)
-			if mode := st.Mode & 0o777; mode&0o007 != 0 || mode&0o070 != 0 && int(st.Gid) != gid {
-				t.Errorf("mode %o, group %d", mode, st.Gid)
+			if mode&0o007 != 0 || mode&0o070 != 0 && group != gid {
+				t.Errorf("mode %o, group %d", mode, group)
 				return
 			}
 		}
@@ -224,4 +224,20 @@ func TestGroupWindow(t *testing.T) {
 	if seen.Load() == 0 {
 		t.Error("nothing was seen")
 	}
+}
+
+// modeThenGroup reads a file's mode, and then its group. One stat would not do: Linux fills in the group
+// before the mode, without a lock, so both may change in between, and the old group would seem to have the
+// new mode. (generic_fillattr in fs/stat.c.) A permission check reads the mode first.
+func modeThenGroup(path string) (mode uint32, group int, err error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer unix.Close(fd)
+	var first, second unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &first), unix.Fstat(fd, &second)); err != nil {
+		return 0, 0, err
+	}
+	return first.Mode & 0o777, int(second.Gid), nil
 }

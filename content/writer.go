@@ -350,6 +350,10 @@ func (w *writer) Close() error {
 	return w.close(follow.Ended, "closed without a commit")
 }
 
+// CloseInterrupts marks a writer whose Close may be called while another goroutine is in Write or
+// Commit: a call that waits for the hash of earlier bytes then returns an error.
+func (w *writer) CloseInterrupts() {}
+
 // close releases the ref. Called with mu held, or before other goroutines can see w.
 func (w *writer) close(state follow.State, cause string) error {
 	w.done = true

@@ -138,12 +138,19 @@ func (d *Downloader) exists(ctx context.Context, desc ocispec.Descriptor, err er
 	return nil
 }
 
+// interruptible is a writer that may be closed while another goroutine is in one of its other
+// methods, which then returns an error. Tank's own writer is one: its Write may wait while the store
+// hashes the bytes of an earlier download, and Close ends the wait. Other stores' writers are closed
+// only after Write has returned.
+type interruptible interface{ CloseInterrupts() }
+
 // write runs a transfer into an open ingest and commits the ingest. It closes w.
 func (d *Downloader) write(ctx context.Context, w content.Writer, ref string, t *transfer) (err error) {
-	// A Write may wait while the store hashes the bytes of an earlier download. Closing the writer
-	// ends the wait.
 	closeOnce := sync.OnceFunc(func() { w.Close() }) // not every store's writer allows a second Close meanwhile
-	stop := context.AfterFunc(ctx, closeOnce)
+	stop := func() bool { return ctx.Err() == nil }
+	if _, ok := w.(interruptible); ok {
+		stop = context.AfterFunc(ctx, closeOnce)
+	}
 	defer func() {
 		stop()
 		closeOnce()
@@ -169,7 +176,7 @@ func (d *Downloader) write(ctx context.Context, w content.Writer, ref string, t 
 	}
 	d.progress(Event{Descriptor: t.desc, Offset: t.offset})
 	err = t.run(ctx)
-	if !stop() {
+	if !stop() { // w may be closed
 		return ctx.Err()
 	}
 	if err != nil {

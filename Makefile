@@ -29,7 +29,7 @@ IMAGE           ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix kubelet race fuzz model compare bench bench-crane bench-pull bench-all lint fmt demo clean help
+.PHONY: build install test unit integration matrix kubelet race fuzz model compare reliability bench bench-crane bench-pull bench-all lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -84,6 +84,12 @@ model: ## compare 20,000 random images with the model of layers (takes half an h
 compare: build ## compare 500 random images with umoci and containerd's overlayfs (takes minutes)
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_COMPARE=$${TANK_COMPARE:-1,500} \
 		$(GO) test -count=1 -timeout 2h -run '^TestCompare$$' -v .
+
+# Before the command of a proof: the run is recorded in the ledger, with the code that the proof begins with.
+LEDGER = TANK_LEDGER='$(CURDIR)/docs/reliability.jsonl' TANK_LEDGER_CODE="$$($(GO) run ./internal/reliability code)"
+
+reliability: ## write the table of docs/reliability.md from the recorded runs of the proofs
+	$(GO) run ./internal/reliability table
 
 bench: bin/benchstat-$(BENCHSTAT) ## run the micro-benchmarks on BENCHDIR and compare them with docs/bench/baseline.txt
 	TMPDIR='$(BENCHDIR)' $(GO) test -run '^$$' -bench '^Benchmark($(BENCH))$$' -benchtime 0.3s -count 6 -timeout 30m $(TESTFLAGS) \

@@ -87,7 +87,9 @@ const layerBytes = 8 << 10
 // allows that: then the fetch does not wait for a store that hashes the bytes of an earlier download.
 func TestCancelDuringWrite(t *testing.T) {
 	t.Parallel()
-	for name, interrupt := range map[string]bool{"a writer that Close interrupts": true, "another store's writer": false} {
+	for name, interrupt := range map[string]bool{
+		"a writer that Close interrupts": true, "another store's writer": false,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			reg := registrytest.New(t)

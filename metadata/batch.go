@@ -201,7 +201,7 @@ func (db *DB) commitBatch() {
 		return
 	}
 	if db.spend == nil || b.final {
-		db.closeBatch(b, b.commit())
+		db.closeBatch(b, db.commit(b))
 		return
 	}
 	tried := false
@@ -212,14 +212,16 @@ func (db *DB) commitBatch() {
 			}
 		}
 		tried = true
-		return b.commit()
+		return db.commit(b)
 	}))
 }
 
-func (b *batch) commit() (err error) {
+// commit writes a batch to the file. Without success it ends the transaction all the same, because that would block all
+// writers.
+func (db *DB) commit(b *batch) (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
-	defer func() { _ = b.bolt.Rollback() }() // after a panic, which would block all writers; otherwise it does nothing
-	return b.bolt.Commit()
+	defer func() { _ = b.bolt.Rollback() }() // does nothing after a commit
+	return db.fs.Commit(db.path, b.bolt.Commit)
 }
 
 // closeBatch ends a batch and wakes the callers that wait for it. The caller holds pending.mu.

@@ -63,13 +63,16 @@ type Options struct {
 	// ReadOnly opens an existing file and never writes to it: Update returns errdefs.ErrFailedPrecondition. false: the
 	// file is opened for writing.
 	ReadOnly bool
-	// FS creates the file, renames it and deletes an unfinished one. nil: fsys.OS. bbolt writes to the file itself.
+	// FS creates the file, renames it and deletes an unfinished one. It also calls the commits, in which bbolt
+	// writes to the file. nil: fsys.OS.
 	FS fsys.FS
 }
 
 // DB is the open database.
 type DB struct {
 	bolt    *bolt.DB
+	path    string
+	fs      fsys.FS // for commits
 	pending pending
 	spend   func(commit func() error) error // Options.Spend
 }
@@ -106,7 +109,7 @@ func open(path string, o Options) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	db := newDB(b, o.Spend)
+	db := newDB(b, path, &o)
 	if err = verify(file); err == nil {
 		err = db.verifySchema()
 	}
@@ -116,8 +119,10 @@ func open(path string, o Options) (*DB, error) {
 	return db, nil
 }
 
-func newDB(b *bolt.DB, spend func(commit func() error) error) *DB {
-	return &DB{bolt: b, spend: spend, pending: pending{mu: lockorder.Mutex{Rank: lockorder.Database}}}
+func newDB(b *bolt.DB, path string, o *Options) *DB {
+	return &DB{
+		bolt: b, path: path, fs: o.FS, spend: o.Spend, pending: pending{mu: lockorder.Mutex{Rank: lockorder.Database}},
+	}
 }
 
 // openFile opens a database. file is the file that bbolt reads and closes.
@@ -215,7 +220,7 @@ func create(fs fsys.FS, path string) (err error) {
 			return err
 		}
 		return b.Close()
-	}, nil) // bbolt syncs what it writes
+	}, synced)
 	if err != nil {
 		return err
 	}
@@ -224,6 +229,9 @@ func create(fs fsys.FS, path string) (err error) {
 	}
 	return fs.SyncDir(filepath.Dir(path))
 }
+
+// synced is the sync of a Build that makes a database: bbolt has synced what it wrote.
+func synced() error { return nil }
 
 // createFile makes a database without records. It replaces an unfinished one.
 func createFile(fs fsys.FS, path string) (b *bolt.DB, err error) {

@@ -191,7 +191,7 @@ func Build(path string, opts *Options, fill func(*Tx) error) error {
 	if opts != nil {
 		fs = cmp.Or(opts.FS, fs)
 	}
-	err := fs.Build(path, func() error { return build(fs, path, fill) }, nil) // bbolt syncs what it writes
+	err := fs.Build(path, func() error { return build(fs, path, fill) }, synced)
 	if err != nil {
 		err = fmt.Errorf("metadata %s: %w", path, errors.Join(err, ignoreMissing(fs.Remove(path))))
 	}
@@ -203,7 +203,7 @@ func build(fs fsys.FS, path string, fill func(*Tx) error) error {
 	if err != nil {
 		return err
 	}
-	db := newDB(b, nil)
+	db := newDB(b, path, &Options{FS: fsys.OS}) // all of it is one Build
 	if err := errors.Join(db.Update(fill), db.Close()); err != nil {
 		return err
 	}

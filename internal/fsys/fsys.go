@@ -8,9 +8,9 @@
 // last one (package fsystest), and can derive from the recorded history what a power cut may leave.
 //
 // The surprising rule: building or deleting a whole directory is one operation (Build, RemoveTree),
-// whose function writes or deletes below the directory with system calls of its own. Unpacking a
-// layer thus costs one call of an interface, not one for each file. Reading needs no FS: use
-// package os.
+// whose function writes or deletes below the directory with system calls of its own; so is a
+// transaction of the database (Commit). Unpacking a layer thus costs one call of an interface, not
+// one for each file. Reading needs no FS: use package os.
 package fsys
 
 import (
@@ -48,6 +48,10 @@ type FS interface {
 	SyncDir(path string) error
 	// Syncfs forces everything that was written to the file system of path to the disk.
 	Syncfs(path string) error
+	// Commit calls commit, which changes the database at path and syncs it. After a crash the
+	// database has the whole change or nothing of it. It has the change if Commit returned nil.
+	// Nothing but the database is synced.
+	Commit(path string, commit func() error) error
 }
 
 // File is a file that is open for writing. *os.File implements it.
@@ -102,6 +106,8 @@ func (osFS) Build(_ string, fill, sync func() error) error {
 	}
 	return errclass.Ensure(err)
 }
+
+func (osFS) Commit(_ string, commit func() error) error { return errclass.Ensure(commit()) }
 
 func (osFS) SyncDir(path string) error {
 	d, err := os.Open(path)

@@ -59,7 +59,7 @@ const (
 // operations are the names in faults and in the history.
 var operations = []string{
 	"any", "open", "create", "write", "truncate", "chmod", "sync", "mkdir", "rename", "link", "remove", "removetree",
-	"build", "syncdir", "syncfs",
+	"build", "syncdir", "syncfs", "commit",
 }
 
 var errnos = map[string]unix.Errno{

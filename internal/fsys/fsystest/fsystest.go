@@ -306,6 +306,11 @@ func (f *FS) Syncfs(path string) error {
 	return f.do("syncfs", path, f.rel(path), nil, func() error { return exists(path) })
 }
 
+// Commit implements fsys.FS.
+func (f *FS) Commit(path string, commit func() error) error {
+	return f.do("commit", path, f.rel(path), nil, commit)
+}
+
 func exists(path string) error {
 	_, err := os.Stat(path)
 	return err

@@ -49,6 +49,7 @@ func story(root string, f fsys.FS) error {
 		func() error { return f.Syncfs(root) },
 		func() error { return f.RemoveTree(p("tree"), func() error { return os.RemoveAll(p("tree")) }) },
 		func() error { return file.Truncate(0) },
+		func() error { return f.Commit(p("db"), func() error { return nil }) },
 	}
 	for _, step := range steps {
 		if err == nil {
@@ -67,7 +68,7 @@ func TestHistory(t *testing.T) {
 	want := []string{
 		"mkdir in", "create in/state", "write in/state 0+5", "create in/data", "write in/data 0+8", "write in/data 8+2",
 		"sync in/data", "chmod in/data 0400", "link in/state other", "rename in/data blob", "syncdir .", "remove other",
-		"build tree sync", "syncfs .", "removetree tree", "truncate in/data 0",
+		"build tree sync", "syncfs .", "removetree tree", "truncate in/data 0", "commit db",
 	}
 	if got := f.History(); !slices.Equal(got, want) {
 		t.Errorf("history:\n%s", strings.Join(got, "\n"))
@@ -108,6 +109,7 @@ func TestFaults(t *testing.T) {
 			"blob:10 in in/state:5 synced tree tree/b",
 		},
 		{"any #16: crash after", ErrCrashed, "truncate in/data 0 = crash after", "blob in in/state:5 synced"},
+		{"commit: fail ENOSPC", unix.ENOSPC, "commit db = no space left on device", "blob in in/state:5 synced"},
 	} {
 		t.Run(tc.fault, func(t *testing.T) {
 			root := t.TempDir()
@@ -158,8 +160,8 @@ func TestEach(t *testing.T) {
 		}
 		return f.Hits() == 1
 	})
-	if runs != 17 {
-		t.Errorf("%d runs for 16 operations", runs)
+	if runs != 18 {
+		t.Errorf("%d runs for 17 operations", runs)
 	}
 }
 

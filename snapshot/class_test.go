@@ -150,7 +150,11 @@ var layerCalls = map[string]func(s *classScene) error{
 	"Store.Assemble": func(s *classScene) error {
 		return second(s.layers.Assemble(s.ctx, holder, digest.FromString("another"), []metadata.Layer{s.rec}, nil))
 	},
-	"Store.Check":  func(s *classScene) error { return s.layers.Check(s.ctx, func(metadata.Fault) {}) },
+	"Store.Check": func(s *classScene) error { return s.layers.Check(s.ctx, func(metadata.Fault) {}) },
+	"Store.CheckNode": func(s *classScene) error {
+		return s.layers.CheckNode(s.ctx, metadata.LayerNode(s.rec.Key), func(metadata.Fault) {})
+	},
+	"Store.Mend":   func(s *classScene) error { return s.layers.Mend(s.ctx, s.rec.Key, nil) },
 	"Store.Unpack": func(s *classScene) error { return second(s.layers.Unpack(s.ctx, holder, s.other)) },
 	"Store.ClaimDecoded": func(s *classScene) error {
 		decode := func(_ context.Context, mediaType string, blob io.ReadCloser) (string, io.ReadCloser, error) {

@@ -72,6 +72,7 @@ func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) 
 	if sn.Layer == "" {
 		return nil
 	}
+	defer s.layers.Readers().Begin()()
 	rec, err := s.layers.Record(sn.Layer)
 	if err != nil || !rec.Ordered {
 		return err

@@ -26,6 +26,7 @@ func (s *Store) ensureFixup(ctx context.Context, key string) (metadata.Snapshot,
 
 // makeFixup is one attempt of ensureFixup.
 func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, error) {
+	defer s.layers.Readers().Begin()()
 	sn, err := s.snapshot(key)
 	if err != nil || sn.Fixup != "" || sn.Layer == "" {
 		return sn, err
@@ -87,6 +88,7 @@ func (s *Store) planFor(ctx context.Context, sn metadata.Snapshot) (*layer.Plan,
 // rebuildFixup builds a broken fix-up again, from the stack of a snapshot that stands on it. The key may also be that
 // of a root directory of views.
 func (s *Store) rebuildFixup(ctx context.Context, key string) (*layer.Built, error) {
+	defer s.layers.Readers().Begin()()
 	sn, err := s.standsOn(key)
 	if err != nil {
 		return nil, err

@@ -51,6 +51,8 @@ func (n *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 // create makes a snapshot's directory, then its record, and returns its mounts.
 func (n *Snapshotter) create(ctx context.Context, kind metadata.SnapshotKind, r Request) ([]mount.Mount, error) {
 	n.s.dir.Throttle(ctx)
+	defer n.s.layers.Readers().Begin()()
+	swaps := n.s.layers.Readers().Swaps()
 	parent, err := n.checkNew(r.Key, r.Parent)
 	if err != nil {
 		return nil, err
@@ -73,6 +75,11 @@ func (n *Snapshotter) create(ctx context.Context, kind metadata.SnapshotKind, r 
 	}
 	if sn, err = n.put(sn, staged); err != nil {
 		return nil, err
+	}
+	if n.s.layers.Readers().Swaps() != swaps { // nothing keeps for sn the old directory of a layer that was mended
+		if st, err = n.s.stack(ctx, sn.Parent); err != nil {
+			return nil, err
+		}
 	}
 	if sn, err = n.s.ensureViewRoot(ctx, sn, st, !ids.empty()); err != nil {
 		return nil, err

@@ -41,7 +41,7 @@ func (s *Store) Rootfs(ctx context.Context, holder metadata.Holder, manifest dig
 		return "", err
 	}
 	path := s.at.rootfs(manifest)
-	if s.doubts.has(n) {
+	if s.doubts.Has(n) {
 		if err := s.modes.compare(ctx, path, path+".seal"); ctx.Err() != nil {
 			return "", fmt.Errorf("rootfs %s: %w", manifest, context.Cause(ctx))
 		} else if err != nil {
@@ -67,6 +67,7 @@ func (s *Store) Assemble(ctx context.Context, holder metadata.Holder, manifest d
 	if opts == nil {
 		opts = &AssembleOptions{}
 	}
+	defer s.readers.Begin()()
 	defer s.locks.Lock("rootfs/" + manifest.String())()
 	if path, err := s.Rootfs(ctx, holder, manifest); err == nil || !errdefs.IsNotFound(err) {
 		return path, err

@@ -2,12 +2,14 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/replaced"
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
@@ -28,19 +30,42 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		dir := s.at.rootfs(d)
-		f := metadata.Fault{Damage: metadata.DifferentBytes, Node: metadata.RootfsNode(d), Mend: metadata.MendAssemble}
-		c.sealed(ctx, f, dir, dir+".seal", func() bool {
-			return s.db.View(func(tx *metadata.Tx) error { _, err := tx.Rootfs(d); return err }) == nil
-		})
+		c.rootfs(ctx, d)
 	}
 	return ctx.Err()
+}
+
+// CheckNode does what Check does for one layer, fix-up or rootfs. A node without a record has no fault.
+func (s *Store) CheckNode(ctx context.Context, n metadata.Node, report func(metadata.Fault)) error {
+	c := checker{s, report}
+	if n.Kind == metadata.KindRootfs {
+		if s.db.View(func(tx *metadata.Tx) error { _, err := tx.Rootfs(digest.Digest(n.Key)); return err }) == nil {
+			c.rootfs(ctx, digest.Digest(n.Key))
+		}
+		return ctx.Err()
+	}
+	l, err := s.Record(n.Key)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		c.layer(ctx, l)
+	}
+	return errors.Join(err, ctx.Err())
 }
 
 // checker reports how directories differ from their seals.
 type checker struct {
 	s      *Store
 	report func(metadata.Fault)
+}
+
+func (c checker) rootfs(ctx context.Context, d digest.Digest) {
+	s, dir := c.s, c.s.at.rootfs(d)
+	f := metadata.Fault{Damage: metadata.DifferentBytes, Node: metadata.RootfsNode(d), Mend: metadata.MendAssemble}
+	c.sealed(ctx, f, dir, dir+".seal", func() bool {
+		return s.db.View(func(tx *metadata.Tx) error { _, err := tx.Rootfs(d); return err }) == nil
+	})
 }
 
 func (c checker) layer(ctx context.Context, l metadata.Layer) {
@@ -64,6 +89,9 @@ func (c checker) layer(ctx context.Context, l metadata.Layer) {
 func recorded(db *metadata.DB) (layers []metadata.Layer, rootfs []digest.Digest, err error) {
 	err = db.View(func(tx *metadata.Tx) error {
 		for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
+			if replaced.Is(key) {
+				continue // it is broken, and nothing but old mounts uses it
+			}
 			l, err := tx.Layer(key)
 			if err != nil {
 				return err

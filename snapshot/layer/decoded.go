@@ -64,7 +64,7 @@ func (s *Store) mend(ctx context.Context, j *job) error {
 	if !errdefs.IsDataLoss(err) || !j.take() {
 		return err
 	}
-	if err := s.swap(&rec, j.dir, j.record); err != nil {
+	if err := (mending{s}).swap(&rec, j.dir, j.record); err != nil {
 		return fmt.Errorf("layer %s: %w", rec.Key, err)
 	}
 	s.trusted(metadata.LayerNode(rec.Key), rec.Dir)

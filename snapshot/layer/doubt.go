@@ -3,71 +3,12 @@ package layer
 import (
 	"context"
 	"errors"
-	"maps"
-	"slices"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
 )
-
-// doubts are the records of which this process does not know whether their bytes are on the disk: those that another
-// process left provisional, and those that Doubt names. They are compared with their seals before they are served.
-type doubts struct {
-	mu    sync.Mutex // guards nodes
-	nodes map[metadata.Node]struct{}
-}
-
-// load doubts every provisional record of the database.
-func (d *doubts) load(db *metadata.DB) error {
-	d.nodes = map[metadata.Node]struct{}{}
-	return db.View(func(tx *metadata.Tx) error {
-		for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
-			if l, err := tx.Layer(key); err != nil {
-				return err
-			} else if !l.Durable {
-				d.nodes[metadata.LayerNode(key)] = struct{}{}
-			}
-		}
-		for _, key := range tx.Keys(metadata.KindRootfs, "", -1) {
-			if r, err := tx.Rootfs(digest.Digest(key)); err != nil {
-				return err
-			} else if !r.Durable {
-				d.nodes[metadata.RootfsNode(r.Manifest)] = struct{}{}
-			}
-		}
-		return nil
-	})
-}
-
-func (d *doubts) has(n metadata.Node) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	_, ok := d.nodes[n]
-	return ok
-}
-
-func (d *doubts) add(nodes ...metadata.Node) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, n := range nodes {
-		d.nodes[n] = struct{}{}
-	}
-}
-
-func (d *doubts) remove(n metadata.Node) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.nodes, n)
-}
-
-func (d *doubts) all() []metadata.Node {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return slices.Collect(maps.Keys(d.nodes))
-}
 
 // Doubt has the rootfs of a manifest and the layers with these diff IDs compared with their seals before they are
 // served again, even if this process made them.
@@ -86,14 +27,14 @@ func (s *Store) Doubt(manifest digest.Digest, diffIDs []digest.Digest) error {
 	}); err != nil {
 		return err
 	}
-	s.doubts.add(nodes...)
+	s.doubts.Add(nodes...)
 	return nil
 }
 
 // CompareAll compares in the background all layers that are in doubt with their seals, so that no Prepare has to wait
 // for a comparison. A rootfs is not compared.
 func (s *Store) CompareAll() {
-	suspects := s.doubts.all()
+	suspects := s.doubts.All()
 	if len(suspects) == 0 {
 		return
 	}
@@ -114,7 +55,7 @@ func (s *Store) CompareAll() {
 // trusted ends the doubt about a node that equals its seal. Its bytes may not be on the disk yet, so trusted schedules
 // a sync, unless the root is only read. version is the layer's directory or durable.RootfsVersion.
 func (s *Store) trusted(n metadata.Node, version string) {
-	s.doubts.remove(n)
+	s.doubts.Remove(n)
 	if s.opts.ReadOnly {
 		return
 	}
@@ -124,6 +65,6 @@ func (s *Store) trusted(n metadata.Node, version string) {
 
 // replaced ends the doubt about a node, and drops its sync, after the node was deleted or replaced by a durable one.
 func (s *Store) replaced(n metadata.Node) {
-	s.doubts.remove(n)
+	s.doubts.Remove(n)
 	s.syncer.Drop(n)
 }

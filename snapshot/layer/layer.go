@@ -19,9 +19,11 @@ import (
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
+	"github.com/tank-snapshotter/tank/snapshot/internal/doubts"
 	"github.com/tank-snapshotter/tank/snapshot/internal/durable"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/internal/overlay"
+	"github.com/tank-snapshotter/tank/snapshot/internal/replaced"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -74,10 +76,11 @@ type Store struct {
 	opts    Options
 	unpacks *unpacks
 	syncer  *durable.Syncer
-	doubts  doubts
+	doubts  doubts.Set
 	memory  *budget.Budget // for the entries that extractions and plans keep
 	locks   keylock.Locks
 	modes   modes
+	readers replaced.Readers
 	work    background.Group // unpacks and comparisons, which outlive the call that begins them
 	clones  func() bool      // whether copies of layers share extents with them
 }
@@ -92,7 +95,7 @@ func Open(dir *rootdir.Dir, db *metadata.DB, blobs Blobs, opts *Options) (*Store
 		s.opts.SyncDelay = 100 * time.Millisecond
 	}
 	s.opts.Unpack.UserXattr = s.opts.UserXattr
-	if err := s.doubts.load(db); err != nil {
+	if err := s.doubts.Load(db); err != nil {
 		return nil, err
 	}
 	s.clones = sync.OnceValue(func() bool {
@@ -137,6 +140,9 @@ func (s *Store) Hit(ctx context.Context, rec metadata.Layer, size int64) {
 func (s *Store) Lower(rec metadata.Layer) overlay.Dir {
 	return overlay.Dir{Name: rec.Key, Path: s.at.fs(rec.Dir)}
 }
+
+// Readers knows who reads directories of layers, and how many layers have got new ones.
+func (s *Store) Readers() *replaced.Readers { return &s.readers }
 
 // IsLower reports whether path is one that Lower returns. It compares text, and looks at no file.
 func (s *Store) IsLower(path string) bool {

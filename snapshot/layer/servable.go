@@ -35,7 +35,7 @@ func (s *Store) Servable(ctx context.Context, key string) (metadata.Layer, error
 	if rec, err = s.Record(key); err != nil || !rec.PlainMarks {
 		return rec, err
 	}
-	if rec, err = s.rebuild(ctx, rec); err != nil {
+	if rec, err = (mending{s}).rebuild(ctx, rec); err != nil {
 		return rec, fmt.Errorf("layer %s: %w", key, err)
 	}
 	if rec.PlainMarks {
@@ -49,27 +49,33 @@ func (s *Store) Servable(ctx context.Context, key string) (metadata.Layer, error
 // intact is Intact for a record that was just read.
 func (s *Store) intact(ctx context.Context, rec metadata.Layer) (metadata.Layer, error) {
 	n := metadata.LayerNode(rec.Key)
-	if !s.doubts.has(n) {
+	if !s.doubts.Has(n) {
 		return rec, nil
 	}
 	defer s.locks.Lock("trust/" + rec.Key)()
-	if !s.doubts.has(n) {
+	if !s.doubts.Has(n) {
 		return s.Record(rec.Key) // another call has compared it meanwhile
 	}
-	err := s.modes.compare(ctx, s.at.fs(rec.Dir), s.at.seal(rec.Dir))
-	if err == nil && rec.Ordered {
-		err = tree.CheckOrder(ctx, s.at.entry(rec.Dir))
-	}
+	err := compareLayer(ctx, s, rec)
 	if errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
 		log.G(ctx).WithError(err).WithField("layer", rec.Key).
 			Warn("layer was not written out before the last stop: unpacking it again")
-		rec, err = s.rebuild(ctx, rec)
+		rec, err = (mending{s}).rebuild(ctx, rec)
 	}
 	if err != nil {
 		return rec, fmt.Errorf("layer %s: %w", rec.Key, err)
 	}
 	s.trusted(n, rec.Dir)
 	return rec, nil
+}
+
+// compareLayer compares a layer or fix-up with its seal, and an ordered layer with its order.
+func compareLayer(ctx context.Context, s *Store, rec metadata.Layer) error {
+	err := s.modes.compare(ctx, s.at.fs(rec.Dir), s.at.seal(rec.Dir))
+	if err == nil && rec.Ordered {
+		err = tree.CheckOrder(ctx, s.at.entry(rec.Dir))
+	}
+	return err
 }
 
 func (m *modes) compare(ctx context.Context, dir, seal string) error {

@@ -35,7 +35,7 @@ func (s *Store) DropUnclaimed(now time.Time) error {
 // sure that no directory gets its position meanwhile (rootdir.Dir.BeginSweep).
 func (s *Store) Unrecorded(tx *metadata.Tx) (layers, rootfs []string, err error) {
 	layers, err = s.dir.Unrecorded(rootdir.Layers, func() (map[string]bool, error) {
-		dirs := map[string]bool{}
+		dirs := s.readers.Waiting()
 		for _, key := range tx.Keys(metadata.KindLayer, "", -1) {
 			l, err := tx.Layer(key)
 			if err != nil {

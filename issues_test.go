@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -279,5 +278,3 @@ func TestLeftoversOfAnOldDigest(t *testing.T) {
 		t.Errorf("layers %v, %v", l, err)
 	}
 }
-
-var _ = platforms.DefaultSpec

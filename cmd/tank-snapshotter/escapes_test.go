@@ -160,11 +160,11 @@ func TestEscapes(t *testing.T) {
 		},
 		"a redirect": func(t *testing.T) []string {
 			r := registrytest.New(t)
-			r.Fault = func(w http.ResponseWriter, _ *http.Request) bool {
+			r.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {
 				w.Header().Set("Location", "http://\u009b31m\u202e.invalid/x")
 				w.WriteHeader(http.StatusTemporaryRedirect)
 				return true
-			}
+			})
 			out, e, _ := output(t, "pull", "--root", filepath.Join(t.TempDir(), "root"), r.Host+"/hello:1")
 			return []string{out, e}
 		},

@@ -38,7 +38,7 @@ func halfImage(t *testing.T) (ref string) {
 	reg := registrytest.New(t)
 	layer := reg.Blob(ocispec.MediaTypeImageLayer, raw.Bytes())
 	reg.Image("half", platforms.DefaultSpec(), []ocispec.Descriptor{layer}, []digest.Digest{layer.Digest})
-	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+	reg.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasSuffix(r.URL.Path, layer.Digest.String()) {
 			return false
 		}
@@ -46,7 +46,7 @@ func halfImage(t *testing.T) (ref string) {
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 		return true
-	}
+	})
 	return reg.Host + "/hello:half"
 }
 

@@ -94,7 +94,7 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldL
 	held := image("held", append(bytes.Clone(raw), 0, 0, 0))
 	stuck := image("stuck", append(bytes.Clone(raw), 0, 0, 0, 0))
 	released := make(chan struct{})
-	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+	reg.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
 		case strings.HasPrefix(r.URL.Path, "/v2/secret/"):
 			w.WriteHeader(http.StatusForbidden)
@@ -118,7 +118,7 @@ func registry(t *testing.T) (reg *registrytest.Registry, layer, slowLayer, heldL
 			<-r.Context().Done()
 		}
 		return false
-	}
+	})
 	return reg, right.Digest, slow.Digest, held.Digest, sync.OnceFunc(func() { close(released) })
 }
 

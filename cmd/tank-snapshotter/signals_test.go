@@ -56,11 +56,11 @@ func TestOneSignalEnds(t *testing.T) {
 		},
 		"waiting for a credential helper": func(t *testing.T, dir string) *exec.Cmd {
 			reg := registrytest.New(t)
-			reg.Fault = func(w http.ResponseWriter, _ *http.Request) bool {
+			reg.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {
 				w.Header().Set("WWW-Authenticate", "Basic")
 				w.WriteHeader(http.StatusUnauthorized)
 				return true
-			}
+			})
 			if err := errors.Join(os.WriteFile(dir+"/docker-credential-hang", []byte("#!/bin/sh\nsleep 60\n"), 0o700),
 				os.WriteFile(dir+"/config.json", []byte(`{"credsStore":"hang"}`), 0o600)); err != nil {
 				t.Fatal(err)

@@ -34,7 +34,7 @@ type Registry struct {
 	// Host is the name of the registry in references, for example 127.0.0.1:40001.
 	Host string
 	// Fault sees every request first and reports whether it has answered it. nil: none. Set it
-	// before the first request.
+	// before the first request, with SetFault if requests come from other processes.
 	Fault Fault
 	// Guard sees the requests that Fault passes on, and reports whether it has refused them; see
 	// TokenServer. nil: none. Set it before the first request.
@@ -185,14 +185,23 @@ func (r *Registry) Count(s string) int {
 	return n
 }
 
+// SetFault sets Fault. The race detector knows that this happens before any later request, also if
+// another process makes the request.
+func (r *Registry) SetFault(f Fault) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Fault = f
+}
+
 var route = regexp.MustCompile(`^/v2/(.+)/(manifests|blobs)/([^/]+)$`)
 
 // ServeHTTP handles a request.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.log = append(r.log, strings.TrimSpace(fmt.Sprintf("%s %s %s", req.Method, req.URL.Path, req.Header.Get("Range"))))
+	fault := r.Fault
 	r.mu.Unlock()
-	if r.Fault != nil && r.Fault(w, req) || r.Guard != nil && r.Guard(w, req) {
+	if fault != nil && fault(w, req) || r.Guard != nil && r.Guard(w, req) {
 		return
 	}
 	m := route.FindStringSubmatch(req.URL.Path)

@@ -6,8 +6,10 @@
 // Its invariant: what another program added to index.json stays there until that program removes
 // it. Only the name of such an entry goes, if Tank has pulled an image of that name.
 //
-// The surprising rule: nothing is synced. The records of images are the truth, and every opening of
-// a root writes the files again if they differ from the records.
+// The surprising rule: a file is synced before it takes the place of the old one, but its name is
+// not. After a power cut either of the two files may be there, each complete with the entries of
+// other programs. The records of images are the truth, and every opening of a root writes the files
+// again if they differ from the records.
 package ocilayout
 
 import (
@@ -105,7 +107,9 @@ func (l *Layout) replace(path string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	if _, err = f.Write(b); err == nil {
+		err = f.Sync()
+	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = l.fs.Rename(temporary, path)
 	}

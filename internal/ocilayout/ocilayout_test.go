@@ -67,6 +67,11 @@ func TestWrite(t *testing.T) {
 	if got := names(t, l); !slices.Equal(got, []string{"a", "b"}) || l.Empty() {
 		t.Errorf("entries %q", got)
 	}
+	// Otherwise a power cut could leave an empty file in place of the entries of other programs.
+	h := fs.History()
+	if got := h[len(h)-2:]; !slices.Equal(got, []string{"sync index.json.new", "rename index.json.new index.json"}) {
+		t.Errorf("history: %q", h)
+	}
 	if foreign, err := l.ForeignBlobs(); err != nil || len(foreign) > 0 {
 		t.Errorf("blobs of another program that has none: %v, %v", foreign, err)
 	}

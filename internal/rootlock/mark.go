@@ -165,10 +165,26 @@ func writeMark(fs fsys.FS, root string, m mark) error {
 	if err == nil {
 		err = fs.Rename(temporary, name)
 	}
+	if errors.Is(err, os.ErrNotExist) {
+		if _, rerr := readMark(root); rerr == nil { // another process made the root and owns it
+			return fs.SyncDir(root)
+		}
+	}
 	if err != nil {
 		return errors.Join(err, fs.Remove(temporary))
 	}
 	return fs.SyncDir(root)
+}
+
+// removeUnfinishedMarks removes what a process left that was writing a mark when it ended. The root is owned by this
+// process. What can't be removed is left for the next owner.
+func removeUnfinishedMarks(fs fsys.FS, root string) {
+	names, _ := namesIn(root)
+	for _, name := range names {
+		if strings.HasPrefix(name, markName+".") {
+			_ = fs.Remove(filepath.Join(root, name))
+		}
+	}
 }
 
 // firstDirs are the directories that Tank 0.1.0 made in every root.

@@ -86,6 +86,9 @@ func Take(root string, opts *Options) (_ *Lock, err error) {
 	if err := l.take(); err != nil {
 		return nil, err
 	}
+	if !l.readOnly {
+		removeUnfinishedMarks(l.fs, root)
+	}
 	if l.access, err = recordAccess(l.file, l.readOnly); err == nil && st == unmarked && !l.readOnly {
 		l.mark = mark{format: markFormat}
 		if err = writeMark(l.fs, root, l.mark); reserve.Full(err) {

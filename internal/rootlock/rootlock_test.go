@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -65,9 +66,34 @@ func TestCrash(t *testing.T) {
 		if err := next.Close(); err != nil {
 			t.Error(err)
 		}
+		if names, err := namesIn(root); err != nil || !slices.Equal(names, []string{"lock", "tank-root"}) {
+			t.Errorf("operation %d: left %q, %v", n, names, err)
+		}
 		if fs.Hits() == 0 {
 			break
 		}
+	}
+}
+
+// TestMakeAtOnce: another process makes the root and opens it, while this one writes its mark.
+func TestMakeAtOnce(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	fs := fsystest.New(t, root)
+	fs.Before("rename", "tank-root", func(string) {
+		other, err := Take(root, &Options{Make: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := other.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	l, err := Take(root, &Options{Make: true, FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -21,7 +21,7 @@ func TestErrorsHaveClasses(t *testing.T) {
 	cancel()
 	functions := map[string]func() error{
 		"Open":         func() error { return second(tank.Open(file, nil)) },
-		"Rebuild":      func() error { return second(tank.Rebuild(ctx, file)) },
+		"Rebuild":      func() error { return second(tank.Rebuild(ctx, file, nil)) },
 		"Clone":        func() error { return tank.Clone(ctx, file+"/none", file+"/to") },
 		"Tank.Pull":    func() error { return second(tk.Pull(ctx, "x:1", &tank.PullOptions{Offline: true})) },
 		"Tank.Images":  func() error { return second(tk.Images(ctx)) },

@@ -243,7 +243,7 @@ func TestRecordsOfTwoReadings(t *testing.T) {
 				}
 			})
 			must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
-			rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+			rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 			must(t, err)
 			// All blobs of the registry are here. The reference resolves to the index that was recorded
 			// last.
@@ -275,7 +275,7 @@ func TestRebuildComparesSizes(t *testing.T) {
 	index.Manifests = append(index.Manifests, lie)
 	must(t, os.WriteFile(filepath.Join(r.dir, "index.json"), registrytest.JSON(index), 0o644))
 	must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
-	rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+	rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 	must(t, err)
 	if rebuilt.Images != 1 {
 		t.Errorf("rebuilt %+v", rebuilt)

@@ -139,11 +139,11 @@ func TestForeignEntryStays(t *testing.T) {
 				t.Errorf("inspect: %v", err)
 			}
 		})
-		_, err = tank.Rebuild(ctx, r.dir)
+		_, err = tank.Rebuild(ctx, r.dir, nil)
 		must(t, err)
 		f.stays(t, "rebuild")
 		must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
-		_, err = tank.Rebuild(ctx, r.dir)
+		_, err = tank.Rebuild(ctx, r.dir, nil)
 		must(t, err)
 		f.stays(t, "rebuild without a database")
 		r.with(t, func(tk *tank.Tank) {
@@ -229,7 +229,7 @@ func TestForeignName(t *testing.T) {
 		}
 		if steal == "as skopeo" { // the name is known also without the database
 			must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
-			_, err := tank.Rebuild(ctx, r.dir)
+			_, err := tank.Rebuild(ctx, r.dir, nil)
 			must(t, err)
 		}
 		r.with(t, func(*tank.Tank) {})

@@ -140,7 +140,7 @@ func TestModesChild(t *testing.T) {
 	}
 	var err error
 	if job[1] == "rebuild" {
-		_, err = tank.Rebuild(context.Background(), job[2])
+		_, err = tank.Rebuild(context.Background(), job[2], nil)
 	} else {
 		var tk *tank.Tank
 		if tk, err = tank.Open(job[2], nil); err == nil {

@@ -168,7 +168,7 @@ func TestPlatformsAfterRebuild(t *testing.T) {
 		must(t, err)
 	}
 	must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
-	_, err := tank.Rebuild(context.Background(), r.dir)
+	_, err := tank.Rebuild(context.Background(), r.dir, nil)
 	must(t, err)
 	for p, want := range map[string]string{"linux/arm/v6": "one", "linux/arm64": "two"} {
 		img, err := r.pull(t, ref, &tank.PullOptions{Platform: p, Offline: true})

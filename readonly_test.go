@@ -73,7 +73,7 @@ func TestReadOnlyRoot(t *testing.T) {
 					}
 				}
 			}
-			if _, err := tank.Rebuild(ctx, at); !errdefs.IsFailedPrecondition(err) {
+			if _, err := tank.Rebuild(ctx, at, nil); !errdefs.IsFailedPrecondition(err) {
 				t.Errorf("rebuild: %v", err)
 			}
 			o := &tank.Options{Existing: true, AllowReadOnly: true}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/fsys/fsystest"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver/registrytest"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
@@ -169,7 +171,7 @@ func TestRebuildKeeps(t *testing.T) {
 					r := newRebuildRoot(t, daemon)
 					must(t, db(filepath.Join(r.dir, "metadata.db")))
 					must(t, index(filepath.Join(r.dir, "index.json")))
-					rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+					rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -204,7 +206,7 @@ func TestRebuildDamagedPages(t *testing.T) { // not parallel: a child inherits a
 		b := bytes.Clone(intact)
 		copy(b[page*os.Getpagesize():(page+1)*os.Getpagesize()], make([]byte, os.Getpagesize()))
 		must(t, os.WriteFile(filepath.Join(copied.dir, "metadata.db"), b, 0o600))
-		if _, err := tank.Rebuild(context.Background(), copied.dir); err != nil {
+		if _, err := tank.Rebuild(context.Background(), copied.dir, nil); err != nil {
 			t.Errorf("page %d: %v", page, err)
 			continue
 		}
@@ -227,7 +229,7 @@ func TestRebuildDamagedThings(t *testing.T) {
 			if db == "missing" {
 				must(t, os.Remove(filepath.Join(copied.dir, "metadata.db")))
 			}
-			rebuilt, err := tank.Rebuild(context.Background(), copied.dir)
+			rebuilt, err := tank.Rebuild(context.Background(), copied.dir, nil)
 			must(t, err)
 			if rebuilt.Lost != 1 || rebuilt.Blobs != len(blobs)-1 {
 				t.Errorf("database %s: %+v", db, rebuilt)
@@ -262,7 +264,7 @@ func TestRebuildReleases(t *testing.T) {
 		r := newRebuildRoot(t, daemon)
 		must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
 		must(t, os.Remove(filepath.Join(r.dir, "index.json")))
-		rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+		rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 		must(t, err)
 		want := map[bool]string{false: "rebuilt", true: "containerd"}[daemon]
 		if rebuilt.Kept != want {
@@ -299,14 +301,14 @@ func TestRebuildAgain(t *testing.T) {
 	must(t, err)
 	must(t, empty.Close())
 	must(t, os.WriteFile(filepath.Join(r.dir, "index.json"), []byte(`{"schemaVersion":2,"manifests":[]}`), 0o600))
-	rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+	rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 	must(t, err)
 	if rebuilt.Images != 2 {
 		t.Errorf("%+v", rebuilt)
 	}
 	for _, content := range []string{"one", "two"} {
 		must(t, os.WriteFile(path, []byte(content), 0o600))
-		_, err := tank.Rebuild(context.Background(), r.dir)
+		_, err := tank.Rebuild(context.Background(), r.dir, nil)
 		must(t, err)
 	}
 	var kept []string
@@ -339,6 +341,7 @@ func TestRebuildFullDisk(t *testing.T) {
 	r := newRebuildRoot(t, false)
 	dir := filepath.Join(disk, "root")
 	must(t, exec.Command("cp", "-a", r.dir, dir).Run())
+	must(t, os.RemoveAll(filepath.Join(dir, "reserve"))) // with it, the rebuild would succeed
 	r.dir = dir
 	path := filepath.Join(dir, "metadata.db")
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -353,7 +356,7 @@ func TestRebuildFullDisk(t *testing.T) {
 			err = appendTo(filler, size)
 		}
 	}
-	if _, err := tank.Rebuild(context.Background(), dir); !errors.Is(err, unix.ENOSPC) {
+	if _, err := tank.Rebuild(context.Background(), dir, nil); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("on a full disk: %v", err)
 	}
 	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
@@ -363,7 +366,7 @@ func TestRebuildFullDisk(t *testing.T) {
 		t.Errorf("lost %q", missing)
 	}
 	must(t, os.Remove(filler))
-	_, err = tank.Rebuild(context.Background(), dir)
+	_, err = tank.Rebuild(context.Background(), dir, nil)
 	must(t, err)
 	r.after(t, true)
 }
@@ -375,6 +378,135 @@ func appendTo(path string, size int) error {
 	}
 	_, err = f.Write(make([]byte, size))
 	return errors.Join(err, f.Close())
+}
+
+// TestRebuildCrashes stops a rebuild before or after each of its changes. The database that is then in place is a
+// former or a complete one, and another rebuild keeps what the root has.
+func TestRebuildCrashes(t *testing.T) { // not parallel: a child inherits a lock until it executes a program
+	r := newRebuildRoot(t, true)
+	for name, row := range map[string]struct {
+		damage func(root, blob string) error
+		action string
+	}{
+		"missing": {func(root, _ string) error {
+			return os.Remove(filepath.Join(root, "metadata.db"))
+		}, "crash before"},
+		"a damaged page, a damaged blob and index.json": {func(root, blob string) error {
+			f, err := os.OpenFile(filepath.Join(root, "metadata.db"), os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteAt(make([]byte, 4096), 5*4096)
+			return errors.Join(err, f.Close(), os.WriteFile(filepath.Join(root, "index.json"), []byte("{"), 0o600),
+				os.Chmod(blob, 0o600), os.WriteFile(blob, []byte("damaged"), 0o600))
+		}, "crash after"},
+	} {
+		damaged := filepath.Join(t.TempDir(), "root")
+		must(t, exec.Command("cp", "-a", r.dir, damaged).Run())
+		blobs, err := filepath.Glob(filepath.Join(damaged, "blobs", "sha256", "*"))
+		must(t, err)
+		must(t, row.damage(damaged, blobs[0]))
+		crashes := 0
+		for _, op := range []string{
+			"mkdir", "create", "write", "build", "commit", "link", "rename", "remove", "removetree", "syncdir",
+		} {
+			n := 1
+			for r.crashes(t, damaged, fmt.Sprintf("%s #%d: %s", op, n, row.action), filepath.Base(blobs[0])) {
+				n++
+			}
+			crashes += n - 1
+		}
+		if crashes < 10 {
+			t.Errorf("%s: only %d crashes", name, crashes)
+		}
+	}
+}
+
+// crashes rebuilds a copy of a damaged root with a fault, and again without it. It reports whether the fault hit. The
+// blob lost may be moved away.
+func (r *rebuildRoot) crashes(t *testing.T, damaged, fault, lost string) (hit bool) {
+	t.Helper()
+	copied := &rebuildRoot{&root{filepath.Join(t.TempDir(), "root"), true}, r.refs, r.files}
+	must(t, exec.Command("cp", "-a", damaged, copied.dir).Run())
+	fs := fsystest.New(t, copied.dir, fault)
+	_, err := tank.Rebuild(context.Background(), copied.dir, &tank.RebuildOptions{FS: fs})
+	if fs.Hits() == 0 {
+		must(t, err)
+		return false
+	}
+	tk, err := tank.Open(copied.dir, &tank.Options{Existing: true})
+	switch {
+	case err == nil:
+		must(t, tk.Close())
+	case !errdefs.IsDataLoss(err):
+		t.Errorf("%s: %v", fault, err)
+	}
+	if _, err := tank.Rebuild(context.Background(), copied.dir, nil); err != nil {
+		t.Errorf("%s: again: %v", fault, err)
+	}
+	copied.with(t, func(tk *tank.Tank) {
+		_, err := tk.GC(context.Background())
+		must(t, err)
+	})
+	if missing := copied.lacks(t); len(missing) > 1 || len(missing) == 1 && missing[0] != lost {
+		t.Errorf("%s: lost %q\n%s", fault, missing, strings.Join(fs.History(), "\n"))
+	}
+	olds, err := filepath.Glob(filepath.Join(copied.dir, "metadata.db.old*"))
+	must(t, err)
+	if len(olds) > 2 {
+		t.Errorf("%s: the former database has the names %q", fault, olds)
+	}
+	return true
+}
+
+// TestRebuildUnattended lists what a daemon must not take for the loss of a database: it may be the disk. An operator
+// who asks for the rebuild gets it.
+func TestRebuildUnattended(t *testing.T) { // not parallel: a child inherits a lock until it executes a program
+	r := newRebuildRoot(t, true)
+	empty := func(pool string) func(root string) error {
+		return func(root string) error {
+			dir := filepath.Join(root, pool)
+			return errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Join(dir, "lost+found"), 0o700))
+		}
+	}
+	zero := func(root string) error { // a page that is not a meta page, so that most records can be read
+		f, err := os.OpenFile(filepath.Join(root, "metadata.db"), os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteAt(make([]byte, 4096), 2*4096)
+		return errors.Join(err, f.Close())
+	}
+	remove := func(root string) error { return os.Remove(filepath.Join(root, "metadata.db")) }
+	for name, row := range map[string]struct {
+		damage  []func(root string) error
+		refused bool
+	}{
+		"missing":                          {[]func(string) error{remove}, false},
+		"a damaged page":                   {[]func(string) error{zero}, false},
+		"missing, blobs not mounted":       {[]func(string) error{remove, empty("blobs")}, true},
+		"damaged page, layers not mounted": {[]func(string) error{zero, empty("layers")}, true},
+		"damaged page, snapshots as well":  {[]func(string) error{zero, empty("snapshots")}, true},
+	} {
+		copied := &rebuildRoot{&root{filepath.Join(t.TempDir(), "root"), true}, r.refs, r.files}
+		must(t, exec.Command("cp", "-a", r.dir, copied.dir).Run())
+		for _, do := range row.damage {
+			must(t, do(copied.dir))
+		}
+		before := copied.kept(t)
+		_, err := tank.Rebuild(context.Background(), copied.dir, &tank.RebuildOptions{Unattended: true})
+		if row.refused != errdefs.IsFailedPrecondition(err) || !row.refused && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if row.refused {
+			if after := copied.kept(t); !slices.Equal(before, after) {
+				t.Errorf("%s: refused, but %q became %q", name, before, after)
+			}
+			if _, err := tank.Rebuild(context.Background(), copied.dir, nil); err != nil {
+				t.Errorf("%s: for an operator: %v", name, err)
+			}
+		}
+	}
 }
 
 // TestRebuildKilled kills a rebuild at many moments. One of the two databases is then in place, and
@@ -404,7 +536,7 @@ func TestRebuildKilled(t *testing.T) { // not parallel: a child inherits a lock 
 		case !errdefs.IsDataLoss(err):
 			t.Errorf("killed after %d ms: %v", 5+7*n, err)
 		}
-		if _, err := tank.Rebuild(context.Background(), copied.dir); err != nil {
+		if _, err := tank.Rebuild(context.Background(), copied.dir, nil); err != nil {
 			t.Errorf("killed after %d ms: again: %v", 5+7*n, err)
 		}
 		copied.after(t, true)

@@ -133,7 +133,7 @@ func refused(t *testing.T, name, dir string, class error) {
 	t.Helper()
 	before := snapshotOf(t, filepath.Dir(dir))
 	ways := map[string]func() error{
-		"rebuild": func() error { _, err := tank.Rebuild(context.Background(), dir); return err },
+		"rebuild": func() error { _, err := tank.Rebuild(context.Background(), dir, nil); return err },
 	}
 	for _, o := range []tank.Options{{}, {Daemon: true}, {Existing: true}, {Existing: true, AllowReadOnly: true}} {
 		ways[fmt.Sprintf("%+v", o)] = func() error {
@@ -366,7 +366,7 @@ func TestRootOfFirst(t *testing.T) {
 			t.Errorf("%s: mark %q, %v", row.name, b, err)
 		}
 		if row.want != nil {
-			_, err := tank.Rebuild(context.Background(), r.dir)
+			_, err := tank.Rebuild(context.Background(), r.dir, nil)
 			must(t, err)
 		}
 	}

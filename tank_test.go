@@ -410,7 +410,7 @@ func TestRebuild(t *testing.T) {
 				must(t, err)
 				must(t, os.WriteFile(filepath.Join(two.Rootfs, "b"), nil, 0o644)) // does not match the seal
 				must(t, damage.do(filepath.Join(r.dir, "metadata.db")))
-				rebuilt, err := tank.Rebuild(context.Background(), r.dir)
+				rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 				must(t, err)
 				if rebuilt.Images != 2 || rebuilt.Rootfs != 1 {
 					t.Errorf("rebuilt %+v", rebuilt)

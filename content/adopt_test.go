@@ -36,9 +36,9 @@ func TestFileInTheWay(t *testing.T) {
 				t.Skipf("the file system has no files of %d bytes: %v", row.lies, err)
 			}
 			if row.lies >= tooLarge {
-				blobs, damaged, err := Recover(ctx, r.path)
-				if err != nil || len(blobs) != 0 || len(damaged) != 1 {
-					t.Errorf("recover: %v, %v, %v", blobs, damaged, err)
+				if found, err := Recover(ctx, r.path); err != nil || len(found.Blobs) != 0 ||
+					len(found.Damaged) != 1 {
+					t.Errorf("recover: %+v, %v", found, err)
 				}
 			}
 			w, err := r.For(alice).Writer(ctx, content.WithRef("r"),

@@ -54,7 +54,7 @@ var calls = map[string]func(s *scene) error{
 		return err
 	},
 	"Recover": func(s *scene) error {
-		_, _, err := Recover(s.ctx, s.path)
+		_, err := Recover(s.ctx, s.path)
 		return err
 	},
 	"Store.ReaderAt": func(s *scene) error { return closeOpened(s.ReaderAt(s.ctx, desc(s.held))) },

@@ -2,6 +2,7 @@ package content
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,18 +11,26 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Recover reads all files below blobs/ of a root whose database is rebuilt. It returns the records
-// of the blobs whose bytes have the digest in their name, and the paths of all other files. It
-// changes nothing.
-func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged []string, err error) {
+// Recovered is what Recover found below blobs/.
+type Recovered struct {
+	Blobs   []metadata.Blob // records of the files whose bytes have the digest in their name
+	Damaged []string        // the paths of all other files
+	// Failed is the first I/O error with which reading a damaged file ended. nil: all were read.
+	Failed error
+}
+
+// Recover reads all files below blobs/ of a root whose database is rebuilt. It changes nothing.
+func Recover(ctx context.Context, root string) (*Recovered, error) {
+	r := &Recovered{}
 	dir := filepath.Join(root, "blobs")
-	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || rootdir.IsStaged(e.Name()) || rootdir.IsLostFound(e.Name()) {
 			if e != nil && e.IsDir() && (rootdir.IsStaged(e.Name()) || rootdir.IsLostFound(e.Name())) {
 				return fs.SkipDir
@@ -35,16 +44,19 @@ func Recover(ctx context.Context, root string) (blobs []metadata.Blob, damaged [
 			return ctx.Err()
 		case err != nil:
 			log.G(ctx).WithError(err).Warnf("recover: blob %s is damaged", d)
-			damaged = append(damaged, path)
+			r.Damaged = append(r.Damaged, path)
+			if r.Failed == nil && errors.Is(err, unix.EIO) {
+				r.Failed = fmt.Errorf("blob %s: %w", d, err)
+			}
 		default:
-			blobs = append(blobs, b)
+			r.Blobs = append(r.Blobs, b)
 		}
 		return nil
 	})
-	if os.IsNotExist(err) {
-		return nil, nil, nil
+	if err != nil && !os.IsNotExist(err) {
+		return nil, errclass.Ensure(err)
 	}
-	return blobs, damaged, errclass.Ensure(err)
+	return r, nil
 }
 
 // recoverBlob returns the record of the blob in a file, or an error if its digest is not d.

@@ -15,8 +15,10 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tank-snapshotter/tank"
+	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/containerdconfig"
 	"github.com/tank-snapshotter/tank/internal/peer"
+	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/processor"
 	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/internal/systemd"
@@ -133,6 +135,7 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	go systemd.Watchdog(watch, func(ctx context.Context) error { return alive(ctx, root, paths) })
 	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": sockets[len(sockets)-1].Addr()}).Info("serving")
 	// The sockets are bound. Connections that come before the server accepts them wait in the backlog.
+	systemd.Notify(ctx, "STATUS=Serving "+printable.Text(s.Root))
 	systemd.Notify(ctx, daemon.SdNotifyReady)
 	if err := server.Serve(ctx, sockets...); err != nil {
 		return localError{err}
@@ -242,12 +245,17 @@ func (s settings) options() (opts *tank.Options, release func(), err error) {
 	return opts, func() { c.Close() }, nil
 }
 
-// awaitRoot opens the root for a daemon. If a command owns the root, it waits until the command ends, at most
-// for patience.
+// awaitRoot opens the root for a daemon. It makes a lost or damaged database again first. If a command owns the
+// root, it waits until the command ends, at most for patience.
 func awaitRoot(ctx context.Context, s settings, opts *tank.Options) (*tank.Tank, error) {
 	systemd.ExtendTimeout(ctx, 2*patience)
 	for deadline := time.Now().Add(patience); ; {
 		t, err := openRoot(s.Root, opts)
+		if cause.Of(err).Kind == cause.Database {
+			if err = rebuildRoot(ctx, s.Root, err); err == nil {
+				t, err = openRoot(s.Root, opts)
+			}
+		}
 		if !errdefs.IsUnavailable(err) {
 			return t, err
 		}

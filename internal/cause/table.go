@@ -96,9 +96,10 @@ type advice struct {
 var table = []advice{
 	{
 		Database, ExitContent,
-		"Nothing was changed. `check --rebuild` makes the database again from the directories.",
-		"Nothing was changed. To make the database again from the directories: tank-snapshotter check " +
-			"--rebuild --root %s",
+		"Nothing was changed. `check --rebuild` makes the database again from the directories. A daemon does so " +
+			"by itself when it starts.",
+		"Nothing was changed. To make the database again from the directories, start the daemon of the root, or: " +
+			"tank-snapshotter check --rebuild --root %s",
 	},
 	{
 		DiskFull, ExitOther,

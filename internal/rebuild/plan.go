@@ -55,7 +55,7 @@ func (p *plan) fill(ctx context.Context) {
 }
 
 func (p *plan) fillBlobs() {
-	for _, b := range p.blobs {
+	for _, b := range p.blobs.Blobs {
 		p.here[b.Digest] = true
 		if !p.old.Complete {
 			p.recorded[b.Digest] = b
@@ -216,7 +216,7 @@ func (p *plan) fillImages(ctx context.Context) {
 		}
 	}
 	if !p.old.Complete {
-		found := newBlobSet(p.root, p.blobs, p.rootfs)
+		found := newBlobSet(p.root, p.blobs.Blobs, p.rootfs)
 		for _, d := range p.index {
 			if i, ok := found.image(ctx, d); ok {
 				if _, known := p.images[i.Ref]; !known {

@@ -6,29 +6,29 @@
 // and the former databases (metadata.db.old and so on).
 //
 // Its invariant: an error or a crash at any time leaves the former database in its place; the new one takes
-// it when it is complete and checked. The surprising rule: it collects nothing. What belongs to nothing
-// that is known gets a holder that a user can see and release.
+// it when it is complete and checked. A rebuild that was killed is run again. The surprising rule: it collects
+// nothing. What belongs to nothing that is known gets a holder that a user can see and release.
 package rebuild
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/tank-snapshotter/tank/internal/ocilayout"
-
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/internal/fsys"
+	"github.com/tank-snapshotter/tank/internal/ocilayout"
 	"github.com/tank-snapshotter/tank/internal/rootlock"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
@@ -38,8 +38,12 @@ import (
 type Found struct {
 	Images, Blobs, Layers, Rootfs, Snapshots int
 	// Lost is the number of directories and files that were moved below lost/, because no record could be
-	// made of them.
-	Lost int
+	// made of them. LostIn is the directory below lost/; "" if nothing was moved.
+	Lost   int
+	LostIn string
+	// Former is the path at which the former database was kept; "" if there was none, or if it had no fault
+	// and an earlier one is kept already.
+	Former string
 	// Names reports whether the names of all images are known: from index.json, or from the former database
 	// if that was complete.
 	Names bool
@@ -50,12 +54,27 @@ type Found struct {
 // Holder holds what a rebuild found without a known holder. It is not collected until the holder is released.
 const Holder metadata.Holder = "rebuilt"
 
-// Run makes the database of a root again. The root is locked by this process.
-func Run(ctx context.Context, root string, lock *rootlock.Lock) (Found, error) {
-	r := &rebuild{
-		root: root, path: filepath.Join(root, rootlock.Database), lock: lock, layout: ocilayout.New(root, nil),
-		daemon: lock.Daemon(),
+// Options of Run.
+type Options struct {
+	// Unattended is for a program that rebuilds without being asked to. It refuses to where the disk may be at
+	// fault and not the database: a pool is empty although records name entries of it, as when its file system
+	// is not mounted, or reading a blob or a layer fails. The error is of class errdefs.ErrFailedPrecondition.
+	// false: what cannot be read counts as damaged, and what is missing as lost.
+	Unattended bool
+	// Progress is called with what the rebuild begins to do, such as "comparing blobs". nil: nobody is told.
+	Progress func(step string)
+	// FS changes the file system. nil: fsys.OS.
+	FS fsys.FS
+}
+
+// Run makes the database of a root again. The root is locked by this process. opts may be nil.
+func Run(ctx context.Context, root string, lock *rootlock.Lock, opts *Options) (Found, error) {
+	r := &rebuild{root: root, path: filepath.Join(root, rootlock.Database), lock: lock, daemon: lock.Daemon()}
+	if opts != nil {
+		r.opts = *opts
 	}
+	r.fs = cmp.Or(r.opts.FS, fsys.OS)
+	r.layout = ocilayout.New(root, r.fs)
 	err := r.run(ctx)
 	return r.found, err
 }
@@ -63,20 +82,22 @@ func Run(ctx context.Context, root string, lock *rootlock.Lock) (Found, error) {
 // rebuild is one call of Run.
 type rebuild struct {
 	root, path string // path is the database's
+	opts       Options
+	fs         fsys.FS
 	lock       *rootlock.Lock
 	layout     *ocilayout.Layout
 	daemon     bool // the root is a daemon's
 	found      Found
 
 	old     *metadata.Salvaged
-	blobs   []metadata.Blob // that are intact
-	damaged []string        // paths of blobs that are not
+	blobs   *content.Recovered
 	dirs    *layer.Recovered
 	index   []ocispec.Descriptor // of index.json
 	badFile bool                 // index.json cannot be read, or not to its end
 }
 
 func (r *rebuild) run(ctx context.Context) (err error) {
+	r.step("reading the former database")
 	if r.old, err = r.salvage(); err != nil {
 		return err
 	}
@@ -84,13 +105,21 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 	if r.badFile = err != nil; r.badFile && !r.old.Complete {
 		log.G(ctx).WithError(err).Warn("rebuild: index.json")
 	}
-	if r.blobs, r.damaged, err = content.Recover(ctx, r.root); err != nil {
+	r.step("comparing blobs with their digests")
+	if r.blobs, err = content.Recover(ctx, r.root); err != nil {
 		return err
 	}
+	r.step("comparing layers and root filesystems with their seals")
 	if r.dirs, err = layer.Recover(ctx, r.root); err != nil {
 		return err
 	}
+	if r.opts.Unattended {
+		if err := r.mayGoOn(); err != nil {
+			return err
+		}
+	}
 	r.daemon = r.daemon || r.hadDaemon()
+	r.step("writing the new database")
 	p := newPlan(r)
 	p.fill(ctx)
 	// What the records call durable has to be on the disk.
@@ -98,18 +127,56 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 		return err
 	}
 	built := r.path + ".new"
-	if err := metadata.Build(built, nil, p.write); err != nil {
+	if err := metadata.Build(built, &metadata.Options{FS: r.fs}, p.write); err != nil {
 		return err
 	}
 	if err := r.setAside(p); err != nil {
-		return errors.Join(err, os.Remove(built))
+		return errors.Join(err, r.fs.Remove(built))
 	}
 	if err := r.replace(built); err != nil {
 		return err
 	}
-	r.found.Names = r.old.Complete || !r.badFile || len(r.blobs) == 0
+	r.found.Names = r.old.Complete || !r.badFile || len(r.blobs.Blobs) == 0
 	if r.badFile { // the next opening would refuse to replace a file that is not regular or too large
 		return r.layout.Remove()
+	}
+	return nil
+}
+
+func (r *rebuild) step(what string) {
+	if r.opts.Progress != nil {
+		r.opts.Progress(what)
+	}
+}
+
+// mayGoOn returns errdefs.ErrFailedPrecondition if an unattended rebuild would take a disk that is not mounted, or
+// that fails, for lost and damaged things.
+func (r *rebuild) mayGoOn() error {
+	if err := cmp.Or(r.blobs.Failed, r.dirs.Failed); err != nil {
+		return fmt.Errorf("rebuild: the disk can't be read: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	written := 0
+	for _, s := range r.old.Snapshots {
+		if s.Dir != "" {
+			written++
+		}
+	}
+	for _, pool := range []struct {
+		name      string
+		here      int
+		recorded  int
+		whichKind string
+	}{
+		{"blobs", len(r.blobs.Blobs) + len(r.blobs.Damaged), max(len(r.old.Blobs), len(r.old.Images), len(r.index)),
+			"blobs or images"},
+		{"layers", len(r.dirs.Layers) + len(r.dirs.BrokenLayers), len(r.old.Layers), "layers"},
+		{"rootfs", len(r.dirs.Rootfs) + len(r.dirs.BrokenRootfs), len(r.old.Rootfs), "root filesystems"},
+		{"snapshots", len(r.dirs.Snapshots), written, "snapshots"},
+	} {
+		if pool.here == 0 && pool.recorded > 0 {
+			return fmt.Errorf("rebuild: the directory %s is empty, but records name %d %s: a file system may not be "+
+				"mounted there: %w", pool.name, pool.recorded, pool.whichKind, errdefs.ErrFailedPrecondition)
+		}
 	}
 	return nil
 }
@@ -143,11 +210,11 @@ func (r *rebuild) hadDaemon() bool {
 }
 
 // setAside moves below lost/ what no record was made of: a later collection would take it for garbage. A
-// copy of an index.json that can't be read goes there as well.
+// copy of an index.json that can't be read goes there as well. All of that reaches the disk before the new
+// database is in place.
 func (r *rebuild) setAside(p *plan) error {
-	lost := filepath.Join(r.root, "lost", time.Now().UTC().Format("20060102T150405.000000000"))
 	names := map[string]string{}
-	for _, path := range r.damaged {
+	for _, path := range r.blobs.Damaged {
 		names[path] = "blob-" + filepath.Base(path)
 	}
 	for _, name := range p.lostSnapshots {
@@ -164,30 +231,55 @@ func (r *rebuild) setAside(p *plan) error {
 	if len(names) == 0 && len(index) == 0 {
 		return nil
 	}
-	if err := os.MkdirAll(lost, 0o700); err != nil {
-		return err
+	all := filepath.Join(r.root, "lost")
+	lost := filepath.Join(all, time.Now().UTC().Format("20060102T150405.000000000"))
+	for _, dir := range []string{all, lost} {
+		if err := r.mkdir(dir); err != nil {
+			return err
+		}
 	}
-	for from, name := range names {
-		if err := moveAside(from, filepath.Join(lost, name)); err != nil {
+	if r.found.LostIn = lost; len(names) == 0 {
+		r.found.LostIn = ""
+	}
+	changed := map[string]bool{r.root: true, all: true, lost: true}
+	for _, from := range slices.Sorted(maps.Keys(names)) {
+		if err := r.moveAside(from, filepath.Join(lost, names[from]), changed); err != nil {
 			return err
 		}
 	}
 	if len(index) > 0 {
-		return r.layout.WriteText(lost, index)
+		if err := r.layout.WriteText(lost, index); err != nil {
+			return err
+		}
+	}
+	for _, dir := range slices.Sorted(maps.Keys(changed)) {
+		if err := r.fs.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mkdir makes a directory that may exist.
+func (r *rebuild) mkdir(dir string) error {
+	if err := r.fs.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
 	}
 	return nil
 }
 
 // moveAside moves what lies on the root's file system. In a pool on another disk it stays, under a name
-// that is no entry of the pool and that no collection looks at.
-func moveAside(from, to string) error {
-	err := os.Rename(from, to)
+// that is no entry of the pool and that no collection looks at. It adds the directories that it changes to changed.
+func (r *rebuild) moveAside(from, to string, changed map[string]bool) error {
+	changed[filepath.Dir(from)] = true
+	err := r.fs.Rename(from, to)
 	if errors.Is(err, unix.EXDEV) {
 		lost := filepath.Join(filepath.Dir(from), "lost+found")
-		if err := os.MkdirAll(lost, 0o700); err != nil {
+		if err := r.mkdir(lost); err != nil {
 			return err
 		}
-		return os.Rename(from, filepath.Join(lost, filepath.Base(filepath.Dir(to))+"-"+filepath.Base(to)))
+		changed[lost] = true
+		return r.fs.Rename(from, filepath.Join(lost, filepath.Base(filepath.Dir(to))+"-"+filepath.Base(to)))
 	}
 	return err
 }
@@ -196,33 +288,40 @@ func moveAside(from, to string) error {
 func (r *rebuild) replace(built string) error {
 	fi, err := os.Lstat(r.path)
 	if err == nil && (fi.Size() > 0 || !fi.Mode().IsRegular()) {
-		if err := r.keep(fi.Mode()); err != nil {
-			return errors.Join(err, os.Remove(built))
+		if err := r.keep(fi); err != nil {
+			return errors.Join(err, r.fs.Remove(built))
 		}
 	}
-	if err := os.Rename(built, r.path); err != nil {
-		return errors.Join(err, os.Remove(built))
+	if err := r.fs.Rename(built, r.path); err != nil {
+		return errors.Join(err, r.fs.Remove(built))
 	}
-	return fsys.OS.SyncDir(r.root)
+	return r.fs.SyncDir(r.root)
 }
 
-// keep gives the former database the first free name of metadata.db.old, metadata.db.old.1 and so on. A
-// database that was whole gets only the first of these names or none, because the new one has all its
-// records. Where the file system has hard links, the former database also stays in its place, so that the
-// root is never without a database.
-func (r *rebuild) keep(mode os.FileMode) error {
+// keep gives the former database the first free name of metadata.db.old, metadata.db.old.1 and so on, unless a
+// rebuild that was killed gave it one. A database that was whole gets only the first of these names or none,
+// because the new one has all its records. Where the file system has hard links, the former database also stays
+// in its place, so that the root is never without a database.
+func (r *rebuild) keep(former os.FileInfo) error {
 	for n := 0; n == 0 || !r.old.Complete; n++ {
 		to := r.path + ".old"
 		if n > 0 {
 			to = fmt.Sprintf("%s.old.%d", r.path, n)
 		}
-		if _, err := os.Lstat(to); err == nil {
+		if fi, err := os.Lstat(to); err == nil {
+			if os.SameFile(fi, former) {
+				r.found.Former = to
+				return nil
+			}
 			continue
 		}
-		if mode.IsRegular() && os.Link(r.path, to) == nil {
-			return nil
+		r.found.Former = to
+		if former.Mode().IsRegular() {
+			if err := r.fs.Link(r.path, to); err == nil {
+				return nil
+			}
 		}
-		return os.Rename(r.path, to)
+		return r.fs.Rename(r.path, to)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
@@ -31,6 +32,8 @@ type Recovered struct {
 	Snapshots []string
 	// LastID is the largest number that names a directory.
 	LastID uint64
+	// Failed is the first I/O error with which reading a broken layer or rootfs ended. nil: all were read.
+	Failed error
 }
 
 // Recover reads layers/, rootfs/ and snapshots/ of a root for a new database. It compares each directory with its seal,
@@ -134,6 +137,9 @@ func (c *collector) read(ctx context.Context, dir, seal string, record any) bool
 	}
 	if err != nil {
 		log.G(ctx).WithError(err).Warnf("recover: %s differs from its seal", dir)
+		if c.found.Failed == nil && errors.Is(err, unix.EIO) {
+			c.found.Failed = fmt.Errorf("directory %s: %w", dir, err)
+		}
 	}
 	return err == nil
 }

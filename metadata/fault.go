@@ -37,6 +37,7 @@ const (
 	MendDownload Mend = "download" // fetch the blob again from a registry
 	MendUnpack   Mend = "unpack"   // unpack the layer again from its blob, or build the fix-up again
 	MendAssemble Mend = "assemble" // assemble the rootfs again from its layers
+	MendRecord   Mend = "record"   // write the snapshot's durable record again, as each opening of the root does
 )
 
 // Error returns the text of the fault.

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"cmp"
 	"strings"
 	"time"
 
@@ -147,8 +148,12 @@ type Snapshot struct {
 	Labels  map[string]string `json:"labels,omitempty"`
 	Created time.Time         `json:"created"`
 	Updated time.Time         `json:"updated"`
-	// Dir is the name of the snapshot's directory under snapshots/. Empty once a layer stands for its content.
+	// Dir is the name of the directory under snapshots/ that has the snapshot's content. Empty: its content is that of
+	// Layer, or it is a view.
 	Dir string `json:"dir,omitempty"`
+	// RecordDir is the name of the directory under snapshots/ that has the durable record of a snapshot without Dir,
+	// and nothing else of it. Empty: that is in Dir, or an older version made the snapshot and it has none yet.
+	RecordDir string `json:"recordDir,omitempty"`
 	// FullCopy is true if Dir holds everything that the snapshot shows, and not only what it adds to its parent.
 	// Directory mode makes such snapshots.
 	FullCopy bool `json:"whole,omitempty"`
@@ -166,6 +171,9 @@ type Snapshot struct {
 	Size   int64 `json:"size,omitempty"`
 	Inodes int64 `json:"inodes,omitempty"`
 }
+
+// Entry returns the name of the snapshot's directory under snapshots/, which has its durable record; "" if it has none.
+func (s Snapshot) Entry() string { return cmp.Or(s.Dir, s.RecordDir) }
 
 // NoFixup in Snapshot.Fixup means that the layer needs no fix-up above this parent.
 const NoFixup = "none"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/decompress"
 	"github.com/tank-snapshotter/tank/snapshot/unpack/stream"
 )
@@ -81,6 +83,7 @@ func (s *Store) ApplyDecoded(ctx context.Context, desc ocispec.Descriptor, mount
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	s.records.Note(ctx, key, record.Eventually)
 	if text := layer.DroppedXattrs(rec); text != "" {
 		log.G(ctx).Warn(text)
 	}
@@ -243,27 +246,14 @@ func (n *Snapshotter) createStaged(ctx context.Context, r Request, rec metadata.
 	sn := metadata.Snapshot{
 		Key: r.Key, Kind: metadata.Active, Labels: r.Labels, Layer: rec.Key, Created: now, Updated: now,
 	}
-	if err := n.s.db.Update(func(tx *metadata.Tx) error { return n.putOn(tx, sn, rec) }); err != nil {
+	st, err := n.stageRecord(sn)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
+	}
+	if sn, err = n.put(sn, st, nil); err != nil {
 		return nil, err
 	}
 	return n.s.stagedMounts(ctx, sn)
-}
-
-// putOn records a snapshot that stands on a layer.
-func (n *Snapshotter) putOn(tx *metadata.Tx, sn metadata.Snapshot, rec metadata.Layer) error {
-	if _, err := tx.Snapshot(sn.Key); err == nil {
-		return fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
-	}
-	if _, err := n.checkParent(tx, sn.Parent); err != nil {
-		return err
-	}
-	if err := tx.Hold(metadata.SnapshotHolder(sn.Key), metadata.LayerNode(rec.Key)); err != nil {
-		return err
-	}
-	if err := tx.PutSnapshot(sn); err != nil {
-		return err
-	}
-	return tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
 }
 
 // commitKnown commits the snapshot that containerd looks for after ErrAlreadyExists, unless there is one: its label
@@ -278,14 +268,15 @@ func (n *Snapshotter) commitKnown(r Request, rec metadata.Layer) (done bool, err
 	if !rec.NeedsFixup {
 		sn.Fixup = metadata.NoFixup
 	}
-	err = n.s.db.Update(func(tx *metadata.Tx) error {
-		for _, child := range tx.Children(r.Parent, -1) {
+	st, err := n.stageRecord(sn)
+	if err != nil {
+		return false, fmt.Errorf("snapshot %s: %w", sn.Key, err)
+	}
+	_, err = n.put(sn, st, func(tx *metadata.Tx) bool {
+		return !slices.ContainsFunc(tx.Children(r.Parent, -1), func(child string) bool {
 			c, err := n.held(tx, child)
-			if err == nil && c.Kind == metadata.Committed && targetOf(c.Labels) == r.Target {
-				return nil
-			}
-		}
-		return n.putOn(tx, sn, rec)
+			return err == nil && c.Kind == metadata.Committed && targetOf(c.Labels) == r.Target
+		})
 	})
 	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
 		return false, nil // the layer or the parent was removed meanwhile

@@ -8,10 +8,11 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 )
 
 // Check compares every layer, fix-up and rootfs with its seal, in both directions, and verifies that the directories of
-// snapshots exist. It calls report for each difference and each missing directory.
+// snapshots exist and that their durable records are whole. It calls report for each fault.
 func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 	if err := s.layers.Check(ctx, report); err != nil {
 		return err
@@ -23,7 +24,7 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 			if err != nil {
 				return err
 			}
-			if sn.Dir != "" {
+			if sn.Entry() != "" {
 				snapshots = append(snapshots, sn)
 			}
 		}
@@ -36,16 +37,30 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		dir := s.path("snapshots", sn.Dir, "fs")
-		if _, err := os.Lstat(dir); err != nil {
-			// The snapshot may have been removed or committed since its record was read.
-			if now, err := s.snapshot(sn.Key); err == nil && now.Dir == sn.Dir {
-				report(metadata.Fault{
-					Damage: metadata.MissingBytes, Node: metadata.SnapshotNode(sn.Key),
-					Err: fmt.Errorf("snapshot %s: directory %s: missing: %w", sn.Key, dir, errdefs.ErrDataLoss),
-				})
-			}
-		}
+		s.checkSnapshot(sn, report)
 	}
 	return ctx.Err()
+}
+
+func (s *Store) checkSnapshot(sn metadata.Snapshot, report func(metadata.Fault)) {
+	fault := func(damage metadata.Damage, mend metadata.Mend, err error) {
+		// The snapshot may have been removed or committed since its record was read.
+		if now, nerr := s.snapshot(sn.Key); nerr == nil && now.Entry() == sn.Entry() {
+			report(metadata.Fault{
+				Damage: damage, Node: metadata.SnapshotNode(sn.Key), Mend: mend,
+				Err: fmt.Errorf("snapshot %s: %w", sn.Key, err),
+			})
+		}
+	}
+	if sn.Dir != "" {
+		dir := s.path("snapshots", sn.Dir, "fs")
+		if _, err := os.Lstat(dir); err != nil {
+			fault(metadata.MissingBytes, metadata.MendNothing,
+				fmt.Errorf("directory %s: missing: %w", dir, errdefs.ErrDataLoss))
+			return
+		}
+	}
+	if err := record.Check(s.path("snapshots", sn.Entry())); err != nil {
+		fault(metadata.DifferentBytes, metadata.MendRecord, err)
+	}
 }

@@ -10,10 +10,12 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 )
 
-// Commit turns the active snapshot key into the committed snapshot name. It writes one record and moves no directory. A
-// snapshot that was prepared without a parent gets the parent in opts, if there is one ("rebase").
+// Commit turns the active snapshot key into the committed snapshot name. It writes one record, in the database and
+// beside the snapshot's directory, and moves no directory. A snapshot that was prepared without a parent gets the
+// parent in opts, if there is one ("rebase").
 func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	var base snapshots.Info
 	for _, o := range opts {
@@ -34,12 +36,11 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		return fmt.Errorf("snapshot %s: commit: %w", key, err)
 	}
 	var committed metadata.Snapshot
-	left := ""
 	err = n.s.db.Batch(func(tx *metadata.Tx) error {
 		if sn, err = n.held(tx, key); err != nil {
 			return err
 		}
-		committed, left, err = n.committed(tx, sn, name, base, usage, written)
+		committed, err = n.committed(tx, sn, name, base, usage, written)
 		if err != nil {
 			return err
 		}
@@ -49,9 +50,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		return err
 	}
 	n.s.setOwner(committed)
-	if left != "" {
-		err = n.s.disown(left)
-	}
+	n.s.records.Note(ctx, committed.Key, record.Now)
 	if committed.Layer != "" && committed.Fixup == "" {
 		n.s.work.Go("fix-up", func(ctx context.Context) error {
 			_, err := n.s.stack(ctx, committed.Key)
@@ -62,7 +61,7 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		})
 	}
 	n.s.layers.SyncSoon()
-	return err
+	return nil
 }
 
 // valid returns stream.ErrInvalidLayer if the layer of a snapshot is invalid above its parent, for example because of a
@@ -88,22 +87,22 @@ func (s *Store) valid(ctx context.Context, sn metadata.Snapshot, parent string) 
 	return nil
 }
 
-// committed returns the record that a commit writes. left is the directory that it no longer needs, "" for none.
+// committed returns the record that a commit writes.
 func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name string, base snapshots.Info,
 	usage snapshots.Usage,
 	written bool,
-) (c metadata.Snapshot, left string, err error) {
+) (c metadata.Snapshot, err error) {
 	if sn.Kind != metadata.Active {
-		return c, "", fmt.Errorf("snapshot %s: not active: %w", sn.Key, errdefs.ErrFailedPrecondition)
+		return c, fmt.Errorf("snapshot %s: not active: %w", sn.Key, errdefs.ErrFailedPrecondition)
 	}
 	c = sn
 	if base.Parent != "" && c.Parent != base.Parent {
 		if c.Parent != "" {
-			return c, "", fmt.Errorf("snapshot %s: has another parent: %w", sn.Key, errdefs.ErrInvalidArgument)
+			return c, fmt.Errorf("snapshot %s: has another parent: %w", sn.Key, errdefs.ErrInvalidArgument)
 		}
 		c.Parent = base.Parent
 		if _, err := n.checkParent(tx, c.Parent); err != nil {
-			return c, "", err
+			return c, err
 		}
 		c.FullCopy = false // a directory that was made without a parent has only what it adds to one
 	}
@@ -113,22 +112,24 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 	c.Updated = c.Created
 	c.Size, c.Inodes = usage.Size, usage.Inodes
 	if c.Layer == "" {
-		return c, "", nil
+		return c, nil
 	}
 	rec, err := tx.Layer(c.Layer)
 	if err != nil {
-		return c, "", err
+		return c, err
 	}
 	if !rec.NeedsFixup {
 		c.Fixup = metadata.NoFixup
 	}
 	if written {
 		c.Size, c.Inodes = usage.Size+rec.Size, usage.Inodes+rec.Inodes
-		return c, "", nil
+		return c, nil
 	}
 	c.Size, c.Inodes = rec.Size, rec.Inodes
-	left, c.Dir = c.Dir, ""
-	return c, left, nil
+	if c.Dir != "" { // nothing is in it but the record
+		c.Dir, c.RecordDir = "", c.Dir
+	}
+	return c, nil
 }
 
 // written returns the disk usage of what was written to an active snapshot's own directory, and reports whether that is
@@ -144,14 +145,6 @@ func (s *Store) written(ctx context.Context, sn metadata.Snapshot) (u snapshots.
 	}
 	u, err = s.du(ctx, sn)
 	return u, true, err
-}
-
-// disown deletes the directory of a snapshot whose record does not name it any more.
-func (s *Store) disown(dir string) error {
-	s.mu.Lock()
-	delete(s.dirs, dir)
-	s.mu.Unlock()
-	return s.dir.Trash(s.path("snapshots", dir))
 }
 
 // Remove ends the holder's hold of a snapshot. It returns errdefs.ErrFailedPrecondition if the snapshot
@@ -191,8 +184,8 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 			n.s.setOwner(sn) // the snapshot is still held
 			return err
 		}
-		if sn.Dir != "" {
-			err = n.s.dir.Trash(n.s.path("snapshots", sn.Dir))
+		if sn.Entry() != "" {
+			err = n.s.dir.Trash(n.s.path("snapshots", sn.Entry()))
 		}
 		return errors.Join(err, n.s.layers.DeleteReleased(layers))
 	})

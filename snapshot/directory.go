@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -23,27 +22,31 @@ func (s *Store) needsCopy(kind metadata.SnapshotKind, r Request, st *stack, rema
 	return true
 }
 
-// stageCopy copies what the snapshot parent shows into a new directory with a staged name. The copy
-// shares no inode with a layer.
-func (s *Store) stageCopy(ctx context.Context, parent string, st *stack) (string, error) {
+// stageCopy copies what the parent of sn shows into the directory of sn. The copy shares no inode with a layer.
+func (n *Snapshotter) stageCopy(ctx context.Context, sn metadata.Snapshot, st *stack) (staged, error) {
 	for {
-		staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
-		err := s.layers.SyncForClones(ctx, st.provisional)
+		err := n.s.layers.SyncForClones(ctx, st.provisional)
+		var copied staged
 		if err == nil {
-			err = s.dir.Build(staged, func() error {
-				return s.layers.CopyStack(ctx, filepath.Join(staged, "fs"), st.dirs, &st.root)
-			}, nil)
+			copied, err = n.stage(sn, true, func(dir string) error {
+				return n.s.layers.CopyStack(ctx, filepath.Join(dir, "fs"), st.dirs, &st.root)
+			})
 		}
 		// A removal or a repair does not wait for copies, so it may have deleted a directory that was
 		// being read. Names of directories are never used again. So if the stack is the same as before,
 		// its directories existed during the whole copy.
-		now, stackErr := s.stack(ctx, parent)
+		now, stackErr := n.s.stack(ctx, sn.Parent)
 		same := stackErr == nil && slices.Equal(st.dirs, now.dirs)
-		if err == nil && same {
-			return staged, nil
+		switch {
+		case err == nil && same:
+			return copied, nil
+		case err == nil:
+			err = n.s.dir.Trash(copied.path)
+		case !same && stackErr == nil:
+			err = nil // the copy failed because a directory was deleted
 		}
-		if trashErr := s.dir.Trash(staged); same || stackErr != nil || trashErr != nil {
-			return "", errors.Join(stackErr, err, trashErr)
+		if err = errors.Join(stackErr, err); err != nil {
+			return copied, err
 		}
 		st = now
 	}

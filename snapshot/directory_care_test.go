@@ -13,6 +13,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -99,8 +100,17 @@ func TestDirectoryKept(t *testing.T) {
 	}
 	found, err := layer.Recover(ctx, w.root)
 	must(t, err)
-	if len(found.Snapshots) != len(dirs) || len(found.Layers) != len(layers) {
-		t.Errorf("recovered snapshots %q and %d layers", found.Snapshots, len(found.Layers))
+	snapshots, err := record.Recover(ctx, w.root)
+	must(t, err)
+	var recovered []string
+	for _, r := range snapshots.Records {
+		if r.FullCopy && r.Content {
+			recovered = append(recovered, filepath.Join(w.root, "snapshots", r.Dir, "fs"))
+		}
+	}
+	slices.Sort(recovered)
+	if !slices.Equal(recovered, slices.Sorted(slices.Values(dirs))) || len(found.Layers) != len(layers) {
+		t.Errorf("recovered snapshots %q and %d layers", recovered, len(found.Layers))
 	}
 	must(t, os.Rename(dirs[0], dirs[0]+"-away"))
 	var faults []string

@@ -10,6 +10,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 )
 
 // ensureFixup plans, builds and records the fix-up of a committed snapshot, unless that was done, and
@@ -52,15 +53,15 @@ func (s *Store) makeFixup(ctx context.Context, key string) (metadata.Snapshot, e
 			}
 		}
 	}
-	return s.attachFixup(key, fixup, built, func(sn *metadata.Snapshot) { sn.Fixup = fixup })
+	return s.attachFixup(ctx, key, fixup, built, func(sn *metadata.Snapshot) { sn.Fixup = fixup })
 }
 
 // attachFixup records that a snapshot stands on a fix-up. set changes the record of the snapshot. If built is nil, the
 // fix-up is recorded already or is metadata.NoFixup.
-func (s *Store) attachFixup(key, fixup string, built *layer.Built,
+func (s *Store) attachFixup(ctx context.Context, key, fixup string, built *layer.Built,
 	set func(*metadata.Snapshot),
 ) (sn metadata.Snapshot, err error) {
-	record := func(tx *metadata.Tx) error {
+	change := func(tx *metadata.Tx) error {
 		var err error
 		if sn, err = tx.Snapshot(key); err != nil {
 			return err
@@ -69,10 +70,13 @@ func (s *Store) attachFixup(key, fixup string, built *layer.Built,
 		return tx.PutSnapshot(sn)
 	}
 	if fixup == metadata.NoFixup {
-		err = s.db.Update(record)
-		return sn, err
+		err = s.db.Update(change)
+	} else {
+		err = s.layers.Attach(metadata.SnapshotHolder(key), fixup, built, change)
 	}
-	err = s.layers.Attach(metadata.SnapshotHolder(key), fixup, built, record)
+	if err == nil {
+		s.records.Note(ctx, key, record.Eventually)
+	}
 	return sn, err
 }
 

@@ -1,9 +1,12 @@
 package snapshot
 
 import (
+	"context"
 	"fmt"
+	"slices"
 
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 )
 
 // HandOver gives everything that the holder from holds in the database to the holder to, and calls also in the same
@@ -37,12 +40,14 @@ func (s *Store) SetAside(h metadata.Holder, namespace string, sequence uint64) e
 // rekey calls change, which gives snapshots other keys, in a transaction, and updates the owners of directories.
 func (s *Store) rekey(change func(*metadata.Tx) ([]metadata.Rekeyed, error)) error {
 	owners := map[string]string{} // directory -> new key
+	var changed []string          // snapshots that have another key, or another key of their parent
 	err := s.db.Update(func(tx *metadata.Tx) error {
 		moved, err := change(tx)
 		if err != nil {
 			return err
 		}
 		for _, m := range moved {
+			changed = append(append(changed, m.New), tx.Children(m.New, -1)...)
 			sn, err := tx.Snapshot(m.New)
 			if err != nil {
 				return err
@@ -56,6 +61,13 @@ func (s *Store) rekey(change func(*metadata.Tx) ([]metadata.Rekeyed, error)) err
 	if err != nil {
 		return err
 	}
+	s.work.Go("durable records of snapshots", func(ctx context.Context) error {
+		slices.Sort(changed)
+		for _, key := range slices.Compact(changed) {
+			s.records.Note(ctx, key, record.Now)
+		}
+		return nil
+	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for dir, key := range owners {

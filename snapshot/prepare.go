@@ -17,6 +17,7 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/entry"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 )
 
 // Prepare makes an active snapshot above parent and returns its mounts. With Options.SkipKnownBlobs, it handles the
@@ -69,11 +70,13 @@ func (n *Snapshotter) create(ctx context.Context, kind metadata.SnapshotKind, r 
 		return nil, err
 	}
 	sn.FullCopy = n.s.needsCopy(kind, r, st, !ids.empty())
-	staged, err := n.s.stageSnapshot(ctx, sn, st, ids)
+	sn.Created = time.Now().UTC()
+	sn.Updated = sn.Created
+	staged, err := n.stageSnapshot(ctx, sn, st, ids)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
 	}
-	if sn, err = n.put(sn, staged); err != nil {
+	if sn, err = n.put(sn, staged, nil); err != nil {
 		return nil, err
 	}
 	if n.s.layers.Readers().Swaps() != swaps { // nothing keeps for sn the old directory of a layer that was mended
@@ -114,23 +117,37 @@ func (n *Snapshotter) checkParent(tx *metadata.Tx, parent string) (p metadata.Sn
 	return p, nil
 }
 
-// stageSnapshot makes the directory of a new snapshot and returns its staged name, "" if the snapshot needs none.
-func (s *Store) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *stack, ids idMaps) (string, error) {
+// staged is the directory of a snapshot that has no position yet.
+type staged struct {
+	path    string
+	content bool // it has the content of the snapshot, and not only its durable record
+}
+
+// stageSnapshot makes the directory of a new snapshot.
+func (n *Snapshotter) stageSnapshot(ctx context.Context, sn metadata.Snapshot, st *stack, ids idMaps) (staged, error) {
 	switch {
 	case sn.FullCopy:
-		return s.stageCopy(ctx, sn.Parent, st)
+		return n.stageCopy(ctx, sn, st)
 	case sn.Kind == metadata.View && len(st.dirs) > 0:
-		return "", nil
+		return n.stageRecord(sn)
 	}
 	root := st.root
 	if len(st.dirs) > 0 { // the mount remaps the lower directories only
 		root = ids.root(root)
 	}
-	staged := s.dir.Stage(rootdir.Snapshots, "snapshot")
-	if err := s.dir.Build(staged, func() error { return makeUpper(staged, &root) }, nil); err != nil {
-		return "", errors.Join(err, s.dir.Trash(staged))
-	}
-	return staged, nil
+	return n.stage(sn, true, func(dir string) error { return makeUpper(dir, &root) })
+}
+
+// stageRecord makes the directory of a snapshot that has no content of its own.
+func (n *Snapshotter) stageRecord(sn metadata.Snapshot) (staged, error) {
+	return n.stage(sn, false, func(string) error { return nil })
+}
+
+// stage makes the directory of a new snapshot, with what fill makes in it.
+func (n *Snapshotter) stage(sn metadata.Snapshot, content bool, fill func(dir string) error) (staged, error) {
+	r := record.Record{Snapshot: sn, Content: content, Holders: []metadata.Holder{n.holder}}
+	path, err := n.s.records.Stage(r, fill)
+	return staged{path, content}, err
 }
 
 // makeUpper makes fs and work in dir. fs gets the attributes root, because it is the root directory that a container
@@ -143,32 +160,34 @@ func makeUpper(dir string, root *entry.Entry) error {
 	return nodes.SetAttrs(fs, root)
 }
 
-// put gives the directory of a new snapshot its position and records the snapshot.
-func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapshot, error) {
-	sn.Created = time.Now().UTC()
-	sn.Updated = sn.Created
-	record := func(tx *metadata.Tx, dir string) (bool, error) {
-		if _, err := tx.Snapshot(sn.Key); err == nil {
-			return false, fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
-		}
-		if _, err := n.checkParent(tx, sn.Parent); err != nil {
-			return false, err
-		}
-		sn.Dir = dir
-		if err := tx.PutSnapshot(sn); err != nil {
-			return false, err
-		}
-		return true, tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
-	}
-	var err error
-	if staged != "" {
-		err = n.s.dir.Place(rootdir.Entry{Kind: metadata.KindSnapshot, Staged: staged}, record)
-	} else {
-		err = n.s.db.Batch(func(tx *metadata.Tx) error {
-			_, err := record(tx, "")
-			return err
+// put gives the directory of a new snapshot its position and records the snapshot. needed runs first in the
+// transaction and reports whether the snapshot is still needed; nil: it is.
+func (n *Snapshotter) put(sn metadata.Snapshot, st staged, needed func(*metadata.Tx) bool) (metadata.Snapshot, error) {
+	err := n.s.dir.Place(rootdir.Entry{Kind: metadata.KindSnapshot, Staged: st.path},
+		func(tx *metadata.Tx, dir string) (bool, error) {
+			if needed != nil && !needed(tx) {
+				return false, nil
+			}
+			if _, err := tx.Snapshot(sn.Key); err == nil {
+				return false, fmt.Errorf("snapshot %s: %w", sn.Key, errdefs.ErrAlreadyExists)
+			}
+			if _, err := n.checkParent(tx, sn.Parent); err != nil {
+				return false, err
+			}
+			sn.Dir, sn.RecordDir = "", dir
+			if st.content {
+				sn.Dir, sn.RecordDir = dir, ""
+			}
+			if sn.Layer != "" {
+				if err := tx.Hold(metadata.SnapshotHolder(sn.Key), metadata.LayerNode(sn.Layer)); err != nil {
+					return false, err
+				}
+			}
+			if err := tx.PutSnapshot(sn); err != nil {
+				return false, err
+			}
+			return true, tx.Hold(n.holder, metadata.SnapshotNode(sn.Key))
 		})
-	}
 	if err != nil {
 		return sn, err
 	}
@@ -178,12 +197,12 @@ func (n *Snapshotter) put(sn metadata.Snapshot, staged string) (metadata.Snapsho
 
 // setOwner keeps in memory which snapshot a directory belongs to.
 func (s *Store) setOwner(sn metadata.Snapshot) {
-	if sn.Dir == "" {
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dirs[sn.Dir] = sn.Key
+	delete(s.dirs, sn.RecordDir)
+	if sn.Dir != "" {
+		s.dirs[sn.Dir] = sn.Key
+	}
 }
 
 // ensureViewRoot makes the directory that a view has on top, if it needs one, and returns the record afterwards.
@@ -204,7 +223,7 @@ func (s *Store) ensureViewRoot(ctx context.Context, sn metadata.Snapshot, st *st
 				return sn, fmt.Errorf("snapshot %s: root directory: %w", sn.Key, err)
 			}
 		}
-		now, err := s.attachFixup(sn.Key, key, built, func(sn *metadata.Snapshot) { sn.ViewRoot = key })
+		now, err := s.attachFixup(ctx, sn.Key, key, built, func(sn *metadata.Snapshot) { sn.ViewRoot = key })
 		if !errors.Is(err, layer.ErrReleased) {
 			return now, err
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 	"github.com/tank-snapshotter/tank/snapshot/unpack"
 )
 
@@ -55,14 +56,15 @@ type Options struct {
 
 // Store is the snapshots of one root, and its layers.
 type Store struct {
-	root   string
-	db     *metadata.DB
-	blobs  layer.Blobs
-	opts   Options
-	dir    *rootdir.Dir
-	layers *layer.Store
-	locks  keylock.Locks
-	work   background.Group // fix-ups and removals, which outlive the call that begins them
+	root    string
+	db      *metadata.DB
+	blobs   layer.Blobs
+	opts    Options
+	dir     *rootdir.Dir
+	layers  *layer.Store
+	records *record.Writer
+	locks   keylock.Locks
+	work    background.Group // fix-ups and removals, which outlive the call that begins them
 
 	mu   sync.Mutex        // guards dirs
 	dirs map[string]string // name under snapshots/ -> snapshot key
@@ -78,6 +80,9 @@ func Open(root string, db *metadata.DB, blobs layer.Blobs, opts *Options) (*Stor
 	if opts != nil {
 		s.opts = *opts
 	}
+	if s.opts.FS == nil {
+		s.opts.FS = fsys.OS
+	}
 	// A process that lacks root's rights can't write trusted.overlay.*.
 	s.opts.UserXattr = s.opts.UserXattr || s.opts.Unpack.Unprivileged || s.opts.Unpack.Confined
 	var err error
@@ -87,6 +92,7 @@ func Open(root string, db *metadata.DB, blobs layer.Blobs, opts *Options) (*Stor
 	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
+	s.records = record.NewWriter(db, s.dir, s.opts.FS)
 	err = db.View(func(tx *metadata.Tx) (err error) {
 		s.dirs, err = tx.SnapshotDirs()
 		return err
@@ -104,6 +110,7 @@ func Open(root string, db *metadata.DB, blobs layer.Blobs, opts *Options) (*Stor
 	if s.opts.ReadOnly {
 		return s, nil
 	}
+	s.work.Go("durable records of snapshots", s.records.Mend)
 	return s, s.dir.DeleteLeftovers()
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 )
 
 // walkPage is how many snapshots Walk reads in one transaction.
@@ -80,7 +81,7 @@ func (n *Snapshotter) info(sn metadata.Snapshot) snapshots.Info {
 
 // Update changes the labels in fieldpaths, or all labels if it is empty. It returns errdefs.ErrInvalidArgument for any
 // other field.
-func (n *Snapshotter) Update(_ context.Context, in snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
+func (n *Snapshotter) Update(ctx context.Context, in snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	var sn metadata.Snapshot
 	err := n.s.db.Batch(func(tx *metadata.Tx) (err error) {
 		if sn, err = n.held(tx, n.holder.SnapshotKey(in.Name)); err != nil {
@@ -92,6 +93,9 @@ func (n *Snapshotter) Update(_ context.Context, in snapshots.Info, fieldpaths ..
 		sn.Updated = time.Now().UTC()
 		return tx.PutSnapshot(sn)
 	})
+	if err == nil {
+		n.s.records.Note(ctx, sn.Key, record.Now)
+	}
 	return n.info(sn), err
 }
 

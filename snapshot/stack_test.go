@@ -3,6 +3,7 @@ package snapshot_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
 
@@ -80,9 +82,43 @@ func openWith(t *testing.T, root string, blobs memory, opts *snapshot.Options) *
 			return
 		}
 		report := func(f metadata.Fault) { t.Error(f) }
-		must(t, errors.Join(db.Check(report), w.Check(context.Background(), report), w.close()))
+		must(t, errors.Join(db.Check(report), w.Check(context.Background(), report), w.Close()))
+		w.Store = nil
+		w.checkRecords(t)
+		must(t, db.Close())
 	})
 	return w
+}
+
+// checkRecords verifies that the durable records of the snapshots say what the database says.
+func (w *world) checkRecords(t *testing.T) {
+	t.Helper()
+	found, err := record.Recover(ctx, w.root)
+	must(t, err)
+	if len(found.Superseded) > 0 {
+		t.Errorf("records with the same key: %+v", found.Superseded)
+	}
+	is := map[string]string{}
+	for _, r := range found.Records {
+		r.Content = false
+		text, err := json.Marshal(r)
+		must(t, err)
+		is[r.Key] = string(text)
+	}
+	must(t, w.db.View(func(tx *metadata.Tx) error {
+		for _, key := range tx.Keys(metadata.KindSnapshot, "", -1) {
+			sn, err := tx.Snapshot(key)
+			must(t, err)
+			text, err := json.Marshal(record.Record{Snapshot: sn, Holders: tx.Holders(metadata.SnapshotNode(key))})
+			must(t, err)
+			if sn.Entry() == "" {
+				t.Errorf("snapshot %s has no durable record", key)
+			} else if is[key] != string(text) {
+				t.Errorf("the durable record is\n%s, the database has\n%s", is[key], text)
+			}
+		}
+		return nil
+	}))
 }
 
 func (w *world) close() error {

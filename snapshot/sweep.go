@@ -77,7 +77,7 @@ func snapshotDirs(tx *metadata.Tx) (map[string]bool, error) {
 		if err != nil {
 			return nil, err
 		}
-		dirs[sn.Dir] = true
+		dirs[sn.Entry()] = true
 	}
 	return dirs, nil
 }

@@ -120,7 +120,7 @@ func (p *plan) fillSnapshots(ctx context.Context) {
 	}
 	needed, named := map[string]bool{}, map[string]bool{}
 	for _, s := range p.snapshots {
-		named[s.Dir] = true
+		named[s.Entry()] = true
 		for _, l := range layersUnder(s) {
 			needed[l] = true
 		}

@@ -35,8 +35,7 @@ type kind struct {
 	pool string
 	// shared: the record may share a transaction with those of other callers (metadata.DB.Batch).
 	shared bool
-	// synced has the directories of the entry synced if the pool is on another file system than the
-	// database.
+	// synced has the files and directories right in the entry, and its name, synced.
 	synced bool
 	// adoptable entries keep their position when they can't be recorded.
 	adoptable bool
@@ -52,7 +51,8 @@ var kinds = map[metadata.Kind]kind{
 	// A rootfs that Durable does not mark is provisional as well.
 	metadata.KindRootfs: {pool: Rootfs},
 	// What a container writes has no seal. So its directories have to be on the disk when its
-	// record is.
+	// record is. The sync of the database does not write them: bbolt writes to blocks that the
+	// file has already, and then ext4 and XFS write no journal.
 	metadata.KindSnapshot: {pool: Snapshots, shared: true, synced: true},
 }
 

@@ -265,22 +265,24 @@ func TestPlaceFails(t *testing.T) {
 // the sync fails.
 func TestPlaceSyncFails(t *testing.T) {
 	for _, row := range []struct {
-		kind  metadata.Kind
-		apart bool // the pool is on another file system than the database
-		fault string
-		want  []string // names that remain, in the pool
+		kind      metadata.Kind
+		journaled bool // a sync of a file covers the directories
+		fault     string
+		want      []string // names that remain, in the pool
 	}{
 		{kind: metadata.KindBlob, fault: "syncdir blobs/sha256: fail EIO", want: []string{hex}},
 		{kind: metadata.KindRootfs, fault: "syncdir rootfs/sha256: fail EIO"},
-		{kind: metadata.KindSnapshot, apart: true, fault: "syncdir snapshots/*/fs: fail EIO"},
-		{kind: metadata.KindSnapshot, apart: true, fault: "syncdir snapshots/*: fail EIO"},
-		{kind: metadata.KindSnapshot, apart: true, fault: "syncdir snapshots: fail EIO"},
+		{kind: metadata.KindSnapshot, fault: "sync snapshots/*/seal: fail EIO"},
+		{kind: metadata.KindSnapshot, journaled: true, fault: "sync snapshots/*/seal: fail ENOSPC"},
+		{kind: metadata.KindSnapshot, fault: "syncdir snapshots/*/fs: fail EIO"},
+		{kind: metadata.KindSnapshot, fault: "syncdir snapshots/*: fail EIO"},
+		{kind: metadata.KindSnapshot, fault: "syncdir snapshots: fail EIO"},
 	} {
 		t.Run(row.fault, func(t *testing.T) {
 			root := t.TempDir()
 			fs := fsystest.New(t, root, row.fault)
 			d := reopenTest(t, root, fs)
-			d.separate[Snapshots] = row.apart
+			d.journaled[Snapshots] = row.journaled
 			if err := d.Place(d.build(row.kind), record(row.kind, "key")); err == nil || fs.Hits() != 1 {
 				t.Errorf("error %v, %d faults", err, fs.Hits())
 			}
@@ -296,28 +298,29 @@ func TestPlaceSyncFails(t *testing.T) {
 	}
 }
 
-// TestPlaceSyncs: nothing is synced for an entry that is provisional, or whose directories the
-// database's sync covers.
+// TestPlaceSyncs: nothing is synced for an entry that is provisional, and everything right in a snapshot before its
+// record is written. In a file system with a journal, the sync of its file is enough.
 func TestPlaceSyncs(t *testing.T) {
 	for _, row := range []struct {
-		kind    metadata.Kind
-		apart   bool
-		durable bool
-		want    []string
+		kind      metadata.Kind
+		journaled bool
+		durable   bool
+		want      []string
 	}{
 		{kind: metadata.KindBlob, durable: true, want: []string{"syncdir blobs/sha256"}},
 		{kind: metadata.KindLayer},
 		{kind: metadata.KindRootfs, durable: true, want: []string{"syncdir rootfs/sha256"}},
 		{kind: metadata.KindRootfs},
-		{kind: metadata.KindSnapshot},
-		{kind: metadata.KindSnapshot, apart: true,
-			want: []string{"syncdir snapshots/1/fs", "syncdir snapshots/1", "syncdir snapshots"}},
+		{kind: metadata.KindSnapshot, journaled: true, want: []string{"sync snapshots/1/seal"}},
+		{kind: metadata.KindSnapshot, want: []string{
+			"sync snapshots/1/seal", "syncdir snapshots/1/fs", "syncdir snapshots/1", "syncdir snapshots",
+		}},
 	} {
-		t.Run(fmt.Sprint(row.kind, row.durable, row.apart), func(t *testing.T) {
+		t.Run(fmt.Sprint(row.kind, row.durable, row.journaled), func(t *testing.T) {
 			root := t.TempDir()
 			fs := fsystest.New(t, root)
 			d := reopenTest(t, root, fs)
-			d.separate[Snapshots] = row.apart
+			d.journaled[Snapshots] = row.journaled
 			e := d.build(row.kind)
 			e.Durable = row.durable
 			if err := d.Place(e, record(row.kind, "key")); err != nil {

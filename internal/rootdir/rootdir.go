@@ -20,7 +20,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -86,8 +85,8 @@ type Dir struct {
 	work     background.Group
 	leftover *time.Timer // lists what earlier processes left in the pools; nil until DeleteLeftovers
 
-	// separate are the pools that are on another file system than the database.
-	separate map[string]bool
+	// journaled are the pools in which a sync of a file also makes earlier changes of directories durable.
+	journaled map[string]bool
 
 	// gate is held for reading while an entry has its position but no record yet, and for writing
 	// by a sweep while it looks for entries without a record.
@@ -99,7 +98,7 @@ type Dir struct {
 // errdefs.ErrFailedPrecondition if a pool is something else than a directory.
 func Open(root string, db *metadata.DB, opts *Options) (*Dir, error) {
 	d := &Dir{
-		root: root, db: db, fs: fsys.OS, names: newNames(), separate: map[string]bool{},
+		root: root, db: db, fs: fsys.OS, names: newNames(), journaled: map[string]bool{},
 		numbers: numbers{mu: lockorder.Mutex{Rank: lockorder.Numbers}}, gate: lockorder.RWMutex{Rank: lockorder.Gate},
 	}
 	if opts != nil {
@@ -111,22 +110,21 @@ func Open(root string, db *metadata.DB, opts *Options) (*Dir, error) {
 	if d.opts.Remove == nil {
 		d.opts.Remove = removeAll
 	}
-	var database unix.Stat_t
-	if err := unix.Stat(root, &database); err != nil {
-		return nil, errclass.Ensure(&fs.PathError{Op: "stat", Path: root, Err: err})
+	if _, err := os.Stat(root); err != nil {
+		return nil, errclass.Ensure(err)
 	}
 	if d.opts.ReadOnly {
 		return d, nil
 	}
 	for _, pool := range d.opts.Pools {
-		if err := d.openPool(pool, database.Dev); err != nil {
+		if err := d.openPool(pool); err != nil {
 			return nil, err
 		}
 	}
 	return d, nil
 }
 
-func (d *Dir) openPool(pool string, database uint64) error {
+func (d *Dir) openPool(pool string) error {
 	var st unix.Stat_t
 	err := unix.Lstat(d.Path(pool), &st)
 	if errors.Is(err, unix.ENOENT) {
@@ -139,7 +137,7 @@ func (d *Dir) openPool(pool string, database uint64) error {
 		return fmt.Errorf("%s/: not a directory: mount or bind another disk there instead of a link: %w",
 			pool, errdefs.ErrFailedPrecondition)
 	}
-	d.separate[pool] = st.Dev != database
+	d.journaled[pool] = isJournaled(d.Path(pool))
 	return nil
 }
 

@@ -1,32 +1,79 @@
 package rootdir
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/errclass"
 )
 
-// syncEntry makes a new entry of a pool durable before its record is, if the two lie on different
-// file systems. On one file system the sync of the record covers the directory as well.
+// syncEntry forces a new entry of a pool to the disk: its files, its directories, and its name. Where one sync
+// of a file takes all earlier changes of directories along, it syncs the files alone, and callers that come at
+// once share the write.
 func (d *Dir) syncEntry(pool, path string) error {
-	if !d.separate[pool] {
-		return nil
-	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return err
 	}
+	files := 0
+	var dirs []string
 	for _, e := range entries {
-		if e.IsDir() {
-			err = errors.Join(err, d.fs.SyncDir(filepath.Join(path, e.Name())))
+		at := filepath.Join(path, e.Name())
+		switch {
+		case e.IsDir():
+			dirs = append(dirs, at)
+		case e.Type().IsRegular():
+			files++
+			err = errors.Join(err, d.syncFile(at))
 		}
 	}
-	return errors.Join(err, d.fs.SyncDir(path), d.fs.SyncDir(d.Path(pool)))
+	if files > 0 && d.journaled[pool] {
+		return err
+	}
+	for _, dir := range append(dirs, path, d.Path(pool)) {
+		err = errors.Join(err, d.fs.SyncDir(dir))
+	}
+	return err
+}
+
+func (d *Dir) syncFile(path string) error {
+	f, err := d.fs.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	return errclass.Ensure(errors.Join(f.Sync(), f.Close()))
+}
+
+// isJournaled reports whether an fsync of a file of the file system also writes all earlier changes of
+// directories to the disk. XFS writes its log, and ext4 its journal, up to and with the last change of the file.
+func isJournaled(path string) bool {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.XFS_SUPER_MAGIC:
+		return true
+	case unix.EXT4_SUPER_MAGIC: // also without a journal, and for ext2 and ext3
+		var fi unix.Stat_t
+		if unix.Stat(path, &fi) != nil {
+			return false
+		}
+		device := strconv.Itoa(int(unix.Major(fi.Dev))) + ":" + strconv.Itoa(int(unix.Minor(fi.Dev)))
+		name, err := os.Readlink("/sys/dev/block/" + device)
+		if err != nil {
+			return false
+		}
+		task, err := os.ReadFile(filepath.Join("/sys/fs/ext4", filepath.Base(name), "journal_task"))
+		return err == nil && len(task) > 0 && !bytes.HasPrefix(task, []byte("<"))
+	}
+	return false
 }
 
 // Sync writes what is in the pools to the disk: each of their file systems once.

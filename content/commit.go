@@ -22,7 +22,8 @@ import (
 // Commit verifies the bytes that were written, records them as a blob, holds the blob, and ends the
 // writer. size and expected may be zero if they are unknown. It returns
 // errdefs.ErrFailedPrecondition if the bytes have another size or digest; they stay, and the ref
-// can be opened again. It returns errdefs.ErrAlreadyExists if the blob was in the store already;
+// can be opened again. If another process wrote the first of them, they are deleted instead, because
+// a power cut may have damaged them. It returns errdefs.ErrAlreadyExists if the blob was in the store already;
 // then the holder holds it, and the verified bytes replace the old ones, which may be damaged.
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
 	err := w.commit(ctx, size, expected, opts)
@@ -44,6 +45,10 @@ func (w *writer) commit(ctx context.Context, size int64, expected digest.Digest,
 		return err
 	}
 	d, labels, err := w.verify(ctx, size, expected, opts)
+	if w.foreign && errdefs.IsFailedPrecondition(err) {
+		// The next download begins again. Otherwise it would resume the same bytes, for ever.
+		return errors.Join(err, w.f.Truncate(0))
+	}
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -92,6 +93,8 @@ type Store struct {
 	fs    fsys.FS
 	dir   *rootdir.Dir // names, deletions and the gate of blobs/ and ingest/
 	space diskspace.Ledger
+	// opened is when Open was called: an ingest that began before was begun by another process.
+	opened time.Time
 	// ingests are the open writers of blobs whose digest is known.
 	ingests *follow.Table
 	// rehash slows down, in tests, the hashing of bytes that an earlier writer left. It is nil
@@ -114,6 +117,7 @@ func Open(root string, db *metadata.DB, opts *Options) (*Store, error) {
 		mu:      lockorder.Mutex{Rank: lockorder.Ingests},
 		root:    root,
 		db:      db,
+		opened:  time.Now(),
 		writers: map[string]*writer{},
 	}
 	s.ingests = follow.NewTable(s.openRecorded)

@@ -235,3 +235,31 @@ func TestErrorsHaveAClass(t *testing.T) {
 		}
 	}
 }
+
+// TestDamagedIngest shows that a download does not resume, for ever, bytes that a power cut has damaged: a Commit that
+// finds them wrong deletes them. Bytes of the same process stay.
+func TestDamagedIngest(t *testing.T) {
+	const data = "all the bytes of a blob"
+	d := digest.FromString(data)
+	r := open(t, t.TempDir(), nil)
+	w := start(t, r.For(alice), "ref", ocispec.Descriptor{})
+	write(t, w, data[:10])
+	must(t, w.Close())
+	must(t, os.WriteFile(w.data(), make([]byte, 10), 0o600))
+	hs := r.reopen(nil).For(alice)
+	for attempt, offset := range []int64{10, 0} {
+		w := start(t, hs, "ref", ocispec.Descriptor{})
+		st, err := w.Status()
+		must(t, err)
+		if st.Offset != offset {
+			t.Errorf("attempt %d resumes at %d, not at %d", attempt, st.Offset, offset)
+		}
+		write(t, w, data[st.Offset:])
+		err = w.Commit(t.Context(), int64(len(data)), d)
+		if attempt == 0 {
+			class(t, errdefs.IsFailedPrecondition, err)
+			continue
+		}
+		must(t, err)
+	}
+}

@@ -53,6 +53,7 @@ type writer struct {
 	flushed int64              // bytes that the kernel was asked to write to the disk
 	due     *diskspace.Promise // of space for the bytes that are announced and not written
 	dirty   bool               // there are bytes that were not synced
+	foreign bool               // the first bytes are of another process: a power cut may have damaged them
 	broken  error              // the error of a failed write; Truncate clears it
 	digest  digest.Digest      // of the committed blob; "" before Commit
 	done    bool               // closed, or Commit was called
@@ -140,6 +141,7 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 	hs.s.mu.Unlock()
 	w.f, w.started, w.updated = f, st.StartedAt, st.UpdatedAt
 	w.offset, w.flushed, w.dirty = st.Offset, st.Offset, true
+	w.foreign = st.Offset > 0 && st.StartedAt.Before(hs.s.opened)
 	if err := w.promise(ctx); err != nil {
 		return nil, w.giveUp(err)
 	}
@@ -329,7 +331,7 @@ func (w *writer) Truncate(size int64) error {
 		w.offset = 0
 		w.follow(w.ingest().Digest())
 	}
-	w.flushed, w.updated, w.dirty = 0, time.Now(), true
+	w.flushed, w.updated, w.dirty, w.foreign = 0, time.Now(), true, false
 	w.broken = nil
 	old := w.sum.Swap(w.hs.s.sum(w.f, 0))
 	old.stop()

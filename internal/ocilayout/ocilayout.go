@@ -66,6 +66,9 @@ func (l *Layout) indexPath() string { return filepath.Join(l.root, ocispec.Image
 func (l *Layout) Write(images func() ([]Image, error)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.known.info == nil {
+		l.removeUnfinished()
+	}
 	pulled, err := images()
 	if err != nil {
 		return err
@@ -96,10 +99,24 @@ func (l *Layout) replaceIfOther(path string, b []byte) error {
 	return err
 }
 
+// unfinished ends the name of a file that is going to take the place of another one.
+const unfinished = ".new"
+
+// removeUnfinished removes what a process left that was writing a file when it ended. What can't be
+// removed is left for the next opening of the root.
+func (l *Layout) removeUnfinished() {
+	for _, name := range []string{ocispec.ImageIndexFile, ocispec.ImageLayoutFile} {
+		path := filepath.Join(l.root, name+unfinished)
+		if _, err := os.Lstat(path); err == nil {
+			_ = l.fs.Remove(path)
+		}
+	}
+}
+
 // replace writes a new file beside path and renames it. Nobody else uses that name, and what a
 // killed process left there is removed first, so nothing is followed or overwritten.
 func (l *Layout) replace(path string, b []byte) error {
-	temporary := path + ".new"
+	temporary := path + unfinished
 	if err := l.fs.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

@@ -2,6 +2,7 @@ package ocilayout
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -131,5 +132,23 @@ func TestCrash(t *testing.T) {
 		if fs.Hits() == 0 {
 			break
 		}
+	}
+}
+
+// TestUnfinished: a file that a crash left is removed although the file that it was for is right.
+func TestUnfinished(t *testing.T) {
+	root := t.TempDir()
+	if err := New(root, nil).Write(of(image("a"))); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(root, "index.json.new")
+	if err := os.WriteFile(left, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := New(root, nil).Write(of(image("a"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is left: %v", err)
 	}
 }

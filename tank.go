@@ -55,6 +55,7 @@
 package tank
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -154,9 +155,9 @@ type Tank struct {
 // Open opens a root. It makes one in a directory that is missing or empty, unless opts forbid that. opts
 // may be nil.
 //
-// It returns errdefs.ErrUnavailable while another process owns the root; ErrNoRoot;
-// errdefs.ErrFailedPrecondition for a directory of another program, a root of another user, a root that
-// other users can write to, and a root of a newer Tank; and errdefs.ErrDataLoss if the root's database is
+// It returns errdefs.ErrUnavailable while another process owns the root; ErrNoRoot; errdefs.ErrFailedPrecondition for
+// a directory of another program, a root of another user, a root that other users can write to, a root of a newer
+// Tank, and one on a file system that lacks what Tank needs; and errdefs.ErrDataLoss if the root's database is
 // missing or damaged, which Rebuild repairs.
 func Open(root string, opts *Options) (t *Tank, err error) {
 	if opts == nil {
@@ -193,12 +194,18 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	}()
 	t.lock, err = rootlock.Take(root, &rootlock.Options{
 		Make: !opts.Existing, AllowReadOnly: opts.AllowReadOnly, FS: opts.FS,
+		Overlay: opts.Daemon && !opts.Directory,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
 	t.readOnly = t.lock.ReadOnly()
-	if err := t.openDatabase(opts); err != nil {
+	err = t.openDatabase(opts)
+	if !errdefs.IsFailedPrecondition(err) && !errdefs.IsDataLoss(err) && !errdefs.IsNotFound(err) {
+		// A root that is not refused. If the database cannot be opened, the file system may be the reason.
+		err = cmp.Or(t.lock.Fit(opts.Daemon && !opts.Directory), err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
 	recorded := false

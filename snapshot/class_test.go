@@ -86,8 +86,7 @@ var storeCalls = map[string]func(s *classScene) error{
 		}
 		return second(s.Apply(s.ctx, s.other.Blob, mounts))
 	},
-	"Store.Check":        func(s *classScene) error { return s.Check(s.ctx, func(metadata.Fault) {}) },
-	"Store.CheckOverlay": func(s *classScene) error { return s.CheckOverlay() },
+	"Store.Check": func(s *classScene) error { return s.Check(s.ctx, func(metadata.Fault) {}) },
 	"Store.HandOver": func(s *classScene) error {
 		return s.HandOver(holder, "other", func(*metadata.Tx) error { return nil })
 	},

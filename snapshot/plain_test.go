@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
-	"github.com/tank-snapshotter/tank/snapshot"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
 	. "github.com/tank-snapshotter/tank/snapshot/unpack/unpacktest"
 )
@@ -99,49 +97,6 @@ func withoutXattrs(lines []string) (out []string) {
 		out = append(out, xattrField.ReplaceAllString(l, ""))
 	}
 	return out
-}
-
-// TestCheckOverlay shows that CheckOverlay refuses a root on which overlay could not mark
-// directories.
-func TestCheckOverlay(t *testing.T) {
-	requireMounts(t)
-	for _, tc := range []struct {
-		testName  string
-		pool      string // lies on a file system without attributes; "": no pool does
-		directory bool
-		refused   bool
-	}{
-		{"attributes", "", false, false},
-		{"none", ".", false, true},
-		{"none for layers", "layers", false, true},
-		{"none for snapshots", "snapshots", false, true},
-		{"none for rootfs", "rootfs", false, false},
-		{"none in directory mode", ".", true, false},
-	} {
-		t.Run(tc.testName, func(t *testing.T) {
-			root := t.TempDir()
-			if tc.pool != "" {
-				dir := filepath.Join(root, tc.pool)
-				must(t, os.MkdirAll(dir, 0o700))
-				must(t, unix.Mount("ramfs", dir, "ramfs", 0, "mode=700"))
-				t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
-			}
-			w := openWith(t, root, memory{},
-				&snapshot.Options{SyncDelay: -1, Unpack: rights(), Directory: tc.directory})
-			err := w.CheckOverlay()
-			if tc.refused != errdefs.IsFailedPrecondition(err) || tc.refused != (err != nil) {
-				t.Errorf("%v", err)
-			}
-			if tc.refused && !strings.Contains(err.Error(), `set mode = "directory"`) {
-				t.Errorf("%v does not advise directory mode", err)
-			}
-			for _, pool := range []string{"layers", "snapshots"} {
-				if left, err := os.ReadDir(filepath.Join(root, pool)); err != nil || len(left) > 0 {
-					t.Errorf("%s: %v, %v", pool, left, err)
-				}
-			}
-		})
-	}
 }
 
 // TestPlainElsewhere copies a root from overlayfs to another file system. Overlay does not

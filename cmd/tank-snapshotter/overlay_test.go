@@ -41,10 +41,12 @@ func TestServeWithoutXattrs(t *testing.T) {
 			if code := d.wait(t); code != 1 {
 				t.Errorf("exit code %d", code)
 			}
-			if text := d.stderr.String(); !strings.Contains(text, "no extended attributes") ||
-				!strings.Contains(text, `set mode = "directory"`) &&
-					!strings.Contains(text, `set mode = \"directory\"`) {
+			if text := d.stderr.String(); !strings.Contains(text, "lacks what Tank needs: extended attributes") ||
+				!strings.Contains(text, `Serve the root with mode = "directory"`) {
 				t.Errorf("%s", text)
+			}
+			if left, err := os.ReadDir(ram); err != nil || len(left) > 0 {
+				t.Errorf("the refused file system has %v, %v", left, err)
 			}
 		})
 	}

@@ -90,9 +90,6 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 			err = e
 		}
 	}()
-	if err := root.Snapshots().CheckOverlay(); err != nil {
-		return localError{err}
-	}
 	var opened []*socket.Listener
 	err = root.Spend(func() (err error) {
 		opened, err = listeners(ctx, s, group, passed)

@@ -23,6 +23,7 @@ const (
 	ReadOnly    Kind = "read-only"
 	Descriptors Kind = "too many open files"
 	FileSystem  Kind = "file system"
+	Unfit       Kind = "unfit file system"
 	Mapping     Kind = "id without a mapping"
 	Denied      Kind = "denied by this machine"
 	OtherUser   Kind = "root of another user"
@@ -115,6 +116,12 @@ var table = []advice{
 	},
 	{IO, ExitOther, "The disk or its driver reported this error: look at the kernel's log (dmesg).", ""},
 	{ReadOnly, ExitOther, "The file system is mounted read-only, or this user may not write to the root.", ""},
+	{
+		Unfit, ExitOther,
+		"Put the root on a local file system, such as ext4, XFS, Btrfs or tmpfs. docs/on-disk.md lists what " +
+			"Tank needs.",
+		"",
+	},
 	{FileSystem, ExitOther, "Serve the root with mode = \"directory\", or put it on another file system.", ""},
 	{Descriptors, ExitOther, "Raise the limit of open files: `ulimit -n`, or LimitNOFILE= in the unit.", ""},
 	{

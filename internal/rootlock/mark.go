@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/fsprobe"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/regular"
 )
@@ -128,9 +129,9 @@ func namesIn(dir string) ([]string, error) {
 }
 
 // counts reports whether an entry makes a directory count as not empty: lost+found does not, nor
-// does the temporary file of a mark.
+// does the temporary file of a mark or the directory of a probe.
 func counts(name string) bool {
-	return name != "lost+found" && !strings.HasPrefix(name, markName+".")
+	return name != "lost+found" && !strings.HasPrefix(name, markName+".") && !strings.HasPrefix(name, fsprobe.Prefix)
 }
 
 // errNoMark is returned for a mark with wrong content.

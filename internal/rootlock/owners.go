@@ -4,28 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
-	"github.com/tank-snapshotter/tank/internal/fsys"
 )
-
-// makeRoot makes the directory, unless it exists, and marks it.
-func makeRoot(fs fsys.FS, root string) error {
-	if err := os.MkdirAll(filepath.Dir(root), 0o755); err != nil {
-		return err
-	}
-	if err := fs.Mkdir(root, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	if err := checkOwner(unix.AT_FDCWD, root, os.Geteuid()); err != nil {
-		return err
-	}
-	return errors.Join(writeMark(fs, root, mark{format: markFormat}), fs.SyncDir(filepath.Dir(root)))
-}
 
 // directories are Tank's own directories in a root, each after its parent. Directories of images
 // are not among them.

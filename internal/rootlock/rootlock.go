@@ -43,6 +43,9 @@ type Options struct {
 	// AllowReadOnly takes a root that can't be written, too; see Lock.ReadOnly. false: such a root
 	// is refused with errdefs.ErrFailedPrecondition.
 	AllowReadOnly bool
+	// Overlay refuses to make a root on a file system that overlay mounts cannot use. false: nothing is
+	// mounted.
+	Overlay bool
 	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS
 }
@@ -55,22 +58,23 @@ type Lock struct {
 	mark     mark
 	access   Access
 	readOnly bool
+	made     bool // by this Take
 }
 
 // Take finds or makes the root at an absolute path and locks it for this process. A root of Tank
 // 0.1.0, which has no mark, gets one.
 //
 // It returns errdefs.ErrUnavailable while another process owns the root, ErrNoRoot, and
-// errdefs.ErrFailedPrecondition for a directory of another program, a root of a newer Tank, and a
-// root that belongs to another user, was made with another access, or can be written by other
-// users.
+// errdefs.ErrFailedPrecondition for a directory of another program, a root of a newer Tank, a root
+// that belongs to another user, was made with another access, or can be written by other users, and a
+// missing root where the file system lacks what Tank needs.
 func Take(root string, opts *Options) (_ *Lock, err error) {
 	var o Options
 	if opts != nil {
 		o = *opts
 	}
 	l := &Lock{root: root, fs: cmp.Or(o.FS, fsys.OS)}
-	st, err := l.find(o.Make)
+	st, err := l.find(o.Make, o.Overlay)
 	if err != nil {
 		return nil, err
 	}
@@ -103,16 +107,17 @@ func Take(root string, opts *Options) (_ *Lock, err error) {
 
 // find examines the directory, and makes a root in one that is missing or empty if it may. It
 // returns marked or unmarked, or an error.
-func (l *Lock) find(make bool) (st state, err error) {
+func (l *Lock) find(make, overlay bool) (st state, err error) {
 	st, l.mark, err = examine(l.root)
 	if (st == missing || st == empty) && err == nil {
 		if !make {
 			why := map[state]string{missing: "does not exist", empty: "is empty"}[st]
 			return st, fmt.Errorf("the directory %s: %w", why, ErrNoRoot)
 		}
-		if err := makeRoot(l.fs, l.root); err != nil {
+		if err := makeRoot(l.fs, l.root, overlay); err != nil {
 			return st, err
 		}
+		l.made = true
 		st, l.mark, err = examine(l.root)
 	}
 	switch {
@@ -181,7 +186,7 @@ func lockFile(f fsys.File, how int) error {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return cause.Mark(fmt.Errorf("another process owns it: %w", errdefs.ErrUnavailable), cause.Busy, "")
 	}
-	return err
+	return errLock(err)
 }
 
 // madeBy returns the error for a root that was made with another access. It returns nil if the file

@@ -105,6 +105,9 @@ type Options struct {
 	// SkipKnownBlobs keeps containerd from fetching blobs whose layers are unpacked already, so its images
 	// lack these blobs. false: containerd gets all blobs of its images.
 	SkipKnownBlobs bool
+	// UnsyncedCommits lets a power cut damage what containers and builds committed shortly before. false: a commit
+	// waits until what was written is on the disk.
+	UnsyncedCommits bool
 	// Existing has Open return ErrNoRoot in a directory that is missing or empty. false: a root is made there.
 	Existing bool
 	// AllowReadOnly also opens a root that cannot be written, for example on a read-only mount. Then
@@ -237,7 +240,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	layers := &snapshot.Options{
 		FS: opts.FS, Observe: opts.Observe,
 		ReadOnly: t.readOnly, Unpack: unpackOptions(t.lock.Access()), Directory: opts.Directory,
-		SkipKnownBlobs: opts.SkipKnownBlobs,
+		SkipKnownBlobs: opts.SkipKnownBlobs, UnsyncedCommits: opts.UnsyncedCommits,
 	}
 	blobs := layersFrom(t.content, opts.Containerd, layers)
 	t.snapshots, err = snapshot.Open(root, t.db, blobs, layers)

@@ -35,6 +35,11 @@ func (n *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err := n.s.valid(ctx, sn, base.Parent); err != nil {
 		return fmt.Errorf("snapshot %s: commit: %w", key, err)
 	}
+	if written && !n.s.opts.UnsyncedCommits {
+		if err := n.s.syncTree(ctx, n.s.path("snapshots", sn.Dir, "fs")); err != nil {
+			return fmt.Errorf("snapshot %s: commit: %w", key, err)
+		}
+	}
 	var committed metadata.Snapshot
 	err = n.s.db.Batch(func(tx *metadata.Tx) error {
 		if sn, err = n.held(tx, key); err != nil {

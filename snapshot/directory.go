@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/metadata"
+	"github.com/tank-snapshotter/tank/snapshot/internal/nodes"
 )
 
 // needsCopy reports whether a new snapshot gets a copy of all that its parent shows. It does in directory
@@ -29,7 +31,11 @@ func (n *Snapshotter) stageCopy(ctx context.Context, sn metadata.Snapshot, st *s
 		var copied staged
 		if err == nil {
 			copied, err = n.stage(sn, true, func(dir string) error {
-				return n.s.layers.CopyStack(ctx, filepath.Join(dir, "fs"), st.dirs, &st.root)
+				fs := filepath.Join(dir, "fs")
+				if err := n.s.layers.CopyStack(ctx, fs, st.dirs, &st.root); err != nil {
+					return err
+				}
+				return n.s.syncTree(ctx, fs)
 			})
 		}
 		// A removal or a repair does not wait for copies, so it may have deleted a directory that was
@@ -50,4 +56,9 @@ func (n *Snapshotter) stageCopy(ctx context.Context, sn metadata.Snapshot, st *s
 		}
 		st = now
 	}
+}
+
+// syncTree forces a tree in snapshots/ to the disk, together with the sync of the snapshot's durable record.
+func (s *Store) syncTree(ctx context.Context, path string) error {
+	return s.dir.SyncTree(rootdir.Snapshots, path, func() error { return nodes.WriteBack(ctx, path) })
 }

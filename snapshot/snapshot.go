@@ -46,6 +46,10 @@ type Options struct {
 	// shows. Layers keep overlay's form. A root may be opened in one mode and later in the other
 	// (docs/adr/0008-directory-mode.md). false: overlay mode.
 	Directory bool
+	// UnsyncedCommits makes Commit answer before the files that a container, a build or another differ wrote are on
+	// the disk. After a power cut a committed snapshot may then have lost some of them, or their content, and nothing
+	// finds that out. false: Commit forces them to the disk.
+	UnsyncedCommits bool
 	// FS changes the file system. nil: fsys.OS.
 	FS fsys.FS
 	// Observe sees unpacks, syncs, sweeps and hits. nil: nobody does.

@@ -35,6 +35,7 @@ type settings struct {
 	Mode              string `toml:"mode"`
 	ContainerdAddress string `toml:"containerd_address"`
 	SkipKnownBlobs    bool   `toml:"skip_known_blobs"`
+	UnsyncedCommits   bool   `toml:"unsynced_commits"`
 	LogLevel          string `toml:"log_level"`
 	HostsDir          string `toml:"hosts_dir"`
 	ImageCache        string `toml:"image_cache"`
@@ -79,6 +80,13 @@ containerd_address = ""
 # pushed, exported or run by another snapshotter. A namespace can also get layers that its registry would not give it,
 # so do not combine this with content_sharing_policy = "isolated".
 skip_known_blobs = false
+
+# false: the commit of a snapshot waits until everything that was written to it is on the disk; containerd lets no other
+# call change its database meanwhile. true: it does not wait, which makes builds faster that commit large snapshots
+# (serve). A power cut within the next half minute then leaves committed snapshots without some of their files or with
+# empty ones, and neither Tank nor containerd finds out. Use it on machines whose builds can be repeated. Layers that
+# Tank unpacked itself are compared with their seals after a power cut, whatever this says.
+unsynced_commits = false
 
 # trace, debug, info, warn, error or fatal.
 log_level = "info"

@@ -230,7 +230,10 @@ func listeners(ctx context.Context, s settings, group *socket.Group, passed *net
 
 // options returns the options of the daemon's root. The caller calls release after it closed the root.
 func (s settings) options() (opts *tank.Options, release func(), err error) {
-	opts = &tank.Options{Daemon: true, Directory: s.Mode == modeDirectory, SkipKnownBlobs: s.SkipKnownBlobs}
+	opts = &tank.Options{
+		Daemon: true, Directory: s.Mode == modeDirectory, SkipKnownBlobs: s.SkipKnownBlobs,
+		UnsyncedCommits: s.UnsyncedCommits,
+	}
 	if s.ContainerdAddress == "" {
 		return opts, func() {}, nil
 	}

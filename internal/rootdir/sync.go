@@ -42,6 +42,16 @@ func (d *Dir) syncEntry(pool, path string) error {
 	return err
 }
 
+// SyncTree forces a tree in a pool to the disk, together with the next sync of a file in that pool. writeBack forces
+// the bytes of the files. Where the sync of a file does not take the changes of directories along, SyncTree syncs the
+// file system.
+func (d *Dir) SyncTree(pool, path string, writeBack func() error) error {
+	if d.journaled[pool] {
+		return errclass.Ensure(writeBack())
+	}
+	return d.fs.Syncfs(path)
+}
+
 func (d *Dir) syncFile(path string) error {
 	f, err := d.fs.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {

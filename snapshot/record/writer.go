@@ -40,8 +40,8 @@ const (
 	Eventually Sync = false
 )
 
-// Stage makes a directory with a staged name, what fill makes in it, and the record of a new snapshot. Nothing is
-// synced; Place does that.
+// Stage makes a directory with a staged name, what fill makes in it, and the record of a new snapshot. Place syncs
+// what is right in the directory; fill syncs what is deeper.
 func (w *Writer) Stage(r Record, fill func(dir string) error) (path string, err error) {
 	path = w.dir.Stage(rootdir.Snapshots, "snapshot")
 	err = w.dir.Build(path, func() error {

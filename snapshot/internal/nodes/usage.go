@@ -45,12 +45,22 @@ func Usage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 	}
 	defer root.Close()
 	c := usageCounter{seen: map[[2]uint64]struct{}{}}
-	if err := c.add(root, "."); err != nil {
+	if _, err := c.add(root, "."); err != nil {
 		return u, err
 	}
+	err = eachBelow(ctx, root, c.add)
+	return c.usage, err
+}
+
+// visitor is called for an entry of dir. It reports whether the entry is a directory.
+type visitor func(dir *os.File, name string) (isDir bool, err error)
+
+// eachBelow calls visit for everything below root. It leaves out what is removed at the same time, and follows no
+// symbolic link.
+func eachBelow(ctx context.Context, root *os.File, visit visitor) error {
 	for todo := []string{"."}; len(todo) > 0; {
 		if ctx.Err() != nil {
-			return u, ctx.Err()
+			return ctx.Err()
 		}
 		rel := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
@@ -59,18 +69,40 @@ func Usage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
 			continue
 		}
 		if err != nil {
-			return u, err
+			return err
 		}
-		subdirs, err := c.dir(ctx, d)
+		subdirs, err := eachIn(ctx, d, visit)
 		d.Close()
 		if err != nil {
-			return u, err
+			return err
 		}
 		for _, name := range subdirs {
 			todo = append(todo, path.Join(rel, name))
 		}
 	}
-	return c.usage, nil
+	return nil
+}
+
+// eachIn calls visit for the entries of one directory and returns the names of its subdirectories.
+func eachIn(ctx context.Context, d *os.File, visit visitor) (subdirs []string, err error) {
+	for {
+		names, err := d.Readdirnames(1024)
+		for _, name := range names {
+			isDir, err := visit(d, name)
+			if err != nil && !Gone(err) {
+				return nil, err
+			}
+			if isDir {
+				subdirs = append(subdirs, name)
+			}
+		}
+		if errors.Is(err, io.EOF) || err == nil && ctx.Err() != nil {
+			return subdirs, ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // Gone reports whether an error means that a path does not exist, or that a component on the way to it is not a
@@ -81,47 +113,24 @@ func Gone(err error) bool {
 
 // usageCounter counts each inode once.
 type usageCounter struct {
-	usage   snapshots.Usage
-	seen    map[[2]uint64]struct{} // device and inode number of inodes with several names
-	subdirs []string               // subdirectories of the directory that is being counted
-}
-
-// dir counts the entries of a directory and returns the names of its subdirectories.
-func (c *usageCounter) dir(ctx context.Context, d *os.File) ([]string, error) {
-	c.subdirs = nil
-	for {
-		names, err := d.Readdirnames(1024)
-		for _, name := range names {
-			if err := c.add(d, name); err != nil && !Gone(err) {
-				return nil, err
-			}
-		}
-		if errors.Is(err, io.EOF) || err == nil && ctx.Err() != nil {
-			return c.subdirs, ctx.Err()
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
+	usage snapshots.Usage
+	seen  map[[2]uint64]struct{} // device and inode number of inodes with several names
 }
 
 // add counts one inode, unless it was counted under another name.
-func (c *usageCounter) add(dir *os.File, name string) error {
+func (c *usageCounter) add(dir *os.File, name string) (isDir bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return PathError("stat", name, err)
+		return false, PathError("stat", name, err)
 	}
-	switch {
-	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-		c.subdirs = append(c.subdirs, name)
-	case st.Nlink > 1:
+	if isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR; !isDir && st.Nlink > 1 {
 		key := [2]uint64{uint64(st.Dev), st.Ino}
 		if _, counted := c.seen[key]; counted {
-			return nil
+			return false, nil
 		}
 		c.seen[key] = struct{}{}
 	}
 	c.usage.Inodes++
 	c.usage.Size += st.Blocks * blockUnit
-	return nil
+	return isDir, nil
 }

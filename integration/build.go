@@ -117,6 +117,9 @@ var Tank = sync.OnceValues(func() (string, error) {
 	return out, goBuild(filepath.Dir(moduleDir()), out, "./cmd/tank-snapshotter")
 })
 
+// HelloProgram is the program inside the tests' own image (testdata/hello).
+func HelloProgram() ([]byte, error) { return testProgram() }
+
 // testProgram builds testdata/hello, the program inside the tests' own image: static and the same bytes
 // on every machine.
 var testProgram = sync.OnceValues(func() ([]byte, error) {
@@ -131,6 +134,12 @@ var testProgram = sync.OnceValues(func() ([]byte, error) {
 var sandboxProgram = sync.OnceValues(func() (string, error) {
 	out := filepath.Join(moduleDir(), ".bin", "sandbox")
 	return out, goBuild(moduleDir(), out, "./sandbox")
+})
+
+// TrapProgram builds ./trap, which runs a program whose syncs wait for another process.
+var TrapProgram = sync.OnceValues(func() (string, error) {
+	out := filepath.Join(moduleDir(), ".bin", "trap")
+	return out, goBuild(moduleDir(), out, "./trap")
 })
 
 // goBuild builds pkg, as seen from the module in dir, into out, by a rename, so that a running program

@@ -47,7 +47,7 @@ func dump(e *Env, config string) (file, printed string) {
 // the socket: most callers serve no root.
 func (k *TankRoot) configCheck(file string) (code int, printed string) {
 	k.env.t.Helper()
-	r := k.env.Run(k.bin, "config", "check", file, "--config", k.configFile(), "--root", k.Root, "--address", k.Socket)
+	r := k.env.Run(k.bin, "config", "check", file, "--config", k.ConfigFile(), "--root", k.Root, "--address", k.Socket)
 	var b strings.Builder
 	for line := range strings.Lines(r.Stdout) {
 		if !strings.HasPrefix(line, "Note: Nobody answers") {

@@ -149,13 +149,3 @@ func rawImage(t testing.TB, layers ...blobLayer) BuiltImage {
 	}))
 	return b
 }
-
-// PushBuilt pushes an image in memory as name (repository:tag).
-func (r *Registry) PushBuilt(img BuiltImage, name string) {
-	r.t.Helper()
-	layout := r.t.TempDir()
-	if err := WriteLayout(layout, map[string]BuiltImage{"it": img}); err != nil {
-		r.t.Fatal(err)
-	}
-	r.Push(layout, "it", name)
-}

@@ -16,6 +16,7 @@ type Registry struct {
 	*Proxy
 	Backend string // host:port of the real one; images are pushed there
 	proc    *Process
+	built   map[string]BuiltImage // what PushBuilt pushed, by name
 }
 
 // NewRegistry starts a registry and the proxy before it.
@@ -71,6 +72,26 @@ func (r *Registry) Push(layout, ref, name string) Image {
 		r.t.Fatalf("push %s: %v", name, err)
 	}
 	return img
+}
+
+// PushBuilt pushes an image in memory as name (repository:tag).
+func (r *Registry) PushBuilt(img BuiltImage, name string) {
+	r.t.Helper()
+	layout := r.t.TempDir()
+	if err := WriteLayout(layout, map[string]BuiltImage{"it": img}); err != nil {
+		r.t.Fatal(err)
+	}
+	r.Push(layout, "it", name)
+	if r.built == nil {
+		r.built = map[string]BuiltImage{}
+	}
+	r.built[name] = img
+}
+
+// PushAs gives an image in the registry a further name (repository:tag).
+func (r *Registry) PushAs(name, further string) {
+	r.t.Helper()
+	r.PushBuilt(r.built[name], further)
 }
 
 // heldTail is how much HoldLayers holds of a big blob. containerd passes a blob on in pieces of 1 MiB,

@@ -21,6 +21,12 @@ func Require(t testing.TB) {
 	}
 }
 
+// RequireProgram is requireProgram for the packages below.
+func RequireProgram(t testing.TB, name string) {
+	t.Helper()
+	requireProgram(t, name)
+}
+
 // requireProgram is Require for one more program in the PATH.
 func requireProgram(t testing.TB, name string) {
 	t.Helper()

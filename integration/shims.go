@@ -55,6 +55,9 @@ func shimsBelow(dir string) []shim {
 	return found
 }
 
+// EndContainers kills the containers of every containerd of this environment, with their shims.
+func (e *Env) EndContainers() error { return endShims(e.Dir) }
+
 // endShims kills the shims of the containerds below dir with their containers.
 func endShims(dir string) error {
 	var errs []error
@@ -135,6 +138,32 @@ func mountsBelow(dir string) []string {
 	}
 	sort.SliceStable(points, func(i, j int) bool { return len(points[i]) > len(points[j]) })
 	return points
+}
+
+// UnmountFrom unmounts what is mounted below dir, and every overlay that has a directory below dir as a layer.
+func UnmountFrom(dir string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var points []string
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		p := unescapeMount(f[4])
+		if strings.HasPrefix(p, dir+"/") || strings.Contains(line, " overlay ") && strings.Contains(line, "="+dir+"/") {
+			points = append(points, p)
+		}
+	}
+	var errs []error
+	for i := len(points) - 1; i >= 0; i-- {
+		if err := unix.Unmount(points[i], unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // unescapeMount undoes the octal escapes of /proc/*/mountinfo.

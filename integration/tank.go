@@ -93,7 +93,7 @@ func (k *TankRoot) StartPull(ref string, flags ...string) *Process {
 func (k *TankRoot) Serve() *Process {
 	k.env.t.Helper()
 	argv := []string{k.bin, "serve", "--root", k.Root, "--address", k.Socket, "--log-level", logLevel(),
-		"--config", k.configFile()}
+		"--config", k.ConfigFile()}
 	if k.AsUnit {
 		argv = append(k.env.unitArgs(), argv...)
 	}
@@ -115,8 +115,8 @@ func (k *TankRoot) Serve() *Process {
 	return k.daemon
 }
 
-// configFile writes Config, empty or not: it keeps serve from a configuration that the machine has.
-func (k *TankRoot) configFile() string {
+// ConfigFile writes Config, empty or not: it keeps serve from a configuration that the machine has.
+func (k *TankRoot) ConfigFile() string {
 	name := k.Root + ".toml"
 	if err := os.WriteFile(name, []byte(k.Config), 0o644); err != nil {
 		k.env.t.Fatal(err)
@@ -131,7 +131,7 @@ func (k *TankRoot) Daemon() *Process { return k.daemon }
 func (k *TankRoot) DropIn(flags ...string) string {
 	k.env.t.Helper()
 	args := append(
-		[]string{k.bin, "config", "containerd", "--config", k.configFile(), "--root", k.Root, "--address", k.Socket},
+		[]string{k.bin, "config", "containerd", "--config", k.ConfigFile(), "--root", k.Root, "--address", k.Socket},
 		flags...)
 	name := k.env.Path("tank-dropin.toml")
 	if err := os.WriteFile(name, []byte(k.env.MustRun(args...)), 0o644); err != nil {

@@ -274,7 +274,7 @@ func (t *Tank) countFreed() (end func() int64) {
 	return func() int64 { return blobs() + dirs() }
 }
 
-// Probe returns nil if the database answers a reader and a writer before ctx ends, and ctx's error otherwise.
+// Probe returns nil if the database answers a reader before ctx ends, and ctx's error otherwise.
 func (t *Tank) Probe(ctx context.Context) error {
 	answer := make(chan error, 1)
 	go func() { answer <- t.db.Probe() }()

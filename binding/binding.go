@@ -140,7 +140,7 @@ func (b *Binder) live(s *Session) bool {
 
 // places are the paths at which the database of a containerd was seen.
 func (b *Binder) places() (paths []string) {
-	_ = b.db.View(func(tx *metadata.Tx) error { // after an error the usual places are searched
+	_ = b.db.ViewPending(func(tx *metadata.Tx) error { // after an error the usual places are searched
 		bs, err := metadata.Bindings(tx)
 		for _, r := range bs {
 			if r.Path != "" && !slices.Contains(paths, r.Path) {

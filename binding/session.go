@@ -136,7 +136,7 @@ func (s *Session) begin(ctx context.Context, ns string, sequence uint64) (change
 	// restart.
 	last := uint64(0)
 	if !s.continued {
-		if err := s.b.db.View(func(tx *metadata.Tx) error {
+		if err := s.b.db.ViewPending(func(tx *metadata.Tx) error {
 			last = metadata.LastSequence(tx, s.binding.Holder, ns)
 			return nil
 		}); err != nil {
@@ -210,7 +210,7 @@ func (s *Session) Claim(ctx context.Context, key string) bool {
 		return false
 	}
 	var candidates []former
-	if err := s.b.db.View(func(tx *metadata.Tx) (err error) {
+	if err := s.b.db.ViewPending(func(tx *metadata.Tx) (err error) {
 		candidates, err = s.candidates(ctx, tx, key)
 		return err
 	}); err != nil {
@@ -271,7 +271,7 @@ func (s *Session) gather(ctx context.Context, key string) bool {
 	h := s.binding.Holder
 	for _, old := range s.left {
 		found := false
-		if err := s.b.db.View(func(tx *metadata.Tx) error {
+		if err := s.b.db.ViewPending(func(tx *metadata.Tx) error {
 			found = tx.Holds(old, metadata.SnapshotNode(old.SnapshotKey(key)))
 			return nil
 		}); err != nil || !found {

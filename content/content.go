@@ -260,7 +260,7 @@ func (s *Store) blob(d digest.Digest) (b metadata.Blob, err error) {
 	if err := validate(d); err != nil {
 		return b, err
 	}
-	err = s.db.View(func(tx *metadata.Tx) (err error) {
+	err = s.db.ViewPending(func(tx *metadata.Tx) (err error) {
 		b, err = tx.Blob(d)
 		return err
 	})

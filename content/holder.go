@@ -63,22 +63,18 @@ func (hs *HolderStore) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (c
 	return &readerAt{f, b.Size}, nil
 }
 
-// hit holds a blob that is in the store. It writes only if the holder does not hold the blob yet.
+// hit holds a blob that is in the store. It writes only if the holder does not hold the blob yet, and
+// only then it keeps sweeps away: they do not delete what is held.
 func (hs *HolderStore) hit(ctx context.Context, d digest.Digest) (b metadata.Blob, err error) {
 	if err := validate(d); err != nil {
 		return b, err
 	}
-	defer hs.s.dir.KeepSweepsAway()()
-	var holds bool
-	err = hs.s.db.View(func(tx *metadata.Tx) (err error) {
-		b, err = tx.Blob(d)
-		holds = tx.Holds(hs.holder, metadata.BlobNode(d))
-		return err
-	})
-	if err == nil {
-		err = hs.s.present(b)
-	}
+	b, holds, err := hs.find(d)
 	if err != nil || holds {
+		return b, err
+	}
+	defer hs.s.dir.KeepSweepsAway()()
+	if b, holds, err = hs.find(d); err != nil || holds {
 		return b, err
 	}
 	err = hs.s.db.Batch(func(tx *metadata.Tx) (err error) {
@@ -91,6 +87,19 @@ func (hs *HolderStore) hit(ctx context.Context, d digest.Digest) (b metadata.Blo
 		hs.noteHit(ctx, d, b.Size)
 	}
 	return b, err
+}
+
+// find returns the record of a blob whose file exists, and whether the holder holds it.
+func (hs *HolderStore) find(d digest.Digest) (b metadata.Blob, holds bool, err error) {
+	err = hs.s.db.ViewPending(func(tx *metadata.Tx) (err error) {
+		b, err = tx.Blob(d)
+		holds = tx.Holds(hs.holder, metadata.BlobNode(d))
+		return err
+	})
+	if err == nil {
+		err = hs.s.present(b)
+	}
+	return b, holds, err
 }
 
 // record records a blob whose bytes have their position, or keeps the record that exists, and holds
@@ -189,7 +198,7 @@ func (hs *HolderStore) Walk(ctx context.Context, fn content.WalkFunc, fs ...stri
 	for after := ""; ; {
 		var page []content.Info
 		var keys []string
-		err := hs.s.db.View(func(tx *metadata.Tx) error {
+		err := hs.s.db.ViewPending(func(tx *metadata.Tx) error {
 			keys = tx.Held(hs.holder, metadata.KindBlob, after, pageSize)
 			for _, key := range keys {
 				b, err := tx.Blob(digest.Digest(key))

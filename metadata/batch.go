@@ -27,6 +27,8 @@ type pending struct {
 	// deferred is true if the batch has a change for which UpdateDeferred has returned: readers must see that change. A
 	// batch without one has nothing that a reader must see.
 	deferred atomic.Bool
+	// released is what those changes delete; nil without one.
+	released atomic.Pointer[released]
 	queued   atomic.Int32 // writers that wait for mu; the last of them commits the batch
 
 	mu    lockorder.Mutex // guards batch and what is in it; the goroutine that runs changes holds it
@@ -36,11 +38,17 @@ type pending struct {
 // batch is one open write transaction and its changes.
 type batch struct {
 	bolt    *bolt.Tx
-	changes []func(*Tx) error
+	changes []change
 	awaited bool          // a caller of Update or Batch waits for it
 	final   bool          // it has a change of Update, which must not run again
 	done    chan struct{} // closed when the batch is durable or has failed, after err was set
 	err     error
+}
+
+// change is one change of a batch.
+type change struct {
+	fn       func(*Tx) error
+	deferred bool // it came through UpdateDeferred
 }
 
 // Update runs fn in the write transaction, of which there is one at a time, and returns when the change is durable. It
@@ -71,7 +79,7 @@ func (db *DB) gather(fn func(*Tx) error, repeatable bool) (*batch, error) {
 	if b := db.pending.batch; b != nil && len(b.changes) >= maxJoined {
 		db.commitBatch()
 	}
-	b, err := db.join(fn)
+	b, err := db.join(change{fn, false})
 	if b != nil {
 		b.awaited = b.awaited || err == nil
 		b.final = b.final || err == nil && !repeatable
@@ -91,7 +99,7 @@ func (db *DB) UpdateDeferred(fn func(*Tx) error) (wait func() error, err error) 
 	db.pending.mu.Lock()
 	defer db.pending.mu.Unlock()
 	begun := !db.pending.deferred.Load()
-	b, err := db.join(fn)
+	b, err := db.join(change{fn, true})
 	if err != nil {
 		return nil, err
 	}
@@ -108,17 +116,19 @@ func (db *DB) UpdateDeferred(fn func(*Tx) error) (wait func() error, err error) 
 // join runs fn in the open batch, or in a new one. After an error the batch has the changes it had before. b is nil if
 // there was no batch, or if restoring it failed; callers that wait for that batch receive the error. The caller holds
 // pending.mu.
-func (db *DB) join(fn func(*Tx) error) (b *batch, err error) {
+func (db *DB) join(c change) (b *batch, err error) {
 	if b = db.pending.batch; b == nil {
 		if b, err = db.openBatch(); err != nil {
 			return nil, err
 		}
 	}
-	if err := b.run(fn); err != nil {
+	drops, err := b.run(c)
+	if err != nil {
 		err = errors.Join(err, db.replay(b))
 		return db.pending.batch, err
 	}
-	b.changes = append(b.changes, fn)
+	b.changes = append(b.changes, c)
+	db.release(b, drops)
 	return b, nil
 }
 
@@ -133,10 +143,26 @@ func (db *DB) openBatch() (b *batch, err error) {
 	return b, nil
 }
 
-// run runs fn in the transaction of the batch.
-func (b *batch) run(fn func(*Tx) error) (err error) {
+// run runs a change in the transaction of the batch. It returns what a deferred one deletes.
+func (b *batch) run(c change) (drops map[string]struct{}, err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
-	return apply(b.bolt, fn)
+	if c.deferred {
+		drops = map[string]struct{}{}
+	}
+	return drops, apply(b.bolt, c.fn, drops)
+}
+
+// release has readers leave out what a deferred change has deleted. The caller holds pending.mu.
+func (db *DB) release(b *batch, drops map[string]struct{}) {
+	if len(drops) == 0 {
+		return
+	}
+	r := db.pending.released.Load()
+	if r == nil || r.id != b.bolt.ID() {
+		r = newReleased(b.bolt.ID())
+		db.pending.released.Store(r)
+	}
+	r.add(drops)
 }
 
 // replay removes what a failed change left in the transaction: it begins a new one and repeats the other changes. The
@@ -158,10 +184,12 @@ func (db *DB) rerun(b *batch) (err error) {
 	if b.bolt, err = db.begin(); err != nil {
 		return err
 	}
-	for _, fn := range b.changes {
-		if err := b.run(fn); err != nil {
+	for _, c := range b.changes {
+		drops, err := b.run(c)
+		if err != nil {
 			return errors.Join(err, b.rollback())
 		}
+		db.release(b, drops)
 	}
 	return nil
 }
@@ -229,33 +257,21 @@ func (db *DB) closeBatch(b *batch, err error) {
 	b.err = err
 	db.pending.batch = nil
 	db.pending.deferred.Store(false)
+	db.pending.released.Store(nil)
 	close(b.done)
 }
 
-// ViewPending is like View, but sees pending changes without committing them. fn must read only a few records, because
-// writers wait meanwhile. A batch that a caller of Update waits for is committed anyway, so ViewPending waits for it.
-func (db *DB) ViewPending(fn func(*Tx) error) error {
-	if ran, err := db.viewPending(fn); ran {
-		return err
-	}
-	return db.ViewCommitted(fn)
-}
-
-// viewPending runs fn in the batch if it has changes that a reader must see.
-func (db *DB) viewPending(fn func(*Tx) error) (ran bool, err error) {
-	if !db.pending.deferred.Load() {
-		return false, nil
-	}
-	db.pending.mu.Lock()
-	b := db.pending.batch
-	if b == nil || b.awaited {
-		db.pending.mu.Unlock()
-		if b != nil {
-			<-b.done
-		}
-		return false, nil
-	}
-	defer db.pending.mu.Unlock()
+// ViewPending is like View, but neither commits pending changes nor waits for a commit: it leaves out what
+// UpdateDeferred has released. So it answers while the disk stands still. What it sees may come back after a crash, so
+// the caller must not delete bytes because of it.
+func (db *DB) ViewPending(fn func(*Tx) error) (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
-	return true, fn(&Tx{bolt: b.bolt})
+	r := db.pending.released.Load() // before the transaction begins: see released.id
+	return db.bolt.View(func(btx *bolt.Tx) error {
+		tx := &Tx{entries: entries{bolt: btx}}
+		if r != nil && btx.ID() < r.id {
+			tx.released, tx.change = r, r.now()
+		}
+		return fn(tx)
+	})
 }

@@ -3,11 +3,15 @@ package metadata_test
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -225,6 +229,136 @@ func TestReadersBesideWriter(t *testing.T) {
 			case <-time.After(10 * time.Second):
 				return fmt.Errorf("%s waits for a writer", name)
 			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestViewPendingDuringCommit: while a commit hangs, readers see what is durable without what was released since, and
+// do not wait.
+func TestViewPendingDuringCommit(t *testing.T) {
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var hang atomic.Bool
+	db, err := metadata.Open(filepath.Join(t.TempDir(), "db"), &metadata.Options{
+		Spend: func(commit func() error) error {
+			if hang.CompareAndSwap(true, false) {
+				close(entered)
+				<-leave
+			}
+			return commit()
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	const holder, other = metadata.Containerd, metadata.Holder("image/x")
+	kept, released, added := digest.FromString("kept"), digest.FromString("released"), digest.FromString("added")
+	put := func(d digest.Digest, hs ...metadata.Holder) func(*metadata.Tx) error {
+		return func(tx *metadata.Tx) error {
+			if err := tx.PutBlob(metadata.Blob{Digest: d}); err != nil {
+				return err
+			}
+			for _, h := range hs {
+				if err := tx.Hold(h, metadata.BlobNode(d)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(db.Update(put(kept, holder, other)))
+	must(db.Update(put(released, holder)))
+	release := func(d digest.Digest) func() error {
+		wait, err := db.UpdateDeferred(func(tx *metadata.Tx) error { return tx.Release(holder, metadata.BlobNode(d)) })
+		must(err)
+		return wait
+	}
+	hang.Store(true)
+	first, second := release(kept), release(released)
+	committing := make(chan error, 1)
+	go func() { committing <- db.Batch(put(added, holder)) }()
+	<-entered
+	seen := func(when string, want ...digest.Digest) {
+		t.Helper()
+		must(db.ViewPending(func(tx *metadata.Tx) error {
+			var held []string
+			for _, d := range want {
+				held = append(held, d.String())
+			}
+			if got := tx.Held(holder, metadata.KindBlob, "", -1); !slices.Equal(got, held) {
+				t.Errorf("%s: holds %q instead of %q", when, got, held)
+			}
+			if _, err := tx.Blob(kept); err != nil {
+				t.Errorf("%s: the blob of another holder: %v", when, err)
+			}
+			if _, err := tx.Blob(released); !errdefs.IsNotFound(err) {
+				t.Errorf("%s: the released blob: %v", when, err)
+			}
+			if tx.Holds(holder, metadata.BlobNode(kept)) || !tx.Holds(other, metadata.BlobNode(kept)) {
+				t.Errorf("%s: held by %q", when, tx.Holders(metadata.BlobNode(kept)))
+			}
+			return nil
+		}))
+	}
+	seen("while the commit hangs")
+	close(leave)
+	must(<-committing)
+	must(first())
+	must(second())
+	seen("afterwards", added)
+	must(db.Update(put(released, holder)))
+	must(db.ViewPending(func(tx *metadata.Tx) error {
+		if _, err := tx.Blob(released); err != nil {
+			t.Errorf("recorded again: %v", err)
+		}
+		return nil
+	}))
+}
+
+// TestViewPendingIsOneState: a reader that began before a release sees none of it.
+func TestViewPendingIsOneState(t *testing.T) {
+	db := open(t)
+	d, before := digest.FromString("blob"), digest.FromString("released before")
+	for _, d := range []digest.Digest{d, before} {
+		if err := db.Update(func(tx *metadata.Tx) error {
+			if err := tx.PutBlob(metadata.Blob{Digest: d}); err != nil {
+				return err
+			}
+			return tx.Hold(metadata.Containerd, metadata.BlobNode(d))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release := func(d digest.Digest, fail bool) error {
+		_, err := db.UpdateDeferred(func(tx *metadata.Tx) error {
+			if fail {
+				return errdefs.ErrAborted
+			}
+			return tx.Release(metadata.Containerd, metadata.BlobNode(d))
+		})
+		return err
+	}
+	if err := release(before, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := release(d, true); !errdefs.IsAborted(err) {
+		t.Fatal(err)
+	}
+	if err := db.ViewPending(func(tx *metadata.Tx) error {
+		if err := release(d, false); err != nil {
+			return err
+		}
+		if _, err := tx.Blob(d); err != nil || !tx.Holds(metadata.Containerd, metadata.BlobNode(d)) {
+			t.Errorf("the state changed meanwhile: %v", err)
 		}
 		return nil
 	}); err != nil {

@@ -38,7 +38,7 @@ const bindingPrefix = "binding/"
 // Bindings lists all bindings, by ID.
 func Bindings(tx *Tx) ([]Binding, error) {
 	var bs []Binding
-	for _, id := range pageOf(tx.bolt.Bucket(bucketMeta), []byte(bindingPrefix), "", -1) {
+	for _, id := range tx.page(bucketMeta, []byte(bindingPrefix), "", -1) {
 		var b Binding
 		if err := tx.get(bucketMeta, "binding", bindingPrefix+id, &b); err != nil {
 			return nil, err
@@ -180,7 +180,7 @@ func Newest(tx *Tx, h Holder) (newest time.Time, err error) {
 
 // HoldsAny reports whether h holds anything.
 func (tx *Tx) HoldsAny(h Holder) bool {
-	return len(pageOf(tx.bolt.Bucket(bucketHolds), join(string(h), ""), "", 1)) > 0
+	return len(tx.page(bucketHolds, join(string(h), ""), "", 1)) > 0
 }
 
 // Sequence splits a containerd key, "<namespace>/<sequence>/<name>". ok is false for any other key.
@@ -202,7 +202,7 @@ func Sequence(key string) (namespace string, sequence uint64, ok bool) {
 // LastSequence returns the largest sequence number of the snapshots in a namespace that h holds; 0 if there are none.
 func LastSequence(tx *Tx, h Holder, namespace string) (last uint64) {
 	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
-	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {
+	for _, rest := range tx.page(bucketHolds, prefix, "", -1) {
 		if _, n, ok := Sequence(namespace + "/" + rest); ok {
 			last = max(last, n)
 		}
@@ -214,7 +214,7 @@ func LastSequence(tx *Tx, h Holder, namespace string) (last uint64) {
 // Their containerd's database does not know them any more and will use these numbers again.
 func SetAside(tx *Tx, h Holder, namespace string, sequence uint64) (moved []Rekeyed, err error) {
 	prefix := join(string(h), string(KindSnapshot), h.SnapshotKey(namespace+"/"))
-	for _, rest := range pageOf(tx.bolt.Bucket(bucketHolds), prefix, "", -1) {
+	for _, rest := range tx.page(bucketHolds, prefix, "", -1) {
 		name := namespace + "/" + rest
 		if _, n, ok := Sequence(name); !ok || n < sequence || strings.Contains(name, setAside) {
 			continue

@@ -32,7 +32,7 @@ func (db *DB) Check(report func(Fault)) (err error) {
 	}
 	db.flush(nil)
 	return db.bolt.View(func(btx *bolt.Tx) error {
-		tx := &Tx{bolt: btx}
+		tx := &Tx{entries: entries{bolt: btx}}
 		checkNodes(tx, fault)
 		checkHolds(tx, fault)
 		checkImages(tx, fault)
@@ -96,7 +96,7 @@ func checkNodes(tx *Tx, fault boltfile.Report) {
 }
 
 func checkHolds(tx *Tx, fault boltfile.Report) {
-	for _, key := range pageOf(tx.bolt.Bucket(bucketHolds), nil, "", -1) {
+	for _, key := range tx.page(bucketHolds, nil, "", -1) {
 		p := strings.SplitN(key, "\x00", 3)
 		if len(p) != 3 {
 			fault("hold %q: malformed", key)
@@ -111,7 +111,7 @@ func checkHolds(tx *Tx, fault boltfile.Report) {
 		}
 		checkHolder(tx, Holder(p[0]), fault)
 	}
-	for _, key := range pageOf(tx.bolt.Bucket(bucketHeld), nil, "", -1) {
+	for _, key := range tx.page(bucketHeld, nil, "", -1) {
 		p := strings.Split(key, "\x00")
 		if len(p) != 3 || !exists(tx.bolt.Bucket(bucketHolds).Cursor(), join(p[2], p[0], p[1])) {
 			fault("held %q: not in the index by holder", key)

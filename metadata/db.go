@@ -294,18 +294,16 @@ func (db *DB) Close() (err error) {
 	return db.bolt.Close()
 }
 
-// Probe begins and ends one read transaction and one write transaction, to show that neither is blocked. It writes
-// nothing.
+// Probe begins and ends a read transaction, to show that readers are not blocked. A writer may be: it waits for the
+// disk.
 func (db *DB) Probe() (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
-	for _, write := range []bool{false, !db.bolt.IsReadOnly()} {
-		tx, err := db.bolt.Begin(write)
-		if err != nil {
-			return fmt.Errorf("metadata: probe: %w", err)
-		}
-		if err := tx.Rollback(); err != nil {
-			return fmt.Errorf("metadata: probe: %w", err)
-		}
+	tx, err := db.bolt.Begin(false)
+	if err == nil {
+		err = tx.Rollback()
+	}
+	if err != nil {
+		return fmt.Errorf("metadata: probe: %w", err)
 	}
 	return nil
 }
@@ -334,12 +332,12 @@ func (db *DB) View(fn func(*Tx) error) (err error) {
 // disk. Background deletion uses it, so that looking does not end a batch early.
 func (db *DB) ViewCommitted(fn func(*Tx) error) (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
-	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
+	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{entries: entries{bolt: tx}}) })
 }
 
-// apply runs fn in a write transaction and checks the invariant.
-func apply(btx *bolt.Tx, fn func(*Tx) error) error {
-	tx := &Tx{bolt: btx, touched: map[Node]bool{}}
+// apply runs fn in a write transaction and checks the invariant. It adds to drops, unless that is nil, what fn deletes.
+func apply(btx *bolt.Tx, fn func(*Tx) error, drops map[string]struct{}) error {
+	tx := &Tx{entries{bolt: btx, drops: drops}, map[Node]bool{}}
 	if err := fn(tx); err != nil {
 		return err
 	}

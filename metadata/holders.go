@@ -34,10 +34,10 @@ func (tx *Tx) Release(h Holder, n Node) error {
 	if !tx.Holds(h, n) {
 		return fmt.Errorf("%s %s: not held by %s: %w", n.Kind, n.Key, h, errdefs.ErrNotFound)
 	}
-	if err := tx.bolt.Bucket(bucketHolds).Delete(join(string(h), string(n.Kind), n.Key)); err != nil {
+	if err := tx.drop(bucketHolds, join(string(h), string(n.Kind), n.Key)); err != nil {
 		return err
 	}
-	if err := tx.bolt.Bucket(bucketHeld).Delete(join(string(n.Kind), n.Key, string(h))); err != nil {
+	if err := tx.drop(bucketHeld, join(string(n.Kind), n.Key, string(h))); err != nil {
 		return err
 	}
 	if len(tx.Holders(n)) > 0 {
@@ -53,7 +53,7 @@ func (tx *Tx) delete(n Node) error {
 			return err
 		}
 	}
-	if err := tx.bolt.Bucket(nodeBuckets[n.Kind]).Delete([]byte(n.Key)); err != nil {
+	if err := tx.drop(nodeBuckets[n.Kind], []byte(n.Key)); err != nil {
 		return err
 	}
 	return tx.dropPairs(n)
@@ -95,7 +95,8 @@ func (tx *Tx) MoveHolds(from, to Holder) error {
 
 // Holds reports whether h holds n.
 func (tx *Tx) Holds(h Holder, n Node) bool {
-	return exists(tx.bolt.Bucket(bucketHolds).Cursor(), join(string(h), string(n.Kind), n.Key))
+	key := join(string(h), string(n.Kind), n.Key)
+	return exists(tx.bolt.Bucket(bucketHolds).Cursor(), key) && !tx.hides(bucketHolds, key)
 }
 
 // exists reports whether a bucket has the key. bbolt's Get returns nil for a missing key, but also for an empty value.
@@ -107,7 +108,7 @@ func exists(c interface{ Seek([]byte) ([]byte, []byte) }, key []byte) bool {
 // Holders lists the holders of n.
 func (tx *Tx) Holders(n Node) []Holder {
 	var hs []Holder
-	for _, h := range pageOf(tx.bolt.Bucket(bucketHeld), join(string(n.Kind), n.Key, ""), "", -1) {
+	for _, h := range tx.page(bucketHeld, join(string(n.Kind), n.Key, ""), "", -1) {
 		hs = append(hs, Holder(h))
 	}
 	return hs
@@ -116,7 +117,7 @@ func (tx *Tx) Holders(n Node) []Holder {
 // Held returns the first keys of the nodes of a kind that h holds, at most limit of them, that are greater than
 // after. "" is less than every key; a negative limit means no limit.
 func (tx *Tx) Held(h Holder, k Kind, after string, limit int) []string {
-	return pageOf(tx.bolt.Bucket(bucketHolds), join(string(h), string(k), ""), after, limit)
+	return tx.page(bucketHolds, join(string(h), string(k), ""), after, limit)
 }
 
 // HeldSnapshots lists the snapshots that h holds, children before their parents. They can be released in this order.
@@ -152,6 +153,10 @@ func (tx *Tx) AllHolders() []Holder {
 	var hs []Holder
 	c := tx.bolt.Bucket(bucketHolds).Cursor()
 	for k, _ := c.First(); k != nil; {
+		if tx.hides(bucketHolds, k) {
+			k, _ = c.Next()
+			continue
+		}
 		h, _, _ := strings.Cut(string(k), "\x00")
 		hs = append(hs, Holder(h))
 		k, _ = c.Seek([]byte(h + "\x01"))
@@ -182,7 +187,7 @@ func (tx *Tx) EndPull(ref string) error {
 // Pulls lists the pulls that have neither ended nor lapsed.
 func (tx *Tx) Pulls() ([]Pull, error) {
 	var ps []Pull
-	for _, ref := range pageOf(tx.bolt.Bucket(bucketPulls), nil, "", -1) {
+	for _, ref := range tx.page(bucketPulls, nil, "", -1) {
 		var p Pull
 		if err := tx.get(bucketPulls, "pull", ref, &p); err != nil {
 			return nil, err

@@ -71,7 +71,7 @@ func (tx *Tx) RenameSnapshot(old string, s Snapshot) error {
 // Children lists at most limit of the snapshots whose parent is key; the key "" lists the snapshots without a parent. A
 // negative limit means no limit.
 func (tx *Tx) Children(key string, limit int) []string {
-	return pageOf(tx.bolt.Bucket(bucketChildren), join(key, ""), "", limit)
+	return tx.page(bucketChildren, join(key, ""), "", limit)
 }
 
 // unlinkSnapshot removes a snapshot from the index of its parent's children and releases what it holds.
@@ -83,7 +83,7 @@ func (tx *Tx) unlinkSnapshot(key string) error {
 	if err != nil {
 		return err
 	}
-	if err := tx.bolt.Bucket(bucketChildren).Delete(join(s.Parent, key)); err != nil {
+	if err := tx.drop(bucketChildren, join(s.Parent, key)); err != nil {
 		return err
 	}
 	return tx.ReleaseAll(SnapshotHolder(key))

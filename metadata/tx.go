@@ -1,7 +1,6 @@
 package metadata
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -9,7 +8,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	bolt "go.etcd.io/bbolt"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 )
@@ -20,7 +18,7 @@ const maxName = 8 << 10
 
 // Tx reads and writes records. It is valid only inside the function that a DB's method runs.
 type Tx struct {
-	bolt    *bolt.Tx
+	entries
 	touched map[Node]bool // nodes that this transaction wrote; nil in a read transaction
 }
 
@@ -38,7 +36,7 @@ func badRecord(what, key string, err error) error {
 }
 
 func (tx *Tx) get(bucket []byte, what, key string, into any) error {
-	v := tx.bolt.Bucket(bucket).Get([]byte(key))
+	v := tx.value(bucket, []byte(key))
 	if v == nil {
 		return fmt.Errorf("%s %s: %w", what, key, errdefs.ErrNotFound)
 	}
@@ -71,7 +69,7 @@ var nodeBuckets = map[Kind][]byte{
 	KindSnapshot: bucketSnapshots,
 }
 
-func (tx *Tx) has(n Node) bool { return tx.bolt.Bucket(nodeBuckets[n.Kind]).Get([]byte(n.Key)) != nil }
+func (tx *Tx) has(n Node) bool { return tx.value(nodeBuckets[n.Kind], []byte(n.Key)) != nil }
 
 // Blob returns the record of a blob, or errdefs.ErrNotFound.
 func (tx *Tx) Blob(d digest.Digest) (b Blob, err error) {
@@ -125,7 +123,7 @@ func (tx *Tx) DeleteImage(ref string) error {
 // every reference; a negative limit means no limit.
 func (tx *Tx) Images(after string, limit int) ([]Image, error) {
 	var page []Image
-	for _, ref := range pageOf(tx.bolt.Bucket(bucketImages), nil, after, limit) {
+	for _, ref := range tx.page(bucketImages, nil, after, limit) {
 		i, err := tx.Image(ref)
 		if err != nil {
 			return nil, err
@@ -140,7 +138,7 @@ func (tx *Tx) ImagesOf(repository string) ([]Image, error) {
 	var all []Image
 	for _, separator := range []string{":", "@"} {
 		prefix := repository + separator
-		for _, rest := range pageOf(tx.bolt.Bucket(bucketImages), []byte(prefix), "", -1) {
+		for _, rest := range tx.page(bucketImages, []byte(prefix), "", -1) {
 			i, err := tx.Image(prefix + rest)
 			if err != nil {
 				return nil, err
@@ -154,7 +152,7 @@ func (tx *Tx) ImagesOf(repository string) ([]Image, error) {
 // Keys returns the first keys of a kind's nodes, at most limit of them, that are greater than after. "" is less than
 // every key; a negative limit means no limit.
 func (tx *Tx) Keys(k Kind, after string, limit int) []string {
-	return pageOf(tx.bolt.Bucket(nodeBuckets[k]), nil, after, limit)
+	return tx.page(nodeBuckets[k], nil, after, limit)
 }
 
 // SnapshotDirs returns a map from the name of each directory under snapshots/ to the key of its snapshot. It decodes no
@@ -164,6 +162,9 @@ func (tx *Tx) SnapshotDirs() (map[string]string, error) {
 	err := tx.bolt.Bucket(bucketSnapshots).ForEach(func(key, value []byte) error {
 		var record struct {
 			Dir string `json:"dir"`
+		}
+		if tx.hides(bucketSnapshots, key) {
+			return nil
 		}
 		if err := json.Unmarshal(value, &record); err != nil {
 			return badRecord("snapshot", string(key), err)
@@ -211,13 +212,13 @@ func (tx *Tx) SetFlag(name, value string) error {
 
 // Verified returns the diff ID that was computed for the blob in this root; "" if none was.
 func (tx *Tx) Verified(blob digest.Digest) digest.Digest {
-	return digest.Digest(tx.bolt.Bucket(bucketVerified).Get([]byte(blob)))
+	return digest.Digest(tx.value(bucketVerified, []byte(blob)))
 }
 
 // BlobsOf lists the blobs that decompress to diffID, whether or not they are still stored.
 func (tx *Tx) BlobsOf(diffID digest.Digest) []digest.Digest {
 	var blobs []digest.Digest
-	for _, b := range pageOf(tx.bolt.Bucket(bucketDiffs), join(diffID.String(), ""), "", -1) {
+	for _, b := range tx.page(bucketDiffs, join(diffID.String(), ""), "", -1) {
 		blobs = append(blobs, digest.Digest(b))
 	}
 	return blobs
@@ -254,30 +255,14 @@ func (tx *Tx) dropPairs(n Node) error {
 		if tx.has(BlobNode(b)) {
 			continue
 		}
-		if err := tx.bolt.Bucket(bucketVerified).Delete([]byte(b)); err != nil {
+		if err := tx.drop(bucketVerified, []byte(b)); err != nil {
 			return err
 		}
-		if err := tx.bolt.Bucket(bucketDiffs).Delete(join(diffID.String(), b.String())); err != nil {
+		if err := tx.drop(bucketDiffs, join(diffID.String(), b.String())); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// pageOf lists the first keys with the prefix, at most limit of them, whose rest is greater than after; it returns the
-// rests. A negative limit means no limit.
-func pageOf(b *bolt.Bucket, prefix []byte, after string, limit int) []string {
-	c := b.Cursor()
-	seek := append(bytes.Clone(prefix), after...)
-	k, _ := c.Seek(seek)
-	if after != "" && k != nil && bytes.Equal(k, seek) {
-		k, _ = c.Next()
-	}
-	var page []string
-	for ; k != nil && bytes.HasPrefix(k, prefix) && (limit < 0 || len(page) < limit); k, _ = c.Next() {
-		page = append(page, string(k[len(prefix):]))
-	}
-	return page
 }
 
 // join returns the index key with these parts.

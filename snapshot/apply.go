@@ -217,7 +217,7 @@ func (s *Store) expected(ctx context.Context, r Request) (rec metadata.Layer, ok
 		return rec, false
 	}
 	key := ""
-	err := s.db.View(func(tx *metadata.Tx) error {
+	err := s.db.ViewPending(func(tx *metadata.Tx) error {
 		diffID := tx.Verified(r.Blob)
 		if diffID == "" || !r.expects(diffID) {
 			return errdefs.ErrNotFound

@@ -116,7 +116,7 @@ func (s *Store) rebuildFixup(ctx context.Context, key string) (*layer.Built, err
 // their stack can be read while the fix-up is broken.
 func (s *Store) standsOn(fixup string) (sn metadata.Snapshot, err error) {
 	var keys []string
-	if err := s.db.View(func(tx *metadata.Tx) error {
+	if err := s.db.ViewPending(func(tx *metadata.Tx) error {
 		for _, h := range tx.Holders(metadata.LayerNode(fixup)) {
 			if kind, key := h.Split(); kind == metadata.HolderSnapshot {
 				keys = append(keys, key)

@@ -86,7 +86,7 @@ func (s *Store) claimKnown(ctx context.Context, l Pair,
 	hold func(*metadata.Tx, metadata.Layer) error,
 ) (rec metadata.Layer, ok bool, err error) {
 	known := false
-	err = s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.ViewPending(func(tx *metadata.Tx) error {
 		known = isKnown(tx, l)
 		return nil
 	})

@@ -48,7 +48,7 @@ func (m mending) rebuild(ctx context.Context, rec metadata.Layer, claimed ...dig
 		return m.rebuildFixup(ctx, rec)
 	}
 	blobs := claimed
-	if err := s.db.View(func(tx *metadata.Tx) error {
+	if err := s.db.ViewPending(func(tx *metadata.Tx) error {
 		blobs = append(tx.BlobsOf(rec.DiffID), claimed...)
 		return nil
 	}); err != nil {

@@ -383,7 +383,7 @@ func (u *unpacks) hasLayer(diffID digest.Digest) (have bool, err error) {
 	if diffID == "" {
 		return false, nil
 	}
-	err = u.s.db.View(func(tx *metadata.Tx) error {
+	err = u.s.db.ViewPending(func(tx *metadata.Tx) error {
 		switch _, err := tx.Layer(metadata.LayerKey(diffID)); {
 		case err == nil:
 			have = true

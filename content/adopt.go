@@ -42,7 +42,7 @@ func (hs *HolderStore) adopt(ctx context.Context, desc ocispec.Descriptor) error
 	if desc.Size > 0 && fi.Size() != desc.Size || !fits(f, fi.Size()) {
 		return fmt.Errorf("blob %s: its file has %d bytes: %w", d, fi.Size(), errdefs.ErrNotFound)
 	}
-	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
+	got, err := d.Algorithm().FromReader(ctxReader{watched(ctx), f})
 	if ctx.Err() != nil {
 		return fmt.Errorf("blob %s: %w", d, ctx.Err())
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -106,7 +107,7 @@ func (s *Store) hash(ctx context.Context, b metadata.Blob) error {
 		return fault(fmt.Errorf("%d bytes instead of %d", fi.Size(), b.Size))
 	}
 	h := b.Digest.Algorithm().Digester()
-	if _, err := io.Copy(h.Hash(), ctxReader{ctx.Err, f}); err != nil {
+	if _, err := io.Copy(h.Hash(), ctxReader{watched(ctx), f}); err != nil {
 		if cerr := ctx.Err(); cerr != nil {
 			return cerr
 		}
@@ -116,6 +117,14 @@ func (s *Store) hash(ctx context.Context, b metadata.Blob) error {
 		return fault(fmt.Errorf("its bytes have digest %s", d))
 	}
 	return nil
+}
+
+// watched returns a function for a ctxReader that counts each read as progress.
+func watched(ctx context.Context) func() error {
+	return func() error {
+		interrupt.Step(ctx)
+		return ctx.Err()
+	}
 }
 
 // ctxReader is a Reader that fails once ended returns an error.

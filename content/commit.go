@@ -102,7 +102,7 @@ func (w *writer) verify(ctx context.Context, size int64, expected digest.Digest,
 	}
 	if expected != "" && expected.Algorithm() != d.Algorithm() {
 		h := expected.Algorithm().Digester()
-		if _, err := io.Copy(h.Hash(), ctxReader{ctx.Err, io.NewSectionReader(w.f, 0, w.offset)}); err != nil {
+		if _, err := io.Copy(h.Hash(), ctxReader{watched(ctx), io.NewSectionReader(w.f, 0, w.offset)}); err != nil {
 			return "", nil, err
 		}
 		d = h.Digest()

@@ -95,12 +95,11 @@ func (s *Store) createData(dir, stored string, total int64) (fsys.File, content.
 // errdefs.ErrFailedPrecondition if one is not a regular file, and errdefs.ErrDataLoss if the state
 // is damaged.
 func readIngest(dir string) (st content.Status, err error) {
-	// createData writes the state before it makes the data file. So without a data file, the state may be half written.
-	fi, err := os.Lstat(filepath.Join(dir, "data"))
-	if err != nil && !errors.Is(err, unix.ENOTDIR) { // readState has a better error for that
+	if st, err = readState(dir); err != nil {
 		return st, err
 	}
-	if st, err = readState(dir); err != nil {
+	fi, err := os.Lstat(filepath.Join(dir, "data"))
+	if err != nil {
 		return st, err
 	}
 	if !fi.Mode().IsRegular() {
@@ -176,9 +175,9 @@ type sum struct {
 	err  error
 }
 
-// sum begins to hash the first size bytes of f.
-func (s *Store) sum(f io.ReaderAt, size int64) *sum {
-	ctx, stop := context.WithCancel(context.Background())
+// sum begins to hash the first size bytes of f. It outlives the end of ctx.
+func (s *Store) sum(ctx context.Context, f io.ReaderAt, size int64) *sum {
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	m := &sum{ready: make(chan struct{}), stopped: ctx.Done(), stop: stop, hash: sha256.New()}
 	if size == 0 {
 		close(m.ready)
@@ -190,7 +189,7 @@ func (s *Store) sum(f io.ReaderAt, size int64) *sum {
 	}
 	go func() {
 		defer close(m.ready)
-		n, err := io.CopyBuffer(m.hash, ctxReader{ctx.Err, r}, make([]byte, 256<<10))
+		n, err := io.CopyBuffer(m.hash, ctxReader{watched(ctx), r}, make([]byte, 256<<10))
 		if err == nil && n < size {
 			err = io.ErrUnexpectedEOF
 		}

@@ -77,7 +77,7 @@ func recoverBlob(ctx context.Context, path string, d digest.Digest) (metadata.Bl
 		return metadata.Blob{}, fmt.Errorf("a file of mode %s and %d bytes can't be a blob: %w",
 			fi.Mode(), fi.Size(), errdefs.ErrDataLoss)
 	}
-	got, err := d.Algorithm().FromReader(ctxReader{ctx.Err, f})
+	got, err := d.Algorithm().FromReader(ctxReader{watched(ctx), f})
 	if err != nil {
 		return metadata.Blob{}, err
 	}

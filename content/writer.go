@@ -145,7 +145,7 @@ func (hs *HolderStore) openWriter(ctx context.Context, ref string, desc ocispec.
 	if err := w.promise(ctx); err != nil {
 		return nil, w.giveUp(err)
 	}
-	w.sum.Store(hs.s.sum(f, st.Offset))
+	w.sum.Store(hs.s.sum(ctx, f, st.Offset))
 	w.follow(d)
 	if w.aborted.Load() {
 		return nil, errdefs.ErrAborted
@@ -333,7 +333,7 @@ func (w *writer) Truncate(size int64) error {
 	}
 	w.flushed, w.updated, w.dirty, w.foreign = 0, time.Now(), true, false
 	w.broken = nil
-	old := w.sum.Swap(w.hs.s.sum(w.f, 0))
+	old := w.sum.Swap(w.hs.s.sum(context.Background(), w.f, 0))
 	old.stop()
 	if err := w.f.Truncate(0); err != nil {
 		w.broken = fmt.Errorf("ingest %.200q: %w", w.ref, errclass.Ensure(err))

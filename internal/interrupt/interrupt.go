@@ -9,9 +9,13 @@ import (
 // for often enough for steps that take microseconds.
 func Every(ctx context.Context) func() error {
 	const few = 64
-	steps := 0
+	steps, work := 0, workOf(ctx)
 	return func() error {
-		if steps++; steps%few == 0 && ctx.Err() != nil {
+		if steps++; steps%few != 0 {
+			return nil
+		}
+		work.step()
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		return nil
@@ -20,7 +24,9 @@ func Every(ctx context.Context) func() error {
 
 // Copy copies until the end of the reader, or of ctx, whose cause it returns then.
 func Copy(ctx context.Context, to io.Writer, from io.Reader) error {
+	work := workOf(ctx)
 	for buf := make([]byte, 256<<10); ; {
+		work.step()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

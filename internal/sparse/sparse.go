@@ -19,6 +19,8 @@ import (
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 )
 
 const (
@@ -62,6 +64,7 @@ func read(ctx context.Context, fd int, at, end int64, h io.Writer) error {
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
 	for at < end {
+		interrupt.Step(ctx)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -183,6 +186,7 @@ func extents(ctx context.Context, fd int, size int64, fn func(at, end int64) err
 // copyRange copies the bytes from at to end, in the kernel if possible.
 func copyRange(ctx context.Context, to, from *os.File, at, end int64) error {
 	for at < end {
+		interrupt.Step(ctx)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/snapshot/internal/beneath"
 )
 
@@ -59,6 +60,7 @@ type visitor func(dir *os.File, name string) (isDir bool, err error)
 // symbolic link.
 func eachBelow(ctx context.Context, root *os.File, visit visitor) error {
 	for todo := []string{"."}; len(todo) > 0; {
+		interrupt.Step(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

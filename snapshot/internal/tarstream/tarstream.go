@@ -140,6 +140,7 @@ func (p *tarPipe) Read(b []byte) (int, error) {
 			return 0, p.err
 		}
 		p.chunk, p.off = c, 0
+		interrupt.ShareStep()
 	}
 	n := copy(b, p.chunk.buf[p.off:p.chunk.n])
 	p.off += n

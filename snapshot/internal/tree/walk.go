@@ -13,6 +13,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/interrupt"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/sparse"
 	"github.com/tank-snapshotter/tank/snapshot/entry"
@@ -120,6 +121,7 @@ func (r *treeReader) readAll(ctx context.Context) error {
 		return err
 	}
 	for {
+		interrupt.Step(ctx)
 		if err := ctx.Err(); err != nil {
 			return err
 		}

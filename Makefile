@@ -13,6 +13,7 @@ TAGS            := grpcnotrace
 # With this tag a test panics when a lock is taken out of order (internal/lockorder).
 TESTTAGS        ?= lockorder
 FUZZTIME        ?= 30s
+DURATION        ?= 10m
 TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 20m
 MATRIX          ?= .
@@ -32,7 +33,7 @@ FS              ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix kubelet race fuzz model compare reliability cuts cut-histories kills bench bench-crane bench-pull bench-all lint fmt demo clean help
+.PHONY: build install test unit integration matrix stall kubelet race fuzz model compare reliability cuts cut-histories kills bench bench-crane bench-pull bench-all lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -61,6 +62,10 @@ integration: build ## run the tests with a real containerd, runc and registry (t
 matrix: build ## run every operation under each containerd, install and mode (some: MATRIX=2.3.7/second); writes docs/compatibility.md
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_MATRIX='$(MATRIX)' $(GO) test -count=1 -timeout 40m -parallel 3 \
 		-run '^TestMatrix$$' $(TESTFLAGS) .
+
+stall: build ## have every call answered while the disk below the root stands still for DURATION
+	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_TEST_STALL=$(DURATION) $(GO) test -count=1 -timeout 60m \
+		-run '^TestStalledDisk$$' -v $(TESTFLAGS) .
 
 kubelet: build ## follow docs/kubernetes.md with a real kubelet, whose build takes minutes
 	cd integration/kubelet && CGO_ENABLED=0 $(GO) build -trimpath -o ../.bin/kubelet k8s.io/kubernetes/cmd/kubelet

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -18,6 +19,7 @@ type TankRoot struct {
 	AsUnit bool   // the daemon may do only what its unit for systemd allows
 	// Descriptors is how many the daemon may have. 0: what the test has.
 	Descriptors int
+	Env         []string // variables of the daemon, as NAME=VALUE
 	bin         string
 	daemon      *Process
 	broken      bool
@@ -99,6 +101,9 @@ func (k *TankRoot) Serve() *Process {
 	}
 	if k.Descriptors > 0 {
 		argv = limited(k.Descriptors, argv...)
+	}
+	if len(k.Env) > 0 {
+		argv = slices.Concat([]string{"env"}, k.Env, argv)
 	}
 	k.daemon = k.env.Start("tank", argv...)
 	Eventually(k.env.t, 20*time.Second, "the daemon answers", func() bool {

@@ -55,16 +55,30 @@ type Options struct {
 	// More registers further services, such as the admin endpoint, which are then served on the same
 	// sockets. nil: there are none.
 	More func(grpc.ServiceRegistrar)
+	// Disk returns a number that grows while the disk below the stores completes requests. Transfers,
+	// Apply and Commit, and with Copies Prepare, may take longer than Limit while it grows. nil: the
+	// disk is not looked at.
+	Disk func() uint64
+	// Copies says that a Prepare copies files (directory mode). false: it does not.
+	Copies bool
+	// Limit is how long a call of containerd may take before it is answered with
+	// errdefs.ErrUnavailable, while it makes no progress in proportion to bytes. 0 means 4 seconds.
+	Limit time.Duration
 	// Drain is how long calls may go on after Serve was told to stop. 0 means 10 seconds, less than 0 forever.
 	Drain time.Duration
 }
 
 // Server serves a root to containerd.
-type Server struct{ rpc *rpc.Server }
+type Server struct {
+	rpc    *rpc.Server
+	fenced *fenced
+}
 
 // New makes a server. It does not listen yet.
 func New(opts *Options) *Server {
+	f := newFenced(opts)
 	g := rpc.New(&rpc.Options{Drain: opts.Drain, Check: checkRequest, Server: []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(f.unary), grpc.ChainStreamInterceptor(f.stream),
 		grpc.StatsHandler(connections{}),
 		grpc.Creds(newUnixCredentials()),
 	}})
@@ -87,6 +101,7 @@ func New(opts *Options) *Server {
 		contentapi.RegisterContentServer(g, &contentServer{contentserver.New(recent), recent})
 	}
 	if snapshotter != nil {
+		f.snapshotter = snapshotter
 		a := &announcer{Snapshotter: snapshotter, layers: opts.Layers, recent: recent}
 		snapshotsapi.RegisterSnapshotsServer(g, snapshotservice.FromSnapshotter(a))
 		// No comparer: containerd's own writes the layer where its records know of it. See docs/adr/0009.
@@ -95,11 +110,18 @@ func New(opts *Options) *Server {
 	if opts.More != nil {
 		opts.More(g)
 	}
-	return &Server{g}
+	return &Server{g, f}
 }
 
+// Answers returns nil if the server answers a call before ctx ends, and an error of class errdefs.ErrUnavailable
+// otherwise. It needs no disk.
+func (s *Server) Answers(ctx context.Context) error { return s.rpc.Answers(ctx) }
+
 // Serve answers on the listeners until ctx ends, and then until the running calls have ended, or Options.Drain
-// has passed. It closes the listeners.
+// has passed. It closes the listeners. It returns when the work of all calls has ended, also of those that were
+// answered before their end.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	return s.rpc.Serve(ctx, listeners...)
+	err := s.rpc.Serve(ctx, listeners...)
+	s.fenced.fence.Close()
+	return err
 }

@@ -17,9 +17,11 @@ import (
 	"github.com/tank-snapshotter/tank"
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/containerdconfig"
+	"github.com/tank-snapshotter/tank/internal/fence"
 	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/processor"
+	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/internal/systemd"
 	"github.com/tank-snapshotter/tank/metadata"
@@ -103,6 +105,8 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 		Binder: root.Binder(), StoresOf: storesOf(root, opts.Containerd == nil), Layers: root.Snapshots().Layers(),
 		Applier:    root.Snapshots(),
 		Processors: s.processors(),
+		Disk:       disksOf(s.Root),
+		Copies:     opts.Directory,
 		More: func(to grpc.ServiceRegistrar) {
 			admin.Register(to, root, &admin.ServeOptions{HostsDir: s.HostsDir})
 		},
@@ -121,15 +125,15 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	watch, done := context.WithCancel(ctx)
 	defer done()
 	sockets := make([]net.Listener, len(opened))
-	var paths []string
+	alive := &liveness{root: root.Root(), answers: server.Answers, database: root.Probe}
 	for i, l := range opened {
 		sockets[i] = l
 		if l.HasFile() {
-			paths = append(paths, l.File())
+			alive.sockets = append(alive.sockets, newProbed(l.File()))
 			go l.Watch(watch)
 		}
 	}
-	go systemd.Watchdog(watch, func(ctx context.Context) error { return alive(ctx, root, paths) })
+	go systemd.Watchdog(watch, alive.check)
 	log.G(ctx).WithFields(log.Fields{"root": s.Root, "address": sockets[len(sockets)-1].Addr()}).Info("serving")
 	// The sockets are bound. Connections that come before the server accepts them wait in the backlog.
 	systemd.Notify(ctx, "STATUS=Serving "+printable.Text(s.Root))
@@ -140,22 +144,15 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 	return nil
 }
 
-// alive checks that a root is served: this process answers on each socket as it would answer another process, and the
-// database serves a reader and a writer.
-func alive(ctx context.Context, t *tank.Tank, sockets []string) error {
-	for _, socket := range sockets {
-		self, err := admin.Dial(ctx, socket, nil)
-		if err != nil {
-			return err
-		}
-		root := self.Root()
-		self.Close()
-		if root != t.Root() {
-			return fmt.Errorf("socket %s: another process answers, for the root %s: %w", socket, root,
-				errdefs.ErrUnavailable)
-		}
+// disksOf returns what grows while the disks of a root complete requests. Each pool may be a disk of its own.
+func disksOf(root string) func() uint64 {
+	paths := []string{root}
+	for _, pool := range []string{
+		rootdir.Blobs, rootdir.Ingest, rootdir.Layers, rootdir.Rootfs, rootdir.Snapshots,
+	} {
+		paths = append(paths, filepath.Join(root, pool))
 	}
-	return t.Probe(ctx)
+	return fence.Disks(paths...)
 }
 
 // storesOf returns a function that returns the stores which the daemon serves to a containerd that acts for a

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -186,19 +187,27 @@ func TestNotify(t *testing.T) {
 	}
 }
 
-// TestAlive: the probe of a daemon fails if no process answers on its socket.
+// TestAlive: what the watchdog takes for a sign that a daemon does not answer.
 func TestAlive(t *testing.T) {
-	own, err := tank.Open(t.TempDir(), &tank.Options{Daemon: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer own.Close()
-	err = alive(t.Context(), own, []string{filepath.Join(own.Root(), admin.SocketName)})
-	if !errdefs.IsUnavailable(err) {
-		t.Errorf("without a server: %v", err)
-	}
-	if err := own.Probe(t.Context()); err != nil {
-		t.Errorf("the database: %v", err)
+	well := func(context.Context) error { return nil }
+	ill := func(context.Context) error { return errdefs.ErrUnavailable }
+	missing := newProbed(filepath.Join(t.TempDir(), "missing"))
+	hanging := newProbed(missing.path)
+	hanging.connecting <- struct{}{} // an earlier connection was not made yet
+	for name, tc := range map[string]struct {
+		l  liveness
+		ok bool
+	}{
+		"well":                     {liveness{answers: well, database: well}, true},
+		"the server":               {liveness{answers: ill, database: well}, false},
+		"the database":             {liveness{answers: well, database: ill}, false},
+		"a socket without process": {liveness{answers: well, database: well, sockets: []*probed{missing}}, false},
+		"a socket on a disk that stands still": {
+			liveness{answers: well, database: well, sockets: []*probed{hanging}}, true},
+	} {
+		if err := tc.l.check(t.Context()); tc.ok && err != nil || !tc.ok && !errdefs.IsUnavailable(err) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

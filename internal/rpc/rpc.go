@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +48,7 @@ type Server struct {
 	drain time.Duration
 	check func(req any) error
 	calls calls
+	self  *self
 }
 
 // New makes a server. It does not listen yet.
@@ -54,7 +56,7 @@ func New(opts *Options) *Server {
 	if opts == nil {
 		opts = &Options{}
 	}
-	s := &Server{drain: opts.Drain, check: opts.Check}
+	s := &Server{drain: opts.Drain, check: opts.Check, self: newSelf()}
 	if s.drain == 0 {
 		s.drain = drainTime
 	}
@@ -76,7 +78,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	stop := context.AfterFunc(ctx, s.shutDown)
 	defer stop()
 	g, _ := errgroup.WithContext(ctx)
-	for _, l := range listeners {
+	for _, l := range append(slices.Clone(listeners), s.self) {
 		g.Go(func() error {
 			err := s.Server.Serve(l)
 			if err != nil && !errors.Is(err, grpc.ErrServerStopped) {

@@ -243,6 +243,7 @@ func TestRecordsOfTwoReadings(t *testing.T) {
 				}
 			})
 			must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
+			must(t, os.Remove(filepath.Join(r.dir, "images.records"))) // which has what the database had
 			rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 			must(t, err)
 			// All blobs of the registry are here. The reference resolves to the index that was recorded

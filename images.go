@@ -33,8 +33,11 @@ func (t *Tank) records() (images []metadata.Image, err error) {
 	return images, err
 }
 
-// writeLayout writes the root's image layout from the records.
+// writeLayout writes the copy of the images' records, from which a rebuild takes them, and the root's image layout.
 func (t *Tank) writeLayout() error {
+	if err := t.copies.UpdateImages(); err != nil {
+		return err
+	}
 	return t.layout.Write(func() ([]ocilayout.Image, error) {
 		records, err := t.records()
 		images := make([]ocilayout.Image, len(records))
@@ -254,7 +257,7 @@ func (t *Tank) Check(ctx context.Context, report func(Fault)) error {
 		what, name := f.Subject()
 		report(Fault{What: what, Name: name, Message: f.Error(), Err: f})
 	}
-	return errors.Join(t.db.Check(each), t.content.Check(ctx, each), t.checkImages(ctx, each),
+	return errors.Join(t.db.Check(each), t.copies.Check(each), t.content.Check(ctx, each), t.checkImages(ctx, each),
 		t.snapshots.Check(ctx, each))
 }
 

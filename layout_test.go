@@ -143,14 +143,14 @@ func TestForeignEntryStays(t *testing.T) {
 		must(t, err)
 		f.stays(t, "rebuild")
 		must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
-		_, err = tank.Rebuild(ctx, r.dir, nil)
+		found, err := tank.Rebuild(ctx, r.dir, nil)
 		must(t, err)
 		f.stays(t, "rebuild without a database")
 		r.with(t, func(tk *tank.Tank) {
 			if infos, err := tk.Images(ctx); err != nil || len(infos) != 1 || infos[0].Ref != reg.Host+"/x:1" {
 				t.Errorf("images after a rebuild: %+v, %v", infos, err)
 			}
-			for _, h := range []string{string(tank.RebuiltHolder), string(metadata.Containerd)} {
+			for _, h := range []string{found.Kept, string(metadata.Containerd)} {
 				if _, err := tk.Release(ctx, h, &tank.ReleaseOptions{Force: true}); err != nil &&
 					!errdefs.IsNotFound(err) {
 					t.Error(err)

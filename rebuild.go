@@ -1,6 +1,7 @@
 package tank
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,16 +11,11 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/rebuild"
-	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/internal/rootlock"
 )
 
 // Rebuilt is what Rebuild found.
 type Rebuilt = rebuild.Found
-
-// RebuiltHolder holds what Rebuild found without a known holder, so that nothing of it is collected before
-// the holder is released.
-const RebuiltHolder = rebuild.Holder
 
 // RebuildOptions are the options of Rebuild.
 type RebuildOptions = rebuild.Options
@@ -32,9 +28,7 @@ type RebuildOptions = rebuild.Options
 // It returns errdefs.ErrUnavailable while another process owns the root, the errors of Open for a
 // directory that is no root, and errdefs.ErrFailedPrecondition where RebuildOptions.Unattended forbids it.
 func Rebuild(ctx context.Context, root string, opts *RebuildOptions) (Rebuilt, error) {
-	if opts == nil {
-		opts = &RebuildOptions{}
-	}
+	opts = cmp.Or(opts, &RebuildOptions{})
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return Rebuilt{}, fmt.Errorf("root: %w", err)
@@ -43,11 +37,7 @@ func Rebuild(ctx context.Context, root string, opts *RebuildOptions) (Rebuilt, e
 	if err != nil {
 		return Rebuilt{}, fmt.Errorf("root %s: %w", root, err)
 	}
-	var found Rebuilt
-	err = reserve.New(root).Spend(func() (err error) {
-		found, err = rebuild.Run(ctx, root, lock, opts)
-		return err
-	})
+	found, err := rebuild.Run(ctx, root, lock, opts)
 	if err := errors.Join(err, lock.Close()); err != nil {
 		return Rebuilt{}, errclass.Ensure(fmt.Errorf("root %s: %w", root, err))
 	}

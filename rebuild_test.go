@@ -3,6 +3,7 @@ package tank_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank"
@@ -171,6 +175,7 @@ func TestRebuildKeeps(t *testing.T) {
 					r := newRebuildRoot(t, daemon)
 					must(t, db(filepath.Join(r.dir, "metadata.db")))
 					must(t, index(filepath.Join(r.dir, "index.json")))
+					must(t, os.Remove(filepath.Join(r.dir, "images.records")))
 					rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 					if err != nil {
 						t.Fatal(err)
@@ -182,8 +187,7 @@ func TestRebuildKeeps(t *testing.T) {
 					if names != (rebuilt.Images == 2) && indexName != "cut" {
 						t.Errorf("%+v", rebuilt)
 					}
-					if snapshots := map[bool]int{true: 1}[daemon &&
-						dbName == "intact"]; rebuilt.Snapshots != snapshots {
+					if snapshots := map[bool]int{true: 1}[daemon]; rebuilt.Snapshots != snapshots {
 						t.Errorf("snapshots: %+v", rebuilt)
 					}
 					r.after(t, names)
@@ -264,6 +268,7 @@ func TestRebuildReleases(t *testing.T) {
 		r := newRebuildRoot(t, daemon)
 		must(t, os.Remove(filepath.Join(r.dir, "metadata.db")))
 		must(t, os.Remove(filepath.Join(r.dir, "index.json")))
+		must(t, os.Remove(filepath.Join(r.dir, "images.records")))
 		rebuilt, err := tank.Rebuild(context.Background(), r.dir, nil)
 		must(t, err)
 		want := map[bool]string{false: "rebuilt", true: "containerd"}[daemon]
@@ -273,17 +278,144 @@ func TestRebuildReleases(t *testing.T) {
 		r.with(t, func(tk *tank.Tank) {
 			holders, err := tk.Holders(context.Background())
 			must(t, err)
-			if len(holders) != 1 || holders[0].Holder != want || holders[0].Blobs == 0 {
+			if holders[0].Holder != want || holders[0].Blobs == 0 {
 				t.Errorf("holders %+v", holders)
 			}
-			_, err = tk.Release(context.Background(), want, &tank.ReleaseOptions{Force: true})
-			must(t, err)
+			for _, h := range holders { // a containerd does not know layers: `rebuilt` has those
+				_, err = tk.Release(context.Background(), h.Holder, &tank.ReleaseOptions{Force: true})
+				must(t, err)
+			}
 		})
 		if blobs, err := filepath.Glob(filepath.Join(r.dir, "blobs", "sha256", "[0-9a-f]*")); err != nil ||
 			len(blobs) > 0 {
 			t.Errorf("%d blobs after the release, %v", len(blobs), err)
 		}
 	}
+}
+
+// state is what a database has, apart from times.
+func (r *rebuildRoot) state(t *testing.T) (records, holds []string) {
+	t.Helper()
+	db, err := metadata.Open(filepath.Join(r.dir, "metadata.db"), &metadata.Options{ReadOnly: true})
+	must(t, err)
+	must(t, db.View(func(tx *metadata.Tx) error {
+		for _, k := range []metadata.Kind{
+			metadata.KindBlob, metadata.KindLayer, metadata.KindRootfs, metadata.KindSnapshot,
+		} {
+			for _, key := range tx.Keys(k, "", -1) {
+				records = append(records, string(k)+" "+key)
+				for _, h := range tx.Holders(metadata.Node{Kind: k, Key: key}) {
+					holds = append(holds, string(h)+" holds "+key)
+				}
+			}
+		}
+		for _, key := range tx.Keys(metadata.KindSnapshot, "", -1) {
+			s, err := tx.Snapshot(key)
+			if err != nil {
+				return err
+			}
+			s.Updated = time.Time{}
+			b, err := json.Marshal(s)
+			if records = append(records, string(b)); err != nil {
+				return err
+			}
+		}
+		for _, b := range slices.Concat(metadata.ImageRecords(tx), metadata.BindingRecords(tx)) {
+			records = append(records, string(b))
+		}
+		return nil
+	}))
+	must(t, db.Close())
+	return records, holds
+}
+
+// TestRebuildIsTheSame loses the database, whole or one page after the other, and index.json with it. Afterwards all
+// records are those of before, images without a rootfs and without some of their blobs, snapshots, bindings and
+// holders included. No holder has lost anything. What nothing needs is held by a containerd, which drops it, or lapses.
+func TestRebuildIsTheSame(t *testing.T) { // not parallel: a child inherits a lock until it executes a program
+	for _, daemon := range []bool{false, true} {
+		r := newRebuildRoot(t, daemon)
+		second := metadata.ContainerdHolder("d1")
+		if daemon {
+			must(t, twoContainerds(r, second))
+		}
+		records, holds := r.state(t)
+		pages := []int{-1}
+		fi, err := os.Stat(filepath.Join(r.dir, "metadata.db"))
+		must(t, err)
+		for page := 0; daemon && page < int(fi.Size())/os.Getpagesize(); page++ {
+			pages = append(pages, page)
+		}
+		for _, page := range pages {
+			copied := &rebuildRoot{&root{filepath.Join(t.TempDir(), "root"), daemon}, r.refs, r.files}
+			must(t, exec.Command("cp", "-a", r.dir, copied.dir).Run())
+			path := filepath.Join(copied.dir, "metadata.db")
+			must(t, os.Remove(filepath.Join(copied.dir, "index.json")))
+			if page < 0 {
+				must(t, os.Remove(path))
+			} else {
+				f, err := os.OpenFile(path, os.O_RDWR, 0)
+				must(t, err)
+				_, err = f.WriteAt(make([]byte, os.Getpagesize()), int64(page*os.Getpagesize()))
+				must(t, errors.Join(err, f.Close()))
+			}
+			found, err := tank.Rebuild(context.Background(), copied.dir, &tank.RebuildOptions{Unattended: true})
+			must(t, err)
+			if !found.Names || found.Lost > 0 || found.Kept != "" && !daemon {
+				t.Errorf("page %d: %+v", page, found)
+			}
+			nowRecords, nowHolds := copied.state(t)
+			if !slices.Equal(records, nowRecords) {
+				t.Errorf("page %d: the records were\n%s\nand are\n%s", page, strings.Join(records, "\n"),
+					strings.Join(nowRecords, "\n"))
+			}
+			for _, h := range holds {
+				if !slices.Contains(nowHolds, h) {
+					t.Errorf("page %d: %s no more", page, h)
+				}
+			}
+			for _, h := range nowHolds {
+				// A containerd gives up blobs that it does not know.
+				known := daemon && strings.HasPrefix(h, "containerd") && strings.Contains(h, " holds sha256:")
+				if !slices.Contains(holds, h) && !known {
+					t.Errorf("page %d: now %s", page, h)
+				}
+			}
+		}
+	}
+}
+
+// twoContainerds binds two containerds to a daemon's root. The second has pulled a blob, and has a container whose
+// key the first one could have chosen, too.
+func twoContainerds(r *rebuildRoot, second metadata.Holder) error {
+	tk, err := tank.Open(r.dir, &tank.Options{Existing: true})
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	text := []byte("a blob of the second containerd")
+	err = content.WriteBlob(ctx, tk.Content().For(second), "ref", bytes.NewReader(text),
+		ocispec.Descriptor{Digest: digest.FromBytes(text), Size: int64(len(text))})
+	_, perr := tk.Snapshots().For(second).Prepare(ctx, "default/1/c", "")
+	if err := errors.Join(err, perr, tk.Close()); err != nil {
+		return err
+	}
+	db, err := metadata.Open(filepath.Join(r.dir, "metadata.db"), nil)
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *metadata.Tx) error {
+		return errors.Join(
+			metadata.PutBinding(tx, metadata.Binding{ID: "d0", Holder: metadata.Containerd, Inode: 7}),
+			metadata.PutBinding(tx, metadata.Binding{ID: "d1", Holder: second, Inode: 8, Path: "/x/meta.db"}))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	if tk, err = tank.Open(r.dir, &tank.Options{Existing: true}); err != nil { // it writes bindings.records
+		return err
+	}
+	return tk.Close()
 }
 
 // TestRebuildAgain rebuilds several times. No earlier database is overwritten, and a rebuild uses
@@ -416,7 +548,7 @@ func TestRebuildCrashes(t *testing.T) { // not parallel: a child inherits a lock
 			}
 			crashes += n - 1
 		}
-		if crashes < 10 {
+		if crashes < 4 {
 			t.Errorf("%s: only %d crashes", name, crashes)
 		}
 	}

@@ -24,6 +24,7 @@
 //   - [github.com/tank-snapshotter/tank/resolver/hostsdir]: hosts.toml files and certificates
 //   - [github.com/tank-snapshotter/tank/content]: blobs by digest, and unfinished downloads
 //   - [github.com/tank-snapshotter/tank/snapshot]: containerd's snapshots over layers
+//   - [github.com/tank-snapshotter/tank/snapshot/record]: the durable records of snapshots
 //   - [github.com/tank-snapshotter/tank/snapshot/layer]: layers and root filesystems, from blobs to directories
 //   - [github.com/tank-snapshotter/tank/snapshot/entry]: the vocabulary of layers
 //   - [github.com/tank-snapshotter/tank/snapshot/unpack]: from the tar of a layer to a directory
@@ -70,6 +71,7 @@ import (
 	"github.com/tank-snapshotter/tank/binding"
 	"github.com/tank-snapshotter/tank/content"
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/copies"
 	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/keylock"
@@ -153,6 +155,7 @@ type Tank struct {
 	shortage lockorder.Mutex
 
 	layout *ocilayout.Layout
+	copies *copies.Copies // of records, in case the database is lost
 }
 
 // Open opens a root. It makes one in a directory that is missing or empty, unless opts forbid that. opts
@@ -211,6 +214,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	if err != nil {
 		return nil, fmt.Errorf("root %s: %w", root, err)
 	}
+	t.copies = copies.New(root, t.db, opts.FS)
 	recorded := false
 	if err := t.db.View(func(tx *metadata.Tx) error {
 		recorded = tx.Flag(metadata.FlagDaemon) != ""
@@ -225,14 +229,10 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		return err
 	})
 	t.content, err = content.Open(root, t.db, &content.Options{
-		Observe:    opts.Observe,
-		FS:         opts.FS,
-		ReadOnly:   t.readOnly,
+		FS: opts.FS, Observe: opts.Observe, ReadOnly: t.readOnly,
 		OnIngest:   func(d digest.Digest) { t.snapshots.Layers().Ingested(d) },
 		OnGarbage:  func(digest.Digest) { t.sweeper.request() },
-		LiveHolder: t.live,
-		OnShortage: t.makeRoom,
-		Needed:     t.layout.ForeignBlobs,
+		LiveHolder: t.live, OnShortage: t.makeRoom, Needed: t.layout.ForeignBlobs,
 	})
 	if err != nil {
 		return nil, err
@@ -247,7 +247,9 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 	if err != nil {
 		return nil, err
 	}
-	t.binder = binding.New(t.db, &binding.Options{HandOver: t.handOver, SetAside: t.snapshots.SetAside})
+	t.binder = binding.New(t.db, &binding.Options{
+		HandOver: t.handOver, SetAside: t.snapshots.SetAside, Changed: t.copies.KeepBindings,
+	})
 	if t.readOnly {
 		return t, nil
 	}
@@ -255,6 +257,7 @@ func open(root string, spare *reserve.Reserve, opts *Options) (_ *Tank, err erro
 		return nil, err
 	}
 	if t.daemon {
+		t.copies.KeepBindings()
 		t.snapshots.Layers().CompareAll()
 		err = t.recordDaemon(recorded)
 	}
@@ -292,7 +295,8 @@ func (t *Tank) unused() (bool, error) {
 	if unused, err := t.lock.Unused(); err != nil || !unused {
 		return false, err
 	}
-	return t.layout.Empty(), nil
+	none, err := copies.Empty(t.root)
+	return none && t.layout.Empty(), err
 }
 
 // unpackOptions are the options of extractions by a process with this access.

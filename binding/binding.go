@@ -18,6 +18,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -34,6 +35,8 @@ type Options struct {
 	HandOver func(from, to metadata.Holder, also func(*metadata.Tx) error) error
 	// SetAside gives other keys to the snapshots of h in a namespace with this sequence number or a larger one.
 	SetAside func(h metadata.Holder, namespace string, sequence uint64) error
+	// Changed is called, in a goroutine of its own, after bindings have changed. nil: nobody is told.
+	Changed func()
 	// Database finds the containerd database that a process has open. nil means containerddb.Find.
 	Database func(p peer.Process, places []string) (containerddb.File, error)
 	// Alive reports whether a process runs. nil means peer.Process.Alive.
@@ -48,7 +51,9 @@ type Options struct {
 type Binder struct {
 	db   *metadata.DB
 	opts Options
-	wg   sync.WaitGroup // records of sessions that ended
+	wg   sync.WaitGroup // records of sessions that ended, and reports of changes
+
+	reporting atomic.Bool // a goroutine is about to call Options.Changed
 
 	mu       sync.Mutex // guards the fields below, and those of Session that name it
 	sessions map[process]*Session
@@ -91,7 +96,7 @@ func New(db *metadata.DB, opts *Options) *Binder {
 	return b
 }
 
-// Close waits until the sessions that ended are recorded.
+// Close waits until the sessions that ended are recorded, and until changes are reported.
 func (b *Binder) Close() { b.wg.Wait() }
 
 // Session returns the session of the process at the other end of a connection. Each call is ended by one of End. Errors
@@ -192,8 +197,20 @@ func (b *Binder) bind(s *Session, looked error) error {
 	}
 	if err == nil {
 		s.setHolder(s.binding.Holder)
+		b.changed()
 	}
 	return err
+}
+
+// changed reports that bindings have changed, unless a goroutine that does so has not begun yet.
+func (b *Binder) changed() {
+	if b.opts.Changed == nil || !b.reporting.CompareAndSwap(false, true) {
+		return
+	}
+	b.wg.Go(func() {
+		b.reporting.Store(false)
+		b.opts.Changed()
+	})
 }
 
 // bindFile finds the binding of the database's file, or makes one.

@@ -58,6 +58,7 @@ func (b *Binder) Free(h metadata.Holder) error {
 func (b *Binder) Released(h metadata.Holder) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	defer b.changed()
 	return b.db.Update(func(tx *metadata.Tx) error {
 		return b.unbind(tx, h, func(r metadata.Binding) error {
 			r.Holder, r.Recognized = metadata.ContainerdHolder(r.ID), true
@@ -110,6 +111,7 @@ func (b *Binder) HandOver(from, to metadata.Holder) error {
 	if b.inUse(r, nil) {
 		return fmt.Errorf("holder %s: its containerd is connected or runs: %w", from, errdefs.ErrFailedPrecondition)
 	}
+	defer b.changed()
 	return b.opts.HandOver(from, to, func(tx *metadata.Tx) error { return b.forget(tx, from) })
 }
 

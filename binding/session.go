@@ -58,6 +58,7 @@ func (s *Session) record() {
 	defer s.b.mu.Unlock()
 	s.binding.Seen = time.Now().UTC()
 	s.binding.Writes = max(s.binding.Writes, writes)
+	defer s.b.changed()
 	if err := s.b.db.Update(func(tx *metadata.Tx) error {
 		bs, err := metadata.Bindings(tx)
 		same := func(r metadata.Binding) bool { return r.ID == s.binding.ID && r.Holder == s.binding.Holder }
@@ -122,6 +123,7 @@ func (s *Session) first(ctx context.Context, ns string, sequence uint64) error {
 	}
 	if changed {
 		s.setHolder(s.binding.Holder)
+		s.b.changed()
 	}
 	s.made.Store(ns, true)
 	return nil
@@ -257,6 +259,7 @@ func (s *Session) takeOver(ctx context.Context, h metadata.Holder, key string) b
 		return false
 	}
 	s.binding, s.suspects = next, nil
+	s.b.changed()
 	s.Named(key)
 	s.left = append(s.left, own)
 	s.setHolder(h)

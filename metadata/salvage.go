@@ -42,6 +42,8 @@ type Salvaged struct {
 	LastID uint64
 	// Complete is true if the database has no fault, so that no record was left out.
 	Complete bool
+	// AllHolds is true if Holds lacks none. The database lists each hold twice, so it may be damaged nevertheless.
+	AllHolds bool
 }
 
 // Empty reports whether no record was found.
@@ -68,31 +70,34 @@ func Salvage(path string) (*Salvaged, error) {
 		return s, fmt.Errorf("metadata %s: %d bytes are too many for a database: %w",
 			path, fi.Size(), errdefs.ErrDataLoss)
 	}
-	faults := 0
-	fault := func(string, ...any) { faults++ }
 	var newer error
+	damaged, seen := map[string]bool{}, map[string]bool{} // buckets
 	visitor := boltfile.Visitor{
 		Entry: func(bucket string, key, value []byte) {
 			if bucket == string(bucketMeta) && string(key) == string(keySchema) {
 				newer = notNewer(value)
 			}
 			if !s.add(bucket, string(key), value) {
-				faults++
+				damaged[bucket] = true
 			}
 		},
 		Sequence: func(bucket string, n uint64) {
+			seen[bucket] = true
 			if bucket == string(bucketMeta) {
 				s.LastID = n
 			}
 		},
+		Fault: func(bucket string) { damaged[bucket] = true },
 	}
-	if err := boltfile.Salvage(f, fi.Size(), visitor, fault); err != nil {
+	if err := boltfile.Salvage(f, fi.Size(), visitor, func(string, ...any) {}); err != nil {
 		return s, nil // not a database: nothing was found
 	}
 	if newer != nil {
 		return s, fmt.Errorf("metadata %s: %w", path, newer)
 	}
-	s.Complete = faults == 0 && s.sound(path)
+	intact := func(bucket []byte) bool { return seen[string(bucket)] && !damaged[string(bucket)] }
+	s.AllHolds = !damaged[""] && (intact(bucketHolds) || intact(bucketHeld))
+	s.Complete = len(damaged) == 0 && s.sound(path)
 	return s, nil
 }
 
@@ -130,10 +135,10 @@ func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 		return decodeInto(&s.Pulls, value, func(p Pull) bool { return p.Ref == key })
 	case string(bucketHolds):
 		p := strings.SplitN(key, "\x00", 3)
-		if len(p) != 3 || nodeBuckets[Kind(p[1])] == nil {
-			return false
-		}
-		s.Holds = append(s.Holds, Hold{Holder(p[0]), Node{Kind(p[1]), p[2]}})
+		return len(p) == 3 && s.addHold(Holder(p[0]), Kind(p[1]), p[2])
+	case string(bucketHeld):
+		p := strings.Split(key, "\x00")
+		return len(p) == 3 && s.addHold(Holder(p[2]), Kind(p[0]), p[1])
 	case string(bucketVerified):
 		blob, diffID := digest.Digest(key), digest.Digest(value)
 		if blob.Validate() != nil || diffID.Validate() != nil {
@@ -146,6 +151,57 @@ func (s *Salvaged) add(bucket, key string, value []byte) (ok bool) {
 		}
 	}
 	return true // also for unknown buckets, and for indexes, which are built again from the records
+}
+
+// addHold adds a hold. It reports whether the kind of the node is known.
+func (s *Salvaged) addHold(h Holder, k Kind, key string) bool {
+	if nodeBuckets[k] == nil {
+		return false
+	}
+	s.Holds = append(s.Holds, Hold{h, Node{k, key}})
+	return true
+}
+
+// AddImage adds the record of an image as ImageRecords returned it, unless there is a later one of this image. It
+// reports whether the record is valid.
+func (s *Salvaged) AddImage(record []byte) bool {
+	var added []Image
+	if !decodeInto(&added, record, Image.valid) {
+		return false
+	}
+	i := slices.IndexFunc(s.Images, func(i Image) bool { return i.Ref == added[0].Ref })
+	switch {
+	case i < 0:
+		s.Images = append(s.Images, added[0])
+	case added[0].Updated.After(s.Images[i].Updated):
+		s.Images[i] = added[0]
+	}
+	return true
+}
+
+// AddBinding adds a binding as BindingRecords returned it, unless there is one with its ID. It reports whether the
+// record is valid.
+func (s *Salvaged) AddBinding(record []byte) bool {
+	var added []Binding
+	if !decodeInto(&added, record, func(b Binding) bool { return b.ID != "" && b.Holder.IsContainerd() }) {
+		return false
+	}
+	if name := bindingPrefix + added[0].ID; s.Facts[name] == nil {
+		s.Facts[name] = record
+	}
+	return true
+}
+
+// Containerds lists the holders of the bindings.
+func (s *Salvaged) Containerds() (hs []Holder) {
+	for name, value := range s.Facts {
+		var b Binding
+		if strings.HasPrefix(name, bindingPrefix) && json.Unmarshal(value, &b) == nil && b.Holder.IsContainerd() &&
+			!slices.Contains(hs, b.Holder) {
+			hs = append(hs, b.Holder)
+		}
+	}
+	return hs
 }
 
 // decodeInto decodes a record and appends it if it is valid. It reports whether it did.
@@ -171,6 +227,20 @@ func (i Image) valid() bool {
 		}
 	}
 	return !slices.ContainsFunc(all, func(d digest.Digest) bool { return d.Validate() != nil })
+}
+
+// ImageRecords returns the records of all images as the database has them, by reference. They have no newline.
+func ImageRecords(tx *Tx) [][]byte { return values(tx, bucketImages, "") }
+
+// BindingRecords returns the records of all bindings as the database has them, by ID. They have no newline.
+func BindingRecords(tx *Tx) [][]byte { return values(tx, bucketMeta, bindingPrefix) }
+
+func values(tx *Tx, bucket []byte, prefix string) (all [][]byte) {
+	c := tx.bolt.Bucket(bucket).Cursor()
+	for k, v := c.Seek([]byte(prefix)); k != nil && bytes.HasPrefix(k, []byte(prefix)); k, v = c.Next() {
+		all = append(all, bytes.Clone(v))
+	}
+	return all
 }
 
 // PutFact stores one of Salvaged.Facts again.

@@ -47,8 +47,9 @@ func reportRebuilt(w io.Writer, r tank.Rebuilt) {
 	printable.Fprintf(w, "rebuilt: %d images, %d blobs, %d layers, %d rootfs, %d snapshots\n",
 		r.Images, r.Blobs, r.Layers, r.Rootfs, r.Snapshots)
 	if !r.Names {
-		printable.Fprintf(w, "index.json could not be read: images that only it named are missing. Their blobs "+
-			"are kept, so that a new pull of them downloads little. A copy of the file is below lost/.\n")
+		printable.Fprintf(w, "images.records and index.json could not be read: images that only they named are "+
+			"missing. Their blobs are kept, so that a new pull of them downloads little. A copy of index.json is "+
+			"below lost/.\n")
 	}
 	if r.Kept != "" {
 		printable.Fprintf(w, "The holder %[1]q keeps everything that belongs to no known image: `holders` "+
@@ -139,7 +140,8 @@ func logRebuilt(ctx context.Context, root string, r tank.Rebuilt, took time.Dura
 			Warn("rebuild: no record could be made of some directories and files: they were moved")
 	}
 	if !r.Names {
-		log.G(ctx).Warn("rebuild: index.json could not be read: images that only it named are missing")
+		log.G(ctx).
+			Warn("rebuild: images.records and index.json could not be read: images that only they named are missing")
 	}
 	if r.Kept != "" {
 		log.G(ctx).WithField("holder", r.Kept).Warn("rebuild: this holder keeps what belongs to no known image")

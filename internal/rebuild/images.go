@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
@@ -71,6 +72,25 @@ func (s *blobSet) image(ctx context.Context, d ocispec.Descriptor) (rec metadata
 		log.G(ctx).Warnf("rebuild: image %s is incomplete", rec.Ref)
 	}
 	return rec, len(rec.Platforms) > 0
+}
+
+// indexes returns the indexes that are in the root and lie between the target of an image and its manifests.
+func (s *blobSet) indexes(ctx context.Context, target ocispec.Descriptor) (found []digest.Digest) {
+	level := []ocispec.Descriptor{target}
+	for depth := 0; len(level) > 0 && depth < 4; depth++ {
+		var deeper []ocispec.Descriptor
+		for _, d := range level {
+			if _, here := s.blobs[d.Digest]; !here || !images.IsIndexType(d.MediaType) {
+				continue
+			}
+			found = append(found, d.Digest)
+			if doc := s.document(ctx, d); doc != nil && doc.Index != nil {
+				deeper = append(deeper, doc.Index.Manifests...)
+			}
+		}
+		level = deeper
+	}
+	return found
 }
 
 // platform makes the record of one platform of an image.

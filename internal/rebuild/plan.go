@@ -25,6 +25,7 @@ type plan struct {
 	snapshots map[string]metadata.Snapshot
 	images    map[string]metadata.Image
 	holds     map[metadata.Hold]bool
+	set       *blobSet
 
 	ordered                   []metadata.Snapshot // parents first
 	lostSnapshots, lostLayers []string            // names of directories that get no record
@@ -44,6 +45,7 @@ func (p *plan) fill(ctx context.Context) {
 	p.fillLayers()
 	p.fillSnapshots(ctx)
 	p.fillRootfs()
+	p.set = newBlobSet(p.root, p.blobs.Blobs, p.rootfs)
 	p.fillImages(ctx)
 	p.fillHolds(ctx)
 	p.found.Images, p.found.Layers, p.found.Snapshots = len(p.images), len(p.layers), len(p.snapshots)
@@ -112,6 +114,9 @@ func (p *plan) fillSnapshots(ctx context.Context) {
 			continue
 		}
 		dirs[s.Dir] = s.Key
+		if _, known := p.layers[s.Fixup]; !known && s.Fixup != metadata.NoFixup && !p.old.Complete {
+			s.Fixup = "" // it is planned and built again
+		}
 		p.snapshots[s.Key] = s
 	}
 	p.order(ctx)
@@ -168,7 +173,7 @@ func (p *plan) order(ctx context.Context) {
 
 // isIntact reports whether the directory and all layers and fix-ups of a snapshot are known.
 func (p *plan) isIntact(s metadata.Snapshot) bool {
-	if s.Dir != "" && !slices.Contains(p.dirs.Snapshots, s.Dir) {
+	if s.Entry() != "" && !slices.Contains(p.dirs.Snapshots, s.Entry()) {
 		return false
 	}
 	return !slices.ContainsFunc(layersUnder(s), func(key string) bool { _, ok := p.layers[key]; return !ok })
@@ -216,9 +221,8 @@ func (p *plan) fillImages(ctx context.Context) {
 		}
 	}
 	if !p.old.Complete {
-		found := newBlobSet(p.root, p.blobs.Blobs, p.rootfs)
 		for _, d := range p.index {
-			if i, ok := found.image(ctx, d); ok {
+			if i, ok := p.set.image(ctx, d); ok {
 				if _, known := p.images[i.Ref]; !known {
 					p.images[i.Ref] = i
 				}
@@ -266,48 +270,82 @@ func (p *plan) fillHolds(ctx context.Context) {
 	}
 	for _, i := range p.images {
 		p.holdImage(i)
+		for _, d := range p.set.indexes(ctx, i.Target) {
+			if n := metadata.BlobNode(d); p.hasNode(n) {
+				p.hold(metadata.ImageHolder(i.Ref), n)
+			}
+		}
 	}
 	for key, s := range p.snapshots {
 		for _, l := range layersUnder(s) {
-			p.holds[metadata.Hold{Holder: metadata.SnapshotHolder(key), Node: metadata.LayerNode(l)}] = true
+			p.hold(metadata.SnapshotHolder(key), metadata.LayerNode(l))
 		}
 	}
 	p.keepUnheld(ctx)
+	p.holdForContainerds()
 }
 
-// keepUnheld gives each record without a holder one that a user can see and release.
+func (p *plan) hold(h metadata.Holder, n metadata.Node) {
+	p.holds[metadata.Hold{Holder: h, Node: n}] = true
+}
+
+// keepUnheld gives each record without a holder one that a user can see and release, or that lapses.
 func (p *plan) keepUnheld(ctx context.Context) {
 	held := map[metadata.Node]bool{}
 	for h := range p.holds {
 		held[h.Node] = true
 	}
 	rest := Holder
-	if p.daemon { // the containerd of a daemon deletes what it does not know
-		rest = metadata.Containerd
+	if p.named {
+		rest = metadata.PullHolder(unfinished)
 	}
-	keep := func(n metadata.Node) {
+	keep := func(h metadata.Holder, n metadata.Node) {
 		if held[n] {
 			return
 		}
-		h := rest
-		if n.Kind == metadata.KindSnapshot {
-			h = metadata.Containerd
+		if p.hold(h, n); p.found.Kept == "" || n.Kind == metadata.KindBlob {
+			p.found.Kept = string(h)
 		}
-		p.holds[metadata.Hold{Holder: h, Node: n}] = true
-		p.found.Kept = string(h)
+		if h == metadata.PullHolder(unfinished) && !p.hasHolder(h) {
+			p.old.Pulls = append(p.old.Pulls, metadata.Pull{Ref: unfinished, Renewed: time.Now().UTC()})
+		}
 		log.G(ctx).Debugf("rebuild: %s %s is kept for %s", n.Kind, n.Key, h)
 	}
 	for d := range p.recorded {
-		keep(metadata.BlobNode(d))
+		if p.daemon { // a containerd deletes the blobs that it does not know
+			keep(metadata.Containerd, metadata.BlobNode(d))
+		} else {
+			keep(rest, metadata.BlobNode(d))
+		}
 	}
 	for key := range p.layers {
-		keep(metadata.LayerNode(key))
+		keep(rest, metadata.LayerNode(key))
 	}
 	for d := range p.rootfs {
-		keep(metadata.RootfsNode(d))
+		keep(rest, metadata.RootfsNode(d))
 	}
 	for key := range p.snapshots {
-		keep(metadata.SnapshotNode(key))
+		keep(metadata.Containerd, metadata.SnapshotNode(key))
+	}
+}
+
+// holdForContainerds has each containerd of a daemon's root hold every blob, if the holds are not all known. Its next
+// collection gives up those that it does not know. Only bindings tell one containerd from another, so the first
+// one is the containerd of a root without bindings.
+func (p *plan) holdForContainerds() {
+	if !p.daemon || p.old.AllHolds {
+		return
+	}
+	all := p.old.Containerds()
+	if len(all) == 0 {
+		all = []metadata.Holder{metadata.Containerd}
+	}
+	for d := range p.recorded {
+		for _, h := range all {
+			if p.here[d] {
+				p.hold(h, metadata.BlobNode(d))
+			}
+		}
 	}
 }
 
@@ -322,7 +360,8 @@ func (p *plan) holdImage(i metadata.Image) {
 		}
 		for _, d := range c.DiffIDs {
 			n := metadata.LayerNode(metadata.LayerKey(d))
-			if p.hasNode(n) && !p.old.Complete { // the next pull releases layers that a rootfs replaces
+			instead := c.Rootfs && !p.daemon // the rootfs takes the place of its layers
+			if p.hasNode(n) && !p.old.Complete && !instead {
 				p.holds[metadata.Hold{Holder: h, Node: n}] = true
 			}
 		}

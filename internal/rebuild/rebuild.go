@@ -1,6 +1,7 @@
 // Package rebuild makes the database of a root again, as after its loss or damage: from what can still be
-// read of it, from blobs that hash to their names, from layers and rootfs that are what their seals say,
-// and from the images of index.json.
+// read of it, from the copies of records that lie beside it (images.records, bindings.records and the record in
+// each directory of snapshots/), from blobs that hash to their names, from layers and rootfs that are what their
+// seals say, and from the images of index.json.
 //
 // It owns lost/ in the root, where it moves what containers wrote and what else no record can be made of,
 // and the former databases (metadata.db.old and so on).
@@ -27,11 +28,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tank-snapshotter/tank/content"
+	"github.com/tank-snapshotter/tank/internal/copies"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/ocilayout"
+	"github.com/tank-snapshotter/tank/internal/reserve"
 	"github.com/tank-snapshotter/tank/internal/rootlock"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/snapshot/layer"
+	"github.com/tank-snapshotter/tank/snapshot/record"
 )
 
 // Found is what a rebuild found: numbers of records that the new database has, and what became of the rest.
@@ -44,15 +48,21 @@ type Found struct {
 	// Former is the path at which the former database was kept; "" if there was none, or if it had no fault
 	// and an earlier one is kept already.
 	Former string
-	// Names reports whether the names of all images are known: from index.json, or from the former database
-	// if that was complete.
+	// Names reports whether the names of all images are known: from images.records, from index.json, or from the
+	// former database if that was complete.
 	Names bool
-	// Kept is the holder of what belongs to nothing that is known; "" if there is no such thing.
+	// Kept is the holder of what belongs to nothing that is known; "" if there is no such thing. Of several, it is
+	// that which keeps blobs.
 	Kept string
 }
 
-// Holder holds what a rebuild found without a known holder. It is not collected until the holder is released.
+// Holder holds what a rebuild found without a known holder, if the names of images may be missing. It is not
+// collected until the holder is released.
 const Holder metadata.Holder = "rebuilt"
+
+// unfinished is the reference of an unfinished pull that holds such things if all images are known: only unfinished
+// pulls can have needed them. It lapses as every other unfinished pull does. No image has such a reference.
+const unfinished = "_rebuilt"
 
 // Options of Run.
 type Options struct {
@@ -67,16 +77,21 @@ type Options struct {
 	FS fsys.FS
 }
 
-// Run makes the database of a root again. The root is locked by this process. opts may be nil.
-func Run(ctx context.Context, root string, lock *rootlock.Lock, opts *Options) (Found, error) {
-	r := &rebuild{root: root, path: filepath.Join(root, rootlock.Database), lock: lock, daemon: lock.Daemon()}
-	if opts != nil {
-		r.opts = *opts
-	}
-	r.fs = cmp.Or(r.opts.FS, fsys.OS)
-	r.layout = ocilayout.New(root, r.fs)
-	err := r.run(ctx)
-	return r.found, err
+// Run makes the database of a root again. The root is locked by this process. On a full disk it gives up the
+// root's reserve and begins again. opts may be nil.
+func Run(ctx context.Context, root string, lock *rootlock.Lock, opts *Options) (found Found, err error) {
+	err = reserve.New(root).Spend(func() (err error) {
+		r := &rebuild{root: root, path: filepath.Join(root, rootlock.Database), lock: lock, daemon: lock.Daemon()}
+		if opts != nil {
+			r.opts = *opts
+		}
+		r.fs = cmp.Or(r.opts.FS, fsys.OS)
+		r.layout = ocilayout.New(root, r.fs)
+		err = r.run(ctx)
+		found = r.found
+		return err
+	})
+	return found, err
 }
 
 // rebuild is one call of Run.
@@ -94,6 +109,7 @@ type rebuild struct {
 	dirs    *layer.Recovered
 	index   []ocispec.Descriptor // of index.json
 	badFile bool                 // index.json cannot be read, or not to its end
+	named   bool                 // images.records names all images
 }
 
 func (r *rebuild) run(ctx context.Context) (err error) {
@@ -101,8 +117,11 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 	if r.old, err = r.salvage(); err != nil {
 		return err
 	}
+	if err := r.readCopies(ctx); err != nil {
+		return err
+	}
 	r.index, err = r.layout.Images()
-	if r.badFile = err != nil; r.badFile && !r.old.Complete {
+	if r.badFile = err != nil; r.badFile && !r.old.Complete && !r.named {
 		log.G(ctx).WithError(err).Warn("rebuild: index.json")
 	}
 	r.step("comparing blobs with their digests")
@@ -136,7 +155,7 @@ func (r *rebuild) run(ctx context.Context) (err error) {
 	if err := r.replace(built); err != nil {
 		return err
 	}
-	r.found.Names = r.old.Complete || !r.badFile || len(r.blobs.Blobs) == 0
+	r.found.Names = r.old.Complete || r.named || !r.badFile || len(r.blobs.Blobs) == 0
 	if r.badFile { // the next opening would refuse to replace a file that is not regular or too large
 		return r.layout.Remove()
 	}
@@ -155,10 +174,13 @@ func (r *rebuild) mayGoOn() error {
 	if err := cmp.Or(r.blobs.Failed, r.dirs.Failed); err != nil {
 		return fmt.Errorf("rebuild: the disk can't be read: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
-	written := 0
+	written, layered := 0, 0
 	for _, s := range r.old.Snapshots {
-		if s.Dir != "" {
+		if s.Entry() != "" {
 			written++
+		}
+		if s.Layer != "" {
+			layered++
 		}
 	}
 	for _, pool := range []struct {
@@ -169,7 +191,7 @@ func (r *rebuild) mayGoOn() error {
 	}{
 		{"blobs", len(r.blobs.Blobs) + len(r.blobs.Damaged), max(len(r.old.Blobs), len(r.old.Images), len(r.index)),
 			"blobs or images"},
-		{"layers", len(r.dirs.Layers) + len(r.dirs.BrokenLayers), len(r.old.Layers), "layers"},
+		{"layers", len(r.dirs.Layers) + len(r.dirs.BrokenLayers), max(len(r.old.Layers), layered), "layers"},
 		{"rootfs", len(r.dirs.Rootfs) + len(r.dirs.BrokenRootfs), len(r.old.Rootfs), "root filesystems"},
 		{"snapshots", len(r.dirs.Snapshots), written, "snapshots"},
 	} {
@@ -196,11 +218,66 @@ func (r *rebuild) salvage() (*metadata.Salvaged, error) {
 	}
 	for _, path := range slices.Backward(earlier) {
 		if e, err := metadata.Salvage(path); err == nil && !e.Empty() {
-			e.Complete = false // it does not know what came later
+			e.Complete, e.AllHolds = false, false // it does not know what came later
 			return e, nil
 		}
 	}
 	return s, nil
+}
+
+// readCopies adds what the copies of records beside the database say, unless the database has no fault.
+func (r *rebuild) readCopies(ctx context.Context) error {
+	if r.old.Complete {
+		return nil
+	}
+	var err error
+	if r.named, err = r.readFile(ctx, copies.Images, r.old.AddImage); err != nil {
+		return err
+	}
+	if _, err := r.readFile(ctx, copies.Bindings, r.old.AddBinding); err != nil {
+		return err
+	}
+	snapshots, err := record.Recover(ctx, r.root)
+	if err != nil {
+		return err
+	}
+	for _, s := range snapshots.Records {
+		r.addSnapshot(s)
+	}
+	return nil
+}
+
+// addSnapshot adds a snapshot and its holders, unless a later record has its key or its directory. An earlier one is
+// replaced.
+func (r *rebuild) addSnapshot(added record.Record) {
+	same := func(other metadata.Snapshot) bool {
+		return other.Key == added.Key || added.Entry() != "" && other.Entry() == added.Entry()
+	}
+	if slices.ContainsFunc(r.old.Snapshots, func(other metadata.Snapshot) bool {
+		return same(other) && !other.Updated.Before(added.Updated)
+	}) {
+		return
+	}
+	r.old.Snapshots = append(slices.DeleteFunc(r.old.Snapshots, same), added.Snapshot)
+	for _, h := range added.Holders {
+		r.old.Holds = append(r.old.Holds, metadata.Hold{Holder: h, Node: metadata.SnapshotNode(added.Key)})
+	}
+}
+
+// readFile calls add with each record in a file of records. whole is true if it has all of them, and they are valid.
+func (r *rebuild) readFile(ctx context.Context, name string, add func([]byte) bool) (whole bool, err error) {
+	records, whole, err := copies.Read(r.root, name)
+	if errdefs.IsFailedPrecondition(err) {
+		return false, err
+	}
+	for _, b := range records {
+		whole = add(b) && whole
+	}
+	if err != nil || !whole {
+		log.G(ctx).WithError(err).Warnf("rebuild: %s is missing or damaged: %d records of it are used", name,
+			len(records))
+	}
+	return whole, nil
 }
 
 // hadDaemon reports whether something in the root shows that a containerd used it.

@@ -56,6 +56,8 @@ type Visitor struct {
 	Entry func(bucket string, key, value []byte)
 	// Sequence is called with the sequence number of each bucket.
 	Sequence func(bucket string, n uint64)
+	// Fault is called with the bucket in which a fault is; "" for one outside of all buckets. nil: not called.
+	Fault func(bucket string)
 }
 
 // walk is one reading of a file.
@@ -125,6 +127,9 @@ func (w *walk) run(size int64, leaked bool) error {
 func (w *walk) fault(format string, args ...any) {
 	if w.faults++; w.faults <= maxFaults {
 		w.report(format, args...)
+	}
+	if w.visitor != nil && w.visitor.Fault != nil {
+		w.visitor.Fault(w.bucket)
 	}
 }
 

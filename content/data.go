@@ -95,11 +95,12 @@ func (s *Store) createData(dir, stored string, total int64) (fsys.File, content.
 // errdefs.ErrFailedPrecondition if one is not a regular file, and errdefs.ErrDataLoss if the state
 // is damaged.
 func readIngest(dir string) (st content.Status, err error) {
-	if st, err = readState(dir); err != nil {
+	// createData writes the state before it makes the data file. So without a data file, the state may be half written.
+	fi, err := os.Lstat(filepath.Join(dir, "data"))
+	if err != nil && !errors.Is(err, unix.ENOTDIR) { // readState has a better error for that
 		return st, err
 	}
-	fi, err := os.Lstat(filepath.Join(dir, "data"))
-	if err != nil {
+	if st, err = readState(dir); err != nil {
 		return st, err
 	}
 	if !fi.Mode().IsRegular() {

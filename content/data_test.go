@@ -327,6 +327,28 @@ func TestState(t *testing.T) {
 	}
 }
 
+// TestStatusWhileOpened: until the state of a new ingest is written, there is no such ingest.
+func TestStatusWhileOpened(t *testing.T) {
+	for _, state := range []string{"", `{"total":9`, "{}\npull/al"} {
+		r := open(t, t.TempDir(), nil)
+		dir := r.ingestDir(r.For(alice).stored("ref"))
+		must(t, os.Mkdir(dir, 0o700))
+		must(t, os.WriteFile(filepath.Join(dir, "state"), []byte(state), 0o600))
+		if st, err := r.For(alice).Status(t.Context(), "ref"); !errdefs.IsNotFound(err) {
+			t.Errorf("state %q: %+v, %v", state, st, err)
+		}
+		if sts, err := r.For(alice).ListStatuses(t.Context()); err != nil || len(sts) > 0 {
+			t.Errorf("state %q: %+v, %v", state, sts, err)
+		}
+		w := start(t, r.For(alice), "ref", ocispec.Descriptor{})
+		write(t, w, "bytes")
+		must(t, w.Close())
+		if st, err := r.For(alice).Status(t.Context(), "ref"); err != nil || st.Offset != 5 {
+			t.Errorf("state %q: then %+v, %v", state, st, err)
+		}
+	}
+}
+
 // TestResumeWithoutRoot lets the last step of a commit fail for a user who is bound by file modes.
 // The data file, which was about to become a read-only blob, must be writable again.
 func TestResumeWithoutRoot(t *testing.T) {

@@ -25,7 +25,7 @@ PREFIX          ?= /usr/local
 UNITDIR         ?= $(PREFIX)/lib/systemd/system
 DESTDIR         ?=
 IMAGE           ?=
-RANGE           ?= 1-1000
+RANGE           ?=
 DURATION        ?=
 FS              ?=
 
@@ -33,7 +33,7 @@ FS              ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix stall kubelet race fuzz model compare reliability cuts cut-histories kills bench bench-crane bench-pull bench-all lint fmt demo clean help
+.PHONY: build install test unit integration matrix stall kubelet race fuzz model compare bench bench-crane bench-pull bench-all lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -94,21 +94,38 @@ compare: build ## compare 500 random images with umoci and containerd's overlayf
 		$(GO) test -count=1 -timeout 2h -run '^TestCompare$$' -v .
 
 # Before the command of a proof: the run is recorded in the ledger, with the code that the proof begins with.
-LEDGER = TANK_LEDGER='$(CURDIR)/docs/reliability.jsonl' TANK_LEDGER_CODE="$$($(GO) run ./internal/reliability code)"
+LEDGER = TANK_LEDGER='$(CURDIR)/docs/reliability.jsonl' TANK_LEDGER_CODE="$$(cd $(CURDIR) && $(GO) run ./internal/reliability code)"
+
+.PHONY: reliability cuts cut-histories kills restarts clients soak
 
 # A proof runs the seeds or numbers RANGE=FIRST-LAST, for DURATION at most, on the file system FS (both, if it is empty).
 # After a SIGINT or SIGTERM it records what has run. TANK_PROOF_SYNC=N repeats one cut of a history.
 PROOF = cd integration && $(LEDGER) TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_PROOF_RANGE='$(RANGE)' TANK_PROOF_TIME='$(DURATION)' \
 	TANK_PROOF_FS='$(FS)' $(GO) test -count=1 -timeout 0 -v $(TESTFLAGS)
 
+cuts: RANGE := $(or $(RANGE),1-1000)
 cuts: build ## cut the power at random moments of random work, on ext4 and XFS (RANGE, DURATION, FS)
 	$(PROOF) -run '^TestPowerCuts$$' ./proof
 
+cut-histories: RANGE := $(or $(RANGE),1-1000)
 cut-histories: build ## cut the power at every sync of short histories, on ext4 and XFS (RANGE, DURATION, FS)
 	$(PROOF) -run '^TestCutHistories$$' ./proof
 
+kills: RANGE := $(or $(RANGE),1-1000)
 kills: build ## kill commands, the daemon and containerd at random moments (RANGE, DURATION)
 	$(PROOF) -run '^TestRandomKills$$' ./proof
+
+restarts: RANGE := $(or $(RANGE),1-500)
+restarts: build ## restart the daemon under 100 running containers (RANGE, DURATION)
+	$(PROOF) -run '^TestRestarts$$' ./proof
+
+clients: RANGE := $(or $(RANGE),1-1)
+clients: build ## pull 10 images by 500 clients at once (RANGE: how often)
+	$(PROOF) -run '^TestClients$$' ./proof
+
+soak: DURATION := $(or $(DURATION),2h)
+soak: build ## pull, run and collect for DURATION; in the end nothing has grown
+	$(PROOF) -run '^TestSoak$$' ./proof
 
 reliability: ## write the table of docs/reliability.md from the recorded runs of the proofs
 	$(GO) run ./internal/reliability table

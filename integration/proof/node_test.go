@@ -31,6 +31,8 @@ type node struct {
 
 	strict bool // a commit that was cut in the middle must leave the active snapshot
 
+	program string // Tank's, if it is not the one of the other tests
+
 	boots int // times that the machine was started
 
 	mu         sync.Mutex // guards the fields below
@@ -130,8 +132,11 @@ func (n *node) start(name string, argv ...string) *integration.Process {
 
 func (n *node) startTank() {
 	n.t.Helper()
-	p := n.start("tank",
-		n.k.Args("serve", "--address", n.k.Socket, "--log-level", "warn", "--config", n.k.ConfigFile())...)
+	argv := n.k.Args("serve", "--address", n.k.Socket, "--log-level", "warn", "--config", n.k.ConfigFile())
+	if n.program != "" {
+		argv[0] = n.program
+	}
+	p := n.start("tank", argv...)
 	n.await(p, n.k.Socket)
 	n.mu.Lock()
 	n.tank = p

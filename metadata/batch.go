@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -45,6 +46,12 @@ type batch struct {
 	err     error
 }
 
+// wait returns when the batch is durable or has failed.
+func (b *batch) wait() error {
+	<-b.done
+	return b.err
+}
+
 // change is one change of a batch.
 type change struct {
 	fn       func(*Tx) error
@@ -62,15 +69,14 @@ func (db *DB) Batch(fn func(*Tx) error) error { return db.update(fn, true) }
 
 func (db *DB) update(fn func(*Tx) error, repeatable bool) error {
 	b, err := db.gather(fn, repeatable)
-	if err != nil {
-		return err
+	if b != nil {
+		err = cmp.Or(b.wait(), err)
 	}
-	<-b.done
-	return b.err
+	return err
 }
 
 // gather adds fn to the batch. It then commits the batch, or leaves that to the next writer in the queue if fn may run
-// again.
+// again. It returns what join returns.
 func (db *DB) gather(fn func(*Tx) error, repeatable bool) (*batch, error) {
 	db.pending.queued.Add(1)
 	db.pending.mu.Lock()
@@ -96,50 +102,47 @@ func (db *DB) gather(fn func(*Tx) error, repeatable bool) (*batch, error) {
 // a second. Until then the caller must not delete bytes, because a crash undoes the change. fn runs again if another
 // function of the same batch fails.
 func (db *DB) UpdateDeferred(fn func(*Tx) error) (wait func() error, err error) {
+	b, err := db.joinDeferred(fn)
+	if err != nil && b != nil {
+		err = cmp.Or(b.wait(), err)
+	}
+	return b.wait, err
+}
+
+// joinDeferred adds fn to the batch, which it leaves open. It returns what join returns.
+func (db *DB) joinDeferred(fn func(*Tx) error) (*batch, error) {
 	db.pending.mu.Lock()
 	defer db.pending.mu.Unlock()
 	begun := !db.pending.deferred.Load()
 	b, err := db.join(change{fn, true})
-	if err != nil {
-		return nil, err
-	}
-	if begun {
+	if err == nil && begun {
 		db.pending.deferred.Store(true)
 		time.AfterFunc(deferredDelay, func() { db.flush(b) })
 	}
-	return func() error {
-		<-b.done
-		return b.err
-	}, nil
+	return b, err
 }
 
-// join runs fn in the open batch, or in a new one. After an error the batch has the changes it had before. b is nil if
-// there was no batch, or if restoring it failed; callers that wait for that batch receive the error. The caller holds
-// pending.mu.
+// join runs fn in the open batch, or in a new one. After an error the batch has the changes it had before; join returns
+// it only if a caller waits for one of them, because fn may have failed due to that change, which no reader sees yet.
+// The error must wait for the batch as well. The caller holds pending.mu.
 func (db *DB) join(c change) (b *batch, err error) {
 	if b = db.pending.batch; b == nil {
-		if b, err = db.openBatch(); err != nil {
+		tx, err := db.begin()
+		if err != nil {
 			return nil, err
 		}
+		b = &batch{bolt: tx, done: make(chan struct{})}
+		db.pending.batch = b
 	}
 	drops, err := b.run(c)
 	if err != nil {
-		err = errors.Join(err, db.replay(b))
-		return db.pending.batch, err
+		if err = errors.Join(err, db.replay(b)); db.pending.batch == nil || !b.awaited {
+			return nil, err
+		}
+		return b, err
 	}
 	b.changes = append(b.changes, c)
 	db.release(b, drops)
-	return b, nil
-}
-
-// openBatch begins a batch. The caller holds pending.mu.
-func (db *DB) openBatch() (b *batch, err error) {
-	tx, err := db.begin()
-	if err != nil {
-		return nil, err
-	}
-	b = &batch{bolt: tx, done: make(chan struct{})}
-	db.pending.batch = b
 	return b, nil
 }
 

@@ -95,6 +95,45 @@ func TestBatch(t *testing.T) {
 	}
 }
 
+// TestErrorsAreOfDurableRecords: when a call fails because a record exists or is missing, every reader agrees, although
+// the call failed in a batch whose changes were not durable yet.
+func TestErrorsAreOfDurableRecords(t *testing.T) {
+	const n = 24
+	db := open(t)
+	exists := func() bool {
+		return db.View(func(tx *metadata.Tx) error {
+			_, err := tx.Blob(blobA)
+			return err
+		}) == nil
+	}
+	besideWriter(t, db, n, func(int) {
+		err := db.Batch(func(tx *metadata.Tx) error {
+			if _, err := tx.Blob(blobA); err == nil {
+				return errdefs.ErrAlreadyExists
+			}
+			return errors.Join(putBlob(tx, blobA), tx.Hold(metadata.Containerd, metadata.BlobNode(blobA)))
+		})
+		if err != nil && !errdefs.IsAlreadyExists(err) || !exists() {
+			t.Errorf("%v, and the record exists: %t", err, exists())
+		}
+	})
+	drop := func(tx *metadata.Tx) error {
+		if _, err := tx.Blob(blobA); err != nil {
+			return err
+		}
+		return tx.Release(metadata.Containerd, metadata.BlobNode(blobA))
+	}
+	besideWriter(t, db, n, func(i int) {
+		err := db.Batch(drop)
+		if i%2 == 0 {
+			_, err = db.UpdateDeferred(drop)
+		}
+		if err != nil && !errdefs.IsNotFound(err) || exists() {
+			t.Errorf("%v, and the record exists: %t", err, exists())
+		}
+	})
+}
+
 // TestBatchBesideUpdate: an Update commits the changes of waiting callers together with its own, and does not run
 // again.
 func TestBatchBesideUpdate(t *testing.T) {

@@ -106,7 +106,10 @@ func (n *Snapshotter) committed(tx *metadata.Tx, sn metadata.Snapshot, name stri
 			return c, fmt.Errorf("snapshot %s: has another parent: %w", sn.Key, errdefs.ErrInvalidArgument)
 		}
 		c.Parent = base.Parent
-		if _, err := n.checkParent(tx, c.Parent); err != nil {
+		switch _, err := n.checkParent(tx, c.Parent); {
+		case errdefs.IsInvalidArgument(err): // in Commit, containerd has another class for this than in Prepare
+			return c, fmt.Errorf("snapshot %s: parent is not committed: %w", c.Parent, errdefs.ErrFailedPrecondition)
+		case err != nil:
 			return c, err
 		}
 		c.FullCopy = false // a directory that was made without a parent has only what it adds to one

@@ -168,7 +168,8 @@ func (n *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 }
 
 // Walk calls fn for each of the holder's snapshots that matches one of containerd's filters fs, for all
-// of them if there are no filters. fn may call methods of the Snapshotter.
+// of them if there are no filters. fn may call methods of the Snapshotter. Up to walkPage snapshots are those of one
+// moment.
 func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
 	filter, err := filters.ParseAll(fs...)
 	if err != nil {
@@ -186,10 +187,9 @@ func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 			}
 			return nil
 		})
-		if err != nil || len(page) == 0 {
+		if err != nil {
 			return err
 		}
-		after = page[len(page)-1].Key
 		for _, sn := range page {
 			if i := n.info(sn); filter.Match(adapt(i)) {
 				if err := fn(ctx, i); err != nil {
@@ -197,6 +197,10 @@ func (n *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...str
 				}
 			}
 		}
+		if len(page) < walkPage {
+			return nil
+		}
+		after = page[len(page)-1].Key
 	}
 }
 

@@ -33,7 +33,7 @@ FS              ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix stall kubelet race fuzz model compare bench bench-crane bench-pull bench-all lint fmt demo clean help
+.PHONY: build install test unit integration matrix stall kubelet race fuzz model compare linear bench bench-crane bench-pull bench-all lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -126,6 +126,11 @@ clients: build ## pull 10 images by 500 clients at once (RANGE: how often)
 soak: DURATION := $(or $(DURATION),2h)
 soak: build ## pull, run and collect for DURATION; in the end nothing has grown
 	$(PROOF) -run '^TestSoak$$' ./proof
+
+# Each seed makes one history for each service.
+linear: build ## compare 3,000 histories of 16 clients with what one client at a time could see (RANGE, DURATION)
+	$(LEDGER) TANK_BINARY='$(CURDIR)/bin/tank-snapshotter' TANK_LINEAR='$(or $(RANGE),1-1000)' TANK_PROOF_TIME='$(DURATION)' \
+		$(GO) -C integration test -count=1 -timeout 3h -run '^TestLinear$$' -v .
 
 reliability: ## write the table of docs/reliability.md from the recorded runs of the proofs
 	$(GO) run ./internal/reliability table

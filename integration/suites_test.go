@@ -175,9 +175,7 @@ func tankStores(e *Env, setup Setup) (stores, error) {
 		k.Config = directoryMode
 	}
 	d := k.Serve()
-	conn, err := grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// the limits of containerd's own client
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20)))
+	conn, err := k.connect()
 	return stores{
 		snapshots: snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "tank"),
 		content:   contentproxy.NewContentStore(contentapi.NewContentClient(conn)),
@@ -187,6 +185,24 @@ func tankStores(e *Env, setup Setup) (stores, error) {
 			return err
 		},
 	}, err
+}
+
+// connect opens a connection to the daemon's socket.
+func (k *TankRoot) connect() (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		// the limits of containerd's own client
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20), grpc.MaxCallSendMsgSize(16<<20)))
+}
+
+// dial is connect for a connection that ends with the test.
+func (k *TankRoot) dial(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	conn, err := k.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 // stores connects to containerd. All calls use one new namespace and a lease in it, whatever their contexts name: no

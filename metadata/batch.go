@@ -13,6 +13,7 @@ import (
 
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
+	"github.com/tank-snapshotter/tank/internal/outcome"
 )
 
 const (
@@ -252,7 +253,7 @@ func (db *DB) commitBatch() {
 func (db *DB) commit(b *batch) (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
 	defer func() { _ = b.bolt.Rollback() }() // does nothing after a commit
-	return db.fs.Commit(db.path, b.bolt.Commit)
+	return outcome.Commit(b.bolt, func() error { return db.fs.Commit(db.path, b.bolt.Commit) }, db.bolt.View)
 }
 
 // closeBatch ends a batch and wakes the callers that wait for it. The caller holds pending.mu.

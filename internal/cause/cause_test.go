@@ -52,6 +52,7 @@ func TestOf(t *testing.T) {
 		"permission without number": {fmt.Errorf("x: %w", fs.ErrPermission), cause.Denied},
 		"read-only":                 {os.NewSyscallError("open", unix.EROFS), cause.ReadOnly},
 		"descriptors":               {fmt.Errorf("x: %w", unix.EMFILE), cause.Descriptors},
+		"memory":                    {os.NewSyscallError("mmap", unix.ENOMEM), cause.Memory},
 		"a bad disk":                {fmt.Errorf("x: %w", unix.EIO), cause.IO},
 		"a deadline is no cause":    {context.DeadlineExceeded, ""},
 	} {

@@ -21,6 +21,8 @@ func system(err error) Kind {
 		return ReadOnly
 	case unix.EMFILE, unix.ENFILE:
 		return Descriptors
+	case unix.ENOMEM:
+		return Memory
 	case unix.EIO:
 		return IO
 	}

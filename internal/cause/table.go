@@ -22,6 +22,7 @@ const (
 	IO          Kind = "I/O error"
 	ReadOnly    Kind = "read-only"
 	Descriptors Kind = "too many open files"
+	Memory      Kind = "not enough memory"
 	FileSystem  Kind = "file system"
 	Unfit       Kind = "unfit file system"
 	Mapping     Kind = "id without a mapping"
@@ -123,6 +124,12 @@ var table = []advice{
 		"",
 	},
 	{FileSystem, ExitOther, "Serve the root with mode = \"directory\", or put it on another file system.", ""},
+	{
+		Memory, ExitOther,
+		"The machine has no memory left, or the process may not have more: end other programs, or raise the " +
+			"limit (MemoryMax= in the unit).",
+		"",
+	},
 	{Descriptors, ExitOther, "Raise the limit of open files: `ulimit -n`, or LimitNOFILE= in the unit.", ""},
 	{
 		Mapping, ExitOther,

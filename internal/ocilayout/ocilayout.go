@@ -26,6 +26,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/regular"
@@ -81,7 +82,7 @@ func (l *Layout) Write(images func() ([]Image, error)) error {
 		err = l.writeIndex(pulled)
 	}
 	if err != nil {
-		return fmt.Errorf("layout: %w", err)
+		return errclass.Ensure(fmt.Errorf("layout: %w", err))
 	}
 	return nil
 }
@@ -292,7 +293,7 @@ func (l *Layout) Text() []byte {
 
 // WriteText writes the content of an index.json into a directory, which exists.
 func (l *Layout) WriteText(dir string, b []byte) error {
-	return l.replace(filepath.Join(dir, ocispec.ImageIndexFile), b)
+	return errclass.Ensure(l.replace(filepath.Join(dir, ocispec.ImageIndexFile), b))
 }
 
 // Remove removes index.json, whatever it is: Write refuses to replace what is not a regular file of

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tank-snapshotter/tank/internal/outcome"
 )
 
 const (
@@ -187,6 +189,9 @@ func Low(dir string) bool {
 // Full reports whether an error means that a disk is full or a quota used up. bbolt returns some of
 // these errors only as text.
 func Full(err error) bool {
+	if err == nil || outcome.Uncertain(err) { // what may have happened must not run again
+		return false
+	}
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) ||
-		err != nil && strings.Contains(err.Error(), "file ") && strings.Contains(err.Error(), unix.ENOSPC.Error())
+		strings.Contains(err.Error(), "file ") && strings.Contains(err.Error(), unix.ENOSPC.Error())
 }

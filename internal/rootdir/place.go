@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tank-snapshotter/tank/internal/outcome"
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
@@ -67,7 +68,8 @@ type Record func(tx *metadata.Tx, name string) (used bool, err error)
 // atomically.
 //
 // If the entry can't be placed or recorded, or record does not use it, it goes to the trash,
-// wherever it is then. Only a blob stays where it is. An error of record is returned as it is. No
+// wherever it is then. Only a blob stays where it is, and so does every entry whose record can be read
+// although its commit failed (package outcome). An error of record is returned as it is. No
 // transaction may be open.
 //
 // Renaming comes before the transaction, not within it (docs/adr/0036): the transaction keeps every
@@ -78,6 +80,9 @@ func (d *Dir) Place(e Entry, record Record) (err error) {
 	var placed []string
 	used := false
 	defer func() {
+		if outcome.Uncertain(err) {
+			return // the record may be there, so its bytes have to be
+		}
 		if !k.adoptable && (err != nil || !used) {
 			err = errors.Join(err, d.Trash(append(placed, e.Staged)...))
 		}

@@ -64,6 +64,7 @@ var operations = []string{
 
 var errnos = map[string]unix.Errno{
 	"EACCES": unix.EACCES, "EDQUOT": unix.EDQUOT, "EEXIST": unix.EEXIST, "EIO": unix.EIO, "EMFILE": unix.EMFILE,
+	"ENOMEM": unix.ENOMEM,
 	"ENOENT": unix.ENOENT, "ENOSPC": unix.ENOSPC, "EPERM": unix.EPERM, "EROFS": unix.EROFS, "EXDEV": unix.EXDEV,
 }
 

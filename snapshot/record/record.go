@@ -139,6 +139,16 @@ func endsLine(path string, size int64) bool {
 	return err == nil && last[0] == '\n'
 }
 
+// Replace gives the directory dir a record that has only the present state of a snapshot. It returns when the
+// record is on the disk. Calls for one directory must not overlap.
+func Replace(fs fsys.FS, dir string, r Record) error {
+	text, err := format(r)
+	if err != nil {
+		return err
+	}
+	return replace(fs, filepath.Join(dir, Name), text)
+}
+
 // replace gives a directory a new record. It is always synced: a rename that reaches the disk before the
 // bytes would lose the former record.
 func replace(fs fsys.FS, path string, text []byte) error {

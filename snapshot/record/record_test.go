@@ -205,6 +205,11 @@ func TestErrorsHaveAClass(t *testing.T) {
 			t.Errorf("%s: %v", fault, err)
 		}
 	}
+	if err := record.Replace(fsystest.New(t, dir, "create: fail ENOSPC"), dir, sample(1)); !errdefs.IsResourceExhausted(
+		err,
+	) {
+		t.Error(err)
+	}
 	if err := record.Create(filepath.Join(dir, "missing"), sample(1)); !errdefs.IsInternal(err) {
 		t.Error(err)
 	}

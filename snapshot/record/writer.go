@@ -66,6 +66,11 @@ func (w *Writer) Note(ctx context.Context, key string, sync Sync) {
 }
 
 func (w *Writer) note(key string, sync Sync) error {
+	return w.change(key, func(dir string, r Record) error { return Append(w.fs, dir, r, bool(sync)) })
+}
+
+// change calls write with the directory of a snapshot and what its record has to say now.
+func (w *Writer) change(key string, write func(dir string, r Record) error) error {
 	r, err := w.current(key)
 	if err != nil || r.Entry() == "" {
 		return ignoreNotFound(err) // removed, or made by an older version
@@ -74,7 +79,7 @@ func (w *Writer) note(key string, sync Sync) error {
 	if r, err = w.current(key); err != nil {
 		return ignoreNotFound(err)
 	}
-	err = Append(w.fs, w.path(r), r, bool(sync))
+	err = write(w.path(r), r)
 	if errors.Is(err, os.ErrNotExist) {
 		if _, gone := w.current(key); errdefs.IsNotFound(gone) {
 			return nil // removed meanwhile
@@ -151,13 +156,18 @@ func (w *Writer) MendOne(want Record) error {
 		return w.add(want)
 	}
 	is, err := Read(w.path(want))
-	if err == nil && equal(is, want) && Check(w.path(want)) == nil {
+	damaged := Check(w.path(want)) != nil
+	if err == nil && equal(is, want) && !damaged {
 		return nil
 	}
 	if errdefs.IsFailedPrecondition(err) {
 		return err // a newer version wrote it
 	}
-	err = w.note(want.Key, Now)
+	if damaged { // one more line would leave the damaged one where it is
+		err = w.change(want.Key, func(dir string, r Record) error { return Replace(w.fs, dir, r) })
+	} else {
+		err = w.note(want.Key, Now)
+	}
 	if errors.Is(err, os.ErrNotExist) && want.Dir == "" {
 		return w.add(want) // an older version has swept the directory, which had only the record
 	}

@@ -33,7 +33,7 @@ FS              ?=
 export PATH := $(PATH):/usr/local/go/bin
 
 .DEFAULT_GOAL := help
-.PHONY: build install test unit integration matrix stall kubelet race fuzz model compare linear bench bench-crane bench-pull bench-all lint fmt demo clean help
+.PHONY: build install test unit integration matrix stall kubelet race fuzz model compare linear states crashpoints bench bench-crane bench-pull bench-all lint fmt demo clean help
 
 build: ## build bin/tank-snapshotter, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/tank-snapshotter ./cmd/tank-snapshotter
@@ -131,6 +131,13 @@ soak: build ## pull, run and collect for DURATION; in the end nothing has grown
 linear: build ## compare 3,000 histories of 16 clients with what one client at a time could see (RANGE, DURATION)
 	$(LEDGER) TANK_BINARY='$(CURDIR)/bin/tank-snapshotter' TANK_LINEAR='$(or $(RANGE),1-1000)' TANK_PROOF_TIME='$(DURATION)' \
 		$(GO) -C integration test -count=1 -timeout 3h -run '^TestLinear$$' -v .
+
+# TANK_STATES has the form FIRST,COUNT. Each 1000 states belong to one history. -parallel is the number of workers.
+states: ## check random states that a power cut may leave of recorded histories (a million take hours; some: TANK_STATES=0,20000)
+	$(LEDGER) TANK_STATES=$${TANK_STATES:-0,1000000} $(GO) test -count=1 -timeout 0 -parallel 8 -run '^TestCrashStates$$' -v .
+
+crashpoints: ## end the process at every operation of the listed workloads, and check what is left (takes minutes)
+	$(LEDGER) TANK_CRASHPOINTS=all $(GO) test -count=1 -timeout 0 -parallel 8 -run '^TestCrashPoints$$' -v .
 
 reliability: ## write the table of docs/reliability.md from the recorded runs of the proofs
 	$(GO) run ./internal/reliability table

@@ -282,6 +282,7 @@ func (t *Tank) openDatabase(opts *Options) error {
 	var err error
 	t.db, err = metadata.Open(path, &metadata.Options{
 		Existing: existing, ReadOnly: t.readOnly, Spend: t.reserve.Spend, FS: opts.FS,
+		Resident: opts.Daemon,
 	})
 	if errdefs.IsDataLoss(err) && cause.Of(err).Kind == "" {
 		err = cause.Mark(err, cause.Database, t.root)

@@ -14,6 +14,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/cause"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/outcome"
+	"github.com/tank-snapshotter/tank/metadata/internal/released"
 )
 
 const (
@@ -30,7 +31,7 @@ type pending struct {
 	// batch without one has nothing that a reader must see.
 	deferred atomic.Bool
 	// released is what those changes delete; nil without one.
-	released atomic.Pointer[released]
+	released atomic.Pointer[released.Set]
 	queued   atomic.Int32 // writers that wait for mu; the last of them commits the batch
 
 	mu    lockorder.Mutex // guards batch and what is in it; the goroutine that runs changes holds it
@@ -162,11 +163,11 @@ func (db *DB) release(b *batch, drops map[string]struct{}) {
 		return
 	}
 	r := db.pending.released.Load()
-	if r == nil || r.id != b.bolt.ID() {
-		r = newReleased(b.bolt.ID())
+	if r == nil || r.ID != b.bolt.ID() {
+		r = released.New(b.bolt.ID())
 		db.pending.released.Store(r)
 	}
-	r.add(drops)
+	r.Add(drops)
 }
 
 // replay removes what a failed change left in the transaction: it begins a new one and repeats the other changes. The
@@ -259,6 +260,9 @@ func (db *DB) commit(b *batch) (err error) {
 // closeBatch ends a batch and wakes the callers that wait for it. The caller holds pending.mu.
 func (db *DB) closeBatch(b *batch, err error) {
 	b.err = err
+	if err == nil {
+		db.resident.Keep(db.bolt)
+	}
 	db.pending.batch = nil
 	db.pending.deferred.Store(false)
 	db.pending.released.Store(nil)
@@ -270,11 +274,11 @@ func (db *DB) closeBatch(b *batch, err error) {
 // the caller must not delete bytes because of it.
 func (db *DB) ViewPending(fn func(*Tx) error) (err error) {
 	defer recoverDamage(debug.SetPanicOnFault(true), &err)
-	r := db.pending.released.Load() // before the transaction begins: see released.id
+	r := db.pending.released.Load() // before the transaction begins: see released.Set
 	return db.bolt.View(func(btx *bolt.Tx) error {
 		tx := &Tx{entries: entries{bolt: btx}}
-		if r != nil && btx.ID() < r.id {
-			tx.released, tx.change = r, r.now()
+		if r != nil && btx.ID() < r.ID {
+			tx.released, tx.change = r, r.Now()
 		}
 		return fn(tx)
 	})

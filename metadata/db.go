@@ -20,6 +20,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/metadata/internal/resident"
 )
 
 // schema is the version of the buckets below. A file of a newer schema is refused.
@@ -63,6 +64,9 @@ type Options struct {
 	// ReadOnly opens an existing file and never writes to it: Update returns errdefs.ErrFailedPrecondition. false: the
 	// file is opened for writing.
 	ReadOnly bool
+	// Resident locks the map of the file in memory, so that no reader waits for the disk. A refusal is only logged.
+	// false: the kernel may drop pages and read them again.
+	Resident bool
 	// FS creates the file, renames it and deletes an unfinished one. It also calls the commits, in which bbolt
 	// writes to the file. nil: fsys.OS.
 	FS fsys.FS
@@ -70,11 +74,12 @@ type Options struct {
 
 // DB is the open database.
 type DB struct {
-	bolt    *bolt.DB
-	path    string
-	fs      fsys.FS // for commits
-	pending pending
-	spend   func(commit func() error) error // Options.Spend
+	bolt     *bolt.DB
+	path     string
+	fs       fsys.FS // for commits
+	pending  pending
+	resident *resident.Map                   // nil without Options.Resident
+	spend    func(commit func() error) error // Options.Spend
 }
 
 // maxFile bounds the size of a database that is opened. A record is a few hundred bytes.
@@ -115,6 +120,10 @@ func open(path string, o Options) (*DB, error) {
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
+	}
+	if o.Resident {
+		db.resident = &resident.Map{}
+		db.resident.Keep(b)
 	}
 	return db, nil
 }

@@ -18,10 +18,13 @@ import (
 	"github.com/tank-snapshotter/tank/internal/interrupt"
 )
 
-// How many calls may be in flight, of those that only read, those that change something, those that
-// unpack, and those that transfer a blob. Each may come to need a thread of its own.
+// How many calls may be in flight: of those that read records, those that ask for a blob, those that look
+// at other files, those that change something, those that unpack, and those that transfer a blob. Each may
+// come to need a thread of its own. Calls that need no disk are apart from those that may hang.
 const (
-	mostReads     = 256
+	mostRecords   = 128
+	mostInfos     = 128
+	mostLooks     = 128
 	mostChanges   = 256
 	mostApplies   = 1024
 	mostTransfers = 2048
@@ -36,17 +39,19 @@ type fenced struct {
 	copies      bool          // Options.Copies
 	snapshotter snapshots.Snapshotter
 
-	reads, changes, applies, transfers *fence.Class
+	records, infos, looks, changes, applies, transfers *fence.Class
 }
 
 func newFenced(opts *Options) *fenced {
-	share := min(1, float64(fence.Threads())/2/(mostReads+mostChanges+mostApplies+mostTransfers))
+	const most = mostRecords + mostInfos + mostLooks + mostChanges + mostApplies + mostTransfers
+	share := min(1, float64(fence.Threads())/2/most)
 	class := func(name string, most int) *fence.Class {
 		return fence.NewClass(name, max(fewest, int(float64(most)*share)))
 	}
 	f := &fenced{
 		fence: fence.New(&fence.Options{Limit: opts.Limit}), disk: opts.Disk, copies: opts.Copies,
-		reads: class("reads", mostReads), changes: class("changes", mostChanges),
+		records: class("records", mostRecords), infos: class("infos", mostInfos),
+		looks: class("looks", mostLooks), changes: class("changes", mostChanges),
 		applies: class("applies", mostApplies), transfers: class("transfers", mostTransfers),
 	}
 	if f.disk == nil {
@@ -81,11 +86,14 @@ func (f *fenced) call(ctx context.Context, method string, req any, steps func() 
 	}
 	stepsAndDisk := func() uint64 { return steps() + f.disk() }
 	switch r := req.(type) {
-	case *contentapi.InfoRequest, *contentapi.StatusRequest, *contentapi.ListStatusesRequest,
-		*snapshotsapi.StatSnapshotRequest:
-		c.Class = f.reads
+	case *snapshotsapi.StatSnapshotRequest:
+		c.Class = f.records
+	case *contentapi.InfoRequest:
+		c.Class = f.infos
+	case *contentapi.StatusRequest, *contentapi.ListStatusesRequest:
+		c.Class = f.looks
 	case *snapshotsapi.UsageRequest, *snapshotsapi.MountsRequest:
-		c.Class, c.Progress = f.reads, steps
+		c.Class, c.Progress = f.looks, steps
 	case *snapshotsapi.PrepareSnapshotRequest:
 		f.makes(ctx, &c, r.GetKey(), steps)
 	case *snapshotsapi.ViewSnapshotRequest:
@@ -161,7 +169,7 @@ func (f *fenced) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		return next(srv, stream)
 	}
 	ctx, steps := interrupt.Watch(stream.Context())
-	c := fence.Call{Name: info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:], Class: f.reads}
+	c := fence.Call{Name: info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:], Class: f.records}
 	switch info.FullMethod {
 	case contentService + "Read", contentService + "Write":
 		c.Class, c.Progress = f.transfers, func() uint64 { return steps() + f.disk() }

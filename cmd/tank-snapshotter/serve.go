@@ -21,6 +21,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/peer"
 	"github.com/tank-snapshotter/tank/internal/printable"
 	"github.com/tank-snapshotter/tank/internal/processor"
+	"github.com/tank-snapshotter/tank/internal/resident"
 	"github.com/tank-snapshotter/tank/internal/rootdir"
 	"github.com/tank-snapshotter/tank/internal/socket"
 	"github.com/tank-snapshotter/tank/internal/systemd"
@@ -111,6 +112,10 @@ func serve(ctx context.Context, s settings, end *ending) (err error) {
 			admin.Register(to, root, &admin.ServeOptions{HostsDir: s.HostsDir})
 		},
 	})
+	if _, err := resident.Program(); err != nil {
+		log.G(ctx).WithError(err).Warn("the program is not locked in memory (LimitMEMLOCK=): " +
+			"when memory is short and its disk stands still, the daemon does so as well")
+	}
 	end.inOrder.Store(true)
 	notified := make(chan struct{})
 	notStopping := context.AfterFunc(ctx, func() {

@@ -25,8 +25,8 @@ type settings struct {
 // others are the settings that do not restrict the process.
 var others = []string{
 	"Type", "ExecStart", "Restart", "RestartSec", "WatchdogSec", "TimeoutStartSec", "TimeoutStopSec", "KillMode",
-	"RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve", "LimitNOFILE", "TasksMax", "OOMScoreAdjust",
-	"MemoryHigh", "MemoryMax",
+	"RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve", "LimitNOFILE", "LimitMEMLOCK", "TasksMax",
+	"OOMScoreAdjust", "MemoryHigh", "MemoryMax",
 }
 
 // readUnit reads the section [Service] of a unit.

@@ -2,49 +2,11 @@ package metadata
 
 import (
 	"bytes"
-	"sync"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/tank-snapshotter/tank/metadata/internal/released"
 )
-
-// released are the entries that the changes of UpdateDeferred delete in one batch. Readers leave them out until the
-// batch is durable, so they need not wait for a commit, which takes as long as the disk does not answer.
-type released struct {
-	id int // of the batch's transaction: a read transaction with this number or a larger one sees the deletions itself
-
-	mu      sync.RWMutex   // guards the fields below
-	changes int            // changes of UpdateDeferred
-	entries map[string]int // bucket and key, joined by NUL -> the number of the change that deleted it
-}
-
-func newReleased(id int) *released { return &released{id: id, entries: map[string]int{}} }
-
-// add adds what one more change deletes.
-func (r *released) add(gone map[string]struct{}) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.changes++
-	for e := range gone {
-		if _, known := r.entries[e]; !known {
-			r.entries[e] = r.changes
-		}
-	}
-}
-
-// now returns the number of the last change.
-func (r *released) now() int {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return r.changes
-}
-
-// has reports whether a change up to this number has deleted an entry.
-func (r *released) has(entry string, change int) bool {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	n, ok := r.entries[entry]
-	return ok && n <= change
-}
 
 func entryOf(bucket, key []byte) string { return string(bucket) + "\x00" + string(key) }
 
@@ -55,7 +17,7 @@ type entries struct {
 	drops map[string]struct{}
 	// released has what a read transaction leaves out: what the changes of UpdateDeferred up to number change have
 	// deleted. nil: nothing.
-	released *released
+	released *released.Set
 	change   int
 }
 
@@ -69,7 +31,7 @@ func (tx *entries) drop(bucket, key []byte) error {
 
 // hides reports whether a read transaction has an entry whose deletion is not durable yet.
 func (tx *entries) hides(bucket, key []byte) bool {
-	return tx.released != nil && tx.released.has(entryOf(bucket, key), tx.change)
+	return tx.released != nil && tx.released.Has(entryOf(bucket, key), tx.change)
 }
 
 // value returns the value of an entry; nil if there is none.

@@ -133,8 +133,9 @@ linear: build ## compare 3,000 histories of 16 clients with what one client at a
 		$(GO) -C integration test -count=1 -timeout 3h -run '^TestLinear$$' -v .
 
 # TANK_STATES has the form FIRST,COUNT. Each 1000 states belong to one history. -parallel is the number of workers.
+TANK_STATES ?= 0,1000000
 states: ## check random states that a power cut may leave of recorded histories (a million take hours; some: TANK_STATES=0,20000)
-	$(LEDGER) TANK_STATES=$${TANK_STATES:-0,1000000} $(GO) test -count=1 -timeout 0 -parallel 8 -run '^TestCrashStates$$' -v .
+	$(LEDGER) TANK_STATES='$(TANK_STATES)' $(GO) test -count=1 -timeout 0 -parallel 8 -run '^TestCrashStates$$' -v .
 
 crashpoints: ## end the process at every operation of the listed workloads, and check what is left (takes minutes)
 	$(LEDGER) TANK_CRASHPOINTS=all $(GO) test -count=1 -timeout 0 -parallel 8 -run '^TestCrashPoints$$' -v .

@@ -130,6 +130,12 @@ var testProgram = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(out)
 })
 
+// injectProgram builds ./inject, which makes a system call of a program fail.
+var injectProgram = sync.OnceValues(func() (string, error) {
+	out := filepath.Join(moduleDir(), ".bin", "inject")
+	return out, goBuild(moduleDir(), out, "./inject")
+})
+
 // sandboxProgram builds ./sandbox, which runs a program with what a unit for systemd allows.
 var sandboxProgram = sync.OnceValues(func() (string, error) {
 	out := filepath.Join(moduleDir(), ".bin", "sandbox")

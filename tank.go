@@ -284,6 +284,9 @@ func (t *Tank) openDatabase(opts *Options) error {
 		Existing: existing, ReadOnly: t.readOnly, Spend: t.reserve.Spend, FS: opts.FS,
 		Resident: opts.Daemon,
 	})
+	if err == nil && opts.Daemon { // which makes it again
+		err = t.db.Sound()
+	}
 	if errdefs.IsDataLoss(err) && cause.Of(err).Kind == "" {
 		err = cause.Mark(err, cause.Database, t.root)
 	}

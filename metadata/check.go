@@ -1,8 +1,8 @@
 package metadata
 
 import (
+	"cmp"
 	"fmt"
-	"os"
 	"runtime/debug"
 	"strings"
 
@@ -15,7 +15,17 @@ import (
 
 // Check reports every broken invariant of the file: pages, records without holders, holds without records, indexes that
 // disagree, images and snapshots whose closure has gaps.
-func (db *DB) Check(report func(Fault)) (err error) {
+func (db *DB) Check(report func(Fault)) error { return db.check(report, db.checkPages) }
+
+// Sound returns errdefs.ErrDataLoss if Check finds a fault in the records. Open has compared the pages.
+func (db *DB) Sound() error {
+	var first error
+	err := db.check(func(f Fault) { first = cmp.Or(first, error(f)) }, nil)
+	return cmp.Or(err, first)
+}
+
+// check reports what is wrong with the pages, unless that is nil, and with the records.
+func (db *DB) check(report func(Fault), pages func(boltfile.Report) error) (err error) {
 	damaged := func(err error) { report(Fault{Damage: DamagedRecords, Mend: MendRecords, Err: err}) }
 	defer func() { // pages that are too damaged to be walked are a fault as well
 		if errdefs.IsDataLoss(err) {
@@ -27,8 +37,10 @@ func (db *DB) Check(report func(Fault)) (err error) {
 	fault := func(format string, args ...any) {
 		damaged(fmt.Errorf("metadata: "+format+": %w", append(args, errdefs.ErrDataLoss)...))
 	}
-	if err := db.checkPages(fault); err != nil {
-		return err
+	if pages != nil {
+		if err := pages(fault); err != nil {
+			return err
+		}
 	}
 	db.flush(nil)
 	return db.bolt.View(func(btx *bolt.Tx) error {
@@ -37,6 +49,10 @@ func (db *DB) Check(report func(Fault)) (err error) {
 		checkHolds(tx, fault)
 		checkImages(tx, fault)
 		checkSnapshots(tx, fault)
+		_, berr := Bindings(tx)
+		if _, err := tx.Pulls(); cmp.Or(berr, err) != nil {
+			fault("%v", cmp.Or(berr, err))
+		}
 		return nil
 	})
 }
@@ -56,16 +72,11 @@ func (db *DB) checkPages(fault boltfile.Report) error {
 		return err
 	}
 	defer f.Close()
-	return checkFile(f, true, fault)
-}
-
-// checkFile reports the faults in the pages of a database that no process writes meanwhile.
-func checkFile(f *os.File, leaked bool, fault boltfile.Report) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if err := boltfile.Check(f, fi.Size(), leaked, buckets, fault); err != nil {
+	if err := boltfile.Check(f, fi.Size(), true, buckets, fault); err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 	}
 	return nil

@@ -20,6 +20,7 @@ import (
 	"github.com/tank-snapshotter/tank/internal/fsys"
 	"github.com/tank-snapshotter/tank/internal/lockorder"
 	"github.com/tank-snapshotter/tank/internal/regular"
+	"github.com/tank-snapshotter/tank/metadata/internal/boltfile"
 	"github.com/tank-snapshotter/tank/metadata/internal/resident"
 )
 
@@ -110,15 +111,12 @@ func open(path string, o Options) (*DB, error) {
 			return nil, err
 		}
 	}
-	b, file, err := openFile(path, o)
+	b, err := openFile(path, o)
 	if err != nil {
 		return nil, err
 	}
 	db := newDB(b, path, &o)
-	if err = verify(file); err == nil {
-		err = db.verifySchema()
-	}
-	if err != nil {
+	if err := db.verifySchema(); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	if o.Resident {
@@ -134,8 +132,10 @@ func newDB(b *bolt.DB, path string, o *Options) *DB {
 	}
 }
 
-// openFile opens a database. file is the file that bbolt reads and closes.
-func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
+// openFile opens a database, after a check of its pages: bbolt notices a damaged page only when it reads it, takes some
+// damage for deleted records, and may allocate without bound for a damaged list.
+func openFile(path string, o Options) (b *bolt.DB, err error) {
+	var file *os.File
 	defer func() {
 		// After a panic bbolt leaves the file locked and mapped, and the mapping would keep the lock.
 		if err != nil && file != nil {
@@ -147,22 +147,24 @@ func openFile(path string, o Options) (b *bolt.DB, file *os.File, err error) {
 	b, err = bolt.Open(path, 0o600, &bolt.Options{
 		Timeout: o.Timeout, FreelistType: bolt.FreelistMapType, NoSync: o.NoSync, ReadOnly: o.ReadOnly,
 		OpenFile: func(path string, flag int, _ os.FileMode) (*os.File, error) {
-			file, err = openExisting(path, flag)
+			if file, err = openExisting(path, flag); err == nil {
+				err = cmp.Or(boltfile.Lock(file, o.ReadOnly, o.Timeout), verify(file))
+			}
 			return file, err
 		},
 	})
 	switch {
 	case err == nil:
-		return b, file, nil
+		return b, nil
 	case errors.Is(err, os.ErrNotExist):
-		return nil, file, fmt.Errorf("the file is missing: %w", errdefs.ErrDataLoss)
-	case errors.Is(err, boltErrors.ErrTimeout):
-		return nil, file, fmt.Errorf("open in another process: %w", errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("the file is missing: %w", errdefs.ErrDataLoss)
+	case errors.Is(err, boltErrors.ErrTimeout), errors.Is(err, unix.EWOULDBLOCK):
+		return nil, fmt.Errorf("open in another process: %w", errdefs.ErrUnavailable)
 	case errors.As(err, new(unix.Errno)), errdefs.IsDataLoss(err):
-		return nil, file, err
+		return nil, err
 	}
 	// bbolt found a fault in the file or in its size.
-	return nil, file, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
+	return nil, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 }
 
 // openExisting opens a regular file that is neither empty nor larger than a database can be. bbolt would turn an empty
@@ -196,23 +198,14 @@ func openExisting(path string, flag int) (*os.File, error) {
 	return f, nil
 }
 
-// verify returns errdefs.ErrDataLoss if a page of the file is damaged. bbolt notices a damaged page only when it
-// reads it, and takes some damage for deleted records.
+// verify returns errdefs.ErrDataLoss if a page of the file is damaged.
 func verify(file *os.File) error {
-	var first error
-	faults := 0
-	err := checkFile(file, false, func(format string, args ...any) {
-		if faults++; faults == 1 {
-			first = fmt.Errorf(format, args...)
-		}
-	})
-	switch {
-	case err != nil:
+	fi, err := file.Stat()
+	if err != nil {
 		return err
-	case faults > 1:
-		return fmt.Errorf("damaged: %w, and %d more faults: %w", first, faults-1, errdefs.ErrDataLoss)
-	case faults == 1:
-		return fmt.Errorf("damaged: %w: %w", first, errdefs.ErrDataLoss)
+	}
+	if err := boltfile.Verify(file, fi.Size(), buckets); err != nil {
+		return fmt.Errorf("damaged: %w: %w", err, errdefs.ErrDataLoss)
 	}
 	return nil
 }

@@ -107,9 +107,7 @@ func (s *Salvaged) sound(path string) bool {
 	if err != nil {
 		return false
 	}
-	faults := 0
-	err = db.Check(func(Fault) { faults++ })
-	return errors.Join(err, db.Close()) == nil && faults == 0
+	return errors.Join(db.Sound(), db.Close()) == nil
 }
 
 // add adds the record in one entry of a bucket. It reports whether the entry is valid.
@@ -280,9 +278,7 @@ func build(fs fsys.FS, path string, fill func(*Tx) error) error {
 	if db, err = Open(path, &Options{Existing: true}); err != nil {
 		return err
 	}
-	var faults []error
-	err = db.Check(func(f Fault) { faults = append(faults, f) })
-	return errors.Join(append(faults, err, db.Close())...)
+	return errors.Join(db.Sound(), db.Close())
 }
 
 func ignoreMissing(err error) error {

@@ -11,6 +11,7 @@ package boltfile
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -90,6 +91,21 @@ func Check(r io.ReaderAt, size int64, leaked bool, want [][]byte, report Report)
 		}
 	}
 	return nil
+}
+
+// Verify returns the first fault of a file and the number of the others, or nil if it has none. See Check.
+func Verify(r io.ReaderAt, size int64, want [][]byte) error {
+	var first error
+	faults := 0
+	err := Check(r, size, false, want, func(format string, args ...any) {
+		if faults++; faults == 1 {
+			first = fmt.Errorf(format, args...)
+		}
+	})
+	if faults > 1 {
+		first = fmt.Errorf("%w, and %d more faults", first, faults-1)
+	}
+	return cmp.Or(err, first)
 }
 
 // Salvage calls visitor with all that can be read of the file r of size bytes, and reports every fault. Of a damaged
@@ -293,7 +309,7 @@ func (w *walk) freelist(id uint64) {
 	}
 }
 
-// tree walks the tree that begins at a page. Its keys are at least low and less than high; nil is no bound.
+// tree walks the tree that begins at a page. Its keys begin with low and are less than high; nil is no bound.
 func (w *walk) tree(id uint64, low, high []byte, depth int) {
 	if depth > maxDepth {
 		w.fault("page %d: below %d others", id, depth)
@@ -424,10 +440,12 @@ func (w *walk) within(pg page, i int, pos, size uint64) ([]byte, bool) {
 	return pg.bytes[begin : begin+size], true
 }
 
-// ordered reports whether the keys ascend within the bounds.
+// ordered reports whether the keys ascend, begin with low and are less than high. bbolt finds the element of a branch
+// by the first key of the page below: with another key it would add an element, and free that page twice.
 func (w *walk) ordered(pg page, keys [][]byte, low, high []byte) bool {
 	for i, key := range keys {
-		if i == 0 && low != nil && bytes.Compare(key, low) < 0 || i > 0 && bytes.Compare(keys[i-1], key) >= 0 ||
+		if i == 0 && low != nil && !bytes.Equal(key, low) ||
+			i > 0 && bytes.Compare(keys[i-1], key) >= 0 ||
 			high != nil && bytes.Compare(key, high) >= 0 {
 			w.fault("page %d: key %d is out of order", pg.id, i)
 			return false

@@ -51,7 +51,10 @@ func Try(dir string, needs Needs) error {
 		if !needs.Overlay && need.overlay || !needs.Sync && need.sync {
 			continue
 		}
-		if err := need.try(p); err != nil && !unknown(err) {
+		if err := need.try(p); err != nil {
+			if unknown(err) {
+				return nil // the needs that follow use what this one should have made
+			}
 			if _, gone := stat(path); gone != nil {
 				return nil // another process owns the root by now, and swept
 			}

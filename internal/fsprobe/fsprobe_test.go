@@ -68,6 +68,8 @@ func TestTry(t *testing.T) {
 		"overlayfs": {overlayfs, "(overlay) lacks what Tank needs: whiteouts"},
 		// a disk without a free inode or block: nobody can tell
 		"full":        {func(t *testing.T) string { return mount(t, "tmpfs", "mode=700,nr_inodes=1") }, ""},
+		"one inode":   {func(t *testing.T) string { return mount(t, "tmpfs", "mode=700,nr_inodes=2") }, ""},
+		"two inodes":  {func(t *testing.T) string { return mount(t, "tmpfs", "mode=700,nr_inodes=3") }, ""},
 		"almost full": {func(t *testing.T) string { return mount(t, "tmpfs", "mode=700,nr_inodes=4") }, ""},
 		"no blocks":   {func(t *testing.T) string { return mount(t, "tmpfs", "mode=700,size=4k") }, ""},
 	} {

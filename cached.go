@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/tank-snapshotter/tank/internal/catalog"
-
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/tank-snapshotter/tank/internal/catalog"
+	"github.com/tank-snapshotter/tank/internal/documents"
 	"github.com/tank-snapshotter/tank/internal/observe"
 	"github.com/tank-snapshotter/tank/metadata"
 )
@@ -135,7 +135,7 @@ func (p *pull) answer(ctx context.Context, rec catalog.Entry) (*Image, error) {
 	c := p.platform(rec.Image)
 	img := &Image{Ref: rec.Ref, Digest: rec.Target.Digest, Manifest: c.Manifest.Digest, Cached: true}
 	var err error
-	if img.Config, err = p.t.readable(ctx, rec.Image, *c); err != nil {
+	if img.Config, err = documents.Readable(ctx, p.t.content, rec.Image, *c); err != nil {
 		return nil, fmt.Errorf("image %s: %w", p.ref, err)
 	}
 	if len(rec.Borrowed) > 0 && !p.t.readOnly {

@@ -29,6 +29,7 @@ func TestErrorsHaveClasses(t *testing.T) {
 		"Tank.Remove":  func() error { return tk.Remove(ctx, "x:1") },
 		"Tank.GC":      func() error { return second(tk.GC(ctx)) },
 		"Tank.Check":   func() error { return tk.Check(ctx, func(tank.Fault) {}) },
+		"Tank.Repair":  func() error { return second(tk.Repair(ctx, &tank.RepairOptions{Offline: true})) },
 		"Tank.Holders": func() error { return second(tk.Holders(ctx)) },
 		"Tank.Release": func() error { return second(tk.Release(ctx, "containerd", nil)) },
 		"Tank.Probe":   func() error { return tk.Probe(ctx) },

@@ -8,15 +8,14 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/tank-snapshotter/tank/internal/errclass"
-
-	"github.com/tank-snapshotter/tank/internal/catalog"
-
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 
+	"github.com/tank-snapshotter/tank/internal/catalog"
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/documents"
+	"github.com/tank-snapshotter/tank/internal/errclass"
 	"github.com/tank-snapshotter/tank/internal/leftover"
 	"github.com/tank-snapshotter/tank/internal/ocilayout"
 	"github.com/tank-snapshotter/tank/internal/reserve"
@@ -84,7 +83,7 @@ func (t *Tank) Inspect(ctx context.Context, ref string) (*ImageDetails, error) {
 		Ref: rec.Ref, Target: rec.Target, Untagged: rec.Untagged, Created: rec.Created, Updated: rec.Updated,
 	}
 	for _, p := range rec.Platforms {
-		config, err := t.config(ctx, p.Config)
+		config, err := documents.Config(ctx, t.content, p.Config)
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", rec.Ref, err)
 		}
@@ -239,26 +238,6 @@ func (t *Tank) sweep(ctx context.Context, r *Reclaimed) error {
 	}
 	r.Kept = left.Error()
 	return rest
-}
-
-func (f Fault) Error() string { return f.Message }
-
-// Unwrap returns the error of class errdefs.ErrDataLoss.
-func (f Fault) Unwrap() error {
-	if f.Err == nil {
-		return errdefs.ErrDataLoss
-	}
-	return f.Err
-}
-
-// Check compares everything on the disk with its records and seals; see [Service].
-func (t *Tank) Check(ctx context.Context, report func(Fault)) error {
-	each := func(f metadata.Fault) {
-		what, name := f.Subject()
-		report(Fault{What: what, Name: name, Message: f.Error(), Err: f})
-	}
-	return errors.Join(t.db.Check(each), t.copies.Check(each), t.content.Check(ctx, each), t.checkImages(ctx, each),
-		t.snapshots.Check(ctx, each))
 }
 
 // Clone copies a rootfs into a directory, which must be missing or empty; otherwise it returns

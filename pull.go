@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tank-snapshotter/tank/internal/cause"
+	"github.com/tank-snapshotter/tank/internal/hostsfiles"
 	"github.com/tank-snapshotter/tank/internal/platform"
 	"github.com/tank-snapshotter/tank/metadata"
 	"github.com/tank-snapshotter/tank/resolver"
@@ -116,21 +117,11 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 			return img, err
 		}
 	}
-	hostsDir, remove, err := p.t.hostsDir(&p.opts)
+	r, done, err := p.resolver()
 	if err != nil {
 		return nil, err
 	}
-	defer remove()
-	r, err := resolver.New(&resolver.Options{
-		Observe:   p.t.observe,
-		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials,
-		Tokens: p.t.tokens, InFlight: p.t.flights,
-		Connections: &p.t.connections, Warn: func(text string) { p.log("%s%s", WarningPrefix, text) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
+	defer done()
 	target, err := r.Resolve(ctx, p.ref)
 	if err != nil {
 		return nil, err
@@ -147,6 +138,25 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 		}
 	}
 	return p.fetch(ctx, r, target)
+}
+
+// resolver returns a resolver with the caller's credentials and hosts files, until done is called.
+func (p *pull) resolver() (r *resolver.Resolver, done func(), err error) {
+	hostsDir, remove, err := hostsfiles.Dir(p.t.root, p.opts.HostsDir, p.opts.HostsFiles)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err = resolver.New(&resolver.Options{
+		Observe:   p.t.observe,
+		PlainHTTP: p.opts.PlainHTTP, HostsDir: hostsDir, Credentials: p.opts.Credentials,
+		Tokens: p.t.tokens, InFlight: p.t.flights,
+		Connections: &p.t.connections, Warn: func(text string) { p.log("%s%s", WarningPrefix, text) },
+	})
+	if err != nil {
+		remove()
+		return nil, nil, err
+	}
+	return r, func() { r.Close(); remove() }, nil
 }
 
 // turn waits until no other pull of the reference runs, and keeps others waiting until unlock is called.

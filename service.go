@@ -43,6 +43,11 @@ type Service interface {
 	// Check compares everything on the disk with its records and seals, and calls report for each fault.
 	// Its own error means that the check is not complete.
 	Check(ctx context.Context, report func(Fault)) error
+	// Repair mends what Check finds, and deletes what no record names. Containers may run meanwhile: what they
+	// use is not changed, and later ones use what was mended. It may be canceled, or its process may end, at
+	// any time. opts may be nil. Its error means that the repair is not complete; a fault that it could not
+	// mend is no error.
+	Repair(ctx context.Context, opts *RepairOptions) (*RepairResult, error)
 	// Holders lists what each holder keeps, sorted by name. Holders of snapshots are not listed: what they
 	// keep counts for the holders of the snapshots.
 	Holders(ctx context.Context) ([]HolderInfo, error)
@@ -187,8 +192,31 @@ type Fault struct {
 	What    string `json:"what"` // image, blob, layer, rootfs, snapshot or metadata
 	Name    string `json:"name"` // of the image, blob and so on
 	Message string `json:"message"`
+	Damage  string `json:"damage,omitempty"` // records, missing, different or document
+	Mend    string `json:"mend,omitempty"`   // records, download, unpack or assemble; "": nothing mends it
+	Advice  string `json:"advice,omitempty"` // a sentence about what would mend it
+	Reason  string `json:"reason,omitempty"` // from Repair: why it was not mended
 	// Err is the fault as a metadata.Fault, with its repair. nil if another process found it.
 	Err error `json:"-"`
+}
+
+// RepairOptions of Service.Repair. nil means the zero value. The fields are those of PullOptions.
+type RepairOptions struct {
+	// Offline mends only from what is here. false: blobs are downloaded from the registries of references in
+	// the root.
+	Offline     bool              `json:"offline,omitempty"`
+	PlainHTTP   bool              `json:"plainHTTP,omitempty"`
+	HostsDir    string            `json:"-"`
+	HostsFiles  map[string][]byte `json:"hostsFiles,omitempty"`
+	Credentials Credentials       `json:"-"`
+	Progress    func(Event)       `json:"-"`
+	Log         func(line string) `json:"-"`
+}
+
+// RepairResult is what Repair found.
+type RepairResult struct {
+	Mended  []Fault `json:"mended"`  // one for each thing that was damaged
+	Remains []Fault `json:"remains"` // what is still damaged
 }
 
 // HolderInfo is a name that keeps things in the root, and what it keeps.

@@ -40,7 +40,11 @@ func newUnpacking(ctx context.Context, p *pull) (*unpacking, context.Context) {
 func (u *unpacking) image(ctx context.Context, i *resolver.Image) error {
 	t := u.p.t
 	if u.p.opts.Refresh {
-		if err := t.snapshots.Layers().Doubt(i.Manifest.Digest, i.DiffIDs); err != nil {
+		nodes := []metadata.Node{metadata.RootfsNode(i.Manifest.Digest)}
+		for _, d := range i.DiffIDs {
+			nodes = append(nodes, metadata.LayerNode(metadata.LayerKey(d)))
+		}
+		if err := t.snapshots.Layers().Doubt(nodes...); err != nil {
 			return err
 		}
 	}

@@ -28,18 +28,7 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 			return err
 		}
 		for _, key := range keys {
-			err := s.checkBlob(ctx, digest.Digest(key))
-			switch {
-			case errdefs.IsDataLoss(err):
-				damage := metadata.DifferentBytes
-				if errors.Is(err, errMissing) {
-					damage = metadata.MissingBytes
-				}
-				report(metadata.Fault{
-					Damage: damage, Node: metadata.BlobNode(digest.Digest(key)), Mend: metadata.MendDownload,
-					Err: fmt.Errorf("blob %s: %w", key, err),
-				})
-			case err != nil:
+			if err := s.CheckBlob(ctx, digest.Digest(key), report); err != nil {
 				return err
 			}
 		}
@@ -48,6 +37,22 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 		}
 		after = keys[len(keys)-1]
 	}
+}
+
+// CheckBlob does what Check does for one blob. A blob without a record has no fault.
+func (s *Store) CheckBlob(ctx context.Context, d digest.Digest, report func(metadata.Fault)) error {
+	err := s.checkBlob(ctx, d)
+	if !errdefs.IsDataLoss(err) {
+		return err
+	}
+	damage := metadata.DifferentBytes
+	if errors.Is(err, errMissing) {
+		damage = metadata.MissingBytes
+	}
+	report(metadata.Fault{
+		Damage: damage, Node: metadata.BlobNode(d), Mend: metadata.MendDownload, Err: fmt.Errorf("blob %s: %w", d, err),
+	})
+	return nil
 }
 
 // checkBlob returns a fault as an error of class errdefs.ErrDataLoss. It returns nil if the blob

@@ -60,6 +60,9 @@ var calls = map[string]func(s *scene) error{
 	"Store.ReaderAt": func(s *scene) error { return closeOpened(s.ReaderAt(s.ctx, desc(s.held))) },
 	"Store.Open":     func(s *scene) error { return closeOpened(s.Open(s.ctx, s.held)) },
 	"Store.Check":    func(s *scene) error { return s.Check(s.ctx, func(metadata.Fault) {}) },
+	"Store.CheckBlob": func(s *scene) error {
+		return s.CheckBlob(s.ctx, digest.FromString("x"), func(metadata.Fault) {})
+	},
 	"Store.Sweep": func(s *scene) error {
 		_, err := s.Sweep(s.ctx)
 		return err

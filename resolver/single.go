@@ -3,10 +3,14 @@ package resolver
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
+	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -91,6 +95,42 @@ func (r *Resolver) Blob(ctx context.Context, ref Reference, desc ocispec.Descrip
 		}
 	}
 	return b, nil
+}
+
+// Replace downloads the blob desc from the repository of ref into a store, whether or not the store has it, and so
+// replaces one that is damaged. It ignores the tag and the digest of ref. A size of 0 in desc means that it is not
+// known. An empty media type may be that of a layer or of a manifest. progress is like FetchOptions.Progress.
+//
+// Classes: those of Blob and those of the store.
+func (r *Resolver) Replace(ctx context.Context, into content.Store, ref Reference, desc ocispec.Descriptor,
+	progress func(Event),
+) error {
+	if ref.named == nil {
+		return errNoReference
+	}
+	if desc.Digest.Validate() != nil || desc.Digest.Algorithm() != digest.SHA256 || desc.Size < 0 {
+		return fmt.Errorf("blob %q of %d bytes: not a valid descriptor: %w",
+			desc.Digest, desc.Size, errdefs.ErrInvalidArgument)
+	}
+	repo, err := r.repository(ctx, ref)
+	if err != nil {
+		return err
+	}
+	blobs := download.New(repo, into, download.Options{
+		Ranges: r.opts.Ranges, ChunkSize: r.opts.ChunkSize, Divided: r.divided, InFlight: r.inFlight, Refresh: true,
+		Progress: progress, Observe: r.opts.Observe,
+	})
+	document := images.IsManifestType(desc.MediaType) || images.IsIndexType(desc.MediaType)
+	if !document {
+		if _, err = blobs.Blob(ctx, desc, time.Time{}); !errdefs.IsNotFound(err) || desc.MediaType != "" {
+			return err
+		}
+	}
+	doc, derr := manifest(ctx, repo, desc.Digest.String(), desc.Digest, desc.MediaType)
+	if derr != nil {
+		return errors.Join(err, derr)
+	}
+	return blobs.Store(ctx, doc.descriptor(), doc.bytes)
 }
 
 // blobReader hashes the bytes that it returns.

@@ -37,12 +37,27 @@ func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		s.checkSnapshot(sn, report)
+		checkSnapshot(s, sn, report)
 	}
 	return ctx.Err()
 }
 
-func (s *Store) checkSnapshot(sn metadata.Snapshot, report func(metadata.Fault)) {
+// CheckSnapshot does what Check does for one snapshot. A snapshot without a record has no fault.
+func (s *Store) CheckSnapshot(key string, report func(metadata.Fault)) error {
+	sn, err := s.snapshot(key)
+	if err == nil && sn.Entry() != "" {
+		checkSnapshot(s, sn, report)
+	}
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// MendRecord writes the durable record of a snapshot again.
+func MendRecord(ctx context.Context, s *Store, key string) { s.records.Note(ctx, key, record.Now) }
+
+func checkSnapshot(s *Store, sn metadata.Snapshot, report func(metadata.Fault)) {
 	fault := func(damage metadata.Damage, mend metadata.Mend, err error) {
 		// The snapshot may have been removed or committed since its record was read.
 		if now, nerr := s.snapshot(sn.Key); nerr == nil && now.Entry() == sn.Entry() {

@@ -87,6 +87,9 @@ var storeCalls = map[string]func(s *classScene) error{
 		return second(s.Apply(s.ctx, s.other.Blob, mounts))
 	},
 	"Store.Check": func(s *classScene) error { return s.Check(s.ctx, func(metadata.Fault) {}) },
+	"Store.CheckSnapshot": func(s *classScene) error {
+		return s.CheckSnapshot("active", func(metadata.Fault) {})
+	},
 	"Store.HandOver": func(s *classScene) error {
 		return s.HandOver(holder, "other", func(*metadata.Tx) error { return nil })
 	},
@@ -166,7 +169,7 @@ var layerCalls = map[string]func(s *classScene) error{
 		return s.layers.CopyStack(s.ctx, filepath.Join(s.root, "layers", "missing", "fs"), nil, nil)
 	},
 	"Store.SyncForClones": func(s *classScene) error { return s.layers.SyncForClones(s.ctx, true) },
-	"Store.Doubt":         func(s *classScene) error { return s.layers.Doubt(manifest, []digest.Digest{s.rec.DiffID}) },
+	"Store.Doubt":         func(s *classScene) error { return s.layers.Doubt(metadata.LayerNode(s.rec.Key)) },
 	"Store.Sync":          func(s *classScene) error { return s.layers.Sync(s.ctx) },
 	"Store.Plan": func(s *classScene) error {
 		plan, err := s.layers.Plan(s.ctx, s.rec.Key, nil)

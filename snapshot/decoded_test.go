@@ -151,7 +151,7 @@ func TestDecoded(t *testing.T) {
 			for i, named := range []digest.Digest{l.DiffID, ""} {
 				dir := w.layerDir(t, metadata.LayerKey(l.DiffID))
 				must(t, os.WriteFile(filepath.Join(dir, "fs", "a"), []byte("broken"), 0o644))
-				must(t, w.Layers().Doubt("", []digest.Digest{l.DiffID}))
+				must(t, w.Layers().Doubt(metadata.LayerNode(metadata.LayerKey(l.DiffID))))
 				if got, err := applyDecoded(w, fmt.Sprint("mended", i), l, named, good.decode); err != nil ||
 					got != l.DiffID {
 					t.Fatalf("%s, %v", got, err)

@@ -97,6 +97,9 @@ func (s *Store) rebuildFixup(ctx context.Context, key string) (*layer.Built, err
 	if err != nil {
 		return nil, err
 	}
+	if err := s.doubtBelow(sn); err != nil {
+		return nil, err
+	}
 	if sn.ViewRoot == key {
 		st, err := s.stack(ctx, sn.Parent)
 		if err != nil {
@@ -110,6 +113,20 @@ func (s *Store) rebuildFixup(ctx context.Context, key string) (*layer.Built, err
 	}
 	defer p.Close()
 	return s.layers.Build(ctx, p)
+}
+
+// doubtBelow has everything compared that a fix-up of a snapshot is made from. Otherwise the new fix-up and its seal
+// would repeat damage that nobody has found yet.
+func (s *Store) doubtBelow(sn metadata.Snapshot) error {
+	chain, err := s.chain(sn.Parent)
+	if err != nil {
+		return err
+	}
+	nodes := []metadata.Node{metadata.LayerNode(sn.Layer)}
+	for _, below := range chain {
+		nodes = append(nodes, metadata.LayerNode(below.Layer), metadata.LayerNode(below.Fixup))
+	}
+	return s.layers.Doubt(nodes...)
 }
 
 // standsOn returns the snapshot with the shortest chain that stands on a fix-up. None of its ancestors stands on it, so

@@ -191,7 +191,7 @@ func TestKeyIsALock(t *testing.T) {
 	must(t, err)
 	_, err = w.Apply(ctx, layers[1].Blob, m)
 	must(t, err)
-	w.Layers().Doubt(layers[0].DiffID, []digest.Digest{layers[1].DiffID})
+	w.Layers().Doubt(metadata.RootfsNode(layers[0].DiffID), metadata.LayerNode(metadata.LayerKey(layers[1].DiffID)))
 	done := make(chan error, 1)
 	go func() {
 		if err := sn.Commit(ctx, "trust/"+layers[1].DiffID.String(), "k"); err != nil {

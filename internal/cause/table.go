@@ -192,8 +192,7 @@ var table = []advice{
 	},
 	{
 		Faults, ExitContent,
-		"Pull the images that the faults concern again with --refresh. If the database itself is broken, run " +
-			"`check --rebuild`.",
+		"`check --repair` mends what can be mended. If the database itself is broken, run `check --rebuild`.",
 		"",
 	},
 	{Usage, ExitUsage, "", ""},

@@ -35,9 +35,10 @@ const serviceName = "tank.admin.v1.Admin"
 // which asks for the root. The server answers with the highest version that both speak.
 //
 // Version 1 is what programs speak that send no version. Version 2 has the same messages, and the versions.
+// Version 3 has repairs as well.
 const (
 	oldestVersion = 1
-	latestVersion = 2
+	latestVersion = 3
 )
 
 // versions is the range of versions that one side speaks.

@@ -42,6 +42,7 @@ func TestErrorsHaveClasses(t *testing.T) {
 		"Client.Remove":  func() error { return c.Remove(ctx, "x:1") },
 		"Client.GC":      func() error { _, err := c.GC(ctx); return err },
 		"Client.Check":   func() error { return c.Check(ctx, func(tank.Fault) {}) },
+		"Client.Repair":  func() error { _, err := c.Repair(ctx, &tank.RepairOptions{Offline: true}); return err },
 		"Client.Holders": func() error { _, err := c.Holders(ctx); return err },
 		"Client.Release": func() error { _, err := c.Release(ctx, "x", nil); return err },
 	}

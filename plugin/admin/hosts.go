@@ -44,23 +44,32 @@ func entrust(ctx context.Context, ref string, opts *tank.PullOptions) (pullReque
 			return req, nil, hostsError(err)
 		}
 	}
-	if opts.Credentials == nil {
-		return req, nil, nil
-	}
-	names := hostsdir.Names(parsed.Domain(), nil)
-	for name, data := range req.HostsFiles {
+	return req, limited(opts.Credentials, hostNames(parsed.Domain(), req.HostsFiles)), nil
+}
+
+// hostNames returns the hosts that serve a registry: itself, and those that its hosts.toml names.
+func hostNames(registry string, files map[string][]byte) []string {
+	for name, data := range files {
 		if filepath.Base(name) == "hosts.toml" {
-			names = hostsdir.Names(parsed.Domain(), data)
+			return hostsdir.Names(registry, data)
 		}
 	}
-	return req, func(ctx context.Context, host string) (tank.Credential, error) {
+	return hostsdir.Names(registry, nil)
+}
+
+// limited returns credentials for the hosts with these names only; nil for nil.
+func limited(credentials tank.Credentials, names []string) tank.Credentials {
+	if credentials == nil {
+		return nil
+	}
+	return func(ctx context.Context, host string) (tank.Credential, error) {
 		if !slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(name, host) }) {
 			log.G(ctx).WithField("host", host).
 				Warn("no credentials were sent for a host that is not the image's")
 			return tank.Credential{}, nil
 		}
-		return opts.Credentials(ctx, host)
-	}, nil
+		return credentials(ctx, host)
+	}
 }
 
 // hostsError returns the error for a hosts directory that cannot be used. Its exit code is that of a usage

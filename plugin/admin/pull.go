@@ -17,21 +17,23 @@ import (
 	"github.com/tank-snapshotter/tank/internal/printable"
 )
 
-// A Pull is a stream in both directions. The client sends the request. The server sends progress, and asks
-// for credentials, which the client answers. In the end the server sends the image, or the stream ends with
-// an error.
+// A Pull and a Repair are streams in both directions. The client sends the request. The server sends
+// progress, and asks for credentials, which the client answers. In the end the server sends the result, or
+// the stream ends with an error.
 
 // pullMessage is a message of the client. One field is set.
 type pullMessage struct {
 	Request *pullRequest      `json:"request,omitempty"`
+	Repair  *repairRequest    `json:"repair,omitempty"`
 	Answer  *credentialAnswer `json:"answer,omitempty"`
 }
 
 // pullReply is a message of the server. One field is set.
 type pullReply struct {
-	Progress *progress   `json:"progress,omitempty"`
-	Ask      *ask        `json:"ask,omitempty"`
-	Image    *tank.Image `json:"image,omitempty"`
+	Progress *progress          `json:"progress,omitempty"`
+	Ask      *ask               `json:"ask,omitempty"`
+	Image    *tank.Image        `json:"image,omitempty"`
+	Repaired *tank.RepairResult `json:"repaired,omitempty"`
 }
 
 // progress is a line of the log, or an event.
@@ -71,6 +73,19 @@ func servePull(srv any, stream grpc.ServerStream) error {
 	if first.Request == nil {
 		return errgrpc.ToGRPC(fmt.Errorf("pull: no request: %w", errdefs.ErrInvalidArgument))
 	}
+	e, opts := srv.(*endpoint), first.Request.PullOptions
+	if !first.Request.OwnHosts {
+		opts.HostsDir = e.hostsDir
+	}
+	return serveStream(stream, func(p *pullServer) (pullReply, error) {
+		opts.Progress, opts.Log, opts.Credentials = p.event, p.line, p.credential
+		img, err := e.svc.Pull(stream.Context(), first.Request.Ref, &opts)
+		return pullReply{Image: img}, err
+	})
+}
+
+// serveStream serves one stream with call, which returns the last reply.
+func serveStream(stream grpc.ServerStream, call func(*pullServer) (pullReply, error)) error {
 	p := &pullServer{
 		stream: stream, replies: make(chan pullReply, 64), done: stream.Context().Done(),
 		asked: map[int]chan credentialAnswer{},
@@ -78,14 +93,7 @@ func servePull(srv any, stream grpc.ServerStream) error {
 	sent := make(chan error, 1)
 	go p.send(sent)
 	go p.receive()
-	e, opts := srv.(*endpoint), first.Request.PullOptions
-	if !first.Request.OwnHosts {
-		opts.HostsDir = e.hostsDir
-	}
-	opts.Progress = func(e tank.Event) { p.report(progress{Event: e}) }
-	opts.Log = func(line string) { p.report(progress{Line: line}) }
-	opts.Credentials = p.credential
-	img, err := e.svc.Pull(stream.Context(), first.Request.Ref, &opts)
+	last, err := call(p)
 	close(p.replies)
 	if serr := <-sent; err == nil {
 		err = serr
@@ -93,8 +101,12 @@ func servePull(srv any, stream grpc.ServerStream) error {
 	if err != nil {
 		return toStatus(err)
 	}
-	return stream.SendMsg(pullReply{Image: img})
+	return stream.SendMsg(last)
 }
+
+func (p *pullServer) event(e tank.Event) { p.report(progress{Event: e}) }
+
+func (p *pullServer) line(line string) { p.report(progress{Line: line}) }
 
 // send sends the replies one after the other, as gRPC requires.
 func (p *pullServer) send(sent chan<- error) {
@@ -182,7 +194,13 @@ func (c *Client) Pull(ctx context.Context, ref string, opts *tank.PullOptions) (
 		return nil, err
 	}
 	err = c.attend(ctx, func(ctx context.Context) error {
-		image, err = c.pull(ctx, req, credentials)
+		last, err := c.stream(ctx, &description.Streams[0], pullMessage{Request: &req}, hooks{
+			what: "pull " + req.Ref, log: req.Log, progress: req.Progress, credentials: credentials,
+		})
+		if err == nil && last.Image == nil {
+			err = fmt.Errorf("pull %s: not the answer to a pull: %w", req.Ref, errdefs.ErrFailedPrecondition)
+		}
+		image = last.Image
 		return err
 	})
 	if err != nil {
@@ -207,12 +225,23 @@ func check(i *tank.Image, root string) error {
 	return nil
 }
 
-func (c *Client) pull(ctx context.Context, req pullRequest, credentials tank.Credentials) (*tank.Image, error) {
+// hooks are what a stream calls in the client.
+type hooks struct {
+	what        string // for errors
+	log         func(line string)
+	progress    func(tank.Event)
+	credentials tank.Credentials
+}
+
+// stream sends the first message of a stream, serves the server's requests, and returns its last reply.
+func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, first pullMessage, h hooks) (
+	last pullReply, err error,
+) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.conn.NewStream(ctx, &description.Streams[0], "/"+serviceName+"/Pull")
+	stream, err := c.conn.NewStream(ctx, desc, "/"+serviceName+"/"+desc.StreamName)
 	if err != nil {
-		return nil, native(err)
+		return last, native(err)
 	}
 	var mu sync.Mutex // one message at a time
 	send := func(m pullMessage) {
@@ -220,34 +249,34 @@ func (c *Client) pull(ctx context.Context, req pullRequest, credentials tank.Cre
 		defer mu.Unlock()
 		_ = stream.SendMsg(m) // RecvMsg returns why it failed
 	}
-	send(pullMessage{Request: &req})
+	send(first)
 	asks := make(chan struct{}, maxAsks)
 	for {
 		var reply pullReply
 		switch err := stream.RecvMsg(&reply); {
 		case errors.Is(err, io.EOF):
-			return nil, fmt.Errorf("pull %s: no answer: %w: %w", req.Ref, io.ErrUnexpectedEOF, errdefs.ErrUnavailable)
+			return last, fmt.Errorf("%s: no answer: %w: %w", h.what, io.ErrUnexpectedEOF, errdefs.ErrUnavailable)
 		case err != nil:
-			return nil, native(err)
-		case reply.Image != nil:
-			return reply.Image, nil
+			return last, native(err)
+		case reply.Image != nil, reply.Repaired != nil:
+			return reply, nil
 		case reply.Ask != nil:
 			select {
 			case asks <- struct{}{}:
 			default:
-				return nil, fmt.Errorf("pull %s: more than %d questions for credentials at once: %w", req.Ref, maxAsks,
+				return last, fmt.Errorf("%s: more than %d questions for credentials at once: %w", h.what, maxAsks,
 					errdefs.ErrFailedPrecondition)
 			}
 			go func() {
 				defer func() { <-asks }()
-				send(pullMessage{Answer: answer(ctx, *reply.Ask, credentials)})
+				send(pullMessage{Answer: answer(ctx, *reply.Ask, h.credentials)})
 			}()
 		case reply.Progress != nil && reply.Progress.Line != "":
-			if req.Log != nil {
-				req.Log(reply.Progress.Line)
+			if h.log != nil {
+				h.log(reply.Progress.Line)
 			}
-		case reply.Progress != nil && req.Progress != nil:
-			req.Progress(reply.Progress.Event)
+		case reply.Progress != nil && h.progress != nil:
+			h.progress(reply.Progress.Event)
 		}
 	}
 }

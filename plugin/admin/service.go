@@ -84,7 +84,10 @@ var description = grpc.ServiceDesc{
 			return e.svc.Release(ctx, r.Holder, &r.ReleaseOptions)
 		}),
 	},
-	Streams: []grpc.StreamDesc{{StreamName: "Pull", Handler: servePull, ServerStreams: true, ClientStreams: true}},
+	Streams: []grpc.StreamDesc{
+		{StreamName: "Pull", Handler: servePull, ServerStreams: true, ClientStreams: true},
+		{StreamName: "Repair", Handler: serveRepair, ServerStreams: true, ClientStreams: true},
+	},
 }
 
 // unary describes a method with one request and one answer.

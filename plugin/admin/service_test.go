@@ -67,6 +67,20 @@ func (a fakeService) Check(_ context.Context, report func(tank.Fault)) error {
 	return nil
 }
 
+func (a fakeService) Repair(ctx context.Context, opts *tank.RepairOptions) (*tank.RepairResult, error) {
+	cred := tank.Credential{Username: "nobody"}
+	if !opts.Offline {
+		var err error
+		if cred, err = opts.Credentials(ctx, "docker.io"); err != nil {
+			return nil, err
+		}
+	}
+	opts.Log("repairing as " + cred.Username)
+	opts.Progress(tank.Event{Digest: digest.FromString("layer"), Offset: 3, Total: 4})
+	f := tank.Fault{What: "blob", Name: "x", Message: "blob x: missing"}
+	return &tank.RepairResult{Mended: []tank.Fault{f}, Remains: []tank.Fault{}}, nil
+}
+
 func (a fakeService) Holders(context.Context) ([]tank.HolderInfo, error) {
 	return []tank.HolderInfo{{Holder: "containerd", Blobs: 2, Exclusive: 7}}, nil
 }

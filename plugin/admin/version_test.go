@@ -27,6 +27,7 @@ func TestVersions(t *testing.T) {
 		text          string // of the error
 	}{
 		"equal":           {[2]int{1, 2}, [2]int{1, 2}, 2, ""},
+		"this version":    {[2]int{1, 3}, [2]int{1, 3}, 3, ""},
 		"an older client": {[2]int{1, 1}, [2]int{1, 2}, 1, ""},
 		"an older owner":  {[2]int{1, 2}, [2]int{1, 1}, 1, ""},
 		"a newer client":  {[2]int{2, 4}, [2]int{1, 2}, 2, ""},
@@ -226,5 +227,44 @@ func TestOwnerOfVersion1(t *testing.T) {
 	}
 	if h, err := c.Release(ctx, "h", nil); err != nil || h.Freed != 7 {
 		t.Errorf("release %+v, %v", h, err)
+	}
+}
+
+// TestRepair shows that a repair passes on its options, its progress, requests for credentials and its result, and that
+// an owner of an older version is reported before anything is sent.
+func TestRepair(t *testing.T) {
+	ctx := t.Context()
+	var lines []string
+	var events []tank.Event
+	opts := &tank.RepairOptions{
+		Log:      func(line string) { lines = append(lines, line) },
+		Progress: func(e tank.Event) { events = append(events, e) },
+		Credentials: func(_ context.Context, host string) (tank.Credential, error) {
+			return tank.Credential{Username: "me at " + host}, nil
+		},
+	}
+	c, err := admin.Dial(ctx, serve(t, fakeService{"/root"}, nil), nil)
+	must(t, err)
+	defer c.Close()
+	res, err := c.Repair(ctx, opts)
+	if err != nil || len(res.Mended) != 1 || res.Mended[0].Name != "x" || len(res.Remains) != 0 {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if len(lines) != 1 || lines[0] != "repairing as me at docker.io" || len(events) != 1 || events[0].Offset != 3 {
+		t.Errorf("lines %q, events %+v", lines, events)
+	}
+	opts.Offline, lines = true, nil
+	if _, err := c.Repair(ctx, opts); err != nil || len(lines) != 1 || lines[0] != "repairing as nobody" {
+		t.Errorf("offline: %q, %v", lines, err)
+	}
+
+	for _, latest := range []int{1, 2} {
+		old, err := admin.Dial(ctx, serveVersions(t, fakeService{"/root"}, 1, latest), nil)
+		must(t, err)
+		defer old.Close()
+		if _, err := old.Repair(ctx, opts); !errdefs.IsNotImplemented(err) || !cause.Is(err, cause.Version) ||
+			!strings.Contains(err.Error(), "older Tank") {
+			t.Errorf("an owner of version %d: %v", latest, err)
+		}
 	}
 }

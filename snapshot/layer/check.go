@@ -13,7 +13,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-// Check compares every layer, fix-up and rootfs with its seal, in both directions, and reports each difference.
+// Check compares every layer, fix-up and rootfs with its seal, in both directions, and reports each difference. What
+// differs is in doubt from then on: it is mended before it is served, or not served.
 func (s *Store) Check(ctx context.Context, report func(metadata.Fault)) error {
 	c := checker{s, report}
 	layers, rootfs, err := recorded(s.db)
@@ -81,10 +82,15 @@ func (c checker) layer(ctx context.Context, l metadata.Layer) {
 	}
 	err := tree.CheckOrder(ctx, s.at.entry(l.Dir))
 	if err != nil && ctx.Err() == nil && unchanged() {
+		s.doubts.Add(f.Node)
 		f.Err = fmt.Errorf("layer %s: %s: %w: %w", l.Key, s.at.entry(l.Dir), err, errdefs.ErrDataLoss)
 		c.report(f)
 	}
 }
+
+// IsReplaced reports whether the key of a layer record is that of a directory that a repair has replaced. Nothing
+// compares or serves such a directory.
+func IsReplaced(key string) bool { return replaced.Is(key) }
 
 func recorded(db *metadata.DB) (layers []metadata.Layer, rootfs []digest.Digest, err error) {
 	err = db.View(func(tx *metadata.Tx) error {
@@ -133,9 +139,10 @@ func (c checker) sealed(ctx context.Context, base metadata.Fault, dir, seal stri
 		faults = append(faults,
 			fmt.Errorf("%s: %s: %d more differences: %w", what, dir, count-maxFaults, errdefs.ErrDataLoss))
 	}
-	if len(faults) > 0 && !unchanged() {
+	if len(faults) == 0 || !unchanged() {
 		return
 	}
+	c.s.doubts.Add(base.Node) // so that it is mended, or refused, when it is needed the next time
 	for _, err := range faults {
 		f := base
 		f.Err = err

@@ -10,25 +10,23 @@ import (
 	"github.com/tank-snapshotter/tank/metadata"
 )
 
-// Doubt has the rootfs of a manifest and the layers with these diff IDs compared with their seals before they are
-// served again, even if this process made them.
-func (s *Store) Doubt(manifest digest.Digest, diffIDs []digest.Digest) error {
-	var nodes []metadata.Node
-	if err := s.db.View(func(tx *metadata.Tx) error {
-		if _, err := tx.Rootfs(manifest); err == nil {
-			nodes = append(nodes, metadata.RootfsNode(manifest))
-		}
-		for _, d := range diffIDs {
-			if l, err := tx.Layer(metadata.LayerKey(d)); err == nil {
-				nodes = append(nodes, metadata.LayerNode(l.Key))
+// Doubt has layers, fix-ups and root file systems compared with their seals before they are served again, even if this
+// process made them. Nodes without a record are left out.
+func (s *Store) Doubt(nodes ...metadata.Node) error {
+	return s.db.View(func(tx *metadata.Tx) error {
+		for _, n := range nodes {
+			var err error
+			if n.Kind == metadata.KindRootfs {
+				_, err = tx.Rootfs(digest.Digest(n.Key))
+			} else {
+				_, err = tx.Layer(n.Key)
+			}
+			if err == nil {
+				s.doubts.Add(n)
 			}
 		}
 		return nil
-	}); err != nil {
-		return err
-	}
-	s.doubts.Add(nodes...)
-	return nil
+	})
 }
 
 // CompareAll compares in the background all layers that are in doubt with their seals, so that no Prepare has to wait

@@ -19,7 +19,8 @@ import (
 	"github.com/tank-snapshotter/tank/snapshot/internal/tree"
 )
 
-func isFixup(key string) bool { return strings.HasPrefix(key, "fixup/") }
+// IsFixup reports whether the key of a layer record is that of a fix-up.
+func IsFixup(key string) bool { return strings.HasPrefix(key, "fixup/") }
 
 // Plan is what a layer needs above a stack, with the directories that the plan reads.
 type Plan struct {

@@ -44,7 +44,7 @@ type mending struct{ s *Store }
 // layer and parent. Mounts that exist keep the old directory; later mounts use the new one.
 func (m mending) rebuild(ctx context.Context, rec metadata.Layer, claimed ...digest.Digest) (metadata.Layer, error) {
 	s := m.s
-	if isFixup(rec.Key) {
+	if IsFixup(rec.Key) {
 		return m.rebuildFixup(ctx, rec)
 	}
 	blobs := claimed

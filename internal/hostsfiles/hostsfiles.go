@@ -1,4 +1,9 @@
-package tank
+// Package hostsfiles writes the hosts files that a client sends into a root, for the time of one operation.
+//
+// It owns the directories hosts-* in staging/. Its invariant: no file is written outside of such a directory, and no
+// hosts.toml names a certificate outside of it. The surprising rule: a client that sends no files gets the directory
+// that it named, unchanged.
+package hostsfiles
 
 import (
 	"errors"
@@ -12,12 +17,13 @@ import (
 	"github.com/tank-snapshotter/tank/resolver/hostsdir"
 )
 
-// hostsDir returns the hosts directory for a pull. remove deletes it if it was made for the pull.
-func (t *Tank) hostsDir(opts *PullOptions) (dir string, remove func(), err error) {
-	if len(opts.HostsFiles) == 0 {
-		return opts.HostsDir, func() {}, nil
+// Dir returns a directory with the hosts files of one operation in a root: a new one with the content of files, whose
+// keys are paths in it, or dir if there are none. remove deletes the new one.
+func Dir(root, dir string, files map[string][]byte) (_ string, remove func(), err error) {
+	if len(files) == 0 {
+		return dir, func() {}, nil
 	}
-	staging := filepath.Join(t.root, "staging")
+	staging := filepath.Join(root, "staging")
 	if err := os.Mkdir(staging, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", nil, err
 	}
@@ -29,8 +35,8 @@ func (t *Tank) hostsDir(opts *PullOptions) (dir string, remove func(), err error
 			log.L.WithError(err).Warn("hosts files remain in staging")
 		}
 	}
-	for name, data := range opts.HostsFiles {
-		if err := writeHostsFile(dir, name, data); err != nil {
+	for name, data := range files {
+		if err := write(dir, name, data); err != nil {
 			remove()
 			return "", nil, fmt.Errorf("hosts file %.100q: %w", name, err)
 		}
@@ -38,7 +44,7 @@ func (t *Tank) hostsDir(opts *PullOptions) (dir string, remove func(), err error
 	return dir, remove, nil
 }
 
-func writeHostsFile(dir, name string, data []byte) error {
+func write(dir, name string, data []byte) error {
 	if !filepath.IsLocal(name) {
 		return fmt.Errorf("not a path below the hosts directory: %w", errdefs.ErrInvalidArgument)
 	}

@@ -89,6 +89,10 @@ MODEL = $$(grep -rlE '^func TestModel\(' --include='*_test.go' --exclude-dir=int
 model: ## compare 20,000 random images with the model of layers (takes half an hour)
 	TANK_MODEL_SEEDS=$${TANK_MODEL_SEEDS:-1,20000} TANK_MODEL_TIME=6h $(GO) test -count=1 -timeout 0 -run '^TestModel$$' -v $(MODEL)
 
+.PHONY: damage
+damage: ## damage roots at random, and find and mend it all (some: SEEDS=FIRST,COUNT)
+	TANK_DAMAGE=$${SEEDS:-1,1000} $(GO) test -count=1 -timeout 0 -run '^TestDamage$$' -v .
+
 compare: build ## compare 500 random images with umoci and containerd's overlayfs (takes minutes)
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_COMPARE=$${TANK_COMPARE:-1,500} \
 		$(GO) test -count=1 -timeout 2h -run '^TestCompare$$' -v .

@@ -121,6 +121,10 @@ var crashPoints = strings.Fields(`
 	write:tank-root.*
 `)
 
+// givenUp matches points at which something unfinished goes to the trash. It depends on the moment at which a root is
+// closed whether a workload comes to one.
+var givenUp = regexp.MustCompile(`^rename:\S+/\.[a-z]+-\*:\S+/\.trash-\*$`)
+
 // pointName returns the name of an operation that is the same in every run.
 func pointName(line string) string {
 	line, _, _ = strings.Cut(line, " = ")
@@ -166,9 +170,9 @@ func TestCrashPoints(t *testing.T) {
 	level := log.GetLevel()
 	must(t, log.SetLevel("fatal")) // after a crash all background work fails
 	defer func() { must(t, log.SetLevel(level.String())) }()
-	stride := 40
+	stride, shares := 40, 1
 	if os.Getenv("TANK_CRASHPOINTS") == "all" {
-		stride = 1
+		stride, shares = 1, 8 // eight jobs share a workload
 	}
 	scratch, begun := shmDir(t), time.Now()
 	tally := pointTally{points: map[string]int{}}
@@ -176,18 +180,16 @@ func TestCrashPoints(t *testing.T) {
 	jobs := make(chan func(*testing.T, *crashImages), 1<<8)
 	for n, moment := range []string{"before", "during", "after"} {
 		for i := range crashWorkloads(newCrashImages(t)) {
-			for first := range min(stride, 8) {
+			for share := range shares {
 				jobs <- func(t *testing.T, c *crashImages) {
+					op := 1 + share
+					if stride > 1 { // other operations for each moment and workload
+						op = 1 + (13*n+7*i)%stride
+					}
 					l := crashWorkloads(c)[i]
-					from, step := 1+first, 8 // eight jobs share a workload
-					if stride > 1 {
-						from, step = 1+(5*first+13*n+7*i)%stride, stride
+					for l.crash(t, c, scratch, op, moment, &tally) {
+						op += max(stride, shares)
 					}
-					for op := from; l.crash(t, c, scratch, op, moment, &tally); op += step {
-					}
-				}
-				if stride > 1 {
-					break
 				}
 			}
 		}
@@ -206,7 +208,7 @@ func TestCrashPoints(t *testing.T) {
 	})
 	if stride == 1 {
 		for _, p := range crashPoints {
-			if tally.points[p] == 0 {
+			if tally.points[p] == 0 && !givenUp.MatchString(p) {
 				t.Errorf("no workload comes to the point %s", p)
 			}
 		}
@@ -239,7 +241,7 @@ func checkPoints(t *testing.T, scratch string) {
 		}
 	}
 	for _, p := range slices.Sorted(maps.Keys(have)) {
-		if !slices.Contains(crashPoints, p) {
+		if !slices.Contains(crashPoints, p) && !givenUp.MatchString(p) {
 			t.Errorf("not in the list of points: %s", p)
 		}
 	}

@@ -158,8 +158,10 @@ func (s *Store) written(ctx context.Context, sn metadata.Snapshot) (u snapshots.
 // Remove ends the holder's hold of a snapshot. It returns errdefs.ErrFailedPrecondition if the snapshot
 // has children. It does not wait for the disk, because containerd's collector removes hundreds of
 // snapshots under a lock that every Prepare needs. Directories and layers that no other snapshot needs
-// are deleted in the background, after the deletion of the record is on the disk.
+// are deleted in the background, after the deletion of the record is on the disk. Only for a snapshot that is
+// not durable yet, Remove waits as well: a Commit may have made it, and until that is durable, readers see another key.
 func (n *Snapshotter) Remove(_ context.Context, key string) error {
+	durable, _ := n.get(key)
 	key = n.holder.SnapshotKey(key)
 	var sn metadata.Snapshot
 	var layers []metadata.Layer
@@ -197,5 +199,8 @@ func (n *Snapshotter) Remove(_ context.Context, key string) error {
 		}
 		return errors.Join(err, n.s.layers.DeleteReleased(layers))
 	})
+	if !durable.Created.Equal(sn.Created) {
+		return removed()
+	}
 	return nil
 }

@@ -76,8 +76,18 @@ func (n *Snapshotter) create(ctx context.Context, kind metadata.SnapshotKind, r 
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", sn.Key, err)
 	}
-	if sn, err = n.put(sn, staged, nil); err != nil {
+	// While the directory was made for the parent, another snapshot may have got the parent's name.
+	replaced := false
+	sn, err = n.put(sn, staged, func(tx *metadata.Tx) bool {
+		p, err := tx.Snapshot(r.Parent)
+		replaced = r.Parent != "" && err == nil && !p.Created.Equal(parent.Created)
+		return !replaced
+	})
+	if err != nil {
 		return nil, err
+	}
+	if replaced {
+		return n.create(ctx, kind, r)
 	}
 	if n.s.layers.Readers().Swaps() != swaps { // nothing keeps for sn the old directory of a layer that was mended
 		if st, err = n.s.stack(ctx, sn.Parent); err != nil {

@@ -76,6 +76,16 @@ func Append(t testing.TB, r Run) {
 	}
 }
 
+// Write appends a run to the file name. Its day is today.
+func Write(name string, r Run) error {
+	r.Date = time.Now().UTC().Format(time.DateOnly)
+	line, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return appendLine(name, line)
+}
+
 // appendLine writes the line in one call, so that tests at the same time do not mix their lines.
 func appendLine(name string, line []byte) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)

@@ -23,20 +23,23 @@ import (
 const (
 	ledgerFile = "docs/reliability.jsonl"
 	tableFile  = "docs/reliability.md"
-	usage      = `usage: reliability code | table
+	usage      = `usage: reliability code | table | fuzz TIME [PATTERN]
   code   print the commit and the hash of the storage code, the value of TANK_LEDGER_CODE
   table  write the table of docs/reliability.md from docs/reliability.jsonl
+  fuzz   run each fuzz target that matches PATTERN for TIME, and record the executions
 Run it in the top directory of the repository.`
 )
 
 func main() {
-	command := strings.Join(os.Args[1:], " ")
+	args := append(os.Args[1:], "", "", "") // missing arguments are empty
 	var err error
-	switch command {
-	case "code":
+	switch command, n := args[0], len(os.Args)-1; {
+	case command == "code" && n == 1:
 		err = printCode()
-	case "table":
+	case command == "table" && n == 1:
 		err = writeTable()
+	case command == "fuzz" && (n == 2 || n == 3):
+		err = fuzz(args[1], args[2])
 	default:
 		fmt.Fprintln(os.Stderr, usage)
 		os.Exit(2)

@@ -91,15 +91,16 @@ func nextContent(state blobState, c contentCall, r *contentResult) []blobState {
 			next.exists = true
 			break
 		}
-		if ref.writer == c.Writer && ref.aborted {
+		switch {
+		case ref.writer == c.Writer && ref.aborted:
 			errs = append(errs, "aborted")
-			break
-		}
-		if ref.writer != 0 {
+		case ref.writer == c.Writer:
+			ref.exists = true
+		case ref.writer != 0:
 			errs = append(errs, "unavailable")
-			break
+		default:
+			return nil // the lock comes first
 		}
-		*ref = refState{exists: true, offset: ref.offset, writer: c.Writer}
 		text = fmt.Sprint(ref.offset)
 	case "write":
 		if ref.aborted {
@@ -208,12 +209,19 @@ func nextStep(state blobState, c contentCall, r *contentResult) []blobState {
 		}
 	case "lock":
 		if ref.writer == 0 {
-			*ref = refState{exists: true, offset: ref.offset, writer: c.Writer}
+			*ref = refState{exists: ref.exists, offset: ref.offset, writer: c.Writer}
+		}
+		if r != nil && r.Err == "" && ref.writer == c.Writer {
+			return []blobState{next}
+		}
+	case "make":
+		if ref.writer == c.Writer {
+			ref.exists = true
 		}
 	case "delete":
 		*ref = refState{writer: ref.writer, aborted: ref.writer != 0}
 	}
-	if r != nil && (c.Step == "place" || c.Step == "release") {
+	if r != nil && (c.Step == "place" || c.Step == "release" || c.Step == "lock" && r.Err == "") {
 		return nil // the call that has this step cannot have its result here
 	}
 	return []blobState{state, next}
@@ -243,7 +251,9 @@ func steps(c contentCall, r *contentResult) []contentCall {
 		other.Ref = 1 - c.Ref
 		return []contentCall{c, other}
 	case c.Op == "open" && (r == nil || r.Err == "aborted"): // while it was being opened
-		return []contentCall{step("lock"), c, step("release")}
+		return []contentCall{step("lock"), step("make"), c, step("release")}
+	case c.Op == "open" && r.Err == "": // the ref is locked before its ingest exists
+		return []contentCall{step("lock"), c}
 	case c.Op == "commit" && r != nil && r.Err != "" && r.Err != "exists":
 		return []contentCall{c, step("release")}
 	case c.Op == "commit":

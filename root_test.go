@@ -418,7 +418,8 @@ func TestDatabaseLost(t *testing.T) {
 				must(t, err)
 				_, err = tk.Pull(context.Background(), reg.Host+"/x:1", nil)
 				must(t, errors.Join(err, tk.Close(), damage(filepath.Join(dir, "metadata.db"))))
-				before := snapshotOf(t, dir)
+				// Without the root's own time: Open tries out its file system.
+				before := snapshotOf(t, dir)[1:]
 				for _, o := range []tank.Options{{}, {Daemon: true}, {Existing: true},
 					{Existing: true, AllowReadOnly: true}} {
 					tk, err := tank.Open(dir, &o)
@@ -429,7 +430,7 @@ func TestDatabaseLost(t *testing.T) {
 						t.Errorf("daemon=%v, %+v: %v", daemon, o, err)
 					}
 				}
-				if diff := changes(before, snapshotOf(t, dir)); diff != "" {
+				if diff := changes(before, snapshotOf(t, dir)[1:]); diff != "" {
 					t.Errorf("daemon=%v: changed:\n%s", daemon, diff)
 				}
 			}

@@ -204,7 +204,15 @@ func (op *crashOp) planUnpack(c *crashImages, image int) {
 		op.touches = append(op.touches, name)
 		parent = name
 	}
-	op.do = func(w *crashWorld) error { return w.unpack(image) }
+	op.do = func(w *crashWorld) error {
+		err := w.unpack(image)
+		if errdefs.IsFailedPrecondition(err) {
+			// A power cut has damaged bytes of a download, whose commit found and deleted them. The next pull
+			// begins that download again.
+			err = w.unpack(image)
+		}
+		return err
+	}
 }
 
 func (w *crashWorld) unpack(image int) error {

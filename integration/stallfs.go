@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -66,6 +67,7 @@ func (e *Env) NewStallDisk(t testing.TB, kind string) *StallDisk {
 	if err != nil {
 		skipOrFail(t, "needs FUSE: "+err.Error())
 	}
+	keepFuseFromChildren(t)
 	t.Cleanup(func() {
 		d.Resume()
 		if out, err := output("umount", d.Dir); err != nil && !strings.Contains(out, "not mounted") {
@@ -93,6 +95,26 @@ func (e *Env) NewStallDisk(t testing.TB, kind string) *StallDisk {
 		}
 	}
 	return d
+}
+
+// keepFuseFromChildren closes the descriptors of FUSE servers in processes that this one starts. go-fuse
+// opens /dev/fuse without O_CLOEXEC. If a daemon inherited it, then a test that was killed would leave the
+// daemon waiting for a server that is gone: the kernel ends the requests of a server only when the last
+// descriptor is closed.
+func keepFuseFromChildren(t testing.TB) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err != nil || target != "/dev/fuse" {
+			continue
+		}
+		if fd, err := strconv.Atoi(e.Name()); err == nil {
+			syscall.CloseOnExec(fd)
+		}
+	}
 }
 
 // Stall makes the disk stand still.

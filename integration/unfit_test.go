@@ -48,6 +48,7 @@ func mountUnfit(t *testing.T, e *Env, lacks string) (mount, behind string) {
 	if err != nil {
 		skipOrFail(t, fmt.Sprintf("needs FUSE: %v", err))
 	}
+	keepFuseFromChildren(t)
 	t.Cleanup(func() {
 		if err := server.Unmount(); err != nil {
 			t.Errorf("unmount: %v", err)

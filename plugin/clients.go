@@ -67,16 +67,19 @@ func (c *connection) end() {
 }
 
 // connections is a stats.Handler that attaches a connection value to each connection of the server.
-type connections struct{}
+type connections struct {
+	ending *sync.WaitGroup // connections that ended, whose sessions do not know it yet
+}
 
 func (connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
 	return context.WithValue(ctx, connectionKey{}, &connection{})
 }
 
-func (connections) HandleConn(ctx context.Context, s stats.ConnStats) {
+func (c connections) HandleConn(ctx context.Context, s stats.ConnStats) {
 	conn, ok := ctx.Value(connectionKey{}).(*connection)
 	if _, end := s.(*stats.ConnEnd); end && ok {
-		conn.end()
+		// Not in the goroutine of the connection: the end of a session may wait for a transaction.
+		c.ending.Go(conn.end)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
@@ -19,12 +20,14 @@ import (
 )
 
 // How many calls may be in flight: of those that read records, those that ask for a blob, those that look
-// at other files, those that change something, those that unpack, and those that transfer a blob. Each may
-// come to need a thread of its own. Calls that need no disk are apart from those that may hang.
+// at snapshots, those that look at ingests, those that change something, those that unpack, and those that
+// transfer a blob. Each may come to need a thread of its own. Calls that need no disk, or find in the kernel's
+// caches what they look at, are apart from those that may hang.
 const (
 	mostRecords   = 128
 	mostInfos     = 128
 	mostLooks     = 128
+	mostIngests   = 128
 	mostChanges   = 256
 	mostApplies   = 1024
 	mostTransfers = 2048
@@ -38,12 +41,13 @@ type fenced struct {
 	disk        func() uint64 // Options.Disk; never nil
 	copies      bool          // Options.Copies
 	snapshotter snapshots.Snapshotter
+	ending      sync.WaitGroup // see connections
 
-	records, infos, looks, changes, applies, transfers *fence.Class
+	records, infos, looks, ingests, changes, applies, transfers *fence.Class
 }
 
 func newFenced(opts *Options) *fenced {
-	const most = mostRecords + mostInfos + mostLooks + mostChanges + mostApplies + mostTransfers
+	const most = mostRecords + mostInfos + mostLooks + mostIngests + mostChanges + mostApplies + mostTransfers
 	share := min(1, float64(fence.Threads())/2/most)
 	class := func(name string, most int) *fence.Class {
 		return fence.NewClass(name, max(fewest, int(float64(most)*share)))
@@ -51,7 +55,8 @@ func newFenced(opts *Options) *fenced {
 	f := &fenced{
 		fence: fence.New(&fence.Options{Limit: opts.Limit}), disk: opts.Disk, copies: opts.Copies,
 		records: class("records", mostRecords), infos: class("infos", mostInfos),
-		looks: class("looks", mostLooks), changes: class("changes", mostChanges),
+		looks: class("looks", mostLooks), ingests: class("ingests", mostIngests),
+		changes: class("changes", mostChanges),
 		applies: class("applies", mostApplies), transfers: class("transfers", mostTransfers),
 	}
 	if f.disk == nil {
@@ -91,7 +96,7 @@ func (f *fenced) call(ctx context.Context, method string, req any, steps func() 
 	case *contentapi.InfoRequest:
 		c.Class = f.infos
 	case *contentapi.StatusRequest, *contentapi.ListStatusesRequest:
-		c.Class = f.looks
+		c.Class = f.ingests
 	case *snapshotsapi.UsageRequest, *snapshotsapi.MountsRequest:
 		c.Class, c.Progress = f.looks, steps
 	case *snapshotsapi.PrepareSnapshotRequest:

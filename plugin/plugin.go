@@ -79,7 +79,7 @@ func New(opts *Options) *Server {
 	f := newFenced(opts)
 	g := rpc.New(&rpc.Options{Drain: opts.Drain, Check: checkRequest, Server: []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(f.unary), grpc.ChainStreamInterceptor(f.stream),
-		grpc.StatsHandler(connections{}),
+		grpc.StatsHandler(connections{&f.ending}),
 		grpc.Creds(newUnixCredentials()),
 	}})
 	blobs, snapshotter := opts.Content, opts.Snapshotter
@@ -123,5 +123,6 @@ func (s *Server) Answers(ctx context.Context) error { return s.rpc.Answers(ctx) 
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	err := s.rpc.Serve(ctx, listeners...)
 	s.fenced.fence.Close()
+	s.fenced.ending.Wait()
 	return err
 }

@@ -57,6 +57,7 @@ func (c *cli) serveCommand() *cobra.Command {
 			if s.Address, err = filepath.Abs(first(c.address, s.Address, defaultAddress)); err != nil {
 				return err
 			}
+			defer queueLogs()()
 			return serve(cmd.Context(), s, &c.ending)
 		}),
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"syscall"
 )
 
 // Pinned is the version of containerd in go.mod. Tests use it unless they name another one.
@@ -35,6 +36,15 @@ func buildInto(dir string) (string, error) {
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
+	}
+	// The packages of this module are tested at the same time, and the builds take minutes.
+	lock, err := os.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock %s: %w", dir, err)
 	}
 	for name, pkg := range programs {
 		out := filepath.Join(dir, name)
@@ -189,5 +199,10 @@ func moduleDir() string {
 	if err != nil {
 		panic(err)
 	}
-	return wd
+	for dir := wd; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+	}
+	panic("no go.mod above " + wd)
 }

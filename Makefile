@@ -63,8 +63,8 @@ matrix: build ## run every operation under each containerd, install and mode (so
 	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_MATRIX='$(MATRIX)' $(GO) test -count=1 -timeout 40m -parallel 3 \
 		-run '^TestMatrix$$' $(TESTFLAGS) .
 
-stall: build ## have every call answered while the disk below the root stands still for DURATION
-	cd integration && TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_TEST_STALL=$(DURATION) $(GO) test -count=1 -timeout 60m \
+stall: build ## have every call answered while the disk below the root stands still (for 10 minutes, or DURATION)
+	cd integration && $(LEDGER) TANK_BINARY=$(CURDIR)/bin/tank-snapshotter TANK_TEST_STALL=$(or $(DURATION),10m) $(GO) test -count=1 -timeout 60m \
 		-run '^TestStalledDisk$$' -v $(TESTFLAGS) .
 
 kubelet: build ## follow docs/kubernetes.md with a real kubelet, whose build takes minutes

@@ -13,7 +13,6 @@ TAGS            := grpcnotrace
 # With this tag a test panics when a lock is taken out of order (internal/lockorder).
 TESTTAGS        ?= lockorder
 FUZZTIME        ?= 30s
-DURATION        ?= 10m
 TESTFLAGS       ?=
 INTEGRATION_TIMEOUT ?= 20m
 MATRIX          ?= .

@@ -474,8 +474,8 @@ func checkFaultJSON(t *testing.T, k *TankRoot, name string) {
 			t.Errorf("check --json does not name the file: %+v", f)
 		}
 	}
-	if res := k.Run("check"); res.Code != 6 || strings.Count(res.Stdout, "\n") != 1 ||
-		!strings.Contains(res.Stdout, "a/b/d") {
+	if res := k.Run("check"); res.Code != 6 || strings.Count(res.Stdout, "\n") != 2 ||
+		!strings.Contains(res.Stdout, "a/b/d") || !strings.Contains(res.Stdout, "\n  what mends it: ") {
 		t.Errorf("check with one fault: %s", res)
 	}
 	flipByte(t, name)

@@ -178,7 +178,9 @@ func TestKillPoints(t *testing.T) {
 				pull.Kill9()
 				was := stateOf(t, k)
 				resumed += len(was.partial)
-				k.MustRun("check") // finds nothing either before it is pulled again
+				if _, err := os.Stat(filepath.Join(k.Root, "tank-root")); err == nil { // the pull had made a root
+					k.MustRun("check") // finds nothing either before it is pulled again
+				}
 				r.SetRate(0)
 				r.ResetLog()
 				CheckTree(t, "pull again", k.expect(f.tree), k.Pull(ref))

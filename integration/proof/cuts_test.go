@@ -3,6 +3,7 @@ package proof
 import (
 	"errors"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
 
@@ -15,7 +16,7 @@ type bench struct {
 	n     *node
 	d     *disk
 	all   []*image
-	empty string // the disk before the first start
+	empty *os.File // the disk before the first start
 	w     *world
 }
 

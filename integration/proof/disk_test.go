@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -18,9 +17,9 @@ import (
 // disk is a file system in a loop device on tmpfs, whose power can be cut.
 type disk struct {
 	fs    string
-	image string // file that the loop device shows
-	loop  string // /dev/loopN
-	dir   string // where it is mounted
+	image *os.File // what the loop device shows; it has no name any more
+	loop  *os.File // /dev/loopN. The kernel frees the device when nothing has it open or mounted
+	dir   string   // where it is mounted
 }
 
 // imageSize is the least that the tools make: mkfs.xfs refuses less than 300 MiB.
@@ -34,21 +33,25 @@ func newDisk(t *testing.T, fs, dir string) *disk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &disk{fs: fs, image: f.Name(), dir: dir}
-	t.Cleanup(func() { _ = os.Remove(d.image) })
-	err = errors.Join(f.Truncate(imageSize[fs]), f.Close(), os.MkdirAll(dir, 0o755))
-	if err != nil {
-		t.Fatal(err)
+	d := &disk{fs: fs, image: f, dir: dir}
+	t.Cleanup(func() { _ = f.Close() })
+	err = errors.Join(f.Truncate(imageSize[fs]), os.MkdirAll(dir, 0o755))
+	if err == nil {
+		args := map[string][]string{"ext4": {"-q", "-F"}, "xfs": {"-q", "-f"}}[fs]
+		var out []byte
+		out, err = exec.CommandContext(t.Context(), "mkfs."+fs, append(args, f.Name())...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("mkfs.%s: %w: %s", fs, err, out)
+		}
 	}
-	args := map[string][]string{"ext4": {"-q", "-F"}, "xfs": {"-q", "-f"}}[fs]
-	if out, err := exec.CommandContext(t.Context(), "mkfs."+fs, append(args, d.image)...).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.%s: %v: %s", fs, err, out)
+	if err := errors.Join(err, os.Remove(f.Name())); err != nil {
+		t.Fatal(err)
 	}
 	if err := d.attach(); err != nil {
 		t.Fatalf("attach a loop device: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(d.unmount(), d.detach()); err != nil {
+		if err := errors.Join(d.unmount(), d.loop.Close()); err != nil {
 			t.Errorf("remove the disk: %v", err)
 		}
 	})
@@ -65,27 +68,22 @@ func (d *disk) attach() error {
 		return err
 	}
 	defer unix.Close(control)
-	f, err := os.OpenFile(d.image, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+	config := &unix.LoopConfig{Fd: uint32(d.image.Fd())}
+	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
 	for range 100 {
 		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return err
 		}
-		name := fmt.Sprintf("/dev/loop%d", n)
-		dev, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		dev, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
 		if err != nil {
 			return err
 		}
-		err = unix.IoctlLoopConfigure(dev, &unix.LoopConfig{Fd: uint32(f.Fd())})
-		_ = unix.Close(dev)
-		if err == nil {
-			d.loop = name
+		if err = unix.IoctlLoopConfigure(int(dev.Fd()), config); err == nil {
+			d.loop = dev
 			return nil
 		}
+		_ = dev.Close()
 		if !errors.Is(err, unix.EBUSY) {
 			return err
 		}
@@ -93,17 +91,8 @@ func (d *disk) attach() error {
 	return errors.New("no loop device is free")
 }
 
-func (d *disk) detach() error {
-	dev, err := unix.Open(d.loop, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dev)
-	return unix.IoctlSetInt(dev, unix.LOOP_CLR_FD, 0)
-}
-
 func (d *disk) mount() error {
-	if err := unix.Mount(d.loop, d.dir, d.fs, 0, ""); err != nil {
+	if err := unix.Mount(d.loop.Name(), d.dir, d.fs, 0, ""); err != nil {
 		return fmt.Errorf("mount %s: %w", d.fs, err)
 	}
 	return nil
@@ -154,47 +143,48 @@ func (d *disk) sync() error {
 	return unix.Syncfs(fd)
 }
 
-// save copies the content of the image, which is not mounted, to a file beside it.
-func (d *disk) save(t *testing.T) string {
+// save copies the content of the disk, which is not mounted, into a file without a name.
+func (d *disk) save(t *testing.T) *os.File {
 	t.Helper()
-	name := d.image + ".saved"
-	t.Cleanup(func() { _ = os.Remove(name) })
-	if err := copySparse(d.image, name); err != nil {
+	f, err := os.CreateTemp("/dev/shm", "tank-proof-")
+	if err != nil {
 		t.Fatal(err)
 	}
-	return name
+	t.Cleanup(func() { _ = f.Close() })
+	if err := errors.Join(os.Remove(f.Name()), d.dropCache(), copySparse(d.image, f)); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // restore puts a saved content back. The disk is not mounted.
-func (d *disk) restore(saved string) error { return copySparse(saved, d.image) }
+func (d *disk) restore(saved *os.File) error {
+	return errors.Join(d.dropCache(), copySparse(saved, d.image), d.dropCache())
+}
+
+// dropCache writes what the kernel keeps of the device to the image, and forgets it. The disk is not mounted.
+func (d *disk) dropCache() error {
+	return unix.IoctlSetInt(int(d.loop.Fd()), unix.BLKFLSBUF, 0)
+}
 
 // copySparse makes the file to equal to from, and writes only what is data.
-func copySparse(from, to string) error {
-	in, err := os.Open(from)
+func copySparse(from, to *os.File) error {
+	st, err := from.Stat()
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	st, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	out, err := os.OpenFile(filepath.Clean(to), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(out.Truncate(0), out.Truncate(st.Size()))
+	err = errors.Join(to.Truncate(0), to.Truncate(st.Size()))
 	for at := int64(0); err == nil; {
-		data, seekErr := unix.Seek(int(in.Fd()), at, unix.SEEK_DATA)
+		data, seekErr := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(seekErr, unix.ENXIO) {
 			break
 		}
-		hole, holeErr := unix.Seek(int(in.Fd()), data, unix.SEEK_HOLE)
+		hole, holeErr := unix.Seek(int(from.Fd()), data, unix.SEEK_HOLE)
 		if err = errors.Join(seekErr, holeErr); err != nil {
 			break
 		}
-		_, err = io.Copy(io.NewOffsetWriter(out, data), io.NewSectionReader(in, data, hole-data))
+		_, err = io.Copy(io.NewOffsetWriter(to, data), io.NewSectionReader(from, data, hole-data))
 		at = hole
 	}
-	return errors.Join(err, out.Close())
+	return err
 }

@@ -29,6 +29,18 @@ func (n *node) killSome(r *rand.Rand) int64 {
 	return int64(len(targets))
 }
 
+// awaitKilled waits for the end of those processes that were killed.
+func (n *node) awaitKilled(processes ...*integration.Process) {
+	for _, p := range processes {
+		n.mu.Lock()
+		killed := n.killed[p]
+		n.mu.Unlock()
+		if killed {
+			<-p.Done()
+		}
+	}
+}
+
 // revive starts the killed ones of daemon and containerd again, in random order.
 func (n *node) revive(r *rand.Rand) {
 	tank, ctrd, _ := n.running()
@@ -61,13 +73,12 @@ func (b *bench) kill(seed int) (kills int64, err error) {
 		if p.Running() && r.IntN(2) == 0 { // or else it serves on
 			b.n.kill(p)
 			kills++
-			<-p.Done()
 		}
 	}
 	l.ended.Store(true)
 	b.n.hurry()
 	errs := l.end()
-	waitForKilled(tank, ctrd)
+	b.n.awaitKilled(tank, ctrd)
 	b.n.revive(r)
 	if err := errors.Join(append(errs, b.w.copyOf().verify(b.n))...); err != nil {
 		return kills, err
@@ -76,16 +87,6 @@ func (b *bench) kill(seed int) (kills int64, err error) {
 		return kills, b.drain()
 	}
 	return kills, nil
-}
-
-// waitForKilled gives a killed process the time to end.
-func waitForKilled(processes ...*integration.Process) {
-	for _, p := range processes {
-		select {
-		case <-p.Done():
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 // TestRandomKills kills Tank's commands, its daemon and containerd in any order under pulls, removals, containers and

@@ -39,14 +39,15 @@ type node struct {
 	tank, ctrd *integration.Process
 	cl         *client.Client
 	commands   map[*integration.Process]bool // the commands that run
+	killed     map[*integration.Process]bool // the processes that got a SIGKILL
 	hurried    chan struct{}                 // closed by hurry
 }
 
 // newNode makes a node below dir. The programs start with boot.
 func newNode(t *testing.T, e *integration.Env, r *integration.Registry, dir string, tr *trap) *node {
 	n := &node{t: t, e: e, dir: dir, k: e.NewTank(), r: r, trap: tr, strict: os.Getenv("TANK_PROOF_RANGE") != "",
-		commands: map[*integration.Process]bool{},
-		hurried:  make(chan struct{})}
+		commands: map[*integration.Process]bool{}, killed: map[*integration.Process]bool{},
+		hurried: make(chan struct{})}
 	n.k.Root = filepath.Join(dir, "tank")
 	t.Cleanup(func() { n.halt() })
 	return n
@@ -267,6 +268,9 @@ func (n *node) running() (tank, ctrd *integration.Process, commands []*integrati
 func (n *node) kill(processes ...*integration.Process) {
 	for _, p := range processes {
 		if p != nil {
+			n.mu.Lock()
+			n.killed[p] = true
+			n.mu.Unlock()
 			_ = syscall.Kill(p.Pid(), syscall.SIGKILL)
 		}
 	}

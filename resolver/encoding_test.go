@@ -112,7 +112,10 @@ func (p *proxy) fault(tb testing.TB, back http.Handler) registrytest.Fault {
 			panic(http.ErrAbortHandler)
 		}
 		for len(body) > 0 { // without a length, in chunks
-			n, _ := w.Write(body[:min(len(body), 30_000)])
+			n, err := w.Write(body[:min(len(body), 30_000)])
+			if err != nil { // the client has closed the connection
+				return true
+			}
 			body = body[n:]
 			w.(http.Flusher).Flush()
 		}
